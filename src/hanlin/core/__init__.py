@@ -1,0 +1,1 @@
+"""Nouns that every room shares; imports nothing else of ours."""

@@ -1,0 +1,131 @@
+"""One record as arrays (`Sample`), the tensors of one forward pass (`Batch`), a prompt and where its answer stands.
+
+torch is imported only when tensors are made, so that checking a recipe never loads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+IGNORED = -100
+"""The label of a position that is not in the loss."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One record, ready to be packed.
+
+    inputs: arrays by the model's own argument names; `[length]`, or any flat array that belongs to the whole record
+        (a relation table).
+    labels: `[length]` int32; what the position must predict, `IGNORED` where it predicts nothing.
+    weights: `[length]` float32; how much a position counts in the loss.
+    """
+
+    inputs: dict[str, np.ndarray]
+    labels: np.ndarray
+    weights: np.ndarray
+
+    @property
+    def length(self) -> int:
+        return len(self.labels)
+
+    @property
+    def loss_tokens(self) -> int:
+        return int((self.labels != IGNORED).sum())
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The tensors of one forward pass; batch is dim 0 of every one of them.
+
+    inputs: by the model's argument names, `[batch, ...]`.
+    labels: `[batch, length]` int64; weights: `[batch, length]` float32.
+    rows: for each batch row, the numbers of the data set's rows packed into it (only to name them in messages).
+    """
+
+    inputs: dict[str, torch.Tensor]
+    labels: torch.Tensor
+    weights: torch.Tensor
+    rows: Sequence[Sequence[int]] = field(default=())
+
+    @property
+    def size(self) -> int:
+        return self.labels.shape[0]
+
+    @property
+    def loss_tokens(self) -> float:
+        """The sum of the weights of the labelled positions."""
+        return float((self.weights * (self.labels != IGNORED)).sum())
+
+    def split(self, parts: int) -> list[Batch]:
+        """Cut the batch into `parts` micro-batches of (nearly) equal size; empty ones are left out."""
+        bounds = np.linspace(0, self.size, parts + 1).round().astype(int)
+        return [self._cut(slice(a, b)) for a, b in zip(bounds[:-1], bounds[1:], strict=True) if b > a]
+
+    def to(self, device: Any) -> Batch:
+        """The same batch on another device."""
+        inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in self.inputs.items()}
+        return Batch(
+            inputs,
+            self.labels.to(device, non_blocking=True),
+            self.weights.to(device, non_blocking=True),
+            self.rows,
+        )
+
+    def _cut(self, part: slice) -> Batch:
+        inputs = {name: tensor[part] for name, tensor in self.inputs.items()}
+        return Batch(inputs, self.labels[part], self.weights[part], self.rows[part])
+
+
+class Cursor(Protocol):
+    """Where one answer stands while it is written; immutable, so that beams can share it."""
+
+    @property
+    def is_done(self) -> bool:
+        """True after the token that ends the (last) answer."""
+        ...
+
+    def inputs(self) -> dict[str, int]:
+        """The model's arguments for the next column: one number each, `tokens` among them."""
+        ...
+
+    def advance(self, token: int) -> Cursor:
+        """The cursor after `token` (a column of the logits) was chosen."""
+        ...
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One record that waits for its answer.
+
+    inputs: as in `Sample`; state: what the family needs to write the answer back.
+    """
+
+    record: Any
+    inputs: dict[str, np.ndarray]
+    cursor: Cursor
+    state: Any = None
+
+    @property
+    def length(self) -> int:
+        return len(self.inputs["tokens"])
+
+
+@dataclass(frozen=True)
+class PromptBatch:
+    """Prompts as tensors, padded on the left.
+
+    inputs: `[batch, length, ...]`; cursors: one per prompt, each holds the first column to feed;
+    banned: per prompt the columns of the logits that its answer must not use.
+    """
+
+    inputs: dict[str, torch.Tensor]
+    cursors: Sequence[Cursor]
+    banned: Sequence[Sequence[int]]

@@ -1,0 +1,54 @@
+"""Where a model may be cut, split and tied: pure data that a model states and `parallel/` reads.
+
+The contract of a model (docs/design.md): single-device code, blocks in an `nn.ModuleDict` keyed "0", "1", ...,
+`forward(*state, **inputs)` that makes the state where the first part exists, runs the blocks that exist and
+finishes where the last part exists.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+Split = Literal["column", "row", "vocab", "logits", "heads", "experts"]
+"""How a module's weight is divided over tensor ranks: by output rows, by input columns, by vocabulary rows of an
+embedding, by vocabulary rows of a head, by the last dimension (one entry per head), by expert."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What may be done to a model without asking it.
+
+    first / last: module names that live on the first / last pipeline stage; blocks: the names of the `nn.ModuleDict`s
+    of repeated blocks, in the order of the flow (an encoder-decoder has two); shared: small modules that every stage
+    keeps; tied: pairs of parameter names that are one tensor;
+    tensor: module name pattern (`*` stands for a block's number) -> `Split`.
+    """
+
+    first: tuple[str, ...]
+    blocks: tuple[str, ...]
+    last: tuple[str, ...]
+    tensor: dict[str, Split] = field(default_factory=dict)
+    shared: tuple[str, ...] = ()
+    tied: tuple[tuple[str, str], ...] = ()
+
+
+class LanguageModel(Protocol):
+    """What every model of ours, and every model of a user's, offers."""
+
+    plan: Plan
+
+    def __call__(self, *state: torch.Tensor, **inputs: Any) -> Any:
+        """Logits `[batch, length, vocab]`; with `labels` and `weights` the summed weighted loss (a fp32 scalar), or
+        with `reduction="none"` the loss of each position `[batch, length]`; on a stage without last part the state.
+
+        `past` (a `layers.past.Past`) makes the call incremental; `logits_to_keep=n` returns the last n columns only.
+        """
+        ...
+
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """Fill every parameter that exists as a freshly made model has it."""
+        ...

@@ -1,0 +1,173 @@
+"""The settings of a recipe: plain, typed, frozen. `core.config` reads them from YAML and checks them.
+
+Each field's comment gives its unit, the reason of its default and its effect. No torch here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Field(gt=0)
+Share = Field(ge=0, lt=1)
+
+
+class Settings(BaseModel):
+    """A frozen group of settings in which an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, validate_default=True)
+
+
+class ModelSettings(Settings):
+    # Folder name under hanlin.models, or the path of a Python file that defines `family`.
+    family: str
+    # Weights to start from: a base folder, an original checkpoint file or folder. None: fresh weights.
+    base: Path | None = None
+    # Adapter (LoRA) weights to put on top of the base: a run's folder, our delta or the original's file.
+    adapter: Path | None = None
+    # A named size of the family; only for fresh weights.
+    size: str | None = None
+    # Single values over the named size (or over a base without a config file).
+    config: dict[str, Any] = Field(default_factory=dict)
+    # Vocabulary file or folder of the tokenizer. None: the base folder's own.
+    vocab: Path | None = None
+
+
+class DataSettings(Settings):
+    # Training files (JSON lines, or folders of the original binary form); read in this order, one after the other.
+    train: tuple[Path, ...] = ()
+    # Files for the evaluation during training.
+    eval: tuple[Path, ...] = ()
+    # Tokens per row that the model sees at once.
+    max_length: int = Field(default=1024, gt=0)
+    # A record longer than max_length: stop, leave it out, shorten its longest text, or make several of it.
+    overlong: Literal["error", "drop", "truncate", "split"] = "error"
+    # A record that cannot be encoded: stop and list all of them, or leave it out and count.
+    bad_rows: Literal["error", "drop"] = "error"
+    # Put several samples into one row; they never see each other.
+    pack: bool = True
+    # New order in every epoch, drawn from run.seed.
+    shuffle: bool = True
+    # Probabilities of 0, 1, 2, ... other samples shown as worked examples before a sample (CPM-Bee).
+    in_context: tuple[float, ...] = (1.0,)
+    # Tokenised data are kept here under a fingerprint of content and settings.
+    cache: Path = Path("~/.cache/hanlin")
+
+
+class TuningSettings(Settings):
+    # full: every weight; lora: low-rank additions to some linears, the base stays as it is.
+    method: Literal["full", "lora"] = "full"
+    # Inner size of the low-rank addition.
+    rank: int = Field(default=8, gt=0)
+    # The addition is multiplied by alpha / rank.
+    alpha: float = Field(default=16.0, gt=0)
+    # Share of the addition's input that is dropped in training.
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    # Last parts of the names of the linears that get an addition. Empty: the family's own choice.
+    targets: tuple[str, ...] = ()
+    # original: the addition bypasses the family's scaled linear (CPM-Bee's quirk); scaled: it is scaled like it.
+    form: Literal["original", "scaled"] = "original"
+
+
+class TrainSettings(Settings):
+    # Optimiser steps; give this or epochs.
+    steps: int | None = Field(default=None, gt=0)
+    # Passes over the training data.
+    epochs: float | None = Field(default=None, gt=0)
+    # Rows per optimiser step, over all ranks.
+    batch_rows: int = Field(default=8, gt=0)
+    # Rows per forward pass of one rank; batch_rows must be a multiple. None: batch_rows.
+    micro_rows: int | None = Field(default=None, gt=0)
+    # Peak learning rate (noam: see docs/recipes.md, its peak is lr / sqrt(warmup_steps)).
+    lr: float = Field(default=1e-4, gt=0)
+    schedule: Literal["noam", "linear", "cosine", "exponential", "constant"] = "cosine"
+    # Steps in which the rate rises from 0.
+    warmup_steps: int = Field(default=0, ge=0)
+    # Step at which linear and cosine reach their end. None: the last step.
+    decay_steps: int | None = Field(default=None, gt=0)
+    # True: the first step has the rate of step 0, which is 0 (as BMTrain does it).
+    first_step_at_zero: bool = False
+    # Decoupled weight decay, on matrices and embeddings only ...
+    weight_decay: float = Field(default=0.01, ge=0)
+    # ... or on all trained weights, norms included (as the original CPM-Bee does it).
+    decay_all: bool = False
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(default=1e-8, gt=0)
+    # Largest norm of all gradients together; None: no clipping.
+    clip: float | None = Field(default=1.0, gt=0)
+    # Denominator of the loss: token: all loss tokens of the step; batch: mean of the means of each forward pass
+    # (as the original CPM-Bee does it).
+    loss_mean: Literal["token", "batch"] = "token"
+    # Arithmetic of the forward and backward pass. Trained weights and optimiser are always fp32.
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    # fp16: first loss scale, and the good steps after which it doubles.
+    loss_scale: float = Field(default=65536.0, gt=0)
+    loss_scale_steps: int = Field(default=512, gt=0)
+    # Keep only the input of each block and compute the rest again in the backward pass.
+    checkpoint_activations: bool = False
+    # Steps between evaluations of data.eval; None: at the end only.
+    eval_every: int | None = Field(default=None, gt=0)
+    # Evaluations without a better loss after which training ends; None: never.
+    patience: int | None = Field(default=None, gt=0)
+    # Steps between checkpoints; None: at the end only.
+    save_every: int | None = Field(default=None, gt=0)
+    # Checkpoints kept, besides the best one.
+    keep: int = Field(default=2, gt=0)
+    # Skipped steps (non-finite loss or gradient) in a row after which training stops.
+    max_skipped: int = Field(default=10, gt=0)
+
+
+class GenerateSettings(Settings):
+    # beam: search with `beams`; sample: draw; greedy: one beam.
+    method: Literal["greedy", "beam", "sample"] = "beam"
+    beams: int = Field(default=3, gt=0)
+    # Tokens of all answers of a record together.
+    max_new_tokens: int = Field(default=100, gt=0)
+    # Logits of used tokens are divided (or multiplied, below 0) by this; window: only the last n of them.
+    repetition_penalty: float = Field(default=1.0, ge=1)
+    repetition_window: int | None = Field(default=None, gt=0)
+    temperature: float = Field(default=0.9, gt=0)
+    # 0: off.
+    top_k: int = Field(default=0, ge=0)
+    top_p: float = Field(default=0.9, gt=0, le=1)
+    # Records answered at once.
+    batch_size: int = Field(default=8, gt=0)
+
+
+class EvaluateSettings(Settings):
+    # generate: write the answer and compare; likelihood: take the option of the record with the best mean log
+    # likelihood per token; loss: mean loss per token.
+    tasks: tuple[Literal["generate", "likelihood", "loss"], ...] = ("loss",)
+    # Files to score; none: data.eval.
+    data: tuple[Path, ...] = ()
+    # Only the first n records.
+    limit: int | None = Field(default=None, gt=0)
+
+
+class RunSettings(Settings):
+    # Everything a run writes goes here.
+    folder: Path
+    # All random numbers of the run come from this.
+    seed: int = Field(default=1234, ge=0)
+    # auto: the accelerator that torch finds, else cpu.
+    device: str = "auto"
+    # CPU threads; None: torch's choice.
+    threads: int | None = Field(default=None, gt=0)
+    # Steps between lines in the log.
+    log_every: int = Field(default=10, gt=0)
+    # Further places that get the metrics (each needs its package).
+    trackers: tuple[Literal["tensorboard", "wandb", "swanlab"], ...] = ()
+
+
+class Recipe(Settings):
+    """One YAML file."""
+
+    model: ModelSettings
+    run: RunSettings
+    data: DataSettings = DataSettings()
+    tuning: TuningSettings = TuningSettings()
+    train: TrainSettings = TrainSettings()
+    generate: GenerateSettings = GenerateSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()

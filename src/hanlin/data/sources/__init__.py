@@ -1,0 +1,1 @@
+"""One reader per file form; each gives records by number."""

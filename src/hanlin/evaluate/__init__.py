@@ -1,0 +1,1 @@
+"""Scores: a task runs a model over records, metrics compare texts."""

@@ -1,0 +1,1 @@
+"""Numbers from texts; no torch."""

@@ -1,0 +1,1 @@
+"""Bricks of models: single device, plain arguments."""

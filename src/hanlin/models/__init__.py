@@ -1,0 +1,1 @@
+"""One folder per family; nothing outside a folder names its family."""

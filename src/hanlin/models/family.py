@@ -1,0 +1,129 @@
+"""What a family's folder exports, and how it is found: by its name, or by the path of one Python file."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import pkgutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from hanlin.core.batch import Prompt, PromptBatch, Sample
+from hanlin.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hanlin.core.batch import Batch
+
+
+class Tokenizer(Protocol):
+    """Text <-> ids. Knows no torch."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def decode(self, ids: Iterable[int]) -> str: ...
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer's own files into a base folder."""
+        ...
+
+
+class Samples(Protocol):
+    """How a family turns records into arrays and answers into records."""
+
+    def check(self, record: Any) -> None:
+        """Raises: DataError with what is wrong with the record (the caller adds file and line)."""
+        ...
+
+    def sample(self, record: Any, rng: np.random.Generator | None = None) -> Sample:
+        """Encode a training record; `rng` draws what the family draws anew each epoch (None: draw nothing)."""
+        ...
+
+    def varies(self, record: Any) -> bool:
+        """Whether `sample` depends on `rng`, so that the record must be encoded anew each epoch (length stays)."""
+        ...
+
+    def fit(self, record: Any, max_length: int, policy: str) -> list[Any]:
+        """Records no longer than `max_length` tokens in place of a longer one; `policy` is truncate or split.
+
+        Raises: DataError when it cannot be done without losing the answer.
+        """
+        ...
+
+    def collate(self, rows: Sequence[Sequence[Sample]], length: int) -> Batch:
+        """Rows of packed samples -> tensors `[len(rows), length]`, padded on the right."""
+        ...
+
+    def show(self, sample: Sample) -> list[tuple[str, bool]]:
+        """The sample as (text, carries loss) pieces for the data report."""
+        ...
+
+    def prompt(self, record: Any) -> Prompt:
+        """Encode a record whose answer is wanted.
+
+        Raises: DataError.
+        """
+        ...
+
+    def collate_prompts(self, prompts: Sequence[Prompt]) -> PromptBatch: ...
+
+    def answer(self, prompt: Prompt, tokens: Sequence[int]) -> Any:
+        """A copy of the prompt's record with the answer written in; `tokens` are the columns chosen, ends included."""
+        ...
+
+
+@dataclass(frozen=True)
+class Family:
+    """Everything that is particular to one kind of model.
+
+    config: frozen dataclass of plain values; model: returns the class (imports torch only when called),
+    built as `model()(config)`; tokenizer: loads one from a file or a folder; samples: built as
+    `samples(tokenizer, config)`; formats: file layouts by name (`hanlin.formats.convert.Format`);
+    sizes: named configurations; lora_targets: names of the linears that low-rank tuning changes by default.
+    """
+
+    name: str
+    title: str
+    config: type
+    model: Callable[[], type]
+    tokenizer: Callable[[Path], Any]
+    samples: Callable[..., Any]
+    formats: Mapping[str, Any] = field(default_factory=dict)
+    sizes: Mapping[str, Any] = field(default_factory=dict)
+    lora_targets: tuple[str, ...] = ()
+
+
+def family_names() -> list[str]:
+    """The families that live under `hanlin.models`."""
+    package = importlib.import_module("hanlin.models")
+    return sorted(found.name for found in pkgutil.iter_modules(package.__path__) if found.ispkg)
+
+
+def load_family(name: str) -> Family:
+    """The family of this name, or of the Python file at this path.
+
+    Raises: ConfigError.
+    """
+    if name.endswith(".py"):
+        return _family_of_file(Path(name))
+    if name not in family_names():
+        raise ConfigError(f"model.family: no family {name!r}; known: {', '.join(family_names())}, or a path to a .py file")
+    return importlib.import_module(f"hanlin.models.{name}").family
+
+
+def _family_of_file(path: Path) -> Family:
+    if not path.is_file():
+        raise ConfigError(f"model.family: there is no file {path}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec and spec.loader, path
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not isinstance(getattr(module, "family", None), Family):
+        raise ConfigError(f"{path}: it must define `family = Family(...)`; see docs/adding_a_family.md")
+    return module.family

@@ -1,0 +1,1 @@
+"""A model and a layout -> a worker with the same face for one process and a thousand."""

@@ -1,0 +1,1 @@
+"""Text <-> ids, as bricks that families build their tokenizers from. Knows no torch."""

@@ -1,0 +1,1 @@
+"""Ways to tune a model, each changes it in place and keeps every base name."""

@@ -1,0 +1,38 @@
+"""Golden cases: folders made by running the original programs.
+
+`pytest tests/golden --golden DIR` runs every case folder under DIR. A case is checked by the module
+`check_<kind>.py` whose kind is the longest prefix of the folder's name; a case without one is reported as such.
+Default: the cases committed beside this file and `../shared/golden` where it exists.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+COMMITTED = HERE / "cases"
+SHARED = HERE.parents[2] / "shared" / "golden"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--golden", type=Path, default=None, help="folder of golden cases")
+    parser.addoption("--vocab", type=Path, default=None, help="folder of vocabulary files (default: DIR/../vocab)")
+
+
+def find_cases(config: pytest.Config) -> list[Path]:
+    given = config.getoption("--golden")
+    folders = [given] if given else [SHARED if SHARED.is_dir() else COMMITTED]
+    return sorted(case.parent for folder in folders for case in folder.glob("*/case.json"))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "golden_case" in metafunc.fixturenames:
+        cases = find_cases(metafunc.config)
+        metafunc.parametrize("golden_case", cases, ids=[case.name for case in cases])
+
+
+@pytest.fixture
+def vocab_folder(request: pytest.FixtureRequest, golden_case: Path) -> Path:
+    return request.config.getoption("--vocab") or golden_case.parent.parent / "vocab"
