@@ -1,0 +1,35 @@
+"""CPM-Bee: a decoder whose prompt sees itself both ways, fed with dicts that hold their answer under "<ans>"."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hanlin.models.family import Family
+
+from .config import SIZES, CpmBeeConfig
+from .formats import FORMATS
+from .samples import CpmBeeSamples
+from .tokenizer import CpmBeeTokenizer
+
+
+def _model() -> type:
+    from .model import CpmBee
+
+    return CpmBee
+
+
+def _tokenizer(path: Path) -> CpmBeeTokenizer:
+    return CpmBeeTokenizer.load(path)
+
+
+family = Family(
+    name="cpm_bee",
+    title="CPM-Bee",
+    config=CpmBeeConfig,
+    model=_model,
+    tokenizer=_tokenizer,
+    samples=CpmBeeSamples,
+    formats=FORMATS,
+    sizes=SIZES,
+    lora_targets=("query", "value"),
+)
