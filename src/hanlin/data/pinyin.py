@@ -1,0 +1,98 @@
+"""The embedded default: phrases and their pinyin, from the dictionary that the package pypinyin (MIT) brings.
+
+A phrase becomes a CPM-Bee record with one answer per character, `{"词语": "银行", "任务": "拼音", "<ans>": {"银": "yín",
+"行": "háng"}}`; many characters have several readings, so the phrase decides. The second task asks for the tone only.
+"""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hanlin.core.errors import ConfigError
+
+__all__ = ["PhraseData", "write_phrases"]
+
+_TONES = {"\u0304": "1", "\u0301": "2", "\u030c": "3", "\u0300": "4"}
+
+
+@dataclass(frozen=True)
+class PhraseData:
+    """The files that were written, and what a lookup of each character's most frequent reading would score."""
+
+    pinyin_train: Path
+    pinyin_eval: Path
+    tone_train: Path
+    tone_eval: Path
+    rows: int
+    lookup_accuracy: float
+
+
+def write_phrases(folder: Path, *, characters: int, eval_rows: int, seed: int) -> PhraseData:
+    """Write both tasks; the phrases are made of the `characters` most used ones.
+
+    Raises: ConfigError when pypinyin is missing.
+    """
+    phrases = _phrases(characters)
+    order = np.random.default_rng(seed).permutation(len(phrases))
+    held_out = [phrases[i] for i in order[:eval_rows]]
+    seen = [phrases[i] for i in order[eval_rows:]]
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {name: folder / f"{name}.jsonl" for name in ("pinyin_train", "pinyin_eval", "tone_train", "tone_eval")}
+    _write_rows(paths["pinyin_train"], map(_pinyin_record, seen))
+    _write_rows(paths["pinyin_eval"], map(_pinyin_record, held_out))
+    _write_rows(paths["tone_train"], map(_tone_record, seen))
+    _write_rows(paths["tone_eval"], map(_tone_record, held_out))
+    return PhraseData(**paths, rows=len(phrases), lookup_accuracy=_lookup_accuracy(seen, held_out))
+
+
+def tone(syllable: str) -> str:
+    """The tone of a syllable with its mark: "háng" -> "2", "er" -> "5"."""
+    marks = [_TONES[mark] for mark in unicodedata.normalize("NFD", syllable) if mark in _TONES]
+    return marks[0] if marks else "5"
+
+
+def _phrases(characters: int) -> list[tuple[str, list[str]]]:
+    try:
+        from pypinyin.phrases_dict import phrases_dict  # type: ignore[import-not-found]
+    except ImportError as error:
+        raise ConfigError("the demo's data come with the package pypinyin: pip install 'hanlin[demo]'") from error
+    used = Counter(character for phrase in phrases_dict for character in phrase)
+    common = {character for character, _ in used.most_common(characters)}
+    return [
+        (phrase, [readings[0] for readings in syllables])
+        for phrase, syllables in phrases_dict.items()
+        # Each character is a key of the answer, so it may stand only once.
+        if 2 <= len(phrase) <= 4 and len(set(phrase)) == len(phrase) == len(syllables) and common.issuperset(phrase)
+    ]
+
+
+def _pinyin_record(phrase: tuple[str, list[str]]) -> dict[str, Any]:
+    text, syllables = phrase
+    return {"词语": text, "任务": "拼音", "<ans>": dict(zip(text, syllables, strict=True))}
+
+
+def _tone_record(phrase: tuple[str, list[str]]) -> dict[str, Any]:
+    text, syllables = phrase
+    return {"词语": text, "任务": "声调", "<ans>": dict(zip(text, map(tone, syllables), strict=True))}
+
+
+def _lookup_accuracy(seen: Sequence[tuple[str, list[str]]], held_out: Sequence[tuple[str, list[str]]]) -> float:
+    readings: dict[str, Counter[str]] = {}
+    for text, syllables in seen:
+        for character, syllable in zip(text, syllables, strict=True):
+            readings.setdefault(character, Counter())[syllable] += 1
+    best = {character: counts.most_common(1)[0][0] for character, counts in readings.items()}
+    right = sum([best.get(c) for c in text] == syllables for text, syllables in held_out)
+    return right / max(len(held_out), 1)
+
+
+def _write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")

@@ -1,0 +1,45 @@
+"""A small vocabulary counted on a user's own files, in the form of CPM-Bee's `vocab.txt` (one token a line).
+
+Chinese characters stand alone, runs of other letters ("yín", "hello") are words; both are kept by frequency.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+__all__ = ["build_vocabulary"]
+
+SPECIALS = tuple("<pad> <unk> <mask> <sep> </n> </_> <s> </s> <root> <ans> <option>".split())
+_WORD = re.compile(r"[^\W\d_\u3400-\u9fff]+|.", re.DOTALL)
+
+
+def build_vocabulary(files: Iterable[Path], size: int, min_count: int = 1) -> list[str]:
+    """Specials, then at most `size` tokens in all, the most frequent ones of all texts and keys in the JSONL files.
+
+    Raises: OSError, json.JSONDecodeError for files that are not JSON lines.
+    """
+    counts: Counter[str] = Counter()
+    for path in files:
+        with path.open(encoding="utf-8") as lines:
+            for line in lines:
+                for text in _texts(json.loads(line)):
+                    counts.update(_WORD.findall(text))
+    # "\n" and " " are the specials </n> and </_>; "<" is always in, since "<<" stands for it.
+    for known in ("\n", " ", "<"):
+        counts.pop(known, None)
+    found = [token for token, count in counts.most_common(size - len(SPECIALS) - 1) if count >= min_count]
+    return [*SPECIALS, "<", *found]
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield key
+            yield from _texts(inner)
+    else:
+        yield str(value)
