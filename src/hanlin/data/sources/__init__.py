@@ -1,1 +1,5 @@
-"""One reader per file form; each gives records by number."""
+"""One reader per kind of data file."""
+
+from hanlin.data.sources.source import BadRowError, Source, open_source
+
+__all__ = ["BadRowError", "Source", "open_source"]

@@ -1,0 +1,38 @@
+"""What the data room asks of a family: the part of `models.family.Samples` that turns records into batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from hanlin.core.batch import Sample
+
+if TYPE_CHECKING:
+    from hanlin.core.batch import Batch
+
+
+class Samples(Protocol):
+    """See `models.family.Samples`, which has the same words and more."""
+
+    def check(self, record: Any) -> None: ...
+
+    def sample(self, record: Any, rng: np.random.Generator | None = None) -> Sample: ...
+
+    def varies(self, record: Any) -> bool: ...
+
+    def fit(self, record: Any, max_length: int, policy: str) -> list[Any]: ...
+
+    def collate(self, rows: Sequence[Sequence[Sample]], length: int) -> Batch: ...
+
+    def show(self, sample: Sample) -> list[tuple[str, bool]]: ...
+
+
+@runtime_checkable
+class JoinsExamples(Protocol):
+    """A family that can show other samples as worked examples before one."""
+
+    def join(self, main: Sample, examples: Sequence[Sample]) -> Sample:
+        """One sample of length `main.length + sum(example lengths)`; only `main` carries loss."""
+        ...

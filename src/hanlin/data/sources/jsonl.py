@@ -1,0 +1,188 @@
+"""JSON lines with random access: one pass finds the lines, a row is parsed when it is asked for.
+
+A byte order mark at the start, CRLF line ends, blank lines and gzip are accepted. A gzipped file is held in memory
+unpacked. Everything else that is odd is a `BadRowError` that says what and where.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import mmap
+import zlib
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hanlin.core.errors import DataError
+from hanlin.data.files import replaced_file
+from hanlin.data.sources.source import BadRowError
+
+BOM = b"\xef\xbb\xbf"
+GZIP = b"\x1f\x8b"
+WIDE_BOMS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+SCAN_BYTES = 1 << 26
+
+
+class JsonlSource:
+    """The rows of a JSONL file; blank lines are no rows."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._bytes = _read(path)
+        self._starts, self._ends, self._lines = _find_rows(self._bytes)
+        if len(self._starts) == 0:
+            raise DataError(f"{path}: the file holds no rows; expected one JSON object a line")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self._bytes).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        line = self._bytes[self._starts[row] : self._ends[row]]
+        try:
+            return parse_row(line, is_cut=self._is_cut(row))
+        except ValueError as error:
+            raise BadRowError(self.where(row), str(error)) from None
+
+    def where(self, row: int) -> str:
+        return f"{self.path}:{self._lines[row]}"
+
+    def _is_cut(self, row: int) -> bool:
+        """Whether the file ends without a line end after this row."""
+        return int(self._ends[row]) == len(self._bytes)
+
+
+def parse_row(line: bytes, *, is_cut: bool = False) -> dict[str, Any]:
+    """Parse one line; `is_cut`: nothing follows it, not even a line end.
+
+    Raises: ValueError with the reason in a user's words.
+    """
+    text = _decode(line)
+    try:
+        record = _DECODER.decode(text.strip(" \t\r"))
+    except json.JSONDecodeError as error:
+        raise ValueError(_explain(error, text, is_cut)) from None
+    except RecursionError:
+        raise ValueError("nested too deeply to be read") from None
+    if not isinstance(record, dict):
+        raise ValueError(f"expected an object {{...}}, found {_kind(record)}; write one object a line")
+    if "\\u" in text:
+        _refuse_surrogates(record)
+    return record
+
+
+def write_jsonl(path: Path, records: Iterable[Any]) -> int:
+    """Write records, one a line, no ASCII escaping; the file appears whole or not at all. Returns their number."""
+    count = 0
+    with replaced_file(path) as stream:
+        for record in records:
+            stream.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+            count += 1
+    return count
+
+
+def _read(path: Path) -> Any:
+    """The whole (unpacked) file as something that slices to bytes: a memory map where possible."""
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(2)
+            if head == GZIP:
+                return gzip.decompress(path.read_bytes())
+            if head in WIDE_BOMS:
+                raise DataError(f"{path}: the file is {WIDE_BOMS[head]}; save it as UTF-8")
+            stream.seek(0, 2)
+            return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) if stream.tell() else b""
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: the gzip file is damaged or cut off ({error})") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _find_rows(data: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Start, end (line feed not included) and line number of every line that is not blank."""
+    if len(data) == 0:
+        return (np.zeros(0, np.int64),) * 3
+    codes = np.frombuffer(data, np.uint8)
+    feeds = [at + np.flatnonzero(codes[at : at + SCAN_BYTES] == 0x0A) for at in range(0, len(codes), SCAN_BYTES)]
+    ends = np.concatenate([*feeds, [len(codes)]])
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    if data[:3] == BOM:
+        starts[0] = 3
+    starts_blank = starts >= ends
+    starts_blank[~starts_blank] = codes[starts[~starts_blank]] <= 0x20
+    for line in np.flatnonzero(starts_blank):  # few: lines that begin with white space
+        starts_blank[line] = not bytes(data[starts[line] : ends[line]]).strip(b" \t\r")
+    kept = np.flatnonzero(~starts_blank)
+    return starts[kept], ends[kept], kept + 1
+
+
+def _decode(line: bytes) -> str:
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"not UTF-8: byte 0x{line[error.start]:02x} at byte {error.start + 1} of the line{_guess_encoding(line)}"
+        ) from None
+    if "\0" in text:
+        raise ValueError(f"NUL byte at column {text.index(chr(0)) + 1}; the file is damaged or not text")
+    return text
+
+
+def _guess_encoding(line: bytes) -> str:
+    try:
+        line.decode("gb18030")
+    except UnicodeDecodeError:
+        return ""
+    return " (it reads as GB18030; save the file as UTF-8)"
+
+
+def _explain(error: json.JSONDecodeError, text: str, is_cut: bool) -> str:
+    column = error.pos + 1 + len(text) - len(text.lstrip(" \t\r"))
+    if is_cut and ("Unterminated string" in error.msg or error.pos >= len(text.rstrip()) - 1):
+        return f"not JSON: the file ends in the middle of this row (column {len(text)}); it was cut off while written"
+    if text.strip() in ("{", "["):
+        return "not JSON: a record must stand on one line, this one is spread over several lines"
+    if text.startswith("\ufeff"):
+        return "not JSON: a byte order mark inside the file (files joined together?); remove it"
+    return f"not JSON: {error.msg} at column {column}{_near(error)}"
+
+
+def _near(error: json.JSONDecodeError) -> str:
+    near = error.doc[max(0, error.pos - 12) : error.pos + 12]
+    return f", near {near!r}" if near.strip() else ""
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"duplicate key {twice!r}; only one of its values could be kept")
+    return record
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"not JSON: {name} is no JSON number")
+
+
+def _refuse_surrogates(record: Any) -> None:
+    try:
+        json.dumps(record, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"half a character: \\u{ord(error.object[error.start]):04x} without its other half") from None
+
+
+def _kind(value: Any) -> str:
+    names = {list: "a list", str: "a string", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)

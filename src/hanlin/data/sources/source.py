@@ -1,0 +1,58 @@
+"""A file of records with random access, and what a row that cannot be read looks like."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+from hanlin.core.errors import DataError
+
+
+class BadRowError(DataError):
+    """One row that cannot be used: `where` names file and line, `reason` says what is wrong with it."""
+
+    def __init__(self, where: str, reason: str) -> None:
+        super().__init__(f"{where}: {reason}")
+        self.where = where
+        self.reason = reason
+
+
+class Source(Protocol):
+    """Rows of one file or folder, numbered from 0 in the file's own order."""
+
+    path: Path
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the content; equal content gives an equal fingerprint wherever it lies."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        """Raises: BadRowError."""
+        ...
+
+    def where(self, row: int) -> str:
+        """File and place of a row, as an editor understands it: `train.jsonl:17`."""
+        ...
+
+
+def open_source(path: Path) -> Source:
+    """Open JSON lines (also gzipped) or a folder of the original CPM-Bee binary form.
+
+    Raises: DataError when there is no such file or it is no data at all.
+    """
+    from hanlin.data.sources.bee import META, BeeSource
+    from hanlin.data.sources.jsonl import JsonlSource
+
+    path = Path(path).expanduser()
+    if path.is_dir():
+        if (path / META).is_file():
+            return BeeSource(path)
+        raise DataError(f"{path}: a folder without {META}; give a JSONL file, or a folder of the CPM-Bee binary form")
+    if not path.exists():
+        raise DataError(f"{path}: there is no such file; check the path (it is relative to where you run hanlin)")
+    if path.name == META:
+        return BeeSource(path.parent)
+    return JsonlSource(path)
