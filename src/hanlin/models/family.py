@@ -77,6 +77,17 @@ class Samples(Protocol):
         """A copy of the prompt's record with the answer written in; `tokens` are the columns chosen, ends included."""
         ...
 
+    def gold(self, record: Any) -> Sequence[str | None]:
+        """The texts of a record's answers, in their order; None for one that was not reached."""
+        ...
+
+    def candidates(self, record: Any) -> Sequence[Any]:
+        """Copies of the record, one with each of its options as the answer.
+
+        Raises: DataError when it has none.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class Family:

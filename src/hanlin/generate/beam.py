@@ -1,0 +1,133 @@
+"""Beam search over plain data: which beams go on, which answers are found, when a record is done. Knows no model.
+
+As the original CPM-Bee does it (`CPMBeeBeamSearch`, see docs/formats.md). Greedy search and sampling are the same
+search with one beam and one candidate a step. A family with other rules brings its own `advance`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from hanlin.core.batch import Cursor
+
+
+@dataclass(frozen=True)
+class BeamRules:
+    """beams: open answers kept at each step; max_tokens: of all answers of the record together, ends included;
+    length_exponent: a found answer scores sum / length ** exponent; stops_early: done as soon as `beams` are found.
+    """
+
+    beams: int
+    max_tokens: int
+    length_exponent: float = 1.0
+    stops_early: bool = False
+
+
+class Candidate(NamedTuple):
+    """A way to go on: the beam's number, the column of the logits, the sum of log probabilities with it."""
+
+    beam: int
+    token: int
+    score: float
+
+
+@dataclass(frozen=True)
+class Beam:
+    """An open answer. tokens: the columns chosen; fed: what the model reads after the prompt, its next column too."""
+
+    cursor: Cursor
+    fed: tuple[int, ...]
+    tokens: tuple[int, ...] = ()
+    score: float = 0.0
+    # Its number among the beams of the step before.
+    parent: int = 0
+
+    @classmethod
+    def first(cls, cursor: Cursor) -> Beam:
+        return cls(cursor, fed=(cursor.inputs()["tokens"],))
+
+    def follow(self, candidate: Candidate) -> Beam:
+        """The beam after the candidate was chosen."""
+        cursor = self.cursor.advance(candidate.token)
+        fed = self.fed if cursor.is_done else (*self.fed, cursor.inputs()["tokens"])
+        return Beam(cursor, fed, (*self.tokens, candidate.token), candidate.score, candidate.beam)
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """A found answer and its score (mean log probability where the exponent is 1)."""
+
+    score: float
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Search:
+    """Where the search for one record's answer stands."""
+
+    beams: tuple[Beam, ...]
+    found: tuple[Hypothesis, ...] = ()
+
+    @property
+    def is_done(self) -> bool:
+        return not self.beams
+
+    @property
+    def best(self) -> Hypothesis:
+        return max(self.found, key=lambda hypothesis: hypothesis.score)
+
+
+def start_search(cursor: Cursor) -> Search:
+    """One beam; the others come out of its candidates.
+
+    differs: the original starts from equal beams of which all but one have the score -1e9, which costs more rows.
+    """
+    return Search((Beam.first(cursor),))
+
+
+def best_candidates(tokens: Sequence[Sequence[int]], scores: Sequence[Sequence[float]], count: int) -> list[Candidate]:
+    """The `count` best of all beams' own candidates, best first; among equals the earlier beam."""
+    rows = enumerate(zip(tokens, scores, strict=True))
+    candidates = [Candidate(beam, *pair) for beam, row in rows for pair in zip(*row, strict=True)]
+    return sorted(candidates, key=lambda candidate: -candidate.score)[:count]
+
+
+def advance(search: Search, candidates: Iterable[Candidate], rules: BeamRules) -> Search:
+    """The search after one step; `candidates` best first, enough of them to fill the beams beside those that end."""
+    candidates = list(candidates)
+    if is_settled(search, candidates[0].score, rules):
+        return replace(search, beams=())
+    beams: list[Beam] = []
+    found = search.found
+    for candidate in candidates:
+        beam = search.beams[candidate.beam].follow(candidate)
+        if beam.cursor.is_done or len(beam.tokens) >= rules.max_tokens:
+            found = add_hypothesis(found, beam, rules)
+        else:
+            beams.append(beam)
+        if len(beams) == rules.beams:
+            break
+    return Search(tuple(beams), found)
+
+
+def is_settled(search: Search, best_score: float, rules: BeamRules) -> bool:
+    """Whether no open beam can beat what was found; `best_score` is the best candidate's sum."""
+    if len(search.found) < rules.beams:
+        return False
+    # kept (bee_generate): the sum with the new token is divided by the length without it.
+    length = len(search.beams[0].tokens)
+    worst = min(hypothesis.score for hypothesis in search.found)
+    return rules.stops_early or worst >= best_score / length**rules.length_exponent
+
+
+def add_hypothesis(found: tuple[Hypothesis, ...], beam: Beam, rules: BeamRules) -> tuple[Hypothesis, ...]:
+    """What is found with one answer more; never more than `rules.beams`, the worst one goes."""
+    new = Hypothesis(beam.score / len(beam.tokens) ** rules.length_exponent, beam.tokens)
+    if len(found) < rules.beams:
+        return (*found, new)
+    worst = min(range(len(found)), key=lambda number: found[number].score)
+    if new.score <= found[worst].score:
+        return found
+    return (*found[:worst], *found[worst + 1 :], new)

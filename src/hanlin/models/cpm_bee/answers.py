@@ -1,0 +1,38 @@
+"""Where the answers and the options of a CPM-Bee record stand. Pure functions on dicts; no record is ever changed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hanlin.core.errors import DataError
+
+ANSWER = "<ans>"
+OPTION_KEYS = ("options", "answers", "candidates", "选项")
+"""The names under which a record may hold its options."""
+
+
+def gold(record: dict[str, Any]) -> list[str | None]:
+    """The texts under "<ans>", in their order; None for an answer that was not reached."""
+    return _leaves(record[ANSWER])
+
+
+def candidates(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """One copy of the record for each of its options, with the option's name ("<option_0>") as the answer.
+
+    Raises: DataError when the record has no options or more than one answer.
+    """
+    key = next((key for key in OPTION_KEYS if isinstance(record.get(key), dict) and record[key]), None)
+    if key is None:
+        raise DataError(
+            'it has no options to choose from; expected a dict under one of "' + '", "'.join(OPTION_KEYS) + '", '
+            'such as {"<option_0>": "...", "<option_1>": "..."}'
+        )
+    if not isinstance(record.get(ANSWER), str):
+        raise DataError('options can be compared for one answer only; expected a text under "<ans>"')
+    return [{**record, ANSWER: option} for option in record[key]]
+
+
+def _leaves(value: Any) -> list[str | None]:
+    if isinstance(value, dict):
+        return [leaf for part in value.values() for leaf in _leaves(part)]
+    return [value]

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from hanlin.generate.sampling import BANNED, ban_columns, draw, keep_top_k, keep_top_p, penalise_used, warp
+
+INF = torch.inf
+
+
+def test_only_the_banned_columns_of_a_row_are_ruled_out():
+    logits = torch.zeros(2, 3)
+    assert ban_columns(logits, [[], [0, 2]]).tolist() == [[0, 0, 0], [BANNED, 0, BANNED]]
+    assert logits.abs().sum() == 0
+
+
+def test_used_columns_are_penalised_once_and_towards_less():
+    logits = torch.tensor([[2.0, -2.0, 3.0], [1.0, 1.0, 1.0]])
+    assert penalise_used(logits, [[0, 0, 1], []], 2.0).tolist() == [[1, -4, 3], [1, 1, 1]]
+
+
+def test_top_k_keeps_ties_with_the_kth():
+    assert keep_top_k(torch.tensor([[1.0, 3, 2, 2]]), 2).tolist() == [[-INF, 3, 2, 2]]
+    assert keep_top_k(torch.tensor([[1.0, 3]]), 0).tolist() == [[1, 3]]
+
+
+@pytest.mark.parametrize(
+    ("p", "kept"), [(0.01, [1]), (0.5, [1]), (0.6, [1, 3]), (0.85, [1, 2, 3]), (1.0, [0, 1, 2, 3])]
+)
+def test_top_p_keeps_the_fewest_columns_that_reach_p(p: float, kept: list[int]):
+    logits = torch.tensor([[0.05, 0.5, 0.15, 0.3]]).log()
+    assert keep_top_p(logits, p)[0].isfinite().nonzero().flatten().tolist() == kept
+
+
+def test_temperature_comes_before_the_cut():
+    logits = torch.tensor([[0.5, 0.3, 0.2]]).log()
+    assert warp(logits, 1.0, 0, 0.6)[0].isfinite().tolist() == [True, True, False]
+    assert warp(logits, 0.2, 0, 0.6)[0].isfinite().tolist() == [True, False, False]
+
+
+def test_draws_follow_the_probabilities_and_never_leave_them():
+    logits = torch.tensor([0.0, 0.1, 0.0, 0.6, 0.3, 0.0]).log().expand(4000, -1)
+    chosen = draw(logits, np.random.default_rng(0).random(4000).tolist())
+    shares = torch.bincount(chosen, minlength=6) / 4000
+    assert shares[[0, 2, 5]].tolist() == [0, 0, 0]
+    torch.testing.assert_close(shares[[1, 3, 4]], torch.tensor([0.1, 0.6, 0.3]), atol=0.03, rtol=0)
+    assert draw(logits[:2], [0.0, 1 - 1e-12]).tolist() == [1, 4]
