@@ -19,7 +19,6 @@ import random
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from functools import cached_property
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
@@ -201,7 +200,7 @@ class BeeSource:
         if len(self) == 0:
             raise DataError(f"{folder}: the data set holds no rows")
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         digest = hashlib.sha256()
         for file, data in zip(self._files, self._maps, strict=True):
@@ -288,7 +287,8 @@ class BeeReader:
 
     # kept: blocks are taken from the END of the list, so without shuffling the last block comes first (bee_dataset).
 
-    shuffle: the generator that shuffles the list of blocks, None leaves it; repeats: passes over the data, None = no end.
+    shuffle: the generator that shuffles the list of blocks, None leaves it; repeats: passes over the data, None: no
+        end.
     """
 
     def __init__(

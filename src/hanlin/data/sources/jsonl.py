@@ -12,7 +12,6 @@ import json
 import mmap
 import zlib
 from collections.abc import Iterable
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ BOM = b"\xef\xbb\xbf"
 GZIP = b"\x1f\x8b"
 WIDE_BOMS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 SCAN_BYTES = 1 << 26
+CUT_OFF = "not JSON: the file ends in the middle of this row; it was cut off while it was written"
 
 
 class JsonlSource:
@@ -38,7 +38,7 @@ class JsonlSource:
         if len(self._starts) == 0:
             raise DataError(f"{path}: the file holds no rows; expected one JSON object a line")
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         return hashlib.sha256(self._bytes).hexdigest()
 
@@ -65,7 +65,7 @@ def parse_row(line: bytes, *, is_cut: bool = False) -> dict[str, Any]:
 
     Raises: ValueError with the reason in a user's words.
     """
-    text = _decode(line)
+    text = _decode(line, is_cut)
     try:
         record = _DECODER.decode(text.strip(" \t\r"))
     except json.JSONDecodeError as error:
@@ -109,7 +109,8 @@ def _read(path: Path) -> Any:
 def _find_rows(data: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Start, end (line feed not included) and line number of every line that is not blank."""
     if len(data) == 0:
-        return (np.zeros(0, np.int64),) * 3
+        nothing = np.zeros(0, np.int64)
+        return nothing, nothing, nothing
     codes = np.frombuffer(data, np.uint8)
     feeds = [at + np.flatnonzero(codes[at : at + SCAN_BYTES] == 0x0A) for at in range(0, len(codes), SCAN_BYTES)]
     ends = np.concatenate([*feeds, [len(codes)]])
@@ -124,10 +125,12 @@ def _find_rows(data: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return starts[kept], ends[kept], kept + 1
 
 
-def _decode(line: bytes) -> str:
+def _decode(line: bytes, is_cut: bool) -> str:
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
+        if is_cut and error.reason == "unexpected end of data":
+            raise ValueError(CUT_OFF) from None
         raise ValueError(
             f"not UTF-8: byte 0x{line[error.start]:02x} at byte {error.start + 1} of the line{_guess_encoding(line)}"
         ) from None
@@ -146,13 +149,19 @@ def _guess_encoding(line: bytes) -> str:
 
 def _explain(error: json.JSONDecodeError, text: str, is_cut: bool) -> str:
     column = error.pos + 1 + len(text) - len(text.lstrip(" \t\r"))
-    if is_cut and ("Unterminated string" in error.msg or error.pos >= len(text.rstrip()) - 1):
-        return f"not JSON: the file ends in the middle of this row (column {len(text)}); it was cut off while written"
+    if is_cut and _is_unfinished(error):
+        return CUT_OFF
     if text.strip() in ("{", "["):
         return "not JSON: a record must stand on one line, this one is spread over several lines"
     if text.startswith("\ufeff"):
         return "not JSON: a byte order mark inside the file (files joined together?); remove it"
     return f"not JSON: {error.msg} at column {column}{_near(error)}"
+
+
+def _is_unfinished(error: json.JSONDecodeError) -> bool:
+    rest = error.doc[error.pos :].rstrip()
+    starts_word = any(word.startswith(rest) for word in ("null", "true", "false"))
+    return starts_word or len(rest) <= 1 or error.msg.startswith("Unterminated string")
 
 
 def _near(error: json.JSONDecodeError) -> str:

@@ -20,8 +20,6 @@ class BadRowError(DataError):
 class Source(Protocol):
     """Rows of one file or folder, numbered from 0 in the file's own order."""
 
-    path: Path
-
     @property
     def fingerprint(self) -> str:
         """Hash of the content; equal content gives an equal fingerprint wherever it lies."""

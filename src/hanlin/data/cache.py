@@ -1,0 +1,130 @@
+"""Encoded samples on disk: per field one flat, memory-mapped .npy file, and where each sample begins in it.
+
+A cache folder is complete or absent: it is written beside its place and renamed. `cache.json` is its manifest.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from hanlin.core.batch import Sample
+
+MANIFEST = "cache.json"
+LABELS, WEIGHTS, STARTS = "labels", "weights", "starts"
+CHECK_BYTES = 1 << 24
+
+
+@dataclass
+class Columns:
+    """Flat arrays by name; `starts[name]`: where each sample begins, one more than there are samples.
+
+    Fields of one entry per token share the starts of the labels. facts: small things about the whole.
+    """
+
+    arrays: dict[str, np.ndarray]
+    starts: dict[str, np.ndarray]
+    facts: dict[str, Any]
+
+    def sample(self, number: int) -> Sample:
+        """The sample, as private arrays."""
+        labels = self._part(LABELS, number)
+        inputs = {name: self._part(name, number) for name in self.facts["inputs"]}
+        return Sample(inputs=inputs, labels=labels, weights=self._part(WEIGHTS, number))
+
+    def _part(self, name: str, number: int) -> np.ndarray:
+        starts = self.starts.get(name, self.starts[LABELS])
+        return np.array(self.arrays[name][starts[number] : starts[number + 1]])
+
+
+@dataclass
+class ColumnWriter:
+    """Appends samples to the files of a folder; `finish` writes the manifest, without which it is no cache."""
+
+    folder: Path
+    _files: dict[str, _GrowingArray] = field(default_factory=dict)
+    _sizes: dict[str, list[int]] = field(default_factory=dict)
+
+    def append(self, sample: Sample) -> None:
+        fields = {**sample.inputs, LABELS: sample.labels, WEIGHTS: sample.weights}
+        if not self._files:
+            self._files = {name: _GrowingArray(self.folder / f"{name}.npy", v.dtype) for name, v in fields.items()}
+            self._sizes = {name: [] for name in fields}
+        assert fields.keys() == self._files.keys(), (sorted(fields), sorted(self._files))
+        for name, values in fields.items():
+            self._files[name].append(values)
+            self._sizes[name].append(len(values))
+
+    def finish(self, per_sample: dict[str, np.ndarray], facts: dict[str, Any]) -> None:
+        """per_sample: further arrays with one entry (or row) per sample."""
+        for array in self._files.values():
+            array.close()
+        lengths = self._sizes[LABELS]
+        for name, sizes in self._sizes.items():
+            if name == LABELS or sizes != lengths:
+                starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+                np.save(self.folder / f"{name}.{STARTS}.npy", starts)
+        for name, values in per_sample.items():
+            np.save(self.folder / f"{name}.npy", values)
+        inputs = [name for name in self._files if name not in (LABELS, WEIGHTS)]
+        files = {path.name: _state_of(path) for path in sorted(self.folder.glob("*.npy"))}
+        manifest = {"files": files, "facts": {**facts, "inputs": inputs}}
+        (self.folder / MANIFEST).write_text(json.dumps(manifest, ensure_ascii=False), "utf-8")
+
+
+def read_columns(folder: Path) -> Columns:
+    """Open a cache after comparing each file with the manifest.
+
+    Raises: ValueError saying what is damaged.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
+        files, facts = manifest["files"], manifest["facts"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{MANIFEST} cannot be read ({type(error).__name__})") from None
+    for name, state in files.items():
+        if not (folder / name).is_file():
+            raise ValueError(f"{name} is missing")
+        if _state_of(folder / name) != state:
+            raise ValueError(f"{name} has changed since it was written")
+    arrays = {name.removesuffix(".npy"): np.load(folder / name, mmap_mode="r") for name in files}
+    ending = f".{STARTS}"
+    starts = {name.removesuffix(ending): values for name, values in arrays.items() if name.endswith(ending)}
+    return Columns({name: values for name, values in arrays.items() if not name.endswith(ending)}, starts, facts)
+
+
+class _GrowingArray:
+    """A one-dimensional .npy file that is appended to; its header leaves room for the final size."""
+
+    def __init__(self, path: Path, dtype: np.dtype) -> None:
+        self._stream: BinaryIO = path.open("wb")
+        self._dtype, self._size = dtype, 0
+        self._write_header()
+
+    def append(self, values: np.ndarray) -> None:
+        assert (values.ndim, values.dtype) == (1, self._dtype), (values.shape, values.dtype, self._dtype)
+        self._stream.write(np.ascontiguousarray(values).tobytes())
+        self._size += len(values)
+
+    def close(self) -> None:
+        self._stream.seek(0)
+        self._write_header()
+        self._stream.close()
+
+    def _write_header(self) -> None:
+        about = {"descr": np.lib.format.dtype_to_descr(self._dtype), "fortran_order": False, "shape": (self._size,)}
+        np.lib.format.write_array_header_1_0(self._stream, about)
+
+
+def _state_of(path: Path) -> list[int]:
+    """Size and checksum of a file."""
+    checksum = 0
+    with path.open("rb") as stream:
+        while part := stream.read(CHECK_BYTES):
+            checksum = zlib.crc32(part, checksum)
+    return [path.stat().st_size, checksum]

@@ -1,0 +1,195 @@
+"""Prepared samples -> batches: a pure function of (seed, epoch), so that (epoch, batch) is the whole state.
+
+An epoch's rows are planned before its first batch. The global batches are the same for any number of ranks; a rank
+takes its share of each. The last, smaller batch of an epoch is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from hanlin.core.batch import IGNORED, Batch, Sample
+from hanlin.core.errors import ConfigError, DataError
+from hanlin.data.pack import Row, plan_rows, pool_rows
+from hanlin.data.prepare import Prepared
+from hanlin.data.samples import JoinsExamples, Samples
+
+NO_EXAMPLES = (1.0,)
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    """rows: the samples of each row; examples: the worked examples of a sample, where it has any."""
+
+    rows: list[Row]
+    examples: dict[int, list[int]]
+
+
+class Loader:
+    """Iterating gives the batches from the current position to the end of the epoch; the next time those of the next.
+
+    batch_rows: rows of a global batch. shuffle: False keeps the order of the files and draws nothing anew, so that all
+    epochs are equal. rank, world: this process takes its share of each global batch.
+    in_context: probabilities of 0, 1, 2, ... other samples of the same file before a sample.
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        samples: Samples,
+        *,
+        max_length: int,
+        batch_rows: int,
+        seed: int = 0,
+        shuffle: bool = True,
+        pack: bool = True,
+        in_context: Sequence[float] = NO_EXAMPLES,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.prepared, self.samples = prepared, samples
+        self.max_length, self.batch_rows = max_length, batch_rows
+        self.seed, self.shuffle, self.pack, self.in_context = seed, shuffle, pack, tuple(in_context)
+        self.rank, self.world = rank, world
+        self.epoch = 0
+        self.batch = 0
+        self._planned: tuple[int, _Epoch] | None = None
+        if self.in_context != NO_EXAMPLES and not isinstance(samples, JoinsExamples):
+            raise ConfigError("data.in_context: this family has no in-context samples; leave it at [1.0]")
+        assert int(prepared.lengths.max()) <= max_length, (prepared.lengths.max(), max_length)
+
+    def __iter__(self) -> Iterator[Batch]:
+        epoch, steps = self.epoch, self.steps_per_epoch(self.epoch)
+        for number in range(self.batch, steps):
+            batch = self._make_batch(epoch, number)
+            self.epoch, self.batch = (epoch, number + 1) if number + 1 < steps else (epoch + 1, 0)
+            yield batch
+
+    def once(self, epoch: int = 0) -> Iterator[Batch]:
+        """All batches of one epoch; the position stays. For evaluation."""
+        for number in range(self.steps_per_epoch(epoch)):
+            yield self._make_batch(epoch, number)
+
+    def forever(self) -> Iterator[Batch]:
+        """Batches without an end, epoch after epoch."""
+        while True:
+            yield from self
+
+    def steps_per_epoch(self, epoch: int = 0) -> int:
+        """Global batches of an epoch (they differ a little between epochs, as rows are packed anew)."""
+        return -(-len(self._plan(epoch).rows) // self.batch_rows)
+
+    def where(self, batch: Batch) -> list[str]:
+        """File and line of every row of the data set in a batch."""
+        return [self.prepared.where(number) for row in batch.rows for number in row]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the next batch comes from; the same for every rank and any number of ranks."""
+        return {"epoch": self.epoch, "batch": self.batch, "data": self.prepared.fingerprint, "order": self._order()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to a position.
+
+        Raises: DataError when the data or what decides their order are not those of the state.
+        """
+        if state["data"] != self.prepared.fingerprint:
+            raise DataError(
+                "the checkpoint was made with other training data (content, tokenizer or data settings changed), so "
+                "its position means nothing here; resume with the same data, or start a new run from its weights"
+            )
+        order = self._order()
+        changed = [name for name in order if _plain(state["order"].get(name)) != order[name]]
+        if changed:
+            was = ", ".join(f"{name}={state['order'].get(name)} (now {order[name]})" for name in changed)
+            raise DataError(f"the checkpoint was made with {was}; resume with the same values, or start a new run")
+        self.epoch, self.batch = int(state["epoch"]), int(state["batch"])
+
+    def _order(self) -> dict[str, Any]:
+        """What decides the sequence of batches, besides the data."""
+        names = ("seed", "max_length", "batch_rows", "shuffle", "pack")
+        return {**{name: getattr(self, name) for name in names}, "in_context": list(self.in_context)}
+
+    def _plan(self, epoch: int) -> _Epoch:
+        if self._planned is None or self._planned[0] != epoch:
+            self._planned = (epoch, self._plan_anew(epoch))
+        return self._planned[1]
+
+    def _plan_anew(self, epoch: int) -> _Epoch:
+        rng = np.random.default_rng([self.seed, epoch if self.shuffle else 0])
+        count = len(self.prepared)
+        order = rng.permutation(count) if self.shuffle else np.arange(count)
+        examples = self._draw_examples(rng)
+        lengths = self.prepared.lengths.astype(np.int64)
+        for number, chosen in examples.items():
+            lengths[number] += self.prepared.lengths[chosen].sum()
+        if self.pack:
+            return _Epoch(plan_rows(lengths, order, self.max_length), examples)
+        if self.shuffle:
+            return _Epoch(pool_rows(lengths, order, self.batch_rows, rng), examples)
+        return _Epoch([[number] for number in order.tolist()], examples)
+
+    def _draw_examples(self, rng: np.random.Generator) -> dict[int, list[int]]:
+        """For each sample the others shown before it; the first that does not fit ends them."""
+        if self.in_context == NO_EXAMPLES:
+            return {}
+        shares = np.array(self.in_context) / sum(self.in_context)
+        bounds, count = self.prepared.source_bounds, len(self.prepared)
+        wanted = rng.choice(len(shares), size=count, p=shares)
+        draws = rng.random((count, len(shares) - 1))
+        examples = {}
+        for number in np.flatnonzero(wanted).tolist():
+            source = int(np.searchsorted(bounds, number, side="right")) - 1
+            begin, others = int(bounds[source]), int(bounds[source + 1] - bounds[source]) - 1
+            chosen = begin + (draws[number, : wanted[number]] * others).astype(np.int64)
+            chosen += chosen >= number  # a sample is no example of itself
+            fitting = self._fitting(number, chosen if others else chosen[:0])
+            if fitting:
+                examples[number] = fitting
+        return examples
+
+    def _fitting(self, number: int, chosen: np.ndarray) -> list[int]:
+        totals = self.prepared.lengths[number] + np.cumsum(self.prepared.lengths[chosen])
+        return chosen[: int((totals <= self.max_length).sum())].tolist()
+
+    def _make_batch(self, epoch: int, number: int) -> Batch:
+        plan = self._plan(epoch)
+        rows = plan.rows[number * self.batch_rows : (number + 1) * self.batch_rows]
+        mine = rows[len(rows) * self.rank // self.world : len(rows) * (self.rank + 1) // self.world]
+        length = self.max_length if self.pack else max(self._length(row, plan) for row in rows)
+        if not mine:
+            # A rank must run as many steps as the others: it gets a row that carries no loss.
+            return _without_loss(self._collate(rows[:1], plan, epoch, length))
+        return self._collate(mine, plan, epoch, length)
+
+    def _collate(self, rows: Sequence[Row], plan: _Epoch, epoch: int, length: int) -> Batch:
+        made = [[self._sample(number, plan, epoch) for number in row] for row in rows]
+        return replace(self.samples.collate(made, length), rows=rows)
+
+    def _sample(self, number: int, plan: _Epoch, epoch: int) -> Sample:
+        draws = self.shuffle and self.prepared.num_varying > 0
+        rng = np.random.default_rng([self.seed, epoch, number]) if draws else None
+        main = self.prepared.get(number, rng)
+        chosen = plan.examples.get(number)
+        if not chosen:
+            return main
+        assert isinstance(self.samples, JoinsExamples)
+        return self.samples.join(main, [self.prepared.get(example, rng) for example in chosen])
+
+    def _length(self, row: Row, plan: _Epoch) -> int:
+        shown = [example for number in row for example in plan.examples.get(number, ())]
+        return int(self.prepared.lengths[[*row, *shown]].sum())
+
+
+def _without_loss(batch: Batch) -> Batch:
+    import torch
+
+    labels, weights = torch.full_like(batch.labels, IGNORED), torch.zeros_like(batch.weights)
+    return replace(batch, labels=labels, weights=weights, rows=[() for _ in batch.rows])
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,81 @@
+"""Which samples share a row. Pure functions of lengths; a sample is named by its number."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+OPEN_ROWS = 1024
+"""Rows that wait for more samples; more of them pack tighter and spread an epoch's short samples less evenly."""
+POOL_BATCHES = 50
+"""Batches whose rows are sorted by length together when rows are not packed."""
+
+Row = list[int]
+
+
+def best_fit(lengths: Iterable[int], *, max_length: int, batch_rows: int) -> Iterator[list[Row]]:
+    """Batches of packed rows, as the original CPM-Bee makes them while it reads.
+
+    A sample goes into the open row with the least free space that still takes it (the earliest on a tie), else into a
+    new row; as soon as more than `batch_rows` rows are open the first `batch_rows` are a batch. The rest comes last.
+    """
+    rows: list[Row] = []
+    used: list[int] = []
+    for number, length in enumerate(lengths):
+        fitting = [row for row in range(len(rows)) if used[row] + length <= max_length]
+        if fitting:
+            best = max(fitting, key=lambda row: used[row])  # max keeps the first of equals
+            rows[best].append(number)
+            used[best] += length
+        else:
+            rows.append([number])
+            used.append(length)
+        if len(rows) > batch_rows:
+            yield rows[:batch_rows]
+            rows, used = rows[batch_rows:], used[batch_rows:]
+    if rows:
+        yield rows
+
+
+def plan_rows(lengths: np.ndarray, order: np.ndarray, max_length: int) -> list[Row]:
+    """Pack a whole epoch by the best-fit rule with many open rows; rows come in the order they were begun.
+
+    lengths: of every sample, none above `max_length`; order: the samples of the epoch.
+    """
+    rows: list[Row] = []
+    open_rows: list[tuple[int, int]] = []  # (free space, row), sorted
+    shortest = int(lengths[order].min()) if len(order) else 0
+    for number, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
+        at = bisect_left(open_rows, (length, -1))
+        if at < len(open_rows):
+            free, row = open_rows.pop(at)
+            rows[row].append(number)
+        else:
+            free, row = max_length, len(rows)
+            rows.append([number])
+        if free - length >= shortest:
+            insort(open_rows, (free - length, row))
+        if len(open_rows) > OPEN_ROWS:
+            del open_rows[0]  # the fullest one
+    return rows
+
+
+def pool_rows(lengths: np.ndarray, order: np.ndarray, batch_rows: int, rng: np.random.Generator) -> list[Row]:
+    """One sample a row, rows of similar length together in a batch, batches in random order.
+
+    What does not fill a batch comes last, so that every other batch is full.
+    """
+    full = len(order) - len(order) % batch_rows
+    planned = []
+    for start in range(0, full, batch_rows * POOL_BATCHES):
+        pool = order[start : min(start + batch_rows * POOL_BATCHES, full)]
+        batches = pool[np.argsort(lengths[pool], kind="stable")].reshape(-1, batch_rows)
+        planned.append(batches[rng.permutation(len(batches))].reshape(-1))
+    return [[number] for number in np.concatenate([*planned, order[full:]]).astype(np.int64).tolist()]
+
+
+def padding_share(lengths: np.ndarray, rows: Sequence[Row], max_length: int) -> float:
+    """The share of `max_length` that is empty, over all rows."""
+    return 1 - sum(int(lengths[row].sum()) for row in rows) / (len(rows) * max_length) if rows else 0.0

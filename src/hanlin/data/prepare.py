@@ -1,0 +1,293 @@
+"""Records -> encoded samples, once: every bad row is found before training, the result is kept on disk.
+
+The cache is named by a hash of the content of the data, the encoding (family, tokenizer) and the settings that
+matter, so a second run finds it and a change of any of them makes another one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hanlin.core.batch import Sample
+from hanlin.core.errors import DataError
+from hanlin.core.settings import DataSettings
+from hanlin.data.cache import Columns, ColumnWriter, read_columns
+from hanlin.data.files import published_folder
+from hanlin.data.pack import padding_share, plan_rows
+from hanlin.data.report import Counts, DataReport, make_report
+from hanlin.data.samples import Samples
+from hanlin.data.sources import BadRowError, Source
+
+log = logging.getLogger(__name__)
+
+VERSION = 1
+"""Goes up when the same data and settings would be encoded or stored in another way."""
+LISTED_ROWS = 50
+LOSS_TOKENS, LENGTHS, ORIGINS, VARYING = "loss_tokens", "lengths", "origins", "varying"
+
+
+class Prepared:
+    """Encoded samples with random access; a sample knows the row that it came from."""
+
+    def __init__(self, sources: Sequence[Source], samples: Samples, settings: DataSettings, columns: Columns) -> None:
+        self._sources, self._samples, self._settings, self._columns = sources, samples, settings, columns
+        self._bounds = np.cumsum([0, *(len(source) for source in sources)])
+        self._origins = columns.arrays[ORIGINS]  # [samples, 2]: row over all sources, part of that row
+        self._varying = np.array(columns.arrays[VARYING])
+        self.lengths = np.array(columns.arrays[LENGTHS])
+        self.loss_tokens = np.array(columns.arrays[LOSS_TOKENS])
+        self.fingerprint: str = columns.facts["fingerprint"]
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def num_varying(self) -> int:
+        """Samples that are encoded anew in each epoch."""
+        return int(self._varying.sum())
+
+    @property
+    def source_bounds(self) -> np.ndarray:
+        """`[sources + 1]`: where the samples of each source begin."""
+        return np.searchsorted(self._origins[:, 0], self._bounds)
+
+    def get(self, number: int, rng: np.random.Generator | None = None) -> Sample:
+        """The sample; with `rng` one that varies is encoded anew, its length stays."""
+        if rng is None or not self._varying[number]:
+            return self._columns.sample(number)
+        sample = self._samples.sample(self.record(number), rng)
+        assert sample.length == self.lengths[number], (self.where(number), sample.length, self.lengths[number])
+        return sample
+
+    def record(self, number: int) -> Any:
+        """The record behind a sample, after truncation or splitting."""
+        row, part = (int(value) for value in self._origins[number])
+        record = _read(self._sources, self._bounds, row)
+        if part < 0:
+            return record
+        return self._samples.fit(record, self._settings.max_length, self._settings.overlong)[part]
+
+    def where(self, number: int) -> str:
+        """File and line of the row behind a sample."""
+        return _where(self._sources, self._bounds, int(self._origins[number, 0]))
+
+    @cached_property
+    def report(self) -> DataReport:
+        longest, pack = self._settings.max_length, self._settings.pack
+        numbers = np.arange(len(self))
+        rows = plan_rows(self.lengths, numbers, longest) if pack else [[number] for number in numbers.tolist()]
+        return make_report(
+            Counts(**self._columns.facts["counts"]),
+            self.lengths,
+            self.loss_tokens,
+            longest,
+            padding_share(self.lengths, rows, longest),
+            self._samples.show(self.get(0)),
+        )
+
+
+def prepare(
+    sources: Sequence[Source],
+    samples: Samples,
+    settings: DataSettings,
+    *,
+    encoding: str,
+    progress: bool = True,
+) -> Prepared:
+    """Encode the rows of all sources, or take them from the cache under `settings.cache`.
+
+    encoding: what else decides the arrays: the family's name and `tokenizer_fingerprint`.
+    Raises: DataError listing the rows that cannot be used, unless the settings say that they are dropped.
+    """
+    if not sources:
+        raise DataError("no data files were given; name at least one")
+    fingerprint = _fingerprint(sources, settings, encoding)
+    folder = settings.cache.expanduser() / fingerprint[:32]
+    columns = _read_cache(folder)
+    if columns is None:
+        with published_folder(folder) as private:
+            _encode_all(sources, samples, settings, private, fingerprint, progress)
+        columns = read_columns(folder)
+        log.info("data encoded samples=%d cache=%s", len(columns.arrays[LENGTHS]), folder)
+    return Prepared(sources, samples, settings, columns)
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """Hash of the files that a tokenizer writes of itself."""
+    digest = hashlib.sha256()
+    with tempfile.TemporaryDirectory() as scratch:
+        tokenizer.save(Path(scratch))
+        for path in sorted(Path(scratch).rglob("*")):
+            if path.is_file():
+                digest.update(f"{path.relative_to(scratch)}\0{path.stat().st_size}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _fingerprint(sources: Sequence[Source], settings: DataSettings, encoding: str) -> str:
+    facts = {
+        "version": VERSION,
+        "sources": [source.fingerprint for source in sources],
+        "encoding": encoding,
+        "settings": [settings.max_length, settings.overlong, settings.bad_rows],
+    }
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def _read_cache(folder: Path) -> Columns | None:
+    if not folder.is_dir():
+        return None
+    try:
+        return read_columns(folder)
+    except ValueError as error:
+        log.warning("the cached data in %s are damaged (%s); they are encoded again", folder, error)
+        shutil.rmtree(folder)
+        return None
+
+
+# --- encoding ---
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """One sample of a row; part: its number among the samples of the row, -1 when the row was taken as it is."""
+
+    sample: Sample
+    varies: bool
+    part: int = -1
+
+
+class _OverlongError(DataError):
+    """A row longer than the model may see."""
+
+
+def _encode_all(
+    sources: Sequence[Source],
+    samples: Samples,
+    settings: DataSettings,
+    folder: Path,
+    fingerprint: str,
+    progress: bool,
+) -> None:
+    bounds = np.cumsum([0, *(len(source) for source in sources)])
+    counts, bad, kept = Counts(read=int(bounds[-1])), [], []
+    writer = ColumnWriter(folder)
+    for row in _with_progress(int(bounds[-1]), progress):
+        try:
+            record = _read(sources, bounds, row)
+            encoded = _encode(record, samples, settings, counts)
+        except DataError as error:
+            _note_bad_row(error, _where(sources, bounds, row), settings, counts, bad)
+            continue
+        for one in encoded:
+            writer.append(one.sample)
+            kept.append((row, one.part, one.varies, one.sample.length, one.sample.loss_tokens))
+    if bad:
+        raise DataError(_list_bad_rows(bad, counts.read))
+    if not kept:
+        raise DataError(_list_bad_rows(counts.examples, counts.read, "No row is left: all were dropped."))
+    table = np.array(kept, np.int64)
+    per_sample = {
+        ORIGINS: table[:, :2],
+        VARYING: table[:, 2].astype(bool),
+        LENGTHS: table[:, 3].astype(np.int32),
+        LOSS_TOKENS: table[:, 4].astype(np.int32),
+    }
+    writer.finish(per_sample, {"fingerprint": fingerprint, "counts": dataclasses.asdict(counts)})
+
+
+def _encode(record: Any, samples: Samples, settings: DataSettings, counts: Counts) -> list[_Encoded]:
+    """The samples of one record.
+
+    Raises: DataError.
+    """
+    samples.check(record)
+    sample = samples.sample(record)
+    if sample.length <= settings.max_length:
+        return [_Encoded(_with_loss(sample), samples.varies(record))]
+    if settings.overlong in ("error", "drop"):
+        raise _OverlongError(f"too long: {sample.length} tokens, data.max_length is {settings.max_length}")
+    fitted = [(one, samples.sample(one)) for one in samples.fit(record, settings.max_length, settings.overlong)]
+    encoded = [_Encoded(_with_loss(cut), samples.varies(one), part) for part, (one, cut) in enumerate(fitted)]
+    assert all(one.sample.length <= settings.max_length for one in encoded), [one.sample.length for one in encoded]
+    if settings.overlong == "truncate":
+        counts.truncated += 1
+        counts.cut_tokens += sample.length - sum(one.sample.length for one in encoded)
+    else:
+        counts.split += 1
+        counts.parts += len(encoded)
+    return encoded
+
+
+def _with_loss(sample: Sample) -> Sample:
+    if sample.loss_tokens == 0:
+        raise DataError("no token carries loss; the record has no answer to learn")
+    return sample
+
+
+def _note_bad_row(error: DataError, where: str, settings: DataSettings, counts: Counts, bad: list) -> None:
+    reason = error.reason if isinstance(error, BadRowError) else str(error)
+    policy = settings.overlong if isinstance(error, _OverlongError) else settings.bad_rows
+    if policy != "drop":
+        bad.append((where, reason))
+        return
+    kind = _kind(reason)
+    counts.dropped[kind] = counts.dropped.get(kind, 0) + 1
+    if len(counts.examples) < LISTED_ROWS:
+        counts.examples.append((where, reason))
+
+
+def _kind(reason: str) -> str:
+    """The reason without what is particular to the row, to count rows by it."""
+    return re.sub(r"'[^']*'|\"[^\"]*\"|[\d,]*\d", "…", re.split(r"[:;,(]", reason, maxsplit=1)[0]).strip()
+
+
+def _list_bad_rows(bad: Sequence[tuple[str, str]], num_rows: int, head: str | None = None) -> str:
+    head = head or f"{len(bad):,} of {num_rows:,} rows cannot be used."
+    lines = [f"  {where}: {reason}" for where, reason in bad[:LISTED_ROWS]]
+    if len(bad) > LISTED_ROWS:
+        lines.append(f"  ... and {len(bad) - LISTED_ROWS:,} more")
+    advice = "Correct these rows, or choose what happens to them: data.bad_rows=drop leaves them out"
+    if any(reason.startswith("too long") for _, reason in bad):
+        advice += "; for too long ones raise data.max_length or set data.overlong to drop, truncate or split"
+    return "\n".join([head, *lines, f"{advice}."])
+
+
+def _read(sources: Sequence[Source], bounds: np.ndarray, row: int) -> Any:
+    source, at = _place(bounds, row)
+    return sources[source][at]
+
+
+def _where(sources: Sequence[Source], bounds: np.ndarray, row: int) -> str:
+    source, at = _place(bounds, row)
+    return sources[source].where(at)
+
+
+def _place(bounds: np.ndarray, row: int) -> tuple[int, int]:
+    source = int(np.searchsorted(bounds, row, side="right")) - 1
+    return source, row - int(bounds[source])
+
+
+def _with_progress(num_rows: int, progress: bool) -> Iterator[int]:
+    """The row numbers, with a bar on a terminal."""
+    if not progress:
+        yield from range(num_rows)
+        return
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    rows = range(num_rows)
+    yield from track(rows, "Encoding", console=console, transient=True, disable=not console.is_terminal)

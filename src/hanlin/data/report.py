@@ -1,0 +1,152 @@
+"""What the data look like before training: how many rows, why some are missing, how long, how much of it is learned."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+BARS = 12
+BAR_WIDTH = 32
+
+
+@dataclass
+class Counts:
+    """What happened to the rows while they were encoded; rows that fit are counted nowhere.
+
+    dropped: rows left out by reason; examples: (where, reason) of the first of them; truncated, split: long rows that
+    were shortened or became several; parts: samples that the split rows became; cut_tokens: tokens that truncation
+    took away.
+    """
+
+    read: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+    examples: list[tuple[str, str]] = field(default_factory=list)
+    truncated: int = 0
+    cut_tokens: int = 0
+    split: int = 0
+    parts: int = 0
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """lengths: of the samples in tokens (p10, p50, p90, max); histogram: (longest length of the bar, samples);
+    loss_tokens: tokens that carry loss; padding: share of the packed rows that is empty; first: the first sample as
+    (text, carries loss) pieces."""
+
+    counts: Counts
+    samples: int
+    tokens: int
+    loss_tokens: int
+    max_length: int
+    lengths: dict[str, int]
+    histogram: list[tuple[int, int]]
+    padding: float
+    first: list[tuple[str, bool]]
+
+    @property
+    def dropped(self) -> int:
+        return sum(self.counts.dropped.values())
+
+    @property
+    def loss_share(self) -> float:
+        return self.loss_tokens / max(self.tokens, 1)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for a JSON file."""
+        return {**asdict(self), "loss_share": self.loss_share}
+
+
+def make_report(
+    counts: Counts, lengths: np.ndarray, loss_tokens: np.ndarray, max_length: int, padding: float, first: list
+) -> DataReport:
+    """lengths, loss_tokens: `[samples]`."""
+    p10, p50, p90 = np.percentile(lengths, [10, 50, 90]).round().astype(int).tolist()
+    return DataReport(
+        counts=counts,
+        samples=len(lengths),
+        tokens=int(lengths.sum(dtype=np.int64)),
+        loss_tokens=int(loss_tokens.sum(dtype=np.int64)),
+        max_length=max_length,
+        lengths={"p10": p10, "p50": p50, "p90": p90, "max": int(lengths.max())},
+        histogram=_histogram(lengths),
+        padding=padding,
+        first=first,
+    )
+
+
+def render_report(report: DataReport, title: str = "Data") -> RenderableType:
+    """The report for a terminal (rich)."""
+    from rich.console import Group
+    from rich.panel import Panel
+
+    return Panel(Group(_facts(report), _bars(report), _first_sample(report)), title=title, title_align="left")
+
+
+def _histogram(lengths: np.ndarray) -> list[tuple[int, int]]:
+    """Bars of equal, round width from 0 to the longest sample."""
+    width = max(1, -(-int(lengths.max()) // BARS))
+    digit = 10 ** max(len(str(width)) - 2, 0)
+    width = -(-width // digit) * digit
+    counts = np.bincount((np.maximum(lengths, 1) - 1) // width)
+    return [(int(width * (bar + 1)), int(count)) for bar, count in enumerate(counts)]
+
+
+def _facts(report: DataReport) -> RenderableType:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2))
+    for name, value in _fact_rows(report):
+        table.add_row(name, Text(value))
+    return table
+
+
+def _fact_rows(report: DataReport) -> list[tuple[str, str]]:
+    counts, at = report.counts, report.lengths
+    rows = [("rows read", f"{counts.read:,}"), ("samples used", f"{report.samples:,}")]
+    rows += [
+        ("rows dropped", f"{number:,} ({number / counts.read:.1%}): {why}") for why, number in counts.dropped.items()
+    ]
+    rows += [("  such as", f"{where}: {reason}") for where, reason in counts.examples[:3]]
+    if counts.truncated:
+        rows.append(
+            ("rows truncated", f"{_share(counts.truncated, counts.read)}, {counts.cut_tokens:,} tokens cut away")
+        )
+    if counts.split:
+        rows.append(("rows split", f"{_share(counts.split, counts.read)}, into {counts.parts:,} samples"))
+    return [
+        *rows,
+        ("tokens", f"{report.tokens:,}, of these carry loss {_share(report.loss_tokens, report.tokens)}"),
+        ("length", f"p10 {at['p10']:,}, p50 {at['p50']:,}, p90 {at['p90']:,}, max {at['max']:,} tokens"),
+        ("rows of the model", f"{report.max_length:,} tokens, {report.padding:.1%} of them padding"),
+    ]
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part:,} ({part / max(whole, 1):.1%})"
+
+
+def _bars(report: DataReport) -> RenderableType:
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2))
+    table.add_row()
+    most = max(count for _, count in report.histogram)
+    for longest, count in report.histogram:
+        bar = "█" * -(-count * BAR_WIDTH // most)
+        table.add_row(f"up to {longest:,}", f"[cyan]{bar}[/cyan] {count:,}")
+    return table
+
+
+def _first_sample(report: DataReport) -> RenderableType:
+    from rich.text import Text
+
+    text = Text("\nThe first sample; what carries loss is marked:\n", style="bold")
+    for piece, carries_loss in report.first:
+        text.append(piece, style="black on green" if carries_loss else "not bold")
+    return text
