@@ -6,18 +6,37 @@ Each field's comment gives its unit, the reason of its default and its effect. N
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-Positive = Field(gt=0)
-Share = Field(ge=0, lt=1)
+Share = Annotated[float, Field(ge=0, lt=1)]
+Weight = Annotated[float, Field(ge=0)]
 
 
 class Settings(BaseModel):
-    """A frozen group of settings in which an unknown key is an error."""
+    """A frozen group of settings in which an unknown key is an error.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, validate_default=True)
+    A single value stands for a list of one; `~` in a path is the home folder.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _read(cls, value: Any, info: ValidationInfo) -> Any:
+        wanted = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and {int, float} & {wanted, *get_args(wanted)}:
+            raise ValueError("a number is expected")  # pydantic would take true as 1
+        is_list = get_origin(wanted) is tuple and get_args(wanted)[-1] is Ellipsis
+        return (value,) if is_list and isinstance(value, str | int | float) else value
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _expand(cls, value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(part.expanduser() if isinstance(part, Path) else part for part in value)
+        return value.expanduser() if isinstance(value, Path) else value
 
 
 class ModelSettings(Settings):
@@ -40,6 +59,9 @@ class DataSettings(Settings):
     train: tuple[Path, ...] = ()
     # Files for the evaluation during training.
     eval: tuple[Path, ...] = ()
+    # Keys of a record from those of a raw row: {"<ans>": "$text", "task": "..."} (see data/transform.py).
+    # Empty: the rows are records.
+    transform: dict[str, Any] = Field(default_factory=dict)
     # Tokens per row that the model sees at once.
     max_length: int = Field(default=1024, gt=0)
     # A record longer than max_length: stop, leave it out, shorten its longest text, or make several of it.
@@ -51,7 +73,7 @@ class DataSettings(Settings):
     # New order in every epoch, drawn from run.seed.
     shuffle: bool = True
     # Probabilities of 0, 1, 2, ... other samples shown as worked examples before a sample (CPM-Bee).
-    in_context: tuple[float, ...] = (1.0,)
+    in_context: tuple[Weight, ...] = Field(default=(1.0,), min_length=1)
     # Tokenised data are kept here under a fingerprint of content and settings.
     cache: Path = Path("~/.cache/hanlin")
 
@@ -93,7 +115,7 @@ class TrainSettings(Settings):
     weight_decay: float = Field(default=0.01, ge=0)
     # ... or on all trained weights, norms included (as the original CPM-Bee does it).
     decay_all: bool = False
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Share, Share] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0)
     # Largest norm of all gradients together; None: no clipping.
     clip: float | None = Field(default=1.0, gt=0)

@@ -1,0 +1,261 @@
+"""A recipe file and the command line's changes -> a checked `Recipe`, or every mistake in one list.
+
+YAML is read as version 1.2 reads numbers and truth values: `1e-4` is a number, `no` is a word. A key that stands twice
+is a mistake. Relative paths count from the current folder.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from hanlin.core.effect import idle_settings
+from hanlin.core.errors import ConfigError
+from hanlin.core.settings import Recipe
+from hanlin.core.yaml12 import YamlError, parse_yaml
+
+__all__ = ["COMMAND_LINE", "Draft", "Problem", "dump_recipe", "listing", "load_recipe", "nearest", "read_recipe"]
+
+COMMAND_LINE = "command line"
+
+# What other trainers call a setting.
+_OTHER_NAMES = {
+    "learning_rate": "train.lr",
+    "batch_size": "train.batch_rows",
+    "micro_batch_size": "train.micro_rows",
+    "gradient_accumulation_steps": "train.micro_rows",
+    "max_steps": "train.steps",
+    "train_iters": "train.steps",
+    "num_epochs": "train.epochs",
+    "num_train_epochs": "train.epochs",
+    "warmup": "train.warmup_steps",
+    "warmup_iters": "train.warmup_steps",
+    "max_grad_norm": "train.clip",
+    "eval_interval": "train.eval_every",
+    "max_seq_length": "data.max_length",
+    "lora_r": "tuning.rank",
+    "lora_alpha": "tuning.alpha",
+    "output_dir": "run.folder",
+    "model_path": "model.base",
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that keeps a recipe from running.
+
+    key: dotted ("train.lr"; empty: the file itself); text: what was found, what was expected and what to do;
+    place: "recipe.yaml:12", "command line", or empty when the setting was not given.
+    """
+
+    key: str
+    text: str
+    place: str = ""
+
+    def __str__(self) -> str:
+        return ": ".join(part for part in (self.place, self.key, self.text) if part)
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What could be read of a recipe.
+
+    recipe: made of the settings that are right; None when a section cannot stand without a wrong or missing one.
+    places: where each given key stands.
+    """
+
+    recipe: Recipe | None
+    problems: Sequence[Problem]
+    places: Mapping[str, str] = field(default_factory=dict)
+
+
+def load_recipe(path: Path | str, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a recipe (or the recipe in a run folder); `overrides` are `train.lr=1e-4` and the like.
+
+    Raises: ConfigError that lists every unknown key, wrong type and wrong value with its line.
+    """
+    draft = read_recipe(path, overrides)
+    if draft.problems or draft.recipe is None:
+        raise ConfigError(listing(draft.problems, path))
+    return draft.recipe
+
+
+def read_recipe(path: Path | str, overrides: Iterable[str] = ()) -> Draft:
+    """Read a recipe as far as it can be read.
+
+    Raises: ConfigError when the file cannot be read or is not YAML.
+    """
+    path = _recipe_file(Path(path).expanduser())
+    values, lines, problems = _parse(path)
+    places = {key: f"{path}:{line}" for key, line in lines.items()}
+    problems += _apply_overrides(values, places, overrides)
+    try:
+        return Draft(Recipe.model_validate(values), problems, places)
+    except ValidationError as error:
+        problems += [_explain(detail, path, places) for detail in error.errors()]
+        return Draft(_salvage(values, error), problems, places)
+
+
+def listing(problems: Sequence[Problem], path: Path | str) -> str:
+    """All problems as one message."""
+    if len(problems) == 1:
+        return str(problems[0])
+    return "\n".join([f"{path}: {len(problems)} problems", *(f"  {problem}" for problem in problems)])
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe as YAML with every setting that has an effect, defaults included; `load_recipe` reads it back."""
+    values = recipe.model_dump(mode="json")
+    for key in idle_settings(recipe):
+        section, name = key.split(".")
+        del values[section][name]
+    return yaml.safe_dump(values, allow_unicode=True, sort_keys=False, width=120)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A suggestion to add to a message about an unknown name: `; did you mean 'x'?`, or the known names."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; known: {', '.join(known)}" if known else ""
+
+
+def _recipe_file(path: Path) -> Path:
+    if path.is_dir():
+        path = path / "config.yaml"
+    if not path.is_file():
+        here = [str(found) for found in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+        close = difflib.get_close_matches(str(path), here, n=1)
+        raise ConfigError(f"{path}: there is no such recipe" + (f"; did you mean {close[0]}?" if close else ""))
+    return path
+
+
+def _parse(path: Path) -> tuple[dict[str, Any], dict[str, int], list[Problem]]:
+    try:
+        values, lines, twice = parse_yaml(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not a text file in UTF-8 ({error.reason} at byte {error.start})") from error
+    except YamlError as error:
+        raise ConfigError(f"{path}:{error.line}: not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: a recipe has sections (model, data, train, ...); found {_shown(values)}")
+    problems = [
+        Problem(key, f"stands twice, first in line {lines[key]}; keep one of them", f"{path}:{line}")
+        for key, line in twice
+    ]
+    return values, lines, problems
+
+
+def _apply_overrides(values: dict[str, Any], places: dict[str, str], overrides: Iterable[str]) -> list[Problem]:
+    problems = []
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        try:
+            value = parse_yaml(text)[0]
+        except YamlError as error:
+            problems.append(Problem(key, f"{text!r} is not a YAML value: {error}", COMMAND_LINE))
+            continue
+        if not equals or not all(key.split(".")):
+            problems.append(
+                Problem("", f"{override!r} is not a change of a setting; write train.lr=1e-4", COMMAND_LINE)
+            )
+        elif not _put(values, key.split("."), value):
+            problems.append(Problem(key, "leads through a setting that is not a section", COMMAND_LINE))
+        else:
+            places[key] = COMMAND_LINE
+            places.setdefault(key.split(".")[0], COMMAND_LINE)
+    return problems
+
+
+def _put(values: dict[str, Any], keys: Sequence[str], value: Any) -> bool:
+    for key in keys[:-1]:
+        inner = values.get(key)
+        values[key] = values = {} if inner is None else inner
+        if not isinstance(values, dict):
+            return False
+    values[keys[-1]] = value
+    return True
+
+
+def _salvage(values: dict[str, Any], error: ValidationError) -> Recipe | None:
+    """The recipe without the settings that are wrong, so that the rest can be checked in the same go."""
+    for detail in error.errors():
+        section: Any = values
+        for key in detail["loc"][:1]:
+            section = section.get(key) if isinstance(section.get(key), dict) else section
+        section.pop(detail["loc"][min(1, len(detail["loc"]) - 1)], None)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError:
+        return None
+
+
+def _explain(detail: ErrorDetails, path: Path, places: Mapping[str, str]) -> Problem:
+    keys = [str(part) for part in detail["loc"]]
+    key = ".".join(keys)
+    place = next((places[p] for p in (".".join(keys[:n]) for n in range(len(keys), 0, -1)) if p in places), str(path))
+    return Problem(key, _reason(detail, keys), place)
+
+
+def _reason(detail: ErrorDetails, keys: Sequence[str]) -> str:
+    found = _shown(detail["input"])
+    match detail["type"]:
+        case "extra_forbidden":
+            return "there is no such setting" + _nearest_setting(keys)
+        case "missing":
+            return "is missing; it has no default"
+        case "model_type" | "model_attributes_type" | "dict_type":
+            return f"a section is expected (indented `name: value` lines); found {found}"
+        case "tuple_type":
+            return f"a list is expected ([a, b]); found {found}"
+        case "literal_error":
+            options = [part.strip("'") for part in detail["ctx"]["expected"].replace(" or ", ", ").split(", ")]  # type: ignore[typeddict-item]
+            return f"found {found}, expected one of: {', '.join(options)}" + _close_word(detail["input"], options)
+        case "value_error":
+            return f"{detail['msg'].removeprefix('Value error, ')}; found {found}"
+        case _:
+            message = detail["msg"].removeprefix("Input should be ").removeprefix("Value should be ")
+            return f"expected {message}; found {found}"
+
+
+def _close_word(found: Any, options: Sequence[str]) -> str:
+    close = difflib.get_close_matches(str(found).lower(), options, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _nearest_setting(keys: Sequence[str]) -> str:
+    """The same name in another section first, then a name that looks alike, here before elsewhere."""
+    *parents, name = keys
+    here = _names(parents)
+    everywhere = {f"{section}.{inner}" for section in Recipe.model_fields for inner in _names([section])}
+    same = [key for key in sorted(everywhere) if key.split(".")[1] == name] or [*filter(None, [_OTHER_NAMES.get(name)])]
+    if same:
+        return f"; did you mean {same[0]!r}?"
+    if difflib.get_close_matches(name, here, n=1):
+        return nearest(name, here)
+    endings = {key.split(".")[1]: key for key in everywhere}
+    close = difflib.get_close_matches(name, endings, n=1, cutoff=0.8)
+    return f"; did you mean {endings[close[0]]!r}?" if close else nearest(name, here)
+
+
+def _names(parents: Sequence[str]) -> list[str]:
+    section: Any = Recipe
+    for key in parents:
+        found = section.model_fields.get(key)
+        section = found.annotation if found else None
+        if not (isinstance(section, type) and issubclass(section, BaseModel)):
+            return []
+    return list(section.model_fields)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value) if not isinstance(value, dict) else "a section"
+    return text if len(text) <= 60 else text[:57] + "..."

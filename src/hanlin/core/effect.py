@@ -1,0 +1,83 @@
+"""Which settings of a recipe do nothing because of another one.
+
+A user who gives such a setting expects something that will not happen, so `check` reports it; the resolved recipe
+leaves it out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hanlin.core.settings import Recipe
+
+__all__ = ["Idle", "idle_settings"]
+
+
+@dataclass(frozen=True)
+class Idle:
+    """cause: the setting that makes another one idle; reason: the rest of the sentence "has no effect ..."."""
+
+    cause: str
+    reason: str
+
+
+def idle_settings(recipe: Recipe) -> dict[str, Idle]:
+    """The keys of all settings, given or default, that change nothing in this recipe."""
+    return {key: idle for keys, idle, is_idle in _rules(recipe) if is_idle for key in keys.split()}
+
+
+def _rules(recipe: Recipe) -> list[tuple[str, Idle, bool]]:
+    """Keys, why they may be idle, and whether they are; a later rule's reason wins."""
+    model, train, generate = recipe.model, recipe.train, recipe.generate
+    return [
+        (
+            "model.size",
+            Idle("model.base", "because model.base has its own shape; remove one of them"),
+            model.base is not None,
+        ),
+        (
+            "tuning.rank tuning.alpha tuning.dropout tuning.targets tuning.form",
+            Idle("tuning.method", "with tuning.method full; set tuning.method: lora or remove it"),
+            recipe.tuning.method == "full",
+        ),
+        (
+            "train.loss_scale train.loss_scale_steps",
+            Idle("train.precision", f"with train.precision {train.precision}; only fp16 scales the loss"),
+            train.precision != "fp16",
+        ),
+        (
+            "train.decay_steps",
+            Idle("train.schedule", f"with train.schedule {train.schedule}, which has no end; use linear or cosine"),
+            train.schedule not in ("linear", "cosine"),
+        ),
+        (
+            "train.decay_all",
+            Idle("train.weight_decay", "with train.weight_decay 0"),
+            train.weight_decay == 0,
+        ),
+        (
+            "train.patience",
+            Idle("train.eval_every", "without train.eval_every; say how often to evaluate"),
+            train.eval_every is None,
+        ),
+        (
+            "train.eval_every train.patience",
+            Idle("data.eval", "without data.eval; name the files to evaluate on"),
+            not recipe.data.eval,
+        ),
+        (
+            "generate.beams",
+            Idle("generate.method", f"with generate.method {generate.method}; only beam has beams"),
+            generate.method != "beam",
+        ),
+        (
+            "generate.temperature generate.top_k generate.top_p",
+            Idle("generate.method", f"with generate.method {generate.method}; only sample draws tokens"),
+            generate.method != "sample",
+        ),
+        (
+            "generate.repetition_window",
+            Idle("generate.repetition_penalty", "with generate.repetition_penalty 1"),
+            generate.repetition_penalty == 1,
+        ),
+    ]

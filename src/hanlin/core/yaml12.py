@@ -1,0 +1,80 @@
+"""YAML with the plain values of version 1.2, the line of every key, and the keys that stand twice.
+
+PyYAML follows version 1.1, in which `1e-4` is a string, `no` is false and a repeated key silently wins.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import yaml
+
+__all__ = ["YamlError", "parse_yaml"]
+
+_NUMBER = {
+    "tag:yaml.org,2002:bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    "tag:yaml.org,2002:int": (r"[-+]?[0-9][0-9_]*|0x[0-9a-fA-F]+", "-+0123456789"),
+    "tag:yaml.org,2002:float": (
+        r"[-+]?(?:\.[0-9]+|[0-9][0-9_]*(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+}
+
+
+class YamlError(Exception):
+    """Text that is not YAML; `line` counts from 1."""
+
+    def __init__(self, message: str, line: int) -> None:
+        super().__init__(message)
+        self.line = line
+
+
+class _Loader(yaml.SafeLoader):
+    yaml_implicit_resolvers: ClassVar = {
+        first: [(tag, rule) for tag, rule in rules if tag.rsplit(":")[-1] in ("null", "merge")]
+        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+for _tag, (_rule, _first) in _NUMBER.items():
+    _Loader.add_implicit_resolver(_tag, re.compile(rf"^(?:{_rule})$"), list(_first))
+
+
+def parse_yaml(text: str) -> tuple[Any, dict[str, int], list[tuple[str, int]]]:
+    """Return the values, dotted key -> line (from 1), and the (key, line) of keys that stand there before.
+
+    Raises: YamlError.
+    """
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        values = None if node is None else loader.construct_document(node)
+    except yaml.YAMLError as error:
+        raise _mistake(error) from error
+    lines: dict[str, int] = {}
+    twice = []
+    for key, line in _keys(node, ""):
+        if key in lines:
+            twice.append((key, line))
+        else:
+            lines[key] = line
+    return values, lines, twice
+
+
+def _keys(node: yaml.Node | None, prefix: str, around: tuple[yaml.Node, ...] = ()) -> Iterator[tuple[str, int]]:
+    if not isinstance(node, yaml.MappingNode) or node in around:
+        return
+    for key, value in node.value:
+        name = f"{prefix}{key.value}"
+        yield name, key.start_mark.line + 1
+        yield from _keys(value, f"{name}.", (*around, node))
+
+
+def _mistake(error: yaml.YAMLError) -> YamlError:
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+    if "\\t" in problem:
+        problem = "a tab in the indentation; use spaces"
+    return YamlError(problem, mark.line + 1 if mark else 1)

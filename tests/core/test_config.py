@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hanlin.core.config import dump_recipe, listing, load_recipe, read_recipe
+from hanlin.core.errors import ConfigError
+
+MINIMAL = """\
+model:
+  family: cpm_bee
+run:
+  folder: out
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(MINIMAL, encoding="utf-8")
+    return path
+
+
+def test_numbers_are_read_as_yaml_1_2_reads_them(recipe: Path) -> None:
+    loaded = load_recipe(recipe, ["train.lr=1e-4", "train.eps=1E-6", "train.steps=1e3", "run.seed=0x10"])
+    assert (loaded.train.lr, loaded.train.eps, loaded.train.steps, loaded.run.seed) == (1e-4, 1e-6, 1000, 16)
+
+
+def test_words_that_yaml_1_1_took_as_truth_values_stay_words(recipe: Path) -> None:
+    loaded = load_recipe(recipe, ["model.config={a: no, b: 2024-01-01, c: true}"])
+    assert loaded.model.config == {"a": "no", "b": "2024-01-01", "c": True}
+
+
+def test_the_last_change_wins_over_the_file_and_earlier_changes(recipe: Path) -> None:
+    assert load_recipe(recipe, ["run.folder=a", "run.folder=b"]).run.folder == Path("b")
+
+
+def test_a_single_value_stands_for_a_list_of_one(recipe: Path) -> None:
+    assert load_recipe(recipe, ["data.train=a.jsonl"]).data.train == (Path("a.jsonl"),)
+
+
+def test_home_is_expanded_in_single_paths_and_lists(recipe: Path) -> None:
+    loaded = load_recipe(recipe, ["run.folder=~/run", "data.train=[~/a.jsonl]"])
+    assert loaded.run.folder == Path.home() / "run"
+    assert loaded.data.train == (Path.home() / "a.jsonl",)
+
+
+def test_all_mistakes_are_listed_with_their_lines(recipe: Path) -> None:
+    recipe.write_text(MINIMAL + "train:\n  lr: fast\n  stepz: 3\ntuning:\n  rank: 0\n", encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(recipe, ["data.overlong=cut"])
+    lines = str(caught.value).splitlines()
+    assert lines[0] == f"{recipe}: 4 problems"
+    assert sorted(line.strip() for line in lines[1:]) == [
+        f"{recipe}:6: train.lr: expected a valid number, unable to parse string as a number; found 'fast'",
+        f"{recipe}:7: train.stepz: there is no such setting; did you mean 'steps'?",
+        f"{recipe}:9: tuning.rank: expected greater than 0; found 0",
+        "command line: data.overlong: found 'cut', expected one of: error, drop, truncate, split",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "suggestion"),
+    [
+        ("train.rank=4", "did you mean 'tuning.rank'?"),
+        ("train.learning_rate=4", "did you mean 'train.lr'?"),
+        ("train.colour=4", "known: batch_rows"),
+        ("optim.lr=1", "known: data, evaluate"),
+        ("trian.lr=1", "did you mean 'train'?"),
+        ("lr=1", "did you mean 'train.lr'?"),
+        ("train.schedule=cosin", "did you mean 'cosine'?"),
+    ],
+)
+def test_an_unknown_name_gets_a_suggestion(recipe: Path, change: str, suggestion: str) -> None:
+    with pytest.raises(ConfigError, match=r"command line") as caught:
+        load_recipe(recipe, [change])
+    assert suggestion in str(caught.value)
+
+
+def test_what_is_right_survives_what_is_wrong(recipe: Path) -> None:
+    draft = read_recipe(recipe, ["train.lr=-1", "train.batch_rows=3", "tuning=lora"])
+    assert [problem.key for problem in draft.problems] == ["tuning", "train.lr"]
+    assert draft.recipe is not None
+    assert draft.recipe.train.batch_rows == 3
+
+
+def test_a_missing_setting_is_named(recipe: Path) -> None:
+    recipe.write_text("model: {size: tiny}\n", encoding="utf-8")
+    draft = read_recipe(recipe)
+    assert draft.recipe is None
+    assert [str(problem) for problem in draft.problems] == [
+        f"{recipe}:1: model.family: is missing; it has no default",
+        f"{recipe}: run: is missing; it has no default",
+    ]
+
+
+def test_a_key_that_stands_twice_is_named_with_both_lines(recipe: Path) -> None:
+    recipe.write_text(MINIMAL + "run:\n  folder: other\n", encoding="utf-8")
+    problems = read_recipe(recipe).problems
+    assert "run: stands twice, first in line 3" in listing(problems, recipe)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: [1", "recipe.yaml:1: not YAML"),
+        ("model:\n\tfamily: x", "recipe.yaml:2: not YAML: .*tab"),
+        ("just words", "a recipe has sections"),
+        ("", "a recipe has sections"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_refused(recipe: Path, text: str, message: str) -> None:
+    recipe.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=message):
+        load_recipe(recipe)
+
+
+def test_a_file_in_another_encoding_is_refused(recipe: Path) -> None:
+    recipe.write_bytes("model: 模型".encode("gb18030"))
+    with pytest.raises(ConfigError, match="not a text file in UTF-8"):
+        load_recipe(recipe)
+
+
+def test_a_missing_file_is_refused_with_the_nearest_name(recipe: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no such recipe; did you mean .*recipe\.yaml"):
+        load_recipe(recipe.with_name("recepi.yaml"))
+
+
+@pytest.mark.parametrize("change", ["train.lr", "=3", "train..lr=3", "model.family.x=1", "train.lr=[1"])
+def test_a_change_that_is_none_is_refused(recipe: Path, change: str) -> None:
+    with pytest.raises(ConfigError, match="command line"):
+        load_recipe(recipe, [change])
+
+
+def test_the_written_recipe_reads_back_equal(recipe: Path) -> None:
+    loaded = load_recipe(recipe, ["train.lr=1e-5", "data.train=[诗.jsonl]", "train.epochs=1"])
+    text = dump_recipe(loaded)
+    (recipe.parent / "config.yaml").write_text(text, encoding="utf-8")
+    assert load_recipe(recipe.parent) == loaded
+    assert "诗" in text
+
+
+def test_the_written_recipe_leaves_out_what_has_no_effect(recipe: Path) -> None:
+    written = yaml.safe_load(dump_recipe(load_recipe(recipe)))
+    assert written["tuning"] == {"method": "full"}
+    assert "loss_scale" not in written["train"]
