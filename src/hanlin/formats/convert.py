@@ -1,0 +1,372 @@
+"""Weights between layouts: into a model, into our base folder, from one layout to another; always tensor by tensor.
+
+Every name of theirs is used or dropped by a rule and every parameter of ours is filled, exactly once; anything else is
+an error that lists both sides. This file knows no model: a family brings its `Format`s, its config and its model class.
+"""
+
+from __future__ import annotations
+
+import difflib
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from hanlin.core.errors import CheckpointError
+from hanlin.formats.files import (
+    Weights,
+    open_weights,
+    published,
+    read_json,
+    write_json,
+    write_pickle,
+    write_safetensors,
+    write_shards,
+)
+from hanlin.formats.rules import Direction, Drop, Move, Rename, Rule, find_moves
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+BASE = "base"
+"""The name of our own layout: `config.json` with the family, `model.safetensors`, the tokenizer's files."""
+
+_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class Format:
+    """One layout in which a family's weights are found.
+
+    rules: config -> the two-way table of names (the names must not depend on the config's values);
+    read_config: (their JSON values or {}, weights) -> values of our config, missing ones left out;
+    write_config: our config -> their JSON values;
+    config_files: where their JSON may lie beside the weights, best first (`*` allowed); the first is the one we write;
+    weights_file: the name we write, its ending says the kind; tokenizer_files: copied along where they are.
+    """
+
+    title: str
+    rules: Callable[[Any], Sequence[Rule]]
+    read_config: Callable[[Mapping[str, Any], Mapping[str, torch.Tensor]], dict[str, Any]]
+    write_config: Callable[[Any], dict[str, Any]]
+    config_files: tuple[str, ...] = ("config.json",)
+    weights_file: str = "pytorch_model.bin"
+    tokenizer_files: tuple[str, ...] = ()
+
+
+class FamilyFacts(Protocol):
+    """What this file uses of a `models.family.Family`."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def config(self) -> type: ...
+    @property
+    def model(self) -> Callable[[], type]: ...
+    @property
+    def formats(self) -> Mapping[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Source:
+    """Weights on disk in a known layout."""
+
+    path: Path
+    format: str
+    weights: Weights
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Translated(Mapping[str, "torch.Tensor"]):
+    """Tensors under the names of the other side, each made when it is asked for."""
+
+    tensors: Mapping[str, torch.Tensor]
+    moves: dict[str, Move]
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        move = self.moves[name]
+        return move.run(tuple(self.tensors[source] for source in move.sources))[move.targets.index(name)]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.moves)
+
+    def __len__(self) -> int:
+        return len(self.moves)
+
+
+def find_source(path: Path, family: FamilyFacts, from_: str | None = None) -> Source:
+    """Open weights and tell their layout: the given one, our own by its config.json, else by the tensors' names.
+
+    Raises: CheckpointError.
+    """
+    path = Path(path)
+    if is_base(path) and from_ in (None, BASE):
+        values = read_json(path / "config.json")
+        if values.pop("family") != family.name:
+            raise CheckpointError(
+                f"{path}: holds the family {read_json(path / 'config.json')['family']!r}, {family.name!r} is asked for"
+            )
+        return Source(path, BASE, open_weights(path), values)
+    weights = open_weights(path)
+    name = from_ or recognise(weights, family)
+    if name not in family.formats:
+        known = ", ".join([BASE, *family.formats])
+        reason = (
+            f"there is no layout {from_!r}"
+            if from_
+            else f"the names are of no layout of {family.name} (first: {_some(weights)})"
+        )
+        raise CheckpointError(f"{path}: {reason}; known layouts: {known}")
+    return Source(path, name, weights, _their_values(path, family.formats[name]))
+
+
+def is_base(path: Path) -> bool:
+    """Whether this is a base folder of ours."""
+    config = Path(path) / "config.json"
+    return config.is_file() and "family" in read_json(config)
+
+
+def recognise(names: Iterable[str], family: FamilyFacts) -> str | None:
+    """The layout whose rules know most of the names."""
+    names = list(names)
+    known = {
+        name: sum(len(move.sources) for move in find_moves(form.rules(family.config()), names, "to_ours"))
+        for name, form in family.formats.items()
+    }
+    best = max(known, key=lambda name: known[name], default=None)
+    return best if best is not None and known[best] else None
+
+
+def read_config(
+    path: Path, family: FamilyFacts, changes: Mapping[str, Any] | None = None, from_: str | None = None
+) -> Any:
+    """The config of weights on disk: from the JSON beside them, completed from the tensors' shapes.
+
+    changes: single values that win over both.
+
+    Raises: CheckpointError.
+    """
+    return _config_of(find_source(path, family, from_), family, changes)
+
+
+def load_into(
+    model: nn.Module,
+    path: Path,
+    family: FamilyFacts,
+    *,
+    from_: str | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+) -> None:
+    """Fill a model's parameters from weights in any layout of the family, one parameter at a time.
+
+    A parameter on the meta device is made on `device`, with `dtype` (None: as in the file). What a tuning method added
+    to the model (`added` of its modules) is not looked for.
+
+    Raises: CheckpointError naming missing and surplus tensors, and those of another shape.
+    """
+    source = find_source(path, family, from_)
+    wanted = base_parameters(model)
+    translated = _to_ours(source, family, {name: tuple(parameter.shape) for name, parameter in wanted.items()})
+    for name, parameter in wanted.items():
+        _fill(model, name, parameter, translated[name], dtype or parameter.dtype, device)
+        for used in translated.moves[name].sources:
+            source.weights.forget(used)
+
+
+def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters of a model without those that a tuning method added."""
+    added = {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in model.named_modules()
+        for name in getattr(module, "added", ())
+    }
+    return {name: parameter for name, parameter in model.named_parameters() if name not in added}
+
+
+def save_base(
+    folder: Path,
+    family: FamilyFacts,
+    config: Any,
+    tensors: Mapping[str, torch.Tensor],
+    tokenizer: Any = None,
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Write a base folder in one step; tensors: by our names (of a model: its `base_parameters`).
+
+    Raises: CheckpointError when the folder exists.
+    """
+    with published(folder, overwrite) as beside:
+        beside.mkdir()
+        write_json(beside / "config.json", {"family": family.name, **asdict(config)})
+        write_shards(beside, tensors)
+        if tokenizer is not None:
+            tokenizer.save(beside)
+
+
+def convert(
+    source: Path,
+    family: FamilyFacts,
+    from_: str | None,
+    to: str,
+    target: Path,
+    *,
+    changes: Mapping[str, Any] | None = None,
+    tokenizer: Any = None,
+    overwrite: bool = False,
+) -> None:
+    """Rewrite weights from one layout (None: told from the files) as the folder `target` in layout `to`.
+
+    changes: config values that win over the source's; tokenizer: written along (None: the source's files are copied).
+
+    Raises: CheckpointError; the target is whole or not there at all.
+    """
+    opened = find_source(source, family, from_)
+    config = _config_of(opened, family, changes)
+    ours = _to_ours(opened, family, _shapes(family, config))
+    if to != BASE and to not in family.formats:
+        raise CheckpointError(f"there is no layout {to!r}; known layouts: {', '.join([BASE, *family.formats])}")
+    with published(target, overwrite) as beside:
+        beside.mkdir()
+        if to == BASE:
+            write_json(beside / "config.json", {"family": family.name, **asdict(config)})
+            write_shards(beside, ours)
+        else:
+            _write_theirs(beside, family.formats[to], config, ours)
+        _bring_tokenizer(opened.path, beside, family, tokenizer)
+
+
+def _write_theirs(folder: Path, form: Format, config: Any, ours: Mapping[str, torch.Tensor]) -> None:
+    moves = find_moves(form.rules(config), ours, "to_theirs")
+    theirs = Translated(ours, {target: move for move in moves for target in move.targets})
+    assert sum(len(move.sources) for move in moves) == len(ours), "the rules must know every parameter"
+    write_json(folder / form.config_files[0], form.write_config(config))
+    write = write_safetensors if form.weights_file.endswith(".safetensors") else write_pickle
+    write(folder / form.weights_file, theirs)
+
+
+def _bring_tokenizer(source: Path, folder: Path, family: FamilyFacts, tokenizer: Any) -> None:
+    if tokenizer is not None:
+        tokenizer.save(folder)
+        return
+    beside = source if source.is_dir() else source.parent
+    for name in {name for form in family.formats.values() for name in form.tokenizer_files}:
+        if (beside / name).is_file():
+            shutil.copyfile(beside / name, folder / name)
+
+
+def _their_values(path: Path, form: Format) -> dict[str, Any]:
+    folder = path if path.is_dir() else path.parent
+    own = [] if path.is_dir() else [path.with_suffix(".json")]
+    found = [*own, *(file for pattern in form.config_files for file in sorted(folder.glob(pattern)))]
+    return next((read_json(file) for file in found if file.is_file()), {})
+
+
+def _config_of(source: Source, family: FamilyFacts, changes: Mapping[str, Any] | None) -> Any:
+    values = source.values
+    if source.format != BASE:
+        values = family.formats[source.format].read_config(values, source.weights)
+    values = {**values, **(changes or {})}
+    known = [field.name for field in fields(family.config)]
+    if unknown := [name for name in values if name not in known]:
+        raise CheckpointError(f"{source.path}: unknown config values {_with_nearest(unknown, known)}")
+    return family.config(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def _shapes(family: FamilyFacts, config: Any) -> dict[str, tuple[int, ...]]:
+    import torch
+
+    with torch.device("meta"):
+        model = family.model()(config)
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+
+def _to_ours(source: Source, family: FamilyFacts, shapes: Mapping[str, tuple[int, ...]]) -> Translated:
+    """The source's tensors under our names, checked against the parameters' names and shapes."""
+    rules: Sequence[Rule] = [Rename(name, name) for name in shapes]
+    if source.format != BASE:
+        rules = family.formats[source.format].rules(family.config())
+    moves = find_moves(rules, source.weights, "to_ours")
+    translated = Translated(source.weights, {target: move for move in moves for target in move.targets})
+    _check_names(source, rules, moves, translated, shapes)
+    _check_shapes(source, translated, shapes)
+    _check_copies(source, moves)
+    return translated
+
+
+def _check_names(
+    source: Source, rules: Sequence[Rule], moves: Sequence[Move], translated: Translated, shapes: Mapping[str, object]
+) -> None:
+    useful = {name for move in moves if not move.targets or set(move.targets) & set(shapes) for name in move.sources}
+    surplus = [name for name in source.weights if name not in useful]
+    lacking = [name for name in shapes if name not in translated.moves]
+    missing = [_their_name(rules, name) for name in lacking]
+    if not surplus and not missing:
+        return
+    lines = [f"{source.path}: the tensors do not fit the model ({source.format} layout)"]
+    if missing:
+        lines.append(f"  missing, {len(missing)}: {_with_nearest(missing, surplus)}")
+    if surplus:
+        lines.append(f"  surplus, {len(surplus)}: {_with_nearest(surplus, missing)}")
+    lines.append("  Compare the config beside the weights with the file; `hanlin inspect` shows what it holds.")
+    raise CheckpointError("\n".join(lines))
+
+
+def _their_name(rules: Sequence[Rule], ours: str) -> str:
+    direction: Direction = "to_theirs"
+    moves = find_moves([rule for rule in rules if len(rule.ours) == 1], [ours], direction)
+    return moves[0].targets[0] if moves else ours
+
+
+def _check_shapes(source: Source, translated: Translated, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    wrong = []
+    for name, expected in shapes.items():
+        found = tuple(translated[name].shape)
+        if found != expected:
+            their_names = ", ".join(translated.moves[name].sources)
+            wrong.append(f"  {their_names}: found {list(found)}, expected {list(expected)}")
+    if wrong:
+        more = [f"  and {len(wrong) - _SHOWN} more"] if len(wrong) > _SHOWN else []
+        listed = "\n".join([*wrong[:_SHOWN], *more])
+        raise CheckpointError(f"{source.path}: tensors of another shape than the config says\n{listed}")
+
+
+def _check_copies(source: Source, moves: Sequence[Move]) -> None:
+    for move in moves:
+        if isinstance(move.rule, Drop) and move.rule.same_as is not None:
+            dropped, kept = move.sources[0], move.rule.same_as
+            if not source.weights[dropped].equal(source.weights[kept]):
+                raise CheckpointError(
+                    f"{source.path}: {dropped} must be a copy of {kept} (they are one tensor in this family), but differs"
+                )
+
+
+def _fill(
+    model: nn.Module, name: str, parameter: nn.Parameter, tensor: torch.Tensor, dtype: torch.dtype, device: Any
+) -> None:
+    import torch
+    from torch import nn
+
+    if not parameter.is_meta:
+        with torch.no_grad():
+            parameter.copy_(tensor)
+        return
+    copy = torch.empty(tensor.shape, dtype=dtype, device=device).copy_(tensor)
+    owner, _, last = name.rpartition(".")
+    model.get_submodule(owner).register_parameter(last, nn.Parameter(copy, parameter.requires_grad))
+
+
+def _some(names: Iterable[str]) -> str:
+    return ", ".join(list(names)[:3])
+
+
+def _with_nearest(names: Sequence[str], others: Sequence[str]) -> str:
+    shown = []
+    for name in names[:_SHOWN]:
+        near = difflib.get_close_matches(name, others, n=1, cutoff=0.8)
+        shown.append(f"{name} (nearest: {near[0]})" if near else name)
+    return ", ".join(shown) + (f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

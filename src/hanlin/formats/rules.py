@@ -1,0 +1,110 @@
+"""How names and tensors of another layout become ours, and ours become theirs: one table for both directions.
+
+A rule relates a group of their names to a group of ours. Names may hold placeholders such as `{i}`, each standing for a
+number; names belong together when their numbers agree. A rule that cuts one tensor in three (`theirs` one name, `ours`
+three) needs nothing more than the two functions of `Rule`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+Direction = Literal["to_ours", "to_theirs"]
+Tensors = tuple["torch.Tensor", ...]
+
+
+class Rule(Protocol):
+    """Tensors come and go in the order of the names."""
+
+    @property
+    def theirs(self) -> tuple[str, ...]: ...
+
+    @property
+    def ours(self) -> tuple[str, ...]: ...
+
+    def to_ours(self, tensors: Tensors) -> Tensors: ...
+
+    def to_theirs(self, tensors: Tensors) -> Tensors: ...
+
+
+class Rename:
+    """The same tensor under another name."""
+
+    def __init__(self, theirs: str, ours: str) -> None:
+        self.theirs = (theirs,)
+        self.ours = (ours,)
+
+    def to_ours(self, tensors: Tensors) -> Tensors:
+        return tensors
+
+    def to_theirs(self, tensors: Tensors) -> Tensors:
+        return tensors
+
+
+class Drop:
+    """A tensor of theirs that we do not keep, and do not write; `same_as`: their name whose copy it must be."""
+
+    def __init__(self, theirs: str, same_as: str | None = None) -> None:
+        self.theirs = (theirs,)
+        self.ours = ()
+        self.same_as = same_as
+
+    def to_ours(self, tensors: Tensors) -> Tensors:
+        return ()
+
+    def to_theirs(self, tensors: Tensors) -> Tensors:
+        raise AssertionError("what is dropped is never written")
+
+
+@dataclass(frozen=True)
+class Move:
+    """One use of a rule: these tensors become those."""
+
+    rule: Rule
+    direction: Direction
+    sources: tuple[str, ...]
+    targets: tuple[str, ...]
+
+    def run(self, tensors: Tensors) -> Tensors:
+        return self.rule.to_ours(tensors) if self.direction == "to_ours" else self.rule.to_theirs(tensors)
+
+
+def find_moves(rules: Iterable[Rule], names: Iterable[str], direction: Direction) -> list[Move]:
+    """Every complete use of the rules on these names."""
+    names = list(names)
+    return [move for rule in rules for move in _moves_of(rule, names, direction)]
+
+
+def rename(rules: Iterable[Rule], name: str, direction: Direction) -> str | None:
+    """The other side's name of one tensor that is only renamed; None where no such rule knows it."""
+    renames = [rule for rule in rules if isinstance(rule, Rename)]
+    moves = find_moves(renames, [name], direction)
+    return moves[0].targets[0] if moves else None
+
+
+def _moves_of(rule: Rule, names: Sequence[str], direction: Direction) -> Iterable[Move]:
+    sources, targets = (rule.theirs, rule.ours) if direction == "to_ours" else (rule.ours, rule.theirs)
+    groups: dict[tuple[tuple[str, str], ...], dict[str, str]] = {}
+    for name in names:
+        for pattern in sources:
+            if match := _compiled(pattern).fullmatch(name):
+                groups.setdefault(tuple(match.groupdict().items()), {})[pattern] = name
+    for numbers, found in groups.items():
+        if len(found) == len(sources):
+            filled = tuple(target.format(**dict(numbers)) for target in targets)
+            yield Move(rule, direction, tuple(found[pattern] for pattern in sources), filled)
+
+
+@cache
+def _compiled(pattern: str) -> re.Pattern[str]:
+    literal = re.split(r"(\{\w+\})", pattern)
+    return re.compile(
+        "".join(rf"(?P<{part[1:-1]}>\d+)" if part.startswith("{") else re.escape(part) for part in literal)
+    )

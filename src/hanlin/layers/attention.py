@@ -1,0 +1,100 @@
+"""Attention of every column to the columns it may see, over whole rows or inside windows of them.
+
+A packed row holds samples that never see each other: the square of the whole row is nearly all masked, and the kernels
+do not skip what is masked. `Windows` lays the samples of a row side by side instead, so that only their own small
+squares are computed. It saves work and changes no number.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Where the columns of rows `[rows, length]` stand when they are grouped into windows `[groups, width]`.
+
+    columns: `[groups, width]`, number of the column in the flattened rows, -1 = padding;
+    places: `[rows * length]`, number of the place in the flattened windows, -1 = in no window.
+    """
+
+    columns: torch.Tensor
+    places: torch.Tensor
+
+    @staticmethod
+    def of(windows: torch.Tensor, length: int) -> Windows:
+        """windows: `[rows, windows, width]` columns inside the row, -1 = padding; no column stands in two windows."""
+        num_rows = windows.shape[0]
+        starts = torch.arange(num_rows, device=windows.device)[:, None, None] * length
+        columns = torch.where(windows >= 0, windows + starts, -1).flatten(0, 1)
+        places = columns.new_full((num_rows * length + 1,), -1)
+        # All padding writes to the extra last entry.
+        places[columns.flatten().where(columns.flatten() >= 0, num_rows * length)] = torch.arange(
+            columns.numel(), device=columns.device
+        )
+        return Windows(columns, places[:-1])
+
+    def facts(self, facts: torch.Tensor) -> torch.Tensor:
+        """Numbers `[rows, length]` -> `[groups, width]`; padding gets the first column's."""
+        return facts.flatten()[self.columns.clamp(min=0)]
+
+    def group(self, vectors: torch.Tensor) -> torch.Tensor:
+        """`[rows, length, size]` -> `[groups, width, size]`; padding is 0."""
+        grouped = _Regroup.apply(vectors.flatten(0, 1), self.columns.flatten(), self.places)
+        return grouped.unflatten(0, self.columns.shape)
+
+    def spread(self, vectors: torch.Tensor, length: int) -> torch.Tensor:
+        """`[groups, width, size]` -> `[rows, length, size]`; columns in no window are 0."""
+        spread = _Regroup.apply(vectors.flatten(0, 1), self.places, self.columns.flatten())
+        return spread.unflatten(0, (-1, length))
+
+
+class _Regroup(torch.autograd.Function):
+    """Take rows by `index` (-1 = zeros); `inverse` says where each row went, so the gradient is a taking as well."""
+
+    @staticmethod
+    def forward(ctx, rows: torch.Tensor, index: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(inverse)
+        return _take(rows, index)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor):
+        (inverse,) = ctx.saved_tensors
+        return _take(gradient, inverse), None, None
+
+
+def _take(rows: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    return rows.index_select(0, index.clamp(min=0)).masked_fill_((index < 0)[:, None], 0)
+
+
+@dataclass(frozen=True)
+class Sight:
+    """Who sees whom, and how gladly: made once per forward pass, used by all blocks.
+
+    bias: `[groups, heads, queries, keys]` added to the scores, -inf where the query may not look;
+    blind: `[groups, queries]` True where a query sees nothing (its bias is finite, its result is set to 0);
+    windows: None = every row is one group.
+    """
+
+    bias: torch.Tensor
+    blind: torch.Tensor
+    windows: Windows | None = None
+
+    @staticmethod
+    def of(bias: torch.Tensor, visible: torch.Tensor, windows: Windows | None = None) -> Sight:
+        """bias: `[groups, heads, queries, keys]`; visible: `[groups, queries, keys]`."""
+        blind = ~visible.any(-1)
+        # A row of -inf only would be NaN in the softmax, and in its gradient.
+        hidden = ~visible & ~blind[..., None]
+        return Sight(bias.masked_fill(hidden[:, None], float("-inf")), blind, windows)
+
+
+def attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, sight: Sight, *, dropout: float = 0.0
+) -> torch.Tensor:
+    """Mix the values a query sees: `[groups, heads, columns, head_dim]` each -> `[groups, queries, heads * head_dim]`."""
+    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=sight.bias, dropout_p=dropout)
+    return mixed.transpose(1, 2).flatten(2).masked_fill(sight.blind[..., None], 0)

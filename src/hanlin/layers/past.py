@@ -1,0 +1,61 @@
+"""What the columns before the present ones leave behind: keys and values of each block, and facts about each column."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+import torch
+
+_MIN_CAPACITY = 64
+
+
+class Past:
+    """A cache that grows column by column: `note` first (it says how many columns come), then `append` in each block.
+
+    Room is doubled when it runs out, so writing a column costs no copy of the earlier ones.
+    """
+
+    def __init__(self) -> None:
+        self.length = 0
+        self._facts: dict[str, torch.Tensor] = {}
+        self._keys: dict[Hashable, torch.Tensor] = {}
+        self._values: dict[Hashable, torch.Tensor] = {}
+
+    def note(self, **facts: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Add facts of the next columns, `[rows, columns]` each; return them for all columns so far."""
+        assert facts, "at least one fact says how many columns come"
+        start = self.length
+        self.length += next(iter(facts.values())).shape[1]
+        for name, fact in facts.items():
+            self._facts[name] = _write(self._facts.get(name), fact, start, dim=1)
+        return {name: self._facts[name].narrow(1, 0, self.length) for name in facts}
+
+    def append(self, block: Hashable, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add a block's keys and values of the noted columns, `[rows, heads, columns, head_dim]`; return all so far."""
+        start = self.length - keys.shape[2]
+        self._keys[block] = _write(self._keys.get(block), keys, start, dim=2)
+        self._values[block] = _write(self._values.get(block), values, start, dim=2)
+        return self._keys[block].narrow(2, 0, self.length), self._values[block].narrow(2, 0, self.length)
+
+    def select(self, rows: torch.Tensor) -> None:
+        """Keep these rows, in this order; a row may be taken several times (beams)."""
+        for store in (self._facts, self._keys, self._values):
+            for name, tensor in store.items():
+                store[name] = tensor.index_select(0, rows)
+
+
+def _write(room: torch.Tensor | None, piece: torch.Tensor, start: int, dim: int) -> torch.Tensor:
+    end = start + piece.shape[dim]
+    if room is None or room.shape[dim] < end:
+        room = _enlarge(room, piece, max(_MIN_CAPACITY, 2 * end), dim)
+    room.narrow(dim, start, end - start).copy_(piece)
+    return room
+
+
+def _enlarge(room: torch.Tensor | None, piece: torch.Tensor, capacity: int, dim: int) -> torch.Tensor:
+    shape = list(piece.shape)
+    shape[dim] = capacity
+    larger = piece.new_empty(shape)
+    if room is not None:
+        larger.narrow(dim, 0, room.shape[dim]).copy_(room)
+    return larger

@@ -1,0 +1,325 @@
+"""The network of CPM-Bee: pre-norm blocks with gated GELU, one position bias table for all blocks, no positions.
+
+Surprising: every linear is divided by sqrt(in_features) at run time; the sum after each residual is divided by 1.05; the
+embedding is rotated by the token's subscript (which <option>, which <mask>), not by its position; the output head is the
+embedding plus one column per entry of the batch's ext table. See docs/formats.md for the original's names.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from hanlin.core.plan import Plan
+from hanlin.layers.attention import Sight, Windows, attend
+from hanlin.layers.buckets import distance_bucket
+from hanlin.layers.linear import Linear
+from hanlin.layers.loss import Piece, head_loss
+from hanlin.layers.norm import RmsNorm
+from hanlin.layers.past import Past
+from hanlin.layers.precision import matmul_dtype
+from hanlin.layers.rotary import inverse_frequencies, rotate_halves
+
+from .config import CpmBeeConfig
+
+RESIDUAL_DIVISOR = 1.05
+SUBSCRIPT_DISTANCE = 16
+SAME_SEGMENT, OTHER_SAMPLE = 0, 1
+"""Relations with a meaning of their own: measured by distance; a sample that is shown as an example."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The tensors of a forward pass; integers, batch first.
+
+    Always: tokens, subs, is_context (bool), sample_ids, num_segments, segments, relation_offsets: `[batch, length]`;
+    relations `[batch, relations]`; ext_tokens, ext_subs `[batch, entries]`, the same in every row.
+    Training: lengths `[batch]`; spans `[batch, length]`, the packed samples of a row; windows `[batch, windows, width]`,
+    the columns that attend among themselves (-1 = padding, None = the whole row).
+    With a past: positions `[batch, length]` inside the segment's text; padding has num_segments 0.
+    """
+
+    tokens: torch.Tensor
+    subs: torch.Tensor
+    is_context: torch.Tensor
+    sample_ids: torch.Tensor
+    num_segments: torch.Tensor
+    segments: torch.Tensor
+    relation_offsets: torch.Tensor
+    relations: torch.Tensor
+    ext_tokens: torch.Tensor | None = None
+    ext_subs: torch.Tensor | None = None
+    lengths: torch.Tensor | None = None
+    spans: torch.Tensor | None = None
+    windows: torch.Tensor | None = None
+    positions: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What decides who sees whom, per column: `[groups, columns]` each; `exists` is False for padding."""
+
+    positions: torch.Tensor
+    is_context: torch.Tensor
+    sample_ids: torch.Tensor
+    num_segments: torch.Tensor
+    segments: torch.Tensor
+    spans: torch.Tensor
+    exists: torch.Tensor
+
+
+class CpmBee(nn.Module):
+    """CPM-Bee of any size, whole or cut (see core/plan.py).
+
+    `checkpoint_activations = True` keeps only the input of each block for the backward pass.
+    """
+
+    def __init__(self, config: CpmBeeConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.checkpoint_activations = False
+        self.embedding = SubscriptEmbedding(config.vocab_size, config.hidden_size, config.half_frequencies)
+        self.position_bias = PositionBias(config)
+        self.blocks = nn.ModuleDict({str(i): Block(config, i) for i in range(config.num_layers)})
+        self.norm: nn.Module | None = RmsNorm(config.hidden_size, config.norm_eps)
+        self.plan = Plan(
+            first=("embedding",),
+            blocks=("blocks",),
+            last=("norm", "embedding"),  # the head is the embedding: it lives on both ends
+            shared=("position_bias",),
+            tensor={
+                "embedding": "vocab",
+                "position_bias": "heads",
+                "blocks.*.attention.query": "column",
+                "blocks.*.attention.key": "column",
+                "blocks.*.attention.value": "column",
+                "blocks.*.attention.output": "row",
+                "blocks.*.ffn.gate": "column",
+                "blocks.*.ffn.up": "column",
+                "blocks.*.ffn.down": "row",
+            },
+        )
+
+    def forward(
+        self,
+        *state: torch.Tensor,
+        past: Past | None = None,
+        labels: torch.Tensor | None = None,
+        weights: torch.Tensor | None = None,
+        reduction: Literal["sum", "none"] = "sum",
+        logits_to_keep: int | None = None,
+        **inputs: Any,
+    ) -> torch.Tensor:
+        """Logits `[batch, length, vocab + ext entries]`, or the loss if there are labels (see `core.plan.LanguageModel`).
+
+        inputs: the fields of `Inputs`. Labels and logits' columns from vocab_size on are entries of the ext table.
+        """
+        given = Inputs(**inputs)
+        hidden = state[0] if state else self.embedding(given.tokens, given.subs)
+        sight = self._sight(given, past)
+        for name, block in self.blocks.items():
+            hidden = self._run(block, hidden, sight, past, name)
+        if self.norm is None:
+            return hidden
+        hidden = self.norm(hidden if logits_to_keep is None else hidden[:, -logits_to_keep:])
+        pieces = self._head(given)
+        if labels is not None:
+            return head_loss(hidden, pieces, labels, weights, reduction)
+        return torch.cat([F.linear(hidden * factor, table) for table, factor in pieces], dim=-1)
+
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """Fill every parameter that exists as a fresh CPM-Bee has it."""
+        for module in self.modules():
+            if isinstance(module, RmsNorm):
+                nn.init.ones_(module.weight)
+            elif isinstance(module, (Linear, PositionBias)):
+                nn.init.normal_(module.weight, generator=generator)
+            elif isinstance(module, SubscriptEmbedding):
+                nn.init.normal_(module.weight, std=0.02, generator=generator)
+
+    def _run(self, block: nn.Module, hidden: torch.Tensor, sight: Sight, past: Past | None, name: str) -> torch.Tensor:
+        if self.checkpoint_activations and torch.is_grad_enabled():
+            return checkpoint(block, hidden, sight, past, name, use_reentrant=False)  # pyright: ignore[reportReturnType]
+        return block(hidden, sight, past, name)
+
+    def _sight(self, given: Inputs, past: Past | None) -> Sight:
+        windows = None if given.windows is None else Windows.of(given.windows, given.tokens.shape[1])
+        queries, keys = _columns(given, windows) if past is None else _remembered(given, past)
+        offsets = given.relation_offsets if windows is None else windows.facts(given.relation_offsets)
+        relation = relations_between(queries, keys, offsets, given.relations)
+        return Sight.of(self.position_bias(queries, keys, relation), visible(queries, keys), windows)
+
+    def _head(self, given: Inputs) -> list[Piece]:
+        pieces: list[Piece] = [(self.embedding.weight, self.embedding.scale)]
+        if given.ext_tokens is not None and given.ext_subs is not None and given.ext_tokens.shape[1]:
+            pieces.append((self.embedding(given.ext_tokens[0], given.ext_subs[0]), 1.0))
+        return pieces
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each with its norm and residual; a pruned model lacks either or both."""
+
+    def __init__(self, config: CpmBeeConfig, layer: int) -> None:
+        super().__init__()
+        self.attention = None if layer in config.removed_attention else Attention(config)
+        self.ffn = None if layer in config.removed_ffn else FeedForward(config)
+
+    def forward(self, hidden: torch.Tensor, sight: Sight, past: Past | None, name: str) -> torch.Tensor:
+        if self.attention is not None:
+            hidden = (hidden + self.attention(hidden, sight, past, name)) / RESIDUAL_DIVISOR
+        if self.ffn is not None:
+            hidden = (hidden + self.ffn(hidden)) / RESIDUAL_DIVISOR
+        return hidden
+
+
+class Attention(nn.Module):
+    def __init__(self, config: CpmBeeConfig) -> None:
+        super().__init__()
+        inner = config.num_heads * config.head_dim
+        self.head_dim = config.head_dim
+        self.dropout = config.dropout
+        self.norm = RmsNorm(config.hidden_size, config.norm_eps)
+        self.query = _scaled_linear(config.hidden_size, inner)
+        self.key = _scaled_linear(config.hidden_size, inner)
+        self.value = _scaled_linear(config.hidden_size, inner)
+        self.output = _scaled_linear(inner, config.hidden_size)
+
+    def forward(self, hidden: torch.Tensor, sight: Sight, past: Past | None, name: str) -> torch.Tensor:
+        normed = self.norm(hidden)
+        query, key, value = (self._heads(linear(normed), sight) for linear in (self.query, self.key, self.value))
+        if past is not None:
+            key, value = past.append(name, key, value)
+        mixed = attend(query, key, value, sight, dropout=self.dropout if self.training else 0.0)
+        if sight.windows is not None:
+            mixed = sight.windows.spread(mixed, hidden.shape[1])
+        return self.output(mixed)
+
+    def _heads(self, vectors: torch.Tensor, sight: Sight) -> torch.Tensor:
+        grouped = vectors if sight.windows is None else sight.windows.group(vectors)
+        return grouped.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # [groups, heads, columns, head_dim]
+
+
+class FeedForward(nn.Module):
+    def __init__(self, config: CpmBeeConfig) -> None:
+        super().__init__()
+        self.dropout = config.dropout
+        self.norm = RmsNorm(config.hidden_size, config.norm_eps)
+        self.gate = _scaled_linear(config.hidden_size, config.ffn_size)
+        self.up = _scaled_linear(config.hidden_size, config.ffn_size)
+        self.down = _scaled_linear(config.ffn_size, config.hidden_size)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        normed = self.norm(hidden)
+        inner = F.gelu(self.gate(normed)) * self.up(normed)
+        return self.down(F.dropout(inner, self.dropout, self.training))
+
+
+class SubscriptEmbedding(nn.Module):
+    """Token vectors divided by sqrt(size) and turned by the token's subscript; subscript 0 turns nothing."""
+
+    def __init__(self, vocab_size: int, size: int, half_frequencies: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(vocab_size, size))
+        self.scale = 1 / math.sqrt(size)
+        self.half_frequencies = half_frequencies
+
+    def forward(self, tokens: torch.Tensor, subs: torch.Tensor) -> torch.Tensor:
+        vectors = F.embedding(tokens, self.weight) * self.scale
+        return rotate_halves(vectors, self._angles(subs))
+
+    def _angles(self, subs: torch.Tensor) -> torch.Tensor:
+        frequencies = inverse_frequencies(self.weight.shape[1], subs.device)
+        if self.half_frequencies:
+            frequencies = frequencies.half()  # kept: golden bee_model_half
+        # In a fp16 model the original's product is rounded to fp16 as well.
+        dtype = torch.float16 if self.weight.dtype == torch.float16 else torch.float32
+        return (subs * SUBSCRIPT_DISTANCE).to(dtype)[..., None] * frequencies.to(dtype)
+
+
+class PositionBias(nn.Module):
+    """The score's bias by distance (inside a segment) or by relation (between segments), one column per head."""
+
+    def __init__(self, config: CpmBeeConfig) -> None:
+        super().__init__()
+        self.num_buckets = config.num_distance_buckets
+        self.max_distance = config.max_distance
+        self.weight = nn.Parameter(torch.empty(self.num_buckets + config.num_relation_buckets, config.num_heads))
+
+    def forward(self, queries: Columns, keys: Columns, relation: torch.Tensor) -> torch.Tensor:
+        """`[groups, heads, queries, keys]` in the dtype of the attention."""
+        offset = keys.positions[:, None, :] - queries.positions[:, :, None]
+        distance = distance_bucket(offset, self.num_buckets, self.max_distance)
+        rows = torch.where(relation == SAME_SEGMENT, distance, self.num_buckets + relation - 1)
+        return F.embedding(rows, self.weight.to(matmul_dtype(self.weight))).permute(0, 3, 1, 2)
+
+
+def visible(queries: Columns, keys: Columns) -> torch.Tensor:
+    """Which keys a query may look at: `[groups, queries, keys]`.
+
+    Context is seen by all, an answer by itself from left to right; an example (sample 1, 2, ...) sees itself only, the
+    main sample (0) sees its examples; packed samples (spans) never see each other.
+    """
+    is_earlier = keys.positions[:, None, :] <= queries.positions[:, :, None]
+    by_role = keys.is_context[:, None, :] | (~queries.is_context[:, :, None] & is_earlier)
+    by_sample = (queries.sample_ids == 0)[:, :, None] | _equal(queries.sample_ids, keys.sample_ids)
+    exists = queries.exists[:, :, None] & keys.exists[:, None, :]
+    return by_role & by_sample & _equal(queries.spans, keys.spans) & exists
+
+
+def relations_between(queries: Columns, keys: Columns, offsets: torch.Tensor, relations: torch.Tensor) -> torch.Tensor:
+    """The relation of the query's segment to the key's: `[groups, queries, keys]`.
+
+    offsets: `[groups, queries]`, where the query's table starts in its row of `relations` `[rows, relations]`.
+    """
+    is_same = _equal(queries.sample_ids, keys.sample_ids) & _equal(queries.spans, keys.spans)
+    starts = queries.segments * queries.num_segments + offsets
+    places = torch.where(is_same, starts[:, :, None] + keys.segments[:, None, :], 0).long()
+    groups_per_row = len(starts) // len(relations)
+    rows = torch.arange(len(starts), device=relations.device) // groups_per_row * relations.shape[1]
+    return torch.where(is_same, relations.flatten()[places + rows[:, None, None]].long(), OTHER_SAMPLE)
+
+
+def _equal(queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    return queries[:, :, None] == keys[:, None, :]
+
+
+def _columns(given: Inputs, windows: Windows | None) -> tuple[Columns, Columns]:
+    """The columns of a training row; queries and keys are the same."""
+    positions = torch.arange(given.tokens.shape[1], device=given.tokens.device).expand(given.tokens.shape)
+    exists = torch.ones_like(positions, dtype=torch.bool)
+    if given.lengths is not None:
+        exists = positions < given.lengths[:, None]
+    spans = torch.zeros_like(given.segments) if given.spans is None else given.spans
+    facts = (positions, given.is_context, given.sample_ids, given.num_segments, given.segments, spans, exists)
+    if windows is not None:
+        facts = [windows.facts(fact) for fact in facts]
+        facts[-1] = facts[-1] & (windows.columns >= 0)
+    columns = Columns(*facts)
+    return columns, columns
+
+
+def _remembered(given: Inputs, past: Past) -> tuple[Columns, Columns]:
+    """The new columns as queries, all columns so far as keys."""
+    assert given.positions is not None, "a past needs positions"
+    facts = {
+        "positions": given.positions,
+        "is_context": given.is_context,
+        "sample_ids": given.sample_ids,
+        "num_segments": given.num_segments,
+        "segments": given.segments,
+        "spans": torch.zeros_like(given.segments),
+    }
+    # kept: padding is hidden as a key only; as a query it sees the context (golden bee_generate).
+    queries = Columns(**facts, exists=torch.ones_like(given.is_context))
+    known = past.note(**facts)
+    return queries, Columns(**known, exists=known["num_segments"] != 0)
+
+
+def _scaled_linear(in_features: int, out_features: int) -> Linear:
+    return Linear(in_features, out_features, scale=1 / math.sqrt(in_features))
