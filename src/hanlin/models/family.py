@@ -77,6 +77,10 @@ class Samples(Protocol):
         """A copy of the prompt's record with the answer written in; `tokens` are the columns chosen, ends included."""
         ...
 
+    def answer_texts(self, prompt: Prompt, tokens: Sequence[int]) -> Sequence[str]:
+        """The text of each answer that was begun; `tokens` are the columns chosen so far."""
+        ...
+
     def gold(self, record: Any) -> Sequence[str | None]:
         """The texts of a record's answers, in their order; None for one that was not reached."""
         ...

@@ -1,0 +1,255 @@
+"""Records in, records with their answers out: one cached, batched loop for greedy search, beam search and sampling.
+
+A batch of prompts (padded on the left) goes through the model once; then every step feeds one column per open beam.
+Finished records leave the batch. An answer depends neither on the batch size nor on the other records (up to
+floating-point rounding): each record draws from its own stream of random numbers. Records are never changed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from itertools import groupby, islice
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+
+from hanlin.core.batch import Prompt, PromptBatch
+from hanlin.core.errors import DataError, HanlinError
+from hanlin.core.settings import GenerateSettings
+from hanlin.layers.past import Past
+from hanlin.models.family import Samples
+from hanlin.tokens.stream import stream_pieces
+
+from .beam import Beam, BeamRules, Candidate, Search, advance, best_candidates, start_search
+from .sampling import ban_columns, draw, penalise_used, warp
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+# Batches that are encoded ahead and sorted by length together.
+_BATCHES_AHEAD = 64
+
+
+class Engine:
+    """Writes answers with a model that lies on `device`.
+
+    max_length: the most tokens of prompt and answer together that the model can read; None: no limit.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        samples: Samples,
+        device: str | torch.device = "cpu",
+        precision: Precision = "fp32",
+        *,
+        max_length: int | None = None,
+    ) -> None:
+        self.model = model
+        self.samples = samples
+        self.device = torch.device(device)
+        self.precision = precision
+        self.max_length = max_length
+
+    def generate(self, records: Sequence[Any], options: GenerateSettings, seed: int = 0) -> list[Any]:
+        """Copies of the records with their answers, in their order.
+
+        Raises: DataError for a record that cannot be a prompt; HanlinError when the model yields no numbers.
+        """
+        answered = dict(self.answers(enumerate(records), options, seed))
+        return [answered[number] for number in range(len(records))]
+
+    def answers(
+        self, numbered: Iterable[tuple[int, Any]], options: GenerateSettings, seed: int = 0
+    ) -> Iterator[tuple[int, Any]]:
+        """Yield (number, copy of the record with its answer) as soon as it is known, longest prompts first.
+
+        The number names the record in messages and, with `seed`, fixes its random numbers.
+        """
+        numbered = iter(numbered)
+        while ahead := list(islice(numbered, _BATCHES_AHEAD * options.batch_size)):
+            prompts = [(number, self.prompt(record, options, number)) for number, record in ahead]
+            prompts.sort(key=lambda pair: -pair[1].length)
+            for start in range(0, len(prompts), options.batch_size):
+                yield from self._answer_batch(prompts[start : start + options.batch_size], options, seed)
+
+    def stream(self, record: Any, options: GenerateSettings, seed: int = 0) -> Iterator[str]:
+        """The answer's text in pieces while it is written; a newline stands between several answers.
+
+        Raises: HanlinError for beam search, whose text is not known before its end.
+        """
+        if options.method == "beam":
+            raise HanlinError(
+                "generate.method: the text of a beam search is not known before its end; "
+                "choose generate.method=greedy or sample to see it while it is written"
+            )
+        prompt = self.prompt(record, options)
+        steps = self.search([prompt], options, [record_stream(seed, 0)])
+        tokens = ((search.found or search.beams)[0].tokens for [search] in steps)
+        return stream_pieces("\n".join(self.samples.answer_texts(prompt, chosen)) for chosen in tokens)
+
+    def prompt(self, record: Any, options: GenerateSettings, number: int = 0) -> Prompt:
+        """Encode a record and see that it leaves room for the answer.
+
+        Raises: DataError.
+        """
+        try:
+            prompt = self.samples.prompt(record)
+        except DataError as error:
+            raise DataError(f"record {number + 1}: {error}") from None
+        if self.max_length is not None and prompt.length + options.max_new_tokens > self.max_length:
+            raise DataError(
+                f"record {number + 1}: its prompt has {prompt.length} tokens and up to {options.max_new_tokens} may "
+                f"follow, but the model reads at most {self.max_length}; "
+                "shorten the record or lower generate.max_new_tokens"
+            )
+        return prompt
+
+    def search(
+        self, prompts: Sequence[Prompt], options: GenerateSettings, streams: Sequence[np.random.Generator] = ()
+    ) -> Iterator[list[Search]]:
+        """After each step, how far the search for each prompt's answer is; all are done at the end.
+
+        streams: one per prompt, read by sampling only.
+        """
+        batch = self.samples.collate_prompts(prompts)
+        rules = BeamRules(options.beams if options.method == "beam" else 1, options.max_new_tokens)
+        reader = _Reader(self.model, batch, self.device)
+        searches = [start_search(cursor) for cursor in batch.cursors]
+        while rows := _open_rows(searches):
+            with self._inference():
+                logits = reader.read(rows)
+                logits = ban_columns(logits, [batch.banned[row.record] for row in rows])
+                candidates = _choose(_penalise(logits, rows, options), rows, options, streams)
+            for record, best_first in candidates.items():
+                searches[record] = advance(searches[record], best_first, rules)
+            yield list(searches)
+
+    def _answer_batch(
+        self, numbered: Sequence[tuple[int, Prompt]], options: GenerateSettings, seed: int
+    ) -> Iterator[tuple[int, Any]]:
+        streams = [record_stream(seed, number) for number, _ in numbered]
+        *_, searches = self.search([prompt for _, prompt in numbered], options, streams)
+        for (number, prompt), search in zip(numbered, searches, strict=True):
+            yield number, self.samples.answer(prompt, search.best.tokens)
+
+    @contextmanager
+    def _inference(self) -> Iterator[None]:
+        was_training = self.model.training
+        if was_training:
+            self.model.eval()
+        try:
+            with torch.inference_mode(), self._arithmetic():
+                yield
+        finally:
+            if was_training:
+                self.model.train()
+
+    def _arithmetic(self) -> Any:
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, _AUTOCAST[self.precision])
+
+
+def record_stream(seed: int, number: int) -> np.random.Generator:
+    """The random numbers of one record: the same for any batch size and on any device."""
+    return np.random.default_rng([seed, number])
+
+
+class _Row(NamedTuple):
+    """A row of a step's batch: the number of its prompt, and the beam that it feeds."""
+
+    record: int
+    beam: Beam
+
+
+class _Reader:
+    """The model, what it has read so far, and the order of its rows."""
+
+    def __init__(self, model: Any, batch: PromptBatch, device: torch.device) -> None:
+        self._model = model
+        self._prompt = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.inputs.items()}
+        self._device = device
+        self._past: Past | None = None
+        self._rows = [_Row(number, Beam.first(cursor)) for number, cursor in enumerate(batch.cursors)]
+        # What belongs to the whole record (a relation table) goes along with every step; the rest is in the past.
+        columns = batch.cursors[0].inputs()
+        self._constant = {name: tensor for name, tensor in self._prompt.items() if name not in columns}
+
+    def read(self, rows: list[_Row]) -> torch.Tensor:
+        """Feed the next column of every row; logits `[rows, vocab]`, at least fp32."""
+        if self._past is None:
+            self._past = Past()
+            self._model(**self._prompt, past=self._past, logits_to_keep=1)
+        self._reorder(rows)
+        logits = self._model(**self._columns(rows), **self._constant, past=self._past, logits_to_keep=1)[:, -1]
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+    def _reorder(self, rows: list[_Row]) -> None:
+        """Give each row the past of the row that it goes on from."""
+        assert self._past is not None
+        first: dict[int, int] = {}
+        for number, row in enumerate(self._rows):
+            first.setdefault(row.record, number)
+        parents = [first[row.record] + row.beam.parent for row in rows]
+        if parents != list(range(len(self._rows))):
+            chosen = torch.tensor(parents, device=self._device)
+            self._past.select(chosen)
+            self._constant = {name: tensor[chosen] for name, tensor in self._constant.items()}
+        self._rows = rows
+
+    def _columns(self, rows: list[_Row]) -> dict[str, torch.Tensor]:
+        columns = [row.beam.cursor.inputs() for row in rows]
+        return {
+            name: torch.tensor([[column[name]] for column in columns], dtype=self._dtype(name)).to(self._device)
+            for name in columns[0]
+        }
+
+    def _dtype(self, name: str) -> torch.dtype:
+        return self._prompt[name].dtype if name in self._prompt else torch.int64
+
+
+def _open_rows(searches: Sequence[Search]) -> list[_Row]:
+    return [_Row(record, beam) for record, search in enumerate(searches) for beam in search.beams]
+
+
+def _penalise(logits: torch.Tensor, rows: Sequence[_Row], options: GenerateSettings) -> torch.Tensor:
+    # kept (bee_generate): what counts is the id fed, so the third option counts as a bare "<option>".
+    window = options.repetition_window or 0
+    return penalise_used(logits, [row.beam.fed[-window:] for row in rows], options.repetition_penalty)
+
+
+def _choose(
+    logits: torch.Tensor, rows: Sequence[_Row], options: GenerateSettings, streams: Sequence[np.random.Generator]
+) -> dict[int, list[Candidate]]:
+    """For each open record its candidates, best first.
+
+    Raises: HanlinError when the logits are not numbers.
+    """
+    scores = logits.log_softmax(dim=-1)
+    if options.method == "sample":
+        warped = warp(logits, options.temperature, options.top_k, options.top_p)
+        tokens = draw(warped, [streams[row.record].random() for row in rows])[:, None]
+    else:
+        # Twice the beams, since each beam's end may be among them.
+        count = 2 * options.beams if options.method == "beam" else 1
+        tokens = scores.topk(min(count, scores.shape[-1]), dim=-1).indices
+    sums = scores.gather(-1, tokens) + scores.new_tensor([[row.beam.score] for row in rows])
+    return _by_record(rows, tokens.tolist(), sums.tolist())
+
+
+def _by_record(rows: Sequence[_Row], tokens: list[list[int]], sums: list[list[float]]) -> dict[int, list[Candidate]]:
+    if any(math.isnan(row[0]) for row in sums):
+        raise HanlinError(
+            "the model's logits are not numbers (NaN): its weights are damaged, or too large for fp16; "
+            "look at the weights with `hanlin inspect`, or choose precision bf16 or fp32"
+        )
+    candidates = {}
+    for record, group in groupby(range(len(rows)), key=lambda number: rows[number].record):
+        own = list(group)
+        count = max(len(tokens[number]) for number in own)
+        candidates[record] = best_candidates([tokens[n] for n in own], [sums[n] for n in own], count)
+    return candidates
