@@ -14,6 +14,16 @@ from hanlin.core.batch import IGNORED, Batch, Sample
 from hanlin.core.errors import DataError
 
 
+class Letters:
+    """A tokenizer that is known by its name alone."""
+
+    def __init__(self, name: str = "small") -> None:
+        self.name = name
+
+    def save(self, folder: Path) -> None:
+        (folder / "name.txt").write_text(self.name)
+
+
 class LetterSamples:
     """{"text": "abc", "<ans>": "de"} -> 5 tokens, 2 of them in the loss; with "draw" the answer's letters are mixed."""
 

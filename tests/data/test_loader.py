@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from letter_family import JoiningSamples, LetterSamples, letters, write_rows
+from letter_family import JoiningSamples, Letters, LetterSamples, letters, write_rows
 
 from hanlin.core.batch import Batch
 from hanlin.core.errors import ConfigError, DataError
 from hanlin.core.settings import DataSettings
 from hanlin.data.loader import Loader
 from hanlin.data.prepare import Prepared, prepare
-from hanlin.data.sources import open_source
 
 LENGTH = 24
 
@@ -25,9 +24,9 @@ def data(tmp_path: Path) -> Prepared:
 
 
 def make_data(folder: Path, *files: list) -> Prepared:
-    sources = [open_source(write_rows(folder / f"{number}.jsonl", rows)) for number, rows in enumerate(files)]
+    paths = [write_rows(folder / f"{number}.jsonl", rows) for number, rows in enumerate(files)]
     settings = DataSettings(max_length=LENGTH, cache=folder / "cache")
-    return prepare(sources, LetterSamples(), settings, encoding="letters", progress=False)
+    return prepare(paths, LetterSamples(), settings, tokenizer=Letters(), progress=False)
 
 
 def loader(data: Prepared, samples: LetterSamples | None = None, **options) -> Loader:

@@ -8,21 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from letter_family import LetterSamples, letters, write_rows
+from letter_family import Letters, LetterSamples, letters, write_rows
 from rich.console import Console
 
 from hanlin.core.errors import DataError
 from hanlin.core.settings import DataSettings
-from hanlin.data.prepare import Prepared, prepare, tokenizer_fingerprint
+from hanlin.data.prepare import Prepared, prepare
 from hanlin.data.report import render_report
-from hanlin.data.sources import open_source
 from hanlin.data.sources.bee import write_bee
 
 
 def prepared(folder: Path, *paths: Path, samples: LetterSamples | None = None, **settings) -> Prepared:
     made = DataSettings(**{"max_length": 16, "cache": folder / "cache", **settings})
-    sources = [open_source(path) for path in paths]
-    return prepare(sources, samples or LetterSamples(), made, encoding="letters", progress=False)
+    return prepare(paths, samples or LetterSamples(), made, tokenizer=Letters(), progress=False)
 
 
 def texts(data: Prepared) -> list[str]:
@@ -59,14 +57,18 @@ def test_the_second_run_encodes_nothing(tmp_path: Path) -> None:
     assert before.report == after.report
 
 
-@pytest.mark.parametrize("change", ["content", "max_length", "encoding"])
+@pytest.mark.parametrize("change", ["content", "max_length", "tokenizer", "transform"])
 def test_a_change_that_matters_makes_another_cache(tmp_path: Path, change: str) -> None:
     rows = letters(9)
     data = prepared(tmp_path, write_rows(tmp_path / "a.jsonl", rows))
     changed = write_rows(tmp_path / "b.jsonl", rows[:8] if change == "content" else rows)
-    settings = DataSettings(max_length=17 if change == "max_length" else 16, cache=tmp_path / "cache")
-    encoding = "other" if change == "encoding" else "letters"
-    again = prepare([open_source(changed)], LetterSamples(), settings, encoding=encoding, progress=False)
+    settings = DataSettings(
+        max_length=17 if change == "max_length" else 16,
+        transform={"text": "$text", "<ans>": "答"} if change == "transform" else {},
+        cache=tmp_path / "cache",
+    )
+    tokenizer = Letters("capital" if change == "tokenizer" else "small")
+    again = prepare([changed], LetterSamples(), settings, tokenizer=tokenizer, progress=False)
     assert again.fingerprint != data.fingerprint
     assert len([*(tmp_path / "cache").iterdir()]) == 2
 
@@ -187,12 +189,9 @@ def test_the_report_adds_up_and_can_be_shown(tmp_path: Path) -> None:
         assert part in shown
 
 
-def test_a_tokenizer_is_known_by_what_it_saves(tmp_path: Path) -> None:
-    class Words:
-        def __init__(self, text: str) -> None:
-            self.text = text
-
-        def save(self, folder: Path) -> None:
-            (folder / "vocab.txt").write_text(self.text)
-
-    assert tokenizer_fingerprint(Words("a")) == tokenizer_fingerprint(Words("a")) != tokenizer_fingerprint(Words("b"))
+def test_a_mapping_makes_records_of_raw_rows(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "a.jsonl", [{"body": "ab", "answer": "c"}, {"answer": "d"}])
+    mapping = {"text": "$body", "<ans>": "$answer"}
+    with pytest.raises(DataError, match=r"a\.jsonl:2: .*no key 'body'"):
+        prepared(tmp_path, path, transform=mapping)
+    assert texts(prepared(tmp_path, path, transform=mapping, bad_rows="drop")) == ["abc"]

@@ -1,7 +1,7 @@
 """Records -> encoded samples, once: every bad row is found before training, the result is kept on disk.
 
-The cache is named by a hash of the content of the data, the encoding (family, tokenizer) and the settings that
-matter, so a second run finds it and a change of any of them makes another one.
+The cache is named by a hash of the content of the data, the tokenizer, the family's code and the settings that matter,
+so a second run finds it and a change of any of them makes another one.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import logging
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -29,7 +30,8 @@ from hanlin.data.files import published_folder
 from hanlin.data.pack import padding_share, plan_rows
 from hanlin.data.report import Counts, DataReport, make_report
 from hanlin.data.samples import Samples
-from hanlin.data.sources import BadRowError, Source
+from hanlin.data.sources import BadRowError, Source, open_source
+from hanlin.data.transform import Transformed
 
 log = logging.getLogger(__name__)
 
@@ -100,21 +102,22 @@ class Prepared:
 
 
 def prepare(
-    sources: Sequence[Source],
+    files: Sequence[Path],
     samples: Samples,
     settings: DataSettings,
     *,
-    encoding: str,
+    tokenizer: Any,
     progress: bool = True,
 ) -> Prepared:
-    """Encode the rows of all sources, or take them from the cache under `settings.cache`.
+    """Encode the rows of all files, or take them from the cache under `settings.cache`.
 
-    encoding: what else decides the arrays: the family's name and `tokenizer_fingerprint`.
+    tokenizer: the one that `samples` uses; what it saves of itself is part of the cache's name.
     Raises: DataError listing the rows that cannot be used, unless the settings say that they are dropped.
     """
-    if not sources:
+    if not files:
         raise DataError("no data files were given; name at least one")
-    fingerprint = _fingerprint(sources, settings, encoding)
+    sources = [_open(path, settings) for path in files]
+    fingerprint = _fingerprint(sources, samples, tokenizer, settings)
     folder = settings.cache.expanduser() / fingerprint[:32]
     columns = _read_cache(folder)
     if columns is None:
@@ -125,25 +128,38 @@ def prepare(
     return Prepared(sources, samples, settings, columns)
 
 
-def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """Hash of the files that a tokenizer writes of itself."""
-    digest = hashlib.sha256()
+def _open(path: Path, settings: DataSettings) -> Source:
+    source = open_source(path)
+    return Transformed(source, settings.transform) if settings.transform else source
+
+
+def _fingerprint(sources: Sequence[Source], samples: Samples, tokenizer: Any, settings: DataSettings) -> str:
     with tempfile.TemporaryDirectory() as scratch:
         tokenizer.save(Path(scratch))
-        for path in sorted(Path(scratch).rglob("*")):
-            if path.is_file():
-                digest.update(f"{path.relative_to(scratch)}\0{path.stat().st_size}\0".encode() + path.read_bytes())
-    return digest.hexdigest()
-
-
-def _fingerprint(sources: Sequence[Source], settings: DataSettings, encoding: str) -> str:
+        tokenizer_hash = _hash_files(sorted(path for path in Path(scratch).rglob("*") if path.is_file()))
     facts = {
         "version": VERSION,
         "sources": [source.fingerprint for source in sources],
-        "encoding": encoding,
+        "tokenizer": tokenizer_hash,
+        "code": _hash_files(_code_of(samples)),
         "settings": [settings.max_length, settings.overlong, settings.bad_rows],
     }
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def _code_of(samples: Samples) -> list[Path]:
+    """The files that decide how a record is encoded: the family's folder, or the user's one file."""
+    module = sys.modules[type(samples).__module__]
+    file = Path(str(module.__file__))
+    return sorted(file.parent.glob("*.py")) if module.__package__ else [file]
+
+
+def _hash_files(files: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        data = path.read_bytes()
+        digest.update(f"{path.name}\0{len(data)}\0".encode() + data)
+    return digest.hexdigest()
 
 
 def _read_cache(folder: Path) -> Columns | None:

@@ -88,12 +88,13 @@ def render_report(report: DataReport, title: str = "Data") -> RenderableType:
 
 
 def _histogram(lengths: np.ndarray) -> list[tuple[int, int]]:
-    """Bars of equal, round width from 0 to the longest sample."""
-    width = max(1, -(-int(lengths.max()) // BARS))
+    """Bars of equal, round width from the shortest to the longest sample."""
+    width = max(1, -(-int(lengths.max() - lengths.min()) // BARS))
     digit = 10 ** max(len(str(width)) - 2, 0)
     width = -(-width // digit) * digit
-    counts = np.bincount((np.maximum(lengths, 1) - 1) // width)
-    return [(int(width * (bar + 1)), int(count)) for bar, count in enumerate(counts)]
+    bars = (np.maximum(lengths, 1) - 1) // width
+    first = int(bars.min())
+    return [(width * (first + bar + 1), count) for bar, count in enumerate(np.bincount(bars - first).tolist())]
 
 
 def _facts(report: DataReport) -> RenderableType:

@@ -27,11 +27,11 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, row: int) -> dict[str, Any]:
+    def __getitem__(self, row: int, /) -> Any:
         """Raises: BadRowError."""
         ...
 
-    def where(self, row: int) -> str:
+    def where(self, row: int, /) -> str:
         """File and place of a row, as an editor understands it: `train.jsonl:17`."""
         ...
 
