@@ -1,0 +1,337 @@
+"""CPM-Bee's records -> arrays, and answers -> records.
+
+Each segment is written <s> text </s>; an answer has no </s> in the row, the position before its end predicts it.
+Strings that are not in the vocabulary are renamed: <option_3> becomes <option>, an unknown run <unk>, each with the
+running number ("sub") of that string within its kind, in the order of first appearance.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hanlin.core.batch import IGNORED, Batch, Prompt, PromptBatch, Sample
+from hanlin.core.errors import ConfigError, DataError
+
+from . import answers
+from .answers import ANSWER
+from .config import CpmBeeConfig
+from .prompts import Entry, PromptState, Slots, columns_of, first_cursor, split_answers
+from .record import Segment, Shuffler, answer_paths, relation_table, segments, with_value
+from .rows import Row, join_samples, make_batch, tensors
+from .tokenizer import CpmBeeTokenizer, unescape
+
+_PER_TOKEN = ("tokens", "subs", "positions", "is_context", "segments", "num_segments", "sample_ids", "relation_offsets")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A record as arrays.
+
+    table: id -> string of what is not in the vocabulary; renamed: the same ids -> (token, sub).
+    answers: numbers of the answers' segments, in the order of the record.
+    """
+
+    tokens: np.ndarray
+    subs: np.ndarray
+    is_context: np.ndarray
+    segments: np.ndarray
+    relations: np.ndarray
+    num_segments: int
+    answers: tuple[int, ...]
+    table: dict[int, str]
+    renamed: dict[int, Entry]
+
+
+class CpmBeeSamples:
+    """`hanlin.models.family.Samples` of CPM-Bee."""
+
+    def __init__(
+        self,
+        tokenizer: CpmBeeTokenizer,
+        config: CpmBeeConfig,
+        *,
+        max_depth: int = 8,
+        strict: bool = False,
+        unescape_answers: bool = False,
+    ) -> None:
+        """max_depth: steps between segments are counted up to this (8 in all released models).
+
+        strict: refuse <name> that is neither a mark of the vocabulary nor a numbered one, as the original does; else
+        it is taken literally. unescape_answers: write "<" in answers as "<"; else as "<<", the form records have.
+
+        Raises: ConfigError.
+        """
+        if tokenizer.vocab_size > config.vocab_size:
+            raise ConfigError(
+                f"the vocabulary has {tokenizer.vocab_size} tokens, the model only {config.vocab_size} (vocab_size); "
+                "take the vocabulary that belongs to the model, or set model.config.vocab_size for fresh weights"
+            )
+        self.tokenizer = tokenizer
+        self.config = config
+        self.max_depth = max_depth
+        self.strict = strict
+        self.unescape_answers = unescape_answers
+        self._start, self._end, self._unknown = (tokenizer.marks[mark] for mark in ("<s>", "</s>", "<unk>"))
+
+    def check(self, record: Any) -> None:
+        """Whether a record can be trained on. An empty text in a dict of answers is one (nothing was found).
+
+        Raises: DataError with the key and what is wrong there.
+        """
+        paths = answer_paths(record)
+        self.encode(record)
+        if paths == [(ANSWER,)] and not record[ANSWER]:
+            raise DataError('"<ans>" is empty: this row has no answer to learn (rows like it are for generate)')
+
+    def sample(self, record: Any, rng: Shuffler | None = None) -> Sample:
+        """Encode a training record; `rng` shuffles the dicts of answers.
+
+        Raises: DataError.
+        """
+        answer_paths(record)
+        return self.labelled(self.encode(record, rng))
+
+    def varies(self, record: Any) -> bool:
+        return _has_choice(record[ANSWER])
+
+    def fit(self, record: Any, max_length: int, policy: str) -> list[Any]:
+        """Make a record short enough.
+
+        truncate: the longest texts outside the answer lose tokens at their ends; marks stay, and at least one token.
+        split: the longest text of all is cut into parts, one record for each; the others are repeated.
+
+        Raises: DataError when that is not enough.
+        """
+        assert policy in ("truncate", "split"), policy
+        excess = self.encode(record).tokens.size - max_length
+        if excess <= 0:
+            return [record]
+        texts = [segment for segment in segments(record) if segment.role != "key"]
+        return [self._truncate(record, texts, excess)] if policy == "truncate" else self._split(record, texts, excess)
+
+    def collate(self, rows: Sequence[Row], length: int) -> Batch:
+        return make_batch(rows, length, vocab_size=self.config.vocab_size, start=self._start)
+
+    def join(self, main: Sample, examples: Sequence[Sample]) -> Sample:
+        """`main` with worked examples that it sees (in-context samples)."""
+        return join_samples(main, examples)
+
+    def show(self, sample: Sample) -> list[tuple[str, bool]]:
+        pieces: list[tuple[str, bool]] = []
+        labels = np.concatenate([[IGNORED], sample.labels])  # what the position before each token predicts
+        for token, sub, label in zip(sample.inputs["tokens"], sample.inputs["subs"], labels[:-1], strict=True):
+            if label == self._end:
+                _append(pieces, "</s>", True)
+            is_learnt = label not in (IGNORED, self._end)
+            _append(pieces, self.tokenizer.decode([int(token)]) + (f"#{sub}" if sub else ""), is_learnt)
+        if labels[-1] == self._end:
+            _append(pieces, "</s>", True)
+        return pieces
+
+    def prompt(self, record: Any) -> Prompt:
+        """Encode a record whose answers are wanted; what stands under "<ans>" is not looked at.
+
+        Raises: DataError.
+        """
+        paths = answer_paths(record)
+        marked = record
+        for number, path in enumerate(paths, start=1):
+            # kept: the places count as <ans_1>, ... in the numbering of the record's own marks (golden bee_encode).
+            marked = with_value(marked, path, f"<ans_{number}>")
+        encoded = self.encode(marked)
+        slots = Slots(encoded.answers, encoded.num_segments, self.config.vocab_size, self._start, self._end)
+        strings = self._strings(encoded)
+        entries = [entry for entry in strings if entry[1]]
+        columns = columns_of(strings, entries, self.config.vocab_size)
+        return Prompt(
+            record,
+            _prompt_inputs(encoded),
+            first_cursor(slots, entries),
+            PromptState(slots, tuple(paths), strings, columns),
+        )
+
+    def collate_prompts(self, prompts: Sequence[Prompt]) -> PromptBatch:
+        """Pad prompts on the left; their strings share one table of (token, sub), noted in each prompt's state."""
+        length = max(prompt.length for prompt in prompts)
+        entries = list(dict.fromkeys(entry for prompt in prompts for entry in prompt.state.strings if entry[1]))
+        table = np.array(entries, dtype=np.int64).reshape(-1, 2)
+        inputs = {name: np.stack([_pad(p.inputs[name], length, "left") for p in prompts]) for name in _PER_TOKEN}
+        longest = max(prompt.inputs["relations"].size for prompt in prompts)
+        inputs["relations"] = np.stack([_pad(p.inputs["relations"], longest, "right") for p in prompts])
+        inputs["ext_tokens"], inputs["ext_subs"] = (np.tile(table[:, part], (len(prompts), 1)) for part in (0, 1))
+        for prompt in prompts:
+            prompt.state.columns.clear()
+            prompt.state.columns.update(columns_of(prompt.state.strings, entries, self.config.vocab_size))
+        return PromptBatch(
+            tensors(inputs),
+            [first_cursor(prompt.state.slots, entries) for prompt in prompts],
+            [self._banned(prompt, len(entries)) for prompt in prompts],
+        )
+
+    def answer(self, prompt: Prompt, tokens: Sequence[int]) -> Any:
+        """A copy of the prompt's record with its answers; None for those that were not begun."""
+        texts = self.answer_texts(prompt, tokens)
+        record = copy.deepcopy(prompt.record)
+        for number, path in enumerate(prompt.state.paths):
+            record = with_value(record, path, texts[number] if number < len(texts) else None)
+        return record
+
+    def answer_texts(self, prompt: Prompt, tokens: Sequence[int]) -> list[str]:
+        """The text of each answer that was begun; `tokens` are the columns chosen so far."""
+        begun = split_answers(tokens, self._end)
+        return [self._shown(self.tokenizer.decode(answer, prompt.state.columns)) for answer in begun]
+
+    def gold(self, record: Any) -> list[str | None]:
+        """The texts of a record's answers, in the form in which `answer` writes them."""
+        texts = answers.gold(record)
+        return [None if text is None else self._shown(self.tokenizer.escape_unknown_marks(text)) for text in texts]
+
+    def candidates(self, record: Any) -> list[Any]:
+        return answers.candidates(record)
+
+    def encode(self, record: Any, rng: Shuffler | None = None) -> Encoded:
+        """Encode any record, with an answer or without.
+
+        Raises: DataError.
+        """
+        parts = segments(record, rng)
+        table: dict[int, str] = {}
+        ids = [self._encode_segment(part, table) for part in parts]
+        renamed = self._rename(table)
+        tokens = np.fromiter((token for part in ids for token in part), dtype=np.int32)
+        subs = np.zeros_like(tokens)
+        for place in np.flatnonzero(tokens >= self.tokenizer.vocab_size):
+            tokens[place], subs[place] = renamed[int(tokens[place])]
+        lengths = [len(part) for part in ids]
+        is_context = np.array([part.role != "answer" for part in parts])
+        return Encoded(
+            tokens=tokens,
+            subs=subs,
+            is_context=np.repeat(is_context, lengths),
+            segments=np.repeat(np.arange(len(parts), dtype=np.int32), lengths),
+            relations=self._relations(parts),
+            num_segments=len(parts),
+            answers=tuple(np.flatnonzero(~is_context).tolist()),
+            table=table,
+            renamed=renamed,
+        )
+
+    def labelled(self, encoded: Encoded) -> Sample:
+        """The training sample of an encoded record: each answer token predicts the next one, its last one </s>."""
+        following = np.append(encoded.tokens[1:], self._start)
+        following = np.where(following == self._start, self._end, following)
+        labels = np.where(encoded.is_context, IGNORED, following).astype(np.int32)
+        inputs = _inputs(encoded)
+        return Sample(inputs, labels, (labels != IGNORED).astype(np.float32))
+
+    def _encode_segment(self, segment: Segment, table: dict[int, str]) -> list[int]:
+        try:
+            self.tokenizer.check(segment.text)  # here, so that the place is that of the text as it was given
+            ids = self.tokenizer.encode(self._source(segment), table)
+        except DataError as error:
+            raise DataError(f"{'.'.join(segment.path)}: {error}") from None
+        return [self._start, *ids] if segment.role == "answer" else [self._start, *ids, self._end]
+
+    def _rename(self, table: dict[int, str]) -> dict[int, Entry]:
+        counts: dict[int, int] = {}
+        renamed = {}
+        for token, text in table.items():
+            kind = self.tokenizer.mark_id(self.tokenizer.kind(text))
+            if kind is None:
+                raise DataError(f'{text}: no mark of the vocabulary begins so; write "<<{text[1:]}" for literal text')
+            renamed[token] = kind, counts.setdefault(kind, 0)
+            counts[kind] += 1
+        return renamed
+
+    def _relations(self, parts: Sequence[Segment]) -> np.ndarray:
+        relations = relation_table(tuple(part.depth for part in parts), self.max_depth)
+        most = self.config.num_relation_buckets
+        if relations.size and relations.max() > most:
+            raise DataError(
+                f"the record is nested too deeply: relation {relations.max()} of its keys, but the model has "
+                f"only {most} (num_relation_buckets)"
+            )
+        return relations
+
+    def _strings(self, encoded: Encoded) -> dict[Entry, str]:
+        """What an answer may quote by (token, sub), kind by kind."""
+        found = [(encoded.renamed[token], text) for token, text in encoded.table.items()]
+        kinds = list(dict.fromkeys(kind for (kind, _), _ in found))
+        found.sort(key=lambda item: kinds.index(item[0][0]))
+        return {entry: text for entry, text in found if entry[0] != self.tokenizer.mark_id(ANSWER)}
+
+    def _banned(self, prompt: Prompt, num_entries: int) -> list[int]:
+        own = prompt.state.columns
+        known, end = self.tokenizer.vocab_size, self.config.vocab_size + num_entries
+        return [column for column in (self._unknown, *range(known, end)) if column not in own]
+
+    def _truncate(self, record: Any, texts: Sequence[Segment], excess: int) -> Any:
+        cuttable = [(text, self.tokenizer.tokenize(self._source(text))) for text in texts if text.role == "text"]
+        cuttable.sort(key=lambda item: len(item[1]), reverse=True)
+        for segment, tokens in cuttable:
+            plain = [place for place, token in enumerate(tokens) if not token.is_mark]
+            dropped = set(plain[max(1, len(plain) - excess) :])
+            kept = "".join(token.source for place, token in enumerate(tokens) if place not in dropped)
+            record = with_value(record, segment.path, kept)
+            excess -= len(dropped)
+            if not excess:
+                return record
+        raise DataError(f"{excess} tokens too long even with each text outside the answer cut to one token")
+
+    def _split(self, record: Any, texts: Sequence[Segment], excess: int) -> list[Any]:
+        cut = [(text, self.tokenizer.tokenize(self._source(text))) for text in texts]
+        segment, tokens = max(cut, key=lambda item: len(item[1]), default=(None, []))
+        room = len(tokens) - excess
+        if segment is None or room < 1:
+            raise DataError(f"too long to split: without its longest text it has {1 - room} tokens too many")
+        parts = np.array_split(np.arange(len(tokens)), -(-len(tokens) // room))
+        pieces = ["".join(tokens[place].source for place in part) for part in parts]
+        return [with_value(record, segment.path, piece) for piece in pieces]
+
+    def _source(self, segment: Segment) -> str:
+        return segment.text if self.strict else self.tokenizer.escape_unknown_marks(segment.text)
+
+    def _shown(self, answer: str) -> str:
+        return unescape(answer) if self.unescape_answers else answer
+
+
+def _inputs(encoded: Encoded) -> dict[str, np.ndarray]:
+    size = encoded.tokens.size
+    return {
+        "tokens": encoded.tokens,
+        "subs": encoded.subs,
+        "is_context": encoded.is_context,
+        "segments": encoded.segments,
+        "relations": encoded.relations,
+        "num_segments": np.full(size, encoded.num_segments, dtype=np.int32),
+        "sample_ids": np.zeros(size, dtype=np.int32),
+        "relation_offsets": np.zeros(size, dtype=np.int32),
+    }
+
+
+def _prompt_inputs(encoded: Encoded) -> dict[str, np.ndarray]:
+    """The context alone; the relations keep the segments of the answers."""
+    context = encoded.is_context
+    inputs = {name: a if name == "relations" else a[context] for name, a in _inputs(encoded).items()}
+    return {**inputs, "positions": np.arange(context.sum(), dtype=np.int32)}
+
+
+def _pad(array: np.ndarray, length: int, side: str) -> np.ndarray:
+    missing = length - array.size
+    return np.pad(array, (missing, 0) if side == "left" else (0, missing))
+
+
+def _has_choice(value: Any) -> bool:
+    return isinstance(value, dict) and (len(value) > 1 or any(map(_has_choice, value.values())))
+
+
+def _append(pieces: list[tuple[str, bool]], text: str, is_learnt: bool) -> None:
+    if pieces and pieces[-1][1] == is_learnt:
+        pieces[-1] = (pieces[-1][0] + text, is_learnt)
+    else:
+        pieces.append((text, is_learnt))
