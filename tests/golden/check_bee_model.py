@@ -11,7 +11,7 @@ import torch
 from hanlin.formats.convert import load_into, read_config
 from hanlin.formats.rules import rename
 from hanlin.models.cpm_bee import family
-from hanlin.models.cpm_bee.model import CpmBee, Inputs, _columns, relations_between, visible
+from hanlin.models.cpm_bee.model import CpmBee, Inputs, own_columns, relations_between, visible
 
 INPUT_NAMES = {
     "input": "tokens",
@@ -43,10 +43,10 @@ def check(case: Path, vocab: Path) -> None:
     loss = model(**inputs, labels=labels) / (labels != -100).sum()
     loss.backward()
     outputs["loss"] = loss
-    gradients = {_original_name(name): parameter.grad for name, parameter in model.named_parameters()}
+    gradients = {_original_name(name): gradient_of(parameter) for name, parameter in model.named_parameters()}
     outputs |= {f"grad.{name}": gradient for name, gradient in gradients.items()}
-    outputs |= {f"gradnorm.{name}": gradient.norm() for name, gradient in gradients.items() if gradient is not None}
-    outputs["grad_norm_total"] = torch.stack([g.norm() for g in gradients.values() if g is not None]).norm()
+    outputs |= {f"gradnorm.{name}": gradient.norm() for name, gradient in gradients.items()}
+    outputs["grad_norm_total"] = torch.stack([g.norm() for g in gradients.values()]).norm()
 
     assert set(expected) <= set(outputs), f"not compared: {set(expected) - set(outputs)}"
     close.all({name: (outputs[name], value) for name, value in expected.items()})
@@ -105,13 +105,18 @@ def _forward_with_hooks(model: CpmBee, inputs: dict[str, torch.Tensor]) -> dict[
 
 
 def _masks(model: CpmBee, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    columns, _ = _columns(Inputs(**inputs), None)
+    columns, _ = own_columns(Inputs(**inputs), None)
     relation = relations_between(columns, columns, inputs["relation_offsets"], inputs["relations"])
     return {
         "attention_mask": visible(columns, columns),
         "segment_bucket": relation,
         "position_bias_head0": model.position_bias(columns, columns, relation)[:, 0],
     }
+
+
+def gradient_of(parameter: torch.nn.Parameter) -> torch.Tensor:
+    assert parameter.grad is not None
+    return parameter.grad
 
 
 def _original_name(name: str) -> str:

@@ -104,22 +104,13 @@ def find_source(path: Path, family: FamilyFacts, from_: str | None = None) -> So
     """
     path = Path(path)
     if is_base(path) and from_ in (None, BASE):
-        values = read_json(path / "config.json")
-        if values.pop("family") != family.name:
-            raise CheckpointError(
-                f"{path}: holds the family {read_json(path / 'config.json')['family']!r}, {family.name!r} is asked for"
-            )
-        return Source(path, BASE, open_weights(path), values)
+        return Source(path, BASE, open_weights(path), _base_values(path, family))
     weights = open_weights(path)
     name = from_ or recognise(weights, family)
-    if name not in family.formats:
+    if name is None or name not in family.formats:
         known = ", ".join([BASE, *family.formats])
-        reason = (
-            f"there is no layout {from_!r}"
-            if from_
-            else f"the names are of no layout of {family.name} (first: {_some(weights)})"
-        )
-        raise CheckpointError(f"{path}: {reason}; known layouts: {known}")
+        unlike = f"its tensors are called as in no layout of {family.name} (first: {_some(weights)})"
+        raise CheckpointError(f"{path}: {unlike if name is None else f'it is not in layout {name!r}'}; known: {known}")
     return Source(path, name, weights, _their_values(path, family.formats[name]))
 
 
@@ -149,6 +140,8 @@ def read_config(
 
     Raises: CheckpointError.
     """
+    if is_base(path) and from_ in (None, BASE):
+        return _make_config(path, family, {**_base_values(path, family), **(changes or {})})
     return _config_of(find_source(path, family, from_), family, changes)
 
 
@@ -179,12 +172,18 @@ def load_into(
 
 def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters of a model without those that a tuning method added."""
-    added = {
+    added = added_parameters(model)
+    return {name: parameter for name, parameter in model.named_parameters() if name not in added}
+
+
+def added_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that a tuning method added: those that a module lists as its `added`."""
+    names = {
         f"{prefix}.{name}" if prefix else name
         for prefix, module in model.named_modules()
         for name in getattr(module, "added", ())
     }
-    return {name: parameter for name, parameter in model.named_parameters() if name not in added}
+    return {name: parameter for name, parameter in model.named_parameters() if name in names}
 
 
 def save_base(
@@ -266,14 +265,24 @@ def _their_values(path: Path, form: Format) -> dict[str, Any]:
     return next((read_json(file) for file in found if file.is_file()), {})
 
 
+def _base_values(path: Path, family: FamilyFacts) -> dict[str, Any]:
+    values = read_json(path / "config.json")
+    if (found := values.pop("family")) != family.name:
+        raise CheckpointError(f"{path}: holds a model of the family {found!r}; {family.name!r} is asked for")
+    return values
+
+
 def _config_of(source: Source, family: FamilyFacts, changes: Mapping[str, Any] | None) -> Any:
     values = source.values
     if source.format != BASE:
         values = family.formats[source.format].read_config(values, source.weights)
-    values = {**values, **(changes or {})}
+    return _make_config(source.path, family, {**values, **(changes or {})})
+
+
+def _make_config(path: Path, family: FamilyFacts, values: Mapping[str, Any]) -> Any:
     known = [field.name for field in fields(family.config)]
     if unknown := [name for name in values if name not in known]:
-        raise CheckpointError(f"{source.path}: unknown config values {_with_nearest(unknown, known)}")
+        raise CheckpointError(f"{path}: unknown config values {_with_nearest(unknown, known)}")
     return family.config(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
@@ -340,9 +349,7 @@ def _check_copies(source: Source, moves: Sequence[Move]) -> None:
         if isinstance(move.rule, Drop) and move.rule.same_as is not None:
             dropped, kept = move.sources[0], move.rule.same_as
             if not source.weights[dropped].equal(source.weights[kept]):
-                raise CheckpointError(
-                    f"{source.path}: {dropped} must be a copy of {kept} (they are one tensor in this family), but differs"
-                )
+                raise CheckpointError(f"{source.path}: {dropped} must be a copy of {kept} in this family, but differs")
 
 
 def _fill(

@@ -159,9 +159,8 @@ def _open_folder(folder: Path) -> Weights:
     path = find_weights(folder)
     if path is None:
         found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
-        raise CheckpointError(
-            f"{folder}: no weights file ({', '.join(_WEIGHT_NAMES[:2])} or one {'/'.join(_WEIGHT_ENDINGS[:3])}); found: {found}"
-        )
+        expected = f"{', '.join(_WEIGHT_NAMES[:2])} or one file {'/'.join(_WEIGHT_ENDINGS[:3])}"
+        raise CheckpointError(f"{folder}: no weights; expected {expected}; found: {found}")
     return _Shards(path) if path.name.endswith(".index.json") else _open_file(path)
 
 
@@ -316,7 +315,7 @@ def _bytes_of(tensor: torch.Tensor) -> memoryview:
     import torch
 
     flat = tensor.detach().cpu().contiguous().view(-1)
-    return memoryview(flat.view(torch.uint8).numpy())
+    return flat.view(torch.uint8).numpy().data
 
 
 def _alone(tensor: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,6 @@ class Sight:
 def attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, sight: Sight, *, dropout: float = 0.0
 ) -> torch.Tensor:
-    """Mix the values a query sees: `[groups, heads, columns, head_dim]` each -> `[groups, queries, heads * head_dim]`."""
-    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=sight.bias, dropout_p=dropout)
+    """Mix the values a query sees: `[groups, heads, columns, head_dim]` -> `[groups, queries, heads * head_dim]`."""
+    mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=sight.bias, dropout_p=dropout)
     return mixed.transpose(1, 2).flatten(2).masked_fill(sight.blind[..., None], 0)

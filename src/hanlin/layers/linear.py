@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import nn
+from torch.nn import functional
 
 
 class Linear(nn.Linear):
@@ -18,5 +18,5 @@ class Linear(nn.Linear):
         self.scale = scale
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        product = F.linear(input, self.weight, self.bias)
+        product = functional.linear(input, self.weight, self.bias)
         return product if self.scale == 1.0 else product * self.scale

@@ -30,8 +30,8 @@ def head_loss(
 ) -> torch.Tensor:
     """The weighted cross entropy of the labelled positions: their sum (a scalar, at least fp32) or `[batch, length]`.
 
-    hidden: `[batch, length, hidden_size]`; labels: `[batch, length]`, -100 = not in the loss; weights: `[batch, length]`
-    or None = 1 each. "none" has no gradient.
+    hidden: `[batch, length, hidden_size]`; labels: `[batch, length]`, -100 = not in the loss; weights: the same, or
+    None = 1 each. "none" has no gradient.
     """
     labelled = labels != IGNORED
     rows, classes = hidden[labelled], labels[labelled].long()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from typing import Any
 
 import torch
 
@@ -39,9 +40,13 @@ class Past:
 
     def select(self, rows: torch.Tensor) -> None:
         """Keep these rows, in this order; a row may be taken several times (beams)."""
-        for store in (self._facts, self._keys, self._values):
-            for name, tensor in store.items():
-                store[name] = tensor.index_select(0, rows)
+        self._facts = _select(self._facts, rows)
+        self._keys = _select(self._keys, rows)
+        self._values = _select(self._values, rows)
+
+
+def _select(store: dict[Any, torch.Tensor], rows: torch.Tensor) -> dict[Any, torch.Tensor]:
+    return {name: tensor.index_select(0, rows) for name, tensor in store.items()}
 
 
 def _write(room: torch.Tensor | None, piece: torch.Tensor, start: int, dim: int) -> torch.Tensor:

@@ -1,8 +1,8 @@
 """The network of CPM-Bee: pre-norm blocks with gated GELU, one position bias table for all blocks, no positions.
 
-Surprising: every linear is divided by sqrt(in_features) at run time; the sum after each residual is divided by 1.05; the
-embedding is rotated by the token's subscript (which <option>, which <mask>), not by its position; the output head is the
-embedding plus one column per entry of the batch's ext table. See docs/formats.md for the original's names.
+Surprising: every linear is divided by sqrt(in_features) at run time; the sum after each residual is divided by 1.05;
+the embedding is rotated by the token's subscript (which <option>, which <mask>), not by its position; the output head
+is the embedding plus one column per entry of the batch's ext table. See docs/formats.md for the original's names.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import nn
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from hanlin.core.plan import Plan
@@ -40,8 +40,8 @@ class Inputs:
 
     Always: tokens, subs, is_context (bool), sample_ids, num_segments, segments, relation_offsets: `[batch, length]`;
     relations `[batch, relations]`; ext_tokens, ext_subs `[batch, entries]`, the same in every row.
-    Training: lengths `[batch]`; spans `[batch, length]`, the packed samples of a row; windows `[batch, windows, width]`,
-    the columns that attend among themselves (-1 = padding, None = the whole row).
+    Training: lengths `[batch]`; spans `[batch, length]`, the packed samples of a row; windows `[batch, windows,
+    width]`, the columns that attend among themselves (-1 = padding, None = the whole row).
     With a past: positions `[batch, length]` inside the segment's text; padding has num_segments 0.
     """
 
@@ -116,7 +116,7 @@ class CpmBee(nn.Module):
         logits_to_keep: int | None = None,
         **inputs: Any,
     ) -> torch.Tensor:
-        """Logits `[batch, length, vocab + ext entries]`, or the loss if there are labels (see `core.plan.LanguageModel`).
+        """Logits `[batch, length, vocab + ext entries]`, or the loss if there are labels (`core.plan.LanguageModel`).
 
         inputs: the fields of `Inputs`. Labels and logits' columns from vocab_size on are entries of the ext table.
         """
@@ -131,7 +131,7 @@ class CpmBee(nn.Module):
         pieces = self._head(given)
         if labels is not None:
             return head_loss(hidden, pieces, labels, weights, reduction)
-        return torch.cat([F.linear(hidden * factor, table) for table, factor in pieces], dim=-1)
+        return torch.cat([functional.linear(hidden * factor, table) for table, factor in pieces], dim=-1)
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Fill every parameter that exists as a fresh CPM-Bee has it."""
@@ -150,7 +150,7 @@ class CpmBee(nn.Module):
 
     def _sight(self, given: Inputs, past: Past | None) -> Sight:
         windows = None if given.windows is None else Windows.of(given.windows, given.tokens.shape[1])
-        queries, keys = _columns(given, windows) if past is None else _remembered(given, past)
+        queries, keys = own_columns(given, windows) if past is None else remembered_columns(given, past)
         offsets = given.relation_offsets if windows is None else windows.facts(given.relation_offsets)
         relation = relations_between(queries, keys, offsets, given.relations)
         return Sight.of(self.position_bias(queries, keys, relation), visible(queries, keys), windows)
@@ -216,8 +216,8 @@ class FeedForward(nn.Module):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         normed = self.norm(hidden)
-        inner = F.gelu(self.gate(normed)) * self.up(normed)
-        return self.down(F.dropout(inner, self.dropout, self.training))
+        inner = functional.gelu(self.gate(normed)) * self.up(normed)
+        return self.down(functional.dropout(inner, self.dropout, self.training))
 
 
 class SubscriptEmbedding(nn.Module):
@@ -230,7 +230,7 @@ class SubscriptEmbedding(nn.Module):
         self.half_frequencies = half_frequencies
 
     def forward(self, tokens: torch.Tensor, subs: torch.Tensor) -> torch.Tensor:
-        vectors = F.embedding(tokens, self.weight) * self.scale
+        vectors = functional.embedding(tokens, self.weight) * self.scale
         return rotate_halves(vectors, self._angles(subs))
 
     def _angles(self, subs: torch.Tensor) -> torch.Tensor:
@@ -256,7 +256,7 @@ class PositionBias(nn.Module):
         offset = keys.positions[:, None, :] - queries.positions[:, :, None]
         distance = distance_bucket(offset, self.num_buckets, self.max_distance)
         rows = torch.where(relation == SAME_SEGMENT, distance, self.num_buckets + relation - 1)
-        return F.embedding(rows, self.weight.to(matmul_dtype(self.weight))).permute(0, 3, 1, 2)
+        return functional.embedding(rows, self.weight.to(matmul_dtype(self.weight))).permute(0, 3, 1, 2)
 
 
 def visible(queries: Columns, keys: Columns) -> torch.Tensor:
@@ -289,7 +289,7 @@ def _equal(queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
     return queries[:, :, None] == keys[:, None, :]
 
 
-def _columns(given: Inputs, windows: Windows | None) -> tuple[Columns, Columns]:
+def own_columns(given: Inputs, windows: Windows | None) -> tuple[Columns, Columns]:
     """The columns of a training row; queries and keys are the same."""
     positions = torch.arange(given.tokens.shape[1], device=given.tokens.device).expand(given.tokens.shape)
     exists = torch.ones_like(positions, dtype=torch.bool)
@@ -304,7 +304,7 @@ def _columns(given: Inputs, windows: Windows | None) -> tuple[Columns, Columns]:
     return columns, columns
 
 
-def _remembered(given: Inputs, past: Past) -> tuple[Columns, Columns]:
+def remembered_columns(given: Inputs, past: Past) -> tuple[Columns, Columns]:
     """The new columns as queries, all columns so far as keys."""
     assert given.positions is not None, "a past needs positions"
     facts = {

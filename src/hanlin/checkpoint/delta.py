@@ -1,0 +1,203 @@
+"""The files of a low-rank addition: our adapter folder, the original CPM-Bee's delta file, PEFT's folder.
+
+Our folder: `adapter.safetensors` by our names and `adapter.json` with the tuning settings. Reading knows all three.
+Each tensor of a file must find its place in the model, and each place its tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hanlin.core.errors import CheckpointError
+from hanlin.core.settings import TuningSettings
+from hanlin.formats.convert import FamilyFacts, added_parameters
+from hanlin.formats.files import open_weights, published, read_json, write_json, write_pickle, write_safetensors
+from hanlin.formats.rules import Direction, rename
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+ADAPTER_WEIGHTS = "adapter.safetensors"
+ADAPTER_SETTINGS = "adapter.json"
+PEFT_WEIGHTS = "adapter_model.safetensors"
+PEFT_SETTINGS = "adapter_config.json"
+ORIGINAL_ALPHA = 16.0
+"""The original's scripts fix it; the file does not say it."""
+
+_PEFT_PREFIX = "base_model.model."
+_SHOWN = 8
+
+
+def save_adapter(model: nn.Module, settings: TuningSettings, folder: Path, *, overwrite: bool = False) -> None:
+    """Write our adapter folder in one step.
+
+    Raises: CheckpointError when the folder exists.
+    """
+    tensors = {name: parameter.detach() for name, parameter in added_parameters(model).items()}
+    targets = {name.split(".")[-2] for name in tensors}
+    stated = settings.model_copy(update={"targets": tuple(sorted(targets))})
+    with published(folder, overwrite) as beside:
+        beside.mkdir()
+        write_safetensors(beside / ADAPTER_WEIGHTS, tensors)
+        write_json(beside / ADAPTER_SETTINGS, stated.model_dump(mode="json"))
+
+
+def read_adapter_settings(path: Path, family: FamilyFacts) -> TuningSettings:
+    """The settings with which `tuning.apply_tuning` makes room for an adapter of any of the three forms.
+
+    Raises: CheckpointError.
+    """
+    path = Path(path)
+    if (stated := path / ADAPTER_SETTINGS).is_file():
+        return _settings(stated, read_json(stated))
+    tensors = _our_names(path, family)
+    ranks = {tensor.shape[0] for name, tensor in tensors.items() if name.endswith("lora_A")}
+    if len(ranks) != 1:
+        raise CheckpointError(f"{path}: one rank for all lora_A is expected, found {sorted(ranks) or 'no lora_A'}")
+    alpha, dropout = ORIGINAL_ALPHA, 0.0
+    if (stated := path / PEFT_SETTINGS).is_file():
+        values = read_json(stated)
+        alpha, dropout = values.get("lora_alpha", ORIGINAL_ALPHA), values.get("lora_dropout", 0.0)
+    values = {
+        "method": "lora",
+        "rank": ranks.pop(),
+        "alpha": alpha,
+        "dropout": dropout,
+        "targets": sorted({name.split(".")[-2] for name in tensors}),
+        "form": "original",  # OpenDelta and PEFT both add to the finished output
+    }
+    return _settings(path, values)
+
+
+def load_adapter(model: nn.Module, path: Path, family: FamilyFacts) -> None:
+    """Fill the additions of a tuned model from an adapter in any of the three forms.
+
+    Raises: CheckpointError naming what is missing, surplus, or of another shape.
+    """
+    import torch
+
+    path = Path(path)
+    found, places = _our_names(path, family), added_parameters(model)
+    _check_fit(path, found, places)
+    with torch.no_grad():
+        for name, parameter in places.items():
+            parameter.copy_(found[name])
+
+
+def save_original_delta(
+    model: nn.Module, settings: TuningSettings, path: Path, family: FamilyFacts, *, overwrite: bool = False
+) -> None:
+    """Write the additions as the original's delta file (`.pt`); it reads them with alpha 16, so B is adjusted to that.
+
+    The dtype is that of the base weights. The original's scripts expect rank 8.
+    """
+    tensors = {}
+    for name, tensor in _bypassing(model, settings).items():
+        module, _, matrix = name.rpartition(".")
+        dtype = model.get_parameter(f"{module}.weight").dtype
+        adjusted = tensor * (settings.alpha / ORIGINAL_ALPHA) if matrix == "lora_B" else tensor
+        tensors[f"{_their_module(module, family, 'original')}.lora.{matrix}"] = adjusted.to(dtype)
+    with published(path, overwrite) as beside:
+        write_pickle(beside, tensors)
+
+
+def save_peft(
+    model: nn.Module, settings: TuningSettings, folder: Path, family: FamilyFacts, *, overwrite: bool = False
+) -> None:
+    """Write PEFT's adapter folder for the model in Hugging Face's naming."""
+    tensors, modules = {}, []
+    for name, tensor in _bypassing(model, settings).items():
+        module, _, matrix = name.rpartition(".")
+        modules.append(_their_module(module, family, "huggingface"))
+        tensors[f"{_PEFT_PREFIX}{modules[-1]}.{matrix}.weight"] = tensor
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": settings.rank,
+        "lora_alpha": settings.alpha,
+        "lora_dropout": settings.dropout,
+        "target_modules": sorted({module.rpartition(".")[2] for module in modules}),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "base_model_name_or_path": None,
+    }
+    with published(folder, overwrite) as beside:
+        beside.mkdir()
+        write_safetensors(beside / PEFT_WEIGHTS, tensors)
+        write_json(beside / PEFT_SETTINGS, config)
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether a path holds an adapter in one of the three forms, and not a whole model."""
+    path = Path(path)
+    if path.is_dir():
+        return any((path / name).is_file() for name in (ADAPTER_SETTINGS, PEFT_SETTINGS))
+    return path.is_file() and any("lora_" in name for name in open_weights(path))
+
+
+def _settings(path: Path, values: Mapping[str, Any]) -> TuningSettings:
+    from pydantic import ValidationError
+
+    try:
+        return TuningSettings(**values)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, part['loc']))}: {part['msg']}" for part in error.errors())
+        raise CheckpointError(f"{path}: not the settings of an adapter ({problems})") from error
+
+
+def _our_names(path: Path, family: FamilyFacts) -> dict[str, torch.Tensor]:
+    weights = open_weights(path)
+    return {_our_name(name, family): weights[name] for name in weights}
+
+
+def _our_name(name: str, family: FamilyFacts) -> str:
+    """Whichever of the three namings -> `<our module>.lora_A`; a name of none of them stays as it is."""
+    module, _, matrix = name.removeprefix(_PEFT_PREFIX).removesuffix(".weight").rpartition(".")
+    module = module.removesuffix(".lora")
+    return f"{_renamed(module, family, list(family.formats), 'to_ours')}.{matrix}"
+
+
+def _their_module(module: str, family: FamilyFacts, form: str) -> str:
+    return _renamed(module, family, [form] if form in family.formats else [], "to_theirs")
+
+
+def _renamed(module: str, family: FamilyFacts, forms: list[str], direction: Direction) -> str:
+    """A module is called as its weight is."""
+    for form in forms:
+        if found := rename(family.formats[form].rules(family.config()), f"{module}.weight", direction):
+            return found.removesuffix(".weight")
+    return module
+
+
+def _bypassing(model: nn.Module, settings: TuningSettings) -> dict[str, torch.Tensor]:
+    """The additions as matrices that bypass the linear's factor, which both foreign forms take for granted."""
+    tensors = {name: parameter.detach() for name, parameter in added_parameters(model).items()}
+    if settings.form == "original":
+        return tensors
+    return {
+        name: tensor * model.get_submodule(name.rpartition(".")[0]).scale if name.endswith("lora_B") else tensor  # pyright: ignore[reportOperatorIssue]
+        for name, tensor in tensors.items()
+    }
+
+
+def _check_fit(path: Path, found: Mapping[str, torch.Tensor], places: Mapping[str, torch.Tensor]) -> None:
+    problems = [
+        *(f"missing: {name}" for name in places if name not in found),
+        *(f"surplus: {name}" for name in found if name not in places),
+        *(
+            f"{name}: found {list(found[name].shape)}, expected {list(place.shape)}"
+            for name, place in places.items()
+            if name in found and found[name].shape != place.shape
+        ),
+    ]
+    if problems:
+        listed = "\n  ".join(
+            [*problems[:_SHOWN], *([f"and {len(problems) - _SHOWN} more"] if problems[_SHOWN:] else [])]
+        )
+        raise CheckpointError(
+            f"{path}: the adapter does not fit the model and its tuning.targets and tuning.rank\n  {listed}"
+        )

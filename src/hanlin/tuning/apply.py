@@ -1,0 +1,73 @@
+"""Settings -> the same model, changed in place: what is added, what is frozen, what is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import nn
+
+from hanlin.core.errors import ConfigError
+from hanlin.tuning.lora import LoraLinear, add_lora
+
+if TYPE_CHECKING:
+    from hanlin.core.settings import TuningSettings
+
+
+class HasTargets(Protocol):
+    """What tuning uses of a `models.family.Family`."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def lora_targets(self) -> tuple[str, ...]: ...
+
+
+def apply_tuning(
+    model: nn.Module, settings: TuningSettings, family: HasTargets, generator: torch.Generator | None = None
+) -> Any:
+    """Prepare a model for training by the settings' method; return it.
+
+    What is added is initialised, except on the meta device (`init_tuning` does it later).
+
+    Raises: ConfigError when a target names no linear of the model.
+    """
+    if settings.method == "full":
+        return model.requires_grad_(True)
+    names = lora_names(model, settings.targets or family.lora_targets)
+    model.requires_grad_(False)
+    add_lora(model, names, rank=settings.rank, alpha=settings.alpha, dropout=settings.dropout, form=settings.form)
+    init_tuning(model, generator)
+    return model
+
+
+def init_tuning(model: nn.Module, generator: torch.Generator | None = None) -> None:
+    """Give what a tuning method added its first values."""
+    for module in model.modules():
+        if isinstance(module, LoraLinear) and not module.lora_A.is_meta:
+            module.init_addition(generator)
+
+
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that training changes, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def lora_names(model: nn.Module, targets: Sequence[str]) -> list[str]:
+    """The linears whose names end with a target, in the model's order.
+
+    Raises: ConfigError.
+    """
+    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    available = ", ".join(sorted({name.rpartition(".")[2] for name in linears}))
+    if not targets:
+        raise ConfigError(f"tuning.targets: this family has no default; choose among the linears {available}")
+    idle = [target for target in targets if not any(_ends_with(name, target) for name in linears)]
+    if idle:
+        raise ConfigError(f"tuning.targets: no linear is called {', '.join(idle)}; the model has {available}")
+    return [name for name in linears if any(_ends_with(name, target) for target in targets)]
+
+
+def _ends_with(name: str, target: str) -> bool:
+    return name == target or name.endswith(f".{target}")
