@@ -96,17 +96,14 @@ class Engine:
 
         Raises: DataError.
         """
-        try:
+        with naming(number):
             prompt = self.samples.prompt(record)
-        except DataError as error:
-            raise DataError(f"record {number + 1}: {error}") from None
-        if self.max_length is not None and prompt.length + options.max_new_tokens > self.max_length:
-            raise DataError(
-                f"record {number + 1}: its prompt has {prompt.length} tokens and up to {options.max_new_tokens} may "
-                f"follow, but the model reads at most {self.max_length}; "
-                "shorten the record or lower generate.max_new_tokens"
-            )
-        return prompt
+            if self.max_length is not None and prompt.length + options.max_new_tokens > self.max_length:
+                raise DataError(
+                    f"its prompt has {prompt.length} tokens and up to {options.max_new_tokens} may follow, but the "
+                    f"model reads at most {self.max_length}; shorten the record or lower generate.max_new_tokens"
+                )
+            return prompt
 
     def search(
         self, prompts: Sequence[Prompt], options: GenerateSettings, streams: Sequence[np.random.Generator] = ()
@@ -120,7 +117,7 @@ class Engine:
         reader = _Reader(self.model, batch, self.device)
         searches = [start_search(cursor) for cursor in batch.cursors]
         while rows := _open_rows(searches):
-            with self._inference():
+            with self.inference():
                 logits = reader.read(rows)
                 logits = ban_columns(logits, [batch.banned[row.record] for row in rows])
                 candidates = _choose(_penalise(logits, rows, options), rows, options, streams)
@@ -137,7 +134,7 @@ class Engine:
             yield number, self.samples.answer(prompt, search.best.tokens)
 
     @contextmanager
-    def _inference(self) -> Iterator[None]:
+    def inference(self) -> Iterator[None]:
         was_training = self.model.training
         if was_training:
             self.model.eval()
@@ -152,6 +149,15 @@ class Engine:
         if self.precision == "fp32":
             return nullcontext()
         return torch.autocast(self.device.type, _AUTOCAST[self.precision])
+
+
+@contextmanager
+def naming(number: int) -> Iterator[None]:
+    """Let a DataError say which record it is about."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"record {number + 1}: {error}") from None
 
 
 def record_stream(seed: int, number: int) -> np.random.Generator:

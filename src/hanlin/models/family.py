@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import pkgutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -58,6 +58,10 @@ class Samples(Protocol):
 
     def collate(self, rows: Sequence[Sequence[Sample]], length: int) -> Batch:
         """Rows of packed samples -> tensors `[len(rows), length]`, padded on the right."""
+        ...
+
+    def batch_key(self, sample: Sample) -> Hashable:
+        """Samples with equal keys leave each other's loss alone when they share a batch; None where all do."""
         ...
 
     def show(self, sample: Sample) -> list[tuple[str, bool]]:

@@ -121,6 +121,11 @@ class CpmBeeSamples:
         """`main` with worked examples that it sees (in-context samples)."""
         return join_samples(main, examples)
 
+    def batch_key(self, sample: Sample) -> frozenset[Entry]:
+        """The sample's own entries of the ext table: all entries of a batch are columns of each row's logits."""
+        tokens, subs = sample.inputs["tokens"], sample.inputs["subs"]
+        return frozenset((int(tokens[place]), int(subs[place])) for place in np.flatnonzero(subs))
+
     def show(self, sample: Sample) -> list[tuple[str, bool]]:
         pieces: list[tuple[str, bool]] = []
         labels = np.concatenate([[IGNORED], sample.labels])  # what the position before each token predicts

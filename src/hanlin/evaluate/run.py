@@ -1,0 +1,162 @@
+"""Score a model on records: a predictions file per task, written as it goes, and metrics.json.
+
+Folder: predictions/<task>.jsonl (one line per record, in order, with the gold answer), metrics.json. Until a task is
+complete its lines lie in <task>.jsonl.part; when run again, lines of the same weights, settings and record are reused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from hanlin.core.errors import DataError
+from hanlin.core.settings import GenerateSettings
+from hanlin.data.files import replaced_file
+from hanlin.generate.engine import Engine, naming
+
+from .tasks import generate, likelihood, loss
+from .tasks.task import Row, Task
+
+log = logging.getLogger(__name__)
+
+TASKS: dict[str, Task] = {"generate": generate.TASK, "likelihood": likelihood.TASK, "loss": loss.TASK}
+
+Metrics = dict[str, dict[str, float]]
+"""Task -> metric -> number."""
+
+
+def evaluate(
+    engine: Engine,
+    records: Sequence[Any],
+    tasks: Sequence[str],
+    options: GenerateSettings,
+    folder: Path,
+    *,
+    seed: int = 0,
+) -> Metrics:
+    """Score the model on the records, each with its gold answer, by the named tasks; write all of it into `folder`.
+
+    Raises: DataError for a record without gold answer or, where the task needs them, without options.
+    """
+    if not records:
+        raise DataError("there is nothing to score: the files hold no records (evaluate.data, evaluate.limit)")
+    for number, record in enumerate(records):
+        with naming(number):
+            engine.samples.check(record)
+    weights = weights_fingerprint(engine.model)
+    metrics = {}
+    for name in tasks:
+        task = TASKS[name]
+        keys = [_key(name, weights, engine, options, seed, number, record) for number, record in enumerate(records)]
+        rows = _predictions(task, engine, records, options, seed, keys, folder / "predictions" / f"{name}.jsonl")
+        metrics[name] = {"records": len(rows), **task.summarise(rows)}
+        log.info("evaluated task=%s %s", name, " ".join(f"{key}={value:.4g}" for key, value in metrics[name].items()))
+    with replaced_file(folder / "metrics.json") as stream:
+        stream.write((json.dumps(metrics, indent=2) + "\n").encode())
+    return metrics
+
+
+def metrics_table(metrics: Metrics) -> Table:
+    """The metrics as a table for the terminal."""
+    table = Table("task", "metric", "value")
+    for task, values in metrics.items():
+        for place, (name, value) in enumerate(values.items()):
+            shown = f"{value:,.0f}" if float(value).is_integer() and abs(value) > 1 else f"{value:.4f}"
+            table.add_row("" if place else task, name, shown)
+    return table
+
+
+def weights_fingerprint(model: torch.nn.Module) -> str:
+    """A hash of some 64 numbers of every weight; training changes nearly all of them."""
+    digest = hashlib.sha256()
+    for name, weight in model.named_parameters():
+        flat = weight.detach().flatten()
+        some = flat[:: max(1, flat.numel() // 64)]
+        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
+        digest.update(some.float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _predictions(
+    task: Task,
+    engine: Engine,
+    records: Sequence[Any],
+    options: GenerateSettings,
+    seed: int,
+    keys: Sequence[str],
+    path: Path,
+) -> list[Row]:
+    """All rows in order, known ones reused; `path` holds them at the end."""
+    part = path.with_name(path.name + ".part")
+    known = {row["key"]: row for row in (*_read(path), *_read(part))}
+    missing = [number for number, key in enumerate(keys) if key not in known]
+    if len(missing) < len(keys):
+        log.info("predictions reused=%d left=%d file=%s", len(keys) - len(missing), len(missing), path)
+    predicted = task.predict(engine, ((number, records[number]) for number in missing), options, seed)
+    shown = track(predicted, path.stem, len(missing), console=Console(stderr=True), transient=True)
+    for row in _kept(part, (_named_row(number, keys, row) for number, row in shown)):
+        known[row["key"]] = row
+    rows = [{**known[key], "record": number + 1} for number, key in enumerate(keys)]
+    with replaced_file(path) as stream:
+        stream.writelines(_line(row) for row in rows)
+    part.unlink(missing_ok=True)
+    return rows
+
+
+def _kept(part: Path, rows: Iterable[Row]) -> Iterator[Row]:
+    """The rows, each appended to the file as soon as it is there."""
+    part.parent.mkdir(parents=True, exist_ok=True)
+    whole = b"".join(_line(row) for row in _read(part))
+    with replaced_file(part) as stream:  # a line that was cut off by a kill would spoil the next one
+        stream.write(whole)
+    with part.open("ab") as stream:
+        for row in rows:
+            stream.write(_line(row))
+            stream.flush()
+            yield row
+
+
+def _read(path: Path) -> Iterator[Row]:
+    """The lines of a predictions file; a last one that was cut off is left out."""
+    if not path.is_file():
+        return
+    with path.open("rb") as stream:
+        for line in stream:
+            if not line.endswith(b"\n"):
+                return
+            try:
+                row = json.loads(line)
+                row["key"]
+            except (ValueError, KeyError, TypeError):
+                raise DataError(
+                    f"{path}: this is no predictions file; move it away, or choose another folder"
+                ) from None
+            yield row
+
+
+def _key(
+    name: str, weights: str, engine: Engine, options: GenerateSettings, seed: int, number: int, record: Any
+) -> str:
+    """What decides a row; neither the batch size nor, unless there is chance, the record's number."""
+    facts: list[Any] = [name, weights, engine.precision, record]
+    if TASKS[name].reads_options:
+        facts.append(options.model_dump(exclude={"batch_size"}))
+        facts.append([seed, number] if options.method == "sample" else None)
+    return hashlib.sha256(json.dumps(facts, ensure_ascii=False).encode()).hexdigest()[:16]
+
+
+def _named_row(number: int, keys: Sequence[str], row: Row) -> Row:
+    return {"record": number + 1, "key": keys[number], **row}
+
+
+def _line(row: Mapping[str, Any]) -> bytes:
+    return (json.dumps(row, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from hanlin.core.errors import DataError
+from hanlin.core.settings import GenerateSettings
+from hanlin.evaluate.run import evaluate, metrics_table, weights_fingerprint
+from hanlin.generate.engine import Engine
+from hanlin.models.cpm_bee import CpmBeeConfig, CpmBeeTokenizer, family
+from hanlin.models.cpm_bee.samples import CpmBeeSamples
+
+MARKS = ["<pad>", "<unk>", "<mask>", "<sep>", "</n>", "</_>", "<s>", "</s>", "<root>", "<ans>", "<option>"]
+WORDS = [*MARKS, "<", "input", "options", *"今天气好坏abcdx"]
+ALL = ("generate", "likelihood", "loss")
+OPTIONS = GenerateSettings(method="beam", beams=2, max_new_tokens=6)
+
+
+def options(*texts: str) -> dict[str, str]:
+    return {f"<option_{number}>": text for number, text in enumerate(texts)}
+
+
+RECORDS = [
+    {"input": "今天", "options": options("好", "坏"), "<ans>": "<option_1>"},
+    {"input": "天气天气", "选项": options("a", "b", "c"), "<ans>": "<option_0>"},
+    {"input": "x", "options": options("ab", "cd"), "<ans>": "<option_0>"},
+    {"input": "abcd", "candidates": options("好天气", "b"), "<ans>": "<option_1>"},
+    {"input": "好坏好", "options": options("x", "x"), "<ans>": "<option_1>"},
+]
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    tokenizer = CpmBeeTokenizer(WORDS)
+    config = CpmBeeConfig(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=16,
+        num_layers=2,
+        num_heads=2,
+        head_dim=8,
+        ffn_size=24,
+        num_distance_buckets=32,
+        num_relation_buckets=64,
+        max_distance=64,
+        half_frequencies=False,
+    )
+    model = family.model()(config).double()
+    model.init_weights(torch.Generator().manual_seed(1))
+    torch.nn.init.normal_(model.embedding.weight, std=2.0, generator=torch.Generator().manual_seed(2))
+    return Engine(model.eval(), CpmBeeSamples(tokenizer, config))
+
+
+def rows_of(folder: Path, task: str) -> list[dict]:
+    return [json.loads(line) for line in (folder / "predictions" / f"{task}.jsonl").read_text("utf-8").splitlines()]
+
+
+def test_the_numbers_do_not_depend_on_the_batch_size(engine: Engine, tmp_path: Path):
+    results = []
+    for size in (1, 4):
+        sized = OPTIONS.model_copy(update={"batch_size": size})
+        results.append(evaluate(engine, RECORDS, ALL, sized, tmp_path / str(size)))
+    for task in ALL:
+        assert results[0][task] == pytest.approx(results[1][task], rel=1e-12)
+        first, second = (rows_of(tmp_path / size, task) for size in "14")
+        assert [row.get("answer") for row in first] == [row.get("answer") for row in second]
+
+
+def test_files_hold_a_line_per_record_with_the_gold_answer(engine: Engine, tmp_path: Path):
+    metrics = evaluate(engine, RECORDS, ALL, OPTIONS, tmp_path)
+    assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
+    assert sorted(path.name for path in (tmp_path / "predictions").iterdir()) == [f"{task}.jsonl" for task in ALL]
+    written = rows_of(tmp_path, "generate")
+    assert [row["record"] for row in written] == [1, 2, 3, 4, 5]
+    assert [row["gold"] for row in written] == [[record["<ans>"]] for record in RECORDS]
+    assert metrics["generate"]["exact_match"] == sum(row["correct"] for row in written) / 5
+    assert metrics["generate"]["records"] == 5
+
+
+def test_likelihood_takes_the_option_with_the_best_mean_log_probability(engine: Engine, tmp_path: Path):
+    metrics = evaluate(engine, RECORDS, ["likelihood"], OPTIONS, tmp_path)["likelihood"]
+    rows = rows_of(tmp_path, "likelihood")
+    for record, row in zip(RECORDS, rows, strict=True):
+        expected = {option: mean_log_probability(engine, {**record, "<ans>": option}) for option in row["scores"]}
+        assert row["scores"] == pytest.approx(expected)
+        assert row["answer"] == max(expected, key=lambda option: expected[option])
+        assert row["correct"] == (row["answer"] == record["<ans>"])
+    assert metrics["accuracy"] == sum(row["correct"] for row in rows) / 5
+    assert metrics["chance"] == pytest.approx((4 / 2 + 1 / 3) / 5)
+
+
+def test_loss_is_the_mean_over_all_answer_tokens(engine: Engine, tmp_path: Path):
+    metrics = evaluate(engine, RECORDS, ["loss"], OPTIONS, tmp_path)["loss"]
+    # Each answer is one mark and its end.
+    losses = [-2 * mean_log_probability(engine, record) for record in RECORDS]
+    assert metrics["tokens"] == 10
+    assert metrics["loss"] == pytest.approx(sum(losses) / 10)
+    assert metrics["perplexity"] == pytest.approx(math.exp(metrics["loss"]))
+
+
+def mean_log_probability(engine: Engine, record: dict) -> float:
+    """From the whole logits of a single row."""
+    sample = engine.samples.sample(record)
+    batch = engine.samples.collate([[sample]], sample.length)
+    with torch.no_grad():
+        logits = engine.model(**batch.inputs).log_softmax(-1)[0]
+    places = batch.labels[0] >= 0
+    return logits[places].gather(-1, batch.labels[0][places][:, None]).mean().item()
+
+
+class Counted(CpmBeeSamples):
+    """Counts the prompts; can break down, as a killed process does."""
+
+    def __init__(self, samples, prompts_left: int = 99) -> None:
+        super().__init__(samples.tokenizer, samples.config)
+        self.prompts_left = prompts_left
+        self.prompted = 0
+
+    def answer(self, prompt, tokens):
+        if self.prompts_left == 0:
+            raise KeyboardInterrupt
+        self.prompts_left -= 1
+        self.prompted += 1
+        return super().answer(prompt, tokens)
+
+
+def test_what_was_predicted_is_not_predicted_again(engine: Engine, tmp_path: Path):
+    whole = evaluate(engine, RECORDS, ["generate"], OPTIONS, tmp_path / "whole")
+    killed = Engine(engine.model, Counted(engine.samples, prompts_left=3))
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(killed, RECORDS, ["generate"], OPTIONS.model_copy(update={"batch_size": 1}), tmp_path / "cut")
+    part = tmp_path / "cut" / "predictions" / "generate.jsonl.part"
+    part.write_bytes(part.read_bytes() + b'{"record": 1, "ke')
+    again = Counted(engine.samples)
+    assert evaluate(Engine(engine.model, again), RECORDS, ["generate"], OPTIONS, tmp_path / "cut") == whole
+    assert again.prompted == 2
+    assert evaluate(Engine(engine.model, again), RECORDS, ["generate"], OPTIONS, tmp_path / "cut") == whole
+    assert again.prompted == 2
+    name = Path("predictions") / "generate.jsonl"
+    assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.parametrize("change", ["weights", "options", "record"])
+def test_what_changed_is_predicted_again(engine: Engine, tmp_path: Path, change: str):
+    counted = Counted(engine.samples)
+    evaluate(Engine(engine.model, counted), RECORDS, ["generate"], OPTIONS, tmp_path)
+    records, settings = list(RECORDS), OPTIONS
+    if change == "options":
+        settings = OPTIONS.model_copy(update={"beams": 1})
+    if change == "record":
+        records[2] = {**records[2], "input": "b"}
+    before = engine.model.norm.weight.detach().clone()
+    try:
+        if change == "weights":
+            engine.model.norm.weight.data[3] *= 1.5
+        evaluate(Engine(engine.model, counted), records, ["generate"], settings, tmp_path)
+    finally:
+        engine.model.norm.weight.data.copy_(before)
+    assert counted.prompted == 5 + (1 if change == "record" else 5)
+
+
+def test_the_fingerprint_follows_the_weights(engine: Engine):
+    before = weights_fingerprint(engine.model)
+    assert before == weights_fingerprint(engine.model)
+    other = Engine(family.model()(engine.model.config).double(), engine.samples)
+    other.model.init_weights(torch.Generator().manual_seed(9))
+    assert weights_fingerprint(other.model) != before
+
+
+@pytest.mark.parametrize(
+    ("record", "task", "message"),
+    [
+        ({"input": "a", "<ans>": ""}, "generate", "record 2: .*no answer"),
+        ({"input": "a"}, "loss", "record 2: .*<ans>"),
+        ({"input": "a", "<ans>": "b"}, "likelihood", "record 2: it has no options"),
+        ({"input": "a", "options": options("b"), "<ans>": {"a": "b"}}, "likelihood", "record 2: .* one answer only"),
+        (
+            {"input": "a", "options": options("b"), "<ans>": "b"},
+            "likelihood",
+            "record 2: .*none of its options <option_0>",
+        ),
+    ],
+)
+def test_a_record_that_cannot_be_scored_is_named(engine: Engine, tmp_path: Path, record: dict, task: str, message: str):
+    with pytest.raises(DataError, match=message):
+        evaluate(engine, [RECORDS[0], record], [task], OPTIONS, tmp_path)
+
+
+def test_no_records_are_an_error(engine: Engine, tmp_path: Path):
+    with pytest.raises(DataError, match="nothing to score"):
+        evaluate(engine, [], ALL, OPTIONS, tmp_path)
+
+
+def test_the_table_shows_every_metric(engine: Engine, tmp_path: Path):
+    metrics = evaluate(engine, RECORDS, ALL, OPTIONS, tmp_path)
+    assert metrics_table(metrics).row_count == sum(map(len, metrics.values()))
