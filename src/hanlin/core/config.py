@@ -21,7 +21,17 @@ from hanlin.core.errors import ConfigError
 from hanlin.core.settings import Recipe
 from hanlin.core.yaml12 import YamlError, parse_yaml
 
-__all__ = ["COMMAND_LINE", "Draft", "Problem", "dump_recipe", "listing", "load_recipe", "nearest", "read_recipe"]
+__all__ = [
+    "COMMAND_LINE",
+    "Draft",
+    "Problem",
+    "dump_recipe",
+    "listing",
+    "load_recipe",
+    "make_recipe",
+    "nearest",
+    "read_recipe",
+]
 
 COMMAND_LINE = "command line"
 
@@ -96,11 +106,20 @@ def read_recipe(path: Path | str, overrides: Iterable[str] = ()) -> Draft:
     values, lines, problems = _parse(path)
     places = {key: f"{path}:{line}" for key, line in lines.items()}
     problems += _apply_overrides(values, places, overrides)
-    try:
-        return Draft(Recipe.model_validate(values), problems, places)
-    except ValidationError as error:
-        problems += [_explain(detail, path, places) for detail in error.errors()]
-        return Draft(_salvage(values, error), problems, places)
+    return _draft(values, problems, places, str(path))
+
+
+def make_recipe(values: dict[str, Any], overrides: Iterable[str] = ()) -> Recipe:
+    """A recipe without a file.
+
+    Raises: ConfigError that lists all problems.
+    """
+    places: dict[str, str] = {}
+    problems = _apply_overrides(values, places, overrides)
+    draft = _draft(values, problems, places, COMMAND_LINE)
+    if draft.problems or draft.recipe is None:
+        raise ConfigError(listing(draft.problems, COMMAND_LINE))
+    return draft.recipe
 
 
 def listing(problems: Sequence[Problem], path: Path | str) -> str:
@@ -154,6 +173,14 @@ def _parse(path: Path) -> tuple[dict[str, Any], dict[str, int], list[Problem]]:
     return values, lines, problems
 
 
+def _draft(values: dict[str, Any], problems: list[Problem], places: Mapping[str, str], name: str) -> Draft:
+    try:
+        return Draft(Recipe.model_validate(values), problems, places)
+    except ValidationError as error:
+        problems += [_explain(detail, name, places) for detail in error.errors()]
+        return Draft(_salvage(values, error), problems, places)
+
+
 def _apply_overrides(values: dict[str, Any], places: dict[str, str], overrides: Iterable[str]) -> list[Problem]:
     problems = []
     for override in overrides:
@@ -198,10 +225,10 @@ def _salvage(values: dict[str, Any], error: ValidationError) -> Recipe | None:
         return None
 
 
-def _explain(detail: ErrorDetails, path: Path, places: Mapping[str, str]) -> Problem:
+def _explain(detail: ErrorDetails, name: str, places: Mapping[str, str]) -> Problem:
     keys = [str(part) for part in detail["loc"]]
     key = ".".join(keys)
-    place = next((places[p] for p in (".".join(keys[:n]) for n in range(len(keys), 0, -1)) if p in places), str(path))
+    place = next((places[p] for p in (".".join(keys[:n]) for n in range(len(keys), 0, -1)) if p in places), name)
     return Problem(key, _reason(detail, keys), place)
 
 

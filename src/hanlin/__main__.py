@@ -1,0 +1,7 @@
+"""`python -m hanlin`."""
+
+import sys
+
+from hanlin.cli.main import main
+
+sys.exit(main())

@@ -1,0 +1,71 @@
+"""What the commands know about weights on disk: their family, and adapters on a base."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hanlin.core.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from hanlin.core.settings import TuningSettings
+    from hanlin.models.family import Family
+
+
+def find_family(path: Path) -> Family:
+    """The family of weights: as our config.json says, else by the tensors' names.
+
+    Raises: CheckpointError.
+    """
+    from hanlin.formats.convert import is_base, recognise
+    from hanlin.formats.files import open_weights, read_json
+    from hanlin.models.family import family_names, load_family
+
+    if is_base(path):
+        return load_family(read_json(path / "config.json")["family"])
+    names = list(open_weights(path))
+    families = [load_family(name) for name in family_names()]
+    found = [family for family in families if recognise(names, family) is not None]
+    if len(found) == 1:
+        return found[0]
+    told = " or ".join(family.name for family in found) or "no known family"
+    raise CheckpointError(f"{path}: its tensors are called as in {told} (first: {', '.join(names[:3])}); give --family")
+
+
+def read_adapter(path: Path, base: Path, family: Family) -> tuple[Any, TuningSettings]:
+    """A model that has real tensors for the adapter only (the rest on the meta device), and its settings.
+
+    Raises: CheckpointError.
+    """
+    import torch
+    from torch import nn
+
+    from hanlin.checkpoint.delta import load_adapter, read_adapter_settings
+    from hanlin.formats.convert import added_parameters, read_config
+    from hanlin.formats.files import open_weights
+    from hanlin.tuning.apply import apply_tuning
+
+    settings = read_adapter_settings(path, family)
+    weights = open_weights(base)
+    with torch.device("meta"):
+        model = family.model()(read_config(base, family)).to(weights[next(iter(weights))].dtype)
+    apply_tuning(model, settings, family)
+    for name, parameter in added_parameters(model).items():
+        module, _, last = name.rpartition(".")
+        model.get_submodule(module).register_parameter(last, nn.Parameter(torch.empty_like(parameter, device="cpu")))
+    load_adapter(model, path, family)
+    return model, settings
+
+
+def merge_adapter(path: Path, base: Path, family: Family) -> Any:
+    """The base's model with an adapter worked into its weights.
+
+    Raises: CheckpointError.
+    """
+    from hanlin.formats.convert import load_into
+    from hanlin.tuning.lora import merge_lora
+
+    model, _ = read_adapter(path, base, family)
+    load_into(model, base, family)
+    merge_lora(model)
+    return model

@@ -1,0 +1,23 @@
+"""Check a recipe: every problem in one list, before anything heavy starts."""
+
+from __future__ import annotations
+
+import argparse
+
+from hanlin.cli._recipe import add_recipe
+
+HELP = "list every problem of a recipe"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_recipe(parser)
+    parser.add_argument("--show", action="store_true", help="print the resolved recipe, defaults included")
+
+
+def run(args: argparse.Namespace) -> int:
+    from hanlin.check import check_file
+    from hanlin.core.config import dump_recipe
+
+    recipe = check_file(args.recipe, args.changes)
+    print(dump_recipe(recipe) if args.show else f"{args.recipe}: no problems")
+    return 0

@@ -1,0 +1,107 @@
+"""Rewrite weights from one layout to another.
+
+hanlin convert pytorch_model.bin base/ --vocab vocab.txt     an original checkpoint -> a base folder
+hanlin convert base/ out/ --to original                      and back (or --to huggingface)
+hanlin convert base/ merged/ --merge run/best                an adapter worked into its base
+hanlin convert run/best delta.pt --base base/ --to delta     an adapter as the original's delta (or --to peft, adapter)
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hanlin.models.family import Family
+
+HELP = "rewrite weights from one layout to another; merge an adapter"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", type=Path, help="weights in any known layout, or an adapter")
+    parser.add_argument("target", type=Path, help="the folder (delta: the file) to write")
+    parser.add_argument(
+        "--to",
+        default=None,
+        metavar="LAYOUT",
+        help="base (default), a layout of the family; of an adapter: adapter, delta, peft",
+    )
+    parser.add_argument("--from", dest="from_", default=None, metavar="LAYOUT", help="default: told from the files")
+    parser.add_argument("--family", help="default: told from the files")
+    parser.add_argument("--vocab", type=Path, help="vocabulary to put into the target")
+    parser.add_argument("--merge", type=Path, metavar="ADAPTER", help="work this adapter into the weights")
+    parser.add_argument("--base", type=Path, help="the base that an adapter belongs to")
+    parser.add_argument("--overwrite", action="store_true", help="replace the target")
+
+
+def run(args: argparse.Namespace) -> int:
+    from hanlin.checkpoint.delta import is_adapter
+    from hanlin.core.errors import ConfigError
+
+    if not args.source.exists():
+        raise ConfigError(f"there is no {args.source}")
+    if is_adapter(args.source):
+        _convert_adapter(args)
+    elif args.merge:
+        _merge(args)
+    else:
+        _convert(args, args.source)
+    print(f"{args.target}: written")
+    return 0
+
+
+def _convert(args: argparse.Namespace, source: Path) -> None:
+    from hanlin.formats.convert import BASE, convert
+
+    family = _family(args, source)
+    tokenizer = family.tokenizer(args.vocab) if args.vocab else None
+    convert(source, family, args.from_, args.to or BASE, args.target, tokenizer=tokenizer, overwrite=args.overwrite)
+
+
+def _merge(args: argparse.Namespace) -> None:
+    from tempfile import TemporaryDirectory
+
+    from hanlin.cli._weights import merge_adapter
+    from hanlin.formats.convert import BASE, base_parameters, read_config, save_base
+
+    family = _family(args, args.source)
+    model = merge_adapter(args.merge, args.source, family)
+    config = read_config(args.source, family)
+    tokenizer = family.tokenizer(args.vocab or args.source) if args.vocab or args.source.is_dir() else None
+    tensors = {name: parameter.detach() for name, parameter in base_parameters(model).items()}
+    if args.to in (None, BASE):
+        save_base(args.target, family, config, tensors, tokenizer, overwrite=args.overwrite)
+        return
+    args.target.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=args.target.parent) as scratch:
+        merged = Path(scratch) / "merged"
+        save_base(merged, family, config, tensors, tokenizer)
+        _convert(args, merged)
+
+
+def _convert_adapter(args: argparse.Namespace) -> None:
+    from hanlin.checkpoint import delta
+    from hanlin.cli._weights import read_adapter
+    from hanlin.core.errors import ConfigError
+
+    if args.base is None:
+        raise ConfigError(f"{args.source} is an adapter; name the base that it belongs to with --base")
+    family = _family(args, args.base)
+    model, settings = read_adapter(args.source, args.base, family)
+    match args.to:
+        case None | "adapter":
+            delta.save_adapter(model, settings, args.target, overwrite=args.overwrite)
+        case "delta" | "original":
+            delta.save_original_delta(model, settings, args.target, family, overwrite=args.overwrite)
+        case "peft":
+            delta.save_peft(model, settings, args.target, family, overwrite=args.overwrite)
+        case _:
+            raise ConfigError(f"--to {args.to}: an adapter can be written as adapter, delta or peft")
+
+
+def _family(args: argparse.Namespace, source: Path) -> Family:
+    from hanlin.cli._weights import find_family
+    from hanlin.models.family import load_family
+
+    return load_family(args.family) if args.family else find_family(source)

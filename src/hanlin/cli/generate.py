@@ -1,0 +1,135 @@
+"""Write the answers of records, from JSON lines to JSON lines.
+
+hanlin generate recipe.yaml --input questions.jsonl --output answers.jsonl
+hanlin generate --base FOLDER --record '{"input": "今天天气", "<ans>": ""}' --stream
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hanlin.cli._recipe import add_weights, with_run_weights
+
+if TYPE_CHECKING:
+    from hanlin.core.settings import GenerateSettings, Recipe
+
+HELP = "write answers: JSON lines in, JSON lines out"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "words", nargs="*", metavar="RECIPE KEY=VALUE", help="a recipe or a run folder, and settings to change"
+    )
+    add_weights(parser)
+    model = parser.add_argument_group("a model without a recipe")
+    model.add_argument("--base", type=Path, help="a base folder, or an original checkpoint")
+    model.add_argument("--adapter", type=Path, help="an adapter (delta) on top of it")
+    model.add_argument("--vocab", type=Path, help="its vocabulary; default: the base folder's own")
+    model.add_argument("--family", help="its family; default: told from the files")
+    records = parser.add_argument_group("records")
+    records.add_argument("--record", action="append", default=[], metavar="JSON", help="a record; may be repeated")
+    records.add_argument("--input", metavar="FILE", help="JSON lines; - (default): standard input")
+    records.add_argument("--output", type=Path, metavar="FILE", help="default: standard output")
+    records.add_argument(
+        "--stream", action="store_true", help="write the answer's text while it is made (no beam search)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    recipe = _recipe(args)
+    records = _records(args)
+    from hanlin.assemble import load_engine
+
+    engine, options = load_engine(recipe), recipe.generate
+    if args.stream:
+        return _stream(engine, records, _streaming(options))
+    answered = dict(_with_progress(engine.answers(enumerate(records), options, recipe.run.seed), len(records)))
+    in_order = (answered[number] for number in range(len(records)))
+    if args.output is None:
+        sys.stdout.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in in_order)
+        return 0
+    from hanlin.data.sources.jsonl import write_jsonl
+
+    count = write_jsonl(args.output, in_order)
+    print(f"{args.output}: {count:,} records", file=sys.stderr)
+    return 0
+
+
+def _recipe(args: argparse.Namespace) -> Recipe:
+    from hanlin.core.errors import ConfigError
+
+    changes = [word for word in args.words if "=" in word]
+    recipes = [word for word in args.words if "=" not in word]
+    if len(recipes) + (args.base is not None) != 1:
+        raise ConfigError("name one recipe, one run folder, or a model with --base")
+    if recipes:
+        return with_run_weights(Path(recipes[0]), changes, args.weights, "generate")
+    return _recipe_of_base(args, changes)
+
+
+def _recipe_of_base(args: argparse.Namespace, changes: Sequence[str]) -> Recipe:
+    from hanlin.check import check
+    from hanlin.cli._weights import find_family
+    from hanlin.core.config import COMMAND_LINE, listing, make_recipe
+    from hanlin.core.errors import ConfigError
+
+    model = {"family": args.family or find_family(args.base).name, "base": str(args.base)}
+    model |= {name: str(path) for name in ("adapter", "vocab") if (path := getattr(args, name)) is not None}
+    recipe = make_recipe({"model": model, "run": {"folder": "."}}, changes)
+    if problems := check(recipe, purpose="generate"):
+        raise ConfigError(listing(problems, COMMAND_LINE))
+    return recipe
+
+
+def _records(args: argparse.Namespace) -> list[Any]:
+    from hanlin.core.errors import DataError
+    from hanlin.data.sources import open_source
+    from hanlin.data.sources.jsonl import parse_row
+
+    if args.record and args.input:
+        raise DataError("give --record or --input, not both")
+    if args.input and args.input != "-":
+        source = open_source(Path(args.input))
+        return [source[row] for row in range(len(source))]
+    if not args.record and not args.input and sys.stdin.isatty():
+        raise DataError("no records; give --record '{...}', --input FILE, or pipe JSON lines into standard input")
+    lines = enumerate([text.encode() for text in args.record] or sys.stdin.buffer, start=1)
+    name = "--record" if args.record else "standard input"
+    return [_parsed(parse_row, line, f"{name}:{number}") for number, line in lines if line.strip()]
+
+
+def _parsed(parse: Any, line: bytes, where: str) -> Any:
+    from hanlin.core.errors import DataError
+
+    try:
+        return parse(line.rstrip(b"\n"))
+    except ValueError as error:
+        raise DataError(f"{where}: {error}") from error
+
+
+def _streaming(options: GenerateSettings) -> GenerateSettings:
+    """Greedy in place of the default beam search, whose text is known at its end only."""
+    return options if "method" in options.model_fields_set else options.model_copy(update={"method": "greedy"})
+
+
+def _stream(engine: Any, records: Sequence[Any], options: GenerateSettings) -> int:
+    for record in records:
+        for piece in engine.stream(record, options):
+            print(piece, end="", flush=True)
+        print()
+    return 0
+
+
+def _with_progress(answers: Iterator[Any], total: int) -> Iterator[Any]:
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    yield from track(
+        answers, "Answering", total=total, console=console, transient=True, disable=not console.is_terminal
+    )

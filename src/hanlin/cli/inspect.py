@@ -1,0 +1,109 @@
+"""Say what a file or folder is, and why: weights and their layout, an adapter, data, a vocabulary, a recipe, a run."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+from hanlin.core.errors import DataError
+
+HELP = "say what a file is, and why"
+
+_WEIGHT_ENDINGS = (".bin", ".pt", ".pth", ".ckpt", ".safetensors")
+_SHOWN = 6
+
+Facts = Iterator[tuple[str, str]]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("paths", nargs="+", type=Path)
+
+
+def run(args: argparse.Namespace) -> int:
+    for path in args.paths:
+        print(path)
+        for name, value in _facts(path):
+            print(f"  {name:<12} {value}")
+    return 0
+
+
+def _facts(path: Path) -> Facts:
+    if not path.exists():
+        raise DataError(f"there is no {path}")
+    if path.is_dir():
+        return _folder(path)
+    if path.suffix in _WEIGHT_ENDINGS or path.name.endswith(".index.json"):
+        return _weights(path) if path.name != "meta.bin" else _data(path.parent, "a meta.bin lies in the folder")
+    if path.suffix in (".yaml", ".yml"):
+        return _recipe(path)
+    if path.suffix == ".txt":
+        return _vocabulary(path)
+    return _data(path, "any other file is read as JSON lines")
+
+
+def _folder(path: Path) -> Facts:
+    if (path / "meta.bin").is_file():
+        return _data(path, "a meta.bin lies in it")
+    if (path / "config.yaml").is_file():
+        return _run(path)
+    return _weights(path)
+
+
+def _run(path: Path) -> Facts:
+    yield "kind", "a run folder (it holds config.yaml)"
+    steps = sorted(entry.name for entry in (path / "checkpoints").glob("[0-9]*"))
+    yield "checkpoints", ", ".join(steps) or "none"
+    for name in ("best", "last"):
+        yield name, "there" if (path / name).is_dir() else "not yet"
+    yield from _recipe(path / "config.yaml")
+
+
+def _recipe(path: Path) -> Facts:
+    from hanlin.core.config import load_recipe
+
+    recipe = load_recipe(path)
+    yield "recipe", str(path)
+    yield "model", f"{recipe.model.family}, {recipe.model.base or recipe.model.size or 'fresh weights'}"
+    yield "tuning", recipe.tuning.method
+    yield "data.train", ", ".join(map(str, recipe.data.train)) or "none"
+
+
+def _weights(path: Path) -> Facts:
+    from hanlin.formats.describe import describe
+    from hanlin.formats.files import open_weights
+    from hanlin.models.family import family_names, load_family
+
+    found = describe(path, [load_family(name) for name in family_names()])
+    yield "kind", found.kind if found.kind != "model" else "weights of a model"
+    yield "family", f"{found.family or 'unknown'}, layout {found.layout or 'unknown'}"
+    yield "because", found.reason
+    if found.problem:
+        yield "problem", found.problem
+    yield "parameters", f"{found.num_parameters:,} ({', '.join(found.dtypes)}) in {found.num_tensors} tensors"
+    yield "bytes", f"{found.num_bytes:,}"
+    for name, value in found.config.items():
+        yield "config", f"{name}: {value}"
+    weights = open_weights(path)
+    for name in list(weights)[:_SHOWN]:
+        yield "tensor", f"{name} {list(weights[name].shape)}"
+    if found.num_tensors > _SHOWN:
+        yield "", f"and {found.num_tensors - _SHOWN} more"
+
+
+def _data(path: Path, reason: str) -> Facts:
+    import json
+
+    from hanlin.data.sources import open_source
+
+    source = open_source(path)
+    yield "kind", f"data ({reason})"
+    yield "rows", f"{len(source):,}"
+    yield "first", json.dumps(source[0], ensure_ascii=False)[:300]
+
+
+def _vocabulary(path: Path) -> Facts:
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    yield "kind", "text, one token a line if it is a vocabulary"
+    yield "lines", f"{sum(map(bool, lines)):,}"
+    yield "first", " ".join(lines[:12])

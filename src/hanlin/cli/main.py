@@ -1,0 +1,83 @@
+"""`hanlin COMMAND ...`: finds the commands, runs one, turns a user's mistake into a message and exit code 2.
+
+A command is a file of this folder with `HELP`, `add_arguments(parser)` and `run(args) -> exit code`; only the one that
+is asked for is imported. Commands import what is heavy inside `run`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import pkgutil
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+import hanlin
+from hanlin import cli
+from hanlin.core.errors import HanlinError
+
+# The order of `hanlin --help`, along a user's way; commands that are not named here come last.
+_ORDER = (
+    *("demo", "doctor", "check", "prepare", "tokenizer"),
+    *("train", "evaluate", "generate", "report", "inspect", "convert"),
+)
+_NOT_COMMANDS = {"main"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0, 1 (the command says no), 2 (a user's mistake), 130 (Ctrl-C)."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        args = _parser(argv).parse_args(argv)
+        return args.run(args)
+    except HanlinError as error:
+        print(_in_red(f"hanlin: {error}"), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("hanlin: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone, as `| head` does
+        sys.stderr.close()
+        return 141
+
+
+def command_names() -> list[str]:
+    """All commands in the order of the help."""
+    found = [module.name for module in pkgutil.iter_modules(cli.__path__) if not module.name.startswith("_")]
+    names = [name for name in found if name not in _NOT_COMMANDS]
+    return sorted(names, key=lambda name: (_ORDER.index(name) if name in _ORDER else len(_ORDER), name))
+
+
+def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hanlin",
+        description="Pretrain, tune, evaluate, convert and run the CPM and ChatGLM families of Chinese models.",
+        epilog="Start with `hanlin demo`. `hanlin COMMAND --help` explains a command.",
+    )
+    parser.add_argument("--version", action="version", version=f"hanlin {hanlin.__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    names = command_names()
+    wanted = next((word for word in argv if word in names), None)
+    for name in [wanted] if wanted else names:
+        module = _command(name)
+        command = commands.add_parser(name, help=module.HELP, description=module.__doc__, formatter_class=_Help)
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    return parser
+
+
+def _command(name: str) -> ModuleType:
+    return importlib.import_module(f"hanlin.cli.{name}")
+
+
+def _in_red(text: str) -> str:
+    return f"\033[31m{text}\033[0m" if sys.stderr.isatty() else text
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Descriptions are the modules' docstrings, laid out as they are."""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,64 @@
+"""Tokenise a recipe's data into the cache and show what they look like, or bring files into another form.
+
+hanlin prepare recipe.yaml                                   data report; training will start at once
+hanlin prepare --from ccpm raw/train.jsonl data/train.jsonl  raw CCPM rows -> records
+hanlin prepare --from bee bee_data/train train.jsonl         the original binary form -> JSON lines
+hanlin prepare --to bee train.jsonl bee_data/train           and back: a data file in the folder bee_data
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hanlin.core.settings import Recipe
+
+HELP = "tokenise data and report on them; bring raw files into another form"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("words", nargs="+", metavar="RECIPE KEY=VALUE | SOURCE TARGET")
+    parser.add_argument("--from", dest="from_", choices=("jsonl", "bee", "ccpm"), help="the form of SOURCE")
+    parser.add_argument("--to", choices=("jsonl", "bee"), help="the form of TARGET (default: jsonl)")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.from_ or args.to:
+        return _convert(args.words, args.from_, args.to)
+    from hanlin.check import check_file
+
+    return _prepare(check_file(args.words[0], args.words[1:]))
+
+
+def _prepare(recipe: Recipe) -> int:
+    from rich.console import Console
+
+    from hanlin.assemble import describe_parts, prepare_data
+    from hanlin.data.report import render_report
+
+    parts, console = describe_parts(recipe), Console()
+    for name in ("train", "eval"):
+        files: Sequence[Path] = getattr(recipe.data, name)
+        if files:
+            prepared = prepare_data(recipe, parts, files)
+            console.print(render_report(prepared.report, f"data.{name}: {', '.join(map(str, files))}"))
+    return 0
+
+
+def _convert(words: Sequence[str], from_: str | None, to: str | None) -> int:
+    from hanlin.core.errors import ConfigError
+    from hanlin.data.convert import ccpm_record, convert_file
+
+    if len(words) != 2:
+        raise ConfigError(f"--from and --to need two paths, SOURCE and TARGET; found {len(words)}")
+    source, target = map(Path, words)
+    is_jsonl = target.suffix in (".jsonl", ".json")
+    if is_jsonl == (to == "bee"):
+        wanted = "FOLDER/NAME (no .jsonl)" if to == "bee" else "a name that ends with .jsonl"
+        raise ConfigError(f"{target}: the target of --to {to or 'jsonl'} is {wanted}")
+    count = convert_file(source, target, ccpm_record) if from_ == "ccpm" else convert_file(source, target)
+    print(f"{target}: {count:,} rows")
+    return 0
