@@ -165,9 +165,18 @@ def load_into(
     wanted = base_parameters(model)
     translated = _to_ours(source, family, {name: tuple(parameter.shape) for name, parameter in wanted.items()})
     for name, parameter in wanted.items():
-        _fill(model, name, parameter, translated[name], dtype or parameter.dtype, device)
+        _fill(model, name, parameter, translated[name], dtype, device)
         for used in translated.moves[name].sources:
             source.weights.forget(used)
+
+
+def check_fit(path: Path, family: FamilyFacts, changes: Mapping[str, Any] | None = None) -> None:
+    """See that weights on disk are whole and fit their config, without loading them.
+
+    Raises: CheckpointError as `load_into` would.
+    """
+    source = find_source(path, family)
+    _to_ours(source, family, _shapes(family, _config_of(source, family, changes)))
 
 
 def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -275,15 +284,31 @@ def _base_values(path: Path, family: FamilyFacts) -> dict[str, Any]:
 def _config_of(source: Source, family: FamilyFacts, changes: Mapping[str, Any] | None) -> Any:
     values = source.values
     if source.format != BASE:
-        values = family.formats[source.format].read_config(values, source.weights)
+        try:
+            values = family.formats[source.format].read_config(values, source.weights)
+        except CheckpointError as error:
+            raise CheckpointError(f"{source.path}: {error}") from error
     return _make_config(source.path, family, {**values, **(changes or {})})
 
 
-def _make_config(path: Path, family: FamilyFacts, values: Mapping[str, Any]) -> Any:
+def _make_config(path: Path, family: FamilyFacts, values: dict[str, Any]) -> Any:
     known = [field.name for field in fields(family.config)]
     if unknown := [name for name in values if name not in known]:
         raise CheckpointError(f"{path}: unknown config values {_with_nearest(unknown, known)}")
-    return family.config(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    defaults = asdict(family.config())
+    for name, value in values.items():
+        if not _is_like(value, defaults[name]):
+            wanted = type(defaults[name]).__name__
+            raise CheckpointError(f"{path}: config value {name}: {value!r} is not of the type {wanted}")
+    return family.config(**values)
+
+
+def _is_like(value: Any, default: Any) -> bool:
+    """Whether a value has its default's type; a whole number may stand for a float, a bool for nothing else."""
+    if isinstance(value, bool) or isinstance(default, bool):
+        return isinstance(value, bool) and isinstance(default, bool)
+    return isinstance(value, (int, float) if isinstance(default, float) else type(default))
 
 
 def _shapes(family: FamilyFacts, config: Any) -> dict[str, tuple[int, ...]]:
@@ -353,7 +378,7 @@ def _check_copies(source: Source, moves: Sequence[Move]) -> None:
 
 
 def _fill(
-    model: nn.Module, name: str, parameter: nn.Parameter, tensor: torch.Tensor, dtype: torch.dtype, device: Any
+    model: nn.Module, name: str, parameter: nn.Parameter, tensor: torch.Tensor, dtype: torch.dtype | None, device: Any
 ) -> None:
     import torch
     from torch import nn
@@ -362,7 +387,7 @@ def _fill(
         with torch.no_grad():
             parameter.copy_(tensor)
         return
-    copy = torch.empty(tensor.shape, dtype=dtype, device=device).copy_(tensor)
+    copy = torch.empty(tensor.shape, dtype=dtype or tensor.dtype, device=device).copy_(tensor)
     owner, _, last = name.rpartition(".")
     model.get_submodule(owner).register_parameter(last, nn.Parameter(copy, parameter.requires_grad))
 

@@ -10,9 +10,11 @@ import json
 import mmap
 import os
 import pickle
+import re
 import shutil
 import sys
 import tempfile
+import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -266,17 +268,12 @@ def _load_pickle(path: Path) -> tuple[dict[str, torch.Tensor], bool]:
     import torch
 
     try:
-        is_mapped = torch.serialization._is_zipfile(path.open("rb"))
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=is_mapped or None)
+        is_mapped = zipfile.is_zipfile(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=is_mapped)
     except pickle.UnpicklingError as error:
-        if "weights_only" not in str(error) and "Unsupported" not in str(error):
-            raise CheckpointError(_damaged(path, error)) from error
-        raise CheckpointError(
-            f"{path}: holds more than tensors and is refused, since reading it could run code from the file; "
-            f"ask its author for safetensors ({_first_line(error)})"
-        ) from error
+        raise CheckpointError(_refused(path, error)) from None  # torch's own text advises to read it all the same
     except (RuntimeError, OSError, EOFError, ValueError, LookupError, AttributeError, TypeError) as error:
-        raise CheckpointError(_damaged(path, error)) from error
+        raise CheckpointError(_damaged(path, _first_line(error))) from error
     return _only_tensors(path, loaded), bool(is_mapped)
 
 
@@ -291,8 +288,18 @@ def _only_tensors(path: Path, loaded: object) -> dict[str, torch.Tensor]:
     return loaded
 
 
-def _damaged(path: Path, error: Exception) -> str:
-    return f"{path}: damaged or not a torch file, {path.stat().st_size:,} bytes ({_first_line(error)}); copy it again"
+def _refused(path: Path, error: pickle.UnpicklingError) -> str:
+    named = re.search(r"GLOBAL (\S+)", str(error))
+    if named is None:
+        return _damaged(path, "its beginning is not that of a pickle of tensors")
+    return (
+        f"{path}: holds {named[1]} beside tensors and is refused, since reading it could run code from the file; "
+        "ask its author for safetensors"
+    )
+
+
+def _damaged(path: Path, reason: str) -> str:
+    return f"{path}: damaged or not a torch file, {path.stat().st_size:,} bytes ({reason}); copy it again"
 
 
 def _first_line(error: Exception) -> str:

@@ -19,6 +19,7 @@ class Past:
     def __init__(self) -> None:
         self.length = 0
         self._facts: dict[str, torch.Tensor] = {}
+        self._used: dict[Hashable, int] = {}
         self._keys: dict[Hashable, torch.Tensor] = {}
         self._values: dict[Hashable, torch.Tensor] = {}
 
@@ -32,11 +33,15 @@ class Past:
         return {name: self._facts[name].narrow(1, 0, self.length) for name in facts}
 
     def append(self, block: Hashable, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Add a block's keys and values of the noted columns, `[rows, heads, columns, head_dim]`; return all so far."""
-        start = self.length - keys.shape[2]
+        """Add a block's keys and values of the noted columns, `[rows, heads, columns, head_dim]`; return all so far.
+
+        A prefix (layers/prefix.py) comes with the first columns and is not noted.
+        """
+        start = self._used.get(block, 0)
+        end = self._used[block] = start + keys.shape[2]
         self._keys[block] = _write(self._keys.get(block), keys, start, dim=2)
         self._values[block] = _write(self._values.get(block), values, start, dim=2)
-        return self._keys[block].narrow(2, 0, self.length), self._values[block].narrow(2, 0, self.length)
+        return self._keys[block].narrow(2, 0, end), self._values[block].narrow(2, 0, end)
 
     def select(self, rows: torch.Tensor) -> None:
         """Keep these rows, in this order; a row may be taken several times (beams)."""

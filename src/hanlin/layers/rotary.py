@@ -18,3 +18,14 @@ def rotate_halves(vectors: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
     cosine, sine = angles.cos().to(vectors.dtype), angles.sin().to(vectors.dtype)
     first, second = vectors.chunk(2, dim=-1)
     return torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1)
+
+
+def rotate_pairs(vectors: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
+    """Turn component 2j with component 2j + 1 by angle j; components beyond the last angle stay as they are.
+
+    vectors: `[..., size]`; cosine, sine: `[..., angles]` with 2 * angles <= size, in the dtype of the vectors.
+    """
+    size = 2 * cosine.shape[-1]
+    first, second = vectors[..., 0:size:2], vectors[..., 1:size:2]
+    turned = torch.stack((first * cosine - second * sine, second * cosine + first * sine), dim=-1).flatten(-2)
+    return turned if size == vectors.shape[-1] else torch.cat((turned, vectors[..., size:]), dim=-1)

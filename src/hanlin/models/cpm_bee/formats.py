@@ -91,7 +91,9 @@ def _write_hugging_face(config: CpmBeeConfig) -> dict[str, Any]:
     return {"model_type": "cpmbee", "architectures": ["CpmBeeForCausalLM"], "distance_scale": 16, **written}
 
 
-def _removed(mask_modules: list[list[bool]]) -> dict[str, Any]:
+def _removed(mask_modules: Any) -> dict[str, Any]:
+    if not (isinstance(mask_modules, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in mask_modules)):
+        raise CheckpointError("config: mask_modules must be a list of pairs [attention removed, ffn removed]")
     return {
         "removed_attention": tuple(layer for layer, (attention, _) in enumerate(mask_modules) if attention),
         "removed_ffn": tuple(layer for layer, (_, ffn) in enumerate(mask_modules) if ffn),
