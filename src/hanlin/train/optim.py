@@ -1,0 +1,98 @@
+"""The learning rate of a step, and AdamW (Loshchilov & Hutter 2019, decoupled decay) on torch's fused kernel.
+
+The schedules are BMTrain's (golden case bee_noam).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+from torch.optim.adamw import adamw
+
+from hanlin.core.settings import TrainSettings
+
+EXPONENTIAL_BASE = 0.95
+
+
+def learning_rate(settings: TrainSettings, step: int, total_steps: int) -> float:
+    """The rate of optimiser step `step` (counted from 1) of `total_steps`.
+
+    linear and cosine are at 0 at `decay_steps`, by default just after the last step.
+    """
+    number = step - 1 if settings.first_step_at_zero else step
+    last = total_steps - 1 if settings.first_step_at_zero else total_steps
+    end = settings.decay_steps or last + 1
+    peak, warmup = settings.lr, settings.warmup_steps
+    if settings.schedule == "noam":
+        return _noam(peak, number, warmup)
+    if number < warmup:
+        return peak * number / warmup
+    since, span = number - warmup, max(end - warmup, 1)
+    if settings.schedule == "linear":
+        return max(peak * (end - number) / span, 0.0)
+    if settings.schedule == "cosine":
+        # kept: after its end the rate rises again (bee_noam).
+        return peak * 0.5 * (1 + math.cos(math.pi * since / span))
+    return peak * EXPONENTIAL_BASE**since if settings.schedule == "exponential" else peak
+
+
+def _noam(peak: float, number: int, warmup: int) -> float:
+    if number < warmup:
+        return peak * number / warmup**1.5
+    return peak / math.sqrt(number) if number else 0.0
+
+
+class AdamW:
+    """p -= rate * mean / (sqrt(square) + eps) + rate * decay * p, with bias-corrected mean and square.
+
+    Not torch.optim.AdamW, though the same kernel: that class loads torch's compiler (1.6 s before the first step) and
+    keeps its state by number; here it is by name, so that any layout can read it.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], settings: TrainSettings) -> None:
+        self.settings = settings
+        self.parameters = dict(parameters)
+        self.mean = {name: torch.zeros_like(weight) for name, weight in parameters.items()}
+        self.square = {name: torch.zeros_like(weight) for name, weight in parameters.items()}
+        # fp32 numbers beside the weights: the kernel wants them so.
+        self.steps = {
+            name: torch.zeros((), dtype=torch.float32, device=weight.device) for name, weight in parameters.items()
+        }
+
+    @torch.no_grad()
+    def step(self, rate: float) -> None:
+        """Change the weights that have a gradient."""
+        names = [name for name, weight in self.parameters.items() if weight.grad is not None]
+        decayed = [name for name in names if self.settings.decay_all or self.parameters[name].ndim >= 2]
+        others = [name for name in names if not (self.settings.decay_all or self.parameters[name].ndim >= 2)]
+        self._update(decayed, rate, self.settings.weight_decay)
+        self._update(others, rate, 0.0)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The whole state by flat names; to be saved, or loaded into."""
+        kinds = {"mean": self.mean, "square": self.square, "steps": self.steps}
+        return {f"{kind}.{name}": tensor for kind, named in kinds.items() for name, tensor in named.items()}
+
+    def _update(self, names: list[str], rate: float, decay: float) -> None:
+        if not names:
+            return
+        weights = [self.parameters[name] for name in names]
+        adamw(
+            weights,  # pyright: ignore[reportArgumentType]  # its annotation says Tensor, invariantly
+            [weight.grad for weight in weights if weight.grad is not None],
+            [self.mean[name] for name in names],
+            [self.square[name] for name in names],
+            [],
+            [self.steps[name] for name in names],
+            fused=True,
+            amsgrad=False,
+            beta1=self.settings.betas[0],
+            beta2=self.settings.betas[1],
+            lr=rate,
+            weight_decay=decay,
+            eps=self.settings.eps,
+            maximize=False,
+        )

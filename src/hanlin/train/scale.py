@@ -1,0 +1,36 @@
+"""The loss scale of fp16: small gradients would vanish, so the loss is multiplied before the backward pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from hanlin.core.settings import TrainSettings
+
+
+@dataclass(frozen=True)
+class LossScale:
+    """A factor that halves on overflow (not below 1) and doubles after `patience` good steps in a row.
+
+    patience 0: it never changes.
+    """
+
+    value: float = 1.0
+    patience: int = 0
+    good_steps: int = 0
+
+    @classmethod
+    def of(cls, settings: TrainSettings) -> LossScale:
+        """The scale of a fresh run; 1 for ever unless the precision is fp16."""
+        if settings.precision != "fp16":
+            return cls()
+        return cls(settings.loss_scale, settings.loss_scale_steps)
+
+    def after(self, is_finite: bool) -> LossScale:
+        """The scale of the next step."""
+        if not self.patience:
+            return self
+        if not is_finite:
+            return replace(self, value=max(self.value / 2, 1.0), good_steps=0)
+        if self.good_steps + 1 == self.patience:
+            return replace(self, value=self.value * 2, good_steps=0)
+        return replace(self, good_steps=self.good_steps + 1)
