@@ -1,0 +1,41 @@
+# Each target makes its own environment in .venv, once; only Python >= 3.11 and make are needed.
+# A CPU-only torch is smaller: make demo PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+PIP_ARGS ?=
+ARGS ?=
+RUN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: help demo test check bench docs clean
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/'
+
+demo: $(INSTALLED) ## data, a small model trained, tuned and scored, in a few minutes on a CPU
+	$(RUN)/hanlin demo $(ARGS)
+
+test: $(INSTALLED) ## all tests (ARGS="-k name" for some of them)
+	$(RUN)/python -m pytest $(ARGS)
+
+check: $(INSTALLED) ## style, types, imports
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+	$(RUN)/pyright
+	$(RUN)/lint-imports
+
+bench: $(INSTALLED) ## speed and memory, as ratios within one run
+	set -e; for bench in benchmarks/[a-z]*.py; do echo "== $$bench"; $(RUN)/python $$bench; done
+
+docs: $(INSTALLED) ## links, commands and recipes that the docs name exist
+	$(RUN)/python -m pytest tests/test_docs.py
+
+clean: ## remove the environment
+	rm -rf .venv
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "make: Python 3.11 or newer is needed (or give PYTHON=/path/to/python3)" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(RUN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[demo,dev]'
+	@touch $@

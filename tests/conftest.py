@@ -1,0 +1,25 @@
+"""What all tests share: one thread, and the folder of files that may not be distributed with the project."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Before torch is imported: small tensors are slower with more threads, and sums differ between thread counts.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: takes more than two seconds")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with vocabularies, data and golden cases of the originals."""
+    if not SHARED.is_dir():
+        pytest.skip(f"needs the original files in ../{SHARED.name} beside the project, which are not distributed with it")
+    return SHARED
