@@ -39,7 +39,7 @@ ROW_INPUTS = ("relations", "ext_tokens", "ext_subs")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--vocab", type=Path, required=True)
     parser.add_argument("--texts", type=Path, required=True, help="JSON lines; the strings become inputs")
     parser.add_argument("--size", default="small", choices=sorted(SIZES))

@@ -14,14 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from hanlin.core.errors import DataError
 from hanlin.core.settings import GenerateSettings
 from hanlin.data.files import replaced_file
-from hanlin.generate.engine import Engine, naming
+from hanlin.generate.engine import Engine, naming, show_progress
 
 from .tasks import generate, likelihood, loss
 from .tasks.task import Row, Task
@@ -102,7 +100,7 @@ def _predictions(
     if len(missing) < len(keys):
         log.info("predictions reused=%d left=%d file=%s", len(keys) - len(missing), len(missing), path)
     predicted = task.predict(engine, ((number, records[number]) for number in missing), options, seed)
-    shown = track(predicted, path.stem, len(missing), console=Console(stderr=True), transient=True)
+    shown = show_progress(predicted, path.stem, len(missing))
     for row in _kept(part, (_named_row(number, keys, row) for number, row in shown)):
         known[row["key"]] = row
     rows = [{**known[key], "record": number + 1} for number, key in enumerate(keys)]

@@ -11,10 +11,12 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import groupby, islice
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from rich.console import Console
+from rich.progress import track
 
 from hanlin.core.batch import Prompt, PromptBatch
 from hanlin.core.errors import DataError, HanlinError
@@ -27,6 +29,7 @@ from .beam import Beam, BeamRules, Candidate, Search, advance, best_candidates, 
 from .sampling import ban_columns, draw, penalise_used, warp
 
 Precision = Literal["fp32", "bf16", "fp16"]
+Item = TypeVar("Item")
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # Batches that are encoded ahead and sorted by length together.
@@ -55,11 +58,11 @@ class Engine:
         self.max_length = max_length
 
     def generate(self, records: Sequence[Any], options: GenerateSettings, seed: int = 0) -> list[Any]:
-        """Copies of the records with their answers, in their order.
+        """Copies of the records with their answers, in their order; a bar shows the progress on a terminal.
 
         Raises: DataError for a record that cannot be a prompt; HanlinError when the model yields no numbers.
         """
-        answered = dict(self.answers(enumerate(records), options, seed))
+        answered = dict(show_progress(self.answers(enumerate(records), options, seed), "generate", len(records)))
         return [answered[number] for number in range(len(records))]
 
     def answers(
@@ -149,6 +152,12 @@ class Engine:
         if self.precision == "fp32":
             return nullcontext()
         return torch.autocast(self.device.type, _AUTOCAST[self.precision])
+
+
+def show_progress(items: Iterable[Item], title: str, total: int) -> Iterable[Item]:
+    """The items, with a bar on the terminal that counts them."""
+    console = Console(stderr=True)
+    return track(items, title, total, console=console, transient=True, disable=not console.is_terminal)
 
 
 @contextmanager
