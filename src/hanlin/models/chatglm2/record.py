@@ -1,0 +1,86 @@
+"""The columns of a record, and how they are turned into prompts: the options of ChatGLM2's samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hanlin.core.errors import ConfigError, DataError
+
+from .templates import Dialogue, Message, read_history
+
+# The original's defaults of max_source_length and max_target_length, taken in compatible mode.
+SOURCE_LENGTH, TARGET_LENGTH = 1024, 128
+
+
+@dataclass(frozen=True)
+class ChatGlm2Options:
+    """What may be chosen about the samples."""
+
+    # Keys of a record. The history may be absent: [[question, answer], ...] or [{"role": ..., "content": ...}, ...].
+    prompt_column: str = "prompt"
+    response_column: str = "response"
+    history_column: str = "history"
+    # auto (the model's own), rounds (ChatGLM2), roles (ChatGLM3), plain, or a text with {question} or {any column}.
+    template: str = "auto"
+    # A text before every prompt (the original's source_prefix).
+    source_prefix: str = ""
+    # Tokens. A longer prompt loses its oldest rounds, never its newest question. None: no limit but the model's.
+    prompt_length: int | None = None
+    # Tokens. A longer answer is cut, and its end is then not learned.
+    answer_length: int | None = None
+    # True: the original's ids and labels, cut where it cuts them (from the right, even the mark before the answer).
+    compatible: bool = False
+    # Only with compatible: prompt and padding count in the loss, with 0 as their label (ignore_pad_token_for_loss off).
+    learn_padding: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least in (("prompt_length", 3), ("answer_length", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"{name} is {value}, expected at least {least} tokens")
+        if self.learn_padding and not self.compatible:
+            raise ConfigError("learn_padding has an effect only with compatible: true; leave one or set the other")
+        for name in ("prompt_column", "response_column", "history_column", "template"):
+            if not getattr(self, name):
+                raise ConfigError(f"{name} is empty; leave it out to get the default")
+
+    @property
+    def source_length(self) -> int:
+        """Compatible mode's limit of the prompt."""
+        return self.prompt_length or SOURCE_LENGTH
+
+    @property
+    def target_length(self) -> int:
+        """Compatible mode's limit of the answer."""
+        return self.answer_length or TARGET_LENGTH
+
+
+def read_dialogue(record: Any, options: ChatGlm2Options) -> Dialogue:
+    """The dialogue up to the newest question.
+
+    Raises: DataError naming the column.
+    """
+    question = read_text(record, options.prompt_column)
+    try:
+        past = read_history(record.get(options.history_column))
+    except DataError as error:
+        raise DataError(f'"{options.history_column}": {error}') from None
+    return Dialogue((*past, Message("user", question)), record)
+
+
+def read_text(record: Any, column: str) -> str:
+    """A column that must hold a text.
+
+    Raises: DataError.
+    """
+    if not isinstance(record, Mapping):
+        raise DataError(f"expected an object, found {record!r:.40}")
+    if column not in record:
+        raise DataError(f'no column "{column}" (the row has: {", ".join(map(str, record)) or "none"})')
+    if not isinstance(record[column], str):
+        raise DataError(f'"{column}": expected a string, found {record[column]!r:.40}')
+    if not record[column]:
+        raise DataError(f'"{column}" is empty')
+    return record[column]

@@ -1,0 +1,256 @@
+"""ChatGLM2's records -> arrays, and answers -> records.
+
+A record is a question with its answer and the rounds before them; only the answer carries loss. Samples of one row are
+kept apart by `spans`, their positions begin at 0 again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hanlin.core.batch import IGNORED, Batch, Prompt, PromptBatch, Sample
+from hanlin.core.errors import ConfigError, DataError
+
+from .config import ChatGlm2Config
+from .original import is_row, make_sample, read_row, reference_ids, train_row
+from .record import ChatGlm2Options, read_dialogue, read_text
+from .templates import RoleTemplate, drop_oldest, make_template
+from .tokenizer import EOS, ChatGlm2Tokenizer
+
+if TYPE_CHECKING:
+    import torch
+
+NO_SPAN = -1
+"""The span of padding, which sees padding only."""
+
+# What ChatGLM2 was trained to say in place of its date, and what the original's chat makes of it.
+_DATE, _DATE_TEXT = "[[训练时间]]", "2023年"
+
+
+@dataclass(frozen=True)
+class ChatCursor:
+    """The next column to feed: `token` at `position`."""
+
+    token: int
+    position: int
+    ends: frozenset[int]
+    is_done: bool = False
+
+    def inputs(self) -> dict[str, int]:
+        return {"tokens": self.token, "positions": self.position, "spans": 0}
+
+    def advance(self, token: int) -> ChatCursor:
+        return ChatCursor(token, self.position + 1, self.ends, token in self.ends)
+
+
+class ChatGlm2Samples:
+    """`hanlin.models.family.Samples` of ChatGLM2 and ChatGLM3."""
+
+    def __init__(
+        self, tokenizer: ChatGlm2Tokenizer, config: ChatGlm2Config, options: ChatGlm2Options | None = None
+    ) -> None:
+        """Raises: ConfigError."""
+        self.config = config
+        self.options = options = options or ChatGlm2Options()
+        self.template = make_template(options.template, config.generation, options.source_prefix)
+        has_roles = isinstance(self.template, RoleTemplate)
+        self.tokenizer = tokenizer.with_roles() if has_roles else tokenizer
+        if self.tokenizer.vocab_size > config.vocab_size:
+            raise ConfigError(
+                f"the vocabulary has {self.tokenizer.vocab_size} tokens, the model only {config.vocab_size} "
+                "(vocab_size); take the vocabulary that belongs to the model, or set model.config.vocab_size for a "
+                "fresh one"
+            )
+        if options.compatible and has_roles:
+            raise ConfigError(
+                "compatible: the original has no template roles; take rounds, plain or a text of your own"
+            )
+
+    @property
+    def fingerprint(self) -> str:
+        """What, besides the data, decides the arrays."""
+        return f"{self.tokenizer.fingerprint} {self.config.generation} {sorted(asdict(self.options).items())}"
+
+    def check(self, record: Any) -> None:
+        """Whether a record can be trained on.
+
+        Raises: DataError.
+        """
+        self.sample(record)
+
+    def sample(self, record: Any, rng: np.random.Generator | None = None) -> Sample:
+        """Encode a training record, or take the ids of a pre-tokenised one.
+
+        Raises: DataError.
+        """
+        if is_row(record):
+            return make_sample(read_row(record, self.config.vocab_size))
+        answer = self._encode_answer(record)
+        if self.options.compatible:
+            return make_sample(self.original_row(record))
+        prompt = self._encode_prompt(record, self.options.prompt_length)
+        # differs: an answer that is cut does not teach to stop there.
+        limit = self.options.answer_length
+        answer = [*answer, EOS] if limit is None or len(answer) <= limit else answer[:limit]
+        tokens = np.array(prompt + answer, dtype=np.int32)
+        labels = np.append(tokens[1:], IGNORED).astype(np.int32)
+        labels[: len(prompt) - 1] = IGNORED
+        return Sample({"tokens": tokens}, labels, (labels != IGNORED).astype(np.float32))
+
+    def original_row(self, record: Any, row_length: int | None = None) -> tuple[list[int], list[int]]:
+        """The `input_ids` and `labels` that the original's training script makes of a record.
+
+        row_length: see `original.train_row`.
+        Raises: DataError.
+        """
+        options = self.options
+        return train_row(
+            self.template.prompt(self.tokenizer, read_dialogue(record, options)),
+            self._encode_answer(record),
+            source_length=options.source_length,
+            target_length=options.target_length,
+            row_length=row_length,
+            learn_padding=options.learn_padding,
+        )
+
+    def varies(self, record: Any) -> bool:
+        return False
+
+    def fit(self, record: Any, max_length: int, policy: str) -> list[Any]:
+        """Make a record short enough: the oldest rounds of its history are dropped, nothing else.
+
+        Raises: DataError when question and answer alone are too long, and for other policies.
+        """
+        if policy != "truncate":
+            raise DataError(
+                "a dialogue cannot be split; choose data.overlong truncate (drops its oldest rounds) or drop"
+            )
+        if is_row(record):
+            raise DataError(
+                "too long, and its ids cannot be shortened; raise data.max_length or tokenise the texts anew"
+            )
+        length = self.sample(record).length
+        while length > max_length:
+            shorter = self._without_oldest(record)
+            if shorter is None:
+                raise DataError(
+                    f"the newest question and its answer alone have {length} tokens, data.max_length is {max_length}; "
+                    "raise it, or let the answer be cut (answer_length)"
+                )
+            record, length = shorter, self.sample(shorter).length
+        return [record]
+
+    def collate(self, rows: Sequence[Sequence[Sample]], length: int) -> Batch:
+        """Pack samples into tensors `[rows, length]`: tokens, positions and spans (-1 = padding)."""
+        import torch
+
+        tokens, positions, spans = _empty(len(rows), length, self.config.pad_id)
+        labels = np.full((len(rows), length), IGNORED, dtype=np.int64)
+        weights = np.zeros((len(rows), length), dtype=np.float32)
+        for number, row in enumerate(rows):
+            start = 0
+            for span, sample in enumerate(row):
+                place = number, slice(start, start + sample.length)
+                tokens[place], spans[place] = sample.inputs["tokens"], span
+                positions[place] = np.arange(sample.length)
+                labels[place], weights[place] = sample.labels, sample.weights
+                start += sample.length
+        return Batch(_tensors(tokens, positions, spans), torch.from_numpy(labels), torch.from_numpy(weights))
+
+    def show(self, sample: Sample) -> list[tuple[str, bool]]:
+        tokens = sample.inputs["tokens"]
+        is_learnt = np.concatenate([[False], sample.labels[:-1] != IGNORED])
+        bounds = [0, *(np.flatnonzero(is_learnt[1:] != is_learnt[:-1]) + 1).tolist(), len(tokens)]
+        pieces = []
+        for start, end in pairwise(bounds):
+            text = self.tokenizer.decode(tokens[start:end].tolist(), show_specials=True)
+            pieces.append((text + ("</s>" if tokens[end - 1] == EOS else ""), bool(is_learnt[start])))
+        return pieces
+
+    def prompt(self, record: Any) -> Prompt:
+        """Encode a record whose answer is wanted; the response column is not looked at.
+
+        Its last token is the first column that the cursor feeds.
+        Raises: DataError.
+        """
+        if self.options.compatible:
+            ids = self.template.prompt(self.tokenizer, read_dialogue(record, self.options))
+            ids = ids[: self.options.source_length]
+        else:
+            ids = self._encode_prompt(record, self.options.prompt_length or self.config.max_length - 1)
+        ends = frozenset((*self.config.end_ids, *self.template.ends(self.tokenizer)))
+        cursor = ChatCursor(ids[-1], len(ids) - 1, ends)
+        return Prompt(record, {"tokens": np.array(ids[:-1], dtype=np.int32)}, cursor)
+
+    def collate_prompts(self, prompts: Sequence[Prompt]) -> PromptBatch:
+        """Pad prompts on the left."""
+        length = max(prompt.length for prompt in prompts)
+        tokens, positions, spans = _empty(len(prompts), length, self.config.pad_id)
+        for number, prompt in enumerate(prompts):
+            place = number, slice(length - prompt.length, length)
+            tokens[place], positions[place], spans[place] = prompt.inputs["tokens"], np.arange(prompt.length), 0
+        return PromptBatch(_tensors(tokens, positions, spans), [p.cursor for p in prompts], [[] for _ in prompts])
+
+    def answer(self, prompt: Prompt, tokens: Sequence[int]) -> Any:
+        """A copy of the prompt's record with the answer in its response column."""
+        text = self.answer_texts(prompt, tokens)[0]
+        if not self.options.compatible:
+            text = text.replace(_DATE, _DATE_TEXT)
+        return {**prompt.record, self.options.response_column: text}
+
+    def answer_texts(self, prompt: Prompt, tokens: Sequence[int]) -> list[str]:
+        return [self.template.read_answer(self.tokenizer.decode(tokens))]
+
+    def gold(self, record: Any) -> list[str | None]:
+        """The record's answer; in compatible mode as the original compares it, cut to target_length."""
+        text = record.get(self.options.response_column)
+        if text is None or not self.options.compatible:
+            return [text]
+        answer = self.template.answer(self.tokenizer, text)
+        ids = reference_ids(self.tokenizer.prefix, answer, self.options.target_length)
+        return [self.tokenizer.decode(ids).strip()]
+
+    def candidates(self, record: Any) -> list[Any]:
+        raise DataError("records of this family have no options to choose from; take the task generate or loss")
+
+    def _encode_answer(self, record: Any) -> list[int]:
+        return self.template.answer(self.tokenizer, read_text(record, self.options.response_column))
+
+    def _encode_prompt(self, record: Any, limit: int | None) -> list[int]:
+        """The prompt without the oldest rounds that exceed the limit.
+
+        Raises: DataError.
+        """
+        ids = self.template.prompt(self.tokenizer, read_dialogue(record, self.options))
+        while limit is not None and len(ids) > limit:
+            shorter = self._without_oldest(record)
+            if shorter is None:
+                where = "prompt_length" if self.options.prompt_length else "the model's max_length"
+                raise DataError(
+                    f"the newest question alone makes {len(ids)} tokens, {where} allows {limit}; shorten it"
+                )
+            record, ids = shorter, self.template.prompt(self.tokenizer, read_dialogue(shorter, self.options))
+        return ids
+
+    def _without_oldest(self, record: Mapping[str, Any]) -> dict[str, Any] | None:
+        column = self.options.history_column
+        history = drop_oldest(record.get(column) or [])
+        return None if history is None else {**record, column: history}
+
+
+def _empty(rows: int, length: int, pad: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """tokens, positions and spans of padding only."""
+    tokens = np.full((rows, length), pad, dtype=np.int64)
+    return tokens, np.zeros_like(tokens), np.full_like(tokens, NO_SPAN)
+
+
+def _tensors(tokens: np.ndarray, positions: np.ndarray, spans: np.ndarray) -> dict[str, torch.Tensor]:
+    import torch
+
+    arrays = {"tokens": tokens, "positions": positions, "spans": spans}
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}

@@ -1,0 +1,125 @@
+"""ChatGLM2's and ChatGLM3's text <-> ids: sentencepiece, and special tokens that have the ids after its pieces.
+
+Special tokens are never read out of text: a user who types "[gMASK]" or "</s>" gets ordinary pieces.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from hanlin.core.errors import DataError
+from hanlin.tokens.sentencepiece import SentencePiece
+
+# The second is what documents of the time call it, left over from ChatGLM-6B (v1).
+MODEL_FILES = ("tokenizer.model", "ice_text.model")
+SETTINGS_FILE = "tokenizer_config.json"
+SPECIALS = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")
+ROLES = ("system", "user", "assistant", "observation")
+BOS, EOS, PAD = 1, 2, 0
+
+# A line of GLM-4's tokenizer.model: a token in base64 and its rank.
+_TIKTOKEN_LINE = re.compile(rb"[A-Za-z0-9+/=]+ \d+\r?\n")
+
+
+class ChatGlm2Tokenizer:
+    """Ids of the pieces, then of the special tokens, then (ChatGLM3) of the roles."""
+
+    def __init__(self, pieces: SentencePiece, *, has_roles: bool = False) -> None:
+        self.pieces = pieces
+        self.has_roles = has_roles
+        names = [*SPECIALS, *(f"<|{role}|>" for role in ROLES)] if has_roles else list(SPECIALS)
+        self._specials = {name: pieces.size + number for number, name in enumerate(names)}
+        self._names = {id: name for name, id in self._specials.items()}
+        self.prefix = (self._specials["[gMASK]"], self._specials["sop"])
+
+    @classmethod
+    def load(cls, path: Path) -> ChatGlm2Tokenizer:
+        """Read a tokenizer.model, or that of a folder.
+
+        Raises: DataError.
+        """
+        path = Path(path)
+        file = _model_file(path) if path.is_dir() else path
+        try:
+            pieces = SentencePiece.load(file)
+        except DataError as error:
+            if file.is_file() and _TIKTOKEN_LINE.match(file.read_bytes()):
+                raise DataError(f"{file}: a tiktoken vocabulary (GLM-4); only sentencepiece models are read") from None
+            raise error from None
+        if pieces.size <= EOS or (pieces.piece(BOS), pieces.piece(EOS)) != ("<s>", "</s>"):
+            raise DataError(
+                f"{file}: a sentencepiece model, but not ChatGLM2's: its pieces 1 and 2 are not <s> and </s>"
+            )
+        return cls(pieces, has_roles=_lists_roles(file.with_name(SETTINGS_FILE)))
+
+    def with_roles(self) -> ChatGlm2Tokenizer:
+        """The same tokenizer with ChatGLM3's role tokens."""
+        return self if self.has_roles else ChatGlm2Tokenizer(self.pieces, has_roles=True)
+
+    def save(self, folder: Path) -> None:
+        settings = {"tokenizer_class": "ChatGLMTokenizer", "additional_special_tokens": list(self._specials)}
+        (Path(folder) / MODEL_FILES[0]).write_bytes(self.pieces.model)
+        (Path(folder) / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
+
+    @property
+    def vocab_size(self) -> int:
+        return self.pieces.size + len(self._specials)
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when any text would get other ids."""
+        return f"{self.pieces.fingerprint} roles={self.has_roles}"
+
+    @property
+    def specials(self) -> dict[str, int]:
+        """The special tokens and their ids."""
+        return dict(self._specials)
+
+    def role(self, name: str) -> int:
+        """The id of a role's token; the tokenizer must have roles."""
+        assert self.has_roles, "use with_roles()"
+        return self._specials[f"<|{name}|>"]
+
+    def encode(self, text: str) -> list[int]:
+        """The pieces of a text; a piece "▁" (a leading space) comes first where the first word has none of its own."""
+        return self.pieces.encode(text)
+
+    def encode_many(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
+        """`encode` for many texts at once."""
+        return self.pieces.encode_many(texts, threads)
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """[gMASK] sop and the pieces: what every prompt begins with."""
+        return [*self.prefix, *self.pieces.encode(text)]
+
+    def decode(self, ids: Iterable[int], *, show_specials: bool = False) -> str:
+        """The text of the ids. Any number is allowed: what is no piece is left out.
+
+        show_specials: write the special tokens by name, as ChatGLM3's tokenizer does it.
+        While ids are still coming, an unfinished character is U+FFFD at the end (see tokens/stream.py).
+        """
+        if not show_specials:
+            return self.pieces.decode(ids)
+        text, run = "", []
+        for id in ids:
+            if id in self._names:
+                text, run = text + self.pieces.decode(run) + self._names[id], []
+            else:
+                run.append(id)
+        return text + self.pieces.decode(run)
+
+
+def _model_file(folder: Path) -> Path:
+    for name in MODEL_FILES:
+        if (folder / name).is_file():
+            return folder / name
+    raise DataError(f"{folder}: no {MODEL_FILES[0]} in this folder; copy it from the model's original folder")
+
+
+def _lists_roles(settings: Path) -> bool:
+    """Whether a tokenizer_config.json is ChatGLM3's."""
+    text = settings.read_text("utf-8") if settings.is_file() else ""
+    return "<|user|>" in text or "chatglm3" in text
