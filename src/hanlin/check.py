@@ -20,7 +20,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from hanlin.assemble import describe_parts, model_config
-from hanlin.core.config import COMMAND_LINE, Problem, dump_recipe, listing, nearest, read_recipe
+from hanlin.core.config import COMMAND_LINE, Draft, Problem, dump_recipe, listing, nearest, read_recipe
 from hanlin.core.effect import idle_settings
 from hanlin.core.errors import ConfigError, DataError, HanlinError
 from hanlin.core.settings import Recipe
@@ -48,16 +48,16 @@ _TRACKER_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "swanlab": 
 
 
 def check_file(path: Path | str, overrides: Iterable[str] = (), purpose: Purpose | None = None) -> Recipe:
-    """Read and check a recipe; purpose None: train when the recipe names training data, else evaluate.
+    """Read and check a recipe; purpose None: train when the recipe has a section `train` or training data,
+    else evaluate.
 
     Raises: ConfigError that lists all problems.
     """
     draft = read_recipe(path, overrides)
     problems = list(draft.problems)
     if draft.recipe is not None:
-        known = {problem.key for problem in problems}
         found = check(draft.recipe, draft.places, purpose=purpose)
-        problems += [problem for problem in found if problem.key not in known]
+        problems += [problem for problem in found if not draft.problems or not _follows(problem, draft, draft.recipe)]
     if problems or draft.recipe is None:
         raise ConfigError(listing(problems, path))
     return draft.recipe
@@ -66,7 +66,7 @@ def check_file(path: Path | str, overrides: Iterable[str] = (), purpose: Purpose
 def check(recipe: Recipe, places: Mapping[str, str] | None = None, *, purpose: Purpose | None = None) -> list[Problem]:
     """All problems of a recipe whose values are right one by one; places: where each key stands."""
     places = places or {}
-    purpose = purpose or ("train" if recipe.data.train else "evaluate")
+    purpose = purpose or ("train" if recipe.data.train or "train" in recipe.model_fields_set else "evaluate")
     found = [*_settings_without_effect(recipe, places), *_model_files(recipe), *_data_files(recipe, purpose)]
     if purpose == "train":
         found += [*_length(recipe), *_batch(recipe), *_output(recipe), *_trackers(recipe)]
@@ -82,6 +82,14 @@ def check(recipe: Recipe, places: Mapping[str, str] | None = None, *, purpose: P
 
 def _place(key: str, places: Mapping[str, str]) -> str:
     return places.get(key) or places.get(key.rpartition(".")[0], "")
+
+
+def _follows(problem: Problem, draft: Draft, recipe: Recipe) -> bool:
+    """Whether a problem may only be there because a wrong setting was left out of the draft."""
+    wrong = {other.key for other in draft.problems}
+    idle = idle_settings(recipe).get(problem.key)
+    # What is missing may stand there under a wrong name.
+    return problem.key in wrong or problem.key not in draft.places or (idle is not None and idle.cause in wrong)
 
 
 # --- settings against each other ---
@@ -289,7 +297,9 @@ def _vocabulary_and_rows(recipe: Recipe, family: Family, purpose: Purpose) -> Fo
     except HanlinError as error:
         yield "model.base", str(error)
         return
-    yield from _vocabulary(recipe, config.vocab_size, tokenizer.vocab_size, path)
+    if problems := list(_vocabulary(recipe, config.vocab_size, tokenizer.vocab_size, path)):
+        yield from problems
+        return
     samples = family.samples(tokenizer, config)
     for key, file in _files(recipe, purpose):
         if file.exists():

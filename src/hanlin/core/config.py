@@ -215,10 +215,11 @@ def _put(values: dict[str, Any], keys: Sequence[str], value: Any) -> bool:
 def _salvage(values: dict[str, Any], error: ValidationError) -> Recipe | None:
     """The recipe without the settings that are wrong, so that the rest can be checked in the same go."""
     for detail in error.errors():
-        section: Any = values
-        for key in detail["loc"][:1]:
-            section = section.get(key) if isinstance(section.get(key), dict) else section
-        section.pop(detail["loc"][min(1, len(detail["loc"]) - 1)], None)
+        first, *rest = detail["loc"]
+        if rest and isinstance(values.get(str(first)), dict):
+            values[str(first)].pop(rest[0], None)
+        else:
+            values.pop(str(first), None)
     try:
         return Recipe.model_validate(values)
     except ValidationError:

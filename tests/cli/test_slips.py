@@ -1,0 +1,132 @@
+"""The typical slips in a recipe: each gives one clear message, exit code 2, no traceback, at once."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from hanlin.cli.main import main
+
+RECIPE = """\
+model:
+  family: cpm_bee
+  size: tiny
+  vocab: vocab.txt
+data:
+  train: [train.jsonl]
+  eval: [eval.jsonl]
+  cache: cache
+train:
+  steps: 10
+  batch_rows: 8
+run:
+  folder: run
+"""
+SPECIALS = ["<pad>", "<unk>", "<mask>", "<sep>", "</n>", "</_>", "<s>", "</s>", "<root>", "<ans>", "<option>"]
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in which the recipe is right."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
+    (tmp_path / "vocab.txt").write_text("\n".join([*SPECIALS, "<", *"床前明月光"]) + "\n", encoding="utf-8")
+    for name in ("train", "eval"):
+        (tmp_path / f"{name}.jsonl").write_text('{"input": "床前", "<ans>": "明月光"}\n' * 3, encoding="utf-8")
+    return tmp_path
+
+
+@dataclass(frozen=True)
+class Slip:
+    """old, new: what the user writes instead; changes: on the command line; says: parts of the one message."""
+
+    name: str
+    says: tuple[str, ...]
+    old: str = ""
+    new: str = ""
+    changes: tuple[str, ...] = ()
+    append: str = ""
+
+
+SLIPS = [
+    Slip("misspelt setting", ("recipe.yaml:10: train.stepz", "did you mean 'steps'"), "steps: 10", "stepz: 10"),
+    Slip("misspelt section", ("recipe.yaml:9: trian", "did you mean 'train'"), "train:\n", "trian:\n"),
+    Slip("setting in the wrong section", ("run.lr", "did you mean 'train.lr'"), changes=("run.lr=1e-4",)),
+    Slip("another trainer's name", ("train.learning_rate", "'train.lr'"), changes=("train.learning_rate=1e-4",)),
+    Slip("word for a number", ("recipe.yaml:10: train.steps", "found 'ten'"), "steps: 10", "steps: ten"),
+    Slip("truth value for a number", ("train.steps: a number is expected",), "steps: 10", "steps: true"),
+    Slip("fraction for a count", ("train.batch_rows", "found 2.5"), "batch_rows: 8", "batch_rows: 2.5"),
+    Slip("list for a number", ("train.lr", "found [0.001]"), changes=("train.lr=[1e-3]",)),
+    Slip("text for a section", ("tuning", "a section is expected"), append="tuning: lora\n"),
+    Slip("negative rank", ("tuning.rank", "greater than 0"), changes=("tuning.method=lora", "tuning.rank=-4")),
+    Slip("zero rate", ("train.lr", "greater than 0; found 0"), changes=("train.lr=0",)),
+    Slip("dropout of one", ("tuning.dropout", "less than 1"), changes=("tuning.method=lora", "tuning.dropout=1")),
+    Slip("unknown choice", ("train.schedule", "did you mean 'cosine'"), changes=("train.schedule=cosin",)),
+    Slip("unknown family", ("recipe.yaml:2: model.family", "did you mean 'cpm_bee'"), "cpm_bee", "cpmbee"),
+    Slip("unknown size", ("recipe.yaml:3: model.size", "did you mean 'tiny'"), "size: tiny", "size: tinny"),
+    Slip("unknown shape", ("model.config.num_layer", "'num_layers'"), changes=("model.config.num_layer=2",)),
+    Slip("impossible shape", ("model.config.num_layers", "greater than 0"), changes=("model.config.num_layers=0",)),
+    Slip("missing family", ("recipe.yaml:1: model.family: is missing",), "  family: cpm_bee\n", ""),
+    Slip("missing data file", ("data.train", "did you mean 'train.jsonl'"), "[train.jsonl]", "[trian.jsonl]"),
+    Slip("missing vocabulary file", ("model.vocab", "there is no vocal.txt"), "vocab.txt", "vocal.txt"),
+    Slip("no vocabulary", ("model.vocab: name the vocabulary",), "  vocab: vocab.txt\n", ""),
+    Slip("missing base", ("model.base", "there is no nowhere"), "size: tiny", "base: nowhere"),
+    Slip("no training data", ("data.train", "name the training files"), "  train: [train.jsonl]\n", ""),
+    Slip("wrong vocabulary", ("model.vocab", "no CPM-Bee vocabulary"), "vocab.txt", "train.jsonl"),
+    Slip("too small an embedding", ("model.vocab", "17 tokens", "10 rows"), changes=("model.config.vocab_size=10",)),
+    Slip("steps and epochs", ("train.epochs", "both steps (10) and epochs (2)"), changes=("train.epochs=2",)),
+    Slip("no length", ("train.steps", "say how long to train"), "  steps: 10\n", ""),
+    Slip("batch arithmetic", ("train.batch_rows", "use 6 or 9"), changes=("train.micro_rows=3",)),
+    Slip("warm-up without end", ("train.warmup_steps", "step 10"), changes=("train.warmup_steps=10",)),
+    Slip("rank of nothing", ("tuning.rank: has no effect with tuning.method full",), changes=("tuning.rank=8",)),
+    Slip("loss scale in fp32", ("train.loss_scale: has no effect",), changes=("train.loss_scale=1024",)),
+    Slip("patience without interval", ("train.patience", "without train.eval_every"), changes=("train.patience=3",)),
+    Slip("evaluation of nothing", ("train.eval_every", "without data.eval"), "  eval: [eval.jsonl]\n", "",
+         changes=("train.eval_every=5",)),
+    Slip("sampling in beam search", ("generate.top_p", "only sample"), changes=("generate.top_p=0.5",)),
+    Slip("unwritable output", ("run.folder", "is a file; choose another"), "folder: run", "folder: vocab.txt/run"),
+    Slip("unknown device", ("run.device", "device"), changes=("run.device=gpu",)),
+    Slip("setting given twice", ("train.steps: stands twice, first in line 10",), "steps: 10", "steps: 9\n  steps: 9"),
+    Slip("bad indentation", ("recipe.yaml:11: not YAML",), "  batch_rows: 8", "   batch_rows: 8"),
+    Slip("tab", ("recipe.yaml:10: not YAML", "tab"), "  steps: 10", "\tsteps: 10"),
+    Slip("change without value", ("'train.lr' is not a change", "train.lr=1e-4"), changes=("train.lr",)),
+    Slip("bad row", ("data.train", "bad.jsonl:2", "<ans>"), changes=("data.eval=[]", "data.train=bad.jsonl")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("slip", SLIPS, ids=lambda slip: slip.name.replace(" ", "-"))
+@pytest.mark.parametrize("command", ["check", "train"])
+def test_a_slip_gives_one_clear_message(
+    command: str, slip: Slip, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert slip.old in RECIPE
+    recipe = project / "recipe.yaml"
+    recipe.write_text(RECIPE.replace(slip.old, slip.new, 1) + slip.append, encoding="utf-8")
+    (project / "bad.jsonl").write_text('{"input": "床", "<ans>": "月"}\n{"input": "床"}\n', encoding="utf-8")
+    started = time.perf_counter()
+    code = main([command, "recipe.yaml", *slip.changes])
+    seconds = time.perf_counter() - started
+    message = capsys.readouterr().err
+    assert code == 2
+    assert message.count("\n") == 1, f"one message is expected:\n{message}"
+    for part in slip.says:
+        assert part in message
+    assert "Traceback" not in message
+    assert seconds < 2  # torch's import included, where the device has to be asked
+
+
+def test_the_recipe_without_a_slip_is_right(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "recipe.yaml"]) == 0
+    assert capsys.readouterr().out == "recipe.yaml: no problems\n"
+
+
+def test_all_slips_of_a_recipe_are_listed_at_once(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    changes = ["train.stepz=1", "train.lr=fast", "model.size=huge", "train.micro_rows=3", "data.train=none.jsonl"]
+    assert main(["check", "recipe.yaml", *changes]) == 2
+    message = capsys.readouterr().err
+    assert "recipe.yaml: 5 problems" in message
+    for key in ("train.stepz", "train.lr", "model.size", "train.batch_rows", "data.train"):
+        assert f": {key}: " in message

@@ -1,0 +1,65 @@
+"""torch takes most of a second to import: help and mistakes must not wait for it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+RECIPE = """\
+model: {family: cpm_bee, size: tiny, vocab: vocab.txt}
+data: {train: train.jsonl, eval: eval.jsonl}
+train: {stepz: 10}
+run: {folder: run}
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    specials = ["<pad>", "<unk>", "<mask>", "<sep>", "</n>", "</_>", "<s>", "</s>", "<root>", "<ans>", "<option>"]
+    (tmp_path / "vocab.txt").write_text("\n".join([*specials, *"床前明月光"]) + "\n", encoding="utf-8")
+    (tmp_path / "train.jsonl").write_text('{"input": "床前", "<ans>": "明月光"}\n', encoding="utf-8")
+    (tmp_path / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--help"], 0),
+        (["train", "--help"], 0),
+        (["--version"], 0),
+        (["check", "recipe.yaml"], 2),
+        (["train", "recipe.yaml"], 2),
+        (["check", "recipe.yaml", "data.train=none.jsonl"], 2),
+        (["check", "nowhere.yaml"], 2),
+        (["inspect", "nowhere"], 2),
+        (["report", "nowhere"], 2),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
+)
+def test_help_and_mistakes_answer_without_torch(arguments: list[str], code: int, project: Path) -> None:
+    lines = [
+        "import sys",
+        "from hanlin.cli.main import main",
+        "try:",
+        f"    code = main({arguments!r})",
+        "except SystemExit as end:",
+        "    code = end.code",
+        "print('torch' in sys.modules, code, file=sys.stderr)",
+    ]
+    ran = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], cwd=project, capture_output=True, text=True, check=False
+    )
+    assert ran.stderr.splitlines()[-1] == f"False {code}", ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+@pytest.mark.parametrize(
+    "module", ["hanlin.check", "hanlin.assemble", "hanlin.models.cpm_bee", "hanlin.data.prepare", "hanlin.core.ranks"]
+)
+def test_what_needs_no_tensors_imports_no_torch(module: str) -> None:
+    program = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
