@@ -10,6 +10,8 @@ from collections.abc import Iterable
 
 from ahocorasick_rs import AhoCorasick, MatchKind
 
+from hanlin.core.errors import DataError
+
 
 class LongestMatch:
     """A vocabulary that texts are cut by; there is no limit on the length of a word."""
@@ -18,8 +20,14 @@ class LongestMatch:
         self._automaton = AhoCorasick(list(words), MatchKind.LeftmostLongest, store_patterns=True)
 
     def cut(self, text: str) -> list[str]:
-        """The pieces of `text`; each is a word, or a whole run of characters at which no word begins."""
-        words = self._automaton.find_matches_as_strings(text)
+        """The pieces of `text`; each is a word, or a whole run of characters at which no word begins.
+
+        Raises: DataError for half a character.
+        """
+        try:
+            words = self._automaton.find_matches_as_strings(text)
+        except UnicodeEncodeError as error:
+            raise DataError(f"character {error.start + 1} is half a character (a lone surrogate); remove it") from None
         return words if "".join(words) == text else _with_gaps(text, words)
 
 

@@ -156,7 +156,7 @@ class CpmBeeTokenizer:
         pieces = [part] if is_mark else self._match.cut(part)
         known = self._marks if is_mark else self._plain
         try:
-            return [known[piece] for piece in pieces]
+            return list(map(known.__getitem__, pieces))
         except KeyError:  # some are not in the vocabulary; most texts have none
             entries = {entry: token for token, entry in table.items()}
         ids = []
