@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,12 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("train", "eval"):
         (tmp_path / f"{name}.jsonl").write_text('{"input": "床前", "<ans>": "明月光"}\n' * 3, encoding="utf-8")
     return tmp_path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _torch() -> None:
+    """One slip asks torch about a device; how long its import takes is not the question here."""
+    importlib.import_module("torch")
 
 
 @dataclass(frozen=True)
@@ -115,7 +122,7 @@ def test_a_slip_gives_one_clear_message(
     for part in slip.says:
         assert part in message
     assert "Traceback" not in message
-    assert seconds < 2  # torch's import included, where the device has to be asked
+    assert seconds < 1
 
 
 def test_the_recipe_without_a_slip_is_right(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,7 +30,7 @@ CURVES = {
 }
 # The first one that is installed is used, so that Chinese names of runs can be read.
 _FONTS = ["Noto Sans CJK SC", "Source Han Sans SC", "WenQuanYi Zen Hei", "Microsoft YaHei", "PingFang SC", "SimHei"]
-_SMOOTH_STEPS = 50  # curves with more points than this get a running mean on top
+_SMOOTH_STEPS = 50  # curves with more points than this are drawn pale, with their running mean on top
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
@@ -60,7 +60,11 @@ def write_report(folders: Sequence[Path], page: Path) -> tuple[Path, Path]:
 
     Raises: DataError for a folder that is no run.
     """
-    runs = [read_run(folder) for folder in folders]
+    names = [folder.resolve().name for folder in folders]
+    runs = [
+        read_run(folder, name if names.count(name) == 1 else str(folder))
+        for folder, name in zip(folders, names, strict=True)
+    ]
     picture = draw_curves(runs)
     page.parent.mkdir(parents=True, exist_ok=True)
     text = _PAGE.format(
@@ -75,8 +79,8 @@ def write_report(folders: Sequence[Path], page: Path) -> tuple[Path, Path]:
     return page, image
 
 
-def read_run(folder: Path) -> RunCurves:
-    """The curves and settings of a run folder.
+def read_run(folder: Path, name: str = "") -> RunCurves:
+    """The curves and settings of a run folder; name: what to call it (default: the folder's name).
 
     Raises: DataError.
     """
@@ -90,7 +94,7 @@ def read_run(folder: Path) -> RunCurves:
     curves = {name: (sorted(found), [found[step] for step in sorted(found)]) for name, found in values.items() if found}
     if not curves:
         raise DataError(f"{path}: no metrics yet; train first")
-    return RunCurves(folder.name or str(folder), curves, _settings(folder / "config.yaml"))
+    return RunCurves(name or folder.resolve().name, curves, _settings(folder / "config.yaml"))
 
 
 def draw_curves(runs: Sequence[RunCurves]) -> bytes:
@@ -100,6 +104,7 @@ def draw_curves(runs: Sequence[RunCurves]) -> bytes:
     from matplotlib.figure import Figure
 
     names = [name for name in CURVES if any(name in run.curves for run in runs)]
+    labels = _labels(runs)
     with rc_context({"font.sans-serif": [*_installed_fonts(), "DejaVu Sans"], "axes.unicode_minus": False}):
         figure = Figure(figsize=(11, 3.2 * -(-len(names) // 2)), layout="constrained")
         FigureCanvasAgg(figure)
@@ -109,20 +114,19 @@ def draw_curves(runs: Sequence[RunCurves]) -> bytes:
             axes.grid(alpha=0.3)
             for run_number, run in enumerate(runs):
                 if name in run.curves:
-                    _draw(axes, run, name, f"C{run_number % 10}")
+                    _draw(axes, *run.curves[name], label=labels[run_number], colour=f"C{run_number % 10}")
             axes.legend()
         buffer = BytesIO()
         figure.savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()
 
 
-def _draw(axes: Any, run: RunCurves, name: str, colour: str) -> None:
-    steps, values = run.curves[name]
-    if len(steps) <= _SMOOTH_STEPS or name == "lr":
-        axes.plot(steps, values, color=colour, label=run.name, marker="." if len(steps) < 3 else "")
+def _draw(axes: Any, steps: Sequence[int], values: Sequence[float], *, label: str, colour: str) -> None:
+    if len(steps) <= _SMOOTH_STEPS:
+        axes.plot(steps, values, color=colour, label=label, marker="." if len(steps) < 3 else "")
         return
     axes.plot(steps, values, color=colour, alpha=0.25)
-    axes.plot(steps, _running_mean(values), color=colour, label=run.name)
+    axes.plot(steps, _running_mean(values), color=colour, label=label)
 
 
 def _running_mean(values: Sequence[float], keep: float = 0.95) -> list[float]:
@@ -132,6 +136,14 @@ def _running_mean(values: Sequence[float], keep: float = 0.95) -> list[float]:
         mean = keep * mean + (1 - keep) * value
         means.append(mean / (1 - keep**count))
     return means
+
+
+def _labels(runs: Sequence[RunCurves]) -> list[str]:
+    """The runs' names; numbers where no font can show them."""
+    has_chinese = bool(_installed_fonts())
+    return [
+        run.name if run.name.isascii() or has_chinese else f"run {number}" for number, run in enumerate(runs, start=1)
+    ]
 
 
 def _installed_fonts() -> list[str]:
@@ -165,8 +177,11 @@ def _result_names(runs: Sequence[RunCurves]) -> list[str]:
 
 def _result_rows(runs: Sequence[RunCurves]) -> list[list[str]]:
     rows = []
-    for run in runs:
-        row = [run.name, f"{max(steps[-1] for steps, _ in run.curves.values()):,}"]
+    for run, label in zip(runs, _labels(runs), strict=True):
+        row = [
+            run.name if label == run.name else f"{run.name} ({label})",
+            f"{max(steps[-1] for steps, _ in run.curves.values()):,}",
+        ]
         for name in _result_names(runs):
             kind, metric = name.split()
             row.append(_result(kind, run.curves.get(metric, ([], []))[1]))

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import pytest
+
+from hanlin.cli import main as cli
+from hanlin.core.errors import DataError
+
+
+def _command(monkeypatch: pytest.MonkeyPatch, failure: BaseException) -> None:
+    def run(args: object) -> int:
+        raise failure
+
+    monkeypatch.setattr("hanlin.cli.doctor.run", run)
+
+
+def test_the_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--help"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in cli.command_names())
+
+
+@pytest.mark.parametrize("name", cli.command_names())
+def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main([name, "--help"])
+    assert ended.value.code == 0
+    assert f"usage: hanlin {name}" in capsys.readouterr().out
+
+
+def test_an_unknown_command_lists_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["trian"])
+    assert ended.value.code == 2
+    assert "'train'" in capsys.readouterr().err
+
+
+def test_a_users_mistake_is_a_message_and_exit_code_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _command(monkeypatch, DataError("train.jsonl:3: not JSON"))
+    assert cli.main(["doctor"]) == 2
+    assert capsys.readouterr().err == "hanlin: train.jsonl:3: not JSON\n"
+
+
+def test_ctrl_c_is_exit_code_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    _command(monkeypatch, KeyboardInterrupt())
+    assert cli.main(["doctor"]) == 130
+
+
+def test_a_defect_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    _command(monkeypatch, AssertionError("ours"))
+    with pytest.raises(AssertionError, match="ours"):
+        cli.main(["doctor"])
+
+
+def test_doctor_finds_this_machine_well(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor"]) == 0
+    assert "matmul cpu" in capsys.readouterr().out

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from hanlin.check import check, check_file
+from hanlin.core.config import dump_recipe, load_recipe
+from hanlin.core.errors import ConfigError
+from hanlin.models.cpm_bee.config import CpmBeeConfig
+
+SPECIALS = ["<pad>", "<unk>", "<mask>", "<sep>", "</n>", "</_>", "<s>", "</s>", "<root>", "<ans>", "<option>"]
+RECIPE = """\
+model:
+  family: cpm_bee
+  size: tiny
+  vocab: vocab.txt
+data:
+  train: [train.jsonl]
+  eval: [train.jsonl]
+train:
+  steps: 10
+run:
+  folder: run
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
+    (tmp_path / "vocab.txt").write_text("\n".join([*SPECIALS, *"床前明月光"]) + "\n", encoding="utf-8")
+    (tmp_path / "train.jsonl").write_text('{"input": "床前", "<ans>": "明月光"}\n' * 3, encoding="utf-8")
+    return tmp_path
+
+
+def problems(*changes: str, **options) -> list[str]:
+    return [f"{problem.key}: {problem.text}" for problem in check(load_recipe("recipe.yaml", changes), **options)]
+
+
+def write_base(folder: Path, vocab_size: int, tokens: int) -> None:
+    folder.mkdir()
+    config = CpmBeeConfig(vocab_size=vocab_size, hidden_size=8, num_layers=1, num_heads=2, head_dim=4, ffn_size=8)
+    (folder / "config.json").write_text(json.dumps({"family": "cpm_bee", **asdict(config)}), encoding="utf-8")
+    words = [*SPECIALS, *(f"w{number}" for number in range(tokens - len(SPECIALS)))]
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+    (folder / "model.safetensors").write_bytes(b"")
+
+
+@pytest.mark.usefixtures("project")
+def test_a_right_recipe_has_no_problems() -> None:
+    assert problems() == []
+
+
+def test_problems_carry_the_place_of_their_setting(project: Path) -> None:
+    (project / "vocab.txt").unlink()
+    with pytest.raises(ConfigError) as caught:
+        check_file("recipe.yaml", ["train.micro_rows=3", "train.batch_rows=8", "run.folder=train.jsonl/run"])
+    assert "command line: train.batch_rows: 8 is not" in str(caught.value)
+    assert "recipe.yaml:4: model.vocab: there is no vocab.txt" in str(caught.value)
+
+
+def test_a_switch_on_the_command_line_may_idle_settings_of_the_file(project: Path) -> None:
+    text = RECIPE + "tuning:\n  method: lora\n  rank: 4\n"
+    (project / "recipe.yaml").write_text(text, encoding="utf-8")
+    check_file("recipe.yaml", ["tuning.method=full"])
+    with pytest.raises(ConfigError, match=r"tuning\.rank: has no effect"):
+        check_file("recipe.yaml", ["tuning.method=full", "tuning.rank=4"])
+
+
+def test_the_written_recipe_passes_the_check_again(project: Path) -> None:
+    run = project / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text(dump_recipe(check_file("recipe.yaml")), encoding="utf-8")
+    assert check_file(run) == check_file("recipe.yaml")
+
+
+@pytest.mark.parametrize(
+    ("change", "is_same_run"),
+    [("train.lr=1e-3", False), ("run.seed=5", False), ("model.config.num_layers=1", False), ("train.steps=20", True),
+     ("run.log_every=1", True), ("generate.beams=2", True), ("data.eval=[]", True)],
+)  # fmt: skip
+def test_a_run_goes_on_only_with_its_own_settings(project: Path, change: str, is_same_run: bool) -> None:
+    run = project / "run"
+    (run / "checkpoints" / "000005").mkdir(parents=True)
+    (run / "config.yaml").write_text(dump_recipe(load_recipe("recipe.yaml")), encoding="utf-8")
+    found = problems(change)
+    assert found == [] if is_same_run else "holds a run with other settings" in found[0]
+
+
+def test_what_is_not_needed_is_not_asked_for(project: Path) -> None:
+    (project / "train.jsonl").unlink()
+    assert problems(purpose="generate") == []
+    assert "evaluate.data" in problems("data.eval=[]", purpose="evaluate")[0]
+    (project / "eval.jsonl").write_text('{"input": "床", "<ans>": "明"}\n', encoding="utf-8")
+    assert problems("evaluate.data=eval.jsonl", purpose="evaluate") == []
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "tokens", "is_right"), [(20, 20, True), (40, 20, True), (2000, 20, False), (19, 20, False)]
+)
+def test_the_vocabulary_must_be_the_bases(project: Path, vocab_size: int, tokens: int, is_right: bool) -> None:
+    write_base(project / "base", vocab_size, tokens)
+    (project / "recipe.yaml").write_text(
+        RECIPE.replace("size: tiny", "base: base").replace("  vocab: vocab.txt\n", ""), encoding="utf-8"
+    )
+    assert (problems() == []) is is_right
+
+
+def test_missing_shards_are_named(project: Path) -> None:
+    write_base(project / "base", 20, 20)
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (project / "base" / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    (project / "base" / "model-00001-of-00002.safetensors").write_bytes(b"")
+    (project / "recipe.yaml").write_text(RECIPE.replace("size: tiny", "base: base"), encoding="utf-8")
+    assert "files that are missing: model-00002-of-00002.safetensors" in problems("data.train=train.jsonl")[0]
+
+
+def test_an_original_checkpoint_is_read(project: Path, shared: Path) -> None:
+    case = shared / "golden" / "bee_model_a"
+    text = RECIPE.replace("size: tiny", f"base: {case / 'pytorch_model.bin'}")
+    (project / "recipe.yaml").write_text(text, encoding="utf-8")
+    assert problems() == []
+
+
+@pytest.mark.usefixtures("project")
+def test_a_full_disk_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 20))
+    assert "0.0 GB free, the run writes at least 0.1 GB" in problems()[0]
+
+
+@pytest.mark.usefixtures("project")
+def test_a_missing_tracker_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    assert problems("run.trackers=wandb") == [
+        "run.trackers: wandb is not installed: pip install 'hanlin[wandb]', or remove it"
+    ]
+
+
+def test_bad_rows_are_shown_unless_they_are_dropped(project: Path) -> None:
+    (project / "train.jsonl").write_text('{"input": "床", "<ans>": "月"}\nnot json\n{"a": 1}\n', encoding="utf-8")
+    found = problems("data.eval=[]")
+    assert len(found) == 1
+    assert "2 of the first 3 rows cannot be used: train.jsonl:2: not JSON" in found[0]
+    assert "train.jsonl:3: " in found[0]
+    assert problems("data.eval=[]", "data.bad_rows=drop") == []
+
+
+def test_a_mapping_is_applied_before_rows_are_checked(project: Path) -> None:
+    (project / "train.jsonl").write_text('{"title": "床", "text": "月"}\n', encoding="utf-8")
+    assert problems("data.transform={标题: $title, <ans>: $text}") == []
+    assert "no key 'body'" in problems("data.transform={标题: $title, <ans>: $body}")[0]
