@@ -89,9 +89,11 @@ def read_run(folder: Path, name: str = "") -> RunCurves:
         raise DataError(f"{folder}: no run folder, it has no metrics.jsonl (written by hanlin train)")
     values: dict[str, dict[int, float]] = {name: {} for name in CURVES}
     for line in path.read_text(encoding="utf-8").splitlines():
-        for name, step, value in _points(line):
-            values[name][step] = value  # a resumed run writes its last steps again
-    curves = {name: (sorted(found), [found[step] for step in sorted(found)]) for name, found in values.items() if found}
+        for metric, step, value in _points(line):
+            values[metric][step] = value  # a resumed run writes its last steps again
+    curves = {
+        metric: (sorted(found), [found[step] for step in sorted(found)]) for metric, found in values.items() if found
+    }
     if not curves:
         raise DataError(f"{path}: no metrics yet; train first")
     return RunCurves(name or folder.resolve().name, curves, _settings(folder / "config.yaml"))
