@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -125,9 +127,10 @@ MISFITS = {
     "foreign": (lambda f: rewrite(f, lambda t: [t.clear(), t.update(x=torch.ones(1))]), ["no layout", "first: x"]),
     "config_type": (lambda f: change_config(f, dim_ff="ten"), ["ffn_size", "'ten'"]),
     "config_masks": (lambda f: change_config(f, mask_modules=[True]), ["mask_modules"]),
+    "config_mask_count": (lambda f: change_config(f, mask_modules=[[False, False]]), ["mask_modules has 1 pairs"]),
     "config_json": (lambda f: (f / "config.json").write_text("{"), ["config.json", "JSON"]),
     "config_scale": (lambda f: change_config(f, distance_scale=8), ["distance_scale"]),
-    "config_layers": (lambda f: change_config(f, num_layers=4), ["missing, 9"]),
+    "config_layers": (lambda f: change_config(f, num_layers=4, mask_modules=None), ["missing, 18"]),
 }
 
 
@@ -145,6 +148,23 @@ def test_weights_that_do_not_fit_are_named(kind: str, original: Path, tmp_path: 
     with pytest.raises(CheckpointError):
         convert(original, family, None, "base", tmp_path / "target")
     assert not (tmp_path / "target").exists()
+
+
+def test_the_weights_file_of_a_base_folder_stands_for_the_folder(original: Path, model: CpmBee, tmp_path: Path) -> None:
+    convert(original, family, None, "base", tmp_path / "base")
+    assert same(load(tmp_path / "base" / "model.safetensors"), model)
+
+
+def test_a_base_folders_config_is_read_without_torch(original: Path, tmp_path: Path) -> None:
+    convert(original, family, None, "base", tmp_path / "base")
+    code = f"""
+import sys
+from hanlin.formats.convert import read_config
+from hanlin.models.cpm_bee import family
+read_config({str(tmp_path / "base")!r}, family)
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_base_folder_of_another_family_is_refused(original: Path, tmp_path: Path) -> None:

@@ -199,6 +199,12 @@ def test_low_precision_stays_near_fp32(dtype: torch.dtype, samples: list[dict[st
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None)
 
 
+def test_a_half_model_stays_near_fp32() -> None:
+    model, sample = make_model(replace(CONFIG, half_frequencies=True)).float(), make_sample(9, seed=3)
+    expected = model(**sample)
+    torch.testing.assert_close(model.half()(**sample).float(), expected, atol=0.1, rtol=0.02)
+
+
 def test_an_unknown_input_is_refused() -> None:
     with pytest.raises(TypeError, match="segmants"):
         make_model()(**make_sample(9, seed=3), segmants=None)

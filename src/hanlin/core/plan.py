@@ -25,6 +25,8 @@ class Plan:
     first / last: module names that live on the first / last pipeline stage; blocks: the names of the `nn.ModuleDict`s
     of repeated blocks, in the order of the flow (an encoder-decoder has two); shared: small modules that every stage
     keeps; tied: pairs of parameter names that are one tensor;
+    a module named in both first and last (an embedding that is the head as well) lives on both ends, with its gradients
+    summed;
     tensor: module name pattern (`*` stands for a block's number) -> `Split`.
     """
 

@@ -102,7 +102,7 @@ def find_source(path: Path, family: FamilyFacts, from_: str | None = None) -> So
 
     Raises: CheckpointError.
     """
-    path = Path(path)
+    path = _home(Path(path))
     if is_base(path) and from_ in (None, BASE):
         return Source(path, BASE, open_weights(path), _base_values(path, family))
     weights = open_weights(path)
@@ -118,6 +118,11 @@ def is_base(path: Path) -> bool:
     """Whether this is a base folder of ours."""
     config = Path(path) / "config.json"
     return config.is_file() and "family" in read_json(config)
+
+
+def _home(path: Path) -> Path:
+    """The base folder of a weights file that lies in one."""
+    return path.parent if path.name.startswith("model") and path.is_file() and is_base(path.parent) else path
 
 
 def recognise(names: Iterable[str], family: FamilyFacts) -> str | None:
@@ -140,6 +145,7 @@ def read_config(
 
     Raises: CheckpointError.
     """
+    path = _home(Path(path))
     if is_base(path) and from_ in (None, BASE):
         return _make_config(path, family, {**_base_values(path, family), **(changes or {})})
     return _config_of(find_source(path, family, from_), family, changes)

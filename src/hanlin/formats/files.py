@@ -134,7 +134,11 @@ def write_pickle(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """An ordered dict by `torch.save`, as the originals write it; needs memory for what is not mapped from a file."""
     import torch
 
-    torch.save(OrderedDict((name, _alone(tensors[name].detach())) for name in tensors), path)
+    whole = OrderedDict((name, _alone(tensors[name].detach())) for name in tensors)
+    with path.open("wb") as file:
+        torch.save(whole, file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 @contextmanager
@@ -150,11 +154,20 @@ def published(target: Path, overwrite: bool = False) -> Iterator[Path]:
     beside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         yield beside / target.name
-        if target.exists():
-            target.rename(beside / "replaced")
-        (beside / target.name).rename(target)
+        _swap_in(beside / target.name, target, beside / "replaced")
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def _swap_in(new: Path, target: Path, replaced: Path) -> None:
+    if target.exists():
+        target.rename(replaced)
+    try:
+        new.rename(target)
+    except OSError:
+        if replaced.exists():
+            replaced.rename(target)
+        raise
 
 
 def _open_folder(folder: Path) -> Weights:

@@ -35,10 +35,8 @@ def head_loss(
     """
     labelled = labels != IGNORED
     rows, classes = hidden[labelled], labels[labelled].long()
-    if weights is None:
-        shares = torch.ones_like(classes, dtype=at_least_fp32(hidden).dtype)
-    else:
-        shares = at_least_fp32(weights[labelled])
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    shares = torch.ones_like(classes, dtype=dtype) if weights is None else weights[labelled].to(dtype)
     factors = tuple(factor for _, factor in pieces)
     tables = [table for table, _ in pieces]
     if reduction == "sum":
@@ -118,6 +116,7 @@ class _SummedLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, upstream):
+        assert ctx.gradients is not None, "the gradients of this loss were taken already"
         gradients = [
             None if gradient is None else gradient.mul_(upstream).to(dtype)
             for gradient, dtype in zip(ctx.gradients, ctx.dtypes, strict=True)

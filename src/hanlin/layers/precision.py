@@ -8,7 +8,8 @@ import torch
 def matmul_dtype(tensor: torch.Tensor) -> torch.dtype:
     """The dtype of matrix products with `tensor`: autocast's inside autocast, else the tensor's own."""
     kind = tensor.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype
+    is_cast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)  # the meta device has none
+    return torch.get_autocast_dtype(kind) if is_cast else tensor.dtype
 
 
 def at_least_fp32(tensor: torch.Tensor) -> torch.Tensor:

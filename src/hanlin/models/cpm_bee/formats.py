@@ -70,6 +70,8 @@ def _read_config(values: Mapping[str, Any], weights: Mapping[str, torch.Tensor])
     if values.get("mask_modules") is not None:
         told |= _removed(values["mask_modules"])
     if "num_layers" in told:
+        if len(values.get("mask_modules") or []) not in (0, told["num_layers"]):
+            raise CheckpointError(f"config: mask_modules has {len(values['mask_modules'])} pairs, not one per layer")
         return told
     return {**_inferred({name.removeprefix("cpmbee."): weights[name] for name in weights}), **told}
 

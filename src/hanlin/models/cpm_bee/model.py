@@ -256,7 +256,9 @@ class PositionBias(nn.Module):
         offset = keys.positions[:, None, :] - queries.positions[:, :, None]
         distance = distance_bucket(offset, self.num_buckets, self.max_distance)
         rows = torch.where(relation == SAME_SEGMENT, distance, self.num_buckets + relation - 1)
-        return functional.embedding(rows, self.weight.to(matmul_dtype(self.weight))).permute(0, 3, 1, 2)
+        # The cast comes last: the gradient of a row is a sum over many pairs, too many for half precision.
+        bias = functional.embedding(rows, self.weight).to(matmul_dtype(self.weight))
+        return bias.permute(0, 3, 1, 2)
 
 
 def visible(queries: Columns, keys: Columns) -> torch.Tensor:
