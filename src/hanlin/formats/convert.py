@@ -20,11 +20,10 @@ from hanlin.formats.files import (
     published,
     read_json,
     write_json,
-    write_pickle,
-    write_safetensors,
     write_shards,
+    write_weights,
 )
-from hanlin.formats.rules import Direction, Drop, Move, Rename, Rule, find_moves
+from hanlin.formats.rules import Drop, Move, Rename, Rule, find_moves, rename
 
 if TYPE_CHECKING:
     import torch
@@ -40,11 +39,13 @@ _SHOWN = 8
 class Format:
     """One layout in which a family's weights are found.
 
-    rules: config -> the two-way table of names (the names must not depend on the config's values);
+    rules: config -> the two-way table of names (its names must not depend on the config, how it cuts tensors may);
     read_config: (their JSON values or {}, weights) -> values of our config, missing ones left out;
     write_config: our config -> their JSON values;
     config_files: where their JSON may lie beside the weights, best first (`*` allowed); the first is the one we write;
-    weights_file: the name we write, its ending says the kind; tokenizer_files: copied along where they are.
+    weights_file: the name we write, its ending says the kind; shard_bytes: above it shards with an index are written
+    instead (None: never); tokenizer_files: copied along where they are;
+    refuse: raises CheckpointError for the JSON of a model that is often taken for one of the family.
     """
 
     title: str
@@ -53,7 +54,9 @@ class Format:
     write_config: Callable[[Any], dict[str, Any]]
     config_files: tuple[str, ...] = ("config.json",)
     weights_file: str = "pytorch_model.bin"
+    shard_bytes: int | None = None
     tokenizer_files: tuple[str, ...] = ()
+    refuse: Callable[[Mapping[str, Any]], None] | None = None
 
 
 class FamilyFacts(Protocol):
@@ -108,6 +111,9 @@ def find_source(path: Path, family: FamilyFacts, from_: str | None = None) -> So
     weights = open_weights(path)
     name = from_ or recognise(weights, family)
     if name is None or name not in family.formats:
+        for form in family.formats.values():
+            if form.refuse is not None and (values := _their_values(path, form)):
+                form.refuse(values)
         known = ", ".join([BASE, *family.formats])
         unlike = f"its tensors are called as in no layout of {family.name} (first: {_some(weights)})"
         raise CheckpointError(f"{path}: {unlike if name is None else f'it is not in layout {name!r}'}; known: {known}")
@@ -169,7 +175,8 @@ def load_into(
     """
     source = find_source(path, family, from_)
     wanted = base_parameters(model)
-    translated = _to_ours(source, family, {name: tuple(parameter.shape) for name, parameter in wanted.items()})
+    config = getattr(model, "config", None) or _config_of(source, family, None)
+    translated = _to_ours(source, family, config, {name: tuple(parameter.shape) for name, parameter in wanted.items()})
     for name, parameter in wanted.items():
         _fill(model, name, parameter, translated[name], dtype, device)
         for used in translated.moves[name].sources:
@@ -182,7 +189,8 @@ def check_fit(path: Path, family: FamilyFacts, changes: Mapping[str, Any] | None
     Raises: CheckpointError as `load_into` would.
     """
     source = find_source(path, family)
-    _to_ours(source, family, _shapes(family, _config_of(source, family, changes)))
+    config = _config_of(source, family, changes)
+    _to_ours(source, family, config, _shapes(family, config))
 
 
 def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -241,7 +249,7 @@ def convert(
     """
     opened = find_source(source, family, from_)
     config = _config_of(opened, family, changes)
-    ours = _to_ours(opened, family, _shapes(family, config))
+    ours = _to_ours(opened, family, config, _shapes(family, config))
     if to != BASE and to not in family.formats:
         raise CheckpointError(f"there is no layout {to!r}; known layouts: {', '.join([BASE, *family.formats])}")
     with published(target, overwrite) as beside:
@@ -259,8 +267,7 @@ def _write_theirs(folder: Path, form: Format, config: Any, ours: Mapping[str, to
     theirs = Translated(ours, {target: move for move in moves for target in move.targets})
     assert sum(len(move.sources) for move in moves) == len(ours), "the rules must know every parameter"
     write_json(folder / form.config_files[0], form.write_config(config))
-    write = write_safetensors if form.weights_file.endswith(".safetensors") else write_pickle
-    write(folder / form.weights_file, theirs)
+    write_weights(folder / form.weights_file, theirs, form.shard_bytes)
 
 
 def _bring_tokenizer(source: Path, folder: Path, family: FamilyFacts, tokenizer: Any) -> None:
@@ -325,11 +332,11 @@ def _shapes(family: FamilyFacts, config: Any) -> dict[str, tuple[int, ...]]:
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
-def _to_ours(source: Source, family: FamilyFacts, shapes: Mapping[str, tuple[int, ...]]) -> Translated:
+def _to_ours(source: Source, family: FamilyFacts, config: Any, shapes: Mapping[str, tuple[int, ...]]) -> Translated:
     """The source's tensors under our names, checked against the parameters' names and shapes."""
     rules: Sequence[Rule] = [Rename(name, name) for name in shapes]
     if source.format != BASE:
-        rules = family.formats[source.format].rules(family.config())
+        rules = family.formats[source.format].rules(config)
     moves = find_moves(rules, source.weights, "to_ours")
     translated = Translated(source.weights, {target: move for move in moves for target in move.targets})
     _check_names(source, rules, moves, translated, shapes)
@@ -344,7 +351,7 @@ def _check_names(
     useful = {name for move in moves if not move.targets or set(move.targets) & set(shapes) for name in move.sources}
     surplus = [name for name in source.weights if name not in useful]
     lacking = [name for name in shapes if name not in translated.moves]
-    missing = [_their_name(rules, name) for name in lacking]
+    missing = list(dict.fromkeys(_their_name(rules, name) for name in lacking))
     if not surplus and not missing:
         return
     lines = [f"{source.path}: the tensors do not fit the model ({source.format} layout)"]
@@ -357,9 +364,9 @@ def _check_names(
 
 
 def _their_name(rules: Sequence[Rule], ours: str) -> str:
-    direction: Direction = "to_theirs"
-    moves = find_moves([rule for rule in rules if len(rule.ours) == 1], [ours], direction)
-    return moves[0].targets[0] if moves else ours
+    """The tensor of theirs that ours comes from, also when it is one of several parts of it."""
+    parts = [Rename(rule.theirs[0], part) for rule in rules for part in rule.ours]
+    return rename(parts, ours, "to_theirs") or ours
 
 
 def _check_shapes(source: Source, translated: Translated, shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -117,17 +117,24 @@ def write_safetensors(
 
 def write_shards(folder: Path, tensors: Mapping[str, torch.Tensor], shard_bytes: int = SHARD_BYTES) -> None:
     """`model.safetensors`, or numbered shards and their index when they would be larger than `shard_bytes`."""
-    shards = _divide({name: tensors[name].nbytes for name in tensors}, shard_bytes)
+    write_weights(folder / "model.safetensors", tensors, shard_bytes)
+
+
+def write_weights(path: Path, tensors: Mapping[str, torch.Tensor], shard_bytes: int | None = None) -> None:
+    """Write a file of the kind that its ending says; numbered shards and their index if it exceeds `shard_bytes`."""
+    write = write_safetensors if path.suffix == ".safetensors" else write_pickle
+    sizes = {name: tensors[name].nbytes for name in tensors}
+    shards = [list(sizes)] if shard_bytes is None else _divide(sizes, shard_bytes)
     if len(shards) == 1:
-        write_safetensors(folder / "model.safetensors", tensors)
+        write(path, tensors)
         return
     place = {}
     for number, names in enumerate(shards, start=1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        write_safetensors(folder / file, _Part(tensors, names))
+        file = f"{path.stem}-{number:05d}-of-{len(shards):05d}{path.suffix}"
+        write(path.with_name(file), _Part(tensors, names))
         place |= dict.fromkeys(names, file)
-    total = sum(tensors[name].nbytes for name in tensors)
-    write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": place})
+    index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": place}
+    write_json(path.with_name(f"{path.name}.index.json"), index)
 
 
 def write_pickle(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:

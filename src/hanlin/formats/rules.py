@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from hanlin.core.errors import CheckpointError
+
 if TYPE_CHECKING:
     import torch
 
@@ -61,6 +63,55 @@ class Drop:
 
     def to_theirs(self, tensors: Tensors) -> Tensors:
         raise AssertionError("what is dropped is never written")
+
+
+class Split:
+    """Blocks of rows of one tensor of theirs are several of ours; sizes: rows of each, None = equal parts."""
+
+    def __init__(self, theirs: str, ours: Sequence[str], sizes: Sequence[int] | None = None) -> None:
+        self.theirs = (theirs,)
+        self.ours = tuple(ours)
+        self._sizes = None if sizes is None else list(sizes)
+
+    def to_ours(self, tensors: Tensors) -> Tensors:
+        (fused,) = tensors
+        if self._sizes is None:
+            return fused.chunk(len(self.ours))
+        if sum(self._sizes) != len(fused):
+            raise CheckpointError(
+                f"{self.theirs[0]}: found {list(fused.shape)}, expected {' + '.join(map(str, self._sizes))} rows, for "
+                f"{', '.join(self.ours)}; compare the config beside the weights"
+            )
+        return fused.split(self._sizes)
+
+    def to_theirs(self, tensors: Tensors) -> Tensors:
+        import torch
+
+        return (torch.cat(tensors),)
+
+
+class SplitHeads:
+    """The rows of one tensor of theirs go head by head, `head_dim` rows for each of our tensors in turn."""
+
+    def __init__(self, theirs: str, ours: Sequence[str], head_dim: int) -> None:
+        self.theirs = (theirs,)
+        self.ours = tuple(ours)
+        self._head_dim = head_dim
+
+    def to_ours(self, tensors: Tensors) -> Tensors:
+        (fused,) = tensors
+        if len(fused) % (len(self.ours) * self._head_dim):
+            raise CheckpointError(
+                f"{self.theirs[0]}: {len(fused)} rows are no multiple of {len(self.ours)} x {self._head_dim}"
+            )
+        heads = fused.unflatten(0, (-1, len(self.ours), self._head_dim))
+        return tuple(part.flatten(0, 1) for part in heads.unbind(1))
+
+    def to_theirs(self, tensors: Tensors) -> Tensors:
+        import torch
+
+        heads = [tensor.unflatten(0, (-1, self._head_dim)) for tensor in tensors]
+        return (torch.stack(heads, dim=1).flatten(0, 2),)
 
 
 @dataclass(frozen=True)

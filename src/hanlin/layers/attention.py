@@ -124,6 +124,90 @@ def attend_grouped(
     return mixed.transpose(1, 2).flatten(2)
 
 
-def sees_earlier(queries: int, keys: int, device: torch.device) -> torch.Tensor:
+def sees_earlier(queries: int, keys: int, device: torch.device | None = None) -> torch.Tensor:
     """Which keys a query may look at when the last query stands at the last key: bool `[queries, keys]`."""
     return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+
+
+@dataclass(frozen=True)
+class SpanSight:
+    """Who sees whom where every column sees the earlier ones of its own span, and itself.
+
+    visible: bool `[groups or 1, 1, queries, keys]`, or None: see `attend_grouped`; windows: None = a row is one group.
+    """
+
+    visible: torch.Tensor | None = None
+    windows: Windows | None = None
+
+    def with_prefix(self, length: int, spans: torch.Tensor) -> SpanSight:
+        """Let all columns of `spans` `[rows, columns]` look at `length` keys more, which stand first."""
+        if self.visible is not None:
+            return SpanSight(functional.pad(self.visible, (length, 0), value=True), self.windows)
+        width = spans.shape[1] if self.windows is None else self.windows.columns.shape[1]
+        visible = None if width == 1 else sees_earlier(width, length + width, spans.device)[None, None]
+        return SpanSight(visible, self.windows)
+
+
+def look_at_own(spans: torch.Tensor) -> SpanSight:
+    """Sight within rows of samples, each a run of columns with its own number in `spans` `[rows, length]`.
+
+    Below 0 is padding, whose results mean nothing. The bounds of the spans are read by the CPU.
+    """
+    length = spans.shape[1]
+    runs = _runs(spans)
+    if all(len(row) <= 1 and (not row or row[0][0] == 0) for row in runs):
+        return SpanSight()  # nobody looks ahead, so padding on the right disturbs nobody
+    shared = _share_windows(runs)
+    width = max(end - begin for row in shared for begin, end in row)
+    count = max(map(len, shared))
+    if count * width * width >= length * length:
+        return SpanSight(_earlier_in_span(spans))
+    columns = torch.full((len(shared), count, width), -1)
+    for number, row in enumerate(shared):
+        for window, (begin, end) in enumerate(row):
+            columns[number, window, : end - begin] = torch.arange(begin, end)
+    windows = Windows.of(columns.to(spans.device), length)
+    if sum(map(len, shared)) == sum(map(len, runs)):
+        return SpanSight(None, windows)
+    return SpanSight(_earlier_in_span(windows.facts(spans)), windows)
+
+
+def look_back(spans: torch.Tensor, known: torch.Tensor) -> SpanSight:
+    """Sight of new columns on all so far, themselves included; spans: `[rows, new]`; known: `[rows, all]`."""
+    visible = spans[:, :, None] == known[:, None, :]
+    if spans.shape[1] > 1:
+        visible = visible & sees_earlier(spans.shape[1], known.shape[1], spans.device)
+    return SpanSight(visible[:, None])
+
+
+def _earlier_in_span(spans: torch.Tensor) -> torch.Tensor:
+    is_own = spans[:, :, None] == spans[:, None, :]
+    return (is_own & sees_earlier(spans.shape[1], spans.shape[1], spans.device))[:, None]
+
+
+def _runs(spans: torch.Tensor) -> list[list[tuple[int, int]]]:
+    """First column and end of every run of equal numbers from 0 on, row by row."""
+    is_first = spans[:, 1:] != spans[:, :-1]
+    rows: list[list[tuple[int, int]]] = [[] for _ in spans]
+    starts: list[list[int]] = [[0] for _ in spans]
+    for row, column in is_first.nonzero().tolist():
+        starts[row].append(column + 1)
+    for number, (begins, row) in enumerate(zip(starts, spans.tolist(), strict=True)):
+        ends = [*begins[1:], len(row)]
+        rows[number] = [(begin, end) for begin, end in zip(begins, ends, strict=True) if row[begin] >= 0]
+    return rows
+
+
+def _share_windows(runs: list[list[tuple[int, int]]]) -> list[list[tuple[int, int]]]:
+    """Let neighbours share a window while they fit into the width of the longest run."""
+    longest = max(end - begin for row in runs for begin, end in row)
+    shared = []
+    for row in runs:
+        windows: list[tuple[int, int]] = []
+        for begin, end in row:
+            if windows and windows[-1][1] == begin and end - windows[-1][0] <= longest:
+                windows[-1] = (windows[-1][0], end)
+            else:
+                windows.append((begin, end))
+        shared.append(windows)
+    return shared

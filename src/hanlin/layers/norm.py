@@ -27,7 +27,7 @@ class RmsNorm(nn.Module):
 class WideRmsNorm(nn.Module):
     """`RmsNorm` whose weight is applied in fp32 as well, before the cast; the result has the weight's dtype.
 
-    It differs from `RmsNorm` in the last bit of half precision, and where the residual stream is wider than the weights.
+    It differs from `RmsNorm` in the last bit of half precision, and where the hidden state is wider than the weights.
     """
 
     def __init__(self, size: int, eps: float) -> None:
@@ -36,9 +36,10 @@ class WideRmsNorm(nn.Module):
         self.eps = eps
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        wide = at_least_fp32(hidden)
-        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return (self.weight * normed).to(self.weight.dtype)
+        weight = self.weight
+        if hidden.dtype != weight.dtype:
+            hidden, weight = at_least_fp32(hidden), at_least_fp32(weight)
+        return functional.rms_norm(hidden, weight.shape, weight, self.eps).to(self.weight.dtype)
 
 
 class LayerNorm(nn.Module):

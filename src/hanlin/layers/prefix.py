@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 from torch.nn import functional
 
 
@@ -25,6 +26,10 @@ class Prefix:
         return torch.cat((functional.dropout(repeated, self.dropout, self.dropout > 0), own), dim=2)
 
 
-def seen_before(visible: torch.Tensor, length: int) -> torch.Tensor:
-    """Let every query look at `length` more keys that stand first: `[..., queries, keys]` -> `[..., length + keys]`."""
-    return functional.pad(visible, (length, 0), value=True)
+class PrefixSource(nn.Module):
+    """What a model holds as its `prefix`: called without arguments, it gives each block's `Prefix` by its name."""
+
+    length: int
+
+    def forward(self) -> dict[str, Prefix]:
+        raise NotImplementedError

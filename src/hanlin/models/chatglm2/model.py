@@ -1,8 +1,8 @@
 """The network of ChatGLM2 and of the models that share its shape: a causal pre-norm decoder with gated SiLU.
 
-Surprising: only the first half of each head's channels is rotated, in pairs of neighbours; few key and value heads serve
-all query heads; the head is not the embedding. A prefix (P-Tuning v2) is neither rotated nor counted in the positions.
-What padding computes is never read, so it may look anywhere; in the original it looks everywhere. The original's fused
+Surprising: only the first half of each head's channels is rotated, in pairs of neighbours; few key and value heads
+serve all query heads; the head is not the embedding. A prefix (P-Tuning v2) is neither rotated nor counted in the
+positions. What padding computes is never read: here it sees padding, in the original everything. The original's fused
 linears are cut by formats.py.
 """
 
@@ -17,13 +17,13 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from hanlin.core.plan import Plan
-from hanlin.layers.attention import Windows, attend_grouped, sees_earlier
+from hanlin.layers.attention import SpanSight, attend_grouped, look_at_own, look_back
 from hanlin.layers.linear import Linear
 from hanlin.layers.loss import head_loss
 from hanlin.layers.norm import LayerNorm, WideRmsNorm
 from hanlin.layers.past import Past
 from hanlin.layers.precision import matmul_dtype
-from hanlin.layers.prefix import Prefix, seen_before
+from hanlin.layers.prefix import Prefix, PrefixSource
 from hanlin.layers.rotary import inverse_frequencies, rotate_pairs
 
 from .config import ChatGlm2Config
@@ -31,48 +31,38 @@ from .config import ChatGlm2Config
 
 @dataclass(frozen=True)
 class Inputs:
-    """The tensors of a forward pass; batch first.
+    """The tensors of a forward pass, int `[batch, length]` each.
 
-    tokens, positions: `[batch, length]` int; None as positions: 0, 1, 2, ... after those of the past.
-    is_padding: `[batch, length]` bool, columns that nobody looks at; padding on the right needs no saying, since
-    nobody looks ahead. With a past: in all calls or in none.
-    spans: `[batch, length]` int, the packed samples of a row, which never see each other.
-    windows: `[batch, windows, width]`, the columns that attend among themselves (-1 = padding at the end, None = the
-    whole row); where each window holds one sample, spans may be left out.
+    positions: they begin at 0 in every sample; None: 0, 1, 2, ... after the columns of the past.
+    spans: the samples of a row, which never see each other: one number from 0 on for each run of columns, -1 = padding
+    (on any side); None: a row is one sample. With a past: in all calls or in none.
     """
 
     tokens: torch.Tensor
     positions: torch.Tensor | None = None
-    is_padding: torch.Tensor | None = None
     spans: torch.Tensor | None = None
-    windows: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What all blocks share in a forward pass.
-
-    cosine, sine: of the rotation, `[batch or 1, length, 1, angles]`; visible, windows: see layers/attention.py.
-    """
+    """What all blocks share in a forward pass; cosine, sine: `[batch or 1, length, 1, angles]`."""
 
     cosine: torch.Tensor
     sine: torch.Tensor
-    visible: torch.Tensor | None
-    windows: Windows | None
+    sight: SpanSight
 
 
 class ChatGlm2(nn.Module):
     """ChatGLM2 of any size, whole or cut (see core/plan.py).
 
-    `checkpoint_activations = True` keeps only the input of each block for the backward pass. `prefix` is None or a
-    module that yields a `Prefix` for each block (tuning/prefix.py).
+    `checkpoint_activations = True` keeps only the input of each block for the backward pass.
     """
 
     def __init__(self, config: ChatGlm2Config) -> None:
         super().__init__()
         self.config = config
         self.checkpoint_activations = False
-        self.prefix: nn.Module | None = None
+        self.prefix: PrefixSource | None = None
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         self.blocks = nn.ModuleDict({str(i): Block(config) for i in range(config.num_layers)})
         self.norm = make_norm(config) if config.has_final_norm else nn.Identity()
@@ -112,7 +102,7 @@ class ChatGlm2(nn.Module):
         # The past holds the prefix from its first call on.
         prefixes = {} if self.prefix is None or (past is not None and past.length) else self.prefix()
         hidden = state[0] if state else self._embed(given.tokens)
-        scene = self._scene(given, past, hidden)
+        scene = self._scene(given, past)
         for name, block in self.blocks.items():
             hidden = self._run(block, hidden, scene, prefixes.get(name), past, name)
         if self.head is None:
@@ -144,15 +134,130 @@ class ChatGlm2(nn.Module):
             return checkpoint(block, hidden, scene, prefix, past, name, use_reentrant=False)  # pyright: ignore[reportReturnType]
         return block(hidden, scene, prefix, past, name)
 
-    def _scene(self, given: Inputs, past: Past | None, hidden: torch.Tensor) -> Scene:
-        positions = given.positions
+    def _scene(self, given: Inputs, past: Past | None) -> Scene:
+        positions, start = given.positions, 0 if past is None else past.length
         if positions is None:
-            start = 0 if past is None else past.length
             positions = torch.arange(start, start + given.tokens.shape[1], device=given.tokens.device)[None]
-        windows = None if given.windows is None else Windows.of(given.windows, given.tokens.shape[1])
-        visible = own_sight(given, windows) if past is None else past_sight(given, past)
+        cosine, sine = rotation(self.config, positions, matmul_dtype(next(self.parameters())))
+        sight = self._sight(given, past)
         if self.prefix is not None:
-            visible = self._with_prefix(visible, given if windows is None else windows.columns)
-        dtype = matmul_dtype(self.head.weight if False else hidden)
-        cosine, sine = rotation(self.config, positions, dtype)
-        return Scene(cosine, sine, visible, windows)
+            sight = sight.with_prefix(self.prefix.length, given.tokens)
+        return Scene(cosine, sine, sight)
+
+    def _sight(self, given: Inputs, past: Past | None) -> SpanSight:
+        if past is None:
+            return SpanSight() if given.spans is None else look_at_own(given.spans)
+        spans = torch.zeros_like(given.tokens) if given.spans is None else given.spans
+        return look_back(spans, past.note(spans=spans)["spans"])
+
+
+class Block(nn.Module):
+    def __init__(self, config: ChatGlm2Config) -> None:
+        super().__init__()
+        self.attention = Attention(config)
+        self.ffn = FeedForward(config)
+
+    def forward(
+        self, hidden: torch.Tensor, scene: Scene, prefix: Prefix | None, past: Past | None, name: str
+    ) -> torch.Tensor:
+        return self.ffn(self.attention(hidden, scene, prefix, past, name))
+
+
+class Attention(nn.Module):
+    """Norm, attention and residual."""
+
+    def __init__(self, config: ChatGlm2Config) -> None:
+        super().__init__()
+        has_bias = config.qkv_bias or config.linear_bias
+        kv_size = config.num_kv_heads * config.head_dim
+        inner = config.num_heads * config.head_dim
+        self.head_dim = config.head_dim
+        self.dropout = config.dropout
+        self.residual_after_norm = config.residual_after_norm
+        self.norm = make_norm(config)
+        self.query = Linear(config.hidden_size, inner, bias=has_bias)
+        self.key = Linear(config.hidden_size, kv_size, bias=has_bias)
+        self.value = Linear(config.hidden_size, kv_size, bias=has_bias)
+        self.output = Linear(inner, config.hidden_size, bias=config.linear_bias)
+
+    def forward(
+        self, hidden: torch.Tensor, scene: Scene, prefix: Prefix | None, past: Past | None, name: str
+    ) -> torch.Tensor:
+        normed = self.norm(hidden)
+        query, key, value = (
+            linear(normed).unflatten(-1, (-1, self.head_dim)) for linear in (self.query, self.key, self.value)
+        )  # [batch, length, heads, head_dim]
+        query, key = (rotate_pairs(part, scene.cosine, scene.sine) for part in (query, key))
+        mixed = self._mix(query, key, value, scene.sight, prefix, past, name)
+        residual = normed if self.residual_after_norm else hidden
+        return residual + functional.dropout(self.output(mixed), self.dropout, self.training)
+
+    def _mix(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        sight: SpanSight,
+        prefix: Prefix | None,
+        past: Past | None,
+        name: str,
+    ) -> torch.Tensor:
+        windows, length = sight.windows, query.shape[1]
+        if windows is not None:
+            query, key, value = (
+                windows.group(part.flatten(2)).unflatten(-1, (-1, self.head_dim)) for part in (query, key, value)
+            )
+        query, key, value = (part.transpose(1, 2) for part in (query, key, value))
+        if prefix is not None:
+            key, value = prefix.before(key, value)
+        if past is not None:
+            key, value = past.append(name, key, value)
+        mixed = attend_grouped(query, key, value, sight.visible)
+        return mixed if windows is None else windows.spread(mixed, length)
+
+
+class FeedForward(nn.Module):
+    """Norm, gated SiLU and residual."""
+
+    def __init__(self, config: ChatGlm2Config) -> None:
+        super().__init__()
+        self.dropout = config.dropout
+        self.residual_after_norm = config.residual_after_norm
+        self.norm = make_norm(config)
+        self.gate = Linear(config.hidden_size, config.ffn_size, bias=config.linear_bias)
+        self.up = Linear(config.hidden_size, config.ffn_size, bias=config.linear_bias)
+        self.down = Linear(config.ffn_size, config.hidden_size, bias=config.linear_bias)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        normed = self.norm(hidden)
+        out = self.down(functional.silu(self.gate(normed)) * self.up(normed))
+        residual = normed if self.residual_after_norm else hidden
+        return residual + functional.dropout(out, self.dropout, self.training)
+
+
+class Head(nn.Module):
+    """Hidden states -> logits; no bias."""
+
+    def __init__(self, vocab_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(vocab_size, hidden_size))
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return functional.linear(hidden, self.weight)
+
+
+def make_norm(config: ChatGlm2Config) -> nn.Module:
+    kind = WideRmsNorm if config.norm == "rms" else LayerNorm
+    return kind(config.hidden_size, config.norm_eps)
+
+
+def rotation(config: ChatGlm2Config, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosine and sine of the angles at `positions` `[batch, length]`: `[batch, length, 1, angles]` in `dtype`."""
+    size = int(config.head_dim * config.rotary_share)
+    frequencies = inverse_frequencies(size, positions.device, config.rotary_base)
+    # kept: in half precision the original rounds frequencies, positions and their product, which is off by up to 1
+    # radian from position 1024 on. All later models of this shape compute in fp32, as we do by default.
+    exact = dtype if config.half_rotary else torch.float32
+    scaled = (positions / config.position_divisor).to(exact)
+    angles = (scaled[..., None] * frequencies.to(exact)).float()[:, :, None]
+    return angles.cos().to(dtype), angles.sin().to(dtype)

@@ -1,0 +1,35 @@
+"""ChatGLM2, and what shares its shape (ChatGLM3, CodeGeeX2, GLM-4): a decoder for dialogues."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hanlin.models.family import Family
+
+from .config import SIZES, ChatGlm2Config
+from .formats import FORMATS
+from .samples import ChatGlm2Samples
+from .tokenizer import ChatGlm2Tokenizer
+
+
+def _model() -> type:
+    from .model import ChatGlm2
+
+    return ChatGlm2
+
+
+def _tokenizer(path: Path) -> ChatGlm2Tokenizer:
+    return ChatGlm2Tokenizer.load(path)
+
+
+family = Family(
+    name="chatglm2",
+    title="ChatGLM2",
+    config=ChatGlm2Config,
+    model=_model,
+    tokenizer=_tokenizer,
+    samples=ChatGlm2Samples,
+    formats=FORMATS,
+    sizes=SIZES,
+    lora_targets=("query", "key", "value"),
+)

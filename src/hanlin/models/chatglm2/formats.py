@@ -1,0 +1,258 @@
+"""The layouts of the weights: the original's folder (also in 8 or 4 bits), transformers' native `GlmForCausalLM`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hanlin.core.errors import CheckpointError
+from hanlin.formats.convert import Format
+from hanlin.formats.files import Weights, read_json
+from hanlin.formats.rules import Drop, Rename, Rule, Split, SplitHeads
+
+from .config import ROTARY_BASE, ChatGlm2Config, Told, from_original, tell_generation, to_original
+from .quant import Bits, Quantised
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
+
+_SHARD_BYTES = 2 * 10**9
+_TOKENIZER_FILES = ("tokenizer.model", "ice_text.model", "tokenizer_config.json")
+_CODE = "modeling_chatglm.py"
+
+_LAYER = "transformer.encoder.layers.{i}."
+_NORMS = {
+    f"{_LAYER}input_layernorm": "blocks.{i}.attention.norm",
+    f"{_LAYER}post_attention_layernorm": "blocks.{i}.ffn.norm",
+    "transformer.encoder.final_layernorm": "norm",
+}
+_ENDS = {
+    "transformer.embedding.word_embeddings.weight": "embedding.weight",
+    "transformer.output_layer.weight": "head.weight",
+}
+_QUERY_KEY_VALUE = tuple(f"blocks.{{i}}.attention.{name}" for name in ("query", "key", "value"))
+_GATE_UP = ("blocks.{i}.ffn.gate", "blocks.{i}.ffn.up")
+
+_GLM_LAYER = "model.layers.{i}."
+_GLM_NAMES = {
+    "model.embed_tokens.weight": "embedding.weight",
+    "model.norm.weight": "norm.weight",
+    "lm_head.weight": "head.weight",
+    f"{_GLM_LAYER}input_layernorm.weight": "blocks.{i}.attention.norm.weight",
+    f"{_GLM_LAYER}post_attention_layernorm.weight": "blocks.{i}.ffn.norm.weight",
+    f"{_GLM_LAYER}self_attn.o_proj.weight": "blocks.{i}.attention.output.weight",
+    f"{_GLM_LAYER}mlp.down_proj.weight": "blocks.{i}.ffn.down.weight",
+    **{
+        f"{_GLM_LAYER}self_attn.{short}_proj.{part}": f"{ours}.{part}"
+        for short, ours in zip("qkv", _QUERY_KEY_VALUE, strict=True)
+        for part in ("weight", "bias")
+    },
+}
+_GLM_KEYS = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "intermediate_size": "ffn_size",
+    "num_hidden_layers": "num_layers",
+    "num_attention_heads": "num_heads",
+    "num_key_value_heads": "num_kv_heads",
+    "head_dim": "head_dim",
+    "max_position_embeddings": "max_length",
+    "rms_norm_eps": "norm_eps",
+    "attention_bias": "qkv_bias",
+    "pad_token_id": "pad_id",
+}
+_GENERATION_KEY = "chatglm_generation"
+"""Ours in a Glm config: which of the models it was, since nothing else there says it."""
+
+
+def _original_rules(config: ChatGlm2Config) -> list[Rule]:
+    linears = [rule for rule, _ in _linear_weights(config)]
+    return [*linears, *_other_rules(config)]
+
+
+def _quantised_rules(bits: Bits | None) -> Callable[[ChatGlm2Config], list[Rule]]:
+    def rules(config: ChatGlm2Config) -> list[Rule]:
+        packed = [Quantised(rule, columns, bits) for rule, columns in _linear_weights(config)]
+        return [*packed, *_other_rules(config)]
+
+    return rules
+
+
+def _linear_weights(config: ChatGlm2Config) -> list[tuple[Rule, int]]:
+    """The weights that the original quantises, and their numbers of columns."""
+    inner = config.num_heads * config.head_dim
+    return [
+        (_fused_heads(config, "weight"), config.hidden_size),
+        (Rename(f"{_LAYER}self_attention.dense.weight", "blocks.{i}.attention.output.weight"), inner),
+        (Split(f"{_LAYER}mlp.dense_h_to_4h.weight", _ending(_GATE_UP, "weight")), config.hidden_size),
+        (Rename(f"{_LAYER}mlp.dense_4h_to_h.weight", "blocks.{i}.ffn.down.weight"), config.ffn_size),
+    ]
+
+
+def _other_rules(config: ChatGlm2Config) -> list[Rule]:
+    norms = [Rename(f"{theirs}.{part}", f"{ours}.{part}") for theirs, ours in _NORMS.items() for part in _PARTS]
+    return [
+        *(Rename(theirs, ours) for theirs, ours in _ENDS.items()),
+        *norms,
+        _fused_heads(config, "bias"),
+        Rename(f"{_LAYER}self_attention.dense.bias", "blocks.{i}.attention.output.bias"),
+        Split(f"{_LAYER}mlp.dense_h_to_4h.bias", _ending(_GATE_UP, "bias")),
+        Rename(f"{_LAYER}mlp.dense_4h_to_h.bias", "blocks.{i}.ffn.down.bias"),
+        # Only its dtype is used there, which we take from the config.
+        Drop("transformer.rotary_pos_emb.inv_freq"),
+    ]
+
+
+_PARTS = ("weight", "bias")
+
+
+def _fused_heads(config: ChatGlm2Config, part: str) -> Rule:
+    theirs, ours = f"{_LAYER}self_attention.query_key_value.{part}", _ending(_QUERY_KEY_VALUE, part)
+    if config.fused_by_head:
+        return SplitHeads(theirs, ours, config.head_dim)
+    heads = (config.num_heads, config.num_kv_heads, config.num_kv_heads)
+    return Split(theirs, ours, [count * config.head_dim for count in heads])
+
+
+def _ending(names: tuple[str, ...], part: str) -> list[str]:
+    return [f"{name}.{part}" for name in names]
+
+
+def _glm_rules(config: ChatGlm2Config) -> list[Rule]:
+    fused = Split(f"{_GLM_LAYER}mlp.gate_up_proj.weight", _ending(_GATE_UP, "weight"))
+    return [*(Rename(theirs, ours) for theirs, ours in _GLM_NAMES.items()), fused]
+
+
+def tell(folder: Path) -> Told:
+    """Which model the folder of an original holds, told from its config, its tokenizer's and the text of its code.
+
+    Raises: CheckpointError for ChatGLM-6B (v1), for strangers, and when the files do not settle it.
+    """
+    return _tell(read_json(folder / "config.json"), folder)
+
+
+def _tell(values: Mapping[str, Any], folder: Path) -> Told:
+    tokenizer, code = folder / "tokenizer_config.json", folder / _CODE
+    return tell_generation(
+        values,
+        read_json(tokenizer) if tokenizer.is_file() else None,
+        code.read_text(encoding="utf-8", errors="replace") if code.is_file() else "",
+    )
+
+
+def _refuse_strangers(values: Mapping[str, Any]) -> None:
+    if values.get("model_type") == "chatglm":
+        tell_generation(values)
+
+
+def _read_original(values: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    assert isinstance(weights, Weights), weights
+    folder = weights.files[0].parent
+    if not values:
+        raise CheckpointError(f"{folder}: no config.json beside the weights; the tensors alone do not tell the shape")
+    told = _tell(values, folder)
+    log.info("%s: generation=%s, since %s", folder, told.generation, told.reason)
+    return vars(from_original(values, told.generation))
+
+
+def _read_glm(values: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """transformers' GlmConfig, of version 5 (rope_parameters) and 4 (top-level keys)."""
+    if (kind := values.get("model_type", "glm")) != "glm":
+        raise CheckpointError(f"config.json: model_type is {kind!r}, but the tensors are called as in GlmForCausalLM")
+    if missing := [theirs for theirs in _GLM_KEYS if theirs not in values and theirs != "pad_token_id"]:
+        raise CheckpointError(f"config.json: {', '.join(missing)} missing; take the config.json of this GlmForCausalLM")
+    told = {ours: values[theirs] for theirs, ours in _GLM_KEYS.items() if values.get(theirs) is not None}
+    rope = {**values, **(values.get("rope_scaling") or {}), **(values.get("rope_parameters") or {})}
+    kind = rope.get("rope_type", "default")
+    if kind not in ("default", "linear"):
+        raise CheckpointError(f"config.json: rope_type is {kind!r}; only default and linear are known here")
+    ends = values.get("eos_token_id", 2)
+    is_glm4 = told["vocab_size"] >= 151552
+    return {
+        **told,
+        "generation": values.get(_GENERATION_KEY, "glm4" if is_glm4 else "chatglm2"),
+        "rotary_base": rope.get("rope_theta", ROTARY_BASE),
+        "rotary_share": rope.get("partial_rotary_factor", 0.5),
+        "position_divisor": rope.get("factor", 1.0) if kind == "linear" else 1.0,
+        "end_ids": tuple(ends) if isinstance(ends, list) else (ends,),
+    }
+
+
+def _write_glm(config: ChatGlm2Config) -> dict[str, Any]:
+    """A GlmConfig that versions 4.46 to 5 of transformers read.
+
+    Raises: CheckpointError for what it cannot express.
+    """
+    _check_expressible(config)
+    rope: dict[str, Any] = {"rope_theta": config.rotary_base, "partial_rotary_factor": config.rotary_share}
+    kind: dict[str, Any] = {"rope_type": "default"}
+    if config.position_divisor != 1:
+        kind = {"rope_type": "linear", "factor": config.position_divisor}
+    return {
+        "model_type": "glm",
+        "architectures": ["GlmForCausalLM"],
+        **{theirs: getattr(config, ours) for theirs, ours in _GLM_KEYS.items()},
+        **rope,
+        **({"rope_scaling": kind} if config.position_divisor != 1 else {}),
+        "rope_parameters": {**rope, **kind},
+        "eos_token_id": config.end_ids[0] if len(config.end_ids) == 1 else list(config.end_ids),
+        "bos_token_id": 1 if config.generation != "glm4" else None,
+        "attention_dropout": 0.0,
+        "hidden_act": "silu",
+        "initializer_range": 0.02,
+        "tie_word_embeddings": False,
+        "use_cache": True,
+        _GENERATION_KEY: config.generation,
+    }
+
+
+def _check_expressible(config: ChatGlm2Config) -> None:
+    reasons = {
+        "LayerNorm instead of RMSNorm": config.norm != "rms",
+        "no final norm": not config.has_final_norm,
+        "biases on all linears": config.linear_bias,
+        "residuals after the norm": config.residual_after_norm,
+    }
+    if found := [reason for reason, is_so in reasons.items() if is_so]:
+        raise CheckpointError(f"GlmForCausalLM cannot express this model: {', '.join(found)}; write another layout")
+
+
+def _write_original(bits: int = 0) -> Callable[[ChatGlm2Config], dict[str, Any]]:
+    def write(config: ChatGlm2Config) -> dict[str, Any]:
+        return {**to_original(config), **({"quantization_bit": bits} if bits else {})}
+
+    return write
+
+
+def _original(title: str, rules: Callable[[ChatGlm2Config], list[Rule]], bits: int = 0) -> Format:
+    return Format(
+        title=title,
+        rules=rules,
+        read_config=_read_original,
+        write_config=_write_original(bits),
+        shard_bytes=_SHARD_BYTES,
+        tokenizer_files=_TOKENIZER_FILES,
+        refuse=_refuse_strangers,
+    )
+
+
+FORMATS = {
+    "original": _original("THUDM/chatglm2-6b and its kin: .bin shards with index, or safetensors", _original_rules),
+    "huggingface": Format(
+        title="transformers' native GlmForCausalLM: safetensors",
+        rules=_glm_rules,
+        read_config=_read_glm,
+        write_config=_write_glm,
+        weights_file="model.safetensors",
+        shard_bytes=_SHARD_BYTES,
+        tokenizer_files=_TOKENIZER_FILES,
+    ),
+    # Both kinds are called alike; how they are packed is told from their shapes.
+    "quantized": _original("THUDM/chatglm2-6b-int4, -int8: read only (write int8 or int4)", _quantised_rules(None)),
+    "int8": _original("as quantized, 8 bits", _quantised_rules(8), bits=8),
+    "int4": _original("as quantized, 4 bits", _quantised_rules(4), bits=4),
+}
