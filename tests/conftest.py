@@ -21,5 +21,5 @@ def pytest_configure(config: pytest.Config) -> None:
 def shared() -> Path:
     """The folder with vocabularies, data and golden cases of the originals."""
     if not SHARED.is_dir():
-        pytest.skip(f"needs the original files in ../{SHARED.name} beside the project, which are not distributed with it")
+        pytest.skip("needs files of the originals in ../shared, which are not distributed with the project")
     return SHARED
