@@ -22,10 +22,13 @@ class SentencePiece:
 
         Raises: DataError.
         """
+        broken = DataError(f"no sentencepiece model ({len(model):,} bytes); it is damaged or another file")
+        if not model:  # the library would take nothing for "later"
+            raise broken
         try:
             self._processor = SentencePieceProcessor(model_proto=model)
         except RuntimeError:
-            raise DataError(f"no sentencepiece model ({len(model):,} bytes); it is damaged or another file") from None
+            raise broken from None
         self.model = model
         self.size = self._processor.get_piece_size()
         # What stands for no text: markers such as <s>, and <unk>.

@@ -93,8 +93,10 @@ def _read_column(field: _Table) -> _Column:
     if kind not in (LIST, LARGE_LIST) or children[0].number(2, "B") != INTEGER:
         raise ValueError(f'the column "{name}" holds no lists of whole numbers; only these are read')
     integer = children[0].table(3)
-    sign = "i" if integer.number(1, "?") else "u"
-    return _Column(name, np.dtype("<i4" if kind == LIST else "<i8"), np.dtype(f"<{sign}{integer.number(0, 'i') // 8}"))
+    sign, bits = "i" if integer.number(1, "?") else "u", integer.number(0, "i")
+    if bits not in (8, 16, 32, 64):
+        raise ValueError(f'the column "{name}" holds numbers of {bits} bits; the file is damaged')
+    return _Column(name, np.dtype("<i4" if kind == LIST else "<i8"), np.dtype(f"<{sign}{bits // 8}"))
 
 
 def _read_batch(head: _Table, body: int, columns: list[_Column], data: Any) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -102,7 +104,8 @@ def _read_batch(head: _Table, body: int, columns: list[_Column], data: Any) -> d
     nodes, buffers = head.pairs(1), head.pairs(2)
     if head.has(3):
         raise ValueError("the data are compressed; write them anew without compression")
-    if len(nodes) != 2 * len(columns) or len(buffers) != 4 * len(columns):
+    counts = {rows for rows, _ in nodes[::2]}
+    if len(nodes) != 2 * len(columns) or len(buffers) != 4 * len(columns) or len(counts) != 1:
         raise ValueError("a record batch does not fit its schema; the file is damaged")
     arrays = {}
     for number, column in enumerate(columns):

@@ -1,7 +1,6 @@
 """ChatGLM2's records -> arrays, and answers -> records.
 
-A record is a question with its answer and the rounds before them; only the answer carries loss. Samples of one row are
-kept apart by `spans`, their positions begin at 0 again.
+A record is a question with its answer and the rounds before them; only the answer carries loss.
 """
 
 from __future__ import annotations
@@ -9,24 +8,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from hanlin.core.batch import IGNORED, Batch, Prompt, PromptBatch, Sample
 from hanlin.core.errors import ConfigError, DataError
 
+from . import rows
 from .config import ChatGlm2Config
 from .original import is_row, make_sample, read_row, reference_ids, train_row
 from .record import ChatGlm2Options, read_dialogue, read_text
 from .templates import RoleTemplate, drop_oldest, make_template
 from .tokenizer import EOS, ChatGlm2Tokenizer
-
-if TYPE_CHECKING:
-    import torch
-
-NO_SPAN = -1
-"""The span of padding, which sees padding only."""
 
 # What ChatGLM2 was trained to say in place of its date, and what the original's chat makes of it.
 _DATE, _DATE_TEXT = "[[训练时间]]", "2023年"
@@ -42,7 +36,7 @@ class ChatCursor:
     is_done: bool = False
 
     def inputs(self) -> dict[str, int]:
-        return {"tokens": self.token, "positions": self.position, "spans": 0}
+        return {"tokens": self.token, "positions": self.position, "is_padding": 0}
 
     def advance(self, token: int) -> ChatCursor:
         return ChatCursor(token, self.position + 1, self.ends, token in self.ends)
@@ -90,10 +84,9 @@ class ChatGlm2Samples:
         """
         if is_row(record):
             return make_sample(read_row(record, self.config.vocab_size))
-        answer = self._encode_answer(record)
         if self.options.compatible:
             return make_sample(self.original_row(record))
-        prompt = self._encode_prompt(record, self.options.prompt_length)
+        prompt, answer = self._encode_prompt(record, self.options.prompt_length), self._encode_answer(record)
         # differs: an answer that is cut does not teach to stop there.
         limit = self.options.answer_length
         answer = [*answer, EOS] if limit is None or len(answer) <= limit else answer[:limit]
@@ -145,22 +138,9 @@ class ChatGlm2Samples:
             record, length = shorter, self.sample(shorter).length
         return [record]
 
-    def collate(self, rows: Sequence[Sequence[Sample]], length: int) -> Batch:
-        """Pack samples into tensors `[rows, length]`: tokens, positions and spans (-1 = padding)."""
-        import torch
-
-        tokens, positions, spans = _empty(len(rows), length, self.config.pad_id)
-        labels = np.full((len(rows), length), IGNORED, dtype=np.int64)
-        weights = np.zeros((len(rows), length), dtype=np.float32)
-        for number, row in enumerate(rows):
-            start = 0
-            for span, sample in enumerate(row):
-                place = number, slice(start, start + sample.length)
-                tokens[place], spans[place] = sample.inputs["tokens"], span
-                positions[place] = np.arange(sample.length)
-                labels[place], weights[place] = sample.labels, sample.weights
-                start += sample.length
-        return Batch(_tensors(tokens, positions, spans), torch.from_numpy(labels), torch.from_numpy(weights))
+    def collate(self, rows_: Sequence[Sequence[Sample]], length: int) -> Batch:
+        """Pack samples into tensors; see `rows.collate`."""
+        return rows.collate(rows_, length, self.config.pad_id)
 
     def show(self, sample: Sample) -> list[tuple[str, bool]]:
         tokens = sample.inputs["tokens"]
@@ -189,12 +169,8 @@ class ChatGlm2Samples:
 
     def collate_prompts(self, prompts: Sequence[Prompt]) -> PromptBatch:
         """Pad prompts on the left."""
-        length = max(prompt.length for prompt in prompts)
-        tokens, positions, spans = _empty(len(prompts), length, self.config.pad_id)
-        for number, prompt in enumerate(prompts):
-            place = number, slice(length - prompt.length, length)
-            tokens[place], positions[place], spans[place] = prompt.inputs["tokens"], np.arange(prompt.length), 0
-        return PromptBatch(_tensors(tokens, positions, spans), [p.cursor for p in prompts], [[] for _ in prompts])
+        inputs = rows.pad_left([prompt.inputs["tokens"] for prompt in prompts], self.config.pad_id)
+        return PromptBatch(inputs, [prompt.cursor for prompt in prompts], [[] for _ in prompts])
 
     def answer(self, prompt: Prompt, tokens: Sequence[int]) -> Any:
         """A copy of the prompt's record with the answer in its response column."""
@@ -241,16 +217,3 @@ class ChatGlm2Samples:
         column = self.options.history_column
         history = drop_oldest(record.get(column) or [])
         return None if history is None else {**record, column: history}
-
-
-def _empty(rows: int, length: int, pad: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """tokens, positions and spans of padding only."""
-    tokens = np.full((rows, length), pad, dtype=np.int64)
-    return tokens, np.zeros_like(tokens), np.full_like(tokens, NO_SPAN)
-
-
-def _tensors(tokens: np.ndarray, positions: np.ndarray, spans: np.ndarray) -> dict[str, torch.Tensor]:
-    import torch
-
-    arrays = {"tokens": tokens, "positions": positions, "spans": spans}
-    return {name: torch.from_numpy(array) for name, array in arrays.items()}

@@ -1,0 +1,202 @@
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hanlin.core.batch import IGNORED
+from hanlin.core.errors import ConfigError, DataError
+from hanlin.models.chatglm2.config import ChatGlm2Config
+from hanlin.models.chatglm2.record import ChatGlm2Options
+from hanlin.models.chatglm2.samples import ChatGlm2Samples
+from hanlin.models.chatglm2.tokenizer import EOS, ChatGlm2Tokenizer
+
+CONFIG = ChatGlm2Config(vocab_size=512, max_length=256)
+RECORD = {"prompt": "类型#裤", "response": "黑色九分裤"}
+DIALOGUE = {"prompt": "好", "response": "你好", "history": [["黑色" * 5, "简单"], ["九分", "百搭"]]}
+
+
+@pytest.fixture
+def make(tokenizer: ChatGlm2Tokenizer):
+    def samples(config: ChatGlm2Config = CONFIG, **options: Any) -> ChatGlm2Samples:
+        return ChatGlm2Samples(tokenizer, config, ChatGlm2Options(**options))
+
+    return samples
+
+
+def test_the_answer_and_its_end_carry_the_loss(make, tokenizer):
+    sample = make().sample(RECORD)
+    answer = tokenizer.encode("黑色九分裤")
+    prompt = tokenizer.encode_prompt("[Round 1]\n\n问：类型#裤\n\n答：")
+    assert sample.inputs["tokens"].tolist() == [*prompt, *answer, EOS]
+    assert sample.labels.tolist() == [IGNORED] * (len(prompt) - 1) + [*answer, EOS, IGNORED]
+    assert sample.loss_tokens == len(answer) + 1 == int(sample.weights.sum())
+
+
+def test_a_cut_answer_does_not_teach_to_stop(make, tokenizer):
+    answer = tokenizer.encode("简单, 12 世界")[:2]
+    sample = make(answer_length=2).sample({**RECORD, "response": "简单, 12 世界"})
+    assert sample.labels[sample.labels != IGNORED].tolist() == answer
+
+
+def test_a_long_dialogue_loses_its_oldest_rounds_and_never_its_question(make):
+    full = make().sample(DIALOGUE)
+    shorter = {**DIALOGUE, "history": DIALOGUE["history"][1:]}
+    expected = make().sample(shorter).inputs["tokens"].tolist()
+    limit = len(expected) - 2  # without the answer
+    assert make(prompt_length=limit).sample(DIALOGUE).inputs["tokens"].tolist()[:limit] == expected[:limit]
+    assert make().fit(DIALOGUE, full.length - 1, "truncate") == [shorter]
+    assert make().fit(DIALOGUE, full.length, "truncate") == [DIALOGUE]
+
+
+def test_what_cannot_be_shortened_is_refused(make):
+    alone = make().sample({**DIALOGUE, "history": []}).length
+    with pytest.raises(DataError, match="newest question and its answer alone"):
+        make().fit(DIALOGUE, alone - 1, "truncate")
+    with pytest.raises(DataError, match="cannot be split"):
+        make().fit(DIALOGUE, 10, "split")
+    with pytest.raises(DataError, match="prompt_length allows 5"):
+        make(prompt_length=5).check(RECORD)
+    with pytest.raises(DataError, match="model's max_length allows 4"):
+        make(ChatGlm2Config(vocab_size=512, max_length=5)).prompt(RECORD)
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ([], "expected an object"),
+        ({"prompt": "你好"}, 'no column "response"'),
+        ({"content": "你好", "response": "a"}, r'no column "prompt" \(the row has: content, response\)'),
+        ({**RECORD, "response": ""}, '"response" is empty'),
+        ({**RECORD, "response": None}, '"response": expected a string, found None'),
+        ({**RECORD, "prompt": ["你好"]}, '"prompt": expected a string'),
+        ({**RECORD, "history": [["a"]]}, '"history": item 1'),
+        ({"input_ids": [1, 2], "labels": [1]}, "input_ids has 2 numbers, labels 1"),
+        ({"input_ids": [1, 512], "labels": [1, 2]}, "input_ids holds 512"),
+        ({"input_ids": [1.5], "labels": [1]}, "expected lists of whole numbers"),
+    ],
+)
+@pytest.mark.parametrize("compatible", [False, True])
+def test_bad_records_are_named(make, record, message, compatible):
+    with pytest.raises(DataError, match=message):
+        make(compatible=compatible).check(record)
+
+
+def test_columns_may_have_any_name(make):
+    named = make(prompt_column="标题", response_column="正文", history_column="前文")
+    record = {"标题": "好", "正文": "你好", "前文": DIALOGUE["history"]}
+    assert np.array_equal(named.sample(record).inputs["tokens"], make().sample(DIALOGUE).inputs["tokens"])
+
+
+def test_pre_tokenised_rows_are_taken_as_they_are(make):
+    samples = make(compatible=True, prompt_length=64, answer_length=16)
+    tokens, labels = samples.original_row(RECORD)
+    assert len(tokens) == len(labels) == 81
+    again = samples.sample({"input_ids": np.array(tokens), "labels": np.array(labels)})
+    assert np.array_equal(again.inputs["tokens"], samples.sample(RECORD).inputs["tokens"])
+    assert np.array_equal(again.labels, samples.sample(RECORD).labels)
+
+
+def test_unpacked_rows_need_no_mask(make):
+    samples = make()
+    batch = samples.collate([[samples.sample(RECORD)], [samples.sample(DIALOGUE)]], 64)
+    assert set(batch.inputs) == {"tokens", "positions"}
+    length = samples.sample(RECORD).length
+    assert batch.inputs["positions"][0].tolist() == [*range(length), *[0] * (64 - length)]
+
+
+@pytest.mark.parametrize("lengths", [[(9, 8), (9, 9, 9)], [(20, 2, 2, 2, 2), (4,)], [(12, 2), (12,)]])
+def test_packed_samples_are_kept_apart(make, lengths):
+    samples = make()
+    rows = [[samples.sample({"input_ids": [7] * n, "labels": [-100, *[7] * (n - 1)]}) for n in row] for row in lengths]
+    batch = samples.collate(rows, 30)
+    for number, row in enumerate(lengths):
+        span_of = np.repeat(np.arange(len(row)), row)
+        assert batch.inputs["positions"][number, : sum(row)].tolist() == [p for n in row for p in range(n)]
+        assert _sight(batch.inputs, number, 30)[: sum(row), : sum(row)].tolist() == _expected(span_of)
+    assert batch.loss_tokens == sum(n - 1 for row in lengths for n in row)
+
+
+def _expected(span_of: np.ndarray) -> list[list[bool]]:
+    causal = np.tril(np.ones((len(span_of), len(span_of)), dtype=bool))
+    return ((span_of[:, None] == span_of) & causal).tolist()
+
+
+def _sight(inputs: dict, row: int, length: int) -> np.ndarray:
+    """Which columns see which, as models/chatglm2/rows.py promises it."""
+    sees = np.tril(np.ones((length, length), dtype=bool))
+    if "spans" in inputs:
+        spans = inputs["spans"][row].numpy()
+        sees &= spans[:, None] == spans
+    if "windows" in inputs:
+        shares = np.zeros_like(sees)
+        for window in inputs["windows"][row].numpy():
+            columns = window[window >= 0]
+            shares[np.ix_(columns, columns)] = True
+        sees &= shares
+    return sees
+
+
+def test_prompts_are_padded_on_the_left_and_continued(make, tokenizer):
+    samples = make()
+    prompts = [samples.prompt({"prompt": "好"}), samples.prompt(DIALOGUE)]
+    batch = samples.collate_prompts(prompts)
+    pads = prompts[1].length - prompts[0].length
+    assert batch.inputs["is_padding"][0].tolist() == [True] * pads + [False] * prompts[0].length
+    assert batch.inputs["positions"][0].tolist() == [0] * pads + list(range(prompts[0].length))
+    cursor = batch.cursors[0]
+    assert cursor.inputs() == {"tokens": tokenizer.encode("答：")[-1], "positions": prompts[0].length, "is_padding": 0}
+    following = cursor.advance(7)
+    assert following.inputs() == {"tokens": 7, "positions": prompts[0].length + 1, "is_padding": 0}
+    assert not following.is_done
+    assert following.advance(EOS).is_done
+
+
+def test_an_answer_is_written_into_a_copy(make, tokenizer):
+    samples = make()
+    record = {"prompt": "好", "id": 3}
+    ids = [*tokenizer.encode(" 你好[[训练时间]] "), EOS]
+    assert samples.answer(samples.prompt(record), ids) == {"prompt": "好", "id": 3, "response": "你好2023年"}
+    assert record == {"prompt": "好", "id": 3}
+    assert samples.gold(RECORD) == ["黑色九分裤"]
+
+
+def test_roles_read_and_write_the_metadata_line(make, tokenizer):
+    samples = make(template="roles")
+    roles = samples.tokenizer
+    ids = samples.sample({"prompt": "好", "response": "你好"}).inputs["tokens"].tolist()
+    answer = [*roles.encode("\n"), *roles.encode("你好")]
+    assert ids[-len(answer) - 2 :] == [roles.role("assistant"), *answer, EOS]
+    prompt = samples.prompt({"prompt": "好"})
+    assert samples.answer_texts(prompt, [*answer, roles.role("user")]) == ["你好"]
+    assert prompt.cursor.advance(roles.role("user")).is_done
+
+
+def test_the_report_shows_what_is_learned(make):
+    samples = make()
+    shown = samples.show(samples.sample(RECORD))
+    assert shown == [("[gMASK]sop[Round 1]\n\n问：类型#裤\n\n答：", False), ("黑色九分裤</s>", True)]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"learn_padding": True}, "learn_padding"),
+        ({"prompt_length": 2}, "prompt_length is 2"),
+        ({"prompt_column": ""}, "prompt_column is empty"),
+        ({"compatible": True, "template": "roles"}, "compatible"),
+        ({"template": "rounds2"}, "none of rounds, roles, plain"),
+    ],
+)
+def test_options_without_sense_are_refused(make, options, message):
+    with pytest.raises(ConfigError, match=message):
+        make(**options)
+
+
+def test_a_vocabulary_larger_than_the_model_is_refused(make):
+    with pytest.raises(ConfigError, match="the model only 64"):
+        make(ChatGlm2Config(vocab_size=64))
+
+
+def test_the_fingerprint_follows_options_and_template(make):
+    prints = {make().fingerprint, make(answer_length=5).fingerprint, make(template="roles").fingerprint}
+    assert len(prints) == 3

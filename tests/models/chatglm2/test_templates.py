@@ -1,0 +1,107 @@
+import pytest
+
+from hanlin.core.errors import ConfigError, DataError
+from hanlin.models.chatglm2.templates import (
+    Dialogue,
+    Message,
+    RoleTemplate,
+    TextTemplate,
+    drop_oldest,
+    make_template,
+    read_history,
+    split_metadata,
+    tool_arguments,
+)
+
+
+def text(form: str, question: str, history: list | None = None, **fields: object) -> str:
+    template = make_template(form, "chatglm2")
+    assert isinstance(template, TextTemplate)
+    return template.text(Dialogue((*read_history(history), Message("user", question)), fields))
+
+
+def test_rounds_are_numbered():
+    expected = "[Round 1]\n\n问：甲\n\n答：乙\n\n[Round 2]\n\n问：丙\n\n答："
+    assert text("auto", "丙", [["甲", "乙"]]) == expected
+
+
+def test_a_text_of_ones_own_may_name_any_column():
+    assert text("{{{title}}}: {question}?", "丙", title="题") == "{题}: 丙?"
+
+
+def test_braces_in_a_record_are_text():
+    assert text("{question}", "{question} {0} {x.y}") == "{question} {0} {x.y}"
+
+
+@pytest.mark.parametrize("form", ["rouns", "{question", "{question.__class__}", "{}", "a {0[1]}"])
+def test_a_form_that_cannot_work_is_refused_at_once(form):
+    with pytest.raises(ConfigError, match="template"):
+        make_template(form, "chatglm2")
+
+
+def test_a_column_that_a_record_lacks_is_named():
+    with pytest.raises(DataError, match=r"\{titel\}.*title"):
+        text("{titel}", "丙", title="题")
+
+
+def test_each_generation_has_its_own_template():
+    assert isinstance(make_template("auto", "chatglm3"), RoleTemplate)
+    assert make_template("auto", "codegeex2") == make_template("plain", "chatglm2")
+    with pytest.raises(ConfigError, match="system message"):
+        make_template("roles", "chatglm3", "写广告：")
+
+
+def test_roles_end_an_answer_and_are_encoded_apart(tokenizer):
+    roles = tokenizer.with_roles()
+    dialogue = Dialogue((Message("system", "简单", tools=[{"name": "a"}]), Message("user", "你好")))
+    ids = RoleTemplate().prompt(roles, dialogue)
+    newline = roles.encode("\n")
+    tools = '简单\n[\n    {\n        "name": "a"\n    }\n]'
+    system = [roles.role("system"), *newline, *roles.encode(tools)]
+    assert ids == [*roles.prefix, *system, roles.role("user"), *newline, *roles.encode("你好"), roles.role("assistant")]
+    assert RoleTemplate().ends(roles) == (roles.role("user"), roles.role("observation"))
+
+
+@pytest.mark.parametrize(
+    ("history", "message"),
+    [
+        ("你好", "expected a list"),
+        ([["甲"]], "item 1: expected a .* pair, found 1 items"),
+        ([["甲", "乙"], ["丙", None]], "item 2: expected its answer to be a string, found null"),
+        ([3], "item 1: expected a .* pair, found a number"),
+        ([{"role": "bot", "content": "甲"}], "item 1: role is 'bot'"),
+        ([{"role": "user"}], "item 1: expected content"),
+    ],
+)
+def test_a_malformed_history_is_named(history, message):
+    with pytest.raises(DataError, match=message):
+        read_history(history)
+
+
+def test_rounds_take_questions_and_answers_in_turn():
+    assert text("rounds", "丙", [{"role": "user", "content": "甲"}, {"role": "assistant", "content": "乙"}]) == text(
+        "rounds", "丙", [["甲", "乙"]]
+    )
+    with pytest.raises(DataError, match="has no answer"):
+        text("rounds", "丙", [{"role": "user", "content": "甲"}])
+    with pytest.raises(DataError, match="only the template roles"):
+        text("rounds", "丙", [{"role": "system", "content": "甲"}, {"role": "user", "content": "乙"}])
+
+
+def test_the_oldest_round_goes_first_and_a_system_message_stays():
+    system, user, bot = ({"role": role, "content": role} for role in ("system", "user", "assistant"))
+    assert drop_oldest([["1", "2"], ["3", "4"]]) == [["3", "4"]]
+    assert drop_oldest([["1", "2"]]) == []
+    assert drop_oldest([]) is None
+    assert drop_oldest([system, user, bot, user, bot]) == [system, user, bot]
+    assert drop_oldest([system, user, bot]) == [system]
+    assert drop_oldest([system]) is None
+
+
+def test_a_tool_call_is_read_and_not_run():
+    metadata, content = split_metadata("get_weather\n ```python\ntool_call(city='北京', days=[1, 2])\n```")
+    assert metadata == "get_weather"
+    assert tool_arguments(content) == {"city": "北京", "days": [1, 2]}
+    for code in ("tool_call(city=open('x'))", "import os", "f(1)", "f(**x)"):
+        with pytest.raises(ValueError):  # noqa: PT011 - every reason will do
+            tool_arguments(code)
