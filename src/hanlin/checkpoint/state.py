@@ -1,0 +1,231 @@
+"""The state of a run on disk: torch DCP files and `state.json`, complete or not there at all.
+
+    checkpoints/000100/   tensors/ (DCP; readable under any layout), state.json (plain values), manifest.json
+    checkpoints/latest    the number of the newest one; `best`: of the one that must stay
+
+A checkpoint is written to NNNNNN.tmp, its files are synced and hashed into the manifest, then it is renamed; `latest`
+moves after that and old ones go last. Only trained weights are in it; the frozen base is not.
+DCP's own index is a pickle, so resume only from folders that your own runs wrote.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hanlin.core.errors import CheckpointError
+from hanlin.core.settings import Recipe
+from hanlin.data.files import replaced_file
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
+
+TENSORS, STATE, MANIFEST = "tensors", "state.json", "manifest.json"
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint that was read: its step and its plain values."""
+
+    step: int
+    values: dict[str, Any]
+
+
+class Checkpointer:
+    """Writes and reads the checkpoints of one run.
+
+    keep: how many newest ones stay, besides the best; identity: what must be equal for a resume to make sense
+    (`recipe_identity`), by dotted key.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2, identity: Mapping[str, Any] | None = None) -> None:
+        self.folder, self.keep = folder, keep
+        self.identity = json.loads(json.dumps(dict(identity or {})))
+
+    def save(
+        self, step: int, tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any], *, is_best: bool = False
+    ) -> None:
+        """Publish a checkpoint; remove those that are no longer kept.
+
+        values: plain, as JSON holds them.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        beside, target = self.folder / f"{step:06}.tmp", self.folder / f"{step:06}"
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir()
+        _write_tensors(beside / TENSORS, tensors)
+        _write_json(beside / STATE, {"step": step, "identity": self.identity, "values": values})
+        _write_manifest(beside)
+        shutil.rmtree(target, ignore_errors=True)  # a damaged one of the same step
+        beside.rename(target)
+        _sync(self.folder)
+        if is_best:
+            self._point("best", target)
+        self._point("latest", target)
+        self._prune(step)
+
+    def load_latest(self, tensors: Mapping[str, torch.Tensor]) -> Saved | None:
+        """Fill `tensors` from the newest valid checkpoint; None if there is none at all.
+
+        Damaged ones are named in the log and passed over.
+        Raises: CheckpointError when all are damaged, when one lacks a tensor, and for a run of another identity.
+        """
+        folders = self._folders()
+        for folder in reversed(folders):
+            problems = verify(folder)
+            if problems:
+                log.error("checkpoint %s is damaged and not used: %s", folder, "; ".join(problems))
+                continue
+            state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+            self._check_identity(folder, state["identity"])
+            _read_tensors(folder / TENSORS, tensors)
+            if folder is not folders[-1]:
+                log.error("going back to checkpoint %s (step %d)", folder, state["step"])
+            return Saved(state["step"], state["values"])
+        if not folders:
+            return None
+        raise CheckpointError(
+            f"{self.folder}: all checkpoints are damaged ({', '.join(folder.name for folder in folders)}); "
+            "restore one from a copy, or remove the folder to start anew"
+        )
+
+    def _folders(self) -> list[Path]:
+        if not self.folder.is_dir():
+            return []
+        found = [path for path in self.folder.iterdir() if path.name.isdecimal() and path.is_dir()]
+        return sorted(found, key=lambda path: int(path.name))
+
+    def _check_identity(self, folder: Path, was: Mapping[str, Any]) -> None:
+        changed = [key for key in sorted({*was, *self.identity}) if was.get(key) != self.identity.get(key)]
+        if changed:
+            lines = [f"  {key}: was {was.get(key)!r}, is {self.identity.get(key)!r}" for key in changed]
+            raise CheckpointError(
+                "\n".join([f"{folder} belongs to a run with other settings:", *lines])
+                + "\nset them back to resume this run, or choose another run.folder for a new one"
+            )
+
+    def _point(self, name: str, target: Path) -> None:
+        with replaced_file(self.folder / name) as stream:
+            stream.write(f"{target.name}\n".encode())
+        _sync(self.folder)
+
+    def _prune(self, step: int) -> None:
+        """Remove old ones, unfinished ones, and later ones (damaged ones that the run went back behind)."""
+        folders = self._folders()
+        kept = [path for path in folders if int(path.name) <= step][-self.keep :]
+        best = self.folder / "best"
+        best_name = best.read_text().strip() if best.is_file() else None
+        unfinished = self.folder.glob("*.tmp")
+        for path in [*unfinished, *(path for path in folders if path not in kept and path.name != best_name)]:
+            shutil.rmtree(path)
+
+
+def recipe_identity(recipe: Recipe) -> dict[str, Any]:
+    """What must stay as it was when a run is resumed: model, data, tuning and seed, by dotted key."""
+    parts = recipe.model_dump(mode="json", include={"model", "data", "tuning"}, exclude={"data": {"cache", "eval"}})
+    flat = {f"{part}.{key}": value for part, keys in parts.items() for key, value in keys.items()}
+    return {**flat, "run.seed": recipe.run.seed}
+
+
+def verify(folder: Path) -> list[str]:
+    """What is wrong with a checkpoint's files; nothing if it is valid."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        listed = {name: (facts["size"], facts["sha256"]) for name, facts in manifest["files"].items()}
+    except FileNotFoundError:
+        return [f"{MANIFEST} is missing"]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return [f"{MANIFEST} cannot be read"]
+    if STATE not in listed or not any(name.startswith(f"{TENSORS}/") for name in listed):
+        return [f"{MANIFEST} is incomplete"]
+    return [problem for name, facts in listed.items() if (problem := _problem(folder, name, *facts))]
+
+
+def _problem(folder: Path, name: str, size: int, digest: str) -> str | None:
+    path = folder / name
+    if not path.is_file():
+        return f"{name} is missing"
+    if path.stat().st_size != size:
+        return f"{name} has {path.stat().st_size:,} bytes instead of {size:,}"
+    return None if _sha256(path) == digest else f"{name} was changed (its sha256 is another)"
+
+
+def _write_manifest(folder: Path) -> None:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    facts = {}
+    for path in files:
+        _sync(path)
+        facts[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": _sha256(path)}
+    _write_json(folder / MANIFEST, {"files": facts})
+    for path in (folder / TENSORS, folder):
+        _sync(path)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, ensure_ascii=False, allow_nan=False), encoding="utf-8")
+    _sync(path)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _write_tensors(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    from torch.distributed.checkpoint.filesystem import FileSystemWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    with _as_one_process():
+        save(dict(tensors), storage_writer=FileSystemWriter(folder), no_dist=True)
+
+
+def _read_tensors(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+    from torch.distributed.checkpoint.state_dict_loader import load
+
+    reader = FileSystemReader(folder)
+    found = reader.read_metadata().state_dict_metadata
+    lacking, unknown = sorted(set(tensors) - set(found)), sorted(set(found) - set(tensors))
+    if lacking or unknown:
+        raise CheckpointError(
+            f"{folder}: it does not hold the tensors of this run: missing {_some(lacking)}; unknown {_some(unknown)}; "
+            "resume with the recipe that wrote it"
+        )
+    try:
+        with _as_one_process():
+            load(dict(tensors), storage_reader=reader, no_dist=True)
+    except (CheckpointException, ValueError) as error:  # the first is a BaseException; the second tells of shapes
+        raise CheckpointError(f"{folder}: cannot be loaded: {error}") from error
+
+
+@contextmanager
+def _as_one_process() -> Iterator[None]:
+    """torch warns that it takes this for a single process, though it was told so."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
+
+
+def _some(names: list[str]) -> str:
+    return (", ".join(names[:3]) or "none") + (f" and {len(names) - 3} more" if len(names) > 3 else "")
