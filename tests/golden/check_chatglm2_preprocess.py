@@ -11,6 +11,7 @@ from hanlin.core.errors import DataError
 from hanlin.models.chatglm2.config import ChatGlm2Config
 from hanlin.models.chatglm2.original import make_sample, reference_ids
 from hanlin.models.chatglm2.record import ChatGlm2Options
+from hanlin.models.chatglm2.rows import NO_SPAN
 from hanlin.models.chatglm2.samples import ChatGlm2Samples
 from hanlin.models.chatglm2.tokenizer import ChatGlm2Tokenizer
 
@@ -57,12 +58,10 @@ def _check_eval(tokenizer: ChatGlm2Tokenizer, form: dict, rows: list[dict]) -> N
     batch = samples.collate_prompts([samples.prompt(row) for row in rows])
     for number, (row, cursor) in enumerate(zip(rows, batch.cursors, strict=True)):
         column = cursor.inputs()
-        tokens, positions, padding = (
-            batch.inputs[name][number].tolist() for name in ("tokens", "positions", "is_padding")
-        )
+        tokens, positions, spans = (batch.inputs[name][number].tolist() for name in ("tokens", "positions", "spans"))
         assert [*tokens, column["tokens"]] == expected["input_ids"][number], form["tag"]
         assert [*positions, column["positions"]] == expected["position_ids"][number]
-        assert [int(not pad) for pad in [*padding, column["is_padding"]]] == expected["attention_mask"][number]
+        assert [int(span != NO_SPAN) for span in [*spans, column["spans"]]] == expected["attention_mask"][number]
         answer = tokenizer.encode(row[args["response_column"]])
         labels = reference_ids(tokenizer.prefix, answer, args["val_max_target_length"])
         assert labels == expected["labels"][number]

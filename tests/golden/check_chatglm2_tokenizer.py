@@ -7,6 +7,7 @@ from pathlib import Path
 
 from hanlin.models.chatglm2.config import ChatGlm2Config
 from hanlin.models.chatglm2.record import ChatGlm2Options
+from hanlin.models.chatglm2.rows import NO_SPAN
 from hanlin.models.chatglm2.samples import ChatGlm2Samples
 from hanlin.models.chatglm2.templates import Dialogue, Message, RoleTemplate, TextTemplate, make_template, read_history
 from hanlin.models.chatglm2.tokenizer import BOS, EOS, PAD, ChatGlm2Tokenizer
@@ -59,9 +60,7 @@ def _check_left_padding(tokenizer: ChatGlm2Tokenizer, expected: dict) -> None:
     batch = samples.collate_prompts([samples.prompt({"prompt": text}) for text in expected["texts"]])
     for number, cursor in enumerate(batch.cursors):
         column = cursor.inputs()
-        tokens, positions, padding = (
-            batch.inputs[name][number].tolist() for name in ("tokens", "positions", "is_padding")
-        )
+        tokens, positions, spans = (batch.inputs[name][number].tolist() for name in ("tokens", "positions", "spans"))
         assert [*tokens, column["tokens"]] == expected["input_ids"][number]
         assert [*positions, column["positions"]] == expected["position_ids"][number]
-        assert [int(not pad) for pad in [*padding, column["is_padding"]]] == expected["attention_mask"][number]
+        assert [int(span != NO_SPAN) for span in [*spans, column["spans"]]] == expected["attention_mask"][number]

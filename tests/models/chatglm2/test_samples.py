@@ -104,36 +104,16 @@ def test_unpacked_rows_need_no_mask(make):
     assert batch.inputs["positions"][0].tolist() == [*range(length), *[0] * (64 - length)]
 
 
-@pytest.mark.parametrize("lengths", [[(9, 8), (9, 9, 9)], [(20, 2, 2, 2, 2), (4,)], [(12, 2), (12,)]])
-def test_packed_samples_are_kept_apart(make, lengths):
+def test_packed_samples_are_told_apart(make):
     samples = make()
+    lengths = [(9, 8), (9, 9, 9)]
     rows = [[samples.sample({"input_ids": [7] * n, "labels": [-100, *[7] * (n - 1)]}) for n in row] for row in lengths]
     batch = samples.collate(rows, 30)
-    for number, row in enumerate(lengths):
-        span_of = np.repeat(np.arange(len(row)), row)
-        assert batch.inputs["positions"][number, : sum(row)].tolist() == [p for n in row for p in range(n)]
-        assert _sight(batch.inputs, number, 30)[: sum(row), : sum(row)].tolist() == _expected(span_of)
+    assert batch.inputs["spans"].tolist() == [[0] * 9 + [1] * 8 + [-1] * 13, [0] * 9 + [1] * 9 + [2] * 9 + [-1] * 3]
+    assert batch.inputs["positions"][0].tolist() == [*range(9), *range(8), *[0] * 13]
+    # The last token of a sample does not predict the first one of the next.
+    assert batch.labels[0].tolist() == [*[7] * 8, IGNORED, *[7] * 7, *[IGNORED] * 14]
     assert batch.loss_tokens == sum(n - 1 for row in lengths for n in row)
-
-
-def _expected(span_of: np.ndarray) -> list[list[bool]]:
-    causal = np.tril(np.ones((len(span_of), len(span_of)), dtype=bool))
-    return ((span_of[:, None] == span_of) & causal).tolist()
-
-
-def _sight(inputs: dict, row: int, length: int) -> np.ndarray:
-    """Which columns see which, as models/chatglm2/rows.py promises it."""
-    sees = np.tril(np.ones((length, length), dtype=bool))
-    if "spans" in inputs:
-        spans = inputs["spans"][row].numpy()
-        sees &= spans[:, None] == spans
-    if "windows" in inputs:
-        shares = np.zeros_like(sees)
-        for window in inputs["windows"][row].numpy():
-            columns = window[window >= 0]
-            shares[np.ix_(columns, columns)] = True
-        sees &= shares
-    return sees
 
 
 def test_prompts_are_padded_on_the_left_and_continued(make, tokenizer):
@@ -141,12 +121,12 @@ def test_prompts_are_padded_on_the_left_and_continued(make, tokenizer):
     prompts = [samples.prompt({"prompt": "好"}), samples.prompt(DIALOGUE)]
     batch = samples.collate_prompts(prompts)
     pads = prompts[1].length - prompts[0].length
-    assert batch.inputs["is_padding"][0].tolist() == [True] * pads + [False] * prompts[0].length
+    assert batch.inputs["spans"][0].tolist() == [-1] * pads + [0] * prompts[0].length
     assert batch.inputs["positions"][0].tolist() == [0] * pads + list(range(prompts[0].length))
     cursor = batch.cursors[0]
-    assert cursor.inputs() == {"tokens": tokenizer.encode("答：")[-1], "positions": prompts[0].length, "is_padding": 0}
+    assert cursor.inputs() == {"tokens": tokenizer.encode("答：")[-1], "positions": prompts[0].length, "spans": 0}
     following = cursor.advance(7)
-    assert following.inputs() == {"tokens": 7, "positions": prompts[0].length + 1, "is_padding": 0}
+    assert following.inputs() == {"tokens": 7, "positions": prompts[0].length + 1, "spans": 0}
     assert not following.is_done
     assert following.advance(EOS).is_done
 

@@ -36,7 +36,7 @@ class ChatCursor:
     is_done: bool = False
 
     def inputs(self) -> dict[str, int]:
-        return {"tokens": self.token, "positions": self.position, "is_padding": 0}
+        return {"tokens": self.token, "positions": self.position, "spans": 0}
 
     def advance(self, token: int) -> ChatCursor:
         return ChatCursor(token, self.position + 1, self.ends, token in self.ends)
