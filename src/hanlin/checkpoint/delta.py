@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hanlin.checkpoint.prefix import is_original_prefix, read_prefix_values, save_original_prefix
+from hanlin.checkpoint.prefix import our_name as prefix_name
 from hanlin.core.errors import CheckpointError
 from hanlin.core.settings import TuningSettings
 from hanlin.formats.convert import FamilyFacts, added_parameters
@@ -37,7 +39,7 @@ def save_adapter(model: nn.Module, settings: TuningSettings, folder: Path, *, ov
     Raises: CheckpointError when the folder exists.
     """
     tensors = {name: parameter.detach() for name, parameter in added_parameters(model).items()}
-    targets = {name.split(".")[-2] for name in tensors}
+    targets = {name.split(".")[-2] for name in tensors} if settings.method == "lora" else set()
     stated = settings.model_copy(update={"targets": tuple(sorted(targets))})
     with published(folder, overwrite) as beside:
         beside.mkdir()
@@ -53,6 +55,8 @@ def read_adapter_settings(path: Path, family: FamilyFacts) -> TuningSettings:
     path = Path(path)
     if (stated := path / ADAPTER_SETTINGS).is_file():
         return _settings(stated, read_json(stated))
+    if is_original_prefix(path):
+        return _settings(path, read_prefix_values(path))
     tensors = _our_names(path, family)
     ranks = {tensor.shape[0] for name, tensor in tensors.items() if name.endswith("lora_A")}
     if len(ranks) != 1:
@@ -93,7 +97,11 @@ def save_original_delta(
     """Write the additions as the original's delta file (`.pt`); it reads them with alpha 16, so B is adjusted to that.
 
     The dtype is that of the base weights. The original's scripts expect rank 8.
+    A prefix is written as the folder of the original ChatGLM2.
     """
+    if settings.method == "prefix":
+        save_original_prefix(model, path, family, overwrite=overwrite)
+        return
     tensors = {}
     for name, tensor in _bypassing(model, settings).items():
         module, _, matrix = name.rpartition(".")
@@ -107,7 +115,12 @@ def save_original_delta(
 def save_peft(
     model: nn.Module, settings: TuningSettings, folder: Path, family: FamilyFacts, *, overwrite: bool = False
 ) -> None:
-    """Write PEFT's adapter folder for the model in Hugging Face's naming."""
+    """Write PEFT's adapter folder for the model in Hugging Face's naming.
+
+    Raises: CheckpointError for a prefix, and when the folder exists.
+    """
+    if settings.method == "prefix":
+        raise CheckpointError("PEFT's folder of a prefix is not written; choose the original's layout")
     tensors, modules = {}, []
     for name, tensor in _bypassing(model, settings).items():
         module, _, matrix = name.rpartition(".")
@@ -134,9 +147,11 @@ def save_peft(
 def is_adapter(path: Path) -> bool:
     """Whether a path holds an adapter in one of the three forms, and not a whole model."""
     path = Path(path)
-    if path.is_dir():
-        return any((path / name).is_file() for name in (ADAPTER_SETTINGS, PEFT_SETTINGS))
-    return path.is_file() and any("lora_" in name for name in open_weights(path))
+    if any((path / name).is_file() for name in (ADAPTER_SETTINGS, PEFT_SETTINGS)):
+        return True
+    if path.is_file() and any("lora_" in name for name in open_weights(path)):
+        return True
+    return path.exists() and is_original_prefix(path)
 
 
 def _settings(path: Path, values: Mapping[str, Any]) -> TuningSettings:
@@ -156,6 +171,8 @@ def _our_names(path: Path, family: FamilyFacts) -> dict[str, torch.Tensor]:
 
 def _our_name(name: str, family: FamilyFacts) -> str:
     """Whichever of the three namings -> `<our module>.lora_A`; a name of none of them stays as it is."""
+    if of_prefix := prefix_name(name):
+        return of_prefix
     module, _, matrix = name.removeprefix(_PEFT_PREFIX).removesuffix(".weight").rpartition(".")
     module = module.removesuffix(".lora")
     return f"{_renamed(module, family, list(family.formats), 'to_ours')}.{matrix}"

@@ -41,6 +41,16 @@ def _rules(recipe: Recipe) -> list[tuple[str, Idle, bool]]:
             recipe.tuning.method == "full",
         ),
         (
+            "tuning.rank tuning.alpha tuning.targets tuning.form",
+            Idle("tuning.method", "with tuning.method prefix; set tuning.method: lora or remove it"),
+            recipe.tuning.method == "prefix",
+        ),
+        (
+            "tuning.prefix_length tuning.prefix_projection",
+            Idle("tuning.method", f"with tuning.method {recipe.tuning.method}; set tuning.method: prefix or remove it"),
+            recipe.tuning.method != "prefix",
+        ),
+        (
             "train.loss_scale train.loss_scale_steps",
             Idle("train.precision", f"with train.precision {train.precision}; only fp16 scales the loss"),
             train.precision != "fp16",

@@ -79,18 +79,23 @@ class DataSettings(Settings):
 
 
 class TuningSettings(Settings):
-    # full: every weight; lora: low-rank additions to some linears, the base stays as it is.
-    method: Literal["full", "lora"] = "full"
+    # full: every weight; lora: low-rank additions to some linears; prefix: keys and values before those of every
+    # block (P-Tuning v2). With both of these the base stays as it is.
+    method: Literal["full", "lora", "prefix"] = "full"
     # Inner size of the low-rank addition.
     rank: int = Field(default=8, gt=0)
     # The addition is multiplied by alpha / rank.
     alpha: float = Field(default=16.0, gt=0)
-    # Share of the addition's input that is dropped in training.
+    # Share that is dropped in training: of the addition's input, or of the prefix (the original ChatGLM2: 0.1).
     dropout: float = Field(default=0.0, ge=0, lt=1)
     # Last parts of the names of the linears that get an addition. Empty: the family's own choice.
     targets: tuple[str, ...] = ()
     # original: the addition bypasses the family's scaled linear (CPM-Bee's quirk); scaled: it is scaled like it.
     form: Literal["original", "scaled"] = "original"
+    # Keys and values of a prefix, per block.
+    prefix_length: int = Field(default=128, gt=0)
+    # True: the prefix comes out of two trained linears, which the base's width makes large.
+    prefix_projection: bool = False
 
 
 class TrainSettings(Settings):

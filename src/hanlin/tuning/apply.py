@@ -10,6 +10,7 @@ from torch import nn
 
 from hanlin.core.errors import ConfigError
 from hanlin.tuning.lora import LoraLinear, add_lora
+from hanlin.tuning.prefix import PrefixEncoder, add_prefix
 
 if TYPE_CHECKING:
     from hanlin.core.settings import TuningSettings
@@ -31,13 +32,17 @@ def apply_tuning(
 
     What is added is initialised, except on the meta device (`init_tuning` does it later).
 
-    Raises: ConfigError when a target names no linear of the model.
+    Raises: ConfigError when a target names no linear of the model, or when its attention takes no prefix.
     """
     if settings.method == "full":
         return model.requires_grad_(True)
-    names = lora_names(model, settings.targets or family.lora_targets)
-    model.requires_grad_(False)
-    add_lora(model, names, rank=settings.rank, alpha=settings.alpha, dropout=settings.dropout, form=settings.form)
+    if settings.method == "prefix":
+        model.requires_grad_(False)
+        add_prefix(model, settings.prefix_length, projection=settings.prefix_projection, dropout=settings.dropout)
+    else:
+        names = lora_names(model, settings.targets or family.lora_targets)
+        model.requires_grad_(False)
+        add_lora(model, names, rank=settings.rank, alpha=settings.alpha, dropout=settings.dropout, form=settings.form)
     init_tuning(model, generator)
     return model
 
@@ -45,7 +50,7 @@ def apply_tuning(
 def init_tuning(model: nn.Module, generator: torch.Generator | None = None) -> None:
     """Give what a tuning method added its first values."""
     for module in model.modules():
-        if isinstance(module, LoraLinear) and not module.lora_A.is_meta:
+        if isinstance(module, LoraLinear | PrefixEncoder) and not next(iter(module.parameters())).is_meta:
             module.init_addition(generator)
 
 

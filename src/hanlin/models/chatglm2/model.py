@@ -114,8 +114,11 @@ class ChatGlm2(nn.Module):
         return self.head(hidden)
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Fill every parameter that exists as a fresh model has it."""
+        """Fill every parameter that exists as a fresh model has it; the prefix is none of them."""
+        of_prefix = set() if self.prefix is None else set(self.prefix.modules())
         for module in self.modules():
+            if module in of_prefix:
+                continue
             if isinstance(module, (nn.Embedding, nn.Linear, Head)):
                 nn.init.normal_(module.weight, std=0.02, generator=generator)
             elif isinstance(module, (WideRmsNorm, LayerNorm)):

@@ -1,0 +1,81 @@
+"""The prefix checkpoint of the original ChatGLM2: `pytorch_model.bin` with the trained keys only, and a `config.json`.
+
+The original reads neither the length nor the projection from it and needs both again as flags; we read them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hanlin.core.errors import CheckpointError
+from hanlin.formats.convert import FamilyFacts, added_parameters
+from hanlin.formats.files import find_weights, open_weights, published, read_json, write_json, write_pickle
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_THEIRS = "transformer.prefix_encoder."
+_OURS = "prefix."
+_TABLE = "embedding.weight"
+_PROJECTION = "trans.0.weight"
+
+
+def our_name(name: str) -> str | None:
+    """Our name of a prefix tensor in either naming; None for any other tensor."""
+    for start in (_THEIRS, _OURS):
+        if name.startswith(start):
+            return _OURS + name.removeprefix(start)
+    return None
+
+
+def is_original_prefix(path: Path) -> bool:
+    """Whether a file or folder holds the original's prefix and nothing else (a whole model may hold one as well)."""
+    if path.is_dir() and find_weights(path) is None:
+        return False
+    names = list(open_weights(path))
+    return bool(names) and all(name.startswith(_THEIRS) for name in names)
+
+
+def read_prefix_values(path: Path) -> dict[str, Any]:
+    """The tuning settings that the tensors tell; the `config.json` beside them must agree.
+
+    Raises: CheckpointError.
+    """
+    weights = open_weights(path)
+    if f"{_THEIRS}{_TABLE}" not in weights:
+        raise CheckpointError(f"{path}: {_THEIRS}{_TABLE} is missing; copy the whole checkpoint")
+    length, has_projection = len(weights[f"{_THEIRS}{_TABLE}"]), f"{_THEIRS}{_PROJECTION}" in weights
+    config = path / "config.json"
+    if config.is_file():
+        values = read_json(config)
+        stated = values.get("pre_seq_len", length), bool(values.get("prefix_projection", has_projection))
+        if stated != (length, has_projection):
+            raise CheckpointError(
+                f"{config}: says pre_seq_len {stated[0]} and prefix_projection {stated[1]}, but the tensors have "
+                f"{length} and {has_projection}; these files do not belong together"
+            )
+    # The original drops a tenth of the prefix in training.
+    return {"method": "prefix", "prefix_length": length, "prefix_projection": has_projection, "dropout": 0.1}
+
+
+def save_original_prefix(model: Any, folder: Path, family: FamilyFacts, *, overwrite: bool = False) -> None:
+    """Write the prefix of a model as the original's checkpoint folder.
+
+    Raises: CheckpointError when the folder exists.
+    """
+    tensors = {
+        f"{_THEIRS}{name.removeprefix(_OURS)}": parameter.detach().float()
+        for name, parameter in _prefix_parameters(model).items()
+    }
+    values = family.formats["original"].write_config(model.config)
+    values["pre_seq_len"] = len(tensors[f"{_THEIRS}{_TABLE}"])
+    values["prefix_projection"] = f"{_THEIRS}{_PROJECTION}" in tensors
+    with published(folder, overwrite) as beside:
+        beside.mkdir()
+        write_json(beside / "config.json", values)
+        write_pickle(beside / "pytorch_model.bin", tensors)
+
+
+def _prefix_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: tensor for name, tensor in added_parameters(model).items() if name.startswith(_OURS)}
