@@ -19,7 +19,8 @@ def test_golden(golden_case: Path, vocab_folder: Path) -> None:
 
 def _load(path: Path):
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec and spec.loader
+    assert spec
+    assert spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -22,7 +22,7 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights",
         choices=("best", "last", "base"),
-        help="of the recipe's run: best (default, once there is one) or last; base: what the run started from",
+        help="of the recipe's run: best (default; where there is none, last) or last; base: what the run started from (fresh weights where there is none)",
     )
 
 
@@ -38,7 +38,8 @@ def with_run_weights(recipe: Path, changes: Iterable[str], weights: str | None, 
     changes = list(changes)
     draft = read_recipe(recipe, changes).recipe
     if draft is not None and weights != "base":
-        folder = draft.run.folder / (weights or "best")
+        best, last = draft.run.folder / "best", draft.run.folder / "last"
+        folder = draft.run.folder / weights if weights else best if best.is_dir() else last
         if folder.is_dir():
             changes += _pointing_at(draft, folder)
         elif weights is not None:

@@ -5,6 +5,7 @@ torch is imported only when tensors are made, so that checking a recipe never lo
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -67,7 +68,7 @@ class Batch:
     def split(self, parts: int) -> list[Batch]:
         """Cut the batch into `parts` micro-batches of (nearly) equal size; empty ones are left out."""
         bounds = np.linspace(0, self.size, parts + 1).round().astype(int)
-        return [self._cut(slice(a, b)) for a, b in zip(bounds[:-1], bounds[1:], strict=True) if b > a]
+        return [self._cut(slice(a, b)) for a, b in itertools.pairwise(bounds) if b > a]
 
     def to(self, device: Any) -> Batch:
         """The same batch on another device."""

@@ -1,7 +1,8 @@
 """The embedded default: phrases and their pinyin, from the dictionary that the package pypinyin (MIT) brings.
 
-A phrase becomes a CPM-Bee record with one answer per character, `{"词语": "银行", "任务": "拼音", "<ans>": {"银": "yín",
-"行": "háng"}}`; many characters have several readings, so the phrase decides. The second task asks for the tone only.
+A phrase becomes a CPM-Bee record with one answer per character:
+`{"词语": "银行", "任务": "拼音", "<ans>": {"银": "yín", "行": "háng"}}`.
+Many characters have several readings, so the phrase decides. The second task asks for the tone only.
 """
 
 from __future__ import annotations

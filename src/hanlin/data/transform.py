@@ -1,7 +1,7 @@
 """A source seen through a mapping: the keys of a raw row become the keys of a record.
 
-`{"标题": "$title", "<ans>": "$text", "任务": "写诗"}`: a value that begins with "$" names a key of the raw row ("$a.b" goes
-deeper), any other value is taken as it is. This is the mapping form of CPM-Bee's data set files.
+`{"标题": "$title", "<ans>": "$text", "任务": "写诗"}`: a value that begins with "$" names a key of the raw row
+("$a.b" goes deeper), any other value is taken as it is. This is the mapping form of CPM-Bee's data set files.
 """
 
 from __future__ import annotations

@@ -132,7 +132,8 @@ def load_family(name: str) -> Family:
     if name.endswith(".py"):
         return _family_of_file(Path(name))
     if name not in family_names():
-        raise ConfigError(f"model.family: no family {name!r}; known: {', '.join(family_names())}, or a path to a .py file")
+        known = ", ".join(family_names())
+        raise ConfigError(f"model.family: no family {name!r}; known: {known}, or a path to a .py file")
     return importlib.import_module(f"hanlin.models.{name}").family
 
 
@@ -140,7 +141,8 @@ def _family_of_file(path: Path) -> Family:
     if not path.is_file():
         raise ConfigError(f"model.family: there is no file {path}")
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec and spec.loader, path
+    assert spec is not None, path
+    assert spec.loader is not None, path
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if not isinstance(getattr(module, "family", None), Family):

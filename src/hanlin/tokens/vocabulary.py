@@ -14,7 +14,7 @@ from typing import Any
 
 __all__ = ["build_vocabulary"]
 
-SPECIALS = tuple("<pad> <unk> <mask> <sep> </n> </_> <s> </s> <root> <ans> <option>".split())
+SPECIALS = ("<pad>", "<unk>", "<mask>", "<sep>", "</n>", "</_>", "<s>", "</s>", "<root>", "<ans>", "<option>")
 _WORD = re.compile(r"[^\W\d_\u3400-\u9fff]+|.", re.DOTALL)
 
 

@@ -45,9 +45,7 @@ def _pruned(**changes: int) -> CpmBeeConfig:
 
 
 SIZES = {
-    "tiny": CpmBeeConfig(
-        hidden_size=128, num_layers=4, num_heads=4, head_dim=32, ffn_size=320, half_frequencies=False
-    ),
+    "tiny": CpmBeeConfig(hidden_size=128, num_layers=4, num_heads=4, head_dim=32, ffn_size=320, half_frequencies=False),
     "small": CpmBeeConfig(
         hidden_size=256, num_layers=6, num_heads=8, head_dim=32, ffn_size=640, half_frequencies=False
     ),

@@ -1,0 +1,296 @@
+"""Recipe -> run: every part is built here, in the order of the flow, and nowhere else; torch comes with the model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hanlin.core.config import dump_recipe
+from hanlin.core.errors import ConfigError
+from hanlin.core.settings import Recipe
+from hanlin.models.family import Family, load_family
+
+if TYPE_CHECKING:
+    import torch
+
+    from hanlin.data.loader import Loader
+    from hanlin.data.prepare import Prepared
+    from hanlin.evaluate.run import Metrics
+    from hanlin.generate.engine import Engine
+    from hanlin.parallel.place import Worker
+
+__all__ = ["Parts", "Run", "assemble", "describe_parts", "load_engine", "model_config", "prepare_data"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What training, evaluation and generation share; no weights yet."""
+
+    recipe: Recipe
+    family: Family
+    config: Any
+    tokenizer: Any
+    samples: Any
+
+
+@dataclass(frozen=True)
+class Run:
+    """A recipe that is ready to be trained or scored."""
+
+    parts: Parts
+    resume: bool
+
+    def train(self) -> int:
+        """Train to the end of the recipe, or until a signal; return the exit code."""
+        return _train(self.parts, self.resume)
+
+    def evaluate(self) -> Metrics:
+        """Score the recipe's weights on its evaluation files; all results go to `evaluation/` of the run folder."""
+        return _evaluate(self.parts)
+
+
+def assemble(recipe: Recipe, resume: bool = True) -> Run:
+    """The run of a checked recipe; resume: go on from its newest checkpoint if there is one."""
+    return Run(describe_parts(recipe), resume)
+
+
+def describe_parts(recipe: Recipe) -> Parts:
+    """Family, configuration, tokenizer and samples of a recipe.
+
+    Raises: ConfigError, CheckpointError.
+    """
+    family = load_family(recipe.model.family)
+    tokenizer = family.tokenizer(_vocab_path(recipe))
+    config = model_config(recipe, family, tokenizer.vocab_size)
+    return Parts(recipe, family, config, tokenizer, family.samples(tokenizer, config))
+
+
+def model_config(recipe: Recipe, family: Family, tokens: int) -> Any:
+    """The base's configuration or the named size, with the recipe's single values over it.
+
+    A fresh model without a stated vocab_size gets one row per token of the tokenizer.
+    """
+    changes = recipe.model.config
+    if recipe.model.base is not None:
+        from hanlin.formats.convert import read_config
+
+        return read_config(recipe.model.base, family, changes)
+    start = family.config() if recipe.model.size is None else family.sizes[recipe.model.size]
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in changes.items()}
+    return replace(start, **{"vocab_size": tokens, **values})
+
+
+def prepare_data(recipe: Recipe, parts: Parts, files: Sequence[Path]) -> Prepared:
+    """Tokenise the files, or take them from the cache."""
+    from hanlin.data.prepare import prepare
+
+    return prepare(files, parts.samples, recipe.data, tokenizer=parts.tokenizer)
+
+
+def load_engine(recipe: Recipe, parts: Parts | None = None) -> Engine:
+    """The recipe's model, ready to write answers.
+
+    Raises: ConfigError, CheckpointError.
+    """
+    from hanlin.core.ranks import pick_device, set_threads
+    from hanlin.generate.engine import Engine
+
+    parts = parts or describe_parts(recipe)
+    set_threads(recipe.run.threads)
+    device = pick_device(recipe.run.device)
+    model = _model(parts).to(device)
+    return Engine(model, parts.samples, device, recipe.train.precision)
+
+
+# --- the model ---
+
+
+def _model(parts: Parts) -> torch.nn.Module:
+    """The base with the recipe's adapter, frozen, in the precision of the recipe."""
+    from hanlin.parallel.place import DTYPES
+
+    model = _base_model(parts, DTYPES[parts.recipe.train.precision])
+    adapter = parts.recipe.model.adapter
+    if adapter is not None:
+        from hanlin.checkpoint.delta import load_adapter, read_adapter_settings
+        from hanlin.tuning.apply import apply_tuning
+
+        apply_tuning(model, read_adapter_settings(adapter, parts.family), parts.family)
+        load_adapter(model, adapter, parts.family)
+    return model.requires_grad_(False).eval()
+
+
+def _base_model(parts: Parts, dtype: torch.dtype) -> torch.nn.Module:
+    """The weights that the recipe starts from: a checkpoint's, or fresh ones from its seed."""
+    import torch
+
+    from hanlin.formats.convert import load_into
+
+    with torch.device("meta"):
+        model = parts.family.model()(parts.config)
+    if parts.recipe.model.base is not None:
+        load_into(model, parts.recipe.model.base, parts.family, dtype=dtype)
+        return model
+    model = model.to_empty(device="cpu")
+    model.init_weights(torch.Generator().manual_seed(parts.recipe.run.seed))
+    return model.to(dtype)
+
+
+def _tuned_model(parts: Parts) -> torch.nn.Module:
+    """The model with what the tuning method trains; the rest is frozen."""
+    import torch
+
+    from hanlin.parallel.place import DTYPES
+    from hanlin.tuning.apply import apply_tuning
+
+    recipe = parts.recipe
+    is_whole = recipe.tuning.method == "full"
+    model = _base_model(parts, torch.float32 if is_whole else DTYPES[recipe.train.precision])
+    generator = torch.Generator().manual_seed(recipe.run.seed + 1)
+    apply_tuning(model, recipe.tuning, parts.family, generator)
+    if recipe.model.adapter is not None:
+        from hanlin.checkpoint.delta import load_adapter
+
+        load_adapter(model, recipe.model.adapter, parts.family)
+    return model
+
+
+def _vocab_path(recipe: Recipe) -> Path:
+    path = recipe.model.vocab or recipe.model.base
+    if path is None:
+        raise ConfigError("model.vocab: name the vocabulary file (there is no model.base folder to take it from)")
+    return path
+
+
+# --- training ---
+
+
+def _train(parts: Parts, resume: bool) -> int:
+    from hanlin.checkpoint.state import Checkpointer, recipe_identity
+    from hanlin.core.ranks import keep_blas_quiet, pick_device, seed_everything, set_threads, start_log
+    from hanlin.parallel.place import place
+    from hanlin.train.keeper import Keeper
+    from hanlin.train.loop import count_steps, train
+    from hanlin.train.optim import AdamW
+    from hanlin.train.step import Step, mean_loss
+    from hanlin.train.watch import Watch
+
+    recipe, folder = parts.recipe, parts.recipe.run.folder
+    keep_blas_quiet()
+    _open_folder(recipe, resume)
+    console = start_log(folder)
+    threads = set_threads(recipe.run.threads)
+    seed_everything(recipe.run.seed)
+    device = pick_device(recipe.run.device)
+    loader = _loader(parts, recipe.data.train, console, is_training=True)
+    held_out = _loader(parts, recipe.data.eval, console, is_training=False) if recipe.data.eval else None
+    worker = place(
+        _tuned_model(parts),
+        device,
+        recipe.train.precision,
+        checkpoint_activations=recipe.train.checkpoint_activations,
+    )
+    optimiser = AdamW(worker.parameters, recipe.train)
+    step = Step(worker, optimiser, recipe.train, count_steps(recipe.train, loader), loader.where)
+    _log_start(parts, worker, step.total_steps, device, threads)
+    checkpointer = Checkpointer(folder / "checkpoints", recipe.train.keep, recipe_identity(recipe))
+    outcome = train(
+        step,
+        loader,
+        settings=recipe.train,
+        keeper=Keeper(folder, step, loader, checkpointer, lambda target: _export(parts, worker.model, target)),
+        watch=Watch(folder, log_every=recipe.run.log_every, console=console, trackers=recipe.run.trackers),
+        evaluate=None if held_out is None else lambda: {"loss": mean_loss(worker, held_out.once())},
+    )
+    return outcome.exit_code
+
+
+def _open_folder(recipe: Recipe, resume: bool) -> None:
+    """Make the run folder and write the recipe into it; a restart puts earlier checkpoints aside."""
+    from hanlin.data.files import replaced_file
+
+    folder = recipe.run.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoints = folder / "checkpoints"
+    if not resume and checkpoints.exists():
+        number = next(n for n in range(1, 10_000) if not (folder / f"checkpoints.{n}").exists())
+        checkpoints.rename(folder / f"checkpoints.{number}")
+    with replaced_file(folder / "config.yaml") as stream:
+        stream.write(dump_recipe(recipe).encode())
+
+
+def _loader(parts: Parts, files: Sequence[Path], console: Any, *, is_training: bool) -> Loader:
+    from hanlin.data.loader import Loader
+    from hanlin.data.report import render_report
+
+    recipe = parts.recipe
+    prepared = prepare_data(recipe, parts, files)
+    console.print(render_report(prepared.report, f"data.{'train' if is_training else 'eval'}"))
+    return Loader(
+        prepared,
+        parts.samples,
+        max_length=recipe.data.max_length,
+        batch_rows=recipe.train.batch_rows if is_training else recipe.train.micro_rows or recipe.train.batch_rows,
+        seed=recipe.run.seed,
+        shuffle=recipe.data.shuffle and is_training,
+        pack=recipe.data.pack,
+        in_context=recipe.data.in_context if is_training else (1.0,),
+    )
+
+
+def _log_start(parts: Parts, worker: Worker, steps: int, device: torch.device, threads: int) -> None:
+    recipe = parts.recipe
+    trained = sum(weight.numel() for weight in worker.parameters.values())
+    total = sum(weight.numel() for weight in worker.model.parameters())
+    log.info(
+        "run family=%s tuning=%s trained=%s of %s parameters precision=%s device=%s threads=%d",
+        parts.family.name, recipe.tuning.method, f"{trained:,}", f"{total:,}", recipe.train.precision, device, threads,
+    )  # fmt: skip
+    log.info(
+        "steps=%d rows_per_step=%d max_tokens_per_step=%s folder=%s",
+        steps, recipe.train.batch_rows, f"{recipe.train.batch_rows * recipe.data.max_length:,}", recipe.run.folder,
+    )  # fmt: skip
+
+
+def _export(parts: Parts, model: torch.nn.Module, target: Path) -> None:
+    """Write a base folder or, when the base is frozen, an adapter folder."""
+    if parts.recipe.tuning.method == "full":
+        from hanlin.formats.convert import base_parameters, save_base
+
+        save_base(target, parts.family, parts.config, base_parameters(model), parts.tokenizer, overwrite=True)
+        return
+    from hanlin.checkpoint.delta import save_adapter
+
+    save_adapter(model, parts.recipe.tuning, target, overwrite=True)
+
+
+# --- evaluation ---
+
+
+def _evaluate(parts: Parts) -> Metrics:
+    from hanlin.core.ranks import start_log
+    from hanlin.evaluate.run import evaluate
+
+    recipe = parts.recipe
+    start_log()
+    records = _records(recipe)
+    engine = load_engine(recipe, parts)
+    folder = recipe.run.folder / "evaluation"
+    return evaluate(engine, records, recipe.evaluate.tasks, recipe.generate, folder, seed=recipe.run.seed)
+
+
+def _records(recipe: Recipe) -> list[Any]:
+    """The records to score, in the order of the files."""
+    from hanlin.data.sources import open_source
+    from hanlin.data.transform import Transformed
+
+    sources = [open_source(path) for path in recipe.evaluate.data or recipe.data.eval]
+    if recipe.data.transform:
+        sources = [Transformed(source, recipe.data.transform) for source in sources]
+    records = [source[number] for source in sources for number in range(len(source))]
+    return records[: recipe.evaluate.limit]
