@@ -59,17 +59,13 @@ class Checkpointer:
         """Publish a checkpoint; remove those that are no longer kept.
 
         values: plain, as JSON holds them.
+        Raises: CheckpointError when it cannot be written; the earlier ones stay.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        beside, target = self.folder / f"{step:06}.tmp", self.folder / f"{step:06}"
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir()
-        _write_tensors(beside / TENSORS, tensors)
-        _write_json(beside / STATE, {"step": step, "identity": self.identity, "values": values})
-        _write_manifest(beside)
-        shutil.rmtree(target, ignore_errors=True)  # a damaged one of the same step
-        beside.rename(target)
-        _sync(self.folder)
+        target = self.folder / f"{step:06}"
+        try:
+            self._write(target, step, tensors, values)
+        except OSError as error:
+            raise CheckpointError(f"{target}: cannot be written: {error}; make room, then resume the run") from error
         if is_best:
             self._point("best", target)
         self._point("latest", target)
@@ -99,6 +95,18 @@ class Checkpointer:
             f"{self.folder}: all checkpoints are damaged ({', '.join(folder.name for folder in folders)}); "
             "restore one from a copy, or remove the folder to start anew"
         )
+
+    def _write(self, target: Path, step: int, tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        beside = target.with_suffix(".tmp")
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir()
+        _write_tensors(beside / TENSORS, tensors)
+        _write_json(beside / STATE, {"step": step, "identity": self.identity, "values": values})
+        _write_manifest(beside)
+        shutil.rmtree(target, ignore_errors=True)  # a damaged one of the same step
+        beside.rename(target)
+        _sync(self.folder)
 
     def _folders(self) -> list[Path]:
         if not self.folder.is_dir():
@@ -192,11 +200,15 @@ def _sync(path: Path) -> None:
 
 
 def _write_tensors(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.filesystem import FileSystemWriter
     from torch.distributed.checkpoint.state_dict_saver import save
 
-    with _as_one_process():
-        save(dict(tensors), storage_writer=FileSystemWriter(folder), no_dist=True)
+    try:
+        with _as_one_process():
+            save(dict(tensors), storage_writer=FileSystemWriter(folder), no_dist=True)
+    except CheckpointException as error:  # a BaseException
+        raise CheckpointError(f"{folder}: cannot be written: {error}; make room, then resume the run") from error
 
 
 def _read_tensors(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:

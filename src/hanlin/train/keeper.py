@@ -1,0 +1,106 @@
+"""What a run leaves behind: checkpoints to go on from, and `last` and `best` to use."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from hanlin.checkpoint.state import Checkpointer
+from hanlin.core.batch import Batch
+from hanlin.core.ranks import random_states, restore_random_states
+from hanlin.train.step import Step
+
+log = logging.getLogger(__name__)
+
+
+class Batches(Protocol):
+    """What the loop needs of a `data.loader.Loader`."""
+
+    def forever(self) -> Iterator[Batch]: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a run stands: steps done, its best evaluation, and the evaluations since that were not better."""
+
+    step: int = 0
+    best_loss: float | None = None
+    best_step: int | None = None
+    worse: int = 0
+
+    def after_step(self) -> Standing:
+        return replace(self, step=self.step + 1)
+
+    def after_evaluation(self, loss: float) -> Standing:
+        if math.isfinite(loss) and (self.best_loss is None or loss < self.best_loss):
+            return replace(self, best_loss=loss, best_step=self.step, worse=0)
+        return replace(self, worse=self.worse + 1)
+
+    @property
+    def is_best(self) -> bool:
+        """Whether the best evaluation is that of this very step."""
+        return self.step == self.best_step
+
+
+class Keeper:
+    """Saves and restores a run, bitwise: weights, optimiser, schedule, scaler, random numbers, position in the data.
+
+    export: writes the model to a folder, replacing what is there.
+    """
+
+    def __init__(
+        self, folder: Path, step: Step, loader: Batches, checkpointer: Checkpointer, export: Callable[[Path], None]
+    ) -> None:
+        self.folder, self.step, self.loader = folder, step, loader
+        self.checkpointer, self.write_model = checkpointer, export
+        self._saved_step: int | None = None
+
+    def resume(self) -> Standing:
+        """Restore the newest valid checkpoint; without any the run starts at its beginning.
+
+        Raises: CheckpointError, DataError when the checkpoint belongs to another run or to other data.
+        """
+        saved = self.checkpointer.load_latest(self._tensors())
+        if saved is None:
+            return Standing()
+        values = saved.values
+        self.step.restore(values["step"])
+        self.loader.load_state_dict(values["loader"])
+        restore_random_states(values["random"], self.step.worker.device)
+        self._saved_step = saved.step
+        log.info("resumed at step=%d of %d from %s", saved.step, self.step.total_steps, self.checkpointer.folder)
+        return Standing(**values["standing"])
+
+    def save(self, standing: Standing) -> None:
+        """Write a checkpoint of this step, if there is none yet."""
+        if self._saved_step == standing.step:
+            return
+        values = {
+            "standing": asdict(standing),
+            "step": self.step.values(),
+            "loader": self.loader.state_dict(),
+            "random": random_states(self.step.worker.device),
+        }
+        self.checkpointer.save(standing.step, self._tensors(), values, is_best=standing.is_best)
+        self._saved_step = standing.step
+        log.info("saved checkpoint step=%d", standing.step)
+
+    def export(self, name: str) -> None:
+        """Write the model as it is to `last` or `best`."""
+        self.write_model(self.folder / name)
+        log.info("wrote %s", self.folder / name)
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        weights = {f"model.{name}": weight.detach() for name, weight in self.step.worker.parameters.items()}
+        state = {f"optimiser.{name}": tensor for name, tensor in self.step.optimiser.tensors().items()}
+        return {**weights, **state}

@@ -1,0 +1,96 @@
+"""How a run is watched: metrics.jsonl, trackers, a live line on a terminal, and log lines for all other places."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from hanlin.train.metrics import MetricsFile
+from hanlin.train.step import StepReport
+from hanlin.train.trackers import Tracker, open_trackers
+
+log = logging.getLogger(__name__)
+
+RECENT_STEPS = 50
+"""Steps over which speed and the remaining time are averaged."""
+
+
+class Watch:
+    """Shows and writes what happens in a run.
+
+    console: where the live line goes (`core.ranks.start_log` returns it); it must be the one the log lines go to.
+    """
+
+    def __init__(
+        self, folder: Path, *, log_every: int = 10, console: Console | None = None, trackers: Sequence[str] = ()
+    ) -> None:
+        self.folder, self.log_every, self.tracker_names = folder, log_every, trackers
+        self.console = console or Console(stderr=True)
+        self._recent: deque[StepReport] = deque(maxlen=RECENT_STEPS)
+        self._outputs: list[MetricsFile | Tracker] = []
+        self._total_steps = 0
+        self._live = Progress(
+            TextColumn("step"), MofNCompleteColumn(), BarColumn(bar_width=20), TextColumn("{task.fields[facts]}"),
+            console=self.console, disable=not self.console.is_terminal, refresh_per_second=2, transient=True,
+        )  # fmt: skip
+        self._line = self._live.add_task("", facts="")
+
+    @contextmanager
+    def open(self, first_step: int, total_steps: int) -> Iterator[None]:
+        """Watch the steps after `first_step`; what was written of them before is dropped."""
+        self._total_steps = total_steps
+        metrics = MetricsFile(self.folder / "metrics.jsonl", first_step)
+        self._outputs = [metrics]
+        self._live.update(self._line, completed=first_step, total=total_steps)
+        try:
+            self._outputs += open_trackers(self.tracker_names, self.folder, first_step)
+            with self._live:
+                yield
+        finally:
+            for output in self._outputs:
+                output.close()
+
+    def step(self, number: int, report: StepReport) -> None:
+        """After each step."""
+        self._recent.append(report)
+        self._write(number, {**asdict(report), "tokens_per_second": round(report.tokens / report.seconds, 1)})
+        facts = {
+            "loss": f"{report.loss:.4f}",
+            "lr": f"{report.lr:.3g}",
+            "grad_norm": f"{report.grad_norm:.3g}",
+            "tokens/s": f"{self.tokens_per_second:,.0f}",
+            "eta": str(timedelta(seconds=round(self._seconds_left(number)))),
+        }
+        line = " ".join(f"{name}={value}" for name, value in facts.items())
+        self._live.update(self._line, completed=number, facts=line)
+        if number % self.log_every == 0 or number == self._total_steps:
+            log.info("step=%d/%d %s", number, self._total_steps, line)
+
+    def evaluation(self, number: int, metrics: Mapping[str, float], *, is_best: bool) -> None:
+        """After each evaluation."""
+        self._write(number, {f"eval_{name}": value for name, value in metrics.items()})
+        line = " ".join(f"eval_{name}={value:.4f}" for name, value in metrics.items())
+        log.info("step=%d %s%s", number, line, " (best so far)" if is_best else "")
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Over the last steps, without evaluations and checkpoints."""
+        seconds = math.fsum(report.seconds for report in self._recent)
+        return sum(report.tokens for report in self._recent) / seconds if seconds else 0.0
+
+    def _seconds_left(self, number: int) -> float:
+        return math.fsum(report.seconds for report in self._recent) / len(self._recent) * (self._total_steps - number)
+
+    def _write(self, number: int, values: Mapping[str, Any]) -> None:
+        for output in self._outputs:
+            output.write(number, values)

@@ -1,0 +1,110 @@
+import logging
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from hanlin.core.errors import ConfigError
+from hanlin.core.ranks import (
+    Ranks,
+    pick_device,
+    random_states,
+    read_ranks,
+    restore_random_states,
+    seed_everything,
+    start_log,
+)
+
+CPU = torch.device("cpu")
+
+
+def draw() -> list[float]:
+    return [random.random(), np.random.rand(), np.random.randn(), torch.rand(()).item()]
+
+
+@pytest.fixture(autouse=True)
+def _no_launcher(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def _log_as_before():
+    yield
+    ours = logging.getLogger("hanlin")
+    ours.handlers.clear()
+    ours.propagate = True
+    ours.setLevel(logging.NOTSET)
+
+
+def test_alone_without_a_launcher(monkeypatch):
+    monkeypatch.setenv("SLURM_PROCID", "0")  # a batch script that runs us without srun
+    monkeypatch.setenv("SLURM_NTASKS", "8")
+    assert read_ranks() == Ranks(0, 1, 0)
+
+
+def test_ranks_of_torchrun_and_srun(monkeypatch):
+    for name, value in {"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert read_ranks() == Ranks(5, 8, 1)
+    for name, value in {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "3"}.items():
+        monkeypatch.setenv(name, value)
+    assert read_ranks() == Ranks(3, 4, 3)
+
+
+def test_device_that_is_not_there_is_named_with_those_that_are():
+    assert pick_device("cpu") == CPU
+    with pytest.raises(ConfigError, match=r"run\.device: 'npx' is not available here; available: cpu"):
+        pick_device("npx")
+
+
+def test_auto_takes_the_accelerator_of_torch(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: None)
+    assert pick_device("auto") == CPU
+    chosen = []
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: torch.device("xpu"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.accelerator, "set_device_index", chosen.append)
+    assert pick_device("auto", local_rank=1) == torch.device("xpu", 1)
+    assert pick_device("xpu:0", local_rank=1) == torch.device("xpu", 0)
+    assert chosen == [1, 0]
+    with pytest.raises(ConfigError, match="0 to 1"):
+        pick_device("xpu:2")
+    with pytest.raises(ConfigError, match="0 to 1"):
+        pick_device("xpu:a")
+
+
+def test_a_seed_repeats_all_random_numbers():
+    seed_everything(7)
+    first = draw()
+    seed_everything(7)
+    assert draw() == first
+
+
+def test_random_numbers_go_on_where_they_were():
+    seed_everything(7)
+    draw()  # numpy keeps half of a pair of normal numbers back
+    states = random_states(CPU)
+    expected = draw()
+    restore_random_states(states, CPU)
+    assert draw() == expected
+
+
+@pytest.mark.usefixtures("_log_as_before")
+def test_the_log_goes_to_the_file_on_the_main_rank_only(tmp_path, capsys):
+    start_log(tmp_path / "main", Ranks(0, 2, 0))
+    logging.getLogger("hanlin.train").info("step=%d", 1)
+    start_log(tmp_path / "other", Ranks(1, 2, 1))
+    logging.getLogger("hanlin.train").warning("step=%d", 2)
+    assert (tmp_path / "main" / "log.txt").read_text().endswith("INFO step=1\n")
+    assert not (tmp_path / "other").exists()
+    assert "step=1" in capsys.readouterr().err
+
+
+def test_importing_it_loads_neither_torch_nor_numpy():
+    code = "import sys, hanlin.core.ranks; print({'torch', 'numpy'} & set(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert run.stdout.strip() == "set()"

@@ -1,0 +1,33 @@
+"""The original's delta tuning, step by step, and its delta file at the end; the base stays bitwise as it was."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from check_bee_train_full import assert_same_weights, load_model, train_as_recorded
+
+from hanlin.checkpoint.delta import load_adapter, read_adapter_settings
+from hanlin.formats.convert import base_parameters
+from hanlin.models.cpm_bee import family
+from hanlin.models.cpm_bee.model import CpmBee
+from hanlin.tuning.apply import apply_tuning
+
+
+def check(case: Path, vocab: Path) -> None:
+    del vocab
+    facts = json.loads((case / "case.json").read_text())
+    model = load_tuned(case, case / "delta_init.pt")
+    base = {name: weight.detach().clone() for name, weight in base_parameters(model).items()}
+    train_as_recorded(model, case, facts)
+    tuned = load_tuned(case, next(case.glob("*-best.pt")))
+    assert_same_weights(model, tuned, facts["tolerance"]["final_param_atol"])
+    assert all(torch.equal(weight, base[name]) for name, weight in base_parameters(model).items())
+
+
+def load_tuned(case: Path, delta: Path) -> CpmBee:
+    model = load_model(case, case / "pytorch_model.bin")
+    apply_tuning(model, read_adapter_settings(delta, family), family)
+    load_adapter(model, delta, family)
+    return model

@@ -1,0 +1,50 @@
+"""Train the tiny model in the folder given on the command line; for tests that end the process from outside."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import torch
+from tiny_model import TinyLoader, make_batch, tiny_model
+
+from hanlin.checkpoint.state import Checkpointer
+from hanlin.core.ranks import start_log
+from hanlin.core.settings import TrainSettings
+from hanlin.parallel.place import place
+from hanlin.train.keeper import Keeper
+from hanlin.train.loop import Outcome, count_steps, train
+from hanlin.train.optim import AdamW
+from hanlin.train.step import Step, mean_loss
+from hanlin.train.watch import Watch
+
+
+def run(folder: Path, *, with_eval: bool = True, pause: float = 0.0, **settings) -> tuple[Outcome, Step]:
+    """Train with dropout, so that the random numbers matter, and from whatever checkpoint there is."""
+    made = TrainSettings(**{"steps": 12, "lr": 0.02, "eval_every": 4, "save_every": 3, "warmup_steps": 2, **settings})
+    loader = TinyLoader()
+    worker = place(tiny_model(dropout=0.2), torch.device("cpu"), made.precision)
+    step = Step(worker, AdamW(worker.parameters, made), made, count_steps(made, loader))
+    keeper = Keeper(folder, step, loader, Checkpointer(folder / "checkpoints", made.keep), _exporter(worker.model))
+    if pause:
+        forever = loader.forever
+        loader.forever = lambda: (time.sleep(pause) or batch for batch in forever())
+    evaluate = (lambda: {"loss": mean_loss(worker, [make_batch(99)])}) if with_eval else None
+    outcome = train(step, loader, settings=made, keeper=keeper, watch=Watch(folder, log_every=4), evaluate=evaluate)
+    return outcome, step
+
+
+def _exporter(model: torch.nn.Module):
+    def export(folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.save(model.state_dict(), folder / "model.pt")
+
+    return export
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    place_, steps, pause_ = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
+    start_log(place_)
+    sys.exit(run(place_, steps=steps, pause=pause_)[0].exit_code)

@@ -1,0 +1,174 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from run_tiny import run
+from tiny_model import TinyLoader, break_batch
+
+from hanlin.core.errors import HanlinError
+from hanlin.core.settings import TrainSettings
+from hanlin.train.loop import EXIT_INTERRUPTED, count_steps
+
+SCRIPT = Path(__file__).with_name("run_tiny.py")
+
+
+def lines_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses_of(folder: Path) -> dict[int, float]:
+    lines = [line for line in lines_of(folder) if "loss" in line]
+    assert len({line["step"] for line in lines}) == len(lines), "a step is there twice"
+    return {line["step"]: line["loss"] for line in lines}
+
+
+def state_of(step) -> dict[str, torch.Tensor]:
+    weights = {name: weight.detach() for name, weight in step.worker.parameters.items()}
+    return {**weights, **step.optimiser.tensors()}
+
+
+def assert_same_run(first, second) -> None:
+    assert first.values() == second.values()
+    assert all(tensor.equal(state_of(second)[name]) for name, tensor in state_of(first).items())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_resumed_run_equals_uninterrupted_one_bitwise(tmp_path, precision):
+    settings = {"precision": precision, "decay_steps": 12}
+    _, whole = run(tmp_path / "whole", steps=12, **settings)
+    run(tmp_path / "parts", steps=5, **settings)
+    torch.manual_seed(99)  # the random numbers come from the checkpoint
+    outcome, parts = run(tmp_path / "parts", steps=12, **settings)
+    assert outcome.standing.step == 12
+    assert_same_run(whole, parts)
+    assert losses_of(tmp_path / "whole") == losses_of(tmp_path / "parts")
+
+
+def test_steps_after_the_checkpoint_are_logged_once(tmp_path):
+    run(tmp_path, steps=6, decay_steps=12)
+    with (tmp_path / "metrics.jsonl").open("a") as stream:
+        stream.write('{"step": 7, "loss": 1.0}\n{"step": 8, "lo')  # after the checkpoint, then killed
+    run(tmp_path, steps=12, decay_steps=12)
+    assert sorted(losses_of(tmp_path)) == list(range(1, 13))
+
+
+def test_a_run_shorter_than_all_intervals_leaves_last_and_best(tmp_path):
+    outcome, step = run(tmp_path, steps=2, eval_every=100, save_every=100)
+    assert outcome.end == "steps"
+    assert outcome.standing.best_step == 2
+    for name in ("last", "best"):
+        saved = torch.load(tmp_path / name / "model.pt")
+        assert saved["head.weight"].equal(step.worker.model.head.weight)
+    assert (tmp_path / "checkpoints" / "000002").is_dir()
+
+
+def test_metrics_have_a_line_per_step_and_per_evaluation(tmp_path):
+    run(tmp_path, steps=8)
+    lines = lines_of(tmp_path)
+    assert [line["step"] for line in lines if "eval_loss" in line] == [4, 8]
+    wanted = {"step", "loss", "lr", "grad_norm", "tokens", "loss_tokens", "tokens_per_second", "seconds", "skipped"}
+    assert wanted <= set(lines[0])
+
+
+def test_training_ends_when_the_evaluation_stops_improving_and_stays_ended(tmp_path):
+    settings = {"steps": 200, "lr": 1e-12, "eval_every": 1, "patience": 3, "schedule": "constant", "warmup_steps": 0}
+    outcome, _ = run(tmp_path, **settings)
+    assert outcome.end == "patience"
+    assert outcome.standing.step < 200
+    again, _ = run(tmp_path, **settings)
+    assert again == outcome
+
+
+def test_best_is_the_best_evaluation_and_last_the_last(tmp_path):
+    settings = {"lr": 0.5, "schedule": "constant", "warmup_steps": 0, "clip": None, "eval_every": 1, "steps": 10}
+    outcome, _ = run(tmp_path, **settings)
+    losses = {line["step"]: line["eval_loss"] for line in lines_of(tmp_path) if "eval_loss" in line}
+    assert outcome.standing.best_loss == min(losses.values())
+    assert losses[outcome.standing.best_step] == min(losses.values())
+
+
+def test_without_evaluation_there_is_no_best(tmp_path):
+    run(tmp_path, steps=3, with_eval=False)
+    assert (tmp_path / "last").is_dir()
+    assert not (tmp_path / "best").exists()
+
+
+def test_damaged_newest_checkpoint_costs_some_steps_only(tmp_path):
+    _, whole = run(tmp_path / "whole", steps=12, decay_steps=12)
+    run(tmp_path / "parts", steps=6, decay_steps=12)
+    (tmp_path / "parts" / "checkpoints" / "000006" / "state.json").write_text("{}")
+    _, parts = run(tmp_path / "parts", steps=12, decay_steps=12)
+    assert_same_run(whole, parts)
+    assert losses_of(tmp_path / "whole") == losses_of(tmp_path / "parts")
+
+
+def test_broken_numbers_stop_the_run_and_the_checkpoint_stays(tmp_path, monkeypatch):
+    run(tmp_path, steps=3, decay_steps=12)
+    forever = TinyLoader.forever
+    monkeypatch.setattr(TinyLoader, "forever", lambda self: (break_batch(batch) for batch in forever(self)))
+    with pytest.raises(HanlinError, match="2 steps in a row"):
+        run(tmp_path, steps=12, decay_steps=12, max_skipped=2)
+    assert losses_of(tmp_path)[4] is None
+    monkeypatch.undo()
+    _, resumed = run(tmp_path, steps=12, decay_steps=12)
+    _, whole = run(tmp_path / "whole", steps=12, decay_steps=12)
+    assert_same_run(whole, resumed)
+
+
+def test_steps_of_epochs():
+    assert count_steps(TrainSettings(epochs=2), TinyLoader()) == 10
+    assert count_steps(TrainSettings(epochs=1.5), TinyLoader()) == 8
+    assert count_steps(TrainSettings(steps=7), TinyLoader()) == 7
+
+
+# --- ended from outside ---
+
+
+def start(folder: Path, steps: int, pause: float) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, str(SCRIPT), str(folder), str(steps), str(pause)], stderr=subprocess.DEVNULL
+    )
+
+
+def wait_for_step(folder: Path, number: int, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        path = folder / "metrics.jsonl"
+        if path.is_file() and path.read_text().count('"loss"') >= number:
+            return
+        assert process.poll() is None, f"the run ended early with {process.returncode}"
+        time.sleep(0.01)
+    raise AssertionError(f"step {number} was not reached")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, number):
+    process = start(tmp_path, steps=12, pause=0.05)
+    wait_for_step(tmp_path, 4, process)
+    process.send_signal(number)
+    assert process.wait(timeout=60) == EXIT_INTERRUPTED
+    done = max(losses_of(tmp_path))
+    assert 4 <= done < 12
+    assert (tmp_path / "checkpoints" / "latest").read_text().strip() == f"{done:06}"
+    outcome, resumed = run(tmp_path, steps=12)
+    assert outcome.standing.step == 12
+    assert_same_run(run(tmp_path / "whole", steps=12)[1], resumed)
+
+
+@pytest.mark.slow
+def test_killed_again_and_again_the_run_ends_as_if_nothing_had_happened(tmp_path):
+    for kill in range(3):
+        process = start(tmp_path / "killed", steps=12, pause=0.02)
+        wait_for_step(tmp_path / "killed", 3 * (kill + 1) + 1, process)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    _, resumed = run(tmp_path / "killed", steps=12)
+    assert_same_run(run(tmp_path / "whole", steps=12)[1], resumed)
+    assert losses_of(tmp_path / "whole") == losses_of(tmp_path / "killed")

@@ -1,0 +1,67 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from hanlin.core.settings import TrainSettings
+from hanlin.train.optim import AdamW, learning_rate
+
+
+def rates(total: int = 4, **settings) -> list[float]:
+    return [learning_rate(TrainSettings(lr=1.0, **settings), step, total) for step in range(1, total + 1)]
+
+
+def test_no_step_of_a_run_has_rate_zero():
+    assert rates(schedule="linear") == pytest.approx([0.8, 0.6, 0.4, 0.2])
+    assert rates(schedule="linear", warmup_steps=2) == pytest.approx([1 / 2, 1, 2 / 3, 1 / 3])
+    assert all(rate > 0 for rate in rates(1, schedule="cosine"))
+
+
+def test_first_step_at_zero_has_rate_zero():
+    assert rates(schedule="linear", warmup_steps=2, first_step_at_zero=True) == pytest.approx([0, 1 / 2, 1, 1 / 2])
+    assert rates(schedule="noam", first_step_at_zero=True)[0] == 0
+
+
+def test_decay_steps_is_the_step_at_rate_zero():
+    assert rates(5, schedule="linear", decay_steps=3) == pytest.approx([2 / 3, 1 / 3, 0, 0, 0])
+    assert rates(3, schedule="cosine", decay_steps=3)[2] == pytest.approx(0)
+
+
+def test_noam_peaks_at_lr_over_sqrt_warmup():
+    assert max(rates(20, schedule="noam", warmup_steps=4)) == rates(20, schedule="noam", warmup_steps=4)[3] == 1 / 2
+
+
+def test_exponential_and_constant():
+    assert rates(3, schedule="exponential", warmup_steps=1) == pytest.approx([1, 0.95, 0.95**2])
+    assert rates(3, schedule="constant") == [1, 1, 1]
+
+
+@pytest.mark.parametrize("decay_all", [False, True])
+def test_adamw_equals_torch_with_groups(decay_all: bool):
+    torch.manual_seed(0)
+    settings = TrainSettings(weight_decay=0.1, decay_all=decay_all, betas=(0.8, 0.9), eps=1e-6)
+    ours = {"matrix": nn.Parameter(torch.randn(3, 4)), "vector": nn.Parameter(torch.randn(4))}
+    theirs = {name: nn.Parameter(weight.detach().clone()) for name, weight in ours.items()}
+    groups = [
+        {"params": [theirs["matrix"]], "weight_decay": 0.1},
+        {"params": [theirs["vector"]], "weight_decay": 0.1 if decay_all else 0.0},
+    ]
+    optimiser, reference = AdamW(ours, settings), torch.optim.AdamW(groups, betas=(0.8, 0.9), eps=1e-6)
+    for step in range(5):
+        for name, weight in ours.items():
+            weight.grad = torch.randn(weight.shape, generator=torch.Generator().manual_seed(step))
+            theirs[name].grad = weight.grad.clone()
+        for group in reference.param_groups:
+            group["lr"] = 0.01 * (step + 1)
+        optimiser.step(0.01 * (step + 1))
+        reference.step()
+    for name, weight in ours.items():
+        torch.testing.assert_close(weight, theirs[name], rtol=1e-6, atol=1e-7)  # fused and plain kernels round apart
+
+
+def test_decay_is_decoupled():
+    weight = nn.Parameter(torch.ones(1, 1))
+    weight.grad = torch.zeros(1, 1)
+    AdamW({"w": weight}, TrainSettings(weight_decay=0.5)).step(0.1)
+    assert math.isclose(weight.item(), 1 - 0.1 * 0.5, rel_tol=1e-6)

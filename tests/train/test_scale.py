@@ -1,0 +1,20 @@
+from hanlin.core.settings import TrainSettings
+from hanlin.train.scale import LossScale
+
+
+def test_halves_on_overflow_but_not_below_one():
+    scale = LossScale(3.0, patience=2).after(False)
+    assert scale.value == 1.5
+    assert scale.after(False).after(False).value == 1.0
+
+
+def test_doubles_after_good_steps_in_a_row():
+    scale = LossScale(4.0, patience=3)
+    interrupted = scale.after(True).after(True).after(False).after(True).after(True)
+    assert interrupted.value == 2.0
+    assert interrupted.after(True) == LossScale(4.0, 3, 0)
+
+
+def test_only_fp16_scales():
+    assert LossScale.of(TrainSettings(precision="bf16")).after(False) == LossScale(1.0)
+    assert LossScale.of(TrainSettings(precision="fp16", loss_scale=8)).value == 8
