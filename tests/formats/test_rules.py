@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from hanlin.formats.rules import Drop, Rename, find_moves, rename
-
-
-class Join:
-    """A rule of two tensors of ours in one of theirs, as a family with fused weights will bring it."""
-
-    theirs = ("layer.{i}.fused",)
-    ours = ("blocks.{i}.gate", "blocks.{i}.up")
-
-    def to_ours(self, tensors):
-        return tensors[0].chunk(2)
-
-    def to_theirs(self, tensors):
-        return (torch.cat(tensors),)
+from hanlin.core.errors import CheckpointError
+from hanlin.formats.rules import Drop, Rename, Split, SplitHeads, find_moves, rename
 
 
 def test_numbers_in_names_stay() -> None:
@@ -28,11 +17,12 @@ def test_numbers_in_names_stay() -> None:
 
 
 def test_a_rule_of_several_tensors_takes_those_of_one_layer() -> None:
+    rule = Split("layer.{i}.fused", ("blocks.{i}.gate", "blocks.{i}.up"))
     fused = {f"layer.{i}.fused": torch.arange(4) + i for i in (0, 11)}
-    [first, second] = find_moves([Join()], fused, "to_ours")
+    [first, second] = find_moves([rule], fused, "to_ours")
     assert second.targets == ("blocks.11.gate", "blocks.11.up")
     gate, up = second.run((fused["layer.11.fused"],))
-    back = find_moves([Join()], [*second.targets, "blocks.0.gate"], "to_theirs")
+    back = find_moves([rule], [*second.targets, "blocks.0.gate"], "to_theirs")
     assert [move.sources for move in back] == [second.targets]  # layer 0 is not complete
     assert back[0].run((gate, up))[0].equal(fused["layer.11.fused"])
     assert first.sources == ("layer.0.fused",)
@@ -41,3 +31,21 @@ def test_a_rule_of_several_tensors_takes_those_of_one_layer() -> None:
 def test_what_is_dropped_goes_one_way() -> None:
     assert [move.targets for move in find_moves([Drop("lm_head.weight")], ["lm_head.weight"], "to_ours")] == [()]
     assert find_moves([Drop("lm_head.weight")], ["lm_head.weight"], "to_theirs") == []
+
+
+def test_blocks_of_rows_have_stated_sizes() -> None:
+    rule, fused = Split("qkv", ("q", "k", "v"), [4, 2, 2]), torch.arange(16).view(8, 2)
+    query, key, value = rule.to_ours((fused,))
+    assert (query[0, 0], key[0, 0], value[0, 0]) == (0, 8, 12)
+    assert rule.to_theirs((query, key, value))[0].equal(fused)
+    with pytest.raises(CheckpointError, match=r"qkv: found \[7, 2\], expected 4 \+ 2 \+ 2 rows"):
+        rule.to_ours((fused[1:],))
+
+
+def test_rows_head_by_head_are_gathered_by_part() -> None:
+    rule, fused = SplitHeads("qkv", ("q", "k", "v"), head_dim=2), torch.arange(12)
+    parts = rule.to_ours((fused,))
+    assert [part.tolist() for part in parts] == [[0, 1, 6, 7], [2, 3, 8, 9], [4, 5, 10, 11]]
+    assert rule.to_theirs(parts)[0].equal(fused)
+    with pytest.raises(CheckpointError, match="no multiple of 3 x 2"):
+        rule.to_ours((fused[1:],))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from hanlin.layers.attention import Sight, Windows, attend
+from hanlin.layers.attention import Sight, SpanSight, Windows, attend, attend_grouped, look_at_own, sees_earlier
 
 
 def test_grouping_and_spreading_undo_each_other_with_gradients() -> None:
@@ -27,3 +27,42 @@ def test_a_query_that_sees_nothing_gets_zero_and_harms_no_gradient() -> None:
         assert leaf.grad is not None
         assert leaf.grad.isfinite().all()
     assert (bias.grad[:, :, 1] == 0).all()
+
+
+def test_shared_heads_and_the_lone_query_equal_the_written_out_softmax() -> None:
+    torch.manual_seed(0)
+    key, value = (torch.randn(2, 2, 5, 4, dtype=torch.float64) for _ in range(2))
+    for queries in (1, 5):
+        query = torch.randn(2, 6, queries, 4, dtype=torch.float64)
+        visible = sees_earlier(queries, 5).expand(2, 1, -1, -1)
+        scores = query @ key.repeat_interleave(3, 1).transpose(-1, -2) / 2
+        shares = scores.masked_fill(~visible, float("-inf")).softmax(-1)
+        expected = (shares @ value.repeat_interleave(3, 1)).transpose(1, 2).flatten(2)
+        torch.testing.assert_close(attend_grouped(query, key, value), expected)
+        torch.testing.assert_close(attend_grouped(query, key, value, visible), expected)
+
+
+def test_neighbours_share_windows_as_wide_as_the_longest_span() -> None:
+    spans = torch.tensor([[0, 0, 1, 1, 2, 2, 2, 2, 3, -1, -1, -1], [0, 0, 0, 1, 2, 2, -1, -1, -1, -1, -1, -1]])
+    sight = look_at_own(spans)
+    assert sight.windows is not None
+    assert sight.windows.columns.tolist() == [
+        [0, 1, 2, 3],
+        [4, 5, 6, 7],
+        [8, -1, -1, -1],
+        [12, 13, 14, 15],
+        [16, 17, -1, -1],
+        [-1, -1, -1, -1],
+    ]
+    assert sight.visible is not None
+    assert sight.visible[0, 0].int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]
+
+
+def test_sight_costs_nothing_where_nothing_is_packed() -> None:
+    assert look_at_own(torch.tensor([[0, 0, 0], [0, 0, -1]])) == SpanSight()
+    alone = look_at_own(torch.tensor([[-1, -1, 0, 0, 0], [0, 0, 0, -1, -1]]))
+    assert alone.windows is not None
+    assert alone.visible is None
+    square = look_at_own(torch.tensor([[-1, 0, 0, 0, 0]] * 2 + [[0, 0, 0, 0, 1]]))
+    assert square.windows is None  # two windows of four columns would be more work than one of five
+    assert square.visible is not None

@@ -263,10 +263,10 @@ def convert(
 
 
 def _write_theirs(folder: Path, form: Format, config: Any, ours: Mapping[str, torch.Tensor]) -> None:
+    write_json(folder / form.config_files[0], form.write_config(config))
     moves = find_moves(form.rules(config), ours, "to_theirs")
     theirs = Translated(ours, {target: move for move in moves for target in move.targets})
     assert sum(len(move.sources) for move in moves) == len(ours), "the rules must know every parameter"
-    write_json(folder / form.config_files[0], form.write_config(config))
     write_weights(folder / form.weights_file, theirs, form.shard_bytes)
 
 

@@ -13,6 +13,9 @@ from hanlin.core.errors import CheckpointError
 from hanlin.formats.convert import BASE, FamilyFacts, check_fit, is_base, read_config, recognise
 from hanlin.formats.files import Weights, open_weights, read_json
 
+# What low-rank tuning and prefix tuning call what they add.
+_ADDED = re.compile(r"lora_|^prefix\.|^transformer\.prefix_encoder\.")
+
 
 @dataclass(frozen=True)
 class Description:
@@ -43,7 +46,7 @@ def describe(path: Path, families: Iterable[FamilyFacts]) -> Description:
     """
     path = Path(path)
     weights = open_weights(path)
-    if any("lora_" in name for name in weights):
+    if any(_ADDED.search(name) for name in weights):
         return _described(path, weights, "adapter", None, None, _adapter_reason(weights))
     family, layout, reason = _identify(path, weights, list(families))
     if family is None:
@@ -68,9 +71,11 @@ def _identify(path: Path, weights: Weights, families: list[FamilyFacts]) -> tupl
 
 
 def _adapter_reason(weights: Weights) -> str:
-    first = next(name for name in weights if "lora_" in name)
+    first = next(name for name in weights if _ADDED.search(name))
     if first.startswith("base_model.model."):
         return f"PEFT's names ({first})"
+    if first.startswith("transformer.prefix_encoder."):
+        return f"the original ChatGLM2's prefix ({first})"
     return f"the original CPM-Bee's delta ({first})" if ".lora.lora_" in first else f"our names ({first})"
 
 

@@ -91,6 +91,10 @@ class Sight:
         hidden = ~visible & ~blind[..., None]
         return Sight(bias.masked_fill(hidden[:, None], float("-inf")), blind, windows)
 
+    def with_prefix(self, length: int) -> Sight:
+        """Let every query that sees anything look at `length` keys more, which stand first and have no bias."""
+        return Sight(functional.pad(self.bias, (length, 0)), self.blind, self.windows)
+
 
 def attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, sight: Sight, *, dropout: float = 0.0

@@ -24,6 +24,7 @@ from hanlin.layers.loss import Piece, head_loss
 from hanlin.layers.norm import RmsNorm
 from hanlin.layers.past import Past
 from hanlin.layers.precision import matmul_dtype
+from hanlin.layers.prefix import Prefix, PrefixSource
 from hanlin.layers.rotary import inverse_frequencies, rotate_halves
 
 from .config import CpmBeeConfig
@@ -84,6 +85,7 @@ class CpmBee(nn.Module):
         super().__init__()
         self.config = config
         self.checkpoint_activations = False
+        self.prefix: PrefixSource | None = None
         self.embedding = SubscriptEmbedding(config.vocab_size, config.hidden_size, config.half_frequencies)
         self.position_bias = PositionBias(config)
         self.blocks = nn.ModuleDict({str(i): Block(config, i) for i in range(config.num_layers)})
@@ -121,10 +123,12 @@ class CpmBee(nn.Module):
         inputs: the fields of `Inputs`. Labels and logits' columns from vocab_size on are entries of the ext table.
         """
         given = Inputs(**inputs)
+        # The past holds the prefix from its first call on.
+        prefixes = {} if self.prefix is None or (past is not None and past.length) else self.prefix()
         hidden = state[0] if state else self.embedding(given.tokens, given.subs)
         sight = self._sight(given, past)
         for name, block in self.blocks.items():
-            hidden = self._run(block, hidden, sight, past, name)
+            hidden = self._run(block, hidden, sight, prefixes.get(name), past, name)
         if self.norm is None:
             return hidden
         hidden = self.norm(hidden if logits_to_keep is None else hidden[:, -logits_to_keep:])
@@ -143,17 +147,20 @@ class CpmBee(nn.Module):
             elif isinstance(module, SubscriptEmbedding):
                 nn.init.normal_(module.weight, std=0.02, generator=generator)
 
-    def _run(self, block: nn.Module, hidden: torch.Tensor, sight: Sight, past: Past | None, name: str) -> torch.Tensor:
+    def _run(
+        self, block: nn.Module, hidden: torch.Tensor, sight: Sight, prefix: Prefix | None, past: Past | None, name: str
+    ) -> torch.Tensor:
         if self.checkpoint_activations and torch.is_grad_enabled():
-            return checkpoint(block, hidden, sight, past, name, use_reentrant=False)  # pyright: ignore[reportReturnType]
-        return block(hidden, sight, past, name)
+            return checkpoint(block, hidden, sight, prefix, past, name, use_reentrant=False)  # pyright: ignore[reportReturnType]
+        return block(hidden, sight, prefix, past, name)
 
     def _sight(self, given: Inputs, past: Past | None) -> Sight:
         windows = None if given.windows is None else Windows.of(given.windows, given.tokens.shape[1])
         queries, keys = own_columns(given, windows) if past is None else remembered_columns(given, past)
         offsets = given.relation_offsets if windows is None else windows.facts(given.relation_offsets)
         relation = relations_between(queries, keys, offsets, given.relations)
-        return Sight.of(self.position_bias(queries, keys, relation), visible(queries, keys), windows)
+        sight = Sight.of(self.position_bias(queries, keys, relation), visible(queries, keys), windows)
+        return sight if self.prefix is None else sight.with_prefix(self.prefix.length)
 
     def _head(self, given: Inputs) -> list[Piece]:
         pieces: list[Piece] = [(self.embedding.weight, self.embedding.scale)]
@@ -170,9 +177,11 @@ class Block(nn.Module):
         self.attention = None if layer in config.removed_attention else Attention(config)
         self.ffn = None if layer in config.removed_ffn else FeedForward(config)
 
-    def forward(self, hidden: torch.Tensor, sight: Sight, past: Past | None, name: str) -> torch.Tensor:
+    def forward(
+        self, hidden: torch.Tensor, sight: Sight, prefix: Prefix | None, past: Past | None, name: str
+    ) -> torch.Tensor:
         if self.attention is not None:
-            hidden = (hidden + self.attention(hidden, sight, past, name)) / RESIDUAL_DIVISOR
+            hidden = (hidden + self.attention(hidden, sight, prefix, past, name)) / RESIDUAL_DIVISOR
         if self.ffn is not None:
             hidden = (hidden + self.ffn(hidden)) / RESIDUAL_DIVISOR
         return hidden
@@ -190,9 +199,13 @@ class Attention(nn.Module):
         self.value = _scaled_linear(config.hidden_size, inner)
         self.output = _scaled_linear(inner, config.hidden_size)
 
-    def forward(self, hidden: torch.Tensor, sight: Sight, past: Past | None, name: str) -> torch.Tensor:
+    def forward(
+        self, hidden: torch.Tensor, sight: Sight, prefix: Prefix | None, past: Past | None, name: str
+    ) -> torch.Tensor:
         normed = self.norm(hidden)
         query, key, value = (self._heads(linear(normed), sight) for linear in (self.query, self.key, self.value))
+        if prefix is not None:
+            key, value = prefix.before(key, value)
         if past is not None:
             key, value = past.append(name, key, value)
         mixed = attend(query, key, value, sight, dropout=self.dropout if self.training else 0.0)
