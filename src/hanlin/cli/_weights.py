@@ -17,7 +17,7 @@ def find_family(path: Path) -> Family:
 
     Raises: CheckpointError.
     """
-    from hanlin.formats.convert import is_base, recognise
+    from hanlin.formats.convert import is_base, recognise, refuse_lookalikes
     from hanlin.formats.files import open_weights, read_json
     from hanlin.models.family import family_names, load_family
 
@@ -28,6 +28,8 @@ def find_family(path: Path) -> Family:
     found = [family for family in families if recognise(names, family) is not None]
     if len(found) == 1:
         return found[0]
+    for family in families:
+        refuse_lookalikes(path, family)
     told = " or ".join(family.name for family in found) or "no known family"
     raise CheckpointError(f"{path}: its tensors are called as in {told} (first: {', '.join(names[:3])}); give --family")
 

@@ -111,13 +111,21 @@ def find_source(path: Path, family: FamilyFacts, from_: str | None = None) -> So
     weights = open_weights(path)
     name = from_ or recognise(weights, family)
     if name is None or name not in family.formats:
-        for form in family.formats.values():
-            if form.refuse is not None and (values := _their_values(path, form)):
-                form.refuse(values)
+        refuse_lookalikes(path, family)
         known = ", ".join([BASE, *family.formats])
         unlike = f"its tensors are called as in no layout of {family.name} (first: {_some(weights)})"
         raise CheckpointError(f"{path}: {unlike if name is None else f'it is not in layout {name!r}'}; known: {known}")
     return Source(path, name, weights, _their_values(path, family.formats[name]))
+
+
+def refuse_lookalikes(path: Path, family: FamilyFacts) -> None:
+    """See that the JSON beside weights is not that of a model which only passes for one of the family.
+
+    Raises: CheckpointError saying what it is.
+    """
+    for form in family.formats.values():
+        if form.refuse is not None and (values := _their_values(path, form)):
+            form.refuse(values)
 
 
 def is_base(path: Path) -> bool:

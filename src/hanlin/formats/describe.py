@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hanlin.core.errors import CheckpointError
-from hanlin.formats.convert import BASE, FamilyFacts, check_fit, is_base, read_config, recognise
+from hanlin.formats.convert import BASE, FamilyFacts, check_fit, is_base, read_config, recognise, refuse_lookalikes
 from hanlin.formats.files import Weights, open_weights, read_json
 
 # What low-rank tuning and prefix tuning call what they add.
@@ -67,6 +67,11 @@ def _identify(path: Path, weights: Weights, families: list[FamilyFacts]) -> tupl
     for family in families:
         if layout := recognise(weights, family):
             return family, layout, f"tensors are called as there (first: {next(iter(weights))})"
+    for family in families:
+        try:
+            refuse_lookalikes(path, family)
+        except CheckpointError as error:
+            return None, None, str(error)
     return None, None, f"no known family calls its tensors so (first: {', '.join(list(weights)[:3])})"
 
 

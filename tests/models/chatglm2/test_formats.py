@@ -12,6 +12,7 @@ import torch
 
 from hanlin.core.errors import CheckpointError
 from hanlin.formats.convert import base_parameters, convert, find_source, load_into, read_config, save_base
+from hanlin.formats.describe import describe
 from hanlin.formats.files import open_weights, read_json, write_json, write_pickle
 from hanlin.models.chatglm2 import family
 from hanlin.models.chatglm2 import formats as layouts
@@ -108,6 +109,7 @@ def test_the_first_chatglm_is_refused_by_name(tmp_path: Path) -> None:
     write_pickle(tmp_path / "pytorch_model.bin", {"transformer.word_embeddings.weight": torch.zeros(2, 2)})
     with pytest.raises(CheckpointError, match="ChatGLM-6B, the first one"):
         find_source(tmp_path, family)
+    assert "ChatGLM-6B, the first one" in describe(tmp_path, [family]).reason
 
 
 def test_the_meaning_of_rope_ratio_is_told_by_the_code_beside(original: Path) -> None:
