@@ -172,7 +172,7 @@ def _vocab_path(recipe: Recipe) -> Path:
 
 def _train(parts: Parts, resume: bool) -> int:
     from hanlin.checkpoint.state import Checkpointer, recipe_identity
-    from hanlin.core.ranks import keep_blas_quiet, pick_device, seed_everything, set_threads, start_log
+    from hanlin.core.ranks import pick_device, seed_everything, set_threads, start_log
     from hanlin.parallel.place import place
     from hanlin.train.keeper import Keeper
     from hanlin.train.loop import count_steps, train
@@ -181,7 +181,6 @@ def _train(parts: Parts, resume: bool) -> int:
     from hanlin.train.watch import Watch
 
     recipe, folder = parts.recipe, parts.recipe.run.folder
-    keep_blas_quiet()
     _open_folder(recipe, resume)
     console = start_log(folder)
     threads = set_threads(recipe.run.threads)

@@ -7,7 +7,6 @@ looked at last, when all else is right.
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import os
 import re
@@ -26,6 +25,7 @@ from hanlin.core.errors import ConfigError, DataError, HanlinError
 from hanlin.core.settings import Recipe
 from hanlin.formats.convert import is_base
 from hanlin.models.family import Family, family_names, load_family
+from hanlin.train.trackers import check_trackers
 
 __all__ = ["Purpose", "check", "check_file"]
 
@@ -44,7 +44,6 @@ _CHANGEABLE = re.compile(
     r"(generate|evaluate)\..*|run\.(?!seed).*|data\.(cache|eval)"
     r"|train\.(steps|epochs|micro_rows|checkpoint_activations|eval_every|patience|save_every|keep|max_skipped)"
 )
-_TRACKER_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "swanlab": "swanlab"}
 
 
 def check_file(path: Path | str, overrides: Iterable[str] = (), purpose: Purpose | None = None) -> Recipe:
@@ -234,9 +233,10 @@ def _least_bytes(recipe: Recipe) -> int:
 
 
 def _trackers(recipe: Recipe) -> Found:
-    for tracker in recipe.run.trackers:
-        if importlib.util.find_spec(_TRACKER_PACKAGES[tracker]) is None:
-            yield "run.trackers", f"{tracker} is not installed: pip install 'hanlin[{tracker}]', or remove it"
+    try:
+        check_trackers(recipe.run.trackers)
+    except ConfigError as error:
+        yield "run.trackers", str(error).removeprefix("run.trackers: ")
 
 
 # --- the family, its tokens and the rows ---

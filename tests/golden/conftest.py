@@ -2,7 +2,7 @@
 
 `pytest tests/golden --golden DIR` runs every case folder under DIR. A case is checked by the module
 `check_<kind>.py` whose kind is the longest prefix of the folder's name; a case without one is reported as such.
-Default: the cases committed beside this file and `../shared/golden` where it exists.
+Default: the cases committed beside this file, and `../shared/golden` where it exists.
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def find_cases(config: pytest.Config) -> list[Path]:
     given = config.getoption("--golden")
-    folders = [given] if given else [SHARED if SHARED.is_dir() else COMMITTED]
-    return sorted(case.parent for folder in folders for case in folder.glob("*/case.json"))
+    folders = [given] if given else [COMMITTED, SHARED]
+    # By name: a committed case is a copy of the shared one.
+    cases = {case.parent.name: case.parent for folder in folders for case in folder.glob("*/case.json")}
+    return [cases[name] for name in sorted(cases)]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

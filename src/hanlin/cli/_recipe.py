@@ -22,7 +22,8 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights",
         choices=("best", "last", "base"),
-        help="of the recipe's run: best (default; where there is none, last) or last; base: what the run started from (fresh weights where there is none)",
+        help="of the recipe's run: best (default; where there is none, last) or last; "
+        "base: what the run started from (fresh weights where there is none)",
     )
 
 

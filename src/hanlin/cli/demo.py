@@ -44,8 +44,8 @@ model:
   family: cpm_bee
   base: {home}/pinyin/best
 data: {{train: {home}/data/tone_train.jsonl, eval: {home}/data/tone_eval.jsonl, max_length: 512}}
-tuning: {{method: lora, rank: 8, targets: [query, key, value, output, gate, up, down], form: scaled}}
-train: {{steps: {steps}, batch_rows: 4, lr: 2e-2, warmup_steps: 20, weight_decay: 0.0, save_every: 200}}
+tuning: {{method: lora, rank: 8, targets: [query, key, value, output, gate, up, down]}}
+train: {{steps: {steps}, batch_rows: 4, lr: 5e-3, warmup_steps: 20, weight_decay: 0.0, save_every: 200}}
 {common}"""
 
 
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     home: Path = args.folder
     if args.restart and home.exists():
         _remove(home)
-    data = _write_files(home, pinyin_steps=130 if args.quick else 1300, tone_steps=30 if args.quick else 300)
+    data = _write_files(home, pinyin_steps=120 if args.quick else 1200, tone_steps=40 if args.quick else 400)
     _say(f"{data.rows:,} phrases of the {CHARACTERS} commonest characters, {HELD_OUT} of them held out.")
     words = [f"{home}/data/pinyin_train.jsonl", f"{home}/data/tone_train.jsonl"]
     _command("tokenizer", "build", *words, "--out", f"{home}/vocab.txt")

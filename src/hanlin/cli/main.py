@@ -16,6 +16,7 @@ from types import ModuleType
 import hanlin
 from hanlin import cli
 from hanlin.core.errors import HanlinError
+from hanlin.core.ranks import keep_blas_quiet
 
 # The order of `hanlin --help`, along a user's way; commands that are not named here come last.
 _ORDER = (
@@ -28,6 +29,7 @@ _NOT_COMMANDS = {"main"}
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 1 (the command says no), 2 (a user's mistake), 130 (Ctrl-C)."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    keep_blas_quiet()
     try:
         args = _parser(argv).parse_args(argv)
         return args.run(args)

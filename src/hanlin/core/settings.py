@@ -112,7 +112,7 @@ class TrainSettings(Settings):
     schedule: Literal["noam", "linear", "cosine", "exponential", "constant"] = "cosine"
     # Steps in which the rate rises from 0.
     warmup_steps: int = Field(default=0, ge=0)
-    # Step at which linear and cosine reach their end. None: the last step.
+    # Step at which linear and cosine reach their end. None: just after the last step.
     decay_steps: int | None = Field(default=None, gt=0)
     # True: the first step has the rate of step 0, which is 0 (as BMTrain does it).
     first_step_at_zero: bool = False

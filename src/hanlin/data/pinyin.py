@@ -2,7 +2,8 @@
 
 A phrase becomes a CPM-Bee record with one answer per character:
 `{"词语": "银行", "任务": "拼音", "<ans>": {"银": "yín", "行": "háng"}}`.
-Many characters have several readings, so the phrase decides. The second task asks for the tone only.
+Many characters have several readings, so the phrase decides. The second task asks for the tone only, in the words of the
+first: each tone is answered by a common syllable that has it (yī, yí, yǐ, yì; de for the neutral one).
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from hanlin.core.errors import ConfigError
 
 __all__ = ["PhraseData", "write_phrases"]
 
-_TONES = {"\u0304": "1", "\u0301": "2", "\u030c": "3", "\u0300": "4"}
+_TONES = {"\u0304": "yī", "\u0301": "yí", "\u030c": "yǐ", "\u0300": "yì"}
+_NEUTRAL = "de"
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,9 @@ def write_phrases(folder: Path, *, characters: int, eval_rows: int, seed: int) -
 
 
 def tone(syllable: str) -> str:
-    """The tone of a syllable with its mark: "háng" -> "2", "er" -> "5"."""
+    """The syllable that stands for the tone of another: "háng" -> "yí", "er" -> "de"."""
     marks = [_TONES[mark] for mark in unicodedata.normalize("NFD", syllable) if mark in _TONES]
-    return marks[0] if marks else "5"
+    return marks[0] if marks else _NEUTRAL
 
 
 def _phrases(characters: int) -> list[tuple[str, list[str]]]:
