@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     keep_blas_quiet()
     try:
-        args = _parser(argv).parse_args(argv)
+        args = _parse(argv)
         return args.run(args)
     except HanlinError as error:
         print(_in_red(f"hanlin: {error}"), file=sys.stderr)
@@ -49,6 +49,18 @@ def command_names() -> list[str]:
     found = [module.name for module in pkgutil.iter_modules(cli.__path__) if not module.name.startswith("_")]
     names = [name for name in found if name not in _NOT_COMMANDS]
     return sorted(names, key=lambda name: (_ORDER.index(name) if name in _ORDER else len(_ORDER), name))
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse; settings (`train.lr=1e-4`) may also stand behind the options, where argparse would not take them."""
+    parser = _parser(argv)
+    args, rest = parser.parse_known_args(argv)
+    words = getattr(args, "changes", getattr(args, "words", None))
+    if rest and (words is None or any(word.startswith("-") or "=" not in word for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if words is not None:
+        words.extend(rest)
+    return args
 
 
 def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:

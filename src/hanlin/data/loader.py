@@ -89,14 +89,14 @@ class Loader:
 
     def state_dict(self) -> dict[str, Any]:
         """Where the next batch comes from; the same for every rank and any number of ranks."""
-        return {"epoch": self.epoch, "batch": self.batch, "data": self.prepared.fingerprint, "order": self._order()}
+        return {"epoch": self.epoch, "batch": self.batch, "data": self.prepared.identity, "order": self._order()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to a position.
 
         Raises: DataError when the data or what decides their order are not those of the state.
         """
-        if state["data"] != self.prepared.fingerprint:
+        if state["data"] != self.prepared.identity:
             raise DataError(
                 "the checkpoint was made with other training data (content, tokenizer or data settings changed), so "
                 "its position means nothing here; resume with the same data, or start a new run from its weights"

@@ -2,8 +2,8 @@
 
 A phrase becomes a CPM-Bee record with one answer per character:
 `{"词语": "银行", "任务": "拼音", "<ans>": {"银": "yín", "行": "háng"}}`.
-Many characters have several readings, so the phrase decides. The second task asks for the tone only, in the words of the
-first: each tone is answered by a common syllable that has it (yī, yí, yǐ, yì; de for the neutral one).
+Many characters have several readings, so the phrase decides. The second task asks for the tone only, in the words of
+the first: each tone is answered by a common syllable that has it (yī, yí, yǐ, yì; de for the neutral one).
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from hanlin.data.cache import Columns, ColumnWriter, read_columns
 from hanlin.data.files import published_folder
 from hanlin.data.pack import padding_share, plan_rows
 from hanlin.data.report import Counts, DataReport, make_report
-from hanlin.data.samples import Samples
+from hanlin.data.samples import HasFingerprint, Samples
 from hanlin.data.sources import BadRowError, Source, open_source
 from hanlin.data.transform import Transformed
 
@@ -52,9 +52,18 @@ class Prepared:
         self.lengths = np.array(columns.arrays[LENGTHS])
         self.loss_tokens = np.array(columns.arrays[LOSS_TOKENS])
         self.fingerprint: str = columns.facts["fingerprint"]
+        """Names the cache: changes with the code too."""
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    @cached_property
+    def identity(self) -> str:
+        """Hash of the rows and of the samples' sizes: where it is equal, a place in the data means the same."""
+        digest = hashlib.sha256("".join(source.fingerprint for source in self._sources).encode())
+        for array in (self._origins, self.lengths, self.loss_tokens):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
 
     @property
     def num_varying(self) -> int:
@@ -141,6 +150,7 @@ def _fingerprint(sources: Sequence[Source], samples: Samples, tokenizer: Any, se
         "version": VERSION,
         "sources": [source.fingerprint for source in sources],
         "tokenizer": tokenizer_hash,
+        "samples": samples.fingerprint if isinstance(samples, HasFingerprint) else "",
         "code": _hash_files(_code_of(samples)),
         "settings": [settings.max_length, settings.overlong, settings.bad_rows],
     }

@@ -1,0 +1,109 @@
+"""The whole road by commands, on tiny data: train, be killed, go on, score, answer, and original files in and out."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from hanlin.cli.main import main
+
+CASE = Path(__file__).parents[1] / "golden" / "cases" / "bee_generate"
+ROWS = [
+    {"input": "今天天气", "prompt": "x", "<ans>": "好"},
+    {"input": "北京", "<ans>": "ab"},
+    {"input": "ab", "options": {"<option_0>": "好", "<option_1>": "坏"}, "question": "x", "<ans>": "<option_1>"},
+    {"input": "甲<mask_0>丙<mask_1>", "<ans>": {"<mask_0>": "乙", "<mask_1>": "b"}},
+]
+
+
+def write_recipe(folder: Path, name: str, *, steps: int = 12, **changes: dict) -> Path:
+    """A recipe on the golden checkpoint in the original's form, with its run in `folder/name`."""
+    data = folder / "rows.jsonl"
+    data.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS * 3), encoding="utf-8")
+    recipe = {
+        "model": {"family": "cpm_bee", "base": str(CASE), "vocab": str(CASE / "vocab.txt")},
+        "data": {"train": str(data), "eval": str(data), "max_length": 64, "cache": str(folder / "cache")},
+        "train": {"steps": steps, "batch_rows": 2, "lr": 0.01, "eval_every": 4, "save_every": 2},
+        "generate": {"method": "greedy", "max_new_tokens": 6},
+        "evaluate": {"tasks": ["generate", "loss"], "limit": 4},
+        "run": {"folder": str(folder / name), "seed": 3, "threads": 1},
+    }
+    for group, values in changes.items():
+        recipe[group] = {**recipe.get(group, {}), **values}
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(recipe, allow_unicode=True), encoding="utf-8")
+    return path
+
+
+def losses(run: Path) -> list[tuple[int, float]]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [(row["step"], row["loss"]) for row in rows if "loss" in row]
+
+
+def test_killed_run_goes_on_with_the_same_losses(tmp_path: Path) -> None:
+    assert main(["train", str(write_recipe(tmp_path, "whole", steps=40))]) == 0
+    recipe = write_recipe(tmp_path, "killed", steps=40)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hanlin", "train", str(recipe)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "killed" / "checkpoints" / "latest").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert 0 < len(losses(tmp_path / "killed"))
+    assert main(["train", str(recipe)]) == 0
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    assert len(losses(tmp_path / "killed")) == 40
+
+
+def test_trained_weights_are_scored_and_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = str(write_recipe(tmp_path, "run", steps=60))
+    assert main(["train", recipe]) == 0
+    assert main(["evaluate", recipe, "--json", str(tmp_path / "scores.json")]) == 0
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores["generate"]["exact_match"] == 1.0
+    capsys.readouterr()
+    assert main(["generate", recipe, "--record", json.dumps({**ROWS[0], "<ans>": ""})]) == 0
+    assert json.loads(capsys.readouterr().out)["<ans>"] == ROWS[0]["<ans>"]
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_original_files_go_in_and_come_out(tmp_path: Path, method: str, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = str(write_recipe(tmp_path, "run", tuning={"method": method}))
+    assert main(["train", recipe]) == 0
+    best, base = str(tmp_path / "run" / "best"), str(CASE)
+    question = json.dumps({**ROWS[1], "<ans>": ""})
+    vocab = ["--vocab", str(CASE / "vocab.txt")]
+    if method == "full":
+        assert main(["convert", best, str(tmp_path / "out"), "--to", "original"]) == 0
+        with_tuned = ["--base", str(tmp_path / "out"), *vocab]
+        keys = torch.load(tmp_path / "out" / "pytorch_model.bin", weights_only=True).keys()
+        assert keys == torch.load(CASE / "pytorch_model.bin", weights_only=True).keys()
+    else:
+        assert main(["convert", best, str(tmp_path / "delta.pt"), "--base", base, "--to", "delta"]) == 0
+        with_tuned = ["--base", base, "--adapter", str(tmp_path / "delta.pt"), *vocab]
+        assert main(["convert", base, str(tmp_path / "merged"), "--merge", best, *vocab]) == 0
+    answers = [_answer([recipe], question, capsys), _answer(with_tuned, question, capsys)]
+    if method == "lora":
+        answers.append(_answer(["--base", str(tmp_path / "merged")], question, capsys))
+    assert len(set(answers)) == 1
+
+
+def _answer(model: list[str], record: str, capsys: pytest.CaptureFixture[str]) -> str:
+    capsys.readouterr()
+    settings = ["generate.method=greedy", "generate.max_new_tokens=6"]
+    assert main(["generate", *model, "--record", record, *settings]) == 0
+    return capsys.readouterr().out
