@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hanlin.core.config import dump_recipe
 from hanlin.core.errors import ConfigError
 from hanlin.core.settings import Recipe
-from hanlin.models.family import Family, load_family
+from hanlin.models.family import Family, load_family, make_options
 
 if TYPE_CHECKING:
     import torch
@@ -67,7 +67,8 @@ def describe_parts(recipe: Recipe) -> Parts:
     family = load_family(recipe.model.family)
     tokenizer = family.tokenizer(_vocab_path(recipe))
     config = model_config(recipe, family, tokenizer.vocab_size)
-    return Parts(recipe, family, config, tokenizer, family.samples(tokenizer, config))
+    samples = family.samples(tokenizer, config, make_options(family, recipe.data.options))
+    return Parts(recipe, family, config, tokenizer, samples)
 
 
 def model_config(recipe: Recipe, family: Family, tokens: int) -> Any:
@@ -104,7 +105,8 @@ def load_engine(recipe: Recipe, parts: Parts | None = None) -> Engine:
     set_threads(recipe.run.threads)
     device = pick_device(recipe.run.device)
     model = _model(parts).to(device)
-    return Engine(model, parts.samples, device, recipe.train.precision)
+    max_length = getattr(parts.config, "max_length", None)
+    return Engine(model, parts.samples, device, recipe.train.precision, max_length=max_length)
 
 
 # --- the model ---

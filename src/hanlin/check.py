@@ -24,7 +24,7 @@ from hanlin.core.effect import idle_settings
 from hanlin.core.errors import ConfigError, DataError, HanlinError
 from hanlin.core.settings import Recipe
 from hanlin.formats.convert import is_base
-from hanlin.models.family import Family, family_names, load_family
+from hanlin.models.family import Family, family_names, load_family, make_options, option_problems
 from hanlin.train.trackers import check_trackers
 
 __all__ = ["Purpose", "check", "check_file"]
@@ -72,10 +72,11 @@ def check(recipe: Recipe, places: Mapping[str, str] | None = None, *, purpose: P
     family = _load_family(recipe, found)
     if family is not None:
         found += [*_size(recipe, family), *_config_values(recipe, family)]
-        if not any(key.startswith("model.") for key, _ in found):
+        found += option_problems(family, recipe.data.options)
+        if not any(key.startswith(("model.", "data.options")) for key, _ in found):
             found += [*_vocabulary_and_rows(recipe, family, purpose)]
     if not found:
-        found += [*_device(recipe), *_original_weights(recipe)]
+        found += [*_device(recipe), *_original_weights(recipe, purpose)]
     return [Problem(key, text, _place(key, places)) for key, text in found]
 
 
@@ -300,10 +301,12 @@ def _vocabulary_and_rows(recipe: Recipe, family: Family, purpose: Purpose) -> Fo
     if problems := list(_vocabulary(recipe, config.vocab_size, tokenizer.vocab_size, path)):
         yield from problems
         return
-    samples = family.samples(tokenizer, config)
-    for key, file in _files(recipe, purpose):
-        if file.exists():
-            yield from ((key, text) for text in _rows(recipe, samples, file))
+    try:
+        samples = family.samples(tokenizer, config, make_options(family, recipe.data.options))
+    except ConfigError as error:
+        yield "data.options", str(error)
+        return
+    yield from _all_rows(recipe, samples, purpose)
 
 
 def _vocabulary(recipe: Recipe, rows: int, tokens: int, path: Path) -> Found:
@@ -312,6 +315,12 @@ def _vocabulary(recipe: Recipe, rows: int, tokens: int, path: Path) -> Found:
         yield key, f"{path} has {tokens:,} tokens, but the model has {rows:,} rows in its embedding (vocab_size)"
     elif recipe.model.base is not None and rows - tokens >= _PADDING_ROWS:
         yield key, f"{path} has {tokens:,} tokens, but {recipe.model.base} was made for {rows:,}; use its vocabulary"
+
+
+def _all_rows(recipe: Recipe, samples: Any, purpose: Purpose) -> Found:
+    for key, file in _files(recipe, purpose):
+        if file.exists():
+            yield from ((key, text) for text in _rows(recipe, samples, file))
 
 
 def _rows(recipe: Recipe, samples: Any, path: Path) -> Iterator[str]:
@@ -369,7 +378,7 @@ def _device(recipe: Recipe) -> Found:
         yield "run.device", str(error).removeprefix("run.device: ")
 
 
-def _original_weights(recipe: Recipe) -> Found:
+def _original_weights(recipe: Recipe, purpose: Purpose) -> Found:
     if not _is_original(recipe):
         return
     try:
@@ -379,7 +388,8 @@ def _original_weights(recipe: Recipe) -> Found:
         return
     path = recipe.model.vocab or recipe.model.base
     assert path is not None, recipe
-    yield from _vocabulary(recipe, parts.config.vocab_size, parts.tokenizer.vocab_size, path)
+    problems = list(_vocabulary(recipe, parts.config.vocab_size, parts.tokenizer.vocab_size, path))
+    yield from problems or _all_rows(recipe, parts.samples, purpose)
 
 
 def _is_original(recipe: Recipe) -> bool:

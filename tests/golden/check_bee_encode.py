@@ -14,7 +14,7 @@ import pytest
 from hanlin.core.batch import Batch, Prompt, Sample
 from hanlin.core.errors import DataError
 from hanlin.models.cpm_bee.config import CpmBeeConfig
-from hanlin.models.cpm_bee.samples import CpmBeeSamples, Encoded
+from hanlin.models.cpm_bee.samples import CpmBeeOptions, CpmBeeSamples, Encoded
 from hanlin.models.cpm_bee.tokenizer import CpmBeeTokenizer
 
 ENCODED = {"ids": "tokens", "subs": "subs", "context": "is_context", "segments": "segments", "segment_rel": "relations"}
@@ -51,8 +51,8 @@ def check(case: Path, vocab: Path) -> None:
     tokenizer = CpmBeeTokenizer.load(vocab / "bee" / "bee.txt")
     config = replace(CpmBeeConfig(), vocab_size=tokenizer.vocab_size)
     # The original refuses <name> with an unknown name; we do so when asked to be strict.
-    samples = CpmBeeSamples(tokenizer, config, strict=True)
-    deep = CpmBeeSamples(tokenizer, config, strict=True, max_depth=16)
+    samples = CpmBeeSamples(tokenizer, config, CpmBeeOptions(strict=True))
+    deep = CpmBeeSamples(tokenizer, config, CpmBeeOptions(strict=True, max_depth=16))
     for row in _read(case / "training.json"):
         _check_training(samples, deep, row)
     for row in _read(case / "generation.json"):

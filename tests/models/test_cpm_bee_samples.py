@@ -11,7 +11,7 @@ from hanlin.core.batch import IGNORED, Batch, Sample
 from hanlin.core.errors import ConfigError, DataError
 from hanlin.models.cpm_bee.config import CpmBeeConfig
 from hanlin.models.cpm_bee.record import relation_table
-from hanlin.models.cpm_bee.samples import CpmBeeSamples
+from hanlin.models.cpm_bee.samples import CpmBeeOptions, CpmBeeSamples
 from hanlin.models.cpm_bee.tokenizer import CpmBeeTokenizer
 
 MARKS = ["<pad>", "<unk>", "<mask>", "<sep>", "</n>", "</_>", "<s>", "</s>", "<root>", "<ans>", "<option>"]
@@ -118,7 +118,7 @@ def test_answers_that_were_not_begun_are_none(samples: CpmBeeSamples) -> None:
 
 def test_answers_keep_the_escaped_form_unless_told_otherwise(samples: CpmBeeSamples) -> None:
     prompt = samples.prompt(PLAIN)
-    bare = CpmBeeSamples(TOKENIZER, CONFIG, unescape_answers=True)
+    bare = CpmBeeSamples(TOKENIZER, CONFIG, CpmBeeOptions(unescape_answers=True))
     assert samples.answer(prompt, ids("a<<b"))["<ans>"] == "a<<b"
     assert bare.answer(prompt, ids("a<<b"))["<ans>"] == "a<b"
 
@@ -209,7 +209,7 @@ def test_names_that_are_no_marks_are_literal_unless_strict(samples: CpmBeeSample
     assert samples.sample(record).inputs["tokens"].tolist()[6:13] == [START, *ids("<<问题>a"), MASK]
     assert samples.gold(record) == ["<<好>"]
     with pytest.raises(DataError, match="<问题>"):
-        CpmBeeSamples(TOKENIZER, CONFIG, strict=True).sample(record)
+        CpmBeeSamples(TOKENIZER, CONFIG, CpmBeeOptions(strict=True)).sample(record)
 
 
 @pytest.mark.parametrize(

@@ -51,5 +51,5 @@ def with_run_weights(recipe: Path, changes: Iterable[str], weights: str | None, 
 
 
 def _pointing_at(recipe: Recipe, folder: Path) -> list[str]:
-    key = "model.adapter" if recipe.tuning.method == "lora" else "model.base"
+    key = "model.adapter" if recipe.tuning.method != "full" else "model.base"
     return [f"{key}={json.dumps(str(folder), ensure_ascii=False)}"]

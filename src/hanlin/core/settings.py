@@ -62,6 +62,8 @@ class DataSettings(Settings):
     # Keys of a record from those of a raw row: {"<ans>": "$text", "task": "..."} (see data/transform.py).
     # Empty: the rows are records.
     transform: dict[str, Any] = Field(default_factory=dict)
+    # How the family reads records: column names, chat template, ... (its options: record.py or samples.py beside it).
+    options: dict[str, Any] = Field(default_factory=dict)
     # Tokens per row that the model sees at once.
     max_length: int = Field(default=1024, gt=0)
     # A record longer than max_length: stop, leave it out, shorten its longest text, or make several of it.

@@ -30,6 +30,14 @@ class Samples(Protocol):
 
 
 @runtime_checkable
+class HasFingerprint(Protocol):
+    """A family whose samples depend on more than record and tokenizer: on its options, on its configuration."""
+
+    @property
+    def fingerprint(self) -> str: ...
+
+
+@runtime_checkable
 class JoinsExamples(Protocol):
     """A family that can show other samples as worked examples before one."""
 

@@ -8,11 +8,13 @@ import pkgutil
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, get_type_hints
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from hanlin.core.batch import Prompt, PromptBatch, Sample
+from hanlin.core.config import nearest
 from hanlin.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -103,7 +105,8 @@ class Family:
 
     config: frozen dataclass of plain values; model: returns the class (imports torch only when called),
     built as `model()(config)`; tokenizer: loads one from a file or a folder; samples: built as
-    `samples(tokenizer, config)`; formats: file layouts by name (`hanlin.formats.convert.Format`);
+    `samples(tokenizer, config, options)`; options: frozen dataclass of what may be chosen about the samples
+    (`data.options` of a recipe); formats: file layouts by name (`hanlin.formats.convert.Format`);
     sizes: named configurations; lora_targets: names of the linears that low-rank tuning changes by default.
     """
 
@@ -113,6 +116,7 @@ class Family:
     model: Callable[[], type]
     tokenizer: Callable[[Path], Any]
     samples: Callable[..., Any]
+    options: type | None = None
     formats: Mapping[str, Any] = field(default_factory=dict)
     sizes: Mapping[str, Any] = field(default_factory=dict)
     lora_targets: tuple[str, ...] = ()
@@ -135,6 +139,41 @@ def load_family(name: str) -> Family:
         known = ", ".join(family_names())
         raise ConfigError(f"model.family: no family {name!r}; known: {known}, or a path to a .py file")
     return importlib.import_module(f"hanlin.models.{name}").family
+
+
+def make_options(family: Family, values: Mapping[str, Any]) -> Any:
+    """The options of the family's samples; None for a family that has none.
+
+    Raises: ConfigError.
+    """
+    if problems := option_problems(family, values):
+        raise ConfigError("; ".join(f"{key}: {text}" for key, text in problems))
+    return None if family.options is None else family.options(**values)
+
+
+def option_problems(family: Family, values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Key and text of everything that is wrong with `data.options`."""
+    if family.options is None:
+        return [("data.options", f"{family.name} has none; remove it")] if values else []
+    kinds = get_type_hints(family.options)
+    problems = [(f"data.options.{name}", _option_problem(name, value, kinds)) for name, value in values.items()]
+    problems = [(key, text) for key, text in problems if text]
+    if not problems:
+        try:
+            family.options(**values)
+        except ConfigError as error:
+            return [("data.options", str(error))]
+    return problems
+
+
+def _option_problem(name: str, value: Any, kinds: Mapping[str, Any]) -> str:
+    if name not in kinds:
+        return f"there is no such option{nearest(name, kinds)}"
+    try:
+        TypeAdapter(kinds[name]).validate_python(value, strict=True)
+    except ValidationError as error:
+        return f"{error.errors()[0]['msg']}; found {value!r}"
+    return ""
 
 
 def _family_of_file(path: Path) -> Family:

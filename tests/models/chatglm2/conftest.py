@@ -1,26 +1,15 @@
-"""A small sentencepiece model of ChatGLM2's kind, trained in a moment."""
-
 from __future__ import annotations
 
-from io import BytesIO
-
 import pytest
-from sentencepiece import SentencePieceTrainer
+from chatglm2_pieces import small_pieces
 
 from hanlin.models.chatglm2.tokenizer import ChatGlm2Tokenizer
 from hanlin.tokens.sentencepiece import SentencePiece
 
-LINES = ["[Round 1]\n\n问：你好\n\n答：你好，世界！", "类型#裤*颜色#黑色", "黑色九分裤，简单百搭。", "Hello world"] * 4
-
 
 @pytest.fixture(scope="session")
 def pieces() -> SentencePiece:
-    model = BytesIO()
-    SentencePieceTrainer.train(  # pyright: ignore[reportAttributeAccessIssue]
-        sentence_iterator=iter(LINES), model_writer=model, model_type="bpe", vocab_size=340, byte_fallback=True,
-        normalization_rule_name="identity", remove_extra_whitespaces=False, split_digits=True, minloglevel=2,
-    )  # fmt: skip
-    return SentencePiece(model.getvalue())
+    return small_pieces()
 
 
 @pytest.fixture(scope="session")

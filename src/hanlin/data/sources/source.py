@@ -37,10 +37,11 @@ class Source(Protocol):
 
 
 def open_source(path: Path) -> Source:
-    """Open JSON lines (also gzipped) or a folder of the original CPM-Bee binary form.
+    """Open JSON lines (also gzipped), or a folder of the original CPM-Bee binary form or of `save_to_disk`.
 
     Raises: DataError when there is no such file or it is no data at all.
     """
+    from hanlin.data.sources.arrow import ArrowSource, is_arrow_folder
     from hanlin.data.sources.bee import META, BeeSource
     from hanlin.data.sources.jsonl import JsonlSource
 
@@ -48,7 +49,12 @@ def open_source(path: Path) -> Source:
     if path.is_dir():
         if (path / META).is_file():
             return BeeSource(path)
-        raise DataError(f"{path}: a folder without {META}; give a JSONL file, or a folder of the CPM-Bee binary form")
+        if is_arrow_folder(path):
+            return ArrowSource(path)
+        raise DataError(
+            f"{path}: a folder without {META} and without .arrow files; give a JSONL file, a folder of the CPM-Bee "
+            "binary form, or one of the datasets library's save_to_disk"
+        )
     if not path.exists():
         raise DataError(f"{path}: there is no such file; check the path (it is relative to where you run hanlin)")
     if path.name == META:

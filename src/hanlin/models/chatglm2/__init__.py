@@ -8,6 +8,7 @@ from hanlin.models.family import Family
 
 from .config import SIZES, ChatGlm2Config
 from .formats import FORMATS
+from .record import ChatGlm2Options
 from .samples import ChatGlm2Samples
 from .tokenizer import ChatGlm2Tokenizer
 
@@ -29,6 +30,7 @@ family = Family(
     model=_model,
     tokenizer=_tokenizer,
     samples=ChatGlm2Samples,
+    options=ChatGlm2Options,
     formats=FORMATS,
     sizes=SIZES,
     lora_targets=("query", "key", "value"),

@@ -8,7 +8,7 @@ from hanlin.models.family import Family
 
 from .config import SIZES, CpmBeeConfig
 from .formats import FORMATS
-from .samples import CpmBeeSamples
+from .samples import CpmBeeOptions, CpmBeeSamples
 from .tokenizer import CpmBeeTokenizer
 
 
@@ -29,6 +29,7 @@ family = Family(
     model=_model,
     tokenizer=_tokenizer,
     samples=CpmBeeSamples,
+    options=CpmBeeOptions,
     formats=FORMATS,
     sizes=SIZES,
     lora_targets=("query", "value"),

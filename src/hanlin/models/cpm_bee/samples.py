@@ -47,6 +47,23 @@ class Encoded:
     renamed: dict[int, Entry]
 
 
+@dataclass(frozen=True)
+class CpmBeeOptions:
+    """What may be chosen about the samples."""
+
+    # Steps between segments are counted up to this (8 in all released models).
+    max_depth: int = 8
+    # True: refuse <name> that is neither a mark of the vocabulary nor a numbered one, as the original does; else it is
+    # taken literally.
+    strict: bool = False
+    # True: write "<" in answers as "<"; else as "<<", the form that records have.
+    unescape_answers: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_depth < 1:
+            raise ConfigError(f"max_depth is {self.max_depth}, expected at least 1")
+
+
 class CpmBeeSamples:
     """`hanlin.models.family.Samples` of CPM-Bee."""
 
@@ -54,18 +71,9 @@ class CpmBeeSamples:
         self,
         tokenizer: CpmBeeTokenizer,
         config: CpmBeeConfig,
-        *,
-        max_depth: int = 8,
-        strict: bool = False,
-        unescape_answers: bool = False,
+        options: CpmBeeOptions | None = None,
     ) -> None:
-        """max_depth: steps between segments are counted up to this (8 in all released models).
-
-        strict: refuse <name> that is neither a mark of the vocabulary nor a numbered one, as the original does; else
-        it is taken literally. unescape_answers: write "<" in answers as "<"; else as "<<", the form records have.
-
-        Raises: ConfigError.
-        """
+        """Raises: ConfigError."""
         if tokenizer.vocab_size > config.vocab_size:
             raise ConfigError(
                 f"the vocabulary has {tokenizer.vocab_size} tokens, the model only {config.vocab_size} (vocab_size); "
@@ -73,10 +81,13 @@ class CpmBeeSamples:
             )
         self.tokenizer = tokenizer
         self.config = config
-        self.max_depth = max_depth
-        self.strict = strict
-        self.unescape_answers = unescape_answers
+        self.options = options or CpmBeeOptions()
         self._start, self._end, self._unknown = (tokenizer.marks[mark] for mark in ("<s>", "</s>", "<unk>"))
+
+    @property
+    def fingerprint(self) -> str:
+        """What, besides the data and the vocabulary, decides the arrays."""
+        return str(self.options)
 
     def check(self, record: Any) -> None:
         """Whether a record can be trained on. An empty text in a dict of answers is one (nothing was found).
@@ -254,7 +265,7 @@ class CpmBeeSamples:
         return renamed
 
     def _relations(self, parts: Sequence[Segment]) -> np.ndarray:
-        relations = relation_table(tuple(part.depth for part in parts), self.max_depth)
+        relations = relation_table(tuple(part.depth for part in parts), self.options.max_depth)
         most = self.config.num_relation_buckets
         if relations.size and relations.max() > most:
             raise DataError(
@@ -299,10 +310,10 @@ class CpmBeeSamples:
         return [with_value(record, segment.path, piece) for piece in pieces]
 
     def _source(self, segment: Segment) -> str:
-        return segment.text if self.strict else self.tokenizer.escape_unknown_marks(segment.text)
+        return segment.text if self.options.strict else self.tokenizer.escape_unknown_marks(segment.text)
 
     def _shown(self, answer: str) -> str:
-        return unescape(answer) if self.unescape_answers else answer
+        return unescape(answer) if self.options.unescape_answers else answer
 
 
 def _inputs(encoded: Encoded) -> dict[str, np.ndarray]:
