@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ _KEPT_ATTENTION = (0, 2, 8, 9, 14, 16, 17, 20, 21, 24, 26, 29, 31, 33, 39, 41, 4
 _KEPT_FFN = (0, 1, 2, 3, 5, 8, 9, 11, 12, 14, 16, 18, 20, 24, 26, 29, 31, 33, 35, 39, 41, 44, 46, 47)
 
 
-def _pruned(**changes: int) -> CpmBeeConfig:
+def _pruned(**changes: Any) -> CpmBeeConfig:
     # The layers are confirmed for 2B by a public port; 1B and 5B keep the same number, likely the same ones.
     return CpmBeeConfig(
         removed_attention=tuple(layer for layer in range(48) if layer not in _KEPT_ATTENTION),
