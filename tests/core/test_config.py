@@ -66,7 +66,7 @@ def test_all_mistakes_are_listed_with_their_lines(recipe: Path) -> None:
     [
         ("train.rank=4", "did you mean 'tuning.rank'?"),
         ("train.learning_rate=4", "did you mean 'train.lr'?"),
-        ("train.colour=4", "known: batch_rows"),
+        ("train.colour=4", "batch_rows, betas"),
         ("optim.lr=1", "known: data, evaluate"),
         ("trian.lr=1", "did you mean 'train'?"),
         ("lr=1", "did you mean 'train.lr'?"),
