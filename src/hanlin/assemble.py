@@ -106,7 +106,8 @@ def load_engine(recipe: Recipe, parts: Parts | None = None) -> Engine:
     device = pick_device(recipe.run.device)
     model = _model(parts).to(device)
     max_length = getattr(parts.config, "max_length", None)
-    return Engine(model, parts.samples, device, recipe.train.precision, max_length=max_length)
+    manner = parts.family.beam_manner
+    return Engine(model, parts.samples, device, recipe.train.precision, max_length=max_length, beam_manner=manner)
 
 
 # --- the model ---

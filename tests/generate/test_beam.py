@@ -12,12 +12,13 @@ from hanlin.generate.beam import (
     Candidate,
     Hypothesis,
     Search,
-    add_hypothesis,
+    add_answer,
     advance,
     best_candidates,
     is_settled,
     start_search,
 )
+from hanlin.models.family import BeamManner
 
 END = 0
 
@@ -106,9 +107,24 @@ def test_a_better_answer_replaces_the_worst():
     rules = BeamRules(beams=2, max_tokens=9)
     found = (Hypothesis(-1.0, (1,)), Hypothesis(-2.0, (2,)))
     beam = Beam(CountingCursor(0), (), tokens=(7, 8), score=-3.0)
-    assert add_hypothesis(found, beam, rules) == (Hypothesis(-1.0, (1,)), Hypothesis(-1.5, (7, 8)))
+    better = add_answer(Search((), found), beam, rules)
+    assert better.found == (Hypothesis(-1.0, (1,)), Hypothesis(-1.5, (7, 8)))
     worse = Beam(CountingCursor(0), (), tokens=(7, 8), score=-4.0)
-    assert add_hypothesis(found, worse, rules) == found
+    assert add_answer(Search((), found), worse, rules).found == found
+
+
+def test_the_prompt_counts_in_the_length_where_the_family_says_so():
+    rules = BeamRules(2, 9, manner=BeamManner(counts_prompt=True))
+    ended = Beam(CountingCursor(0), (), tokens=(7, END), score=-3.0)
+    [found] = add_answer(Search((), prompt_length=5), ended, rules).found
+    assert found.score == -3.0 / (5 + 1)  # without the end
+
+
+def test_an_end_far_down_the_list_does_not_count_where_the_family_says_so():
+    candidates = [Candidate(0, token, -score) for token, score in ((1, 0.1), (END, 0.2), (END, 0.3), (2, 0.4))]
+    for is_so, found in ((False, 2), (True, 1)):
+        rules = BeamRules(2, 9, manner=BeamManner(ends_among_best=is_so))
+        assert len(advance(start_search(CountingCursor()), candidates, rules).found) == found
 
 
 @pytest.mark.parametrize(("best_score", "settled"), [(-5.9, False), (-6.0, True), (-6.1, True)])

@@ -65,3 +65,15 @@ def test_decay_is_decoupled():
     weight.grad = torch.zeros(1, 1)
     AdamW({"w": weight}, TrainSettings(weight_decay=0.5)).step(0.1)
     assert math.isclose(weight.item(), 1 - 0.1 * 0.5, rel_tol=1e-6)
+
+
+def test_huggingface_s_adamw_adds_eps_to_the_uncorrected_root():
+    settings = TrainSettings(adamw="huggingface", betas=(0.8, 0.9), eps=1e-2, weight_decay=0)
+    weight = nn.Parameter(torch.tensor([1.0, -2.0]))
+    optimiser, expected, mean, square = AdamW({"w": weight}, settings), weight.detach().clone(), 0.0, 0.0
+    for step in range(1, 4):
+        weight.grad = torch.tensor([0.003, -0.1]) * step
+        mean, square = 0.8 * mean + 0.2 * weight.grad, 0.9 * square + 0.1 * weight.grad**2
+        expected -= 0.05 * math.sqrt(1 - 0.9**step) / (1 - 0.8**step) * mean / (square**0.5 + 1e-2)
+        optimiser.step(0.05)
+    torch.testing.assert_close(weight.detach(), expected)

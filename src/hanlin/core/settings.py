@@ -124,6 +124,9 @@ class TrainSettings(Settings):
     decay_all: bool = False
     betas: tuple[Share, Share] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0)
+    # standard: eps is added to the bias-corrected root; huggingface: to the root as it is, as transformers' own AdamW
+    # did, with which the original ChatGLM2 was tuned (differs by 1 % in the first steps).
+    adamw: Literal["standard", "huggingface"] = "standard"
     # Largest norm of all gradients together; None: no clipping.
     clip: float | None = Field(default=1.0, gt=0)
     # Denominator of the loss: token: all loss tokens of the step; batch: mean of the means of each forward pass

@@ -1,28 +1,31 @@
 """Beam search over plain data: which beams go on, which answers are found, when a record is done. Knows no model.
 
 As the original CPM-Bee does it (`CPMBeeBeamSearch`, see docs/formats.md). Greedy search and sampling are the same
-search with one beam and one candidate a step. A family with other rules brings its own `advance`.
+search with one beam and one candidate a step. What other originals do differently is said by `BeamManner`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from hanlin.core.batch import Cursor
+from hanlin.models.family import BeamManner
 
 
 @dataclass(frozen=True)
 class BeamRules:
     """beams: open answers kept at each step; max_tokens: of all answers of the record together, ends included;
-    length_exponent: a found answer scores sum / length ** exponent; stops_early: done as soon as `beams` are found.
+    length_exponent: a found answer scores sum / length ** exponent; stops_early: done as soon as `beams` are found;
+    manner: the family's own.
     """
 
     beams: int
     max_tokens: int
     length_exponent: float = 1.0
     stops_early: bool = False
+    manner: BeamManner = field(default_factory=BeamManner)
 
 
 class Candidate(NamedTuple):
@@ -65,10 +68,11 @@ class Hypothesis:
 
 @dataclass(frozen=True)
 class Search:
-    """Where the search for one record's answer stands."""
+    """Where the search for one record's answer stands; prompt_length: tokens before the answer."""
 
     beams: tuple[Beam, ...]
     found: tuple[Hypothesis, ...] = ()
+    prompt_length: int = 0
 
     @property
     def is_done(self) -> bool:
@@ -79,12 +83,12 @@ class Search:
         return max(self.found, key=lambda hypothesis: hypothesis.score)
 
 
-def start_search(cursor: Cursor) -> Search:
+def start_search(cursor: Cursor, prompt_length: int = 0) -> Search:
     """One beam; the others come out of its candidates.
 
     differs: the original starts from equal beams of which all but one have the score -1e9, which costs more rows.
     """
-    return Search((Beam.first(cursor),))
+    return Search((Beam.first(cursor),), prompt_length=prompt_length)
 
 
 def best_candidates(tokens: Sequence[Sequence[int]], scores: Sequence[Sequence[float]], count: int) -> list[Candidate]:
@@ -97,19 +101,20 @@ def best_candidates(tokens: Sequence[Sequence[int]], scores: Sequence[Sequence[f
 def advance(search: Search, candidates: Iterable[Candidate], rules: BeamRules) -> Search:
     """The search after one step; `candidates` best first, enough of them to fill the beams beside those that end."""
     candidates = list(candidates)
-    if is_settled(search, candidates[0].score, rules):
+    best, settles_late = candidates[0].score, rules.manner.settles_late
+    if not settles_late and is_settled(search, best, rules):
         return replace(search, beams=())
-    beams: list[Beam] = []
-    found = search.found
-    for candidate in candidates:
-        beam = search.beams[candidate.beam].follow(candidate)
-        if beam.cursor.is_done or len(beam.tokens) >= rules.max_tokens:
-            found = add_hypothesis(found, beam, rules)
-        else:
-            beams.append(beam)
-        if len(beams) == rules.beams:
-            break
-    return Search(tuple(beams), found)
+    beams, ended = _sorted_out(search, candidates, rules)
+    after = search
+    for beam in ended:
+        after = add_answer(after, beam, rules)
+    if settles_late and is_settled(after, best, rules):
+        return replace(after, beams=())
+    if not beams or len(beams[0].tokens) < rules.max_tokens:
+        return replace(after, beams=tuple(beams))
+    for beam in beams:
+        after = add_answer(after, beam, rules)
+    return replace(after, beams=())
 
 
 def is_settled(search: Search, best_score: float, rules: BeamRules) -> bool:
@@ -117,17 +122,38 @@ def is_settled(search: Search, best_score: float, rules: BeamRules) -> bool:
     if len(search.found) < rules.beams:
         return False
     # kept (bee_generate): the sum with the new token is divided by the length without it.
-    length = len(search.beams[0].tokens)
+    length = _scored_length(search, search.beams[0], rules)
     worst = min(hypothesis.score for hypothesis in search.found)
     return rules.stops_early or worst >= best_score / length**rules.length_exponent
 
 
-def add_hypothesis(found: tuple[Hypothesis, ...], beam: Beam, rules: BeamRules) -> tuple[Hypothesis, ...]:
-    """What is found with one answer more; never more than `rules.beams`, the worst one goes."""
-    new = Hypothesis(beam.score / len(beam.tokens) ** rules.length_exponent, beam.tokens)
-    if len(found) < rules.beams:
-        return (*found, new)
-    worst = min(range(len(found)), key=lambda number: found[number].score)
-    if new.score <= found[worst].score:
-        return found
-    return (*found[:worst], *found[worst + 1 :], new)
+def _sorted_out(search: Search, candidates: Iterable[Candidate], rules: BeamRules) -> tuple[list[Beam], list[Beam]]:
+    """Those that go on, until there are enough, and those that end before."""
+    beams, ended = [], []
+    for place, candidate in enumerate(candidates):
+        beam = search.beams[candidate.beam].follow(candidate)
+        if not beam.cursor.is_done:
+            beams.append(beam)
+        elif place < rules.beams or not rules.manner.ends_among_best:
+            ended.append(beam)
+        if len(beams) == rules.beams:
+            break
+    return beams, ended
+
+
+def add_answer(search: Search, beam: Beam, rules: BeamRules) -> Search:
+    """The search with one answer more; never more than `rules.beams`, the worst one goes."""
+    new = Hypothesis(beam.score / _scored_length(search, beam, rules) ** rules.length_exponent, beam.tokens)
+    found = search.found
+    if len(found) == rules.beams:
+        worst = min(range(len(found)), key=lambda number: found[number].score)
+        if new.score <= found[worst].score:
+            return search
+        found = (*found[:worst], *found[worst + 1 :])
+    return replace(search, found=(*found, new))
+
+
+def _scored_length(search: Search, beam: Beam, rules: BeamRules) -> int:
+    if rules.manner.counts_prompt:
+        return search.prompt_length + len(beam.tokens) - beam.cursor.is_done
+    return len(beam.tokens)

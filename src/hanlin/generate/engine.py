@@ -22,7 +22,7 @@ from hanlin.core.batch import Prompt, PromptBatch
 from hanlin.core.errors import DataError, HanlinError
 from hanlin.core.settings import GenerateSettings
 from hanlin.layers.past import Past
-from hanlin.models.family import Samples
+from hanlin.models.family import BeamManner, Samples
 from hanlin.tokens.stream import stream_pieces
 
 from .beam import Beam, BeamRules, Candidate, Search, advance, best_candidates, start_search
@@ -40,6 +40,7 @@ class Engine:
     """Writes answers with a model that lies on `device`.
 
     max_length: the most tokens of prompt and answer together that the model can read; None: no limit.
+    beam_manner: the family's.
     """
 
     def __init__(
@@ -50,12 +51,14 @@ class Engine:
         precision: Precision = "fp32",
         *,
         max_length: int | None = None,
+        beam_manner: BeamManner | None = None,
     ) -> None:
         self.model = model
         self.samples = samples
         self.device = torch.device(device)
         self.precision = precision
         self.max_length = max_length
+        self.beam_manner = beam_manner or BeamManner()
 
     def generate(self, records: Sequence[Any], options: GenerateSettings, seed: int = 0) -> list[Any]:
         """Copies of the records with their answers, in their order; a bar shows the progress on a terminal.
@@ -116,9 +119,12 @@ class Engine:
         streams: one per prompt, read by sampling only.
         """
         batch = self.samples.collate_prompts(prompts)
-        rules = BeamRules(options.beams if options.method == "beam" else 1, options.max_new_tokens)
+        beams = options.beams if options.method == "beam" else 1
+        rules = BeamRules(beams, options.max_new_tokens, manner=self.beam_manner)
         reader = _Reader(self.model, batch, self.device)
-        searches = [start_search(cursor) for cursor in batch.cursors]
+        searches = [
+            start_search(cursor, prompt.length + 1) for prompt, cursor in zip(prompts, batch.cursors, strict=True)
+        ]
         while rows := _open_rows(searches):
             with self.inference():
                 logits = reader.read(rows)

@@ -100,6 +100,20 @@ class Samples(Protocol):
 
 
 @dataclass(frozen=True)
+class BeamManner:
+    """What a family's original does in its own way when it searches with beams (generate/beam.py).
+
+    counts_prompt: a score is divided by the length of prompt and answer without its end (else of the answer with it);
+    ends_among_best: an end counts only if it is among the best candidates, as many as there are beams;
+    settles_late: whether a better answer is possible is asked after the step's ends were taken (else before).
+    """
+
+    counts_prompt: bool = False
+    ends_among_best: bool = False
+    settles_late: bool = False
+
+
+@dataclass(frozen=True)
 class Family:
     """Everything that is particular to one kind of model.
 
@@ -107,7 +121,8 @@ class Family:
     built as `model()(config)`; tokenizer: loads one from a file or a folder; samples: built as
     `samples(tokenizer, config, options)`; options: frozen dataclass of what may be chosen about the samples
     (`data.options` of a recipe); formats: file layouts by name (`hanlin.formats.convert.Format`);
-    sizes: named configurations; lora_targets: names of the linears that low-rank tuning changes by default.
+    sizes: named configurations; lora_targets: names of the linears that low-rank tuning changes by default;
+    beam_manner: the rules of its beam search.
     """
 
     name: str
@@ -120,6 +135,7 @@ class Family:
     formats: Mapping[str, Any] = field(default_factory=dict)
     sizes: Mapping[str, Any] = field(default_factory=dict)
     lora_targets: tuple[str, ...] = ()
+    beam_manner: BeamManner = BeamManner()
 
 
 def family_names() -> list[str]:

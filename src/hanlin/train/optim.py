@@ -68,17 +68,31 @@ class AdamW:
         names = [name for name, weight in self.parameters.items() if weight.grad is not None]
         decayed = [name for name in names if self.settings.decay_all or self.parameters[name].ndim >= 2]
         others = [name for name in names if not (self.settings.decay_all or self.parameters[name].ndim >= 2)]
-        self._update(decayed, rate, self.settings.weight_decay)
-        self._update(others, rate, 0.0)
+        for eps, group in self._by_eps(decayed):
+            self._update(group, rate, self.settings.weight_decay, eps)
+        for eps, group in self._by_eps(others):
+            self._update(group, rate, 0.0, eps)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The whole state by flat names; to be saved, or loaded into."""
         kinds = {"mean": self.mean, "square": self.square, "steps": self.steps}
         return {f"{kind}.{name}": tensor for kind, named in kinds.items() for name, tensor in named.items()}
 
-    def _update(self, names: list[str], rate: float, decay: float) -> None:
+    def _by_eps(self, names: list[str]) -> list[tuple[float, list[str]]]:
+        """The names with the eps that this step adds to their bias-corrected roots; one wait for the device at most."""
         if not names:
-            return
+            return []
+        eps, beta = self.settings.eps, self.settings.betas[1]
+        if self.settings.adamw == "standard":
+            return [(eps, names)]
+        groups: dict[float, list[str]] = {}
+        counts = torch.stack([self.steps[name] for name in names]).tolist()
+        for name, count in zip(names, counts, strict=True):
+            # The kernel divides the root by the correction, and eps is wanted beside the undivided one.
+            groups.setdefault(eps / math.sqrt(1 - beta ** (count + 1)), []).append(name)
+        return list(groups.items())
+
+    def _update(self, names: list[str], rate: float, decay: float, eps: float) -> None:
         weights = [self.parameters[name] for name in names]
         adamw(
             weights,  # pyright: ignore[reportArgumentType]  # its annotation says Tensor, invariantly
@@ -93,6 +107,6 @@ class AdamW:
             beta2=self.settings.betas[1],
             lr=rate,
             weight_decay=decay,
-            eps=self.settings.eps,
+            eps=eps,
             maximize=False,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hanlin.models.family import Family
+from hanlin.models.family import BeamManner, Family
 
 from .config import SIZES, ChatGlm2Config
 from .formats import FORMATS
@@ -34,4 +34,6 @@ family = Family(
     formats=FORMATS,
     sizes=SIZES,
     lora_targets=("query", "key", "value"),
+    # That of transformers 4.30, in which the original runs.
+    beam_manner=BeamManner(counts_prompt=True, ends_among_best=True, settles_late=True),
 )
