@@ -283,7 +283,15 @@ def _evaluate(parts: Parts) -> Metrics:
     records = _records(recipe)
     engine = load_engine(recipe, parts)
     folder = recipe.run.folder / "evaluation"
-    return evaluate(engine, records, recipe.evaluate.tasks, recipe.generate, folder, seed=recipe.run.seed)
+    return evaluate(
+        engine,
+        records,
+        recipe.evaluate.tasks,
+        recipe.generate,
+        folder,
+        seed=recipe.run.seed,
+        metrics=recipe.evaluate.metrics,
+    )
 
 
 def _records(recipe: Recipe) -> list[Any]:

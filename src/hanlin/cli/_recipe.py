@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,10 +21,24 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
 def add_weights(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights",
-        choices=("best", "last", "base"),
+        metavar="best|last|base|PATH",
         help="of the recipe's run: best (default; where there is none, last) or last; "
-        "base: what the run started from (fresh weights where there is none)",
+        "base: what the run started from (fresh weights where there is none); or any checkpoint: "
+        "whether it is a prefix, a LoRA or a whole model is told from its files",
     )
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """The model of a recipe, of a run, or of files alone; `recipe_of_model` reads it."""
+    parser.add_argument(
+        "words", nargs="*", metavar="RECIPE KEY=VALUE", help="a recipe or a run folder, and settings to change"
+    )
+    add_weights(parser)
+    model = parser.add_argument_group("a model without a recipe")
+    model.add_argument("--base", type=Path, help="a base folder, or an original checkpoint")
+    model.add_argument("--adapter", type=Path, help="an adapter (LoRA or prefix) on top of it")
+    model.add_argument("--vocab", type=Path, help="its vocabulary; default: the base folder's own")
+    model.add_argument("--family", help="its family; default: told from the files")
 
 
 def with_run_weights(recipe: Path, changes: Iterable[str], weights: str | None, purpose: Purpose) -> Recipe:
@@ -39,10 +53,11 @@ def with_run_weights(recipe: Path, changes: Iterable[str], weights: str | None, 
     changes = list(changes)
     draft = read_recipe(recipe, changes).recipe
     if draft is not None and weights != "base":
-        best, last = draft.run.folder / "best", draft.run.folder / "last"
-        folder = draft.run.folder / weights if weights else best if best.is_dir() else last
-        if folder.is_dir():
+        folder = _weights_folder(draft, weights)
+        if folder.exists():
             changes += _pointing_at(draft, folder)
+        elif weights not in (None, "best", "last"):
+            raise ConfigError(f"--weights: there is no {folder}; expected best, last, base or a path")
         elif weights is not None:
             raise ConfigError(f"there is no {folder}; train first: hanlin train {recipe}")
         elif draft.model.base is None:
@@ -50,6 +65,48 @@ def with_run_weights(recipe: Path, changes: Iterable[str], weights: str | None, 
     return check_file(recipe, changes, purpose)
 
 
-def _pointing_at(recipe: Recipe, folder: Path) -> list[str]:
-    key = "model.adapter" if recipe.tuning.method != "full" else "model.base"
-    return [f"{key}={json.dumps(str(folder), ensure_ascii=False)}"]
+def _weights_folder(recipe: Recipe, weights: str | None) -> Path:
+    best, last = recipe.run.folder / "best", recipe.run.folder / "last"
+    if weights is None:
+        return best if best.is_dir() else last
+    return {"best": best, "last": last}.get(weights) or Path(weights)
+
+
+def _pointing_at(recipe: Recipe, weights: Path) -> list[str]:
+    """The changes that put weights on top of the recipe's base, or in its place."""
+    from hanlin.checkpoint.delta import is_adapter
+
+    shown = json.dumps(str(weights), ensure_ascii=False)
+    if is_adapter(weights):
+        return [f"model.adapter={shown}"]
+    return [f"model.base={shown}", *(["model.adapter=null"] if recipe.model.adapter else [])]
+
+
+def recipe_of_model(args: argparse.Namespace) -> Recipe:
+    """The checked recipe of a command with `add_model`.
+
+    Raises: ConfigError.
+    """
+    from hanlin.core.errors import ConfigError
+
+    changes = [word for word in args.words if "=" in word]
+    recipes = [word for word in args.words if "=" not in word]
+    if len(recipes) + (args.base is not None) != 1:
+        raise ConfigError("name one recipe, one run folder, or a model with --base")
+    if recipes:
+        return with_run_weights(Path(recipes[0]), changes, args.weights, "generate")
+    return _recipe_of_base(args, changes)
+
+
+def _recipe_of_base(args: argparse.Namespace, changes: Sequence[str]) -> Recipe:
+    from hanlin.check import check
+    from hanlin.cli._weights import find_family
+    from hanlin.core.config import COMMAND_LINE, listing, make_recipe
+    from hanlin.core.errors import ConfigError
+
+    model = {"family": args.family or find_family(args.base).name, "base": str(args.base)}
+    model |= {name: str(path) for name in ("adapter", "vocab") if (path := getattr(args, name)) is not None}
+    recipe = make_recipe({"model": model, "run": {"folder": "."}}, changes)
+    if problems := check(recipe, purpose="generate"):
+        raise ConfigError(listing(problems, COMMAND_LINE))
+    return recipe

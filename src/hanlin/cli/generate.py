@@ -13,24 +13,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hanlin.cli._recipe import add_weights, with_run_weights
+from hanlin.cli._recipe import add_model, recipe_of_model
 
 if TYPE_CHECKING:
-    from hanlin.core.settings import GenerateSettings, Recipe
+    from hanlin.core.settings import GenerateSettings
 
 HELP = "write answers: JSON lines in, JSON lines out"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "words", nargs="*", metavar="RECIPE KEY=VALUE", help="a recipe or a run folder, and settings to change"
-    )
-    add_weights(parser)
-    model = parser.add_argument_group("a model without a recipe")
-    model.add_argument("--base", type=Path, help="a base folder, or an original checkpoint")
-    model.add_argument("--adapter", type=Path, help="an adapter (delta) on top of it")
-    model.add_argument("--vocab", type=Path, help="its vocabulary; default: the base folder's own")
-    model.add_argument("--family", help="its family; default: told from the files")
+    add_model(parser)
     records = parser.add_argument_group("records")
     records.add_argument("--record", action="append", default=[], metavar="JSON", help="a record; may be repeated")
     records.add_argument("--input", metavar="FILE", help="JSON lines; - (default): standard input")
@@ -41,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    recipe = _recipe(args)
+    recipe = recipe_of_model(args)
     records = _records(args)
     from hanlin.assemble import load_engine
 
@@ -58,32 +50,6 @@ def run(args: argparse.Namespace) -> int:
     count = write_jsonl(args.output, in_order)
     print(f"{args.output}: {count:,} records", file=sys.stderr)
     return 0
-
-
-def _recipe(args: argparse.Namespace) -> Recipe:
-    from hanlin.core.errors import ConfigError
-
-    changes = [word for word in args.words if "=" in word]
-    recipes = [word for word in args.words if "=" not in word]
-    if len(recipes) + (args.base is not None) != 1:
-        raise ConfigError("name one recipe, one run folder, or a model with --base")
-    if recipes:
-        return with_run_weights(Path(recipes[0]), changes, args.weights, "generate")
-    return _recipe_of_base(args, changes)
-
-
-def _recipe_of_base(args: argparse.Namespace, changes: Sequence[str]) -> Recipe:
-    from hanlin.check import check
-    from hanlin.cli._weights import find_family
-    from hanlin.core.config import COMMAND_LINE, listing, make_recipe
-    from hanlin.core.errors import ConfigError
-
-    model = {"family": args.family or find_family(args.base).name, "base": str(args.base)}
-    model |= {name: str(path) for name in ("adapter", "vocab") if (path := getattr(args, name)) is not None}
-    recipe = make_recipe({"model": model, "run": {"folder": "."}}, changes)
-    if problems := check(recipe, purpose="generate"):
-        raise ConfigError(listing(problems, COMMAND_LINE))
-    return recipe
 
 
 def _records(args: argparse.Namespace) -> list[Any]:

@@ -86,6 +86,11 @@ def _rules(recipe: Recipe) -> list[tuple[str, Idle, bool]]:
             generate.method != "sample",
         ),
         (
+            "evaluate.metrics",
+            Idle("evaluate.tasks", "without the task generate; add it to evaluate.tasks or remove the metrics"),
+            "generate" not in recipe.evaluate.tasks,
+        ),
+        (
             "generate.repetition_window",
             Idle("generate.repetition_penalty", "with generate.repetition_penalty 1"),
             generate.repetition_penalty == 1,

@@ -174,6 +174,9 @@ class EvaluateSettings(Settings):
     tasks: tuple[Literal["generate", "likelihood", "loss"], ...] = ("loss",)
     # Files to score; none: data.eval.
     data: tuple[Path, ...] = ()
+    # Further scores of the task generate, from 0 to 100: BLEU-4 over characters, ROUGE-1, -2 and -L over jieba's words,
+    # both as the original ChatGLM2 counts them.
+    metrics: tuple[Literal["bleu4", "rouge"], ...] = ()
     # Only the first n records.
     limit: int | None = Field(default=None, gt=0)
 

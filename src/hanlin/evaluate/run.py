@@ -21,6 +21,8 @@ from hanlin.core.settings import GenerateSettings
 from hanlin.data.files import replaced_file
 from hanlin.generate.engine import Engine, naming, show_progress
 
+from .metrics.named import score_texts
+from .metrics.text import mean
 from .tasks import generate, likelihood, loss
 from .tasks.task import Row, Task
 
@@ -40,9 +42,11 @@ def evaluate(
     folder: Path,
     *,
     seed: int = 0,
+    metrics: Sequence[str] = (),
 ) -> Metrics:
     """Score the model on the records, each with its gold answer, by the named tasks; write all of it into `folder`.
 
+    metrics: further scores of texts by name (metrics/named.py), for tasks that compare texts.
     Raises: DataError for a record without gold answer or, where the task needs them, without options.
     """
     if not records:
@@ -51,16 +55,19 @@ def evaluate(
         with naming(number):
             engine.samples.check(record)
     weights = weights_fingerprint(engine.model)
-    metrics = {}
+    results = {}
     for name in tasks:
         task = TASKS[name]
         keys = [_key(name, weights, engine, options, seed, number, record) for number, record in enumerate(records)]
-        rows = _predictions(task, engine, records, options, seed, keys, folder / "predictions" / f"{name}.jsonl")
-        metrics[name] = {"records": len(rows), **task.summarise(rows)}
-        log.info("evaluated task=%s %s", name, " ".join(f"{key}={value:.4g}" for key, value in metrics[name].items()))
+        path = folder / "predictions" / f"{name}.jsonl"
+        rows = _predictions(task, engine, records, options, seed, keys, path)
+        results[name] = {"records": len(rows), **task.summarise(rows)}
+        if metrics and task.compares_texts:
+            results[name] |= _score(rows, metrics, path)
+        log.info("evaluated task=%s %s", name, " ".join(f"{key}={value:.4g}" for key, value in results[name].items()))
     with replaced_file(folder / "metrics.json") as stream:
-        stream.write((json.dumps(metrics, indent=2) + "\n").encode())
-    return metrics
+        stream.write((json.dumps(results, indent=2) + "\n").encode())
+    return results
 
 
 def metrics_table(metrics: Metrics) -> Table:
@@ -108,6 +115,14 @@ def _predictions(
         stream.writelines(_line(row) for row in rows)
     part.unlink(missing_ok=True)
     return rows
+
+
+def _score(rows: Sequence[Row], metrics: Sequence[str], path: Path) -> dict[str, float]:
+    """Write each row's scores beside its texts; return their means."""
+    scores = [score_texts(metrics, row["answer"], row["gold"]) for row in rows]
+    with replaced_file(path) as stream:
+        stream.writelines(_line({**row, "scores": own}) for row, own in zip(rows, scores, strict=True))
+    return {name: mean([own[name] for own in scores]) for name in scores[0]}
 
 
 def _kept(part: Path, rows: Iterable[Row]) -> Iterator[Row]:

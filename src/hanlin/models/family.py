@@ -8,7 +8,7 @@ import pkgutil
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, get_type_hints
+from typing import TYPE_CHECKING, Any, Protocol, get_type_hints, runtime_checkable
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
@@ -96,6 +96,15 @@ class Samples(Protocol):
 
         Raises: DataError when it has none.
         """
+        ...
+
+
+@runtime_checkable
+class Converses(Protocol):
+    """Samples of a family that can be talked with."""
+
+    def ask(self, question: str, history: Sequence[tuple[str, str]]) -> Any:
+        """The record of a dialogue's next round; history: the earlier questions and their answers."""
         ...
 
 

@@ -32,4 +32,4 @@ def summarise(rows: Sequence[Row]) -> dict[str, float]:
     }
 
 
-TASK = Task(predict, summarise, reads_options=True)
+TASK = Task(predict, summarise, reads_options=True, compares_texts=True)

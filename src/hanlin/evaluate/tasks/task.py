@@ -19,9 +19,11 @@ Numbered = Iterable[tuple[int, Any]]
 @dataclass(frozen=True)
 class Task:
     """predict: yields (number, row) in any order, each row independent of the others; summarise: rows -> metrics;
-    reads_options: whether the rows depend on the settings of generation.
+    reads_options: whether the rows depend on the settings of generation; compares_texts: whether a row has texts under
+    "answer" and "gold".
     """
 
     predict: Callable[[Engine, Numbered, GenerateSettings, int], Iterator[tuple[int, Row]]]
     summarise: Callable[[Sequence[Row]], Mapping[str, float]]
     reads_options: bool = False
+    compares_texts: bool = False

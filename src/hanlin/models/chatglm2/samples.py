@@ -180,7 +180,8 @@ class ChatGlm2Samples:
         return {**prompt.record, self.options.response_column: text}
 
     def answer_texts(self, prompt: Prompt, tokens: Sequence[int]) -> list[str]:
-        return [self.template.read_answer(self.tokenizer.decode(tokens))]
+        text = self.tokenizer.decode(tokens)
+        return [text if self.options.compatible else self.template.read_answer(text)]
 
     def gold(self, record: Any) -> list[str | None]:
         """The record's answer; in compatible mode as the original compares it, cut to target_length."""
@@ -189,10 +190,15 @@ class ChatGlm2Samples:
             return [text]
         answer = self.template.answer(self.tokenizer, text)
         ids = reference_ids(self.tokenizer.prefix, answer, self.options.target_length)
-        return [self.tokenizer.decode(ids).strip()]
+        return [self.tokenizer.decode(ids)]
 
     def candidates(self, record: Any) -> list[Any]:
         raise DataError("records of this family have no options to choose from; take the task generate or loss")
+
+    def ask(self, question: str, history: Sequence[tuple[str, str]]) -> dict[str, Any]:
+        """The record of a dialogue's next round."""
+        past = [list(round_) for round_ in history]
+        return {self.options.prompt_column: question, self.options.history_column: past}
 
     def _encode_answer(self, record: Any) -> list[int]:
         return self.template.answer(self.tokenizer, read_text(record, self.options.response_column))

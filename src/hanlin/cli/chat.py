@@ -1,0 +1,105 @@
+"""Talk with a model in the terminal; it knows what was said before.
+
+hanlin chat runs/chat                            the model that a run has trained
+hanlin chat --base chatglm2-6b                   a model as it is published
+hanlin chat --base chatglm2-6b --adapter prefix  with a prefix or a LoRA on top
+
+"clear" forgets the dialogue, "stop" (or Ctrl-D) ends, Ctrl-C ends an answer. Tokens are drawn (top_p 0.8, temperature
+0.8) unless generate.method is given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from hanlin.cli._recipe import add_model, recipe_of_model
+
+if TYPE_CHECKING:
+    from hanlin.core.settings import GenerateSettings
+    from hanlin.generate.engine import Engine
+
+HELP = "talk with a model"
+
+History = list[tuple[str, str]]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    recipe = recipe_of_model(args)
+    from hanlin.assemble import load_engine
+    from hanlin.core.errors import ConfigError
+    from hanlin.models.family import Converses
+
+    engine, options = load_engine(recipe), _chatting(recipe.generate)
+    if not isinstance(engine.samples, Converses):
+        raise ConfigError(f"model.family: {recipe.model.family} cannot be talked with; use `hanlin generate`")
+    history: History = []
+    for number, question in enumerate(_questions()):
+        if question == "clear":
+            history = []
+            continue
+        history, record = _fitting(engine, question, history, options)
+        answer = _say(engine.stream(record, options, seed=recipe.run.seed + number))
+        history = [*history, (question, answer)]
+    return 0
+
+
+def _chatting(options: GenerateSettings) -> GenerateSettings:
+    """The settings given, over those with which the original chats."""
+    original = {"method": "sample", "top_p": 0.8, "temperature": 0.8, "max_new_tokens": 1024}
+    given = options.model_fields_set
+    if "method" in given:
+        original = {"max_new_tokens": original["max_new_tokens"]}
+    return options.model_copy(update={name: value for name, value in original.items() if name not in given})
+
+
+def _questions() -> Iterator[str]:
+    """What the user writes, until "stop" or the end of the input."""
+    is_terminal = sys.stdin.isatty()
+    while True:
+        try:
+            line = input("> " if is_terminal else "").strip()
+        except EOFError:
+            return
+        if line == "stop":
+            return
+        if line:
+            yield line
+
+
+def _fitting(engine: Engine, question: str, history: History, options: GenerateSettings) -> tuple[History, Any]:
+    """The history without the oldest rounds that leave no room for an answer, and the record that asks.
+
+    Raises: DataError when the question alone leaves none.
+    """
+    from hanlin.core.errors import DataError
+
+    while True:
+        record = engine.samples.ask(question, history)  # pyright: ignore[reportAttributeAccessIssue]  # run() has asked
+        try:
+            engine.prompt(record, options)
+        except DataError:
+            if not history:
+                raise
+            history = history[1:]
+            continue
+        return history, record
+
+
+def _say(pieces: Iterator[str]) -> str:
+    """Print an answer as it is written; return it, or what there is of it when Ctrl-C ends it."""
+    answer = ""
+    try:
+        for piece in pieces:
+            print(piece, end="", flush=True)
+            answer += piece
+    except KeyboardInterrupt:
+        pass
+    print()
+    return answer
