@@ -1,0 +1,220 @@
+"""The recipes of ChatGLM2 by commands on a tiny model: the original's folder -> trained -> scored -> Glm's folder."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from chatglm2_pieces import small_pieces
+
+from hanlin.checkpoint.delta import is_adapter
+from hanlin.cli.main import main
+from hanlin.formats.convert import convert, load_into, read_config, save_base
+from hanlin.formats.files import open_weights
+from hanlin.models.chatglm2 import family
+from hanlin.models.chatglm2.config import ChatGlm2Config
+from hanlin.models.chatglm2.tokenizer import ChatGlm2Tokenizer
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+ADGEN = [
+    {"content": "类型#裤*颜色#黑色", "summary": "黑色九分裤，简单百搭。"},
+    {"content": "颜色#黑色", "summary": "黑色百搭。"},
+    {"content": "类型#裤", "summary": "九分裤"},
+    {"content": "类型#裤", "summary": ""},
+]
+CHAT = [
+    {"prompt": "你好", "response": "你好，世界！", "history": []},
+    {"prompt": "世界？", "response": "黑色世界", "history": [["你好", "你好，世界！"]]},
+    {"prompt": "黑色？", "response": "简单", "history": [["你好" * 40, "你好"], ["世界", "黑色"]]},
+]
+SCORES = {"bleu-4 characters method3", "rouge-1 jieba sets", "rouge-2 jieba sets", "rouge-l jieba sets"}
+
+
+@dataclass(frozen=True)
+class Twin:
+    """A recipe, its rows, and how far it is shortened."""
+
+    recipe: str
+    rows: list[dict[str, Any]]
+    changes: tuple[str, ...] = ()
+
+    @property
+    def tuning(self) -> str:
+        return self.recipe.rpartition("_")[2]
+
+
+TWINS = [
+    Twin("chatglm2_adgen_ptuning", ADGEN, ("tuning.prefix_length=4",)),
+    Twin("chatglm2_adgen_full", ADGEN, ("train.lr=1e-2",)),
+    Twin("chatglm2_chat_lora", CHAT, ("data.max_length=64", "train.warmup_steps=2", "train.eval_every=4")),
+]
+COMMON = ("train.steps=8", "train.save_every=8", "train.batch_rows=4", "train.precision=fp32",
+          "train.checkpoint_activations=false", "generate.max_new_tokens=8", "run.threads=1")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model in the layout of THUDM/chatglm2-6b."""
+    folder = tmp_path_factory.mktemp("chatglm2")
+    tokenizer = ChatGlm2Tokenizer(small_pieces())
+    config = ChatGlm2Config(
+        vocab_size=tokenizer.vocab_size + 7, hidden_size=32, num_layers=2, num_heads=4, head_dim=8, ffn_size=64,
+        max_length=256,
+    )  # fmt: skip
+    model = family.model()(config)
+    model.init_weights(torch.Generator().manual_seed(1))
+    save_base(folder / "base", family, config, dict(model.named_parameters()), tokenizer)
+    convert(folder / "base", family, None, "original", folder / "original", tokenizer=tokenizer)
+    return folder / "original"
+
+
+@pytest.fixture(autouse=True)
+def _log_as_before() -> Iterator[None]:
+    yield
+    ours = logging.getLogger("hanlin")
+    ours.handlers.clear()
+    ours.propagate = True
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def command(twin: Twin, original: Path, folder: Path) -> list[str]:
+    """The recipe's file and the changes that make it tiny."""
+    rows = write_rows(folder / "rows.json", twin.rows)
+    scored = write_rows(folder / "scored.json", [row for row in twin.rows if all(row.values()) or "history" in row])
+    held_out = "data.eval" if twin.tuning == "lora" else "evaluate.data"
+    paths = (f"model.base={original}", f"data.train={rows}", f"{held_out}={scored}", f"run.folder={folder / 'run'}",
+             f"data.cache={folder / 'cache'}")  # fmt: skip
+    return [str(RECIPES / f"{twin.recipe}.yaml"), *COMMON, *twin.changes, *paths]
+
+
+def predictions(folder: Path) -> list[dict[str, Any]]:
+    text = (folder / "run/evaluation/predictions/generate.jsonl").read_text("utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.mark.parametrize("twin", TWINS, ids=lambda twin: twin.recipe)
+def test_a_recipe_goes_from_the_original_s_files_and_back(twin: Twin, original: Path, tmp_path: Path) -> None:
+    words = command(twin, original, tmp_path)
+    assert main(["check", *words]) == 0
+    assert main(["train", *words]) == 0
+    losses = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert losses[-1]["step"] == 8
+
+    assert main(["evaluate", *words]) == 0
+    metrics = json.loads((tmp_path / "run/evaluation/metrics.json").read_text())["generate"]
+    assert metrics.keys() >= SCORES
+    assert all(row["scores"].keys() == SCORES for row in predictions(tmp_path))
+
+    trained = tmp_path / "run/last"
+    assert is_adapter(trained) == (twin.tuning != "full")
+    if twin.tuning == "ptuning":
+        check_prefix_back(original, trained, tmp_path, words)
+    else:
+        check_glm(original, trained, tmp_path)
+
+
+def check_prefix_back(original: Path, trained: Path, folder: Path, words: list[str]) -> None:
+    """The prefix in the original's layout scores the same as ours, and is told from its files."""
+    theirs = folder / "checkpoint-8"
+    assert main(["convert", str(trained), str(theirs), "--base", str(original), "--to", "original"]) == 0
+    assert list(open_weights(theirs)) == ["transformer.prefix_encoder.embedding.weight"]
+    ours = [row["answer"] for row in predictions(folder)]
+    assert main(["evaluate", *words, "--weights", str(theirs)]) == 0
+    assert [row["answer"] for row in predictions(folder)] == ours
+
+
+def check_glm(original: Path, trained: Path, folder: Path) -> None:
+    """The folder for transformers holds the same model as the trained one."""
+    merged, glm = folder / "merged", folder / "glm"
+    if is_adapter(trained):
+        assert main(["convert", str(original), str(glm), "--merge", str(trained), "--to", "huggingface"]) == 0
+        assert main(["convert", str(original), str(merged), "--merge", str(trained)]) == 0
+    else:
+        assert main(["convert", str(trained), str(glm), "--to", "huggingface"]) == 0
+        merged = trained
+    tokens = torch.arange(20)[None] + 3
+    with torch.no_grad():
+        expected = logits_of(merged, tokens)
+        assert logits_of(glm, tokens).equal(expected)
+        assert not logits_of(original, tokens).allclose(expected, atol=1e-3)
+        try:
+            from transformers import GlmForCausalLM
+        except ImportError:
+            return  # the layout itself is checked by the golden case chatglm2_to_glm
+        theirs = GlmForCausalLM.from_pretrained(glm, attn_implementation="sdpa")
+        torch.testing.assert_close(theirs(tokens).logits, expected, rtol=0, atol=1e-6)
+
+
+def logits_of(folder: Path, tokens: torch.Tensor) -> torch.Tensor:
+    with torch.device("meta"):
+        model = family.model()(read_config(folder, family))
+    load_into(model, folder, family, dtype=torch.float32)
+    return model.eval()(tokens=tokens)
+
+
+def test_a_whole_checkpoint_takes_the_place_of_the_base(
+    original: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    words = command(TWINS[1], original, tmp_path)
+    assert main(["evaluate", *words, "--weights", str(original)]) == 0
+    assert main(["evaluate", *words, "--weights", str(tmp_path / "nowhere")]) == 2
+    assert "nowhere; expected best, last, base or a path" in capsys.readouterr().err
+
+
+def test_dialogues_are_answered_from_and_to_files(original: Path, tmp_path: Path) -> None:
+    questions = [{name: row[name] for name in ("prompt", "history")} for row in CHAT]
+    rows, out = write_rows(tmp_path / "in.jsonl", questions), tmp_path / "out.jsonl"
+    words = ["--base", str(original), "--input", str(rows), "--output", str(out)]
+    assert main(["generate", *words, "generate.max_new_tokens=4", "run.threads=1"]) == 0
+    answered = [json.loads(line) for line in out.read_text("utf-8").splitlines()]
+    assert [{**row, "response": "x"} for row in answered] == [{**row, "response": "x"} for row in questions]
+    assert all("response" in row for row in answered)
+
+
+def test_a_chat_remembers_until_it_is_told_to_forget(
+    original: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    asked = []
+
+    def ask(samples: Any, question: str, history: Any) -> dict[str, Any]:
+        asked.append((question, len(history)))
+        return {"prompt": question, "history": [list(pair) for pair in history]}
+
+    monkeypatch.setattr("hanlin.models.chatglm2.samples.ChatGlm2Samples.ask", ask)
+    monkeypatch.setattr("sys.stdin", io.StringIO("你好\n\n世界\nclear\n黑色\nstop\n你好\n"))
+    words = ["generate.method=greedy", "generate.max_new_tokens=5", "run.threads=1"]
+    assert main(["chat", "--base", str(original), *words]) == 0
+    assert asked == [("你好", 0), ("世界", 1), ("黑色", 0)]
+    assert capsys.readouterr().out.count("\n") >= 3
+
+
+def test_a_long_chat_loses_its_oldest_rounds(
+    original: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    lines = ["你好" * 20] * 5
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
+    words = ["generate.method=greedy", "generate.max_new_tokens=40", "run.threads=1"]
+    assert main(["chat", "--base", str(original), *words]) == 0
+    monkeypatch.setattr("sys.stdin", io.StringIO("你好" * 2000))
+    assert main(["chat", "--base", str(original), *words]) == 2
+    assert "shorten" in capsys.readouterr().err
+
+
+def test_a_family_without_dialogues_cannot_be_talked_with(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    case = Path(__file__).parents[1] / "golden/cases/bee_generate"
+    monkeypatch.setattr("sys.stdin", io.StringIO("你好"))
+    assert main(["chat", "--base", str(case), "--vocab", str(case / "vocab.txt")]) == 2
+    assert "cannot be talked with" in capsys.readouterr().err
