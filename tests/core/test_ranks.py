@@ -1,7 +1,10 @@
+import json
 import logging
 import random
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ import torch
 from hanlin.core.errors import ConfigError
 from hanlin.core.ranks import (
     Ranks,
+    communication_backend,
     pick_device,
     random_states,
     read_ranks,
@@ -108,3 +112,23 @@ def test_importing_it_loads_neither_torch_nor_numpy():
     code = "import sys, hanlin.core.ranks; print({'torch', 'numpy'} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert run.stdout.strip() == "set()"
+
+
+def test_a_foreign_accelerator_and_its_communication_are_found_by_torch_s_interface():
+    if not hasattr(torch.utils.backend_registration, "_setup_privateuseone_for_python_backend"):
+        pytest.skip("this torch cannot register an accelerator without C++")
+    script = Path(__file__).with_name("stand_in_accelerator.py")
+    run = subprocess.run([sys.executable, str(script)], check=True, capture_output=True, text=True)
+    answers = json.loads(run.stdout)
+    assert (answers["auto"], answers["npu"], answers["npu:1"], answers["cpu"]) == ("npu:1", "npu:0", "npu:1", "cpu")
+    assert "available: cpu, npu" in answers["cuda"]
+    assert "npu devices here: 0 to 1" in answers["npu:2"]
+    assert "use one process" in answers["before"]
+    assert answers["after"] == "hccl"
+    assert communication_backend(CPU) == "gloo"
+
+
+def test_cuda_is_named_in_one_place_only():
+    source = Path(__file__).parents[2] / "src" / "hanlin"
+    named = [path.name for path in source.rglob("*.py") if re.search(r"""["']cuda|\.cuda\b""", path.read_text("utf-8"))]
+    assert set(named) <= {"ranks.py"}

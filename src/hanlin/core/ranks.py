@@ -82,6 +82,21 @@ def pick_device(setting: str, local_rank: int = 0) -> torch.device:
     return device
 
 
+def communication_backend(device: torch.device) -> str:
+    """What processes with such a device talk through, as torch has registered it: nccl, hccl, gloo, ...
+
+    Raises: ConfigError when torch knows none.
+    """
+    from torch import distributed
+
+    try:
+        return distributed.get_default_backend_for_device(device)
+    except ValueError:
+        raise ConfigError(
+            f"run.device: torch knows nothing through which several {device.type} devices could talk; use one process"
+        ) from None
+
+
 def peak_memory_bytes(device: torch.device) -> int:
     """The most memory held so far: of the accelerator, else of this process."""
     import torch
