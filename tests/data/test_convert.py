@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hanlin.core.errors import DataError
-from hanlin.data.convert import ccpm_record, convert_file
+from hanlin.data.convert import ccpm_record, ccpm_text_record, convert_file
 from hanlin.data.sources import open_source
 
 RAW = {"target": "1", "input": "[翻译]清晨还是西北风。[0]清晨西北转[1]河岳西来转[2]凌晨从北固[3]西北转银潢[答案]"}
@@ -30,6 +30,10 @@ def test_both_raw_forms_become_the_tutorials_line(tmp_path: Path, row: dict) -> 
     source.write_text(json.dumps(row), "utf-8")
     assert convert_file(source, tmp_path / "out.jsonl", ccpm_record) == 1
     assert (tmp_path / "out.jsonl").read_text("utf-8") == LINE
+
+
+def test_the_answer_may_be_the_text_of_the_choice() -> None:
+    assert ccpm_text_record(RAW) == {**json.loads(LINE), "<ans>": "河岳西来转"}
 
 
 def test_a_row_without_answer_waits_for_it() -> None:

@@ -2,6 +2,7 @@
 
 hanlin prepare recipe.yaml                                   data report; training will start at once
 hanlin prepare --from ccpm raw/train.jsonl data/train.jsonl  raw CCPM rows -> records
+hanlin prepare --from ccpm-text raw.jsonl data.jsonl         the same, with the right choice's text as the answer
 hanlin prepare --from bee bee_data/train train.jsonl         the original binary form -> JSON lines
 hanlin prepare --to bee train.jsonl bee_data/train           and back: a data file in the folder bee_data
 """
@@ -16,12 +17,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from hanlin.core.settings import Recipe
 
+CCPM = ("ccpm", "ccpm-text")
+
 HELP = "tokenise data and report on them; bring raw files into another form"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("words", nargs="+", metavar="RECIPE KEY=VALUE | SOURCE TARGET")
-    parser.add_argument("--from", dest="from_", choices=("jsonl", "bee", "ccpm"), help="the form of SOURCE")
+    parser.add_argument("--from", dest="from_", choices=("jsonl", "bee", *CCPM), help="the form of SOURCE")
     parser.add_argument("--to", choices=("jsonl", "bee"), help="the form of TARGET (default: jsonl)")
 
 
@@ -50,7 +53,7 @@ def _prepare(recipe: Recipe) -> int:
 
 def _convert(words: Sequence[str], from_: str | None, to: str | None) -> int:
     from hanlin.core.errors import ConfigError
-    from hanlin.data.convert import ccpm_record, convert_file
+    from hanlin.data.convert import ccpm_record, ccpm_text_record, convert_file
 
     if len(words) != 2:
         raise ConfigError(f"--from and --to need two paths, SOURCE and TARGET; found {len(words)}")
@@ -59,6 +62,7 @@ def _convert(words: Sequence[str], from_: str | None, to: str | None) -> int:
     if is_jsonl == (to == "bee"):
         wanted = "FOLDER/NAME (no .jsonl)" if to == "bee" else "a name that ends with .jsonl"
         raise ConfigError(f"{target}: the target of --to {to or 'jsonl'} is {wanted}")
-    count = convert_file(source, target, ccpm_record) if from_ == "ccpm" else convert_file(source, target)
+    changes = dict(zip(CCPM, (ccpm_record, ccpm_text_record), strict=True))
+    count = convert_file(source, target, changes[from_]) if from_ in changes else convert_file(source, target)
     print(f"{target}: {count:,} rows")
     return 0

@@ -17,7 +17,8 @@ def gold(record: dict[str, Any]) -> list[str | None]:
 
 
 def candidates(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """One copy of the record for each of its options, with the option's name ("<option_0>") as the answer.
+    """One copy of the record for each of its options, with the option as the answer: its name ("<option_0>"), or its
+    text where the record's own answer is the text of one.
 
     Raises: DataError when the record has no options or more than one answer.
     """
@@ -29,7 +30,9 @@ def candidates(record: dict[str, Any]) -> list[dict[str, Any]]:
         )
     if not isinstance(record.get(ANSWER), str):
         raise DataError('options can be compared for one answer only; expected a text under "<ans>"')
-    return [{**record, ANSWER: option} for option in record[key]]
+    options = record[key]
+    answers = options.values() if record[ANSWER] in options.values() else options
+    return [{**record, ANSWER: answer} for answer in answers]
 
 
 def _leaves(value: Any) -> list[str | None]:
