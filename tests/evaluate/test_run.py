@@ -178,7 +178,7 @@ def test_the_fingerprint_follows_the_weights(engine: Engine):
         ({"input": "a", "<ans>": "b"}, "likelihood", "record 2: it has no options"),
         ({"input": "a", "options": options("b"), "<ans>": {"a": "b"}}, "likelihood", "record 2: .* one answer only"),
         (
-            {"input": "a", "options": options("b"), "<ans>": "b"},
+            {"input": "a", "options": options("b"), "<ans>": "c"},
             "likelihood",
             "record 2: .*none of its options <option_0>",
         ),
