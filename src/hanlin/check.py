@@ -23,7 +23,8 @@ from hanlin.core.config import COMMAND_LINE, Draft, Problem, dump_recipe, listin
 from hanlin.core.effect import idle_settings
 from hanlin.core.errors import ConfigError, DataError, HanlinError
 from hanlin.core.settings import Recipe
-from hanlin.formats.convert import is_base
+from hanlin.formats.convert import is_base, recognise
+from hanlin.formats.files import open_weights
 from hanlin.models.family import Family, family_names, load_family, make_options, option_problems
 from hanlin.train.trackers import check_trackers
 
@@ -289,7 +290,12 @@ def _vocabulary_and_rows(recipe: Recipe, family: Family, purpose: Purpose) -> Fo
     try:
         tokenizer = family.tokenizer(path)
     except HanlinError as error:
-        yield key, str(error)
+        other = _other_family(recipe, family)
+        yield (
+            ("model.family", f"{recipe.model.base} holds a {other}, not a {family.name}")
+            if other
+            else (key, str(error))
+        )
         return
     if _is_original(recipe):
         return  # its configuration may have to be read from the weights: _original_weights does that
@@ -307,6 +313,22 @@ def _vocabulary_and_rows(recipe: Recipe, family: Family, purpose: Purpose) -> Fo
         yield "data.options", str(error)
         return
     yield from _all_rows(recipe, samples, purpose)
+
+
+def _other_family(recipe: Recipe, family: Family) -> str | None:
+    """The family of the base, where it is certainly another one."""
+    base = recipe.model.base
+    if base is None:
+        return None
+    if is_base(base):
+        found = _read_json(base / "config.json")["family"]
+        return found if found != family.name else None
+    try:
+        names = list(open_weights(base))
+    except HanlinError:
+        return None
+    known = [name for name in family_names() if recognise(names, load_family(name))]
+    return known[0] if known and family.name not in known else None
 
 
 def _vocabulary(recipe: Recipe, rows: int, tokens: int, path: Path) -> Found:

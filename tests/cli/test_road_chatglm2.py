@@ -12,15 +12,13 @@ from typing import Any
 
 import pytest
 import torch
-from chatglm2_pieces import small_pieces
+from tiny_folder import write_original
 
 from hanlin.checkpoint.delta import is_adapter
 from hanlin.cli.main import main
-from hanlin.formats.convert import convert, load_into, read_config, save_base
+from hanlin.formats.convert import load_into, read_config
 from hanlin.formats.files import open_weights
 from hanlin.models.chatglm2 import family
-from hanlin.models.chatglm2.config import ChatGlm2Config
-from hanlin.models.chatglm2.tokenizer import ChatGlm2Tokenizer
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 ADGEN = [
@@ -62,17 +60,7 @@ COMMON = ("train.steps=8", "train.save_every=8", "train.batch_rows=4", "train.pr
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model in the layout of THUDM/chatglm2-6b."""
-    folder = tmp_path_factory.mktemp("chatglm2")
-    tokenizer = ChatGlm2Tokenizer(small_pieces())
-    config = ChatGlm2Config(
-        vocab_size=tokenizer.vocab_size + 7, hidden_size=32, num_layers=2, num_heads=4, head_dim=8, ffn_size=64,
-        max_length=256,
-    )  # fmt: skip
-    model = family.model()(config)
-    model.init_weights(torch.Generator().manual_seed(1))
-    save_base(folder / "base", family, config, dict(model.named_parameters()), tokenizer)
-    convert(folder / "base", family, None, "original", folder / "original", tokenizer=tokenizer)
-    return folder / "original"
+    return write_original(tmp_path_factory.mktemp("chatglm2") / "original")
 
 
 @pytest.fixture(autouse=True)
