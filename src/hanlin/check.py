@@ -19,7 +19,17 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from hanlin.assemble import describe_parts, model_config
-from hanlin.core.config import COMMAND_LINE, Draft, Problem, dump_recipe, listing, nearest, read_recipe
+from hanlin.core.config import (
+    COMMAND_LINE,
+    Draft,
+    Problem,
+    dump_recipe,
+    listing,
+    load_recipe,
+    make_recipe,
+    nearest,
+    read_recipe,
+)
 from hanlin.core.effect import idle_settings
 from hanlin.core.errors import ConfigError, DataError, HanlinError
 from hanlin.core.settings import Recipe
@@ -201,8 +211,13 @@ def _other_run(recipe: Recipe) -> Found:
     folder = recipe.run.folder
     if not (folder / "config.yaml").is_file() or not any((folder / "checkpoints").glob("*")):
         return
-    there = _flat(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
-    here = _flat(yaml.safe_load(dump_recipe(recipe)))
+    try:
+        # Through the settings, so that one that came into being after that run has its default on both sides.
+        there = _flat(load_recipe(folder).model_dump(mode="json"))
+    except ConfigError as error:
+        yield "run.folder", f"{folder} holds a run whose config.yaml cannot be read ({error}); choose another folder"
+        return
+    here = _flat(make_recipe(yaml.safe_load(dump_recipe(recipe))).model_dump(mode="json"))
     changed = [key for key in here.keys() | there.keys() if here.get(key) != there.get(key)]
     changed = sorted(key for key in changed if not _CHANGEABLE.fullmatch(key))
     if changed:

@@ -140,8 +140,16 @@ class Checkpointer:
 
 
 def recipe_identity(recipe: Recipe) -> dict[str, Any]:
-    """What must stay as it was when a run is resumed: model, data, tuning and seed, by dotted key."""
-    parts = recipe.model_dump(mode="json", include={"model", "data", "tuning"}, exclude={"data": {"cache", "eval"}})
+    """What must stay as it was when a run is resumed: model, data, tuning and seed, by dotted key.
+
+    Without defaults, so that a setting that came into being later does not part a run from its checkpoints.
+    """
+    parts = recipe.model_dump(
+        mode="json",
+        include={"model", "data", "tuning"},
+        exclude={"data": {"cache", "eval"}},
+        exclude_defaults=True,
+    )
     flat = {f"{part}.{key}": value for part, keys in parts.items() for key, value in keys.items()}
     return {**flat, "run.seed": recipe.run.seed}
 

@@ -269,7 +269,7 @@ def _nearest_setting(keys: Sequence[str]) -> str:
         return f"; did you mean {same[0]!r}?"
     if difflib.get_close_matches(name, here, n=1):
         return nearest(name, here)
-    endings = {key.split(".")[1]: key for key in everywhere}
+    endings = {**_OTHER_NAMES, **{key.split(".")[1]: key for key in everywhere}}
     close = difflib.get_close_matches(name, endings, n=1, cutoff=0.8)
     return f"; did you mean {endings[close[0]]!r}?" if close else nearest(name, here)
 
