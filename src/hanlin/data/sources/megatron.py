@@ -1,0 +1,254 @@
+"""Megatron's indexed data: `<prefix>.bin`, the token ids of all items back to back, and `<prefix>.idx`, where they lie.
+
+Two forms are read and written, to the byte: `mmap` (one size an item) and `cached`, which its original also calls lazy
+(older; the same items, wider tables). Either is memory-mapped here. See docs/formats.md and golden case
+cpm1_indexed_dataset.
+"""
+
+from __future__ import annotations
+
+import shutil
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Literal
+
+import numpy as np
+
+from hanlin.core.errors import DataError
+from hanlin.data.files import replaced_file
+
+Form = Literal["mmap", "cached"]
+
+MMAP_MAGIC, CACHED_MAGIC = b"MMIDIDX\x00\x00", b"TNTIDX\x00\x00"
+VERSION = 1
+# 6 is Python's float in the original, which numpy reads as 7.
+_DTYPES = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 6: "<f8", 7: "<f8", 8: "<u2"}
+_CODES = {np.dtype(name): code for code, name in _DTYPES.items()}
+_MMAP_HEAD = struct.Struct("<9sQBQQ")  # magic, version, dtype code, items, document bounds
+_CACHED_HEAD = struct.Struct("<8sQQQQQQ")  # magic, version, dtype code, element size, items, sizes, document bounds
+
+
+def token_dtype(vocab_size: int | None) -> np.dtype:
+    """What the original stores the ids of a vocabulary as; None: its size is not known."""
+    return np.dtype("<u2" if vocab_size is not None and vocab_size < 65500 else "<i4")
+
+
+@dataclass(frozen=True)
+class Index:
+    """What an .idx file says.
+
+    sizes: tokens of each item; starts: its first token, in tokens from the beginning of the .bin file;
+    documents: number of the first item of each document, and the number of items at the end.
+    """
+
+    form: Form
+    dtype: np.dtype
+    sizes: np.ndarray
+    starts: np.ndarray
+    documents: np.ndarray
+
+
+def read_index(path: Path) -> Index:
+    """Raises: DataError."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be read: {error.strerror}; give the prefix of a .bin and an .idx file"
+        ) from None
+    try:
+        if content.startswith(MMAP_MAGIC):
+            return _read_mmap(content)
+        if content.startswith(CACHED_MAGIC):
+            return _read_cached(content)
+    except (struct.error, ValueError) as error:
+        raise DataError(f"{path}: damaged or cut off ({error}); copy it again or prepare the data anew") from None
+    raise DataError(f"{path}: no index of Megatron's, it begins with {content[:9]!r}")
+
+
+def _read_mmap(content: bytes) -> Index:
+    _, version, code, items, bounds = _MMAP_HEAD.unpack_from(content)
+    dtype = _dtype_of(version, code)
+    tables = _Tables(content, _MMAP_HEAD.size)
+    sizes, pointers = tables.take("<i4", items), tables.take("<i8", items)
+    return Index("mmap", dtype, sizes, pointers // dtype.itemsize, tables.take("<i8", bounds))
+
+
+def _read_cached(content: bytes) -> Index:
+    _, version, code, element_bytes, items, num_sizes, bounds = _CACHED_HEAD.unpack_from(content)
+    dtype = _dtype_of(version, code)
+    if element_bytes != dtype.itemsize:
+        raise ValueError(f"elements of {element_bytes} bytes are not of the dtype {dtype}")
+    tables = _Tables(content, _CACHED_HEAD.size)
+    tables.take("<i8", items + 1)  # where the dimensions of each item stand; an item's size follows from the offsets
+    offsets = tables.take("<i8", items + 1)
+    tables.take("<i8", num_sizes)
+    return Index("cached", dtype, np.diff(offsets), offsets[:-1], tables.take("<i8", bounds))
+
+
+def _dtype_of(version: int, code: int) -> np.dtype:
+    if version != VERSION:
+        raise ValueError(f"version {version}, expected {VERSION}")
+    if code not in _DTYPES:
+        raise ValueError(f"dtype code {code}, expected one of {', '.join(map(str, _DTYPES))}")
+    return np.dtype(_DTYPES[code])
+
+
+class _Tables:
+    """Arrays that follow each other in a file."""
+
+    def __init__(self, content: bytes, start: int) -> None:
+        self._content, self._start = content, start
+
+    def take(self, dtype: str, count: int) -> np.ndarray:
+        table = np.frombuffer(self._content, dtype, count, self._start)
+        self._start += table.nbytes
+        return table
+
+
+class IndexedData:
+    """Items by number, each an array of token ids; the .bin file is mapped, not read."""
+
+    def __init__(self, prefix: Path) -> None:
+        """prefix: the path of both files without their endings.
+
+        Raises: DataError.
+        """
+        self.prefix = Path(prefix)
+        self.index = read_index(indexed_file(prefix, "idx"))
+        self._check_size()
+
+    def __len__(self) -> int:
+        return len(self.index.sizes)
+
+    def __getitem__(self, item: int) -> np.ndarray:
+        return self.get(item)
+
+    def get(self, item: int, offset: int = 0, length: int | None = None) -> np.ndarray:
+        """The tokens of an item from `offset` on; length None: to its end."""
+        start, size = int(self.index.starts[item]), int(self.index.sizes[item])
+        end = size if length is None else offset + length
+        assert 0 <= offset <= end <= size, (item, offset, length, size)
+        return self._tokens[start + offset : start + end]
+
+    @property
+    def sizes(self) -> np.ndarray:
+        return self.index.sizes
+
+    @cached_property
+    def _tokens(self) -> np.ndarray:
+        path = indexed_file(self.prefix, "bin")
+        # An empty file cannot be mapped.
+        return np.memmap(path, self.index.dtype, "r") if path.stat().st_size else np.empty(0, self.index.dtype)
+
+    def _check_size(self) -> None:
+        path = indexed_file(self.prefix, "bin")
+        if not path.is_file():
+            raise DataError(f"{path}: is not there, but its .idx file is; copy both")
+        ends = self.index.starts + self.index.sizes
+        wanted = int(ends.max(initial=0)) * self.index.dtype.itemsize
+        if (found := path.stat().st_size) < wanted:
+            raise DataError(f"{path}: {found:,} bytes, its index speaks of {wanted:,}; copy both files again")
+
+
+class IndexedWriter:
+    """Adds items to a .bin file; made by `written_index`."""
+
+    def __init__(self, stream: IO[bytes], dtype: np.dtype) -> None:
+        self.dtype = dtype
+        self.sizes: list[int] = []
+        self.documents = [0]
+        self._stream = stream
+        self._limits = (np.iinfo(dtype).min, np.iinfo(dtype).max)
+
+    def add(self, tokens: Sequence[int] | np.ndarray) -> None:
+        """Add an item.
+
+        Raises: DataError for an id that the dtype cannot hold.
+        """
+        ids = np.asarray(tokens, np.int64)
+        if ids.size and not (self._limits[0] <= ids.min() and ids.max() <= self._limits[1]):
+            raise DataError(f"item {len(self.sizes)}: an id from {ids.min()} to {ids.max()} is no {self.dtype}")
+        self._stream.write(ids.astype(self.dtype).tobytes())
+        self.sizes.append(len(ids))
+
+    def end_document(self) -> None:
+        """The items since the last call are one document."""
+        self.documents.append(len(self.sizes))
+
+    def add_all(self, data: IndexedData) -> None:
+        """Add all items and documents of finished data.
+
+        Raises: DataError when its dtype differs.
+        """
+        if data.index.dtype != self.dtype:
+            raise DataError(f"{data.prefix}: holds {data.index.dtype}, the others {self.dtype}; prepare them alike")
+        before = len(self.sizes)
+        if _is_gapless(data.index):
+            with indexed_file(data.prefix, "bin").open("rb") as source:
+                shutil.copyfileobj(source, self._stream)
+            self.sizes.extend(data.sizes.tolist())
+        else:
+            for item in range(len(data)):
+                self.add(data[item])
+        # differs: the original forgets where the documents end.
+        self.documents.extend((data.index.documents[1:] + before).tolist())
+
+
+@contextmanager
+def written_index(prefix: Path, form: Form = "mmap", vocab_size: int | None = None) -> Iterator[IndexedWriter]:
+    """Write both files; they appear when the block ends well, the .idx last.
+
+    vocab_size: decides between 2 and 4 bytes a token in the mmap form; None: 4. The cached form always takes 4.
+    Raises: DataError when they cannot be written.
+    """
+    dtype = token_dtype(vocab_size if form == "mmap" else None)
+    with ExitStack() as stack:
+        index = stack.enter_context(replaced_file(indexed_file(prefix, "idx")))  # closed, thus renamed, last
+        writer = IndexedWriter(stack.enter_context(replaced_file(indexed_file(prefix, "bin"))), dtype)
+        yield writer
+        index.write((_mmap_bytes if form == "mmap" else _cached_bytes)(writer))
+
+
+def merge_indexed(prefixes: Sequence[Path], target: Path, form: Form = "mmap") -> None:
+    """Put data sets of one dtype behind each other.
+
+    Raises: DataError.
+    """
+    parts = [IndexedData(prefix) for prefix in prefixes]
+    is_narrow = form == "mmap" and bool(parts) and parts[0].index.dtype == token_dtype(0)
+    with written_index(target, form, 0 if is_narrow else None) as writer:
+        for part in parts:
+            writer.add_all(part)
+
+
+def indexed_file(prefix: Path, ending: Literal["bin", "idx"]) -> Path:
+    """One of the two files; a prefix may hold dots."""
+    return Path(f"{prefix}.{ending}")
+
+
+def _is_gapless(index: Index) -> bool:
+    return bool((index.starts == np.cumsum(index.sizes) - index.sizes).all())
+
+
+def _mmap_bytes(writer: IndexedWriter) -> bytes:
+    sizes = np.array(writer.sizes, "<i8")
+    head = _MMAP_HEAD.pack(MMAP_MAGIC, VERSION, _CODES[writer.dtype], len(sizes), len(writer.documents))
+    pointers = (np.cumsum(sizes) - sizes) * writer.dtype.itemsize
+    return b"".join(
+        (head, sizes.astype("<i4").tobytes(), pointers.tobytes(), np.array(writer.documents, "<i8").tobytes())
+    )
+
+
+def _cached_bytes(writer: IndexedWriter) -> bytes:
+    sizes, documents = np.array(writer.sizes, "<i8"), np.array(writer.documents, "<i8")
+    head = _CACHED_HEAD.pack(
+        CACHED_MAGIC, VERSION, _CODES[writer.dtype], writer.dtype.itemsize, len(sizes), len(sizes), len(documents)
+    )
+    dimensions = np.arange(len(sizes) + 1, dtype="<i8")
+    offsets = np.concatenate((np.zeros(1, "<i8"), np.cumsum(sizes, dtype="<i8")))
+    return b"".join((head, *(table.tobytes() for table in (dimensions, offsets, sizes, documents))))
