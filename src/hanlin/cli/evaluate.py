@@ -23,12 +23,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     recipe = with_run_weights(args.recipe, args.changes, args.weights, "evaluate")
+    from rich.console import Console
+
     from hanlin.assemble import assemble
+    from hanlin.evaluate.run import metrics_table
 
     scores = assemble(recipe).evaluate()
-    for task, metrics in scores.items():
-        for name, value in metrics.items():
-            print(f"{task:<12} {name:<24} {value:,.4f}")
+    Console().print(metrics_table(scores))
     if args.json:
         args.json.write_text(json.dumps(scores, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     return 0
