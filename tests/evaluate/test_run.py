@@ -197,3 +197,14 @@ def test_no_records_are_an_error(engine: Engine, tmp_path: Path):
 def test_the_table_shows_every_metric(engine: Engine, tmp_path: Path):
     metrics = evaluate(engine, RECORDS, ALL, OPTIONS, tmp_path)
     assert metrics_table(metrics).row_count == sum(map(len, metrics.values()))
+
+
+def test_further_metrics_stand_beside_each_answer_and_are_averaged(engine: Engine, tmp_path: Path):
+    results = evaluate(engine, RECORDS, ("generate", "loss"), OPTIONS, tmp_path, metrics=("bleu4",))
+    [name] = results["generate"].keys() & {"bleu-4 characters method3"}
+    own = [row["scores"][name] for row in rows_of(tmp_path, "generate")]
+    assert results["generate"][name] == pytest.approx(sum(own) / len(own))
+    assert name not in results["loss"]
+    before = (tmp_path / "predictions" / "generate.jsonl").read_bytes()
+    assert evaluate(engine, RECORDS, ("generate", "loss"), OPTIONS, tmp_path, metrics=("bleu4",)) == results
+    assert (tmp_path / "predictions" / "generate.jsonl").read_bytes() == before
