@@ -176,6 +176,7 @@ def _vocab_path(recipe: Recipe) -> Path:
 def _train(parts: Parts, resume: bool) -> int:
     from hanlin.checkpoint.state import Checkpointer, recipe_identity
     from hanlin.core.ranks import pick_device, seed_everything, set_threads, start_log
+    from hanlin.evaluate.run import weights_fingerprint
     from hanlin.parallel.place import place
     from hanlin.train.keeper import Keeper
     from hanlin.train.loop import count_steps, train
@@ -200,7 +201,11 @@ def _train(parts: Parts, resume: bool) -> int:
     optimiser = AdamW(worker.parameters, recipe.train)
     step = Step(worker, optimiser, recipe.train, count_steps(recipe.train, loader), loader.where)
     _log_start(parts, worker, step.total_steps, device, threads)
-    checkpointer = Checkpointer(folder / "checkpoints", recipe.train.keep, recipe_identity(recipe))
+    identity = recipe_identity(recipe)
+    if recipe.tuning.method != "full":
+        # The frozen base is not in a checkpoint; it must be the one that the checkpoint was trained on.
+        identity["model.base weights"] = weights_fingerprint(worker.model)
+    checkpointer = Checkpointer(folder / "checkpoints", recipe.train.keep, identity)
     outcome = train(
         step,
         loader,

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 from hanlin.cli.main import main
 
@@ -107,3 +108,13 @@ def _answer(model: list[str], record: str, capsys: pytest.CaptureFixture[str]) -
     settings = ["generate.method=greedy", "generate.max_new_tokens=6"]
     assert main(["generate", *model, "--record", record, *settings]) == 0
     return capsys.readouterr().out
+
+
+def test_an_adapter_goes_on_only_on_its_own_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["convert", str(CASE), str(tmp_path / "base"), "--vocab", str(CASE / "vocab.txt")]) == 0
+    changes = {"model": {"base": str(tmp_path / "base")}, "tuning": {"method": "lora"}}
+    assert main(["train", str(write_recipe(tmp_path, "run", steps=4, **changes))]) == 0
+    weights = load_file(tmp_path / "base" / "model.safetensors")
+    save_file({name: tensor + 1 for name, tensor in weights.items()}, tmp_path / "base" / "model.safetensors")
+    assert main(["train", str(write_recipe(tmp_path, "run", steps=6, **changes))]) == 2
+    assert "model.base weights" in capsys.readouterr().err
