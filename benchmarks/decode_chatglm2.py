@@ -1,0 +1,102 @@
+"""Answer tokens per second of ChatGLM2's greedy decoding, against transformers' GlmForCausalLM.generate.
+
+python benchmarks/decode_chatglm2.py [--out result.json]        (needs transformers)
+
+8 layers x 512 hidden, vocabulary 65,024, fp32, one thread; random weights, random prompts of 64 tokens, 64 new tokens,
+the same for both; batch 1 and 16. The ways take turns, the ratio is the median of the rounds' ratios, and both must
+write the same tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from glm_peer import SMALL, machine, make_pair
+
+from hanlin.core.batch import Prompt, PromptBatch
+from hanlin.core.settings import GenerateSettings
+from hanlin.generate.engine import Engine
+from hanlin.models.chatglm2 import rows
+from hanlin.models.chatglm2.samples import ChatCursor
+
+NEVER: frozenset[int] = frozenset()
+
+
+class Ids:
+    """Prompts that are ids already; all that a search asks of a `Samples`."""
+
+    def collate_prompts(self, prompts: list[Prompt]) -> PromptBatch:
+        inputs = rows.pad_left([prompt.inputs["tokens"] for prompt in prompts], SMALL.pad_id)
+        return PromptBatch(inputs, [prompt.cursor for prompt in prompts], [[] for _ in prompts])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--prompt", type=int, default=64)
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 16])
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    ours, theirs = make_pair(SMALL)
+    engine = Engine(ours.eval(), Ids())  # pyright: ignore[reportArgumentType]
+    prompts = np.random.default_rng(0).integers(300, 64000, (max(args.batches), args.prompt))
+    result = {
+        "machine": machine(),
+        "date": datetime.date.today().isoformat(),
+        **{
+            f"batch_{size}": compare(engine, theirs.eval(), prompts[:size], args.tokens, args.rounds)
+            for size in args.batches
+        },
+    }
+    print(json.dumps(result, indent=1))
+    if args.out:
+        args.out.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+
+
+def compare(engine: Engine, theirs: Any, prompts: np.ndarray, tokens: int, rounds: int) -> dict[str, Any]:
+    times, ours, expected = [], [], []
+    for _ in range(rounds + 1):  # the first round warms up
+        begin = time.perf_counter()
+        expected = decode_theirs(theirs, prompts, tokens)
+        middle = time.perf_counter()
+        ours = decode_ours(engine, prompts, tokens)
+        times.append((middle - begin, time.perf_counter() - middle))
+    count = prompts.shape[0] * tokens
+    return {
+        "glm_tokens_per_second": round(count / median(slow for slow, _ in times[1:]), 1),
+        "hanlin_tokens_per_second": round(count / median(fast for _, fast in times[1:]), 1),
+        "ratio": round(median(slow / fast for slow, fast in times[1:]), 2),
+        "same_tokens": ours == expected,
+    }
+
+
+def decode_ours(engine: Engine, prompts: np.ndarray, tokens: int) -> list[list[int]]:
+    given = [
+        Prompt(None, {"tokens": row[:-1].astype(np.int32)}, ChatCursor(int(row[-1]), len(row) - 1, NEVER))
+        for row in prompts
+    ]
+    *_, searches = engine.search(given, GenerateSettings(method="greedy", max_new_tokens=tokens))
+    return [list(search.best.tokens) for search in searches]
+
+
+@torch.inference_mode()
+def decode_theirs(model: Any, prompts: np.ndarray, tokens: int) -> list[list[int]]:
+    ids = torch.from_numpy(prompts)
+    written = model.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=tokens, eos_token_id=None
+    )
+    return written[:, ids.shape[1] :].tolist()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""transformers' GlmForCausalLM with the weights of a model of ours, for comparisons in one process."""
+
+from __future__ import annotations
+
+import platform
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hanlin.formats.convert import convert, save_base
+from hanlin.models.chatglm2 import family
+from hanlin.models.chatglm2.config import ChatGlm2Config
+
+# The shape that ADGEN's figures are given for.
+SMALL = ChatGlm2Config(num_layers=8, hidden_size=512, num_heads=8, head_dim=64, ffn_size=1712, max_length=2048)
+
+
+def make_pair(config: ChatGlm2Config) -> tuple[Any, Any]:
+    """Our model with random weights and theirs with the same ones, both fp32."""
+    from transformers import GlmForCausalLM  # pyright: ignore[reportMissingImports]
+
+    ours = family.model()(config)
+    ours.init_weights(torch.Generator().manual_seed(0))
+    with tempfile.TemporaryDirectory() as folder:
+        base, glm = Path(folder) / "base", Path(folder) / "glm"
+        save_base(base, family, config, {name: weight.detach() for name, weight in ours.named_parameters()})
+        convert(base, family, None, "huggingface", glm)
+        theirs = GlmForCausalLM.from_pretrained(glm, dtype=torch.float32, attn_implementation="sdpa")
+    return ours, theirs
+
+
+def machine() -> str:
+    import transformers  # pyright: ignore[reportMissingImports]
+
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    cpu = names[0] if names else platform.processor() or platform.machine()
+    return f"{cpu}, torch {torch.__version__}, transformers {transformers.__version__}, 1 thread"
