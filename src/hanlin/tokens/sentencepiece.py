@@ -32,7 +32,7 @@ class SentencePiece:
         self.model = model
         self.size = self._processor.get_piece_size()
         # What stands for no text: markers such as <s>, and <unk>.
-        self._silent = frozenset(id for id in range(self.size) if self._is_silent(id))
+        self._silent = frozenset(id for id in range(self.size) if self.is_silent(id))
         self._marker = next((id for id in sorted(self._silent) if self._processor.is_control(id)), None)
 
     @classmethod
@@ -77,5 +77,6 @@ class SentencePiece:
         id = self._processor.piece_to_id(piece)
         return id if self.piece(id) == piece else None
 
-    def _is_silent(self, id: int) -> bool:
+    def is_silent(self, id: int) -> bool:
+        """Whether a piece stands for no text: a marker such as <s>, or <unk>."""
         return self._processor.is_control(id) or self._processor.is_unknown(id)

@@ -1,0 +1,108 @@
+"""CPM-1's texts <-> ids: jieba's words joined by blanks, then sentencepiece; and word pieces for the pretrained models.
+
+Surprising: the text changes on the way ("，" becomes ","; a tab vanishes), since the sentencepiece model normalises.
+Special tokens are never read out of text. `transformers.CpmTokenizer` gives other ids for nearly every text: it neither
+cuts by jieba nor makes blanks visible. Golden case cpm1_tokenizer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+
+from hanlin.core.errors import DataError
+from hanlin.tokens.segments import cut_segments, restore_blanks
+from hanlin.tokens.sentencepiece import SentencePiece
+from hanlin.tokens.wordpiece import WordPiece
+
+PIECES_FILE, NAMES_FILE, WORDS_FILE = "chinese_vocab.model", "vocab.json", "vocab.txt"
+PAD, MASK, SEP, EOD = "<pad>", "<mask>", "<sep>", "<eod>"
+
+_WORD_START = "\u2581"  # how sentencepiece marks the beginning of a word
+_UNKNOWN_SHOWN = "⁇"
+
+
+class Cpm1Tokenizer:
+    """The released models' tokenizer; `ids` of special tokens by `find`."""
+
+    def __init__(self, pieces: SentencePiece) -> None:
+        self.pieces = pieces
+
+    @classmethod
+    def load(cls, file: Path) -> Cpm1Tokenizer:
+        """Raises: DataError."""
+        tokenizer = cls(SentencePiece.load(file))
+        if missing := [token for token in (PAD, EOD) if tokenizer.find(token) is None]:
+            raise DataError(f"{file}: a sentencepiece model, but not one of CPM-1: it lacks {', '.join(missing)}")
+        return tokenizer
+
+    def save(self, folder: Path) -> None:
+        names = {self.pieces.piece(id): id for id in range(self.vocab_size)}
+        (Path(folder) / PIECES_FILE).write_bytes(self.pieces.model)
+        (Path(folder) / NAMES_FILE).write_text(json.dumps(names), encoding="utf-8")
+
+    @property
+    def vocab_size(self) -> int:
+        return self.pieces.size
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when any text would get other ids."""
+        return self.pieces.fingerprint
+
+    def find(self, token: str) -> int | None:
+        """The id of a token such as `<eod>`, None if there is none."""
+        return self.pieces.find(token)
+
+    def encode(self, text: str) -> list[int]:
+        return self.pieces.encode(" ".join(cut_segments(text)))
+
+    def encode_many(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
+        """`encode` for many texts at once."""
+        return self.pieces.encode_many([" ".join(cut_segments(text)) for text in texts], threads)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of the ids; markers and ids that are no piece count as nothing, but `<eod>` is shown."""
+        return "".join(self._texts[id] for id in ids if 0 <= id < self.vocab_size)
+
+    @cached_property
+    def _texts(self) -> list[str]:
+        return [self._text_of(id) for id in range(self.vocab_size)]
+
+    def _text_of(self, id: int) -> str:
+        if self.pieces.piece(id) == "<unk>":
+            return _UNKNOWN_SHOWN
+        if self.pieces.is_silent(id):
+            return ""
+        # Real blanks are visible letters, so a piece's own ones only part jieba's words.
+        return restore_blanks(self.pieces.piece(id).replace(_WORD_START, "").replace(" ", ""))
+
+
+class Cpm1WordTokenizer(WordPiece):
+    """The tokenizers of the pretraining program: T5's `vocab.txt`, and GPT-2's `vocab.json` without merges."""
+
+    @classmethod
+    def load(cls, file: Path) -> Cpm1WordTokenizer:
+        return cls(WordPiece.load(file).tokens)
+
+    def save(self, folder: Path) -> None:
+        (Path(folder) / WORDS_FILE).write_text("".join(f"{token}\n" for token in self.tokens), encoding="utf-8")
+
+
+def load_tokenizer(path: Path) -> Cpm1Tokenizer | Cpm1WordTokenizer:
+    """The tokenizer of a file or a folder: sentencepiece where there is a `.model`, else word pieces.
+
+    Raises: DataError.
+    """
+    path = Path(path)
+    file = _vocabulary_file(path) if path.is_dir() else path
+    return Cpm1Tokenizer.load(file) if file.suffix == ".model" else Cpm1WordTokenizer.load(file)
+
+
+def _vocabulary_file(folder: Path) -> Path:
+    for name in (PIECES_FILE, WORDS_FILE, NAMES_FILE):
+        if (folder / name).is_file():
+            return folder / name
+    raise DataError(f"{folder}: none of {PIECES_FILE}, {WORDS_FILE}, {NAMES_FILE} is in this folder; copy one there")

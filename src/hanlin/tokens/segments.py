@@ -1,0 +1,26 @@
+"""A Chinese text cut into words by jieba, with blanks and line breaks as visible letters: how all CPM models begin.
+
+The vocabularies of CPM-1 and CPM-2 know no white space: a blank is U+2582 and a line break U+2583 in them.
+"""
+
+from __future__ import annotations
+
+import logging
+
+BLANK, LINE_BREAK = "\u2582", "\u2583"
+
+_TO_VISIBLE = str.maketrans({" ": BLANK, "\n": LINE_BREAK})
+_TO_BLANK = str.maketrans({BLANK: " ", LINE_BREAK: "\n"})
+
+
+def cut_segments(text: str) -> list[str]:
+    """The words of a text (default dictionary, hidden Markov model on) with visible white space."""
+    import jieba  # loads a dictionary for a second, so only when texts are really cut
+
+    jieba.setLogLevel(logging.WARNING)  # it reports that loading otherwise
+    return [segment.translate(_TO_VISIBLE) for segment in jieba.cut(text)]
+
+
+def restore_blanks(text: str) -> str:
+    """Turn the visible letters back into white space."""
+    return text.translate(_TO_BLANK)
