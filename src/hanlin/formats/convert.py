@@ -23,6 +23,7 @@ from hanlin.formats.files import (
     write_shards,
     write_weights,
 )
+from hanlin.formats.ranks import Partitions, RankWeights, find_ranks, write_ranks
 from hanlin.formats.rules import Drop, Move, Rename, Rule, find_moves, rename
 
 if TYPE_CHECKING:
@@ -45,7 +46,8 @@ class Format:
     config_files: where their JSON may lie beside the weights, best first (`*` allowed); the first is the one we write;
     weights_file: the name we write, its ending says the kind; shard_bytes: above it shards with an index are written
     instead (None: never); tokenizer_files: copied along where they are;
-    refuse: raises CheckpointError for the JSON of a model that is often taken for one of the family.
+    refuse: raises CheckpointError for the JSON of a model that is often taken for one of the family;
+    partitions: how the tensors are divided where each model-parallel rank has its own file (None: they never are).
     """
 
     title: str
@@ -57,6 +59,7 @@ class Format:
     shard_bytes: int | None = None
     tokenizer_files: tuple[str, ...] = ()
     refuse: Callable[[Mapping[str, Any]], None] | None = None
+    partitions: Partitions | None = None
 
 
 class FamilyFacts(Protocol):
@@ -108,7 +111,7 @@ def find_source(path: Path, family: FamilyFacts, from_: str | None = None) -> So
     path = _home(Path(path))
     if is_base(path) and from_ in (None, BASE):
         return Source(path, BASE, open_weights(path), _base_values(path, family))
-    weights = open_weights(path)
+    weights = _open_theirs(path, family)
     name = from_ or recognise(weights, family)
     if name is None or name not in family.formats:
         refuse_lookalikes(path, family)
@@ -116,6 +119,17 @@ def find_source(path: Path, family: FamilyFacts, from_: str | None = None) -> So
         unlike = f"its tensors are called as in no layout of {family.name} (first: {_some(weights)})"
         raise CheckpointError(f"{path}: {unlike if name is None else f'it is not in layout {name!r}'}; known: {known}")
     return Source(path, name, weights, _their_values(path, family.formats[name]))
+
+
+def _open_theirs(path: Path, family: FamilyFacts) -> Weights:
+    """The tensors at a path; those of model-parallel ranks are merged."""
+    files = find_ranks(path)
+    if not files:
+        return open_weights(path)
+    partitions = next((form.partitions for form in family.formats.values() if form.partitions is not None), None)
+    if partitions is None:
+        raise CheckpointError(f"{path}: divided over model-parallel ranks; no layout of {family.name} is")
+    return RankWeights(files, partitions)
 
 
 def refuse_lookalikes(path: Path, family: FamilyFacts) -> None:
@@ -248,10 +262,12 @@ def convert(
     changes: Mapping[str, Any] | None = None,
     tokenizer: Any = None,
     overwrite: bool = False,
+    ranks: int = 1,
 ) -> None:
     """Rewrite weights from one layout (None: told from the files) as the folder `target` in layout `to`.
 
-    changes: config values that win over the source's; tokenizer: written along (None: the source's files are copied).
+    changes: config values that win over the source's; tokenizer: written along (None: the source's files are copied);
+    ranks: model-parallel ranks to divide the tensors over, where the layout can.
 
     Raises: CheckpointError; the target is whole or not there at all.
     """
@@ -260,22 +276,27 @@ def convert(
     ours = _to_ours(opened, family, config, _shapes(family, config))
     if to != BASE and to not in family.formats:
         raise CheckpointError(f"there is no layout {to!r}; known layouts: {', '.join([BASE, *family.formats])}")
+    if ranks != 1 and (to == BASE or family.formats[to].partitions is None):
+        raise CheckpointError(f"the layout {to!r} is not divided over ranks; leave the number of ranks out")
     with published(target, overwrite) as beside:
         beside.mkdir()
         if to == BASE:
             write_json(beside / "config.json", {"family": family.name, **asdict(config)})
             write_shards(beside, ours)
         else:
-            _write_theirs(beside, family.formats[to], config, ours)
+            _write_theirs(beside, family.formats[to], config, ours, ranks)
         _bring_tokenizer(opened.path, beside, family, tokenizer)
 
 
-def _write_theirs(folder: Path, form: Format, config: Any, ours: Mapping[str, torch.Tensor]) -> None:
+def _write_theirs(folder: Path, form: Format, config: Any, ours: Mapping[str, torch.Tensor], ranks: int = 1) -> None:
     write_json(folder / form.config_files[0], form.write_config(config))
     moves = find_moves(form.rules(config), ours, "to_theirs")
     theirs = Translated(ours, {target: move for move in moves for target in move.targets})
     assert sum(len(move.sources) for move in moves) == len(ours), "the rules must know every parameter"
-    write_weights(folder / form.weights_file, theirs, form.shard_bytes)
+    if form.partitions is not None:
+        write_ranks(folder, theirs, form.partitions, ranks)
+    else:
+        write_weights(folder / form.weights_file, theirs, form.shard_bytes)
 
 
 def _bring_tokenizer(source: Path, folder: Path, family: FamilyFacts, tokenizer: Any) -> None:

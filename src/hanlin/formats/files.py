@@ -215,7 +215,7 @@ class _Safetensors(Weights):
         return len(self._names)
 
     def forget(self, name: str) -> None:
-        _forget_pages(self[name])
+        forget_pages(self[name])
 
 
 class _Pickle(Weights):
@@ -234,7 +234,7 @@ class _Pickle(Weights):
 
     def forget(self, name: str) -> None:
         if self._is_mapped:
-            _forget_pages(self._tensors[name])
+            forget_pages(self._tensors[name])
 
 
 class _Shards(Weights):
@@ -291,9 +291,9 @@ def _load_pickle(path: Path) -> tuple[dict[str, torch.Tensor], bool]:
         is_mapped = zipfile.is_zipfile(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=is_mapped)
     except pickle.UnpicklingError as error:
-        raise CheckpointError(_refused(path, error)) from None  # torch's own text advises to read it all the same
+        raise CheckpointError(refused(path, error)) from None  # torch's own text advises to read it all the same
     except (RuntimeError, OSError, EOFError, ValueError, LookupError, AttributeError, TypeError) as error:
-        raise CheckpointError(_damaged(path, _first_line(error))) from error
+        raise CheckpointError(damaged(path, _first_line(error))) from error
     return _only_tensors(path, loaded), bool(is_mapped)
 
 
@@ -308,17 +308,17 @@ def _only_tensors(path: Path, loaded: object) -> dict[str, torch.Tensor]:
     return loaded
 
 
-def _refused(path: Path, error: pickle.UnpicklingError) -> str:
+def refused(path: Path, error: pickle.UnpicklingError) -> str:
     named = re.search(r"GLOBAL (\S+)", str(error))
     if named is None:
-        return _damaged(path, "its beginning is not that of a pickle of tensors")
+        return damaged(path, "its beginning is not that of a pickle of tensors")
     return (
         f"{path}: holds {named[1]} beside tensors and is refused, since reading it could run code from the file; "
         "ask its author for safetensors"
     )
 
 
-def _damaged(path: Path, reason: str) -> str:
+def damaged(path: Path, reason: str) -> str:
     return f"{path}: damaged or not a torch file, {path.stat().st_size:,} bytes ({reason}); copy it again"
 
 
@@ -351,7 +351,7 @@ def _alone(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if is_alone else tensor.contiguous().clone()
 
 
-def _forget_pages(tensor: torch.Tensor) -> None:
+def forget_pages(tensor: torch.Tensor) -> None:
     """Let the system take back the pages of a mapped tensor.
 
     Read pages of a mapping count as the process's memory as long as the mapping stands; without this, loading would

@@ -65,6 +65,23 @@ class Drop:
         raise AssertionError("what is dropped is never written")
 
 
+class Copies:
+    """Several tensors of theirs that must be equal are one of ours."""
+
+    def __init__(self, theirs: Sequence[str], ours: str) -> None:
+        self.theirs = tuple(theirs)
+        self.ours = (ours,)
+
+    def to_ours(self, tensors: Tensors) -> Tensors:
+        for name, copy in zip(self.theirs[1:], tensors[1:], strict=True):
+            if not copy.equal(tensors[0]):
+                raise CheckpointError(f"{name} must be a copy of {self.theirs[0]} in this family, but differs")
+        return tensors[:1]
+
+    def to_theirs(self, tensors: Tensors) -> Tensors:
+        return tensors * len(self.theirs)
+
+
 class Split:
     """Blocks of rows of one tensor of theirs are several of ours; sizes: rows of each, None = equal parts."""
 

@@ -97,34 +97,55 @@ class Sight:
 
 
 def attend(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, sight: Sight, *, dropout: float = 0.0
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    sight: Sight,
+    *,
+    dropout: float = 0.0,
+    scale: float | None = None,
 ) -> torch.Tensor:
-    """Mix the values a query sees: `[groups, heads, columns, head_dim]` -> `[groups, queries, heads * head_dim]`."""
-    mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=sight.bias, dropout_p=dropout)
+    """Mix the values a query sees: `[groups, heads, columns, head_dim]` -> `[groups, queries, heads * head_dim]`.
+
+    scale: factor of the scores; None: 1 / sqrt(head_dim).
+    """
+    mixed = functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=sight.bias, dropout_p=dropout, scale=scale
+    )
     return mixed.transpose(1, 2).flatten(2).masked_fill(sight.blind[..., None], 0)
 
 
 def attend_grouped(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, visible: torch.Tensor | None = None
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    visible: torch.Tensor | None = None,
+    *,
+    dropout: float = 0.0,
 ) -> torch.Tensor:
     """Mix the values a query sees, where several query heads share a key and value head.
 
     query: `[groups, heads, columns, head_dim]`; key, value: `[groups, kv_heads, keys, head_dim]`;
     visible: bool `[groups or 1, 1, queries, keys]`, every query sees something; None: a query sees the keys up to its
-    own column, or all of them if it is alone. Returns `[groups, queries, heads * head_dim]`.
+    own column, or all of them if it is alone. dropout: share of the probabilities that is dropped.
+    Returns `[groups, queries, heads * head_dim]`.
     """
     kv_heads = key.shape[1]
     if query.shape[2] == 1:
         # The query heads of a group stand as queries side by side: no copy of a long past.
         folded = query.squeeze(2).unflatten(1, (kv_heads, -1))
-        return functional.scaled_dot_product_attention(folded, key, value, attn_mask=visible).flatten(1)[:, None]
+        return functional.scaled_dot_product_attention(
+            folded, key, value, attn_mask=visible, dropout_p=dropout
+        ).flatten(1)[:, None]
     shares = query.shape[1] // kv_heads
     if visible is None:
-        mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=shares > 1)
+        mixed = functional.scaled_dot_product_attention(
+            query, key, value, is_causal=True, enable_gqa=shares > 1, dropout_p=dropout
+        )
     else:
         # CUDA has no fast kernel for a mask together with enable_gqa.
         key, value = (part.repeat_interleave(shares, dim=1) if shares > 1 else part for part in (key, value))
-        mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=visible)
+        mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=visible, dropout_p=dropout)
     return mixed.transpose(1, 2).flatten(2)
 
 

@@ -22,6 +22,7 @@ class Past:
         self._used: dict[Hashable, int] = {}
         self._keys: dict[Hashable, torch.Tensor] = {}
         self._values: dict[Hashable, torch.Tensor] = {}
+        self._kept: dict[Hashable, tuple[torch.Tensor, ...]] = {}
 
     def note(self, **facts: torch.Tensor) -> dict[str, torch.Tensor]:
         """Add facts of the next columns, `[rows, columns]` each; return them for all columns so far."""
@@ -43,11 +44,25 @@ class Past:
         self._values[block] = _write(self._values.get(block), values, start, dim=2)
         return self._keys[block].narrow(2, 0, end), self._values[block].narrow(2, 0, end)
 
+    @property
+    def has_kept(self) -> bool:
+        return bool(self._kept)
+
+    def keep(self, block: Hashable, *tensors: torch.Tensor) -> None:
+        """Remember tensors `[rows, ...]` that do not grow (keys and values of an encoder)."""
+        self._kept[block] = tensors
+
+    def kept(self, block: Hashable) -> tuple[torch.Tensor, ...]:
+        return self._kept[block]
+
     def select(self, rows: torch.Tensor) -> None:
         """Keep these rows, in this order; a row may be taken several times (beams)."""
         self._facts = _select(self._facts, rows)
         self._keys = _select(self._keys, rows)
         self._values = _select(self._values, rows)
+        self._kept = {
+            block: tuple(tensor.index_select(0, rows) for tensor in tensors) for block, tensors in self._kept.items()
+        }
 
 
 def _select(store: dict[Any, torch.Tensor], rows: torch.Tensor) -> dict[Any, torch.Tensor]:

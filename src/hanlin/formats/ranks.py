@@ -1,0 +1,199 @@
+"""Weights divided over model-parallel ranks, as Megatron and DeepSpeed write them: one file per rank, one tracker file.
+
+`DIR/latest_checkpointed_iteration.txt` (or DeepSpeed's `DIR/latest`) names a folder that holds
+`mp_rank_00_model_states.pt`, `mp_rank_01_model_states.pt`, ... A file has the tensors under "module" (or "model") and,
+beside them, states of random numbers and schedules; these are read with an allow-list and thrown away.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hanlin.core.errors import CheckpointError
+from hanlin.formats.files import Weights, damaged, forget_pages, refused
+
+if TYPE_CHECKING:
+    import torch
+
+TRACKER = "latest_checkpointed_iteration.txt"
+_TRACKERS = (TRACKER, "latest")
+_RANK_FILE = "mp_rank_{rank:02d}_model_states.pt"
+_RANK = re.compile(r"mp_rank_(\d+)_model_states\.pt")
+
+
+@dataclass(frozen=True)
+class Partition:
+    """How one tensor lies on the ranks: along `dim`; parts: equal parts of it that are divided each for itself."""
+
+    dim: int = 0
+    parts: int = 1
+
+    def merge(self, pieces: Sequence[torch.Tensor]) -> torch.Tensor:
+        import torch
+
+        parts = [piece.chunk(self.parts, self.dim) for piece in pieces]
+        return torch.cat([rank[part] for part in range(self.parts) for rank in parts], self.dim)
+
+    def divide(self, whole: torch.Tensor, ranks: int) -> list[torch.Tensor]:
+        """The share of each rank.
+
+        Raises: CheckpointError when it does not come out even.
+        """
+        import torch
+
+        if whole.shape[self.dim] % (self.parts * ranks):
+            held = f"{self.parts} x " if self.parts > 1 else ""
+            raise CheckpointError(f"{whole.shape[self.dim]} along dim {self.dim} is no multiple of {held}{ranks} ranks")
+        shares = [part.chunk(ranks, self.dim) for part in whole.chunk(self.parts, self.dim)]
+        return [torch.cat([part[rank] for part in shares], self.dim) for rank in range(ranks)]
+
+
+Partitions = Mapping[str, Partition]
+"""Ending of a tensor's name -> how it is divided; a tensor that no ending knows is the same on all ranks."""
+
+
+def partition_of(name: str, partitions: Partitions) -> Partition | None:
+    """How a tensor is divided; None: every rank has all of it."""
+    return next((partition for ending, partition in partitions.items() if name.endswith(ending)), None)
+
+
+def find_ranks(path: Path) -> list[Path]:
+    """The files of all ranks, in their order; empty where `path` is no such checkpoint.
+
+    path: the folder with the tracker file, that with the ranks' files, or one of these.
+
+    Raises: CheckpointError when the tracker names a folder that is not there, or when a rank's file is missing.
+    """
+    path = Path(path)
+    folder = _tracked(path) if path.is_dir() else path.parent if path.is_file() and _RANK.fullmatch(path.name) else None
+    if folder is None:
+        return []
+    found = {int(match[1]): file for file in folder.iterdir() if (match := _RANK.fullmatch(file.name))}
+    if lost := [_RANK_FILE.format(rank=rank) for rank in range(max(found, default=-1) + 1) if rank not in found]:
+        raise CheckpointError(f"{folder}: {', '.join(lost)} missing beside the files of other ranks; copy them too")
+    return [found[rank] for rank in sorted(found)]
+
+
+class RankWeights(Weights):
+    """The tensors of all ranks, merged one by one when they are asked for."""
+
+    def __init__(self, files: Sequence[Path], partitions: Partitions) -> None:
+        self.files = tuple(files)
+        self._partitions = partitions
+        self._ranks = [_load_rank(file) for file in files]
+        for file, rank in zip(files, self._ranks, strict=True):
+            if odd := sorted(rank.keys() ^ self._ranks[0].keys()):
+                raise CheckpointError(f"{file}: has other tensors than {files[0].name}: {', '.join(odd[:5])}")
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        pieces = [rank[name] for rank in self._ranks]
+        partition = partition_of(name, self._partitions)
+        if len(pieces) > 1 and partition is not None:
+            return partition.merge(pieces)
+        if any(not piece.equal(pieces[0]) for piece in pieces[1:]):
+            raise CheckpointError(f"{self.files[0].parent}: {name} must be the same on all ranks, but differs")
+        return pieces[0]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._ranks[0])
+
+    def __len__(self) -> int:
+        return len(self._ranks[0])
+
+    def forget(self, name: str) -> None:
+        for rank in self._ranks:
+            forget_pages(rank[name])
+
+
+def write_ranks(
+    folder: Path, tensors: Mapping[str, torch.Tensor], partitions: Partitions, ranks: int = 1, iteration: int = 1
+) -> None:
+    """Write a tracker file and one file per rank, which the originals load with `--no-load-optim`.
+
+    One rank's share is in memory at a time.
+
+    Raises: CheckpointError when a tensor cannot be divided evenly.
+    """
+    import torch
+
+    inner = folder / str(iteration)
+    inner.mkdir(parents=True)
+    for rank in range(ranks):
+        module = {name: _share(name, tensors, partitions, ranks, rank) for name in tensors}
+        state = {
+            "module": module,
+            "optimizer": None,
+            "lr_scheduler": None,
+            "csr_tensor_module_names": set(),
+            "skipped_steps": 0,
+            "global_steps": iteration,
+            "global_samples": 0,
+            "iteration": iteration,
+            "dp_world_size": 1,
+            "mp_world_size": ranks,
+        }
+        with (inner / _RANK_FILE.format(rank=rank)).open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+    (folder / TRACKER).write_text(f"{iteration}\n", encoding="utf-8")
+
+
+def _share(
+    name: str, tensors: Mapping[str, torch.Tensor], partitions: Partitions, ranks: int, rank: int
+) -> torch.Tensor:
+    tensor, partition = tensors[name].detach(), partition_of(name, partitions)
+    if partition is None:
+        return tensor.clone()
+    try:
+        return partition.divide(tensor, ranks)[rank]
+    except CheckpointError as error:
+        raise CheckpointError(f"{name}: {error}") from None
+
+
+def _tracked(folder: Path) -> Path | None:
+    """The folder with the ranks' files."""
+    if any(_RANK.fullmatch(file.name) for file in folder.iterdir()):
+        return folder
+    tracker = next((folder / name for name in _TRACKERS if (folder / name).is_file()), None)
+    if tracker is None:
+        return None
+    tag = tracker.read_text(encoding="utf-8").strip()
+    if not tag or Path(tag).name != tag or not (folder / tag).is_dir():
+        raise CheckpointError(f"{tracker}: names the folder {tag!r}, which is not there; correct it or copy the folder")
+    return folder / tag
+
+
+def _load_rank(path: Path) -> dict[str, torch.Tensor]:
+    import torch
+
+    try:
+        with torch.serialization.safe_globals(_harmless()):
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(refused(path, error)) from None  # torch's own text advises to read it all the same
+    except (RuntimeError, OSError, EOFError, ValueError, LookupError, AttributeError, TypeError) as error:
+        raise CheckpointError(damaged(path, str(error).splitlines()[0])) from error
+    held = loaded if isinstance(loaded, dict) else {}
+    module = held.get("module", held.get("model"))
+    if not isinstance(module, dict):
+        raise CheckpointError(f"{path}: the tensors of a rank are expected under the key module or model")
+    if odd := [str(name) for name, value in module.items() if not isinstance(value, torch.Tensor)]:
+        raise CheckpointError(f"{path}: {', '.join(odd[:5])} under module: no tensor")
+    return module
+
+
+def _harmless() -> list[Any]:
+    """What the state of numpy's random numbers is pickled with: arrays of numbers, nothing that runs."""
+    import numpy as np
+    from numpy._core.multiarray import _reconstruct  # pyright: ignore[reportAttributeAccessIssue]: numpy's pickles
+
+    # A file of numpy 1 names it numpy.core, one of numpy 2 numpy._core.
+    named = [(_reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
+    return [*named, np.ndarray, np.dtype, type(np.dtype(np.uint32)), type(np.dtype(np.uint8)), set]

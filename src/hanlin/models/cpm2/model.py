@@ -1,0 +1,307 @@
+"""The network of CPM-2: an encoder-decoder after T5 1.1, with gated GELU and no bias anywhere.
+
+Surprising: scores are not divided by sqrt(head_dim); each stack has one position bias table for all its blocks, and
+cross attention has none; the head is not the embedding and is not scaled. Padding sees nothing here and is zero after
+attention; in the original it sees everything, which reaches no loss.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from hanlin.core.plan import Plan, Split
+from hanlin.layers.attention import Sight, attend
+from hanlin.layers.buckets import distance_bucket
+from hanlin.layers.linear import Linear
+from hanlin.layers.loss import head_loss
+from hanlin.layers.norm import RmsNorm
+from hanlin.layers.past import Past
+from hanlin.layers.precision import matmul_dtype
+from hanlin.layers.soft_prompt import SoftPrompt
+
+from .config import Cpm2Config
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The tensors of a forward pass, int `[batch, length]` each; encoder and decoder have lengths of their own.
+
+    tokens: what the decoder reads; encoder_tokens: what the encoder reads, ids below 0 are prompts.
+    spans, encoder_spans: the samples of a row, which never see each other: numbers from 0 on, the same on both sides;
+    -1 = padding. None: a row is one sample without padding. With a past: spans in all calls or in none.
+    """
+
+    tokens: torch.Tensor
+    encoder_tokens: torch.Tensor
+    spans: torch.Tensor | None = None
+    encoder_spans: torch.Tensor | None = None
+
+    @property
+    def own_spans(self) -> torch.Tensor:
+        return torch.zeros_like(self.tokens) if self.spans is None else self.spans
+
+    @property
+    def read_spans(self) -> torch.Tensor:
+        return torch.zeros_like(self.encoder_tokens) if self.encoder_spans is None else self.encoder_spans
+
+
+@dataclass(frozen=True)
+class View:
+    """What all decoder blocks share in a forward pass; encoded: None when its keys and values are in the past."""
+
+    own: Sight
+    across: Sight
+    encoded: torch.Tensor | None
+    past: Past | None
+
+
+class Cpm2(nn.Module):
+    """CPM-2 of any size, whole or cut (see core/plan.py); the state is the encoder's and the decoder's hidden states.
+
+    `checkpoint_activations = True` keeps only the input of each block for the backward pass.
+    """
+
+    def __init__(self, config: Cpm2Config) -> None:
+        super().__init__()
+        self.config = config
+        self.checkpoint_activations = False
+        self.soft_prompt: SoftPrompt | None = None
+        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.encoder_bias = nn.Embedding(config.num_distance_buckets, config.num_heads)
+        self.encoder_blocks = nn.ModuleDict({str(i): EncoderBlock(config) for i in range(config.num_layers)})
+        self.encoder_norm = RmsNorm(config.hidden_size, config.norm_eps)
+        self.decoder_bias = nn.Embedding(config.num_distance_buckets, config.num_heads)
+        self.decoder_blocks = nn.ModuleDict({str(i): DecoderBlock(config) for i in range(config.num_layers)})
+        self.decoder_norm = RmsNorm(config.hidden_size, config.norm_eps)
+        self.head: Linear | None = Linear(config.hidden_size, config.vocab_size)
+        self.plan = make_plan()
+
+    def forward(
+        self,
+        *state: torch.Tensor,
+        past: Past | None = None,
+        labels: torch.Tensor | None = None,
+        weights: torch.Tensor | None = None,
+        reduction: Literal["sum", "none"] = "sum",
+        logits_to_keep: int | None = None,
+        **inputs: Any,
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """Logits `[batch, length, vocab]` of the decoder, or the loss if there are labels (`core.plan.LanguageModel`).
+
+        inputs: the fields of `Inputs`. The encoder runs in the first call with a past only.
+        """
+        given = Inputs(**inputs)
+        is_encoded = past is not None and past.has_kept
+        encoded, hidden = state or (
+            None if is_encoded else self._embed(given.encoder_tokens),
+            self._embed(given.tokens),
+        )
+        if encoded is not None:
+            encoded = self._encode(encoded, given)
+        if self.decoder_blocks:
+            hidden = self._decode(encoded, hidden, given, past)
+        if self.head is None:
+            assert encoded is not None, "a past belongs to a whole model"
+            return encoded, hidden
+        hidden = self._finish(self.decoder_norm, hidden if logits_to_keep is None else hidden[:, -logits_to_keep:])
+        if labels is not None:
+            return head_loss(hidden, [(self.head.weight, 1.0)], labels, weights, reduction)
+        return self.head(hidden)
+
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """Fill every parameter that exists as a fresh model has it."""
+        std, biases = self.config.init_std, (self.encoder_bias, self.decoder_bias)
+        smaller = std / (2 * self.config.num_layers) ** 0.5 if self.config.scaled_init else std
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Embedding | nn.Linear):
+                is_last = name.endswith((".output", ".down"))
+                spread = 1.0 if module in biases else smaller if is_last else std
+                nn.init.normal_(module.weight, std=spread, generator=generator)
+            elif isinstance(module, RmsNorm):
+                nn.init.ones_(module.weight)
+
+    def _embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        embedded = self.embedding(tokens) if self.soft_prompt is None else self.soft_prompt(tokens, self.embedding)
+        return functional.dropout(embedded, self.config.dropout, self.training)
+
+    def _encode(self, hidden: torch.Tensor, given: Inputs) -> torch.Tensor:
+        if not self.encoder_blocks:
+            return hidden
+        sight = self._encoder_sight(given, matmul_dtype(hidden))
+        for block in self.encoder_blocks.values():
+            hidden = self._run(block, hidden, sight)
+        # The norm stands behind the last block, wherever a cut model has that one.
+        is_last = str(self.config.num_layers - 1) in self.encoder_blocks
+        return self._finish(self.encoder_norm, hidden) if is_last else hidden
+
+    def _decode(
+        self, encoded: torch.Tensor | None, hidden: torch.Tensor, given: Inputs, past: Past | None
+    ) -> torch.Tensor:
+        start = 0 if past is None else past.length
+        spans = given.own_spans
+        known = spans if past is None else past.note(spans=spans)["spans"]
+        dtype = matmul_dtype(hidden)
+        own = self._decoder_sight(spans, known, start, dtype)
+        across = Sight.of(
+            torch.zeros(1, 1, 1, 1, dtype=dtype, device=hidden.device), same_span(spans, given.read_spans)
+        )
+        view = View(own, across, encoded, past)
+        for name, block in self.decoder_blocks.items():
+            hidden = self._run(block, hidden, view, name)
+        return hidden
+
+    def _finish(self, norm: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+        return functional.dropout(norm(hidden), self.config.dropout, self.training)
+
+    def _run(self, block: nn.Module, hidden: torch.Tensor, *rest: Any) -> torch.Tensor:
+        if self.checkpoint_activations and torch.is_grad_enabled():
+            return checkpoint(block, hidden, *rest, use_reentrant=False)  # pyright: ignore[reportReturnType]
+        return block(hidden, *rest)
+
+    def _encoder_sight(self, given: Inputs, dtype: torch.dtype) -> Sight:
+        spans = given.read_spans
+        visible = same_span(spans, spans)
+        if self.soft_prompt is not None:
+            visible = self.soft_prompt.restrict(visible, given.encoder_tokens)
+        columns = torch.arange(spans.shape[1], device=spans.device)
+        buckets = self._buckets(columns[None, :] - columns[:, None], is_causal=False)
+        return Sight.of(_bias(self.encoder_bias, buckets, dtype), visible)
+
+    def _decoder_sight(self, spans: torch.Tensor, known: torch.Tensor, start: int, dtype: torch.dtype) -> Sight:
+        keys = torch.arange(known.shape[1], device=spans.device)
+        offsets = keys[None, :] - (start + torch.arange(spans.shape[1], device=spans.device))[:, None]
+        visible = same_span(spans, known) & (offsets <= 0)
+        return Sight.of(_bias(self.decoder_bias, self._buckets(offsets, is_causal=True), dtype), visible)
+
+    def _buckets(self, offsets: torch.Tensor, *, is_causal: bool) -> torch.Tensor:
+        """Rows of a bias table for key minus query columns; a decoder has all its buckets behind the query."""
+        count = self.config.num_distance_buckets
+        if is_causal:
+            return distance_bucket(offsets.clamp(max=0), 2 * count, self.config.max_distance)
+        return distance_bucket(offsets, count, self.config.max_distance)
+
+
+class EncoderBlock(nn.Module):
+    def __init__(self, config: Cpm2Config) -> None:
+        super().__init__()
+        self.attention = Attention(config)
+        self.ffn = FeedForward(config)
+
+    def forward(self, hidden: torch.Tensor, sight: Sight) -> torch.Tensor:
+        return self.ffn(self.attention(hidden, sight))
+
+
+class DecoderBlock(nn.Module):
+    def __init__(self, config: Cpm2Config) -> None:
+        super().__init__()
+        self.attention = Attention(config)
+        self.cross_attention = CrossAttention(config)
+        self.ffn = FeedForward(config)
+
+    def forward(self, hidden: torch.Tensor, view: View, name: str) -> torch.Tensor:
+        hidden = self.attention(hidden, view.own, view.past, name)
+        return self.ffn(self.cross_attention(hidden, view, name))
+
+
+class Attention(nn.Module):
+    """Norm, attention and residual."""
+
+    def __init__(self, config: Cpm2Config) -> None:
+        super().__init__()
+        inner = config.num_heads * config.head_dim
+        self.head_dim = config.head_dim
+        self.dropout = config.dropout
+        self.norm = RmsNorm(config.hidden_size, config.norm_eps)
+        self.query = Linear(config.hidden_size, inner)
+        self.key = Linear(config.hidden_size, inner)
+        self.value = Linear(config.hidden_size, inner)
+        self.output = Linear(inner, config.hidden_size)
+
+    def forward(self, hidden: torch.Tensor, sight: Sight, past: Past | None = None, name: str = "") -> torch.Tensor:
+        normed = self.norm(hidden)
+        key, value = self._heads(self.key(normed)), self._heads(self.value(normed))
+        if past is not None:
+            key, value = past.append(name, key, value)
+        return self._mixed(hidden, normed, key, value, sight)
+
+    def _heads(self, vectors: torch.Tensor) -> torch.Tensor:
+        return vectors.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # [batch, heads, length, head_dim]
+
+    def _mixed(
+        self, hidden: torch.Tensor, normed: torch.Tensor, key: torch.Tensor, value: torch.Tensor, sight: Sight
+    ) -> torch.Tensor:
+        dropout = self.dropout if self.training else 0.0
+        mixed = attend(self._heads(self.query(normed)), key, value, sight, dropout=dropout, scale=1.0)
+        # kept: the original drops twice here.
+        return hidden + functional.dropout(functional.dropout(self.output(mixed), dropout), dropout)
+
+
+class CrossAttention(Attention):
+    """`Attention` of the decoder to what the encoder made; its keys and values are computed once."""
+
+    def forward(self, hidden: torch.Tensor, view: View, name: str) -> torch.Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]: other keys
+        if view.encoded is None:
+            assert view.past is not None
+            key, value = view.past.kept(name)
+        else:
+            key, value = self._heads(self.key(view.encoded)), self._heads(self.value(view.encoded))
+            if view.past is not None:
+                view.past.keep(name, key, value)
+        return self._mixed(hidden, self.norm(hidden), key, value, view.across)
+
+
+class FeedForward(nn.Module):
+    """Norm, gated GELU (tanh form) and residual."""
+
+    def __init__(self, config: Cpm2Config) -> None:
+        super().__init__()
+        self.dropout = config.dropout
+        self.norm = RmsNorm(config.hidden_size, config.norm_eps)
+        self.gate = Linear(config.hidden_size, config.ffn_size)
+        self.up = Linear(config.hidden_size, config.ffn_size)
+        self.down = Linear(config.ffn_size, config.hidden_size)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        normed = self.norm(hidden)
+        inner = functional.gelu(self.gate(normed), approximate="tanh") * self.up(normed)
+        out = self.down(functional.dropout(inner, self.dropout, self.training))
+        return hidden + functional.dropout(out, self.dropout, self.training)
+
+
+def make_plan() -> Plan:
+    """Where a CPM-2 may be cut and split."""
+    attention: dict[str, Split] = {"query": "column", "key": "column", "value": "column", "output": "row"}
+    ffn: dict[str, Split] = {"gate": "column", "up": "column", "down": "row"}
+    parts = {
+        "encoder_blocks.*.attention": attention,
+        "encoder_blocks.*.ffn": ffn,
+        "decoder_blocks.*.attention": attention,
+        "decoder_blocks.*.cross_attention": attention,
+        "decoder_blocks.*.ffn": ffn,
+    }
+    linears: dict[str, Split] = {
+        f"{part}.{linear}": cut for part, cuts in parts.items() for linear, cut in cuts.items()
+    }
+    return Plan(
+        first=("embedding",),
+        blocks=("encoder_blocks", "decoder_blocks"),
+        last=("decoder_norm", "head"),
+        shared=("encoder_bias", "encoder_norm", "decoder_bias"),
+        tensor={"embedding": "vocab", "head": "logits", "encoder_bias": "heads", "decoder_bias": "heads", **linears},
+    )
+
+
+def same_span(queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """Which keys belong to the query's sample: bool `[batch, queries, keys]`; padding sees nothing."""
+    return (queries[:, :, None] == keys[:, None, :]) & (queries >= 0)[:, :, None]
+
+
+def _bias(table: nn.Module, buckets: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """`[1, heads, queries, keys]`."""
+    return table(buckets).permute(2, 0, 1)[None].to(dtype)

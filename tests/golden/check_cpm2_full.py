@@ -1,0 +1,85 @@
+"""The network of CPM-2 against the original: hidden states, logits, loss, gradients, decoding, training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from cpm2_case import (
+    Arrays,
+    arrays_of,
+    as_original,
+    assert_close,
+    assert_gradient,
+    assert_greedy,
+    batch_of,
+    facts_of,
+    greedy,
+    inputs_of,
+    load_model,
+    losses_of,
+)
+
+from hanlin.core.settings import TrainSettings
+from hanlin.models.cpm2.model import Cpm2
+from hanlin.parallel.place import place
+from hanlin.train.optim import AdamW
+from hanlin.train.step import Step
+
+
+def check(case: Path, vocab: Path) -> None:
+    del vocab
+    facts, inputs, expected = facts_of(case), arrays_of(case / "inputs.npz"), arrays_of(case / "expected.npz")
+    model = load_model(case)
+    _check_buckets(model, expected)
+    _check_forward(model, inputs, expected, facts["tolerance"]["logits_atol"])
+    _check_gradients(model, inputs, expected, facts["tolerance"])
+    ids = greedy(model, inputs_of(inputs), facts["out_seq_length"], facts["bos_id"])
+    assert_greedy(ids, expected["greedy_ids"], facts["sentinel1"], facts["pad_id"])
+    _check_training(load_model(case), inputs, expected, facts)
+
+
+def _check_buckets(model: Cpm2, expected: Arrays) -> None:
+    for name, is_causal in (("bucket_bidirectional", False), ("bucket_causal", True)):
+        assert model._buckets(expected["relpos"], is_causal=is_causal).tolist() == expected[name].tolist(), name
+
+
+def _check_forward(model: Cpm2, arrays: Arrays, expected: Arrays, atol: float) -> None:
+    hidden: Arrays = {}
+    for name, norm in (("encoder", model.encoder_norm), ("decoder", model.decoder_norm)):
+        norm.register_forward_hook(lambda _module, _args, output, name=name: hidden.update({name: output}))
+    inputs = inputs_of(arrays)
+    logits, real = model(**inputs), inputs["spans"] >= 0
+    assert isinstance(logits, torch.Tensor)
+    assert_close("logits", logits[real], expected["lm_logits"][real], atol)
+    assert_close("decoder", hidden["decoder"][real], expected["decoder_last_hidden_state"][real], atol)
+    read = inputs["encoder_spans"] >= 0
+    assert_close("encoder", hidden["encoder"][read], expected["encoder_last_hidden_state"][read], atol)
+
+
+def _check_gradients(model: Cpm2, arrays: Arrays, expected: Arrays, tolerance: dict[str, float]) -> None:
+    loss = losses_of(model, batch_of(arrays))
+    assert_close("loss", loss, expected["loss"], tolerance["loss_atol"])
+    loss.backward()
+    ours = as_original(model, {name: weight.grad for name, weight in model.named_parameters()})
+    theirs = {name.removeprefix("grad/"): tensor for name, tensor in expected.items() if name.startswith("grad/")}
+    for name, gradient in theirs.items():
+        assert_gradient(name, ours[name], gradient, tolerance["grad_rtol"])
+
+
+def _check_training(model: Cpm2, arrays: Arrays, expected: Arrays, facts: dict) -> None:
+    settings = TrainSettings(
+        lr=float(expected["train_lrs"][-1]), schedule="constant", first_step_at_zero=True, warmup_steps=1
+    )
+    worker = place(model, torch.device("cpu"))
+    step = Step(worker, AdamW(worker.parameters, settings), settings, len(expected["train_losses"]))
+    for theirs in zip(*(expected[f"train_{name}"].tolist() for name in ("losses", "lrs", "grad_norms")), strict=True):
+        ours = step.run(batch_of(arrays))
+        assert ours.loss == pytest.approx(theirs[0], abs=facts["tolerance"]["train_loss_atol"])
+        assert ours.lr == pytest.approx(theirs[1])
+        assert ours.grad_norm == pytest.approx(theirs[2], rel=1e-3)
+    weights = as_original(model, {name: weight.detach() for name, weight in model.named_parameters()})
+    for name, theirs in expected.items():
+        if name.startswith("trained/"):
+            assert_close(name, weights[name.removeprefix("trained/")], theirs, facts["tolerance"]["train_loss_atol"])

@@ -1,0 +1,113 @@
+"""CPM-2's network: packing, padding, the past, cutting and recomputing change no number."""
+
+from __future__ import annotations
+
+import torch
+
+from hanlin.layers.past import Past
+from hanlin.layers.soft_prompt import SoftPrompt
+from hanlin.models.cpm2.config import Cpm2Config
+from hanlin.models.cpm2.model import Cpm2
+
+CONFIG = Cpm2Config(vocab_size=50, hidden_size=24, num_layers=2, num_heads=3, head_dim=4, ffn_size=32, init_std=0.3)
+
+
+def make_model(prompts: SoftPrompt | None = None) -> Cpm2:
+    model, generator = Cpm2(CONFIG), torch.Generator().manual_seed(0)
+    model.init_weights(generator)
+    if prompts is not None:
+        prompts.init_addition(generator)
+        model.soft_prompt = prompts
+    return model.double().eval()
+
+
+def tokens_of(rows: int, length: int, seed: int) -> torch.Tensor:
+    return torch.randint(CONFIG.vocab_size, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def packed_row() -> dict[str, torch.Tensor]:
+    """Two samples and padding: 5 + 7 columns read, 3 + 4 written."""
+    spans = torch.tensor([[0] * 3 + [1] * 4 + [-1] * 2])
+    encoder_spans = torch.tensor([[0] * 5 + [1] * 7 + [-1]])
+    tokens = {"tokens": tokens_of(1, 9, 1), "encoder_tokens": tokens_of(1, 13, 2)}
+    return {**tokens, "spans": spans, "encoder_spans": encoder_spans}
+
+
+def test_packed_samples_get_the_logits_they_get_alone() -> None:
+    model, row = make_model(), packed_row()
+    packed = model(**row)
+    for span in range(2):
+        own, read = row["spans"][0] == span, row["encoder_spans"][0] == span
+        alone = model(tokens=row["tokens"][:, own], encoder_tokens=row["encoder_tokens"][:, read])
+        torch.testing.assert_close(packed[0, own], alone[0])
+
+
+def test_padding_gets_no_gradient() -> None:
+    model, row = make_model(), packed_row()
+    row["tokens"][row["spans"] < 0] = 49
+    row["encoder_tokens"][row["encoder_spans"] < 0] = 49
+    row["tokens"][row["spans"] >= 0] %= 49
+    row["encoder_tokens"][row["encoder_spans"] >= 0] %= 49
+    model(**row, labels=torch.where(row["spans"] < 0, -100, 3)).backward()
+    assert model.embedding.weight.grad is not None
+    assert not model.embedding.weight.grad[49].any()
+    assert all(bool(weight.grad.isfinite().all()) for weight in model.parameters() if weight.grad is not None)
+
+
+def test_the_past_does_not_change_logits() -> None:
+    model = make_model()
+    tokens, read = tokens_of(2, 6, 3), tokens_of(2, 8, 4)
+    encoder_spans = torch.tensor([[0] * 8, [0] * 5 + [-1] * 3])
+    whole = model(tokens=tokens, encoder_tokens=read, encoder_spans=encoder_spans)
+    past, parts = Past(), []
+    for piece in tokens.split([0, 3, 1, 1, 1], dim=1):
+        parts.append(model(tokens=piece, encoder_tokens=read, encoder_spans=encoder_spans, past=past))
+    torch.testing.assert_close(torch.cat(parts, 1), whole)
+    past.select(torch.tensor([1, 1, 0]))
+    after = model(tokens=tokens[[1, 1, 0], :1], encoder_tokens=read, encoder_spans=encoder_spans[[1, 1, 0]], past=past)
+    longer = model(tokens=torch.cat((tokens, tokens[:, :1]), 1), encoder_tokens=read, encoder_spans=encoder_spans)
+    torch.testing.assert_close(after[:, 0], longer[[1, 1, 0], -1])
+
+
+def test_a_cut_model_yields_the_whole_ones_logits() -> None:
+    row = packed_row()
+    wanted, state = make_model()(**row), ()
+    # The cuts stand inside the encoder, behind it, and inside the decoder.
+    stages = [({"0"}, set()), ({"1"}, set()), (set(), {"0"}), (set(), {"1"})]
+    for number, kept in enumerate(stages):
+        stage = make_model()
+        for name, keep in zip(stage.plan.blocks, kept, strict=True):
+            blocks = stage.get_submodule(name)
+            for block in set(dict(blocks.named_children())) - keep:
+                del blocks[block]  # pyright: ignore
+        if number < len(stages) - 1:
+            stage.head = None
+        state = stage(*state, **row)
+    torch.testing.assert_close(state, wanted)
+
+
+def test_recomputing_activations_changes_no_gradient() -> None:
+    gradients = []
+    for checkpoint_activations in (False, True):
+        model, row = make_model(), packed_row()
+        model.checkpoint_activations = checkpoint_activations
+        model(**row, labels=row["tokens"].where(row["spans"] >= 0, -100)).backward()
+        gradients.append({name: weight.grad for name, weight in model.named_parameters()})
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def test_prompts_are_looked_up_below_zero_and_hide_as_asked() -> None:
+    read = torch.tensor([[-1, 7, -3, 8]])
+    for sees_tokens, is_seen, hidden in ((True, True, []), (False, True, [(0, 1)]), (True, False, [(1, 0)])):
+        prompts = SoftPrompt(3, CONFIG.hidden_size, sees_tokens=sees_tokens, is_seen=is_seen)
+        prompts.init_addition(torch.Generator().manual_seed(1))
+        visible = prompts.restrict(torch.ones(1, 4, 4, dtype=torch.bool), read)[0]
+        for query in range(4):
+            for key in range(4):
+                kinds = (int(read[0, query] > 0), int(read[0, key] > 0))
+                assert bool(visible[query, key]) == (kinds not in hidden)
+        embedding = make_model().float().embedding
+        vectors = prompts(read, embedding)[0]
+        assert vectors[0].equal(prompts.weight[0])
+        assert vectors[2].equal(prompts.weight[2])
+        assert vectors[1].equal(embedding.weight[7])
