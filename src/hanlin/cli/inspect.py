@@ -45,6 +45,8 @@ def _facts(path: Path) -> Facts:
 def _folder(path: Path) -> Facts:
     if (path / "meta.bin").is_file():
         return _data(path, "a meta.bin lies in it")
+    if any(path.glob("*.arrow")):
+        return _data(path, "it holds .arrow files, as the datasets library's save_to_disk writes them")
     if (path / "config.yaml").is_file():
         return _run(path)
     return _weights(path)
@@ -99,7 +101,7 @@ def _data(path: Path, reason: str) -> Facts:
     source = open_source(path)
     yield "kind", f"data ({reason})"
     yield "rows", f"{len(source):,}"
-    yield "first", json.dumps(source[0], ensure_ascii=False)[:300]
+    yield "first", json.dumps(source[0], ensure_ascii=False, default=lambda ids: ids.tolist())[:300]
 
 
 def _vocabulary(path: Path) -> Facts:

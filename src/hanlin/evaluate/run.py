@@ -164,7 +164,8 @@ def _key(
     if TASKS[name].reads_options:
         facts.append(options.model_dump(exclude={"batch_size"}))
         facts.append([seed, number] if options.method == "sample" else None)
-    return hashlib.sha256(json.dumps(facts, ensure_ascii=False).encode()).hexdigest()[:16]
+    text = json.dumps(facts, ensure_ascii=False, default=lambda ids: ids.tolist())
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _named_row(number: int, keys: Sequence[str], row: Row) -> Row:

@@ -4,8 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from hanlin.cli.main import main
 from hanlin.core.errors import DataError
+from hanlin.core.settings import DataSettings
+from hanlin.data.prepare import prepare
 from hanlin.data.sources.arrow import ArrowSource, is_arrow_folder
+from hanlin.models.family import load_family
 
 
 @pytest.fixture
@@ -70,3 +74,14 @@ def test_other_folders_are_refused(tmp_path):
     (tmp_path / "a.arrow").write_bytes(b"something else entirely")
     with pytest.raises(DataError, match="no Arrow stream"):
         ArrowSource(tmp_path)
+
+
+def test_a_folder_is_data_for_training_and_can_be_looked_at(folder, shared, tmp_path, capsys):
+    family = load_family("chatglm2")
+    tokenizer = family.tokenizer(shared / "golden" / "chatglm2_tokenizer")
+    samples = family.samples(tokenizer, family.config())
+    prepared = prepare([folder], samples, DataSettings(cache=tmp_path / "cache"), tokenizer=tokenizer)
+    assert len(prepared) == len(ArrowSource(folder))
+    assert prepared.get(0).loss_tokens > 0
+    assert main(["inspect", str(folder)]) == 0
+    assert "save_to_disk" in capsys.readouterr().out
