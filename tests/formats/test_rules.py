@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hanlin.core.errors import CheckpointError
-from hanlin.formats.rules import Drop, Rename, Split, SplitHeads, find_moves, rename
+from hanlin.formats.rules import Drop, Rename, Split, SplitHeads, Transposed, find_moves, rename
 
 
 def test_numbers_in_names_stay() -> None:
@@ -49,3 +49,12 @@ def test_rows_head_by_head_are_gathered_by_part() -> None:
     assert rule.to_theirs(parts)[0].equal(fused)
     with pytest.raises(CheckpointError, match="no multiple of 3 x 2"):
         rule.to_ours((fused[1:],))
+
+
+def test_a_transposed_rule_cuts_columns() -> None:
+    rule = Transposed(Split("fused", ("a", "b")))
+    fused = torch.arange(12.0).view(3, 4)
+    first, second = rule.to_ours((fused,))
+    assert first.equal(fused[:, :2].t())
+    assert second.equal(fused[:, 2:].t())
+    assert rule.to_theirs((first, second))[0].equal(fused)

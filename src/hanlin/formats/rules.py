@@ -131,6 +131,20 @@ class SplitHeads:
         return (torch.stack(heads, dim=1).flatten(0, 2),)
 
 
+class Transposed:
+    """A rule for matrices that stand the other way round in their file, `[in, out]`."""
+
+    def __init__(self, rule: Rule) -> None:
+        self.theirs, self.ours = rule.theirs, rule.ours
+        self._rule = rule
+
+    def to_ours(self, tensors: Tensors) -> Tensors:
+        return self._rule.to_ours(tuple(tensor.t() for tensor in tensors))
+
+    def to_theirs(self, tensors: Tensors) -> Tensors:
+        return tuple(tensor.t().contiguous() for tensor in self._rule.to_theirs(tensors))
+
+
 @dataclass(frozen=True)
 class Move:
     """One use of a rule: these tensors become those."""

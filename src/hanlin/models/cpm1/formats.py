@@ -1,0 +1,189 @@
+"""The layouts of CPM-1's weights: the released one and that of the hub.
+
+The released files tell neither the number of heads nor the form of GELU: heads follow from the published sizes, else
+from a `cpm1_config.json` that we write beside the weights, else they must be given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from hanlin.core.errors import CheckpointError
+from hanlin.formats.convert import Format
+from hanlin.formats.ranks import Partition
+from hanlin.formats.rules import Drop, Rename, Rule, Split, Transposed
+
+from .config import SIZES, Cpm1Config
+
+if TYPE_CHECKING:
+    import torch
+
+TOKENIZER_FILES = ("chinese_vocab.model", "vocab.json", "vocab.txt")
+
+QUERY_KEY_VALUE = ("query", "key", "value")
+_OUR = "blocks.{i}."
+# Part of a block in the originals' words -> in ours; weight and bias alike.
+OF_BLOCK = {
+    "input_layernorm": "attention.norm",
+    "attention.dense": "attention.output",
+    "post_attention_layernorm": "ffn.norm",
+    "mlp.dense_h_to_4h": "ffn.up",
+    "mlp.dense_4h_to_h": "ffn.down",
+}
+_OF_HUB_BLOCK = {"ln_1": "attention.norm", "ln_2": "ffn.norm"}
+_OF_HUB_LINEARS = {"attn.c_proj": "attention.output", "mlp.c_fc": "ffn.up", "mlp.c_proj": "ffn.down"}
+_NAMES = {
+    "num_layers": "num_layers",
+    "hidden_size": "hidden_size",
+    "num_attention_heads": "num_heads",
+    "vocab_size": "vocab_size",
+    "max_position_embeddings": "max_length",
+}
+_HUB_NAMES = {
+    "n_layer": "num_layers",
+    "n_embd": "hidden_size",
+    "n_head": "num_heads",
+    "vocab_size": "vocab_size",
+    "n_positions": "max_length",
+    "layer_norm_epsilon": "norm_eps",
+    "initializer_range": "init_std",
+    "resid_pdrop": "dropout",
+    "attn_pdrop": "attention_dropout",
+}
+_HUB_GELU = {"gelu_new": "tanh", "gelu_fast": "tanh", "gelu_pytorch_tanh": "tanh", "gelu": "erf"}
+
+PARTITIONS = {
+    "word_embeddings.weight": Partition(),
+    # Every rank holds its heads' rows of query, key and value.
+    "query_key_value.weight": Partition(parts=3),
+    "query_key_value.bias": Partition(parts=3),
+    "dense_h_to_4h.weight": Partition(),
+    "dense_h_to_4h.bias": Partition(),
+    "attention.dense.weight": Partition(dim=1),
+    "dense_4h_to_h.weight": Partition(dim=1),
+}
+
+
+def part_names(part: str, names: Sequence[str] = QUERY_KEY_VALUE) -> list[str]:
+    """Our names of what a fused linear holds; part: weight or bias."""
+    return [f"{_OUR}attention.{name}.{part}" for name in names]
+
+
+def _released_rules(config: Cpm1Config) -> list[Rule]:
+    del config
+    theirs = "transformer.layers.{i}."
+    rules: list[Rule] = [
+        Rename("word_embeddings.weight", "embedding.weight"),
+        Rename("position_embeddings.weight", "positions.weight"),
+    ]
+    for part in ("weight", "bias"):
+        rules += [
+            Rename(f"transformer.final_layernorm.{part}", f"norm.{part}"),
+            Split(f"{theirs}attention.query_key_value.{part}", part_names(part)),
+            *(Rename(f"{theirs}{name}.{part}", f"{_OUR}{ours}.{part}") for name, ours in OF_BLOCK.items()),
+        ]
+    return rules
+
+
+def _hub_rules(config: Cpm1Config) -> list[Rule]:
+    del config
+    theirs = "transformer.h.{i}."
+    linears = [Rename(f"{theirs}{name}.weight", f"{_OUR}{ours}.weight") for name, ours in _OF_HUB_LINEARS.items()]
+    fused = [Split(f"{theirs}attn.c_attn.{part}", part_names(part)) for part in ("weight", "bias")]
+    rules: list[Rule] = [
+        Rename("transformer.wte.weight", "embedding.weight"),
+        Rename("transformer.wpe.weight", "positions.weight"),
+        Drop("lm_head.weight", same_as="transformer.wte.weight"),
+        # Tables of the causal mask that older versions stored.
+        Drop(f"{theirs}attn.bias"),
+        Drop(f"{theirs}attn.masked_bias"),
+        *map(Transposed, [*linears, fused[0]]),
+        fused[1],
+        *(Rename(f"{theirs}{name}.bias", f"{_OUR}{ours}.bias") for name, ours in _OF_HUB_LINEARS.items()),
+    ]
+    for part in ("weight", "bias"):
+        rules.append(Rename(f"transformer.ln_f.{part}", f"norm.{part}"))
+        rules += [Rename(f"{theirs}{name}.{part}", f"{_OUR}{ours}.{part}") for name, ours in _OF_HUB_BLOCK.items()]
+    return rules
+
+
+def _read_released(values: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    found = inferred(weights, "")
+    told = {ours: values[theirs] for theirs, ours in _NAMES.items() if theirs in values and ours != "vocab_size"}
+    return with_heads({**found, **told, **({"gelu": values["gelu"]} if "gelu" in values else {})})
+
+
+def _write_released(config: Cpm1Config) -> dict[str, Any]:
+    return {**{theirs: getattr(config, ours) for theirs, ours in _NAMES.items()}, "gelu": config.gelu}
+
+
+def _read_hub(values: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    del weights
+    if not values:
+        raise CheckpointError("no config.json beside the weights; the tensors alone do not tell the number of heads")
+    function = values.get("activation_function", "gelu_new")
+    if function not in _HUB_GELU:
+        raise CheckpointError(f"config.json: activation_function {function!r}; known: {', '.join(_HUB_GELU)}")
+    found = {ours: values[theirs] for theirs, ours in _HUB_NAMES.items() if theirs in values}
+    size = found.get("hidden_size", 768)
+    return with_heads({**found, "gelu": _HUB_GELU[function], "ffn_size": values.get("n_inner") or 4 * size})
+
+
+def _write_hub(config: Cpm1Config) -> dict[str, Any]:
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "activation_function": "gelu_new" if config.gelu == "tanh" else "gelu",
+        "embd_pdrop": config.dropout,
+        "n_inner": None if config.ffn_size == 4 * config.hidden_size else config.ffn_size,
+        **{theirs: getattr(config, ours) for theirs, ours in _HUB_NAMES.items()},
+    }
+
+
+def inferred(weights: Mapping[str, torch.Tensor], prefix: str) -> dict[str, Any]:
+    """What the shapes of an original's tensors say; prefix: what its names begin with.
+
+    Raises: CheckpointError.
+    """
+    embedding, positions = f"{prefix}word_embeddings.weight", f"{prefix}position_embeddings.weight"
+    up = [name for name in weights if name.endswith("mlp.dense_h_to_4h.weight")]
+    if missing := [name for name in (embedding, positions) if name not in weights] or ([] if up else ["mlp"]):
+        raise CheckpointError(f"the tensor {missing[0]} is missing; these are no weights of CPM-1")
+    return {
+        "vocab_size": weights[embedding].shape[0],
+        "hidden_size": weights[embedding].shape[1],
+        "max_length": weights[positions].shape[0],
+        "num_layers": len(up),
+        "ffn_size": weights[up[0]].shape[0],
+    }
+
+
+def with_heads(values: dict[str, Any]) -> dict[str, Any]:
+    """The values with a number and a size of heads, if they say it or are those of a published size.
+
+    Without, our defaults stay, and the shapes of the tensors will not fit them.
+    """
+    published = {size.hidden_size: size.num_heads for name, size in SIZES.items() if name != "tiny"}
+    heads = values.get("num_heads", published.get(values["hidden_size"]))
+    return values if heads is None else {**values, "num_heads": heads, "head_dim": values["hidden_size"] // heads}
+
+
+FORMATS = {
+    "original": Format(
+        title="the released CPM-1: {iteration}/mp_rank_XX_model_states.pt and a tracker file",
+        rules=_released_rules,
+        read_config=_read_released,
+        write_config=_write_released,
+        config_files=("cpm1_config.json", "../cpm1_config.json"),
+        partitions=PARTITIONS,
+        tokenizer_files=TOKENIZER_FILES,
+    ),
+    "huggingface": Format(
+        title="transformers' GPT2LMHeadModel (TsinghuaAI/CPM-Generate)",
+        rules=_hub_rules,
+        read_config=_read_hub,
+        write_config=_write_hub,
+        tokenizer_files=TOKENIZER_FILES,
+    ),
+}
