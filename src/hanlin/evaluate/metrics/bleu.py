@@ -20,12 +20,18 @@ def bleu4_characters_method3(prediction: str, reference: str) -> float:
 
 def bleu4_method3(prediction: Sequence[str], reference: Sequence[str]) -> float:
     """BLEU-4 in 0..100 of tokens against one reference; 0 when no token is shared."""
-    matches = [_matches(prediction, reference, order) for order in ORDERS]
+    return bleu4_corpus_method3([prediction], [reference])
+
+
+def bleu4_corpus_method3(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> float:
+    """BLEU-4 in 0..100 of all predictions together, each with one reference (nltk `corpus_bleu`, method3)."""
+    pairs = list(zip(predictions, references, strict=True))
+    matches = [sum(_matches(*pair, order) for pair in pairs) for order in ORDERS]
     if matches[0] == 0:
         return 0.0
-    possible = [max(1, len(prediction) - order + 1) for order in ORDERS]
+    possible = [sum(max(1, len(prediction) - order + 1) for prediction in predictions) for order in ORDERS]
     mean = math.fsum(map(math.log, _smoothed(matches, possible))) / len(ORDERS)
-    brevity = min(0.0, 1 - len(reference) / len(prediction))
+    brevity = min(0.0, 1 - sum(map(len, references)) / sum(map(len, predictions)))
     return 100 * math.exp(brevity + mean)
 
 
