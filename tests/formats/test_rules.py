@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hanlin.core.errors import CheckpointError
-from hanlin.formats.rules import Drop, Rename, Split, SplitHeads, Transposed, find_moves, rename
+from hanlin.formats.rules import Drop, Rename, Rows, Split, SplitHeads, Transposed, find_moves, rename
 
 
 def test_numbers_in_names_stay() -> None:
@@ -58,3 +58,9 @@ def test_a_transposed_rule_cuts_columns() -> None:
     assert first.equal(fused[:, :2].t())
     assert second.equal(fused[:, 2:].t())
     assert rule.to_theirs((first, second))[0].equal(fused)
+
+
+def test_surplus_rows_are_cut_and_not_written() -> None:
+    rule = Rows("theirs", "ours", 2)
+    assert rule.to_ours((torch.arange(3),))[0].tolist() == [0, 1]
+    assert rule.to_theirs((torch.arange(2),))[0].tolist() == [0, 1]

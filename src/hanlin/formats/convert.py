@@ -47,7 +47,9 @@ class Format:
     weights_file: the name we write, its ending says the kind; shard_bytes: above it shards with an index are written
     instead (None: never); tokenizer_files: copied along where they are;
     refuse: raises CheckpointError for the JSON of a model that is often taken for one of the family;
-    partitions: how the tensors are divided where each model-parallel rank has its own file (None: they never are).
+    partitions: how the tensors are divided where each model-parallel rank has its own file (None: they never are);
+    open: the weights at a path if they lie there in a way of files that only this layout has, else None;
+    write: writes our config and their tensors into a folder, for so many ranks, where that is not done as above.
     """
 
     title: str
@@ -60,6 +62,8 @@ class Format:
     tokenizer_files: tuple[str, ...] = ()
     refuse: Callable[[Mapping[str, Any]], None] | None = None
     partitions: Partitions | None = None
+    open: Callable[[Path], Weights | None] | None = None
+    write: Callable[[Path, Any, Mapping[str, torch.Tensor], int], None] | None = None
 
 
 class FamilyFacts(Protocol):
@@ -123,6 +127,9 @@ def find_source(path: Path, family: FamilyFacts, from_: str | None = None) -> So
 
 def _open_theirs(path: Path, family: FamilyFacts) -> Weights:
     """The tensors at a path; those of model-parallel ranks are merged."""
+    for form in family.formats.values():
+        if form.open is not None and (weights := form.open(path)) is not None:
+            return weights
     files = find_ranks(path)
     if not files:
         return open_weights(path)
@@ -276,7 +283,7 @@ def convert(
     ours = _to_ours(opened, family, config, _shapes(family, config))
     if to != BASE and to not in family.formats:
         raise CheckpointError(f"there is no layout {to!r}; known layouts: {', '.join([BASE, *family.formats])}")
-    if ranks != 1 and (to == BASE or family.formats[to].partitions is None):
+    if ranks != 1 and (to == BASE or not _is_divided(family.formats[to])):
         raise CheckpointError(f"the layout {to!r} is not divided over ranks; leave the number of ranks out")
     with published(target, overwrite) as beside:
         beside.mkdir()
@@ -288,12 +295,18 @@ def convert(
         _bring_tokenizer(opened.path, beside, family, tokenizer)
 
 
+def _is_divided(form: Format) -> bool:
+    return form.partitions is not None or form.write is not None
+
+
 def _write_theirs(folder: Path, form: Format, config: Any, ours: Mapping[str, torch.Tensor], ranks: int = 1) -> None:
     write_json(folder / form.config_files[0], form.write_config(config))
     moves = find_moves(form.rules(config), ours, "to_theirs")
     theirs = Translated(ours, {target: move for move in moves for target in move.targets})
     assert sum(len(move.sources) for move in moves) == len(ours), "the rules must know every parameter"
-    if form.partitions is not None:
+    if form.write is not None:
+        form.write(folder, config, theirs, ranks)
+    elif form.partitions is not None:
         write_ranks(folder, theirs, form.partitions, ranks)
     else:
         write_weights(folder / form.weights_file, theirs, form.shard_bytes)

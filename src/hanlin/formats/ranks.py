@@ -170,17 +170,29 @@ def _tracked(folder: Path) -> Path | None:
     return folder / tag
 
 
-def _load_rank(path: Path) -> dict[str, torch.Tensor]:
+def load_state(path: Path, harmless: Sequence[Any] = ()) -> dict[str, Any]:
+    """What a rank's file holds, its tensors mapped; harmless: classes that may be made beside those of `_harmless`.
+
+    Raises: CheckpointError.
+    """
     import torch
 
     try:
-        with torch.serialization.safe_globals(_harmless()):
+        with torch.serialization.safe_globals([*_harmless(), *harmless]):
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(refused(path, error)) from None  # torch's own text advises to read it all the same
     except (RuntimeError, OSError, EOFError, ValueError, LookupError, AttributeError, TypeError) as error:
         raise CheckpointError(damaged(path, str(error).splitlines()[0])) from error
-    held = loaded if isinstance(loaded, dict) else {}
+    if not isinstance(loaded, dict):
+        raise CheckpointError(f"{path}: the state of a rank is expected, this holds a {type(loaded).__name__}")
+    return loaded
+
+
+def _load_rank(path: Path) -> dict[str, torch.Tensor]:
+    import torch
+
+    held = load_state(path)
     module = held.get("module", held.get("model"))
     if not isinstance(module, dict):
         raise CheckpointError(f"{path}: the tensors of a rank are expected under the key module or model")

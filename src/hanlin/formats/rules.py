@@ -131,6 +131,21 @@ class SplitHeads:
         return (torch.stack(heads, dim=1).flatten(0, 2),)
 
 
+class Rows:
+    """The first rows of a tensor of theirs, which may have more of them that mean nothing; we write ours alone."""
+
+    def __init__(self, theirs: str, ours: str, count: int) -> None:
+        self.theirs = (theirs,)
+        self.ours = (ours,)
+        self._count = count
+
+    def to_ours(self, tensors: Tensors) -> Tensors:
+        return (tensors[0][: self._count],)
+
+    def to_theirs(self, tensors: Tensors) -> Tensors:
+        return tensors
+
+
 class Transposed:
     """A rule for matrices that stand the other way round in their file, `[in, out]`."""
 

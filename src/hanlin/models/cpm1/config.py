@@ -29,6 +29,8 @@ class Cpm1Config:
     # In training: after the embedding, attention and ffn; and on the attention's probabilities.
     dropout: float = 0.1
     attention_dropout: float = 0.1
+    # Megatron's form: rows of the embedding are filled up to a multiple of this and the tensor ranks. No effect here.
+    vocab_multiple: int = 128
     # Spread of fresh weights; those of attention.output and ffn.down are smaller by sqrt(2 * num_layers).
     init_std: float = 0.02
 

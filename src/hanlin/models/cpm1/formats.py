@@ -1,4 +1,4 @@
-"""The layouts of CPM-1's weights: the released one and that of the hub.
+"""The layouts of CPM-1's weights: the released one, that of the hub, and that of the pretraining program.
 
 The released files tell neither the number of heads nor the form of GELU: heads follow from the published sizes, else
 from a `cpm1_config.json` that we write beside the weights, else they must be given.
@@ -7,12 +7,15 @@ from a `cpm1_config.json` that we write beside the weights, else they must be gi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hanlin.core.errors import CheckpointError
 from hanlin.formats.convert import Format
+from hanlin.formats.files import Weights
+from hanlin.formats.megatron import MegatronWeights, open_megatron, write_megatron
 from hanlin.formats.ranks import Partition
-from hanlin.formats.rules import Drop, Rename, Rule, Split, Transposed
+from hanlin.formats.rules import Drop, Rename, Rows, Rule, Split, SplitHeads, Transposed
 
 from .config import SIZES, Cpm1Config
 
@@ -23,6 +26,8 @@ TOKENIZER_FILES = ("chinese_vocab.model", "vocab.json", "vocab.txt")
 
 QUERY_KEY_VALUE = ("query", "key", "value")
 _OUR = "blocks.{i}."
+_BLOCK, _MEGATRON = "transformer.layers.{i}.", "language_model."
+_PARTS = ("weight", "bias")
 # Part of a block in the originals' words -> in ours; weight and bias alike.
 OF_BLOCK = {
     "input_layernorm": "attention.norm",
@@ -63,6 +68,23 @@ PARTITIONS = {
     "attention.dense.weight": Partition(dim=1),
     "dense_4h_to_h.weight": Partition(dim=1),
 }
+# Version 2 puts the rows head by head, so that a rank's share is one run of rows.
+_MEGATRON_PARTITIONS = {
+    **PARTITIONS,
+    "query_key_value.weight": Partition(),
+    "query_key_value.bias": Partition(),
+}
+_MEGATRON_FUSED = {"query_key_value.weight": 3, "query_key_value.bias": 3}
+_MEGATRON_NAMES = {
+    **{theirs: ours for theirs, ours in _NAMES.items() if ours != "vocab_size"},
+    "layernorm_epsilon": "norm_eps",
+    "apply_residual_connection_post_layernorm": "residual_after_norm",
+    "hidden_dropout": "dropout",
+    "attention_dropout": "attention_dropout",
+    "init_method_std": "init_std",
+    "make_vocab_size_divisible_by": "vocab_multiple",
+}
+_TANH_FLAGS = ("openai_gelu", "bias_gelu_fusion")
 
 
 def part_names(part: str, names: Sequence[str] = QUERY_KEY_VALUE) -> list[str]:
@@ -72,17 +94,30 @@ def part_names(part: str, names: Sequence[str] = QUERY_KEY_VALUE) -> list[str]:
 
 def _released_rules(config: Cpm1Config) -> list[Rule]:
     del config
-    theirs = "transformer.layers.{i}."
-    rules: list[Rule] = [
+    fused = [Split(f"{_BLOCK}attention.query_key_value.{part}", part_names(part)) for part in _PARTS]
+    return [
         Rename("word_embeddings.weight", "embedding.weight"),
         Rename("position_embeddings.weight", "positions.weight"),
+        *fused,
+        *_block_rules(""),
     ]
-    for part in ("weight", "bias"):
-        rules += [
-            Rename(f"transformer.final_layernorm.{part}", f"norm.{part}"),
-            Split(f"{theirs}attention.query_key_value.{part}", part_names(part)),
-            *(Rename(f"{theirs}{name}.{part}", f"{_OUR}{ours}.{part}") for name, ours in OF_BLOCK.items()),
-        ]
+
+
+def _megatron_rules(config: Cpm1Config) -> list[Rule]:
+    fused = f"{_MEGATRON}{_BLOCK}attention.query_key_value."
+    return [
+        Rows(f"{_MEGATRON}embedding.word_embeddings.weight", "embedding.weight", config.vocab_size),
+        Rename(f"{_MEGATRON}embedding.position_embeddings.weight", "positions.weight"),
+        *(SplitHeads(f"{fused}{part}", part_names(part), config.head_dim) for part in _PARTS),
+        *_block_rules(_MEGATRON),
+    ]
+
+
+def _block_rules(prefix: str) -> list[Rule]:
+    """What is called alike in both of the originals' forms, but for the prefix."""
+    rules: list[Rule] = [Rename(f"{prefix}transformer.final_layernorm.{part}", f"norm.{part}") for part in _PARTS]
+    for theirs, ours in OF_BLOCK.items():
+        rules += [Rename(f"{prefix}{_BLOCK}{theirs}.{part}", f"{_OUR}{ours}.{part}") for part in _PARTS]
     return rules
 
 
@@ -90,7 +125,7 @@ def _hub_rules(config: Cpm1Config) -> list[Rule]:
     del config
     theirs = "transformer.h.{i}."
     linears = [Rename(f"{theirs}{name}.weight", f"{_OUR}{ours}.weight") for name, ours in _OF_HUB_LINEARS.items()]
-    fused = [Split(f"{theirs}attn.c_attn.{part}", part_names(part)) for part in ("weight", "bias")]
+    fused = [Split(f"{theirs}attn.c_attn.{part}", part_names(part)) for part in _PARTS]
     rules: list[Rule] = [
         Rename("transformer.wte.weight", "embedding.weight"),
         Rename("transformer.wpe.weight", "positions.weight"),
@@ -102,7 +137,7 @@ def _hub_rules(config: Cpm1Config) -> list[Rule]:
         fused[1],
         *(Rename(f"{theirs}{name}.bias", f"{_OUR}{ours}.bias") for name, ours in _OF_HUB_LINEARS.items()),
     ]
-    for part in ("weight", "bias"):
+    for part in _PARTS:
         rules.append(Rename(f"transformer.ln_f.{part}", f"norm.{part}"))
         rules += [Rename(f"{theirs}{name}.{part}", f"{_OUR}{ours}.{part}") for name, ours in _OF_HUB_BLOCK.items()]
     return rules
@@ -139,6 +174,32 @@ def _write_hub(config: Cpm1Config) -> dict[str, Any]:
         "n_inner": None if config.ffn_size == 4 * config.hidden_size else config.ffn_size,
         **{theirs: getattr(config, ours) for theirs, ours in _HUB_NAMES.items()},
     }
+
+
+def _read_megatron(values: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """The program's arguments, where the file has them; values: those that we wrote beside it."""
+    arguments = weights.arguments if isinstance(weights, MegatronWeights) else {}
+    if arguments.get("num_unique_layers") not in (None, arguments.get("num_layers")):
+        raise CheckpointError("its layers share weights (--num-unique-layers), which is not supported")
+    given = {**arguments, **values}
+    told = {ours: given[theirs] for theirs, ours in _MEGATRON_NAMES.items() if theirs in given}
+    gelu = "tanh" if any(given.get(flag) for flag in _TANH_FLAGS) else "erf"
+    return with_heads({**inferred(weights, f"{_MEGATRON}embedding."), **told, "gelu": gelu})
+
+
+def _write_megatron_config(config: Cpm1Config) -> dict[str, Any]:
+    names = {theirs: getattr(config, ours) for theirs, ours in _MEGATRON_NAMES.items()}
+    return {**names, "openai_gelu": config.gelu == "tanh", "tokenizer_type": "GPT2BPETokenizer"}
+
+
+def _write_megatron(folder: Path, config: Cpm1Config, tensors: Mapping[str, torch.Tensor], ranks: int) -> None:
+    if (config.head_dim * config.num_heads, config.ffn_size) != (config.hidden_size, 4 * config.hidden_size):
+        raise CheckpointError("this GPT-2 has other proportions than the program knows (hidden_size, 4 * hidden_size)")
+    write_megatron(folder, tensors, _MEGATRON_PARTITIONS, _write_megatron_config(config), ranks=ranks)
+
+
+def _open_megatron(path: Path) -> Weights | None:
+    return open_megatron(path, _MEGATRON_PARTITIONS, _MEGATRON_FUSED)
 
 
 def inferred(weights: Mapping[str, torch.Tensor], prefix: str) -> dict[str, Any]:
@@ -184,6 +245,16 @@ FORMATS = {
         rules=_hub_rules,
         read_config=_read_hub,
         write_config=_write_hub,
+        tokenizer_files=TOKENIZER_FILES,
+    ),
+    "megatron": Format(
+        title="CPM-1-Pretrain: iter_XXXXXXX/mp_rank_XX, or DeepSpeed's global_stepN (read only)",
+        rules=_megatron_rules,
+        read_config=_read_megatron,
+        write_config=_write_megatron_config,
+        config_files=("cpm1_config.json", "../cpm1_config.json"),
+        open=_open_megatron,
+        write=_write_megatron,
         tokenizer_files=TOKENIZER_FILES,
     ),
 }
