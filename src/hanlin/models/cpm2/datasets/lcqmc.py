@@ -1,0 +1,33 @@
+"""LCQMC: do two questions mean the same?
+
+A record: {"sentence1": "...", "sentence2": "...", "label": 0 or 1}. The answer is one word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..pieces import Item, Mark, Piece, Prompts
+from ..prompts import PromptSettings
+
+WORDS = (Mark("矛盾"), Mark("相似"))
+RATIOS = (0.5, 0.5, 0.0)
+
+
+def make_item(record: Any, prompts: PromptSettings | None = None) -> Item:
+    """Without prompts: “…”与“…”的意思<s_0>."""
+    first, second = record["sentence1"], record["sentence2"]
+    if prompts is None:
+        pieces = [Mark("“"), first, Mark("”"), Mark("与"), Mark("“"), second, Mark("”"), Mark("的"), Mark("意思")]
+        pieces.append(Mark("<s_0>"))
+    else:
+        pieces = _with_prompts(first, second, prompts)
+    return Item(pieces, [WORDS[record["label"]]], is_closed=False)
+
+
+def _with_prompts(first: str, second: str, prompts: PromptSettings) -> Sequence[Piece]:
+    before, between = prompts.borders(RATIOS)[:2]
+    has_middle = (prompts.ratios or RATIOS)[1] > 0
+    middle = [] if has_middle else [Mark("；")]
+    return [Prompts(0, before), first, *middle, Prompts(before, between), second, Prompts(between, prompts.length)]

@@ -1,0 +1,147 @@
+"""CPM-2's prompt tuning against the original: ids, masks, logits, the prompts' gradient, eight steps, first values."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cpm2_case import (
+    Arrays,
+    arrays_of,
+    assert_close,
+    assert_gradient,
+    batch_of,
+    facts_of,
+    inputs_of,
+    load_model,
+    losses_of,
+)
+
+from hanlin.core.settings import TrainSettings
+from hanlin.models.cpm2.datasets.lcqmc import make_item
+from hanlin.models.cpm2.formats import PROMPTS
+from hanlin.models.cpm2.model import Cpm2
+from hanlin.models.cpm2.pieces import ids_of, target_of
+from hanlin.models.cpm2.prompts import PromptSettings, first_tokens, read_prompt_settings
+from hanlin.models.cpm2.tokenizer import Cpm2Tokenizer
+from hanlin.parallel.place import place
+from hanlin.train.optim import AdamW
+from hanlin.train.step import Step
+from hanlin.tuning.soft_prompt import add_soft_prompt, begin_with_tokens
+
+
+def check(case: Path, vocab: Path) -> None:
+    del vocab
+    facts, tokenizer = facts_of(case), Cpm2Tokenizer.load(case / "vocab.txt")
+    samples = json.loads((case / "samples.json").read_text())
+    inputs, expected = arrays_of(case / "inputs.npz"), arrays_of(case / "expected.npz")
+    for name, file in facts["prompt_configs"].items():
+        settings = read_prompt_settings(case / file)
+        if name in samples:
+            _check_ids(case / facts["data"], settings, tokenizer, samples[name])
+            own, wanted = (_under(name, arrays) for arrays in (inputs, expected))
+            _check_network(_tuned(case, settings), own, wanted, facts["tolerance"])
+        else:
+            _check_start(case, settings, tokenizer, _under(name, expected))
+    main = read_prompt_settings(case / facts["prompt_configs"]["main"])
+    _check_tuning(_tuned(case, main), _under("main", inputs), _under("tune", expected), facts)
+
+
+def _check_ids(data: Path, settings: PromptSettings, tokenizer: Cpm2Tokenizer, expected: list[dict[str, Any]]) -> None:
+    records = [json.loads(line) for line in data.read_text("utf-8").splitlines()]
+    for record, wanted in zip(records, expected, strict=True):
+        item = make_item(record, settings)
+        target = target_of(item, tokenizer)
+        assert ids_of(item.pieces, tokenizer) == wanted["enc_input_ids"]
+        assert (target[:-1], target[1:]) == (wanted["dec_input_ids"], wanted["label_ids"])
+
+
+def _check_network(model: Cpm2, arrays: Arrays, expected: Arrays, tolerance: dict[str, float]) -> None:
+    inputs, batch = inputs_of(arrays), batch_of(arrays)
+    assert model.soft_prompt is not None
+    embedded = model.soft_prompt(inputs["encoder_tokens"], model.embedding)
+    assert_close("input_embeds", embedded, expected["input_embeds"], 0.0)
+    logits = model(**inputs)
+    assert isinstance(logits, torch.Tensor)
+    assert_close("logits", logits, expected["lm_logits"], tolerance["logits_atol"])
+    assert logits[:, 1].argmax(-1).tolist() == expected["preds"].tolist()
+    loss = losses_of(model, batch)
+    assert_close("loss", loss, expected["loss"], tolerance["logits_atol"])
+    loss.backward()
+    assert model.soft_prompt.weight.grad is not None
+    assert_gradient("prompts", model.soft_prompt.weight.grad, expected[f"grad/{PROMPTS}"], tolerance["grad_rtol"])
+
+
+def _check_start(case: Path, settings: PromptSettings, tokenizer: Cpm2Tokenizer, expected: Arrays) -> None:
+    tokens = first_tokens(settings, tokenizer)
+    assert tokens == expected["init_ids"].tolist()
+    if "prompt_weight" in expected:
+        model = load_model(case)
+        prompt = add_soft_prompt(model, settings.length)
+        begin_with_tokens(model, tokens)
+        assert_close("prompt_weight", prompt.weight, expected["prompt_weight"], 0.0)
+
+
+def _check_tuning(model: Cpm2, arrays: Arrays, expected: Arrays, facts: dict[str, Any]) -> None:
+    stated, atol = facts["tune"], facts["tolerance"]["tune_atol"]
+    settings = TrainSettings(
+        lr=stated["lr"],
+        schedule="constant",
+        warmup_steps=1,
+        first_step_at_zero=True,
+        weight_decay=stated["weight_decay"],
+        clip=stated["clip"],
+    )
+    worker = place(model, torch.device("cpu"))
+    assert list(worker.parameters) == ["soft_prompt.weight"]
+    counted = _CountsOldGradients(worker, float(expected["grad_norms"][0]))
+    step = Step(counted, AdamW(worker.parameters, settings), settings, stated["steps"])  # pyright: ignore
+    for loss, rate, norm in zip(*(expected[name].tolist() for name in ("losses", "lrs", "grad_norms")), strict=True):
+        ours = step.run(batch_of(arrays))
+        assert ours.lr == pytest.approx(rate)
+        assert ours.loss == pytest.approx(loss, abs=atol)
+        assert ours.grad_norm == pytest.approx(norm, rel=1e-3)
+    assert model.soft_prompt is not None
+    assert_close("prompt_after", model.soft_prompt.weight, expected["prompt_after"], atol)
+
+
+class _CountsOldGradients:
+    """A worker whose norm counts what the recording left in the frozen weights.
+
+    There the frozen weights still had the gradients of an earlier pass. They were clipped along, but never dropped, so
+    that the first norm is 56.6 for prompts of 3.1, and the second is one of sqrt(3.1^2 + 1).
+    """
+
+    def __init__(self, worker: Any, first_norm: float) -> None:
+        self._worker, self._first_norm = worker, first_norm
+        self._old: float | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._worker, name)
+
+    def grad_norm(self) -> torch.Tensor:
+        own = self._worker.grad_norm()
+        if self._old is None:
+            self._old = (self._first_norm**2 - float(own) ** 2) ** 0.5
+        return torch.hypot(own, torch.tensor(self._old))
+
+    def scale_grads(self, factor: float) -> None:
+        assert self._old is not None
+        self._old *= float(factor)
+        self._worker.scale_grads(factor)
+
+
+def _tuned(case: Path, settings: PromptSettings) -> Cpm2:
+    model = load_model(case).requires_grad_(settings.trains_model)
+    prompt = add_soft_prompt(model, settings.length, sees_tokens=settings.sees_tokens, is_seen=settings.is_seen)
+    with torch.no_grad():
+        prompt.weight.copy_(arrays_of(case / "prompt_embeds.npz")[PROMPTS])
+    return model.eval()
+
+
+def _under(name: str, arrays: Arrays) -> Arrays:
+    start = f"{name}/"
+    return {key.removeprefix(start): array for key, array in arrays.items() if key.startswith(start)}
