@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
 import torch
 
 from hanlin.layers.past import Past
 from hanlin.layers.soft_prompt import SoftPrompt
-from hanlin.models.cpm2.config import Cpm2Config
+from hanlin.models.cpm2.config import SIZES, Cpm2Config
 from hanlin.models.cpm2.model import Cpm2
 
 CONFIG = Cpm2Config(vocab_size=50, hidden_size=24, num_layers=2, num_heads=3, head_dim=4, ffn_size=32, init_std=0.3)
@@ -111,3 +114,19 @@ def test_prompts_are_looked_up_below_zero_and_hide_as_asked() -> None:
         assert vectors[0].equal(prompts.weight[0])
         assert vectors[2].equal(prompts.weight[2])
         assert vectors[1].equal(embedding.weight[7])
+
+
+def test_a_mixture_of_experts_trains_every_expert() -> None:
+    model, row = Cpm2(replace(CONFIG, num_experts=2)), packed_row()
+    model.init_weights(torch.Generator().manual_seed(0))
+    model.train()(**row, labels=row["tokens"].where(row["spans"] >= 0, -100)).backward()
+    for name, weight in model.named_parameters():
+        assert (weight.grad is None) == name.endswith("centroids"), name
+
+
+def test_the_198b_has_the_reports_number_of_parameters() -> None:
+    with torch.device("meta"):
+        small = Cpm2(replace(SIZES["198b"], num_layers=1))
+    in_blocks = [sum(w.numel() for w in blocks.parameters()) for blocks in (small.encoder_blocks, small.decoder_blocks)]
+    tables = small.embedding.weight.numel() * 2
+    assert (24 * sum(in_blocks) + tables) / 1e9 == pytest.approx(198.5, abs=0.1)

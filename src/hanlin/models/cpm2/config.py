@@ -18,6 +18,8 @@ class Cpm2Config:
     # num_heads * head_dim need not be hidden_size.
     head_dim: int = 64
     ffn_size: int = 10240
+    # Every feed-forward is so many, of which a token passes one; 0: there is just one.
+    num_experts: int = 0
     # Rows of each of the two position bias tables.
     num_distance_buckets: int = 32
     # Tokens; all larger distances share a bucket.
@@ -34,4 +36,5 @@ SIZES = {
     "small": Cpm2Config(hidden_size=256, num_layers=4, num_heads=8, head_dim=32, ffn_size=640, init_std=0.05),
     "11b": Cpm2Config(),
     "11b-cn-en": Cpm2Config(vocab_size=51968),
+    "198b": Cpm2Config(vocab_size=51968, num_experts=32),
 }

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from hanlin.core.plan import Plan, Split
 from hanlin.layers.attention import Sight, attend
 from hanlin.layers.buckets import distance_bucket
+from hanlin.layers.experts import Experts
 from hanlin.layers.linear import Linear
 from hanlin.layers.loss import head_loss
 from hanlin.layers.norm import RmsNorm
@@ -80,7 +81,7 @@ class Cpm2(nn.Module):
         self.decoder_blocks = nn.ModuleDict({str(i): DecoderBlock(config) for i in range(config.num_layers)})
         self.decoder_norm = RmsNorm(config.hidden_size, config.norm_eps)
         self.head: Linear | None = Linear(config.hidden_size, config.vocab_size)
-        self.plan = make_plan()
+        self.plan = make_plan(config)
 
     def forward(
         self,
@@ -125,6 +126,8 @@ class Cpm2(nn.Module):
                 nn.init.normal_(module.weight, std=spread, generator=generator)
             elif isinstance(module, RmsNorm):
                 nn.init.ones_(module.weight)
+            elif isinstance(module, Experts):
+                module.init_centroids(generator)
 
     def _embed(self, tokens: torch.Tensor) -> torch.Tensor:
         embedded = self.embedding(tokens) if self.soft_prompt is None else self.soft_prompt(tokens, self.embedding)
@@ -191,7 +194,7 @@ class EncoderBlock(nn.Module):
     def __init__(self, config: Cpm2Config) -> None:
         super().__init__()
         self.attention = Attention(config)
-        self.ffn = FeedForward(config)
+        self.ffn = make_ffn(config)
 
     def forward(self, hidden: torch.Tensor, sight: Sight) -> torch.Tensor:
         return self.ffn(self.attention(hidden, sight))
@@ -202,7 +205,7 @@ class DecoderBlock(nn.Module):
         super().__init__()
         self.attention = Attention(config)
         self.cross_attention = CrossAttention(config)
-        self.ffn = FeedForward(config)
+        self.ffn = make_ffn(config)
 
     def forward(self, hidden: torch.Tensor, view: View, name: str) -> torch.Tensor:
         hidden = self.attention(hidden, view.own, view.past, name)
@@ -274,10 +277,18 @@ class FeedForward(nn.Module):
         return hidden + functional.dropout(out, self.dropout, self.training)
 
 
-def make_plan() -> Plan:
+def make_ffn(config: Cpm2Config) -> nn.Module:
+    if not config.num_experts:
+        return FeedForward(config)
+    return Experts(lambda: FeedForward(config), config.num_experts, config.hidden_size)
+
+
+def make_plan(config: Cpm2Config) -> Plan:
     """Where a CPM-2 may be cut and split."""
     attention: dict[str, Split] = {"query": "column", "key": "column", "value": "column", "output": "row"}
     ffn: dict[str, Split] = {"gate": "column", "up": "column", "down": "row"}
+    if config.num_experts:
+        ffn = {"experts": "experts", **{f"experts.*.{linear}": split for linear, split in ffn.items()}}
     parts = {
         "encoder_blocks.*.attention": attention,
         "encoder_blocks.*.ffn": ffn,
