@@ -127,6 +127,8 @@ def _length(recipe: Recipe) -> Found:
             f"the rate rises for {train.warmup_steps} steps and has to be back at 0 at step {end}; "
             "lower train.warmup_steps, or use train.schedule constant or noam",
         )
+    if train.schedule == "noam" and train.schedule_form != "bmtrain":
+        yield "train.schedule", f"{train.schedule_form} has no noam; use linear, cosine, exponential or constant"
 
 
 def _batch(recipe: Recipe) -> Found:

@@ -18,3 +18,16 @@ def test_doubles_after_good_steps_in_a_row():
 def test_only_fp16_scales():
     assert LossScale.of(TrainSettings(precision="bf16")).after(False) == LossScale(1.0)
     assert LossScale.of(TrainSettings(precision="fp16", loss_scale=8)).value == 8
+
+
+def test_hysteresis_bears_overflows_until_it_has_doubled_again():
+    scale = LossScale(8.0, patience=2, hysteresis=2)
+    once = scale.after(False)
+    assert (once.value, once.after(False).value) == (8.0, 4.0)
+    # Good steps alone give no new credit, a doubling does.
+    assert once.after(True).after(False).value == 4.0
+    assert once.after(True).after(True).after(False).value == 16.0
+
+
+def test_the_least_scale_may_be_set():
+    assert LossScale(2.0, patience=1, least=2.0).after(False).value == 2.0

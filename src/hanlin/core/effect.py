@@ -51,14 +51,34 @@ def _rules(recipe: Recipe) -> list[tuple[str, Idle, bool]]:
             recipe.tuning.method != "prefix",
         ),
         (
-            "train.loss_scale train.loss_scale_steps",
+            "train.loss_scale train.loss_scale_steps train.loss_scale_hysteresis train.loss_scale_min",
             Idle("train.precision", f"with train.precision {train.precision}; only fp16 scales the loss"),
             train.precision != "fp16",
         ),
         (
             "train.decay_steps",
             Idle("train.schedule", f"with train.schedule {train.schedule}, which has no end; use linear or cosine"),
-            train.schedule not in ("linear", "cosine"),
+            train.schedule_form == "bmtrain" and train.schedule not in ("linear", "cosine"),
+        ),
+        (
+            "train.warmup_share train.min_lr",
+            Idle("train.schedule_form", "with train.schedule_form bmtrain; use megatron, or train.warmup_steps"),
+            train.schedule_form == "bmtrain",
+        ),
+        (
+            "train.min_lr",
+            Idle("train.schedule_form", "with train.schedule_form cpm1, which knows no least rate"),
+            train.schedule_form == "cpm1",
+        ),
+        (
+            "train.warmup_steps",
+            Idle("train.warmup_share", "with train.warmup_share; remove one of them"),
+            train.schedule_form != "bmtrain" and train.warmup_share is not None,
+        ),
+        (
+            "train.first_step_at_zero",
+            Idle("train.schedule_form", f"with train.schedule_form {train.schedule_form}, which always does so"),
+            train.schedule_form != "bmtrain",
         ),
         (
             "train.decay_all",

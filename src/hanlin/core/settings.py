@@ -112,8 +112,15 @@ class TrainSettings(Settings):
     # Peak learning rate (noam: see docs/recipes.md, its peak is lr / sqrt(warmup_steps)).
     lr: float = Field(default=1e-4, gt=0)
     schedule: Literal["noam", "linear", "cosine", "exponential", "constant"] = "cosine"
+    # Whose curves these are: bmtrain: CPM-Bee's; megatron: those CPM-1 was pretrained with; cpm1: those of its
+    # fine-tuning. The last two count steps from 0 and know no noam.
+    schedule_form: Literal["bmtrain", "megatron", "cpm1"] = "bmtrain"
     # Steps in which the rate rises from 0.
     warmup_steps: int = Field(default=0, ge=0)
+    # The same as a share of decay_steps (megatron and cpm1 only); None: warmup_steps.
+    warmup_share: Share | None = None
+    # Below it the rate does not fall after warming up (megatron only).
+    min_lr: float = Field(default=0.0, ge=0)
     # Step at which linear and cosine reach their end. None: just after the last step.
     decay_steps: int | None = Field(default=None, gt=0)
     # True: the first step has the rate of step 0, which is 0 (as BMTrain does it).
@@ -137,6 +144,9 @@ class TrainSettings(Settings):
     # fp16: first loss scale, and the good steps after which it doubles.
     loss_scale: float = Field(default=65536.0, gt=0)
     loss_scale_steps: int = Field(default=512, gt=0)
+    # Overflows until it halves, counted anew when it has doubled (Megatron and DeepSpeed: 2); its least value.
+    loss_scale_hysteresis: int = Field(default=1, gt=0)
+    loss_scale_min: float = Field(default=1.0, gt=0)
     # Keep only the input of each block and compute the rest again in the backward pass.
     checkpoint_activations: bool = False
     # Steps between evaluations of data.eval; None: at the end only.

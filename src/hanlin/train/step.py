@@ -88,7 +88,7 @@ class Step:
 
     def values(self) -> dict[str, Any]:
         """What a checkpoint must hold besides weights and optimiser."""
-        scale = {"value": self.scale.value, "good_steps": self.scale.good_steps}
+        scale = {"value": self.scale.value, "good_steps": self.scale.good_steps, "spent": self.scale.spent}
         return {"updates": self.updates, "skipped_in_row": self.skipped_in_row, "scale": scale}
 
     def restore(self, values: dict[str, Any]) -> None:
@@ -118,11 +118,11 @@ class Step:
 
     def _judge(self, report: StepReport, suspects: Sequence[Batch]) -> None:
         """Adapt the loss scale; name the rows of a broken step, and stop after too many."""
-        self.scale = self.scale.after(not report.skipped)
+        before, self.scale = self.scale, self.scale.after(not report.skipped)
         if not report.skipped:
             self.skipped_in_row = 0
             return
-        if math.isfinite(report.loss) and self.scale.value < report.scale:
+        if math.isfinite(report.loss) and (self.scale.value < before.value or self.scale.spent > before.spent):
             # Usual at the start of fp16: the scale was too large, the data are not to blame.
             log.info("step skipped: fp16 overflow loss=%.4g scale=%g->%g", report.loss, report.scale, self.scale.value)
             return

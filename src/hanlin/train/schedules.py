@@ -1,0 +1,64 @@
+"""The learning rates of CPM-1's two programs: pretraining (Megatron's) and fine-tuning. Golden case cpm1_lr.
+
+`number` is the number of steps taken before: the first step of all has rate 0 if there is a warm-up.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from hanlin.core.settings import TrainSettings
+
+Style = Literal["linear", "cosine", "exponential", "constant"]
+
+_HALVING = 0.693  # the original's ln 2
+
+
+@dataclass(frozen=True)
+class Curve:
+    """peak: the highest rate; steps: over which the rate falls; warmup: steps in which it rises, may be a fraction."""
+
+    style: Style
+    peak: float
+    steps: float
+    warmup: float = 0.0
+    least: float = 0.0
+
+    @classmethod
+    def of(cls, settings: TrainSettings, total_steps: int) -> Curve:
+        assert settings.schedule != "noam", settings.schedule
+        steps = settings.decay_steps or total_steps
+        share = settings.warmup_share
+        warmup = settings.warmup_steps if share is None else share * steps
+        return cls(settings.schedule, settings.lr, steps, warmup, settings.min_lr)
+
+
+def megatron_rate(curve: Curve, number: int) -> float:
+    """The rate of pretraining: it falls from the warm-up's end on, and stays as it is at `steps - warmup`."""
+    # kept: the clock stops there, so the fall ends at steps - 2 * warmup and never reaches its own end.
+    number_or_end = min(number, curve.steps - curve.warmup)
+    if curve.warmup > 0 and number <= curve.warmup:
+        return curve.peak * number_or_end / curve.warmup
+    since = number_or_end - curve.warmup
+    if curve.style == "exponential":
+        rate = curve.peak * math.exp(-_HALVING * since / curve.steps)
+    else:
+        rate = _falling(curve, since)
+    return max(rate, curve.least)
+
+
+def tuning_rate(curve: Curve, number: int) -> float:
+    """The rate of fine-tuning: it has no least value and no end; exponential is constant."""
+    if curve.warmup > 0 and number <= curve.warmup:
+        return curve.peak * number / curve.warmup
+    return _falling(curve, number - curve.warmup)
+
+
+def _falling(curve: Curve, since: float) -> float:
+    if curve.style == "linear":
+        return curve.peak * (curve.steps - since) / curve.steps
+    if curve.style == "cosine":
+        return curve.peak / 2 * (math.cos(math.pi * since / curve.steps) + 1)
+    return curve.peak

@@ -1,0 +1,36 @@
+"""The learning rate of every step, for the curves of pretraining and of fine-tuning."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hanlin.core.settings import TrainSettings
+from hanlin.train.optim import learning_rate
+from hanlin.train.schedules import Curve, megatron_rate, tuning_rate
+
+
+def check(case: Path, vocab: Path) -> None:
+    del vocab
+    facts = json.loads((case / "case.json").read_text())
+    rel = float(facts["tolerance"].split()[-1])
+    for row in facts["rows"]:
+        rate = megatron_rate if row["scheduler"] == "pretrain" else tuning_rate
+        steps, peak = row["total_iters"], row["start_lr"]
+        curve = Curve(row["decay_style"], peak, steps, row["warmup"] * steps, row.get("min_lr", 0.0))
+        for number, theirs in row["lr_after_n_steps"].items():
+            assert rate(curve, int(number)) == pytest.approx(theirs, rel=rel, abs=peak * rel), (row, number)
+            if isinstance(steps, int):
+                assert learning_rate(_settings(row), int(number) + 1, steps) == rate(curve, int(number))
+
+
+def _settings(row: dict) -> TrainSettings:
+    return TrainSettings(
+        lr=row["start_lr"],
+        min_lr=row.get("min_lr", 0.0),
+        schedule=row["decay_style"],
+        schedule_form="megatron" if row["scheduler"] == "pretrain" else "cpm1",
+        warmup_share=row["warmup"],
+    )
