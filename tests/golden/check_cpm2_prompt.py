@@ -21,10 +21,10 @@ from cpm2_case import (
 )
 
 from hanlin.core.settings import TrainSettings
-from hanlin.models.cpm2.datasets.lcqmc import make_item
+from hanlin.models.cpm2.datasets.lcqmc import make_items
 from hanlin.models.cpm2.formats import PROMPTS
 from hanlin.models.cpm2.model import Cpm2
-from hanlin.models.cpm2.pieces import ids_of, target_of
+from hanlin.models.cpm2.pieces import source_of, target_of
 from hanlin.models.cpm2.prompts import PromptSettings, first_tokens, read_prompt_settings
 from hanlin.models.cpm2.tokenizer import Cpm2Tokenizer
 from hanlin.parallel.place import place
@@ -53,9 +53,9 @@ def check(case: Path, vocab: Path) -> None:
 def _check_ids(data: Path, settings: PromptSettings, tokenizer: Cpm2Tokenizer, expected: list[dict[str, Any]]) -> None:
     records = [json.loads(line) for line in data.read_text("utf-8").splitlines()]
     for record, wanted in zip(records, expected, strict=True):
-        item = make_item(record, settings)
+        [item] = make_items(record, settings)
         target = target_of(item, tokenizer)
-        assert ids_of(item.pieces, tokenizer) == wanted["enc_input_ids"]
+        assert source_of(item, tokenizer) == wanted["enc_input_ids"]
         assert (target[:-1], target[1:]) == (wanted["dec_input_ids"], wanted["label_ids"])
 
 

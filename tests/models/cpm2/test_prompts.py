@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from hanlin.core.errors import ConfigError
-from hanlin.models.cpm2.datasets.lcqmc import make_item
+from hanlin.models.cpm2.datasets.lcqmc import make_items
 from hanlin.models.cpm2.pieces import Mark, Prompts
 from hanlin.models.cpm2.prompts import PromptSettings, read_prompt_settings
 
@@ -49,6 +49,7 @@ def test_every_flag_of_the_original_is_read(tmp_path: Path, changes: dict[str, A
         ({"dec": {"prompt_len": 5}}, "the decoder takes no prompts"),
         ({"enc": {}}, "enc.prompt_len must be the number of prompts"),
         ({"enc": 3}, "enc must be an object"),
+        ({"enc": {"prompt_len": 5, "ratio_list": [1.0]}}, "enc.ratio_list must have three or four shares; found 1"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -58,8 +59,8 @@ def test_what_cannot_be_meant_is_refused(tmp_path: Path, changes: dict[str, Any]
 
 def test_prompts_stand_before_between_and_after_the_sentences() -> None:
     record = {"sentence1": "甲", "sentence2": "乙", "label": 1}
-    item = make_item(record, PromptSettings(length=4, ratios=(0.25, 0.5, 0.25)))
+    [item] = make_items(record, PromptSettings(length=4, ratios=(0.25, 0.5, 0.25)))
     assert item.pieces == [Prompts(0, 1), "甲", Prompts(1, 3), "乙", Prompts(3, 4)]
-    apart = make_item(record, PromptSettings(length=4, ratios=(0.5, 0.0, 0.5)))
+    [apart] = make_items(record, PromptSettings(length=4, ratios=(0.5, 0.0, 0.5)))
     assert apart.pieces == [Prompts(0, 2), "甲", Mark("；"), Prompts(2, 2), "乙", Prompts(2, 4)]
     assert item.answer == [Mark("相似")]

@@ -34,11 +34,15 @@ Piece = str | Mark | Prompts
 
 @dataclass(frozen=True)
 class Item:
-    """What one record becomes: what the encoder reads, and the answer; is_closed: the answer ends with <s_1>."""
+    """What one record becomes: what the encoder reads, and the answer.
+
+    is_closed: the answer ends with <s_1>; max_length: ids of the encoder that are kept, None = all.
+    """
 
     pieces: Sequence[Piece]
     answer: Sequence[Piece]
     is_closed: bool
+    max_length: int | None = None
 
 
 def ids_of(pieces: Sequence[Piece], tokenizer: Cpm2Tokenizer) -> list[int]:
@@ -47,6 +51,11 @@ def ids_of(pieces: Sequence[Piece], tokenizer: Cpm2Tokenizer) -> list[int]:
     Raises: DataError for a token that the vocabulary lacks.
     """
     return [id for piece in pieces for id in _ids(piece, tokenizer)]
+
+
+def source_of(item: Item, tokenizer: Cpm2Tokenizer) -> list[int]:
+    """What the encoder reads."""
+    return ids_of(item.pieces, tokenizer)[: item.max_length]
 
 
 def target_of(item: Item, tokenizer: Cpm2Tokenizer) -> list[int]:

@@ -63,11 +63,14 @@ def read_prompt_settings(path: Path) -> PromptSettings:
         raise ConfigError(f"{path}: dec.prompt_len is {decoder['prompt_len']}; the decoder takes no prompts, write 0")
     if not isinstance(encoder.get("prompt_len"), int) or encoder["prompt_len"] < 1:
         raise ConfigError(f"{path}: enc.prompt_len must be the number of prompts; found {encoder.get('prompt_len')!r}")
+    ratios = tuple(float(share) for share in encoder.get("ratio_list", ()))
+    if len(ratios) not in (0, 3, 4):
+        raise ConfigError(f"{path}: enc.ratio_list must have three or four shares; found {len(ratios)}")
     flags = {key: bool(values.get(key, False)) for key in _KEYS}
     from_start = "random" if flags["init_scratch"] else "checkpoint"
     return PromptSettings(
         length=encoder["prompt_len"],
-        ratios=tuple(float(share) for share in encoder.get("ratio_list", ())),
+        ratios=ratios,
         init="vocabulary" if flags["init_from_vocab"] else from_start,
         init_text=encoder.get("init_tokens", ""),
         init_token=encoder.get("default_init_token", "<mask>"),

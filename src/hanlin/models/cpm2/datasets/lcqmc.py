@@ -10,20 +10,21 @@ from typing import Any
 
 from ..pieces import Item, Mark, Piece, Prompts
 from ..prompts import PromptSettings
+from .fields import chosen, field
 
 WORDS = (Mark("矛盾"), Mark("相似"))
 RATIOS = (0.5, 0.5, 0.0)
 
 
-def make_item(record: Any, prompts: PromptSettings | None = None) -> Item:
+def make_items(record: Any, prompts: PromptSettings | None = None) -> list[Item]:
     """Without prompts: “…”与“…”的意思<s_0>."""
-    first, second = record["sentence1"], record["sentence2"]
+    first, second = field(record, "sentence1", str), field(record, "sentence2", str)
     if prompts is None:
         pieces = [Mark("“"), first, Mark("”"), Mark("与"), Mark("“"), second, Mark("”"), Mark("的"), Mark("意思")]
         pieces.append(Mark("<s_0>"))
     else:
         pieces = _with_prompts(first, second, prompts)
-    return Item(pieces, [WORDS[record["label"]]], is_closed=False)
+    return [Item(pieces, [WORDS[chosen(record, "label", len(WORDS))]], is_closed=False)]
 
 
 def _with_prompts(first: str, second: str, prompts: PromptSettings) -> Sequence[Piece]:

@@ -1,0 +1,26 @@
+"""CCPM: which line of classical poetry does a translation into modern Chinese belong to?
+
+A record: {"translation": "...", "choices": ["...", "...", "...", "..."], "answer": 1}. The answer is a number word.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..pieces import Item, Prompts
+from ..prompts import PromptSettings
+from .choices import NUMBERS, RATIOS, between, num_choice_prompts, write_choices
+from .fields import chosen, field
+
+
+def make_items(record: Any, prompts: PromptSettings | None = None) -> list[Item]:
+    """Without prompts: 选项：一、…；二、…；文章：…"""
+    translation, choices = field(record, "translation", str), field(record, "choices", list)
+    listed = write_choices(choices, prompts)
+    if prompts is None:
+        pieces = ["选项：", *listed, "文章：", translation]
+    else:
+        begin, (first, second) = num_choice_prompts(choices), prompts.borders(RATIOS)[:2]
+        rest = Prompts(second, prompts.length)
+        pieces = [Prompts(begin, first), *listed, *between(prompts, 1), translation, rest]
+    return [Item(pieces, [NUMBERS[chosen(record, "answer", len(choices))]], is_closed=False)]

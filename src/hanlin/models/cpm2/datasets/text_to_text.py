@@ -1,0 +1,43 @@
+"""A text and the text that it becomes: Math23K, LCSTS and WMT."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..pieces import Item, Piece, Prompts
+from ..prompts import PromptSettings
+from .fields import field
+
+RATIOS = (1.0, 0.0, 0.0)
+# What every equation of Math23K begins with.
+_UNKNOWN = "x="
+
+
+def make_math_items(record: Any, prompts: PromptSettings | None = None) -> list[Item]:
+    """{"text": "...", "equation": "x=..."}: a problem and its equation, without the x=."""
+    equation = field(record, "equation", str)[len(_UNKNOWN) :]
+    return [_item(field(record, "text", str), equation, prompts)]
+
+
+def make_lcsts_items(record: Any, prompts: PromptSettings | None = None) -> list[Item]:
+    """{"text": "...", "summary": "..."}: a message and its summary."""
+    return [_item(field(record, "text", str), field(record, "summary", str), prompts)]
+
+
+def make_wmt_items(record: Any, prompts: PromptSettings | None = None) -> list[Item]:
+    """{"source": "Chinese", "target": "English"}."""
+    # kept (cpm2_datasets): the original translates what is called target into what is called source.
+    return [_item(field(record, "target", str), field(record, "source", str), prompts)]
+
+
+def _item(text: str, answer: str, prompts: PromptSettings | None) -> Item:
+    return Item(_around(text, prompts), [answer], is_closed=True)
+
+
+def _around(text: str, prompts: PromptSettings | None) -> list[Piece]:
+    if prompts is None:
+        return [text]
+    # kept: the second share is ignored.
+    ratios = prompts.ratios or RATIOS
+    first, last = int(ratios[0] * prompts.length), int((ratios[0] + ratios[2]) * prompts.length)
+    return [Prompts(0, first), text, Prompts(first, last)]

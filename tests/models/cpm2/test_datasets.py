@@ -1,0 +1,64 @@
+"""Templates of CPM-2's data sets say what is wrong with a record; their ids are compared in tests/golden."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from hanlin.core.errors import ConfigError, DataError
+from hanlin.models.cpm2.datasets import adgen, c3, ccpm, kdconv, lcqmc, text_to_text
+from hanlin.models.cpm2.pieces import Mark, source_of
+from hanlin.models.cpm2.prompts import PromptSettings
+from hanlin.models.cpm2.tokenizer import Cpm2Tokenizer
+
+
+@pytest.mark.parametrize(
+    ("make_items", "record", "message"),
+    [
+        (
+            lcqmc.make_items,
+            {"sentence1": "甲", "label": 1},
+            "the key 'sentence2' is missing; found 'sentence1', 'label'",
+        ),
+        (lcqmc.make_items, {"sentence1": "甲", "sentence2": "乙", "label": 2}, "'label' must be from 0 to 1; found 2"),
+        (
+            lcqmc.make_items,
+            {"sentence1": 1, "sentence2": "乙", "label": 1},
+            "'sentence1' must be of the type str; found 1",
+        ),
+        (lcqmc.make_items, "甲", "an object with 'sentence1' is expected; found '甲'"),
+        (ccpm.make_items, {"translation": "甲", "choices": ["乙"] * 9, "answer": 1}, "at most 8 options"),
+        (
+            ccpm.make_items,
+            {"translation": "甲", "choices": ["乙"], "answer": 1},
+            "'answer' must be from 0 to 0; found 1",
+        ),
+        (c3.make_items, [["甲"], [{"question": "乙", "choice": ["丙"], "answer": "丁"}], "1"], "'丁' is none of the"),
+        (c3.make_items, {"question": "乙"}, "a list of texts, questions and an id"),
+        (text_to_text.make_math_items, {"text": "甲"}, "the key 'equation' is missing"),
+        (kdconv.make_items, {"kg": 1, "response": "甲"}, "the key 'history' is missing"),
+    ],
+)
+def test_a_wrong_record_is_named(make_items: Any, record: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        make_items(record)
+
+
+def test_kdconv_takes_no_prompts() -> None:
+    with pytest.raises(ConfigError, match="no template with prompts"):
+        kdconv.make_items({"history": "甲", "kg": "乙", "response": "丙"}, PromptSettings())
+
+
+def test_an_advertisement_of_nothing_is_dropped() -> None:
+    assert adgen.make_items({"title": "", "feature": [], "desc": "甲"}) == []
+    assert adgen.make_items({"title": "", "tags": [], "feature": [], "desc": "甲"}) == []
+    [item] = adgen.make_items({"title": "", "tags": ["甲", "乙"], "feature": [], "desc": "丙"})
+    assert item.pieces == ["甲", Mark("，"), "乙", Mark("；")]
+
+
+def test_a_mark_that_the_vocabulary_lacks_is_named() -> None:
+    words = ["<unk>", "<s>", "<pad>", "<eod>", "<s_0>", "<s_1>"]
+    [item] = lcqmc.make_items({"sentence1": "甲", "sentence2": "乙", "label": 1})
+    with pytest.raises(DataError, match="the vocabulary lacks '“'"):
+        source_of(item, Cpm2Tokenizer(words))
