@@ -1,4 +1,4 @@
-"""The data sets of CPM-2's fine-tuning, all but Sogou-Log: raw records -> ids, with and without prompts."""
+"""The nine data sets of CPM-2's fine-tuning: raw records -> ids, with and without prompts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from hanlin.models.cpm2.datasets import adgen, c3, ccpm, kdconv, lcqmc, text_to_text
+from hanlin.models.cpm2.datasets import adgen, c3, ccpm, kdconv, lcqmc, sogou, text_to_text
 from hanlin.models.cpm2.pieces import source_of, target_of
 from hanlin.models.cpm2.prompts import PromptSettings, read_prompt_settings
 from hanlin.models.cpm2.tokenizer import Cpm2Tokenizer
@@ -30,6 +30,8 @@ def check(case: Path, vocab: Path) -> None:
         name, _, kind = variant["id"].partition("/")
         if name in TEMPLATES and kind != "infer":
             _check_variant(case, name, variant, tokenizers[variant["tokenizer"]])
+        elif name.startswith("sogou"):
+            _check_ranking(case, variant, tokenizers[variant["tokenizer"]])
 
 
 def _check_variant(case: Path, name: str, variant: dict[str, Any], tokenizer: Cpm2Tokenizer) -> None:
@@ -42,6 +44,20 @@ def _check_variant(case: Path, name: str, variant: dict[str, Any], tokenizer: Cp
         target = target_of(item, tokenizer)
         assert source_of(item, tokenizer) == wanted["enc_input_ids"], variant["id"]
         assert (target[:-1], target[1:]) == (wanted["dec_input_ids"], wanted["label_ids"]), variant["id"]
+
+
+def _check_ranking(case: Path, variant: dict[str, Any], tokenizer: Cpm2Tokenizer) -> None:
+    records = _records(case / variant["raw"])
+    if variant["split"] == "train":
+        pairs = [sogou.make_pair(record) for record in records[: int(sogou.TRAIN_SHARE * len(records))]]
+        found = [[source_of(item, tokenizer) for item in pair] for pair in pairs if pair is not None]
+        assert found == [[row["pos_input_idx"], row["neg_input_idx"]] for row in variant["samples"]]
+        return
+    ranked = [(record["query_id"], *title) for record in records for title in sogou.make_candidates(record)]
+    for (query, number, item), wanted in zip(ranked, variant["samples"], strict=True):
+        assert (query, number) == (wanted["qidx"], wanted["cidx"])
+        assert source_of(item, tokenizer) == wanted["enc_input_ids"]
+        assert target_of(item, tokenizer) == wanted["dec_input_ids"]
 
 
 def _settings(values: dict[str, Any] | None) -> PromptSettings | None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from hanlin.core.errors import ConfigError, DataError
-from hanlin.models.cpm2.datasets import adgen, c3, ccpm, kdconv, lcqmc, text_to_text
+from hanlin.models.cpm2.datasets import adgen, c3, ccpm, kdconv, lcqmc, sogou, text_to_text
 from hanlin.models.cpm2.pieces import Mark, source_of
 from hanlin.models.cpm2.prompts import PromptSettings
 from hanlin.models.cpm2.tokenizer import Cpm2Tokenizer
@@ -62,3 +62,10 @@ def test_a_mark_that_the_vocabulary_lacks_is_named() -> None:
     [item] = lcqmc.make_items({"sentence1": "甲", "sentence2": "乙", "label": 1})
     with pytest.raises(DataError, match="the vocabulary lacks '“'"):
         source_of(item, Cpm2Tokenizer(words))
+
+
+def test_pairs_that_teach_nothing_are_left_out() -> None:
+    assert sogou.make_pair({"query": "甲", "pos_doc": "乙", "neg_doc": "乙"}) is None
+    assert sogou.make_pair({"query": "锟斤拷", "pos_doc": "乙", "neg_doc": "丙"}) is None
+    with pytest.raises(DataError, match="the key 'neg_doc' is missing"):
+        sogou.make_pair({"query": "甲", "pos_doc": "乙"})

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hanlin.core.errors import CheckpointError
 from hanlin.formats.convert import Format
-from hanlin.formats.ranks import Partition
+from hanlin.formats.ranks import Partition, RankWeights, find_ranks
 from hanlin.formats.rules import Copies, Drop, Rename, Rule, Split
 
 from .config import Cpm2Config
@@ -102,6 +103,18 @@ def _inferred(weights: Mapping[str, torch.Tensor]) -> dict[str, Any]:
         "head_dim": fused.shape[0] // 3 // bias.shape[1],
         "ffn_size": _needed(weights, "encoder.blocks.0.ff.dense_relu_dense.wi_0.weight").shape[0],
     }
+
+
+def read_prompts(path: Path) -> torch.Tensor:
+    """The soft prompts `[length, hidden_size]` of an original checkpoint that was tuned with prompts.
+
+    Raises: CheckpointError when it has none.
+    """
+    files = find_ranks(path)
+    weights = RankWeights(files, PARTITIONS) if files else {}
+    if PROMPTS not in weights:
+        raise CheckpointError(f"{path}: holds no soft prompts ({PROMPTS}); it was not tuned with prompts")
+    return weights[PROMPTS]
 
 
 def _needed(weights: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
