@@ -10,7 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cpm1_case import FAMILY, Arrays, arrays_of, assert_close, check_gradients, facts_of, load_model
+from cpm1_case import (
+    FAMILY,
+    Arrays,
+    arrays_of,
+    assert_close,
+    check_gradients,
+    documents,
+    facts_of,
+    load_model,
+    positions,
+)
 
 from hanlin.core.batch import IGNORED
 from hanlin.formats.convert import convert, find_source
@@ -38,9 +48,10 @@ def _check_network(
     model: Cpm1, text: torch.Tensor, expected: Arrays, flags: list[str], eod: int, atol: dict[str, float]
 ) -> None:
     tokens, labels = text[:, :-1], text[:, 1:]
-    given = {"tokens": tokens, "positions": _positions(tokens, eod if "--reset-position-ids" in flags else None)}
+    is_end = tokens == eod
+    given = {"tokens": tokens, "positions": positions(is_end & ("--reset-position-ids" in flags))}
     if "--reset-attention-mask" in flags:
-        given["spans"] = _documents(tokens, eod)
+        given["spans"] = documents(is_end)
     assert given["positions"].equal(expected["position_ids"])
     weights = (tokens != eod).float() if "--eod-mask-loss" in flags else torch.ones_like(tokens, dtype=torch.float32)
     assert weights.equal(expected["loss_mask"])
@@ -50,21 +61,6 @@ def _check_network(
     loss = model(**given, labels=labels.masked_fill(weights == 0, IGNORED), weights=weights) / weights.sum()
     assert_close("loss", loss, expected["loss"], atol["loss"])
     check_gradients(model, loss, "megatron", expected, atol["grads"])
-
-
-def _documents(tokens: torch.Tensor, eod: int) -> torch.Tensor:
-    """The number of each column's document in its row; an <eod> is the last column of its own."""
-    is_end = (tokens == eod).long()
-    return is_end.cumsum(1) - is_end
-
-
-def _positions(tokens: torch.Tensor, eod: int | None) -> torch.Tensor:
-    columns = torch.arange(tokens.shape[1]).expand_as(tokens)
-    if eod is None:
-        return columns
-    begins = torch.where(tokens == eod, columns + 1, 0).roll(1, 1)
-    begins[:, 0] = 0
-    return columns - begins.cummax(1).values
 
 
 @torch.no_grad()
@@ -78,10 +74,11 @@ def _check_generation(model: Cpm1, prompts: torch.Tensor, expected: Arrays, flag
     for prompt, row, length in zip(prompts, rows, lengths.tolist(), strict=True):
         ids = prompt[prompt >= 0].tolist()
         padded = torch.tensor([ids + [eod] * (length - len(ids))])
-        positions = _positions(padded, eod if "--reset-position-ids" in flags else None)
-        spans = _documents(padded, eod) if "--reset-attention-mask" in flags else torch.zeros_like(padded)
+        is_end = padded == eod
+        places = positions(is_end & ("--reset-position-ids" in flags))
+        spans = documents(is_end & ("--reset-attention-mask" in flags))
         while len(ids) < length:
-            own = {"tokens": torch.tensor([ids]), "positions": positions[:, : len(ids)], "spans": spans[:, : len(ids)]}
+            own = {"tokens": torch.tensor([ids]), "positions": places[:, : len(ids)], "spans": spans[:, : len(ids)]}
             ids.append(int(model(**own, logits_to_keep=1)[0, -1].argmax()))
         assert ids == row[:length].tolist()
 

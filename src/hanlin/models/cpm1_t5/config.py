@@ -1,0 +1,37 @@
+"""The shape of the T5 of CPM-1's pretraining program."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Cpm1T5Config:
+    """Plain values; the original's names are in formats.py. The defaults are those of its example script."""
+
+    # Rows of the embedding: the tokenizer's ids, filled up; all take part in the softmax.
+    vocab_size: int = 26240
+    hidden_size: int = 128
+    # Of the encoder, and again of the decoder.
+    num_layers: int = 2
+    num_heads: int = 8
+    # num_heads * head_dim need not be hidden_size.
+    head_dim: int = 16
+    ffn_size: int = 256
+    # Rows of the position table, which encoder and decoder share.
+    max_length: int = 1024
+    norm_eps: float = 1e-5
+    gelu: Literal["tanh", "erf"] = "erf"
+    # True: the residual of self-attention (not of the rest) is what the norm put out.
+    residual_after_norm: bool = False
+    # In training: after the embedding, attention and ffn; and on the attention's probabilities.
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+    # Megatron's form: rows of the embedding are filled up to a multiple of this and the tensor ranks. No effect here.
+    vocab_multiple: int = 128
+    # Spread of fresh weights; those of output and down are smaller by sqrt(2 * num_layers).
+    init_std: float = 0.02
+
+
+SIZES = {"tiny": Cpm1T5Config()}

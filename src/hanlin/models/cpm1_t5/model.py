@@ -1,0 +1,273 @@
+"""The network that CPM-1's pretraining program calls T5: an encoder-decoder of Megatron's blocks.
+
+It is not Google's. Surprising: positions are learned and absolute, one table for both sides; a decoder block uses one
+norm twice, before cross-attention and before its ffn; what the encoder puts out is not normalised; the head is the
+embedding. Linears have no bias, norms have.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from hanlin.core.plan import Plan
+from hanlin.layers.attention import attend_grouped, sees_earlier
+from hanlin.layers.linear import Linear
+from hanlin.layers.loss import head_loss
+from hanlin.layers.norm import LayerNorm
+from hanlin.layers.past import Past
+
+from .config import Cpm1T5Config
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The tensors of a forward pass, int `[batch, length]` each; encoder and decoder have lengths of their own.
+
+    tokens: what the decoder reads; encoder_tokens: what the encoder reads. positions, encoder_positions: rows of the
+    position table; None: 0, 1, 2, ... (after the columns of the past).
+    spans, encoder_spans: the samples of a row, which never see each other: the same numbers on both sides, -1 =
+    padding; None: a row is one sample. With a past: spans in all calls or in none.
+    """
+
+    tokens: torch.Tensor
+    encoder_tokens: torch.Tensor
+    positions: torch.Tensor | None = None
+    encoder_positions: torch.Tensor | None = None
+    spans: torch.Tensor | None = None
+    encoder_spans: torch.Tensor | None = None
+
+    @property
+    def own_spans(self) -> torch.Tensor:
+        return torch.zeros_like(self.tokens) if self.spans is None else self.spans
+
+    @property
+    def read_spans(self) -> torch.Tensor:
+        return torch.zeros_like(self.encoder_tokens) if self.encoder_spans is None else self.encoder_spans
+
+
+@dataclass(frozen=True)
+class View:
+    """What all decoder blocks share; encoded: None when its keys and values are in the past."""
+
+    own: torch.Tensor
+    across: torch.Tensor
+    encoded: torch.Tensor | None
+    past: Past | None
+
+
+class Cpm1T5(nn.Module):
+    """The T5 of any size, whole or cut (see core/plan.py); the state is the encoder's and the decoder's hidden states.
+
+    As in the original, one list holds the encoder's blocks and then the decoder's.
+    `checkpoint_activations = True` keeps only the input of each block for the backward pass.
+    """
+
+    def __init__(self, config: Cpm1T5Config) -> None:
+        super().__init__()
+        self.config = config
+        self.checkpoint_activations = False
+        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.positions = nn.Embedding(config.max_length, config.hidden_size)
+        kinds = [EncoderBlock] * config.num_layers + [DecoderBlock] * config.num_layers
+        self.blocks = nn.ModuleDict({str(i): kind(config) for i, kind in enumerate(kinds)})
+        self.norm: nn.Module | None = LayerNorm(config.hidden_size, config.norm_eps)
+        attentions = ("attention", "cross_attention")
+        columns = [f"{attention}.{part}" for attention in attentions for part in ("query", "key", "value")]
+        self.plan = Plan(
+            first=("embedding", "positions"),
+            blocks=("blocks",),
+            last=("norm", "embedding"),  # the head is the embedding: it lives on both ends
+            tensor={
+                "embedding": "vocab",
+                **{f"blocks.*.{name}": "column" for name in (*columns, "ffn.up")},
+                "blocks.*.attention.output": "row",
+                "blocks.*.cross_attention.output": "row",
+                "blocks.*.ffn.down": "row",
+            },
+        )
+
+    def forward(
+        self,
+        *state: torch.Tensor,
+        past: Past | None = None,
+        labels: torch.Tensor | None = None,
+        weights: torch.Tensor | None = None,
+        reduction: Literal["sum", "none"] = "sum",
+        logits_to_keep: int | None = None,
+        **inputs: Any,
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """Logits `[batch, length, vocab]` of the decoder, or the loss if there are labels (`core.plan.LanguageModel`).
+
+        inputs: the fields of `Inputs`. The encoder runs in the first call with a past only.
+        """
+        given = Inputs(**inputs)
+        encoded, hidden = state or self._embed_both(given, past)
+        encoder = [block for block in self.blocks.values() if isinstance(block, EncoderBlock)]
+        if encoded is not None and encoder:
+            sight = same_span(given.read_spans, given.read_spans)
+            for block in encoder:
+                encoded = self._run(block, encoded, sight)
+        hidden = self._decode(encoded, hidden, given, past)
+        if self.norm is None:
+            assert encoded is not None, "a past belongs to a whole model"
+            return encoded, hidden
+        hidden = self.norm(hidden if logits_to_keep is None else hidden[:, -logits_to_keep:])
+        table = self.embedding.weight
+        if labels is not None:
+            return head_loss(hidden, [(table, 1.0)], labels, weights, reduction)
+        return functional.linear(hidden, table)
+
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """Fill every parameter that exists as a fresh model has it."""
+        std = self.config.init_std
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Embedding | nn.Linear):
+                is_last = name.endswith((".output", ".down"))
+                spread = std / (2 * self.config.num_layers) ** 0.5 if is_last else std
+                nn.init.normal_(module.weight, std=spread, generator=generator)
+            elif isinstance(module, LayerNorm):
+                nn.init.ones_(module.weight)
+                nn.init.zeros_(module.bias)
+
+    def _embed_both(self, given: Inputs, past: Past | None) -> tuple[torch.Tensor | None, torch.Tensor]:
+        start = 0 if past is None else past.length
+        is_encoded = past is not None and past.has_kept
+        encoded = None if is_encoded else self._embed(given.encoder_tokens, given.encoder_positions, 0)
+        return encoded, self._embed(given.tokens, given.positions, start)
+
+    def _embed(self, tokens: torch.Tensor, positions: torch.Tensor | None, start: int) -> torch.Tensor:
+        if positions is None:
+            positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)[None]
+        hidden = self.embedding(tokens) + self.positions(positions)
+        return functional.dropout(hidden, self.config.dropout, self.training)
+
+    def _decode(
+        self, encoded: torch.Tensor | None, hidden: torch.Tensor, given: Inputs, past: Past | None
+    ) -> torch.Tensor:
+        decoder = {name: block for name, block in self.blocks.items() if isinstance(block, DecoderBlock)}
+        if not decoder:
+            return hidden
+        spans = given.own_spans
+        known = spans if past is None else past.note(spans=spans)["spans"]
+        earlier = sees_earlier(spans.shape[1], known.shape[1], spans.device)
+        across = same_span(spans, given.read_spans)
+        # Padding behind the last sample finds nothing to look at; no kernel takes that, and its result is never read.
+        across = across | ~across.any(-1, keepdim=True)
+        view = View(same_span(spans, known) & earlier, across, encoded, past)
+        for name, block in decoder.items():
+            hidden = self._run(block, hidden, view, name)
+        return hidden
+
+    def _run(self, block: nn.Module, hidden: torch.Tensor, *rest: Any) -> torch.Tensor:
+        if self.checkpoint_activations and torch.is_grad_enabled():
+            return checkpoint(block, hidden, *rest, use_reentrant=False)  # pyright: ignore[reportReturnType]
+        return block(hidden, *rest)
+
+
+class EncoderBlock(nn.Module):
+    def __init__(self, config: Cpm1T5Config) -> None:
+        super().__init__()
+        self.attention = SelfAttention(config)
+        self.ffn = FeedForward(config)
+
+    def forward(self, hidden: torch.Tensor, sight: torch.Tensor) -> torch.Tensor:
+        return self.ffn(self.attention(hidden, sight))
+
+
+class DecoderBlock(nn.Module):
+    def __init__(self, config: Cpm1T5Config) -> None:
+        super().__init__()
+        self.attention = SelfAttention(config)
+        self.cross_attention = Attention(config)
+        self.ffn = FeedForward(config)
+
+    def forward(self, hidden: torch.Tensor, view: View, name: str) -> torch.Tensor:
+        hidden = self.attention(hidden, view.own, view.past, name)
+        # kept: the norm of the ffn serves here as well (golden case cpm1_t5).
+        normed = self.ffn.norm(hidden)
+        hidden = hidden + self.cross_attention(normed, *self._encoded(view, name), view.across)
+        return self.ffn(hidden)
+
+    def _encoded(self, view: View, name: str) -> tuple[torch.Tensor, ...]:
+        """Keys and values of the encoder's output, computed once."""
+        if view.encoded is None:
+            assert view.past is not None
+            return view.past.kept(name)
+        pair = self.cross_attention.keys_and_values(view.encoded)
+        if view.past is not None:
+            view.past.keep(name, *pair)
+        return pair
+
+
+class Attention(nn.Module):
+    """From queries' columns to the mixed values, without norm and residual."""
+
+    def __init__(self, config: Cpm1T5Config) -> None:
+        super().__init__()
+        inner = config.num_heads * config.head_dim
+        self.head_dim = config.head_dim
+        self.dropout = config.dropout
+        self.attention_dropout = config.attention_dropout
+        self.query = Linear(config.hidden_size, inner)
+        self.key = Linear(config.hidden_size, inner)
+        self.value = Linear(config.hidden_size, inner)
+        self.output = Linear(inner, config.hidden_size)
+
+    def forward(
+        self, normed: torch.Tensor, key: torch.Tensor, value: torch.Tensor, visible: torch.Tensor
+    ) -> torch.Tensor:
+        """visible: bool `[batch, queries, keys]`."""
+        dropout = self.attention_dropout if self.training else 0.0
+        mixed = attend_grouped(self._heads(self.query(normed)), key, value, visible[:, None], dropout=dropout)
+        return functional.dropout(self.output(mixed), self.dropout, self.training)
+
+    def keys_and_values(self, source: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._heads(self.key(source)), self._heads(self.value(source))
+
+    def _heads(self, vectors: torch.Tensor) -> torch.Tensor:
+        return vectors.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # [batch, heads, length, head_dim]
+
+
+class SelfAttention(Attention):
+    """`Attention` of columns to each other, with norm and residual."""
+
+    def __init__(self, config: Cpm1T5Config) -> None:
+        super().__init__(config)
+        self.residual_after_norm = config.residual_after_norm
+        self.norm = LayerNorm(config.hidden_size, config.norm_eps)
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]: its keys are its own
+        self, hidden: torch.Tensor, visible: torch.Tensor, past: Past | None = None, name: str = ""
+    ) -> torch.Tensor:
+        normed = self.norm(hidden)
+        key, value = self.keys_and_values(normed)
+        if past is not None:
+            key, value = past.append(name, key, value)
+        return (normed if self.residual_after_norm else hidden) + super().forward(normed, key, value, visible)
+
+
+class FeedForward(nn.Module):
+    """Norm, GELU and residual."""
+
+    def __init__(self, config: Cpm1T5Config) -> None:
+        super().__init__()
+        self.dropout = config.dropout
+        self.approximate = "tanh" if config.gelu == "tanh" else "none"
+        self.norm = LayerNorm(config.hidden_size, config.norm_eps)
+        self.up = Linear(config.hidden_size, config.ffn_size)
+        self.down = Linear(config.ffn_size, config.hidden_size)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        inner = functional.gelu(self.up(self.norm(hidden)), approximate=self.approximate)
+        return hidden + functional.dropout(self.down(inner), self.dropout, self.training)
+
+
+def same_span(queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """Which keys belong to the query's sample: bool `[batch, queries, keys]`; padding sees padding."""
+    return queries[:, :, None] == keys[:, None, :]

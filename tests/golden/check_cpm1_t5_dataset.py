@@ -1,0 +1,30 @@
+"""The three indexed files of span corruption and the index of the samples cut from them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from hanlin.data.megatron_index import SPLITS, build_index, split_bounds
+from hanlin.data.sources.megatron import IndexedData
+
+
+def check(case: Path, vocab: Path) -> None:
+    del vocab
+    facts = json.loads((case / "case.json").read_text())
+    records = json.loads((case / "documents.json").read_text())["records"]
+    expected = np.load(case / "expected.npz")
+    for part in ("context", "target", "target_offset"):
+        data = IndexedData(case / f"small_document_{part}")
+        stored = [record[part] for record in records if record and record.get(part) is not None]
+        assert [data[item].tolist() for item in range(len(data))] == stored, part
+    data = IndexedData(case / "small_document_context")
+    bounds, length = split_bounds(facts["split"], len(data)), facts["enc_seq_length"] - 1
+    for i, split in enumerate(SPLITS):
+        items = range(bounds[i], bounds[i + 1])
+        index = build_index(data.sizes, items, facts["num_samples"][i], length, facts["data_seed"])
+        tables = {"doc_idx": index.documents, "sample_idx": index.samples, "shuffle_idx": index.order}
+        for name, ours in tables.items():
+            assert np.array_equal(ours, expected[f"{split}_{name}"]), (split, name)
