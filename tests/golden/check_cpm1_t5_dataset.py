@@ -1,4 +1,4 @@
-"""The three indexed files of span corruption and the index of the samples cut from them."""
+"""Span corruption of documents, its three indexed files, and the index of the samples cut from them."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ import json
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from hanlin.data.megatron_index import SPLITS, build_index, split_bounds
 from hanlin.data.sources.megatron import IndexedData
+from hanlin.data.span_corruption import corrupt_spans
 
 
 def check(case: Path, vocab: Path) -> None:
-    del vocab
+    del vocab  # the ids of the documents are in the case; cpm1_tokenizer checks the tokenizer
     facts = json.loads((case / "case.json").read_text())
     records = json.loads((case / "documents.json").read_text())["records"]
+    _check_corruption(records, facts)
     expected = np.load(case / "expected.npz")
     for part in ("context", "target", "target_offset"):
         data = IndexedData(case / f"small_document_{part}")
@@ -28,3 +31,15 @@ def check(case: Path, vocab: Path) -> None:
         tables = {"doc_idx": index.documents, "sample_idx": index.samples, "shuffle_idx": index.order}
         for name, ours in tables.items():
             assert np.array_equal(ours, expected[f"{split}_{name}"]), (split, name)
+
+
+def _check_corruption(records: list[dict], facts: dict) -> None:
+    generator = torch.Generator().manual_seed(facts["torch_generator_seed"])
+    manner = {"density": facts["noisy_density"], "mean_span": facts["mean_noise_span_length"]}
+    for record in records:
+        if not record:
+            continue
+        ours = corrupt_spans(record["ids"], facts["vocab_size"], generator, **manner)
+        assert ours.context == record["context"]
+        assert ours.target == record["target"]
+        assert ours.offsets == record["target_offset"]
