@@ -1,4 +1,4 @@
-"""Span corruption of documents, its three indexed files, and the index of the samples cut from them."""
+"""Span corruption of documents, its three indexed files, and the samples cut from them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import torch
 
 from hanlin.data.megatron_index import SPLITS, build_index, split_bounds
 from hanlin.data.sources.megatron import IndexedData
-from hanlin.data.span_corruption import corrupt_spans
+from hanlin.data.span_corruption import Marks, SpanData, corrupt_spans
+
+PAD, EOD = 5, 7  # of vocab/cpm1/t5_vocab.txt
 
 
 def check(case: Path, vocab: Path) -> None:
@@ -31,6 +33,13 @@ def check(case: Path, vocab: Path) -> None:
         tables = {"doc_idx": index.documents, "sample_idx": index.samples, "shuffle_idx": index.order}
         for name, ours in tables.items():
             assert np.array_equal(ours, expected[f"{split}_{name}"]), (split, name)
+        marks = Marks(facts["sentinel0"], EOD, PAD, facts["vocab_size"])
+        samples = SpanData(case / "small_document", index, marks, facts["dec_seq_length"])
+        for number, sample in enumerate(samples[number] for number in range(len(samples))):
+            assert sample.context.tolist() == expected[f"{split}_contexts"][number].tolist()
+            assert sample.holds_end.tolist() == expected[f"{split}_ctx_eod_mask"][number].tolist()
+            assert sample.tokens.tolist() == expected[f"{split}_targets"][number].tolist()
+            assert sample.labels.tolist() == expected[f"{split}_labels"][number].tolist()
 
 
 def _check_corruption(records: list[dict], facts: dict) -> None:

@@ -73,14 +73,17 @@ class SampleIndex:
 
     def tokens(self, number: int, data: IndexedData) -> np.ndarray:
         """Sample `number` of the random order: int64 `[length + 1]`."""
+        return np.concatenate([ids for _, ids in self.pieces(number, data)], dtype=np.int64)
+
+    def pieces(self, number: int, data: IndexedData) -> list[tuple[int, np.ndarray]]:
+        """The items that sample `number` is made of, each with its tokens in it."""
         place = int(self.order[number])
         (first, begin), (last, end) = self.samples[place].tolist(), self.samples[place + 1].tolist()
-        items = self.documents[first : last + 1]
+        items = self.documents[first : last + 1].tolist()
         if first == last:
-            return data.get(items[0], begin, end - begin + 1).astype(np.int64)
-        middle = [data[item] for item in items[1:-1]]
-        parts = [data.get(items[0], begin), *middle, data.get(items[-1], 0, end + 1)]
-        return np.concatenate(parts, dtype=np.int64)
+            return [(items[0], data.get(items[0], begin, end - begin + 1))]
+        middle = [(item, data[item]) for item in items[1:-1]]
+        return [(items[0], data.get(items[0], begin)), *middle, (items[-1], data.get(items[-1], 0, end + 1))]
 
     def save(self, prefix: Path) -> None:
         """Write the three files under the original's names; prefix: that of `index_prefix`."""

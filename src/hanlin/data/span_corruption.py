@@ -1,17 +1,22 @@
 """T5's task as CPM-1's program makes it: spans of a document are taken out and have to be given back.
 
-A document becomes `keep_0, V, keep_1, V + 1, ...` (what is read) and `V, noise_0, V + 1, noise_1, ...` (what is wanted),
-V being the size of the vocabulary: a number, not yet a token. Noise always stands last, so the end of the document is
-always wanted. Golden case cpm1_t5_dataset.
+A document becomes `keep_0, V, keep_1, V + 1, ...` (what is read) and `V, noise_0, V + 1, noise_1, ...` (what is
+wanted), V being the size of the vocabulary: a number, not yet a token. Noise always stands last, so the end of the
+document is always wanted. A sample reads `length` ids from several documents; its spans are numbered anew, by tokens.
+Golden case cpm1_t5_dataset.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from hanlin.data.megatron_index import SampleIndex
+from hanlin.data.sources.megatron import IndexedData
 
 if TYPE_CHECKING:
     import torch
@@ -48,6 +53,64 @@ def corrupt_spans(
         target += [vocab_size + number, *ids[middle:end]]
         start = end
     return Corrupted(context, target, offsets)
+
+
+@dataclass(frozen=True)
+class Marks:
+    """Ids: first of the tokens that stand for spans, end of a document, padding; vocab_size: V."""
+
+    first_span: int
+    end: int
+    pad: int
+    vocab_size: int
+
+
+@dataclass(frozen=True)
+class SpanSample:
+    """int64 ids; tokens, labels: what the decoder reads and gives; holds_end: 1 where a span of context holds one."""
+
+    context: np.ndarray
+    holds_end: np.ndarray
+    tokens: np.ndarray
+    labels: np.ndarray
+
+
+class SpanData:
+    """Samples out of the three files that corrupted documents were written to: `<prefix>_context` and so on."""
+
+    def __init__(self, prefix: Path, index: SampleIndex, marks: Marks, target_length: int) -> None:
+        self.contexts, self.targets, self.offsets = (
+            IndexedData(Path(f"{prefix}_{part}")) for part in ("context", "target", "target_offset")
+        )
+        self.index, self.marks, self.target_length = index, marks, target_length
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, number: int) -> SpanSample:
+        context, holds_end, target, next_span = [], [], [], self.marks.first_span
+        for item, ids in self.index.pieces(number, self.contexts):
+            for id in ids.tolist():
+                span = self._span(item, id - self.marks.vocab_size) if id >= self.marks.vocab_size else None
+                context.append(id if span is None else next_span)
+                holds_end.append(int(span is not None and self.marks.end in span))
+                if span is not None:
+                    target += [next_span, *span]
+                    next_span += 1
+        target = [*target, next_span][: self.target_length + 1]
+        return SpanSample(*map(_int64, (context, holds_end, self._padded(target[:-1]), self._padded(target[1:]))))
+
+    def _span(self, item: int, number: int) -> list[int]:
+        """The tokens of a document's span, without its number."""
+        start, size = self.offsets.get(item, 2 * number, 2).tolist()
+        return self.targets.get(item, start + 1, size - 1).tolist()
+
+    def _padded(self, ids: list[int]) -> list[int]:
+        return ids + [self.marks.pad] * (self.target_length - len(ids))
+
+
+def _int64(ids: list[int]) -> np.ndarray:
+    return np.array(ids, np.int64)
 
 
 def _span_lengths(num_tokens: int, num_spans: int, generator: torch.Generator) -> list[int]:
