@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     home: Path = args.folder
     if args.restart and home.exists():
         _remove(home)
-    data = _write_files(home, pinyin_steps=120 if args.quick else 1200, tone_steps=40 if args.quick else 400)
+    data = _write_files(home, pinyin_steps=150 if args.quick else 1500, tone_steps=40 if args.quick else 400)
     _say(f"{data.rows:,} phrases of the {CHARACTERS} commonest characters, {HELD_OUT} of them held out.")
     words = [f"{home}/data/pinyin_train.jsonl", f"{home}/data/tone_train.jsonl"]
     _command("tokenizer", "build", *words, "--out", f"{home}/vocab.txt")
