@@ -116,19 +116,20 @@ def draw_curves(runs: Sequence[RunCurves]) -> bytes:
             axes.grid(alpha=0.3)
             for run_number, run in enumerate(runs):
                 if name in run.curves:
-                    _draw(axes, *run.curves[name], label=labels[run_number], colour=f"C{run_number % 10}")
+                    look = {"label": labels[run_number], "color": f"C{run_number % 10}"}
+                    _draw(axes, *run.curves[name], is_noisy=name != "lr", **look)
             axes.legend()
         buffer = BytesIO()
         figure.savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()
 
 
-def _draw(axes: Any, steps: Sequence[int], values: Sequence[float], *, label: str, colour: str) -> None:
-    if len(steps) <= _SMOOTH_STEPS:
-        axes.plot(steps, values, color=colour, label=label, marker="." if len(steps) < 3 else "")
+def _draw(axes: Any, steps: Sequence[int], values: Sequence[float], *, is_noisy: bool, **look: Any) -> None:
+    if len(steps) <= _SMOOTH_STEPS or not is_noisy:
+        axes.plot(steps, values, marker="." if len(steps) < 3 else "", **look)
         return
-    axes.plot(steps, values, color=colour, alpha=0.25)
-    axes.plot(steps, _running_mean(values), color=colour, label=label)
+    axes.plot(steps, values, alpha=0.25, color=look["color"])
+    axes.plot(steps, _running_mean(values), **look)
 
 
 def _running_mean(values: Sequence[float], keep: float = 0.95) -> list[float]:
