@@ -22,6 +22,9 @@ def project(tmp_path: Path) -> Path:
     (tmp_path / "vocab.txt").write_text("\n".join([*specials, *"床前明月光"]) + "\n", encoding="utf-8")
     (tmp_path / "train.jsonl").write_text('{"input": "床前", "<ans>": "明月光"}\n', encoding="utf-8")
     (tmp_path / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
+    original = Path(__file__).parent / "golden" / "cases" / "bee_generate"
+    text = RECIPE.replace("size: tiny, vocab: vocab.txt", f"base: {original}, vocab: {original}/vocab.txt")
+    (tmp_path / "original.yaml").write_text(text, encoding="utf-8")
     return tmp_path
 
 
@@ -33,6 +36,7 @@ def project(tmp_path: Path) -> Path:
         (["--version"], 0),
         (["check", "recipe.yaml"], 2),
         (["train", "recipe.yaml"], 2),
+        (["train", "original.yaml"], 2),
         (["check", "recipe.yaml", "data.train=none.jsonl"], 2),
         (["check", "nowhere.yaml"], 2),
         (["inspect", "nowhere"], 2),

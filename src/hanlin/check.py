@@ -66,15 +66,24 @@ def check_file(path: Path | str, overrides: Iterable[str] = (), purpose: Purpose
     draft = read_recipe(path, overrides)
     problems = list(draft.problems)
     if draft.recipe is not None:
-        found = check(draft.recipe, draft.places, purpose=purpose)
+        found = check(draft.recipe, draft.places, purpose=purpose, with_torch=not draft.problems)
         problems += [problem for problem in found if not draft.problems or not _follows(problem, draft, draft.recipe)]
     if problems or draft.recipe is None:
         raise ConfigError(listing(problems, path))
     return draft.recipe
 
 
-def check(recipe: Recipe, places: Mapping[str, str] | None = None, *, purpose: Purpose | None = None) -> list[Problem]:
-    """All problems of a recipe whose values are right one by one; places: where each key stands."""
+def check(
+    recipe: Recipe,
+    places: Mapping[str, str] | None = None,
+    *,
+    purpose: Purpose | None = None,
+    with_torch: bool = True,
+) -> list[Problem]:
+    """All problems of a recipe whose values are right one by one.
+
+    places: where each key stands; with_torch: look at the device and at original weights too, which takes seconds.
+    """
     places = places or {}
     purpose = purpose or ("train" if recipe.data.train or "train" in recipe.model_fields_set else "evaluate")
     found = [*_settings_without_effect(recipe, places), *_model_files(recipe), *_data_files(recipe, purpose)]
@@ -86,7 +95,7 @@ def check(recipe: Recipe, places: Mapping[str, str] | None = None, *, purpose: P
         found += option_problems(family, recipe.data.options)
         if not any(key.startswith(("model.", "data.options")) for key, _ in found):
             found += [*_vocabulary_and_rows(recipe, family, purpose)]
-    if not found:
+    if not found and with_torch:
         found += [*_device(recipe), *_original_weights(recipe, purpose)]
     return [Problem(key, text, _place(key, places)) for key, text in found]
 
