@@ -301,11 +301,8 @@ def _evaluate(parts: Parts) -> Metrics:
 
 def _records(recipe: Recipe) -> list[Any]:
     """The records to score, in the order of the files."""
-    from hanlin.data.sources import open_source
-    from hanlin.data.transform import Transformed
+    from hanlin.data.transform import open_records
 
-    sources = [open_source(path) for path in recipe.evaluate.data or recipe.data.eval]
-    if recipe.data.transform:
-        sources = [Transformed(source, recipe.data.transform) for source in sources]
+    sources = [open_records(path, recipe.data) for path in recipe.evaluate.data or recipe.data.eval]
     records = [source[number] for source in sources for number in range(len(source))]
     return records[: recipe.evaluate.limit]

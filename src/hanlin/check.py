@@ -387,13 +387,10 @@ def _rows(recipe: Recipe, samples: Any, path: Path) -> Iterator[str]:
 
 
 def _check_rows(recipe: Recipe, samples: Any, path: Path) -> Iterator[str]:
-    from hanlin.data.sources import open_source
     from hanlin.data.sources.source import BadRowError
-    from hanlin.data.transform import Transformed
+    from hanlin.data.transform import open_records
 
-    source = open_source(path)
-    if recipe.data.transform:
-        source = Transformed(source, recipe.data.transform)
+    source = open_records(path, recipe.data)
     for number in range(min(len(source), _ROWS)):
         try:
             samples.check(source[number])

@@ -30,8 +30,8 @@ from hanlin.data.files import published_folder
 from hanlin.data.pack import padding_share, plan_rows
 from hanlin.data.report import Counts, DataReport, make_report
 from hanlin.data.samples import HasFingerprint, Samples
-from hanlin.data.sources import BadRowError, Source, open_source
-from hanlin.data.transform import Transformed
+from hanlin.data.sources import BadRowError, Source
+from hanlin.data.transform import open_records
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ def prepare(
     """
     if not files:
         raise DataError("no data files were given; name at least one")
-    sources = [_open(path, settings) for path in files]
+    sources = [open_records(path, settings) for path in files]
     fingerprint = _fingerprint(sources, samples, tokenizer, settings)
     folder = settings.cache.expanduser() / fingerprint[:32]
     columns = _read_cache(folder)
@@ -135,11 +135,6 @@ def prepare(
         columns = read_columns(folder)
         log.info("data encoded samples=%d cache=%s", len(columns.arrays[LENGTHS]), folder)
     return Prepared(sources, samples, settings, columns)
-
-
-def _open(path: Path, settings: DataSettings) -> Source:
-    source = open_source(path)
-    return Transformed(source, settings.transform) if settings.transform else source
 
 
 def _fingerprint(sources: Sequence[Source], samples: Samples, tokenizer: Any, settings: DataSettings) -> str:

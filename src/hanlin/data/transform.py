@@ -8,11 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hanlin.core.errors import DataError
+from hanlin.core.settings import DataSettings
+from hanlin.data.sources import Source, open_source
 
-__all__ = ["Transformed", "transform"]
+__all__ = ["Transformed", "open_records", "transform"]
+
+
+def open_records(path: Path, settings: DataSettings) -> Source:
+    """The records of a file or folder, through `data.transform` where there is one.
+
+    Raises: DataError.
+    """
+    source = open_source(path)
+    return Transformed(source, settings.transform) if settings.transform else source
 
 
 def transform(mapping: Mapping[str, Any], row: Any) -> Any:
@@ -25,9 +37,9 @@ def transform(mapping: Mapping[str, Any], row: Any) -> Any:
 
 @dataclass(frozen=True)
 class Transformed:
-    """A source (see data/sources) whose records are made by a mapping."""
+    """A source  whose records are made by a mapping."""
 
-    source: Any
+    source: Source
     mapping: Mapping[str, Any]
 
     def __len__(self) -> int:

@@ -1,6 +1,6 @@
 """Beam search over plain data: which beams go on, which answers are found, when a record is done. Knows no model.
 
-As the original CPM-Bee does it (`CPMBeeBeamSearch`, see docs/formats.md). Greedy search and sampling are the same
+As the original CPM-Bee does it (`CPMBeeBeamSearch`, golden case bee_generate). Greedy search and sampling are the same
 search with one beam and one candidate a step. What other originals do differently is said by `BeamManner`.
 """
 

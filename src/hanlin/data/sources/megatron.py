@@ -1,7 +1,7 @@
 """Megatron's indexed data: `<prefix>.bin`, the token ids of all items back to back, and `<prefix>.idx`, where they lie.
 
 Two forms are read and written, to the byte: `mmap` (one size an item) and `cached`, which its original also calls lazy
-(older; the same items, wider tables). Either is memory-mapped here. See docs/formats.md and golden case
+(older; the same items, wider tables). Either is memory-mapped here. See golden case
 cpm1_indexed_dataset.
 """
 

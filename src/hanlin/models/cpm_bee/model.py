@@ -2,7 +2,7 @@
 
 Surprising: every linear is divided by sqrt(in_features) at run time; the sum after each residual is divided by 1.05;
 the embedding is rotated by the token's subscript (which <option>, which <mask>), not by its position; the output head
-is the embedding plus one column per entry of the batch's ext table. See docs/formats.md for the original's names.
+is the embedding plus one column per entry of the batch's ext table. The original's names: formats.py.
 """
 
 from __future__ import annotations
