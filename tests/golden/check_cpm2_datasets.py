@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
+from hanlin.core.settings import PromptSettings
 from hanlin.models.cpm2.datasets import adgen, c3, ccpm, kdconv, lcqmc, sogou, text_to_text
 from hanlin.models.cpm2.pieces import source_of, target_of
-from hanlin.models.cpm2.prompts import PromptSettings, read_prompt_settings
 from hanlin.models.cpm2.tokenizer import Cpm2Tokenizer
 
 TEMPLATES = {
@@ -63,10 +62,7 @@ def _check_ranking(case: Path, variant: dict[str, Any], tokenizer: Cpm2Tokenizer
 def _settings(values: dict[str, Any] | None) -> PromptSettings | None:
     if values is None:
         return None
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "prompt.json"
-        path.write_text(json.dumps(values))
-        return read_prompt_settings(path)
+    return PromptSettings.model_validate(values)
 
 
 def _records(path: Path) -> list[Any]:

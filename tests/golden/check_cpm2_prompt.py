@@ -20,17 +20,16 @@ from cpm2_case import (
     losses_of,
 )
 
-from hanlin.core.settings import TrainSettings
+from hanlin.core.settings import PromptSettings, TrainSettings
 from hanlin.models.cpm2.datasets.lcqmc import make_items
 from hanlin.models.cpm2.formats import PROMPTS
 from hanlin.models.cpm2.model import Cpm2
 from hanlin.models.cpm2.pieces import source_of, target_of
-from hanlin.models.cpm2.prompts import PromptSettings, first_tokens, read_prompt_settings
 from hanlin.models.cpm2.tokenizer import Cpm2Tokenizer
 from hanlin.parallel.place import place
 from hanlin.train.optim import AdamW
 from hanlin.train.step import Step
-from hanlin.tuning.soft_prompt import add_soft_prompt, begin_with_tokens
+from hanlin.tuning.soft_prompt import add_soft_prompt, begin_with_tokens, first_tokens
 
 
 def check(case: Path, vocab: Path) -> None:
@@ -39,14 +38,14 @@ def check(case: Path, vocab: Path) -> None:
     samples = json.loads((case / "samples.json").read_text())
     inputs, expected = arrays_of(case / "inputs.npz"), arrays_of(case / "expected.npz")
     for name, file in facts["prompt_configs"].items():
-        settings = read_prompt_settings(case / file)
+        settings = PromptSettings.model_validate(case / file)
         if name in samples:
             _check_ids(case / facts["data"], settings, tokenizer, samples[name])
             own, wanted = (_under(name, arrays) for arrays in (inputs, expected))
             _check_network(_tuned(case, settings), own, wanted, facts["tolerance"])
         else:
             _check_start(case, settings, tokenizer, _under(name, expected))
-    main = read_prompt_settings(case / facts["prompt_configs"]["main"])
+    main = PromptSettings.model_validate(case / facts["prompt_configs"]["main"])
     _check_tuning(_tuned(case, main), _under("main", inputs), _under("tune", expected), facts)
 
 

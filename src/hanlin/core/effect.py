@@ -46,6 +46,16 @@ def _rules(recipe: Recipe) -> list[tuple[str, Idle, bool]]:
             recipe.tuning.method == "prefix",
         ),
         (
+            "tuning.rank tuning.alpha tuning.dropout tuning.targets tuning.form",
+            Idle("tuning.method", "with tuning.method prompt; set tuning.method: lora or remove it"),
+            recipe.tuning.method == "prompt",
+        ),
+        (
+            "tuning.prompt",
+            Idle("tuning.method", f"with tuning.method {recipe.tuning.method}; set tuning.method: prompt or remove it"),
+            recipe.tuning.method != "prompt",
+        ),
+        (
             "tuning.prefix_length tuning.prefix_projection",
             Idle("tuning.method", f"with tuning.method {recipe.tuning.method}; set tuning.method: prefix or remove it"),
             recipe.tuning.method != "prefix",

@@ -5,10 +5,14 @@ Each field's comment gives its unit, the reason of its default and its effect. N
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+from hanlin.core.errors import ConfigError
+from hanlin.core.prompt_file import is_original, read_prompt_file, translate
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Weight = Annotated[float, Field(ge=0)]
@@ -80,10 +84,70 @@ class DataSettings(Settings):
     cache: Path = Path("~/.cache/hanlin")
 
 
+class PromptSettings(Settings):
+    """Soft prompts: how many, where, how they begin, what is trained; also read from CPM-2's JSON files."""
+
+    # Number of prompts.
+    length: int = Field(default=100, gt=0)
+    # Shares of them at the places of the data set's template (before, between, after its pieces): [0.33, 0.34, 0.33],
+    # or as in the names of the original's files: 33_34_33. Empty: the template's own.
+    ratios: tuple[Weight, ...] = ()
+    # vocabulary: as embeddings of tokens; random: as numbers of the embedding's spread; checkpoint: as the prompts that
+    # lie in model.base, or at random where there are none.
+    init: Literal["vocabulary", "random", "checkpoint"] = "random"
+    # vocabulary: a text whose tokens are the first prompts ...
+    init_text: str = ""
+    # ... the token of all other prompts ...
+    init_token: str = "<mask>"
+    # ... or, if this is true, the tokens 100, 200, 300, ... in its place.
+    init_spread: bool = False
+    # True: the base is trained along.
+    trains_model: bool = False
+    # False: the prompts stay as they begin, only the base is trained.
+    trains_prompts: bool = True
+    # Whether prompts look at tokens, and tokens at prompts.
+    sees_tokens: bool = True
+    is_seen: bool = True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _translate(cls, values: Any) -> Any:
+        try:
+            if isinstance(values, str | Path):
+                return read_prompt_file(Path(values))
+            if isinstance(values, Mapping) and is_original(values):
+                return translate(values, "the original's keys")
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        if isinstance(values, Mapping) and isinstance(values.get("ratios"), str):
+            return {**values, "ratios": _shares(values["ratios"])}
+        return values
+
+    @model_validator(mode="after")
+    def _trains_something(self) -> Self:
+        if not (self.trains_model or self.trains_prompts):
+            raise ValueError("neither prompts nor model would be trained; set trains_prompts or trains_model")
+        return self
+
+    def borders(self, default: Sequence[float]) -> list[int]:
+        """The numbers of the first prompt after each place of a template with these default shares."""
+        ratios = self.ratios or tuple(default)
+        # kept (cpm2_prompt): sums of floats, cut off and not rounded.
+        return [int(sum(ratios[: place + 1]) * self.length) for place in range(len(ratios))]
+
+
+def _shares(name: str) -> tuple[float, ...]:
+    """33_34_33, 5_5_0 -> shares of their sum."""
+    numbers = name.split("_")
+    if len(numbers) not in (3, 4) or not all(number.isdecimal() for number in numbers) or not any(map(int, numbers)):
+        raise ValueError(f"ratios {name!r}: three or four numbers are expected, such as 33_34_33")
+    return tuple(int(number) / sum(map(int, numbers)) for number in numbers)
+
+
 class TuningSettings(Settings):
     # full: every weight; lora: low-rank additions to some linears; prefix: keys and values before those of every
-    # block (P-Tuning v2). With both of these the base stays as it is.
-    method: Literal["full", "lora", "prefix"] = "full"
+    # block (P-Tuning v2); prompt: vectors among the embedded tokens. With these the base stays as it is.
+    method: Literal["full", "lora", "prefix", "prompt"] = "full"
     # Inner size of the low-rank addition.
     rank: int = Field(default=8, gt=0)
     # The addition is multiplied by alpha / rank.
@@ -98,6 +162,13 @@ class TuningSettings(Settings):
     prefix_length: int = Field(default=128, gt=0)
     # True: the prefix comes out of two trained linears, which the base's width makes large.
     prefix_projection: bool = False
+    # Soft prompts: a section with the settings of `PromptSettings`, or the path of one of CPM-2's JSON files.
+    prompt: PromptSettings = PromptSettings()
+
+    @property
+    def trains_base(self) -> bool:
+        """Whether a run changes the weights that it starts from."""
+        return self.method == "full" or (self.method == "prompt" and self.prompt.trains_model)
 
 
 class TrainSettings(Settings):

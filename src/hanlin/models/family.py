@@ -19,6 +19,7 @@ from hanlin.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from hanlin.core.batch import Batch
+    from hanlin.core.settings import PromptSettings
 
 
 class Tokenizer(Protocol):
@@ -105,6 +106,18 @@ class Converses(Protocol):
 
     def ask(self, question: str, history: Sequence[tuple[str, str]]) -> Any:
         """The record of a dialogue's next round; history: the earlier questions and their answers."""
+        ...
+
+
+@runtime_checkable
+class TakesPrompts(Protocol):
+    """Samples of a family whose rows have places for soft prompts (ids below 0, see layers/soft_prompt.py)."""
+
+    def with_prompts(self, prompts: PromptSettings) -> Samples:
+        """The same samples with soft prompts in their rows.
+
+        Raises: ConfigError when the chosen template has no place for them.
+        """
         ...
 
 

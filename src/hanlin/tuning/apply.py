@@ -11,6 +11,8 @@ from torch import nn
 from hanlin.core.errors import ConfigError
 from hanlin.tuning.lora import LoraLinear, add_lora
 from hanlin.tuning.prefix import PrefixEncoder, add_prefix
+from hanlin.tuning.soft_prompt import NAME as SOFT_PROMPT
+from hanlin.tuning.soft_prompt import add_soft_prompt, begin_at_random
 
 if TYPE_CHECKING:
     from hanlin.core.settings import TuningSettings
@@ -32,13 +34,18 @@ def apply_tuning(
 
     What is added is initialised, except on the meta device (`init_tuning` does it later).
 
-    Raises: ConfigError when a target names no linear of the model, or when its attention takes no prefix.
+    Raises: ConfigError when a target names no linear of the model, or when it takes no prefix or no soft prompts.
     """
     if settings.method == "full":
         return model.requires_grad_(True)
     if settings.method == "prefix":
         model.requires_grad_(False)
         add_prefix(model, settings.prefix_length, projection=settings.prefix_projection, dropout=settings.dropout)
+    elif settings.method == "prompt":
+        wanted = settings.prompt
+        model.requires_grad_(wanted.trains_model)
+        prompt = add_soft_prompt(model, wanted.length, sees_tokens=wanted.sees_tokens, is_seen=wanted.is_seen)
+        prompt.requires_grad_(wanted.trains_prompts)
     else:
         names = lora_names(model, settings.targets or family.lora_targets)
         model.requires_grad_(False)
@@ -52,6 +59,9 @@ def init_tuning(model: nn.Module, generator: torch.Generator | None = None) -> N
     for module in model.modules():
         if isinstance(module, LoraLinear | PrefixEncoder) and not next(iter(module.parameters())).is_meta:
             module.init_addition(generator)
+    prompt = getattr(model, SOFT_PROMPT, None)
+    if prompt is not None and not prompt.weight.is_meta:
+        begin_at_random(model, generator)
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from hanlin.core.errors import ConfigError, DataError
+from hanlin.core.settings import PromptSettings
 from hanlin.models.cpm2.datasets import adgen, c3, ccpm, kdconv, lcqmc, sogou, text_to_text
-from hanlin.models.cpm2.pieces import Mark, source_of
-from hanlin.models.cpm2.prompts import PromptSettings
+from hanlin.models.cpm2.pieces import Mark, Prompts, source_of
 from hanlin.models.cpm2.tokenizer import Cpm2Tokenizer
 
 
@@ -69,3 +69,12 @@ def test_pairs_that_teach_nothing_are_left_out() -> None:
     assert sogou.make_pair({"query": "锟斤拷", "pos_doc": "乙", "neg_doc": "丙"}) is None
     with pytest.raises(DataError, match="the key 'neg_doc' is missing"):
         sogou.make_pair({"query": "甲", "pos_doc": "乙"})
+
+
+def test_prompts_stand_before_between_and_after_the_sentences() -> None:
+    record = {"sentence1": "甲", "sentence2": "乙", "label": 1}
+    [item] = lcqmc.make_items(record, PromptSettings(length=4, ratios=(0.25, 0.5, 0.25)))
+    assert item.pieces == [Prompts(0, 1), "甲", Prompts(1, 3), "乙", Prompts(3, 4)]
+    [apart] = lcqmc.make_items(record, PromptSettings(length=4, ratios=(0.5, 0.0, 0.5)))
+    assert apart.pieces == [Prompts(0, 2), "甲", Mark("；"), Prompts(2, 2), "乙", Prompts(2, 4)]
+    assert item.answer == [Mark("相似")]

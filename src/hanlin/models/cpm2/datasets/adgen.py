@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from hanlin.core.settings import PromptSettings
+
 from ..pieces import Item, Mark, Piece, Prompts
-from ..prompts import PromptSettings
 from .fields import field
 
 _COMMA, _COLON, _END = Mark("，"), Mark("："), Mark("；")

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from hanlin.core.settings import PromptSettings
+
 from ..pieces import Item, Prompts
-from ..prompts import PromptSettings
 from .choices import NUMBERS, RATIOS, between, num_choice_prompts, write_choices
 from .fields import chosen, field
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hanlin.core.errors import DataError
+from hanlin.core.settings import PromptSettings
 
 from ..pieces import Mark, Piece, Prompts
-from ..prompts import PromptSettings
 
 NUMBERS = tuple(map(Mark, "一二三四五六七八"))
 PAUSE, END = Mark("、"), Mark("；")

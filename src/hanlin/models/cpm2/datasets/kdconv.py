@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 from hanlin.core.errors import ConfigError
+from hanlin.core.settings import PromptSettings
 
 from ..pieces import Item
-from ..prompts import PromptSettings
 from .fields import field
 
 MAX_LENGTH = 512

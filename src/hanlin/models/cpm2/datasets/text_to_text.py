@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from hanlin.core.settings import PromptSettings
+
 from ..pieces import Item, Piece, Prompts
-from ..prompts import PromptSettings
 from .fields import field
 
 RATIOS = (1.0, 0.0, 0.0)

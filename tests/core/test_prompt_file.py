@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from hanlin.core.errors import ConfigError
-from hanlin.models.cpm2.datasets.lcqmc import make_items
-from hanlin.models.cpm2.pieces import Mark, Prompts
-from hanlin.models.cpm2.prompts import PromptSettings, read_prompt_settings
+from hanlin.core.prompt_file import read_prompt_file
+from hanlin.core.settings import PromptSettings, TuningSettings
 
 
 def write(path: Path, **changes: Any) -> Path:
@@ -22,7 +22,7 @@ def write(path: Path, **changes: Any) -> Path:
 
 
 def test_shares_are_cut_off_and_not_rounded(tmp_path: Path) -> None:
-    settings = read_prompt_settings(write(tmp_path / "a.json"))
+    settings = PromptSettings.model_validate(write(tmp_path / "a.json"))
     assert settings.borders(()) == [7, 15, 23]
     assert PromptSettings(length=10).borders((0.5, 0.5, 0.0)) == [5, 10, 10]
 
@@ -38,7 +38,7 @@ def test_shares_are_cut_off_and_not_rounded(tmp_path: Path) -> None:
     ],
 )
 def test_every_flag_of_the_original_is_read(tmp_path: Path, changes: dict[str, Any], expected: tuple) -> None:
-    found = read_prompt_settings(write(tmp_path / "a.json", **changes))
+    found = PromptSettings.model_validate(write(tmp_path / "a.json", **changes))
     assert (found.init, found.trains_model, found.trains_prompts, found.sees_tokens, found.is_seen) == expected
 
 
@@ -54,13 +54,32 @@ def test_every_flag_of_the_original_is_read(tmp_path: Path, changes: dict[str, A
 )
 def test_what_cannot_be_meant_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        read_prompt_settings(write(tmp_path / "a.json", **changes))
+        read_prompt_file(write(tmp_path / "a.json", **changes))
 
 
-def test_prompts_stand_before_between_and_after_the_sentences() -> None:
-    record = {"sentence1": "甲", "sentence2": "乙", "label": 1}
-    [item] = make_items(record, PromptSettings(length=4, ratios=(0.25, 0.5, 0.25)))
-    assert item.pieces == [Prompts(0, 1), "甲", Prompts(1, 3), "乙", Prompts(3, 4)]
-    [apart] = make_items(record, PromptSettings(length=4, ratios=(0.5, 0.0, 0.5)))
-    assert apart.pieces == [Prompts(0, 2), "甲", Mark("；"), Prompts(2, 2), "乙", Prompts(2, 4)]
-    assert item.answer == [Mark("相似")]
+@pytest.mark.parametrize(
+    ("name", "shares"),
+    [("33_34_33", (0.33, 0.34, 0.33)), ("5_5_0", (0.5, 0.5, 0.0)), ("98_2_0", (0.98, 0.02, 0.0))],
+)
+def test_places_may_be_written_as_in_the_originals_names(name: str, shares: tuple[float, ...]) -> None:
+    assert PromptSettings.model_validate({"ratios": name}).ratios == shares
+
+
+def test_a_recipe_may_name_the_file_or_hold_its_keys(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.json")
+    by_path = TuningSettings.model_validate({"method": "prompt", "prompt": str(path)})
+    by_keys = TuningSettings.model_validate({"method": "prompt", "prompt": json.loads(path.read_text())})
+    assert by_path == by_keys == TuningSettings(**by_path.model_dump())
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"ratios": "33_34"}, "three or four numbers"),
+        ({"trains_prompts": False}, "neither prompts nor model"),
+        ("nowhere.json", "not readable as JSON"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused(values: Any, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        PromptSettings.model_validate(values)
