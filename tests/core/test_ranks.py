@@ -1,5 +1,6 @@
 import json
 import logging
+import os
 import random
 import re
 import subprocess
@@ -14,6 +15,10 @@ from hanlin.core.errors import ConfigError
 from hanlin.core.ranks import (
     Ranks,
     communication_backend,
+    first_host,
+    interface_towards,
+    is_launched,
+    join,
     pick_device,
     random_states,
     read_ranks,
@@ -31,7 +36,8 @@ def draw() -> list[float]:
 
 @pytest.fixture(autouse=True)
 def _no_launcher(monkeypatch):
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"):
+    names = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"]
+    for name in [*names, *filter(lambda name: name.startswith("SLURM_"), os.environ)]:
         monkeypatch.delenv(name, raising=False)
 
 
@@ -48,6 +54,8 @@ def test_alone_without_a_launcher(monkeypatch):
     monkeypatch.setenv("SLURM_PROCID", "0")  # a batch script that runs us without srun
     monkeypatch.setenv("SLURM_NTASKS", "8")
     assert read_ranks() == Ranks(0, 1, 0)
+    assert not is_launched()
+    assert join(CPU) is None
 
 
 def test_ranks_of_torchrun_and_srun(monkeypatch):
@@ -57,6 +65,40 @@ def test_ranks_of_torchrun_and_srun(monkeypatch):
     for name, value in {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "3"}.items():
         monkeypatch.setenv(name, value)
     assert read_ranks() == Ranks(3, 4, 3)
+    assert is_launched()
+
+
+def test_one_process_per_pod_of_kubernetes(monkeypatch):
+    for name, value in {"RANK": "2", "WORLD_SIZE": "3", "MASTER_ADDR": "job-master-0"}.items():
+        monkeypatch.setenv(name, value)
+    assert read_ranks() == Ranks(2, 3, 0)
+
+
+def test_processes_that_know_no_meeting_place_are_told_so(monkeypatch):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "here"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match="2 processes were started, but MASTER_PORT do"):
+        join(CPU)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("node7", "node7"),
+        ("a,b", "a"),
+        ("node[07-09,12],login1", "node07"),
+        ("node-[3,5]", "node-3"),
+        ("rack[1-2]-[04-05].lan", "rack1-04.lan"),
+    ],
+)
+def test_the_first_host_of_slurm_s_short_form(nodes, first):
+    assert first_host(nodes) == first
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="interfaces are asked for as Linux tells them")
+def test_the_interface_towards_a_host():
+    assert interface_towards("127.0.0.1") == "lo"
+    assert interface_towards("no.such.host.invalid") is None
 
 
 def test_device_that_is_not_there_is_named_with_those_that_are():

@@ -27,7 +27,9 @@ _NOT_COMMANDS = {"main"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, 1 (the command says no), 2 (a user's mistake), 130 (Ctrl-C)."""
+    """Run a command; returns the exit code: 0, 1 (the command says no), 2 (a user's mistake), 3 (another process of the
+    run failed), 75 (interrupted and saved), 130 (Ctrl-C).
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     keep_blas_quiet()
     try:
@@ -35,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return args.run(args)
     except HanlinError as error:
         print(_in_red(f"hanlin: {error}"), file=sys.stderr)
-        return 2
+        return error.exit_code
     except KeyboardInterrupt:
         print("hanlin: interrupted", file=sys.stderr)
         return 130

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 
 class HanlinError(Exception):
-    """A mistake of the user's; the command line prints it without a traceback and exits with code 2."""
+    """A mistake of the user's; the command line prints it without a traceback and exits with its code."""
+
+    exit_code = 2
 
 
 class ConfigError(HanlinError):
@@ -20,3 +22,9 @@ class DataError(HanlinError):
 
 class CheckpointError(HanlinError):
     """A weights file or a run's checkpoint that cannot be used."""
+
+
+class RankError(HanlinError):
+    """This process had to end because another one of the same run did, or is not to be reached."""
+
+    exit_code = 3

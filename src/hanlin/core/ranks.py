@@ -1,4 +1,4 @@
-"""Facts of this process: its rank, its device, its random numbers, its log, its threads.
+"""Facts of this process: its rank and how the ranks meet, its device, its random numbers, its log, its threads.
 
 Besides `cli` the only place that reads environment variables. torch is imported only when a function needs it.
 """
@@ -10,8 +10,11 @@ import importlib.util
 import logging
 import os
 import random
+import re
+import socket
 import sys
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +23,7 @@ from hanlin.core.errors import ConfigError
 if TYPE_CHECKING:
     import torch
     from rich.console import Console
+    from torch.distributed import Store
 
 log = logging.getLogger(__name__)
 
@@ -39,27 +43,138 @@ class Ranks:
         return self.rank == 0
 
 
-_LAUNCHERS = (
-    ("RANK", "WORLD_SIZE", "LOCAL_RANK"),  # torchrun, Kubernetes' training operator
-    # srun. SLURM_NTASKS would not do: a batch script that calls us without srun has it too.
-    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
-)
+_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+# srun. SLURM_NTASKS would not do: a batch script that calls us without srun has it too.
+_SRUN = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
+# Kubernetes' PyTorchJob without torchrun: one process per pod.
+_PODS = ("RANK", "WORLD_SIZE", "MASTER_ADDR")
 
 
 def read_ranks() -> Ranks:
-    """What the launcher (torchrun or srun) says about this process; without one it is alone."""
-    for names in _LAUNCHERS:
-        if all(name in os.environ for name in names):
+    """What the launcher (torchrun, srun, Kubernetes) says about this process; without one it is alone."""
+    for names in (_TORCHRUN, _SRUN):
+        if _are_set(names):
             return Ranks(*(int(os.environ[name]) for name in names))
+    if _are_set(_PODS):
+        return Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
     return Ranks()
+
+
+def is_launched() -> bool:
+    """Whether a launcher started this process, be it as the only one."""
+    return any(map(_are_set, (_TORCHRUN, _SRUN, _PODS)))
+
+
+def num_restarts() -> int:
+    """How often the launcher (torchrun or ours) has started these processes anew after a failure."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def _are_set(names: tuple[str, ...]) -> bool:
+    return all(name in os.environ for name in names)
+
+
+# --- meeting the other ranks ---
+
+
+def join(device: torch.device, *, timeout_seconds: float = 1800) -> Store | None:
+    """Meet the other ranks, and let them talk through the device's backend and, for plain memory, through gloo.
+
+    timeout_seconds: a rank that keeps the others waiting for longer is taken for lost; it must cover the longest work
+    that one rank does alone (writing a checkpoint, preparing data).
+    Returns the store that all ranks share; None when this process is alone (then nothing was started).
+    Raises: ConfigError when the launcher does not say where to meet; torch's errors when somebody does not come.
+    """
+    ranks = read_ranks()
+    if ranks.world == 1:
+        return None
+    from torch import distributed
+    from torch.distributed.rendezvous import rendezvous
+
+    host = _name_meeting_place()
+    if "GLOO_SOCKET_IFNAME" not in os.environ and (interface := interface_towards(host)):
+        # By itself gloo takes the address of this host's name, which may be 127.0.0.1 or that of another network.
+        os.environ["GLOO_SOCKET_IFNAME"] = interface
+    backend = communication_backend(device)
+    limit = timedelta(seconds=timeout_seconds)
+    store = next(iter(rendezvous("env://", ranks.rank, ranks.world, timeout=limit)))[0]
+    distributed.init_process_group(
+        backend if device.type == "cpu" else f"cpu:gloo,{device.type}:{backend}",
+        store=store,
+        rank=ranks.rank,
+        world_size=ranks.world,
+        timeout=limit,
+        device_id=None if device.type == "cpu" else device,
+    )
+    return store
+
+
+def leave() -> None:
+    """End talking to the other ranks; every rank must call it."""
+    from torch import distributed
+
+    if distributed.is_initialized():
+        distributed.barrier()  # rank 0 keeps the store: it must not go before the others are done with it
+        distributed.destroy_process_group()
+
+
+def interfaces() -> list[str]:
+    """The names of this machine's network interfaces."""
+    return [name for _, name in socket.if_nameindex()]
+
+
+def interface_towards(host: str) -> str | None:
+    """The network interface through which this machine reaches `host`; None: not known."""
+    if sys.platform != "linux":
+        return None
+    import fcntl
+
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((host, 9))  # sends nothing
+            ours = probe.getsockname()[0]
+            for name in interfaces():
+                try:
+                    # SIOCGIFADDR: the IPv4 address stands in bytes 20 to 24 of the answer.
+                    answer = fcntl.ioctl(probe, 0x8915, name.encode().ljust(40, b"\0"))
+                except OSError:  # this interface has no address
+                    continue
+                if socket.inet_ntoa(answer[20:24]) == ours:
+                    return name
+    except OSError:  # no such host, or it has no IPv4 address: joining will say so
+        return None
+    return None
+
+
+def _name_meeting_place() -> str:
+    """Make MASTER_ADDR and MASTER_PORT known where Slurm only implies them; return the address."""
+    if "MASTER_ADDR" not in os.environ and (nodes := os.environ.get("SLURM_STEP_NODELIST")):
+        os.environ["MASTER_ADDR"] = first_host(nodes)
+    if "MASTER_PORT" not in os.environ and (job := os.environ.get("SLURM_JOB_ID")):
+        # Below the ports that systems hand out by themselves; another one for each step of a job.
+        os.environ["MASTER_PORT"] = str(20_000 + (int(job) * 7 + int(os.environ.get("SLURM_STEP_ID", "0"))) % 10_000)
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise ConfigError(
+            f"{read_ranks().world} processes were started, but {' and '.join(missing)} do not say where they meet; "
+            "set them to the address of rank 0's machine and a free port there"
+        )
+    return os.environ["MASTER_ADDR"]
+
+
+def first_host(nodes: str) -> str:
+    """The first host of Slurm's short form: node[07-09,12],login1 -> node07."""
+    first = re.match(r"(?:[^,\[]|\[[^\]]*\])*", nodes)
+    return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", first[0] if first else nodes)
 
 
 # --- device ---
 
 
-def pick_device(setting: str, local_rank: int = 0) -> torch.device:
+def pick_device(setting: str, local_rank: int | None = None) -> torch.device:
     """The device of `run.device`: auto, cpu, or an accelerator by torch's name, with or without a number.
 
+    local_rank: which of this machine's accelerators without a number; None: as the launcher says.
     Raises: ConfigError when it is not there.
     """
     import torch
@@ -74,7 +189,18 @@ def pick_device(setting: str, local_rank: int = 0) -> torch.device:
         there = "cpu" if found is None else f"cpu, {found.type}"
         raise ConfigError(f"run.device: {setting!r} is not available here; available: {there}; or use auto")
     count = torch.accelerator.device_count()
+    ranks = read_ranks()
+    if number and ranks.world > 1:
+        raise ConfigError(f"run.device: {setting!r} is one device for {ranks.world} processes; write {kind!r}")
+    local_rank = ranks.local_rank if local_rank is None else local_rank
+    if count == 1 and _are_set(_SRUN):
+        local_rank = 0  # srun can show each process its own device only
     index = int(number) if number.isdecimal() else local_rank
+    if not number and index >= count:
+        raise ConfigError(
+            f"run.device: process {index} of this machine finds no {found.type} device of its own; "
+            f"there are {count}, so start at most {count} processes here, or use cpu"
+        )
     if (number and not number.isdecimal()) or index >= count:
         raise ConfigError(f"run.device: there is no {setting!r}; {found.type} devices here: 0 to {count - 1}")
     device = torch.device(found.type, index)
@@ -196,8 +322,9 @@ def start_log(folder: Path | None = None, ranks: Ranks | None = None, *, level: 
         handler.close()
     ours.setLevel(level)
     ours.propagate = False
-    console = Console(stderr=True)
-    if not (ranks or read_ranks()).is_main:
+    is_main = (ranks or read_ranks()).is_main
+    console = Console(stderr=True, quiet=not is_main)
+    if not is_main:
         ours.addHandler(logging.NullHandler())
         return console
     ours.addHandler(_terminal_handler(console))
