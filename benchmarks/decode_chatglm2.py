@@ -24,7 +24,7 @@ from glm_peer import SMALL, machine, make_pair
 from hanlin.core.batch import Prompt, PromptBatch
 from hanlin.core.settings import GenerateSettings
 from hanlin.generate.engine import Engine
-from hanlin.models.chatglm2 import rows
+from hanlin.models import rows
 from hanlin.models.chatglm2.samples import ChatCursor
 
 NEVER: frozenset[int] = frozenset()

@@ -11,9 +11,9 @@ from hanlin.core.errors import DataError
 from hanlin.models.chatglm2.config import ChatGlm2Config
 from hanlin.models.chatglm2.original import make_sample, reference_ids
 from hanlin.models.chatglm2.record import ChatGlm2Options
-from hanlin.models.chatglm2.rows import NO_SPAN
 from hanlin.models.chatglm2.samples import ChatGlm2Samples
 from hanlin.models.chatglm2.tokenizer import ChatGlm2Tokenizer
+from hanlin.models.rows import NO_SPAN
 
 TOKENIZER = "chatglm2_tokenizer"
 

@@ -1,6 +1,7 @@
-"""ChatGLM2's samples and prompts -> the tensors of a batch.
+"""Samples and prompts of decoders -> the tensors of a batch: tokens, positions, spans.
 
-Samples of one row never see each other (`spans`), and positions begin at 0 in each.
+Samples of one row never see each other (`spans`). Positions begin at 0 in each; a sample may bring its own, and spans
+inside of it, numbered from 0.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ NO_SPAN = -1
 def collate(rows: Sequence[Sequence[Sample]], length: int, pad: int) -> Batch:
     """Pack samples into `[rows, length]`: tokens, positions, spans.
 
-    Without spans when every row is one sample: padding on the right needs no mask, since nobody looks ahead.
+    Without spans when every row is one span: padding on the right needs no mask, since nobody looks ahead.
     """
     import torch
 
@@ -33,21 +34,23 @@ def collate(rows: Sequence[Sequence[Sample]], length: int, pad: int) -> Batch:
     for number, row in enumerate(rows):
         edges = list(accumulate((sample.length for sample in row), initial=0))
         assert edges[-1] <= length, f"a row of {edges[-1]} does not fit into {length}"
-        for span, (sample, (start, end)) in enumerate(zip(row, pairwise(edges), strict=True)):
+        span = 0
+        for sample, (start, end) in zip(row, pairwise(edges), strict=True):
             place = number, slice(start, end)
-            _write(inputs, place, sample.inputs["tokens"], span)
+            _write(inputs, place, sample.inputs, span)
             labels[place], weights[place] = sample.labels, sample.weights
-    if all(len(row) == 1 for row in rows):
+            span = int(inputs["spans"][place].max(initial=span)) + 1
+    if inputs["spans"].max() <= 0:
         del inputs["spans"]
     return Batch(_tensors(inputs), torch.from_numpy(labels), torch.from_numpy(weights))
 
 
 def pad_left(prompts: Sequence[np.ndarray], pad: int) -> dict[str, torch.Tensor]:
-    """The tokens of prompts as tokens, positions (0 at padding) and spans."""
-    length = max(map(len, prompts))
+    """The tokens of prompts as tokens, positions (0 at padding) and spans; one column at least."""
+    length = max(1, *map(len, prompts))
     inputs = _padding((len(prompts), length), pad)
     for number, prompt in enumerate(prompts):
-        _write(inputs, (number, slice(length - len(prompt), length)), prompt, 0)
+        _write(inputs, (number, slice(length - len(prompt), length)), {"tokens": prompt}, 0)
     return _tensors(inputs)
 
 
@@ -56,8 +59,13 @@ def _padding(shape: tuple[int, int], pad: int) -> dict[str, np.ndarray]:
     return {name: np.full(shape, filler, dtype=np.int64) for name, filler in fillers.items()}
 
 
-def _write(inputs: Mapping[str, np.ndarray], place: tuple[int, slice], tokens: np.ndarray, span: int) -> None:
-    inputs["tokens"][place], inputs["positions"][place], inputs["spans"][place] = tokens, np.arange(len(tokens)), span
+def _write(
+    inputs: Mapping[str, np.ndarray], place: tuple[int, slice], sample: Mapping[str, np.ndarray], first_span: int
+) -> None:
+    tokens = sample["tokens"]
+    inputs["tokens"][place] = tokens
+    inputs["positions"][place] = sample.get("positions", np.arange(len(tokens)))
+    inputs["spans"][place] = sample.get("spans", np.zeros(1, np.int64)) + first_span
 
 
 def _tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
