@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from letter_family import Letters, LetterSamples, letters, write_rows
 from rich.console import Console
 
+from hanlin.core.batch import Sample
 from hanlin.core.errors import DataError
 from hanlin.core.settings import DataSettings
 from hanlin.data.prepare import Prepared, prepare
 from hanlin.data.report import render_report
+from hanlin.data.samples import tried
 from hanlin.data.sources.bee import write_bee
 
 
@@ -195,3 +199,23 @@ def test_a_mapping_makes_records_of_raw_rows(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"a\.jsonl:2: .*no key 'body'"):
         prepared(tmp_path, path, transform=mapping)
     assert texts(prepared(tmp_path, path, transform=mapping, bad_rows="drop")) == ["abc"]
+
+
+class ManyLetters(LetterSamples):
+    def sample_many(self, records: Sequence[Any]) -> list[Sample | DataError]:
+        return [tried(self._checked, record) for record in records]
+
+    def _checked(self, record: Any) -> Sample:
+        self.check(record)
+        return self.sample(record)
+
+
+def test_encoding_in_groups_changes_nothing(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "a.jsonl", [*letters(5), {"text": 3}, {"text": "a" * 30, "<ans>": "b"}, *letters(2)])
+    path.write_text(path.read_text() + "{broken\n")
+    settings = {"bad_rows": "drop", "overlong": "split"}
+    one = prepared(tmp_path / "one", path, **settings)
+    many = prepared(tmp_path / "many", path, samples=ManyLetters(), **settings)
+    assert texts(many) == texts(one)
+    assert many.report == one.report
+    assert [many.where(number) for number in range(len(many))] == [one.where(number) for number in range(len(one))]

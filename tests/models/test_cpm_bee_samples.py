@@ -277,3 +277,16 @@ def test_the_report_shows_which_tokens_carry_loss(samples: CpmBeeSamples) -> Non
     assert [text for text, is_learnt in shown if is_learnt] == ["<option>#1</s>"]
     assert "".join(text for text, is_learnt in samples.show(samples.sample(CLOZE)) if is_learnt) == "c</s>dd</s>"
     assert shown[0][0].startswith("<s><root></s><s>input</s><s>ab</s>")
+
+
+def test_many_records_get_the_samples_of_each(samples: CpmBeeSamples) -> None:
+    *found, empty, odd = samples.sample_many([*RECORDS, {"input": "a", "<ans>": ""}, {"input": "a"}])
+    for record, sample in zip(RECORDS, found, strict=True):
+        assert isinstance(sample, Sample)
+        expected = samples.sample(record)
+        assert sample.inputs["tokens"].tolist() == expected.inputs["tokens"].tolist()
+        assert sample.labels.tolist() == expected.labels.tolist()
+    for record, error in (({"input": "a", "<ans>": ""}, empty), ({"input": "a"}, odd)):
+        with pytest.raises(DataError) as expected_error:
+            samples.check(record)
+        assert str(error) == str(expected_error.value)

@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from hanlin.data.cache import Columns, ColumnWriter, read_columns
 from hanlin.data.files import published_folder
 from hanlin.data.pack import padding_share, plan_rows
 from hanlin.data.report import Counts, DataReport, make_report
-from hanlin.data.samples import HasFingerprint, Samples
+from hanlin.data.samples import HasFingerprint, Samples, SamplesMany, tried
 from hanlin.data.sources import BadRowError, Source
 from hanlin.data.transform import open_records
 
@@ -38,6 +39,8 @@ log = logging.getLogger(__name__)
 VERSION = 1
 """Goes up when the same data and settings would be encoded or stored in another way."""
 LISTED_ROWS = 50
+GROUP_ROWS = 512
+"""Rows that are encoded at once."""
 LOSS_TOKENS, LENGTHS, ORIGINS, VARYING = "loss_tokens", "lengths", "origins", "varying"
 
 
@@ -205,16 +208,17 @@ def _encode_all(
     bounds = np.cumsum([0, *(len(source) for source in sources)])
     counts, bad, kept = Counts(read=int(bounds[-1])), [], []
     writer = ColumnWriter(folder)
-    for row in _with_progress(int(bounds[-1]), progress):
-        try:
-            record = _read(sources, bounds, row)
-            encoded = _encode(record, samples, settings, counts)
-        except DataError as error:
-            _note_bad_row(error, _where(sources, bounds, row), settings, counts, bad)
-            continue
-        for one in encoded:
-            writer.append(one.sample)
-            kept.append((row, one.part, one.varies, one.sample.length, one.sample.loss_tokens))
+    for rows in _groups(_with_progress(int(bounds[-1]), progress)):
+        records = [tried(_read, sources, bounds, row) for row in rows]
+        for row, record, sample in zip(rows, records, _sample_all(records, samples), strict=True):
+            try:
+                encoded = _encode(record, sample, samples, settings, counts)
+            except DataError as error:
+                _note_bad_row(error, _where(sources, bounds, row), settings, counts, bad)
+                continue
+            for one in encoded:
+                writer.append(one.sample)
+                kept.append((row, one.part, one.varies, one.sample.length, one.sample.loss_tokens))
     if bad:
         raise DataError(_list_bad_rows(bad, counts.read))
     if not kept:
@@ -229,13 +233,30 @@ def _encode_all(
     writer.finish(per_sample, {"fingerprint": fingerprint, "counts": dataclasses.asdict(counts)})
 
 
-def _encode(record: Any, samples: Samples, settings: DataSettings, counts: Counts) -> list[_Encoded]:
-    """The samples of one record.
+def _sample_all(records: Sequence[Any | DataError], samples: Samples) -> list[Sample | DataError]:
+    """The sample of each record, or why there is none; a record may be an error already."""
+    if not isinstance(samples, SamplesMany):
+        return [tried(_sample, record, samples) for record in records]
+    made = iter(samples.sample_many([record for record in records if not isinstance(record, DataError)]))
+    return [record if isinstance(record, DataError) else next(made) for record in records]
+
+
+def _sample(record: Any | DataError, samples: Samples) -> Sample:
+    if isinstance(record, DataError):
+        raise record
+    samples.check(record)
+    return samples.sample(record)
+
+
+def _encode(
+    record: Any, sample: Sample | DataError, samples: Samples, settings: DataSettings, counts: Counts
+) -> list[_Encoded]:
+    """The samples of one record, whose whole sample is known.
 
     Raises: DataError.
     """
-    samples.check(record)
-    sample = samples.sample(record)
+    if isinstance(sample, DataError):
+        raise sample
     if sample.length <= settings.max_length:
         return [_Encoded(_with_loss(sample), samples.varies(record))]
     if settings.overlong in ("error", "drop"):
@@ -250,6 +271,11 @@ def _encode(record: Any, samples: Samples, settings: DataSettings, counts: Count
         counts.split += 1
         counts.parts += len(encoded)
     return encoded
+
+
+def _groups(rows: Iterator[int]) -> Iterator[list[int]]:
+    while group := list(islice(rows, GROUP_ROWS)):
+        yield group
 
 
 def _with_loss(sample: Sample) -> Sample:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
 from hanlin.core.batch import Sample
+from hanlin.core.errors import DataError
 
 if TYPE_CHECKING:
     from hanlin.core.batch import Batch
+
+
+Made = TypeVar("Made")
 
 
 class Samples(Protocol):
@@ -38,9 +42,26 @@ class HasFingerprint(Protocol):
 
 
 @runtime_checkable
+class SamplesMany(Protocol):
+    """A family that encodes many records faster than one by one."""
+
+    def sample_many(self, records: Sequence[Any]) -> list[Sample | DataError]:
+        """What `check` and `sample` make of each record: its sample, or the error of one that cannot be used."""
+        ...
+
+
+@runtime_checkable
 class JoinsExamples(Protocol):
     """A family that can show other samples as worked examples before one."""
 
     def join(self, main: Sample, examples: Sequence[Sample]) -> Sample:
         """One sample of length `main.length + sum(example lengths)`; only `main` carries loss."""
         ...
+
+
+def tried(make: Callable[..., Made], *given: Any) -> Made | DataError:
+    """What `make(*given)` returns, or the DataError that it raises."""
+    try:
+        return make(*given)
+    except DataError as error:
+        return error

@@ -61,7 +61,7 @@ class SentencePiece:
         return self._processor.encode(text)
 
     def encode_many(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
-        """Encode many texts at once."""
+        """Encode many texts at once; threads: -1 = one per core."""
         return self._processor.encode(list(texts), num_threads=threads)
 
     def decode(self, ids: Iterable[int]) -> str:

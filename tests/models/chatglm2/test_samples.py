@@ -180,3 +180,19 @@ def test_a_vocabulary_larger_than_the_model_is_refused(make):
 def test_the_fingerprint_follows_options_and_template(make):
     prints = {make().fingerprint, make(answer_length=5).fingerprint, make(template="roles").fingerprint}
     assert len(prints) == 3
+
+
+@pytest.mark.parametrize("options", [{}, {"template": "roles"}, {"compatible": True}, {"prompt_length": 24}])
+def test_many_records_get_the_samples_of_each(make, options):
+    samples = make(**options)
+    row = {"input_ids": [5, 6, 7], "labels": [IGNORED, 6, 7]}
+    records = [RECORD, {"prompt": "x"}, row, DIALOGUE, {**RECORD, "prompt": "黑色" * 40}]
+    for record, found in zip(records, samples.sample_many(records), strict=True):
+        if isinstance(found, DataError):
+            with pytest.raises(DataError) as error:
+                samples.sample(record)
+            assert str(found) == str(error.value)
+            continue
+        expected = samples.sample(record)
+        assert found.inputs["tokens"].tolist() == expected.inputs["tokens"].tolist()
+        assert found.labels.tolist() == expected.labels.tolist()

@@ -54,7 +54,7 @@ def test_each_generation_has_its_own_template():
 def test_roles_end_an_answer_and_are_encoded_apart(tokenizer):
     roles = tokenizer.with_roles()
     dialogue = Dialogue((Message("system", "简单", tools=[{"name": "a"}]), Message("user", "你好")))
-    ids = RoleTemplate().prompt(roles, dialogue)
+    [ids] = roles.encode_parts([RoleTemplate().prompt(roles, dialogue)])
     newline = roles.encode("\n")
     tools = '简单\n[\n    {\n        "name": "a"\n    }\n]'
     system = [roles.role("system"), *newline, *roles.encode(tools)]

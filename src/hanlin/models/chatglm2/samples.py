@@ -14,13 +14,14 @@ import numpy as np
 
 from hanlin.core.batch import IGNORED, Batch, Prompt, PromptBatch, Sample
 from hanlin.core.errors import ConfigError, DataError
-from hanlin.models import rows
+from hanlin.data.samples import tried
 
+from . import rows
 from .config import ChatGlm2Config
 from .original import is_row, make_sample, read_row, reference_ids, train_row
 from .record import ChatGlm2Options, read_dialogue, read_text
 from .templates import RoleTemplate, drop_oldest, make_template
-from .tokenizer import EOS, ChatGlm2Tokenizer
+from .tokenizer import EOS, ChatGlm2Tokenizer, Part
 
 # What ChatGLM2 was trained to say in place of its date, and what the original's chat makes of it.
 _DATE, _DATE_TEXT = "[[训练时间]]", "2023年"
@@ -84,9 +85,31 @@ class ChatGlm2Samples:
         """
         if is_row(record):
             return make_sample(read_row(record, self.config.vocab_size))
+        return self._sample_of(record, *self.tokenizer.encode_parts(self._parts(record)))
+
+    def sample_many(self, records: Sequence[Any]) -> list[Sample | DataError]:
+        """`sample` of many records, their texts encoded at once by all cores; of one that cannot be used, its error."""
+        drafts = [tried(self._draft, record) for record in records]
+        texts = [parts for draft in drafts if isinstance(draft, tuple) for parts in draft]
+        ids = iter(self.tokenizer.encode_parts(texts, threads=-1))
+        return [
+            tried(self._sample_of, record, next(ids), next(ids)) if isinstance(draft, tuple) else draft
+            for record, draft in zip(records, drafts, strict=True)
+        ]
+
+    def _draft(self, record: Any) -> Sample | tuple[list[Part], list[Part]]:
+        return self.sample(record) if is_row(record) else self._parts(record)
+
+    def _parts(self, record: Any) -> tuple[list[Part], list[Part]]:
+        """Prompt and answer before they are encoded."""
+        answer = read_text(record, self.options.response_column)
+        return self._prompt_parts(record), self.template.answer(self.tokenizer, answer)
+
+    def _sample_of(self, record: Any, prompt: list[int], answer: list[int]) -> Sample:
+        """The sample of a record whose texts have these ids."""
         if self.options.compatible:
-            return make_sample(self.original_row(record))
-        prompt, answer = self._encode_prompt(record, self.options.prompt_length), self._encode_answer(record)
+            return make_sample(self._original_row(prompt, answer))
+        prompt = self._shortened(record, prompt, self.options.prompt_length)
         # differs: an answer that is cut does not teach to stop there.
         limit = self.options.answer_length
         answer = [*answer, EOS] if limit is None or len(answer) <= limit else answer[:limit]
@@ -101,14 +124,18 @@ class ChatGlm2Samples:
         row_length: see `original.train_row`.
         Raises: DataError.
         """
-        options = self.options
+        return self._original_row(*self.tokenizer.encode_parts(self._parts(record)), row_length=row_length)
+
+    def _original_row(
+        self, prompt: list[int], answer: list[int], row_length: int | None = None
+    ) -> tuple[list[int], list[int]]:
         return train_row(
-            self.template.prompt(self.tokenizer, read_dialogue(record, options)),
-            self._encode_answer(record),
-            source_length=options.source_length,
-            target_length=options.target_length,
+            prompt,
+            answer,
+            source_length=self.options.source_length,
+            target_length=self.options.target_length,
             row_length=row_length,
-            learn_padding=options.learn_padding,
+            learn_padding=self.options.learn_padding,
         )
 
     def varies(self, record: Any) -> bool:
@@ -161,11 +188,11 @@ class ChatGlm2Samples:
         Its last token is the first column that the cursor feeds.
         Raises: DataError.
         """
+        ids = self._encode_prompt(record)
         if self.options.compatible:
-            ids = self.template.prompt(self.tokenizer, read_dialogue(record, self.options))
             ids = ids[: self.options.source_length]
         else:
-            ids = self._encode_prompt(record, self.options.prompt_length or self.config.max_length - 1)
+            ids = self._shortened(record, ids, self.options.prompt_length or self.config.max_length - 1)
         ends = frozenset((*self.config.end_ids, *self.template.ends(self.tokenizer)))
         cursor = ChatCursor(ids[-1], len(ids) - 1, ends)
         return Prompt(record, {"tokens": np.array(ids[:-1], dtype=np.int32)}, cursor)
@@ -191,7 +218,7 @@ class ChatGlm2Samples:
         text = record.get(self.options.response_column)
         if text is None or not self.options.compatible:
             return [text]
-        answer = self.template.answer(self.tokenizer, text)
+        [answer] = self.tokenizer.encode_parts([self.template.answer(self.tokenizer, text)])
         ids = reference_ids(self.tokenizer.prefix, answer, self.options.target_length)
         return [self.tokenizer.decode(ids)]
 
@@ -203,15 +230,18 @@ class ChatGlm2Samples:
         past = [list(round_) for round_ in history]
         return {self.options.prompt_column: question, self.options.history_column: past}
 
-    def _encode_answer(self, record: Any) -> list[int]:
-        return self.template.answer(self.tokenizer, read_text(record, self.options.response_column))
+    def _prompt_parts(self, record: Any) -> list[Part]:
+        return self.template.prompt(self.tokenizer, read_dialogue(record, self.options))
 
-    def _encode_prompt(self, record: Any, limit: int | None) -> list[int]:
-        """The prompt without the oldest rounds that exceed the limit.
+    def _encode_prompt(self, record: Any) -> list[int]:
+        [ids] = self.tokenizer.encode_parts([self._prompt_parts(record)])
+        return ids
+
+    def _shortened(self, record: Any, ids: list[int], limit: int | None) -> list[int]:
+        """A record's prompt without the oldest rounds that exceed the limit; ids: the whole prompt.
 
         Raises: DataError.
         """
-        ids = self.template.prompt(self.tokenizer, read_dialogue(record, self.options))
         while limit is not None and len(ids) > limit:
             shorter = self._without_oldest(record)
             if shorter is None:
@@ -219,7 +249,7 @@ class ChatGlm2Samples:
                 raise DataError(
                     f"the newest question alone makes {len(ids)} tokens, {where} allows {limit}; shorten it"
                 )
-            record, ids = shorter, self.template.prompt(self.tokenizer, read_dialogue(shorter, self.options))
+            record, ids = shorter, self._encode_prompt(shorter)
         return ids
 
     def _without_oldest(self, record: Mapping[str, Any]) -> dict[str, Any] | None:

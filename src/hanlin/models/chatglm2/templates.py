@@ -1,7 +1,8 @@
 """Dialogues -> the ids of a prompt: ChatGLM2's numbered rounds, ChatGLM3's roles, a plain text, or a user's own form.
 
-A template turns a `Dialogue` (earlier messages and the newest question) into prompt ids, and an answer into ids. It
-knows nothing of lengths: `samples.py` drops the oldest messages and asks again.
+A template turns a `Dialogue` (earlier messages and the newest question) into the parts of a prompt, and an answer into
+parts: ids, and texts that are encoded later, many at once. It knows nothing of lengths: `samples.py` drops the oldest
+messages and asks again.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any, Protocol
 
 from hanlin.core.errors import ConfigError, DataError
 
-from .tokenizer import ROLES, ChatGlm2Tokenizer
+from .tokenizer import ROLES, ChatGlm2Tokenizer, Part
 
 ROUNDS = "[Round {round}]\n\n问：{question}\n\n答："
 PLAIN = "{question}"
@@ -44,15 +45,15 @@ class Dialogue:
 
 
 class Template(Protocol):
-    def prompt(self, tokenizer: ChatGlm2Tokenizer, dialogue: Dialogue) -> list[int]:
+    def prompt(self, tokenizer: ChatGlm2Tokenizer, dialogue: Dialogue) -> list[Part]:
         """[gMASK] sop and the dialogue up to where the answer begins.
 
         Raises: DataError.
         """
         ...
 
-    def answer(self, tokenizer: ChatGlm2Tokenizer, text: str) -> list[int]:
-        """The ids of an answer, without its end."""
+    def answer(self, tokenizer: ChatGlm2Tokenizer, text: str) -> list[Part]:
+        """An answer without its end."""
         ...
 
     def read_answer(self, text: str) -> str:
@@ -112,11 +113,11 @@ class TextTemplate:
             text += self._round(number, question, dialogue.fields) + answer + GAP
         return text + self._round(len(past) // 2 + 1, _spoken_by(newest, "user"), dialogue.fields)
 
-    def prompt(self, tokenizer: ChatGlm2Tokenizer, dialogue: Dialogue) -> list[int]:
-        return tokenizer.encode_prompt(self.text(dialogue))
+    def prompt(self, tokenizer: ChatGlm2Tokenizer, dialogue: Dialogue) -> list[Part]:
+        return [*tokenizer.prefix, self.text(dialogue)]
 
-    def answer(self, tokenizer: ChatGlm2Tokenizer, text: str) -> list[int]:
-        return tokenizer.encode(text)
+    def answer(self, tokenizer: ChatGlm2Tokenizer, text: str) -> list[Part]:
+        return [text]
 
     def read_answer(self, text: str) -> str:
         return text.strip()
@@ -141,14 +142,14 @@ class TextTemplate:
 class RoleTemplate:
     """ChatGLM3's form: a role's token, its metadata and a newline, the content; each encoded on its own."""
 
-    def prompt(self, tokenizer: ChatGlm2Tokenizer, dialogue: Dialogue) -> list[int]:
-        ids = list(tokenizer.prefix)
+    def prompt(self, tokenizer: ChatGlm2Tokenizer, dialogue: Dialogue) -> list[Part]:
+        parts: list[Part] = list(tokenizer.prefix)
         for message in dialogue.messages:
-            ids += self._message(tokenizer, message)
-        return [*ids, tokenizer.role("assistant")]
+            parts += self._message(tokenizer, message)
+        return [*parts, tokenizer.role("assistant")]
 
-    def answer(self, tokenizer: ChatGlm2Tokenizer, text: str) -> list[int]:
-        return [*tokenizer.encode("\n"), *tokenizer.encode(text)]
+    def answer(self, tokenizer: ChatGlm2Tokenizer, text: str) -> list[Part]:
+        return ["\n", text]
 
     def read_answer(self, text: str) -> str:
         metadata, content = split_metadata(text)
@@ -157,15 +158,11 @@ class RoleTemplate:
     def ends(self, tokenizer: ChatGlm2Tokenizer) -> tuple[int, ...]:
         return tokenizer.role("user"), tokenizer.role("observation")
 
-    def _message(self, tokenizer: ChatGlm2Tokenizer, message: Message) -> list[int]:
+    def _message(self, tokenizer: ChatGlm2Tokenizer, message: Message) -> list[Part]:
         content = message.content
         if message.tools is not None:
             content += "\n" + json.dumps(message.tools, indent=4, ensure_ascii=False)
-        return [
-            tokenizer.role(message.role),
-            *tokenizer.encode(f"{message.metadata}\n"),
-            *tokenizer.encode(content),
-        ]
+        return [tokenizer.role(message.role), f"{message.metadata}\n", content]
 
 
 def read_history(history: Any) -> tuple[Message, ...]:

@@ -20,6 +20,9 @@ SPECIALS = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")
 ROLES = ("system", "user", "assistant", "observation")
 BOS, EOS, PAD = 1, 2, 0
 
+Part = int | str
+"""A token's id, or a text that is encoded on its own."""
+
 # A line of GLM-4's tokenizer.model: a token in base64 and its rank.
 _TIKTOKEN_LINE = re.compile(rb"[A-Za-z0-9+/=]+ \d+\r?\n")
 
@@ -88,8 +91,20 @@ class ChatGlm2Tokenizer:
         return self.pieces.encode(text)
 
     def encode_many(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
-        """`encode` for many texts at once."""
+        """`encode` for many texts at once; threads: -1 = one per core."""
         return self.pieces.encode_many(texts, threads)
+
+    def encode_parts(self, many: Iterable[Sequence[Part]], threads: int = 1) -> list[list[int]]:
+        """The ids of each sequence of parts, the texts of all of them encoded at once."""
+        many = list(many)
+        encoded = iter(self.encode_many([part for parts in many for part in parts if isinstance(part, str)], threads))
+        result = []
+        for parts in many:
+            ids: list[int] = []
+            for part in parts:
+                ids += next(encoded) if isinstance(part, str) else (part,)
+            result.append(ids)
+        return result
 
     def encode_prompt(self, text: str) -> list[int]:
         """[gMASK] sop and the pieces: what every prompt begins with."""

@@ -16,6 +16,7 @@ import numpy as np
 
 from hanlin.core.batch import IGNORED, Batch, Prompt, PromptBatch, Sample
 from hanlin.core.errors import ConfigError, DataError
+from hanlin.data.samples import tried
 
 from . import answers
 from .answers import ANSWER
@@ -94,10 +95,18 @@ class CpmBeeSamples:
 
         Raises: DataError with the key and what is wrong there.
         """
+        self._checked(record)
+
+    def sample_many(self, records: Sequence[Any]) -> list[Sample | DataError]:
+        """What `check` and `sample` make of each record, which is encoded once."""
+        return [tried(lambda given: self.labelled(self._checked(given)), record) for record in records]
+
+    def _checked(self, record: Any) -> Encoded:
         paths = answer_paths(record)
-        self.encode(record)
+        encoded = self.encode(record)
         if paths == [(ANSWER,)] and not record[ANSWER]:
             raise DataError('"<ans>" is empty: this row has no answer to learn (rows like it are for generate)')
+        return encoded
 
     def sample(self, record: Any, rng: Shuffler | None = None) -> Sample:
         """Encode a training record; `rng` shuffles the dicts of answers.
