@@ -196,7 +196,7 @@ def _train(parts: Parts, resume: bool) -> int:
         _tuned_model(parts),
         device,
         recipe.train.precision,
-        checkpoint_activations=recipe.train.checkpoint_activations,
+        checkpoint_activations=recipe.parallel.checkpoint_activations != "none",
     )
     optimiser = AdamW(worker.parameters, recipe.train)
     step = Step(worker, optimiser, recipe.train, count_steps(recipe.train, loader), loader.where)

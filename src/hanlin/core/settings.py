@@ -218,8 +218,6 @@ class TrainSettings(Settings):
     # Overflows until it halves, counted anew when it has doubled (Megatron and DeepSpeed: 2); its least value.
     loss_scale_hysteresis: int = Field(default=1, gt=0)
     loss_scale_min: float = Field(default=1.0, gt=0)
-    # Keep only the input of each block and compute the rest again in the backward pass.
-    checkpoint_activations: bool = False
     # Steps between evaluations of data.eval; None: at the end only.
     eval_every: int | None = Field(default=None, gt=0)
     # Evaluations without a better loss after which training ends; None: never.
@@ -230,6 +228,35 @@ class TrainSettings(Settings):
     keep: int = Field(default=2, gt=0)
     # Skipped steps (non-finite loss or gradient) in a row after which training stops.
     max_skipped: int = Field(default=10, gt=0)
+
+
+class ParallelSettings(Settings):
+    # data x tensor x pipe is the number of processes. Ranks among which the rows of a batch are divided; None: those
+    # that tensor and pipe leave.
+    data: int | None = Field(default=None, gt=0)
+    # Ranks that divide every matrix, by heads and by vocabulary; it must divide the number of heads.
+    tensor: int = Field(default=1, gt=0)
+    # Ranks that divide the blocks, one run of them each.
+    pipe: int = Field(default=1, gt=0)
+    # What a data rank holds only its share of. none: nothing; gradients: gradients and optimiser, and the weights
+    # between steps (ZeRO-2); parameters: the weights within a step too (ZeRO-3).
+    shard: Literal["none", "gradients", "parameters"] = "none"
+    # Neighbouring data ranks that hold one copy together (those of a machine: hybrid sharding). None: all of them.
+    shard_ranks: int | None = Field(default=None, gt=0)
+    # gpipe: all forward passes, then all backward ones; 1f1b: in turns, which holds fewer activations; interleaved: in
+    # turns, with several runs of blocks per rank and a shorter bubble.
+    schedule: Literal["gpipe", "1f1b", "interleaved"] = "1f1b"
+    # Runs of blocks per rank of an interleaved pipeline.
+    stages_per_rank: int = Field(default=2, gt=1)
+    # Parts of a data rank's rows that go through one after the other, in place of train.micro_rows.
+    micro_batches: int | None = Field(default=None, gt=0)
+    # Divide what stands between the matrices along the text as well (tensor > 1): fewer activations.
+    sequence_parallel: bool = False
+    # Keep weights, gradients and optimiser in the CPU's memory (shard: parameters).
+    offload: bool = False
+    # Compute again in the backward pass instead of keeping: full: all but a block's input; selective: all but the
+    # results of matrix products.
+    checkpoint_activations: Literal["none", "full", "selective"] = "none"
 
 
 class GenerateSettings(Settings):
@@ -285,5 +312,6 @@ class Recipe(Settings):
     data: DataSettings = DataSettings()
     tuning: TuningSettings = TuningSettings()
     train: TrainSettings = TrainSettings()
+    parallel: ParallelSettings = ParallelSettings()
     generate: GenerateSettings = GenerateSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
