@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from hanlin.core.config import dump_recipe
 from hanlin.core.errors import ConfigError
@@ -18,13 +17,17 @@ if TYPE_CHECKING:
 
     from hanlin.data.loader import Loader
     from hanlin.data.prepare import Prepared
+    from hanlin.data.windows import Windows
     from hanlin.evaluate.run import Metrics
     from hanlin.generate.engine import Engine
     from hanlin.parallel.place import Worker
 
-__all__ = ["Parts", "Run", "assemble", "describe_parts", "load_engine", "model_config", "prepare_data"]
+__all__ = ["Parts", "Run", "assemble", "describe_parts", "load_data", "load_engine", "model_config"]
 
 log = logging.getLogger(__name__)
+
+Part = Literal["train", "valid", "test"]
+"""Of the data: what is trained on, watched during training, and scored at the end."""
 
 
 @dataclass(frozen=True)
@@ -86,11 +89,39 @@ def model_config(recipe: Recipe, family: Family, tokens: int) -> Any:
     return replace(start, **{"vocab_size": tokens, **values})
 
 
-def prepare_data(recipe: Recipe, parts: Parts, files: Sequence[Path]) -> Prepared:
-    """Tokenise the files, or take them from the cache."""
+def load_data(recipe: Recipe, parts: Parts, part: Part) -> Prepared | Windows | None:
+    """Tokenised records, from the cache where they lie there, or windows of corpora; None where there are none.
+
+    Raises: ConfigError, DataError.
+    """
+    if recipe.data.split is not None:
+        return _windows(recipe, parts, part)
     from hanlin.data.prepare import prepare
 
-    return prepare(files, parts.samples, recipe.data, tokenizer=parts.tokenizer)
+    files = recipe.data.train if part == "train" else recipe.data.eval
+    return prepare(files, parts.samples, recipe.data, tokenizer=parts.tokenizer) if files else None
+
+
+def _windows(recipe: Recipe, parts: Parts, part: Part) -> Windows | None:
+    from hanlin.data.megatron_index import split_shares
+    from hanlin.data.windows import Wanted, open_windows
+
+    data, train = recipe.data, recipe.train
+    is_own = part != "train" and bool(data.eval)  # files that are held out as a whole
+    split, name = ("1", "train") if is_own else (data.split or "", part)
+    if not split_shares(split)[name]:
+        return None
+    wanted = Wanted(
+        split,
+        name,
+        data.max_length,
+        recipe.run.seed,
+        count=train.steps * train.batch_rows if part == "train" and train.steps else None,
+        limit=None if part == "train" else data.eval_windows,
+        weights=() if is_own else data.weights,
+    )
+    corpora = data.eval if is_own else data.train
+    return open_windows(corpora, parts.samples, wanted, parts.tokenizer.vocab_size, data.cache)
 
 
 def load_engine(recipe: Recipe, parts: Parts | None = None) -> Engine:
@@ -190,8 +221,9 @@ def _train(parts: Parts, resume: bool) -> int:
     threads = set_threads(recipe.run.threads)
     seed_everything(recipe.run.seed)
     device = pick_device(recipe.run.device)
-    loader = _loader(parts, recipe.data.train, console, is_training=True)
-    held_out = _loader(parts, recipe.data.eval, console, is_training=False) if recipe.data.eval else None
+    loader, held_out = _loader(parts, "train", console), _loader(parts, "valid", console)
+    if loader is None:
+        raise ConfigError("data.split: its first number is 0, so there is nothing to train on")
     worker = place(
         _tuned_model(parts),
         device,
@@ -231,21 +263,26 @@ def _open_folder(recipe: Recipe, resume: bool) -> None:
         stream.write(dump_recipe(recipe).encode())
 
 
-def _loader(parts: Parts, files: Sequence[Path], console: Any, *, is_training: bool) -> Loader:
+def _loader(parts: Parts, part: Part, console: Any) -> Loader | None:
     from hanlin.data.loader import Loader
     from hanlin.data.report import render_report
 
-    recipe = parts.recipe
-    prepared = prepare_data(recipe, parts, files)
+    recipe, is_training = parts.recipe, part == "train"
+    prepared = load_data(recipe, parts, part)
+    if prepared is None:
+        return None
     console.print(render_report(prepared.report, f"data.{'train' if is_training else 'eval'}"))
+    has_windows = recipe.data.split is not None
+    # The windows of a given number of steps are in random order already; it is the original's.
+    is_ordered = has_windows and recipe.train.steps is not None
     return Loader(
         prepared,
         parts.samples,
         max_length=recipe.data.max_length,
         batch_rows=recipe.train.batch_rows if is_training else recipe.train.micro_rows or recipe.train.batch_rows,
         seed=recipe.run.seed,
-        shuffle=recipe.data.shuffle and is_training,
-        pack=recipe.data.pack,
+        shuffle=recipe.data.shuffle and is_training and not is_ordered,
+        pack=recipe.data.pack and not has_windows,
         in_context=recipe.data.in_context if is_training else (1.0,),
     )
 

@@ -33,6 +33,7 @@ from hanlin.core.config import (
 from hanlin.core.effect import idle_settings
 from hanlin.core.errors import ConfigError, DataError, HanlinError
 from hanlin.core.settings import Recipe
+from hanlin.data.windows import check_windows, is_corpus
 from hanlin.formats.convert import is_base, recognise
 from hanlin.formats.files import open_weights
 from hanlin.models.family import Family, family_names, load_family, make_options, option_problems
@@ -182,7 +183,10 @@ def _data_files(recipe: Recipe, purpose: Purpose) -> Found:
     if purpose == "evaluate" and not (recipe.evaluate.data or recipe.data.eval):
         yield "evaluate.data", "is empty, and so is data.eval; name the files to score"
     for key, path in _files(recipe, purpose):
-        if not path.exists():
+        if is_corpus(path):
+            if recipe.data.split is None:
+                yield key, f'{path} is a token corpus; say how to divide it for pretraining: data.split: "949,50,1"'
+        elif not path.exists():
             yield key, _missing(path)
 
 
@@ -366,9 +370,23 @@ def _vocabulary(recipe: Recipe, rows: int, tokens: int, path: Path) -> Found:
 
 
 def _all_rows(recipe: Recipe, samples: Any, purpose: Purpose) -> Found:
+    if recipe.data.split is not None:
+        yield from _windows(recipe, samples)
+        return
     for key, file in _files(recipe, purpose):
         if file.exists():
             yield from ((key, text) for text in _rows(recipe, samples, file))
+
+
+def _windows(recipe: Recipe, samples: Any) -> Found:
+    """What keeps the corpora from being read as windows."""
+    try:
+        check_windows(recipe.data, samples)
+    except ConfigError as error:
+        key, _, text = str(error).partition(": ")
+        yield (key, text) if key.startswith("data.") else ("data.split", str(error))
+    except DataError as error:
+        yield "data.train", str(error)
 
 
 def _rows(recipe: Recipe, samples: Any, path: Path) -> Iterator[str]:

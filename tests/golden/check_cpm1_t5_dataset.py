@@ -10,7 +10,7 @@ import torch
 
 from hanlin.data.megatron_index import SPLITS, build_index, split_bounds
 from hanlin.data.sources.megatron import IndexedData
-from hanlin.data.span_corruption import Marks, SpanData, corrupt_spans
+from hanlin.data.span_corruption import PARTS, Marks, SpanData, corrupt_spans, span_sample
 
 PAD, EOD = 5, 7  # of vocab/cpm1/t5_vocab.txt
 
@@ -21,7 +21,7 @@ def check(case: Path, vocab: Path) -> None:
     records = json.loads((case / "documents.json").read_text())["records"]
     _check_corruption(records, facts)
     expected = np.load(case / "expected.npz")
-    for part in ("context", "target", "target_offset"):
+    for part in PARTS:
         data = IndexedData(case / f"small_document_{part}")
         stored = [record[part] for record in records if record and record.get(part) is not None]
         assert [data[item].tolist() for item in range(len(data))] == stored, part
@@ -34,8 +34,9 @@ def check(case: Path, vocab: Path) -> None:
         for name, ours in tables.items():
             assert np.array_equal(ours, expected[f"{split}_{name}"]), (split, name)
         marks = Marks(facts["sentinel0"], EOD, PAD, facts["vocab_size"])
-        samples = SpanData(case / "small_document", index, marks, facts["dec_seq_length"])
-        for number, sample in enumerate(samples[number] for number in range(len(samples))):
+        pairs = SpanData(case / "small_document", index, marks)
+        for number in range(len(pairs)):
+            sample = span_sample(*pairs.pair(number), marks, facts["dec_seq_length"])
             assert sample.context.tolist() == expected[f"{split}_contexts"][number].tolist()
             assert sample.holds_end.tolist() == expected[f"{split}_ctx_eod_mask"][number].tolist()
             assert sample.tokens.tolist() == expected[f"{split}_targets"][number].tolist()

@@ -39,14 +39,14 @@ def run(args: argparse.Namespace) -> int:
 def _prepare(recipe: Recipe) -> int:
     from rich.console import Console
 
-    from hanlin.assemble import describe_parts, prepare_data
+    from hanlin.assemble import describe_parts, load_data
     from hanlin.data.report import render_report
 
     parts, console = describe_parts(recipe), Console()
-    for name in ("train", "eval"):
-        files: Sequence[Path] = getattr(recipe.data, name)
-        if files:
-            prepared = prepare_data(recipe, parts, files)
+    trained, watched = load_data(recipe, parts, "train"), load_data(recipe, parts, "valid")
+    for name, prepared in (("train", trained), ("eval", watched)):
+        if prepared is not None:
+            files: Sequence[Path] = getattr(recipe.data, name) or recipe.data.train
             console.print(render_report(prepared.report, f"data.{name}: {', '.join(map(str, files))}"))
     return 0
 

@@ -103,7 +103,17 @@ def _rules(recipe: Recipe) -> list[tuple[str, Idle, bool]]:
         (
             "train.eval_every train.patience",
             Idle("data.eval", "without data.eval; name the files to evaluate on"),
-            not recipe.data.eval,
+            not recipe.data.eval and recipe.data.split is None,
+        ),
+        (
+            "data.transform data.overlong data.bad_rows data.pack data.shuffle data.in_context",
+            Idle("data.split", "with data.split, which reads windows of token corpora; remove one of them"),
+            recipe.data.split is not None,
+        ),
+        (
+            "data.weights data.eval_windows",
+            Idle("data.split", "without data.split; it is for pretraining on token corpora"),
+            recipe.data.split is None,
         ),
         (
             "generate.beams",

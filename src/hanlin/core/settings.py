@@ -63,6 +63,14 @@ class DataSettings(Settings):
     train: tuple[Path, ...] = ()
     # Files for the evaluation during training.
     eval: tuple[Path, ...] = ()
+    # Pretraining: shares of train, valid and test among the documents ("949,50,1"). data.train (and data.eval, if the
+    # valid part is not wanted) then name corpora: prefixes of .bin and .idx files, or texts and JSON lines with a key
+    # "text". A row is a window of max_length tokens over them. None: the files hold records.
+    split: str | None = None
+    # How much is read from each of several corpora, in their order. Empty: as much as it has tokens.
+    weights: tuple[Weight, ...] = ()
+    # Windows of the valid part that an evaluation reads. None: all.
+    eval_windows: int | None = Field(default=None, gt=0)
     # Keys of a record from those of a raw row: {"<ans>": "$text", "task": "..."} (see data/transform.py).
     # Empty: the rows are records.
     transform: dict[str, Any] = Field(default_factory=dict)

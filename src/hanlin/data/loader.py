@@ -14,9 +14,10 @@ import numpy as np
 
 from hanlin.core.batch import IGNORED, Batch, Sample
 from hanlin.core.errors import ConfigError, DataError
-from hanlin.data.pack import Row, plan_rows, pool_rows
+from hanlin.data.pack import Row, SingleRows, plan_rows, pool_rows
 from hanlin.data.prepare import Prepared
 from hanlin.data.samples import JoinsExamples, Samples
+from hanlin.data.windows import Windows
 
 NO_EXAMPLES = (1.0,)
 
@@ -25,7 +26,7 @@ NO_EXAMPLES = (1.0,)
 class _Epoch:
     """rows: the samples of each row; examples: the worked examples of a sample, where it has any."""
 
-    rows: list[Row]
+    rows: Sequence[Row]
     examples: dict[int, list[int]]
 
 
@@ -39,7 +40,7 @@ class Loader:
 
     def __init__(
         self,
-        prepared: Prepared,
+        prepared: Prepared | Windows,
         samples: Samples,
         *,
         max_length: int,
@@ -123,14 +124,14 @@ class Loader:
         count = len(self.prepared)
         order = rng.permutation(count) if self.shuffle else np.arange(count)
         examples = self._draw_examples(rng)
+        if not (self.pack or self.shuffle):
+            return _Epoch(SingleRows(order), examples)
         lengths = self.prepared.lengths.astype(np.int64)
         for number, chosen in examples.items():
             lengths[number] += self.prepared.lengths[chosen].sum()
         if self.pack:
             return _Epoch(plan_rows(lengths, order, self.max_length), examples)
-        if self.shuffle:
-            return _Epoch(pool_rows(lengths, order, self.batch_rows, rng), examples)
-        return _Epoch([[number] for number in order.tolist()], examples)
+        return _Epoch(pool_rows(lengths, order, self.batch_rows, rng), examples)
 
     def _draw_examples(self, rng: np.random.Generator) -> dict[int, list[int]]:
         """For each sample the others shown before it; the first that does not fit ends them."""

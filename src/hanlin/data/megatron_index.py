@@ -27,9 +27,8 @@ def split_bounds(split: str, num_documents: int) -> list[int]:
     The original's rounding: with few documents a bound may even be negative.
     Raises: ConfigError.
     """
-    shares = _shares(split)
     bounds = [0]
-    for share in shares:
+    for share in split_shares(split).values():
         bounds.append(bounds[-1] + round(share * num_documents))
     excess = bounds[-1] - num_documents
     return [0, *(bound - excess for bound in bounds[1:])]
@@ -42,20 +41,24 @@ def split_documents(split: str, num_documents: int) -> dict[str, range]:
     """
     bounds = split_bounds(split, num_documents)
     if bounds != sorted(bounds):
-        raise ConfigError(f"split {split!r}: cannot divide {num_documents} documents like this; use fewer parts")
+        raise ConfigError(f"data.split: {split!r}: cannot divide {num_documents} documents like this; use fewer parts")
     return {name: range(*bounds[i : i + 2]) for i, name in enumerate(SPLITS)}
 
 
-def _shares(split: str) -> list[float]:
+def split_shares(split: str) -> dict[str, float]:
+    """The shares of train, valid and test, which sum to 1.
+
+    Raises: ConfigError.
+    """
     try:
         numbers = [float(part) for part in split.split("," if "," in split else "/")]
     except ValueError:
-        raise ConfigError(f"split {split!r}: expected numbers, as in 949,50,1") from None
+        raise ConfigError(f"data.split: {split!r}: expected numbers, as in 949,50,1") from None
     numbers = [*numbers, 0.0, 0.0, 0.0][: len(SPLITS)]
     if not sum(numbers) > 0 or min(numbers) < 0:
-        raise ConfigError(f"split {split!r}: the shares must be at least 0 and not all 0")
+        raise ConfigError(f"data.split: {split!r}: the shares must be at least 0 and not all 0")
     total = sum(numbers)
-    return [number / total for number in numbers]
+    return {name: number / total for name, number in zip(SPLITS, numbers, strict=True)}
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator, Sequence
+from typing import overload
 
 import numpy as np
 
@@ -13,6 +14,26 @@ POOL_BATCHES = 50
 """Batches whose rows are sorted by length together when rows are not packed."""
 
 Row = list[int]
+
+
+class SingleRows(Sequence[Row]):
+    """One sample a row; millions of them take no more room than their numbers."""
+
+    def __init__(self, order: np.ndarray) -> None:
+        """order: the samples, in the order of the rows."""
+        self.order = order
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    @overload
+    def __getitem__(self, at: int) -> Row: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> list[Row]: ...
+
+    def __getitem__(self, at: int | slice) -> Row | list[Row]:
+        return self.order[at, None].tolist()
 
 
 def best_fit(lengths: Iterable[int], *, max_length: int, batch_rows: int) -> Iterator[list[Row]]:
@@ -62,7 +83,7 @@ def plan_rows(lengths: np.ndarray, order: np.ndarray, max_length: int) -> list[R
     return rows
 
 
-def pool_rows(lengths: np.ndarray, order: np.ndarray, batch_rows: int, rng: np.random.Generator) -> list[Row]:
+def pool_rows(lengths: np.ndarray, order: np.ndarray, batch_rows: int, rng: np.random.Generator) -> SingleRows:
     """One sample a row, rows of similar length together in a batch, batches in random order.
 
     What does not fill a batch comes last, so that every other batch is full.
@@ -73,7 +94,7 @@ def pool_rows(lengths: np.ndarray, order: np.ndarray, batch_rows: int, rng: np.r
         pool = order[start : min(start + batch_rows * POOL_BATCHES, full)]
         batches = pool[np.argsort(lengths[pool], kind="stable")].reshape(-1, batch_rows)
         planned.append(batches[rng.permutation(len(batches))].reshape(-1))
-    return [[number] for number in np.concatenate([*planned, order[full:]]).astype(np.int64).tolist()]
+    return SingleRows(np.concatenate([*planned, order[full:]]).astype(np.int64))
 
 
 def padding_share(lengths: np.ndarray, rows: Sequence[Row], max_length: int) -> float:

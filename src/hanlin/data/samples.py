@@ -12,6 +12,7 @@ from hanlin.core.errors import DataError
 
 if TYPE_CHECKING:
     from hanlin.core.batch import Batch
+    from hanlin.data.span_corruption import Marks
 
 
 Made = TypeVar("Made")
@@ -56,6 +57,38 @@ class JoinsExamples(Protocol):
 
     def join(self, main: Sample, examples: Sequence[Sample]) -> Sample:
         """One sample of length `main.length + sum(example lengths)`; only `main` carries loss."""
+        ...
+
+
+@runtime_checkable
+class ReadsTokens(Protocol):
+    """A family that is pretrained on windows of a token corpus (data/windows.py)."""
+
+    def window_tokens(self, max_length: int) -> int:
+        """How many tokens are cut out of the corpus for one sample; neighbours share one token."""
+        ...
+
+    def window(self, tokens: np.ndarray, rng: np.random.Generator) -> Sample:
+        """The sample of a window, int64 `[window_tokens]`; all samples are equally long, at most `max_length`.
+
+        rng: for what is drawn anew for each window.
+        """
+        ...
+
+
+@runtime_checkable
+class ReadsSpans(Protocol):
+    """A family that is also pretrained on documents whose spans were taken out beforehand (data/span_corruption.py)."""
+
+    @property
+    def marks(self) -> Marks: ...
+
+    def pair(self, context: np.ndarray, target: np.ndarray) -> Sample:
+        """The sample of what is read, int64 `[max_length]`, and all that is wanted, neither cut nor padded.
+
+        Spans stand as the tokens that mark them, in the context and before each span of the target, which ends with
+        the next such token. All samples are equally long.
+        """
         ...
 
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 SEED = 233
 """What the original's generator begins with; one generator serves a whole process."""
+PARTS = ("context", "target", "target_offset")
+"""The endings of the three files' prefixes."""
 MIN_TOKENS = 10
 """Documents of fewer tokens, their end not counted, are left out."""
 
@@ -75,42 +77,44 @@ class SpanSample:
     labels: np.ndarray
 
 
-class SpanData:
-    """Samples out of the three files that corrupted documents were written to: `<prefix>_context` and so on."""
+def span_sample(context: np.ndarray, target: np.ndarray, marks: Marks, target_length: int) -> SpanSample:
+    """The arrays of a pair from `SpanData`; what is wanted is cut and padded to `target_length`."""
+    is_mark = (target >= marks.first_span) & (target <= target[-1])
+    spans = np.split(target, np.flatnonzero(is_mark))[1:-1]
+    ends = [int(span[0]) for span in spans if marks.end in span]
+    decoder = target[: target_length + 1]
+    tokens, labels = np.full((2, target_length), marks.pad, np.int64)
+    tokens[: len(decoder) - 1], labels[: len(decoder) - 1] = decoder[:-1], decoder[1:]
+    return SpanSample(context, np.isin(context, ends).astype(np.int64), tokens, labels)
 
-    def __init__(self, prefix: Path, index: SampleIndex, marks: Marks, target_length: int) -> None:
-        self.contexts, self.targets, self.offsets = (
-            IndexedData(Path(f"{prefix}_{part}")) for part in ("context", "target", "target_offset")
-        )
-        self.index, self.marks, self.target_length = index, marks, target_length
+
+class SpanData:
+    """Pairs out of the three files that corrupted documents were written to: `<prefix>_context` and so on."""
+
+    def __init__(self, prefix: Path, index: SampleIndex, marks: Marks) -> None:
+        self.contexts, self.targets, self.offsets = (IndexedData(Path(f"{prefix}_{part}")) for part in PARTS)
+        self.index, self.marks = index, marks
 
     def __len__(self) -> int:
         return len(self.index)
 
-    def __getitem__(self, number: int) -> SpanSample:
-        context, holds_end, target, next_span = [], [], [], self.marks.first_span
+    def pair(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """What is read and all that is wanted, int64; spans stand as tokens, the next one ends what is wanted."""
+        context, target, next_span = [], [], self.marks.first_span
         for item, ids in self.index.pieces(number, self.contexts):
             for id in ids.tolist():
-                span = self._span(item, id - self.marks.vocab_size) if id >= self.marks.vocab_size else None
-                context.append(id if span is None else next_span)
-                holds_end.append(int(span is not None and self.marks.end in span))
-                if span is not None:
-                    target += [next_span, *span]
-                    next_span += 1
-        target = [*target, next_span][: self.target_length + 1]
-        return SpanSample(*map(_int64, (context, holds_end, self._padded(target[:-1]), self._padded(target[1:]))))
+                if id < self.marks.vocab_size:
+                    context.append(id)
+                    continue
+                context.append(next_span)
+                target += [next_span, *self._span(item, id - self.marks.vocab_size)]
+                next_span += 1
+        return np.array(context, np.int64), np.array([*target, next_span], np.int64)
 
     def _span(self, item: int, number: int) -> list[int]:
         """The tokens of a document's span, without its number."""
         start, size = self.offsets.get(item, 2 * number, 2).tolist()
         return self.targets.get(item, start + 1, size - 1).tolist()
-
-    def _padded(self, ids: list[int]) -> list[int]:
-        return ids + [self.marks.pad] * (self.target_length - len(ids))
-
-
-def _int64(ids: list[int]) -> np.ndarray:
-    return np.array(ids, np.int64)
 
 
 def _span_lengths(num_tokens: int, num_spans: int, generator: torch.Generator) -> list[int]:

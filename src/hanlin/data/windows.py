@@ -1,0 +1,252 @@
+"""Pretraining samples: windows of equal length over token corpora, in the order of Megatron's index.
+
+A corpus is indexed data (`PREFIX.bin`, `PREFIX.idx`), or the three files of corrupted documents (`PREFIX_context.idx`
+and so on). `Windows` has the face of `data.prepare.Prepared`, so that the loader does not tell them apart. The order
+is random in itself; a loader that keeps it (shuffle=False) reads as the original does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from hanlin.core.batch import Sample
+from hanlin.core.errors import ConfigError, DataError
+from hanlin.core.settings import DataSettings
+from hanlin.data.blend import MARGIN, blend
+from hanlin.data.files import published_folder
+from hanlin.data.megatron_index import SampleIndex, build_index, split_documents, split_shares
+from hanlin.data.report import Counts, DataReport
+from hanlin.data.samples import ReadsSpans, ReadsTokens, Samples
+from hanlin.data.sources.megatron import IndexedData, indexed_file
+from hanlin.data.span_corruption import PARTS, SpanData
+
+log = logging.getLogger(__name__)
+
+_HASHED_BYTES = 1 << 20  # of either end of a .bin file; its .idx file is hashed as a whole
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which windows of corpora to read.
+
+    split: shares of train, valid and test, as in "949,50,1"; part: one of these names; count: windows, as many passes
+    as they take, None: those of one pass, at most `limit`; weights: of each corpus, empty: its tokens.
+    """
+
+    split: str
+    part: str
+    max_length: int
+    seed: int
+    count: int | None = None
+    limit: int | None = None
+    weights: Sequence[float] = ()
+
+
+class Windows:
+    """The windows of one part of the corpora, with random access."""
+
+    def __init__(
+        self, corpora: Sequence[_Corpus], shares: Sequence[float], count: int, samples: Samples, wanted: Wanted
+    ) -> None:
+        self._corpora, self._count, self._samples, self._wanted = corpora, count, samples, wanted
+        self._sets, self._numbers = blend(shares, count) if len(corpora) > 1 else (None, None)
+        first = self.get(0)
+        self.lengths = np.broadcast_to(np.int32(first.length), count)
+        self.loss_tokens = np.broadcast_to(np.int32(first.loss_tokens), count)
+        facts = [wanted.part, wanted.max_length, wanted.seed, list(shares), [corpus.facts for corpus in corpora]]
+        self.identity = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+        """Hash of the corpora and of their order: where it is equal, a place in the data means the same."""
+        self.fingerprint = self.identity
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def num_varying(self) -> int:
+        """A family may draw anew for each window."""
+        return self._count
+
+    @property
+    def source_bounds(self) -> np.ndarray:
+        return np.array([0, self._count])
+
+    def get(self, number: int, rng: np.random.Generator | None = None) -> Sample:
+        """The sample of a window; without `rng` it is drawn from the seed and the window's number."""
+        corpus, place = self._place(number)
+        return corpus.sample(place, rng or np.random.default_rng([self._wanted.seed, number]))
+
+    def where(self, number: int) -> str:
+        """The corpus and the documents behind a window."""
+        corpus, place = self._place(number)
+        return corpus.where(place)
+
+    @cached_property
+    def report(self) -> DataReport:
+        length, longest = int(self.lengths[0]), self._wanted.max_length
+        return DataReport(
+            counts=Counts(read=sum(len(corpus.documents) for corpus in self._corpora)),
+            samples=self._count,
+            tokens=length * self._count,
+            loss_tokens=int(self.loss_tokens[0]) * self._count,
+            max_length=longest,
+            lengths=dict.fromkeys(("p10", "p50", "p90", "max"), length),
+            histogram=[(length, self._count)],
+            padding=1 - length / longest,
+            first=self._samples.show(self.get(0)),
+        )
+
+    def _place(self, number: int) -> tuple[_Corpus, int]:
+        if self._sets is None or self._numbers is None:
+            return self._corpora[0], number
+        return self._corpora[self._sets[number]], int(self._numbers[number])
+
+
+def open_windows(prefixes: Sequence[Path], samples: Samples, wanted: Wanted, vocab_size: int, cache: Path) -> Windows:
+    """The wanted windows; their index is kept under `cache`.
+
+    vocab_size: of the tokenizer; an id beyond it is an error when its window is read.
+    Raises: ConfigError, DataError.
+    """
+    corpora = [_Corpus(prefix, samples, wanted, vocab_size) for prefix in prefixes]
+    shares = _shares(corpora, wanted.weights)
+    total = wanted.count or min(sum(corpus.pass_windows for corpus in corpora), wanted.limit or sys.maxsize)
+    for corpus, share in zip(corpora, shares, strict=True):
+        corpus.make_index(math.ceil(total * share * MARGIN) if len(corpora) > 1 else total, cache)
+        log.info(
+            "corpus=%s part=%s documents=%d tokens=%d passes=%d windows=%d",
+            corpus.prefix, wanted.part, len(corpus.documents), corpus.num_tokens, corpus.passes, len(corpus.index),
+        )  # fmt: skip
+    return Windows(corpora, shares, total, samples, wanted)
+
+
+def check_windows(settings: DataSettings, samples: Samples) -> None:
+    """Look for what `open_windows` would refuse, as far as it can be seen from the index files.
+
+    Raises: ConfigError, DataError.
+    """
+    shares = split_shares(settings.split or "")
+    if not shares["train"]:
+        raise ConfigError(f"data.split: {settings.split!r} leaves nothing to train on; its first number is 0")
+    wanted = Wanted(settings.split or "", "train", settings.max_length, seed=0, weights=settings.weights)
+    _window_length(samples, settings.max_length, has_spans=False)
+    corpora = [_Corpus(path, samples, wanted, sys.maxsize) for path in settings.train if is_corpus(path)]
+    if len(corpora) == len(settings.train):
+        _shares(corpora, settings.weights)
+
+
+def is_corpus(prefix: Path) -> bool:
+    """Whether indexed data, in one or three files, lie there."""
+    return any(indexed_file(path, "idx").is_file() for path in (prefix, _span_file(prefix)))
+
+
+class _Corpus:
+    """One part of one corpus; `make_index` comes before all that asks for a window."""
+
+    index: SampleIndex
+
+    def __init__(self, prefix: Path, samples: Samples, wanted: Wanted, vocab_size: int) -> None:
+        self.prefix, self.seed, self.vocab_size = prefix, wanted.seed, vocab_size
+        self.has_spans = not indexed_file(prefix, "idx").is_file() and is_corpus(prefix)
+        self.data = IndexedData(_span_file(prefix) if self.has_spans else prefix)
+        self.samples, self.length = samples, _window_length(samples, wanted.max_length, self.has_spans)
+        self.documents = split_documents(wanted.split, len(self.data))[wanted.part]
+        self.num_tokens = int(self.data.sizes[self.documents.start : self.documents.stop].sum(dtype=np.int64))
+        if self.num_tokens == 0:
+            raise DataError(
+                f"{prefix}: data.split {wanted.split!r} leaves no tokens for {wanted.part} "
+                f"({len(self.data):,} documents in all); give it a larger share or more documents"
+            )
+
+    @property
+    def pass_windows(self) -> int:
+        """The windows of one pass over the tokens."""
+        return max((self.num_tokens - 1) // self.length, 1)
+
+    @property
+    def passes(self) -> int:
+        return len(self.index.documents) // len(self.documents)
+
+    @property
+    def facts(self) -> list:
+        """What decides which tokens a window holds."""
+        return [self.fingerprint, self.documents.start, self.documents.stop, self.length, self.passes]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(indexed_file(self.data.prefix, "idx").read_bytes())
+        path = indexed_file(self.data.prefix, "bin")
+        with path.open("rb") as stream:
+            for start in (0, max(path.stat().st_size - _HASHED_BYTES, 0)):
+                stream.seek(start)
+                digest.update(stream.read(_HASHED_BYTES))
+        return digest.hexdigest()
+
+    def make_index(self, num_windows: int, cache: Path) -> None:
+        """Build the index, or map the one that an earlier run has left."""
+        facts = [self.fingerprint, self.documents.start, self.documents.stop, self.length, num_windows, self.seed]
+        folder = cache.expanduser() / f"index-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]}"
+        if not folder.is_dir():
+            with published_folder(folder) as private:
+                build_index(self.data.sizes, self.documents, num_windows, self.length, self.seed).save(
+                    private / "index"
+                )
+        index = SampleIndex.load(folder / "index")
+        if index is None:
+            raise DataError(f"{folder}: files are missing; remove this folder, it is made anew")
+        self.index = index
+
+    def sample(self, number: int, rng: np.random.Generator) -> Sample:
+        if self.has_spans:
+            assert isinstance(self.samples, ReadsSpans)
+            return self.samples.pair(*self._spans.pair(number))
+        assert isinstance(self.samples, ReadsTokens)
+        tokens = self.index.tokens(number, self.data)
+        if int(tokens.max()) >= self.vocab_size:
+            raise DataError(
+                f"{self.where(number)}: id {int(tokens.max())}, but the tokenizer has {self.vocab_size:,} tokens; "
+                "prepare the data with the same vocabulary"
+            )
+        return self.samples.window(tokens, rng)
+
+    def where(self, number: int) -> str:
+        items = [item for item, _ in self.index.pieces(number, self.data)]
+        return f"{self.prefix}: document {', '.join(map(str, items[:3]))}{', ...' if len(items) > 3 else ''}"
+
+    @cached_property
+    def _spans(self) -> SpanData:
+        assert isinstance(self.samples, ReadsSpans)
+        return SpanData(self.prefix, self.index, self.samples.marks)
+
+
+def _window_length(samples: Samples, max_length: int, has_spans: bool) -> int:
+    """Tokens from the beginning of a window to that of the next: all of them but one."""
+    if has_spans:
+        if not isinstance(samples, ReadsSpans):
+            raise ConfigError("data.train: documents with spans taken out are for a T5; give plain ones")
+        return max_length - 1
+    if not isinstance(samples, ReadsTokens):
+        raise ConfigError("data.split: this family is not pretrained on token corpora; remove it and give records")
+    return samples.window_tokens(max_length) - 1
+
+
+def _shares(corpora: Sequence[_Corpus], given: Sequence[float]) -> list[float]:
+    weights = list(given) or [float(corpus.num_tokens) for corpus in corpora]
+    if len(weights) != len(corpora) or not sum(weights) > 0:
+        raise ConfigError(
+            f"data.weights: {len(weights)} weights ({weights}) for {len(corpora)} corpora; give each one, not all 0"
+        )
+    return [weight / sum(weights) for weight in weights]
+
+
+def _span_file(prefix: Path) -> Path:
+    return Path(f"{prefix}_{PARTS[0]}")
