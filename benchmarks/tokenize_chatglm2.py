@@ -1,10 +1,12 @@
-"""Rows per second of ChatGLM2's tokenizer, row by row and all at once, against the usual slow class; the same ids.
+"""Rows per second of ChatGLM2's tokenizer, one by one and many at once, against the usual slow class; the same ids.
 
 python benchmarks/tokenize_chatglm2.py --vocab tokenizer.model --texts train.jsonl [--out result.json]
 
 slow: a `transformers` tokenizer in Python as the model's own file defines it: sentencepiece gives the pieces as
 strings, each is turned into its id by a call, special tokens, mask and positions are added (needs transformers).
 pieces: the same turning of pieces into ids without anything else of transformers, as lean as Python allows.
+row_by_row and at_once are our tokenizer alone, on one thread; at_once_all_cores the same on as many threads as there
+are cores; samples is what `hanlin prepare` does with a group of records, on all cores: template, ids, labels, weights.
 A row is the text of a prompt of ChatGLM2's form with two columns of the JSON lines, one as the question and one as the
 answer. All encode the same rows in the same process, in turns; a ratio is the median of the rounds' ratios.
 """
@@ -13,9 +15,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -24,12 +27,18 @@ from typing import Any
 
 from sentencepiece import SentencePieceProcessor
 
+from hanlin.core.batch import Sample
+from hanlin.data.prepare import GROUP_ROWS
+from hanlin.models.chatglm2.config import ChatGlm2Config
+from hanlin.models.chatglm2.record import ChatGlm2Options
+from hanlin.models.chatglm2.samples import ChatGlm2Samples
 from hanlin.models.chatglm2.templates import Dialogue, Message, make_template
 from hanlin.models.chatglm2.tokenizer import ChatGlm2Tokenizer
 
 Row = tuple[str, str]
 """Prompt and answer."""
-Encoder = Callable[[list[Row]], list[list[int]]]
+PEERS = ("slow", "pieces")
+Encoder = Callable[[list[Row]], Sequence[Sequence[int]]]
 
 
 class PieceByPiece:
@@ -86,10 +95,10 @@ def slow_class(pieces: PieceByPiece) -> Callable[[Row], list[int]]:
 
 
 def compare(encoders: dict[str, Encoder], rows: list[Row], rounds: int) -> dict[str, Any]:
-    """Encode the rows in turns; `row_by_row` and `at_once` are ours, the others are what they are measured by."""
+    """Encode the rows in turns; `slow` and `pieces` are what the others are measured by."""
     ids = {name: encode(rows) for name, encode in encoders.items()}
     for name, found in ids.items():
-        if different := sum(one != other for one, other in zip(found, ids["row_by_row"], strict=True)):
+        if different := sum(list(one) != other for one, other in zip(found, ids["row_by_row"], strict=True)):
             raise SystemExit(f"{name}: {different} of {len(rows)} rows get other ids")
     times = [{name: _seconds(encode, rows) for name, encode in encoders.items()} for _ in range(rounds)]
     return {
@@ -99,8 +108,9 @@ def compare(encoders: dict[str, Encoder], rows: list[Row], rounds: int) -> dict[
         "rows_per_second": {name: round(len(rows) / median(t[name] for t in times)) for name in encoders},
         "ratio": {
             f"{ours} to {other}": round(median(t[other] / t[ours] for t in times), 1)
-            for ours in ("row_by_row", "at_once")
-            for other in ("slow", "pieces")
+            for ours in encoders
+            if ours not in PEERS
+            for other in PEERS
         },
     }
 
@@ -109,10 +119,19 @@ def row_by_row(encode: Callable[[Row], list[int]]) -> Encoder:
     return lambda rows: [encode(row) for row in rows]
 
 
-def at_once(tokenizer: ChatGlm2Tokenizer) -> Encoder:
-    def encode(rows: list[Row]) -> list[list[int]]:
-        ids = tokenizer.encode_many([text for row in rows for text in row])
-        return [[*tokenizer.prefix, *prompt, *answer] for prompt, answer in zip(ids[::2], ids[1::2], strict=True)]
+def at_once(tokenizer: ChatGlm2Tokenizer, threads: int) -> Encoder:
+    return lambda rows: tokenizer.encode_parts([(*tokenizer.prefix, *row) for row in rows], threads)
+
+
+def as_samples(tokenizer: ChatGlm2Tokenizer) -> Callable[[list[Row]], list[Any]]:
+    """Without the ends of the answers, which a sample has and a row has not."""
+    samples = ChatGlm2Samples(tokenizer, ChatGlm2Config(), ChatGlm2Options(template="plain"))
+
+    def encode(rows: list[Row]) -> list[Any]:
+        groups = (rows[start : start + GROUP_ROWS] for start in range(0, len(rows), GROUP_ROWS))
+        records = ([{"prompt": prompt, "response": answer} for prompt, answer in group] for group in groups)
+        made = (sample for group in records for sample in samples.sample_many(group))
+        return [sample.inputs["tokens"][:-1] for sample in made if isinstance(sample, Sample)]
 
     return encode
 
@@ -134,7 +153,7 @@ def _rows(path: Path, columns: list[str], limit: int) -> list[Row]:
 
 def _machine() -> str:
     versions = {name: version(name) for name in ("sentencepiece", "transformers")}
-    return f"{platform.machine()}, Python {platform.python_version()}, {versions}, one thread"
+    return f"{platform.machine()}, Python {platform.python_version()}, {versions}, {os.cpu_count()} cores"
 
 
 def main() -> None:
@@ -150,7 +169,9 @@ def main() -> None:
     pieces = PieceByPiece(args.vocab, tokenizer.specials)
     encoders: dict[str, Encoder] = {
         "row_by_row": row_by_row(lambda row: tokenizer.encode_prompt(row[0]) + tokenizer.encode(row[1])),
-        "at_once": at_once(tokenizer),
+        "at_once": at_once(tokenizer, 1),
+        "at_once_all_cores": at_once(tokenizer, -1),
+        "samples": as_samples(tokenizer),
         "slow": row_by_row(slow_class(pieces)),
         "pieces": row_by_row(pieces.encode_row),
     }

@@ -114,9 +114,10 @@ class ChatGlm2Samples:
         limit = self.options.answer_length
         answer = [*answer, EOS] if limit is None or len(answer) <= limit else answer[:limit]
         tokens = np.array(prompt + answer, dtype=np.int32)
-        labels = np.append(tokens[1:], IGNORED).astype(np.int32)
-        labels[: len(prompt) - 1] = IGNORED
-        return Sample({"tokens": tokens}, labels, (labels != IGNORED).astype(np.float32))
+        labels, weights = np.full(tokens.size, IGNORED, dtype=np.int32), np.zeros(tokens.size, dtype=np.float32)
+        learnt = slice(len(prompt) - 1, tokens.size - 1)
+        labels[learnt], weights[learnt] = tokens[len(prompt) :], 1
+        return Sample({"tokens": tokens}, labels, weights)
 
     def original_row(self, record: Any, row_length: int | None = None) -> tuple[list[int], list[int]]:
         """The `input_ids` and `labels` that the original's training script makes of a record.

@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from string import Formatter
 from typing import Any, Protocol
 
@@ -92,7 +93,7 @@ class TextTemplate:
     def __post_init__(self) -> None:
         names = ", ".join(NAMED)
         try:
-            columns = [column for _, column, _, _ in Formatter().parse(self.form) if column is not None]
+            columns = [column for _, column in _cut(self.form) if column is not None]
         except ValueError as error:
             raise ConfigError(f"template {self.form!r}: {error}; write {{{{ and }}}} for braces") from None
         if not columns:
@@ -128,7 +129,7 @@ class TextTemplate:
     def _round(self, number: int, question: str, fields: Mapping[str, Any]) -> str:
         values = {**fields, "round": number, "question": question}
         text = ""
-        for literal, column, _, _ in Formatter().parse(self.form):
+        for literal, column in _cut(self.form):
             text += literal
             if column is None:
                 continue
@@ -209,6 +210,12 @@ def tool_arguments(content: str) -> dict[str, Any]:
     if not isinstance(call, ast.Call) or call.args or not all(keyword.arg for keyword in call.keywords):
         raise ValueError(f"no call with keywords only: {code!r}")
     return {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+
+
+@cache
+def _cut(form: str) -> list[tuple[str, str | None]]:
+    """Each text of a form with the column that follows it."""
+    return [(literal, column) for literal, column, _, _ in Formatter().parse(form)]
 
 
 def _pairs(messages: Sequence[Message]) -> list[tuple[str, str]]:
