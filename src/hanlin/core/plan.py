@@ -13,9 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 if TYPE_CHECKING:
     import torch
 
-Split = Literal["column", "row", "vocab", "logits", "heads", "experts"]
-"""How a module's weight is divided over tensor ranks: by output rows, by input columns, by vocabulary rows of an
-embedding, by vocabulary rows of a head, by the last dimension (one entry per head), by expert."""
+Split = Literal["column", "query", "kv", "row", "vocab", "logits", "heads", "experts"]
+"""How a module's weight is divided over tensor ranks.
+
+column: by output rows; query: the same, by whole heads; kv: the same, where a head is shared by several ranks if there
+are fewer heads than ranks; row: by input columns; vocab: by vocabulary rows of an embedding; logits: by vocabulary rows
+of a head; heads: by the last dimension, which has one entry per head; experts: by expert.
+"""
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,9 @@ class Plan:
     keeps; tied: pairs of parameter names that are one tensor;
     a module named in both first and last (an embedding that is the head as well) lives on both ends, with its gradients
     summed;
-    tensor: module name pattern (`*` stands for a block's number) -> `Split`.
+    tensor: module name pattern (`*` stands for a block's number) -> `Split`; head_dim: rows of a head in those of
+    `query` and `kv`; whole: patterns of linears in `tensor` that read something else than the stream of hidden states
+    (the cross attention's keys and values), which is never divided along the text.
     """
 
     first: tuple[str, ...]
@@ -36,6 +42,8 @@ class Plan:
     tensor: dict[str, Split] = field(default_factory=dict)
     shared: tuple[str, ...] = ()
     tied: tuple[tuple[str, str], ...] = ()
+    head_dim: int = 1
+    whole: tuple[str, ...] = ()
 
 
 class LanguageModel(Protocol):

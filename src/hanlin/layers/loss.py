@@ -2,14 +2,19 @@
 
 Only labelled positions are projected. Their gradients are computed in the forward pass, chunk by chunk while the
 logits are there, so the backward pass only multiplies by a number.
+
+A table may be one rank's part of a vocabulary (`Share`): then hidden states, labels and results are those of all ranks
+of the table, and the same on each of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from itertools import accumulate
+from typing import Literal, Protocol
 
 import torch
+from torch.nn import functional
 
 from hanlin.core.batch import IGNORED
 from hanlin.layers.precision import at_least_fp32, matmul_dtype
@@ -19,6 +24,48 @@ CHUNK_ROWS = 256
 
 Piece = tuple[torch.Tensor, float]
 """A part of the head: (weight `[vocab part, hidden_size]`, factor of its logits); parts follow each other."""
+
+
+class Share(Protocol):
+    """What a table that is one rank's part of a vocabulary bears as its attribute `share`.
+
+    start: the first row of the vocabulary that it holds; total: rows of the whole.
+    """
+
+    start: int
+    total: int
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum over the ranks, in place; no gradient."""
+        ...
+
+    def maximum(self, values: torch.Tensor) -> torch.Tensor:
+        """The greatest of the ranks, in place; no gradient."""
+        ...
+
+    def join(self, logits: torch.Tensor) -> torch.Tensor:
+        """The logits of all ranks' parts behind each other."""
+        ...
+
+    def enter(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The same values; the gradients of all ranks are added."""
+        ...
+
+
+def share_of(table: torch.Tensor) -> Share | None:
+    """None: the table is whole."""
+    return getattr(table, "share", None)
+
+
+def head_logits(hidden: torch.Tensor, pieces: Sequence[Piece]) -> torch.Tensor:
+    """Logits `[batch, length, vocab of all parts]`."""
+    parts = []
+    for table, factor in pieces:
+        share = share_of(table)
+        scaled = hidden if factor == 1 else hidden * factor
+        logits = functional.linear(scaled if share is None else share.enter(scaled), table)
+        parts.append(logits if share is None else share.join(logits))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
 
 def head_loss(
@@ -49,40 +96,61 @@ def head_loss(
 def _losses(
     rows: torch.Tensor, tables: Sequence[torch.Tensor], factors: Sequence[float], classes: torch.Tensor
 ) -> torch.Tensor:
-    casted = [table.detach().to(matmul_dtype(rows)) for table in tables]
+    parts = _Parts(tables, matmul_dtype(rows), factors)
     losses = [
-        _chunk(part, casted, factors, part_classes)[0]
+        _chunk(part, parts, part_classes)[0]
         for part, part_classes in zip(rows.split(CHUNK_ROWS), classes.split(CHUNK_ROWS), strict=True)
     ]
     return torch.cat(losses)
 
 
+class _Parts:
+    """The tables in the dtype of the product, and the class of each one's first row."""
+
+    def __init__(self, tables: Sequence[torch.Tensor], dtype: torch.dtype, factors: Sequence[float]) -> None:
+        self.tables = [table.detach().to(dtype) for table in tables]
+        self.factors = factors
+        self.shares = [share_of(table) for table in tables]
+        sizes = [len(table) if share is None else share.total for table, share in zip(tables, self.shares, strict=True)]
+        begins = accumulate(sizes, initial=0)
+        self.starts = [begin + (share.start if share else 0) for begin, share in zip(begins, self.shares, strict=False)]
+        self.share = next((share for share in self.shares if share is not None), None)
+
+    def logits(self, rows: torch.Tensor) -> list[torch.Tensor]:
+        # The factor goes to the hidden state, which is small (kept: the original does so in fp16).
+        return [
+            at_least_fp32((rows * factor).to(table.dtype) @ table.t())
+            for table, factor in zip(self.tables, self.factors, strict=True)
+        ]
+
+    def sum(self, values: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The sum of one tensor per part over the parts, on whichever ranks they are."""
+        whole = [value for value, share in zip(values, self.shares, strict=True) if share is None]
+        shared = [value for value, share in zip(values, self.shares, strict=True) if share is not None]
+        if self.share is not None:
+            whole.append(self.share.sum(torch.stack(shared).sum(0)))
+        return torch.stack(whole).sum(0)
+
+
 def _chunk(
-    rows: torch.Tensor, tables: Sequence[torch.Tensor], factors: Sequence[float], classes: torch.Tensor
+    rows: torch.Tensor, parts: _Parts, classes: torch.Tensor
 ) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
     """Losses of some rows; what is left of the logits is exp(logit - peak) per part, and its sum over all parts."""
-    # The factor goes to the hidden state, which is small, and not to the logits (kept: the original does so in fp16).
-    logits = [
-        at_least_fp32((rows * factor).to(table.dtype) @ table.t())
-        for table, factor in zip(tables, factors, strict=True)
-    ]
+    logits = parts.logits(rows)
     peak = torch.stack([part.amax(-1) for part in logits]).amax(0)
-    wanted = _pick(logits, classes)
+    if parts.share is not None:
+        peak = parts.share.maximum(peak)
+    wanted = [_pick(part, classes, start) for part, start in zip(logits, parts.starts, strict=True)]
     exponentials = [part.sub_(peak[:, None]).exp_() for part in logits]
-    total = sum(part.sum(-1) for part in exponentials)
-    assert isinstance(total, torch.Tensor)
-    return total.log() + peak - wanted, exponentials, total
+    pairs = [torch.stack((part.sum(-1), pick)) for part, pick in zip(exponentials, wanted, strict=True)]
+    total, picked = parts.sum(pairs)
+    return total.log() + peak - picked, exponentials, total
 
 
-def _pick(logits: Sequence[torch.Tensor], classes: torch.Tensor) -> torch.Tensor:
-    """The logit of each row's class."""
-    picked = torch.zeros_like(logits[0][:, 0])
-    start = 0
-    for part in logits:
-        local, is_here = _local(classes, start, part.shape[1])
-        picked = torch.where(is_here, part.gather(1, local[:, None])[:, 0], picked)
-        start += part.shape[1]
-    return picked
+def _pick(logits: torch.Tensor, classes: torch.Tensor, start: int) -> torch.Tensor:
+    """The logit of each row's class where this part holds it, else 0."""
+    local, is_here = _local(classes, start, logits.shape[1])
+    return logits.gather(1, local[:, None])[:, 0] * is_here
 
 
 def _local(classes: torch.Tensor, start: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -95,20 +163,21 @@ class _SummedLoss(torch.autograd.Function):
     def forward(ctx, rows, classes, shares, factors, with_gradient, *tables):
         needs = ctx.needs_input_grad
         wants_rows, wants_tables = with_gradient and needs[0], [with_gradient and need for need in needs[5:]]
+        parts = _Parts(tables, matmul_dtype(rows), factors)
         rows_gradient = torch.zeros_like(rows, dtype=shares.dtype) if wants_rows else None
         table_gradients = [
             torch.zeros_like(table, dtype=shares.dtype) if wanted else None
             for table, wanted in zip(tables, wants_tables, strict=True)
         ]
-        casted = [table.to(matmul_dtype(rows)) for table in tables]
         loss = shares.new_zeros(())
         for start in range(0, len(rows), CHUNK_ROWS):
             chunk = slice(start, start + CHUNK_ROWS)
-            losses, exponentials, total = _chunk(rows[chunk], casted, factors, classes[chunk])
+            losses, exponentials, total = _chunk(rows[chunk], parts, classes[chunk])
             loss += (losses * shares[chunk]).sum()
             if wants_rows or any(wants_tables):
-                slopes = _slopes(exponentials, total, classes[chunk], shares[chunk])
-                _add_rows_gradient(rows_gradient, chunk, slopes, casted, factors)
+                slopes = _slopes(exponentials, total, classes[chunk], shares[chunk], parts)
+                if rows_gradient is not None:
+                    rows_gradient[chunk] = _rows_gradient(slopes, parts, rows_gradient.dtype)
                 _add_table_gradients(table_gradients, rows[chunk], slopes, factors)
         ctx.dtypes = [tensor.dtype for tensor in (rows, *tables)]
         ctx.gradients = [rows_gradient, *table_gradients]
@@ -126,23 +195,27 @@ class _SummedLoss(torch.autograd.Function):
 
 
 def _slopes(
-    exponentials: Sequence[torch.Tensor], total: torch.Tensor, classes: torch.Tensor, shares: torch.Tensor
+    exponentials: Sequence[torch.Tensor],
+    total: torch.Tensor,
+    classes: torch.Tensor,
+    shares: torch.Tensor,
+    parts: _Parts,
 ) -> list[torch.Tensor]:
     """The loss by the logits: share * (probability - 1 at the label), in place of the exponentials."""
-    start = 0
-    for part in exponentials:
+    for part, start in zip(exponentials, parts.starts, strict=True):
         part.mul_((shares / total)[:, None])
         local, is_here = _local(classes, start, part.shape[1])
         part.scatter_add_(1, local[:, None], -(shares * is_here)[:, None])
-        start += part.shape[1]
     return list(exponentials)
 
 
-def _add_rows_gradient(gradient, chunk, slopes, tables, factors) -> None:
-    if gradient is None:
-        return
-    for slope, table, factor in zip(slopes, tables, factors, strict=True):
-        gradient[chunk] += (slope.to(table.dtype) @ table).to(gradient.dtype) * factor
+def _rows_gradient(slopes: Sequence[torch.Tensor], parts: _Parts, dtype: torch.dtype) -> torch.Tensor:
+    return parts.sum(
+        [
+            (slope.to(table.dtype) @ table).to(dtype) * factor
+            for slope, table, factor in zip(slopes, parts.tables, parts.factors, strict=True)
+        ]
+    )
 
 
 def _add_table_gradients(gradients, rows, slopes, factors) -> None:

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from hanlin.core.plan import Plan
 from hanlin.layers.attention import SpanSight, attend_grouped, look_at_own, look_back
 from hanlin.layers.linear import Linear
-from hanlin.layers.loss import head_loss
+from hanlin.layers.loss import head_logits, head_loss
 from hanlin.layers.norm import LayerNorm
 from hanlin.layers.past import Past
 from hanlin.layers.prefix import Prefix, PrefixSource
@@ -58,11 +58,12 @@ class Cpm1(nn.Module):
             first=("embedding", "positions"),
             blocks=("blocks",),
             last=("norm", "embedding"),  # the head is the embedding: it lives on both ends
+            head_dim=config.head_dim,
             tensor={
                 "embedding": "vocab",
-                "blocks.*.attention.query": "column",
-                "blocks.*.attention.key": "column",
-                "blocks.*.attention.value": "column",
+                "blocks.*.attention.query": "query",
+                "blocks.*.attention.key": "kv",
+                "blocks.*.attention.value": "kv",
                 "blocks.*.attention.output": "row",
                 "blocks.*.ffn.up": "column",
                 "blocks.*.ffn.down": "row",
@@ -93,10 +94,8 @@ class Cpm1(nn.Module):
         if self.norm is None:
             return hidden
         hidden = self.norm(hidden if logits_to_keep is None else hidden[:, -logits_to_keep:])
-        table = self.embedding.weight
-        if labels is not None:
-            return head_loss(hidden, [(table, 1.0)], labels, weights, reduction)
-        return functional.linear(hidden, table)
+        pieces = [(self.embedding.weight, 1.0)]
+        return head_logits(hidden, pieces) if labels is None else head_loss(hidden, pieces, labels, weights, reduction)
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Fill every parameter that exists as a fresh model has it; the prefix is none of them."""

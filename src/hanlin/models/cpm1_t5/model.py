@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from hanlin.core.plan import Plan
 from hanlin.layers.attention import attend_grouped, sees_earlier
 from hanlin.layers.linear import Linear
-from hanlin.layers.loss import head_loss
+from hanlin.layers.loss import head_logits, head_loss
 from hanlin.layers.norm import LayerNorm
 from hanlin.layers.past import Past
 
@@ -78,18 +78,20 @@ class Cpm1T5(nn.Module):
         self.blocks = nn.ModuleDict({str(i): kind(config) for i, kind in enumerate(kinds)})
         self.norm: nn.Module | None = LayerNorm(config.hidden_size, config.norm_eps)
         attentions = ("attention", "cross_attention")
-        columns = [f"{attention}.{part}" for attention in attentions for part in ("query", "key", "value")]
         self.plan = Plan(
             first=("embedding", "positions"),
             blocks=("blocks",),
             last=("norm", "embedding"),  # the head is the embedding: it lives on both ends
             tensor={
                 "embedding": "vocab",
-                **{f"blocks.*.{name}": "column" for name in (*columns, "ffn.up")},
-                "blocks.*.attention.output": "row",
-                "blocks.*.cross_attention.output": "row",
+                **{f"blocks.*.{name}.query": "query" for name in attentions},
+                **{f"blocks.*.{name}.{part}": "kv" for name in attentions for part in ("key", "value")},
+                **{f"blocks.*.{name}.output": "row" for name in attentions},
+                "blocks.*.ffn.up": "column",
                 "blocks.*.ffn.down": "row",
             },
+            head_dim=config.head_dim,
+            whole=("blocks.*.cross_attention.key", "blocks.*.cross_attention.value"),
         )
 
     def forward(
@@ -118,10 +120,8 @@ class Cpm1T5(nn.Module):
             assert encoded is not None, "a past belongs to a whole model"
             return encoded, hidden
         hidden = self.norm(hidden if logits_to_keep is None else hidden[:, -logits_to_keep:])
-        table = self.embedding.weight
-        if labels is not None:
-            return head_loss(hidden, [(table, 1.0)], labels, weights, reduction)
-        return functional.linear(hidden, table)
+        pieces = [(self.embedding.weight, 1.0)]
+        return head_logits(hidden, pieces) if labels is None else head_loss(hidden, pieces, labels, weights, reduction)
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Fill every parameter that exists as a fresh model has it."""

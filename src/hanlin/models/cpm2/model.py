@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from hanlin.core.plan import Plan, Split
 from hanlin.layers.attention import Sight, attend
 from hanlin.layers.buckets import distance_bucket
+from hanlin.layers.contest import contest_loss
 from hanlin.layers.experts import Experts
 from hanlin.layers.linear import Linear
 from hanlin.layers.loss import head_loss
@@ -36,12 +37,17 @@ class Inputs:
     tokens: what the decoder reads; encoder_tokens: what the encoder reads, ids below 0 are prompts.
     spans, encoder_spans: the samples of a row, which never see each other: numbers from 0 on, the same on both sides;
     -1 = padding. None: a row is one sample without padding. With a past: spans in all calls or in none.
+    lengths: `[batch]`, the ids of both sides without padding, for whoever counts them.
+    rivals: at a labelled position the position whose logit of this label must be smaller; -1 elsewhere. With rivals
+    the loss is that of their contests (layers/contest.py) and not a cross entropy over the vocabulary.
     """
 
     tokens: torch.Tensor
     encoder_tokens: torch.Tensor
     spans: torch.Tensor | None = None
     encoder_spans: torch.Tensor | None = None
+    lengths: torch.Tensor | None = None
+    rivals: torch.Tensor | None = None
 
     @property
     def own_spans(self) -> torch.Tensor:
@@ -111,6 +117,8 @@ class Cpm2(nn.Module):
             assert encoded is not None, "a past belongs to a whole model"
             return encoded, hidden
         hidden = self._finish(self.decoder_norm, hidden if logits_to_keep is None else hidden[:, -logits_to_keep:])
+        if labels is not None and given.rivals is not None:
+            return contest_loss(hidden, self.head.weight, labels, given.rivals, weights, reduction)
         if labels is not None:
             return head_loss(hidden, [(self.head.weight, 1.0)], labels, weights, reduction)
         return self.head(hidden)
@@ -285,7 +293,7 @@ def make_ffn(config: Cpm2Config) -> nn.Module:
 
 def make_plan(config: Cpm2Config) -> Plan:
     """Where a CPM-2 may be cut and split."""
-    attention: dict[str, Split] = {"query": "column", "key": "column", "value": "column", "output": "row"}
+    attention: dict[str, Split] = {"query": "query", "key": "kv", "value": "kv", "output": "row"}
     ffn: dict[str, Split] = {"gate": "column", "up": "column", "down": "row"}
     if config.num_experts:
         ffn = {"experts": "experts", **{f"experts.*.{linear}": split for linear, split in ffn.items()}}
@@ -305,6 +313,8 @@ def make_plan(config: Cpm2Config) -> Plan:
         last=("decoder_norm", "head"),
         shared=("encoder_bias", "encoder_norm", "decoder_bias"),
         tensor={"embedding": "vocab", "head": "logits", "encoder_bias": "heads", "decoder_bias": "heads", **linears},
+        head_dim=config.head_dim,
+        whole=("decoder_blocks.*.cross_attention.key", "decoder_blocks.*.cross_attention.value"),
     )
 
 

@@ -20,7 +20,7 @@ from hanlin.core.plan import Plan
 from hanlin.layers.attention import Sight, Windows, attend
 from hanlin.layers.buckets import distance_bucket
 from hanlin.layers.linear import Linear
-from hanlin.layers.loss import Piece, head_loss
+from hanlin.layers.loss import Piece, head_logits, head_loss
 from hanlin.layers.norm import RmsNorm
 from hanlin.layers.past import Past
 from hanlin.layers.precision import matmul_dtype
@@ -95,12 +95,13 @@ class CpmBee(nn.Module):
             blocks=("blocks",),
             last=("norm", "embedding"),  # the head is the embedding: it lives on both ends
             shared=("position_bias",),
+            head_dim=config.head_dim,
             tensor={
                 "embedding": "vocab",
                 "position_bias": "heads",
-                "blocks.*.attention.query": "column",
-                "blocks.*.attention.key": "column",
-                "blocks.*.attention.value": "column",
+                "blocks.*.attention.query": "query",
+                "blocks.*.attention.key": "kv",
+                "blocks.*.attention.value": "kv",
                 "blocks.*.attention.output": "row",
                 "blocks.*.ffn.gate": "column",
                 "blocks.*.ffn.up": "column",
@@ -133,9 +134,7 @@ class CpmBee(nn.Module):
             return hidden
         hidden = self.norm(hidden if logits_to_keep is None else hidden[:, -logits_to_keep:])
         pieces = self._head(given)
-        if labels is not None:
-            return head_loss(hidden, pieces, labels, weights, reduction)
-        return torch.cat([functional.linear(hidden * factor, table) for table, factor in pieces], dim=-1)
+        return head_logits(hidden, pieces) if labels is None else head_loss(hidden, pieces, labels, weights, reduction)
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Fill every parameter that exists as a fresh CPM-Bee has it."""
@@ -203,14 +202,15 @@ class Attention(nn.Module):
         self, hidden: torch.Tensor, sight: Sight, prefix: Prefix | None, past: Past | None, name: str
     ) -> torch.Tensor:
         normed = self.norm(hidden)
-        query, key, value = (self._heads(linear(normed), sight) for linear in (self.query, self.key, self.value))
+        projected = [linear(normed) for linear in (self.query, self.key, self.value)]
+        query, key, value = (self._heads(vectors, sight) for vectors in projected)
         if prefix is not None:
             key, value = prefix.before(key, value)
         if past is not None:
             key, value = past.append(name, key, value)
         mixed = attend(query, key, value, sight, dropout=self.dropout if self.training else 0.0)
         if sight.windows is not None:
-            mixed = sight.windows.spread(mixed, hidden.shape[1])
+            mixed = sight.windows.spread(mixed, projected[0].shape[1])
         return self.output(mixed)
 
     def _heads(self, vectors: torch.Tensor, sight: Sight) -> torch.Tensor:
