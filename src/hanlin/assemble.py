@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from hanlin.core.config import dump_recipe
 from hanlin.core.errors import ConfigError
-from hanlin.core.settings import Recipe
-from hanlin.models.family import Family, load_family, make_options
+from hanlin.core.settings import PromptSettings, Recipe, TuningSettings
+from hanlin.models.family import Family, TakesPrompts, load_family, make_options
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from hanlin.generate.engine import Engine
     from hanlin.parallel.place import Worker
 
-__all__ = ["Parts", "Run", "assemble", "describe_parts", "load_data", "load_engine", "model_config"]
+__all__ = ["Parts", "Run", "assemble", "describe_parts", "load_data", "load_engine", "make_samples", "model_config"]
 
 log = logging.getLogger(__name__)
 
@@ -70,8 +70,33 @@ def describe_parts(recipe: Recipe) -> Parts:
     family = load_family(recipe.model.family)
     tokenizer = family.tokenizer(_vocab_path(recipe))
     config = model_config(recipe, family, tokenizer.vocab_size)
+    return Parts(recipe, family, config, tokenizer, make_samples(recipe, family, tokenizer, config))
+
+
+def make_samples(recipe: Recipe, family: Family, tokenizer: Any, config: Any) -> Any:
+    """The family's samples; with soft prompts in their rows if the recipe tunes, or its adapter holds, such.
+
+    Raises: ConfigError.
+    """
     samples = family.samples(tokenizer, config, make_options(family, recipe.data.options))
-    return Parts(recipe, family, config, tokenizer, samples)
+    prompts = _soft_prompts(recipe, family)
+    if prompts is None:
+        return samples
+    if not isinstance(samples, TakesPrompts):
+        raise ConfigError(f"tuning.method: the rows of {family.name} have no place for soft prompts; choose lora")
+    return samples.with_prompts(prompts)
+
+
+def _soft_prompts(recipe: Recipe, family: Family) -> PromptSettings | None:
+    """What is known of the soft prompts: the recipe's word, else that of the adapter."""
+    if recipe.tuning.method == "prompt":
+        return recipe.tuning.prompt
+    if recipe.model.adapter is None:
+        return None
+    from hanlin.checkpoint.delta import read_adapter_settings
+
+    settings = read_adapter_settings(recipe.model.adapter, family)
+    return settings.prompt if settings.method == "prompt" else None
 
 
 def model_config(recipe: Recipe, family: Family, tokens: int) -> Any:
@@ -151,12 +176,20 @@ def _model(parts: Parts) -> torch.nn.Module:
     model = _base_model(parts, DTYPES[parts.recipe.train.precision])
     adapter = parts.recipe.model.adapter
     if adapter is not None:
-        from hanlin.checkpoint.delta import load_adapter, read_adapter_settings
+        from hanlin.checkpoint.delta import load_adapter
         from hanlin.tuning.apply import apply_tuning
 
-        apply_tuning(model, read_adapter_settings(adapter, parts.family), parts.family)
+        apply_tuning(model, _adapter_settings(parts, adapter), parts.family)
         load_adapter(model, adapter, parts.family)
     return model.requires_grad_(False).eval()
+
+
+def _adapter_settings(parts: Parts, adapter: Path) -> TuningSettings:
+    """Those that the adapter states; how soft prompts are masked, an original's file leaves to the recipe."""
+    from hanlin.checkpoint.delta import read_adapter_settings
+
+    tuning = parts.recipe.tuning
+    return tuning if tuning.method == "prompt" else read_adapter_settings(adapter, parts.family)
 
 
 def _base_model(parts: Parts, dtype: torch.dtype) -> torch.nn.Module:
@@ -183,15 +216,28 @@ def _tuned_model(parts: Parts) -> torch.nn.Module:
     from hanlin.tuning.apply import apply_tuning
 
     recipe = parts.recipe
-    is_whole = recipe.tuning.method == "full"
-    model = _base_model(parts, torch.float32 if is_whole else DTYPES[recipe.train.precision])
+    model = _base_model(parts, torch.float32 if recipe.tuning.trains_base else DTYPES[recipe.train.precision])
     generator = torch.Generator().manual_seed(recipe.run.seed + 1)
     apply_tuning(model, recipe.tuning, parts.family, generator)
+    if recipe.tuning.method == "prompt":
+        _begin_prompts(model, parts)
     if recipe.model.adapter is not None:
         from hanlin.checkpoint.delta import load_adapter
 
         load_adapter(model, recipe.model.adapter, parts.family)
     return model
+
+
+def _begin_prompts(model: torch.nn.Module, parts: Parts) -> None:
+    """Give soft prompts the first values that the recipe asks for; they are random numbers already."""
+    from hanlin.checkpoint.soft_prompt import find_prompts, set_prompts
+    from hanlin.tuning.soft_prompt import begin_with_tokens, first_tokens
+
+    prompt, base = parts.recipe.tuning.prompt, parts.recipe.model.base
+    if prompt.init == "vocabulary":
+        begin_with_tokens(model, first_tokens(prompt, parts.tokenizer))
+    elif prompt.init == "checkpoint" and base is not None and (found := find_prompts(base, parts.family)) is not None:
+        set_prompts(model, found, base)
 
 
 def _vocab_path(recipe: Recipe) -> Path:
@@ -234,7 +280,7 @@ def _train(parts: Parts, resume: bool) -> int:
     step = Step(worker, optimiser, recipe.train, count_steps(recipe.train, loader), loader.where)
     _log_start(parts, worker, step.total_steps, device, threads)
     identity = recipe_identity(recipe)
-    if recipe.tuning.method != "full":
+    if not recipe.tuning.trains_base:
         # The frozen base is not in a checkpoint; it must be the one that the checkpoint was trained on.
         identity["model.base weights"] = weights_fingerprint(worker.model)
     checkpointer = Checkpointer(folder / "checkpoints", recipe.train.keep, identity)
@@ -302,15 +348,19 @@ def _log_start(parts: Parts, worker: Worker, steps: int, device: torch.device, t
 
 
 def _export(parts: Parts, model: torch.nn.Module, target: Path) -> None:
-    """Write a base folder or, when the base is frozen, an adapter folder."""
-    if parts.recipe.tuning.method == "full":
-        from hanlin.formats.convert import base_parameters, save_base
+    """Write a base folder or, when the base is frozen, an adapter folder; the one in the other if both are trained."""
+    from hanlin.checkpoint.delta import ADAPTER_FOLDER, save_adapter
+    from hanlin.formats.convert import base_parameters, save_base
+    from hanlin.formats.files import published
 
-        save_base(target, parts.family, parts.config, base_parameters(model), parts.tokenizer, overwrite=True)
+    tuning = parts.recipe.tuning
+    if not tuning.trains_base:
+        save_adapter(model, tuning, target, overwrite=True)
         return
-    from hanlin.checkpoint.delta import save_adapter
-
-    save_adapter(model, parts.recipe.tuning, target, overwrite=True)
+    with published(target, overwrite=True) as beside:
+        save_base(beside, parts.family, parts.config, base_parameters(model), parts.tokenizer)
+        if tuning.method != "full":
+            save_adapter(model, tuning, beside / ADAPTER_FOLDER)
 
 
 # --- evaluation ---

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from hanlin.assemble import describe_parts, model_config
+from hanlin.assemble import describe_parts, make_samples, model_config
 from hanlin.core.config import (
     COMMAND_LINE,
     Draft,
@@ -36,7 +36,7 @@ from hanlin.core.settings import Recipe
 from hanlin.data.windows import check_windows, is_corpus
 from hanlin.formats.convert import is_base, recognise
 from hanlin.formats.files import open_weights
-from hanlin.models.family import Family, family_names, load_family, make_options, option_problems
+from hanlin.models.family import Family, family_names, load_family, option_problems
 from hanlin.train.trackers import check_trackers
 
 __all__ = ["Purpose", "check", "check_file"]
@@ -257,7 +257,7 @@ def _disk_space(recipe: Recipe, folder: Path) -> Found:
 def _least_bytes(recipe: Recipe) -> int:
     """A lower bound: a full run's checkpoints hold weights and two moments, `best` and `last` the weights."""
     base = recipe.model.base
-    if base is None or recipe.tuning.method != "full" or not base.exists():
+    if base is None or not recipe.tuning.trains_base or not base.exists():
         return _FREE_BYTES
     files = [base] if base.is_file() else [*base.glob("*.safetensors"), *base.glob("*.bin"), *base.glob("*.pt")]
     weights = sum(file.stat().st_size for file in files)
@@ -338,11 +338,17 @@ def _vocabulary_and_rows(recipe: Recipe, family: Family, purpose: Purpose) -> Fo
         yield from problems
         return
     try:
-        samples = family.samples(tokenizer, config, make_options(family, recipe.data.options))
+        samples = make_samples(recipe, family, tokenizer, config)
     except ConfigError as error:
-        yield "data.options", str(error)
+        about, text = _without_key(str(error), "tuning.method")
+        yield about or "data.options", text
         return
     yield from _all_rows(recipe, samples, purpose)
+
+
+def _without_key(text: str, key: str) -> tuple[str, str]:
+    """The key with which a message begins ("" if it is another), and the rest of it."""
+    return (key, text.removeprefix(f"{key}: ")) if text.startswith(f"{key}: ") else ("", text)
 
 
 def _other_family(recipe: Recipe, family: Family) -> str | None:

@@ -1,6 +1,7 @@
-"""The files of a low-rank addition: our adapter folder, the original CPM-Bee's delta file, PEFT's folder.
+"""The files of what tuning added: our adapter folder, the originals' files, PEFT's folder.
 
-Our folder: `adapter.safetensors` by our names and `adapter.json` with the tuning settings. Reading knows all three.
+Our folder: `adapter.safetensors` by our names and `adapter.json` with the tuning settings. Reading knows all of them:
+CPM-Bee's delta, ChatGLM2's prefix (checkpoint/prefix.py), CPM-2's soft prompts (checkpoint/soft_prompt.py).
 Each tensor of a file must find its place in the model, and each place its tensor.
 """
 
@@ -12,10 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from hanlin.checkpoint.prefix import is_original_prefix, read_prefix_values, save_original_prefix
 from hanlin.checkpoint.prefix import our_name as prefix_name
+from hanlin.checkpoint.soft_prompt import NAME as SOFT_PROMPT
+from hanlin.checkpoint.soft_prompt import find_prompts, save_prompt_file
 from hanlin.core.errors import CheckpointError
 from hanlin.core.settings import TuningSettings
 from hanlin.formats.convert import FamilyFacts, added_parameters
 from hanlin.formats.files import open_weights, published, read_json, write_json, write_pickle, write_safetensors
+from hanlin.formats.megatron import lies_in_ranks
 from hanlin.formats.rules import Direction, rename
 
 if TYPE_CHECKING:
@@ -24,6 +28,8 @@ if TYPE_CHECKING:
 
 ADAPTER_WEIGHTS = "adapter.safetensors"
 ADAPTER_SETTINGS = "adapter.json"
+ADAPTER_FOLDER = "adapter"
+"""Where in a base folder an adapter lies that was trained together with the base."""
 PEFT_WEIGHTS = "adapter_model.safetensors"
 PEFT_SETTINGS = "adapter_config.json"
 ORIGINAL_ALPHA = 16.0
@@ -48,7 +54,9 @@ def save_adapter(model: nn.Module, settings: TuningSettings, folder: Path, *, ov
 
 
 def read_adapter_settings(path: Path, family: FamilyFacts) -> TuningSettings:
-    """The settings with which `tuning.apply_tuning` makes room for an adapter of any of the three forms.
+    """The settings with which `tuning.apply_tuning` makes room for an adapter of any form.
+
+    A file with soft prompts tells their number alone; places and masks are then those that a recipe gives.
 
     Raises: CheckpointError.
     """
@@ -57,6 +65,8 @@ def read_adapter_settings(path: Path, family: FamilyFacts) -> TuningSettings:
         return _settings(stated, read_json(stated))
     if is_original_prefix(path):
         return _settings(path, read_prefix_values(path))
+    if (prompts := find_prompts(path, family)) is not None:
+        return _settings(path, {"method": "prompt", "prompt": {"length": len(prompts)}})
     tensors = _our_names(path, family)
     ranks = {tensor.shape[0] for name, tensor in tensors.items() if name.endswith("lora_A")}
     if len(ranks) != 1:
@@ -77,7 +87,7 @@ def read_adapter_settings(path: Path, family: FamilyFacts) -> TuningSettings:
 
 
 def load_adapter(model: nn.Module, path: Path, family: FamilyFacts) -> None:
-    """Fill the additions of a tuned model from an adapter in any of the three forms.
+    """Fill the additions of a tuned model from an adapter in any form.
 
     Raises: CheckpointError naming what is missing, surplus, or of another shape.
     """
@@ -97,10 +107,13 @@ def save_original_delta(
     """Write the additions as the original's delta file (`.pt`); it reads them with alpha 16, so B is adjusted to that.
 
     The dtype is that of the base weights. The original's scripts expect rank 8.
-    A prefix is written as the folder of the original ChatGLM2.
+    A prefix is written as the folder of the original ChatGLM2, soft prompts as a file with CPM-2's name of them.
     """
     if settings.method == "prefix":
         save_original_prefix(model, path, family, overwrite=overwrite)
+        return
+    if settings.method == "prompt":
+        save_prompt_file(added_parameters(model)[SOFT_PROMPT].detach(), path, family, overwrite=overwrite)
         return
     tensors = {}
     for name, tensor in _bypassing(model, settings).items():
@@ -117,10 +130,10 @@ def save_peft(
 ) -> None:
     """Write PEFT's adapter folder for the model in Hugging Face's naming.
 
-    Raises: CheckpointError for a prefix, and when the folder exists.
+    Raises: CheckpointError for a prefix and for soft prompts, and when the folder exists.
     """
-    if settings.method == "prefix":
-        raise CheckpointError("PEFT's folder of a prefix is not written; choose the original's layout")
+    if settings.method != "lora":
+        raise CheckpointError(f"PEFT's folder of a {settings.method} is not written; choose the original's layout")
     tensors, modules = {}, []
     for name, tensor in _bypassing(model, settings).items():
         module, _, matrix = name.rpartition(".")
@@ -145,13 +158,18 @@ def save_peft(
 
 
 def is_adapter(path: Path) -> bool:
-    """Whether a path holds an adapter in one of the three forms, and not a whole model."""
+    """Whether a path holds an adapter in one of the forms, and not a whole model."""
     path = Path(path)
     if any((path / name).is_file() for name in (ADAPTER_SETTINGS, PEFT_SETTINGS)):
         return True
-    if path.is_file() and any("lora_" in name for name in open_weights(path)):
-        return True
-    return path.exists() and is_original_prefix(path)
+    if not path.exists() or lies_in_ranks(path):
+        return False
+    if path.is_file():
+        names = list(open_weights(path))
+        # No model is a single tensor; soft prompts are.
+        if len(names) == 1 or any("lora_" in name for name in names):
+            return True
+    return is_original_prefix(path)
 
 
 def _settings(path: Path, values: Mapping[str, Any]) -> TuningSettings:
@@ -165,12 +183,16 @@ def _settings(path: Path, values: Mapping[str, Any]) -> TuningSettings:
 
 
 def _our_names(path: Path, family: FamilyFacts) -> dict[str, torch.Tensor]:
+    if not (path / ADAPTER_SETTINGS).is_file() and (prompts := find_prompts(path, family)) is not None:
+        return {SOFT_PROMPT: prompts}
     weights = open_weights(path)
     return {_our_name(name, family): weights[name] for name in weights}
 
 
 def _our_name(name: str, family: FamilyFacts) -> str:
-    """Whichever of the three namings -> `<our module>.lora_A`; a name of none of them stays as it is."""
+    """Whichever of the namings -> `<our module>.lora_A`; a name of none of them stays as it is."""
+    if name == SOFT_PROMPT:
+        return name
     if of_prefix := prefix_name(name):
         return of_prefix
     module, _, matrix = name.removeprefix(_PEFT_PREFIX).removesuffix(".weight").rpartition(".")
@@ -215,6 +237,4 @@ def _check_fit(path: Path, found: Mapping[str, torch.Tensor], places: Mapping[st
         listed = "\n  ".join(
             [*problems[:_SHOWN], *([f"and {len(problems) - _SHOWN} more"] if problems[_SHOWN:] else [])]
         )
-        raise CheckpointError(
-            f"{path}: the adapter does not fit the model and its tuning.targets and tuning.rank\n  {listed}"
-        )
+        raise CheckpointError(f"{path}: the adapter does not fit the model and the settings of tuning\n  {listed}")

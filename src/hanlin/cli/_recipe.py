@@ -74,11 +74,14 @@ def _weights_folder(recipe: Recipe, weights: str | None) -> Path:
 
 def _pointing_at(recipe: Recipe, weights: Path) -> list[str]:
     """The changes that put weights on top of the recipe's base, or in its place."""
-    from hanlin.checkpoint.delta import is_adapter
+    from hanlin.checkpoint.delta import ADAPTER_FOLDER, is_adapter
 
     shown = json.dumps(str(weights), ensure_ascii=False)
     if is_adapter(weights):
         return [f"model.adapter={shown}"]
+    if is_adapter(weights / ADAPTER_FOLDER):
+        inner = json.dumps(str(weights / ADAPTER_FOLDER), ensure_ascii=False)
+        return [f"model.base={shown}", f"model.adapter={inner}"]
     return [f"model.base={shown}", *(["model.adapter=null"] if recipe.model.adapter else [])]
 
 

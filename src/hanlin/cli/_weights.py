@@ -67,7 +67,9 @@ def merge_adapter(path: Path, base: Path, family: Family) -> Any:
     from hanlin.formats.convert import load_into
     from hanlin.tuning.lora import merge_lora
 
-    model, _ = read_adapter(path, base, family)
+    model, settings = read_adapter(path, base, family)
+    if settings.method != "lora":
+        raise CheckpointError(f"{path}: a {settings.method} cannot be worked into weights; use it as model.adapter")
     load_into(model, base, family)
     merge_lora(model)
     return model

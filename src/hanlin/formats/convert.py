@@ -49,7 +49,8 @@ class Format:
     refuse: raises CheckpointError for the JSON of a model that is often taken for one of the family;
     partitions: how the tensors are divided where each model-parallel rank has its own file (None: they never are);
     open: the weights at a path if they lie there in a way of files that only this layout has, else None;
-    write: writes our config and their tensors into a folder, for so many ranks, where that is not done as above.
+    write: writes our config and their tensors into a folder, for so many ranks, where that is not done as above;
+    soft_prompt: their name of the tensor with soft prompts, which lies among those of the model where it was tuned so.
     """
 
     title: str
@@ -64,6 +65,7 @@ class Format:
     partitions: Partitions | None = None
     open: Callable[[Path], Weights | None] | None = None
     write: Callable[[Path, Any, Mapping[str, torch.Tensor], int], None] | None = None
+    soft_prompt: str | None = None
 
 
 class FamilyFacts(Protocol):
@@ -115,7 +117,7 @@ def find_source(path: Path, family: FamilyFacts, from_: str | None = None) -> So
     path = _home(Path(path))
     if is_base(path) and from_ in (None, BASE):
         return Source(path, BASE, open_weights(path), _base_values(path, family))
-    weights = _open_theirs(path, family)
+    weights = open_theirs(path, family)
     name = from_ or recognise(weights, family)
     if name is None or name not in family.formats:
         refuse_lookalikes(path, family)
@@ -125,8 +127,11 @@ def find_source(path: Path, family: FamilyFacts, from_: str | None = None) -> So
     return Source(path, name, weights, _their_values(path, family.formats[name]))
 
 
-def _open_theirs(path: Path, family: FamilyFacts) -> Weights:
-    """The tensors at a path; those of model-parallel ranks are merged."""
+def open_theirs(path: Path, family: FamilyFacts) -> Weights:
+    """The tensors at a path by their names; those of model-parallel ranks are merged.
+
+    Raises: CheckpointError.
+    """
     for form in family.formats.values():
         if form.open is not None and (weights := form.open(path)) is not None:
             return weights

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from hanlin.core.errors import CheckpointError
 from hanlin.formats.files import Weights, forget_pages
-from hanlin.formats.ranks import TRACKER, Partitions, load_state, partition_of
+from hanlin.formats.ranks import TRACKER, Partitions, find_ranks, load_state, partition_of
 
 if TYPE_CHECKING:
     import torch
@@ -118,6 +118,11 @@ def open_megatron(path: Path, partitions: Partitions, fused: Mapping[str, int]) 
         return None
     files = [file for rank in sorted(by_rank) for file in by_rank[rank]]
     return MegatronWeights(files, [rank for rank in ranks if rank is not None], partitions, fused)
+
+
+def lies_in_ranks(path: Path) -> bool:
+    """Whether a path holds files of model-parallel ranks or of layers, of whichever program."""
+    return bool(find_ranks(path)) or _iteration(Path(path)) is not None
 
 
 def write_megatron(

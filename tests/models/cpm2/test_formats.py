@@ -4,26 +4,26 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 import torch
 
-from hanlin.core.errors import CheckpointError
+from hanlin.checkpoint.soft_prompt import find_prompts
 from hanlin.formats.ranks import write_ranks
 from hanlin.formats.rules import find_moves
+from hanlin.models.cpm2 import family
 from hanlin.models.cpm2.config import Cpm2Config
-from hanlin.models.cpm2.formats import FORMATS, PARTITIONS, PROMPTS, read_prompts
+from hanlin.models.cpm2.formats import FORMATS, PARTITIONS, PROMPTS
 from hanlin.models.cpm2.model import Cpm2
 
 
-def test_prompts_are_read_from_any_number_of_ranks(tmp_path: Path) -> None:
+def test_prompts_are_found_beside_the_tensors_of_any_number_of_ranks(tmp_path: Path) -> None:
     prompts = torch.randn(5, 4)
     for ranks in (1, 2):
         write_ranks(tmp_path / str(ranks), {PROMPTS: prompts, "lm_head.weight": torch.ones(4, 4)}, PARTITIONS, ranks)
-        assert read_prompts(tmp_path / str(ranks)).equal(prompts)
+        found = find_prompts(tmp_path / str(ranks), family)
+        assert found is not None
+        assert found.equal(prompts)
     write_ranks(tmp_path / "base", {"lm_head.weight": torch.ones(4, 4)}, PARTITIONS)
-    for path in (tmp_path / "base", tmp_path):
-        with pytest.raises(CheckpointError, match="holds no soft prompts"):
-            read_prompts(path)
+    assert find_prompts(tmp_path / "base", family) is None
 
 
 def test_every_parameter_has_a_name_of_theirs() -> None:

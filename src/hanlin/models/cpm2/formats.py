@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hanlin.core.errors import CheckpointError
 from hanlin.formats.convert import Format
-from hanlin.formats.ranks import Partition, RankWeights, find_ranks
+from hanlin.formats.ranks import Partition
 from hanlin.formats.rules import Copies, Drop, Rename, Rule, Split
 
 from .config import Cpm2Config
@@ -65,7 +64,7 @@ def _rules(config: Cpm2Config) -> list[Rule]:
     rules: list[Rule] = [
         Copies(_EMBEDDINGS, "embedding.weight"),
         Rename("lm_head.weight", "head.weight"),
-        # Prompts are an addition of their own (tuning/prompt.py).
+        # Prompts are an addition of their own (checkpoint/soft_prompt.py).
         Drop(PROMPTS),
     ]
     for stack in ("encoder", "decoder"):
@@ -105,18 +104,6 @@ def _inferred(weights: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     }
 
 
-def read_prompts(path: Path) -> torch.Tensor:
-    """The soft prompts `[length, hidden_size]` of an original checkpoint that was tuned with prompts.
-
-    Raises: CheckpointError when it has none.
-    """
-    files = find_ranks(path)
-    weights = RankWeights(files, PARTITIONS) if files else {}
-    if PROMPTS not in weights:
-        raise CheckpointError(f"{path}: holds no soft prompts ({PROMPTS}); it was not tuned with prompts")
-    return weights[PROMPTS]
-
-
 def _needed(weights: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
     if name not in weights:
         raise CheckpointError(f"the tensor {name} is missing; these are no weights of CPM-2")
@@ -137,5 +124,6 @@ FORMATS = {
         config_files=("cpm2_config.json", "cpm2_config*.json", "../cpm2_config*.json"),
         partitions=PARTITIONS,
         tokenizer_files=("vocab.txt",),
+        soft_prompt=PROMPTS,
     ),
 }

@@ -1,0 +1,61 @@
+"""Soft prompts in the originals' files: one tensor that CPM-2 keeps among those of the whole model.
+
+A file with that tensor alone, which no original writes, is read and written as well: it is what tuning trained.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hanlin.core.errors import CheckpointError
+from hanlin.formats.convert import FamilyFacts, open_theirs
+from hanlin.formats.files import published, write_pickle
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+NAME = "soft_prompt.weight"
+
+
+def their_name(family: FamilyFacts) -> str | None:
+    """What the family's original calls its soft prompts; None where it has none."""
+    return next((form.soft_prompt for form in family.formats.values() if form.soft_prompt is not None), None)
+
+
+def find_prompts(path: Path, family: FamilyFacts) -> torch.Tensor | None:
+    """The soft prompts `[length, hidden_size]` in an original checkpoint, alone or beside a whole model.
+
+    Raises: CheckpointError when the path holds no readable weights.
+    """
+    if (name := their_name(family)) is None:
+        return None
+    weights = open_theirs(path, family)
+    return weights.get(name)
+
+
+def set_prompts(model: nn.Module, prompts: torch.Tensor, path: Path) -> None:
+    """Let a model's soft prompts be those found at `path`.
+
+    Raises: CheckpointError when there are more or fewer of them, or of another width.
+    """
+    import torch
+
+    weight = model.get_parameter(NAME)
+    if weight.shape != prompts.shape:
+        found, expected = list(prompts.shape), list(weight.shape)
+        raise CheckpointError(f"{path}: its soft prompts are {found}, the model's {expected}; see tuning.prompt.length")
+    with torch.no_grad():
+        weight.copy_(prompts)
+
+
+def save_prompt_file(prompts: torch.Tensor, path: Path, family: FamilyFacts, *, overwrite: bool = False) -> None:
+    """Write a file with the original's name of the prompts.
+
+    Raises: CheckpointError when the family's original has no soft prompts, or when the file exists.
+    """
+    if (name := their_name(family)) is None:
+        raise CheckpointError(f"the original of {family.name} knows no soft prompts; write an adapter folder")
+    with published(path, overwrite) as beside:
+        write_pickle(beside, {name: prompts})
