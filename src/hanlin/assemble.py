@@ -372,7 +372,7 @@ def _evaluate(parts: Parts) -> Metrics:
 
     recipe = parts.recipe
     start_log()
-    records = _records(recipe)
+    records = _records(parts)
     engine = load_engine(recipe, parts)
     folder = recipe.run.folder / "evaluation"
     return evaluate(
@@ -386,10 +386,13 @@ def _evaluate(parts: Parts) -> Metrics:
     )
 
 
-def _records(recipe: Recipe) -> list[Any]:
+def _records(parts: Parts) -> list[Any]:
     """The records to score, in the order of the files."""
+    from hanlin.data.expand import expand
     from hanlin.data.transform import open_records
 
-    sources = [open_records(path, recipe.data) for path in recipe.evaluate.data or recipe.data.eval]
+    recipe = parts.recipe
+    paths = recipe.evaluate.data or recipe.data.eval
+    sources = [expand(open_records(path, recipe.data), parts.samples) for path in paths]
     records = [source[number] for source in sources for number in range(len(source))]
     return records[: recipe.evaluate.limit]

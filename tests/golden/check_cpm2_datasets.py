@@ -48,8 +48,8 @@ def _check_variant(case: Path, name: str, variant: dict[str, Any], tokenizer: Cp
 def _check_ranking(case: Path, variant: dict[str, Any], tokenizer: Cpm2Tokenizer) -> None:
     records = _records(case / variant["raw"])
     if variant["split"] == "train":
-        pairs = [sogou.make_pair(record) for record in records[: int(sogou.TRAIN_SHARE * len(records))]]
-        found = [[source_of(item, tokenizer) for item in pair] for pair in pairs if pair is not None]
+        kept = [one for record in records[: int(sogou.TRAIN_SHARE * len(records))] for one in sogou.records(record)]
+        found = [[source_of(item, tokenizer) for item in sogou.make_pair(record)] for record in kept]
         assert found == [[row["pos_input_idx"], row["neg_input_idx"]] for row in variant["samples"]]
         return
     ranked = [(record["query_id"], *title) for record in records for title in sogou.make_candidates(record)]

@@ -27,6 +27,7 @@ from hanlin.core.batch import Sample
 from hanlin.core.errors import DataError
 from hanlin.core.settings import DataSettings
 from hanlin.data.cache import Columns, ColumnWriter, read_columns
+from hanlin.data.expand import expand
 from hanlin.data.files import published_folder
 from hanlin.data.pack import padding_share, plan_rows
 from hanlin.data.report import Counts, DataReport, make_report
@@ -128,7 +129,7 @@ def prepare(
     """
     if not files:
         raise DataError("no data files were given; name at least one")
-    sources = [open_records(path, settings) for path in files]
+    sources = [expand(open_records(path, settings), samples) for path in files]
     fingerprint = _fingerprint(sources, samples, tokenizer, settings)
     folder = settings.cache.expanduser() / fingerprint[:32]
     columns = _read_cache(folder)
@@ -159,7 +160,7 @@ def _code_of(samples: Samples) -> list[Path]:
     """The files that decide how a record is encoded: the family's folder, or the user's one file."""
     module = sys.modules[type(samples).__module__]
     file = Path(str(module.__file__))
-    return sorted(file.parent.glob("*.py")) if module.__package__ else [file]
+    return sorted(file.parent.rglob("*.py")) if module.__package__ else [file]
 
 
 def _hash_files(files: Sequence[Path]) -> str:

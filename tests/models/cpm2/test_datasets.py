@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hanlin.core.errors import ConfigError, DataError
+from hanlin.core.errors import DataError
 from hanlin.core.settings import PromptSettings
 from hanlin.models.cpm2.datasets import adgen, c3, ccpm, kdconv, lcqmc, sogou, text_to_text
 from hanlin.models.cpm2.pieces import Mark, Prompts, source_of
@@ -35,7 +35,7 @@ from hanlin.models.cpm2.tokenizer import Cpm2Tokenizer
             "'answer' must be from 0 to 0; found 1",
         ),
         (c3.make_items, [["甲"], [{"question": "乙", "choice": ["丙"], "answer": "丁"}], "1"], "'丁' is none of the"),
-        (c3.make_items, {"question": "乙"}, "a list of texts, questions and an id"),
+        (c3.make_items, {"question": "乙"}, "the key 'context' is missing"),
         (text_to_text.make_math_items, {"text": "甲"}, "the key 'equation' is missing"),
         (kdconv.make_items, {"kg": 1, "response": "甲"}, "the key 'history' is missing"),
     ],
@@ -45,9 +45,18 @@ def test_a_wrong_record_is_named(make_items: Any, record: Any, message: str) -> 
         make_items(record)
 
 
-def test_kdconv_takes_no_prompts() -> None:
-    with pytest.raises(ConfigError, match="no template with prompts"):
-        kdconv.make_items({"history": "甲", "kg": "乙", "response": "丙"}, PromptSettings())
+def test_prompts_stand_before_a_text_that_has_no_places_for_them() -> None:
+    [item] = kdconv.make_items({"history": "甲", "kg": "乙", "response": "丙"}, PromptSettings(length=4))
+    assert item.pieces == [Prompts(0, 4), "历史：甲 图谱：乙"]
+    assert item.max_length == kdconv.MAX_LENGTH + 4
+
+
+def test_a_row_of_c3_holds_its_questions() -> None:
+    first, second = c3.records([["甲", "乙"], [{"question": "丙"}, {"question": "丁"}], "1"])
+    assert (first, second) == ({"question": "丙", "context": "甲"}, {"question": "丁", "context": "甲"})
+    assert c3.records(first) == [first]
+    with pytest.raises(DataError, match="a list of texts, questions and an id"):
+        c3.records(["甲"])
 
 
 def test_an_advertisement_of_nothing_is_dropped() -> None:
@@ -65,10 +74,10 @@ def test_a_mark_that_the_vocabulary_lacks_is_named() -> None:
 
 
 def test_pairs_that_teach_nothing_are_left_out() -> None:
-    assert sogou.make_pair({"query": "甲", "pos_doc": "乙", "neg_doc": "乙"}) is None
-    assert sogou.make_pair({"query": "锟斤拷", "pos_doc": "乙", "neg_doc": "丙"}) is None
+    assert sogou.records({"query": "甲", "pos_doc": "乙", "neg_doc": "乙"}) == []
+    assert sogou.records({"query": "锟斤拷", "pos_doc": "乙", "neg_doc": "丙"}) == []
     with pytest.raises(DataError, match="the key 'neg_doc' is missing"):
-        sogou.make_pair({"query": "甲", "pos_doc": "乙"})
+        sogou.records({"query": "甲", "pos_doc": "乙"})
 
 
 def test_prompts_stand_before_between_and_after_the_sentences() -> None:

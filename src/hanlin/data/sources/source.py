@@ -37,12 +37,13 @@ class Source(Protocol):
 
 
 def open_source(path: Path) -> Source:
-    """Open JSON lines (also gzipped), or a folder of the original CPM-Bee binary form or of `save_to_disk`.
+    """Open JSON lines (also gzipped), a JSON list, a folder of the original CPM-Bee binary form or of `save_to_disk`.
 
     Raises: DataError when there is no such file or it is no data at all.
     """
     from hanlin.data.sources.arrow import ArrowSource, is_arrow_folder
     from hanlin.data.sources.bee import META, BeeSource
+    from hanlin.data.sources.json_list import JsonListSource, is_json_list
     from hanlin.data.sources.jsonl import JsonlSource
 
     path = Path(path).expanduser()
@@ -59,4 +60,4 @@ def open_source(path: Path) -> Source:
         raise DataError(f"{path}: there is no such file; check the path (it is relative to where you run hanlin)")
     if path.name == META:
         return BeeSource(path.parent)
-    return JsonlSource(path)
+    return JsonListSource(path) if is_json_list(path) else JsonlSource(path)

@@ -1,6 +1,7 @@
 """AdGen: advertise a product that is described by its title, tags and features.
 
 A record: {"title": "...", "tags": ["..."], "feature": [["key", "value"], ...], "desc": "..."}; tags may be missing.
+One that describes nothing is left out.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ from typing import Any
 from hanlin.core.settings import PromptSettings
 
 from ..pieces import Item, Mark, Piece, Prompts
+from .dataset import DataSet, TextAnswer
 from .fields import field
 
 _COMMA, _COLON, _END = Mark("，"), Mark("："), Mark("；")
 
 
 def make_items(record: Any, prompts: PromptSettings | None = None) -> list[Item]:
-    """…；tag，tag；key：value，key：value； None for a record that describes nothing."""
+    """…；tag，tag；key：value，key：value； none for a record that describes nothing."""
     title, features = field(record, "title", str), field(record, "feature", list)
     tags = field(record, "tags", list) if "tags" in record else []
     parts = [[[title]] if title else [], [[tag] for tag in tags], [[key, _COLON, value] for key, value in features]]
@@ -30,3 +32,10 @@ def _listed(entries: Sequence[Sequence[Piece]]) -> list[Piece]:
     """Entries with commas between them and a semicolon behind the last one."""
     ends = [*(_COMMA for _ in entries[1:]), _END]
     return [piece for entry, end in zip(entries, ends, strict=False) for piece in (*entry, end)]
+
+
+def _records(record: Any) -> list[Any]:
+    return [record] if make_items({"desc": "", **record}) else []
+
+
+DATA_SET = DataSet(make_items, TextAnswer("desc"), long_text=None, records=_records)

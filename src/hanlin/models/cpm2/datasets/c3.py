@@ -1,7 +1,8 @@
 """C3: questions with options about a text.
 
-A record: [["text", ...], [{"question": "...", "choice": ["...", ...], "answer": "..."}, ...], "id"]; of the texts only
-the first is read, as in the original. The answer is a number word.
+A row of the file: [["text", ...], [{"question": "...", "choice": ["...", ...], "answer": "..."}, ...], "id"]; of the
+texts only the first is read, as in the original. A record is one of its questions with the text under "context". The
+answer is a number word.
 """
 
 from __future__ import annotations
@@ -13,20 +14,32 @@ from hanlin.core.settings import PromptSettings
 
 from ..pieces import Item, Piece, Prompts
 from .choices import NUMBERS, RATIOS, between, num_choice_prompts, write_choices
+from .dataset import DataSet, WordAnswer
 from .fields import field
 
 MAX_LENGTH = 768
 
 
-def make_items(record: Any, prompts: PromptSettings | None = None) -> list[Item]:
-    """Without prompts, one for each question: 问题：…选项：一、…；二、…；文章：…"""
-    if not isinstance(record, list) or len(record) < 2 or not record[0] or not isinstance(record[1], list):
+def records(row: Any) -> list[dict[str, Any]]:
+    """The questions of a row of the file, or one that was taken out of it before.
+
+    Raises: DataError.
+    """
+    if isinstance(row, dict):
+        return [row]
+    if not isinstance(row, list) or len(row) < 2 or not row[0] or not isinstance(row[1], list):
         raise DataError("a list of texts, questions and an id is expected")
-    return [_item(record[0][0], question, prompts) for question in record[1]]
+    return [{**question, "context": row[0][0]} for question in row[1]]
 
 
-def _item(context: str, question: Any, prompts: PromptSettings | None) -> Item:
-    asked, choices, answer = field(question, "question", str), field(question, "choice", list), question.get("answer")
+def make_items(row: Any, prompts: PromptSettings | None = None) -> list[Item]:
+    """Without prompts, one for each question: 问题：…选项：一、…；二、…；文章：…"""
+    return [_item(record, prompts) for record in records(row)]
+
+
+def _item(record: Any, prompts: PromptSettings | None) -> Item:
+    context, asked = field(record, "context", str), field(record, "question", str)
+    choices, answer = field(record, "choice", list), record.get("answer")
     if answer not in choices:
         raise DataError(f"the answer {answer!r} is none of the options")
     listed = write_choices(choices, prompts)
@@ -37,3 +50,10 @@ def _item(context: str, question: Any, prompts: PromptSettings | None) -> Item:
         middle = [*between(prompts, 1), *listed, *between(prompts, 2)]
         pieces = [Prompts(begin, borders[0]), asked, *middle, context, Prompts(borders[2], prompts.length)]
     return Item(pieces, [NUMBERS[choices.index(answer)]], is_closed=False, max_length=MAX_LENGTH)
+
+
+def _options(record: Any) -> list[Any]:
+    return field(record, "choice", list)
+
+
+DATA_SET = DataSet(make_items, WordAnswer("answer", NUMBERS, _options), long_text="context", records=records)

@@ -11,6 +11,7 @@ from hanlin.core.settings import PromptSettings
 
 from ..pieces import Item, Prompts
 from .choices import NUMBERS, RATIOS, between, num_choice_prompts, write_choices
+from .dataset import DataSet, WordAnswer
 from .fields import chosen, field
 
 
@@ -25,3 +26,10 @@ def make_items(record: Any, prompts: PromptSettings | None = None) -> list[Item]
         rest = Prompts(second, prompts.length)
         pieces = [Prompts(begin, first), *listed, *between(prompts, 1), translation, rest]
     return [Item(pieces, [NUMBERS[chosen(record, "answer", len(choices))]], is_closed=False)]
+
+
+def _options(record: Any) -> range:
+    return range(len(field(record, "choices", list)))
+
+
+DATA_SET = DataSet(make_items, WordAnswer("answer", NUMBERS, _options), long_text="translation")

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from hanlin.core.errors import ConfigError
 from hanlin.core.settings import PromptSettings
 
-from ..pieces import Item
+from ..pieces import Item, Prompts
+from .dataset import DataSet, TextAnswer
 from .fields import field
 
 MAX_LENGTH = 512
@@ -18,7 +18,11 @@ MAX_LENGTH = 512
 
 def make_items(record: Any, prompts: PromptSettings | None = None) -> list[Item]:
     """历史：… 图谱：…"""
-    if prompts is not None:
-        raise ConfigError("KdConv has no template with prompts")
     text = f"历史：{field(record, 'history', object)} 图谱：{field(record, 'kg', object)}"
-    return [Item([text], [field(record, "response", str)], is_closed=True, max_length=MAX_LENGTH)]
+    # The original has no template with prompts; here they stand before the text and are not cut off.
+    before = [] if prompts is None else [Prompts(0, prompts.length)]
+    longest = MAX_LENGTH + (0 if prompts is None else prompts.length)
+    return [Item([*before, text], [field(record, "response", str)], is_closed=True, max_length=longest)]
+
+
+DATA_SET = DataSet(make_items, TextAnswer("response"), long_text=None)

@@ -11,6 +11,7 @@ from typing import Any
 from hanlin.core.settings import PromptSettings
 
 from ..pieces import Item, Mark, Piece, Prompts
+from .dataset import DataSet, WordAnswer
 from .fields import chosen, field
 
 WORDS = (Mark("矛盾"), Mark("相似"))
@@ -33,3 +34,11 @@ def _with_prompts(first: str, second: str, prompts: PromptSettings) -> Sequence[
     has_middle = (prompts.ratios or RATIOS)[1] > 0
     middle = [] if has_middle else [Mark("；")]
     return [Prompts(0, before), first, *middle, Prompts(before, between), second, Prompts(between, prompts.length)]
+
+
+def _options(record: Any) -> range:
+    del record  # they are the same for all
+    return range(len(WORDS))
+
+
+DATA_SET = DataSet(make_items, WordAnswer("label", WORDS, _options), long_text="sentence1")

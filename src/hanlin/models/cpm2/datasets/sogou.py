@@ -10,8 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 from hanlin.core.errors import DataError
+from hanlin.core.settings import PromptSettings
 
-from ..pieces import Item, Mark
+from ..pieces import Item, Mark, Prompts
+from .dataset import DataSet
 from .fields import field
 
 SCORED = Mark("相关")
@@ -23,22 +25,36 @@ MAX_LENGTH = 150
 _BROKEN = ("锟斤拷", "\ufffd")
 
 
-def make_pair(record: Any) -> tuple[Item, Item] | None:
-    """The better and the worse title; None for a record without a difference or with a broken query."""
+def records(record: Any) -> list[Any]:
+    """The record; nothing for one without a difference or with a broken query."""
+    if is_ranking(record):
+        return [record]
     query, better, worse = (field(record, key, str) for key in ("query", "pos_doc", "neg_doc"))
-    if better == worse or any(mark in query for mark in _BROKEN):
-        return None
-    return _item(query, better), _item(query, worse)
+    return [] if better == worse or any(mark in query for mark in _BROKEN) else [record]
 
 
-def make_candidates(record: Any) -> list[tuple[int, Item]]:
+def is_ranking(record: Any) -> bool:
+    """Whether a record lists titles to rank, rather than a better and a worse one."""
+    return isinstance(record, dict) and "doc" in record
+
+
+def make_pair(record: Any, prompts: PromptSettings | None = None) -> list[Item]:
+    """The better and the worse title.
+
+    Raises: DataError.
+    """
+    query = field(record, "query", str)
+    return [_item(query, field(record, key, str), prompts) for key in ("pos_doc", "neg_doc")]
+
+
+def make_candidates(record: Any, prompts: PromptSettings | None = None) -> list[tuple[int, Item]]:
     """Every title with its number, which stands behind the last dash of its name.
 
     Raises: DataError.
     """
     query, titles = field(record, "query", str), field(record, "doc", list)
     named = [(field(title, "sogou_id", str), field(title, "title", str)) for title in titles]
-    return [(_number(name), _item(query, title)) for name, title in named]
+    return [(_number(name), _item(query, title, prompts)) for name, title in named]
 
 
 def _number(name: str) -> int:
@@ -48,6 +64,11 @@ def _number(name: str) -> int:
     return int(number)
 
 
-def _item(query: str, title: str) -> Item:
+def _item(query: str, title: str, prompts: PromptSettings | None) -> Item:
     query, title = (text.replace("\u3000", " ") for text in (query, title))
-    return Item(["查询：", query, "标题：", title], [], is_closed=False)
+    # The original has no template with prompts; here they stand before the query.
+    before = [] if prompts is None else [Prompts(0, prompts.length)]
+    return Item([*before, "查询：", query, "标题：", title], [], is_closed=False)
+
+
+DATA_SET = DataSet(make_pair, answer=None, long_text=None, records=records, max_length=MAX_LENGTH)

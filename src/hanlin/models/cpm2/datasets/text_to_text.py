@@ -1,4 +1,4 @@
-"""A text and the text that it becomes: Math23K, LCSTS and WMT."""
+"""A text and the text that it becomes: Math23K, LCSTS and WMT, and a user's own columns."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 from hanlin.core.settings import PromptSettings
 
 from ..pieces import Item, Piece, Prompts
+from .dataset import DataSet, TextAnswer
 from .fields import field
 
 RATIOS = (1.0, 0.0, 0.0)
@@ -42,3 +43,17 @@ def _around(text: str, prompts: PromptSettings | None) -> list[Piece]:
     ratios = prompts.ratios or RATIOS
     first, last = int(ratios[0] * prompts.length), int((ratios[0] + ratios[2]) * prompts.length)
     return [Prompts(0, first), text, Prompts(first, last)]
+
+
+MATH = DataSet(make_math_items, TextAnswer("equation", before=_UNKNOWN), long_text="text")
+LCSTS = DataSet(make_lcsts_items, TextAnswer("summary"), long_text="text")
+WMT = DataSet(make_wmt_items, TextAnswer("source"), long_text="target")
+
+
+def text_to_text(source: str, target: str) -> DataSet:
+    """Any other records, with a text under `source` that becomes the text under `target`."""
+
+    def make_items(record: Any, prompts: PromptSettings | None = None) -> list[Item]:
+        return [_item(field(record, source, str), field(record, target, str), prompts)]
+
+    return DataSet(make_items, TextAnswer(target), long_text=source)

@@ -1,0 +1,37 @@
+"""CPM-2: an encoder-decoder of 11 billion parameters, and its mixture of experts of 198 billion."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hanlin.models.family import Family
+
+from .config import SIZES, Cpm2Config
+from .formats import FORMATS
+from .record import Cpm2Options
+from .samples import Cpm2Samples
+from .tokenizer import Cpm2Tokenizer
+
+
+def _model() -> type:
+    from .model import Cpm2
+
+    return Cpm2
+
+
+def _tokenizer(path: Path) -> Cpm2Tokenizer:
+    return Cpm2Tokenizer.load(path)
+
+
+family = Family(
+    name="cpm2",
+    title="CPM-2",
+    config=Cpm2Config,
+    model=_model,
+    tokenizer=_tokenizer,
+    samples=Cpm2Samples,
+    options=Cpm2Options,
+    formats=FORMATS,
+    sizes=SIZES,
+    lora_targets=("query", "value"),
+)

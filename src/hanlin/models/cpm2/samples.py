@@ -1,0 +1,287 @@
+"""CPM-2's records -> arrays, and answers -> records.
+
+The encoder reads what the data set's template makes of a record, the decoder says the answer: <s>, <s_0>, answer, and
+<s_1> where its length is open. Only the decoder carries loss.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain, pairwise
+from typing import Any
+
+import numpy as np
+
+from hanlin.core.batch import IGNORED, Batch, Prompt, PromptBatch, Sample
+from hanlin.core.errors import ConfigError, DataError
+from hanlin.core.settings import PromptSettings
+
+from . import rows
+from .config import Cpm2Config
+from .datasets import DataSet, sogou
+from .datasets.dataset import TextAnswer, WordAnswer, one_record
+from .pieces import START_ID, Item, ids_of, source_of, target_of
+from .record import Cpm2Options
+from .tokenizer import Cpm2Tokenizer
+
+
+@dataclass(frozen=True)
+class AnswerCursor:
+    """The next column to feed; left: tokens until the answer ends by itself, None: until <s_1>."""
+
+    token: int
+    end: int
+    left: int | None
+    is_done: bool = False
+
+    def inputs(self) -> dict[str, int]:
+        return {"tokens": self.token}
+
+    def advance(self, token: int) -> AnswerCursor:
+        left = None if self.left is None else self.left - 1
+        return AnswerCursor(token, self.end, left, left == 0 or (left is None and token == self.end))
+
+
+class Cpm2Samples:
+    """`hanlin.models.family.Samples` of CPM-2."""
+
+    def __init__(self, tokenizer: Cpm2Tokenizer, config: Cpm2Config, options: Cpm2Options | None = None) -> None:
+        """Raises: ConfigError."""
+        self.tokenizer, self.config, self.options = tokenizer, config, options or Cpm2Options()
+        self.data_set: DataSet = self.options.data_set
+        self.prompts: PromptSettings | None = None
+        if tokenizer.vocab_size > config.vocab_size:
+            raise ConfigError(
+                f"the vocabulary has {tokenizer.vocab_size} tokens, the model only {config.vocab_size} (vocab_size); "
+                "take the vocabulary that belongs to the model, or set model.config.vocab_size for a fresh one"
+            )
+
+    def with_prompts(self, prompts: PromptSettings) -> Cpm2Samples:
+        """The same samples with soft prompts at the places of the data set's template."""
+        other = copy.copy(self)
+        other.prompts = prompts
+        return other
+
+    @property
+    def fingerprint(self) -> str:
+        """What, besides the data, decides the arrays."""
+        prompts = None if self.prompts is None else (self.prompts.length, self.prompts.ratios)
+        return f"{sorted(asdict(self.options).items())} {prompts}"
+
+    @property
+    def records(self) -> Callable[[Any], Sequence[Any]] | None:
+        """What finds the records in a row of the files; None where each row is one."""
+        return None if self.data_set.records is one_record else self._records
+
+    def check(self, record: Any) -> None:
+        """Whether a record, or all of a row, can be trained on or ranked.
+
+        Raises: DataError.
+        """
+        for one in self.data_set.records(record):
+            if self._is_ranking(one):
+                self.contest(one)
+            else:
+                self.sample(one)
+
+    def sample(self, record: Any, rng: np.random.Generator | None = None) -> Sample:
+        """Encode a training record.
+
+        Raises: DataError.
+        """
+        del rng  # nothing is drawn
+        if self.data_set.answer is None:
+            return self._pair(record)
+        item = self.data_set.item(record, self.prompts)
+        target = self._target(item)
+        weight = 1 / (len(target) - 1) if self.options.loss == "sample" else 1.0
+        return rows.make_sample(_inputs(self._source(item), target[:-1]), target[1:], weight)
+
+    def varies(self, record: Any) -> bool:
+        return False
+
+    def fit(self, record: Any, max_length: int, policy: str) -> list[Any]:
+        """Shorten a record's longest text from its end.
+
+        Raises: DataError when there is none or that does not help, and for other policies.
+        """
+        key = self.data_set.long_text
+        if policy != "truncate" or key is None:
+            raise DataError(
+                "records of this data set cannot be shortened or split; set data.options.source_length, which cuts "
+                "ids, or data.overlong drop"
+            )
+        text = record[key]
+        low, high = 0, len(text)
+        while high - low > 1:
+            middle = (low + high) // 2
+            fits = self.sample({**record, key: text[:middle]}).length <= max_length
+            low, high = (middle, high) if fits else (low, middle)
+        if low == 0:
+            raise DataError(
+                f"too long even with {key!r} cut to nothing: its other texts, its answer (data.options.answer_length "
+                "cuts it) or the prompts have more ids than data.max_length"
+            )
+        return [{**record, key: text[:low]}]
+
+    def collate(self, rows_: Sequence[Sequence[Sample]], length: int) -> Batch:
+        """Pack samples into tensors; see `rows.collate`."""
+        return rows.collate(rows_, length, self.tokenizer.pad_id)
+
+    def batch_key(self, sample: Sample) -> None:
+        """All samples leave each other's loss alone."""
+
+    def show(self, sample: Sample) -> list[tuple[str, bool]]:
+        labels = sample.labels[sample.labels != IGNORED]
+        return [(self._shown(sample.inputs["encoder_tokens"]), False), (self._shown(labels), True)]
+
+    def prompt(self, record: Any) -> Prompt:
+        """Encode a record whose answer is wanted; the one that it may have is not looked at.
+
+        Raises: DataError.
+        """
+        answer = self._answer_form()
+        if not isinstance(record, dict):
+            raise DataError("one record is expected, an object; the rows of this file hold several")
+        source = self._source(self.data_set.item(answer.blank(record), self.prompts))
+        start, end = self.tokenizer.sentinel(0), self.tokenizer.sentinel(1)
+        if isinstance(answer, WordAnswer):
+            # As the original predicts a label: the token after <s_0>, whatever the model would say in its place.
+            return Prompt(record, _inputs(source, [START_ID]), AnswerCursor(start, end, left=1))
+        return Prompt(record, _inputs(source, []), AnswerCursor(START_ID, end, left=None))
+
+    def collate_prompts(self, prompts: Sequence[Prompt]) -> PromptBatch:
+        """The encoder's side is padded on the right; the decoder's sides are equally long."""
+        sources = [prompt.inputs["encoder_tokens"] for prompt in prompts]
+        inputs = {
+            "tokens": rows.stack([prompt.inputs["tokens"] for prompt in prompts], self.tokenizer.pad_id),
+            "encoder_tokens": rows.stack(sources, self.tokenizer.pad_id),
+            "encoder_spans": rows.stack([np.zeros(len(source), np.int64) for source in sources], rows.NO_SPAN),
+        }
+        return PromptBatch(rows.tensors(inputs), [prompt.cursor for prompt in prompts], [[] for _ in prompts])
+
+    def answer(self, prompt: Prompt, tokens: Sequence[int]) -> Any:
+        """A copy of the prompt's record with the answer written in."""
+        return self._answer_form().write(prompt.record, self.answer_texts(prompt, tokens)[0])
+
+    def answer_texts(self, prompt: Prompt, tokens: Sequence[int]) -> list[str]:
+        tokens, pad = list(tokens), self.tokenizer.pad_id
+        tokens = tokens[: tokens.index(pad)] if pad in tokens else tokens
+        if isinstance(self.data_set.answer, WordAnswer):
+            return [self.tokenizer.decode(tokens)]
+        start, end = self.tokenizer.sentinel(0), self.tokenizer.sentinel(1)
+        if self.options.compatible:
+            # kept: of an answer that was cut off or began otherwise the original drops a real token.
+            return [self.tokenizer.decode(tokens[1:-1])]
+        first, last = tokens[:1] == [start], len(tokens) - (tokens[-1:] == [end])
+        return [self.tokenizer.decode(tokens[first:last])]
+
+    def gold(self, record: Any) -> list[str | None]:
+        """The record's answer as the model says it; in compatible mode as it comes back from the tokenizer."""
+        answer = self._answer_form()
+        text = answer.read(record)
+        if text is None or not self.options.compatible or isinstance(answer, WordAnswer):
+            return [text]
+        return [self.tokenizer.decode(self.tokenizer.encode(text))]
+
+    def candidates(self, record: Any) -> list[Any]:
+        """One copy of the record for each label word of its data set.
+
+        Raises: DataError when it has none.
+        """
+        answer = self._answer_form()
+        if isinstance(answer, TextAnswer):
+            raise DataError("records of this data set have no options to choose from; take the task generate or loss")
+        return answer.candidates(record)
+
+    def contest(self, record: Any) -> tuple[list[str], list[Sample]]:
+        """Names and samples of the titles that a record lets compete, the better one first where it says so.
+
+        A title's score is the logit of its one label.
+        Raises: DataError when the data set ranks nothing.
+        """
+        if self.data_set.answer is not None:
+            raise DataError("records of this data set have nothing to rank; take the task generate or likelihood")
+        if self._is_ranking(record):
+            named = [(str(number), item) for number, item in sogou.make_candidates(record, self.prompts)]
+        else:
+            named = list(zip(("pos_doc", "neg_doc"), sogou.make_pair(record, self.prompts), strict=True))
+        return [name for name, _ in named], [self._scored(item) for _, item in named]
+
+    def _records(self, row: Any) -> list[Any]:
+        found, limit = self.data_set.records(row), self.data_set.max_length
+        if limit is None or any(map(self._is_ranking, found)):
+            return found
+        return [record for record in found if self._longest_source(record) <= limit]
+
+    def _longest_source(self, record: Any) -> int:
+        return max(len(source_of(item, self.tokenizer)) for item in self.data_set.make_items(record, None))
+
+    def _is_ranking(self, record: Any) -> bool:
+        return self.data_set.answer is None and sogou.is_ranking(record)
+
+    def _pair(self, record: Any) -> Sample:
+        """Two titles in one sample, in spans of their own: the better one's score must beat its rival's."""
+        if self._is_ranking(record):
+            raise DataError("titles without a better one can be ranked, but not learned from; take the task rank")
+        sources, targets = zip(*map(self._sides, sogou.make_pair(record, self.prompts)), strict=True)
+        length = len(targets[0])
+        labels = np.full(2 * length, IGNORED)
+        labels[length - 1] = self._scored_id
+        rivals = np.full(2 * length, rows.NO_SPAN, dtype=np.int32)
+        rivals[length - 1] = 2 * length - 1
+        inputs = {
+            **_inputs(list(chain(*sources)), list(chain(*targets))),
+            "spans": np.repeat(np.arange(2, dtype=np.int32), length),
+            "encoder_spans": np.repeat(np.arange(2, dtype=np.int32), list(map(len, sources))),
+            "rivals": rivals,
+        }
+        return rows.make_sample(inputs, labels.tolist(), 1.0)
+
+    def _scored(self, item: Item) -> Sample:
+        source, target = self._sides(item)
+        labels = [IGNORED] * (len(target) - 1) + [self._scored_id]
+        return rows.make_sample(_inputs(source, target), labels, 1.0)
+
+    @property
+    def _scored_id(self) -> int:
+        return ids_of([sogou.SCORED], self.tokenizer)[0]
+
+    def _sides(self, item: Item) -> tuple[list[int], list[int]]:
+        return self._source(item), target_of(item, self.tokenizer)
+
+    def _source(self, item: Item) -> list[int]:
+        """Raises: DataError when there is nothing to read."""
+        source = source_of(item, self.tokenizer)[: self.options.source_length]
+        if not source:
+            raise DataError("its text is empty; the encoder would read nothing")
+        return source
+
+    def _target(self, item: Item) -> list[int]:
+        target, limit = target_of(item, self.tokenizer), self.options.answer_length
+        around = 2 + item.is_closed  # <s>, <s_0>, and <s_1>
+        return target if limit is None or len(target) - around <= limit else target[: 2 + limit]
+
+    def _answer_form(self) -> TextAnswer | WordAnswer:
+        if self.data_set.answer is None:
+            raise DataError("records of this data set have no answer, only titles to rank; take the task rank")
+        return self.data_set.answer
+
+    def _shown(self, ids: Sequence[int] | np.ndarray) -> str:
+        """A run of soft prompts is shown as its numbers."""
+        ids = [int(id) for id in ids]
+        bounds = [0, *(at for at in range(1, len(ids)) if not _goes_on(ids[at - 1], ids[at])), len(ids)]
+        return "".join(self._piece(ids[start:end]) for start, end in pairwise(bounds))
+
+    def _piece(self, ids: Sequence[int]) -> str:
+        return f"[{-ids[0]}..{-ids[-1]}]" if ids and ids[0] < 0 else self.tokenizer.decode(ids)
+
+
+def _inputs(source: Sequence[int], target: Sequence[int]) -> dict[str, np.ndarray]:
+    return {"tokens": np.array(target, dtype=np.int32), "encoder_tokens": np.array(source, dtype=np.int32)}
+
+
+def _goes_on(before: int, id: int) -> bool:
+    return id == before - 1 if id < 0 else before >= 0
