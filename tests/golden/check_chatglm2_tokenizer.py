@@ -7,10 +7,10 @@ from pathlib import Path
 
 from hanlin.models.chatglm2.config import ChatGlm2Config
 from hanlin.models.chatglm2.record import ChatGlm2Options
-from hanlin.models.chatglm2.rows import NO_SPAN
 from hanlin.models.chatglm2.samples import ChatGlm2Samples
 from hanlin.models.chatglm2.templates import Dialogue, Message, RoleTemplate, TextTemplate, make_template, read_history
 from hanlin.models.chatglm2.tokenizer import BOS, EOS, PAD, ChatGlm2Tokenizer
+from hanlin.models.rows import NO_SPAN
 
 
 def check(case: Path, vocab: Path) -> None:

@@ -15,8 +15,8 @@ import numpy as np
 from hanlin.core.batch import IGNORED, Batch, Prompt, PromptBatch, Sample
 from hanlin.core.errors import ConfigError, DataError
 from hanlin.data.samples import tried
+from hanlin.models import rows
 
-from . import rows
 from .config import ChatGlm2Config
 from .original import is_row, make_sample, read_row, reference_ids, train_row
 from .record import ChatGlm2Options, read_dialogue, read_text
