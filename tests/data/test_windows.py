@@ -153,8 +153,8 @@ def test_mistakes_are_named(tmp_path: Path, corpus: Path) -> None:
         open_part(tmp_path, corpus, part="valid", split="1")
     with pytest.raises(ConfigError, match=r"data\.weights: 1 weights .* for 2 corpora"):
         open_part(tmp_path, corpus, corpus, weights=(1,))
-    with pytest.raises(DataError, match=r"a: document .*: id \d+, but the tokenizer has 50 tokens"):
-        made = Wanted(SPLIT, "train", LENGTH, 5)
-        read(open_windows([corpus], TokenSamples(), made, 50, tmp_path / "cache"))
+    wanted = Wanted(SPLIT, "train", LENGTH, 5)
+    with pytest.raises(DataError, match=r"a: document .*: id \d+, but the tokenizer has 20 tokens"):
+        open_windows([corpus], TokenSamples(), wanted, 20, tmp_path / "cache")
     with pytest.raises(ConfigError, match=r"data\.split: this family"):
-        open_windows([corpus], LetterSamples(), Wanted(SPLIT, "train", LENGTH, 5), VOCAB, tmp_path / "cache")
+        open_windows([corpus], LetterSamples(), wanted, VOCAB, tmp_path / "cache")

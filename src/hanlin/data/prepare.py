@@ -141,14 +141,18 @@ def prepare(
     return Prepared(sources, samples, settings, columns)
 
 
-def _fingerprint(sources: Sequence[Source], samples: Samples, tokenizer: Any, settings: DataSettings) -> str:
+def hash_tokenizer(tokenizer: Any) -> str:
+    """Hash of what a tokenizer saves of itself."""
     with tempfile.TemporaryDirectory() as scratch:
         tokenizer.save(Path(scratch))
-        tokenizer_hash = _hash_files(sorted(path for path in Path(scratch).rglob("*") if path.is_file()))
+        return _hash_files(sorted(path for path in Path(scratch).rglob("*") if path.is_file()))
+
+
+def _fingerprint(sources: Sequence[Source], samples: Samples, tokenizer: Any, settings: DataSettings) -> str:
     facts = {
         "version": VERSION,
         "sources": [source.fingerprint for source in sources],
-        "tokenizer": tokenizer_hash,
+        "tokenizer": hash_tokenizer(tokenizer),
         "samples": samples.fingerprint if isinstance(samples, HasFingerprint) else "",
         "code": _hash_files(_code_of(samples)),
         "settings": [settings.max_length, settings.overlong, settings.bad_rows],

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 import struct
+from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -160,8 +161,8 @@ class IndexedWriter:
 
     def __init__(self, stream: IO[bytes], dtype: np.dtype) -> None:
         self.dtype = dtype
-        self.sizes: list[int] = []
-        self.documents = [0]
+        self.sizes = array("q")
+        self.documents = array("q", [0])
         self._stream = stream
         self._limits = (np.iinfo(dtype).min, np.iinfo(dtype).max)
 
@@ -176,6 +177,13 @@ class IndexedWriter:
         self._stream.write(ids.astype(self.dtype).tobytes())
         self.sizes.append(len(ids))
 
+    def add_documents(self, tokens: np.ndarray, sizes: np.ndarray) -> None:
+        """Add documents of one item each, back to back in `tokens`."""
+        assert (tokens.dtype, len(tokens)) == (self.dtype, sizes.sum()), (tokens.dtype, len(tokens), sizes.sum())
+        self._stream.write(np.ascontiguousarray(tokens).tobytes())
+        self.documents.extend(range(len(self.sizes) + 1, len(self.sizes) + len(sizes) + 1))
+        self.sizes.extend(sizes.tolist())
+
     def end_document(self) -> None:
         """The items since the last call are one document."""
         self.documents.append(len(self.sizes))
@@ -183,12 +191,10 @@ class IndexedWriter:
     def add_all(self, data: IndexedData) -> None:
         """Add all items and documents of finished data.
 
-        Raises: DataError when its dtype differs.
+        Raises: DataError for an id that the dtype cannot hold.
         """
-        if data.index.dtype != self.dtype:
-            raise DataError(f"{data.prefix}: holds {data.index.dtype}, the others {self.dtype}; prepare them alike")
         before = len(self.sizes)
-        if _is_gapless(data.index):
+        if _is_gapless(data.index) and data.index.dtype == self.dtype:
             with indexed_file(data.prefix, "bin").open("rb") as source:
                 shutil.copyfileobj(source, self._stream)
             self.sizes.extend(data.sizes.tolist())
@@ -220,15 +226,44 @@ def merge_indexed(prefixes: Sequence[Path], target: Path, form: Form = "mmap") -
     Raises: DataError.
     """
     parts = [IndexedData(prefix) for prefix in prefixes]
-    is_narrow = form == "mmap" and bool(parts) and parts[0].index.dtype == token_dtype(0)
-    with written_index(target, form, 0 if is_narrow else None) as writer:
+    with _written_alike(parts, target, form) as writer:
         for part in parts:
             writer.add_all(part)
+
+
+def shuffle_indexed(prefixes: Sequence[Path], target: Path, seed: int, form: Form = "mmap") -> None:
+    """Write the documents of data sets of one dtype in random order.
+
+    Raises: DataError.
+    """
+    parts = [IndexedData(prefix) for prefix in prefixes]
+    bounds = np.cumsum([0, *(len(part.index.documents) - 1 for part in parts)])
+    with _written_alike(parts, target, form) as writer:
+        for number in np.random.default_rng(seed).permutation(bounds[-1]).tolist():
+            at = int(np.searchsorted(bounds, number, side="right")) - 1
+            first, end = parts[at].index.documents[number - bounds[at] :][:2].tolist()
+            for item in range(first, end):
+                writer.add(parts[at][item])
+            writer.end_document()
 
 
 def indexed_file(prefix: Path, ending: Literal["bin", "idx"]) -> Path:
     """One of the two files; a prefix may hold dots."""
     return Path(f"{prefix}.{ending}")
+
+
+@contextmanager
+def _written_alike(parts: Sequence[IndexedData], target: Path, form: Form) -> Iterator[IndexedWriter]:
+    """A writer for what these hold.
+
+    Raises: DataError.
+    """
+    first = parts[0].index.dtype
+    for part in parts:
+        if part.index.dtype != first:
+            raise DataError(f"{part.prefix}: holds {part.index.dtype}, the others {first}; prepare them alike")
+    with written_index(target, form, 0 if form == "mmap" and first == token_dtype(0) else None) as writer:
+        yield writer
 
 
 def _is_gapless(index: Index) -> bool:
