@@ -70,8 +70,9 @@ def _rank(
             timeout=timedelta(seconds=timeout_seconds),
         )
         result = pickle.dumps(function(*args))
-        distributed.barrier()  # nobody leaves while another still talks to it
-        distributed.destroy_process_group()
+        if distributed.is_initialized():
+            distributed.barrier()  # nobody leaves while another still talks to it
+            distributed.destroy_process_group()
         (folder / f"{rank}.result").write_bytes(result)
     except BaseException:
         (folder / f"{rank}.error").write_text(traceback.format_exc(), encoding="utf-8")

@@ -5,6 +5,9 @@ Every message says what was found, where (file, line or key), what was expected 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 
 class HanlinError(Exception):
     """A mistake of the user's; the command line prints it without a traceback and exits with its code."""
@@ -28,3 +31,13 @@ class RankError(HanlinError):
     """This process had to end because another one of the same run did, or is not to be reached."""
 
     exit_code = 3
+
+
+@contextmanager
+def noting(note: Callable[[], str]) -> Iterator[None]:
+    """Add a note (`step=12`) to whatever is raised inside; a traceback and the other ranks' messages show it."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(note())
+        raise

@@ -23,7 +23,7 @@ from hanlin.core.errors import ConfigError
 if TYPE_CHECKING:
     import torch
     from rich.console import Console
-    from torch.distributed import Store
+    from torch.distributed.distributed_c10d import Store
 
 log = logging.getLogger(__name__)
 
@@ -171,6 +171,21 @@ def first_host(nodes: str) -> str:
 # --- device ---
 
 
+def num_devices(setting: str) -> int:
+    """How many devices of this machine `run.device` leaves to choose from; 1 for the CPU."""
+    import torch
+
+    _load_foreign_accelerators()
+    found = torch.accelerator.current_accelerator(check_available=True)
+    is_any = found is not None and setting in ("auto", found.type)
+    return torch.accelerator.device_count() if is_any else 1
+
+
+def _load_foreign_accelerators() -> None:
+    if importlib.util.find_spec("torch_npu"):
+        importlib.import_module("torch_npu")  # it makes "npu" known to torch
+
+
 def pick_device(setting: str, local_rank: int | None = None) -> torch.device:
     """The device of `run.device`: auto, cpu, or an accelerator by torch's name, with or without a number.
 
@@ -179,8 +194,7 @@ def pick_device(setting: str, local_rank: int | None = None) -> torch.device:
     """
     import torch
 
-    if importlib.util.find_spec("torch_npu"):
-        importlib.import_module("torch_npu")  # it makes "npu" known to torch
+    _load_foreign_accelerators()
     found = torch.accelerator.current_accelerator(check_available=True)
     if setting == "cpu" or (setting == "auto" and found is None):
         return torch.device("cpu")

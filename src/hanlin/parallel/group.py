@@ -1,17 +1,17 @@
 """The ranks of a run from their meeting to their end: when one fails, all say which, in which step and why.
 
-A rank that fails writes its reason into the store that all share. The others find out by a broken connection or by the
-time-out of a collective; they call the roll in the store: who gave a reason there is to blame, else who does not answer
-is dead or hangs.
+A rank that fails writes its reason into the store that all share, and ends. The others find out by a broken connection
+or by the time-out of a collective; they call the roll in the store: who gave a reason there is to blame, else who does
+not answer is dead or hangs.
 """
 
 from __future__ import annotations
 
 import json
-import logging
+import re
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -21,9 +21,7 @@ from hanlin.core.ranks import Ranks, interfaces, join, leave, read_ranks
 
 if TYPE_CHECKING:
     import torch
-    from torch.distributed import Store
-
-log = logging.getLogger(__name__)
+    from torch.distributed.distributed_c10d import Store
 
 ROLL_CALL_SECONDS = 5.0
 """A rank that has not answered after this time is dead or hangs."""
@@ -69,24 +67,21 @@ def _is_of_network(error: RuntimeError) -> bool:
 
 
 def _in_short(error: BaseException) -> str:
-    """Type, first line and notes (`step=12`) of an error."""
-    lines = str(error).strip().splitlines() or [""]
-    notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
-    return f"{type(error).__name__}: {lines[0][:300]}{notes}"
+    """Notes (`step=12`), type and first line of an error, without the place in gloo's files and gloo's advice."""
+    first = str(error).strip().split("\n")[0].split(". This is typically")[0]
+    text = re.sub(r"^\[[^\]]*\.\w+:\d+\] ", "", first)[:300]
+    return " ".join([*getattr(error, "__notes__", ()), f"{type(error).__name__}: {text}"])
 
 
 # --- the roll call ---
 
 
 def _tell(store: Store | None, ranks: Ranks, reason: Reason) -> None:
-    """Leave the own reason to the others, and the store open until they have read it."""
+    """Leave the own reason to the others. Rank 0 takes the store with it, unless torchrun keeps it."""
     if store is None:
         return
-    try:
+    with suppress(RuntimeError):  # the store is gone; the true reason is ours, which is raised anyway
         store.set(_key(ranks.rank), json.dumps([reason.text, reason.is_lost]))
-        _wait_for_all(store, ranks)
-    except RuntimeError:  # the store's rank is gone; ours is the true reason, and it is raised anyway
-        log.debug("could not leave the reason to the other ranks", exc_info=True)
 
 
 def _verdict(store: Store | None, ranks: Ranks, own: Reason) -> str:
@@ -98,7 +93,7 @@ def _verdict(store: Store | None, ranks: Ranks, own: Reason) -> str:
         store.set(_key(ranks.rank), json.dumps([own.text, own.is_lost]))
         reasons = _wait_for_all(store, ranks)
     except RuntimeError:
-        return f"{here} was ended: rank 0 is gone, which keeps the list of all ranks; {own.text}"
+        return f"{here} was ended: rank 0 is gone; {own.text}"
     guilty = [f"rank {rank} failed: {reason.text}" for rank, reason in sorted(reasons.items()) if not reason.is_lost]
     silent = [str(rank) for rank in range(ranks.world) if rank not in reasons]
     if guilty:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from hanlin.core.errors import noting
 from hanlin.core.ranks import peak_memory_bytes
 from hanlin.core.settings import TrainSettings
 from hanlin.train.keeper import Batches, Keeper, Standing
@@ -71,7 +72,8 @@ def train(
     standing = keeper.resume()
     start = time.perf_counter()
     batches = loader.forever()
-    with StopSignals() as signals, watch.open(standing.step, step.total_steps):
+    in_step = noting(lambda: f"step={standing.step + 1}")
+    with in_step, StopSignals() as signals, watch.open(standing.step, step.total_steps):
         while (end := _end(standing, step, settings, signals)) is None:
             report = step.run(next(batches))
             standing = standing.after_step()

@@ -1,0 +1,245 @@
+"""Starts the processes of a run and sees that they end together: on this machine, or one command per machine by ssh.
+
+Every process is a session of its own: a Ctrl-C in the terminal reaches only us, and we pass it on once. Without torch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from hanlin.core.errors import HanlinError, RankError
+from hanlin.core.ranks import interface_towards
+
+log = logging.getLogger(__name__)
+
+GRACE_SECONDS = 10.0
+"""So long after the first failure the others may say what they know of it; then they are killed."""
+
+AFTER_ROLL_CALL_SECONDS = 1.0
+"""The same once a rank has found out that another one does not answer (parallel/group.py)."""
+
+EXIT_SAVED = 75
+"""Exit code of a rank that a signal ended after it had saved (train/loop.py)."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One process of a run. output: where its words go; None: to our terminal."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    output: Path | None = None
+
+
+@dataclass(frozen=True)
+class End:
+    """How the processes ended. text: what the terminal does not show yet; may_restart: a new attempt makes sense."""
+
+    code: int
+    text: str = ""
+    may_restart: bool = False
+
+
+def run_ranks_here(command: Sequence[str], world: int, *, max_restarts: int = 0) -> int:
+    """Run a command as ranks 0 to world - 1 of this machine; return the exit code of the first that failed, 75, or 0.
+
+    Rank 0 writes to our terminal; of the others only the words of a failed one are shown. SIGTERM, SIGINT and SIGHUP
+    are passed on as SIGTERM. Dies this process, so do they.
+    max_restarts: how often all are started anew after a failure that is not the user's mistake.
+    """
+    for attempt in range(max_restarts + 1):
+        with tempfile.TemporaryDirectory(prefix="hanlin-") as folder:
+            end = run_together(_start_ranks(command, world, attempt, Path(folder)))
+        if not end.may_restart or attempt == max_restarts:
+            break
+        log.warning("%s; starting all %d ranks anew (%d of %d)", end.text, world, attempt + 1, max_restarts)
+    if end.text:
+        log.error("%s", end.text)
+    return end.code
+
+
+def run_together(starting: Iterable[Member]) -> End:
+    """Wait for processes, each of which is started by its turn; when one fails, the others have `GRACE_SECONDS` before
+    they are killed.
+    """
+    members: list[Member] = []
+    with _passing_signals(members) as passed:
+        try:
+            for member in starting:
+                members.append(member)
+                if passed:
+                    break
+            failed = _wait(members)
+        finally:
+            hung = [member for member in members if member.process.poll() is None]
+            for member in members:
+                _kill(member.process)
+    return _judge(members, failed, hung, was_asked=bool(passed))
+
+
+def rank_environment(rank: int, world: int, port: int, attempt: int) -> dict[str, str]:
+    """What torchrun would tell a process of a run on one machine."""
+    given = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": world,
+        "LOCAL_WORLD_SIZE": world,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "TORCHELASTIC_RESTART_COUNT": attempt,
+    }
+    # Each process would take all cores otherwise, and together they would wait for each other.
+    shared: Mapping[str, object] = {"OMP_NUM_THREADS": max(1, (os.cpu_count() or 1) // world)}
+    if interface := interface_towards("127.0.0.1"):
+        shared = {**shared, "GLOO_SOCKET_IFNAME": interface}
+    return {name: str(value) for name, value in {**shared, **os.environ, **given}.items()}
+
+
+def _start_ranks(command: Sequence[str], world: int, attempt: int, folder: Path) -> Iterator[Member]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    for rank in range(world):
+        output = folder / f"{rank}.txt" if rank else None
+        process = start_process(command, rank_environment(rank, world, port, attempt), output)
+        yield Member(f"rank {rank}", process, output)
+
+
+def start_process(
+    command: Sequence[str], environment: Mapping[str, str] | None = None, output: Path | None = None
+) -> subprocess.Popen[bytes]:
+    """A process in a session of its own that dies with us. output: file for its words; None: our terminal."""
+    stream = output.open("wb") if output else None
+    try:
+        return subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT if stream else None,
+            start_new_session=True,
+            preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509  # no threads here
+        )
+    finally:
+        if stream:
+            stream.close()
+
+
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def _die_with_parent() -> None:
+    assert _LIBC is not None
+    _LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+@contextmanager
+def _passing_signals(members: Sequence[Member]) -> Iterator[list[int]]:
+    """Pass each signal on to the members; yields the list of those passed on."""
+    passed: list[int] = []
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        del frame
+        passed.append(number)
+        for member in members:
+            if member.process.poll() is None:
+                member.process.send_signal(signal.SIGTERM)
+
+    former = {}
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            former[number] = signal.signal(number, pass_on)
+    try:
+        yield passed
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def _wait(members: Sequence[Member]) -> list[Member]:
+    """Until all have ended or the grace after the first failure is over; returns the failed ones, the first first."""
+    failed: list[Member] = []
+    limit = float("inf")
+    while any(member.process.poll() is None for member in members) and time.monotonic() < limit:
+        _note_failures(members, failed)
+        if failed:
+            is_known = any(_is_lost(member) for member in failed)
+            limit = min(limit, time.monotonic() + (AFTER_ROLL_CALL_SECONDS if is_known else GRACE_SECONDS))
+        time.sleep(0.05)
+    _note_failures(members, failed)
+    return failed
+
+
+def _note_failures(members: Sequence[Member], failed: list[Member]) -> None:
+    failed += [
+        member for member in members if member.process.poll() not in (None, 0, EXIT_SAVED) and member not in failed
+    ]
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """End a process and what it has started in its session."""
+    with suppress(ProcessLookupError):  # all have ended
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+# --- what is said at the end ---
+
+
+def _judge(members: Sequence[Member], failed: Sequence[Member], hung: Sequence[Member], *, was_asked: bool) -> End:
+    if not failed:
+        return End(max(member.process.returncode for member in members))
+    guilty = next((member for member in failed if not _is_lost(member)), None)
+    code = _shell_code((guilty or failed[0]).process.returncode)
+    if was_asked:
+        return End(code)
+    text = _describe(guilty) if guilty else _describe_hung(hung)
+    witnesses = [member for member in failed if _is_lost(member)]
+    if witnesses and all(member.output for member in witnesses):
+        text += _last_lines(witnesses[0], 1)
+    return End(code, text, may_restart=code != HanlinError.exit_code)
+
+
+def _is_lost(member: Member) -> bool:
+    """Whether it ended only because of another one."""
+    return member.process.returncode == RankError.exit_code
+
+
+def _shell_code(code: int) -> int:
+    return 128 - code if code < 0 else code
+
+
+def _describe(member: Member) -> str:
+    """A failed process: how it ended, and its last words if they are not on the terminal."""
+    code = member.process.returncode
+    if code >= 0:
+        return f"{member.name} failed with exit code {code}{_last_lines(member)}"
+    if code == -signal.SIGKILL:
+        return f"{member.name} was killed (SIGKILL): by hand, or because the machine ran out of memory"
+    return f"{member.name} was ended by {signal.Signals(-code).name}{_last_lines(member)}"
+
+
+def _describe_hung(hung: Sequence[Member]) -> str:
+    names = ", ".join(member.name for member in hung)
+    return f"{names} did not answer the others and was killed" if hung else "the processes lost each other"
+
+
+def _last_lines(member: Member, count: int = 20) -> str:
+    """What a process that does not write to our terminal said at last."""
+    if member.output is None:
+        return ""
+    lines = member.output.read_text(encoding="utf-8", errors="replace").splitlines()[-count:]
+    return "".join(f"\n  {line}" for line in [f"{member.name} said:", *lines]) if lines else ""

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+
+import pytest
+import torch
+from ranks import run_ranks
+from torch import distributed
+
+from hanlin.core.errors import DataError, RankError, noting
+from hanlin.parallel import group
+from hanlin.parallel.group import joined
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def _meeting_place(monkeypatch):
+    """Where the ranks meet, as a launcher would tell them; a short roll call, so that a test is over soon."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("MASTER_PORT", str(probe.getsockname()[1]))
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setattr(group, "ROLL_CALL_SECONDS", 0.3)
+
+
+def together(world, body, *, timeout_seconds=20.0, interface=None):
+    """Run the body on ranks that meet by themselves; on each rank what it returned, or the text of its RankError."""
+
+    def rank():
+        distributed.destroy_process_group()  # the one of run_ranks
+        if interface:
+            os.environ["GLOO_SOCKET_IFNAME"] = interface
+        try:
+            with joined(CPU, timeout_seconds=timeout_seconds), noting(lambda: "step=7"):
+                return body()
+        except (RankError, DataError) as error:
+            time.sleep(0.3)  # lets the others read what this one knows, should it keep the store
+            return f"{type(error).__name__}: {error}"
+        finally:
+            if distributed.is_initialized():
+                distributed.destroy_process_group()
+
+    return run_ranks(world, rank)
+
+
+def add_one() -> float:
+    total = torch.ones(1)
+    distributed.all_reduce(total)
+    return total.item()
+
+
+@pytest.mark.usefixtures("_meeting_place")
+def test_ranks_meet_talk_and_leave():
+    assert together(3, add_one) == [3.0, 3.0, 3.0]
+
+
+@pytest.mark.usefixtures("_meeting_place")
+@pytest.mark.parametrize("bad", [0, 1])
+def test_all_learn_which_rank_failed_in_which_step_and_why(bad):
+    def body():
+        add_one()
+        if distributed.get_rank() == bad:
+            raise DataError("rows.jsonl:3: not JSON")
+        return add_one()
+
+    told = together(2, body, timeout_seconds=1.0)
+    assert told[bad] == "DataError: rows.jsonl:3: not JSON"
+    assert f"rank {bad} failed: step=7 DataError: rows.jsonl:3: not JSON" in told[1 - bad]
+    assert told[1 - bad].startswith(f"RankError: rank {1 - bad} of 2 was ended")
+
+
+@pytest.mark.usefixtures("_meeting_place")
+def test_a_hung_rank_is_named_after_the_time_out():
+    def body():
+        add_one()
+        if distributed.get_rank() == 1:
+            time.sleep(2)
+            return "slept"
+        return add_one()
+
+    told = together(3, body, timeout_seconds=0.5)
+    assert all("rank 1 does not answer: killed, or it hangs; step=7" in told[rank] for rank in (0, 2))
+
+
+@pytest.mark.usefixtures("_meeting_place")
+def test_a_killed_rank_is_named():
+    def body():
+        add_one()
+        if distributed.get_rank() == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        add_one()
+
+    def rank():
+        distributed.destroy_process_group()
+        with joined(CPU, timeout_seconds=20):
+            body()
+
+    with pytest.raises(AssertionError, match="rank 0 of 2 was ended: rank 1 does not answer: killed"):
+        run_ranks(2, rank)
+
+
+@pytest.mark.usefixtures("_meeting_place")
+def test_a_wrong_interface_is_told_with_those_that_are_there():
+    told = together(2, add_one, interface="nosuch0")
+    assert all("could not meet the others" in text and "GLOO_SOCKET_IFNAME" in text for text in told)
+    assert all("nosuch0" in text and socket.if_nameindex()[0][1] in text for text in told)
