@@ -10,8 +10,8 @@ from glm_case import arrays_of, assert_close, facts_of, inputs_of, load_model, m
 
 from hanlin.formats.convert import convert, find_source
 from hanlin.formats.files import open_weights, read_json
+from hanlin.layers.quantised import QuantisedLinear, dequantise, unpack_int4
 from hanlin.models.chatglm2 import family
-from hanlin.models.chatglm2.quant import dequantise, unpack_int4
 
 
 def check(case: Path, vocab: Path) -> None:
@@ -24,11 +24,12 @@ def check(case: Path, vocab: Path) -> None:
     for name in (key.removeprefix("qint.") for key in expected if key.startswith("qint.")):
         integers = packed[name] if bits == 8 else unpack_int4(packed[name])
         assert integers.equal(expected[f"qint.{name}"])
-        weight = dequantise(packed[name], packed[f"{name}_scale"], integers.shape[1])
+        weight = dequantise(packed[name], packed[f"{name}_scale"].float(), integers.shape[1])
         assert weight.equal(expected[f"dequant.{name}"])
 
     assert find_source(folder, family).format == "quantized"
     model, real = load_model(folder), real_columns(inputs)
+    assert sum(isinstance(module, QuantisedLinear) for module in model.modules()) == 7 * model.config.num_layers
     with torch.no_grad():
         assert_close("logits", model(**inputs_of(inputs))[real], expected["logits"][real], atol)
         assert_close("loss", mean_loss(model, inputs), expected["loss"], atol)

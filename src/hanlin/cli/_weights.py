@@ -37,20 +37,22 @@ def find_family(path: Path) -> Family:
 def read_adapter(path: Path, base: Path, family: Family) -> tuple[Any, TuningSettings]:
     """A model that has real tensors for the adapter only (the rest on the meta device), and its settings.
 
+    A quantised base is taken as plain numbers.
+
     Raises: CheckpointError.
     """
     import torch
     from torch import nn
 
     from hanlin.checkpoint.delta import load_adapter, read_adapter_settings
-    from hanlin.formats.convert import added_parameters, read_config
+    from hanlin.formats.convert import added_parameters, plain_values, read_config
     from hanlin.formats.files import open_weights
     from hanlin.tuning.apply import apply_tuning
 
     settings = read_adapter_settings(path, family)
     weights = open_weights(base)
     with torch.device("meta"):
-        model = family.model()(read_config(base, family)).to(weights[next(iter(weights))].dtype)
+        model = family.model()(read_config(base, family, plain_values(family))).to(weights[next(iter(weights))].dtype)
     apply_tuning(model, settings, family)
     for name, parameter in added_parameters(model).items():
         module, _, last = name.rpartition(".")

@@ -63,11 +63,11 @@ def _merge(args: argparse.Namespace) -> None:
     from tempfile import TemporaryDirectory
 
     from hanlin.cli._weights import merge_adapter
-    from hanlin.formats.convert import BASE, base_parameters, read_config, save_base
+    from hanlin.formats.convert import BASE, base_parameters, plain_values, read_config, save_base
 
     family = _family(args, args.source)
     model = merge_adapter(args.merge, args.source, family)
-    config = read_config(args.source, family)
+    config = read_config(args.source, family, plain_values(family))
     tokenizer = family.tokenizer(args.vocab or args.source) if args.vocab or args.source.is_dir() else None
     tensors = {name: parameter.detach() for name, parameter in base_parameters(model).items()}
     if args.to in (None, BASE):

@@ -191,6 +191,11 @@ def read_config(
     return _config_of(find_source(path, family, from_), family, changes)
 
 
+def plain_values(family: FamilyFacts) -> dict[str, int]:
+    """The config values with which weights are plain numbers, though they may be quantised in their file."""
+    return {"bits": 0} if "bits" in {field.name for field in fields(family.config)} else {}
+
+
 def load_into(
     model: nn.Module,
     path: Path,
@@ -284,7 +289,7 @@ def convert(
     Raises: CheckpointError; the target is whole or not there at all.
     """
     opened = find_source(source, family, from_)
-    config = _config_of(opened, family, changes)
+    config = _config_of(opened, family, {**plain_values(family), **(changes or {})})
     ours = _to_ours(opened, family, config, _shapes(family, config))
     if to != BASE and to not in family.formats:
         raise CheckpointError(f"there is no layout {to!r}; known layouts: {', '.join([BASE, *family.formats])}")
@@ -447,7 +452,8 @@ def _fill(
         with torch.no_grad():
             parameter.copy_(tensor)
         return
-    copy = torch.empty(tensor.shape, dtype=dtype or tensor.dtype, device=device).copy_(tensor)
+    kept = tensor.dtype if dtype is None or not tensor.is_floating_point() else dtype  # quantised ones stay packed
+    copy = torch.empty(tensor.shape, dtype=kept, device=device).copy_(tensor)
     owner, _, last = name.rpartition(".")
     model.get_submodule(owner).register_parameter(last, nn.Parameter(copy, parameter.requires_grad))
 

@@ -65,7 +65,8 @@ def place(
         model.checkpoint_activations = True  # pyright: ignore[reportArgumentType]  # a plain attribute of ours
     for parameter in model.parameters():
         # Changing the data and not the parameter keeps tied weights tied.
-        parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else DTYPES[precision])
+        if parameter.is_floating_point():  # quantised weights stay as they are packed
+            parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else DTYPES[precision])
     return LocalWorker(model.to(device), device, DTYPES[precision])
 
 

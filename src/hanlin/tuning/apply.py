@@ -34,10 +34,11 @@ def apply_tuning(
 
     What is added is initialised, except on the meta device (`init_tuning` does it later).
 
-    Raises: ConfigError when a target names no linear of the model, or when it takes no prefix or no soft prompts.
+    Raises: ConfigError when a target names no linear of the model, when it takes no prefix or no soft prompts, or when
+    quantised weights should be trained.
     """
     if settings.method == "full":
-        return model.requires_grad_(True)
+        return _refuse_quantised(model).requires_grad_(True)
     if settings.method == "prefix":
         model.requires_grad_(False)
         add_prefix(model, settings.prefix_length, projection=settings.prefix_projection, dropout=settings.dropout)
@@ -51,6 +52,15 @@ def apply_tuning(
         model.requires_grad_(False)
         add_lora(model, names, rank=settings.rank, alpha=settings.alpha, dropout=settings.dropout, form=settings.form)
     init_tuning(model, generator)
+    return model
+
+
+def _refuse_quantised(model: nn.Module) -> nn.Module:
+    if packed := [name for name, weight in model.named_parameters() if not weight.is_floating_point()]:
+        raise ConfigError(
+            f"tuning.method: full cannot train quantised weights ({packed[0]} and {len(packed) - 1} more); choose lora "
+            "or prefix, or unpack the base with model.config.bits=0"
+        )
     return model
 
 

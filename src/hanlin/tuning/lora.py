@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from hanlin.layers.linear import Linear
 from hanlin.layers.precision import matmul_dtype
+from hanlin.layers.quantised import linear
 
 Form = Literal["original", "scaled"]
 
@@ -32,6 +33,8 @@ class LoraLinear(nn.Linear):
     ) -> None:
         super().__init__(base.in_features, base.out_features, bias=base.bias is not None, device="meta")
         self.weight, self.bias = base.weight, base.bias
+        # That of a quantised base (layers/quantised.py), whose weight stays packed.
+        self.register_parameter("weight_scale", getattr(base, "weight_scale", None))
         self.scale: float = getattr(base, "scale", 1.0)
         self.factor = alpha / rank * (self.scale if form == "scaled" else 1.0)
         self.dropout = dropout
@@ -41,7 +44,7 @@ class LoraLinear(nn.Linear):
         self.train(base.training)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        product = functional.linear(input, self.weight, self.bias) * self.scale
+        product = linear(input, self.weight, self.weight_scale, self.bias) * self.scale
         dropped = functional.dropout(input, self.dropout, self.training).to(matmul_dtype(self.lora_A))
         addition = functional.linear(functional.linear(dropped, self.lora_A), self.lora_B)
         return torch.add(product, addition.to(product.dtype), alpha=self.factor)
@@ -54,15 +57,16 @@ class LoraLinear(nn.Linear):
             self.lora_B.zero_()
 
     def merged(self) -> Linear:
-        """A plain linear that computes the same."""
+        """A plain linear that computes the same; the base must not be quantised."""
+        assert self.weight_scale is None, "load the base with config.bits=0 to merge into it"
         with torch.device("meta"):
-            linear = Linear(self.in_features, self.out_features, bias=self.bias is not None, scale=self.scale)
+            plain = Linear(self.in_features, self.out_features, bias=self.bias is not None, scale=self.scale)
         # The weight is multiplied by `scale` after the product, the addition is not.
         change = (self.lora_B.double() @ self.lora_A.double()) * (self.factor / self.scale)
         merged = (self.weight.double() + change).to(self.weight.dtype)
-        linear.weight = nn.Parameter(merged.detach(), requires_grad=self.weight.requires_grad)
-        linear.bias = self.bias
-        return linear.train(self.training)
+        plain.weight = nn.Parameter(merged.detach(), requires_grad=self.weight.requires_grad)
+        plain.bias = self.bias
+        return plain.train(self.training)
 
 
 def add_lora(model: nn.Module, names: list[str], *, rank: int, alpha: float, dropout: float, form: Form) -> None:

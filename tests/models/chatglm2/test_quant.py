@@ -1,34 +1,93 @@
-"""Packing in 4 and 8 bits."""
+"""A quantised base: packed in memory, tuned and merged as its unpacked twin."""
 
 from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
-from hanlin.core.errors import CheckpointError
-from hanlin.models.chatglm2.quant import dequantise, pack_int4, quantise, unpack_int4
+from hanlin.core.errors import CheckpointError, ConfigError
+from hanlin.core.settings import TuningSettings
+from hanlin.formats.convert import base_parameters, convert, load_into, read_config, save_base
+from hanlin.layers.quantised import QuantisedLinear
+from hanlin.models.chatglm2 import family
+from hanlin.models.chatglm2.config import ChatGlm2Config
+from hanlin.models.chatglm2.model import ChatGlm2
+from hanlin.parallel.place import place
+from hanlin.tuning.apply import apply_tuning, trained_parameters
+
+CONFIG = ChatGlm2Config(
+    vocab_size=50, hidden_size=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, ffn_size=24, max_length=64
+)
+TOKENS = torch.arange(24).view(2, 12)
 
 
-def test_the_even_column_stands_in_the_high_half() -> None:
-    integers = torch.tensor([[1, -1, -7, 7]], dtype=torch.int8)
-    packed = pack_int4(integers)
-    assert packed.view(torch.uint8).tolist() == [[0x1F, 0x97]]
-    assert unpack_int4(packed).equal(integers)
+@pytest.fixture(params=[4, 8])
+def folder(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """A model in the original's quantised layout."""
+    model = ChatGlm2(CONFIG)
+    model.init_weights(torch.Generator().manual_seed(0))
+    for weight in model.parameters():
+        weight.data = weight.data.half()
+    save_base(tmp_path / "base", family, CONFIG, base_parameters(model))
+    convert(tmp_path / "base", family, None, f"int{request.param}", tmp_path / "packed")
+    return tmp_path / "packed"
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_no_weight_moves_by_more_than_half_a_step(bits, dtype: torch.dtype) -> None:
-    weight = torch.randn(64, 32, generator=torch.Generator().manual_seed(0)).to(dtype)
-    packed, scale = quantise(weight, bits)
-    assert (packed.dtype, scale.dtype) == (torch.int8, dtype)
-    steps = (dequantise(packed, scale, 32) - weight.float()) / scale.float()[:, None]
-    # bf16 divides with 8 bits, so a quotient near 127 is off by up to half a step more.
-    assert steps.abs().max() <= (1.01 if dtype == torch.bfloat16 else 0.56)
+def load(folder: Path, dtype: torch.dtype = torch.float32, **changes: int) -> ChatGlm2:
+    with torch.device("meta"):
+        model = ChatGlm2(read_config(folder, family, changes))
+    load_into(model, folder, family, dtype=dtype)
+    return model
 
 
-def test_odd_columns_and_a_width_that_fits_neither_kind_are_told() -> None:
-    with pytest.raises(CheckpointError, match="choose int8"):
-        quantise(torch.ones(2, 3), 4)
-    with pytest.raises(CheckpointError, match="12 bytes per row, expected 32"):
-        dequantise(torch.zeros(2, 12, dtype=torch.int8), torch.ones(2), 32)
+def test_weights_stay_packed_and_answer_as_unpacked_ones(folder: Path) -> None:
+    packed, plain = load(folder), load(folder, bits=0)
+    linears = [module for module in packed.modules() if isinstance(module, QuantisedLinear)]
+    assert len(linears) == 7 * CONFIG.num_layers
+    assert all(linear.weight.dtype == torch.int8 for linear in linears)
+    assert not any(isinstance(module, QuantisedLinear) for module in plain.modules())
+    torch.testing.assert_close(packed(tokens=TOKENS), plain(tokens=TOKENS))
+
+
+@pytest.mark.parametrize(("method", "extra"), [("lora", {"rank": 2}), ("prefix", {"prefix_length": 3})])
+def test_adapters_get_the_gradients_that_they_get_on_the_unpacked_base(folder: Path, method: str, extra: dict) -> None:
+    settings = TuningSettings.model_validate({"method": method, **extra})
+    gradients = []
+    for model in (load(folder), load(folder, bits=0)):
+        apply_tuning(model, settings, family, torch.Generator().manual_seed(1))
+        worker = place(model, torch.device("cpu"))
+        model(tokens=TOKENS, labels=TOKENS).backward()
+        gradients.append({name: weight.grad for name, weight in worker.parameters.items()})
+        assert list(trained_parameters(model)) == list(worker.parameters)
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def test_half_precision_leaves_packed_weights_as_they_are(folder: Path) -> None:
+    model = load(folder, torch.bfloat16)
+    apply_tuning(model, TuningSettings(method="lora", rank=2), family)
+    place(model, torch.device("cpu"), "bf16")
+    before = model.get_parameter("blocks.0.ffn.up.weight").clone()
+    with torch.autocast("cpu", torch.bfloat16):
+        model(tokens=TOKENS, labels=TOKENS).backward()
+    weight = model.get_parameter("blocks.0.ffn.up.weight")
+    assert weight.dtype == torch.int8
+    assert weight.equal(before)
+
+
+def test_quantised_weights_are_rewritten_as_plain_ones(folder: Path, tmp_path: Path) -> None:
+    convert(folder, family, None, "base", tmp_path / "plain")
+    assert read_config(tmp_path / "plain", family).bits == 0
+    torch.testing.assert_close(load(tmp_path / "plain")(tokens=TOKENS), load(folder)(tokens=TOKENS))
+
+
+def test_what_cannot_be_quantised_is_said(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="full cannot train quantised weights"):
+        apply_tuning(load(folder), TuningSettings(method="full"), family)
+    with pytest.raises(ConfigError, match="only weights that exist"):
+        ChatGlm2(replace(CONFIG, bits=4)).init_weights()
+    convert(tmp_path / "base", family, None, "original", tmp_path / "original")
+    with pytest.raises(CheckpointError, match="hanlin convert FOLDER NEW_FOLDER --to int4"):
+        load(tmp_path / "original", bits=4)

@@ -58,6 +58,9 @@ class ChatGlm2Config:
     dropout: float = 0.0
     end_ids: tuple[int, ...] = (2,)
     pad_id: int = 0
+    # Bits per weight of the blocks' linears, in memory as in the file: 8 or 4, 0 = plain numbers. Told from the files;
+    # 0 over a quantised base unpacks it when it is loaded.
+    bits: Literal[0, 4, 8] = 0
     # How the original's files fuse query, key and value: head by head, or all query heads first. No effect here.
     fused_by_head: bool = False
 

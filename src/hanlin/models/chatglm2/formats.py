@@ -13,12 +13,16 @@ from hanlin.formats.files import Weights, read_json
 from hanlin.formats.rules import Drop, Rename, Rule, Split, SplitHeads
 
 from .config import ROTARY_BASE, ChatGlm2Config, Told, from_original, tell_generation, to_original
-from .quant import Bits, Quantised
+from .quant import Quantised
 
 if TYPE_CHECKING:
     import torch
 
+    from hanlin.layers.quantised import Bits
+
 log = logging.getLogger(__name__)
+
+_ReadConfig = Callable[[Mapping[str, Any], Mapping[str, "torch.Tensor"]], dict[str, Any]]
 
 _SHARD_BYTES = 2 * 10**9
 _TOKENIZER_FILES = ("tokenizer.model", "ice_text.model", "tokenizer_config.json")
@@ -70,26 +74,34 @@ _GENERATION_KEY = "chatglm_generation"
 
 
 def _original_rules(config: ChatGlm2Config) -> list[Rule]:
-    linears = [rule for rule, _ in _linear_weights(config)]
-    return [*linears, *_other_rules(config)]
+    if config.bits:
+        raise CheckpointError(
+            f"model.config.bits is {config.bits}, but these weights are plain numbers; rewrite them first with "
+            f"`hanlin convert FOLDER NEW_FOLDER --to int{config.bits}`"
+        )
+    return [*_linears(config, "weight"), *_other_rules(config)]
 
 
 def _quantised_rules(bits: Bits | None) -> Callable[[ChatGlm2Config], list[Rule]]:
     def rules(config: ChatGlm2Config) -> list[Rule]:
-        packed = [Quantised(rule, columns, bits) for rule, columns in _linear_weights(config)]
-        return [*packed, *_other_rules(config)]
+        if config.bits:
+            # Rows are packed one by one, so that those of a fused weight and their scales can be parted as they are.
+            return [*_linears(config, "weight"), *_linears(config, "weight_scale"), *_other_rules(config)]
+        inner = config.num_heads * config.head_dim
+        columns = (config.hidden_size, inner, config.hidden_size, config.ffn_size)
+        linears = zip(_linears(config, "weight"), columns, strict=True)
+        return [*(Quantised(rule, count, bits) for rule, count in linears), *_other_rules(config)]
 
     return rules
 
 
-def _linear_weights(config: ChatGlm2Config) -> list[tuple[Rule, int]]:
-    """The weights that the original quantises, and their numbers of columns."""
-    inner = config.num_heads * config.head_dim
+def _linears(config: ChatGlm2Config, part: str) -> list[Rule]:
+    """A part of the linears that the original quantises."""
     return [
-        (_fused_heads(config, "weight"), config.hidden_size),
-        (Rename(f"{_LAYER}self_attention.dense.weight", "blocks.{i}.attention.output.weight"), inner),
-        (Split(f"{_LAYER}mlp.dense_h_to_4h.weight", _ending(_GATE_UP, "weight")), config.hidden_size),
-        (Rename(f"{_LAYER}mlp.dense_4h_to_h.weight", "blocks.{i}.ffn.down.weight"), config.ffn_size),
+        _fused_heads(config, part),
+        Rename(f"{_LAYER}self_attention.dense.{part}", f"blocks.{{i}}.attention.output.{part}"),
+        Split(f"{_LAYER}mlp.dense_h_to_4h.{part}", _ending(_GATE_UP, part)),
+        Rename(f"{_LAYER}mlp.dense_4h_to_h.{part}", f"blocks.{{i}}.ffn.down.{part}"),
     ]
 
 
@@ -98,10 +110,7 @@ def _other_rules(config: ChatGlm2Config) -> list[Rule]:
     return [
         *(Rename(theirs, ours) for theirs, ours in _ENDS.items()),
         *norms,
-        _fused_heads(config, "bias"),
-        Rename(f"{_LAYER}self_attention.dense.bias", "blocks.{i}.attention.output.bias"),
-        Split(f"{_LAYER}mlp.dense_h_to_4h.bias", _ending(_GATE_UP, "bias")),
-        Rename(f"{_LAYER}mlp.dense_4h_to_h.bias", "blocks.{i}.ffn.down.bias"),
+        *_linears(config, "bias"),
         # Only its dtype is used there, which we take from the config.
         Drop("transformer.rotary_pos_emb.inv_freq"),
     ]
@@ -142,6 +151,13 @@ def _tell(values: Mapping[str, Any], folder: Path) -> Told:
         read_json(tokenizer) if tokenizer.is_file() else None,
         code.read_text(encoding="utf-8", errors="replace") if code.is_file() else "",
     )
+
+
+def _read_quantised(values: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    told = _read_original(values, weights)
+    if (bits := values.get("quantization_bit")) not in (4, 8):
+        raise CheckpointError(f"config.json: quantization_bit is {bits!r}, expected 4 or 8 beside quantised weights")
+    return {**told, "bits": bits}
 
 
 def _refuse_strangers(values: Mapping[str, Any]) -> None:
@@ -228,11 +244,13 @@ def _write_original(bits: int = 0) -> Callable[[ChatGlm2Config], dict[str, Any]]
     return write
 
 
-def _original(title: str, rules: Callable[[ChatGlm2Config], list[Rule]], bits: int = 0) -> Format:
+def _original(
+    title: str, rules: Callable[[ChatGlm2Config], list[Rule]], read_config: _ReadConfig = _read_original, bits: int = 0
+) -> Format:
     return Format(
         title=title,
         rules=rules,
-        read_config=_read_original,
+        read_config=read_config,
         write_config=_write_original(bits),
         shard_bytes=_SHARD_BYTES,
         tokenizer_files=_TOKENIZER_FILES,
@@ -252,7 +270,9 @@ FORMATS = {
         tokenizer_files=_TOKENIZER_FILES,
     ),
     # Both kinds are called alike; how they are packed is told from their shapes.
-    "quantized": _original("THUDM/chatglm2-6b-int4, -int8: read only (write int8 or int4)", _quantised_rules(None)),
-    "int8": _original("as quantized, 8 bits", _quantised_rules(8), bits=8),
-    "int4": _original("as quantized, 4 bits", _quantised_rules(4), bits=4),
+    "quantized": _original(
+        "THUDM/chatglm2-6b-int4, -int8: read only (write int8 or int4)", _quantised_rules(None), _read_quantised
+    ),
+    "int8": _original("as quantized, 8 bits", _quantised_rules(8), _read_quantised, bits=8),
+    "int4": _original("as quantized, 4 bits", _quantised_rules(4), _read_quantised, bits=4),
 }

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from hanlin.core.errors import ConfigError
 from hanlin.core.plan import Plan
 from hanlin.layers.attention import SpanSight, attend_grouped, look_at_own, look_back
 from hanlin.layers.linear import Linear
@@ -24,6 +25,7 @@ from hanlin.layers.norm import LayerNorm, WideRmsNorm
 from hanlin.layers.past import Past
 from hanlin.layers.precision import matmul_dtype
 from hanlin.layers.prefix import Prefix, PrefixSource
+from hanlin.layers.quantised import QuantisedLinear
 from hanlin.layers.rotary import inverse_frequencies, rotate_pairs
 
 from .config import ChatGlm2Config
@@ -115,7 +117,12 @@ class ChatGlm2(nn.Module):
         return self.head(hidden)
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Fill every parameter that exists as a fresh model has it; the prefix is none of them."""
+        """Fill every parameter that exists as a fresh model has it; the prefix is none of them.
+
+        Raises: ConfigError for quantised weights, which are never fresh.
+        """
+        if self.config.bits:
+            raise ConfigError(f"model.config.bits is {self.config.bits}: only weights that exist can be quantised")
         of_prefix = set() if self.prefix is None else set(self.prefix.modules())
         for module in self.modules():
             if module in of_prefix:
@@ -179,10 +186,10 @@ class Attention(nn.Module):
         self.dropout = config.dropout
         self.residual_after_norm = config.residual_after_norm
         self.norm = make_norm(config)
-        self.query = Linear(config.hidden_size, inner, bias=has_bias)
-        self.key = Linear(config.hidden_size, kv_size, bias=has_bias)
-        self.value = Linear(config.hidden_size, kv_size, bias=has_bias)
-        self.output = Linear(inner, config.hidden_size, bias=config.linear_bias)
+        self.query = make_linear(config, config.hidden_size, inner, has_bias)
+        self.key = make_linear(config, config.hidden_size, kv_size, has_bias)
+        self.value = make_linear(config, config.hidden_size, kv_size, has_bias)
+        self.output = make_linear(config, inner, config.hidden_size, config.linear_bias)
 
     def forward(
         self, hidden: torch.Tensor, scene: Scene, prefix: Prefix | None, past: Past | None, name: str
@@ -228,9 +235,9 @@ class FeedForward(nn.Module):
         self.dropout = config.dropout
         self.residual_after_norm = config.residual_after_norm
         self.norm = make_norm(config)
-        self.gate = Linear(config.hidden_size, config.ffn_size, bias=config.linear_bias)
-        self.up = Linear(config.hidden_size, config.ffn_size, bias=config.linear_bias)
-        self.down = Linear(config.ffn_size, config.hidden_size, bias=config.linear_bias)
+        self.gate = make_linear(config, config.hidden_size, config.ffn_size, config.linear_bias)
+        self.up = make_linear(config, config.hidden_size, config.ffn_size, config.linear_bias)
+        self.down = make_linear(config, config.ffn_size, config.hidden_size, config.linear_bias)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         normed = self.norm(hidden)
@@ -248,6 +255,12 @@ class Head(nn.Module):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         return functional.linear(hidden, self.weight)
+
+
+def make_linear(config: ChatGlm2Config, in_features: int, out_features: int, bias: bool) -> nn.Linear:
+    if config.bits:
+        return QuantisedLinear(in_features, out_features, bias, config.bits)
+    return Linear(in_features, out_features, bias=bias)
 
 
 def make_norm(config: ChatGlm2Config) -> nn.Module:
