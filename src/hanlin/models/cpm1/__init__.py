@@ -1,0 +1,30 @@
+"""CPM-1: a GPT-2 in two forms, that of the released models and that of the pretraining program."""
+
+from __future__ import annotations
+
+from hanlin.models.family import Family
+
+from .config import SIZES, Cpm1Config
+from .formats import FORMATS
+from .samples import Cpm1Options, Cpm1Samples
+from .tokenizer import load_tokenizer
+
+
+def _model() -> type:
+    from .model import Cpm1
+
+    return Cpm1
+
+
+family = Family(
+    name="cpm1",
+    title="CPM-1",
+    config=Cpm1Config,
+    model=_model,
+    tokenizer=load_tokenizer,
+    samples=Cpm1Samples,
+    options=Cpm1Options,
+    formats=FORMATS,
+    sizes=SIZES,
+    lora_targets=("query", "key", "value"),
+)

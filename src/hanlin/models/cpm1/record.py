@@ -1,0 +1,125 @@
+"""The records of CPM-1's models: texts, questions with answers, options; their columns, pieces and ids.
+
+A column holds a text, or a list of pieces: a text (encoded by itself, whatever stands beside it), a number (an id), or
+`{"token": "<mask>"}` (one token of the vocabulary).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from hanlin.core.errors import ConfigError, DataError
+
+from .tokenizer import EOD, PAD
+
+OPTIONS, LABEL, ENDS = "options", "label", "ends"
+"""Keys of a record: what may be chosen from, which of them is right, whether an <eod> follows."""
+
+
+class Vocabulary(Protocol):
+    """What is asked of a tokenizer here."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def find(self, token: str) -> int | None: ...
+
+
+def end_id(tokenizer: Vocabulary) -> int:
+    """The id of <eod>; of a GPT-2 vocabulary, <|endoftext|>.
+
+    Raises: ConfigError.
+    """
+    for token in (EOD, "<|endoftext|>"):
+        if (id := tokenizer.find(token)) is not None:
+            return id
+    raise ConfigError(f"the vocabulary lacks {EOD}, with which documents end; take a vocabulary of CPM-1")
+
+
+def pad_id(tokenizer: Vocabulary) -> int:
+    """The id of <pad>; which one it is has no effect, so <eod> where there is none."""
+    id = tokenizer.find(PAD)
+    return end_id(tokenizer) if id is None else id
+
+
+def check_vocabulary(tokenizer: Vocabulary, vocab_size: int) -> None:
+    """Whether the model has a row for every id.
+
+    Raises: ConfigError.
+    """
+    if tokenizer.vocab_size > vocab_size:
+        raise ConfigError(
+            f"the vocabulary has {tokenizer.vocab_size} tokens, the model only {vocab_size} (vocab_size); take the "
+            "vocabulary that belongs to the model, or set model.config.vocab_size for a fresh one"
+        )
+
+
+def read_column(record: Any, column: str, tokenizer: Vocabulary, *, may_be_empty: bool = False) -> list[int]:
+    """The ids of a column.
+
+    Raises: DataError naming the column.
+    """
+    if not isinstance(record, Mapping):
+        raise DataError(f"expected an object, found {record!r:.40}")
+    if column not in record:
+        raise DataError(f'no column "{column}" (the row has: {", ".join(map(str, record)) or "none"})')
+    try:
+        ids = ids_of(record[column], tokenizer)
+    except DataError as error:
+        raise DataError(f'"{column}": {error}') from None
+    if not ids and not may_be_empty:
+        raise DataError(f'"{column}" is empty')
+    return ids
+
+
+def ids_of(value: Any, tokenizer: Vocabulary) -> list[int]:
+    """The ids of a text or of a list of pieces.
+
+    Raises: DataError.
+    """
+    if isinstance(value, str):
+        return tokenizer.encode(value)
+    if not isinstance(value, list):
+        raise DataError(f"expected a text or a list of pieces, found {value!r:.40}")
+    return [id for piece in value for id in _ids_of_piece(piece, tokenizer)]
+
+
+def text_of(value: Any, tokenizer: Any) -> str:
+    """How a text or a list of pieces reads."""
+    if isinstance(value, str):
+        return value
+    return "".join(
+        piece if isinstance(piece, str) else tokenizer.decode(_ids_of_piece(piece, tokenizer)) for piece in value
+    )
+
+
+def named_options(record: Mapping[str, Any], answer_column: str, tokenizer: Any) -> dict[str, dict[str, Any]]:
+    """The records that a record's options stand for, by their names.
+
+    A list holds answers in place of the record's own; an object holds whole records by their labels.
+    Raises: DataError.
+    """
+    options = record.get(OPTIONS)
+    if isinstance(options, Mapping) and options:
+        return {str(label): {**option, LABEL: str(label)} for label, option in options.items()}
+    if isinstance(options, Sequence) and not isinstance(options, str) and options:
+        return {text_of(option, tokenizer): {**record, answer_column: option} for option in options}
+    raise DataError(f'"{OPTIONS}": expected a list of answers, or an object of records by their labels')
+
+
+def _ids_of_piece(piece: Any, tokenizer: Vocabulary) -> list[int]:
+    match piece:
+        case str():
+            return tokenizer.encode(piece)
+        case int() if not isinstance(piece, bool):
+            if not 0 <= piece < tokenizer.vocab_size:
+                raise DataError(f"{piece} is no id, the vocabulary has {tokenizer.vocab_size}")
+            return [piece]
+        case {"token": str(token)} if len(piece) == 1:
+            if (id := tokenizer.find(token)) is None:
+                raise DataError(f"the vocabulary lacks {token!r}")
+            return [id]
+    raise DataError(f'expected a text, an id or {{"token": ...}}, found {piece!r:.40}')

@@ -1,0 +1,267 @@
+"""CPM-1's records -> arrays, and answers -> records; and pieces of a token stream -> arrays.
+
+A sample reads all its ids but the last and predicts all but the first, as the originals' samples do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from hanlin.core.batch import IGNORED, Batch, Prompt, PromptBatch, Sample
+from hanlin.core.errors import ConfigError, DataError
+from hanlin.models import rows
+
+from .config import Cpm1Config
+from .documents import count_positions, number_documents
+from .record import ENDS, LABEL, OPTIONS, check_vocabulary, end_id, named_options, pad_id, read_column, text_of
+from .tokenizer import Cpm1Tokenizer, Cpm1WordTokenizer
+
+
+@dataclass(frozen=True)
+class Cpm1Options:
+    """What may be chosen about the samples."""
+
+    # Keys of a record: either a text, all of which is learned, or a prompt with its answer, which alone is learned.
+    text_column: str = "text"
+    prompt_column: str = "prompt"
+    answer_column: str = "answer"
+    # An <eod> follows every text and answer, and is learned; a record may say otherwise ("ends": false).
+    ends: bool = True
+    # Tokens. A longer answer is cut, and its end is then not learned.
+    answer_length: int | None = None
+    # A text that is split: the last token of a part is the first of the next, so that every token is learned. False:
+    # the parts share nothing, as in the fine-tuning program.
+    overlap: bool = True
+    # In a piece of the token stream, which may hold several documents, as the pretraining program has it: positions
+    # begin anew after each <eod>; documents do not see each other; what follows an <eod> is not learned.
+    reset_position_ids: bool = False
+    reset_attention_mask: bool = False
+    eod_mask_loss: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("text_column", "prompt_column", "answer_column"):
+            if not getattr(self, name):
+                raise ConfigError(f"{name} is empty; leave it out to get the default")
+        if self.answer_length is not None and self.answer_length < 1:
+            raise ConfigError(f"answer_length is {self.answer_length}, expected at least 1 token")
+
+
+@dataclass(frozen=True)
+class TextCursor:
+    """The next column to feed: `token` at `position`."""
+
+    token: int
+    position: int
+    end: int
+    is_done: bool = False
+
+    def inputs(self) -> dict[str, int]:
+        return {"tokens": self.token, "positions": self.position, "spans": 0}
+
+    def advance(self, token: int) -> TextCursor:
+        return TextCursor(token, self.position + 1, self.end, token == self.end)
+
+
+class Cpm1Samples:
+    """`hanlin.models.family.Samples` of CPM-1's GPT-2."""
+
+    def __init__(
+        self,
+        tokenizer: Cpm1Tokenizer | Cpm1WordTokenizer,
+        config: Cpm1Config,
+        options: Cpm1Options | None = None,
+    ) -> None:
+        """Raises: ConfigError."""
+        check_vocabulary(tokenizer, config.vocab_size)
+        self.tokenizer = tokenizer
+        self.config = config
+        self.options = options or Cpm1Options()
+        self.end = end_id(tokenizer)
+        self.pad = pad_id(tokenizer)
+
+    @property
+    def fingerprint(self) -> str:
+        """What, besides the data, decides the arrays."""
+        return f"{self.tokenizer.fingerprint} {sorted(asdict(self.options).items())}"
+
+    def check(self, record: Any) -> None:
+        """Whether a record can be trained on or scored.
+
+        Raises: DataError.
+        """
+        self._ids(record)
+        if OPTIONS in record:
+            for option in self.candidates(record):
+                self._ids(option)
+
+    def sample(self, record: Any, rng: np.random.Generator | None = None) -> Sample:
+        """Encode a text, or a prompt with its answer.
+
+        Raises: DataError.
+        """
+        prompt, learned = self._ids(record)
+        ids = np.array(prompt + learned, np.int32)
+        labels = ids[1:].copy()
+        labels[: max(len(prompt) - 1, 0)] = IGNORED
+        return self._with_places(Sample({"tokens": ids[:-1]}, labels, (labels != IGNORED).astype(np.float32)))
+
+    def varies(self, record: Any) -> bool:
+        return False
+
+    def window_tokens(self, max_length: int) -> int:
+        """How many ids of a token stream make a row of `max_length`.
+
+        Raises: ConfigError.
+        """
+        if max_length > self.config.max_length:
+            raise ConfigError(
+                f"data.max_length is {max_length}, the model has only {self.config.max_length} positions; lower it, or "
+                "set model.config.max_length for a fresh model"
+            )
+        return max_length + 1
+
+    def window(self, tokens: np.ndarray, rng: np.random.Generator | None = None) -> Sample:
+        """A piece of a token stream as the pretraining program makes a batch's row of it.
+
+        tokens: int `[length + 1]`, of one document or several.
+        """
+        ids = tokens.astype(np.int32)
+        is_end = ids[:-1] == self.end
+        labels = ids[1:].copy()
+        if self.options.eod_mask_loss:
+            labels[is_end] = IGNORED
+        sample = Sample({"tokens": ids[:-1]}, labels, (labels != IGNORED).astype(np.float32))
+        return self._with_places(sample, is_end)
+
+    def fit(self, record: Any, max_length: int, policy: str) -> list[Any]:
+        """Make a record short enough: a prompt loses its beginning, a text is cut or split into several.
+
+        Raises: DataError when an answer leaves no room for its prompt, or would have to be split.
+        """
+        options = self.options
+        prompt, learned = self._ids(record)
+        if not prompt:
+            parts = self._parts(learned, max_length)
+            cut = parts[:1] if policy == "truncate" else parts
+            return [{**record, options.text_column: part, ENDS: False} for part in cut]
+        if policy == "split":
+            raise DataError("a prompt with its answer cannot be split; choose data.overlong truncate or drop")
+        keep = max_length + 1 - len(learned)
+        if keep < 1:
+            raise DataError(
+                f"its answer alone makes {len(learned)} tokens, data.max_length is {max_length}; raise it, or drop it"
+            )
+        return [{**record, options.prompt_column: prompt[-keep:]}]
+
+    def collate(self, rows_: Sequence[Sequence[Sample]], length: int) -> Batch:
+        """Pack samples into tensors; see `rows.collate`."""
+        return rows.collate(rows_, length, self.pad)
+
+    def batch_key(self, sample: Sample) -> None:
+        """All samples leave each other's loss alone."""
+
+    def show(self, sample: Sample) -> list[tuple[str, bool]]:
+        tokens, labels = sample.inputs["tokens"], sample.labels
+        ids = [*tokens.tolist(), *labels[-1:][labels[-1:] != IGNORED].tolist()]
+        is_learned = np.concatenate([[False], labels != IGNORED])[: len(ids)]
+        bounds = [0, *(np.flatnonzero(is_learned[1:] != is_learned[:-1]) + 1).tolist(), len(ids)]
+        return [(self.tokenizer.decode(ids[start:end]), bool(is_learned[start])) for start, end in pairwise(bounds)]
+
+    def prompt(self, record: Any) -> Prompt:
+        """Encode a prompt, or a text that is to go on; an empty one begins a new document.
+
+        Its last token is the first column that the cursor feeds.
+        Raises: DataError.
+        """
+        ids = self._given(record, self._text_or(record, self.options.prompt_column))
+        cursor = TextCursor(ids[-1], len(ids) - 1, self.end)
+        return Prompt(record, {"tokens": np.array(ids[:-1], np.int32)}, cursor)
+
+    def collate_prompts(self, prompts: Sequence[Prompt]) -> PromptBatch:
+        """Pad prompts on the left; rows that fill up the embedding are no tokens to answer with."""
+        inputs = rows.pad_left([prompt.inputs["tokens"] for prompt in prompts], self.pad)
+        surplus = range(self.tokenizer.vocab_size, self.config.vocab_size)
+        return PromptBatch(inputs, [prompt.cursor for prompt in prompts], [surplus for _ in prompts])
+
+    def answer(self, prompt: Prompt, tokens: Sequence[int]) -> Any:
+        """A copy of the prompt's record with the answer in its answer column."""
+        return {**prompt.record, self.options.answer_column: self.answer_texts(prompt, tokens)[0]}
+
+    def answer_texts(self, prompt: Prompt, tokens: Sequence[int]) -> list[str]:
+        return [self.tokenizer.decode([token for token in tokens if token != self.end])]
+
+    def gold(self, record: Any) -> list[str | None]:
+        """The label where the options have labels, else the answer."""
+        if LABEL in record:
+            return [str(record[LABEL])]
+        answer = record.get(self.options.answer_column)
+        return [None if answer is None else text_of(answer, self.tokenizer)]
+
+    def candidates(self, record: Any) -> list[Any]:
+        """The records that its options stand for.
+
+        Raises: DataError.
+        """
+        return list(named_options(record, self.options.answer_column, self.tokenizer).values())
+
+    def ask(self, question: str, history: Sequence[tuple[str, str]]) -> dict[str, Any]:
+        """The record of the next text to go on with; the originals remember nothing of earlier ones."""
+        return {self.options.prompt_column: question}
+
+    def _ids(self, record: Any) -> tuple[list[int], list[int]]:
+        """What is given, and what is learned; of labelled options the right one's.
+
+        Raises: DataError.
+        """
+        if isinstance(record, Mapping) and isinstance(record.get(OPTIONS), Mapping):
+            record = self._right_option(record)
+        options = self.options
+        column = self._text_or(record, options.answer_column)
+        given = [] if column == options.text_column else self._given(record, options.prompt_column)
+        learned = read_column(record, column, self.tokenizer)
+        if given and options.answer_length is not None and len(learned) > options.answer_length:
+            learned = learned[: options.answer_length]
+        elif record.get(ENDS, options.ends):
+            learned = [*learned, self.end]
+        if len(given) + len(learned) < 2:
+            raise DataError("a single token, from which nothing can be learned")
+        return given, learned
+
+    def _text_or(self, record: Any, column: str) -> str:
+        has_text = isinstance(record, Mapping) and self.options.text_column in record
+        return self.options.text_column if has_text else column
+
+    def _given(self, record: Any, column: str) -> list[int]:
+        # In the token stream, what has nothing before it follows an <eod>.
+        return read_column(record, column, self.tokenizer, may_be_empty=True) or [self.end]
+
+    def _right_option(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        options = named_options(record, self.options.answer_column, self.tokenizer)
+        label = str(record.get(LABEL))
+        if label not in options:
+            raise DataError(f'"{LABEL}": {label!r} is none of the options {", ".join(options)}')
+        return options[label]
+
+    def _parts(self, ids: list[int], max_length: int) -> list[list[int]]:
+        """A text in parts of `max_length` tokens and the one after; a part of one token teaches nothing."""
+        step = max_length if self.options.overlap else max_length + 1
+        parts = [ids[start : start + max_length + 1] for start in range(0, len(ids), step)]
+        return [part for part in parts if len(part) > 1]
+
+    def _with_places(self, sample: Sample, is_end: np.ndarray | None = None) -> Sample:
+        """The sample with what is not simply counted from 0, where the options ask for that.
+
+        is_end: where documents end; None: it is one of its own.
+        """
+        ends = np.zeros(sample.length, bool) if is_end is None else is_end
+        places = {}
+        if self.options.reset_position_ids:
+            places["positions"] = count_positions(ends)
+        if self.options.reset_attention_mask:
+            places["spans"] = number_documents(ends)
+        return Sample({**sample.inputs, **places}, sample.labels, sample.weights)

@@ -1,0 +1,21 @@
+"""The data sets of CPM-1's sister programs as records: raw file -> texts, prompts with answers, options."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from .chid import read_choices, read_passages
+from .classes import read_iflytek, read_ocnli, read_tnews
+from .stc import read_dialogues
+
+TASKS: dict[str, Callable[[Path], Iterator[dict[str, Any]]]] = {
+    "chid": read_choices,
+    "chid-zero-shot": read_passages,
+    "stc": read_dialogues,
+    "ocnli": read_ocnli,
+    "tnews": read_tnews,
+    "iflytek": read_iflytek,
+}
+"""Name -> what reads a raw file; files that belong to it (answers, labels) are looked for beside it."""

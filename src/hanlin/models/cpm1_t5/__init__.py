@@ -1,0 +1,36 @@
+"""The T5 of CPM-1's pretraining program: an encoder-decoder that gives back spans taken out of texts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hanlin.models.cpm1.tokenizer import WORDS_FILE, Cpm1WordTokenizer
+from hanlin.models.family import Family
+
+from .config import SIZES, Cpm1T5Config
+from .formats import FORMATS
+from .samples import Cpm1T5Options, Cpm1T5Samples
+
+
+def _model() -> type:
+    from .model import Cpm1T5
+
+    return Cpm1T5
+
+
+def _tokenizer(path: Path) -> Cpm1WordTokenizer:
+    return Cpm1WordTokenizer.load(path / WORDS_FILE if path.is_dir() else path)
+
+
+family = Family(
+    name="cpm1_t5",
+    title="CPM-1-Pretrain's T5",
+    config=Cpm1T5Config,
+    model=_model,
+    tokenizer=_tokenizer,
+    samples=Cpm1T5Samples,
+    options=Cpm1T5Options,
+    formats=FORMATS,
+    sizes=SIZES,
+    lora_targets=("query", "key", "value"),
+)

@@ -1,0 +1,302 @@
+"""The T5's records -> arrays, and answers -> records; token streams and corrupted documents -> arrays.
+
+A record is a text, spans of which are taken out, or a source with its target. A source stands for a document whose end
+is wanted: the encoder reads `source <s_0>`, the decoder `<s_0> target <eod>`, as in pretraining.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from hanlin.core.batch import IGNORED, Batch, Prompt, PromptBatch, Sample
+from hanlin.core.errors import ConfigError, DataError
+from hanlin.data.span_corruption import MIN_TOKENS, SEED, Marks, span_sample
+from hanlin.models.cpm1.documents import count_positions, number_documents
+from hanlin.models.cpm1.record import (
+    ENDS,
+    OPTIONS,
+    check_vocabulary,
+    end_id,
+    named_options,
+    pad_id,
+    read_column,
+    text_of,
+)
+from hanlin.models.cpm1.tokenizer import Cpm1WordTokenizer
+
+from . import rows
+from .config import Cpm1T5Config
+from .spans import Corruption
+
+
+@dataclass(frozen=True)
+class Cpm1T5Options:
+    """What may be chosen about the samples."""
+
+    # Keys of a record: either a text, or a source with its target.
+    text_column: str = "text"
+    source_column: str = "source"
+    target_column: str = "target"
+    # An <eod> follows every text and target, and is learned; a record may say otherwise ("ends": false).
+    ends: bool = True
+    # Ids that the decoder reads; what is wanted beyond them is cut off. None: as many as data.max_length.
+    target_length: int | None = None
+    # Of a text or a piece of the token stream: the share of tokens that is taken out, and the tokens of a span.
+    density: float = 0.15
+    mean_span: float = 3.0
+    # In a piece of the token stream, which may hold several documents, as the pretraining program has it: positions
+    # begin anew after each document; documents do not see each other.
+    reset_position_ids: bool = False
+    reset_attention_mask: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("text_column", "source_column", "target_column"):
+            if not getattr(self, name):
+                raise ConfigError(f"{name} is empty; leave it out to get the default")
+        if not 0 < self.density < 1:
+            raise ConfigError(f"density is {self.density:g}, expected a share between 0 and 1")
+        if self.mean_span < 1:
+            raise ConfigError(f"mean_span is {self.mean_span:g}, expected at least 1 token")
+        if self.target_length is not None and self.target_length < 2:
+            raise ConfigError(f"target_length is {self.target_length}, expected at least 2 tokens")
+
+
+@dataclass(frozen=True)
+class TargetCursor:
+    """The next column of the decoder: `token` at `position`."""
+
+    token: int
+    position: int
+    ends: frozenset[int]
+    is_done: bool = False
+
+    def inputs(self) -> dict[str, int]:
+        return {"tokens": self.token, "positions": self.position, "spans": 0}
+
+    def advance(self, token: int) -> TargetCursor:
+        return TargetCursor(token, self.position + 1, self.ends, token in self.ends)
+
+
+class Cpm1T5Samples:
+    """`hanlin.models.family.Samples` of CPM-1's T5."""
+
+    def __init__(
+        self, tokenizer: Cpm1WordTokenizer, config: Cpm1T5Config, options: Cpm1T5Options | None = None
+    ) -> None:
+        """Raises: ConfigError."""
+        check_vocabulary(tokenizer, config.vocab_size)
+        self.tokenizer, self.config, self.options = tokenizer, config, options or Cpm1T5Options()
+        first, count = _span_tokens(tokenizer)
+        self.marks = Marks(first, end_id(tokenizer), pad_id(tokenizer), tokenizer.vocab_size)
+        self.corruption = Corruption(self.options.density, self.options.mean_span, count)
+
+    @property
+    def fingerprint(self) -> str:
+        """What, besides the data, decides the arrays."""
+        return f"{self.tokenizer.fingerprint} {self.config.max_length} {sorted(asdict(self.options).items())}"
+
+    def check(self, record: Any) -> None:
+        """Whether a record can be trained on or scored.
+
+        Raises: DataError.
+        """
+        if self._is_text(record):
+            self._text(record)
+            return
+        self._sides(record)
+        if OPTIONS in record:
+            for option in self.candidates(record):
+                self._sides(option)
+
+    def sample(self, record: Any, rng: np.random.Generator | None = None) -> Sample:
+        """Encode a source with its target, or a text with spans taken out: others in each epoch.
+
+        Raises: DataError.
+        """
+        if not self._is_text(record):
+            return self.pair(*map(np.array, self._sides(record)))
+        ids = np.array(self._text(record))
+        return self.pair(*self.corruption.run(ids, len(ids), self.marks, _generator(rng)))
+
+    def varies(self, record: Any) -> bool:
+        return self._is_text(record)
+
+    def window_tokens(self, max_length: int) -> int:
+        """How many ids of a token stream make a row of `max_length`, once spans are taken out.
+
+        Raises: ConfigError.
+        """
+        if max_length > self.config.max_length:
+            raise ConfigError(
+                f"data.max_length is {max_length}, the model has only {self.config.max_length} positions; lower it, or "
+                "set model.config.max_length for a fresh model"
+            )
+        return self.corruption.tokens_for(max_length)
+
+    def window(self, tokens: np.ndarray, rng: np.random.Generator | None = None) -> Sample:
+        """A piece of a token stream with spans taken out.
+
+        tokens: int `[window_tokens]`, of one document or several.
+        """
+        length = self.corruption.length_of(len(tokens))
+        return self.pair(*self.corruption.run(tokens, length, self.marks, _generator(rng)), length=length)
+
+    def pair(self, context: np.ndarray, target: np.ndarray, length: int | None = None) -> Sample:
+        """A sample of what is read, int `[length]`, and all that is wanted.
+
+        Spans stand as the tokens that mark them, in the context and before each span of the target, which ends with
+        the next such token. length: columns that it takes of a row; None: those of its longer side.
+        """
+        made = span_sample(context, target, self.marks, self._target_columns(len(target) - 1, length))
+        labels = np.where((made.tokens == self.marks.end) | (made.labels == self.marks.pad), IGNORED, made.labels)
+        inputs = {"tokens": made.tokens, "encoder_tokens": context}
+        ends = {"": made.tokens == self.marks.end, "encoder_": made.holds_end == 1}
+        for side, is_end in ends.items():
+            if self.options.reset_position_ids:
+                inputs[f"{side}positions"] = count_positions(is_end)
+            if self.options.reset_attention_mask:
+                inputs[f"{side}spans"] = number_documents(is_end)
+        return rows.make_sample(inputs, labels, length or max(len(context), len(made.tokens)))
+
+    def fit(self, record: Any, max_length: int, policy: str) -> list[Any]:
+        """Make a record short enough: a source loses its end, a text is cut or split into several.
+
+        Raises: DataError when a target is too long, or would have to be split.
+        """
+        options = self.options
+        if self._is_text(record):
+            step, ids = self.corruption.tokens_for(max_length), self._text(record)
+            parts = [ids[start : start + step] for start in range(0, len(ids), step)]
+            taken = [part for part in parts if len(part) > MIN_TOKENS][: 1 if policy == "truncate" else None]
+            return [{**record, options.text_column: part, ENDS: False} for part in taken]
+        if policy == "split":
+            raise DataError("a source with its target cannot be split; choose data.overlong truncate or drop")
+        context, target = self._sides(record)
+        if len(target) - 1 > max_length:
+            raise DataError(
+                f"its target alone makes {len(target) - 1} tokens, data.max_length is {max_length}; raise it, or let "
+                "the target be cut (target_length)"
+            )
+        surplus = len(context) - max_length
+        source = read_column(record, options.source_column, self.tokenizer)
+        return [{**record, options.source_column: source[:-surplus]}]
+
+    def collate(self, rows_: Sequence[Sequence[Sample]], length: int) -> Batch:
+        """Pack samples into tensors; see `rows.collate`."""
+        return rows.collate(rows_, length, self.marks.pad)
+
+    def batch_key(self, sample: Sample) -> None:
+        """All samples leave each other's loss alone."""
+
+    def show(self, sample: Sample) -> list[tuple[str, bool]]:
+        labels = sample.labels[sample.labels != IGNORED]
+        decode = self.tokenizer.decode
+        return [(decode(sample.inputs["encoder_tokens"].tolist()), False), (decode(labels.tolist()), True)]
+
+    def prompt(self, record: Any) -> Prompt:
+        """Encode a source whose target is wanted.
+
+        Raises: DataError.
+        """
+        context = np.array(self._source(record), np.int32)
+        if len(context) > self.config.max_length:
+            raise DataError(f"its source makes {len(context)} tokens, the model reads {self.config.max_length}")
+        # A column of padding, which nobody sees: what has been read before the first column of the target.
+        inputs = {
+            "tokens": np.array([self.marks.pad]),
+            "positions": np.zeros(1, np.int64),
+            "spans": np.array([rows.NO_SPAN]),
+            "encoder_tokens": context,
+            "encoder_positions": np.arange(len(context)),
+            "encoder_spans": np.zeros(len(context), np.int64),
+        }
+        ends = frozenset((self.marks.end, self._unused_mark(context.tolist())))
+        return Prompt(record, inputs, TargetCursor(self.marks.first_span, 0, ends))
+
+    def collate_prompts(self, prompts: Sequence[Prompt]) -> PromptBatch:
+        """Pad sources on the right; rows that fill up the embedding are no tokens to answer with."""
+        surplus = range(self.tokenizer.vocab_size, self.config.vocab_size)
+        inputs = rows.stack([prompt.inputs for prompt in prompts], self.marks.pad)
+        return PromptBatch(inputs, [prompt.cursor for prompt in prompts], [surplus for _ in prompts])
+
+    def answer(self, prompt: Prompt, tokens: Sequence[int]) -> Any:
+        """A copy of the prompt's record with the answer in its target column."""
+        return {**prompt.record, self.options.target_column: self.answer_texts(prompt, tokens)[0]}
+
+    def answer_texts(self, prompt: Prompt, tokens: Sequence[int]) -> list[str]:
+        cursor = prompt.cursor
+        assert isinstance(cursor, TargetCursor), cursor
+        return [self.tokenizer.decode([token for token in tokens if token not in cursor.ends])]
+
+    def gold(self, record: Any) -> list[str | None]:
+        target = record.get(self.options.target_column)
+        return [None if target is None else text_of(target, self.tokenizer)]
+
+    def candidates(self, record: Any) -> list[Any]:
+        """The record with each of its options as the target.
+
+        Raises: DataError.
+        """
+        return list(named_options(record, self.options.target_column, self.tokenizer).values())
+
+    def _is_text(self, record: Any) -> bool:
+        return isinstance(record, Mapping) and self.options.text_column in record
+
+    def _text(self, record: Any) -> list[int]:
+        """Raises: DataError."""
+        ids = self._ended(record, self.options.text_column)
+        if len(ids) <= MIN_TOKENS:
+            raise DataError(f"fewer than {MIN_TOKENS} tokens, too few to take spans out")
+        return ids
+
+    def _sides(self, record: Any) -> tuple[list[int], list[int]]:
+        """What is read, and what is wanted with the unused mark.
+
+        Raises: DataError.
+        """
+        context = self._source(record)
+        wanted = self._ended(record, self.options.target_column)
+        return context, [self.marks.first_span, *wanted, self._unused_mark(context)]
+
+    def _source(self, record: Any) -> list[int]:
+        """A source may mark the places of what is wanted; else it is wanted at its end."""
+        ids = read_column(record, self.options.source_column, self.tokenizer)
+        is_marked = self._unused_mark(ids) > self.marks.first_span
+        return ids if is_marked else [*ids, self.marks.first_span]
+
+    def _ended(self, record: Any, column: str) -> list[int]:
+        ids = read_column(record, column, self.tokenizer)
+        return [*ids, self.marks.end] if record.get(ENDS, self.options.ends) else ids
+
+    def _unused_mark(self, context: Sequence[int]) -> int:
+        first = self.marks.first_span
+        return max((id + 1 for id in context if first <= id < first + self.corruption.num_marks), default=first)
+
+    def _target_columns(self, wanted: int, length: int | None) -> int:
+        limits = (wanted, self.options.target_length, length, self.config.max_length)
+        return min(limit for limit in limits if limit is not None)
+
+
+def _span_tokens(tokenizer: Cpm1WordTokenizer) -> tuple[int, int]:
+    """Id of <s_0>, and how many such tokens follow each other.
+
+    Raises: ConfigError.
+    """
+    first = tokenizer.find("<s_0>")
+    if first is None:
+        raise ConfigError("the vocabulary has no tokens <s_0>, <s_1>, ... that mark spans; take the T5's vocab.txt")
+    count = 1
+    while tokenizer.find(f"<s_{count}>") == first + count:
+        count += 1
+    return first, count
+
+
+def _generator(rng: np.random.Generator | None) -> Any:
+    import torch
+
+    seed = SEED if rng is None else int(rng.integers(2**63 - 1))
+    return torch.Generator().manual_seed(seed)
