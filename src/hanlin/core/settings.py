@@ -286,13 +286,14 @@ class GenerateSettings(Settings):
 
 class EvaluateSettings(Settings):
     # generate: write the answer and compare; likelihood: take the option of the record with the best mean log
-    # likelihood per token; loss: mean loss per token.
-    tasks: tuple[Literal["generate", "likelihood", "loss"], ...] = ("loss",)
+    # likelihood per token; loss: mean loss per token; rank: order competing titles by their score (CPM-2's Sogou-Log).
+    tasks: tuple[Literal["generate", "likelihood", "loss", "rank"], ...] = ("loss",)
     # Files to score; none: data.eval.
     data: tuple[Path, ...] = ()
     # Further scores of the task generate, from 0 to 100: BLEU-4 over characters, ROUGE-1, -2 and -L over jieba's words,
-    # both as the original ChatGLM2 counts them.
-    metrics: tuple[Literal["bleu4", "rouge"], ...] = ()
+    # both as the original ChatGLM2 counts them; cpm2: Dist-3 and -4, BLEU-4, F1, ROUGE as CPM-2 counts them;
+    # characters: these in their standard forms; equation: whether equations have the same value, in both forms.
+    metrics: tuple[Literal["bleu4", "rouge", "cpm2", "characters", "equation"], ...] = ()
     # Only the first n records.
     limit: int | None = Field(default=None, gt=0)
 

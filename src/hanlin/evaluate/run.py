@@ -21,14 +21,19 @@ from hanlin.core.settings import GenerateSettings
 from hanlin.data.files import replaced_file
 from hanlin.generate.engine import Engine, naming, show_progress
 
-from .metrics.named import score_texts
+from .metrics.named import score_corpus, score_texts
 from .metrics.text import mean
-from .tasks import generate, likelihood, loss
+from .tasks import generate, likelihood, loss, rank
 from .tasks.task import Row, Task
 
 log = logging.getLogger(__name__)
 
-TASKS: dict[str, Task] = {"generate": generate.TASK, "likelihood": likelihood.TASK, "loss": loss.TASK}
+TASKS: dict[str, Task] = {
+    "generate": generate.TASK,
+    "likelihood": likelihood.TASK,
+    "loss": loss.TASK,
+    "rank": rank.TASK,
+}
 
 Metrics = dict[str, dict[str, float]]
 """Task -> metric -> number."""
@@ -118,11 +123,12 @@ def _predictions(
 
 
 def _score(rows: Sequence[Row], metrics: Sequence[str], path: Path) -> dict[str, float]:
-    """Write each row's scores beside its texts; return their means."""
+    """Write each row's scores beside its texts; return their means, and the scores of all texts together."""
     scores = [score_texts(metrics, row["answer"], row["gold"]) for row in rows]
     with replaced_file(path) as stream:
         stream.writelines(_line({**row, "scores": own}) for row, own in zip(rows, scores, strict=True))
-    return {name: mean([own[name] for own in scores]) for name in scores[0]}
+    means = {name: mean([own[name] for own in scores]) for name in scores[0]}
+    return means | score_corpus(metrics, [row["answer"] for row in rows], [row["gold"] for row in rows])
 
 
 def _kept(part: Path, rows: Iterable[Row]) -> Iterator[Row]:

@@ -122,6 +122,27 @@ class TakesPrompts(Protocol):
 
 
 @dataclass(frozen=True)
+class Contest:
+    """Names and samples of what a record lets compete for one label; best: who should win, None where that is open."""
+
+    names: Sequence[str]
+    samples: Sequence[Sample]
+    best: str | None = None
+
+
+@runtime_checkable
+class Ranks(Protocol):
+    """Samples of a family some of whose records are competitors to be ranked."""
+
+    def contest(self, record: Any) -> Contest:
+        """A competitor's score is the logit of the one label of its sample.
+
+        Raises: DataError when the records are of another kind.
+        """
+        ...
+
+
+@dataclass(frozen=True)
 class BeamManner:
     """What a family's original does in its own way when it searches with beams (generate/beam.py).
 

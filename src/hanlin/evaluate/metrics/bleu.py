@@ -25,17 +25,37 @@ def bleu4_method3(prediction: Sequence[str], reference: Sequence[str]) -> float:
 
 def bleu4_corpus_method3(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> float:
     """BLEU-4 in 0..100 of all predictions together, each with one reference (nltk `corpus_bleu`, method3)."""
-    pairs = list(zip(predictions, references, strict=True))
-    matches = [sum(_matches(*pair, order) for pair in pairs) for order in ORDERS]
+    matches = _corpus_matches(predictions, references)
     if matches[0] == 0:
         return 0.0
     possible = [sum(max(1, len(prediction) - order + 1) for prediction in predictions) for order in ORDERS]
-    mean = math.fsum(map(math.log, _smoothed(matches, possible))) / len(ORDERS)
+    return _combined(_smoothed(matches, possible), predictions, references)
+
+
+def bleu4_corpus(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> float:
+    """BLEU-4 in 0..100 of all predictions together (Papineni et al. 2002), not smoothed: 0 if an order has no match."""
+    matches = _corpus_matches(predictions, references)
+    if 0 in matches:
+        return 0.0
+    possible = [sum(max(0, len(prediction) - order + 1) for prediction in predictions) for order in ORDERS]
+    precisions = [match / most for match, most in zip(matches, possible, strict=True)]
+    return _combined(precisions, predictions, references)
+
+
+def _corpus_matches(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> list[int]:
+    pairs = list(zip(predictions, references, strict=True))
+    return [sum(num_shared(*pair, order) for pair in pairs) for order in ORDERS]
+
+
+def _combined(
+    precisions: Sequence[float], predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]
+) -> float:
+    mean = math.fsum(map(math.log, precisions)) / len(ORDERS)
     brevity = min(0.0, 1 - sum(map(len, references)) / sum(map(len, predictions)))
     return 100 * math.exp(brevity + mean)
 
 
-def _matches(prediction: Sequence[str], reference: Sequence[str], order: int) -> int:
+def num_shared(prediction: Sequence[str], reference: Sequence[str], order: int) -> int:
     """n-grams of the prediction that the reference has, each at most as often as there."""
     return (_ngrams(prediction, order) & _ngrams(reference, order)).total()
 

@@ -17,6 +17,8 @@ from typing import Any
 _MAX_CHARACTERS = 1000
 # A power of whole numbers with more binary digits than this is refused: it could take hours.
 _MAX_BITS = 10_000
+# Of the value (of 1 below that): more than the rounding of a few operations.
+_TOLERANCE = 1e-6
 
 _BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
@@ -41,6 +43,15 @@ def has_equal_value(prediction: str, reference: str) -> bool:
     """Whether both can be computed and are equal."""
     try:
         return value_of(prediction) == value_of(reference)
+    except (ValueError, ArithmeticError, TypeError, SyntaxError, RecursionError):
+        return False
+
+
+def is_close_in_value(prediction: str, reference: str) -> bool:
+    """The standard form: equal up to rounding (1e-6 of the value), and `^` is a power."""
+    try:
+        found, wanted = (value_of(text.replace("^", "**")) for text in (prediction, reference))
+        return abs(found - wanted) <= _TOLERANCE * max(1, abs(wanted))
     except (ValueError, ArithmeticError, TypeError, SyntaxError, RecursionError):
         return False
 

@@ -43,12 +43,12 @@ def cut_words(text: str) -> list[str]:
 def rouge_n(words: Sequence[str], expected: Sequence[str], order: int) -> float:
     """The F-score of the sets of n-grams, in 0..100."""
     found, wanted = _ngrams(words, order), _ngrams(expected, order)
-    return _f_score(len(found & wanted), len(found), len(wanted))
+    return f_score(len(found & wanted), len(found), len(wanted))
 
 
 def rouge_l(words: Sequence[str], expected: Sequence[str]) -> float:
     """The F-score of the longest common subsequence, in 0..100."""
-    return _f_score(common_length(words, expected), len(words), len(expected))
+    return f_score(common_length(words, expected), len(words), len(expected))
 
 
 def common_length(left: Sequence[str], right: Sequence[str]) -> int:
@@ -71,7 +71,7 @@ def _ngrams(words: Sequence[str], order: int) -> set[tuple[str, ...]]:
     return set(zip(*(words[start:] for start in range(order)), strict=False))
 
 
-def _f_score(shared: int, found: int, wanted: int) -> float:
+def f_score(shared: int, found: int, wanted: int) -> float:
     precision = shared / found if found else 0.0
     recall = shared / wanted if wanted else 0.0
     return 100 * 2 * precision * recall / (precision + recall + _NEVER_ZERO)

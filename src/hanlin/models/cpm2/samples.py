@@ -17,6 +17,7 @@ import numpy as np
 from hanlin.core.batch import IGNORED, Batch, Prompt, PromptBatch, Sample
 from hanlin.core.errors import ConfigError, DataError
 from hanlin.core.settings import PromptSettings
+from hanlin.models.family import Contest
 
 from . import rows
 from .config import Cpm2Config
@@ -196,19 +197,20 @@ class Cpm2Samples:
             raise DataError("records of this data set have no options to choose from; take the task generate or loss")
         return answer.candidates(record)
 
-    def contest(self, record: Any) -> tuple[list[str], list[Sample]]:
-        """Names and samples of the titles that a record lets compete, the better one first where it says so.
+    def contest(self, record: Any) -> Contest:
+        """The titles that a record lets compete, the better one first where it says so.
 
-        A title's score is the logit of its one label.
         Raises: DataError when the data set ranks nothing.
         """
         if self.data_set.answer is not None:
             raise DataError("records of this data set have nothing to rank; take the task generate or likelihood")
         if self._is_ranking(record):
             named = [(str(number), item) for number, item in sogou.make_candidates(record, self.prompts)]
+            best = None
         else:
-            named = list(zip(("pos_doc", "neg_doc"), sogou.make_pair(record, self.prompts), strict=True))
-        return [name for name, _ in named], [self._scored(item) for _, item in named]
+            named = list(zip(sogou.PAIR, sogou.make_pair(record, self.prompts), strict=True))
+            best = sogou.PAIR[0]
+        return Contest([name for name, _ in named], [self._scored(item) for _, item in named], best)
 
     def _records(self, row: Any) -> list[Any]:
         found, limit = self.data_set.records(row), self.data_set.max_length

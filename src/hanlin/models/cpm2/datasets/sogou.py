@@ -17,6 +17,7 @@ from .dataset import DataSet
 from .fields import field
 
 SCORED = Mark("相关")
+PAIR = ("pos_doc", "neg_doc")
 # The original reads the first half of the training file and the first fifth of the dev file.
 TRAIN_SHARE, DEV_SHARE = 0.5, 0.2
 # Ids of a query with a title; pairs with a longer one are not learned from.
@@ -29,7 +30,7 @@ def records(record: Any) -> list[Any]:
     """The record; nothing for one without a difference or with a broken query."""
     if is_ranking(record):
         return [record]
-    query, better, worse = (field(record, key, str) for key in ("query", "pos_doc", "neg_doc"))
+    query, better, worse = (field(record, key, str) for key in ("query", *PAIR))
     return [] if better == worse or any(mark in query for mark in _BROKEN) else [record]
 
 
@@ -44,7 +45,7 @@ def make_pair(record: Any, prompts: PromptSettings | None = None) -> list[Item]:
     Raises: DataError.
     """
     query = field(record, "query", str)
-    return [_item(query, field(record, key, str), prompts) for key in ("pos_doc", "neg_doc")]
+    return [_item(query, field(record, key, str), prompts) for key in PAIR]
 
 
 def make_candidates(record: Any, prompts: PromptSettings | None = None) -> list[tuple[int, Item]]:

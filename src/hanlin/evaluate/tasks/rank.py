@@ -1,0 +1,68 @@
+"""Ranking: score the competitors of a record by the logit of one label, and put the best one first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from hanlin.core.batch import IGNORED, Sample
+from hanlin.core.errors import DataError
+from hanlin.core.settings import GenerateSettings
+from hanlin.evaluate.metrics.text import mean, share
+from hanlin.generate.engine import Engine, naming
+from hanlin.models.family import Contest, Ranks
+
+from .task import Numbered, Row, Task
+
+
+def predict(engine: Engine, numbered: Numbered, options: GenerateSettings, seed: int) -> Iterator[tuple[int, Row]]:
+    """Yield {"gold": the better one's name or None, "answer": the winner's, "rank": of the gold one, "scores": by name,
+    best first}; among equals the earlier one is the better.
+
+    Raises: DataError when the family's records are not ranked.
+    """
+    del seed
+    samples = engine.samples
+    if not isinstance(samples, Ranks):
+        raise DataError("evaluate.tasks: records of this family cannot be ranked; take generate, likelihood or loss")
+    for number, record in numbered:
+        with naming(number):
+            contest = samples.contest(record)
+        parts = [
+            contest.samples[at : at + options.batch_size] for at in range(0, len(contest.samples), options.batch_size)
+        ]
+        scores = [score for part in parts for score in _scores(engine, part)]
+        yield number, _row(contest, dict(zip(contest.names, scores, strict=True)))
+
+
+def summarise(rows: Sequence[Row]) -> dict[str, float]:
+    """rank_accuracy: share of records whose better competitor won; mrr: mean of 1 / its rank. Only of records that say
+    which one that is; the others are in the predictions file.
+    """
+    ranks = [row["rank"] for row in rows if row["rank"] is not None]
+    if not ranks:
+        return {"ranked": len(rows)}
+    return {"rank_accuracy": share([rank == 1 for rank in ranks]), "mrr": mean([1 / rank for rank in ranks])}
+
+
+def _scores(engine: Engine, samples: Sequence[Sample]) -> list[float]:
+    batch = engine.samples.collate([[sample] for sample in samples], max(sample.length for sample in samples))
+    batch = batch.to(engine.device)
+    with engine.inference():
+        logits = engine.model(**batch.inputs)
+    labelled = batch.labels != IGNORED
+    return logits[labelled].gather(-1, batch.labels[labelled][:, None])[:, 0].tolist()
+
+
+def _row(contest: Contest, scores: dict[str, float]) -> Row:
+    # kept (the original's accuracy counts a tie as right): sorting is stable, and the better one comes first.
+    ranking = sorted(scores, key=lambda name: -scores[name])
+    rank = None if contest.best is None else ranking.index(contest.best) + 1
+    return {
+        "gold": contest.best,
+        "answer": ranking[0],
+        "rank": rank,
+        "scores": {name: scores[name] for name in ranking},
+    }
+
+
+TASK = Task(predict, summarise)
