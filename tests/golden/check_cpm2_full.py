@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from cpm2_case import (
@@ -21,8 +23,12 @@ from cpm2_case import (
     losses_of,
 )
 
-from hanlin.core.settings import TrainSettings
+from hanlin.core.batch import Prompt, PromptBatch
+from hanlin.core.settings import GenerateSettings, TrainSettings
+from hanlin.generate.engine import Engine
+from hanlin.models.cpm2 import family
 from hanlin.models.cpm2.model import Cpm2
+from hanlin.models.cpm2.samples import AnswerCursor
 from hanlin.parallel.place import place
 from hanlin.train.optim import AdamW
 from hanlin.train.step import Step
@@ -37,6 +43,7 @@ def check(case: Path, vocab: Path) -> None:
     _check_gradients(model, inputs, expected, facts["tolerance"])
     ids = greedy(model, inputs_of(inputs), facts["out_seq_length"], facts["bos_id"])
     assert_greedy(ids, expected["greedy_ids"], facts["sentinel1"], facts["pad_id"])
+    _check_searches(model, inputs, expected, facts)
     _check_training(load_model(case), inputs, expected, facts)
 
 
@@ -66,6 +73,38 @@ def _check_gradients(model: Cpm2, arrays: Arrays, expected: Arrays, tolerance: d
     theirs = {name.removeprefix("grad/"): tensor for name, tensor in expected.items() if name.startswith("grad/")}
     for name, gradient in theirs.items():
         assert_gradient(name, ours[name], gradient, tolerance["grad_rtol"])
+
+
+def _check_searches(model: Cpm2, arrays: Arrays, expected: Arrays, facts: dict) -> None:
+    """Greedy and beam search of the engine, all rows at once; with beams the original counts its start token."""
+    length, engine = facts["out_seq_length"], Engine(model, Rows(arrays, facts), beam_manner=family.beam_manner)
+    for name, options in (
+        ("greedy_ids", GenerateSettings(method="greedy", max_new_tokens=length)),
+        ("beam4_ids", GenerateSettings(method="beam", beams=4, max_new_tokens=length - 1)),
+    ):
+        for found, wanted in zip(engine.generate(range(len(arrays["idx"])), options), expected[name], strict=True):
+            cut = found[: found.index(facts["pad_id"])] if facts["pad_id"] in found else found
+            assert cut == [token for token in wanted.tolist() if token >= 0], name
+
+
+class Rows:
+    """Samples whose records are the numbers of the case's rows; their answers are ids."""
+
+    def __init__(self, arrays: Arrays, facts: dict) -> None:
+        self._inputs = inputs_of(arrays)
+        self._cursor = AnswerCursor(facts["bos_id"], facts["sentinel1"], left=None)
+
+    def prompt(self, record: int) -> Prompt:
+        return Prompt(record, {"tokens": np.zeros(0)}, self._cursor)
+
+    def collate_prompts(self, prompts: Sequence[Prompt]) -> PromptBatch:
+        chosen = [prompt.record for prompt in prompts]
+        inputs = {name: self._inputs[name][chosen] for name in ("encoder_tokens", "encoder_spans")}
+        inputs["tokens"] = torch.zeros(len(prompts), 0, dtype=torch.int64)
+        return PromptBatch(inputs, [self._cursor for _ in prompts], [[] for _ in prompts])
+
+    def answer(self, prompt: Prompt, tokens: Sequence[int]) -> list[int]:
+        return list(tokens)
 
 
 def _check_training(model: Cpm2, arrays: Arrays, expected: Arrays, facts: dict) -> None:

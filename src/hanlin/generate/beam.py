@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import NamedTuple
 
 from hanlin.core.batch import Cursor
@@ -119,7 +120,7 @@ def advance(search: Search, candidates: Iterable[Candidate], rules: BeamRules) -
 
 def is_settled(search: Search, best_score: float, rules: BeamRules) -> bool:
     """Whether no open beam can beat what was found; `best_score` is the best candidate's sum."""
-    if len(search.found) < rules.beams:
+    if rules.manner.runs_out or len(search.found) < rules.beams:
         return False
     # kept (bee_generate): the sum with the new token is divided by the length without it.
     length = _scored_length(search, search.beams[0], rules)
@@ -130,6 +131,8 @@ def is_settled(search: Search, best_score: float, rules: BeamRules) -> bool:
 def _sorted_out(search: Search, candidates: Iterable[Candidate], rules: BeamRules) -> tuple[list[Beam], list[Beam]]:
     """Those that go on, until there are enough, and those that end before."""
     beams, ended = [], []
+    if rules.manner.runs_out:
+        candidates = islice(candidates, rules.beams)
     for place, candidate in enumerate(candidates):
         beam = search.beams[candidate.beam].follow(candidate)
         if not beam.cursor.is_done:
@@ -156,4 +159,4 @@ def add_answer(search: Search, beam: Beam, rules: BeamRules) -> Search:
 def _scored_length(search: Search, beam: Beam, rules: BeamRules) -> int:
     if rules.manner.counts_prompt:
         return search.prompt_length + len(beam.tokens) - beam.cursor.is_done
-    return len(beam.tokens)
+    return len(beam.tokens) + rules.manner.counts_start

@@ -148,12 +148,16 @@ class BeamManner:
 
     counts_prompt: a score is divided by the length of prompt and answer without its end (else of the answer with it);
     ends_among_best: an end counts only if it is among the best candidates, as many as there are beams;
-    settles_late: whether a better answer is possible is asked after the step's ends were taken (else before).
+    settles_late: whether a better answer is possible is asked after the step's ends were taken (else before);
+    runs_out: an end takes the place of a beam, and the search goes on until no beam is left;
+    counts_start: a score is divided by the length of the answer with its end and its start.
     """
 
     counts_prompt: bool = False
     ends_among_best: bool = False
     settles_late: bool = False
+    runs_out: bool = False
+    counts_start: bool = False
 
 
 @dataclass(frozen=True)
