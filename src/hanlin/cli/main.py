@@ -34,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     keep_blas_quiet()
     try:
         args = _parse(argv)
+        args.argv = argv  # a command that starts further processes gives it to them
         return args.run(args)
     except HanlinError as error:
         print(_in_red(f"hanlin: {error}"), file=sys.stderr)

@@ -1,0 +1,78 @@
+"""What the commands that may run on several processes have in common."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hanlin.core.settings import Recipe
+
+
+def add_launch(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("several processes")
+    group.add_argument(
+        "--nproc",
+        type=int,
+        metavar="N",
+        help="processes on this machine; default: one per accelerator, else as many as the recipe's section `parallel` "
+        "needs. torchrun, srun and Kubernetes say it themselves",
+    )
+    group.add_argument(
+        "--timeout",
+        type=float,
+        default=1800,
+        metavar="SECONDS",
+        help="a process that keeps the others waiting for longer is taken for lost (default: %(default).0f)",
+    )
+    group.add_argument(
+        "--max-restarts",
+        type=int,
+        default=0,
+        metavar="N",
+        help="start all processes anew, from the last checkpoint, after a failure (default: %(default)s)",
+    )
+
+
+def on_all_ranks(args: argparse.Namespace, recipe: Recipe, work: Callable[[], int]) -> int:
+    """Do the work in this process, together with the other ranks if there are any; or start the ranks that do it.
+
+    Raises: ConfigError, RankError; what the work raises.
+    """
+    from hanlin.core.ranks import pick_device, read_ranks, start_log
+
+    world = read_ranks().world
+    to_start = _num_to_start(args.nproc, recipe)
+    if to_start > 1:
+        from hanlin.parallel.launch import run_ranks_here
+
+        start_log()
+        return run_ranks_here([sys.executable, "-m", "hanlin", *args.argv], to_start, max_restarts=args.max_restarts)
+    if world == 1:
+        return work()
+    from hanlin.parallel.group import joined
+
+    with joined(pick_device(recipe.run.device), timeout_seconds=args.timeout):
+        return work()
+
+
+def _num_to_start(nproc: int | None, recipe: Recipe) -> int:
+    """Processes to start here; 1: none besides this one."""
+    from hanlin.core.errors import ConfigError
+    from hanlin.core.ranks import is_launched, num_devices, read_ranks
+
+    if is_launched():
+        world = read_ranks().world
+        if nproc not in (None, world):
+            raise ConfigError(f"--nproc {nproc}: a launcher has already started {world} processes; remove --nproc")
+        return 1
+    if nproc is not None and nproc < 1:
+        raise ConfigError(f"--nproc {nproc}: at least one process is needed")
+    if nproc is not None:
+        return nproc
+    layout = recipe.parallel
+    per_copy = layout.tensor * layout.pipe
+    copies = layout.data or max(1, num_devices(recipe.run.device) // per_copy)
+    return copies * per_copy
