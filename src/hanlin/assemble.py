@@ -123,8 +123,18 @@ def load_data(recipe: Recipe, parts: Parts, part: Part) -> Prepared | Windows | 
         return _windows(recipe, parts, part)
     from hanlin.data.prepare import prepare
 
-    files = recipe.data.train if part == "train" else recipe.data.eval
-    return prepare(files, parts.samples, recipe.data, tokenizer=parts.tokenizer) if files else None
+    data, is_training = recipe.data, part == "train"
+    files = data.train if is_training else data.eval
+    if not files:
+        return None
+    return prepare(
+        files,
+        parts.samples,
+        data,
+        tokenizer=parts.tokenizer,
+        share=data.train_share if is_training else data.eval_share,
+        limit=data.train_limit if is_training else None,
+    )
 
 
 def _windows(recipe: Recipe, parts: Parts, part: Part) -> Windows | None:
@@ -388,11 +398,11 @@ def _evaluate(parts: Parts) -> Metrics:
 
 def _records(parts: Parts) -> list[Any]:
     """The records to score, in the order of the files."""
-    from hanlin.data.expand import expand
-    from hanlin.data.transform import open_records
+    from hanlin.data.expand import open_part
 
     recipe = parts.recipe
+    share = 1.0 if recipe.evaluate.data else recipe.data.eval_share
     paths = recipe.evaluate.data or recipe.data.eval
-    sources = [expand(open_records(path, recipe.data), parts.samples) for path in paths]
+    sources = [open_part(path, recipe.data, parts.samples, share=share) for path in paths]
     records = [source[number] for source in sources for number in range(len(source))]
     return records[: recipe.evaluate.limit]

@@ -63,6 +63,11 @@ class DataSettings(Settings):
     train: tuple[Path, ...] = ()
     # Files for the evaluation during training.
     eval: tuple[Path, ...] = ()
+    # The first share of the rows of each file of train, and of eval, that is read (more than 0, at most 1).
+    train_share: float = Field(default=1.0, gt=0, le=1)
+    eval_share: float = Field(default=1.0, gt=0, le=1)
+    # Only the first n records of each training file. None: all.
+    train_limit: int | None = Field(default=None, gt=0)
     # Pretraining: shares of train, valid and test among the documents ("949,50,1"). data.train (and data.eval, if the
     # valid part is not wanted) then name corpora: prefixes of .bin and .idx files, or texts and JSON lines with a key
     # "text". A row is a window of max_length tokens over them. None: the files hold records.

@@ -1,16 +1,20 @@
-"""A source whose rows hold several records each (a text with its questions), or none, as a source of these records."""
+"""What is read of a file: its first rows, and the records in each of them (a text with its questions), if several."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from hanlin.core.errors import DataError
+from hanlin.core.settings import DataSettings
 from hanlin.data.sources import Source
+from hanlin.data.transform import open_records
 
-__all__ = ["expand"]
+__all__ = ["expand", "open_part"]
 
 Records = Callable[[Any], Sequence[Any]]
 
@@ -29,6 +33,43 @@ def expand(source: Source, samples: Any) -> Source:
     """The source of the records that `samples` (a family's) finds in each row."""
     records = samples.records if isinstance(samples, HoldsSeveral) else None
     return source if records is None else _Expanded(source, records)
+
+
+@dataclass(frozen=True)
+class Head:
+    """The first `count` rows of a source."""
+
+    source: Source
+    count: int
+
+    @property
+    def fingerprint(self) -> str:
+        return f"{self.count} of {self.source.fingerprint}"
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, row: int) -> Any:
+        return self.source[row]
+
+    def where(self, row: int) -> str:
+        return self.source.where(row)
+
+
+def open_part(
+    path: Path, settings: DataSettings, samples: Any, *, share: float = 1.0, limit: int | None = None
+) -> Source:
+    """The records of a file or folder: of its first share of rows the first `limit` records.
+
+    Raises: DataError when nothing is left.
+    """
+    rows = open_records(path, settings)
+    if not (count := int(share * len(rows))):
+        raise DataError(
+            f"{path}: {share:g} of its {len(rows)} rows are none; raise data.train_share or data.eval_share"
+        )
+    records = expand(Head(rows, count) if count < len(rows) else rows, samples)
+    return records if limit is None or limit >= len(records) else Head(records, limit)
 
 
 class _Expanded:

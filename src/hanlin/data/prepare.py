@@ -27,13 +27,12 @@ from hanlin.core.batch import Sample
 from hanlin.core.errors import DataError
 from hanlin.core.settings import DataSettings
 from hanlin.data.cache import Columns, ColumnWriter, read_columns
-from hanlin.data.expand import expand
+from hanlin.data.expand import open_part
 from hanlin.data.files import published_folder
 from hanlin.data.pack import padding_share, plan_rows
 from hanlin.data.report import Counts, DataReport, make_report
 from hanlin.data.samples import HasFingerprint, Samples, SamplesMany, tried
 from hanlin.data.sources import BadRowError, Source
-from hanlin.data.transform import open_records
 
 log = logging.getLogger(__name__)
 
@@ -120,16 +119,19 @@ def prepare(
     settings: DataSettings,
     *,
     tokenizer: Any,
+    share: float = 1.0,
+    limit: int | None = None,
     progress: bool = True,
 ) -> Prepared:
     """Encode the rows of all files, or take them from the cache under `settings.cache`.
 
     tokenizer: the one that `samples` uses; what it saves of itself is part of the cache's name.
+    share, limit: of each file only the first share of its rows, and the first records of these.
     Raises: DataError listing the rows that cannot be used, unless the settings say that they are dropped.
     """
     if not files:
         raise DataError("no data files were given; name at least one")
-    sources = [expand(open_records(path, settings), samples) for path in files]
+    sources = [open_part(path, settings, samples, share=share, limit=limit) for path in files]
     fingerprint = _fingerprint(sources, samples, tokenizer, settings)
     folder = settings.cache.expanduser() / fingerprint[:32]
     columns = _read_cache(folder)
