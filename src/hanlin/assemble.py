@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from hanlin.core.config import dump_recipe
 from hanlin.core.errors import ConfigError
 from hanlin.core.settings import PromptSettings, Recipe, TuningSettings
-from hanlin.models.family import Family, TakesPrompts, load_family, make_options
+from hanlin.models.family import Family, LoadTokenizer, TakesPrompts, load_family, make_options
 
 if TYPE_CHECKING:
     import torch
@@ -155,8 +155,19 @@ def _windows(recipe: Recipe, parts: Parts, part: Part) -> Windows | None:
         limit=None if part == "train" else data.eval_windows,
         weights=() if is_own else data.weights,
     )
-    corpora = data.eval if is_own else data.train
+    corpora = [_corpus(path, parts) for path in (data.eval if is_own else data.train)]
     return open_windows(corpora, parts.samples, wanted, parts.tokenizer.vocab_size, data.cache)
+
+
+def _corpus(path: Path, parts: Parts) -> Path:
+    """The prefix of indexed data; texts are made such in the cache, unless they lie there from an earlier run."""
+    from hanlin.data.indexing import Encoding, end_id, index_in_cache
+    from hanlin.data.windows import is_corpus
+
+    if is_corpus(path):
+        return path
+    load = LoadTokenizer(parts.family.name, _vocab_path(parts.recipe))
+    return index_in_cache(path, Encoding(load, end=end_id(parts.tokenizer)), parts.recipe.data.cache)
 
 
 def load_engine(recipe: Recipe, parts: Parts | None = None) -> Engine:

@@ -55,3 +55,70 @@ def test_wrong_words_are_explained(
     assert main(["prepare", *words]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out.jsonl").exists()
+
+
+def small_vocabulary(folder: Path) -> Path:
+    tokens = ["<unk>", "<pad>", "<eod>", *"▂▃，。床前明月光疑是地上霜举头望低思故乡", *(f"<s_{n}>" for n in range(9))]
+    (folder / "vocab.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8")
+    return folder / "vocab.txt"
+
+
+POEM = "床前明月光，疑是地上霜。", "举头望明月，低头思故乡。"
+
+
+def test_texts_become_a_corpus_that_is_merged_shuffled_and_read_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vocab, corpus = str(small_vocabulary(tmp_path)), str(tmp_path / "corpus")
+    text, more = tmp_path / "a.txt", write_rows(tmp_path / "b.jsonl", *({"text": str(line)} for line in POEM))
+    text.write_text("\n".join(POEM), encoding="utf-8")
+    indexed = ["prepare", "--to", "indexed", "--workers", "1"]
+    assert main([*indexed, str(text), str(more), corpus, "--vocab", vocab]) == 0
+    shown = capsys.readouterr().out
+    assert "documents  4" in shown
+    assert "tokens     52, 13.0 a document" in shown
+    assert main([*indexed, str(text), corpus, "--vocab", vocab]) == 2
+    assert "a corpus is there already" in capsys.readouterr().err
+    mixed, back = str(tmp_path / "mixed"), tmp_path / "back.jsonl"
+    assert main(["prepare", "--from", "indexed", "--to", "indexed", corpus, corpus, mixed, "--shuffle", "1"]) == 0
+    assert capsys.readouterr().out == f"{mixed}: 8 documents, 104 tokens\n"
+    assert main(["prepare", "--from", "indexed", mixed, str(back), "--vocab", vocab]) == 0
+    texts = [json.loads(line)["text"] for line in back.read_text(encoding="utf-8").splitlines()]
+    assert texts != [f"{line}<eod>" for line in POEM] * 4
+    assert sorted(texts) == sorted([f"{line}<eod>" for line in POEM] * 4)
+
+
+def test_texts_lose_their_spans(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text, target = tmp_path / "a.txt", tmp_path / "t5"
+    text.write_text("<n>".join(POEM) + "\n太短", encoding="utf-8")
+    words = ["prepare", "--to", "indexed-spans", str(text), str(target), "--vocab", str(small_vocabulary(tmp_path))]
+    assert main([*words, "--workers", "1"]) == 0
+    assert "_context, _target, _target_offset: 1 documents" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.glob("t5*.idx")) == [
+        f"t5_{part}.idx" for part in ("context", "target", "target_offset")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--to", "indexed", "a.txt", "out"], "--vocab: name the vocabulary"),
+        (["--to", "indexed", "a.txt", "out.bin"], "the target is a prefix, without .bin"),
+        (["--to", "indexed", "a.txt", "out", "--vocab", "vocab.txt", "--eod", "<end>"], "no token <end>"),
+        (["--to", "indexed", "none.txt", "out", "--vocab", "vocab.txt"], "there is no such file"),
+        (["--to", "bee", "raw.jsonl", "out", "--shuffle", "1"], "--shuffle: only with --to indexed"),
+        (["--from", "indexed", "a", "out"], "--to: say what to write"),
+    ],
+)
+def test_wrong_words_about_corpora_are_explained(
+    words: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    small_vocabulary(tmp_path)
+    (tmp_path / "a.txt").write_text(POEM[0], encoding="utf-8")
+    assert main(["prepare", *words]) == 2
+    assert message in capsys.readouterr().err

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from hanlin.data.megatron_index import SPLITS, build_index, split_bounds
-from hanlin.data.sources.megatron import IndexedData
-from hanlin.data.span_corruption import PARTS, Marks, SpanData, corrupt_spans, span_sample
+from hanlin.data.sources.megatron import IndexedData, indexed_file, written_index
+from hanlin.data.span_corruption import PARTS, Marks, SpanData, corrupt_spans, span_sample, write_spans
 
 PAD, EOD = 5, 7  # of vocab/cpm1/t5_vocab.txt
 
@@ -20,6 +21,7 @@ def check(case: Path, vocab: Path) -> None:
     facts = json.loads((case / "case.json").read_text())
     records = json.loads((case / "documents.json").read_text())["records"]
     _check_corruption(records, facts)
+    _check_files(case, records, facts)
     expected = np.load(case / "expected.npz")
     for part in PARTS:
         data = IndexedData(case / f"small_document_{part}")
@@ -41,6 +43,20 @@ def check(case: Path, vocab: Path) -> None:
             assert sample.holds_end.tolist() == expected[f"{split}_ctx_eod_mask"][number].tolist()
             assert sample.tokens.tolist() == expected[f"{split}_targets"][number].tolist()
             assert sample.labels.tolist() == expected[f"{split}_labels"][number].tolist()
+
+
+def _check_files(case: Path, records: list[dict], facts: dict) -> None:
+    manner = {"density": facts["noisy_density"], "mean_span": facts["mean_noise_span_length"]}
+    with tempfile.TemporaryDirectory() as folder:
+        plain, ours = Path(folder) / "plain", Path(folder) / "ours"
+        with written_index(plain) as writer:
+            for record in records:
+                writer.add(record["ids"] if record else [1, EOD])
+        assert write_spans(IndexedData(plain), ours, facts["vocab_size"], EOD, **manner) == sum(map(bool, records))
+        for part in PARTS:
+            for ending in ("bin", "idx"):
+                theirs = indexed_file(case / f"small_document_{part}", ending).read_bytes()
+                assert indexed_file(Path(f"{ours}_{part}"), ending).read_bytes() == theirs, (part, ending)
 
 
 def _check_corruption(records: list[dict], facts: dict) -> None:

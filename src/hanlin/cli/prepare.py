@@ -5,6 +5,12 @@ hanlin prepare --from ccpm raw/train.jsonl data/train.jsonl  raw CCPM rows -> re
 hanlin prepare --from ccpm-text raw.jsonl data.jsonl         the same, with the right choice's text as the answer
 hanlin prepare --from bee bee_data/train train.jsonl         the original binary form -> JSON lines
 hanlin prepare --to bee train.jsonl bee_data/train           and back: a data file in the folder bee_data
+
+Token corpora for pretraining, PREFIX.bin and PREFIX.idx in Megatron's layout:
+hanlin prepare --to indexed texts/ more.jsonl.gz PREFIX --vocab V   one document a line; a stopped job goes on
+hanlin prepare --to indexed-spans texts/ PREFIX --vocab V           spans taken out, in the three files of T5
+hanlin prepare --from indexed --to indexed A B PREFIX --shuffle 1   merged and shuffled
+hanlin prepare --from indexed PREFIX back.jsonl --vocab V           read back
 """
 
 from __future__ import annotations
@@ -13,6 +19,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from hanlin.cli._corpus import INDEXED, add_corpus_options, corpus_options, prepare_corpus
+from hanlin.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from hanlin.core.settings import Recipe
@@ -24,11 +33,16 @@ HELP = "tokenise data and report on them; bring raw files into another form"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("words", nargs="+", metavar="RECIPE KEY=VALUE | SOURCE TARGET")
-    parser.add_argument("--from", dest="from_", choices=("jsonl", "bee", *CCPM), help="the form of SOURCE")
-    parser.add_argument("--to", choices=("jsonl", "bee"), help="the form of TARGET (default: jsonl)")
+    parser.add_argument("--from", dest="from_", choices=("jsonl", "bee", "indexed", *CCPM), help="the form of SOURCE")
+    parser.add_argument("--to", choices=("jsonl", "bee", *INDEXED), help="the form of TARGET (default: jsonl)")
+    add_corpus_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.from_ == "indexed" or args.to in INDEXED:
+        return prepare_corpus(args)
+    if given := corpus_options(args):
+        raise ConfigError(f"{', '.join(given)}: only with --to indexed, indexed-cached or indexed-spans")
     if args.from_ or args.to:
         return _convert(args.words, args.from_, args.to)
     from hanlin.check import check_file
@@ -52,7 +66,6 @@ def _prepare(recipe: Recipe) -> int:
 
 
 def _convert(words: Sequence[str], from_: str | None, to: str | None) -> int:
-    from hanlin.core.errors import ConfigError
     from hanlin.data.convert import ccpm_record, ccpm_text_record, convert_file
 
     if len(words) != 2:

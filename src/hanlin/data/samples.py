@@ -69,7 +69,7 @@ class ReadsTokens(Protocol):
         ...
 
     def window(self, tokens: np.ndarray, rng: np.random.Generator) -> Sample:
-        """The sample of a window, int64 `[window_tokens]`; all samples are equally long, at most `max_length`.
+        """The sample of a window, int64 `[window_tokens]`, no longer than `max_length`.
 
         rng: for what is drawn anew for each window.
         """
@@ -87,7 +87,7 @@ class ReadsSpans(Protocol):
         """The sample of what is read, int64 `[max_length]`, and all that is wanted, neither cut nor padded.
 
         Spans stand as the tokens that mark them, in the context and before each span of the target, which ends with
-        the next such token. All samples are equally long.
+        the next such token. The sample is no longer than `max_length`.
         """
         ...
 

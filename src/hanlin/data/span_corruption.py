@@ -9,6 +9,7 @@ Golden case cpm1_t5_dataset.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hanlin.data.megatron_index import SampleIndex
-from hanlin.data.sources.megatron import IndexedData
+from hanlin.data.sources.megatron import IndexedData, written_index
 
 if TYPE_CHECKING:
     import torch
@@ -55,6 +56,35 @@ def corrupt_spans(
         target += [vocab_size + number, *ids[middle:end]]
         start = end
     return Corrupted(context, target, offsets)
+
+
+def write_spans(
+    documents: IndexedData, prefix: Path, vocab_size: int, end: int, *, density: float = 0.15, mean_span: float = 3
+) -> int:
+    """Corrupt all documents and write the three files, to the byte as the original; returns how many got in.
+
+    end: the id that stands, or is put, at the end of each.
+    Raises: DataError when they cannot be written.
+    """
+    import torch
+
+    generator, count = torch.Generator().manual_seed(SEED), 0
+    with ExitStack() as stack:
+        writers = [
+            stack.enter_context(written_index(Path(f"{prefix}_{part}"), vocab_size=vocab_size)) for part in PARTS
+        ]
+        for item in range(len(documents)):
+            ids = documents[item].tolist()
+            if ids[-1:] == [end]:
+                ids.pop()
+            if len(ids) < MIN_TOKENS:
+                continue
+            count += 1
+            # kept: no document ends, only items (cpm1_t5_dataset).
+            made = corrupt_spans([*ids, end], vocab_size, generator, density=density, mean_span=mean_span)
+            for writer, part in zip(writers, (made.context, made.target, made.offsets), strict=True):
+                writer.add(part)
+    return count
 
 
 @dataclass(frozen=True)

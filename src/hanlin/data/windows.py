@@ -60,9 +60,8 @@ class Windows:
     ) -> None:
         self._corpora, self._count, self._samples, self._wanted = corpora, count, samples, wanted
         self._sets, self._numbers = blend(shares, count) if len(corpora) > 1 else (None, None)
-        first = self.get(0)
-        self.lengths = np.broadcast_to(np.int32(first.length), count)
-        self.loss_tokens = np.broadcast_to(np.int32(first.loss_tokens), count)
+        self.lengths = np.broadcast_to(np.int32(wanted.max_length), count)
+        self.loss_tokens = np.broadcast_to(np.int32(self.get(0).loss_tokens), count)
         facts = [wanted.part, wanted.max_length, wanted.seed, list(shares), [corpus.facts for corpus in corpora]]
         self.identity = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
         """Hash of the corpora and of their order: where it is equal, a place in the data means the same."""
@@ -83,7 +82,9 @@ class Windows:
     def get(self, number: int, rng: np.random.Generator | None = None) -> Sample:
         """The sample of a window; without `rng` it is drawn from the seed and the window's number."""
         corpus, place = self._place(number)
-        return corpus.sample(place, rng or np.random.default_rng([self._wanted.seed, number]))
+        sample = corpus.sample(place, rng or np.random.default_rng([self._wanted.seed, number]))
+        assert sample.length <= self._wanted.max_length, (self.where(number), sample.length)
+        return sample
 
     def where(self, number: int) -> str:
         """The corpus and the documents behind a window."""
@@ -92,17 +93,17 @@ class Windows:
 
     @cached_property
     def report(self) -> DataReport:
-        length, longest = int(self.lengths[0]), self._wanted.max_length
+        first, longest = self.get(0), self._wanted.max_length
         return DataReport(
             counts=Counts(read=sum(len(corpus.documents) for corpus in self._corpora)),
             samples=self._count,
-            tokens=length * self._count,
+            tokens=first.length * self._count,
             loss_tokens=int(self.loss_tokens[0]) * self._count,
             max_length=longest,
-            lengths=dict.fromkeys(("p10", "p50", "p90", "max"), length),
-            histogram=[(length, self._count)],
-            padding=1 - length / longest,
-            first=self._samples.show(self.get(0)),
+            lengths=dict.fromkeys(("p10", "p50", "p90", "max"), first.length),
+            histogram=[(first.length, self._count)],
+            padding=1 - first.length / longest,
+            first=self._samples.show(first),
         )
 
     def _place(self, number: int) -> tuple[_Corpus, int]:

@@ -185,6 +185,17 @@ class Family:
     beam_manner: BeamManner = BeamManner()
 
 
+@dataclass(frozen=True)
+class LoadTokenizer:
+    """Loads the tokenizer of a family; may be sent to another process."""
+
+    family: str
+    vocab: Path
+
+    def __call__(self) -> Tokenizer:
+        return load_family(self.family).tokenizer(self.vocab)
+
+
 def family_names() -> list[str]:
     """The families that live under `hanlin.models`."""
     package = importlib.import_module("hanlin.models")

@@ -1,0 +1,313 @@
+"""Text files -> indexed data, by several processes; what was encoded is never encoded again after a kill.
+
+Each piece of the files is encoded once and lies as a part, under the digest of its text, in `PREFIX.parts/` until all
+are put together in the order of the files. So a stopped job goes on where it was, and after a bad row was corrected
+only its piece is done anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from hanlin.core.errors import ConfigError, DataError
+from hanlin.data.corpus import BadText, Per, Piece, find_files, read_documents, read_pieces
+from hanlin.data.files import replaced_file
+from hanlin.data.prepare import hash_tokenizer
+from hanlin.data.sources.megatron import Form, indexed_file, token_dtype, written_index
+
+log = logging.getLogger(__name__)
+
+VERSION = 1
+"""Goes up when the same text would be encoded or stored in another way."""
+ENDS = ("<eod>", "<|endoftext|>", "</s>")
+LISTED = 50
+_AHEAD = 4  # pieces per process that are read before they are needed
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How text becomes tokens.
+
+    load: returns the tokenizer; called once in each process, so it must be picklable. key: of the text in JSON lines;
+    end: the id that follows every document, if any; line_break: what stands for a line break inside a line.
+    """
+
+    load: Callable[[], Any]
+    key: str = "text"
+    per: Per = "line"
+    end: int | None = None
+    line_break: str | None = None
+
+
+@dataclass(frozen=True)
+class CorpusReport:
+    """What was read and written; sizes: tokens of each document; reused: share of the pieces that were there already;
+    seconds: of the whole."""
+
+    files: int
+    sizes: np.ndarray
+    characters: int
+    bad: list[tuple[str, str]]
+    reused: float
+    seconds: float
+
+    @property
+    def tokens(self) -> int:
+        return int(self.sizes.sum(dtype=np.int64))
+
+
+def index_texts(
+    paths: Sequence[Path],
+    prefix: Path,
+    encoding: Encoding,
+    *,
+    form: Form = "mmap",
+    workers: int = 1,
+    bad_rows: Literal["error", "drop"] = "error",
+    rewrite: Callable[[Path], object] | None = None,
+    progress: bool = True,
+) -> CorpusReport:
+    """Write the documents of all files, in their order, to `prefix`.bin and .idx.
+
+    rewrite: makes what is wanted out of these data in place of them; it gets the prefix where they lie for a while.
+    Raises: DataError, also listing the rows that cannot be used.
+    """
+    start, files = time.perf_counter(), find_files(paths)
+    tokenizer = encoding.load()
+    encoder = _Encoder(encoding, Path(f"{prefix}.parts"), token_dtype(tokenizer.vocab_size), hash_tokenizer(tokenizer))
+    encoder.parts.mkdir(parents=True, exist_ok=True)
+    digests, bad, num_reused = _encode_all(files, encoder, workers, progress)
+    if bad and bad_rows == "error":
+        raise DataError(_list_bad(bad))
+    plain = encoder.parts / "plain" if rewrite else prefix
+    sizes, characters = _join(encoder, digests, plain, form, tokenizer.vocab_size)
+    if rewrite:
+        rewrite(plain)
+    shutil.rmtree(encoder.parts)
+    seconds = time.perf_counter() - start
+    return CorpusReport(len(files), sizes, characters, bad, num_reused / len(digests), seconds)
+
+
+def index_in_cache(path: Path, encoding: Encoding, cache: Path) -> Path:
+    """The prefix of the indexed documents of a text file or a folder, under `cache`; made unless they lie there.
+
+    Raises: DataError.
+    """
+    found = hashlib.sha256(hash_tokenizer(encoding.load()).encode())
+    for file in find_files([path]):
+        with file.open("rb") as stream:
+            found.update(f"{file.name}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}".encode())
+    manner = (VERSION, encoding.key, encoding.per, encoding.end, encoding.line_break)
+    found.update(repr(manner).encode())
+    prefix = cache.expanduser() / f"corpus-{found.hexdigest()[:32]}" / "documents"
+    if not indexed_file(prefix, "idx").is_file():
+        report = index_texts([path], prefix, encoding, workers=os.cpu_count() or 1)
+        log.info("corpus encoded documents=%d tokens=%d cache=%s", len(report.sizes), report.tokens, prefix)
+    return prefix
+
+
+def end_id(tokenizer: Any, name: str | None = None) -> int:
+    """The id that ends a document: of the token `name`, else of the first of the usual ones that the tokenizer has.
+
+    Raises: ConfigError.
+    """
+    names = [name] if name else ENDS
+    found = [id for one in names if hasattr(tokenizer, "find") and (id := tokenizer.find(one)) is not None]
+    if not found:
+        raise ConfigError(f"the vocabulary has no token {' or '.join(names)} that could end a document; name another")
+    return found[0]
+
+
+@dataclass(frozen=True)
+class _Encoder:
+    """Makes the parts; what is pickled for another process is small, the tokenizer is loaded there."""
+
+    encoding: Encoding
+    parts: Path
+    dtype: np.dtype
+    tokenizer_hash: str
+
+    def part(self, digest: str) -> Path:
+        """The file of a piece."""
+        return self.parts / f"{digest}.npz"
+
+    def digest(self, piece: Piece) -> str:
+        """Names what becomes of a piece."""
+        manner = (VERSION, self.encoding.key, self.encoding.end, self.encoding.line_break, self.tokenizer_hash)
+        return hashlib.sha256(f"{manner}{piece.digest}".encode()).hexdigest()[:32]
+
+    def encode(self, piece: Piece, digest: str, tokenizer: Any) -> None:
+        """Publish the part of a piece."""
+        found = list(read_documents(piece, self.encoding.key))
+        texts = [self._prepared(text) for text in found if isinstance(text, str)]
+        many = getattr(tokenizer, "encode_many", None)
+        ids = many(texts) if many else [tokenizer.encode(text) for text in texts]
+        end = [] if self.encoding.end is None else [self.encoding.end]
+        bad = json.dumps([astuple(text) for text in found if isinstance(text, BadText)])
+        with replaced_file(self.part(digest)) as stream:
+            np.savez(
+                stream,
+                tokens=np.fromiter((id for one in ids for id in (*one, *end)), self.dtype),
+                sizes=np.array([len(one) + len(end) for one in ids], np.int64),
+                characters=np.array(sum(map(len, texts))),
+                bad=np.frombuffer(bad.encode(), np.uint8),
+            )
+
+    def bad(self, piece: Piece, digest: str) -> list[tuple[str, str]]:
+        """File and line of what the part left out, and why."""
+        with np.load(self.part(digest)) as part:
+            bad = [BadText(*one) for one in json.loads(part["bad"].tobytes())]
+        return [(one.where(piece), one.reason) for one in bad]
+
+    def _prepared(self, text: str) -> str:
+        return text.replace(self.encoding.line_break, "\n") if self.encoding.line_break else text
+
+
+def _encode_all(
+    files: Sequence[Path], encoder: _Encoder, workers: int, progress: bool
+) -> tuple[list[str], list[tuple[str, str]], int]:
+    """Digests of all pieces, what is bad in them, and how many pieces were there already."""
+    digests: list[str] = []
+    bad: dict[int, list[tuple[str, str]]] = {}
+    num_reused = 0
+    encode = _here if workers == 1 else partial(_in_processes, workers=workers)
+    with _bar(sum(file.stat().st_size for file in files), progress) as advance:
+        jobs = _jobs(files, encoder, digests)
+        for job in encode(jobs, encoder):
+            bad[job.number] = encoder.bad(job.piece, job.digest)
+            num_reused += job.is_done
+            advance(job.piece.weight)
+    return digests, [one for _, some in sorted(bad.items()) for one in some], num_reused
+
+
+@dataclass(frozen=True)
+class _Job:
+    """is_done: its part is there already."""
+
+    number: int
+    piece: Piece
+    digest: str
+    is_done: bool
+
+
+def _jobs(files: Sequence[Path], encoder: _Encoder, digests: list[str]) -> Iterator[_Job]:
+    for number, piece in enumerate(read_pieces(files, encoder.encoding.per)):
+        digests.append(encoder.digest(piece))
+        yield _Job(number, piece, digests[-1], encoder.part(digests[-1]).exists())
+
+
+def _here(jobs: Iterator[_Job], encoder: _Encoder) -> Iterator[_Job]:
+    tokenizer = encoder.encoding.load()
+    for job in jobs:
+        if not job.is_done:
+            encoder.encode(job.piece, job.digest, tokenizer)
+        yield job
+
+
+def _in_processes(jobs: Iterator[_Job], encoder: _Encoder, workers: int) -> Iterator[_Job]:
+    """The jobs in the order in which they are done."""
+    context = multiprocessing.get_context("spawn")  # a fork would take along the threads of this process
+    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(encoder,))
+    waiting: dict[Future, _Job] = {}
+    try:
+        for job in jobs:
+            if job.is_done:
+                yield job
+                continue
+            waiting[pool.submit(_work, job)] = job
+            if len(waiting) >= workers * _AHEAD:
+                yield from _finished(waiting, FIRST_COMPLETED)
+        yield from _finished(waiting, ALL_COMPLETED)
+    except BrokenProcessPool:
+        raise DataError(
+            "a process that encoded text has died, perhaps for want of memory; run the same command again, with fewer "
+            "--workers: what is done is kept"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _finished(waiting: dict[Future, _Job], when: str) -> Iterator[_Job]:
+    for future in wait(waiting, return_when=when).done:
+        future.result()
+        yield waiting.pop(future)
+
+
+# --- inside a worker ---
+
+_worker: list[Any] = []  # encoder and tokenizer of this process
+
+
+def _start_worker(encoder: _Encoder) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _worker[:] = encoder, encoder.encoding.load()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _work(job: _Job) -> None:
+    encoder, tokenizer = _worker
+    encoder.encode(job.piece, job.digest, tokenizer)
+
+
+# --- putting together ---
+
+
+def _join(
+    encoder: _Encoder, digests: Sequence[str], prefix: Path, form: Form, vocab_size: int
+) -> tuple[np.ndarray, int]:
+    """Write all parts behind each other; the documents' sizes, and the characters of all."""
+    characters = 0
+    with written_index(prefix, form, vocab_size) as writer:
+        for digest in digests:
+            with np.load(encoder.part(digest)) as part:
+                writer.add_documents(part["tokens"].astype(writer.dtype), part["sizes"])
+                characters += int(part["characters"])
+        if not len(writer.sizes):
+            raise DataError(f"{prefix}: the files hold no documents; give text, one document a line or a file")
+    return np.array(writer.sizes), characters
+
+
+def _list_bad(bad: Sequence[tuple[str, str]]) -> str:
+    lines = [f"  {where}: {reason}" for where, reason in bad[:LISTED]]
+    if len(bad) > LISTED:
+        lines.append(f"  ... and {len(bad) - LISTED:,} more")
+    advice = "Correct them (the rest is kept and not encoded again), or leave them out with --bad-rows drop."
+    return "\n".join([f"{len(bad):,} documents cannot be used.", *lines, advice])
+
+
+@contextmanager
+def _bar(total: int, progress: bool) -> Iterator[Callable[[int], None]]:
+    """A bar over bytes on a terminal; gives what advances it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = TextColumn("Encoding"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, transient=True, disable=not (progress and console.is_terminal)) as bar:
+        task = bar.add_task("Encoding", total=total)
+        yield lambda size: bar.advance(task, size)
