@@ -125,7 +125,7 @@ class _CountsOldGradients:
         own = self._worker.grad_norm()
         if self._old is None:
             self._old = (self._first_norm**2 - float(own) ** 2) ** 0.5
-        return torch.hypot(own, torch.tensor(self._old))
+        return (own**2 + self._old**2) ** 0.5
 
     def scale_grads(self, factor: float) -> None:
         assert self._old is not None

@@ -23,8 +23,9 @@ from hanlin.formats.files import (
     write_shards,
     write_weights,
 )
+from hanlin.formats.lazy import Joined, Lazy, forget, meta_of
 from hanlin.formats.ranks import Partitions, RankWeights, find_ranks, write_ranks
-from hanlin.formats.rules import Drop, Move, Rename, Rule, find_moves, rename
+from hanlin.formats.rules import Copies, Drop, Move, Rename, Rule, find_moves, rename
 
 if TYPE_CHECKING:
     import torch
@@ -49,7 +50,8 @@ class Format:
     refuse: raises CheckpointError for the JSON of a model that is often taken for one of the family;
     partitions: how the tensors are divided where each model-parallel rank has its own file (None: they never are);
     open: the weights at a path if they lie there in a way of files that only this layout has, else None;
-    write: writes our config and their tensors into a folder, for so many ranks, where that is not done as above;
+    write: writes our config and their tensors into a folder, for so many ranks and as of an iteration, where that is
+    not done as above;
     soft_prompt: their name of the tensor with soft prompts, which lies among those of the model where it was tuned so.
     """
 
@@ -64,7 +66,7 @@ class Format:
     refuse: Callable[[Mapping[str, Any]], None] | None = None
     partitions: Partitions | None = None
     open: Callable[[Path], Weights | None] | None = None
-    write: Callable[[Path, Any, Mapping[str, torch.Tensor], int], None] | None = None
+    write: Callable[[Path, Any, Mapping[str, torch.Tensor], int, int], None] | None = None
     soft_prompt: str | None = None
 
 
@@ -92,7 +94,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Translated(Mapping[str, "torch.Tensor"]):
+class Translated(Lazy):
     """Tensors under the names of the other side, each made when it is asked for."""
 
     tensors: Mapping[str, torch.Tensor]
@@ -101,6 +103,18 @@ class Translated(Mapping[str, "torch.Tensor"]):
     def __getitem__(self, name: str) -> torch.Tensor:
         move = self.moves[name]
         return move.run(tuple(self.tensors[source] for source in move.sources))[move.targets.index(name)]
+
+    def meta(self, name: str) -> torch.Tensor:
+        move = self.moves[name]
+        return move.run(tuple(meta_of(self.tensors, source) for source in move.sources))[move.targets.index(name)]
+
+    def forget(self, name: str) -> None:
+        for source in self.moves[name].sources:
+            forget(self.tensors, source)
+
+    def twin(self, name: str) -> str:
+        move = self.moves[name]
+        return move.targets[0] if isinstance(move.rule, Copies) else name
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.moves)
@@ -118,7 +132,7 @@ def find_source(path: Path, family: FamilyFacts, from_: str | None = None) -> So
     if is_base(path) and from_ in (None, BASE):
         return Source(path, BASE, open_weights(path), _base_values(path, family))
     weights = open_theirs(path, family)
-    name = from_ or recognise(weights, family)
+    name = from_ or weights.layout or recognise(weights, family)
     if name is None or name not in family.formats:
         refuse_lookalikes(path, family)
         known = ", ".join([BASE, *family.formats])
@@ -218,8 +232,7 @@ def load_into(
     translated = _to_ours(source, family, config, {name: tuple(parameter.shape) for name, parameter in wanted.items()})
     for name, parameter in wanted.items():
         _fill(model, name, parameter, translated[name], dtype, device)
-        for used in translated.moves[name].sources:
-            source.weights.forget(used)
+        translated.forget(name)
 
 
 def check_fit(path: Path, family: FamilyFacts, changes: Mapping[str, Any] | None = None) -> None:
@@ -280,11 +293,15 @@ def convert(
     tokenizer: Any = None,
     overwrite: bool = False,
     ranks: int = 1,
+    iteration: int | None = None,
+    more: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
     """Rewrite weights from one layout (None: told from the files) as the folder `target` in layout `to`.
 
     changes: config values that win over the source's; tokenizer: written along (None: the source's files are copied);
-    ranks: model-parallel ranks to divide the tensors over, where the layout can.
+    ranks: model-parallel ranks to divide the tensors over, where the layout can; iteration: of the training program,
+    for its file names (None: the source's, else 1); more: tensors that are written along under these names of theirs
+    (soft prompts), to every rank.
 
     Raises: CheckpointError; the target is whole or not there at all.
     """
@@ -301,7 +318,9 @@ def convert(
             write_json(beside / "config.json", {"family": family.name, **asdict(config)})
             write_shards(beside, ours)
         else:
-            _write_theirs(beside, family.formats[to], config, ours, ranks)
+            form, number = family.formats[to], iteration or opened.weights.iteration or 1
+            write_json(beside / form.config_files[0], form.write_config(config))
+            _write_theirs(beside, form, config, Joined(_to_theirs(form, config, ours), more or {}), ranks, number)
         _bring_tokenizer(opened.path, beside, family, tokenizer)
 
 
@@ -309,15 +328,19 @@ def _is_divided(form: Format) -> bool:
     return form.partitions is not None or form.write is not None
 
 
-def _write_theirs(folder: Path, form: Format, config: Any, ours: Mapping[str, torch.Tensor], ranks: int = 1) -> None:
-    write_json(folder / form.config_files[0], form.write_config(config))
+def _to_theirs(form: Format, config: Any, ours: Mapping[str, torch.Tensor]) -> Translated:
     moves = find_moves(form.rules(config), ours, "to_theirs")
-    theirs = Translated(ours, {target: move for move in moves for target in move.targets})
     assert sum(len(move.sources) for move in moves) == len(ours), "the rules must know every parameter"
+    return Translated(ours, {target: move for move in moves for target in move.targets})
+
+
+def _write_theirs(
+    folder: Path, form: Format, config: Any, theirs: Mapping[str, torch.Tensor], ranks: int, iteration: int
+) -> None:
     if form.write is not None:
-        form.write(folder, config, theirs, ranks)
+        form.write(folder, config, theirs, ranks, iteration)
     elif form.partitions is not None:
-        write_ranks(folder, theirs, form.partitions, ranks)
+        write_ranks(folder, theirs, form.partitions, ranks, iteration)
     else:
         write_weights(folder / form.weights_file, theirs, form.shard_bytes)
 
@@ -424,7 +447,7 @@ def _their_name(rules: Sequence[Rule], ours: str) -> str:
 def _check_shapes(source: Source, translated: Translated, shapes: Mapping[str, tuple[int, ...]]) -> None:
     wrong = []
     for name, expected in shapes.items():
-        found = tuple(translated[name].shape)
+        found = tuple(translated.meta(name).shape)
         if found != expected:
             their_names = ", ".join(translated.moves[name].sources)
             wrong.append(f"  {their_names}: found {list(found)}, expected {list(expected)}")

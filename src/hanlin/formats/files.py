@@ -5,14 +5,9 @@ Files are memory-mapped. No code from a file is ever run: pickles are read with 
 
 from __future__ import annotations
 
-import ctypes
 import json
-import mmap
 import os
-import pickle
-import re
 import shutil
-import sys
 import tempfile
 import zipfile
 from collections import OrderedDict
@@ -22,6 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hanlin.core.errors import CheckpointError
+from hanlin.formats.lazy import Lazy, Part, bytes_of, forget, forget_pages, meta_of
+from hanlin.formats.torch_file import load_torch_file, write_torch_files
 
 if TYPE_CHECKING:
     import torch
@@ -45,14 +42,17 @@ _DTYPE_WORDS = {
 }
 
 
-class Weights(Mapping[str, "torch.Tensor"]):
-    """Tensors by name, each read when it is asked for; `files` are those that hold them."""
+class Weights(Lazy):
+    """Tensors by name, each read when it is asked for; `files` are those that hold them.
+
+    layout: the name of the layout where the way of files alone tells it; lying: how the files lie, where that is worth
+    a word; iteration: of the training program, where it is stored.
+    """
 
     files: tuple[Path, ...]
-
-    def forget(self, name: str) -> None:
-        """Give back the memory that reading `name` took; its tensor is read again when touched."""
-        raise NotImplementedError
+    layout: str | None = None
+    lying: str = ""
+    iteration: int | None = None
 
 
 def open_weights(path: Path) -> Weights:
@@ -101,7 +101,7 @@ def write_safetensors(
     entries: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     end = 0
     for name in tensors:
-        tensor = tensors[name]
+        tensor = meta_of(tensors, name)
         word = _DTYPE_WORDS[str(tensor.dtype).removeprefix("torch.")]
         entries[name] = {"dtype": word, "shape": list(tensor.shape), "data_offsets": [end, end + tensor.nbytes]}
         end += tensor.nbytes
@@ -110,7 +110,8 @@ def write_safetensors(
     with path.open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
         for name in tensors:
-            file.write(_bytes_of(tensors[name]))
+            file.write(bytes_of(tensors[name]))
+            forget(tensors, name)
         file.flush()
         os.fsync(file.fileno())
 
@@ -123,7 +124,7 @@ def write_shards(folder: Path, tensors: Mapping[str, torch.Tensor], shard_bytes:
 def write_weights(path: Path, tensors: Mapping[str, torch.Tensor], shard_bytes: int | None = None) -> None:
     """Write a file of the kind that its ending says; numbered shards and their index if it exceeds `shard_bytes`."""
     write = write_safetensors if path.suffix == ".safetensors" else write_pickle
-    sizes = {name: tensors[name].nbytes for name in tensors}
+    sizes = {name: meta_of(tensors, name).nbytes for name in tensors}
     shards = [list(sizes)] if shard_bytes is None else _divide(sizes, shard_bytes)
     if len(shards) == 1:
         write(path, tensors)
@@ -131,21 +132,15 @@ def write_weights(path: Path, tensors: Mapping[str, torch.Tensor], shard_bytes: 
     place = {}
     for number, names in enumerate(shards, start=1):
         file = f"{path.stem}-{number:05d}-of-{len(shards):05d}{path.suffix}"
-        write(path.with_name(file), _Part(tensors, names))
+        write(path.with_name(file), Part(tensors, names))
         place |= dict.fromkeys(names, file)
     index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": place}
     write_json(path.with_name(f"{path.name}.index.json"), index)
 
 
 def write_pickle(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """An ordered dict by `torch.save`, as the originals write it; needs memory for what is not mapped from a file."""
-    import torch
-
-    whole = OrderedDict((name, _alone(tensors[name].detach())) for name in tensors)
-    with path.open("wb") as file:
-        torch.save(whole, file)
-        file.flush()
-        os.fsync(file.fileno())
+    """An ordered dict of `torch.save`, as the originals write it; never more than one tensor is in memory for it."""
+    write_torch_files([path], tensors, lambda _, tensor: [tensor], lambda _, flat: OrderedDict(flat))
 
 
 @contextmanager
@@ -221,7 +216,8 @@ class _Safetensors(Weights):
 class _Pickle(Weights):
     def __init__(self, path: Path) -> None:
         self.files = (path,)
-        self._tensors, self._is_mapped = _load_pickle(path)
+        self._tensors = _only_tensors(path, load_torch_file(path))
+        self._is_mapped = zipfile.is_zipfile(path)
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return self._tensors[name]
@@ -267,36 +263,6 @@ class _Shards(Weights):
         self._place[name].forget(name)
 
 
-class _Part(Mapping[str, "torch.Tensor"]):
-    """Some of the tensors."""
-
-    def __init__(self, tensors: Mapping[str, torch.Tensor], names: list[str]) -> None:
-        self._tensors, self._names = tensors, names
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        return self._tensors[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-
-def _load_pickle(path: Path) -> tuple[dict[str, torch.Tensor], bool]:
-    """The tensors, and whether they are mapped (files of torch before 1.6 cannot be)."""
-    import torch
-
-    try:
-        is_mapped = zipfile.is_zipfile(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=is_mapped)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(refused(path, error)) from None  # torch's own text advises to read it all the same
-    except (RuntimeError, OSError, EOFError, ValueError, LookupError, AttributeError, TypeError) as error:
-        raise CheckpointError(damaged(path, _first_line(error))) from error
-    return _only_tensors(path, loaded), bool(is_mapped)
-
-
 def _only_tensors(path: Path, loaded: object) -> dict[str, torch.Tensor]:
     import torch
 
@@ -306,24 +272,6 @@ def _only_tensors(path: Path, loaded: object) -> dict[str, torch.Tensor]:
     if odd:
         raise CheckpointError(f"{path}: names with tensors are expected; found {', '.join(odd[:5])}")
     return loaded
-
-
-def refused(path: Path, error: pickle.UnpicklingError) -> str:
-    named = re.search(r"GLOBAL (\S+)", str(error))
-    if named is None:
-        return damaged(path, "its beginning is not that of a pickle of tensors")
-    return (
-        f"{path}: holds {named[1]} beside tensors and is refused, since reading it could run code from the file; "
-        "ask its author for safetensors"
-    )
-
-
-def damaged(path: Path, reason: str) -> str:
-    return f"{path}: damaged or not a torch file, {path.stat().st_size:,} bytes ({reason}); copy it again"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def _divide(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
@@ -336,30 +284,3 @@ def _divide(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
         shards[-1].append(name)
         used += size
     return shards
-
-
-def _bytes_of(tensor: torch.Tensor) -> memoryview:
-    import torch
-
-    flat = tensor.detach().cpu().contiguous().view(-1)
-    return flat.view(torch.uint8).numpy().data
-
-
-def _alone(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor that shares its storage with nothing: torch.save writes whole storages."""
-    is_alone = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
-    return tensor if is_alone else tensor.contiguous().clone()
-
-
-def forget_pages(tensor: torch.Tensor) -> None:
-    """Let the system take back the pages of a mapped tensor.
-
-    Read pages of a mapping count as the process's memory as long as the mapping stands; without this, loading would
-    look (and in a container with a limit, be) twice as large as the weights. Whole pages inside the tensor only.
-    """
-    if not sys.platform.startswith("linux"):
-        return
-    start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-    end = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
-    if end > start:
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)

@@ -1,10 +1,10 @@
 """Checkpoints of the Megatron program that CPM-1 was pretrained with, in all ways its files can lie.
 
-| files | under DIR, which has a tracker file |
+| form | files under DIR, which has a tracker file |
 |---|---|
-| plain | `iter_0000010/mp_rank_00/model_optim_rng.pt` (or `release/...`): nested dicts, with the program's arguments |
-| DeepSpeed | `global_step10/mp_rank_00_model_states.pt`: the same nested dicts |
-| DeepSpeed pipeline | `global_step10/layer_02-model_00-model_states.pt`: one file per layer and tensor rank |
+| megatron | `iter_0000010/mp_rank_00/model_optim_rng.pt` (or `release/...`): nested dicts, and arguments |
+| deepspeed | `global_step10/mp_rank_00_model_states.pt`: the same nested dicts |
+| pipeline | `global_step10/layer_02-model_00-model_states.pt`: one file per layer and tensor rank, of DeepSpeed |
 
 Rows of fused linears stand head by head, `[heads, parts, head_dim]`, since checkpoint version 2; those of older ones
 are put into that order here. Surprising: the original forgets the version in DeepSpeed's files and then reads its own
@@ -14,16 +14,25 @@ rows in the order of version 0; such files are read as version 2, which is how t
 from __future__ import annotations
 
 import argparse
-import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from hanlin.core.errors import CheckpointError
-from hanlin.formats.files import Weights, forget_pages
-from hanlin.formats.ranks import TRACKER, Partitions, find_ranks, load_state, partition_of
+from hanlin.formats.files import Weights
+from hanlin.formats.lazy import Lazy, Part, forget_pages
+from hanlin.formats.ranks import (
+    TRACKER,
+    Partitions,
+    deepspeed_state,
+    divide_tensor,
+    find_ranks,
+    load_state,
+    merge_pieces,
+)
+from hanlin.formats.torch_file import write_torch_files
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +46,12 @@ _FIRST_LAYER = 2
 """Number of the first block in the pipeline's list, after the embedding and a transposition."""
 
 Tensors = dict[str, "torch.Tensor"]
+Form = Literal["megatron", "deepspeed", "pipeline"]
+FORMS: dict[Form, str] = {
+    "megatron": f"iter_XXXXXXX/mp_rank_XX/{_PLAIN}",
+    "deepspeed": "DeepSpeed's global_stepN/mp_rank_XX_model_states.pt",
+    "pipeline": "layer files of DeepSpeed's pipeline, global_stepN/layer_XX-model_XX-model_states.pt",
+}
 
 
 @dataclass(frozen=True)
@@ -46,6 +61,7 @@ class Rank:
     tensors: Tensors
     version: float = VERSION
     arguments: dict[str, Any] = field(default_factory=dict)
+    iteration: int | None = None
 
 
 class MegatronWeights(Weights):
@@ -58,6 +74,10 @@ class MegatronWeights(Weights):
         self, files: Sequence[Path], ranks: Sequence[Rank], partitions: Partitions, fused: Mapping[str, int]
     ) -> None:
         self.files = tuple(files)
+        form = _form_of(files[0])
+        self.layout = form
+        self.lying = f"{FORMS[form]}: {len(ranks)} tensor rank{'s' if len(ranks) > 1 else ''}, {len(files)} files"
+        self.iteration = ranks[0].iteration
         self.arguments = ranks[0].arguments
         self._ranks, self._partitions, self._fused = ranks, partitions, fused
         for number, rank in enumerate(ranks):
@@ -65,17 +85,10 @@ class MegatronWeights(Weights):
                 raise CheckpointError(f"{files[0].parent}: rank {number} has other tensors: {', '.join(odd[:5])}")
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        parts = next((parts for ending, parts in self._fused.items() if name.endswith(ending)), None)
-        pieces = [
-            rank.tensors[name] if parts is None else self._in_order(rank.tensors[name], parts, rank.version)
-            for rank in self._ranks
-        ]
-        partition = partition_of(name, self._partitions)
-        if len(pieces) > 1 and partition is not None:
-            return partition.merge(pieces)
-        if any(not piece.equal(pieces[0]) for piece in pieces[1:]):
-            raise CheckpointError(f"{self.files[0].parent}: {name} must be the same on all ranks, but differs")
-        return pieces[0]
+        return self._merged(name, [rank.tensors[name] for rank in self._ranks])
+
+    def meta(self, name: str) -> torch.Tensor:
+        return self._merged(name, [rank.tensors[name].to("meta") for rank in self._ranks])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._ranks[0].tensors)
@@ -86,6 +99,13 @@ class MegatronWeights(Weights):
     def forget(self, name: str) -> None:
         for rank in self._ranks:
             forget_pages(rank.tensors[name])
+
+    def _merged(self, name: str, pieces: Sequence[torch.Tensor]) -> torch.Tensor:
+        parts = next((parts for ending, parts in self._fused.items() if name.endswith(ending)), None)
+        if parts is not None:
+            versions = [rank.version for rank in self._ranks]
+            pieces = [self._in_order(piece, parts, version) for piece, version in zip(pieces, versions, strict=True)]
+        return merge_pieces(name, pieces, self._partitions, self.files[0].parent)
 
     def _in_order(self, fused: torch.Tensor, parts: int, version: float) -> torch.Tensor:
         if version >= VERSION:
@@ -131,62 +151,97 @@ def write_megatron(
     partitions: Partitions,
     arguments: Mapping[str, Any],
     *,
+    form: Form = "megatron",
     ranks: int = 1,
     iteration: int = 1,
 ) -> None:
-    """Write the plain form, which the original loads with `--no-load-optim --no-load-rng`.
+    """Write one of the forms, which the original loads with `--no-load-optim --no-load-rng`.
 
     arguments: what the original compares with its own, and `make_vocab_size_divisible_by`: to a multiple of that and
     the number of ranks the rows of the word embedding are filled up with zeros.
     Raises: CheckpointError when a tensor cannot be divided evenly.
     """
-    import torch
-
     padded = _Padded(tensors, arguments["make_vocab_size_divisible_by"] * ranks)
-    rows = next(len(padded[name]) for name in padded if name.endswith(_Padded.ending))
-    stored = argparse.Namespace(**arguments, padded_vocab_size=rows, model_parallel_size=ranks)
-    for rank in range(ranks):
-        flat = {name: _share(name, padded[name], partitions, ranks, rank) for name in padded}
-        state = {"args": stored, "checkpoint_version": VERSION, "iteration": iteration, "model": _nested(flat)}
-        file = folder / f"iter_{iteration:07d}" / f"mp_rank_{rank:02d}" / _PLAIN
-        file.parent.mkdir(parents=True)
-        with file.open("wb") as stream:
-            torch.save(state, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
+    inner = folder / (f"iter_{iteration:07d}" if form == "megatron" else f"global_step{iteration}")
+    inner.mkdir(parents=True)
+
+    def share(name: str, whole: torch.Tensor) -> list[torch.Tensor]:
+        return divide_tensor(name, whole, partitions, ranks)
+
+    if form == "megatron":
+        rows = next(len(padded.meta(name)) for name in padded if name.endswith(_Padded.ending))
+        stored = argparse.Namespace(**arguments, padded_vocab_size=rows, model_parallel_size=ranks)
+        head = {"args": stored, "checkpoint_version": VERSION, "iteration": iteration}
+        files = [inner / f"mp_rank_{rank:02d}" / _PLAIN for rank in range(ranks)]
+        for file in files:
+            file.parent.mkdir()
+        write_torch_files(files, padded, share, lambda _, flat: {**head, "model": _nested(flat)})
+    elif form == "deepspeed":
+        files = _state_paths(inner, ranks)
+        write_torch_files(files, padded, share, lambda _, flat: deepspeed_state(_nested(flat), ranks, iteration))
+    else:
+        _write_layers(inner, padded, share, ranks)
+        state = deepspeed_state(None, ranks, iteration)
+        write_torch_files(_state_paths(inner, ranks), Part(padded, []), share, lambda *_: state)
+    if form != "megatron":
+        (folder / _STEPS).write_text(inner.name, encoding="utf-8")
     (folder / TRACKER).write_text(str(iteration), encoding="utf-8")
 
 
-class _Padded(Mapping[str, "torch.Tensor"]):
+def _state_paths(folder: Path, ranks: int) -> list[Path]:
+    return [folder / f"mp_rank_{rank:02d}_model_states.pt" for rank in range(ranks)]
+
+
+def _write_layers(
+    folder: Path, tensors: Lazy, share: Callable[[str, torch.Tensor], list[torch.Tensor]], ranks: int
+) -> None:
+    """One file for each rank of the embedding, of every block, and of the last norm."""
+    layers: dict[int, dict[str, str]] = {}
+    count = sum(name.endswith(".input_layernorm.weight") for name in tensors)
+    for name in tensors:
+        number, inside = _place_in_pipeline(name, count)
+        layers.setdefault(number, {})[name] = inside
+    for number, names in sorted(layers.items()):
+        files = [folder / f"layer_{number:02d}-model_{rank:02d}-model_states.pt" for rank in range(ranks)]
+        write_torch_files(
+            files,
+            Part(tensors, names),
+            share,
+            lambda _, flat, names=names: {names[name]: tensor for name, tensor in flat.items()},
+        )
+
+
+def _place_in_pipeline(name: str, num_layers: int) -> tuple[int, str]:
+    """The number of the layer that holds a tensor, and its name there."""
+    _, part, rest = name.split(".", 2)
+    if part == "embedding":
+        return 0, rest
+    if rest.startswith("final_layernorm."):
+        return _FIRST_LAYER + num_layers + 1, rest.removeprefix("final_layernorm.")
+    _, number, inside = rest.split(".", 2)
+    return _FIRST_LAYER + int(number), inside
+
+
+class _Padded(Part):
     """Tensors of which the word embedding has a number of rows that is a multiple."""
 
     ending = "word_embeddings.weight"
 
     def __init__(self, tensors: Mapping[str, torch.Tensor], multiple: int) -> None:
-        self._tensors, self._multiple = tensors, multiple
+        super().__init__(tensors, tensors)
+        self._multiple = multiple
 
     def __getitem__(self, name: str) -> torch.Tensor:
+        return self._filled_up(name, super().__getitem__(name).detach())
+
+    def meta(self, name: str) -> torch.Tensor:
+        return self._filled_up(name, super().meta(name))
+
+    def _filled_up(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         import torch
 
-        tensor = self._tensors[name].detach()
         missing = -len(tensor) % self._multiple if name.endswith(self.ending) else 0
         return torch.cat((tensor, tensor.new_zeros(missing, tensor.shape[1]))) if missing else tensor
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
-
-
-def _share(name: str, tensor: torch.Tensor, partitions: Partitions, ranks: int, rank: int) -> torch.Tensor:
-    partition = partition_of(name, partitions)
-    if partition is None:
-        return tensor.clone()
-    try:
-        return partition.divide(tensor, ranks)[rank]
-    except CheckpointError as error:
-        raise CheckpointError(f"{name}: {error}") from None
 
 
 # --- where the files lie ---
@@ -233,21 +288,27 @@ def _layer_files(folder: Path) -> dict[int, list[Path]]:
     return files
 
 
+def _form_of(file: Path) -> Form:
+    return "megatron" if file.name == _PLAIN else "pipeline" if _LAYER.fullmatch(file.name) else "deepspeed"
+
+
 # --- what the files hold ---
 
 
 def _load(files: Sequence[Path]) -> Rank | None:
     """One rank's tensors; None when these are files of another program."""
     if _LAYER.fullmatch(files[0].name):
-        return Rank({name: tensor for file in files for name, tensor in _layer_tensors(file).items()})
-    state = load_state(files[0], [argparse.Namespace])
+        step = re.search(r"\d+$", files[0].parent.name)
+        tensors = {name: tensor for file in files for name, tensor in _layer_tensors(file).items()}
+        return Rank(tensors, iteration=int(step[0]) if step else None)
+    state = load_state(files[0])
     is_plain = files[0].name == _PLAIN
     model = state.get("model" if is_plain else "module")
     if not isinstance(model, dict) or "language_model" not in model:
         return None
     arguments = state.get("args", argparse.Namespace())
     version = state.get("checkpoint_version", 0 if is_plain else VERSION)
-    return Rank(_flat(files[0], model), float(version), dict(vars(arguments)))
+    return Rank(_flat(files[0], model), float(version), dict(vars(arguments)), state.get("iteration"))
 
 
 def _layer_tensors(file: Path) -> Tensors:

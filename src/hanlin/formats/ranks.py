@@ -7,8 +7,6 @@ beside them, states of random numbers and schedules; these are read with an allo
 
 from __future__ import annotations
 
-import os
-import pickle
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hanlin.core.errors import CheckpointError
-from hanlin.formats.files import Weights, damaged, forget_pages, refused
+from hanlin.formats.files import Weights
+from hanlin.formats.lazy import forget_pages
+from hanlin.formats.torch_file import load_torch_file, write_torch_files
 
 if TYPE_CHECKING:
     import torch
@@ -86,19 +86,20 @@ class RankWeights(Weights):
     def __init__(self, files: Sequence[Path], partitions: Partitions) -> None:
         self.files = tuple(files)
         self._partitions = partitions
-        self._ranks = [_load_rank(file) for file in files]
+        states = [load_state(file) for file in files]
+        self._ranks = [_tensors_of(file, state) for file, state in zip(files, states, strict=True)]
+        self.iteration = _iteration_of(states[0], files[0])
+        self.lying = f"{len(files)} model-parallel ranks in {files[0].parent.name}/"
         for file, rank in zip(files, self._ranks, strict=True):
             if odd := sorted(rank.keys() ^ self._ranks[0].keys()):
                 raise CheckpointError(f"{file}: has other tensors than {files[0].name}: {', '.join(odd[:5])}")
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        pieces = [rank[name] for rank in self._ranks]
-        partition = partition_of(name, self._partitions)
-        if len(pieces) > 1 and partition is not None:
-            return partition.merge(pieces)
-        if any(not piece.equal(pieces[0]) for piece in pieces[1:]):
-            raise CheckpointError(f"{self.files[0].parent}: {name} must be the same on all ranks, but differs")
-        return pieces[0]
+        return merge_pieces(name, [rank[name] for rank in self._ranks], self._partitions, self.files[0].parent)
+
+    def meta(self, name: str) -> torch.Tensor:
+        pieces = [rank[name].to("meta") for rank in self._ranks]
+        return merge_pieces(name, pieces, self._partitions, self.files[0].parent)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._ranks[0])
@@ -111,50 +112,67 @@ class RankWeights(Weights):
             forget_pages(rank[name])
 
 
+def merge_pieces(name: str, pieces: Sequence[torch.Tensor], partitions: Partitions, where: Path) -> torch.Tensor:
+    """The whole of what the ranks hold of a tensor.
+
+    Raises: CheckpointError when a tensor that all have differs.
+    """
+    partition = partition_of(name, partitions)
+    if len(pieces) > 1 and partition is not None:
+        return partition.merge(pieces)
+    if any(not piece.is_meta and not piece.equal(pieces[0]) for piece in pieces[1:]):
+        raise CheckpointError(f"{where}: {name} must be the same on all ranks, but differs")
+    return pieces[0]
+
+
+def divide_tensor(name: str, whole: torch.Tensor, partitions: Partitions, ranks: int) -> list[torch.Tensor]:
+    """What each rank holds of a tensor.
+
+    Raises: CheckpointError naming the tensor that cannot be divided evenly.
+    """
+    partition = partition_of(name, partitions)
+    if partition is None:
+        return [whole] * ranks
+    try:
+        return partition.divide(whole, ranks)
+    except CheckpointError as error:
+        raise CheckpointError(f"{name}: {error}") from None
+
+
 def write_ranks(
     folder: Path, tensors: Mapping[str, torch.Tensor], partitions: Partitions, ranks: int = 1, iteration: int = 1
 ) -> None:
     """Write a tracker file and one file per rank, which the originals load with `--no-load-optim`.
 
-    One rank's share is in memory at a time.
+    One tensor is in memory at a time.
 
     Raises: CheckpointError when a tensor cannot be divided evenly.
     """
-    import torch
-
     inner = folder / str(iteration)
     inner.mkdir(parents=True)
-    for rank in range(ranks):
-        module = {name: _share(name, tensors, partitions, ranks, rank) for name in tensors}
-        state = {
-            "module": module,
-            "optimizer": None,
-            "lr_scheduler": None,
-            "csr_tensor_module_names": set(),
-            "skipped_steps": 0,
-            "global_steps": iteration,
-            "global_samples": 0,
-            "iteration": iteration,
-            "dp_world_size": 1,
-            "mp_world_size": ranks,
-        }
-        with (inner / _RANK_FILE.format(rank=rank)).open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
+    write_torch_files(
+        [inner / _RANK_FILE.format(rank=rank) for rank in range(ranks)],
+        tensors,
+        lambda name, whole: divide_tensor(name, whole, partitions, ranks),
+        lambda _, module: deepspeed_state(module, ranks, iteration),
+    )
     (folder / TRACKER).write_text(f"{iteration}\n", encoding="utf-8")
 
 
-def _share(
-    name: str, tensors: Mapping[str, torch.Tensor], partitions: Partitions, ranks: int, rank: int
-) -> torch.Tensor:
-    tensor, partition = tensors[name].detach(), partition_of(name, partitions)
-    if partition is None:
-        return tensor.clone()
-    try:
-        return partition.divide(tensor, ranks)[rank]
-    except CheckpointError as error:
-        raise CheckpointError(f"{name}: {error}") from None
+def deepspeed_state(module: Any, ranks: int, iteration: int) -> dict[str, Any]:
+    """What DeepSpeed keeps in a rank's file; module: the rank's tensors."""
+    return {
+        "module": module,
+        "optimizer": None,
+        "lr_scheduler": None,
+        "csr_tensor_module_names": set(),
+        "skipped_steps": 0,
+        "global_steps": iteration,
+        "global_samples": 0,
+        "iteration": iteration,
+        "dp_world_size": 1,
+        "mp_world_size": ranks,
+    }
 
 
 def _tracked(folder: Path) -> Path | None:
@@ -170,30 +188,21 @@ def _tracked(folder: Path) -> Path | None:
     return folder / tag
 
 
-def load_state(path: Path, harmless: Sequence[Any] = ()) -> dict[str, Any]:
-    """What a rank's file holds, its tensors mapped; harmless: classes that may be made beside those of `_harmless`.
+def load_state(path: Path) -> dict[str, Any]:
+    """What a rank's file holds, its tensors mapped.
 
     Raises: CheckpointError.
     """
-    import torch
-
-    try:
-        with torch.serialization.safe_globals([*_harmless(), *harmless]):
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(refused(path, error)) from None  # torch's own text advises to read it all the same
-    except (RuntimeError, OSError, EOFError, ValueError, LookupError, AttributeError, TypeError) as error:
-        raise CheckpointError(damaged(path, str(error).splitlines()[0])) from error
+    loaded = load_torch_file(path, has_states=True)
     if not isinstance(loaded, dict):
         raise CheckpointError(f"{path}: the state of a rank is expected, this holds a {type(loaded).__name__}")
     return loaded
 
 
-def _load_rank(path: Path) -> dict[str, torch.Tensor]:
+def _tensors_of(path: Path, state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     import torch
 
-    held = load_state(path)
-    module = held.get("module", held.get("model"))
+    module = state.get("module", state.get("model"))
     if not isinstance(module, dict):
         raise CheckpointError(f"{path}: the tensors of a rank are expected under the key module or model")
     if odd := [str(name) for name, value in module.items() if not isinstance(value, torch.Tensor)]:
@@ -201,11 +210,8 @@ def _load_rank(path: Path) -> dict[str, torch.Tensor]:
     return module
 
 
-def _harmless() -> list[Any]:
-    """What the state of numpy's random numbers is pickled with: arrays of numbers, nothing that runs."""
-    import numpy as np
-    from numpy._core.multiarray import _reconstruct  # pyright: ignore[reportAttributeAccessIssue]: numpy's pickles
-
-    # A file of numpy 1 names it numpy.core, one of numpy 2 numpy._core.
-    named = [(_reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
-    return [*named, np.ndarray, np.dtype, type(np.dtype(np.uint32)), type(np.dtype(np.uint8)), set]
+def _iteration_of(state: Mapping[str, Any], file: Path) -> int | None:
+    """The one that is stored, else that after which the folder is named."""
+    number = re.search(r"\d+$", file.parent.name)
+    stored = state.get("iteration", int(number[0]) if number else None)
+    return stored if isinstance(stored, int) else None

@@ -7,13 +7,14 @@ from a `cpm1_config.json` that we write beside the weights, else they must be gi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hanlin.core.errors import CheckpointError
 from hanlin.formats.convert import Format
 from hanlin.formats.files import Weights
-from hanlin.formats.megatron import MegatronWeights, open_megatron, write_megatron
+from hanlin.formats.megatron import FORMS, Form, MegatronWeights, open_megatron, write_megatron
 from hanlin.formats.ranks import Partition
 from hanlin.formats.rules import Drop, Rename, Rows, Rule, Split, SplitHeads, Transposed
 
@@ -192,10 +193,13 @@ def _write_megatron_config(config: Cpm1Config) -> dict[str, Any]:
     return {**names, "openai_gelu": config.gelu == "tanh", "tokenizer_type": "GPT2BPETokenizer"}
 
 
-def _write_megatron(folder: Path, config: Cpm1Config, tensors: Mapping[str, torch.Tensor], ranks: int) -> None:
+def _write_megatron(
+    form: Form, folder: Path, config: Cpm1Config, tensors: Mapping[str, torch.Tensor], ranks: int, iteration: int
+) -> None:
     if (config.head_dim * config.num_heads, config.ffn_size) != (config.hidden_size, 4 * config.hidden_size):
         raise CheckpointError("this GPT-2 has other proportions than the program knows (hidden_size, 4 * hidden_size)")
-    write_megatron(folder, tensors, _MEGATRON_PARTITIONS, _write_megatron_config(config), ranks=ranks)
+    arguments = _write_megatron_config(config)
+    write_megatron(folder, tensors, _MEGATRON_PARTITIONS, arguments, form=form, ranks=ranks, iteration=iteration)
 
 
 def _open_megatron(path: Path) -> Weights | None:
@@ -247,14 +251,17 @@ FORMATS = {
         write_config=_write_hub,
         tokenizer_files=TOKENIZER_FILES,
     ),
-    "megatron": Format(
-        title="CPM-1-Pretrain: iter_XXXXXXX/mp_rank_XX, or DeepSpeed's global_stepN (read only)",
-        rules=_megatron_rules,
-        read_config=_read_megatron,
-        write_config=_write_megatron_config,
-        config_files=("cpm1_config.json", "../cpm1_config.json"),
-        open=_open_megatron,
-        write=_write_megatron,
-        tokenizer_files=TOKENIZER_FILES,
-    ),
+    **{
+        form: Format(
+            title=f"CPM-1-Pretrain: {title}",
+            rules=_megatron_rules,
+            read_config=_read_megatron,
+            write_config=_write_megatron_config,
+            config_files=("cpm1_config.json", "../cpm1_config.json"),
+            open=_open_megatron,
+            write=partial(_write_megatron, form),
+            tokenizer_files=TOKENIZER_FILES,
+        )
+        for form, title in FORMS.items()
+    },
 }

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hanlin.core.errors import CheckpointError
 from hanlin.formats.convert import Format
 from hanlin.formats.files import Weights
-from hanlin.formats.megatron import MegatronWeights, open_megatron, write_megatron
+from hanlin.formats.megatron import FORMS, Form, MegatronWeights, open_megatron, write_megatron
 from hanlin.formats.ranks import Partition
 from hanlin.formats.rules import Rename, Rows, Rule, SplitHeads
 
@@ -103,19 +104,23 @@ def _open(path: Path) -> Weights | None:
     return open_megatron(path, _PARTITIONS, _FUSED)
 
 
-def _write(folder: Path, config: Cpm1T5Config, tensors: Mapping[str, torch.Tensor], ranks: int) -> None:
-    write_megatron(folder, tensors, _PARTITIONS, _write_config(config), ranks=ranks)
+def _write(
+    form: Form, folder: Path, config: Cpm1T5Config, tensors: Mapping[str, torch.Tensor], ranks: int, iteration: int
+) -> None:
+    arguments = _write_config(config)
+    write_megatron(folder, tensors, _PARTITIONS, arguments, form=form, ranks=ranks, iteration=iteration)
 
 
 FORMATS = {
-    "megatron": Format(
-        title="CPM-1-Pretrain: iter_XXXXXXX/mp_rank_XX, or DeepSpeed's global_stepN (read only)",
+    form: Format(
+        title=f"CPM-1-Pretrain: {title}",
         rules=_rules,
         read_config=_read_config,
         write_config=_write_config,
         config_files=("cpm1_config.json", "../cpm1_config.json"),
         open=_open,
-        write=_write,
+        write=partial(_write, form),
         tokenizer_files=("vocab.txt",),
-    ),
+    )
+    for form, title in FORMS.items()
 }

@@ -1,0 +1,166 @@
+"""Files of `torch.save`: read without running code of theirs, written tensor by tensor.
+
+`torch.save` wants everything in memory at once. Here it writes the file without the data, which leaves holes; the file
+is mapped, and the tensors are put into their places one after the other. So a file of any size is written with the
+memory of its largest tensor.
+"""
+
+from __future__ import annotations
+
+import argparse
+import mmap
+import os
+import pickle
+import re
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hanlin.core.errors import CheckpointError
+from hanlin.formats.lazy import bytes_of, forget, forget_pages, meta_of, twin_of
+
+if TYPE_CHECKING:
+    import torch
+
+Flat = dict[str, "torch.Tensor"]
+
+# Where a zip file keeps the checksum of an entry: in the directory at its end, and in the note behind the data.
+_DIRECTORY_ENTRY = struct.Struct("<4s12xI8x3H12x")
+_LOCAL_LENGTHS = struct.Struct("<26x2H")
+_NOTE = b"PK\x07\x08"
+
+
+def load_torch_file(path: Path, *, has_states: bool = False) -> Any:
+    """What a file holds, its tensors mapped where the form allows it (files of torch before 1.6 cannot be).
+
+    has_states: read also what training programs keep beside tensors: states of random numbers, sets, arguments.
+
+    Raises: CheckpointError naming what would run code, or the damage.
+    """
+    import torch
+
+    try:
+        with torch.serialization.safe_globals(_harmless() if has_states else []):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(_refused(path, error)) from None  # torch's own text advises to read it all the same
+    except (RuntimeError, OSError, EOFError, ValueError, LookupError, AttributeError, TypeError) as error:
+        raise CheckpointError(_damaged(path, _first_line(error))) from error
+
+
+def write_torch_files(
+    files: Sequence[Path],
+    tensors: Mapping[str, torch.Tensor],
+    share: Callable[[str, torch.Tensor], Sequence[torch.Tensor]],
+    state: Callable[[int, Flat], Any],
+) -> None:
+    """Write every tensor's shares into the files; one whole tensor is in memory at a time.
+
+    share: name and tensor -> what each file gets of it; state: number of a file and its tensors -> what is saved, in
+    dicts. Names that mean one tensor (`Lazy.twin`) get one place.
+    Raises: what `share` does, before anything is written.
+    """
+    import torch
+
+    shapes = {name: share(name, meta_of(tensors, name)) for name in tensors if twin_of(tensors, name) == name}
+    places = []
+    for number, file in enumerate(files):
+        holes = {name: torch.empty(shares[number].shape, dtype=shares[number].dtype) for name, shares in shapes.items()}
+        flat = {name: holes[twin_of(tensors, name)] for name in tensors}
+        places.append(_lay_out(file, holes, state(number, flat)))
+    sums: list[dict[str, int]] = [{} for _ in files]
+    for name in shapes:
+        with torch.no_grad():
+            for own, place, piece in zip(sums, places, share(name, tensors[name]), strict=True):
+                place[name].copy_(piece)
+                own[name] = zlib.crc32(bytes_of(place[name]))
+                forget_pages(place[name])
+        forget(tensors, name)
+    for file, place, own in zip(files, places, sums, strict=True):
+        in_order = sorted((name for name in own if place[name].numel()), key=lambda name: place[name].data_ptr())
+        _seal(file, [own[name] for name in in_order])
+
+
+def _lay_out(file: Path, holes: Flat, state: Any) -> Flat:
+    """Write a file without the data of its tensors; return these as mapped: what is put into them is in the file."""
+    import torch
+
+    with torch.serialization.skip_data():
+        torch.save(state, file)
+    with torch.serialization.set_default_mmap_options(mmap.MAP_SHARED):
+        mapped = load_torch_file(file, has_states=True)
+    names = {id(hole): name for name, hole in holes.items()}
+    return {names[id(hole)]: place for hole, place in _pairs(state, mapped)}
+
+
+def _pairs(saved: Any, loaded: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    import torch
+
+    if isinstance(saved, torch.Tensor):
+        yield saved, loaded
+    elif isinstance(saved, Mapping):
+        for key in saved:
+            yield from _pairs(saved[key], loaded[key])
+
+
+def _seal(file: Path, sums: Sequence[int]) -> None:
+    """Put the checksums of the tensors, in their order, where the holes' were; see that all is on the disk."""
+    with zipfile.ZipFile(file) as archive:
+        entries, place = archive.infolist(), archive.start_dir
+    filled = [entry for entry in entries if re.search(r"/data/\d+$", entry.filename) and entry.file_size]
+    filled.sort(key=lambda entry: entry.header_offset)
+    assert len(filled) == len(sums), (file, len(filled), len(sums))
+    by_name = {entry.filename: value for entry, value in zip(filled, sums, strict=True)}
+    with file.open("r+b") as stream:
+        for entry in entries:
+            stream.seek(place)
+            _, _, *lengths = _DIRECTORY_ENTRY.unpack(stream.read(_DIRECTORY_ENTRY.size))
+            if entry.filename in by_name:
+                _put_sum(stream, entry, place, by_name[entry.filename])
+            place += _DIRECTORY_ENTRY.size + sum(lengths)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _put_sum(stream: Any, entry: zipfile.ZipInfo, place: int, value: int) -> None:
+    packed = struct.pack("<I", value)
+    stream.seek(place + 16)
+    stream.write(packed)
+    stream.seek(entry.header_offset)
+    note = entry.header_offset + 30 + sum(_LOCAL_LENGTHS.unpack(stream.read(30))) + entry.file_size
+    stream.seek(note)
+    if stream.read(4) == _NOTE:
+        stream.seek(note + 4)
+        stream.write(packed)
+
+
+def _harmless() -> list[Any]:
+    """What the states of training programs are pickled with: numbers, sets, arguments; nothing that runs."""
+    import numpy as np
+    from numpy._core.multiarray import _reconstruct  # pyright: ignore[reportAttributeAccessIssue]: numpy's pickles
+
+    # A file of numpy 1 names it numpy.core, one of numpy 2 numpy._core.
+    named = [(_reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
+    numbers = [np.ndarray, np.dtype, type(np.dtype(np.uint32)), type(np.dtype(np.uint8))]
+    return [*named, *numbers, set, argparse.Namespace]
+
+
+def _refused(path: Path, error: pickle.UnpicklingError) -> str:
+    named = re.search(r"GLOBAL (\S+)", str(error))
+    if named is None:
+        return _damaged(path, "its beginning is not that of a pickle of tensors")
+    return (
+        f"{path}: holds {named[1]} beside tensors and is refused, since reading it could run code from the file; "
+        "ask its author for safetensors"
+    )
+
+
+def _damaged(path: Path, reason: str) -> str:
+    return f"{path}: damaged or not a torch file, {path.stat().st_size:,} bytes ({reason}); copy it again"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
