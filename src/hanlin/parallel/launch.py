@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -66,6 +67,49 @@ def run_ranks_here(command: Sequence[str], world: int, *, max_restarts: int = 0)
         if not end.may_restart or attempt == max_restarts:
             break
         log.warning("%s; starting all %d ranks anew (%d of %d)", end.text, world, attempt + 1, max_restarts)
+    if end.text:
+        log.error("%s", end.text)
+    return end.code
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """Where torchrun's agents meet (address and port of the first machine), and how often a run is started anew."""
+
+    address: str
+    port: int = 29500
+    max_restarts: int = 0
+
+
+def node_commands(hosts: Mapping[str, int], words: Sequence[str], meeting: Meeting) -> dict[str, str]:
+    """For each host the shell command that starts its processes of `hanlin WORDS`.
+
+    Python and the current folder must be at the same place on all machines; what the environment says to Python and to
+    the communication goes with the command.
+    """
+    said = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith(_TRAVELLING)]
+    commands = {}
+    for number, (host, slots) in enumerate(hosts.items()):
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", len(hosts), "--node-rank", number]
+        torchrun += ["--nproc-per-node", slots, "--master-addr", meeting.address, "--master-port", meeting.port]
+        torchrun += ["--max-restarts", meeting.max_restarts, "-m", "hanlin", *words]
+        started = shlex.join([*(["env", *said] if said else []), *map(str, torchrun)])
+        commands[host] = f"cd {shlex.quote(os.getcwd())} && {started}"
+    return commands
+
+
+_TRAVELLING = ("PYTHONPATH", "OMP_", "NCCL_", "GLOO_", "HCCL_", "TORCH_", "ASCEND_")
+
+
+def run_nodes(commands: Mapping[str, str]) -> int:
+    """Run each host's command by ssh (our own host's here) until all have ended; return the first failed one's code."""
+    ours = {"localhost", "127.0.0.1", socket.gethostname()}
+    # -tt: with a terminal of its own the remote side ends when the connection does.
+    lines = {
+        host: ["sh", "-c", line] if host in ours else ["ssh", "-tt", "-o", "BatchMode=yes", host, line]
+        for host, line in commands.items()
+    }
+    end = run_together(Member(host, start_process(line)) for host, line in lines.items())
     if end.text:
         log.error("%s", end.text)
     return end.code

@@ -1,0 +1,59 @@
+"""Run a command on several machines: one command per machine, printed, or executed by ssh with --run.
+
+The hostfile is DeepSpeed's: lines of `host slots=8`. The first machine is where all meet. Python, the project and the
+current folder must be at the same place on all machines. On one machine, `hanlin train` alone does it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+
+HELP = "train on several machines named in a hostfile"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--hostfile", type=Path, required=True, help="lines of `host slots=PROCESSES`")
+    parser.add_argument("--run", action="store_true", dest="is_run", help="run the commands by ssh, do not print them")
+    parser.add_argument("--include", metavar="HOST@HOST", help="only these hosts of the file")
+    parser.add_argument("--exclude", metavar="HOST@HOST", help="all hosts of the file but these")
+    parser.add_argument("--master", metavar="ADDRESS", help="where all meet; default: the first host")
+    parser.add_argument("--port", type=int, default=29500, help="a free port there (default: %(default)s)")
+    parser.add_argument(
+        "--max-restarts", type=int, default=0, metavar="N", help="as of torchrun (default: %(default)s)"
+    )
+    parser.add_argument("what", nargs=argparse.REMAINDER, metavar="train RECIPE ...", help="the command to run")
+
+
+def run(args: argparse.Namespace) -> int:
+    from hanlin.core.deepspeed import read_hostfile
+    from hanlin.core.errors import ConfigError
+    from hanlin.core.ranks import start_log
+    from hanlin.parallel.launch import Meeting, node_commands, run_nodes
+
+    if args.what[:1] != ["train"] or len(args.what) < 2:
+        raise ConfigError(f"only training runs on several machines; expected train RECIPE, found {args.what}")
+    hosts = _chosen(read_hostfile(args.hostfile), args.include, args.exclude)
+    address = args.master or next(iter(hosts)).rpartition("@")[2]
+    commands = node_commands(hosts, args.what, Meeting(address, args.port, args.max_restarts))
+    if args.is_run:
+        start_log()
+        return run_nodes(commands)
+    for host, line in commands.items():
+        print(f"# {host}\n{line}")
+    return 0
+
+
+def _chosen(hosts: Mapping[str, int], include: str | None, exclude: str | None) -> dict[str, int]:
+    from hanlin.core.errors import ConfigError
+
+    named = [host for words in (include, exclude) if words for host in words.split("@")]
+    if unknown := sorted(set(named) - set(hosts)):
+        raise ConfigError(f"--include, --exclude: {', '.join(unknown)} not in the hostfile ({', '.join(hosts)})")
+    kept = include.split("@") if include else list(hosts)
+    dropped = exclude.split("@") if exclude else []
+    chosen = {host: slots for host, slots in hosts.items() if host in kept and host not in dropped}
+    if not chosen:
+        raise ConfigError("--exclude: leaves no host")
+    return chosen

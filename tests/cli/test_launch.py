@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hanlin.cli._launch import _num_to_start
+from hanlin.cli.main import main
+from hanlin.core.config import make_recipe
+from hanlin.core.errors import ConfigError
+
+BARE = {"model": {"family": "cpm_bee"}, "run": {"folder": "run", "device": "cpu"}}
+
+
+@pytest.fixture
+def hostfile(tmp_path: Path) -> Path:
+    path = tmp_path / "hosts"
+    path.write_text("node0 slots=4\nme@node1 slots=2\n")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_launch_prints_one_command_per_machine(
+    hostfile: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("PYTHONPATH", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "eth1")
+    assert main(["launch", "--hostfile", str(hostfile), "--port", "29501", "train", "my recipe.yaml", "--restart"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0::2] == ["# node0", "# me@node1"]
+    common = "--master-addr node0 --master-port 29501 --max-restarts 0 -m hanlin train 'my recipe.yaml' --restart"
+    start = f"cd {os.getcwd()} && env NCCL_SOCKET_IFNAME=eth1 {sys.executable} -m torch.distributed.run --nnodes 2"
+    assert lines[1::2] == [
+        f"{start} --node-rank 0 --nproc-per-node 4 {common}",
+        f"{start} --node-rank 1 --nproc-per-node 2 {common}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "hosts"),
+    [(["--include", "node0"], ["# node0"]), (["--exclude", "node0"], ["# me@node1"])],
+)
+def test_hosts_are_chosen(
+    hostfile: Path, options: list[str], hosts: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["launch", "--hostfile", str(hostfile), *options, "train", "recipe.yaml"]) == 0
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("#")] == hosts
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "r.yaml", "--exclude"], ""),
+        (["demo"], "expected train RECIPE"),
+        (["--include", "node7", "train", "r.yaml"], "node7 not in the hostfile (node0, me@node1)"),
+        (["--exclude", "node0@me", "train", "r.yaml"], "me not in the hostfile"),
+    ],
+)
+def test_what_cannot_be_launched(
+    hostfile: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = main(["launch", "--hostfile", str(hostfile), *words])
+    assert code == (2 if message else 0)  # the first one's last word goes to `hanlin train`
+    assert message in capsys.readouterr().err
+
+
+def test_launch_runs_the_commands_by_ssh(
+    hostfile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ssh = tmp_path / "bin" / "ssh"
+    ssh.parent.mkdir()
+    ssh.write_text("#!/bin/sh\necho on $4: $5\n")
+    ssh.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{ssh.parent}:{os.environ['PATH']}")
+    assert main(["launch", "--hostfile", str(hostfile), "--run", "train", "recipe.yaml"]) == 0
+    lines = sorted(capfd.readouterr().out.splitlines())
+    assert [line.split(":")[0] for line in lines] == ["on me@node1", "on node0"]
+    assert all(line.endswith("-m hanlin train recipe.yaml") for line in lines)
+
+
+def test_how_many_processes_are_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _num_to_start(None, make_recipe(dict(BARE))) == 1
+    assert _num_to_start(3, make_recipe(dict(BARE))) == 3
+    assert _num_to_start(None, make_recipe({**BARE, "parallel": {"data": 2, "tensor": 2}})) == 4
+    monkeypatch.setattr("hanlin.core.ranks.num_devices", lambda setting: 7)
+    assert _num_to_start(None, make_recipe({**BARE, "parallel": {"pipe": 2}})) == 6
+    with pytest.raises(ConfigError, match="--nproc 0"):
+        _num_to_start(0, make_recipe(dict(BARE)))
+
+
+def test_a_launcher_has_the_last_word_about_the_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    assert _num_to_start(None, make_recipe(dict(BARE))) == 1
+    assert _num_to_start(2, make_recipe(dict(BARE))) == 1
+    with pytest.raises(ConfigError, match="already started 2 processes"):
+        _num_to_start(4, make_recipe(dict(BARE)))
+
+
+def test_deepspeed_s_file_becomes_yaml_or_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "ds.json"
+    file.write_text(json.dumps({"train_micro_batch_size_per_gpu": 2, "wall_clock_breakdown": True}))
+    assert main(["deepspeed", str(file), "--data", "4"]) == 0
+    shown = capsys.readouterr()
+    assert yaml.safe_load(shown.out)["train"]["batch_rows"] == 8
+    assert "wall_clock_breakdown: has no meaning" in shown.err
+    assert main(["deepspeed", str(file), "--data", "4", "--one-line"]) == 0
+    assert "train.batch_rows=8 train.micro_rows=2" in capsys.readouterr().out
+
+
+def test_the_launcher_itself_needs_no_torch() -> None:
+    program = "import sys, hanlin.parallel.launch, hanlin.parallel.group; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
