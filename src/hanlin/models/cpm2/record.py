@@ -31,6 +31,8 @@ class Cpm2Options:
     # True: answers and gold texts as the original compares them: through the tokenizer, the first and the last
     # id of what was generated dropped, whatever they are.
     compatible: bool = False
+    # cn_en only. True: a text of one token is encoded as that token twice, as the original does it.
+    doubles_lone: bool = True
 
     def __post_init__(self) -> None:
         for name in ("source_length", "answer_length"):

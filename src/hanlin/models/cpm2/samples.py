@@ -50,7 +50,8 @@ class Cpm2Samples:
 
     def __init__(self, tokenizer: Cpm2Tokenizer, config: Cpm2Config, options: Cpm2Options | None = None) -> None:
         """Raises: ConfigError."""
-        self.tokenizer, self.config, self.options = tokenizer, config, options or Cpm2Options()
+        self.config, self.options = config, options or Cpm2Options()
+        self.tokenizer = tokenizer if self.options.doubles_lone else tokenizer.without_doubling()
         self.data_set: DataSet = self.options.data_set
         self.prompts: PromptSettings | None = None
         if tokenizer.vocab_size > config.vocab_size:

@@ -67,6 +67,10 @@ class Cpm2Tokenizer:
         except DataError as error:
             raise DataError(f"{file}: {error}") from None
 
+    def without_doubling(self) -> Cpm2Tokenizer:
+        """The same vocabulary; a text of one id is given once."""
+        return Cpm2Tokenizer(self._words, doubles_lone=False)
+
     def save(self, folder: Path) -> None:
         (Path(folder) / VOCAB_FILE).write_bytes("".join(f"{word}\n" for word in self._words).encode())
 
