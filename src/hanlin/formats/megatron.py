@@ -142,7 +142,7 @@ def open_megatron(path: Path, partitions: Partitions, fused: Mapping[str, int]) 
 
 def lies_in_ranks(path: Path) -> bool:
     """Whether a path holds files of model-parallel ranks or of layers, of whichever program."""
-    return bool(find_ranks(path)) or _iteration(Path(path)) is not None
+    return _iteration(Path(path)) is not None or bool(find_ranks(path))
 
 
 def write_megatron(

@@ -118,7 +118,8 @@ class Cpm1T5Samples:
         Raises: DataError.
         """
         if not self._is_text(record):
-            return self.pair(*map(np.array, self._sides(record)))
+            context, target = self._sides(record)
+            return self.pair(np.array(context), np.array(target))
         ids = np.array(self._text(record))
         return self.pair(*self.corruption.run(ids, len(ids), self.marks, _generator(rng)))
 
