@@ -48,7 +48,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     ours, theirs = make_pair(SMALL)
-    engine = Engine(ours.eval(), Ids())  # pyright: ignore[reportArgumentType]
+    engine = Engine(ours.eval().requires_grad_(False), Ids())  # pyright: ignore[reportArgumentType]
     prompts = np.random.default_rng(0).integers(300, 64000, (max(args.batches), args.prompt))
     result = {
         "machine": machine(),

@@ -25,7 +25,8 @@ from glm_peer import SMALL, machine, make_pair
 
 from hanlin.core.batch import IGNORED, Batch, Sample
 from hanlin.core.settings import TrainSettings, TuningSettings
-from hanlin.models.chatglm2 import family, rows
+from hanlin.models import rows
+from hanlin.models.chatglm2 import family
 from hanlin.parallel.place import place
 from hanlin.train.optim import AdamW
 from hanlin.train.step import Step

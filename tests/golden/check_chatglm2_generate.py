@@ -14,7 +14,8 @@ from hanlin.core.batch import Prompt, PromptBatch
 from hanlin.core.settings import GenerateSettings
 from hanlin.generate.engine import Engine
 from hanlin.generate.sampling import warp
-from hanlin.models.chatglm2 import family, rows
+from hanlin.models import rows
+from hanlin.models.chatglm2 import family
 from hanlin.models.chatglm2.samples import ChatCursor
 
 PAD, NO_STOP = 0, 2

@@ -21,6 +21,7 @@ from rich.progress import track
 from hanlin.core.batch import Prompt, PromptBatch
 from hanlin.core.errors import DataError, HanlinError
 from hanlin.core.settings import GenerateSettings
+from hanlin.layers.linear import store_by_columns
 from hanlin.layers.past import Past
 from hanlin.models.family import BeamManner, Samples
 from hanlin.tokens.stream import stream_pieces
@@ -37,7 +38,7 @@ _BATCHES_AHEAD = 64
 
 
 class Engine:
-    """Writes answers with a model that lies on `device`.
+    """Writes answers with a model that lies on `device`; on a CPU frozen weights get another order in memory.
 
     max_length: the most tokens of prompt and answer together that the model can read; None: no limit.
     beam_manner: the family's.
@@ -59,6 +60,8 @@ class Engine:
         self.precision = precision
         self.max_length = max_length
         self.beam_manner = beam_manner or BeamManner()
+        if self.device.type == "cpu":
+            store_by_columns(model)
 
     def generate(self, records: Sequence[Any], options: GenerateSettings, seed: int = 0) -> list[Any]:
         """Copies of the records with their answers, in their order; a bar shows the progress on a terminal.

