@@ -15,7 +15,6 @@ from hanlin.models.cpm1.tasks.chid import choice_records, passage_records
 from hanlin.models.cpm1.tasks.stc import dialogue_record
 from hanlin.models.cpm1.tokenizer import load_tokenizer
 
-
 PAD = 5
 
 

@@ -12,6 +12,7 @@ from cpm1_case import FAMILY, Arrays, arrays_of, assert_close, check_gradients, 
 from hanlin.core.batch import IGNORED
 from hanlin.formats.convert import convert, find_source
 from hanlin.formats.files import open_weights
+from hanlin.generate.sampling import warp
 from hanlin.layers.past import Past
 from hanlin.models.cpm1.model import Cpm1
 
@@ -27,7 +28,18 @@ def check(case: Path, vocab: Path) -> None:
         model = load_model(case / folder, changes)
         _check_network(model, inputs, expected, atol)
         _check_generation(model, inputs, expected, facts, atol["logits"])
+    _check_filters(inputs["filter_logits"], expected)
     _check_layouts(case, changes)
+
+
+def _check_filters(logits: torch.Tensor, expected: Arrays) -> None:
+    """Top-k and top-p of the original, where 0 switches off either."""
+    for name in (name for name in expected if name.startswith("filter_")):
+        k, p = (float(part[1:]) for part in name.removeprefix("filter_").split("_"))
+        assert warp(logits, 1.0, int(k), p or 1.0).equal(expected[name]), name
+        # The original filters first, so the temperature never changes what is left.
+        warmed = warp(logits, 0.5, int(k), p or 1.0, temperature_last=True)
+        assert warmed.equal(expected[name] / 0.5), name
 
 
 def _check_network(model: Cpm1, inputs: Arrays, expected: Arrays, atol: dict[str, float]) -> None:

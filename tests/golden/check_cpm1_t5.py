@@ -16,6 +16,7 @@ from cpm1_case import (
     arrays_of,
     assert_close,
     check_gradients,
+    check_training,
     documents,
     facts_of,
     load_model,
@@ -42,7 +43,21 @@ def check(case: Path, vocab: Path) -> None:
         model = load_model(folder, {"num_heads": heads, "head_dim": size} if "ds" in folder.name else {}, T5_FAMILY)
         _check_network(model, given, inputs["labels"], expected, facts, atol)
         _check_generation(model, given, inputs["dec_prompt"], expected, atol["logits"])
+    if facts["train"] is not None:
+        check_training(load_model(case / "ckpt", {}, T5_FAMILY), _train_batches(inputs, facts), facts, expected)
     _check_layouts(case)
+
+
+def _train_batches(inputs: Arrays, facts: dict[str, Any]) -> list[Arrays]:
+    columns = zip(inputs["train_targets"], inputs["train_contexts"], inputs["train_labels"], strict=True)
+    return [
+        {"tokens": tokens, "encoder_tokens": contexts, "labels": labels, "weights": _weights(tokens, labels, facts)}
+        for tokens, contexts, labels in columns
+    ]
+
+
+def _weights(tokens: torch.Tensor, labels: torch.Tensor, facts: dict[str, Any]) -> torch.Tensor:
+    return ((tokens != facts["config"]["eod_id"]) & (labels != facts["config"]["pad_id"])).float()
 
 
 def _given(inputs: Arrays, eod: int, flags: list[str]) -> Arrays:
@@ -57,8 +72,7 @@ def _given(inputs: Arrays, eod: int, flags: list[str]) -> Arrays:
 def _check_network(
     model: Any, given: Arrays, labels: torch.Tensor, expected: Arrays, facts: dict[str, Any], atol: dict[str, float]
 ) -> None:
-    eod, pad = facts["config"]["eod_id"], facts["config"]["pad_id"]
-    weights = ((given["tokens"] != eod) & (labels != pad)).float()
+    weights = _weights(given["tokens"], labels, facts)
     assert weights.equal(expected["loss_mask"])
     # Padding that no sample of the encoder belongs to averages all of it in the original; nobody reads that.
     real = expected["cross_attention_mask"][:, 0].any(-1)

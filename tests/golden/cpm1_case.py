@@ -3,41 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from hanlin.core.settings import TrainSettings
 from hanlin.formats.convert import load_into, read_config
 from hanlin.formats.rules import find_moves
-from hanlin.models.cpm1.config import Cpm1Config
-from hanlin.models.cpm1.formats import FORMATS
-from hanlin.models.cpm1.model import Cpm1
-from hanlin.models.cpm1_t5.config import Cpm1T5Config
-from hanlin.models.cpm1_t5.formats import FORMATS as T5_FORMATS
 from hanlin.models.cpm1_t5.model import Cpm1T5
+from hanlin.models.family import Family, load_family
+from hanlin.train.optim import AdamW, learning_rate
 
 Arrays = dict[str, torch.Tensor]
 
-
-@dataclass(frozen=True)
-class Facts:
-    """What formats/ knows of a family."""
-
-    name: str
-    config: type
-    formats: Mapping[str, Any]
-    network: type
-
-    def model(self) -> type:
-        return self.network
-
-
-FAMILY = Facts("cpm1", Cpm1Config, FORMATS, Cpm1)
-T5_FAMILY = Facts("cpm1_t5", Cpm1T5Config, T5_FORMATS, Cpm1T5)
+FAMILY, T5_FAMILY = load_family("cpm1"), load_family("cpm1_t5")
 
 
 def facts_of(case: Path) -> dict[str, Any]:
@@ -48,9 +30,9 @@ def arrays_of(path: Path) -> Arrays:
     return {name: torch.from_numpy(array) for name, array in np.load(path).items()}
 
 
-def load_model(folder: Path, changes: dict[str, Any], family: Facts = FAMILY) -> Any:
+def load_model(folder: Path, changes: dict[str, Any], family: Family = FAMILY) -> Any:
     with torch.device("meta"):
-        model = family.network(read_config(folder, family, changes))
+        model = family.model()(read_config(folder, family, changes))
     load_into(model, folder, family, dtype=torch.float32)
     return model.eval()
 
@@ -73,10 +55,7 @@ def check_gradients(model: Any, loss: torch.Tensor, layout: str, expected: Array
     model.zero_grad()
     loss.backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
-    family = T5_FAMILY if isinstance(model, Cpm1T5) else FAMILY
-    rules, theirs = family.formats[layout].rules(model.config), {}
-    for move in find_moves(rules, gradients, "to_theirs"):
-        theirs |= zip(move.targets, move.run(tuple(gradients[name] for name in move.sources)), strict=True)
+    theirs = under_their_names(model, gradients, layout)
     wanted = [name for name in expected if name.startswith(("grad/", "grad_norm/"))]
     assert wanted
     for name in wanted:
@@ -85,6 +64,50 @@ def check_gradients(model: Any, loss: torch.Tensor, layout: str, expected: Array
         assert_close(name, ours, expected[name], atol)
     total = torch.stack([gradient.double().norm() for gradient in theirs.values()]).norm()
     assert_close("grad_norm_total", total, expected["grad_norm_total"], atol)
+
+
+def check_training(model: Any, batches: Sequence[Arrays], facts: dict[str, Any], expected: Arrays) -> None:
+    """The steps of the case's training run: rates, losses, norms before clipping, and the weights after them.
+
+    batches: what each step's model is called with, `labels` and `weights` among it.
+    """
+    stated, atol = facts["train"], facts["measured"]["suggested_atol"]["train_losses"]
+    settings = TrainSettings(
+        lr=stated["lr"],
+        min_lr=stated["min_lr"],
+        schedule=stated["style"],
+        schedule_form="megatron",
+        warmup_share=stated["warmup"],
+        weight_decay=stated["weight_decay"],
+        clip=stated["clip_grad"],
+    )
+    optimiser = AdamW(dict(model.named_parameters()), settings)
+    for number, batch in enumerate(batches):
+        loss = model(**batch) / batch["weights"].sum()
+        model.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), stated["clip_grad"])
+        rate = learning_rate(settings, number + 1, stated["train_iters"])
+        optimiser.step(rate)
+        assert_close("lr", torch.tensor(rate), expected["train/train_lr"][number], 1e-9)
+        assert_close("loss", loss, expected["train/train_losses"][number], atol)
+        assert_close("norm", norm, expected["train/train_grad_norms"][number], atol)
+    assert len(batches) == stated["steps"]
+    after = under_their_names(model, dict(model.named_parameters()), "megatron")
+    for name in (name for name in expected if name.startswith("train/after")):
+        kind, _, tensor = name.removeprefix("train/").partition("/")
+        if kind == "after" and tensor.endswith("query_key_value.bias"):
+            continue  # the key's bias changes no score: its gradient is rounding, which Adam makes steps of
+        assert_close(name, after[tensor].norm() if kind == "after_norm" else after[tensor], expected[name], atol)
+
+
+def under_their_names(model: Any, ours: Arrays, layout: str) -> Arrays:
+    """Tensors of ours (weights or gradients) by the original's names."""
+    family = T5_FAMILY if isinstance(model, Cpm1T5) else FAMILY
+    theirs: Arrays = {}
+    for move in find_moves(family.formats[layout].rules(model.config), ours, "to_theirs"):
+        theirs |= zip(move.targets, move.run(tuple(ours[name] for name in move.sources)), strict=True)
+    return theirs
 
 
 def assert_close(name: str, ours: torch.Tensor, theirs: torch.Tensor, atol: float, rtol: float = 1e-4) -> None:

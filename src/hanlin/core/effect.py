@@ -122,7 +122,7 @@ def _rules(recipe: Recipe) -> list[tuple[str, Idle, bool]]:
             generate.method != "beam",
         ),
         (
-            "generate.temperature generate.top_k generate.top_p",
+            "generate.temperature generate.top_k generate.top_p generate.temperature_last",
             Idle("generate.method", f"with generate.method {generate.method}; only sample draws tokens"),
             generate.method != "sample",
         ),

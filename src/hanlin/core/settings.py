@@ -285,6 +285,8 @@ class GenerateSettings(Settings):
     # 0: off.
     top_k: int = Field(default=0, ge=0)
     top_p: float = Field(default=0.9, gt=0, le=1)
+    # True: top_k and top_p look at the logits before the temperature, as the released CPM-1's program does it.
+    temperature_last: bool = False
     # Records answered at once.
     batch_size: int = Field(default=8, gt=0)
 

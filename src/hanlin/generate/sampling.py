@@ -1,6 +1,7 @@
 """From logits to one token: ban, penalise, warm, cut, draw. Pure functions on `[rows, vocab]`.
 
-Their order is that of the original CPM-Ant and of the Hugging Face warpers: penalty, temperature, top-k, top-p, draw.
+Their order is that of the original CPM-Ant, of Megatron and of the Hugging Face warpers: penalty, temperature, top-k,
+top-p, draw. The released CPM-1's program takes the temperature last.
 """
 
 from __future__ import annotations
@@ -48,8 +49,12 @@ def keep_top_p(logits: torch.Tensor, p: float) -> torch.Tensor:
     return logits.masked_fill(is_surplus.scatter(-1, columns, is_surplus), -torch.inf)
 
 
-def warp(logits: torch.Tensor, temperature: float, top_k: int, top_p: float) -> torch.Tensor:
-    """The logits that are drawn from."""
+def warp(
+    logits: torch.Tensor, temperature: float, top_k: int, top_p: float, *, temperature_last: bool = False
+) -> torch.Tensor:
+    """The logits that are drawn from; temperature_last: it does not change what top-p leaves."""
+    if temperature_last:
+        return keep_top_p(keep_top_k(logits, top_k), top_p) / temperature
     return keep_top_p(keep_top_k(logits / temperature, top_k), top_p)
 
 
