@@ -255,7 +255,13 @@ def _choose(
     """
     scores = logits.log_softmax(dim=-1)
     if options.method == "sample":
-        warped = warp(logits, options.temperature, options.top_k, options.top_p)
+        warped = warp(
+            logits,
+            options.temperature,
+            options.top_k,
+            options.top_p,
+            temperature_last=options.temperature_last,
+        )
         tokens = draw(warped, [streams[row.record].random() for row in rows])[:, None]
     else:
         # Twice the beams, since each beam's end may be among them.
