@@ -34,8 +34,7 @@ from hanlin.core.effect import idle_settings
 from hanlin.core.errors import ConfigError, DataError, HanlinError
 from hanlin.core.settings import Recipe
 from hanlin.data.windows import check_windows, is_corpus
-from hanlin.formats.convert import is_base, recognise
-from hanlin.formats.files import open_weights
+from hanlin.formats.convert import is_base, likely_families, open_any
 from hanlin.models.family import Family, family_names, load_family, option_problems
 from hanlin.train.trackers import check_trackers
 
@@ -360,10 +359,10 @@ def _other_family(recipe: Recipe, family: Family) -> str | None:
         found = _read_json(base / "config.json")["family"]
         return found if found != family.name else None
     try:
-        names = list(open_weights(base))
+        families = [load_family(name) for name in family_names()]
+        known = [one.name for one in likely_families(open_any(base, families), families)]
     except HanlinError:
         return None
-    known = [name for name in family_names() if recognise(names, load_family(name))]
     return known[0] if known and family.name not in known else None
 
 

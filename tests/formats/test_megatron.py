@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hanlin.core.errors import CheckpointError
-from hanlin.formats.megatron import open_megatron, write_megatron
+from hanlin.formats.megatron import FORMS, Form, open_megatron, write_megatron
 from hanlin.formats.ranks import Partition
 
 HEADS, HEAD_DIM, RANKS = 4, 3, 2
@@ -72,3 +72,22 @@ def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
     torch.save({"model": {"language_model": Path("x")}}, file)
     with pytest.raises(CheckpointError, match="is refused"):
         open_megatron(tmp_path, PARTITIONS, PARTS)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_every_form_that_is_written_is_read_as_itself(tmp_path: Path, form: Form, ranks: int) -> None:
+    tensors = {
+        WORDS: torch.randn(8, 2),
+        "language_model.embedding.position_embeddings.weight": torch.randn(3, 2),
+        **{f"language_model.transformer.layers.{i}.input_layernorm.weight": torch.randn(2) for i in range(2)},
+        FUSED: torch.randn(12, 2),
+        "language_model.transformer.final_layernorm.weight": torch.randn(2),
+    }
+    arguments = {"make_vocab_size_divisible_by": 4}
+    write_megatron(tmp_path, tensors, PARTITIONS, arguments, form=form, ranks=ranks, iteration=70)
+    weights = open_megatron(tmp_path, PARTITIONS, PARTS)
+    assert weights is not None
+    assert (weights.layout, weights.iteration) == (form, 70)
+    assert set(weights) == set(tensors)
+    assert all(weights[name].equal(tensor) for name, tensor in tensors.items())

@@ -113,7 +113,7 @@ def save_original_delta(
         save_original_prefix(model, path, family, overwrite=overwrite)
         return
     if settings.method == "prompt":
-        save_prompt_file(added_parameters(model)[SOFT_PROMPT].detach(), path, family, overwrite=overwrite)
+        save_prompt_file(model, path, family, overwrite=overwrite)
         return
     tensors = {}
     for name, tensor in _bypassing(model, settings).items():

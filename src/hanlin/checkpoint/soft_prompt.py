@@ -50,12 +50,21 @@ def set_prompts(model: nn.Module, prompts: torch.Tensor, path: Path) -> None:
         weight.copy_(prompts)
 
 
-def save_prompt_file(prompts: torch.Tensor, path: Path, family: FamilyFacts, *, overwrite: bool = False) -> None:
-    """Write a file with the original's name of the prompts.
+def original_prompts(model: nn.Module, family: FamilyFacts) -> dict[str, torch.Tensor]:
+    """The soft prompts of a model under the original's name.
 
-    Raises: CheckpointError when the family's original has no soft prompts, or when the file exists.
+    Raises: CheckpointError when the family's original has none.
     """
     if (name := their_name(family)) is None:
         raise CheckpointError(f"the original of {family.name} knows no soft prompts; write an adapter folder")
+    return {name: model.get_parameter(NAME).detach()}
+
+
+def save_prompt_file(model: nn.Module, path: Path, family: FamilyFacts, *, overwrite: bool = False) -> None:
+    """Write a file that holds the soft prompts of a model alone, under the original's name.
+
+    Raises: CheckpointError when the family's original has none, or when the file exists.
+    """
+    tensors = original_prompts(model, family)
     with published(path, overwrite) as beside:
-        write_pickle(beside, {name: prompts})
+        write_pickle(beside, tensors)

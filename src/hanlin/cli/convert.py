@@ -4,15 +4,21 @@ hanlin convert pytorch_model.bin base/ --vocab vocab.txt     an original checkpo
 hanlin convert base/ out/ --to original                      and back (or --to huggingface)
 hanlin convert base/ merged/ --merge run/best                an adapter worked into its base
 hanlin convert run/best delta.pt --base base/ --to delta     an adapter as the original's delta (or --to peft, adapter)
+hanlin convert 80000/ out/ --to original --ranks 4           files of model-parallel ranks, divided anew
+hanlin convert run/best out/ --base base/ --to original      soft prompts among the tensors of their base
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
     from hanlin.models.family import Family
 
 HELP = "rewrite weights from one layout to another; merge an adapter"
@@ -32,6 +38,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vocab", type=Path, help="vocabulary to put into the target")
     parser.add_argument("--merge", type=Path, metavar="ADAPTER", help="work this adapter into the weights")
     parser.add_argument("--base", type=Path, help="the base that an adapter belongs to")
+    parser.add_argument("--ranks", type=int, default=1, help="model-parallel ranks to divide over; default: 1")
+    parser.add_argument("--iteration", type=int, help="of the training program, for file names; default: the source's")
+    parser.add_argument(
+        "--config",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a value of the model that wins over the source's: num_heads=16, where files do not tell it; "
+        "vocab_size=30000 leaves out the rows that fill the embedding up",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace the target")
 
 
@@ -41,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
 
     if not args.source.exists():
         raise ConfigError(f"there is no {args.source}")
-    if is_adapter(args.source):
+    if is_adapter(args.source) or args.to == "adapter":
         _convert_adapter(args)
     elif args.merge:
         _merge(args)
@@ -51,12 +67,33 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _convert(args: argparse.Namespace, source: Path) -> None:
+def _convert(args: argparse.Namespace, source: Path, more: Mapping[str, Tensor] | None = None) -> None:
+    """more: tensors to write along under the names given."""
     from hanlin.formats.convert import BASE, convert
 
     family = _family(args, source)
-    tokenizer = family.tokenizer(args.vocab) if args.vocab else None
-    convert(source, family, args.from_, args.to or BASE, args.target, tokenizer=tokenizer, overwrite=args.overwrite)
+    convert(
+        source,
+        family,
+        args.from_,
+        args.to or BASE,
+        args.target,
+        changes=_changes(args.config),
+        tokenizer=family.tokenizer(args.vocab) if args.vocab else None,
+        overwrite=args.overwrite,
+        ranks=args.ranks,
+        iteration=args.iteration,
+        more=more,
+    )
+
+
+def _changes(words: list[str]) -> dict[str, Any]:
+    from hanlin.core.errors import ConfigError
+    from hanlin.core.yaml12 import parse_yaml
+
+    if odd := [word for word in words if "=" not in word]:
+        raise ConfigError(f"--config {odd[0]}: NAME=VALUE is expected")
+    return {name: parse_yaml(value)[0] for name, _, value in (word.partition("=") for word in words)}
 
 
 def _merge(args: argparse.Namespace) -> None:
@@ -82,16 +119,21 @@ def _merge(args: argparse.Namespace) -> None:
 
 def _convert_adapter(args: argparse.Namespace) -> None:
     from hanlin.checkpoint import delta
+    from hanlin.checkpoint.soft_prompt import original_prompts
     from hanlin.cli._weights import read_adapter
     from hanlin.core.errors import ConfigError
 
-    if args.base is None:
+    # Soft prompts may lie among the tensors of a whole model.
+    base = args.base or (None if delta.is_adapter(args.source) else args.source)
+    if base is None:
         raise ConfigError(f"{args.source} is an adapter; name the base that it belongs to with --base")
-    family = _family(args, args.base)
-    model, settings = read_adapter(args.source, args.base, family)
+    family = _family(args, base)
+    model, settings = read_adapter(args.source, base, family)
     match args.to:
         case None | "adapter":
             delta.save_adapter(model, settings, args.target, overwrite=args.overwrite)
+        case "original" if settings.method == "prompt":
+            _convert(args, base, original_prompts(model, family))
         case "delta" | "original":
             delta.save_original_delta(model, settings, args.target, family, overwrite=args.overwrite)
         case "peft":

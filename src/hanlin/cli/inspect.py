@@ -72,23 +72,30 @@ def _recipe(path: Path) -> Facts:
 
 
 def _weights(path: Path) -> Facts:
+    from hanlin.formats.convert import open_any
     from hanlin.formats.describe import describe
-    from hanlin.formats.files import open_weights
     from hanlin.models.family import family_names, load_family
 
-    found = describe(path, [load_family(name) for name in family_names()])
+    families = [load_family(name) for name in family_names()]
+    found = describe(path, families)
     yield "kind", found.kind if found.kind != "model" else "weights of a model"
     yield "family", f"{found.family or 'unknown'}, layout {found.layout or 'unknown'}"
     yield "because", found.reason
+    if found.lying:
+        yield "files", found.lying
+    if found.iteration is not None:
+        yield "iteration", f"{found.iteration:,}"
+    if found.num_prompts:
+        yield "prompts", f"{found.num_prompts} soft prompts lie among the tensors; model.adapter takes them from here"
     if found.problem:
         yield "problem", found.problem
     yield "parameters", f"{found.num_parameters:,} ({', '.join(found.dtypes)}) in {found.num_tensors} tensors"
     yield "bytes", f"{found.num_bytes:,}"
     for name, value in found.config.items():
         yield "config", f"{name}: {value}"
-    weights = open_weights(path)
+    weights = open_any(path, families)
     for name in list(weights)[:_SHOWN]:
-        yield "tensor", f"{name} {list(weights[name].shape)}"
+        yield "tensor", f"{name} {list(weights.meta(name).shape)}"
     if found.num_tensors > _SHOWN:
         yield "", f"and {found.num_tensors - _SHOWN} more"
 

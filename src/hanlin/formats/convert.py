@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from hanlin.core.errors import CheckpointError
 from hanlin.formats.files import (
@@ -52,6 +52,7 @@ class Format:
     open: the weights at a path if they lie there in a way of files that only this layout has, else None;
     write: writes our config and their tensors into a folder, for so many ranks and as of an iteration, where that is
     not done as above;
+    needed: values of our config that no default may stand for, since these files may lack them;
     soft_prompt: their name of the tensor with soft prompts, which lies among those of the model where it was tuned so.
     """
 
@@ -67,6 +68,7 @@ class Format:
     partitions: Partitions | None = None
     open: Callable[[Path], Weights | None] | None = None
     write: Callable[[Path, Any, Mapping[str, torch.Tensor], int, int], None] | None = None
+    needed: tuple[str, ...] = ()
     soft_prompt: str | None = None
 
 
@@ -81,6 +83,9 @@ class FamilyFacts(Protocol):
     def model(self) -> Callable[[], type]: ...
     @property
     def formats(self) -> Mapping[str, Any]: ...
+
+
+Facts = TypeVar("Facts", bound=FamilyFacts)
 
 
 @dataclass(frozen=True)
@@ -179,15 +184,42 @@ def _home(path: Path) -> Path:
     return path.parent if path.name.startswith("model") and path.is_file() and is_base(path.parent) else path
 
 
+def open_any(path: Path, families: Iterable[FamilyFacts]) -> Weights:
+    """The tensors at a path by their names, whichever family they are of.
+
+    Raises: CheckpointError.
+    """
+    for opens in {form.open for family in families for form in family.formats.values() if form.open is not None}:
+        if (weights := opens(path)) is not None:
+            return weights
+    files = find_ranks(path)
+    return RankWeights(files, {}) if files else open_weights(path)
+
+
+def likely_families(names: Iterable[str], families: Iterable[Facts]) -> list[Facts]:
+    """The families that know most of the names: several where these do not tell them apart, none where none does.
+
+    So the GPT-2 and the T5 of one program are told apart, which have most of their names in common.
+    """
+    names = list(names)
+    known = [(max(_num_known(names, family).values(), default=0), family) for family in families]
+    most = max((count for count, _ in known), default=0)
+    return [family for count, family in known if most and count == most]
+
+
 def recognise(names: Iterable[str], family: FamilyFacts) -> str | None:
     """The layout whose rules know most of the names."""
-    names = list(names)
-    known = {
-        name: sum(len(move.sources) for move in find_moves(form.rules(family.config()), names, "to_ours"))
-        for name, form in family.formats.items()
-    }
+    known = _num_known(list(names), family)
     best = max(known, key=lambda name: known[name], default=None)
     return best if best is not None and known[best] else None
+
+
+def _num_known(names: Sequence[str], family: FamilyFacts) -> dict[str, int]:
+    """How many of the names each layout has rules for."""
+    return {
+        layout: sum(len(move.sources) for move in find_moves(form.rules(family.config()), names, "to_ours"))
+        for layout, form in family.formats.items()
+    }
 
 
 def read_config(
@@ -370,13 +402,19 @@ def _base_values(path: Path, family: FamilyFacts) -> dict[str, Any]:
 
 
 def _config_of(source: Source, family: FamilyFacts, changes: Mapping[str, Any] | None) -> Any:
-    values = source.values
+    values = {**source.values, **(changes or {})}
     if source.format != BASE:
+        form = family.formats[source.format]
         try:
-            values = family.formats[source.format].read_config(values, source.weights)
+            values = {**form.read_config(source.values, source.weights), **(changes or {})}
         except CheckpointError as error:
             raise CheckpointError(f"{source.path}: {error}") from error
-    return _make_config(source.path, family, {**values, **(changes or {})})
+        if missing := [name for name in form.needed if name not in values]:
+            raise CheckpointError(
+                f"{source.path}: the files do not tell {' and '.join(missing)}; give them: --config "
+                f"{missing[0]}=... of convert, model.config of a recipe, or {form.config_files[0]} beside the weights"
+            )
+    return _make_config(source.path, family, values)
 
 
 def _make_config(path: Path, family: FamilyFacts, values: dict[str, Any]) -> Any:

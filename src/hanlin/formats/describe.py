@@ -10,18 +10,30 @@ from pathlib import Path
 from typing import Any
 
 from hanlin.core.errors import CheckpointError
-from hanlin.formats.convert import BASE, FamilyFacts, check_fit, is_base, read_config, recognise, refuse_lookalikes
-from hanlin.formats.files import Weights, open_weights, read_json
+from hanlin.formats.convert import (
+    BASE,
+    FamilyFacts,
+    check_fit,
+    is_base,
+    likely_families,
+    open_any,
+    open_theirs,
+    read_config,
+    recognise,
+    refuse_lookalikes,
+)
+from hanlin.formats.files import Weights, read_json
 
-# What low-rank tuning and prefix tuning call what they add.
-_ADDED = re.compile(r"lora_|^prefix\.|^transformer\.prefix_encoder\.")
+# What low-rank tuning, prefix tuning and prompt tuning call what they add.
+_ADDED = re.compile(r"lora_|^prefix\.|^transformer\.prefix_encoder\.|^soft_prompt\.")
 
 
 @dataclass(frozen=True)
 class Description:
     """kind: model or adapter; reason: what gave the layout away; problem: why it cannot be loaded, None if it can.
 
-    family, layout: None where no family of ours knows the names; num_bytes: of the weight files;
+    family, layout: None where no family of ours knows the names; lying: how the tensors lie in files, where that is
+    worth a word; num_prompts: soft prompts beside the tensors of a model; num_bytes: of the weight files;
     dtypes: how many parameters of each; config: of our family, in our names.
     """
 
@@ -37,6 +49,9 @@ class Description:
     dtypes: dict[str, int]
     config: dict[str, Any] = field(default_factory=dict)
     problem: str | None = None
+    lying: str = ""
+    iteration: int | None = None
+    num_prompts: int = 0
 
 
 def describe(path: Path, families: Iterable[FamilyFacts]) -> Description:
@@ -44,19 +59,22 @@ def describe(path: Path, families: Iterable[FamilyFacts]) -> Description:
 
     Raises: CheckpointError when there are no readable weights.
     """
-    path = Path(path)
-    weights = open_weights(path)
-    if any(_ADDED.search(name) for name in weights):
+    path, families = Path(path), list(families)
+    weights = open_any(path, families)
+    prompts = {form.soft_prompt for family in families for form in family.formats.values()} & weights.keys()
+    if any(_ADDED.search(name) for name in weights) or (prompts and len(weights) == 1):
         return _described(path, weights, "adapter", None, None, _adapter_reason(weights))
-    family, layout, reason = _identify(path, weights, list(families))
+    family, layout, reason = _identify(path, weights, families)
     if family is None:
         return _described(path, weights, "model", None, None, reason)
+    whole = weights if layout == BASE else open_theirs(path, family)
+    facts = {"num_prompts": sum(len(whole.meta(name)) for name in prompts)}
     try:
         config = read_config(path, family)
         check_fit(path, family)
     except CheckpointError as error:
-        return _described(path, weights, "model", family.name, layout, reason, problem=str(error))
-    return _described(path, weights, "model", family.name, layout, reason, config=asdict(config))
+        return _described(path, whole, "model", family.name, layout, reason, problem=str(error), **facts)
+    return _described(path, whole, "model", family.name, layout, reason, config=asdict(config), **facts)
 
 
 def _identify(path: Path, weights: Weights, families: list[FamilyFacts]) -> tuple[FamilyFacts | None, str | None, str]:
@@ -64,9 +82,12 @@ def _identify(path: Path, weights: Weights, families: list[FamilyFacts]) -> tupl
         name = read_json(path / "config.json")["family"]
         family = next((family for family in families if family.name == name), None)
         return family, BASE, f"config.json names the family {name}"
-    for family in families:
-        if layout := recognise(weights, family):
-            return family, layout, f"tensors are called as there (first: {next(iter(weights))})"
+    known = likely_families(weights, families)
+    if len(known) == 1:
+        layout = weights.layout or recognise(weights, known[0])
+        return known[0], layout, f"tensors are called as there (first: {next(iter(weights))})"
+    if known:
+        return None, None, f"tensors are called as in {' and '.join(family.name for family in known)}; give the family"
     for family in families:
         try:
             refuse_lookalikes(path, family)
@@ -76,7 +97,9 @@ def _identify(path: Path, weights: Weights, families: list[FamilyFacts]) -> tupl
 
 
 def _adapter_reason(weights: Weights) -> str:
-    first = next(name for name in weights if _ADDED.search(name))
+    first = next((name for name in weights if _ADDED.search(name)), None)
+    if first is None:
+        return f"the original CPM-2's soft prompts alone ({next(iter(weights))})"
     if first.startswith("base_model.model."):
         return f"PEFT's names ({first})"
     if first.startswith("transformer.prefix_encoder."):
@@ -89,7 +112,8 @@ def _described(
 ) -> Description:
     dtypes: Counter[str] = Counter()
     for name in weights:
-        dtypes[str(weights[name].dtype).removeprefix("torch.")] += weights[name].numel()
+        tensor = weights.meta(name)
+        dtypes[str(tensor.dtype).removeprefix("torch.")] += tensor.numel()
     layers = {match[1] for name in weights if (match := re.search(r"(?:^|\.)(\d+)\.", name))}
     return Description(
         path=path,
@@ -102,5 +126,7 @@ def _described(
         num_layers=len(layers),
         num_bytes=sum(file.stat().st_size for file in weights.files),
         dtypes=dict(dtypes),
+        lying=weights.lying,
+        iteration=weights.iteration,
         **facts,
     )

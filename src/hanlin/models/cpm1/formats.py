@@ -85,6 +85,7 @@ _MEGATRON_NAMES = {
     "init_method_std": "init_std",
     "make_vocab_size_divisible_by": "vocab_multiple",
 }
+_HEADS = ("num_heads", "head_dim")
 _TANH_FLAGS = ("openai_gelu", "bias_gelu_fusion")
 
 
@@ -225,10 +226,7 @@ def inferred(weights: Mapping[str, torch.Tensor], prefix: str) -> dict[str, Any]
 
 
 def with_heads(values: dict[str, Any]) -> dict[str, Any]:
-    """The values with a number and a size of heads, if they say it or are those of a published size.
-
-    Without, our defaults stay, and the shapes of the tensors will not fit them.
-    """
+    """The values with a number and a size of heads, if they say it or are those of a published size."""
     published = {size.hidden_size: size.num_heads for name, size in SIZES.items() if name != "tiny"}
     heads = values.get("num_heads", published.get(values["hidden_size"]))
     return values if heads is None else {**values, "num_heads": heads, "head_dim": values["hidden_size"] // heads}
@@ -243,6 +241,7 @@ FORMATS = {
         config_files=("cpm1_config.json", "../cpm1_config.json"),
         partitions=PARTITIONS,
         tokenizer_files=TOKENIZER_FILES,
+        needed=_HEADS,
     ),
     "huggingface": Format(
         title="transformers' GPT2LMHeadModel (TsinghuaAI/CPM-Generate)",
@@ -261,6 +260,7 @@ FORMATS = {
             open=_open_megatron,
             write=partial(_write_megatron, form),
             tokenizer_files=TOKENIZER_FILES,
+            needed=_HEADS,
         )
         for form, title in FORMS.items()
     },

@@ -121,6 +121,7 @@ FORMATS = {
         open=_open,
         write=partial(_write, form),
         tokenizer_files=("vocab.txt",),
+        needed=("num_heads", "head_dim"),
     )
     for form, title in FORMS.items()
 }

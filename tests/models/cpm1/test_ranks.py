@@ -1,0 +1,99 @@
+"""A CPM-1 in every layout and on any number of ranks: divided, merged and renamed without a changed bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from hanlin.core.errors import CheckpointError
+from hanlin.formats.convert import convert, find_source, open_theirs, save_base
+from hanlin.formats.describe import describe
+from hanlin.models.cpm1 import family
+from hanlin.models.cpm1.config import shape
+from hanlin.models.cpm1_t5 import family as t5_family
+from hanlin.models.cpm1_t5.config import Cpm1T5Config
+from hanlin.models.cpm2 import family as cpm2_family
+
+CONFIG = shape(16, 2, 4, vocab_size=24, max_length=8, vocab_multiple=8)
+T5_CONFIG = Cpm1T5Config(
+    vocab_size=24, hidden_size=16, num_heads=4, head_dim=8, ffn_size=24, max_length=8, vocab_multiple=8
+)
+FAMILIES = [family, t5_family, cpm2_family]
+
+
+def write(folder: Path, of=family, config=CONFIG) -> Path:
+    model = of.model()(config)
+    model.init_weights(torch.Generator().manual_seed(0))
+    save_base(folder, of, config, {name: weight.detach().half() for name, weight in model.named_parameters()})
+    return folder
+
+
+def tensors_of(path: Path, of=family) -> dict[str, torch.Tensor]:
+    weights = open_theirs(path, of)
+    return {name: weights[name].clone() for name in weights}
+
+
+def assert_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    assert ours.keys() == theirs.keys()
+    assert all(ours[name].equal(tensor) and ours[name].dtype == tensor.dtype for name, tensor in theirs.items())
+
+
+def test_a_released_form_goes_through_every_number_of_ranks_and_the_hub(tmp_path: Path) -> None:
+    source = tmp_path / "2"
+    convert(write(tmp_path / "base"), family, None, "original", source, ranks=2, iteration=80000)
+    whole = tensors_of(source)
+    for ranks in (1, 4, 2):
+        convert(source, family, None, "original", tmp_path / f"to_{ranks}", ranks=ranks)
+        source = tmp_path / f"to_{ranks}"
+        assert_same(tensors_of(source), whole)
+        assert (source / "latest_checkpointed_iteration.txt").read_text() == "80000\n"
+    for rank in range(2):
+        file = f"80000/mp_rank_{rank:02d}_model_states.pt"
+        first, last = (torch.load(tmp_path / name / file, weights_only=False)["module"] for name in ("2", "to_2"))
+        assert_same(last, first)
+    convert(source, family, None, "huggingface", tmp_path / "hub")
+    convert(tmp_path / "hub", family, None, "original", tmp_path / "back", ranks=2)
+    assert_same(tensors_of(tmp_path / "back"), whole)
+
+
+@pytest.mark.parametrize(("of", "config"), [(family, CONFIG), (t5_family, T5_CONFIG)])
+def test_megatrons_forms_on_any_number_of_ranks_keep_our_tensors(tmp_path: Path, of, config) -> None:
+    base = write(tmp_path / "base", of, config)
+    ours = find_source(base, of).weights
+    source = base
+    for form, ranks, rows in (("megatron", 4, 32), ("deepspeed", 1, 24), ("pipeline", 2, 32), ("megatron", 1, 24)):
+        target = tmp_path / f"{form}_{ranks}"
+        convert(source, of, None, form, target, ranks=ranks, changes={"vocab_size": 24})
+        padded = next(len(tensor) for name, tensor in tensors_of(target, of).items() if "word_embeddings" in name)
+        assert padded == rows  # a multiple of 8 x ranks
+        source = target
+    convert(source, of, None, "base", tmp_path / "again", changes={"vocab_size": 24})
+    again = find_source(tmp_path / "again", of).weights
+    assert_same(dict(again), dict(ours))
+
+
+@pytest.mark.parametrize(
+    ("of", "config", "form"),
+    [(family, CONFIG, "original"), (family, CONFIG, "megatron"), (family, CONFIG, "huggingface"),
+     (family, CONFIG, "pipeline"), (t5_family, T5_CONFIG, "megatron"), (t5_family, T5_CONFIG, "deepspeed")],
+)  # fmt: skip
+def test_inspection_tells_the_family_the_form_and_the_iteration(tmp_path: Path, of, config, form: str) -> None:
+    ranks = 1 if form == "huggingface" else 2
+    convert(write(tmp_path / "base", of, config), of, None, form, tmp_path / "out", ranks=ranks, iteration=7)
+    found = describe(tmp_path / "out", FAMILIES)
+    assert (found.family, found.layout, found.problem) == (of.name, form, None)
+    assert found.iteration == (None if form == "huggingface" else 7)
+    assert ("2 " in found.lying) == (ranks == 2)
+
+
+def test_unknown_heads_are_asked_for(tmp_path: Path) -> None:
+    convert(write(tmp_path / "base"), family, None, "original", tmp_path / "out")
+    (tmp_path / "out" / "cpm1_config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"do not tell num_heads and head_dim; give them: --config num_heads="):
+        convert(tmp_path / "out", family, None, "base", tmp_path / "again")
+    convert(tmp_path / "out", family, None, "base", tmp_path / "again", changes={"num_heads": 4, "head_dim": 4})
+    assert_same(
+        dict(find_source(tmp_path / "again", family).weights), dict(find_source(tmp_path / "base", family).weights)
+    )
