@@ -1,70 +1,136 @@
-"""The nine data sets of CPM-2's fine-tuning: raw records -> ids, with and without prompts."""
+"""The nine data sets of CPM-2's fine-tuning: raw files -> ids, prompts and batches, with and without soft prompts."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hanlin.core.settings import PromptSettings
-from hanlin.models.cpm2.datasets import adgen, c3, ccpm, kdconv, lcqmc, sogou, text_to_text
-from hanlin.models.cpm2.pieces import source_of, target_of
+import torch
+from cpm2_case import Arrays, arrays_of
+
+from hanlin.core.batch import IGNORED, Batch, Sample
+from hanlin.core.settings import DataSettings, PromptSettings
+from hanlin.data.expand import open_part
+from hanlin.layers.soft_prompt import SoftPrompt
+from hanlin.models.cpm2.config import Cpm2Config
+from hanlin.models.cpm2.datasets import sogou
+from hanlin.models.cpm2.model import same_span
+from hanlin.models.cpm2.record import Cpm2Options
+from hanlin.models.cpm2.samples import Cpm2Samples
 from hanlin.models.cpm2.tokenizer import Cpm2Tokenizer
 
-TEMPLATES = {
-    "c3": c3.make_items,
-    "adgen": adgen.make_items,
-    "lcqmc": lcqmc.make_items,
-    "math": text_to_text.make_math_items,
-    "wmtencn": text_to_text.make_wmt_items,
-    "lcsts": text_to_text.make_lcsts_items,
-    "ccpm": ccpm.make_items,
-    "kdconv": kdconv.make_items,
-}
+RANKED = {"sogou_train": "sogou-log", "sogou_test": "sogou-log"}
 
 
 def check(case: Path, vocab: Path) -> None:
     tokenizers = {name: Cpm2Tokenizer.load(vocab / "cpm2" / name) for name in ("cn", "cn_en")}
     for variant in json.loads((case / "samples.json").read_text("utf-8")):
-        name, _, kind = variant["id"].partition("/")
-        if name in TEMPLATES and kind != "infer":
-            _check_variant(case, name, variant, tokenizers[variant["tokenizer"]])
-        elif name.startswith("sogou"):
-            _check_ranking(case, variant, tokenizers[variant["tokenizer"]])
+        samples = _samples(variant, tokenizers[variant["tokenizer"]])
+        records = _records(case / variant["raw"], variant, samples)
+        arrays = arrays_of(case / "expected.npz", f"{variant['id']}/")
+        if variant["id"].endswith("/infer"):
+            _check_prompts(records, samples, variant["samples"], arrays)
+        elif variant["split"] == "test":
+            _check_contests(records, samples, variant["samples"], arrays)
+        else:
+            _check_training(records, samples, variant, arrays)
 
 
-def _check_variant(case: Path, name: str, variant: dict[str, Any], tokenizer: Cpm2Tokenizer) -> None:
-    prompts = _settings(variant["prompt_config"])
-    records = _records(case / variant["raw"])
-    records = records[: int(variant["kwargs"].get("ratio", 1) * len(records))]
-    items = [item for record in records for item in TEMPLATES[name](record, prompts)]
-    items = items[: variant["kwargs"].get("num", len(items))]
-    for item, wanted in zip(items, variant["samples"], strict=True):
-        target = target_of(item, tokenizer)
-        assert source_of(item, tokenizer) == wanted["enc_input_ids"], variant["id"]
-        assert (target[:-1], target[1:]) == (wanted["dec_input_ids"], wanted["label_ids"]), variant["id"]
+def _cropped(array: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """The original pads to the longest of all samples, also of those that were not wanted (num)."""
+    return array[tuple(slice(size) for size in like.shape)]
 
 
-def _check_ranking(case: Path, variant: dict[str, Any], tokenizer: Cpm2Tokenizer) -> None:
-    records = _records(case / variant["raw"])
-    if variant["split"] == "train":
-        kept = [one for record in records[: int(sogou.TRAIN_SHARE * len(records))] for one in sogou.records(record)]
-        found = [[source_of(item, tokenizer) for item in sogou.make_pair(record)] for record in kept]
-        assert found == [[row["pos_input_idx"], row["neg_input_idx"]] for row in variant["samples"]]
-        return
-    ranked = [(record["query_id"], *title) for record in records for title in sogou.make_candidates(record)]
-    for (query, number, item), wanted in zip(ranked, variant["samples"], strict=True):
-        assert (query, number) == (wanted["qidx"], wanted["cidx"])
-        assert source_of(item, tokenizer) == wanted["enc_input_ids"]
-        assert target_of(item, tokenizer) == wanted["dec_input_ids"]
+def _samples(variant: dict[str, Any], tokenizer: Cpm2Tokenizer) -> Cpm2Samples:
+    name = variant["id"].partition("/")[0]
+    options = Cpm2Options(dataset=RANKED.get(name, name))  # pyright: ignore[reportArgumentType]: any of the names
+    samples = Cpm2Samples(tokenizer, Cpm2Config(vocab_size=tokenizer.vocab_size), options)
+    prompts = variant["prompt_config"]
+    return samples if prompts is None else samples.with_prompts(PromptSettings.model_validate(prompts))
 
 
-def _settings(values: dict[str, Any] | None) -> PromptSettings | None:
-    if values is None:
-        return None
-    return PromptSettings.model_validate(values)
+def _records(path: Path, variant: dict[str, Any], samples: Cpm2Samples) -> list[Any]:
+    is_pairs = variant["id"].startswith("sogou") and variant["split"] == "train"
+    share = sogou.TRAIN_SHARE if is_pairs else variant["kwargs"].get("ratio", 1.0)
+    source = open_part(path, DataSettings(), samples, share=share, limit=variant["kwargs"].get("num"))
+    return [source[number] for number in range(len(source))]
 
 
-def _records(path: Path) -> list[Any]:
-    text = path.read_text("utf-8")
-    return json.loads(text) if path.suffix == ".json" else [json.loads(line) for line in text.splitlines()]
+def _check_training(records: list[Any], samples: Cpm2Samples, variant: dict[str, Any], arrays: Arrays) -> None:
+    made = [samples.sample(record) for record in records]
+    for sample, wanted in zip(made, variant["samples"], strict=True):
+        if "pos_input_idx" in wanted:
+            assert sample.inputs["encoder_tokens"].tolist() == wanted["pos_input_idx"] + wanted["neg_input_idx"]
+            assert sample.inputs["tokens"].tolist() == wanted["dec_input_ids"] * 2
+            continue
+        assert sample.inputs["encoder_tokens"].tolist() == wanted["enc_input_ids"], variant["id"]
+        assert sample.inputs["tokens"].tolist() == wanted["dec_input_ids"]
+        assert sample.labels[: len(wanted["label_ids"])].tolist() == wanted["label_ids"]
+    if not variant["id"].startswith("sogou"):
+        batch = _collated(samples, made)
+        _check_inputs(batch.inputs, arrays, samples.prompts)
+        _check_loss(batch, arrays)
+
+
+def _check_prompts(records: list[Any], samples: Cpm2Samples, wanted: list[dict[str, Any]], arrays: Arrays) -> None:
+    """The original fills the list with copies of its first sample (idx -1), so that batches are full."""
+    assert len(records) == len([row for row in wanted if row["idx"] != -1])
+    prompts = [samples.prompt(_without_answer(record, samples)) for record in records]
+    for prompt, row in zip(prompts, wanted, strict=False):
+        assert prompt.inputs["encoder_tokens"].tolist() == row["enc_input_ids"]
+        fed = [*prompt.inputs["tokens"].tolist(), prompt.cursor.inputs()["tokens"]]
+        assert fed == row["dec_input_ids"][: len(fed)]
+    inputs = samples.collate_prompts(prompts).inputs
+    assert inputs["encoder_tokens"].tolist() == arrays["enc_input_ids"][: len(prompts)].tolist()
+
+
+def _check_contests(records: list[Any], samples: Cpm2Samples, wanted: list[dict[str, Any]], arrays: Arrays) -> None:
+    contests = [(record["query_id"], samples.contest(record)) for record in records]
+    ranked = [
+        (query, int(name), sample)
+        for query, contest in contests
+        for name, sample in zip(contest.names, contest.samples, strict=True)
+    ]
+    for (query, number, sample), row in zip(ranked, wanted, strict=True):
+        assert (query, number) == (row["qidx"], row["cidx"])
+        assert sample.inputs["encoder_tokens"].tolist() == row["enc_input_ids"]
+        assert sample.inputs["tokens"].tolist() == row["dec_input_ids"]
+    _check_inputs(_collated(samples, [sample for _, _, sample in ranked]).inputs, arrays, None)
+
+
+def _without_answer(record: Any, samples: Cpm2Samples) -> Any:
+    assert samples.data_set.answer is not None
+    return {key: value for key, value in record.items() if key != samples.data_set.answer.key}
+
+
+def _collated(samples: Cpm2Samples, made: Sequence[Sample]) -> Batch:
+    return samples.collate([[sample] for sample in made], max(sample.length for sample in made))
+
+
+def _check_inputs(inputs: Arrays, arrays: Arrays, prompts: PromptSettings | None) -> None:
+    for name, theirs in (("encoder_tokens", "enc_input_ids"), ("tokens", "dec_input_ids")):
+        assert inputs[name].equal(_cropped(arrays[theirs], inputs[name]).long()), name
+    read, own = inputs["encoder_spans"], inputs["spans"]
+    encoder = same_span(read, read)
+    if prompts is not None:
+        shown = SoftPrompt(prompts.length, 1, sees_tokens=prompts.sees_tokens, is_seen=prompts.is_seen)
+        encoder = shown.restrict(encoder, inputs["encoder_tokens"])
+    sights = {
+        "enc_attention_mask": encoder,
+        "dec_attention_mask": same_span(own, own).tril(),
+        "cross_attention_mask": same_span(own, read),
+    }
+    for name, seen in sights.items():
+        assert seen.equal(_cropped(arrays[name][:, 0], seen).bool()), name
+    assert inputs["lengths"].equal((read >= 0).sum(1) + (own >= 0).sum(1))
+
+
+def _check_loss(batch: Batch, arrays: Arrays) -> None:
+    """The mean over samples of the mean over their labels."""
+    mask, labels = (_cropped(arrays[name], batch.labels) for name in ("loss_mask", "labels"))
+    mask = mask.bool()
+    assert batch.labels.equal(torch.where(mask, labels.long(), IGNORED))
+    torch.testing.assert_close(batch.weights, mask / mask.sum(1, keepdim=True))
+    assert round(batch.loss_tokens, 4) == batch.size

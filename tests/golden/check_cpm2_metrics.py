@@ -1,4 +1,4 @@
-"""CPM-2's scores, its cuts of logits, its mean of losses, its learning rates."""
+"""CPM-2's scores, its cuts of logits, its mean of losses, its ranking loss, its learning rates."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from hanlin.evaluate.metrics.corpus import corpus_scores, overlap_f1, rouge_l_re
 from hanlin.evaluate.metrics.equation import has_equal_value, share_of_equal_lines
 from hanlin.evaluate.metrics.text import share
 from hanlin.generate.sampling import warp
+from hanlin.layers.contest import contest_loss
 from hanlin.layers.loss import head_loss
 from hanlin.models.cpm2.tokenizer import Cpm2Tokenizer
 from hanlin.train.optim import learning_rate
@@ -29,7 +30,9 @@ def check(case: Path, vocab: Path) -> None:
     _check_equations(case, expected["eval_math"])
     for row in expected["acc_metric"]:
         assert share([a == b for a, b in zip(row["preds"], row["labels"], strict=True)]) == pytest.approx(row["acc"])
-    _check_numbers(arrays_of(case / "numeric.npz"), tolerance["numeric"])
+    arrays = arrays_of(case / "numeric.npz")
+    _check_numbers(arrays, tolerance["numeric"])
+    _check_contests(arrays, tolerance["numeric"])
     for row in json.loads((case / "lr_schedules.json").read_text()):
         _check_rates(row, tolerance["metrics"])
 
@@ -67,6 +70,18 @@ def _check_numbers(arrays: dict[str, torch.Tensor], atol: float) -> None:
     assert logits.grad is not None
     assert_close("ce_loss", loss, arrays["ce_loss"], atol)
     assert_close("ce_grad", logits.grad, arrays["ce_grad"], atol)
+
+
+def _check_contests(arrays: dict[str, torch.Tensor], atol: float) -> None:
+    """A head of one number makes hidden states the scores; the original's gradient lacks the 1 / b of its mean."""
+    scores = arrays["rank_score"].clone().requires_grad_()
+    labels = torch.tensor([[0, IGNORED]]).expand(len(scores), 2)
+    rivals = torch.tensor([[1, -1]]).expand(len(scores), 2)
+    loss = contest_loss(scores[..., None], torch.ones(1, 1), labels, rivals) / len(scores)
+    loss.backward()
+    assert scores.grad is not None
+    assert_close("rank_loss", loss, arrays["rank_loss"], atol)
+    assert_close("rank_grad", scores.grad * len(scores), arrays["rank_grad"], atol)
 
 
 def _check_rates(row: dict[str, Any], atol: float) -> None:
