@@ -27,3 +27,15 @@ def test_rows_are_reordered_and_repeated_in_every_block() -> None:
     found, _ = past.append("0", torch.zeros(3, 1, 1, 4), torch.zeros(3, 1, 1, 4))
     assert facts["positions"].shape == (3, 6)
     assert found[:, :, :5].equal(keys[[1, 1, 0]])
+
+
+def test_what_is_cut_off_is_forgotten_and_a_prefix_stays() -> None:
+    past, keys = Past(), torch.randn(1, 1, 7, 4)
+    past.note(spans=torch.zeros(1, 5))
+    past.append("0", keys, keys)  # two of them are a prefix
+    past.cut(3)
+    new = torch.randn(1, 1, 1, 4)
+    past.note(spans=torch.ones(1, 1))
+    found, _ = past.append("0", new, new)
+    assert past.length == 4
+    assert found.equal(torch.cat((keys[:, :, :5], new), dim=2))

@@ -34,18 +34,20 @@ def run(args: argparse.Namespace) -> int:
     recipe = recipe_of_model(args)
     from hanlin.assemble import load_engine
     from hanlin.core.errors import ConfigError
+    from hanlin.generate.memory import Memory
     from hanlin.models.family import Converses
 
     engine, options = load_engine(recipe), _chatting(recipe.generate)
     if not isinstance(engine.samples, Converses):
         raise ConfigError(f"model.family: {recipe.model.family} cannot be talked with; use `hanlin generate`")
     history: History = []
+    memory = Memory()
     for number, question in enumerate(_questions()):
         if question == "clear":
             history = []
             continue
         history, record = _fitting(engine, question, history, options)
-        answer = _say(engine.stream(record, options, seed=recipe.run.seed + number))
+        answer = _say(engine.stream(record, options, seed=recipe.run.seed + number, memory=memory))
         history = [*history, (question, answer)]
     return 0
 

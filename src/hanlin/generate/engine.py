@@ -27,6 +27,7 @@ from hanlin.models.family import BeamManner, Samples
 from hanlin.tokens.stream import stream_pieces
 
 from .beam import Beam, BeamRules, Candidate, Search, advance, best_candidates, start_search
+from .memory import Memory, columns_of
 from .sampling import ban_columns, draw, penalise_used, warp
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -85,9 +86,12 @@ class Engine:
             for start in range(0, len(prompts), options.batch_size):
                 yield from self._answer_batch(prompts[start : start + options.batch_size], options, seed)
 
-    def stream(self, record: Any, options: GenerateSettings, seed: int = 0) -> Iterator[str]:
+    def stream(
+        self, record: Any, options: GenerateSettings, seed: int = 0, memory: Memory | None = None
+    ) -> Iterator[str]:
         """The answer's text in pieces while it is written; a newline stands between several answers.
 
+        memory: of the dialogue that the record goes on with.
         Raises: HanlinError for beam search, whose text is not known before its end.
         """
         if options.method == "beam":
@@ -96,7 +100,7 @@ class Engine:
                 "choose generate.method=greedy or sample to see it while it is written"
             )
         prompt = self.prompt(record, options)
-        steps = self.search([prompt], options, [record_stream(seed, 0)])
+        steps = self.search([prompt], options, [record_stream(seed, 0)], memory)
         tokens = ((search.found or search.beams)[0].tokens for [search] in steps)
         return stream_pieces("\n".join(self.samples.answer_texts(prompt, chosen)) for chosen in tokens)
 
@@ -115,16 +119,20 @@ class Engine:
             return prompt
 
     def search(
-        self, prompts: Sequence[Prompt], options: GenerateSettings, streams: Sequence[np.random.Generator] = ()
+        self,
+        prompts: Sequence[Prompt],
+        options: GenerateSettings,
+        streams: Sequence[np.random.Generator] = (),
+        memory: Memory | None = None,
     ) -> Iterator[list[Search]]:
         """After each step, how far the search for each prompt's answer is; all are done at the end.
 
-        streams: one per prompt, read by sampling only.
+        streams: one per prompt, read by sampling only; memory: of the dialogue of a single prompt.
         """
         batch = self.samples.collate_prompts(prompts)
         beams = options.beams if options.method == "beam" else 1
         rules = BeamRules(beams, options.max_new_tokens, manner=self.beam_manner)
-        reader = _Reader(self.model, batch, self.device)
+        reader = _Reader(self.model, batch, self.device, memory)
         searches = [
             start_search(cursor, prompt.length + 1) for prompt, cursor in zip(prompts, batch.cursors, strict=True)
         ]
@@ -193,8 +201,10 @@ class _Row(NamedTuple):
 class _Reader:
     """The model, what it has read so far, and the order of its rows."""
 
-    def __init__(self, model: Any, batch: PromptBatch, device: torch.device) -> None:
+    def __init__(self, model: Any, batch: PromptBatch, device: torch.device, memory: Memory | None) -> None:
+        assert memory is None or len(batch.cursors) == 1, "a memory is that of one row"
         self._model = model
+        self._memory = memory
         self._prompt = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.inputs.items()}
         self._device = device
         self._past: Past | None = None
@@ -206,11 +216,27 @@ class _Reader:
     def read(self, rows: list[_Row]) -> torch.Tensor:
         """Feed the next column of every row; logits `[rows, vocab]`, at least fp32."""
         if self._past is None:
-            self._past = Past()
-            self._model(**self._prompt, past=self._past, logits_to_keep=1)
+            self._past = self._read_prompt()
         self._reorder(rows)
-        logits = self._model(**self._columns(rows), **self._constant, past=self._past, logits_to_keep=1)[:, -1]
+        columns = self._columns(rows)
+        logits = self._model(**columns, **self._constant, past=self._past, logits_to_keep=1)[:, -1]
+        if self._memory is not None:
+            self._memory.columns += columns_of(columns)
         return logits if logits.dtype == torch.float64 else logits.float()
+
+    def _read_prompt(self) -> Past:
+        """Feed the prompt, or what the memory does not know of it."""
+        if self._memory is None:
+            past = Past()
+            self._model(**self._prompt, past=past, logits_to_keep=1)
+            return past
+        wanted = columns_of(self._prompt)
+        known = self._memory.begin(wanted)
+        if known < len(wanted):
+            rest = {name: tensor[:, known:] for name, tensor in self._prompt.items()}
+            self._model(**rest, past=self._memory.past, logits_to_keep=1)
+            self._memory.columns += wanted[known:]
+        return self._memory.past
 
     def _reorder(self, rows: list[_Row]) -> None:
         """Give each row the past of the row that it goes on from."""

@@ -20,6 +20,7 @@ class Past:
         self.length = 0
         self._facts: dict[str, torch.Tensor] = {}
         self._used: dict[Hashable, int] = {}
+        self._prefix_length = 0
         self._keys: dict[Hashable, torch.Tensor] = {}
         self._values: dict[Hashable, torch.Tensor] = {}
         self._kept: dict[Hashable, tuple[torch.Tensor, ...]] = {}
@@ -40,9 +41,17 @@ class Past:
         """
         start = self._used.get(block, 0)
         end = self._used[block] = start + keys.shape[2]
+        if not start:
+            self._prefix_length = end - self.length
         self._keys[block] = _write(self._keys.get(block), keys, start, dim=2)
         self._values[block] = _write(self._values.get(block), values, start, dim=2)
         return self._keys[block].narrow(2, 0, end), self._values[block].narrow(2, 0, end)
+
+    def cut(self, length: int) -> None:
+        """Forget all columns but the first `length`, at least one; a prefix stays."""
+        assert 0 < length <= self.length, (length, self.length)
+        self.length = length
+        self._used = dict.fromkeys(self._used, self._prefix_length + length)
 
     @property
     def has_kept(self) -> bool:

@@ -102,7 +102,7 @@ class Samples(Protocol):
 
 @runtime_checkable
 class Converses(Protocol):
-    """Samples of a family that can be talked with."""
+    """Samples of a family that can be talked with: its columns never see a later one (see generate/memory.py)."""
 
     def ask(self, question: str, history: Sequence[tuple[str, str]]) -> Any:
         """The record of a dialogue's next round; history: the earlier questions and their answers."""

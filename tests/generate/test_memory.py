@@ -1,0 +1,83 @@
+"""A dialogue goes on from what the model has read; its answers are those of a model that reads everything again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hanlin.core.batch import Prompt, PromptBatch
+from hanlin.core.settings import GenerateSettings, TuningSettings
+from hanlin.generate.engine import Engine
+from hanlin.generate.memory import Memory
+from hanlin.models import rows
+from hanlin.models.chatglm2 import family
+from hanlin.models.chatglm2.config import ChatGlm2Config
+from hanlin.models.chatglm2.samples import ChatCursor
+from hanlin.tuning.apply import apply_tuning
+
+CONFIG = ChatGlm2Config(
+    vocab_size=50, hidden_size=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, ffn_size=24, max_length=64
+)
+GREEDY = GenerateSettings(method="greedy", max_new_tokens=6)
+
+
+class Ids:
+    """Records that are ids, and answers that are read as they are."""
+
+    def prompt(self, record: list[int]) -> Prompt:
+        cursor = ChatCursor(record[-1], len(record) - 1, frozenset())
+        return Prompt(record, {"tokens": np.array(record[:-1], np.int32)}, cursor)
+
+    def collate_prompts(self, prompts: list[Prompt]) -> PromptBatch:
+        inputs = rows.pad_left([prompt.inputs["tokens"] for prompt in prompts], 0)
+        return PromptBatch(inputs, [prompt.cursor for prompt in prompts], [[] for _ in prompts])
+
+    def answer_texts(self, prompt: Prompt, tokens: tuple[int, ...]) -> list[str]:
+        return ["".join(chr(65 + token) for token in tokens)]
+
+
+class Counting:
+    """A model that counts the columns it reads."""
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.num_columns, self.training = model, 0, False
+        self.modules = model.modules
+
+    def __call__(self, **inputs: Any) -> torch.Tensor:
+        self.num_columns += inputs["tokens"].shape[1]
+        return self.model(**inputs)
+
+
+@pytest.fixture(params=["plain", "prefix"])
+def model(request: pytest.FixtureRequest) -> Counting:
+    model = family.model()(CONFIG).double()
+    model.init_weights(torch.Generator().manual_seed(0))
+    torch.nn.init.normal_(model.embedding.weight, generator=torch.Generator().manual_seed(1))
+    if request.param == "prefix":
+        settings = TuningSettings(method="prefix", prefix_length=3)
+        apply_tuning(model, settings, family, torch.Generator().manual_seed(2))
+    return Counting(model.eval())
+
+
+def test_a_turn_reads_only_what_is_new(model: Counting) -> None:
+    engine, memory = Engine(model, Ids()), Memory()  # pyright: ignore[reportArgumentType]
+    first = [5, 6, 7, 8]
+    answer = [ord(letter) - 65 for letter in "".join(engine.stream(first, GREEDY, memory=memory))]
+    others = [[*first, *answer, 9, 10], [*first, *answer[:2], 11], [5, 6], [5, 6], [12, 5, 6]]
+    for turn, new in zip(others, (3, 1, 1, 1, 3), strict=True):
+        expected = "".join(engine.stream(turn, GREEDY))
+        model.num_columns = 0
+        assert "".join(engine.stream(turn, GREEDY, memory=memory)) == expected
+        assert model.num_columns == new + GREEDY.max_new_tokens - 1
+
+
+def test_an_answer_that_was_broken_off_leaves_a_memory_that_is_right(model: Counting) -> None:
+    engine, memory = Engine(model, Ids()), Memory()  # pyright: ignore[reportArgumentType]
+    next(engine.stream([5, 6, 7, 8], GREEDY, memory=memory))
+    with torch.inference_mode():
+        memory.past.note(spans=torch.zeros(1, 1, dtype=torch.int64))  # an interrupt within a forward pass
+    turn = [5, 6, 7, 8, 9]
+    assert list(engine.stream(turn, GREEDY, memory=memory)) == list(engine.stream(turn, GREEDY))
