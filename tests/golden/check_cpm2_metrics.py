@@ -77,7 +77,7 @@ def _check_contests(arrays: dict[str, torch.Tensor], atol: float) -> None:
     scores = arrays["rank_score"].clone().requires_grad_()
     labels = torch.tensor([[0, IGNORED]]).expand(len(scores), 2)
     rivals = torch.tensor([[1, -1]]).expand(len(scores), 2)
-    loss = contest_loss(scores[..., None], torch.ones(1, 1), labels, rivals) / len(scores)
+    loss = contest_loss(scores[..., None], [(torch.ones(1, 1), 1.0)], labels, rivals) / len(scores)
     loss.backward()
     assert scores.grad is not None
     assert_close("rank_loss", loss, arrays["rank_loss"], atol)

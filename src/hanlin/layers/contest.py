@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch.nn import functional
 
 from hanlin.core.batch import IGNORED
+from hanlin.layers.loss import Piece, head_logits
 from hanlin.layers.precision import at_least_fp32
 
 
 def contest_loss(
     hidden: torch.Tensor,
-    head: torch.Tensor,
+    pieces: Sequence[Piece],
     labels: torch.Tensor,
     rivals: torch.Tensor,
     weights: torch.Tensor | None = None,
@@ -21,16 +23,16 @@ def contest_loss(
 ) -> torch.Tensor:
     """The weighted losses -log sigmoid(own - rival) of the labelled positions: their sum, or `[batch, length]`.
 
-    hidden: `[batch, length, hidden_size]`; head: `[vocab, hidden_size]`; labels, rivals, weights: `[batch, length]`;
-    a rival is a position of the same row. The logits are the label's, at both positions.
+    hidden: `[batch, length, hidden_size]`; pieces: of the head, as in `head_loss`; labels, rivals, weights:
+    `[batch, length]`; a rival is a position of the same row. The logits are the label's, at both positions.
     """
     labelled = labels != IGNORED
     rows = labelled.nonzero()[:, 0]
-    vectors = head[labels[labelled]].to(hidden.dtype)
-    own, other = hidden[labelled], hidden[rows, rivals[labelled]]
-    # As a cross entropy between the two: softmax of (own, other) with own as the right class.
-    margins = at_least_fp32(((own - other) * vectors).sum(-1))
-    values = functional.softplus(-margins)
+    pairs = torch.stack((hidden[labelled], hidden[rows, rivals[labelled]]), dim=1)
+    classes = labels[labelled][:, None, None].expand(-1, 2, 1)
+    own, other = at_least_fp32(head_logits(pairs, pieces).gather(-1, classes)).squeeze(-1).unbind(1)
+    # A cross entropy between the two positions, of which the own one is right.
+    values = functional.softplus(other - own)
     if weights is not None:
         values = values * weights[labelled].to(values.dtype)
     if reduction == "sum":

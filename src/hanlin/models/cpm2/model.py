@@ -118,7 +118,7 @@ class Cpm2(nn.Module):
             return encoded, hidden
         hidden = self._finish(self.decoder_norm, hidden if logits_to_keep is None else hidden[:, -logits_to_keep:])
         if labels is not None and given.rivals is not None:
-            return contest_loss(hidden, self.head.weight, labels, given.rivals, weights, reduction)
+            return contest_loss(hidden, [(self.head.weight, 1.0)], labels, given.rivals, weights, reduction)
         if labels is not None:
             return head_loss(hidden, [(self.head.weight, 1.0)], labels, weights, reduction)
         return self.head(hidden)
