@@ -3,6 +3,7 @@
 hanlin prepare recipe.yaml                                   data report; training will start at once
 hanlin prepare --from ccpm raw/train.jsonl data/train.jsonl  raw CCPM rows -> records
 hanlin prepare --from ccpm-text raw.jsonl data.jsonl         the same, with the right choice's text as the answer
+hanlin prepare --from cpm1:chid raw/train.json train.jsonl   a data set of CPM-1's originals -> records
 hanlin prepare --from bee bee_data/train train.jsonl         the original binary form -> JSON lines
 hanlin prepare --to bee train.jsonl bee_data/train           and back: a data file in the folder bee_data
 
@@ -16,9 +17,9 @@ hanlin prepare --from indexed PREFIX back.jsonl --vocab V           read back
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hanlin.cli._corpus import INDEXED, add_corpus_options, corpus_options, prepare_corpus
 from hanlin.core.errors import ConfigError
@@ -27,13 +28,19 @@ if TYPE_CHECKING:
     from hanlin.core.settings import Recipe
 
 CCPM = ("ccpm", "ccpm-text")
+FORMS = ("jsonl", "bee", "indexed", *CCPM)
 
 HELP = "tokenise data and report on them; bring raw files into another form"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("words", nargs="+", metavar="RECIPE KEY=VALUE | SOURCE TARGET")
-    parser.add_argument("--from", dest="from_", choices=("jsonl", "bee", "indexed", *CCPM), help="the form of SOURCE")
+    parser.add_argument(
+        "--from",
+        dest="from_",
+        metavar="{" + ",".join(FORMS) + ",FAMILY:DATA}",
+        help="the form of SOURCE; FAMILY:DATA: a raw data set of a family's originals",
+    )
     parser.add_argument("--to", choices=("jsonl", "bee", *INDEXED), help="the form of TARGET (default: jsonl)")
     add_corpus_options(parser)
 
@@ -66,8 +73,6 @@ def _prepare(recipe: Recipe) -> int:
 
 
 def _convert(words: Sequence[str], from_: str | None, to: str | None) -> int:
-    from hanlin.data.convert import ccpm_record, ccpm_text_record, convert_file
-
     if len(words) != 2:
         raise ConfigError(f"--from and --to need two paths, SOURCE and TARGET; found {len(words)}")
     source, target = map(Path, words)
@@ -75,7 +80,26 @@ def _convert(words: Sequence[str], from_: str | None, to: str | None) -> int:
     if is_jsonl == (to == "bee"):
         wanted = "FOLDER/NAME (no .jsonl)" if to == "bee" else "a name that ends with .jsonl"
         raise ConfigError(f"{target}: the target of --to {to or 'jsonl'} is {wanted}")
-    changes = dict(zip(CCPM, (ccpm_record, ccpm_text_record), strict=True))
-    count = convert_file(source, target, changes[from_]) if from_ in changes else convert_file(source, target)
-    print(f"{target}: {count:,} rows")
+    print(f"{target}: {_write(source, target, from_):,} rows")
     return 0
+
+
+def _write(source: Path, target: Path, from_: str | None) -> int:
+    from hanlin.data.convert import ccpm_record, ccpm_text_record, convert_file
+    from hanlin.data.sources.jsonl import write_jsonl
+
+    if from_ in CCPM:
+        return convert_file(source, target, ccpm_text_record if from_ == "ccpm-text" else ccpm_record)
+    if from_ is None or from_ in FORMS:
+        return convert_file(source, target)
+    return write_jsonl(target, _raw_reader(from_)(source))
+
+
+def _raw_reader(name: str) -> Callable[[Path], Iterable[Any]]:
+    """What reads the raw data set FAMILY:DATA."""
+    from hanlin.models.family import family_names, load_family
+
+    known = {f"{family}:{data}": read for family in family_names() for data, read in load_family(family).raw.items()}
+    if name not in known:
+        raise ConfigError(f"--from {name}: unknown; expected one of {', '.join([*FORMS, *known])}")
+    return known[name]

@@ -169,7 +169,8 @@ class Family:
     `samples(tokenizer, config, options)`; options: frozen dataclass of what may be chosen about the samples
     (`data.options` of a recipe); formats: file layouts by name (`hanlin.formats.convert.Format`);
     sizes: named configurations; lora_targets: names of the linears that low-rank tuning changes by default;
-    beam_manner: the rules of its beam search.
+    beam_manner: the rules of its beam search; raw: data sets of its originals by name: what turns a raw file into
+    records.
     """
 
     name: str
@@ -183,6 +184,7 @@ class Family:
     sizes: Mapping[str, Any] = field(default_factory=dict)
     lora_targets: tuple[str, ...] = ()
     beam_manner: BeamManner = BeamManner()
+    raw: Mapping[str, Callable[[Path], Iterable[Any]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

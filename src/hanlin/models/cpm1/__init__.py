@@ -7,6 +7,7 @@ from hanlin.models.family import Family
 from .config import SIZES, Cpm1Config
 from .formats import FORMATS
 from .samples import Cpm1Options, Cpm1Samples
+from .tasks import TASKS
 from .tokenizer import load_tokenizer
 
 
@@ -27,4 +28,5 @@ family = Family(
     formats=FORMATS,
     sizes=SIZES,
     lora_targets=("query", "key", "value"),
+    raw=TASKS,
 )

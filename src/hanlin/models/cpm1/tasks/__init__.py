@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,11 @@ TASKS: dict[str, Callable[[Path], Iterator[dict[str, Any]]]] = {
     "stc": read_dialogues,
     "ocnli": read_ocnli,
     "tnews": read_tnews,
+    "tnews-all": partial(read_tnews, num_others=None),
     "iflytek": read_iflytek,
+    "iflytek-all": partial(read_iflytek, num_others=None),
 }
-"""Name -> what reads a raw file; files that belong to it (answers, labels) are looked for beside it."""
+"""Name -> what reads a raw file; files that belong to it (answers, labels) are looked for beside it.
+
+`-all`: all classes are compared, not the right one with three others.
+"""

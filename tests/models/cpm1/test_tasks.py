@@ -1,0 +1,79 @@
+"""The sister programs' data sets by command: raw files in, records out, odd ones named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hanlin.cli.main import main
+
+CHID = {"content": ["他#idiom000001#，从不#idiom000002#。"], "candidates": ["一心一意", "三心二意", "画蛇添足"]}
+LABELS = [{"label": str(100 + number), "label_desc": f"类{number}", "label_des": f"类{number}"} for number in range(6)]
+
+
+def write(path: Path, *values: Any) -> Path:
+    path.write_text("".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values), encoding="utf-8")
+    return path
+
+
+def read(kind: str, raw: Path, folder: Path) -> list[dict[str, Any]]:
+    target = folder / "records.jsonl"
+    assert main(["prepare", "--from", f"cpm1:{kind}", str(raw), str(target)]) == 0
+    return [json.loads(line) for line in target.read_text("utf-8").splitlines()]
+
+
+def test_each_blank_of_chid_becomes_a_question(tmp_path: Path) -> None:
+    raw = write(tmp_path / "dev.json", CHID)
+    write(tmp_path / "dev_answer.json", {"#idiom000001#": 0, "#idiom000002#": 1})
+    first, second = read("chid", raw, tmp_path)
+    assert first["prompt"][:5] == ["上下文:", "他", {"token": "<mask>"}, "，从不。", {"token": "<eod>"}]
+    assert first["answer"] == [{"token": "\u25810"}] == first["options"][0]
+    assert second["answer"] == second["options"][1]
+    passages = read("chid-zero-shot", raw, tmp_path)
+    assert [passage["label"] for passage in passages] == ["一心一意", "三心二意"]
+    assert passages[1]["options"]["画蛇添足"] == {"text": "他，从不画蛇添足。"}
+
+
+def test_dialogues_lose_the_blanks_of_their_words(tmp_path: Path) -> None:
+    raw = write(tmp_path / "STC.json", {"train": [["今天 真 好", "是 啊"]], "valid": [["甲", "乙"], ["丙", "丁"]]})
+    assert read("stc", tmp_path / "STC.json:train", tmp_path) == [{"text": "对话上文:今天真好 回复:是啊\n"}]
+    assert len(read("stc", tmp_path / "STC.json:valid", tmp_path)) == 2
+    assert main(["prepare", "--from", "cpm1:stc", str(raw), str(tmp_path / "out.jsonl")]) == 2
+
+
+def test_texts_stand_after_the_prompts_of_their_classes(tmp_path: Path) -> None:
+    rows = [{"sentence1": "下雨了", "sentence2": "地湿", "label": label} for label in ("entailment", "-")]
+    [record] = read("ocnli", write(tmp_path / "ocnli.json", *rows), tmp_path)
+    assert record["label"] == "entailment"
+    assert record["options"]["neutral"] == {"prompt": "下雨了？也许，", "answer": "地湿", "ends": False}
+
+    write(tmp_path / "labels.json", *LABELS)
+    raw = write(tmp_path / "dev.json", {"sentence": "新闻", "label": "103", "label_des": "类3"})
+    [record] = read("tnews", raw, tmp_path)
+    assert list(record["options"])[-1] == record["label"] == "类3"
+    assert len(record["options"]) == 4
+    assert record["options"]["类3"]["prompt"] == "这是关于类3的文章："
+    [record] = read("iflytek-all", raw, tmp_path)
+    assert list(record["options"]) == [f"类{number}" for number in range(6)]
+    assert record["options"]["类0"]["prompt"] == "这是关于类0的应用程序："
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "says"),
+    [
+        ("chid", CHID, "the file of answers has none for #idiom000002#"),
+        ("chid", {**CHID, "candidates": ["甲", "甲"]}, '"candidates": expected up to 10 different idioms'),
+        ("tnews", {"sentence": "新闻", "label": "99"}, "its label is none of the 6 in labels.json"),
+        ("ocnli", {"sentence1": "a", "label": "neutral"}, '"sentence2": expected a str'),
+        ("nothing", CHID, "expected one of jsonl, bee, indexed, ccpm, ccpm-text, cpm1:chid"),
+    ],
+)
+def test_wrong_rows_are_named(kind: str, row: Any, says: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    raw = write(tmp_path / "dev.json", row)
+    write(tmp_path / "dev_answer.json", {"#idiom000001#": 0})
+    write(tmp_path / "labels.json", *LABELS)
+    assert main(["prepare", "--from", f"cpm1:{kind}", str(raw), str(tmp_path / "out.jsonl")]) == 2
+    assert says in capsys.readouterr().err
