@@ -15,7 +15,7 @@ import torch
 from torch import distributed
 
 from hanlin.core.errors import DataError, HanlinError, noting
-from hanlin.core.ranks import num_restarts, read_ranks
+from hanlin.core.ranks import read_ranks
 from hanlin.parallel.group import joined
 from hanlin.train.signals import StopSignals
 
@@ -30,9 +30,11 @@ def fail(how: str) -> None:
 
 def work(folder: Path, steps: int, options: dict[str, str]) -> int:
     """Count up to `steps` in a file, which is the checkpoint."""
-    ranks, saved = read_ranks(), folder / "step"
+    ranks, saved, attempts = read_ranks(), folder / "step", folder / f"attempts{read_ranks().rank}"
+    attempt = int(attempts.read_text()) if attempts.exists() else 0
+    attempts.write_text(str(attempt + 1))
     (folder / f"pid{ranks.rank}").write_text(str(os.getpid()))
-    is_bad = ranks.rank == int(options.get("rank", -1)) and num_restarts() < int(options.get("times", 1))
+    is_bad = ranks.rank == int(options.get("rank", -1)) and attempt < int(options.get("times", 1))
     step = 0
     with noting(lambda: f"step={step + 1}"), StopSignals() as signals:
         for step in range(int(saved.read_text()) if saved.exists() else 0, steps):

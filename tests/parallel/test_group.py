@@ -31,6 +31,7 @@ def together(world, body, *, timeout_seconds=20.0, interface=None):
     """Run the body on ranks that meet by themselves; on each rank what it returned, or the text of its RankError."""
 
     def rank():
+        distributed.barrier()
         distributed.destroy_process_group()  # the one of run_ranks
         if interface:
             os.environ["GLOO_SOCKET_IFNAME"] = interface
@@ -95,6 +96,7 @@ def test_a_killed_rank_is_named():
         add_one()
 
     def rank():
+        distributed.barrier()
         distributed.destroy_process_group()
         with joined(CPU, timeout_seconds=20):
             body()

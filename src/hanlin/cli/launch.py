@@ -34,6 +34,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.what[:1] != ["train"] or len(args.what) < 2:
         raise ConfigError(f"only training runs on several machines; expected train RECIPE, found {args.what}")
+    if "--restart" in args.what and args.max_restarts:
+        raise ConfigError("--restart with --max-restarts would throw the checkpoints away at every failure; drop one")
     hosts = _chosen(read_hostfile(args.hostfile), args.include, args.exclude)
     address = args.master or next(iter(hosts)).rpartition("@")[2]
     commands = node_commands(hosts, args.what, Meeting(address, args.port, args.max_restarts))

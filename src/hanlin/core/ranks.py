@@ -89,6 +89,7 @@ def join(device: torch.device, *, timeout_seconds: float = 1800) -> Store | None
     if ranks.world == 1:
         return None
     from torch import distributed
+    from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
     host = _name_meeting_place()
@@ -98,6 +99,10 @@ def join(device: torch.device, *, timeout_seconds: float = 1800) -> Store | None
     backend = communication_backend(device)
     limit = timedelta(seconds=timeout_seconds)
     store = next(iter(rendezvous("env://", ranks.rank, ranks.world, timeout=limit)))[0]
+    if os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE"):
+        # torchrun keeps the store for its next attempt, which must not find this one's addresses there. Its agents on
+        # several machines count attempts differently: see parallel/launch.py.
+        store = PrefixStore(f"attempt{num_restarts()}", store)
     distributed.init_process_group(
         backend if device.type == "cpu" else f"cpu:gloo,{device.type}:{backend}",
         store=store,

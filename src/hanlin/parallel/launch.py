@@ -74,7 +74,7 @@ def run_ranks_here(command: Sequence[str], world: int, *, max_restarts: int = 0)
 
 @dataclass(frozen=True)
 class Meeting:
-    """Where torchrun's agents meet (address and port of the first machine), and how often a run is started anew."""
+    """Where torchrun's agents meet, on the first machine, and how often the run is started anew after a failure."""
 
     address: str
     port: int = 29500
@@ -88,13 +88,16 @@ def node_commands(hosts: Mapping[str, int], words: Sequence[str], meeting: Meeti
     the communication goes with the command.
     """
     said = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith(_TRAVELLING)]
+    # torchrun's agents else keep one store for all attempts, where a new rank finds the address of a dead one.
+    said.append("TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1")
+    agents = [sys.executable, "-m", "torch.distributed.run", "--nnodes", len(hosts)]
+    agents += ["--rdzv-backend", "c10d", "--rdzv-id", "hanlin", "--rdzv-endpoint", f"{meeting.address}:{meeting.port}"]
     commands = {}
     for number, (host, slots) in enumerate(hosts.items()):
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", len(hosts), "--node-rank", number]
-        torchrun += ["--nproc-per-node", slots, "--master-addr", meeting.address, "--master-port", meeting.port]
-        torchrun += ["--max-restarts", meeting.max_restarts, "-m", "hanlin", *words]
-        started = shlex.join([*(["env", *said] if said else []), *map(str, torchrun)])
-        commands[host] = f"cd {shlex.quote(os.getcwd())} && {started}"
+        # Both by hand: torchrun tells them from the host's name, which may lead to 127.0.0.1.
+        here = ["--rdzv-conf", f"is_host={int(number == 0)}", "--local-addr", host.rpartition("@")[2]]
+        here += ["--nproc-per-node", slots, "--max-restarts", meeting.max_restarts, "-m", "hanlin", *words]
+        commands[host] = f"cd {shlex.quote(os.getcwd())} && {shlex.join(['env', *said, *map(str, agents + here)])}"
     return commands
 
 
