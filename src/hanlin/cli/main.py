@@ -20,7 +20,7 @@ from hanlin.core.ranks import keep_blas_quiet
 
 # The order of `hanlin --help`, along a user's way; commands that are not named here come last.
 _ORDER = (
-    *("demo", "doctor", "check", "prepare", "tokenizer"),
+    *("demo", "doctor", "check", "plan", "prepare", "tokenizer"),
     *("train", "launch", "deepspeed", "evaluate", "generate", "chat", "report", "inspect", "convert"),
 )
 _NOT_COMMANDS = {"main"}

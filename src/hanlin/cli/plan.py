@@ -1,0 +1,266 @@
+"""What a recipe needs on so many devices, per rank: memory, traffic and time; and which layouts would fit.
+
+No device, no weights and no vocabulary are needed: where they are missing, the sizes of the family's config stand for
+them. Exit code 1: the recipe's layout does not fit the device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from hanlin.cli._recipe import add_recipe
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from hanlin.core.settings import Recipe
+    from hanlin.planner.devices import Device
+    from hanlin.planner.estimate import Estimate
+    from hanlin.planner.job import Job
+    from hanlin.planner.layout import Layout
+    from hanlin.planner.search import Proposal
+
+HELP = "what a layout needs in memory, traffic and time, before anything runs"
+
+_GIB = 1 << 30
+_SHOWN_RANKS = 4
+_DEGREES = ("data", "tensor", "pipe", "expert")
+_MEMORY = {
+    "parameters": "parameters",
+    "gradients": "gradients",
+    "optimiser": "optimiser",
+    "copies": "copies of weights",
+    "activations": "activations",
+    "loss": "head and loss",
+    "backward": "backward pass",
+    "peak": "peak",
+    "host": "in the CPU's memory",
+}
+_TRAFFIC = {
+    "gather": "weights gathered",
+    "scatter": "gradients divided",
+    "reduce": "gradients summed",
+    "tensor": "tensor ranks",
+    "pipe": "between stages",
+    "expert": "to experts",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_recipe(parser)
+    parser.add_argument("--nodes", type=_count, default=1, help="machines (default 1)")
+    parser.add_argument("--per-node", type=_count, default=1, help="devices of each machine (default 1)")
+    parser.add_argument("--device", default="A100-80", help="its name (default A100-80; another name lists all)")
+    parser.add_argument("--network", type=float, default=25.0, metavar="GB/S", help="per device, between machines (25)")
+    parser.add_argument("--size", help="a named size of the family in place of the recipe's base")
+    parser.add_argument("--encoder-length", type=_count, help="tokens that an encoder reads (default: data.max_length)")
+    parser.add_argument("--sample-length", type=_count, default=0, help="tokens of a usual sample in a packed row")
+    parser.add_argument("--propose", type=int, default=8, metavar="N", help="so many layouts that fit (default 8)")
+    parser.add_argument("--json", action="store_true", help="everything as JSON, in bytes and seconds")
+
+
+def run(args: argparse.Namespace) -> int:
+    from hanlin.core.config import load_recipe
+    from hanlin.planner.devices import find_device
+    from hanlin.planner.estimate import estimate
+    from hanlin.planner.job import Columns, Job
+    from hanlin.planner.search import propose
+
+    device = find_device(args.device)
+    recipe = load_recipe(args.recipe, args.changes)
+    layout, reason = _layout(recipe, args.nodes * args.per_node)
+    columns = Columns(recipe.data.max_length, args.encoder_length, args.sample_length)
+    job = Job(recipe, columns, args.size)
+    own = None if layout is None else estimate(job, layout)
+    found = propose(job, device, args.nodes, args.per_node, args.network * 1e9) if args.propose else []
+    notes = [*job.notes, *([reason] if reason else [])]
+    show = _print_json if args.json else _print_tables
+    show(args, job, device, own, found[: args.propose], notes)
+    return 0 if own is not None and own.fits(device) else 1
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("a number from 1 on is expected")
+    return number
+
+
+def _layout(recipe: Recipe, world: int) -> tuple[Layout | None, str]:
+    """The recipe's layout; if it states none, and the default is none for so many ranks, why."""
+    from hanlin.core.errors import ConfigError
+    from hanlin.planner.layout import layout_of
+
+    try:
+        return layout_of(recipe, world), ""
+    except ConfigError as error:
+        if "parallel" in recipe.model_fields_set:
+            raise
+        return None, f"the recipe states no layout, and data ranks alone do not do: {error}"
+
+
+# --- JSON ---
+
+
+def _print_json(
+    args: argparse.Namespace,
+    job: Job,
+    device: Device,
+    own: Estimate | None,
+    found: Sequence[Proposal],
+    notes: list[str],
+) -> None:
+    def told(result: Estimate) -> dict[str, Any]:
+        seconds = result.step_seconds(device, args.per_node, args.network * 1e9)
+        return {
+            "layout": asdict(result.layout),
+            "ranks": [asdict(rank) for rank in result.ranks],
+            "peak_bytes": result.peak,
+            "bubble": result.layout.bubble(),
+            "step_seconds": seconds,
+            "fits": result.fits(device),
+        }
+
+    values = {
+        "recipe": str(args.recipe),
+        "nodes": args.nodes,
+        "per_node": args.per_node,
+        "device": asdict(device),
+        "parameters": _elements(job, trained_only=False),
+        "trained": _elements(job, trained_only=True),
+        "notes": list(notes),
+        "plan": None if own is None else told(own),
+        "proposals": [told(proposal.estimate) for proposal in found],
+    }
+    print(json.dumps(values, indent=1, ensure_ascii=False))
+
+
+def _elements(job: Job, *, trained_only: bool) -> int:
+    from hanlin.planner.layout import Layout
+
+    return sum(weight.whole_elements(Layout()) for weight in job.weights if weight.is_trained or not trained_only)
+
+
+# --- tables ---
+
+
+def _print_tables(
+    args: argparse.Namespace,
+    job: Job,
+    device: Device,
+    own: Estimate | None,
+    found: Sequence[Proposal],
+    notes: list[str],
+) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    trained = f"{_elements(job, trained_only=True):,} of {_elements(job, trained_only=False):,} parameters trained"
+    print(f"{args.recipe}: {trained}, {job.recipe.train.precision}, rows of {job.columns.length} tokens")
+    for note in notes:
+        print(f"note: {note}")
+    if own is not None:
+        print(_describe(own.layout))
+        console.print(_ranks_table(own))
+        for line in _verdict(own, device, args):
+            print(line)
+    if args.propose:
+        console.print(_proposals_table(found, device, args) if found else _advice(job, device))
+
+
+def _ranks_table(own: Estimate) -> Table:
+    from rich.table import Table
+
+    table = Table(title="per rank, GiB", title_justify="left")
+    table.add_column("")
+    shown = _some_ranks(own)
+    for rank in shown:
+        table.add_column(f"stage {rank.rank}" if len(own.ranks) > 1 else "each rank", justify="right")
+    for name, text in _MEMORY.items():
+        values = [getattr(rank.memory, name) for rank in shown]
+        if any(values):
+            table.add_row(text, *(f"{value / _GIB:.2f}" for value in values), style="bold" if name == "peak" else None)
+    table.add_section()
+    for name, text in _TRAFFIC.items():
+        values = [getattr(rank.traffic, name) for rank in shown]
+        if any(values):
+            table.add_row(f"sent per step: {text}", *(f"{value / _GIB:.2f}" for value in values))
+    table.add_row("10¹² FLOP per step", *(f"{rank.flops / 1e12:.1f}" for rank in shown))
+    return table
+
+
+def _some_ranks(own: Estimate) -> list[Any]:
+    """All of them or, if they are many, the first, the fullest and the last."""
+    if len(own.ranks) <= _SHOWN_RANKS:
+        return list(own.ranks)
+    fullest = max(own.ranks, key=lambda rank: rank.memory.peak)
+    return sorted({own.ranks[0], fullest, own.ranks[-1]}, key=lambda rank: rank.rank)
+
+
+def _verdict(own: Estimate, device: Device, args: argparse.Namespace) -> Iterable[str]:
+    from hanlin.planner.devices import DEVICES
+    from hanlin.planner.estimate import EFFICIENCY
+
+    seconds = own.step_seconds(device, args.per_node, args.network * 1e9)
+    layout = own.layout
+    yield (
+        f"global batch: {layout.batch_rows} rows = {layout.micro_rows} per forward pass x {layout.micro_batches} "
+        f"micro-batches x {layout.row_ranks} data ranks"
+    )
+    if layout.pipe > 1:
+        yield f"pipeline: each rank waits {layout.bubble():.1%} of the step ({layout.schedule})"
+    yield f"step: about {_time(seconds)} on {device.name}, at {EFFICIENCY:.0%} of its peak"
+    fitting = [each.name for each in DEVICES.values() if own.fits(each)]
+    word = "fits" if own.fits(device) else "does not fit"
+    yield f"{word} {device.name}; fits: {', '.join(fitting) or 'none of the known devices'}"
+
+
+def _proposals_table(found: Sequence[Proposal], device: Device, args: argparse.Namespace) -> Table:
+    from rich.table import Table
+
+    degrees = [name for name in _DEGREES if name != "expert" or any(each.estimate.layout.expert > 1 for each in found)]
+    title = f"fits {args.nodes} x {args.per_node} {device.name}: {' x '.join(degrees)}"
+    table = Table(title=title, title_justify="left")
+    for name in ("layout", "shard", "recompute", "rows", "GiB", "sent", "bubble", "step"):
+        table.add_column(name, justify="left" if name in ("layout", "shard", "recompute") else "right", no_wrap=True)
+    for proposal in found:
+        layout = proposal.estimate.layout
+        table.add_row(
+            "x".join(str(getattr(layout, name)) for name in degrees),
+            layout.shard,
+            layout.checkpoint_activations,
+            f"{layout.micro_rows} x {layout.micro_batches}",
+            f"{proposal.estimate.peak / _GIB:.1f}",
+            f"{max(rank.traffic.total for rank in proposal.estimate.ranks) / _GIB:.1f}",
+            f"{layout.bubble():.0%}",
+            _time(proposal.step_seconds),
+        )
+    table.caption = "rows: of a forward pass x micro-batches; GiB: peak; sent: GiB per step"
+    return table
+
+
+def _advice(job: Job, device: Device) -> str:
+    return (
+        f"no layout fits {device.name} with train.batch_rows {job.recipe.train.batch_rows}; take more devices, larger "
+        "ones, a batch that more ranks can divide, shorter rows, or a tuning method with fewer weights"
+    )
+
+
+def _describe(layout: Layout) -> str:
+    degrees = " x ".join(f"{name} {getattr(layout, name)}" for name in _DEGREES[:3])
+    expert = f" x expert {layout.expert}" if layout.expert > 1 else ""
+    chosen = [
+        f"shard {layout.shard}" if layout.shard != "none" else "",
+        "sequence parallel" if layout.sequence_parallel else "",
+        "offload" if layout.offload else "",
+        f"checkpoint {layout.checkpoint_activations}" if layout.checkpoint_activations != "none" else "",
+    ]
+    return ", ".join([degrees + expert, *filter(None, chosen)])
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 0.1 else f"{seconds * 1e3:.1f} ms"

@@ -1,0 +1,267 @@
+"""Memory, traffic and time of one step under a layout, for each pipeline rank."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+from hanlin.layers.loss import CHUNK_ROWS
+from hanlin.planner.devices import GIB, Device
+from hanlin.planner.job import Job
+from hanlin.planner.layout import Layout
+from hanlin.planner.trace import BlockCost, Trace
+from hanlin.planner.weights import Held
+
+FP32 = 4
+MOMENTS = 2
+"""AdamW keeps two fp32 numbers per trained weight."""
+RESERVE_BYTES = int(1.5 * GIB)
+"""The device's own: context, libraries, buffers of collectives."""
+FRAGMENTATION = 1.05
+"""What the allocator takes beyond what tensors need."""
+EFFICIENCY = 0.45
+"""Share of a device's peak FLOP/s that dense training reaches, an assumption for the order of layouts."""
+NETWORK_BYTES = 25e9
+"""Between machines, per device, second and direction: one port of 200 Gbit/s."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one rank.
+
+    copies: weights once more, in the dtype of the arithmetic: those that autocast made or that FSDP gathered;
+    activations: kept for the backward pass by all micro-batches in flight; loss: head and cross entropy, the logits of
+    a chunk included; backward: most that the backward pass of a block holds besides; host: in the CPU's memory.
+    """
+
+    parameters: int
+    gradients: int
+    optimiser: int
+    copies: int
+    activations: int
+    loss: int
+    backward: int
+    peak: int
+    host: int = 0
+
+    def fits(self, device: Device) -> bool:
+        return self.peak * FRAGMENTATION + RESERVE_BYTES <= device.memory_bytes
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes that one rank sends in one step (ring algorithms).
+
+    gather, scatter: FSDP's weights and gradients; reduce: gradients of replicas; tensor: sums over tensor ranks;
+    pipe: states and their gradients; expert: tokens to their experts and back.
+    """
+
+    gather: int = 0
+    scatter: int = 0
+    reduce: int = 0
+    tensor: int = 0
+    pipe: int = 0
+    expert: int = 0
+
+    @property
+    def total(self) -> int:
+        return sum(getattr(self, field.name) for field in fields(self))
+
+
+@dataclass(frozen=True)
+class RankPlan:
+    """One pipeline rank: every rank of its data and tensor groups is alike. flops: of one step."""
+
+    rank: int
+    blocks: int
+    memory: Memory
+    traffic: Traffic
+    flops: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    layout: Layout
+    ranks: tuple[RankPlan, ...]
+
+    @property
+    def peak(self) -> int:
+        return max(rank.memory.peak for rank in self.ranks)
+
+    def fits(self, device: Device) -> bool:
+        return all(rank.memory.fits(device) for rank in self.ranks)
+
+    def step_seconds(self, device: Device, per_node: int, network_bytes: float = NETWORK_BYTES) -> float:
+        """Seconds of the slowest rank, times the pipeline's waiting; sharded traffic hides behind arithmetic."""
+        return max(_seconds(rank, self.layout, device, per_node, network_bytes) for rank in self.ranks)
+
+
+def estimate(job: Job, layout: Layout) -> Estimate:
+    """Raises: ConfigError when the model cannot be cut so."""
+    trace = job.trace(layout)
+    undivided = job.trace(replace(layout, tensor=1)) if layout.sequence_parallel else trace
+    ranks = []
+    for held in job.held(layout):
+        costs = [trace.blocks[job.kinds[block]] for block in held.stage.blocks]
+        if layout.sequence_parallel:
+            kept = [undivided.blocks[job.kinds[block]].kept for block in held.stage.blocks]
+            costs = [_along_the_text(cost, whole, layout.tensor) for cost, whole in zip(costs, kept, strict=True)]
+        share = _Share(job, layout, held, trace, costs)
+        ranks.append(RankPlan(held.stage.rank, len(costs), _memory(share), _traffic(share), _flops(share)))
+    return Estimate(layout, tuple(ranks))
+
+
+@dataclass(frozen=True)
+class _Share:
+    """One rank of a layout. costs: of its blocks."""
+
+    job: Job
+    layout: Layout
+    held: Held
+    trace: Trace
+    costs: Sequence[BlockCost]
+
+    @property
+    def dtype_bytes(self) -> int:
+        return self.job.dtype.itemsize
+
+    @property
+    def is_sharded(self) -> bool:
+        return self.layout.shard_ranks > 1
+
+    @property
+    def recomputes(self) -> bool:
+        return self.layout.checkpoint_activations != "none"
+
+
+def _along_the_text(cost: BlockCost, undivided: int, ranks: int) -> BlockCost:
+    """What a block keeps when the stream of hidden states is divided along the text as well.
+
+    From what one rank and several keep follows what is whole on each of them; that is divided too, except for the text
+    that is gathered in front of attention and ffn.
+    """
+    divided = (undivided - cost.kept) * ranks // (ranks - 1)
+    whole = undivided - divided
+    gathered = min(whole, 2 * cost.output)
+    return replace(cost, kept=(divided + whole - gathered) // ranks + gathered, output=cost.output // ranks)
+
+
+# --- memory ---
+
+
+def _memory(share: _Share) -> Memory:
+    layout, held, trace = share.layout, share.held, share.trace
+    passes = layout.micro_batches
+    accumulates = share.is_sharded and passes > 1  # each pass adds to whole gradients, the last one divides them
+    gradients = FP32 * (held.whole_trained if accumulates else held.held_trained)
+    optimiser = FP32 * (MOMENTS * held.held_trained + held.trained)  # moments, and a count of steps each
+    host = held.held_bytes + FP32 * held.held_trained + optimiser if layout.offload else 0
+    activations, casted, gathered = _activations(share), _casted(share), _gathered(share)
+    largest = max((cost.casted for cost in share.costs), default=0)
+    backward = trace.transient + _reduced(share)
+    if share.recomputes:
+        backward += max((cost.kept + cost.casted for cost in share.costs), default=0)
+    loss = _loss(share) if held.stage.has_last else 0
+    static = (0 if host else held.held_bytes + optimiser) + gathered
+    # Gradients are there from the second pass on; with one they come while the activations go.
+    begun = gradients if passes > 1 else 0
+    ends = max(gradients, begun) + trace.outside + backward
+    full = begun + activations
+    peak = static + max(full + casted + loss, full + (0 if share.recomputes else casted) + backward, ends + largest)
+    return Memory(held.held_bytes, gradients, optimiser, gathered + casted, activations, loss, backward, peak, host)
+
+
+def _activations(share: _Share) -> int:
+    kept = {
+        "full": [cost.output for cost in share.costs],
+        "selective": [cost.output + cost.products for cost in share.costs],
+        "none": [cost.kept for cost in share.costs],
+    }[share.layout.checkpoint_activations]
+    return int(share.layout.in_flight(share.held.stage.rank) * (sum(kept) + share.trace.outside))
+
+
+def _casted(share: _Share) -> int:
+    """Copies of weights that autocast makes: each pass in flight keeps its own, unless it computes them again."""
+    flying = 1.0 if share.recomputes else share.layout.in_flight(share.held.stage.rank)
+    return int(flying * sum(cost.casted for cost in share.costs))
+
+
+def _gathered(share: _Share) -> int:
+    """Whole weights beside the shares of them."""
+    held = share.held
+    if not share.is_sharded:
+        return 0
+    if share.layout.shard == "gradients":
+        return held.whole_bytes
+    return min(held.whole_bytes, held.outside_bytes + 2 * held.block_bytes)  # one in use, the next under way
+
+
+def _reduced(share: _Share) -> int:
+    """A block's gradients before they are divided: as they come, and side by side for the sum."""
+    return 2 * FP32 * share.held.block_trained if share.is_sharded else 0
+
+
+def _loss(share: _Share) -> int:
+    """What layers/loss.py holds when its gradients are ready, if every position is labelled."""
+    (vocabulary, hidden_size), size = share.held.head, share.dtype_bytes
+    rows = share.layout.micro_rows * share.job.columns.length
+    is_mixed = size != FP32
+    # Of the norm two, the labelled rows and their gradient; of the table a copy and the gradient.
+    hidden = rows * hidden_size * 4 * FP32
+    table = vocabulary * hidden_size * (size * is_mixed + FP32 * share.held.is_head_trained)
+    chunk = min(CHUNK_ROWS, rows) * vocabulary * (FP32 + size * is_mixed)
+    return hidden + table + chunk
+
+
+# --- traffic ---
+
+
+def _traffic(share: _Share) -> Traffic:
+    layout, held, size = share.layout, share.held, share.dtype_bytes
+    passes, recomputes = layout.micro_batches, layout.checkpoint_activations == "full"
+    shards, replicas = layout.shard_ranks, layout.row_ranks // layout.shard_ranks
+    times = 2 if layout.shard == "parameters" else 1
+    gather = _ring(shards) * held.whole_bytes * times * passes
+    scatter = _ring(shards) * FP32 * held.whole_trained
+    reduce = 2 * _ring(replicas) * FP32 * held.whole_trained / shards
+    # Each row-divided product is summed in the forward pass, the gradient of its input in the backward pass.
+    states = sum(cost.elements for cost in share.costs)
+    sums = states * held.sums / max(1, len(share.costs)) * (3 if recomputes else 2)
+    tensor = 2 * _ring(layout.tensor) * size * sums * passes
+    stages = layout.stages // layout.pipe if layout.pipe > 1 else 0
+    ends = 2 * stages - held.stage.has_first - held.stage.has_last if stages else 0
+    pipe = share.trace.outputs / layout.tensor * ends * passes
+    expert = _ring(layout.expert) * size * states * (6 if recomputes else 4) * passes
+    return Traffic(*map(int, (gather, scatter, reduce, tensor, pipe, expert)))
+
+
+def _ring(ranks: int) -> float:
+    """What a rank sends of a tensor that goes round once."""
+    return (ranks - 1) / ranks
+
+
+# --- time ---
+
+
+def _flops(share: _Share) -> float:
+    layout, held = share.layout, share.held
+    times = 1 + share.trace.backward_share + (layout.checkpoint_activations == "full")
+    blocks = times * sum(cost.flops for cost in share.costs)
+    head = 0.0
+    if held.stage.has_last:
+        products = 3 if held.is_head_trained else 2
+        head = 2.0 * products * layout.micro_rows * share.job.columns.length * math.prod(held.head)
+    return layout.micro_batches * (blocks + head)
+
+
+def _seconds(rank: RankPlan, layout: Layout, device: Device, per_node: int, network_bytes: float) -> float:
+    def link(span: int) -> float:
+        return device.link_bytes if span <= per_node else network_bytes
+
+    compute = rank.flops / (device.flops * EFFICIENCY)
+    traffic, over_data = rank.traffic, link(layout.tensor * layout.row_ranks)
+    waited = traffic.tensor / link(layout.tensor) + traffic.expert / link(layout.tensor * layout.expert)
+    sharded = (traffic.gather + traffic.scatter) / over_data
+    piped = traffic.pipe / link(layout.world)
+    return (compute + waited + piped) / (1 - layout.bubble()) + max(0.0, sharded - compute) + traffic.reduce / over_data

@@ -1,0 +1,115 @@
+"""What all layouts of a recipe have in common: its model without values, and what a pass of its blocks keeps."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from hanlin.assemble import model_config
+from hanlin.core.settings import Recipe
+from hanlin.models.family import Family, load_family
+from hanlin.parallel.place import DTYPES
+from hanlin.planner.layout import Layout
+from hanlin.planner.trace import Run, Trace, kinds_of_blocks, shrink, trace, with_experts
+from hanlin.planner.weights import Held, Stage, Weight, cut_stages, hold, list_weights, query_heads
+from hanlin.tuning.apply import apply_tuning
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Tokens of a row: of the decoder, of the encoder (None: as many), and of one sample in a packed row (0: all)."""
+
+    length: int
+    encoder_length: int | None = None
+    sample_length: int = 0
+
+
+class Job:
+    """A recipe's model on the meta device. Traces are remembered: layouts share them."""
+
+    def __init__(
+        self, recipe: Recipe, columns: Columns, size: str | None = None, *, keeps_probabilities: bool = False
+    ) -> None:
+        """size: a named size of the family in place of the recipe's base; keeps_probabilities: see `trace.Run`.
+
+        Raises: ConfigError, CheckpointError.
+        """
+        family = load_family(recipe.model.family)
+        self.recipe, self.columns, self.keeps_probabilities = recipe, columns, keeps_probabilities
+        self.config, self.notes = _config(recipe, family, size)
+        self.dtype = DTYPES[recipe.train.precision]
+        model = _meta_model(recipe, family, self.config, self.dtype)
+        self.weights: list[Weight] = list_weights(model)
+        self.kinds = kinds_of_blocks(model)
+        self.heads = query_heads(model)
+        self.num_experts = max(weight.num_experts for weight in self.weights)
+        self._template = shrink(model)
+        self._cut = functools.cache(self._stages)
+        self._held = functools.cache(self._hold)
+        self._trace = functools.cache(self._run)
+
+    def trace(self, layout: Layout) -> Trace:
+        """One pass of `layout.micro_rows` rows on one tensor rank."""
+        plain = Layout(tensor=layout.tensor, micro_rows=layout.micro_rows)
+        if not self.num_experts:
+            return self._trace(plain, 1)
+        return with_experts(self._trace(plain, 1), self._trace(plain, 2), -(-self.num_experts // layout.expert))
+
+    def held(self, layout: Layout) -> list[Held]:
+        """What each pipeline rank holds.
+
+        Raises: ConfigError when there are more stages than blocks.
+        """
+        # What else a layout says is not asked for.
+        return self._held(replace(layout, micro_rows=1, micro_batches=1, checkpoint_activations="none", offload=False))
+
+    def _hold(self, layout: Layout) -> list[Held]:
+        cut = Layout(pipe=layout.pipe, schedule=layout.schedule, stages_per_rank=layout.stages_per_rank)
+        return [hold(stage, layout) for stage in self._cut(cut)]
+
+    def _stages(self, layout: Layout) -> list[Stage]:
+        return cut_stages(self.weights, layout)
+
+    def _run(self, layout: Layout, experts: int) -> Trace:
+        columns = self.columns
+        run = Run(
+            columns.length,
+            columns.encoder_length or columns.length,
+            self.dtype,
+            columns.sample_length,
+            keeps_probabilities=self.keeps_probabilities,
+            experts=experts,
+        )
+        return trace(self._template, layout, run)
+
+
+def _meta_model(recipe: Recipe, family: Family, config: Any, dtype: torch.dtype) -> Any:
+    """Trained weights are fp32, frozen ones have the dtype of the arithmetic (parallel/place.py)."""
+    with torch.device("meta"):
+        model = family.model()(config)
+        apply_tuning(model, recipe.tuning, family)
+    for weight in model.parameters():
+        weight.data = weight.data.to(torch.float32 if weight.requires_grad else dtype)
+    return model
+
+
+def _config(recipe: Recipe, family: Family, size: str | None) -> tuple[Any, list[str]]:
+    """The model's shape, and what was assumed of it because files are missing."""
+    notes, model = [], recipe.model
+    if size is not None:
+        model = model.model_copy(update={"base": None, "size": size})
+    elif model.base is not None and not model.base.exists():
+        notes.append(f"{model.base} is not here: planned for {family.title}'s default size (--size names another)")
+        model = model.model_copy(update={"base": None})
+    vocab = model.vocab or model.base
+    if vocab is not None and vocab.exists() and model.base is None:
+        tokens = family.tokenizer(vocab).vocab_size
+    else:
+        start = family.config() if model.size is None else family.sizes[model.size]
+        tokens = start.vocab_size
+        if model.base is None and "vocab_size" not in model.config:
+            notes.append(f"there is no vocabulary here: planned for {tokens:,} tokens")
+    return model_config(recipe.model_copy(update={"model": model}), family, tokens), notes

@@ -1,0 +1,122 @@
+"""How a job is divided over its ranks, and the formulas that need nothing but that."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from hanlin.core.errors import ConfigError
+from hanlin.core.settings import Recipe
+from hanlin.parallel.mesh import Degrees
+
+Shard = Literal["none", "gradients", "parameters"]
+Schedule = Literal["gpipe", "1f1b", "interleaved"]
+Kept = Literal["none", "full", "selective"]
+
+FORMULA = "train.batch_rows = rows per forward pass x micro-batches x data"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Degrees whose product is the number of ranks; rows are divided over data x expert.
+
+    micro_rows: rows of one forward pass; micro_batches: forward passes of a rank in one step; hybrid_ranks: ranks that
+    hold one copy together when it is sharded (None: all that have rows of their own).
+    """
+
+    data: int = 1
+    tensor: int = 1
+    pipe: int = 1
+    expert: int = 1
+    shard: Shard = "none"
+    hybrid_ranks: int | None = None
+    schedule: Schedule = "1f1b"
+    stages_per_rank: int = 2
+    micro_rows: int = 1
+    micro_batches: int = 1
+    sequence_parallel: bool = False
+    offload: bool = False
+    checkpoint_activations: Kept = "none"
+
+    @property
+    def world(self) -> int:
+        return self.data * self.tensor * self.pipe * self.expert
+
+    @property
+    def row_ranks(self) -> int:
+        """Among how many ranks the rows of a batch are divided."""
+        return self.data * self.expert
+
+    @property
+    def batch_rows(self) -> int:
+        return self.micro_rows * self.micro_batches * self.row_ranks
+
+    @property
+    def stages(self) -> int:
+        return self.pipe * (self.stages_per_rank if self.schedule == "interleaved" and self.pipe > 1 else 1)
+
+    @property
+    def shard_ranks(self) -> int:
+        """Ranks that hold one copy of the weights together."""
+        return 1 if self.shard == "none" else self.hybrid_ranks or self.row_ranks
+
+    def bubble(self) -> float:
+        """Share of the step in which a rank waits for the pipeline to fill and to drain.
+
+        (p - 1) / (m + p - 1) with p ranks and m micro-batches (Huang et al. 2019, Narayanan et al. 2021); v stages on
+        each rank make m v times as long.
+        """
+        waits, turns = self.pipe - 1, self.micro_batches * self.stages // self.pipe
+        return waits / (turns + waits)
+
+    def in_flight(self, rank: int) -> float:
+        """Micro-batches whose activations pipeline rank `rank` holds at once, in units of all its stages."""
+        if self.pipe == 1:
+            return 1.0
+        if self.schedule == "gpipe":
+            return float(self.micro_batches)
+        if self.schedule == "1f1b":
+            return float(min(self.micro_batches, self.pipe - rank))
+        warm_up = 2 * (self.pipe - rank - 1) + (self.stages_per_rank - 1) * self.pipe + 1
+        return min(float(self.micro_batches), warm_up / self.stages_per_rank)
+
+
+def layout_of(recipe: Recipe, world: int) -> Layout:
+    """The layout that a recipe asks for on `world` ranks; `parallel.data: null` takes what the other degrees leave.
+
+    Raises: ConfigError when degrees or rows do not divide.
+    """
+    asked = recipe.parallel
+    try:
+        degrees = Degrees.of(asked, world)
+    except ConfigError as error:
+        raise ConfigError(f"{error} (the global batch is {FORMULA})") from None
+    micro_rows, micro_batches = _rows(recipe, degrees.data)
+    return Layout(
+        data=degrees.data,
+        tensor=asked.tensor,
+        pipe=asked.pipe,
+        shard=asked.shard,
+        hybrid_ranks=degrees.shard if degrees.replicate > 1 else None,
+        schedule=asked.schedule,
+        stages_per_rank=asked.stages_per_rank,
+        micro_rows=micro_rows,
+        micro_batches=micro_batches,
+        sequence_parallel=asked.sequence_parallel,
+        offload=asked.offload,
+        checkpoint_activations=asked.checkpoint_activations,
+    )
+
+
+def _rows(recipe: Recipe, row_ranks: int) -> tuple[int, int]:
+    """Rows of a forward pass, and passes in a step."""
+    rows, asked = recipe.train.batch_rows, recipe.parallel.micro_batches
+    own, rest = divmod(rows, row_ranks)
+    passes = asked or (own // (recipe.train.micro_rows or max(1, own)))
+    if rest or not passes or own % passes or (asked is None and own % (recipe.train.micro_rows or own)):
+        given = f"micro-batches {asked}" if asked else f"train.micro_rows {recipe.train.micro_rows}"
+        raise ConfigError(
+            f"train.batch_rows: {rows} rows cannot be divided over {row_ranks} data ranks with {given}; "
+            f"the global batch is {FORMULA}"
+        )
+    return own // passes, passes

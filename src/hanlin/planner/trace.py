@@ -1,0 +1,249 @@
+"""What the blocks of a model keep for the backward pass, by running one block of each kind on tensors without memory.
+
+Torch's fake tensors have shapes, dtypes and autograd, but no values, so a block of any size runs in milliseconds.
+Weights have the shapes of one tensor rank, which is all that a split changes inside a block (docs/design.md, rule 4).
+Every storage that comes to life and dies is counted, so this says what the code really keeps, whatever its formula.
+
+Experts are not routed (that depends on values): each gets an equal share of the tokens, as in balanced training.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import weakref
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from hanlin.layers.experts import Experts
+from hanlin.planner.layout import Layout
+from hanlin.planner.live import LiveBytes, tensor_bytes
+from hanlin.planner.stand_ins import EvenExperts, FusedAttention
+from hanlin.planner.weights import block_names, seen_shapes
+
+Inputs = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class BlockCost:
+    """One block's share of a forward pass, on one tensor rank, in bytes and FLOP.
+
+    kept: what it holds for the backward pass, its output included, without `casted`: copies of weights in the dtype of
+    the arithmetic (autocast makes them); products: of matrix products alone; output: the bytes of its
+    output, elements: their number.
+    """
+
+    kept: int
+    products: int
+    casted: int
+    output: int
+    elements: int
+    flops: int
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One forward and backward pass of `rows` rows.
+
+    blocks: by kind; outside: kept by what stands before the blocks (embedding, masks, position bias); transient: most
+    that the backward pass holds besides what was kept and the gradients of the weights; backward_share: FLOP of the
+    backward pass per FLOP of the forward pass; outputs: bytes of the state that travels between stages.
+    """
+
+    blocks: Mapping[str, BlockCost]
+    outside: int
+    transient: int
+    backward_share: float
+    outputs: int
+
+
+def kinds_of_blocks(model: Any) -> list[str]:
+    """For each block, in the order of the flow, a name that equal ones share."""
+    return [_kind(name, model.get_submodule(name)) for name in block_names(model)]
+
+
+def _kind(name: str, block: nn.Module) -> str:
+    facts = [(part, tuple(weight.shape), weight.requires_grad) for part, weight in block.named_parameters()]
+    return f"{name.rpartition('.')[0]} {type(block).__name__} {hash(tuple(facts)):x}"
+
+
+@dataclass(frozen=True)
+class Template:
+    """A (meta) model with one block of each kind; kinds: their names, in the order of the blocks."""
+
+    model: Any
+    kinds: Sequence[str]
+
+
+_TRACED_EXPERTS = 2
+
+
+def shrink(model: Any) -> Template:
+    """Take from a (meta) model, in place, its last parts, all blocks but the last of each kind, and most experts."""
+    for name in set(model.plan.last) - set(model.plan.first):
+        setattr(model, name, None)
+    last = dict(zip(kinds_of_blocks(model), block_names(model), strict=True))
+    for name in set(block_names(model)) - set(last.values()):
+        group, _, key = name.rpartition(".")
+        del model.get_submodule(group)[key]
+    kinds = kinds_of_blocks(model)
+    for module in model.modules():
+        if isinstance(module, Experts):
+            module.experts = nn.ModuleDict(dict(list(module.experts.items())[:_TRACED_EXPERTS]))
+    return Template(model, kinds)
+
+
+@dataclass(frozen=True)
+class Run:
+    """How the traced pass is run.
+
+    columns, encoder_columns: of a row; dtype: of the arithmetic; sample_length: columns of a packed row that attend
+    among themselves (0: all); keeps_probabilities: as the CPU's attention does with a trained bias or with dropout,
+    while the kernels of accelerators compute them again; experts: among which a rank's tokens are divided, 1 or 2.
+    """
+
+    columns: int
+    encoder_columns: int
+    dtype: torch.dtype
+    sample_length: int = 0
+    keeps_probabilities: bool = False
+    experts: int = 1
+
+
+def trace(template: Template, layout: Layout, run: Run) -> Trace:
+    """Run a shrunk model once, forwards and backwards, on one tensor rank's shapes."""
+    model, shapes = copy.deepcopy(template.model).train(), seen_shapes(template.model, layout)
+    with FakeTensorMode():
+        _realise(model, shapes, layout, run.experts)
+        inputs = _inputs(model, layout.micro_rows, run)
+        gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+        live = LiveBytes(weights=tuple(model.parameters()), others=(*gradients, *inputs.values()))
+        flops = _Flops()
+        marks = [_Mark(model.get_submodule(name), live, flops) for name in block_names(model)]
+        with live, flops.counter, nullcontext() if run.keeps_probabilities else flops.attention:
+            outputs = _forward(model, inputs, run.dtype)
+            kept, forward, live.peak = live.live, flops.total(), live.live
+            blocks = {kind: mark.cost() for kind, mark in zip(template.kinds, marks, strict=True)}
+            reached = [out for out in outputs if out.requires_grad]
+            torch.autograd.backward(reached, [torch.ones_like(out) for out in reached])
+        outside = kept - sum(cost.kept + cost.casted for cost in blocks.values())
+        share = (flops.total() - forward) / max(forward, 1)
+        return Trace(blocks, outside, live.peak - kept, share, sum(map(tensor_bytes, outputs)))
+
+
+def with_experts(one: Trace, two: Trace, count: int) -> Trace:
+    """The trace with `count` experts from those with one and two: they keep as much together, but copy more weights."""
+    blocks = {
+        kind: dataclasses.replace(cost, casted=cost.casted + (count - 1) * (two.blocks[kind].casted - cost.casted))
+        for kind, cost in one.blocks.items()
+    }
+    return dataclasses.replace(one, blocks=blocks)
+
+
+def _forward(model: Any, inputs: Inputs, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    is_mixed = dtype != torch.float32
+    with torch.autocast("cpu", dtype if is_mixed else None, enabled=is_mixed):
+        outputs = model(**inputs)
+    return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+def _realise(model: Any, shapes: Mapping[str, Sequence[int]], layout: Layout, experts: int) -> None:
+    """Give a meta model weights (and gradients) of one tensor rank's shapes."""
+    made: dict[int, nn.Parameter] = {}
+    for name, weight in list(model.named_parameters(remove_duplicate=False)):
+        if id(weight) not in made:
+            made[id(weight)] = _fake(weight, shapes[name])
+        module, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(module), leaf, made[id(weight)])
+    if layout.tensor > 1 and getattr(model, "prefix", None) is not None:
+        _narrow_prefix(model, layout.tensor)
+    for name, module in list(model.named_modules()):
+        if isinstance(module, Experts):
+            model.set_submodule(name, EvenExperts(module, experts))
+
+
+def _fake(weight: nn.Parameter, shape: Sequence[int]) -> nn.Parameter:
+    made = nn.Parameter(torch.empty(tuple(shape), dtype=weight.dtype, device="cpu"), requires_grad=weight.requires_grad)
+    made.grad = torch.zeros_like(made) if weight.requires_grad else None
+    return made
+
+
+def _narrow_prefix(model: Any, ranks: int) -> None:
+    """A prefix has all heads on every rank, which uses its own ones of them: make it as wide as those."""
+    prefix, config = model.prefix, model.config
+    heads = getattr(config, "num_kv_heads", config.num_heads)
+    table = prefix.embedding if prefix.trans is None else prefix.trans[-1]
+    for leaf, dim in (("weight", 1 if prefix.trans is None else 0), ("bias", 0)):
+        weight = getattr(table, leaf, None)
+        if weight is not None:
+            kept = weight.shape[dim] // heads * math.ceil(heads / ranks)
+            narrow = nn.Parameter(weight.detach().narrow(dim, 0, kept).clone())
+            narrow.grad = torch.zeros_like(narrow)
+            setattr(table, leaf, narrow)
+
+
+def _inputs(model: Any, rows: int, run: Run) -> Inputs:
+    """What the model's `forward` wants: the fields without default of the `Inputs` beside it, else `tokens`.
+
+    A field is `[rows, columns]`, of truth values if it is called so; `encoder_...` has as many columns as the encoder.
+    """
+    kind = type(model).forward.__globals__.get("Inputs")
+    fields = [] if kind is None else dataclasses.fields(kind)
+    wanted = [field.name for field in fields if field.default is dataclasses.MISSING] or ["tokens"]
+    columns = {name: run.encoder_columns if name.startswith("encoder_") else run.columns for name in wanted}
+    inputs = {
+        name: torch.zeros(rows, columns[name], dtype=torch.bool if name.startswith(("is_", "has_")) else torch.int64)
+        for name in wanted
+    }
+    if run.sample_length and any(field.name == "windows" for field in fields):
+        count = math.ceil(run.columns / run.sample_length)
+        inputs["windows"] = torch.zeros(rows, count, run.sample_length, dtype=torch.int64)
+    return inputs
+
+
+class _Mark:
+    """What is alive before and after a block."""
+
+    def __init__(self, block: nn.Module, live: LiveBytes, flops: _Flops) -> None:
+        self.live, self.flops = live, flops
+        self.before = self.after = (0, 0, 0, 0)
+        self.entered = self.output = self.elements = 0
+        self.input: weakref.ref[Any] = weakref.ref(self)
+        self.is_empty = False
+        block.register_forward_pre_hook(self._enter)
+        block.register_forward_hook(self._leave)
+
+    def cost(self) -> BlockCost:
+        """To be asked when the forward pass is over: an input that nobody kept is gone then."""
+        live, casted, products, flops = (after - before for after, before in zip(self.after, self.before, strict=True))
+        freed = 0 if self.input() is not None or self.is_empty else self.entered
+        return BlockCost(live - casted - freed, products, casted, self.output, self.elements, flops)
+
+    def _enter(self, block: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        self.input, self.entered = weakref.ref(inputs[0].untyped_storage()), tensor_bytes(inputs[0])
+        self.before = self._now()
+
+    def _leave(self, block: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        self.output, self.elements = tensor_bytes(output), output.numel()
+        self.is_empty = output is inputs[0]  # a pruned block
+        self.after = self._now()
+
+    def _now(self) -> tuple[int, int, int, int]:
+        return self.live.live, self.live.casted, self.live.products, self.flops.total()
+
+
+class _Flops:
+    def __init__(self) -> None:
+        self.counter = FlopCounterMode(display=False)
+        self.attention = FusedAttention()
+
+    def total(self) -> int:
+        return self.counter.get_total_flops() + self.attention.flops

@@ -1,0 +1,267 @@
+"""Which piece of which parameter a rank holds: told from shapes and the model's `Plan`, without a value of them.
+
+The model stands on the meta device with everything that tuning adds; nothing here knows a family.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+
+from hanlin.core.errors import ConfigError
+from hanlin.core.plan import Plan, Split
+from hanlin.parallel.pipeline import cut_costs
+from hanlin.planner.layout import Layout
+
+_ONE = Layout()
+End = Literal["first", "last", "ends", "everywhere"]
+
+_OUTPUTS = {"weight": 0, "bias": 0, "lora_B": 0}
+# Which dimension of a module's parameters its `Split` divides; others are whole on every rank.
+_DIMENSIONS: dict[Split, dict[str, int]] = {
+    "column": _OUTPUTS,
+    "query": _OUTPUTS,
+    "kv": _OUTPUTS,
+    "row": {"weight": 1, "lora_A": 1},
+    "vocab": {"weight": 0},
+    "logits": _OUTPUTS,
+    "heads": {"weight": -1},
+}
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One parameter of the whole model.
+
+    place: the number of its block in the order of the flow, or where else it lives; dim: what tensor ranks divide;
+    num_heads: of keys and values, which fewer heads than ranks keep from being divided (0: it is none of theirs);
+    num_experts: there are so many of it, one for each expert (0: it is none's).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    element_bytes: int
+    is_trained: bool
+    place: int | End
+    dim: int | None = None
+    num_heads: int = 0
+    num_experts: int = 0
+
+    @property
+    def is_summed(self) -> bool:
+        """Whether the results of a product with it are summed over tensor ranks."""
+        return self.dim == 1 and isinstance(self.place, int) and self.name.endswith(".weight")
+
+    def local_shape(self, layout: Layout) -> tuple[int, ...]:
+        """On tensor rank 0, which has the most."""
+        if self.num_heads % layout.tensor:
+            return self.shape
+        return self._divided(layout.tensor)
+
+    def seen_shape(self, layout: Layout) -> tuple[int, ...]:
+        """What is computed with: of heads that ranks share, each uses one of the whole that it holds."""
+        return self._divided(min(layout.tensor, self.num_heads) if self.num_heads else layout.tensor)
+
+    def _divided(self, ranks: int) -> tuple[int, ...]:
+        shape = list(self.shape)
+        if self.dim is not None:
+            shape[self.dim] = math.ceil(shape[self.dim] / ranks)
+        return tuple(shape)
+
+    def count(self, layout: Layout) -> int:
+        """How many of it a rank has: one, or one for each of its experts."""
+        return math.ceil(self.num_experts / layout.expert) if self.num_experts else 1
+
+    def whole_elements(self, layout: Layout) -> int:
+        """Of a rank, before it is sharded over data ranks."""
+        return self.count(layout) * math.prod(self.local_shape(layout))
+
+    def held_elements(self, layout: Layout) -> int:
+        """On data rank 0: FSDP divides the first dimension, and the first ranks have the most of it."""
+        shape, ranks = self.local_shape(layout), layout.shard_ranks
+        if self.num_experts:
+            ranks = max(1, ranks // layout.expert)
+        if ranks == 1 or not shape:
+            return self.whole_elements(layout)
+        return self.count(layout) * math.ceil(shape[0] / ranks) * math.prod(shape[1:])
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one pipeline rank computes: weights, and numbers of blocks."""
+
+    rank: int
+    weights: tuple[Weight, ...]
+    blocks: tuple[int, ...]
+    has_first: bool
+    has_last: bool
+
+
+@dataclass(frozen=True)
+class Held:
+    """What one rank holds of its stage.
+
+    held_bytes, held_trained: its share of the weights, and elements of the trained ones; trained: their number;
+    whole_...: the same before they are divided over data ranks; outside_bytes, block_bytes, block_trained: of these, in
+    no block, and in the largest one; sums: products in its blocks whose results are summed over tensor ranks;
+    head: the shape of the output table, [vocabulary, hidden_size].
+    """
+
+    stage: Stage
+    held_bytes: int
+    held_trained: int
+    trained: int
+    whole_bytes: int
+    whole_trained: int
+    outside_bytes: int
+    block_bytes: int
+    block_trained: int
+    sums: int
+    head: tuple[int, ...]
+    is_head_trained: bool
+
+
+def hold(stage: Stage, layout: Layout) -> Held:
+    """The shares of tensor rank 0 and data rank 0."""
+    sizes = [(weight, weight.whole_elements(layout), weight.held_elements(layout)) for weight in stage.weights]
+    block_bytes: dict[int, int] = {}
+    block_trained: dict[int, int] = {}
+    for weight, whole, _ in sizes:
+        if isinstance(weight.place, int):
+            block_bytes[weight.place] = block_bytes.get(weight.place, 0) + whole * weight.element_bytes
+            block_trained[weight.place] = block_trained.get(weight.place, 0) + whole * weight.is_trained
+    whole_bytes = sum(whole * weight.element_bytes for weight, whole, _ in sizes)
+    ends = [weight for weight in stage.weights if weight.place in ("last", "ends") and len(weight.shape) == 2]
+    head = max(ends, key=lambda weight: math.prod(weight.shape), default=None)
+    return Held(
+        stage,
+        sum(held * weight.element_bytes for weight, _, held in sizes),
+        sum(held for weight, _, held in sizes if weight.is_trained),
+        sum(weight.count(layout) for weight in stage.weights if weight.is_trained),
+        whole_bytes,
+        sum(whole for weight, whole, _ in sizes if weight.is_trained),
+        whole_bytes - sum(block_bytes.values()),
+        max(block_bytes.values(), default=0),
+        max(block_trained.values(), default=0),
+        sum(weight.is_summed for weight in stage.weights),
+        head.local_shape(layout) if head is not None else (0, 0),
+        head is not None and head.is_trained,
+    )
+
+
+def list_weights(model: Any) -> list[Weight]:
+    """All parameters of a (meta) model that has a `plan`; tied ones once, those of equal experts once."""
+    plan: Plan = model.plan
+    numbers = {name: number for number, name in enumerate(block_names(model))}
+    splits = [(_pattern(pattern), split) for pattern, split in plan.tensor.items()]
+    found = [_weight(model, plan, name, parameter, numbers, splits) for name, parameter in model.named_parameters()]
+    return [weight for weight, is_first in found if is_first]
+
+
+def block_names(model: Any) -> list[str]:
+    """`blocks.0`, `blocks.1`, ... in the order of the flow."""
+    return [f"{group}.{key}" for group in model.plan.blocks for key in model.get_submodule(group)]
+
+
+def _weight(
+    model: Any, plan: Plan, name: str, parameter: nn.Parameter, numbers: dict[str, int], splits: Any
+) -> tuple[Weight, bool]:
+    """A parameter, and whether it is the only one or that of expert 0."""
+    module, _, leaf = name.rpartition(".")
+    found: dict[Split, re.Match[str]] = {}
+    for pattern, split in splits:
+        if match := pattern.fullmatch(module) or (split == "experts" and pattern.match(f"{module}.")):
+            found[split] = match
+    experts = found.pop("experts", None)
+    split = next(iter(found), None)
+    dim = _DIMENSIONS[split].get(leaf) if split is not None else None
+    is_first, num_experts = True, 0
+    if experts is not None:
+        holder = module[: experts.end()].rstrip(".")
+        num_experts = len(model.get_submodule(holder))
+        is_first = module[len(holder) + 1 :].split(".")[0] == "0"
+    weight = Weight(
+        name,
+        tuple(parameter.shape),
+        parameter.element_size(),
+        parameter.requires_grad,
+        _place(plan, name, numbers),
+        dim,
+        model.get_submodule(module).weight.shape[0] // plan.head_dim if split == "kv" and dim is not None else 0,
+        num_experts,
+    )
+    return weight, is_first
+
+
+def query_heads(model: Any) -> set[int]:
+    """How many heads the model's attentions have: tensor ranks must divide each of these numbers."""
+    patterns = [_pattern(pattern) for pattern, split in model.plan.tensor.items() if split == "query"]
+    return {
+        module.weight.shape[0] // model.plan.head_dim
+        for name, module in model.named_modules()
+        if any(pattern.fullmatch(name) for pattern in patterns)
+    }
+
+
+def seen_shapes(model: Any, layout: Layout) -> dict[str, tuple[int, ...]]:
+    """Of every parameter, the shape that one tensor rank computes with."""
+    plan: Plan = model.plan
+    splits = [(_pattern(pattern), split) for pattern, split in plan.tensor.items()]
+    numbers = {name: number for number, name in enumerate(block_names(model))}
+    return {
+        name: _weight(model, plan, name, weight, numbers, splits)[0].seen_shape(layout)
+        for name, weight in model.named_parameters(remove_duplicate=False)
+    }
+
+
+def _pattern(pattern: str) -> re.Pattern[str]:
+    return re.compile(re.escape(pattern).replace(r"\*", r"[^.]+"))
+
+
+def _place(plan: Plan, name: str, numbers: dict[str, int]) -> int | End:
+    block = next((name[: name.index(".", len(group) + 1)] for group in plan.blocks if name.startswith(f"{group}.")), "")
+    if block:
+        return numbers[block]
+    is_first, is_last = (any(name.startswith(f"{part}.") for part in end) for end in (plan.first, plan.last))
+    if is_first or is_last:
+        return "ends" if is_first and is_last else "first" if is_first else "last"
+    return "everywhere"
+
+
+def cut_stages(weights: Sequence[Weight], layout: Layout) -> list[Stage]:
+    """What each pipeline rank holds, cut as parallel/pipeline.py does it.
+
+    Raises: ConfigError when there are more stages than blocks.
+    """
+    blocks = _block_sizes(weights)
+    if len(blocks) < layout.stages:
+        raise ConfigError(f"parallel.pipe: {len(blocks)} blocks cannot be cut into {layout.stages} stages")
+    head = sum(weight.whole_elements(_ONE) for weight in weights if weight.place in ("last", "ends"))
+    bounds = cut_costs(blocks, layout.stages, head)
+    return [_stage(weights, layout, bounds, rank) for rank in range(layout.pipe)]
+
+
+def _stage(weights: Sequence[Weight], layout: Layout, bounds: Sequence[int], rank: int) -> Stage:
+    numbers = range(rank, layout.stages, layout.pipe)
+    blocks = tuple(block for number in numbers for block in range(bounds[number], bounds[number + 1]))
+    has_first, has_last = 0 in numbers, layout.stages - 1 in numbers
+    here = {"everywhere": True, "first": has_first, "last": has_last, "ends": has_first or has_last}
+    held = tuple(
+        weight
+        for weight in weights
+        if (weight.place in blocks if isinstance(weight.place, int) else here[weight.place])
+    )
+    return Stage(rank, held, blocks, has_first, has_last)
+
+
+def _block_sizes(weights: Sequence[Weight]) -> list[int]:
+    sizes: dict[int, int] = {}
+    for weight in weights:
+        if isinstance(weight.place, int):
+            sizes[weight.place] = sizes.get(weight.place, 0) + weight.whole_elements(_ONE)
+    return [sizes.get(number, 0) for number in range(max(sizes, default=-1) + 1)]  # a pruned block may have nothing
