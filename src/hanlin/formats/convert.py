@@ -250,21 +250,36 @@ def load_into(
     from_: str | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
+    wanted: Callable[[str], bool] | None = None,
 ) -> None:
     """Fill a model's parameters from weights in any layout of the family, one parameter at a time.
 
     A parameter on the meta device is made on `device`, with `dtype` (None: as in the file). What a tuning method added
     to the model (`added` of its modules) is not looked for.
+    wanted: our name of a tensor -> whether to fill it (None: all of them); the model may then lack some of the others.
 
     Raises: CheckpointError naming missing and surplus tensors, and those of another shape.
     """
     source = find_source(path, family, from_)
-    wanted = base_parameters(model)
     config = getattr(model, "config", None) or _config_of(source, family, None)
-    translated = _to_ours(source, family, config, {name: tuple(parameter.shape) for name, parameter in wanted.items()})
-    for name, parameter in wanted.items():
-        _fill(model, name, parameter, translated[name], dtype, device)
-        translated.forget(name)
+    parameters = base_parameters(model)
+    shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+    translated = _to_ours(source, family, config, shapes if wanted is None else _shapes(family, config))
+    for name, parameter in parameters.items():
+        if wanted is None or wanted(name):
+            _fill(model, name, parameter, translated[name], dtype, device)
+            translated.forget(name)
+
+
+def open_ours(path: Path, family: FamilyFacts, *, from_: str | None = None) -> Translated:
+    """The tensors of weights on disk under our names, each read when it is asked for; `forget` gives its memory back.
+
+    For who wants some of them, in an order of their own: a part of the layers, an expert of a mixture.
+    Raises: CheckpointError as `load_into` would.
+    """
+    source = find_source(path, family, from_)
+    config = _config_of(source, family, None)
+    return _to_ours(source, family, config, _shapes(family, config))
 
 
 def check_fit(path: Path, family: FamilyFacts, changes: Mapping[str, Any] | None = None) -> None:

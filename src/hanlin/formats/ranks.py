@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 TRACKER = "latest_checkpointed_iteration.txt"
 _TRACKERS = (TRACKER, "latest")
 _RANK_FILE = "mp_rank_{rank:02d}_model_states.pt"
-_RANK = re.compile(r"mp_rank_(\d+)_model_states\.pt")
+RANK = re.compile(r"mp_rank_(\d+)_model_states\.pt")
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,15 @@ def find_ranks(path: Path) -> list[Path]:
     Raises: CheckpointError when the tracker names a folder that is not there, or when a rank's file is missing.
     """
     path = Path(path)
-    folder = _tracked(path) if path.is_dir() else path.parent if path.is_file() and _RANK.fullmatch(path.name) else None
+    folder = tracked_folder(path, RANK)
     if folder is None:
+        if path.is_dir() and (named := _named(path)) is not None and not named.is_dir():
+            raise CheckpointError(
+                f"{path}: its tracker file names the folder {named.name!r}, which is not there; correct it or copy the "
+                "folder"
+            )
         return []
-    found = {int(match[1]): file for file in folder.iterdir() if (match := _RANK.fullmatch(file.name))}
+    found = {int(match[1]): file for file in folder.iterdir() if (match := RANK.fullmatch(file.name))}
     if lost := [_RANK_FILE.format(rank=rank) for rank in range(max(found, default=-1) + 1) if rank not in found]:
         raise CheckpointError(f"{folder}: {', '.join(lost)} missing beside the files of other ranks; copy them too")
     return [found[rank] for rank in sorted(found)]
@@ -175,17 +180,28 @@ def deepspeed_state(module: Any, ranks: int, iteration: int) -> dict[str, Any]:
     }
 
 
-def _tracked(folder: Path) -> Path | None:
-    """The folder with the ranks' files."""
-    if any(_RANK.fullmatch(file.name) for file in folder.iterdir()):
-        return folder
+def tracked_folder(path: Path, pattern: re.Pattern[str]) -> Path | None:
+    """The folder with files of this pattern that a path means; None where there is none.
+
+    path: the folder with the tracker file, that with the files, or one of these.
+    """
+    if not path.is_dir():
+        return path.parent if path.is_file() and pattern.fullmatch(path.name) else None
+    found = path if _holds(path, pattern) else _named(path)
+    return found if found is not None and found.is_dir() and _holds(found, pattern) else None
+
+
+def _named(folder: Path) -> Path | None:
+    """The folder that a tracker file names; None without such a file."""
     tracker = next((folder / name for name in _TRACKERS if (folder / name).is_file()), None)
     if tracker is None:
         return None
     tag = tracker.read_text(encoding="utf-8").strip()
-    if not tag or Path(tag).name != tag or not (folder / tag).is_dir():
-        raise CheckpointError(f"{tracker}: names the folder {tag!r}, which is not there; correct it or copy the folder")
-    return folder / tag
+    return folder / (Path(tag).name or "nothing")
+
+
+def _holds(folder: Path, pattern: re.Pattern[str]) -> bool:
+    return any(pattern.fullmatch(file.name) for file in folder.iterdir())
 
 
 def load_state(path: Path) -> dict[str, Any]:

@@ -1,12 +1,15 @@
-"""The layout of CPM-2's weights: files of model-parallel ranks, with fused projections and copies of the embedding."""
+"""The layouts of CPM-2's weights: files of model-parallel ranks, with fused projections and copies of the embedding."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hanlin.core.errors import CheckpointError
 from hanlin.formats.convert import Format
+from hanlin.formats.expert_ranks import open_experts, write_experts
+from hanlin.formats.files import Weights
 from hanlin.formats.ranks import Partition
 from hanlin.formats.rules import Copies, Drop, Rename, Rule, Split
 
@@ -22,11 +25,15 @@ _EMBEDDINGS = ("word_embeds.weight", "encoder.word_embeds.weight", "decoder.word
 _OF_BLOCK = {
     "self_attn.self_attn.dense.weight": "attention.output.weight",
     "self_attn.layer_norm.weight": "attention.norm.weight",
-    "ff.dense_relu_dense.wi_0.weight": "ffn.gate.weight",
-    "ff.dense_relu_dense.wi_1.weight": "ffn.up.weight",
-    "ff.dense_relu_dense.wo.weight": "ffn.down.weight",
-    "ff.layer_norm.weight": "ffn.norm.weight",
 }
+_OF_FFN = {
+    "dense_relu_dense.wi_0.weight": "gate.weight",
+    "dense_relu_dense.wi_1.weight": "up.weight",
+    "dense_relu_dense.wo.weight": "down.weight",
+    "layer_norm.weight": "norm.weight",
+}
+# The number of an expert stands behind it.
+_EXPERT = ".expert_network."
 _OF_CROSS = {
     "cross_attn.cross_attn.project_q.weight": "cross_attention.query.weight",
     "cross_attn.cross_attn.dense.weight": "cross_attention.output.weight",
@@ -61,6 +68,20 @@ PARTITIONS = {
 
 
 def _rules(config: Cpm2Config) -> list[Rule]:
+    del config
+    return _rules_with({f"ff.{theirs}": f"ffn.{name}" for theirs, name in _OF_FFN.items()})
+
+
+def _expert_rules(config: Cpm2Config) -> list[Rule]:
+    del config
+    network, ours = "ff.expert_network.{e}.", "ffn.experts.{e}."
+    names = {f"{network}{theirs}": f"{ours}{name}" for theirs, name in _OF_FFN.items()}
+    return _rules_with({**names, "ff.expert_centroids": "ffn.centroids"})
+
+
+def _rules_with(of_ffn: Mapping[str, str]) -> list[Rule]:
+    """of_ffn: names in the feed-forward of a block -> ours."""
+    of_block = {**_OF_BLOCK, **of_ffn}
     rules: list[Rule] = [
         Copies(_EMBEDDINGS, "embedding.weight"),
         Rename("lm_head.weight", "head.weight"),
@@ -69,7 +90,7 @@ def _rules(config: Cpm2Config) -> list[Rule]:
     ]
     for stack in ("encoder", "decoder"):
         block, ours = f"{stack}.blocks.{{i}}", f"{stack}_blocks.{{i}}"
-        names = _OF_BLOCK if stack == "encoder" else {**_OF_BLOCK, **_OF_CROSS}
+        names = of_block if stack == "encoder" else {**of_block, **_OF_CROSS}
         rules += [
             Rename(f"{stack}.final_layernorm.weight", f"{stack}_norm.weight"),
             Rename(f"{stack}.blocks.0.self_attn.self_attn.relative_attention_bias.weight", f"{stack}_bias.weight"),
@@ -92,15 +113,18 @@ def _inferred(weights: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     embedding = _needed(weights, "word_embeds.weight")
     bias = _needed(weights, "encoder.blocks.0.self_attn.self_attn.relative_attention_bias.weight")
     fused = _needed(weights, "encoder.blocks.0.self_attn.self_attn.project.weight")
-    gates = [name for name in weights if name.startswith("encoder.") and name.endswith("wi_0.weight")]
+    projections = [name for name in weights if name.startswith("encoder.") and name.endswith(".project.weight")]
+    gates = [*(name for name in weights if name.endswith("wi_0.weight")), "the gates (wi_0)"]
+    centroids = [name for name in weights if name.endswith("expert_centroids")]
     return {
         "vocab_size": embedding.shape[0],
         "hidden_size": embedding.shape[1],
-        "num_layers": len(gates),
+        "num_layers": len(projections),
         "num_distance_buckets": bias.shape[0],
         "num_heads": bias.shape[1],
         "head_dim": fused.shape[0] // 3 // bias.shape[1],
-        "ffn_size": _needed(weights, "encoder.blocks.0.ff.dense_relu_dense.wi_0.weight").shape[0],
+        "ffn_size": _needed(weights, gates[0]).shape[0],
+        "num_experts": _needed(weights, centroids[0]).shape[0] if centroids else 0,
     }
 
 
@@ -108,6 +132,29 @@ def _needed(weights: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
     if name not in weights:
         raise CheckpointError(f"the tensor {name} is missing; these are no weights of CPM-2")
     return weights[name]
+
+
+def _write_dense_config(config: Cpm2Config) -> dict[str, Any]:
+    if config.num_experts:
+        raise CheckpointError("a mixture of experts has files of its own; write it in the layout 'experts'")
+    return _write_config(config)
+
+
+def _write_expert_config(config: Cpm2Config) -> dict[str, Any]:
+    if not config.num_experts:
+        raise CheckpointError("this model is no mixture of experts; write it in the layout 'original'")
+    return _write_config(config)
+
+
+def _open_experts(path: Path) -> Weights | None:
+    return open_experts(path, PARTITIONS, _EXPERT)
+
+
+def _write_experts(
+    folder: Path, config: Cpm2Config, tensors: Mapping[str, torch.Tensor], ranks: int, iteration: int
+) -> None:
+    del config
+    write_experts(folder, tensors, PARTITIONS, _EXPERT, ranks, iteration)
 
 
 def _write_config(config: Cpm2Config) -> dict[str, Any]:
@@ -120,10 +167,20 @@ FORMATS = {
         title="TsinghuaAI/CPM-2: {iteration}/mp_rank_XX_model_states.pt, a tracker file and cpm2_config.json",
         rules=_rules,
         read_config=_read_config,
-        write_config=_write_config,
+        write_config=_write_dense_config,
         config_files=("cpm2_config.json", "cpm2_config*.json", "../cpm2_config*.json"),
         partitions=PARTITIONS,
         tokenizer_files=("vocab.txt",),
         soft_prompt=PROMPTS,
+    ),
+    "experts": Format(
+        title="CPM-2's mixture of experts: {iteration}/mp_rank_EE_XX_model_states.pt (expert, rank)",
+        rules=_expert_rules,
+        read_config=_read_config,
+        write_config=_write_expert_config,
+        config_files=("cpm2_config.json", "cpm2_config*.json", "../cpm2_config*.json"),
+        open=_open_experts,
+        write=_write_experts,
+        tokenizer_files=("vocab.txt",),
     ),
 }
