@@ -109,7 +109,6 @@ def join(device: torch.device, *, timeout_seconds: float = 1800) -> Store | None
         rank=ranks.rank,
         world_size=ranks.world,
         timeout=limit,
-        device_id=None if device.type == "cpu" else device,
     )
     return store
 

@@ -1,4 +1,4 @@
-"""A polite end: the first SIGTERM or Ctrl-C is remembered, the second one ends the process at once."""
+"""A polite end: the first SIGTERM, Ctrl-C or closed terminal is remembered, the second one ends the process at once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class StopSignals:
         self._former: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> StopSignals:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in _ending_signals():
             self._former[number] = signal.signal(number, self._note)
         return self
 
@@ -31,3 +31,10 @@ class StopSignals:
         for number, former in self._former.items():
             signal.signal(number, former)  # pyright: ignore[reportArgumentType]  # what signal() gave us
         self._former = {}
+
+
+def _ending_signals() -> list[signal.Signals]:
+    """SIGHUP too (a closed terminal or ssh connection), unless nohup lets the process outlive that."""
+    hangup = getattr(signal, "SIGHUP", None)  # not on Windows
+    is_heard = hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN
+    return [signal.SIGTERM, signal.SIGINT, *([hangup] if is_heard else [])]
