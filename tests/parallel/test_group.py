@@ -59,6 +59,23 @@ def test_ranks_meet_talk_and_leave():
     assert together(3, add_one) == [3.0, 3.0, 3.0]
 
 
+def test_ranks_that_srun_started_meet_on_the_first_node_of_the_list():
+    job = os.getpid()
+
+    def rank():
+        number = str(distributed.get_rank())
+        distributed.barrier()
+        distributed.destroy_process_group()
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+            os.environ.pop(name, None)
+        os.environ |= {"SLURM_PROCID": number, "SLURM_LOCALID": number, "SLURM_STEP_NUM_TASKS": "2"}
+        os.environ |= {"SLURM_STEP_NODELIST": "localhost,other[1-3]", "SLURM_JOB_ID": str(job), "SLURM_STEP_ID": "0"}
+        with joined(CPU, timeout_seconds=20):
+            return add_one()
+
+    assert run_ranks(2, rank) == [2.0, 2.0]
+
+
 @pytest.mark.usefixtures("_meeting_place")
 @pytest.mark.parametrize("bad", [0, 1])
 def test_all_learn_which_rank_failed_in_which_step_and_why(bad):

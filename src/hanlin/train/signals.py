@@ -35,6 +35,7 @@ class StopSignals:
 
 def _ending_signals() -> list[signal.Signals]:
     """SIGHUP too (a closed terminal or ssh connection), unless nohup lets the process outlive that."""
-    hangup = getattr(signal, "SIGHUP", None)  # not on Windows
-    is_heard = hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN
-    return [signal.SIGTERM, signal.SIGINT, *([hangup] if is_heard else [])]
+    numbers = [signal.SIGTERM, signal.SIGINT]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # not on Windows
+        numbers.append(signal.SIGHUP)
+    return numbers
