@@ -6,10 +6,14 @@ The vocabularies of CPM-1 and CPM-2 know no white space: a blank is U+2582 and a
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 BLANK, LINE_BREAK = "\u2582", "\u2583"
 
-_TO_VISIBLE = str.maketrans({" ": BLANK, "\n": LINE_BREAK})
+_WORTHWHILE = 50_000
+"""Characters from which on the batch segmenter's second of preparation pays."""
+
+_TO_VISIBLE = {ord(" "): ord(BLANK), ord("\n"): ord(LINE_BREAK)}
 _TO_BLANK = str.maketrans({BLANK: " ", LINE_BREAK: "\n"})
 
 
@@ -19,6 +23,15 @@ def cut_segments(text: str) -> list[str]:
 
     jieba.setLogLevel(logging.WARNING)  # it reports that loading otherwise
     return [segment.translate(_TO_VISIBLE) for segment in jieba.cut(text)]
+
+
+def join_segments(texts: Sequence[str]) -> list[str]:
+    """For each text its `cut_segments` with a blank between, which no segment holds; many texts at once are faster."""
+    if sum(map(len, texts)) < _WORTHWHILE:
+        return [" ".join(cut_segments(text)) for text in texts]
+    from hanlin.tokens.batch_segments import batch_segmenter
+
+    return batch_segmenter().join(texts, _TO_VISIBLE)
 
 
 def restore_blanks(text: str) -> str:

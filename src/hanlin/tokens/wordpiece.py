@@ -12,7 +12,7 @@ from pathlib import Path
 
 from hanlin.core.errors import DataError
 from hanlin.tokens.longest_match import LongestMatch
-from hanlin.tokens.segments import cut_segments, restore_blanks
+from hanlin.tokens.segments import cut_segments, join_segments, restore_blanks
 
 UNKNOWN = "<unk>"
 MAX_SEGMENT = 200
@@ -68,6 +68,17 @@ class WordPiece:
     def encode(self, text: str) -> list[int]:
         """Raises: DataError for half a character."""
         return [id for segment in cut_segments(text) for id in self._encode_segment(segment)]
+
+    def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` for many texts at once.
+
+        Raises: DataError for half a character.
+        """
+        encode = self._encode_segment
+        return [
+            [id for segment in joined.split(" ") for id in encode(segment)] if joined else []
+            for joined in join_segments(texts)
+        ]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The tokens' text; ids that are no token count as nothing."""

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 
 from hanlin.core.errors import DataError
-from hanlin.tokens.segments import cut_segments, restore_blanks
+from hanlin.tokens.segments import cut_segments, join_segments, restore_blanks
 from hanlin.tokens.sentencepiece import SentencePiece
 from hanlin.tokens.wordpiece import WordPiece
 
@@ -61,7 +61,7 @@ class Cpm1Tokenizer:
 
     def encode_many(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
         """`encode` for many texts at once."""
-        return self.pieces.encode_many([" ".join(cut_segments(text)) for text in texts], threads)
+        return self.pieces.encode_many(join_segments(texts), threads)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of the ids; markers and ids that are no piece count as nothing, but `<eod>` is shown."""
