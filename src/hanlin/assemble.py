@@ -348,7 +348,7 @@ def _loader(parts: Parts, part: Part, console: Any) -> Loader | None:
         max_length=recipe.data.max_length,
         batch_rows=recipe.train.batch_rows if is_training else recipe.train.micro_rows or recipe.train.batch_rows,
         seed=recipe.run.seed,
-        shuffle=recipe.data.shuffle and is_training and not is_ordered,
+        shuffle=is_training and not is_ordered and recipe.data.shuffle,
         pack=recipe.data.pack and not has_windows,
         in_context=recipe.data.in_context if is_training else (1.0,),
     )

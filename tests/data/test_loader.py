@@ -13,6 +13,7 @@ from hanlin.core.batch import Batch
 from hanlin.core.errors import ConfigError, DataError
 from hanlin.core.settings import DataSettings
 from hanlin.data.loader import Loader
+from hanlin.data.pack import cpm2_order
 from hanlin.data.prepare import Prepared, prepare
 
 LENGTH = 24
@@ -59,6 +60,16 @@ def test_epochs_differ_with_shuffling_and_are_equal_without(data: Prepared) -> N
     one, two = loader(data), loader(data, shuffle=False)
     assert rows_of(one) != rows_of(one)
     assert rows_of(two) == rows_of(two)
+
+
+def test_the_order_of_cpm2_is_repeated_in_every_epoch(data: Prepared) -> None:
+    one = loader(data, shuffle="cpm2", pack=False)
+    first, second = rows_of(one), rows_of(one)
+    assert first == second
+    assert [number for batch in first for [number] in batch] == cpm2_order(57, 3).tolist()
+    assert first != rows_of(loader(data, shuffle="cpm2", pack=False, seed=4))
+    packed = [number for batch in rows_of(loader(data, shuffle="cpm2")) for row in batch for number in row]
+    assert sorted(packed) == list(range(57))
 
 
 def test_packed_batches_have_one_length_and_others_that_of_their_longest_row(data: Prepared) -> None:

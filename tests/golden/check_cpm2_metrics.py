@@ -1,9 +1,10 @@
-"""CPM-2's scores, its cuts of logits, its mean of losses, its ranking loss, its learning rates."""
+"""CPM-2's scores, cuts of logits, mean of losses, ranking loss, learning rates, and the order of its samples."""
 
 from __future__ import annotations
 
 import json
 import math
+from itertools import groupby, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from cpm2_case import arrays_of, assert_close, facts_of
 
 from hanlin.core.batch import IGNORED
 from hanlin.core.settings import TrainSettings
+from hanlin.data.pack import cpm2_order
 from hanlin.evaluate.metrics.corpus import corpus_scores, overlap_f1, rouge_l_recall
 from hanlin.evaluate.metrics.equation import has_equal_value, share_of_equal_lines
 from hanlin.evaluate.metrics.text import share
@@ -33,6 +35,7 @@ def check(case: Path, vocab: Path) -> None:
     arrays = arrays_of(case / "numeric.npz")
     _check_numbers(arrays, tolerance["numeric"])
     _check_contests(arrays, tolerance["numeric"])
+    _check_samplers(json.loads((case / "samplers.json").read_text()))
     for row in json.loads((case / "lr_schedules.json").read_text()):
         _check_rates(row, tolerance["metrics"])
 
@@ -70,6 +73,18 @@ def _check_numbers(arrays: dict[str, torch.Tensor], atol: float) -> None:
     assert logits.grad is not None
     assert_close("ce_loss", loss, arrays["ce_loss"], atol)
     assert_close("ce_grad", logits.grad, arrays["ce_grad"], atol)
+
+
+def _check_samplers(rows: list[dict[str, Any]]) -> None:
+    """The slices that the ranks read of each global batch are the order's next samples; both epochs are the same."""
+    for _, of_ranks in groupby(rows, key=lambda row: (row["kind"], row.get("seed"), row["n"], row["drop_last"])):
+        ranks = list(of_ranks)
+        order = cpm2_order(ranks[0]["n"], ranks[0]["seed"]).tolist() if "seed" in ranks[0] else range(ranks[0]["n"])
+        for epoch in ("epoch1", "epoch2"):
+            batches = zip_longest(*(rank[epoch] for rank in ranks), fillvalue=())
+            read = [number for batch in batches for part in batch for number in part]
+            dropped = ranks[0]["n"] % ranks[0]["global_batch"] if ranks[0]["drop_last"] else 0
+            assert read == list(order)[: ranks[0]["n"] - dropped], ranks[0]
 
 
 def _check_contests(arrays: dict[str, torch.Tensor], atol: float) -> None:

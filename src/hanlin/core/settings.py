@@ -89,8 +89,8 @@ class DataSettings(Settings):
     bad_rows: Literal["error", "drop"] = "error"
     # Put several samples into one row; they never see each other.
     pack: bool = True
-    # New order in every epoch, drawn from run.seed.
-    shuffle: bool = True
+    # New order in every epoch, drawn from run.seed; cpm2: the one order that CPM-2's program repeats in each of them.
+    shuffle: bool | Literal["cpm2"] = True
     # Probabilities of 0, 1, 2, ... other samples shown as worked examples before a sample (CPM-Bee).
     in_context: tuple[Weight, ...] = Field(default=(1.0,), min_length=1)
     # Tokenised data are kept here under a fingerprint of content and settings.

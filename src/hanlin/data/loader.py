@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from hanlin.core.batch import IGNORED, Batch, Sample
 from hanlin.core.errors import ConfigError, DataError
-from hanlin.data.pack import Row, SingleRows, plan_rows, pool_rows
+from hanlin.data.pack import Row, SingleRows, cpm2_order, plan_rows, pool_rows
 from hanlin.data.prepare import Prepared
 from hanlin.data.samples import JoinsExamples, Samples
 from hanlin.data.windows import Windows
@@ -34,7 +34,8 @@ class Loader:
     """Iterating gives the batches from the current position to the end of the epoch; the next time those of the next.
 
     batch_rows: rows of a global batch. shuffle: False keeps the order of the files and draws nothing anew, so that all
-    epochs are equal. rank, world: this process takes its share of each global batch.
+    epochs are equal; cpm2: the order of CPM-2's program, equal in all epochs as well. rank, world: this process takes
+    its share of each global batch.
     in_context: probabilities of 0, 1, 2, ... other samples of the same file before a sample.
     """
 
@@ -46,7 +47,7 @@ class Loader:
         max_length: int,
         batch_rows: int,
         seed: int = 0,
-        shuffle: bool = True,
+        shuffle: bool | Literal["cpm2"] = True,
         pack: bool = True,
         in_context: Sequence[float] = NO_EXAMPLES,
         rank: int = 0,
@@ -122,9 +123,9 @@ class Loader:
     def _plan_anew(self, epoch: int) -> _Epoch:
         rng = np.random.default_rng([self.seed, epoch if self.shuffle else 0])
         count = len(self.prepared)
-        order = rng.permutation(count) if self.shuffle else np.arange(count)
+        order = self._draw_order(rng, count)
         examples = self._draw_examples(rng)
-        if not (self.pack or self.shuffle):
+        if not self.pack and self.shuffle is not True:
             return _Epoch(SingleRows(order), examples)
         lengths = self.prepared.lengths.astype(np.int64)
         for number, chosen in examples.items():
@@ -132,6 +133,11 @@ class Loader:
         if self.pack:
             return _Epoch(plan_rows(lengths, order, self.max_length), examples)
         return _Epoch(pool_rows(lengths, order, self.batch_rows, rng), examples)
+
+    def _draw_order(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        if self.shuffle == "cpm2":
+            return cpm2_order(count, self.seed)
+        return rng.permutation(count) if self.shuffle else np.arange(count)
 
     def _draw_examples(self, rng: np.random.Generator) -> dict[int, list[int]]:
         """For each sample the others shown before it; the first that does not fit ends them."""

@@ -97,6 +97,16 @@ def pool_rows(lengths: np.ndarray, order: np.ndarray, batch_rows: int, rng: np.r
     return SingleRows(np.concatenate([*planned, order[full:]]).astype(np.int64))
 
 
+def cpm2_order(count: int, seed: int) -> np.ndarray:
+    """The order in which CPM-2's program reads `count` samples in every epoch."""
+    import torch
+
+    generator = torch.Generator()
+    if seed != 1234:  # kept (cpm2_metrics): its default seed is never given to the generator
+        generator.manual_seed(seed)
+    return torch.randperm(count, generator=generator).numpy()
+
+
 def padding_share(lengths: np.ndarray, rows: Sequence[Row], max_length: int) -> float:
     """The share of `max_length` that is empty, over all rows."""
     return 1 - sum(int(lengths[row].sum()) for row in rows) / (len(rows) * max_length) if rows else 0.0
