@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -34,7 +33,9 @@ def add_corpus_options(parser: argparse.ArgumentParser) -> None:
         "--append-eod", action=argparse.BooleanOptionalAction, help="end each document by --eod (default: yes)"
     )
     group.add_argument("--eod", metavar="TOKEN", help="the token that does so (default: <eod>, <|endoftext|> or </s>)")
-    group.add_argument("--workers", type=int, metavar="N", help="processes (default: as many as there are CPUs)")
+    group.add_argument(
+        "--workers", type=int, metavar="N", help="processes (default: by the CPUs and the size of the files)"
+    )
     group.add_argument("--drop-bad-rows", action="store_true", help="leave them out; else the job stops and lists them")
     group.add_argument("--shuffle", type=int, metavar="SEED", help="put the documents in random order")
     group.add_argument("--span-density", type=float, help="indexed-spans: share of tokens taken out (default: 0.15)")
@@ -70,7 +71,7 @@ def _from_text(args: argparse.Namespace, sources: Sequence[Path], target: Path) 
         target,
         _encoding(args),
         form=_form(args),
-        workers=args.workers or os.cpu_count() or 1,
+        workers=args.workers,
         bad_rows="drop" if args.drop_bad_rows else "error",
         rewrite=(lambda plain: _rewrite(args, [plain], target)) if is_rewritten else None,
     )

@@ -39,6 +39,7 @@ VERSION = 1
 """Goes up when the same text would be encoded or stored in another way."""
 ENDS = ("<eod>", "<|endoftext|>", "</s>")
 LISTED = 50
+_WORKER_BYTES = 1 << 24  # less text than this is encoded in the time that a process takes to start
 _AHEAD = 4  # pieces per process that are read before they are needed
 
 
@@ -80,13 +81,14 @@ def index_texts(
     encoding: Encoding,
     *,
     form: Form = "mmap",
-    workers: int = 1,
+    workers: int | None = None,
     bad_rows: Literal["error", "drop"] = "error",
     rewrite: Callable[[Path], object] | None = None,
     progress: bool = True,
 ) -> CorpusReport:
     """Write the documents of all files, in their order, to `prefix`.bin and .idx.
 
+    workers: processes; None: as many as there are CPUs and work for.
     rewrite: makes what is wanted out of these data in place of them; it gets the prefix where they lie for a while.
     Raises: DataError, also listing the rows that cannot be used.
     """
@@ -94,7 +96,7 @@ def index_texts(
     tokenizer = encoding.load()
     encoder = _Encoder(encoding, Path(f"{prefix}.parts"), token_dtype(tokenizer.vocab_size), hash_tokenizer(tokenizer))
     encoder.parts.mkdir(parents=True, exist_ok=True)
-    digests, bad, num_reused = _encode_all(files, encoder, workers, progress)
+    digests, bad, num_reused = _encode_all(files, encoder, workers or _count_workers(files), progress)
     if bad and bad_rows == "error":
         raise DataError(_list_bad(bad))
     plain = encoder.parts / "plain" if rewrite else prefix
@@ -119,7 +121,7 @@ def index_in_cache(path: Path, encoding: Encoding, cache: Path) -> Path:
     found.update(repr(manner).encode())
     prefix = cache.expanduser() / f"corpus-{found.hexdigest()[:32]}" / "documents"
     if not indexed_file(prefix, "idx").is_file():
-        report = index_texts([path], prefix, encoding, workers=os.cpu_count() or 1)
+        report = index_texts([path], prefix, encoding)
         log.info("corpus encoded documents=%d tokens=%d cache=%s", len(report.sizes), report.tokens, prefix)
     return prefix
 
@@ -196,6 +198,11 @@ def _encode_all(
             num_reused += job.is_done
             advance(job.piece.weight)
     return digests, [one for _, some in sorted(bad.items()) for one in some], num_reused
+
+
+def _count_workers(files: Sequence[Path]) -> int:
+    worthwhile = sum(file.stat().st_size for file in files) // _WORKER_BYTES
+    return max(min(worthwhile, os.cpu_count() or 1), 1)
 
 
 @dataclass(frozen=True)

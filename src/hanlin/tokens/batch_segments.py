@@ -6,8 +6,8 @@ same. A block is a run of Chinese characters, letters and digits; any other char
 
 1. All words of the dictionary that begin at each character are found by walking a trie.
 2. Backwards through a block, the best sum of logarithms of frequencies picks the next word at each character.
-3. Where that leaves several single characters in a row, a hidden Markov model joins some of them (its states B, E, M, S:
-   beginning, end and middle of a word, single).
+3. Where that leaves several single characters in a row, a hidden Markov model joins some of them. Its states B, E, M
+   and S: beginning, end and middle of a word, single.
 """
 
 from __future__ import annotations
