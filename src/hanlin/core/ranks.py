@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+MEETING_SECONDS = 300
+"""So long ranks wait for each other at the start, if not their time-out is shorter."""
+
 LINE = "%(asctime)s %(levelname)s %(message)s"
 
 
@@ -98,7 +101,8 @@ def join(device: torch.device, *, timeout_seconds: float = 1800) -> Store | None
         os.environ["GLOO_SOCKET_IFNAME"] = interface
     backend = communication_backend(device)
     limit = timedelta(seconds=timeout_seconds)
-    store = next(iter(rendezvous("env://", ranks.rank, ranks.world, timeout=limit)))[0]
+    meeting_limit = min(limit, timedelta(seconds=MEETING_SECONDS))
+    store = next(iter(rendezvous("env://", ranks.rank, ranks.world, timeout=meeting_limit)))[0]
     if os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE"):
         # torchrun keeps the store for its next attempt, which must not find this one's addresses there. Its agents on
         # several machines count attempts differently: see parallel/launch.py.
