@@ -166,7 +166,7 @@ def _print_tables(
     if own is not None:
         print(_describe(own.layout))
         console.print(_ranks_table(own))
-        for line in _verdict(own, device, args):
+        for line in _verdict(own, job.recipe.train.batch_rows, device, args):
             print(line)
     if args.propose:
         console.print(_proposals_table(found, device, args) if found else _advice(job, device))
@@ -201,7 +201,7 @@ def _some_ranks(own: Estimate) -> list[Any]:
     return sorted({own.ranks[0], fullest, own.ranks[-1]}, key=lambda rank: rank.rank)
 
 
-def _verdict(own: Estimate, device: Device, args: argparse.Namespace) -> Iterable[str]:
+def _verdict(own: Estimate, batch_rows: int, device: Device, args: argparse.Namespace) -> Iterable[str]:
     from hanlin.planner.devices import DEVICES
     from hanlin.planner.estimate import EFFICIENCY
 
@@ -209,7 +209,7 @@ def _verdict(own: Estimate, device: Device, args: argparse.Namespace) -> Iterabl
     layout = own.layout
     yield (
         f"global batch: {layout.batch_rows} rows = {layout.micro_rows} per forward pass x {layout.micro_batches} "
-        f"micro-batches x {layout.row_ranks} data ranks"
+        f"micro-batches x {layout.row_ranks} data ranks (train.batch_rows: {batch_rows})"
     )
     if layout.pipe > 1:
         yield f"pipeline: each rank waits {layout.bubble():.1%} of the step ({layout.schedule})"

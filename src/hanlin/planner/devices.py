@@ -57,7 +57,7 @@ def find_device(name: str) -> Device:
     for device in DEVICES.values():
         if wanted == _plain(device.name):
             return device
-    raise ConfigError(f"--device: no device {name!r}{nearest(name, DEVICES)}; known: {', '.join(DEVICES)}")
+    raise ConfigError(f"--device: no device {name!r}{nearest(name, DEVICES)} (known: {', '.join(DEVICES)})")
 
 
 def _plain(name: str) -> str:

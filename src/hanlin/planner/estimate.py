@@ -157,19 +157,27 @@ def _memory(share: _Share) -> Memory:
     gradients = FP32 * (held.whole_trained if accumulates else held.held_trained)
     optimiser = FP32 * (MOMENTS * held.held_trained + held.trained)  # moments, and a count of steps each
     host = held.held_bytes + FP32 * held.held_trained + optimiser if layout.offload else 0
-    activations, casted, gathered = _activations(share), _casted(share), _gathered(share)
-    largest = max((cost.casted for cost in share.costs), default=0)
-    backward = trace.transient + _reduced(share)
+    activations, (casted, casted_late), gathered = _activations(share), _casted(share), _gathered(share)
+    backward = share.trace.transient + _reduced(share)
     if share.recomputes:
-        backward += max((cost.kept + cost.casted for cost in share.costs), default=0)
+        backward += max((cost.kept for cost in share.costs), default=0)
     loss = _loss(share) if held.stage.has_last else 0
     static = (0 if host else held.held_bytes + optimiser) + gathered
     # Gradients are there from the second pass on; with one they come while the activations go.
-    begun = gradients if passes > 1 else 0
-    ends = max(gradients, begun) + trace.outside + backward
-    full = begun + activations
-    peak = static + max(full + casted + loss, full + (0 if share.recomputes else casted) + backward, ends + largest)
-    return Memory(held.held_bytes, gradients, optimiser, gathered + casted, activations, loss, backward, peak, host)
+    full = activations + (gradients if passes > 1 else 0)
+    ends = gradients + trace.outside + backward
+    peak = static + max(full + casted + loss, full + casted_late + backward, ends + casted_late)
+    return Memory(
+        held.held_bytes,
+        gradients,
+        optimiser,
+        gathered + max(casted, casted_late),
+        activations,
+        loss,
+        backward,
+        peak,
+        host,
+    )
 
 
 def _activations(share: _Share) -> int:
@@ -181,10 +189,19 @@ def _activations(share: _Share) -> int:
     return int(share.layout.in_flight(share.held.stage.rank) * (sum(kept) + share.trace.outside))
 
 
-def _casted(share: _Share) -> int:
-    """Copies of weights that autocast makes: each pass in flight keeps its own, unless it computes them again."""
-    flying = 1.0 if share.recomputes else share.layout.in_flight(share.held.stage.rank)
-    return int(flying * sum(cost.casted for cost in share.costs))
+def _casted(share: _Share) -> tuple[int, int]:
+    """Copies of weights that autocast makes: at the end of the forward pass, and in the backward pass.
+
+    It remembers those of whole weights for the length of a step. Of a tensor rank's parts every pass makes its own, and
+    keeps them for its backward pass, unless that computes them again.
+    """
+    sizes = [cost.casted for cost in share.costs]
+    if share.layout.tensor == 1:
+        return sum(sizes), sum(sizes)
+    if share.recomputes:
+        return 0, max(sizes, default=0)
+    flying = int(share.layout.in_flight(share.held.stage.rank) * sum(sizes))
+    return flying, flying
 
 
 def _gathered(share: _Share) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -84,7 +85,7 @@ class Layout:
 def layout_of(recipe: Recipe, world: int) -> Layout:
     """The layout that a recipe asks for on `world` ranks; `parallel.data: null` takes what the other degrees leave.
 
-    Raises: ConfigError when degrees or rows do not divide.
+    Raises: ConfigError when the degrees do not multiply to it, or leave ranks without rows.
     """
     asked = recipe.parallel
     try:
@@ -109,14 +110,12 @@ def layout_of(recipe: Recipe, world: int) -> Layout:
 
 
 def _rows(recipe: Recipe, row_ranks: int) -> tuple[int, int]:
-    """Rows of a forward pass, and passes in a step."""
+    """Rows of a forward pass, and passes in a step; what does not divide evenly is rounded up, as the worker does."""
     rows, asked = recipe.train.batch_rows, recipe.parallel.micro_batches
-    own, rest = divmod(rows, row_ranks)
-    passes = asked or (own // (recipe.train.micro_rows or max(1, own)))
-    if rest or not passes or own % passes or (asked is None and own % (recipe.train.micro_rows or own)):
-        given = f"micro-batches {asked}" if asked else f"train.micro_rows {recipe.train.micro_rows}"
+    if rows < row_ranks:
         raise ConfigError(
-            f"train.batch_rows: {rows} rows cannot be divided over {row_ranks} data ranks with {given}; "
-            f"the global batch is {FORMULA}"
+            f"train.batch_rows: {rows} rows are too few for {row_ranks} data ranks; the global batch is {FORMULA}"
         )
-    return own // passes, passes
+    own = math.ceil(rows / row_ranks)
+    passes = asked or math.ceil(own / (recipe.train.micro_rows or own))
+    return math.ceil(own / passes), passes

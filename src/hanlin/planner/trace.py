@@ -123,7 +123,7 @@ def trace(template: Template, layout: Layout, run: Run) -> Trace:
     model, shapes = copy.deepcopy(template.model).train(), seen_shapes(template.model, layout)
     with FakeTensorMode():
         _realise(model, shapes, layout, run.experts)
-        inputs = _inputs(model, layout.micro_rows, run)
+        inputs = make_inputs(model, layout.micro_rows, run)
         gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
         live = LiveBytes(weights=tuple(model.parameters()), others=(*gradients, *inputs.values()))
         flops = _Flops()
@@ -190,7 +190,7 @@ def _narrow_prefix(model: Any, ranks: int) -> None:
             setattr(table, leaf, narrow)
 
 
-def _inputs(model: Any, rows: int, run: Run) -> Inputs:
+def make_inputs(model: Any, rows: int, run: Run) -> Inputs:
     """What the model's `forward` wants: the fields without default of the `Inputs` beside it, else `tokens`.
 
     A field is `[rows, columns]`, of truth values if it is called so; `encoder_...` has as many columns as the encoder.

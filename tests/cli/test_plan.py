@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hanlin.cli.main import main
+
+RECIPE = """\
+model: {family: chatglm2, size: tiny, config: {vocab_size: 2000}}
+data: {max_length: 128}
+train: {batch_rows: 16, micro_rows: 2}
+run: {folder: run}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> str:
+    (tmp_path / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
+    return str(tmp_path / "recipe.yaml")
+
+
+def test_the_tables_say_what_fits(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", recipe, "--per-node", "4", "--device", "H200-141"]) == 0
+    shown = capsys.readouterr().out
+    assert "data 4 x tensor 1 x pipe 1" in shown
+    assert "global batch: 16 rows = 2 per forward pass x 2 micro-batches x 4 data ranks" in shown
+    assert "fits H200-141" in shown
+    assert "recompute" in shown
+
+
+def test_json_holds_every_number(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--nodes", "2", "--per-node", "2", "--json", "--propose", "2"]
+    assert main(["plan", recipe, *arguments, "parallel.pipe=2", "parallel.tensor=2"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["plan"]["layout"]["pipe"] == 2
+    assert [rank["rank"] for rank in told["plan"]["ranks"]] == [0, 1]
+    assert told["plan"]["peak_bytes"] == max(rank["memory"]["peak"] for rank in told["plan"]["ranks"])
+    assert told["plan"]["bubble"] == pytest.approx(1 / 9)
+    assert len(told["proposals"]) == 2
+
+
+def test_what_does_not_fit_is_exit_code_1(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    huge = ["model.config.hidden_size=8192", "model.config.num_layers=64", "model.config.ffn_size=32768"]
+    assert main(["plan", recipe, "--device", "V100-16", *huge]) == 1
+    shown = capsys.readouterr().out
+    assert "does not fit V100-16" in shown
+    assert "no layout fits V100-16" in shown
+
+
+def test_wrong_degrees_are_a_message(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", recipe, "--per-node", "4", "parallel.data=3"]) == 2
+    assert "which is 4" in capsys.readouterr().err
+
+
+def test_a_recipe_without_its_files_is_planned_by_the_config(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "model: {family: cpm_bee, base: nowhere/base}\ntuning: {method: lora}\nrun: {folder: run}\n"
+    (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
+    assert main(["plan", str(tmp_path / "recipe.yaml"), "--propose", "0", "train.precision=bf16"]) == 0
+    shown = capsys.readouterr().out
+    assert "nowhere/base is not here" in shown
+    assert "9,6" in shown  # 9.6 billion parameters

@@ -1,0 +1,124 @@
+"""The plan against real steps on the CPU: weights, gradients and optimiser to the byte, the peak within 10 %."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from measure import job_of, measure, place_fresh, tiny_recipe
+from ranks import run_ranks
+from torch import nn
+
+from hanlin.core.settings import Recipe
+from hanlin.parallel.mesh import local
+from hanlin.planner.estimate import Memory, estimate
+from hanlin.planner.layout import Layout, layout_of
+
+FAMILIES = ["chatglm2", "cpm1", "cpm1_t5", "cpm2", "cpm_bee"]
+TWO_PASSES = "train.batch_rows=4"
+
+
+def _planned(recipe: Recipe, world: int = 1) -> list[Memory]:
+    return [rank.memory for rank in estimate(job_of(recipe), layout_of(recipe, world)).ranks]
+
+
+def _agrees(recipe: Recipe) -> None:
+    (planned,) = _planned(recipe)
+    measured = measure(recipe, job_of(recipe).config)
+    assert planned.parameters == measured.parameters
+    assert planned.gradients == measured.gradients
+    assert planned.optimiser == measured.optimiser
+    assert planned.peak == pytest.approx(measured.peak, rel=0.1)
+    fixed = measured.parameters + measured.optimiser
+    assert planned.peak - fixed == pytest.approx(measured.peak - fixed, rel=0.15)  # gradients and activations alone
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_full_tuning_takes_what_the_plan_says(family: str, precision: str) -> None:
+    _agrees(tiny_recipe(family, f"train.precision={precision}", TWO_PASSES))
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "cpm1_t5"])
+def test_lora_takes_what_the_plan_says(family: str) -> None:
+    _agrees(tiny_recipe(family, "tuning.method=lora", "train.precision=bf16"))
+
+
+@pytest.mark.parametrize("family", ["chatglm2", "cpm1", "cpm_bee"])
+def test_a_prefix_takes_what_the_plan_says(family: str) -> None:
+    _agrees(tiny_recipe(family, "tuning.method=prefix"))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kept", ["full", "selective"])
+def test_computing_again_takes_what_the_plan_says(family: str, kept: str) -> None:
+    _agrees(tiny_recipe(family, f"parallel.checkpoint_activations={kept}", TWO_PASSES))
+
+
+LAYOUTS = [
+    (("parallel.data=2", "parallel.shard=parameters"), 2),
+    (("parallel.tensor=2",), 2),
+    (("parallel.pipe=2", "train.micro_rows=1"), 2),
+    (("parallel.tensor=2", "parallel.shard=gradients", "tuning.method=lora"), 4),
+]
+
+
+@pytest.mark.parametrize("family", ["chatglm2", "cpm_bee", "cpm2"])
+@pytest.mark.parametrize(("changes", "world"), LAYOUTS, ids=["sharded", "tensor", "pipe", "tensor+sharded"])
+def test_ranks_hold_what_the_plan_says(family: str, changes: tuple[str, ...], world: int) -> None:
+    recipe = tiny_recipe(family, *changes)
+    config = job_of(recipe).config
+
+    def held() -> int:
+        worker = place_fresh(recipe, config)
+        return sum(_local_bytes(weight) for weight in worker.model.parameters())
+
+    planned = [memory.parameters for memory in _planned(recipe, world)]
+    found = run_ranks(world, held)
+    per_stage = world // len(planned)
+    stages = [max(found[first : first + per_stage]) for first in range(0, world, per_stage)]
+    assert planned == stages
+
+
+def _local_bytes(weight: nn.Parameter) -> int:
+    tensor: torch.Tensor = local(weight)
+    return tensor.numel() * tensor.element_size()
+
+
+def test_sharded_state_falls_with_the_ranks() -> None:
+    job = job_of(tiny_recipe("chatglm2", "train.batch_rows=16"))
+    by_ranks = [estimate(job, Layout(data=ranks, shard="parameters", micro_rows=1)).ranks[0].memory for ranks in (2, 8)]
+    assert by_ranks[0].optimiser == pytest.approx(4 * by_ranks[1].optimiser, rel=0.01)
+
+
+def test_sequence_parallel_keeps_less() -> None:
+    job = job_of(tiny_recipe("chatglm2"))
+    plain = estimate(job, Layout(tensor=2, micro_rows=2)).ranks[0].memory.activations
+    divided = estimate(job, Layout(tensor=2, micro_rows=2, sequence_parallel=True)).ranks[0].memory.activations
+    assert plain / 2 < divided < plain
+
+
+def test_traffic_of_hand_counted_layouts() -> None:
+    job = job_of(tiny_recipe("chatglm2", "train.batch_rows=16"))
+    elements = sum(weight.whole_elements(Layout()) for weight in job.weights)
+    replicas = estimate(job, Layout(data=4, micro_rows=1)).ranks[0].traffic
+    assert replicas.reduce == replicas.total == 2 * 3 / 4 * 4 * elements
+    sharded = estimate(job, Layout(data=4, shard="parameters", micro_rows=1, micro_batches=3)).ranks[0].traffic
+    assert sharded.gather == 2 * 3 * 3 / 4 * 4 * elements
+    assert sharded.scatter == 3 / 4 * 4 * elements
+    # Two sums per block and pass, forwards and backwards, of [2, 128, 128] fp32; a ring sends each once on two ranks.
+    tensor = estimate(job, Layout(tensor=2, micro_rows=2)).ranks[0].traffic
+    assert tensor.total == tensor.tensor == job.config.num_layers * 2 * 2 * (2 * 128 * job.config.hidden_size * 4)
+    # One state forwards, one gradient back: each end sends one tensor per micro-batch.
+    piped = estimate(job, Layout(pipe=2, micro_rows=2, micro_batches=4)).ranks
+    assert [rank.traffic.pipe for rank in piped] == [4 * 2 * 128 * job.config.hidden_size * 4] * 2
+
+
+def test_the_work_is_what_the_parameters_say() -> None:
+    job = job_of(tiny_recipe("cpm1"))
+    config = job.config
+    linears = config.num_layers * (4 * config.hidden_size**2 + 2 * config.hidden_size * config.ffn_size)
+    tokens = 2 * 128
+    attention = config.num_layers * 2 * 2 * 128 * tokens * config.hidden_size
+    products = 2 * tokens * (linears + config.hidden_size * config.vocab_size)
+    flops = estimate(job, Layout(micro_rows=2)).ranks[0].flops
+    assert flops == pytest.approx(3 * (products + attention), rel=0.05)
