@@ -179,7 +179,7 @@ def _shards(folder: Path) -> Found:
 def _data_files(recipe: Recipe, purpose: Purpose) -> Found:
     if purpose == "train" and not recipe.data.train:
         yield "data.train", "is empty; name the training files"
-    if purpose == "evaluate" and not (recipe.evaluate.data or recipe.data.eval):
+    if purpose == "evaluate" and not (recipe.evaluate.data or recipe.data.eval or recipe.data.split):
         yield "evaluate.data", "is empty, and so is data.eval; name the files to score"
     for key, path in _files(recipe, purpose):
         if is_corpus(path):
@@ -333,7 +333,7 @@ def _vocabulary_and_rows(recipe: Recipe, family: Family, purpose: Purpose) -> Fo
     except HanlinError as error:
         yield "model.base", str(error)
         return
-    if problems := list(_vocabulary(recipe, config.vocab_size, tokenizer.vocab_size, path)):
+    if problems := [*_vocabulary(recipe, config.vocab_size, tokenizer.vocab_size, path), *_reach(recipe, config)]:
         yield from problems
         return
     try:
@@ -372,6 +372,16 @@ def _vocabulary(recipe: Recipe, rows: int, tokens: int, path: Path) -> Found:
         yield key, f"{path} has {tokens:,} tokens, but the model has {rows:,} rows in its embedding (vocab_size)"
     elif recipe.model.base is not None and rows - tokens >= _PADDING_ROWS:
         yield key, f"{path} has {tokens:,} tokens, but {recipe.model.base} was made for {rows:,}; use its vocabulary"
+
+
+def _reach(recipe: Recipe, config: Any) -> Found:
+    limit = getattr(config, "max_length", None)
+    if recipe.data.train and limit is not None and recipe.data.max_length > limit:
+        yield (
+            "data.max_length",
+            f"{recipe.data.max_length} tokens, but the model reads at most {limit} (max_length); lower it, or set "
+            "model.config.max_length for a fresh model",
+        )
 
 
 def _all_rows(recipe: Recipe, samples: Any, purpose: Purpose) -> Found:
@@ -456,7 +466,8 @@ def _original_weights(recipe: Recipe, purpose: Purpose) -> Found:
         return
     path = recipe.model.vocab or recipe.model.base
     assert path is not None, recipe
-    problems = list(_vocabulary(recipe, parts.config.vocab_size, parts.tokenizer.vocab_size, path))
+    rows, tokens = parts.config.vocab_size, parts.tokenizer.vocab_size
+    problems = [*_vocabulary(recipe, rows, tokens, path), *_reach(recipe, parts.config)]
     yield from problems or _all_rows(recipe, parts.samples, purpose)
 
 

@@ -14,10 +14,16 @@ import torch
 from tiny_pieces import small_tokenizer
 
 from hanlin.cli.main import main
+from hanlin.core.config import load_recipe
 from hanlin.formats.convert import convert, find_source, save_base
 from hanlin.models.cpm1 import family
 from hanlin.models.cpm1.config import shape
+from hanlin.models.cpm1.tasks.chid import choice_records, passage_records
+from hanlin.models.cpm1.tasks.stc import dialogue_record
+from hanlin.models.cpm1.tokenizer import Cpm1WordTokenizer
 
+RECIPES = Path(__file__).parents[2] / "recipes"
+PRETRAINING = sorted(recipe.stem for recipe in RECIPES.glob("cpm1_*_pretrain.yaml"))
 TEXTS = [
     {"text": "床前明月光，疑是地上霜。"},
     {"text": "举头望明月，低头思故乡。"},
@@ -27,6 +33,9 @@ QUESTIONS = [
     {"prompt": "床前明月", "answer": "光", "options": ["光", "霜"]},
     {"prompt": "疑是地上", "answer": "霜", "options": ["光", "霜"]},
 ]
+CHID = {"content": ["举头#idiom1#，低头#idiom2#。"], "candidates": ["明月", "故乡", "地上"]}
+BLANKS = {"#idiom1#": 0, "#idiom2#": 1}
+NO_LAYOUT = ("parallel.tensor=1", "parallel.shard=none", "train.precision=fp32", "run.threads=1")
 QUICK = ("train.steps=6", "train.batch_rows=4", "train.lr=1e-2", "data.max_length=32", "run.threads=1",
          "generate.max_new_tokens=6")  # fmt: skip
 
@@ -138,6 +147,71 @@ def test_labelled_options_are_compared(released: Path, tmp_path: Path) -> None:
     words = write_recipe(tmp_path, rows, released, "evaluate.tasks=likelihood", "data.train=[]")
     assert main(["evaluate", *words, "--weights", "base"]) == 0
     assert metrics(tmp_path)["likelihood"] == {**metrics(tmp_path)["likelihood"], "accuracy": 0.5, "chance": 0.5}
+
+
+def test_what_the_model_cannot_read_is_refused(released: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    words = write_recipe(tmp_path, TEXTS, released)
+    assert main(["check", *words, "data.max_length=65"]) == 2
+    assert "65 tokens, but the model reads at most 64" in capsys.readouterr().err
+    long = write_rows(tmp_path / "long.jsonl", [{"text": TEXTS[0]["text"] * 9}])
+    assert main(["evaluate", *words, f"evaluate.data={long}", "--weights", "base"]) == 2
+    assert "the model reads at most 64; shorten it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stem", PRETRAINING)
+def test_a_small_twin_of_each_recipe_is_pretrained(stem: str, tmp_path: Path) -> None:
+    words = [str(RECIPES / f"{stem}.yaml"), *NO_LAYOUT, "model.size=tiny", "data.max_length=24", "data.eval_windows=4",
+             "train.steps=4", "train.batch_rows=4", "train.micro_rows=2", "train.eval_every=4", "train.save_every=4",
+             f"data.train={write_rows(tmp_path / 'texts.jsonl', TEXTS * 20)}", f"model.vocab={vocabulary(tmp_path)}",
+             f"run.folder={tmp_path / 'run'}", f"data.cache={tmp_path / 'cache'}"]  # fmt: skip
+    assert main(["check", *words]) == 0
+    assert main(["train", *words]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert {"eval_loss", "loss"} <= {name for line in lines for name in line}
+    record = {"source": "床前明月光"} if "t5" in stem else {"prompt": "床前"}
+    greedy = ["generate.max_new_tokens=4", "--record", json.dumps(record), "--output", str(tmp_path / "out.jsonl")]
+    assert main(["generate", str(tmp_path / "run"), *greedy]) == 0
+    assert {"target", "answer"} & json.loads((tmp_path / "out.jsonl").read_text()).keys()
+    assert main(["convert", str(tmp_path / "run/last"), str(tmp_path / "megatron"), "--to", "megatron"]) == 0
+    assert main(["convert", str(tmp_path / "megatron"), str(tmp_path / "back")]) == 0
+    assert load_recipe(RECIPES / f"{stem}.yaml").model.family in (tmp_path / "back/config.json").read_text()
+
+
+def vocabulary(folder: Path) -> Path:
+    """A vocabulary for both networks: words, and tokens that mark spans."""
+    letters = sorted({letter for row in TEXTS for letter in row["text"]})
+    marks = [f"<s_{number}>" for number in range(8)]
+    Cpm1WordTokenizer(["<unk>", "<pad>", "<eod>", *letters, *marks]).save(folder)
+    return folder / "vocab.txt"
+
+
+@pytest.mark.parametrize(
+    ("stem", "rows", "score"),
+    [
+        ("cpm1_chid_full", choice_records(CHID, BLANKS), "likelihood"),
+        ("cpm1_stc_full", [dialogue_record("明月 光", "地上 霜")] * 4, "loss"),
+    ],
+)
+def test_a_small_twin_of_each_recipe_is_tuned(
+    stem: str, rows: list[dict[str, Any]], score: str, released: Path, tmp_path: Path
+) -> None:
+    data = write_rows(tmp_path / "rows.jsonl", rows)
+    words = [str(RECIPES / f"{stem}.yaml"), *NO_LAYOUT, "data.max_length=64", "train.epochs=null", "train.steps=2",
+             "train.batch_rows=2", "train.micro_rows=2", "data.train_share=1", f"model.base={released}",
+             *(f"{key}={data}" for key in ("data.train", "data.eval", "evaluate.data")),
+             f"run.folder={tmp_path / 'run'}", f"data.cache={tmp_path / 'cache'}"]  # fmt: skip
+    assert main(["train", *words]) == 0
+    assert main(["evaluate", *words]) == 0
+    assert metrics(tmp_path)[score]["records"] == len(rows)
+
+
+@pytest.mark.parametrize("stem", ["cpm1_chid_zero_shot", "cpm1_classes_zero_shot"])
+def test_a_small_twin_of_each_recipe_compares(stem: str, released: Path, tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "rows.jsonl", passage_records(CHID, BLANKS))
+    words = [str(RECIPES / f"{stem}.yaml"), "run.threads=1", f"model.base={released}", f"evaluate.data={data}",
+             f"run.folder={tmp_path / 'run'}"]  # fmt: skip
+    assert main(["evaluate", *words]) == 0
+    assert metrics(tmp_path)["likelihood"]["chance"] == pytest.approx(1 / 3)
 
 
 def test_lines_are_gone_on_with_one_by_one(

@@ -9,7 +9,9 @@ import sentencepiece
 from hanlin.models.cpm1.tokenizer import Cpm1Tokenizer
 from hanlin.tokens.sentencepiece import SentencePiece
 
-TEXT = "床前 明月 光 疑 是 地上 霜 举头 望 明月 低头 思 故乡 对话 上文 回复 选项 答案 上下文 ▂ ▃ , . : 0 1 2 3 4 5 6 7 8 9"
+TEXT = (
+    "床前 明月 光 疑 是 地上 霜 举头 望 明月 低头 思 故乡 对话 上文 回复 选项 答案 上下文 ▂ ▃ , . : 0 1 2 3 4 5 6 7 8 9"
+)
 MARKERS = ["<sep>", "<pad>", "<mask>"]
 
 

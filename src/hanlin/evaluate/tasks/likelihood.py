@@ -12,7 +12,7 @@ from hanlin.core.settings import GenerateSettings
 from hanlin.evaluate.metrics.text import mean, share
 from hanlin.generate.engine import Engine, naming
 
-from .loss import sample_losses
+from .loss import encode, sample_losses
 from .task import Numbered, Row, Task
 
 
@@ -54,7 +54,7 @@ def _choices(engine: Engine, record: Any) -> dict[str, Sample]:
     Raises: DataError.
     """
     candidates = engine.samples.candidates(record)
-    choices = {_only_answer(engine, candidate): engine.samples.sample(candidate) for candidate in candidates}
+    choices = {_only_answer(engine, candidate): encode(engine, candidate) for candidate in candidates}
     gold = _only_answer(engine, record)
     if gold not in choices:
         raise DataError(f"its answer {gold!r} is none of its options {', '.join(choices)}")

@@ -9,7 +9,9 @@ from itertools import islice
 from typing import Any
 
 from hanlin.core.batch import IGNORED, Sample
+from hanlin.core.errors import DataError
 from hanlin.core.settings import GenerateSettings
+from hanlin.evaluate.metrics.text import mean
 from hanlin.generate.engine import Engine, naming
 
 from .task import Numbered, Row, Task
@@ -25,9 +27,27 @@ def predict(engine: Engine, numbered: Numbered, options: GenerateSettings, seed:
 
 
 def summarise(rows: Sequence[Row]) -> dict[str, float]:
+    """loss: per token; perplexity: its exponential; loss_by_record: mean of the records' own means."""
     tokens = math.fsum(row["tokens"] for row in rows)
     loss = math.fsum(row["loss"] for row in rows) / tokens if tokens else math.nan
-    return {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "tokens": tokens}
+    by_record = mean([row["loss"] / row["tokens"] for row in rows if row["tokens"]])
+    return {
+        "loss": loss,
+        "perplexity": math.exp(min(loss, 700.0)),
+        "loss_by_record": by_record,
+        "tokens": tokens,
+    }
+
+
+def encode(engine: Engine, record: Any) -> Sample:
+    """The sample of a record that the model can read.
+
+    Raises: DataError.
+    """
+    sample = engine.samples.sample(record)
+    if engine.max_length is not None and sample.length > engine.max_length:
+        raise DataError(f"it has {sample.length} tokens, the model reads at most {engine.max_length}; shorten it")
+    return sample
 
 
 def sample_losses(
@@ -50,7 +70,7 @@ def sample_losses(
 def _samples(engine: Engine, numbered: Numbered) -> Iterator[tuple[int, Sample]]:
     for number, record in numbered:
         with naming(number):
-            yield number, engine.samples.sample(record)
+            yield number, encode(engine, record)
 
 
 def _batch_losses(engine: Engine, named_samples: Sequence[tuple[Any, Sample]]) -> Iterator[tuple[Any, float, float]]:

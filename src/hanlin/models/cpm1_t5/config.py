@@ -34,4 +34,10 @@ class Cpm1T5Config:
     init_std: float = 0.02
 
 
-SIZES = {"tiny": Cpm1T5Config()}
+SIZES = {
+    # That of the original's example script.
+    "script": Cpm1T5Config(),
+    "tiny": Cpm1T5Config(max_length=256),
+    # The shape of CPM-1's small GPT-2, on both sides.
+    "small": Cpm1T5Config(hidden_size=768, num_layers=12, num_heads=12, head_dim=64, ffn_size=3072),
+}
