@@ -121,10 +121,10 @@ class _CountsOldGradients:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._worker, name)
 
-    def grad_norm(self) -> torch.Tensor:
+    def grad_norm(self) -> float:
         own = self._worker.grad_norm()
         if self._old is None:
-            self._old = (self._first_norm**2 - float(own) ** 2) ** 0.5
+            self._old = (self._first_norm**2 - own**2) ** 0.5
         return (own**2 + self._old**2) ** 0.5
 
     def scale_grads(self, factor: float) -> None:

@@ -3,7 +3,8 @@ import torch
 from tiny_model import make_batch, tiny_model
 
 from hanlin.core.errors import ConfigError
-from hanlin.parallel.place import place
+from hanlin.core.settings import ParallelSettings
+from hanlin.parallel.place import fill_rows, place
 
 CPU = torch.device("cpu")
 
@@ -26,28 +27,35 @@ def test_tied_weights_stay_tied():
 
 def test_gradients_add_up_and_are_scaled():
     worker, batch = place(tiny_model(), CPU), make_batch(0)
-    loss = worker.forward_backward(batch, batch.loss_tokens)
+    loss = worker.forward_backward([batch], [batch.loss_tokens])
     first = {name: weight.grad.clone() for name, weight in worker.parameters.items() if weight.grad is not None}
-    assert worker.forward_backward(batch, batch.loss_tokens, 4.0) == loss
+    assert worker.forward_backward([batch], [batch.loss_tokens], 4.0) == loss
     for name, weight in worker.parameters.items():
         torch.testing.assert_close(weight.grad, first[name] * 5)
     worker.scale_grads(0.2)
     norm = torch.cat([grad.flatten() for grad in first.values()]).norm()
-    torch.testing.assert_close(worker.grad_norm(), norm)
+    assert worker.grad_norm() == pytest.approx(norm.item(), rel=1e-6)
 
 
 def test_losses_are_without_dropout_and_gradient():
     worker, batch = place(tiny_model(dropout=0.5), CPU), make_batch(0)
-    worker.forward_backward(batch, 1.0)
+    worker.forward_backward([batch], [1.0])
     first, second = worker.losses(batch), worker.losses(batch)
     assert first.equal(second)
     assert not first.requires_grad
     assert first.shape == batch.labels.shape
-    assert worker.forward_backward(batch, 1.0) != worker.forward_backward(batch, 1.0)  # dropout is back
+    assert worker.forward_backward([batch], [1.0]) != worker.forward_backward([batch], [1.0])  # dropout is back
 
 
-def test_several_processes_are_refused(monkeypatch):
-    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError, match="2 processes"):
-        place(tiny_model(), CPU)
+@pytest.mark.parametrize("settings", [{"data": 2}, {"tensor": 2}, {"pipe": 3, "data": 1}])
+def test_degrees_that_are_not_the_processes_are_refused(settings):
+    with pytest.raises(ConfigError, match=r"parallel: .* number of processes, which is 1"):
+        place(tiny_model(), CPU, "fp32", ParallelSettings(**settings))
+
+
+def test_a_rank_without_enough_rows_gets_some_without_loss():
+    batch = make_batch(0, rows=3)
+    filled = fill_rows(batch, 5)
+    assert filled.size == 5
+    assert filled.loss_tokens == batch.loss_tokens
+    assert fill_rows(batch, 2) is batch

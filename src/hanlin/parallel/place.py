@@ -5,116 +5,459 @@ Trained weights are fp32, frozen ones are stored in the precision of the arithme
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
 
-from hanlin.core.batch import Batch
+from hanlin.core.batch import IGNORED, Batch
 from hanlin.core.errors import ConfigError
+from hanlin.core.plan import Plan
 from hanlin.core.ranks import read_ranks
+from hanlin.core.settings import ParallelSettings
+from hanlin.parallel.mesh import Degrees, Mesh, local
+from hanlin.parallel.recompute import recompute
 
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class Worker(Protocol):
+def place(
+    model: nn.Module,
+    device: torch.device,
+    precision: Precision = "fp32",
+    settings: ParallelSettings | None = None,
+    *,
+    copy: Callable[[], nn.Module] | None = None,
+) -> Worker:
+    """Bring the model, or this rank's share of it, to the device in the dtypes of `precision`.
+
+    What requires a gradient is trained. A model on the meta device comes out empty: see `Worker.fill`.
+    copy: makes the same model once more (on the meta device), where a rank has several stages of a pipeline.
+
+    Raises: ConfigError when the layout does not fit the model or the number of processes.
+    """
+    settings = settings or ParallelSettings()
+    mesh = Mesh(Degrees.of(settings, read_ranks().world), device)
+    _refuse(settings, mesh)
+    models = [_settle(one, device, precision, settings, mesh) for one in _cut(model, settings, mesh, copy)]
+    return Worker(models, mesh, settings, DTYPES[precision])
+
+
+def _refuse(settings: ParallelSettings, mesh: Mesh) -> None:
+    """Raises: ConfigError for settings that ask for something that this layout does not have."""
+    if settings.offload and settings.shard != "parameters":
+        raise ConfigError("parallel.offload: only with parallel.shard: parameters")
+    if settings.schedule == "interleaved" and mesh.size("pipe") == 1:
+        raise ConfigError("parallel.schedule: interleaved needs parallel.pipe of at least 2")
+
+
+def num_stages(settings: ParallelSettings) -> int:
+    """Stages of the pipeline over all its ranks; 1: there is none."""
+    return settings.pipe * (settings.stages_per_rank if settings.schedule == "interleaved" else 1)
+
+
+def _cut(
+    model: nn.Module, settings: ParallelSettings, mesh: Mesh, copy: Callable[[], nn.Module] | None
+) -> list[nn.Module]:
+    """This rank's stages."""
+    if mesh.size("pipe") == 1:
+        return [model]
+    from hanlin.parallel.pipeline import cut
+
+    count = num_stages(settings)
+    own = range(mesh.rank("pipe"), count, mesh.size("pipe"))
+    assert len(own) == 1 or copy is not None, "several stages on a rank need copies of the model"
+    return [cut(model if copy is None or number == own[0] else copy(), number, count) for number in own]
+
+
+def _settle(
+    model: nn.Module, device: torch.device, precision: Precision, settings: ParallelSettings, mesh: Mesh
+) -> nn.Module:
+    plan: Plan = model.plan  # pyright: ignore[reportAssignmentType]
+    for parameter in model.parameters():
+        if parameter.dtype != torch.float64:  # it is there for a comparison
+            # Changing the data and not the parameter keeps tied weights tied.
+            parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else DTYPES[precision])
+    if mesh.size("tensor") > 1:
+        from hanlin.parallel.tensor import divide
+
+        divide(model, mesh.part("tensor"), sequence=settings.sequence_parallel)
+    if settings.checkpoint_activations != "none":
+        for blocks in plan.blocks:
+            for block in getattr(model, blocks).children():
+                recompute(block, settings.checkpoint_activations)
+    return model
+
+
+class Program(Protocol):
+    """How a rank runs its share of the model on its share of the rows."""
+
+    def forward_backward(self, parts: Sequence[Batch], factors: Sequence[float]) -> torch.Tensor:
+        """Add the gradients of the sum of factor x summed loss over the parts; the losses `[parts]`, without factor."""
+        ...
+
+    def __call__(self, **inputs: Any) -> torch.Tensor:
+        """The model's result for one batch, on all ranks; no gradient."""
+        ...
+
+
+class Whole:
+    """All blocks on this rank."""
+
+    def __init__(self, model: nn.Module, *, is_sharded: bool) -> None:
+        self.model, self.is_sharded = model, is_sharded
+
+    def forward_backward(self, parts: Sequence[Batch], factors: Sequence[float]) -> torch.Tensor:
+        losses = []
+        for number, (part, factor) in enumerate(zip(parts, factors, strict=True)):
+            if self.is_sharded:
+                from hanlin.parallel.shard import reduce_gradients
+
+                reduce_gradients(self.model, now=number == len(parts) - 1)
+            loss = self.model(**part.inputs, labels=part.labels, weights=part.weights, reduction="sum")
+            (loss * factor).backward()
+            losses.append(loss.detach())
+        return torch.stack(losses)
+
+    @torch.no_grad()
+    def __call__(self, **inputs: Any) -> torch.Tensor:
+        return self.model(**inputs)
+
+
+class Worker:
     """This process's share of the model. All ranks call the same methods in the same order."""
 
-    model: nn.Module
-    device: torch.device
-    parameters: dict[str, nn.Parameter]
-    """The trained ones that this rank holds, by name."""
-    data_ranks: int
-    """Among how many ranks the rows of a batch are divided."""
+    def __init__(
+        self, models: Sequence[nn.Module], mesh: Mesh, settings: ParallelSettings, dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.mesh, self.device, self.dtype, self.settings = mesh, mesh.device, dtype, settings
+        self.models = list(models)
+        self._program = self._make_program()
+        self._bring()
+        self._held = [_trained(model) for model in self.models]
+        self._holders = self._find_holders()
 
-    def forward_backward(self, batch: Batch, loss_tokens: float, scale: float = 1.0) -> torch.Tensor:
-        """Add the gradient of scale x summed loss / loss_tokens; return the loss of this rank's rows, not scaled."""
-        ...
+    @property
+    def model(self) -> nn.Module:
+        """The model where it is whole, else this rank's (first) stage."""
+        return self.models[0]
+
+    @property
+    def data_ranks(self) -> int:
+        """Among how many ranks the rows of a batch are divided."""
+        return self.mesh.size("data")
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The trained ones that this rank holds, by name."""
+        return {name: weight for held in reversed(self._held) for name, weight in held.items()}
+
+    def split(self, batch: Batch, rows: int | None) -> list[Batch]:
+        """The parts of this rank's rows that go through the model one after the other, `rows` each.
+
+        All data ranks get equally many parts, in a pipeline all of one size: rows without loss fill them up.
+        """
+        if self.mesh.size("all") == 1:
+            return batch.split(-(-batch.size // (rows or batch.size)))
+        most = int(self.mesh.maximum("data", batch.size))
+        parts = self.settings.micro_batches or -(-most // (rows or most))
+        most = -(-most // parts) * parts if self.mesh.size("pipe") > 1 else max(most, parts)
+        return fill_rows(batch, most).split(parts)
+
+    def forward_backward(
+        self, parts: Sequence[Batch], denominators: Sequence[float], scale: float = 1.0
+    ) -> list[float]:
+        """Add the gradient of scale x the sum of (summed loss / denominator) over the parts of this rank's rows.
+
+        Returns: each part's summed loss / denominator.
+        """
+        self._set_mode(training=True)
+        self._refresh_copies()
+        # Sharded gradients are averaged over the ranks that share, and they are to be added.
+        repeats = self.data_ranks if self._is_sharded else 1
+        factors = [scale / denominator * repeats for denominator in denominators]
+        with self._arithmetic():
+            losses = self._program.forward_backward([part.to(self.device) for part in parts], factors)
+        self._add_gradients()
+        return [loss / denominator for loss, denominator in zip(losses.tolist(), denominators, strict=True)]
 
     def losses(self, batch: Batch) -> torch.Tensor:
         """The weighted loss of each position `[batch, length]`; no gradient, no dropout."""
-        ...
-
-    def grad_norm(self) -> torch.Tensor:
-        """The length of all gradients as one vector, over all ranks; not finite if any of them is not."""
-        ...
-
-    def scale_grads(self, factor: float) -> None: ...
-
-    def drop_grads(self) -> None: ...
-
-    def sum_over_data(self, values: Sequence[float]) -> list[float]:
-        """The sums over the data ranks; every rank must call it."""
-        ...
-
-
-def place(
-    model: nn.Module, device: torch.device, precision: Precision = "fp32", *, checkpoint_activations: bool = False
-) -> Worker:
-    """Bring the model to the device in the dtypes of `precision`; what requires a gradient is trained.
-
-    Raises: ConfigError when a launcher started several processes.
-    """
-    world = read_ranks().world
-    if world > 1:
-        raise ConfigError(f"{world} processes were started, but training runs in one; start it without a launcher")
-    if checkpoint_activations:
-        assert hasattr(model, "checkpoint_activations"), f"{type(model).__name__} cannot checkpoint activations"
-        model.checkpoint_activations = True  # pyright: ignore[reportArgumentType]  # a plain attribute of ours
-    for parameter in model.parameters():
-        # Changing the data and not the parameter keeps tied weights tied.
-        if parameter.is_floating_point():  # quantised weights stay as they are packed
-            parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else DTYPES[precision])
-    return LocalWorker(model.to(device), device, DTYPES[precision])
-
-
-class LocalWorker:
-    """The whole model in this process."""
-
-    data_ranks = 1
-
-    def __init__(self, model: nn.Module, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
-        self.model, self.device, self.dtype = model, device, dtype
-        self.parameters = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-
-    def forward_backward(self, batch: Batch, loss_tokens: float, scale: float = 1.0) -> torch.Tensor:
-        self._set_mode(training=True)
-        loss = self._forward(batch, reduction="sum") / loss_tokens
-        (loss * scale).backward()
-        return loss.detach()
-
-    @torch.no_grad()
-    def losses(self, batch: Batch) -> torch.Tensor:
         self._set_mode(training=False)
-        return self._forward(batch, reduction="none")
+        self._refresh_copies()
+        batch = batch.to(self.device)
+        with self._arithmetic():
+            return self._program(**batch.inputs, labels=batch.labels, weights=batch.weights, reduction="none")
 
     @torch.no_grad()
-    def grad_norm(self) -> torch.Tensor:
-        return nn.utils.get_total_norm(self._grads())
+    def grad_norm(self) -> float:
+        """The length of all gradients as one vector, over all ranks; not finite if any of them is not."""
+        grads = {name: weight.grad for name, weight in self.parameters.items() if self._owns(name, weight)}
+        owned = [local(grad) for grad in grads.values() if grad is not None]
+        square = nn.utils.get_total_norm(owned).item() ** 2 if owned else 0.0
+        return self.mesh.sum("all", [square])[0] ** 0.5
 
     @torch.no_grad()
     def scale_grads(self, factor: float) -> None:
-        for grad in self._grads():
-            grad.mul_(factor)
+        for weight in self.parameters.values():
+            if weight.grad is not None:
+                local(weight.grad).mul_(factor)
 
     def drop_grads(self) -> None:
-        for parameter in self.parameters.values():
-            parameter.grad = None
+        for held in self._held:
+            for weight in held.values():
+                weight.grad = None
 
     def sum_over_data(self, values: Sequence[float]) -> list[float]:
-        return list(values)
+        """The sums over the data ranks; every rank must call it."""
+        return self.mesh.sum("data", values)
 
-    def _forward(self, batch: Batch, reduction: Literal["sum", "none"]) -> torch.Tensor:
-        batch = batch.to(self.device)
+    def any(self, is_so: bool) -> bool:
+        """Whether it is so on any rank; every rank must call it."""
+        return self.mesh.sum("all", [float(is_so)])[0] > 0
+
+    # --- making ---
+
+    @property
+    def _is_sharded(self) -> bool:
+        return self.settings.shard != "none" and self.mesh.size("all") > 1
+
+    def _make_program(self) -> Program:
+        if self.mesh.size("pipe") == 1:
+            self._shard(self.models)
+            return Whole(self.model, is_sharded=self._is_sharded)
+        from hanlin.parallel.pipeline import Pipeline, Stage
+
+        count = num_stages(self.settings)
+        numbers = range(self.mesh.rank("pipe"), count, self.mesh.size("pipe"))
+        stages = [Stage(model, number, count, self.mesh) for model, number in zip(self.models, numbers, strict=True)]
+        self._shard(stages)
+        return Pipeline(stages, count, self.mesh, self.settings.schedule)
+
+    def _shard(self, stages: Sequence[nn.Module]) -> None:
+        if not self._is_sharded:
+            return
+        from hanlin.parallel.shard import shard
+
+        frees, offload = self.settings.shard == "parameters", self.settings.offload
+        for stage, model in zip(stages, self.models, strict=True):
+            shard(stage, model, self.mesh, frees_weights=frees, offload=offload)
+
+    def _bring(self) -> None:
+        """Memory on the device for what is on the meta device; all else is moved there."""
+        target = torch.device("cpu") if self.settings.offload else self.device
+        for model in self.models:
+            if any(parameter.is_meta for parameter in model.parameters()):
+                model.to_empty(device=target)
+            else:
+                model.to(target)
+
+    def _find_holders(self) -> dict[str, list[int]]:
+        """The pipe ranks that hold a trained weight, where they are several, by its name."""
+        if self.mesh.size("pipe") == 1:
+            return {}
+        names = self.mesh.gather("pipe", sorted(self.parameters))
+        every = {name for held in names for name in held}
+        found = {name: [rank for rank, held in enumerate(names) if name in held] for name in sorted(every)}
+        return {name: ranks for name, ranks in found.items() if len(ranks) > 1}
+
+    # --- gradients ---
+
+    @torch.no_grad()
+    def _add_gradients(self) -> None:
+        """Bring the gradients together that several stages or data ranks have of one weight."""
+        parameters = self.parameters
+        for weight in (weight for held in self._held for weight in held.values()):
+            _settle_gradient(weight)
+        for name, first in parameters.items():
+            for held in self._held:
+                other = held.get(name, first)
+                if other is not first and other.grad is not None:
+                    first.grad = other.grad if first.grad is None else first.grad.add_(other.grad)
+        if not self._is_sharded and self.mesh.size("data") > 1:
+            from hanlin.parallel.shard import add_over_data
+
+            add_over_data(self._known_to_any("data", list(parameters.values())), self.mesh)
+        if self._holders:
+            self._add_over_pipe(parameters)
+
+    def _add_over_pipe(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        from torch import distributed
+
+        # Ranks without such a weight take part with zeros of its size, which is told once.
+        for name, size, dtype in self._shared_sizes():
+            weight = parameters.get(name)
+            mine = None if weight is None or weight.grad is None else local(weight.grad)
+            total = torch.zeros(size, dtype=dtype, device=self.device) if mine is None else mine
+            distributed.all_reduce(total, group=self.mesh.group("pipe"))
+            if weight is not None and mine is None:
+                weight.grad = _as(total, weight)
+
+    def _known_to_any(self, axis: Literal["data"], weights: Sequence[nn.Parameter]) -> list[torch.Tensor]:
+        """The gradients that any rank has; zeros where this one has none."""
+        has = self.mesh.sum(axis, [float(weight.grad is not None) for weight in weights])
+        for weight, count in zip(weights, has, strict=True):
+            if count and weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
+        return [local(weight.grad) for weight in weights if weight.grad is not None]
+
+    def _shared_sizes(self) -> list[tuple[str, torch.Size, torch.dtype]]:
+        if not hasattr(self, "_sizes"):
+            mine = {name: (local(weight).shape, weight.dtype) for name, weight in self.parameters.items()}
+            known: dict[str, Any] = {}
+            for told in self.mesh.gather("pipe", {name: mine[name] for name in self._holders if name in mine}):
+                known |= told
+            self._sizes = [(name, *known[name]) for name in self._holders]
+        return self._sizes
+
+    def _owns(self, name: str, weight: nn.Parameter) -> bool:
+        """Whether this rank is to count a gradient: one of the ranks that hold the same."""
+        if self.mesh.rank("pipe") != self._holders.get(name, [self.mesh.rank("pipe")])[0]:
+            return False
+        is_divided = _is_divided(weight)
+        if not is_divided and self.mesh.rank("tensor") > 0:
+            return False
+        return self.mesh.rank("replicate") == 0 if self._is_sharded else self.mesh.rank("data") == 0
+
+    @torch.no_grad()
+    def _refresh_copies(self) -> None:
+        """Give the further copies of a weight on this rank the values of the trained one."""
+        if len(self._held) == 1:
+            return
+        parameters = self.parameters
+        for held in self._held:
+            for name, weight in held.items():
+                if weight is not parameters[name]:
+                    local(weight).copy_(local(parameters[name]))
+
+    # --- arithmetic ---
+
+    def _arithmetic(self) -> AbstractContextManager[Any]:
         is_mixed = self.dtype in (torch.bfloat16, torch.float16)
-        with torch.autocast(self.device.type, self.dtype if is_mixed else None, enabled=is_mixed):
-            return self.model(**batch.inputs, labels=batch.labels, weights=batch.weights, reduction=reduction)
-
-    def _grads(self) -> list[torch.Tensor]:
-        return [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
+        return torch.autocast(self.device.type, self.dtype if is_mixed else None, enabled=is_mixed)
 
     def _set_mode(self, *, training: bool) -> None:
-        if self.model.training != training:
-            self.model.train(training)
+        for model in self.models:
+            if model.training != training:
+                model.train(training)
+
+    # --- filling ---
+
+    @torch.no_grad()
+    def fill(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Give the weights of these names their values; each rank keeps its part of what it holds."""
+        places = self._places()
+        for name, whole in weights:
+            for place in places.get(name, ()):
+                local(place).copy_(part_of(whole, place))
+
+    @property
+    def names(self) -> list[str]:
+        """Of all weights that this rank holds a part of."""
+        return list(self._places())
+
+    def _places(self) -> dict[str, list[nn.Parameter]]:
+        found: dict[str, list[nn.Parameter]] = {}
+        for model in self.models:
+            for name, weight in model.named_parameters():
+                found.setdefault(name, []).append(weight)
+        return found
+
+    @torch.no_grad()
+    def gather(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
+        """The whole weights (None: all), in memory of the main rank's CPU and empty on the others; every rank must
+        go through them."""
+        places = self._places()
+        held = self.mesh.gather("pipe", list(places))
+        every = list(dict.fromkeys(name for some in held for name in some))
+        for name in every if names is None else names:
+            owner = next(rank for rank, some in enumerate(held) if name in some)
+            whole = whole_of(places[name][0]) if name in places else None
+            yield name, self._to_main(whole, owner)
+
+    def _to_main(self, whole: torch.Tensor | None, owner: int) -> torch.Tensor:
+        """Bring a tensor of the pipe rank `owner` to the first one."""
+        empty = torch.empty(0)
+        if owner == 0 or self.mesh.rank("pipe") not in (0, owner):
+            return empty if whole is None or not self.mesh.is_main else whole.cpu()
+        from torch import distributed
+
+        group = self.mesh.group("pipe")
+        if self.mesh.rank("pipe") == owner:
+            assert whole is not None
+            distributed.send_object_list([(whole.shape, whole.dtype)], group=group, group_dst=0)
+            distributed.send(whole.contiguous(), group=group, group_dst=0)
+            return empty
+        told: list[Any] = [None]
+        distributed.recv_object_list(told, group=group, group_src=owner)
+        received = torch.empty(told[0][0], dtype=told[0][1], device=self.device)
+        distributed.recv(received, group=group, group_src=owner)
+        return received.cpu() if self.mesh.is_main else empty
+
+
+def whole_of(part: torch.Tensor) -> torch.Tensor:
+    """The whole tensor, on every rank that has a part of it; all of them must call it."""
+    full_tensor = getattr(part, "full_tensor", None)
+    return part if full_tensor is None else full_tensor()
+
+
+def part_of(whole: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
+    """What a rank's part of a tensor holds of the whole."""
+    if not hasattr(place, "placements"):
+        return whole
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    shape, offset = compute_local_shape_and_global_offset(whole.shape, place.device_mesh, place.placements)  # pyright: ignore
+    for dimension, (start, size) in enumerate(zip(offset, shape, strict=True)):
+        whole = whole.narrow(dimension, start if size else 0, size)
+    return whole
+
+
+def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+def _is_divided(weight: torch.Tensor) -> bool:
+    """Whether the tensor ranks hold different parts of it."""
+    mesh: Any = getattr(weight, "device_mesh", None)
+    if mesh is None or "tensor" not in mesh.mesh_dim_names:
+        return False
+    placements: Any = getattr(weight, "placements", ())
+    return not placements[mesh.mesh_dim_names.index("tensor")].is_replicate()
+
+
+def _settle_gradient(weight: nn.Parameter) -> None:
+    """Add the parts of a gradient that the tensor ranks have of a weight which each holds whole."""
+    placements = getattr(weight.grad, "placements", None)
+    if placements is not None and placements != weight.placements:  # pyright: ignore[reportAttributeAccessIssue]
+        weight.grad = weight.grad.redistribute(placements=weight.placements)  # pyright: ignore
+
+
+def _as(values: torch.Tensor, like: nn.Parameter) -> torch.Tensor:
+    """This rank's values as a gradient of the parameter."""
+    placed: Any = like
+    if not hasattr(placed, "placements"):
+        return values
+    from torch.distributed.tensor import DTensor
+
+    whole = {"shape": placed.shape, "stride": placed.stride()}
+    return DTensor.from_local(values, placed.device_mesh, placed.placements, run_check=False, **whole)
+
+
+def fill_rows(batch: Batch, rows: int) -> Batch:
+    """The batch with copies of its first row that carry no loss behind it."""
+    missing = rows - batch.size
+    if missing <= 0:
+        return batch
+
+    def more(tensor: torch.Tensor) -> torch.Tensor:
+        return torch.cat([tensor, tensor[:1].expand(missing, *tensor.shape[1:])])
+
+    labels = torch.cat([batch.labels, torch.full_like(batch.labels[:1], IGNORED).expand(missing, -1)])
+    weights = torch.cat([batch.weights, torch.zeros_like(batch.weights[:1]).expand(missing, -1)])
+    inputs = {name: more(tensor) for name, tensor in batch.inputs.items()}
+    rows_of = [*batch.rows, *[() for _ in range(missing)]] if batch.rows else ()
+    return Batch(inputs, labels, weights, rows_of)

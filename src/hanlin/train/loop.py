@@ -101,7 +101,7 @@ def _end(
     if settings.patience is not None and standing.worse >= settings.patience:
         return "patience"
     # A signal may reach one rank only; all must stop at the same step.
-    is_interrupted = step.worker.sum_over_data([float(signals.requested)])[0] > 0
+    is_interrupted = step.worker.any(bool(signals.requested))
     if is_interrupted:
         log.warning("interrupted after step=%d: saving; a second signal ends at once", standing.step)
     return "signal" if is_interrupted else None

@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim.adamw import adamw
 
 from hanlin.core.settings import TrainSettings
+from hanlin.parallel.mesh import local
 from hanlin.train.schedules import Curve, megatron_rate, tuning_rate
 
 EXPONENTIAL_BASE = 0.95
@@ -99,10 +100,10 @@ class AdamW:
     def _update(self, names: list[str], rate: float, decay: float, eps: float) -> None:
         weights = [self.parameters[name] for name in names]
         adamw(
-            weights,  # pyright: ignore[reportArgumentType]  # its annotation says Tensor, invariantly
-            [weight.grad for weight in weights if weight.grad is not None],
-            [self.mean[name] for name in names],
-            [self.square[name] for name in names],
+            [local(weight) for weight in weights],
+            [local(weight.grad) for weight in weights if weight.grad is not None],
+            [local(self.mean[name]) for name in names],
+            [local(self.square[name]) for name in names],
             [],
             [self.steps[name] for name in names],
             fused=True,

@@ -69,11 +69,11 @@ class Step:
         Raises: HanlinError after `max_skipped` broken steps in a row.
         """
         start = time.perf_counter()
-        parts = batch.split(-(-batch.size // (self.settings.micro_rows or batch.size)))
+        parts = self.worker.split(batch, self.settings.micro_rows)
         tokens, loss_tokens = self.worker.sum_over_data([_num_tokens(batch), batch.loss_tokens])
         losses = self._accumulate(parts, loss_tokens)
         (loss,) = self.worker.sum_over_data([math.fsum(losses)])
-        norm, scale = self.worker.grad_norm().item() / self.scale.value, self.scale.value
+        norm, scale = self.worker.grad_norm() / self.scale.value, self.scale.value
         rate = learning_rate(self.settings, self.updates + 1, self.total_steps)
         is_finite = math.isfinite(loss) and math.isfinite(norm)
         if is_finite:
@@ -98,14 +98,11 @@ class Step:
 
     def _accumulate(self, parts: Sequence[Batch], loss_tokens: float) -> list[float]:
         """Sum the gradients of the micro-batches; return their shares of the loss."""
-        losses = []
-        for part in parts:
-            denominator = loss_tokens
-            if self.settings.loss_mean == "batch":  # mean of the means of each forward pass
-                denominator = part.loss_tokens * len(parts) * self.worker.data_ranks
-            # Nothing in the loss: 0 / 1, not 0 / 0.
-            losses.append(self.worker.forward_backward(part, denominator or 1.0, self.scale.value))
-        return torch.stack(losses).tolist()  # one wait for the device, not one per micro-batch
+        denominators = [loss_tokens] * len(parts)
+        if self.settings.loss_mean == "batch":  # mean of the means of each forward pass
+            denominators = [part.loss_tokens * len(parts) * self.worker.data_ranks for part in parts]
+        # Nothing in the loss: 0 / 1, not 0 / 0.
+        return self.worker.forward_backward(parts, [number or 1.0 for number in denominators], self.scale.value)
 
     def _update(self, norm: float, rate: float) -> None:
         factor = 1 / self.scale.value

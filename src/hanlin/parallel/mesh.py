@@ -1,0 +1,131 @@
+"""The ranks of a run as a mesh of four axes: pipe x replicate x shard x tensor, the last one between neighbours.
+
+replicate and shard together are the data axis: their ranks take different rows of a batch. shard ranks hold one copy of
+the model together, replicate ranks a copy each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import distributed
+
+from hanlin.core.errors import ConfigError
+from hanlin.core.settings import ParallelSettings
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+Axis = Literal["pipe", "replicate", "shard", "tensor", "data", "all"]
+AXES = ("pipe", "replicate", "shard", "tensor")
+
+
+@dataclass(frozen=True)
+class Degrees:
+    """How many ranks each axis has."""
+
+    pipe: int = 1
+    replicate: int = 1
+    shard: int = 1
+    tensor: int = 1
+
+    @property
+    def data(self) -> int:
+        return self.replicate * self.shard
+
+    @property
+    def world(self) -> int:
+        return self.pipe * self.data * self.tensor
+
+    @staticmethod
+    def of(settings: ParallelSettings, world: int) -> Degrees:
+        """The degrees of a layout on `world` processes.
+
+        Raises: ConfigError when they do not multiply to it.
+        """
+        inner = settings.tensor * settings.pipe
+        data = settings.data or max(world // inner, 1)
+        if data * inner != world:
+            told = f"data {settings.data} x " if settings.data else "data x "
+            raise ConfigError(
+                f"parallel: {told}tensor {settings.tensor} x pipe {settings.pipe} is to be the number of processes, "
+                f"which is {world}; start {data * inner} of them, or change a degree"
+            )
+        if settings.shard == "none":
+            return Degrees(settings.pipe, data, 1, settings.tensor)
+        shard = settings.shard_ranks or data
+        if data % shard:
+            raise ConfigError(f"parallel.shard_ranks: {shard} does not divide the {data} data ranks")
+        return Degrees(settings.pipe, data // shard, shard, settings.tensor)
+
+
+class Mesh:
+    """Where this process stands among the ranks; also for a process that is alone."""
+
+    def __init__(self, degrees: Degrees, device: torch.device) -> None:
+        self.degrees, self.device = degrees, device
+        self._whole: DeviceMesh | None = None
+        self._data: DeviceMesh | None = None
+        if degrees.world > 1:
+            from torch.distributed.device_mesh import init_device_mesh
+
+            sizes = tuple(getattr(degrees, name) for name in AXES)
+            self._whole = init_device_mesh(device.type, sizes, mesh_dim_names=AXES)
+            self._data = self._whole["replicate", "shard"]._flatten("data")
+
+    def size(self, axis: Axis) -> int:
+        return self.degrees.world if axis == "all" else getattr(self.degrees, axis)
+
+    def rank(self, axis: Axis) -> int:
+        """This process's place on an axis."""
+        if self._whole is None:
+            return 0
+        return distributed.get_rank() if axis == "all" else self.part(axis).get_local_rank()
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank("all") == 0
+
+    def part(self, *axes: Axis) -> DeviceMesh:
+        """The mesh of the ranks that share this one's place on all other axes."""
+        assert self._whole is not None, "a process alone has no mesh"
+        if axes == ("data",):
+            assert self._data is not None
+            return self._data
+        return self._whole[axes]
+
+    def group(self, axis: Axis) -> distributed.ProcessGroup:
+        return distributed.group.WORLD if axis == "all" else self.part(axis).get_group()  # pyright: ignore[reportReturnType]
+
+    def sum(self, axis: Axis, values: Sequence[float]) -> list[float]:
+        """The sums of numbers over the ranks of an axis; all of them must call it."""
+        if self.size(axis) == 1:
+            return list(values)
+        numbers = torch.tensor(values, dtype=torch.float64)
+        distributed.all_reduce(numbers, group=self.group(axis))
+        return numbers.tolist()
+
+    def maximum(self, axis: Axis, value: float) -> float:
+        """The greatest of the ranks' numbers; all of an axis must call it."""
+        if self.size(axis) == 1:
+            return value
+        number = torch.tensor(value, dtype=torch.float64)
+        distributed.all_reduce(number, distributed.ReduceOp.MAX, group=self.group(axis))
+        return number.item()
+
+    def gather(self, axis: Axis, value: Any) -> list[Any]:
+        """Picklable values of all ranks of an axis, in their order."""
+        if self.size(axis) == 1:
+            return [value]
+        values: list[Any] = [None] * self.size(axis)
+        distributed.all_gather_object(values, value, group=self.group(axis))
+        return values
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """What this rank holds of a tensor, without a copy."""
+    to_local = getattr(tensor, "to_local", None)
+    return tensor if to_local is None else to_local()

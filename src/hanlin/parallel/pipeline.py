@@ -1,0 +1,269 @@
+"""Pipeline parallelism: a model cut into runs of blocks, driven by torch's own schedules.
+
+A stage is the model itself without the parts that other stages have. All stages are given the whole batch, so only
+hidden states travel; of several tensor ranks each sends its share of them. The last stage's forward gives the loss.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import distributed, nn
+from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe, ScheduleInterleaved1F1B
+
+from hanlin.core.errors import ConfigError
+from hanlin.core.plan import Plan
+from hanlin.parallel.mesh import Mesh
+
+if TYPE_CHECKING:
+    from hanlin.core.batch import Batch
+
+_HEADER = 8
+"""Numbers that announce a tensor: its dimensions, the place of its dtype, whether it bears a gradient."""
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+# --- cutting ---
+
+
+def cut(model: nn.Module, stage: int, stages: int) -> nn.Module:
+    """Take away what other stages have; the names of what stays do not change.
+
+    Raises: ConfigError when there are fewer blocks than stages.
+    """
+    plan: Plan = model.plan  # pyright: ignore[reportAssignmentType]
+    own = set(stage_blocks(model, stages)[stage])
+    for blocks in plan.blocks:
+        for name in list(getattr(model, blocks)):
+            if f"{blocks}.{name}" not in own:
+                del getattr(model, blocks)[name]
+    stays = {*(plan.first if stage == 0 else ()), *(plan.last if stage == stages - 1 else ()), *plan.shared}
+    for name in {*plan.first, *plan.last} - stays:
+        setattr(model, name, None)
+    return model
+
+
+def stage_blocks(model: nn.Module, stages: int) -> list[list[str]]:
+    """The names of each stage's blocks: runs of nearly equal cost. A parameter costs 1, also one of the head.
+
+    Raises: ConfigError when there are fewer blocks than stages.
+    """
+    plan: Plan = model.plan  # pyright: ignore[reportAssignmentType]
+    names = [f"{blocks}.{name}" for blocks in plan.blocks for name in getattr(model, blocks)]
+    if len(names) < stages:
+        raise ConfigError(f"parallel.pipe: {len(names)} blocks cannot be cut into {stages} stages")
+    costs = [_size(model.get_submodule(name)) for name in names]
+    bounds = cut_costs(costs, stages, sum(_size(getattr(model, name)) for name in plan.last))
+    return [names[begin:end] for begin, end in itertools.pairwise(bounds)]
+
+
+def cut_costs(costs: Sequence[int], stages: int, last: int = 0) -> list[int]:
+    """Bounds `[stages + 1]` of runs, none empty, whose greatest cost is least; the last run costs `last` more."""
+    count = len(costs)
+    sums = [0]
+    for cost in costs:
+        sums.append(sums[-1] + cost)
+    # best[n][end]: the least greatest cost of n runs of the first `end` blocks, and the bounds that give it.
+    best: list[tuple[float, list[int]]] = [(0 if end == 0 else float("inf"), [0]) for end in range(count + 1)]
+    for number in range(1, stages + 1):
+        extra = last if number == stages else 0
+        best = [
+            min(
+                (
+                    (max(best[begin][0], sums[end] - sums[begin] + extra), [*best[begin][1], end])
+                    for begin in range(end)
+                ),
+                default=(float("inf"), [0]),
+            )
+            for end in range(count + 1)
+        ]
+    return best[count][1]
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+# --- running ---
+
+
+class Stage(nn.Module):
+    """A part of a model as torch's pipeline runs it: hidden states in, hidden states (the last one: the result) out."""
+
+    def __init__(self, model: nn.Module, number: int, count: int, mesh: Mesh) -> None:
+        super().__init__()
+        self.model, self.number, self.mesh = model, number, mesh
+        self.is_last = number == count - 1
+        ranks, size = mesh.size("tensor"), getattr(getattr(model, "config", None), "hidden_size", 1)
+        self._is_shared = ranks > 1 and size % ranks == 0
+
+    def forward(self, *state: torch.Tensor, **inputs: Any) -> Any:
+        out = self.model(*(self._move(one, to_whole=True) for one in state), **inputs)
+        if self.is_last:
+            return out
+        return tuple(self._move(one, to_whole=False) for one in (out if isinstance(out, tuple) else (out,)))
+
+    def _move(self, hidden: torch.Tensor, *, to_whole: bool) -> torch.Tensor:
+        """A state between the tensor ranks' shares of its last dimension and the whole."""
+        if not self._is_shared:
+            return hidden
+        from torch.distributed.tensor import DTensor, Replicate, Shard
+
+        here, there = Replicate(), Shard(hidden.ndim - 1)
+        if to_whole:
+            here, there = there, here
+        moved = DTensor.from_local(hidden, self.mesh.part("tensor"), [here], run_check=False)
+        return moved.redistribute(placements=[there]).to_local(grad_placements=[there]).contiguous()
+
+
+class Pipeline:
+    """This rank's stages, and the schedules that run them.
+
+    Schedules are kept for each shape of the batch, since torch fixes the shapes of what is sent.
+    """
+
+    def __init__(self, stages: Sequence[Stage], count: int, mesh: Mesh, schedule: str) -> None:
+        self.stages, self.count, self.mesh, self.schedule = list(stages), count, mesh, schedule
+        self._made: dict[Any, Any] = {}
+
+    def forward_backward(self, parts: Sequence[Batch], factors: Sequence[float]) -> torch.Tensor:
+        """Add the gradients of the sum of factor x loss over parts of one shape; return the losses `[parts]`."""
+        inputs = _joined([part.inputs for part in parts])
+        inputs |= {"labels": torch.cat([part.labels for part in parts])}
+        inputs |= {"weights": torch.cat([part.weights for part in parts])}
+        schedule = self._schedule(inputs, len(parts))
+        rows = parts[0].size
+        scales = torch.tensor(factors, dtype=inputs["weights"].dtype, device=self.mesh.device)
+        losses: list[torch.Tensor] = []
+        is_end = any(stage.is_last for stage in self.stages)
+        schedule.step(
+            target=scales.repeat_interleave(rows) if is_end else None,
+            losses=losses if is_end else None,
+            return_outputs=False,
+            **inputs,
+        )
+        scaled = torch.stack([loss.detach() for loss in losses]) if is_end else None
+        return self._from_end(scaled) / scales
+
+    def __call__(self, **inputs: Any) -> torch.Tensor:
+        """The result of the last stage for one batch, on all ranks; no gradient."""
+        with torch.no_grad():
+            return self._from_end(self._pass_on(inputs, {}))
+
+    def _schedule(self, inputs: Mapping[str, torch.Tensor], parts: int) -> Any:
+        key = (parts, *((name, tuple(tensor.shape)) for name, tensor in inputs.items()))
+        if key not in self._made:
+            first = {name: tensor[: len(tensor) // parts] for name, tensor in inputs.items()}
+            self._made[key] = self._new_schedule(first, parts)
+        return self._made[key]
+
+    def _new_schedule(self, inputs: Mapping[str, torch.Tensor], parts: int) -> Any:
+        """A schedule for such parts; what the stages exchange is found by sending one part through."""
+        seen: dict[int, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
+        with _same_random_numbers(self.mesh.device):
+            self._pass_on(inputs, seen)
+        made: list[Any] = [
+            PipelineStage(
+                stage,
+                stage.number,
+                self.count,
+                self.mesh.device,
+                input_args=tuple(_like(one) for one in seen[stage.number][0]),
+                output_args=tuple(_like(one) for one in seen[stage.number][1]),
+                group=self.mesh.group("pipe"),
+            )
+            for stage in self.stages
+        ]
+        options = {"loss_fn": _scaled, "scale_grads": False}
+        if self.schedule == "interleaved":
+            return ScheduleInterleaved1F1B(made, parts, **options)
+        kind = ScheduleGPipe if self.schedule == "gpipe" or parts < self.count else Schedule1F1B
+        return kind(made[0], parts, **options)
+
+    def _pass_on(
+        self, inputs: Mapping[str, Any], seen: dict[int, tuple[list[torch.Tensor], list[torch.Tensor]]]
+    ) -> torch.Tensor | None:
+        """Run the stages one after the other; the last one's result, where this rank has it."""
+        ranks, own = self.mesh.size("pipe"), self.mesh.rank("pipe")
+        kept: list[torch.Tensor] = []
+        for number in range(self.count):
+            if number % ranks != own:
+                continue
+            stage = next(stage for stage in self.stages if stage.number == number)
+            came = number > 0 and (number - 1) % ranks != own
+            state = self._receive((number - 1) % ranks) if came else kept
+            out = stage(*state, **inputs)
+            kept = list(out) if isinstance(out, tuple) else [out]
+            seen[number] = (state, kept)
+            if not stage.is_last and (number + 1) % ranks != own:
+                self._send(kept, (number + 1) % ranks)
+        return kept[0] if self.stages[-1].is_last else None
+
+    def _send(self, tensors: Sequence[torch.Tensor], to: int) -> None:
+        group = self.mesh.group("pipe")
+        self._announce(tensors, to)
+        for tensor in tensors:
+            distributed.send(tensor.detach().contiguous(), group=group, group_dst=to)
+
+    def _announce(self, tensors: Sequence[torch.Tensor], to: int) -> None:
+        headers = torch.zeros(1 + len(tensors), _HEADER, dtype=torch.int64, device=self.mesh.device)
+        headers[0, 0] = len(tensors)
+        for header, tensor in zip(headers[1:], tensors, strict=True):
+            header[:3] = torch.tensor([_DTYPES.index(tensor.dtype), tensor.requires_grad, tensor.ndim])
+            header[3 : 3 + tensor.ndim] = torch.tensor(tensor.shape)
+        for header in headers:
+            distributed.send(header, group=self.mesh.group("pipe"), group_dst=to)
+
+    def _receive(self, origin: int) -> list[torch.Tensor]:
+        group = self.mesh.group("pipe")
+
+        def header() -> list[int]:
+            numbers = torch.empty(_HEADER, dtype=torch.int64, device=self.mesh.device)
+            distributed.recv(numbers, group=group, group_src=origin)
+            return numbers.tolist()
+
+        tensors = []
+        for dtype, needs_grad, ndim, *shape in [header() for _ in range(header()[0])]:
+            tensor = torch.empty(shape[:ndim], dtype=_DTYPES[dtype], device=self.mesh.device)
+            distributed.recv(tensor, group=group, group_src=origin)
+            tensors.append(tensor.requires_grad_(bool(needs_grad)))
+        return tensors
+
+    def _from_end(self, result: torch.Tensor | None) -> torch.Tensor:
+        """The last stage's tensor, on all ranks of the pipe."""
+        group, end = self.mesh.group("pipe"), (self.count - 1) % self.mesh.size("pipe")
+        header = torch.zeros(_HEADER, dtype=torch.int64, device=self.mesh.device)
+        if result is not None:
+            header[0], header[1] = _DTYPES.index(result.dtype), result.ndim
+            header[2 : 2 + result.ndim] = torch.tensor(result.shape)
+        distributed.broadcast(header, group=group, group_src=end)
+        dtype, ndim, *shape = header.tolist()
+        if result is None:
+            result = torch.empty(shape[:ndim], dtype=_DTYPES[dtype], device=self.mesh.device)
+        result = result.detach().contiguous()
+        distributed.broadcast(result, group=group, group_src=end)
+        return result
+
+
+def _scaled(loss: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+    return loss * factors[0]
+
+
+def _joined(inputs: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    return {name: torch.cat([part[name] for part in inputs]) for name in inputs[0]}
+
+
+def _like(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(tensor, device="meta").requires_grad_(tensor.requires_grad)
+
+
+@contextmanager
+def _same_random_numbers(device: torch.device) -> Iterator[None]:
+    """Leave the random numbers as if nothing had been drawn."""
+    devices = [] if device.type == "cpu" else [device.index or 0]
+    with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
+        yield

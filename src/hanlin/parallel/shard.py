@@ -1,0 +1,44 @@
+"""Sharding (FSDP2): a data rank holds a share of weights, gradients and optimiser, and gathers what it needs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import distributed, nn
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
+
+from hanlin.core.plan import Plan
+from hanlin.parallel.mesh import Mesh
+
+
+def shard(stage: nn.Module, model: nn.Module, mesh: Mesh, *, frees_weights: bool, offload: bool) -> None:
+    """Share each block, and what is in none, among the data ranks.
+
+    stage: what is called (the model, or what wraps it); frees_weights: gather the weights again in the backward pass
+    (ZeRO-3) instead of keeping them from the forward pass on (ZeRO-2); offload: keep the shares in the CPU's memory.
+    """
+    plan: Plan = model.plan  # pyright: ignore[reportAssignmentType]
+    axes = ("replicate", "shard") if mesh.size("replicate") > 1 else ("shard",)
+    policy = CPUOffloadPolicy(pin_memory=mesh.device.type != "cpu") if offload else OffloadPolicy()
+    options: dict[str, Any] = {"mesh": mesh.part(*axes), "offload_policy": policy}
+    for blocks in plan.blocks:
+        for block in getattr(model, blocks).children():
+            fully_shard(block, reshard_after_forward=frees_weights, **options)
+    fully_shard(stage, reshard_after_forward=False, **options)
+
+
+def reduce_gradients(stage: nn.Module, *, now: bool) -> None:
+    """Whether the next backward pass is the last of a step, after which the ranks add their gradients."""
+    assert isinstance(stage, FSDPModule)
+    stage.set_requires_gradient_sync(now)
+    stage.set_is_last_backward(now)
+
+
+def add_over_data(gradients: list[torch.Tensor], mesh: Mesh) -> None:
+    """Add gradients that every data rank holds whole, in place."""
+    group = mesh.group("data")
+    handles = [distributed.all_reduce(gradient, group=group, async_op=True) for gradient in gradients]
+    for handle in handles:
+        assert handle is not None
+        handle.wait()

@@ -1,0 +1,365 @@
+"""Tensor parallelism: every rank computes with its own rows or columns of the matrices that a `Plan` divides.
+
+The parameters are DTensors, so that checkpoints, sharding and optimiser know where each part belongs. The model's code
+sees plain tensors, its own part, for as long as one of its blocks runs; DTensor moves the activations at the seams:
+before a linear divided by rows of its output the gradients of all ranks are added, behind one divided by its input the
+results. Names and code of the model stay as they are.
+
+With `sequence` the stream of hidden states between the matrices is divided along the text too, if its length can be.
+"""
+
+from __future__ import annotations
+
+import re
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import distributed, nn
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+
+from hanlin.core.errors import ConfigError
+from hanlin.core.plan import Plan, Split
+from hanlin.layers.prefix import Prefix, PrefixSource
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+
+def divide(model: nn.Module, mesh: DeviceMesh, *, sequence: bool = False) -> None:
+    """Divide a model (also one on the meta device, or a part of one) among the ranks of a mesh of one dimension.
+
+    Raises: ConfigError when a degree does not fit the model.
+    """
+    plan: Plan = model.plan  # pyright: ignore[reportAssignmentType]
+    seams = Seams(mesh, sequence=sequence)
+    _refuse(model, plan, mesh.size(), sequence)
+    splits = dict(_splits(model, plan))
+    blocks = [block for name in plan.blocks for block in _children(model, name)]
+    units = [[(name, module) for name, module in _named(model, block)] for block in blocks]
+    inside = {id(module) for unit in units for _, module in unit}
+    root = [(name, module) for name, module in model.named_modules() if id(module) not in inside]
+    known: dict[int, nn.Parameter] = {}
+    for unit in (*units, root):
+        parts = [
+            part
+            for name, module in unit
+            for part in _divide_parameters(module, splits.get(name), plan.head_dim, seams, known, unit is not root)
+        ]
+        _wrap(unit[0][1] if unit is not root else model, parts, seams)
+    for name, module in model.named_modules():
+        if split := splits.get(name):
+            _sew(module, split, seams, is_whole=_matches(name, plan.whole))
+        elif isinstance(module, PrefixSource):
+            module.register_forward_hook(partial(_own_heads, seams))
+    if sequence and blocks:
+        _divide_stream(blocks[0], blocks[-1], seams)
+
+
+class Seams:
+    """The movements of activations between the tensor ranks. divided: whether the stream now is divided."""
+
+    def __init__(self, mesh: DeviceMesh, *, sequence: bool) -> None:
+        self.mesh, self.sequence = mesh, sequence
+        self.rank, self.size = mesh.get_local_rank(), mesh.size()
+        self.divided = False
+        self._entered: tuple[weakref.ref[torch.Tensor], torch.Tensor] | None = None
+
+    def enter(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The same on all ranks -> the same; the gradients of the ranks are added. Asked again for the same tensor, it
+        gives the same result, so that linears with one input add their gradients once."""
+        return self._once(hidden, lambda: self._move(hidden, Replicate(), Replicate(), Partial()))
+
+    def enter_stream(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The same for the stream, which may be divided: then the whole text is gathered."""
+        if not self.divided:
+            return self.enter(hidden)
+        return self._once(hidden, lambda: self._move(hidden, Shard(1), Replicate(), Partial()))
+
+    def leave(self, partial_sum: torch.Tensor) -> torch.Tensor:
+        """The sum of the ranks' results."""
+        return self._move(partial_sum, Partial(), Replicate(), Replicate())
+
+    def leave_stream(self, partial_sum: torch.Tensor) -> torch.Tensor:
+        """The same for the stream: where it is divided, this rank's share of the text."""
+        return self._move(partial_sum, Partial(), Shard(1), Shard(1)) if self.divided else self.leave(partial_sum)
+
+    def share_text(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The same on all ranks -> this rank's share of the text."""
+        return self._move(hidden, Replicate(), Shard(1), Shard(1))
+
+    def join_text(self, hidden: torch.Tensor) -> torch.Tensor:
+        """This rank's share of the text -> the whole, on all ranks."""
+        return self._move(hidden, Shard(1), Replicate(), Replicate())
+
+    def forget(self) -> None:
+        self._entered = None
+
+    def _once(self, hidden: torch.Tensor, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+        if self._entered is not None and self._entered[0]() is hidden:
+            return self._entered[1]
+        entered = make()
+        self._entered = (weakref.ref(hidden), entered)
+        return entered
+
+    def _move(self, tensor: torch.Tensor, here: Any, there: Any, gradient: Any) -> torch.Tensor:
+        moved = DTensor.from_local(tensor, self.mesh, [here], run_check=False)
+        return moved.redistribute(placements=[there]).to_local(grad_placements=[gradient])
+
+
+@dataclass(frozen=True)
+class Rows:
+    """This rank's rows of a vocabulary (`layers.loss.Share`)."""
+
+    start: int
+    total: int
+    seams: Seams
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        distributed.all_reduce(values, group=self.seams.mesh.get_group())
+        return values
+
+    def maximum(self, values: torch.Tensor) -> torch.Tensor:
+        distributed.all_reduce(values, distributed.ReduceOp.MAX, group=self.seams.mesh.get_group())
+        return values
+
+    def join(self, logits: torch.Tensor) -> torch.Tensor:
+        shape = torch.Size((*logits.shape[:-1], self.total))
+        stride = torch.empty(shape, device="meta").stride()
+        last = logits.ndim - 1
+        whole = DTensor.from_local(logits, self.seams.mesh, [Shard(last)], run_check=False, shape=shape, stride=stride)
+        return whole.redistribute(placements=[Replicate()]).to_local(grad_placements=[Replicate()])
+
+    def enter(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.seams.enter(hidden)
+
+
+# --- parameters ---
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One parameter of a module, and what the module's code is to see of it.
+
+    adds: each rank's gradient is a part of the whole; divisor: of the values; rows: only these; share: see
+    `layers.loss`; of_stream: its gradient is a part of the whole where the stream is divided.
+    """
+
+    module: nn.Module
+    name: str
+    adds: bool = False
+    divisor: int = 1
+    rows: slice | None = None
+    share: Rows | None = None
+    of_stream: bool = False
+
+    def seen(self, seams: Seams) -> torch.Tensor:
+        parameter = self.module._parameters[self.name]
+        assert isinstance(parameter, DTensor), self.name
+        placement = parameter.placements[0]
+        is_sum = self.adds or (self.of_stream and seams.divided)
+        local = parameter.to_local(grad_placements=[Partial() if is_sum else placement])
+        if self.divisor != 1:
+            local = local / self.divisor
+        if self.rows is not None:
+            local = local[self.rows]
+        if self.share is not None:
+            local.share = self.share  # pyright: ignore[reportAttributeAccessIssue]
+        return local
+
+
+_COLUMN = {"weight": Shard(0), "bias": Shard(0), "lora_A": Replicate(), "lora_B": Shard(0)}
+_ROW = {"weight": Shard(1), "bias": Replicate(), "lora_A": Shard(1), "lora_B": Replicate()}
+_WHOLE = dict.fromkeys(_COLUMN, Replicate())
+_PLACES: dict[Split, dict[str, Any]] = {
+    "column": _COLUMN,
+    "query": _COLUMN,
+    "kv": _COLUMN,
+    "row": _ROW,
+    "vocab": {"weight": Shard(0)},
+    "logits": _COLUMN,
+    "heads": {"weight": Shard(1)},
+}
+
+
+def _divide_parameters(
+    module: nn.Module, split: Split | None, head_dim: int, seams: Seams, known: dict[int, nn.Parameter], in_block: bool
+) -> list[_Part]:
+    """Make the module's own parameters DTensors; say what its code is to see of them."""
+    parts = []
+    for name, parameter in list(module.named_parameters(recurse=False)):
+        part = _Part(module, name, of_stream=in_block)
+        places = _PLACES.get(split, {}) if split else {}
+        if split == "kv" and (rows := _shared_heads(module, head_dim, seams)) is not None:
+            places = _WHOLE
+            part = replace(part, rows=None if name == "lora_A" else rows, adds=True, of_stream=False)
+        elif name in places:
+            is_bias = split == "row" and name == "bias"
+            is_sum = isinstance(places[name], Replicate)
+            part = replace(part, adds=is_sum, divisor=seams.size if is_bias else 1, of_stream=False)
+        if id(parameter) not in known:
+            placed = distribute_tensor(
+                parameter.detach(), seams.mesh, [places.get(name, Replicate())], src_data_rank=None
+            )
+            known[id(parameter)] = nn.Parameter(placed, requires_grad=parameter.requires_grad)
+        module._parameters[name] = known[id(parameter)]
+        if split in ("vocab", "logits") and name == "weight":
+            part = replace(part, share=Rows(_first_row(len(parameter), seams), len(parameter), seams))
+        parts.append(part)
+    return parts
+
+
+def _first_row(rows: int, seams: Seams) -> int:
+    return min(-(-rows // seams.size) * seams.rank, rows)
+
+
+def _shared_heads(module: nn.Module, head_dim: int, seams: Seams) -> slice | None:
+    """The rows of the one head that this rank needs, where there are fewer heads than ranks; else None."""
+    heads = _num_heads(module, head_dim)
+    if heads % seams.size == 0:
+        return None
+    head = seams.rank * heads // seams.size
+    return slice(head * head_dim, (head + 1) * head_dim)
+
+
+def _num_heads(module: nn.Module, head_dim: int) -> int:
+    weight = module.get_parameter("weight")
+    return weight.shape[0] // head_dim
+
+
+def _wrap(module: nn.Module, parts: list[_Part], seams: Seams) -> None:
+    """Let the code of a block, or of the whole model, see its parts for as long as it runs."""
+    forward = module.forward
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with _seen(parts, seams):
+            return forward(*args, **kwargs)
+
+    module.forward = run
+
+
+@contextmanager
+def _seen(parts: list[_Part], seams: Seams) -> Iterator[None]:
+    held = [part.module._parameters[part.name] for part in parts]
+    seen = [part.seen(seams) for part in parts]
+    for part, tensor in zip(parts, seen, strict=True):
+        part.module._parameters[part.name] = tensor  # pyright: ignore[reportArgumentType]  # for a while
+    try:
+        yield
+    finally:
+        for part, parameter in zip(parts, held, strict=True):
+            part.module._parameters[part.name] = parameter
+        seams.forget()
+
+
+# --- activations ---
+
+
+def _sew(module: nn.Module, split: Split, seams: Seams, *, is_whole: bool) -> None:
+    if split in ("column", "query", "kv"):
+        enter = seams.enter if is_whole else seams.enter_stream
+        module.register_forward_pre_hook(lambda _, args: (enter(args[0]), *args[1:]))
+    elif split == "row":
+        module.register_forward_hook(partial(_leave, seams))
+    elif split == "logits":
+        module.register_forward_pre_hook(lambda _, args: (seams.enter(args[0]), *args[1:]))
+        module.register_forward_hook(_join_rows)
+    elif split == "vocab":
+        module.register_forward_pre_hook(_own_rows)
+        module.register_forward_hook(_sum_rows)
+
+
+def _leave(seams: Seams, _: nn.Module, __: Any, out: torch.Tensor) -> torch.Tensor:
+    return seams.leave_stream(out)
+
+
+def _join_rows(module: Any, _: Any, logits: torch.Tensor) -> torch.Tensor:
+    return module.weight.share.join(logits)
+
+
+def _own_rows(module: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    tokens, share, rows = args[0], module.weight.share, len(module.weight)
+    is_here = (tokens >= share.start) & (tokens < share.start + rows)
+    module.is_here = is_here
+    return torch.where(is_here, tokens - share.start, 0), *args[1:]
+
+
+def _sum_rows(module: Any, _: Any, vectors: torch.Tensor) -> torch.Tensor:
+    is_here = module.__dict__.pop("is_here")
+    return module.weight.share.seams.leave(torch.where(is_here[..., None], vectors, 0))
+
+
+def _own_heads(seams: Seams, _: nn.Module, __: Any, prefixes: dict[str, Prefix]) -> dict[str, Prefix]:
+    """The keys and values of this rank's heads."""
+
+    def own(heads: torch.Tensor) -> torch.Tensor:
+        count = max(len(heads) // seams.size, 1)
+        first = seams.rank * len(heads) // seams.size
+        return seams.enter(heads)[first : first + count]
+
+    return {name: replace(one, keys=own(one.keys), values=own(one.values)) for name, one in prefixes.items()}
+
+
+def _divide_stream(first: nn.Module, last: nn.Module, seams: Seams) -> None:
+    """Divide the stream before the first block and join it behind the last one."""
+    begin, end = first.forward, None
+
+    def divided(hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        seams.divided = hidden.shape[1] % seams.size == 0
+        return begin(seams.share_text(hidden) if seams.divided else hidden, *args, **kwargs)
+
+    first.forward = divided
+    end = last.forward
+
+    def joined(*args: Any, **kwargs: Any) -> Any:
+        hidden = end(*args, **kwargs)
+        return seams.join_text(hidden) if seams.divided else hidden
+
+    last.forward = joined
+
+
+# --- the plan ---
+
+
+def _splits(model: nn.Module, plan: Plan) -> Iterator[tuple[str, Split]]:
+    """The modules that the plan divides; "experts" is not of this axis."""
+    for name, _ in model.named_modules():
+        for pattern, split in plan.tensor.items():
+            if split != "experts" and _matches(name, (pattern,)):
+                yield name, split
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(re.fullmatch(re.escape(pattern).replace(r"\*", "[^.]+"), name) for pattern in patterns)
+
+
+def _children(model: nn.Module, name: str) -> list[nn.Module]:
+    return list(getattr(model, name).children())
+
+
+def _named(model: nn.Module, block: nn.Module) -> list[tuple[str, nn.Module]]:
+    prefix = next(name for name, module in model.named_modules() if module is block)
+    return [(f"{prefix}.{name}" if name else prefix, module) for name, module in block.named_modules()]
+
+
+def _refuse(model: nn.Module, plan: Plan, size: int, sequence: bool) -> None:
+    """Raises: ConfigError for a degree that the model cannot have."""
+    if not plan.tensor:
+        raise ConfigError("parallel.tensor: the plan of this model does not say how it may be divided; use 1")
+    if sequence and plan.whole:
+        raise ConfigError("parallel.sequence_parallel: not for an encoder with a decoder; remove it")
+    for name, split in _splits(model, plan):
+        module = model.get_submodule(name)
+        if "weight" not in module._parameters:
+            raise ConfigError(f"parallel.tensor: {name} holds packed weights, which cannot be divided; use 1")
+        count = module.get_parameter("weight").shape[-1] if split == "heads" else _num_heads(module, plan.head_dim)
+        if split in ("query", "heads") and count % size:
+            raise ConfigError(f"parallel.tensor: {count} heads cannot be divided among {size} ranks ({name})")
+        if split == "kv" and count % size and size % count:
+            raise ConfigError(
+                f"parallel.tensor: {count} heads of keys cannot be divided among or shared by {size} ranks ({name})"
+            )
