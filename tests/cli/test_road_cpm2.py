@@ -155,6 +155,17 @@ def test_equations_are_written_from_and_to_files(method: str, original: Path, tm
     assert all(row["equation"].startswith("x=") for row in answered)
 
 
+def test_all_questions_of_a_text_are_answered(original: Path, tmp_path: Path) -> None:
+    rows = [[texts, [{"question": one["question"], "choice": one["choice"]} for one in questions], name]
+            for texts, questions, name in ROWS["c3"]]  # fmt: skip
+    questions, out = write_rows(tmp_path / "in.json", rows, as_list=True), tmp_path / "out.jsonl"
+    files = ["--base", str(original), "--family", "cpm2", "--input", str(questions), "--output", str(out)]
+    assert main(["generate", "generate.method=greedy", "data.options={dataset: c3}", "run.threads=1", *files]) == 0
+    answered = [json.loads(line) for line in out.read_text("utf-8").splitlines()]
+    assert [row["question"] for row in answered] == ["借了几本？", "去了哪里？", "去哪里？"]
+    assert all(row["answer"] for row in answered)
+
+
 def test_a_wrong_row_is_named_with_its_line(original: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     words = tiny(recipe_of("math_full"), original, tmp_path)
     (tmp_path / "math.json").write_text('[\n{"text": "甲", "equation": "x=1"},\n{"text": "甲"}\n]', "utf-8")

@@ -36,8 +36,10 @@ def run(args: argparse.Namespace) -> int:
     recipe = recipe_of_model(args)
     records = _records(args)
     from hanlin.assemble import load_engine
+    from hanlin.data.expand import records_in
 
     engine, options = load_engine(recipe), recipe.generate
+    records = records_in(records, engine.samples)
     if args.stream:
         return _stream(engine, records, _streaming(options))
     answered = dict(_with_progress(engine.answers(enumerate(records), options, recipe.run.seed), len(records)))

@@ -118,6 +118,11 @@ class Prompt:
     def length(self) -> int:
         return len(self.inputs["tokens"])
 
+    @property
+    def size(self) -> int:
+        """Tokens that are read, those of an encoder as well."""
+        return self.length + len(self.inputs.get("encoder_tokens", ()))
+
 
 @dataclass(frozen=True)
 class PromptBatch:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -14,7 +14,7 @@ from hanlin.core.settings import DataSettings
 from hanlin.data.sources import Source
 from hanlin.data.transform import open_records
 
-__all__ = ["expand", "open_part"]
+__all__ = ["expand", "open_part", "records_in"]
 
 Records = Callable[[Any], Sequence[Any]]
 
@@ -70,6 +70,15 @@ def open_part(
         )
     records = expand(Head(rows, count) if count < len(rows) else rows, samples)
     return records if limit is None or limit >= len(records) else Head(records, limit)
+
+
+def records_in(rows: Iterable[Any], samples: Any) -> list[Any]:
+    """The records that `samples` finds in the rows of a file.
+
+    Raises: DataError.
+    """
+    records = samples.records if isinstance(samples, HoldsSeveral) else None
+    return list(rows) if records is None else [record for row in rows for record in records(row)]
 
 
 class _Expanded:

@@ -82,7 +82,7 @@ class Engine:
         numbered = iter(numbered)
         while ahead := list(islice(numbered, _BATCHES_AHEAD * options.batch_size)):
             prompts = [(number, self.prompt(record, options, number)) for number, record in ahead]
-            prompts.sort(key=lambda pair: -pair[1].length)
+            prompts.sort(key=lambda pair: -pair[1].size)
             for start in range(0, len(prompts), options.batch_size):
                 yield from self._answer_batch(prompts[start : start + options.batch_size], options, seed)
 
