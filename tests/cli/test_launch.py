@@ -39,8 +39,9 @@ def test_launch_prints_one_command_per_machine(
     assert main(["launch", "--hostfile", str(hostfile), "--port", "29501", "train", "my recipe.yaml", "--restart"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0::2] == ["# node0", "# me@node1"]
-    start = f"cd {os.getcwd()} && env NCCL_SOCKET_IFNAME=eth1 TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 {sys.executable} "
-    start += "-m torch.distributed.run --nnodes 2 --rdzv-backend c10d --rdzv-id hanlin --rdzv-endpoint node0:29501"
+    start = f"cd {os.getcwd()} && env NCCL_SOCKET_IFNAME=eth1 TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 "
+    start += f"TORCH_ELASTIC_SHUTDOWN_TIMEOUT=120 {sys.executable} -m torch.distributed.run --nnodes 2 "
+    start += "--rdzv-backend c10d --rdzv-id hanlin --rdzv-endpoint node0:29501"
     end = "--max-restarts 0 -m hanlin train 'my recipe.yaml' --restart"
     assert lines[1::2] == [
         f"{start} --rdzv-conf is_host=1 --local-addr node0 --nproc-per-node 4 {end}",

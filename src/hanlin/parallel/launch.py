@@ -32,6 +32,9 @@ GRACE_SECONDS = 10.0
 AFTER_ROLL_CALL_SECONDS = 1.0
 """The same once a rank has found out that another one does not answer (parallel/group.py)."""
 
+SAVING_SECONDS = 120
+"""So long after a signal torchrun lets its ranks finish their step and save."""
+
 EXIT_SAVED = 75
 """Exit code of a rank that a signal ended after it had saved (train/loop.py)."""
 
@@ -90,6 +93,7 @@ def node_commands(hosts: Mapping[str, int], words: Sequence[str], meeting: Meeti
     said = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith(_TRAVELLING)]
     # torchrun's agents else keep one store for all attempts, where a new rank finds the address of a dead one.
     said.append("TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1")
+    said.append(f"TORCH_ELASTIC_SHUTDOWN_TIMEOUT={SAVING_SECONDS}")
     agents = [sys.executable, "-m", "torch.distributed.run", "--nnodes", len(hosts)]
     agents += ["--rdzv-backend", "c10d", "--rdzv-id", "hanlin", "--rdzv-endpoint", f"{meeting.address}:{meeting.port}"]
     commands = {}
