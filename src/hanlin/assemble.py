@@ -31,17 +31,6 @@ Part = Literal["train", "valid", "test"]
 
 
 @dataclass(frozen=True)
-class Parts:
-    """What training, evaluation and generation share; no weights yet."""
-
-    recipe: Recipe
-    family: Family
-    config: Any
-    tokenizer: Any
-    samples: Any
-
-
-@dataclass(frozen=True)
 class Run:
     """A recipe that is ready to be trained or scored."""
 
@@ -60,58 +49,6 @@ class Run:
 def assemble(recipe: Recipe, resume: bool = True) -> Run:
     """The run of a checked recipe; resume: go on from its newest checkpoint if there is one."""
     return Run(describe_parts(recipe), resume)
-
-
-def describe_parts(recipe: Recipe) -> Parts:
-    """Family, configuration, tokenizer and samples of a recipe.
-
-    Raises: ConfigError, CheckpointError.
-    """
-    family = load_family(recipe.model.family)
-    tokenizer = family.tokenizer(_vocab_path(recipe))
-    config = model_config(recipe, family, tokenizer.vocab_size)
-    return Parts(recipe, family, config, tokenizer, make_samples(recipe, family, tokenizer, config))
-
-
-def make_samples(recipe: Recipe, family: Family, tokenizer: Any, config: Any) -> Any:
-    """The family's samples; with soft prompts in their rows if the recipe tunes, or its adapter holds, such.
-
-    Raises: ConfigError.
-    """
-    samples = family.samples(tokenizer, config, make_options(family, recipe.data.options))
-    prompts = _soft_prompts(recipe, family)
-    if prompts is None:
-        return samples
-    if not isinstance(samples, TakesPrompts):
-        raise ConfigError(f"tuning.method: the rows of {family.name} have no place for soft prompts; choose lora")
-    return samples.with_prompts(prompts)
-
-
-def _soft_prompts(recipe: Recipe, family: Family) -> PromptSettings | None:
-    """What is known of the soft prompts: the recipe's word, else that of the adapter."""
-    if recipe.tuning.method == "prompt":
-        return recipe.tuning.prompt
-    if recipe.model.adapter is None:
-        return None
-    from hanlin.checkpoint.delta import read_adapter_settings
-
-    settings = read_adapter_settings(recipe.model.adapter, family)
-    return settings.prompt if settings.method == "prompt" else None
-
-
-def model_config(recipe: Recipe, family: Family, tokens: int) -> Any:
-    """The base's configuration or the named size, with the recipe's single values over it.
-
-    A fresh model without a stated vocab_size gets one row per token of the tokenizer.
-    """
-    changes = recipe.model.config
-    if recipe.model.base is not None:
-        from hanlin.formats.convert import read_config
-
-        return read_config(recipe.model.base, family, changes)
-    start = family.config() if recipe.model.size is None else family.sizes[recipe.model.size]
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in changes.items()}
-    return replace(start, **{"vocab_size": tokens, **values})
 
 
 def load_data(recipe: Recipe, parts: Parts, part: Part) -> Prepared | Windows | None:
@@ -168,104 +105,6 @@ def _corpus(path: Path, parts: Parts) -> Path:
         return path
     load = LoadTokenizer(parts.family.name, _vocab_path(parts.recipe))
     return index_in_cache(path, Encoding(load, end=end_id(parts.tokenizer)), parts.recipe.data.cache)
-
-
-def load_engine(recipe: Recipe, parts: Parts | None = None) -> Engine:
-    """The recipe's model, ready to write answers.
-
-    Raises: ConfigError, CheckpointError.
-    """
-    from hanlin.core.ranks import pick_device, set_threads
-    from hanlin.generate.engine import Engine
-
-    parts = parts or describe_parts(recipe)
-    set_threads(recipe.run.threads)
-    device = pick_device(recipe.run.device)
-    model = _model(parts).to(device)
-    max_length = getattr(parts.config, "max_length", None)
-    manner = parts.family.beam_manner
-    return Engine(model, parts.samples, device, recipe.train.precision, max_length=max_length, beam_manner=manner)
-
-
-# --- the model ---
-
-
-def _model(parts: Parts) -> torch.nn.Module:
-    """The base with the recipe's adapter, frozen, in the precision of the recipe."""
-    from hanlin.parallel.place import DTYPES
-
-    model = _base_model(parts, DTYPES[parts.recipe.train.precision])
-    adapter = parts.recipe.model.adapter
-    if adapter is not None:
-        from hanlin.checkpoint.delta import load_adapter
-        from hanlin.tuning.apply import apply_tuning
-
-        apply_tuning(model, _adapter_settings(parts, adapter), parts.family)
-        load_adapter(model, adapter, parts.family)
-    return model.requires_grad_(False).eval()
-
-
-def _adapter_settings(parts: Parts, adapter: Path) -> TuningSettings:
-    """Those that the adapter states; how soft prompts are masked, an original's file leaves to the recipe."""
-    from hanlin.checkpoint.delta import read_adapter_settings
-
-    tuning = parts.recipe.tuning
-    return tuning if tuning.method == "prompt" else read_adapter_settings(adapter, parts.family)
-
-
-def _base_model(parts: Parts, dtype: torch.dtype) -> torch.nn.Module:
-    """The weights that the recipe starts from: a checkpoint's, or fresh ones from its seed."""
-    import torch
-
-    from hanlin.formats.convert import load_into
-
-    with torch.device("meta"):
-        model = parts.family.model()(parts.config)
-    if parts.recipe.model.base is not None:
-        load_into(model, parts.recipe.model.base, parts.family, dtype=dtype)
-        return model
-    model = model.to_empty(device="cpu")
-    model.init_weights(torch.Generator().manual_seed(parts.recipe.run.seed))
-    return model.to(dtype)
-
-
-def _tuned_model(parts: Parts) -> torch.nn.Module:
-    """The model with what the tuning method trains; the rest is frozen."""
-    import torch
-
-    from hanlin.parallel.place import DTYPES
-    from hanlin.tuning.apply import apply_tuning
-
-    recipe = parts.recipe
-    model = _base_model(parts, torch.float32 if recipe.tuning.trains_base else DTYPES[recipe.train.precision])
-    generator = torch.Generator().manual_seed(recipe.run.seed + 1)
-    apply_tuning(model, recipe.tuning, parts.family, generator)
-    if recipe.tuning.method == "prompt":
-        _begin_prompts(model, parts)
-    if recipe.model.adapter is not None:
-        from hanlin.checkpoint.delta import load_adapter
-
-        load_adapter(model, recipe.model.adapter, parts.family)
-    return model
-
-
-def _begin_prompts(model: torch.nn.Module, parts: Parts) -> None:
-    """Give soft prompts the first values that the recipe asks for; they are random numbers already."""
-    from hanlin.checkpoint.soft_prompt import find_prompts, set_prompts
-    from hanlin.tuning.soft_prompt import begin_with_tokens, first_tokens
-
-    prompt, base = parts.recipe.tuning.prompt, parts.recipe.model.base
-    if prompt.init == "vocabulary":
-        begin_with_tokens(model, first_tokens(prompt, parts.tokenizer))
-    elif prompt.init == "checkpoint" and base is not None and (found := find_prompts(base, parts.family)) is not None:
-        set_prompts(model, found, base)
-
-
-def _vocab_path(recipe: Recipe) -> Path:
-    path = recipe.model.vocab or recipe.model.base
-    if path is None:
-        raise ConfigError("model.vocab: name the vocabulary file (there is no model.base folder to take it from)")
-    return path
 
 
 # --- training ---
@@ -368,22 +207,6 @@ def _log_start(parts: Parts, worker: Worker, steps: int, device: torch.device, t
     )  # fmt: skip
 
 
-def _export(parts: Parts, model: torch.nn.Module, target: Path) -> None:
-    """Write a base folder or, when the base is frozen, an adapter folder; the one in the other if both are trained."""
-    from hanlin.checkpoint.delta import ADAPTER_FOLDER, save_adapter
-    from hanlin.formats.convert import base_parameters, save_base
-    from hanlin.formats.files import published
-
-    tuning = parts.recipe.tuning
-    if not tuning.trains_base:
-        save_adapter(model, tuning, target, overwrite=True)
-        return
-    with published(target, overwrite=True) as beside:
-        save_base(beside, parts.family, parts.config, base_parameters(model), parts.tokenizer)
-        if tuning.method != "full":
-            save_adapter(model, tuning, beside / ADAPTER_FOLDER)
-
-
 # --- evaluation ---
 
 
@@ -393,6 +216,8 @@ def _evaluate(parts: Parts) -> Metrics:
 
     recipe = parts.recipe
     start_log()
+    if recipe.data.split is not None:
+        return _evaluate_windows(parts)
     records = _records(parts)
     engine = load_engine(recipe, parts)
     folder = recipe.run.folder / "evaluation"
@@ -404,6 +229,27 @@ def _evaluate(parts: Parts) -> Metrics:
         folder,
         seed=recipe.run.seed,
         metrics=recipe.evaluate.metrics,
+    )
+
+
+def _evaluate_windows(parts: Parts) -> Metrics:
+    """Perplexity on the test part or, where there is none, the valid part."""
+    from hanlin.data.indexing import end_id
+    from hanlin.data.windows import Windows
+    from hanlin.evaluate.windows import evaluate_windows
+
+    recipe = parts.recipe
+    windows = load_data(recipe, parts, "test") or load_data(recipe, parts, "valid")
+    if not isinstance(windows, Windows):
+        raise ConfigError("data.split: leaves nothing for valid and test; give it three numbers: 949,50,1")
+    marks = [end_id(parts.tokenizer), parts.tokenizer.find("<unk>")]
+    return evaluate_windows(
+        load_engine(recipe, parts),
+        windows,
+        parts.tokenizer,
+        marks,
+        batch_size=recipe.generate.batch_size,
+        folder=recipe.run.folder / "evaluation",
     )
 
 

@@ -339,15 +339,10 @@ def _vocabulary_and_rows(recipe: Recipe, family: Family, purpose: Purpose) -> Fo
     try:
         samples = make_samples(recipe, family, tokenizer, config)
     except ConfigError as error:
-        about, text = _without_key(str(error), "tuning.method")
-        yield about or "data.options", text
+        key, colon, text = str(error).partition(": ")
+        yield (key, text) if colon and key.startswith("tuning.") else ("data.options", str(error))
         return
     yield from _all_rows(recipe, samples, purpose)
-
-
-def _without_key(text: str, key: str) -> tuple[str, str]:
-    """The key with which a message begins ("" if it is another), and the rest of it."""
-    return (key, text.removeprefix(f"{key}: ")) if text.startswith(f"{key}: ") else ("", text)
 
 
 def _other_family(recipe: Recipe, family: Family) -> str | None:

@@ -53,6 +53,19 @@ def published_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def one_at_a_time(path: Path) -> Iterator[None]:
+    """Wait until no other process of this machine is in such a block with the same `path`, a file made for this."""
+    import fcntl  # not on Windows
+
+    with _writable(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stream = path.open("w")
+    with stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
 def _writable(path: Path) -> Iterator[None]:
     try:
         yield

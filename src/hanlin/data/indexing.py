@@ -29,7 +29,7 @@ import numpy as np
 
 from hanlin.core.errors import ConfigError, DataError
 from hanlin.data.corpus import BadText, Per, Piece, find_files, read_documents, read_pieces
-from hanlin.data.files import replaced_file
+from hanlin.data.files import one_at_a_time, replaced_file
 from hanlin.data.prepare import hash_tokenizer
 from hanlin.data.sources.megatron import Form, indexed_file, token_dtype, written_index
 
@@ -120,9 +120,10 @@ def index_in_cache(path: Path, encoding: Encoding, cache: Path) -> Path:
     manner = (VERSION, encoding.key, encoding.per, encoding.end, encoding.line_break)
     found.update(repr(manner).encode())
     prefix = cache.expanduser() / f"corpus-{found.hexdigest()[:32]}" / "documents"
-    if not indexed_file(prefix, "idx").is_file():
-        report = index_texts([path], prefix, encoding)
-        log.info("corpus encoded documents=%d tokens=%d cache=%s", len(report.sizes), report.tokens, prefix)
+    with one_at_a_time(Path(f"{prefix}.lock")):  # the other ranks of a run wait here
+        if not indexed_file(prefix, "idx").is_file():
+            report = index_texts([path], prefix, encoding)
+            log.info("corpus encoded documents=%d tokens=%d cache=%s", len(report.sizes), report.tokens, prefix)
     return prefix
 
 

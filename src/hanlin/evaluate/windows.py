@@ -1,0 +1,51 @@
+"""Perplexity on the windows of a held-out part of token corpora, per token and per character."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from hanlin.core.batch import IGNORED, Sample
+from hanlin.data.files import replaced_file
+from hanlin.data.windows import Windows
+from hanlin.evaluate.run import Metrics
+from hanlin.evaluate.tasks.loss import sample_losses
+from hanlin.generate.engine import Engine
+
+
+def evaluate_windows(
+    engine: Engine, windows: Windows, tokenizer: Any, marks: Collection[int], *, batch_size: int, folder: Path
+) -> Metrics:
+    """Mean loss per token of all windows and what follows from it; metrics.json goes into `folder`.
+
+    marks: ids that count as one character, whatever they look like: the end of a document, what is unknown.
+    """
+    samples = [windows.get(number) for number in range(len(windows))]
+    scored = list(sample_losses(engine, enumerate(samples), batch_size))
+    loss, tokens = (math.fsum(row[column] for row in scored) for column in (1, 2))
+    characters = sum(_count_characters(sample, tokenizer, marks) for sample in samples)
+    values = {
+        "windows": len(samples),
+        "tokens": tokens,
+        "loss": loss / tokens,
+        "perplexity": _perplexity(loss / tokens),
+        "characters": characters,
+        "character_perplexity": _perplexity(loss / characters),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    with replaced_file(folder / "metrics.json") as stream:
+        stream.write((json.dumps({"windows": values}, indent=2) + "\n").encode())
+    return {"windows": values}
+
+
+def _count_characters(sample: Sample, tokenizer: Any, marks: Collection[int]) -> int:
+    ids = sample.labels[sample.labels != IGNORED].tolist()
+    text = tokenizer.decode([id for id in ids if id not in marks])
+    return len(text) + sum(id in marks for id in ids)
+
+
+def _perplexity(loss: float) -> float:
+    return math.exp(min(loss, 20.0))  # as the original cuts it off

@@ -1,0 +1,84 @@
+"""From a text file to a pretrained model and its perplexity, by commands alone."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hanlin.cli.main import main
+
+CHARACTERS = "床前明月光疑是地上霜举头望低思故乡"
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    rng = random.Random(0)
+    lines = ["".join(rng.choices(CHARACTERS, k=12)) for _ in range(60)]
+    (tmp_path / "poems.txt").write_text("\n".join(lines), encoding="utf-8")
+    tokens = ["<unk>", "<pad>", "<eod>", *"▂▃，。", *CHARACTERS]
+    (tmp_path / "vocab.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8")
+    values = {
+        "model": {
+            "family": "cpm1",
+            "vocab": str(tmp_path / "vocab.txt"),
+            "config": {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "max_length": 16},
+        },
+        "data": {
+            "train": [str(tmp_path / "poems.txt")],
+            "split": "8,1,1",
+            "max_length": 16,
+            "cache": str(tmp_path / "cache"),
+        },
+        "train": {"steps": 4, "batch_rows": 4, "eval_every": 2, "lr": 0.01},
+        "run": {"folder": str(tmp_path / "run"), "device": "cpu"},
+    }
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return path
+
+
+def test_a_text_is_pretrained_on_and_its_test_part_scored(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(recipe)]) == 0
+    assert main(["train", str(recipe)]) == 0
+    assert main(["evaluate", str(recipe)]) == 0
+    folder = recipe.parent / "run"
+    found = json.loads((folder / "evaluation" / "metrics.json").read_text())["windows"]
+    assert found["tokens"] == found["characters"] == found["windows"] * 16  # each character is a token here
+    assert found["character_perplexity"] == found["perplexity"]
+    assert 1 < found["perplexity"] < 40
+    steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert sum("eval_loss" in step for step in steps) == 2
+    assert [path.name.split("-")[0] for path in (recipe.parent / "cache").iterdir()].count("corpus") == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("data.split=0,1", "data.split: '0,1' leaves nothing to train on"),
+        ("data.split=many", "data.split: 'many'"),
+        ("data.pack=true", "data.pack: has no effect with data.split"),
+        ("data.split=null", "poems.txt:1"),
+        ("model.config.max_length=8", "data.max_length: 16 tokens"),
+    ],
+)
+def test_what_cannot_work_is_said_before(
+    recipe: Path, change: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", str(recipe), change]) != 0
+    shown = capsys.readouterr()
+    assert message in shown.out + shown.err
+
+
+def test_a_corpus_without_a_split_is_explained(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = recipe.parent
+    words = ["--to", "indexed", str(folder / "poems.txt"), str(folder / "corpus"), "--vocab", str(folder / "vocab.txt")]
+    assert main(["prepare", *words]) == 0
+    changes = [f"data.train=[{folder / 'corpus'}]"]
+    assert main(["check", str(recipe), *changes]) == 0
+    assert main(["check", str(recipe), *changes, "data.split=null"]) != 0
+    shown = capsys.readouterr()
+    assert "is a token corpus; say how to divide it" in shown.out + shown.err
