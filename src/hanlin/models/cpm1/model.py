@@ -21,6 +21,7 @@ from hanlin.layers.loss import head_logits, head_loss
 from hanlin.layers.norm import LayerNorm
 from hanlin.layers.past import Past
 from hanlin.layers.prefix import Prefix, PrefixSource
+from hanlin.layers.soft_prompt import SoftPrompt
 
 from .config import Cpm1Config
 
@@ -50,6 +51,7 @@ class Cpm1(nn.Module):
         self.config = config
         self.checkpoint_activations = False
         self.prefix: PrefixSource | None = None
+        self.soft_prompt: SoftPrompt | None = None
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         self.positions = nn.Embedding(config.max_length, config.hidden_size)
         self.blocks = nn.ModuleDict({str(i): Block(config) for i in range(config.num_layers)})
@@ -117,7 +119,10 @@ class Cpm1(nn.Module):
         positions, start = given.positions, 0 if past is None else past.length
         if positions is None:
             positions = torch.arange(start, start + given.tokens.shape[1], device=given.tokens.device)[None]
-        hidden = self.embedding(given.tokens) + self.positions(positions)
+        embedded = (
+            self.embedding(given.tokens) if self.soft_prompt is None else self.soft_prompt(given.tokens, self.embedding)
+        )
+        hidden = embedded + self.positions(positions)
         return functional.dropout(hidden, self.config.dropout, self.training)
 
     def _run(

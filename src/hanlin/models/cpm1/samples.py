@@ -5,6 +5,7 @@ A sample reads all its ids but the last and predicts all but the first, as the o
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -14,6 +15,7 @@ import numpy as np
 
 from hanlin.core.batch import IGNORED, Batch, Prompt, PromptBatch, Sample
 from hanlin.core.errors import ConfigError, DataError
+from hanlin.core.settings import PromptSettings
 from hanlin.models import rows
 
 from .config import Cpm1Config
@@ -83,11 +85,26 @@ class Cpm1Samples:
         self.options = options or Cpm1Options()
         self.end = end_id(tokenizer)
         self.pad = pad_id(tokenizer)
+        self.prompts: list[int] = []
+
+    def with_prompts(self, prompts: PromptSettings) -> Cpm1Samples:
+        """The same samples with soft prompts before each.
+
+        Raises: ConfigError for what only an encoder can do with them.
+        """
+        if prompts.ratios or not (prompts.sees_tokens and prompts.is_seen):
+            raise ConfigError(
+                "tuning.prompt: before a decoder's text all prompts stand at one place, see no tokens and are seen; "
+                "leave ratios, sees_tokens and is_seen out"
+            )
+        other = copy.copy(self)
+        other.prompts = [-number for number in range(1, prompts.length + 1)]
+        return other
 
     @property
     def fingerprint(self) -> str:
         """What, besides the data, decides the arrays."""
-        return f"{self.tokenizer.fingerprint} {sorted(asdict(self.options).items())}"
+        return f"{self.tokenizer.fingerprint} {sorted(asdict(self.options).items())} {len(self.prompts)}"
 
     def check(self, record: Any) -> None:
         """Whether a record can be trained on or scored.
@@ -105,9 +122,10 @@ class Cpm1Samples:
         Raises: DataError.
         """
         prompt, learned = self._ids(record)
-        ids = np.array(prompt + learned, np.int32)
+        given = self.prompts + prompt
+        ids = np.array(given + learned, np.int32)
         labels = ids[1:].copy()
-        labels[: max(len(prompt) - 1, 0)] = IGNORED
+        labels[: max(len(given) - 1, 0)] = IGNORED
         return self._with_places(Sample({"tokens": ids[:-1]}, labels, (labels != IGNORED).astype(np.float32)))
 
     def varies(self, record: Any) -> bool:
@@ -118,6 +136,8 @@ class Cpm1Samples:
 
         Raises: ConfigError.
         """
+        if self.prompts:
+            raise ConfigError("tuning.method: pieces of a token stream have no place for soft prompts; choose lora")
         if max_length > self.config.max_length:
             raise ConfigError(
                 f"data.max_length is {max_length}, the model has only {self.config.max_length} positions; lower it, or "
@@ -144,6 +164,9 @@ class Cpm1Samples:
         Raises: DataError when an answer leaves no room for its prompt, or would have to be split.
         """
         options = self.options
+        max_length -= len(self.prompts)
+        if max_length < 1:
+            raise DataError(f"{len(self.prompts)} soft prompts leave no room for a text; raise data.max_length")
         prompt, learned = self._ids(record)
         if not prompt:
             parts = self._parts(learned, max_length)
@@ -166,7 +189,8 @@ class Cpm1Samples:
         """All samples leave each other's loss alone."""
 
     def show(self, sample: Sample) -> list[tuple[str, bool]]:
-        tokens, labels = sample.inputs["tokens"], sample.labels
+        is_text = sample.inputs["tokens"] >= 0
+        tokens, labels = sample.inputs["tokens"][is_text], sample.labels[is_text]
         ids = [*tokens.tolist(), *labels[-1:][labels[-1:] != IGNORED].tolist()]
         is_learned = np.concatenate([[False], labels != IGNORED])[: len(ids)]
         bounds = [0, *(np.flatnonzero(is_learned[1:] != is_learned[:-1]) + 1).tolist(), len(ids)]
@@ -178,7 +202,7 @@ class Cpm1Samples:
         Its last token is the first column that the cursor feeds.
         Raises: DataError.
         """
-        ids = self._given(record, self._text_or(record, self.options.prompt_column))
+        ids = self.prompts + self._given(record, self._text_or(record, self.options.prompt_column))
         cursor = TextCursor(ids[-1], len(ids) - 1, self.end)
         return Prompt(record, {"tokens": np.array(ids[:-1], np.int32)}, cursor)
 
