@@ -74,10 +74,8 @@ def draw_samples(count: int) -> list[Sample]:
 
 def compare(tuning: str, samples: list[Sample], rounds: int) -> dict[str, Any]:
     ours, theirs = make_pair(SMALL)
-    settings = TuningSettings(
-        method=tuning,
-        **({"prefix_length": PREFIX} if tuning == "prefix" else {"rank": RANK} if tuning == "lora" else {}),
-    )
+    extra = {"prefix": {"prefix_length": PREFIX}, "lora": {"rank": RANK}}.get(tuning, {})
+    settings = TuningSettings.model_validate({"method": tuning, **extra})
     apply_tuning(ours, settings, family, torch.Generator().manual_seed(1))
     peer = {"full": FullPeer, "lora": LoraPeer, "prefix": PrefixPeer}[tuning](theirs, ours)
     batch = rows.collate([samples], sum(sample.length for sample in samples), SMALL.pad_id)

@@ -78,7 +78,8 @@ def _settle(
 ) -> nn.Module:
     plan: Plan = model.plan  # pyright: ignore[reportAssignmentType]
     for parameter in model.parameters():
-        if parameter.dtype != torch.float64:  # it is there for a comparison
+        # fp64 is there for a comparison; quantised weights stay as they are packed.
+        if parameter.is_floating_point() and parameter.dtype != torch.float64:
             # Changing the data and not the parameter keeps tied weights tied.
             parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else DTYPES[precision])
     if mesh.size("tensor") > 1:
