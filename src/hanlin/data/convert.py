@@ -37,7 +37,7 @@ def ccpm_text_record(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ccpm(row: dict[str, Any], *, as_text: bool) -> dict[str, Any]:
-    text, choices, answer = _parts(row)
+    text, choices, answer = ccpm_parts(row)
     if answer is not None and answer not in range(len(choices)):
         raise DataError(f"the answer is {answer}, but there are the choices 0 to {len(choices) - 1}")
     return {
@@ -71,7 +71,11 @@ def _changed(rows: Source, change: Callable[[Any], Any]) -> Iterator[Any]:
             raise BadRowError(rows.where(row), str(error)) from None
 
 
-def _parts(row: dict[str, Any]) -> tuple[str, list[str], int | None]:
+def ccpm_parts(row: dict[str, Any]) -> tuple[str, list[str], int | None]:
+    """Text, choices and the number of the right one (None: not said) of a raw CCPM row of either form.
+
+    Raises: DataError.
+    """
     if "translation" in row:
         return _parts_of_fields(row)
     if "input" not in row:

@@ -66,6 +66,12 @@ def test_an_advertisement_of_nothing_is_dropped() -> None:
     assert item.pieces == ["甲", Mark("，"), "乙", Mark("；")]
 
 
+def test_both_published_forms_of_ccpm_are_read() -> None:
+    raw = {"target": "1", "input": "[翻译]灯熄灭了[0]灯明[1]灯灭[答案]"}
+    record = {"translation": "灯熄灭了", "choices": ["灯明", "灯灭"], "answer": 1}
+    assert ccpm.DATA_SET.records(raw) == ccpm.DATA_SET.records(record) == [record]
+
+
 def test_a_mark_that_the_vocabulary_lacks_is_named() -> None:
     words = ["<unk>", "<s>", "<pad>", "<eod>", "<s_0>", "<s_1>"]
     [item] = lcqmc.make_items({"sentence1": "甲", "sentence2": "乙", "label": 1})

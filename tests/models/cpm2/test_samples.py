@@ -186,3 +186,17 @@ def test_prompts_pad_the_encoder_alone() -> None:
     spans = batch.inputs["encoder_spans"]
     assert np.unique(spans.numpy()).tolist() == [-1, 0]
     assert batch.inputs["encoder_tokens"][spans < 0].eq(TOKENIZER.pad_id).all()
+
+
+@pytest.mark.parametrize("dataset", sorted(ROWS))
+def test_many_records_get_the_samples_of_each(dataset: str) -> None:
+    samples = make_samples(dataset)
+    records = [*records_of(samples, dataset), {"nothing": 1}]
+    *made, wrong = samples.sample_many(records)
+    assert isinstance(wrong, DataError)
+    for sample, record in zip(made, records, strict=False):
+        expected = samples.sample(record)
+        assert isinstance(sample, type(expected))
+        for name, array in expected.inputs.items():
+            assert sample.inputs[name].tolist() == array.tolist()
+        assert sample.labels.tolist() == expected.labels.tolist()

@@ -67,3 +67,15 @@ def test_other_files_are_no_vocabulary(tmp_path: Path) -> None:
 def test_it_can_be_sent_to_another_process() -> None:
     tokenizer = pickle.loads(pickle.dumps(Cpm2Tokenizer(CN)))
     assert tokenizer.encode("今天天气") == Cpm2Tokenizer(CN).encode("今天天气")
+
+
+@pytest.mark.parametrize("words", [CN, CN_EN], ids=["cn", "cn_en"])
+def test_many_texts_get_the_ids_of_each(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ["今天Ａ，\u3000天气\n", "hello hi hi, 今天", "", " ", "\n\n", "天" * 300, "x\u2582今天 天气", "hi"]
+    tokenizer = Cpm2Tokenizer(words)
+    each = [tokenizer.encode(text) for text in texts]
+    assert tokenizer.encode_many(texts) == each
+    monkeypatch.setattr("hanlin.tokens.segments._WORTHWHILE", 0)
+    assert tokenizer.encode_many(texts) == each
+    known = tokenizer.knowing(texts)
+    assert [known.encode(text) for text in texts] == each

@@ -17,6 +17,7 @@ import numpy as np
 from hanlin.core.batch import IGNORED, Batch, Prompt, PromptBatch, Sample
 from hanlin.core.errors import ConfigError, DataError
 from hanlin.core.settings import PromptSettings
+from hanlin.data.samples import tried
 from hanlin.models.family import Contest
 
 from . import rows
@@ -100,6 +101,14 @@ class Cpm2Samples:
         target = self._target(item)
         weight = 1 / (len(target) - 1) if self.options.loss == "sample" else 1.0
         return rows.make_sample(_inputs(self._source(item), target[:-1]), target[1:], weight)
+
+    def sample_many(self, records: Sequence[Any]) -> list[Sample | DataError]:
+        """The sample of each record, or what is wrong with it; their texts are encoded together."""
+        items = [items for record in records if not isinstance(items := tried(self._items, record), DataError)]
+        pieces = chain.from_iterable((*item.pieces, *item.answer) for item in chain.from_iterable(items))
+        other = copy.copy(self)
+        other.tokenizer = self.tokenizer.knowing({piece for piece in pieces if isinstance(piece, str)})
+        return [tried(other.sample, record) for record in records]
 
     def varies(self, record: Any) -> bool:
         return False
@@ -218,6 +227,9 @@ class Cpm2Samples:
         if limit is None or any(map(self._is_ranking, found)):
             return found
         return [record for record in found if self._longest_source(record) <= limit]
+
+    def _items(self, record: Any) -> list[Item]:
+        return self.data_set.make_items(record, self.prompts)
 
     def _longest_source(self, record: Any) -> int:
         return max(len(source_of(item, self.tokenizer)) for item in self.data_set.make_items(record, None))

@@ -7,19 +7,17 @@ and puts them back when it decodes, around marks and sentinels as well. Specials
 
 from __future__ import annotations
 
-import logging
+import copy
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from hanlin.core.errors import DataError
+from hanlin.tokens.segments import BLANK, cut_segments, join_segments, restore_blanks
 
 VOCAB_FILE = "vocab.txt"
 REQUIRED = ("<unk>", "<pad>", "<eod>", "<s_0>", "<s_1>")
 
-_SPACE, _NEWLINE = "\u2582", "\u2583"
-_TO_TOKENS = str.maketrans({" ": _SPACE, "\n": _NEWLINE})
-_TO_TEXT = str.maketrans({_SPACE: " ", _NEWLINE: "\n"})
 # ASCII and the space in their full-width forms, without the punctuation that the vocabulary has.
 _FOLDED = {code: code - 0xFEE0 for code in range(0xFF00, 0xFF5F) if chr(code) not in "，。！（）？、；："}
 _FOLDED |= {0x3000: 0x20}
@@ -45,8 +43,9 @@ class Cpm2Tokenizer:
         self.is_bilingual = "<go>" in self._ids
         self._doubles_lone = doubles_lone
         self._longest = max(map(len, self._words))
-        self._space = self._ids.get(_SPACE)
+        self._space = self._ids.get(BLANK)
         self._remembered: dict[str, tuple[int, ...]] = {}
+        self._known: dict[str, list[int]] = {}
 
     @classmethod
     def load(cls, path: Path) -> Cpm2Tokenizer:
@@ -105,12 +104,34 @@ class Cpm2Tokenizer:
 
     def tokenize(self, text: str) -> list[str]:
         """The tokens of a text; nothing is folded and no space is dropped."""
-        return [self._words[id] for id in self._cut(text)]
+        return [self._words[id] for id in self._joined_ids(cut_segments(text))]
 
     def encode(self, text: str) -> list[int]:
+        if (known := self._known.get(text)) is not None:
+            return list(known)
+        return self._filtered(self._joined_ids(cut_segments(self._folded(text))))
+
+    def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of each; many texts at once are faster."""
+        joined = join_segments([self._folded(text) for text in texts])
+        return [self._filtered(self._joined_ids(line.split(" ") if line else ())) for line in joined]
+
+    def knowing(self, texts: Collection[str]) -> Cpm2Tokenizer:
+        """The same tokenizer, which has encoded these texts already."""
+        other = copy.copy(self)
+        other._known = dict(zip(texts, self.encode_many(list(texts)), strict=True))
+        return other
+
+    def _folded(self, text: str) -> str:
+        return text if self.is_bilingual else text.translate(_FOLDED)
+
+    def _joined_ids(self, segments: Iterable[str]) -> list[int]:
+        return [id for segment in segments for id in self._ids_of(segment)]
+
+    def _filtered(self, ids: list[int]) -> list[int]:
+        """Without the spaces between two English tokens, of the bilingual vocabulary."""
         if not self.is_bilingual:
-            return self._cut(text.translate(_FOLDED))
-        ids = self._cut(text)
+            return ids
         if len(ids) == 1 and self._doubles_lone:
             return ids * 2  # kept (cpm2_tokenizer): it is both the first and the last id
         between = range(1, len(ids) - 1)
@@ -123,18 +144,12 @@ class Cpm2Tokenizer:
         Raises: DataError for an id that the vocabulary lacks.
         """
         tokens = self.tokens_of(ids)
-        return (_join_words(tokens) if self.is_bilingual else "".join(tokens)).translate(_TO_TEXT)
-
-    def _cut(self, text: str) -> list[int]:
-        import jieba
-
-        jieba.setLogLevel(logging.WARNING)  # it reports the loading of its dictionary otherwise
-        return [id for word in jieba.cut(text) for id in self._ids_of(word)]
+        return restore_blanks(_join_words(tokens) if self.is_bilingual else "".join(tokens))
 
     def _ids_of(self, word: str) -> tuple[int, ...]:
         ids = self._remembered.get(word)
         if ids is None:
-            ids = tuple(self._cut_word(word.translate(_TO_TOKENS)))
+            ids = tuple(self._cut_word(word))
             if len(self._remembered) < _MAX_REMEMBERED:
                 self._remembered[word] = ids
         return ids
@@ -153,7 +168,7 @@ class Cpm2Tokenizer:
 
     def _written(self, piece: str, start: int) -> str:
         """As the vocabulary lists a piece that begins at `start` in its word."""
-        is_marked = self.is_bilingual and start > 0 and piece != _SPACE and not _CHINESE.search(piece)
+        is_marked = self.is_bilingual and start > 0 and piece != BLANK and not _CHINESE.search(piece)
         return _GOES_ON + piece if is_marked else piece
 
     def _is_english(self, *ids: int) -> bool:
@@ -166,7 +181,7 @@ class Cpm2Tokenizer:
 
 
 def _is_chinese(token: str) -> bool:
-    return token == _SPACE or _CHINESE.search(token) is not None
+    return token == BLANK or _CHINESE.search(token) is not None
 
 
 def _join_words(tokens: Iterable[str]) -> str:
@@ -178,7 +193,7 @@ def _join_words(tokens: Iterable[str]) -> str:
         else:
             words.append(token)
     spaced = [
-        word if number == 0 or _is_chinese(word) or _is_chinese(words[number - 1]) else _SPACE + word
+        word if number == 0 or _is_chinese(word) or _is_chinese(words[number - 1]) else BLANK + word
         for number, word in enumerate(words)
     ]
     return "".join(spaced)

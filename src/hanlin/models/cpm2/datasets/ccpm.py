@@ -1,6 +1,7 @@
 """CCPM: which line of classical poetry does a translation into modern Chinese belong to?
 
 A record: {"translation": "...", "choices": ["...", "...", "...", "..."], "answer": 1}. The answer is a number word.
+Rows of the other published form, {"target": "1", "input": "[翻译]...[0]...[答案]"}, become such records.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from hanlin.core.settings import PromptSettings
+from hanlin.data.convert import ccpm_parts
 
 from ..pieces import Item, Prompts
 from .choices import NUMBERS, RATIOS, between, num_choice_prompts, write_choices
@@ -32,4 +34,11 @@ def _options(record: Any) -> range:
     return range(len(field(record, "choices", list)))
 
 
-DATA_SET = DataSet(make_items, WordAnswer("answer", NUMBERS, _options), long_text="translation")
+def _records(row: Any) -> list[Any]:
+    if not isinstance(row, dict) or "input" not in row:
+        return [row]
+    text, choices, answer = ccpm_parts(row)
+    return [{"translation": text, "choices": choices, **({} if answer is None else {"answer": answer})}]
+
+
+DATA_SET = DataSet(make_items, WordAnswer("answer", NUMBERS, _options), long_text="translation", records=_records)
