@@ -74,6 +74,23 @@ def init_tuning(model: nn.Module, generator: torch.Generator | None = None) -> N
         begin_at_random(model, generator)
 
 
+def fill_additions(model: nn.Module, generator: torch.Generator | None = None) -> None:
+    """Make what a tuning method added to a model on the meta device, and only that, with its first values.
+
+    They are those that `apply_tuning` gives to a model that is there.
+    """
+    for module in model.modules():
+        for name in getattr(module, "added", ()):
+            owner, _, last = name.rpartition(".")
+            place = module.get_submodule(owner)
+            old = place.get_parameter(last)
+            setattr(place, last, nn.Parameter(torch.empty_like(old, device="cpu"), requires_grad=old.requires_grad))
+        if isinstance(module, LoraLinear | PrefixEncoder):
+            module.init_addition(generator)
+    if getattr(model, SOFT_PROMPT, None) is not None:
+        begin_at_random(model, generator)
+
+
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that training changes, by name."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

@@ -27,6 +27,7 @@ class LoraLinear(nn.Linear):
     """
 
     added = ("lora_A", "lora_B")
+    weight_scale: nn.Parameter | None
 
     def __init__(
         self, base: nn.Linear, *, rank: int, alpha: float, dropout: float = 0.0, form: Form = "original"

@@ -34,7 +34,8 @@ def add_soft_prompt(model: Any, length: int, *, sees_tokens: bool = True, is_see
     with torch.device(next(model.parameters()).device):
         prompt = SoftPrompt(length, model.config.hidden_size, sees_tokens=sees_tokens, is_seen=is_seen)
     model.soft_prompt = prompt
-    model.plan = replace(model.plan, first=(*model.plan.first, NAME))
+    # On every pipeline stage: the masks, which each makes for itself, depend on them.
+    model.plan = replace(model.plan, shared=(*model.plan.shared, NAME))
     return prompt
 
 
