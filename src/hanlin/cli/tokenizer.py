@@ -1,15 +1,27 @@
-"""`hanlin tokenizer build`: a small vocabulary from the user's own JSONL files."""
+"""A vocabulary from the user's own texts.
+
+hanlin tokenizer train texts/ --out vocab.model --size 8000       sentencepiece, for CPM-1
+hanlin tokenizer train texts/ --out vocab.txt --size 8000         word pieces with tokens for spans, for CPM-1's T5
+hanlin tokenizer build rows.jsonl --out vocab.txt --size 20000    characters and words, for CPM-Bee
+"""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 
-HELP = "build a vocabulary from JSONL files"
+HELP = "make a vocabulary from your own texts"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True)
+    train = actions.add_parser("train", help="learn pieces: sentencepiece over jieba's words")
+    train.add_argument("files", nargs="+", type=Path, help="text or JSON lines, also packed, or folders of them")
+    train.add_argument("--out", type=Path, required=True, help="the file: .model for sentencepiece, .txt for T5")
+    train.add_argument("--size", type=int, default=8_000, help="pieces at most (default: %(default)s)")
+    train.add_argument("--coverage", type=float, default=0.9995, help="share of characters that are pieces")
+    train.add_argument("--key", default="text", help="key of the text in JSON lines (default: %(default)s)")
     build = actions.add_parser("build", help="count characters and words, keep the most frequent ones")
     build.add_argument("files", nargs="+", type=Path, help="JSONL files")
     build.add_argument("--out", type=Path, required=True, help="the vocabulary file to write, one token a line")
@@ -18,6 +30,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    return _train(args) if args.action == "train" else _build(args)
+
+
+def _train(args: argparse.Namespace) -> int:
+    from hanlin.core.errors import ConfigError, DataError
+    from hanlin.data.corpus import BadText, find_files, read_documents, read_pieces
+    from hanlin.data.files import replaced_file
+    from hanlin.tokens.training import train_pieces, word_pieces
+
+    if args.out.suffix not in (".model", ".txt"):
+        raise ConfigError(f"--out {args.out}: its name ends with .model (sentencepiece) or .txt (word pieces)")
+
+    def texts() -> Iterator[str]:
+        for piece in read_pieces(find_files(args.files)):
+            for text in read_documents(piece, args.key):
+                if isinstance(text, BadText):
+                    raise DataError(f"{text.where(piece)}: {text.reason}")
+                yield text
+
+    if args.out.suffix == ".model":
+        content = train_pieces(texts(), args.size, coverage=args.coverage)
+    else:
+        model = train_pieces(texts(), args.size, coverage=args.coverage, normalization="identity")
+        content = "".join(f"{token}\n" for token in word_pieces(model)).encode()
+    with replaced_file(args.out) as stream:
+        stream.write(content)
+    print(f"{args.out}: {len(content):,} bytes; name it in model.vocab, or in --vocab of `hanlin prepare`")
+    return 0
+
+
+def _build(args: argparse.Namespace) -> int:
     from hanlin.core.errors import DataError
     from hanlin.tokens.vocabulary import build_vocabulary
 
