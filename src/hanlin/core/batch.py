@@ -25,7 +25,8 @@ class Sample:
 
     inputs: arrays by the model's own argument names; `[length]`, or any flat array that belongs to the whole record
         (a relation table).
-    labels: `[length]` int32; what the position must predict, `IGNORED` where it predicts nothing.
+    labels: `[length]` int32; what the position must predict, `IGNORED` where it predicts nothing. An encoder-decoder's
+        labels are filled up with `IGNORED` to the length of its longer side, which is the room that a row must have.
     weights: `[length]` float32; how much a position counts in the loss.
     """
 
