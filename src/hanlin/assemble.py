@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from hanlin.core.config import dump_recipe
 from hanlin.core.errors import ConfigError
-from hanlin.core.settings import PromptSettings, Recipe, TuningSettings
-from hanlin.models.family import Family, LoadTokenizer, TakesPrompts, load_family, make_options
+from hanlin.core.settings import Recipe
+from hanlin.models.family import LoadTokenizer
+from hanlin.parts import Parts, describe_parts, vocab_path
 
 if TYPE_CHECKING:
     import torch
@@ -19,10 +20,8 @@ if TYPE_CHECKING:
     from hanlin.data.prepare import Prepared
     from hanlin.data.windows import Windows
     from hanlin.evaluate.run import Metrics
-    from hanlin.generate.engine import Engine
+    from hanlin.parallel.mesh import Degrees
     from hanlin.parallel.place import Worker
-
-__all__ = ["Parts", "Run", "assemble", "describe_parts", "load_data", "load_engine", "make_samples", "model_config"]
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +102,7 @@ def _corpus(path: Path, parts: Parts) -> Path:
 
     if is_corpus(path):
         return path
-    load = LoadTokenizer(parts.family.name, _vocab_path(parts.recipe))
+    load = LoadTokenizer(parts.family.name, vocab_path(parts.recipe))
     return index_in_cache(path, Encoding(load, end=end_id(parts.tokenizer)), parts.recipe.data.cache)
 
 
@@ -112,44 +111,51 @@ def _corpus(path: Path, parts: Parts) -> Path:
 
 def _train(parts: Parts, resume: bool) -> int:
     from hanlin.checkpoint.state import Checkpointer, recipe_identity
-    from hanlin.core.ranks import pick_device, seed_everything, set_threads, start_log
+    from hanlin.core.ranks import pick_device, read_ranks, seed_everything, set_threads, start_log
     from hanlin.evaluate.run import weights_fingerprint
-    from hanlin.parallel.place import place
+    from hanlin.loading import base_weights, export, place_tuned
+    from hanlin.parallel.mesh import Degrees, main_first
     from hanlin.train.keeper import Keeper
     from hanlin.train.loop import count_steps, train
     from hanlin.train.optim import AdamW
     from hanlin.train.step import Step, mean_loss
     from hanlin.train.watch import Watch
 
-    recipe, folder = parts.recipe, parts.recipe.run.folder
-    _open_folder(recipe, resume)
+    recipe, folder, ranks = parts.recipe, parts.recipe.run.folder, read_ranks()
+    degrees = Degrees.of(recipe.parallel, ranks.world)
+    with main_first() as is_first:
+        if is_first:
+            _open_folder(recipe, resume)
     console = start_log(folder)
     threads = set_threads(recipe.run.threads)
-    seed_everything(recipe.run.seed)
     device = pick_device(recipe.run.device)
-    loader, held_out = _loader(parts, "train", console), _loader(parts, "valid", console)
+    with main_first():
+        loader, held_out = (_loader(parts, part, console, degrees, ranks.rank) for part in ("train", "valid"))
     if loader is None:
         raise ConfigError("data.split: its first number is 0, so there is nothing to train on")
-    worker = place(
-        _tuned_model(parts),
-        device,
-        recipe.train.precision,
-        checkpoint_activations=recipe.parallel.checkpoint_activations != "none",
-    )
+    # Ranks that compute the same rows drop the same; others must not.
+    seed_everything(recipe.run.seed + degrees.place(ranks.rank))
+    worker = place_tuned(parts, device, ranks.world)
     optimiser = AdamW(worker.parameters, recipe.train)
     step = Step(worker, optimiser, recipe.train, count_steps(recipe.train, loader), loader.where)
     _log_start(parts, worker, step.total_steps, device, threads)
     identity = recipe_identity(recipe)
     if not recipe.tuning.trains_base:
         # The frozen base is not in a checkpoint; it must be the one that the checkpoint was trained on.
-        identity["model.base weights"] = weights_fingerprint(worker.model)
+        identity["model.base weights"] = weights_fingerprint(base_weights(parts))
     checkpointer = Checkpointer(folder / "checkpoints", recipe.train.keep, identity)
     outcome = train(
         step,
         loader,
         settings=recipe.train,
-        keeper=Keeper(folder, step, loader, checkpointer, lambda target: _export(parts, worker.model, target)),
-        watch=Watch(folder, log_every=recipe.run.log_every, console=console, trackers=recipe.run.trackers),
+        keeper=Keeper(folder, step, loader, checkpointer, lambda target: export(parts, worker, target)),
+        watch=Watch(
+            folder,
+            log_every=recipe.run.log_every,
+            console=console,
+            trackers=recipe.run.trackers,
+            writes=ranks.is_main,
+        ),
         evaluate=None if held_out is None else lambda: {"loss": mean_loss(worker, held_out.once())},
     )
     return outcome.exit_code
@@ -169,7 +175,7 @@ def _open_folder(recipe: Recipe, resume: bool) -> None:
         stream.write(dump_recipe(recipe).encode())
 
 
-def _loader(parts: Parts, part: Part, console: Any) -> Loader | None:
+def _loader(parts: Parts, part: Part, console: Any, degrees: Degrees, rank: int) -> Loader | None:
     from hanlin.data.loader import Loader
     from hanlin.data.report import render_report
 
@@ -185,18 +191,24 @@ def _loader(parts: Parts, part: Part, console: Any) -> Loader | None:
         prepared,
         parts.samples,
         max_length=recipe.data.max_length,
-        batch_rows=recipe.train.batch_rows if is_training else recipe.train.micro_rows or recipe.train.batch_rows,
+        batch_rows=recipe.train.batch_rows if is_training else _rows_at_once(recipe, degrees),
         seed=recipe.run.seed,
         shuffle=is_training and not is_ordered and recipe.data.shuffle,
         pack=recipe.data.pack and not has_windows,
         in_context=recipe.data.in_context if is_training else (1.0,),
+        rank=degrees.data_rank(rank),
+        world=degrees.data,
     )
+
+
+def _rows_at_once(recipe: Recipe, degrees: Degrees) -> int:
+    """Of an evaluation, over all data ranks."""
+    return (recipe.train.micro_rows or -(-recipe.train.batch_rows // degrees.data)) * degrees.data
 
 
 def _log_start(parts: Parts, worker: Worker, steps: int, device: torch.device, threads: int) -> None:
     recipe = parts.recipe
-    trained = sum(weight.numel() for weight in worker.parameters.values())
-    total = sum(weight.numel() for weight in worker.model.parameters())
+    trained, total = worker.count_parameters()
     log.info(
         "run family=%s tuning=%s trained=%s of %s parameters precision=%s device=%s threads=%d",
         parts.family.name, recipe.tuning.method, f"{trained:,}", f"{total:,}", recipe.train.precision, device, threads,
@@ -213,6 +225,7 @@ def _log_start(parts: Parts, worker: Worker, steps: int, device: torch.device, t
 def _evaluate(parts: Parts) -> Metrics:
     from hanlin.core.ranks import start_log
     from hanlin.evaluate.run import evaluate
+    from hanlin.loading import load_engine
 
     recipe = parts.recipe
     start_log()
@@ -237,6 +250,7 @@ def _evaluate_windows(parts: Parts) -> Metrics:
     from hanlin.data.indexing import end_id
     from hanlin.data.windows import Windows
     from hanlin.evaluate.windows import evaluate_windows
+    from hanlin.loading import load_engine
 
     recipe = parts.recipe
     windows = load_data(recipe, parts, "test") or load_data(recipe, parts, "valid")

@@ -18,7 +18,6 @@ from typing import Any, Literal
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from hanlin.assemble import describe_parts, make_samples, model_config
 from hanlin.core.config import (
     COMMAND_LINE,
     Draft,
@@ -36,6 +35,7 @@ from hanlin.core.settings import Recipe
 from hanlin.data.windows import check_windows, is_corpus
 from hanlin.formats.convert import is_base, likely_families, open_any
 from hanlin.models.family import Family, family_names, load_family, option_problems
+from hanlin.parts import describe_parts, make_samples, model_config
 from hanlin.train.trackers import check_trackers
 
 __all__ = ["Purpose", "check", "check_file"]

@@ -5,6 +5,8 @@
 
 A checkpoint is written to NNNNNN.tmp, its files are synced and hashed into the manifest, then it is renamed; `latest`
 moves after that and old ones go last. Only trained weights are in it; the frozen base is not.
+Of several ranks each writes its own part of the tensors, the main one does all else; the folder must be one that all
+of them see.
 DCP's own index is a pickle, so resume only from folders that your own runs wrote.
 """
 
@@ -16,7 +18,7 @@ import logging
 import os
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,9 +58,9 @@ class Checkpointer:
     def save(
         self, step: int, tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any], *, is_best: bool = False
     ) -> None:
-        """Publish a checkpoint; remove those that are no longer kept.
+        """Publish a checkpoint; remove those that are no longer kept. Every rank must call it.
 
-        values: plain, as JSON holds them.
+        values: plain, as JSON holds them; those of the main rank count.
         Raises: CheckpointError when it cannot be written; the earlier ones stay.
         """
         target = self.folder / f"{step:06}"
@@ -66,6 +68,8 @@ class Checkpointer:
             self._write(target, step, tensors, values)
         except OSError as error:
             raise CheckpointError(f"{target}: cannot be written: {error}; make room, then resume the run") from error
+        if not _is_main():
+            return
         if is_best:
             self._point("best", target)
         self._point("latest", target)
@@ -77,18 +81,23 @@ class Checkpointer:
         Damaged ones are named in the log and passed over.
         Raises: CheckpointError when all are damaged, when one lacks a tensor, and for a run of another identity.
         """
+        folder = _from_main(self._newest_valid)
+        if folder is None:
+            return None
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        self._check_identity(folder, state["identity"])
+        _read_tensors(folder / TENSORS, tensors)
+        return Saved(state["step"], state["values"])
+
+    def _newest_valid(self) -> Path | None:
         folders = self._folders()
         for folder in reversed(folders):
-            problems = verify(folder)
-            if problems:
+            if problems := verify(folder):
                 log.error("checkpoint %s is damaged and not used: %s", folder, "; ".join(problems))
                 continue
-            state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-            self._check_identity(folder, state["identity"])
-            _read_tensors(folder / TENSORS, tensors)
             if folder is not folders[-1]:
-                log.error("going back to checkpoint %s (step %d)", folder, state["step"])
-            return Saved(state["step"], state["values"])
+                log.error("going back to checkpoint %s (step %d)", folder, int(folder.name))
+            return folder
         if not folders:
             return None
         raise CheckpointError(
@@ -97,11 +106,19 @@ class Checkpointer:
         )
 
     def _write(self, target: Path, step: int, tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any]) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
         beside = target.with_suffix(".tmp")
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir()
+        if _is_main():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(beside, ignore_errors=True)
+            beside.mkdir()
+        _wait_for_all()
         _write_tensors(beside / TENSORS, tensors)
+        _wait_for_all()
+        if _is_main():
+            self._publish(beside, target, step, values)
+        _wait_for_all()
+
+    def _publish(self, beside: Path, target: Path, step: int, values: Mapping[str, Any]) -> None:
         _write_json(beside / STATE, {"step": step, "identity": self.identity, "values": values})
         _write_manifest(beside)
         shutil.rmtree(target, ignore_errors=True)  # a damaged one of the same step
@@ -214,7 +231,7 @@ def _write_tensors(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
 
     try:
         with _as_one_process():
-            save(dict(tensors), storage_writer=FileSystemWriter(folder), no_dist=True)
+            save(dict(tensors), storage_writer=FileSystemWriter(folder), no_dist=not _are_many())
     except CheckpointException as error:  # a BaseException
         raise CheckpointError(f"{folder}: cannot be written: {error}; make room, then resume the run") from error
 
@@ -226,7 +243,8 @@ def _read_tensors(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
 
     reader = FileSystemReader(folder)
     found = reader.read_metadata().state_dict_metadata
-    lacking, unknown = sorted(set(tensors) - set(found)), sorted(set(found) - set(tensors))
+    expected = {name for names in _from_all(list(tensors)) for name in names}
+    lacking, unknown = sorted(expected - set(found)), sorted(set(found) - expected)
     if lacking or unknown:
         raise CheckpointError(
             f"{folder}: it does not hold the tensors of this run: missing {_some(lacking)}; unknown {_some(unknown)}; "
@@ -234,9 +252,59 @@ def _read_tensors(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
         )
     try:
         with _as_one_process():
-            load(dict(tensors), storage_reader=reader, no_dist=True)
+            load(dict(tensors), storage_reader=reader, no_dist=not _are_many())
     except (CheckpointException, ValueError) as error:  # the first is a BaseException; the second tells of shapes
         raise CheckpointError(f"{folder}: cannot be loaded: {error}") from error
+
+
+# --- several ranks ---
+
+
+def _are_many() -> bool:
+    from torch import distributed
+
+    return distributed.is_available() and distributed.is_initialized()
+
+
+def _is_main() -> bool:
+    from torch import distributed
+
+    return not _are_many() or distributed.get_rank() == 0
+
+
+def _wait_for_all() -> None:
+    from torch import distributed
+
+    if _are_many():
+        distributed.barrier()
+
+
+def _from_all(value: Any) -> list[Any]:
+    """The values of all ranks."""
+    from torch import distributed
+
+    if not _are_many():
+        return [value]
+    values: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(values, value)
+    return values
+
+
+def _from_main(make: Callable[[], Any]) -> Any:
+    """What the main rank makes, on all ranks; its CheckpointError too."""
+    from torch import distributed
+
+    made: list[Any] = [None, None]
+    if _is_main():
+        try:
+            made[0] = make()
+        except CheckpointError as error:
+            made[1] = error
+    if _are_many():
+        distributed.broadcast_object_list(made)
+    if made[1] is not None:
+        raise made[1]
+    return made[0]
 
 
 @contextmanager

@@ -32,9 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     recipe = recipe_of_model(args)
-    from hanlin.assemble import load_engine
     from hanlin.core.errors import ConfigError
     from hanlin.generate.memory import Memory
+    from hanlin.loading import load_engine
     from hanlin.models.family import Converses
 
     engine, options = load_engine(recipe), _chatting(recipe.generate)

@@ -35,8 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     recipe = recipe_of_model(args)
     records = _records(args)
-    from hanlin.assemble import load_engine
     from hanlin.data.expand import records_in
+    from hanlin.loading import load_engine
 
     engine, options = load_engine(recipe), recipe.generate
     records = records_in(records, engine.samples)

@@ -60,8 +60,9 @@ def run(args: argparse.Namespace) -> int:
 def _prepare(recipe: Recipe) -> int:
     from rich.console import Console
 
-    from hanlin.assemble import describe_parts, load_data
+    from hanlin.assemble import load_data
     from hanlin.data.report import render_report
+    from hanlin.parts import describe_parts
 
     parts, console = describe_parts(recipe), Console()
     trained, watched = load_data(recipe, parts, "train"), load_data(recipe, parts, "valid")

@@ -59,7 +59,7 @@ def evaluate(
     for number, record in enumerate(records):
         with naming(number):
             engine.samples.check(record)
-    weights = weights_fingerprint(engine.model)
+    weights = weights_fingerprint(engine.model.named_parameters())
     results = {}
     for name in tasks:
         task = TASKS[name]
@@ -85,10 +85,10 @@ def metrics_table(metrics: Metrics) -> Table:
     return table
 
 
-def weights_fingerprint(model: torch.nn.Module) -> str:
+def weights_fingerprint(weights: Iterable[tuple[str, torch.Tensor]]) -> str:
     """A hash of some 64 numbers of every weight; training changes nearly all of them."""
     digest = hashlib.sha256()
-    for name, weight in model.named_parameters():
+    for name, weight in weights:
         flat = weight.detach().flatten()
         some = flat[:: max(1, flat.numel() // 64)]
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())

@@ -271,14 +271,15 @@ def load_into(
             translated.forget(name)
 
 
-def open_ours(path: Path, family: FamilyFacts, *, from_: str | None = None) -> Translated:
+def open_ours(path: Path, family: FamilyFacts, *, from_: str | None = None, config: Any = None) -> Translated:
     """The tensors of weights on disk under our names, each read when it is asked for; `forget` gives its memory back.
 
     For who wants some of them, in an order of their own: a part of the layers, an expert of a mixture.
+    config: that of the model they are for (None: as it is on disk).
     Raises: CheckpointError as `load_into` would.
     """
     source = find_source(path, family, from_)
-    config = _config_of(source, family, None)
+    config = config or _config_of(source, family, None)
     return _to_ours(source, family, config, _shapes(family, config))
 
 

@@ -6,7 +6,8 @@ the model together, replicate ranks a copy each.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -39,6 +40,14 @@ class Degrees:
     @property
     def world(self) -> int:
         return self.pipe * self.data * self.tensor
+
+    def data_rank(self, rank: int) -> int:
+        """The place on the data axis of a rank of the whole."""
+        return rank // self.tensor % self.data
+
+    def place(self, rank: int) -> int:
+        """A number that only the tensor ranks with the same rows and blocks share."""
+        return rank // self.tensor
 
     @staticmethod
     def of(settings: ParallelSettings, world: int) -> Degrees:
@@ -123,6 +132,17 @@ class Mesh:
         values: list[Any] = [None] * self.size(axis)
         distributed.all_gather_object(values, value, group=self.group(axis))
         return values
+
+
+@contextmanager
+def main_first() -> Iterator[bool]:
+    """Let the main rank do something (make a folder, fill a cache) before the others; says who it is."""
+    is_main = not distributed.is_initialized() or distributed.get_rank() == 0
+    if not is_main:
+        distributed.barrier()
+    yield is_main
+    if is_main and distributed.is_initialized():
+        distributed.barrier()
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:

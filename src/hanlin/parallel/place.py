@@ -355,6 +355,12 @@ class Worker:
             for place in places.get(name, ()):
                 local(place).copy_(part_of(whole, place))
 
+    def count_parameters(self) -> tuple[int, int]:
+        """Of the whole model: trained ones, and all."""
+        mine = {name: (weight.numel(), weight.requires_grad) for name, (weight, *_) in self._places().items()}
+        every = {name: facts for held in self.mesh.gather("pipe", mine) for name, facts in held.items()}
+        return sum(count for count, is_trained in every.values() if is_trained), sum(n for n, _ in every.values())
+
     @property
     def names(self) -> list[str]:
         """Of all weights that this rank holds a part of."""

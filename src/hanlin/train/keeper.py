@@ -13,7 +13,7 @@ import torch
 
 from hanlin.checkpoint.state import Checkpointer
 from hanlin.core.batch import Batch
-from hanlin.core.ranks import random_states, restore_random_states
+from hanlin.core.ranks import random_states, restore_random_states, seed_everything
 from hanlin.train.step import Step
 
 log = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ class Keeper:
         values = saved.values
         self.step.restore(values["step"])
         self.loader.load_state_dict(values["loader"])
-        restore_random_states(values["random"], self.step.worker.device)
+        self._restore_random(values["random"], saved.step)
         self._saved_step = saved.step
         log.info("resumed at step=%d of %d from %s", saved.step, self.step.total_steps, self.checkpointer.folder)
         return Standing(**values["standing"])
@@ -89,7 +89,7 @@ class Keeper:
             "standing": asdict(standing),
             "step": self.step.values(),
             "loader": self.loader.state_dict(),
-            "random": random_states(self.step.worker.device),
+            "random": self.step.worker.mesh.gather("all", random_states(self.step.worker.device)),
         }
         self.checkpointer.save(standing.step, self._tensors(), values, is_best=standing.is_best)
         self._saved_step = standing.step
@@ -99,6 +99,17 @@ class Keeper:
         """Write the model as it is to `last` or `best`."""
         self.write_model(self.folder / name)
         log.info("wrote %s", self.folder / name)
+
+    def _restore_random(self, states: list[dict[str, Any]], step: int) -> None:
+        """Each rank's own random numbers; under another layout new ones, which depend on the step."""
+        worker = self.step.worker
+        if len(states) == worker.mesh.size("all"):
+            restore_random_states(states[worker.mesh.rank("all")], worker.device)
+            return
+        log.warning(
+            "resumed on %d ranks, saved on %d: what is dropped is drawn anew", worker.mesh.size("all"), len(states)
+        )
+        seed_everything(torch.initial_seed() + 1_000_003 * step)
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         weights = {f"model.{name}": weight.detach() for name, weight in self.step.worker.parameters.items()}

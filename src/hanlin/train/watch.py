@@ -28,13 +28,20 @@ RECENT_STEPS = 50
 class Watch:
     """Shows and writes what happens in a run.
 
-    console: where the live line goes (`core.ranks.start_log` returns it); it must be the one the log lines go to.
+    console: where the live line goes (`core.ranks.start_log` returns it); it must be the one the log lines go to;
+    writes: metrics and trackers (of several ranks, one must).
     """
 
     def __init__(
-        self, folder: Path, *, log_every: int = 10, console: Console | None = None, trackers: Sequence[str] = ()
+        self,
+        folder: Path,
+        *,
+        log_every: int = 10,
+        console: Console | None = None,
+        trackers: Sequence[str] = (),
+        writes: bool = True,
     ) -> None:
-        self.folder, self.log_every, self.tracker_names = folder, log_every, trackers
+        self.folder, self.log_every, self.tracker_names, self.writes = folder, log_every, trackers, writes
         self.console = console or Console(stderr=True)
         self._recent: deque[StepReport] = deque(maxlen=RECENT_STEPS)
         self._outputs: list[MetricsFile | Tracker] = []
@@ -49,11 +56,11 @@ class Watch:
     def open(self, first_step: int, total_steps: int) -> Iterator[None]:
         """Watch the steps after `first_step`; what was written of them before is dropped."""
         self._total_steps = total_steps
-        metrics = MetricsFile(self.folder / "metrics.jsonl", first_step)
-        self._outputs = [metrics]
+        self._outputs = [MetricsFile(self.folder / "metrics.jsonl", first_step)] if self.writes else []
         self._live.update(self._line, completed=first_step, total=total_steps)
         try:
-            self._outputs += open_trackers(self.tracker_names, self.folder, first_step)
+            if self.writes:
+                self._outputs += open_trackers(self.tracker_names, self.folder, first_step)
             with self._live:
                 yield
         finally:

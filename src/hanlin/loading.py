@@ -1,0 +1,200 @@
+"""The weights of a recipe: into a model that answers, into a worker that trains, and out into folders."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from hanlin.core.ranks import pick_device, set_threads
+from hanlin.core.settings import TuningSettings
+from hanlin.formats.convert import added_parameters, base_parameters, load_into, open_ours, save_base
+from hanlin.formats.files import published
+from hanlin.models.fresh import fresh_weights
+from hanlin.parallel.place import DTYPES, Worker, place
+from hanlin.parts import Parts, describe_parts
+from hanlin.tuning.apply import apply_tuning, fill_additions
+
+if TYPE_CHECKING:
+    from hanlin.core.settings import Recipe
+    from hanlin.generate.engine import Engine
+
+Weights = Iterator[tuple[str, torch.Tensor]]
+
+
+def load_engine(recipe: Recipe, parts: Parts | None = None) -> Engine:
+    """The recipe's model, ready to write answers.
+
+    Raises: ConfigError, CheckpointError.
+    """
+    from hanlin.generate.engine import Engine
+
+    parts = parts or describe_parts(recipe)
+    set_threads(recipe.run.threads)
+    device = pick_device(recipe.run.device)
+    model = frozen_model(parts).to(device)
+    max_length = getattr(parts.config, "max_length", None)
+    manner = parts.family.beam_manner
+    return Engine(model, parts.samples, device, recipe.train.precision, max_length=max_length, beam_manner=manner)
+
+
+def frozen_model(parts: Parts) -> torch.nn.Module:
+    """The base with the recipe's adapter, frozen, in the precision of the recipe."""
+    model = _base_model(parts, DTYPES[parts.recipe.train.precision])
+    adapter = parts.recipe.model.adapter
+    if adapter is not None:
+        from hanlin.checkpoint.delta import load_adapter
+
+        apply_tuning(model, _adapter_settings(parts, adapter), parts.family)
+        load_adapter(model, adapter, parts.family)
+    return model.requires_grad_(False).eval()
+
+
+def place_tuned(parts: Parts, device: torch.device, world: int) -> Worker:
+    """The model with what the tuning method trains, or this rank's share of it; the rest is frozen.
+
+    Raises: ConfigError, CheckpointError.
+    """
+    recipe = parts.recipe
+    if world == 1:
+        return place(_tuned_model(parts), device, recipe.train.precision, recipe.parallel)
+
+    def empty() -> torch.nn.Module:
+        return apply_tuning(_empty_model(parts), recipe.tuning, parts.family)
+
+    worker = place(empty(), device, recipe.train.precision, recipe.parallel, copy=empty)
+    worker.fill(_base_weights(parts, worker.names))
+    worker.fill(_additions(parts))
+    return worker
+
+
+def export(parts: Parts, worker: Worker, target: Path) -> None:
+    """Write a base folder or, when the base is frozen, an adapter folder; the one in the other if both are trained.
+
+    Every rank must call it; the main one writes.
+    """
+    from hanlin.checkpoint.delta import ADAPTER_FOLDER, save_adapter
+
+    tuning = parts.recipe.tuning
+    model = _gathered(parts, worker)
+    if model is None:
+        return
+    if not tuning.trains_base:
+        save_adapter(model, tuning, target, overwrite=True)
+        return
+    with published(target, overwrite=True) as beside:
+        save_base(beside, parts.family, parts.config, base_parameters(model), parts.tokenizer)
+        if tuning.method != "full":
+            save_adapter(model, tuning, beside / ADAPTER_FOLDER)
+
+
+def base_weights(parts: Parts) -> Weights:
+    """The weights that the recipe starts from, in the precision in which they lie frozen."""
+    dtype = DTYPES[parts.recipe.train.precision]
+    names = [name for name, _ in _empty_model(parts).named_parameters()]
+    return ((name, weight.to(dtype)) for name, weight in _base_weights(parts, names))
+
+
+# --- making ---
+
+
+def _empty_model(parts: Parts) -> torch.nn.Module:
+    with torch.device("meta"):
+        return parts.family.model()(parts.config)
+
+
+def _base_model(parts: Parts, dtype: torch.dtype) -> torch.nn.Module:
+    """The weights that the recipe starts from: a checkpoint's, or fresh ones from its seed."""
+    model = _empty_model(parts)
+    if parts.recipe.model.base is not None:
+        load_into(model, parts.recipe.model.base, parts.family, dtype=dtype)
+        return model
+    model = model.to_empty(device="cpu")
+    with torch.no_grad():
+        for name, weight in _base_weights(parts, []):
+            model.get_parameter(name).copy_(weight)
+    return model.to(dtype)
+
+
+def _base_weights(parts: Parts, names: list[str]) -> Weights:
+    """Those of a checkpoint that have one of the names, or all fresh ones; one at a time."""
+    base = parts.recipe.model.base
+    if base is None:
+        yield from fresh_weights(lambda: _empty_model(parts), parts.recipe.run.seed)
+        return
+    weights = open_ours(base, parts.family, config=parts.config)
+    for name in names:
+        if name in weights:
+            yield name, weights[name]
+            weights.forget(name)
+
+
+def _tuned_model(parts: Parts) -> torch.nn.Module:
+    recipe = parts.recipe
+    model = _base_model(parts, torch.float32 if recipe.tuning.trains_base else DTYPES[recipe.train.precision])
+    apply_tuning(model, recipe.tuning, parts.family, _tuning_generator(parts))
+    _begin_additions(model, parts)
+    return model
+
+
+def _additions(parts: Parts) -> Weights:
+    """What the tuning method adds, with its first values; small, so that every rank makes the whole of it."""
+    model = apply_tuning(_empty_model(parts), parts.recipe.tuning, parts.family)
+    fill_additions(model, _tuning_generator(parts))
+    if parts.recipe.tuning.method == "prompt":
+        # The first values may be rows of the embedding.
+        for name, weight in _base_weights(parts, ["embedding.weight"]):
+            if name == "embedding.weight":
+                model.get_submodule("embedding").weight = torch.nn.Parameter(weight.float())
+    _begin_additions(model, parts)
+    return ((name, weight.detach()) for name, weight in added_parameters(model).items())
+
+
+def _tuning_generator(parts: Parts) -> torch.Generator:
+    return torch.Generator().manual_seed(parts.recipe.run.seed + 1)
+
+
+def _begin_additions(model: torch.nn.Module, parts: Parts) -> None:
+    """Give what a tuning method added the first values that the recipe asks for; it has random ones already."""
+    recipe = parts.recipe
+    if recipe.tuning.method == "prompt":
+        _begin_prompts(model, parts)
+    if recipe.model.adapter is not None:
+        from hanlin.checkpoint.delta import load_adapter
+
+        load_adapter(model, recipe.model.adapter, parts.family)
+
+
+def _begin_prompts(model: torch.nn.Module, parts: Parts) -> None:
+    from hanlin.checkpoint.soft_prompt import find_prompts, set_prompts
+    from hanlin.tuning.soft_prompt import begin_with_tokens, first_tokens
+
+    prompt, base = parts.recipe.tuning.prompt, parts.recipe.model.base
+    if prompt.init == "vocabulary":
+        begin_with_tokens(model, first_tokens(prompt, parts.tokenizer))
+    elif prompt.init == "checkpoint" and base is not None and (found := find_prompts(base, parts.family)) is not None:
+        set_prompts(model, found, base)
+
+
+def _adapter_settings(parts: Parts, adapter: Path) -> TuningSettings:
+    """Those that the adapter states; how soft prompts are masked, an original's file leaves to the recipe."""
+    from hanlin.checkpoint.delta import read_adapter_settings
+
+    tuning = parts.recipe.tuning
+    return tuning if tuning.method == "prompt" else read_adapter_settings(adapter, parts.family)
+
+
+def _gathered(parts: Parts, worker: Worker) -> torch.nn.Module | None:
+    """The model with what was trained, on the main rank; None on the others."""
+    if worker.mesh.size("all") == 1:
+        return worker.model
+    tuning = parts.recipe.tuning
+    model = apply_tuning(_empty_model(parts), tuning, parts.family)
+    names = None if tuning.trains_base else list(added_parameters(model))
+    for name, weight in worker.gather(names):
+        if worker.mesh.is_main:
+            module, _, last = name.rpartition(".")
+            model.get_submodule(module)._parameters[last] = torch.nn.Parameter(weight, requires_grad=False)
+    return model if worker.mesh.is_main else None

@@ -1,0 +1,81 @@
+"""What all uses of a recipe share: family, configuration, tokenizer and samples; no weights, no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hanlin.core.errors import ConfigError
+from hanlin.core.settings import PromptSettings, Recipe
+from hanlin.models.family import Family, TakesPrompts, load_family, make_options
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What training, evaluation and generation share; no weights yet."""
+
+    recipe: Recipe
+    family: Family
+    config: Any
+    tokenizer: Any
+    samples: Any
+
+
+def describe_parts(recipe: Recipe) -> Parts:
+    """Family, configuration, tokenizer and samples of a recipe.
+
+    Raises: ConfigError, CheckpointError.
+    """
+    family = load_family(recipe.model.family)
+    tokenizer = family.tokenizer(vocab_path(recipe))
+    config = model_config(recipe, family, tokenizer.vocab_size)
+    return Parts(recipe, family, config, tokenizer, make_samples(recipe, family, tokenizer, config))
+
+
+def make_samples(recipe: Recipe, family: Family, tokenizer: Any, config: Any) -> Any:
+    """The family's samples; with soft prompts in their rows if the recipe tunes, or its adapter holds, such.
+
+    Raises: ConfigError.
+    """
+    samples = family.samples(tokenizer, config, make_options(family, recipe.data.options))
+    prompts = _soft_prompts(recipe, family)
+    if prompts is None:
+        return samples
+    if not isinstance(samples, TakesPrompts):
+        raise ConfigError(f"tuning.method: the rows of {family.name} have no place for soft prompts; choose lora")
+    return samples.with_prompts(prompts)
+
+
+def _soft_prompts(recipe: Recipe, family: Family) -> PromptSettings | None:
+    """What is known of the soft prompts: the recipe's word, else that of the adapter."""
+    if recipe.tuning.method == "prompt":
+        return recipe.tuning.prompt
+    if recipe.model.adapter is None:
+        return None
+    from hanlin.checkpoint.delta import read_adapter_settings
+
+    settings = read_adapter_settings(recipe.model.adapter, family)
+    return settings.prompt if settings.method == "prompt" else None
+
+
+def model_config(recipe: Recipe, family: Family, tokens: int) -> Any:
+    """The base's configuration or the named size, with the recipe's single values over it.
+
+    A fresh model without a stated vocab_size gets one row per token of the tokenizer.
+    """
+    changes = recipe.model.config
+    if recipe.model.base is not None:
+        from hanlin.formats.convert import read_config
+
+        return read_config(recipe.model.base, family, changes)
+    start = family.config() if recipe.model.size is None else family.sizes[recipe.model.size]
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in changes.items()}
+    return replace(start, **{"vocab_size": tokens, **values})
+
+
+def vocab_path(recipe: Recipe) -> Path:
+    path = recipe.model.vocab or recipe.model.base
+    if path is None:
+        raise ConfigError("model.vocab: name the vocabulary file (there is no model.base folder to take it from)")
+    return path
