@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from hanlin.core.batch import Batch
 from hanlin.core.config import make_recipe
 from hanlin.core.settings import Recipe
 from hanlin.models.family import load_family
+from hanlin.parallel.mesh import local
 from hanlin.parallel.place import DTYPES, Worker, place
 from hanlin.planner.job import Columns, Job
 from hanlin.planner.live import LiveBytes
@@ -63,6 +67,46 @@ def measure(recipe: Recipe, config: Any) -> Measured:
         worker.forward_backward(parts, [100.0] * len(parts))
     gradients = [weight.grad for weight in weights if weight.grad is not None]
     return Measured(_bytes(weights), _bytes(gradients), _bytes(state), _bytes(weights) + _bytes(state) + live.peak)
+
+
+class RankBytes(TorchDispatchMode):
+    """The most bytes of storages that are alive at once, besides given ones; FSDP resizes its own in place."""
+
+    def __init__(self, others: list[torch.Tensor]) -> None:
+        super().__init__()
+        self.others = others  # alive, so that nobody else gets their places
+        self.known = {tensor.untyped_storage()._cdata for tensor in others}
+        self.storages: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                storage = local(tensor).untyped_storage()
+                if storage._cdata not in self.known:
+                    self.storages[storage._cdata] = weakref.ref(storage)
+        alive = [storage for reference in self.storages.values() if (storage := reference())]
+        self.peak = max(self.peak, sum(storage.nbytes() for storage in alive))
+        return result
+
+
+def measure_rank(recipe: Recipe, config: Any, micro_rows: int, micro_batches: int) -> int:
+    """The peak of this rank's tensors in a step after the first one, in bytes."""
+    worker = place_fresh(recipe, config)
+    state = [local(tensor) for tensor in AdamW(worker.parameters, recipe.train).tensors().values()]
+    weights = [local(weight) for model in worker.models for weight in model.parameters()]
+    whole = load_family(recipe.model.family).model()(config)  # a stage cannot say what the first one reads
+    rows = micro_rows * micro_batches
+    inputs = make_inputs(whole, rows, Run(LENGTH, LENGTH, torch.float32))
+    labels = torch.randint(config.vocab_size, (rows, LENGTH), generator=torch.Generator().manual_seed(0))
+    parts = Batch(inputs, labels, torch.ones(rows, LENGTH)).split(micro_batches)
+    worker.forward_backward(parts, [100.0] * len(parts))
+    worker.drop_grads()
+    given = [tensor for part in parts for tensor in (*part.inputs.values(), part.labels, part.weights)]
+    with RankBytes([*weights, *state, *given]) as live:
+        worker.forward_backward(parts, [100.0] * len(parts))
+    return _bytes(weights) + _bytes(state) + live.peak
 
 
 def _batch(worker: Worker, recipe: Recipe, vocab_size: int) -> Batch:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from measure import job_of, measure, place_fresh, tiny_recipe
+from measure import job_of, measure, measure_rank, place_fresh, tiny_recipe
 from ranks import run_ranks
 from torch import nn
 
@@ -77,6 +77,26 @@ def test_ranks_hold_what_the_plan_says(family: str, changes: tuple[str, ...], wo
     per_stage = world // len(planned)
     stages = [max(found[first : first + per_stage]) for first in range(0, world, per_stage)]
     assert planned == stages
+
+
+PEAKS = [
+    ("parallel.shard=parameters", "train.batch_rows=8"),
+    ("parallel.shard=gradients", "train.batch_rows=8", "train.precision=bf16"),
+    ("parallel.tensor=2", "train.precision=bf16"),
+    ("parallel.tensor=2", "parallel.sequence_parallel=true"),
+    ("parallel.tensor=2", "parallel.checkpoint_activations=full"),
+    ("parallel.pipe=2", "train.batch_rows=8", "train.precision=bf16"),
+    ("parallel.pipe=2", "train.batch_rows=8", "parallel.schedule=gpipe"),
+]
+
+
+@pytest.mark.parametrize("changes", PEAKS, ids=" ".join)
+def test_ranks_take_what_the_plan_says(changes: tuple[str, ...]) -> None:
+    recipe = tiny_recipe("chatglm2", *changes)
+    config, layout = job_of(recipe).config, layout_of(recipe, 2)
+    planned = [memory.peak for memory in _planned(recipe, 2)]
+    found = run_ranks(2, lambda: measure_rank(recipe, config, layout.micro_rows, layout.micro_batches))
+    assert planned == pytest.approx(found if len(planned) == 2 else found[:1], rel=0.1)
 
 
 def _local_bytes(weight: nn.Parameter) -> int:

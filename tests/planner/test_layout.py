@@ -18,7 +18,7 @@ def test_the_bubble_of_known_pipelines() -> None:
 def test_micro_batches_in_flight() -> None:
     ranks = range(4)
     assert [Layout(pipe=4, micro_batches=8).in_flight(rank) for rank in ranks] == [4, 3, 2, 1]
-    assert [Layout(pipe=4, micro_batches=2).in_flight(rank) for rank in ranks] == [2, 2, 2, 1]
+    assert [Layout(pipe=4, micro_batches=2).in_flight(rank) for rank in ranks] == [2, 2, 2, 2]  # too few: gpipe
     assert [Layout(pipe=4, micro_batches=8, schedule="gpipe").in_flight(rank) for rank in ranks] == [8] * 4
     # (2 (p - rank - 1) + (v - 1) p + 1) / v
     interleaved = Layout(pipe=4, micro_batches=8, schedule="interleaved")

@@ -163,9 +163,11 @@ def _memory(share: _Share) -> Memory:
         backward += max((cost.kept for cost in share.costs), default=0)
     loss = _loss(share) if held.stage.has_last else 0
     static = (0 if host else held.held_bytes + optimiser) + gathered
-    # Gradients are there from the second pass on; with one they come while the activations go.
-    full = activations + (gradients if passes > 1 else 0)
-    ends = gradients + trace.outside + backward
+    # When all activations are there, so are the gradients of an earlier pass, if there was a backward pass yet.
+    full = activations + (0 if passes == 1 or layout.waits_for_all else gradients)
+    # A first pass makes the last block's gradients in `backward`; further ones add theirs to those that are there.
+    fresh = FP32 * held.block_trained if passes == 1 and not share.is_sharded else 0
+    ends = gradients - fresh + trace.outside + backward
     peak = static + max(full + casted + loss, full + casted_late + backward, ends + casted_late)
     return Memory(
         held.held_bytes,
@@ -224,11 +226,13 @@ def _loss(share: _Share) -> int:
     (vocabulary, hidden_size), size = share.held.head, share.dtype_bytes
     rows = share.layout.micro_rows * share.job.columns.length
     is_mixed = size != FP32
-    # Of the norm two, the labelled rows and their gradient; of the table a copy and the gradient.
-    hidden = rows * hidden_size * 4 * FP32
-    table = vocabulary * hidden_size * (size * is_mixed + FP32 * share.held.is_head_trained)
+    # The norm's two and the labelled rows; a copy of the table; the gradients of rows and table.
+    hidden = rows * hidden_size * 3 * FP32
+    copy = vocabulary * hidden_size * size * is_mixed
+    gradients = FP32 * hidden_size * (rows + vocabulary * share.held.is_head_trained)
+    waiting = share.layout.micro_batches if share.layout.waits_for_all else 1
     chunk = min(CHUNK_ROWS, rows) * vocabulary * (FP32 + size * is_mixed)
-    return hidden + table + chunk
+    return hidden + copy + waiting * gradients + chunk
 
 
 # --- traffic ---

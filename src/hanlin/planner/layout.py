@@ -57,6 +57,12 @@ class Layout:
         return self.pipe * (self.stages_per_rank if self.schedule == "interleaved" and self.pipe > 1 else 1)
 
     @property
+    def waits_for_all(self) -> bool:
+        """Whether all forward passes of a step come before its first backward pass; 1F1B with few of them is GPipe."""
+        is_late = self.schedule == "gpipe" or (self.schedule == "1f1b" and self.micro_batches < self.pipe)
+        return self.pipe > 1 and is_late
+
+    @property
     def shard_ranks(self) -> int:
         """Ranks that hold one copy of the weights together."""
         return 1 if self.shard == "none" else self.hybrid_ranks or self.row_ranks
@@ -74,7 +80,7 @@ class Layout:
         """Micro-batches whose activations pipeline rank `rank` holds at once, in units of all its stages."""
         if self.pipe == 1:
             return 1.0
-        if self.schedule == "gpipe":
+        if self.waits_for_all:
             return float(self.micro_batches)
         if self.schedule == "1f1b":
             return float(min(self.micro_batches, self.pipe - rank))
