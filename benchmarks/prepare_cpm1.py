@@ -51,6 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Speed of preparing text for CPM-1")
     parser.add_argument("--vocab", type=Path, required=True)
     parser.add_argument("--texts", type=Path, required=True, help="JSON lines with a key text")
+    parser.add_argument("--repeat", type=int, default=1, help="read them so many times over")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -60,7 +61,9 @@ def main() -> None:
         "hanlin_2_processes": lambda texts, prefix: hanlin(texts, prefix, args.vocab, 2),
     }
     with tempfile.TemporaryDirectory() as folder:
-        result = compare(ways, args.texts, args.rounds, Path(folder))
+        texts = Path(folder) / "texts.jsonl"
+        texts.write_bytes(args.texts.read_bytes() * args.repeat)
+        result = compare(ways, texts, args.rounds, Path(folder))
     print(json.dumps(result, indent=1))
     if args.out:
         args.out.write_text(json.dumps(result, indent=1) + "\n", "utf-8")

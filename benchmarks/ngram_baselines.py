@@ -1,0 +1,65 @@
+"""Perplexity per character of a unigram and a 5-gram counted on the same split as a pretrained model's.
+
+python benchmarks/ngram_baselines.py --corpus PREFIX --vocab VOCAB [--split 949,50,1] [--part valid] [--out result.json]
+
+The texts are those of the token corpus, decoded, so that they are what the model sees; an unknown token counts as one
+character. Compare with `character_perplexity` of `hanlin evaluate`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from hanlin.data.indexing import end_id
+from hanlin.data.megatron_index import split_documents
+from hanlin.data.sources.megatron import IndexedData
+from hanlin.evaluate.ngrams import CharacterModel
+from hanlin.models.family import load_family
+
+UNKNOWN = "\ufffd"
+
+
+def decoded(data: IndexedData, documents: range, tokenizer: Any) -> list[str]:
+    marks = {end_id(tokenizer): "", tokenizer.find("<unk>"): UNKNOWN}
+
+    @cache
+    def text_of(id: int) -> str:
+        return marks[id] if id in marks else tokenizer.decode([id])
+
+    return ["".join(map(text_of, data[item].tolist())) for item in documents]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Counted baselines")
+    parser.add_argument("--corpus", type=Path, required=True, help="prefix of .bin and .idx")
+    parser.add_argument("--vocab", type=Path, required=True)
+    parser.add_argument("--family", default="cpm1")
+    parser.add_argument("--split", default="949,50,1")
+    parser.add_argument("--part", choices=("valid", "test"), default="valid")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    data, tokenizer = IndexedData(args.corpus), load_family(args.family).tokenizer(args.vocab)
+    parts = split_documents(args.split, len(data))
+    train, held_out = (decoded(data, parts[name], tokenizer) for name in ("train", args.part))
+    result: dict[str, Any] = {
+        "split": args.split,
+        "part": args.part,
+        "documents": {"train": len(train), args.part: len(held_out)},
+        "characters": {"train": sum(map(len, train)), args.part: sum(map(len, held_out))},
+    }
+    for order in (1, 5):
+        start = time.perf_counter()
+        value = CharacterModel(train, order).perplexity(held_out)
+        result[f"order_{order}"] = {"perplexity": round(value, 2), "seconds": round(time.perf_counter() - start, 1)}
+    print(json.dumps(result, indent=1))
+    if args.out:
+        args.out.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()
