@@ -23,7 +23,7 @@ from .config import SIZES, Cpm1Config
 if TYPE_CHECKING:
     import torch
 
-TOKENIZER_FILES = ("chinese_vocab.model", "vocab.json", "vocab.txt")
+TOKENIZER_FILES = ("chinese_vocab.model", "vocab.json", "merges.txt", "vocab.txt")
 
 QUERY_KEY_VALUE = ("query", "key", "value")
 _OUR = "blocks.{i}."

@@ -18,6 +18,7 @@ from hanlin.core.errors import ConfigError, DataError
 from hanlin.core.settings import PromptSettings
 from hanlin.models import rows
 
+from .byte_pairs import BytePairTokenizer
 from .config import Cpm1Config
 from .documents import count_positions, number_documents
 from .record import ENDS, LABEL, OPTIONS, check_vocabulary, end_id, named_options, pad_id, read_column, text_of
@@ -74,7 +75,7 @@ class Cpm1Samples:
 
     def __init__(
         self,
-        tokenizer: Cpm1Tokenizer | Cpm1WordTokenizer,
+        tokenizer: Cpm1Tokenizer | Cpm1WordTokenizer | BytePairTokenizer,
         config: Cpm1Config,
         options: Cpm1Options | None = None,
     ) -> None:

@@ -17,6 +17,8 @@ from hanlin.tokens.segments import cut_segments, join_segments, restore_blanks
 from hanlin.tokens.sentencepiece import SentencePiece
 from hanlin.tokens.wordpiece import WordPiece
 
+from .byte_pairs import MERGES_FILE, BytePairTokenizer
+
 PIECES_FILE, NAMES_FILE, WORDS_FILE = "chinese_vocab.model", "vocab.json", "vocab.txt"
 PAD, MASK, SEP, EOD = "<pad>", "<mask>", "<sep>", "<eod>"
 
@@ -91,14 +93,18 @@ class Cpm1WordTokenizer(WordPiece):
         (Path(folder) / WORDS_FILE).write_text("".join(f"{token}\n" for token in self.tokens), encoding="utf-8")
 
 
-def load_tokenizer(path: Path) -> Cpm1Tokenizer | Cpm1WordTokenizer:
-    """The tokenizer of a file or a folder: sentencepiece where there is a `.model`, else word pieces.
+def load_tokenizer(path: Path) -> Cpm1Tokenizer | Cpm1WordTokenizer | BytePairTokenizer:
+    """The tokenizer of a file or a folder: sentencepiece where there is a `.model`, byte pairs where `merges.txt` lies
+    beside a `vocab.json`, else word pieces.
 
     Raises: DataError.
     """
     path = Path(path)
     file = _vocabulary_file(path) if path.is_dir() else path
-    return Cpm1Tokenizer.load(file) if file.suffix == ".model" else Cpm1WordTokenizer.load(file)
+    if file.suffix == ".model":
+        return Cpm1Tokenizer.load(file)
+    has_merges = file.name == NAMES_FILE and file.with_name(MERGES_FILE).is_file()
+    return BytePairTokenizer.load(file) if has_merges else Cpm1WordTokenizer.load(file)
 
 
 def _vocabulary_file(folder: Path) -> Path:
