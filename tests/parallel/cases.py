@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from hanlin.core.batch import IGNORED, Batch
-from hanlin.core.settings import TuningSettings
+from hanlin.core.settings import PromptSettings, TuningSettings
 from hanlin.models.chatglm2.config import ChatGlm2Config
 from hanlin.models.chatglm2.model import ChatGlm2
 from hanlin.models.cpm1.config import Cpm1Config
@@ -100,6 +100,7 @@ METHODS = {
     "full": TuningSettings(),
     "lora": TuningSettings(method="lora", rank=2),
     "prefix": TuningSettings(method="prefix", prefix_length=3),
+    "prompt": TuningSettings(method="prompt", prompt=PromptSettings(length=3, sees_tokens=False)),
 }
 
 

@@ -1,0 +1,35 @@
+"""Soft prompts and what they hide from each other, under layouts against one process."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from cases import CASES, Case
+from ranks import run_ranks
+from test_layouts import LAYOUTS, _compare, compute, world_of
+
+from hanlin.core.settings import ParallelSettings
+
+
+def with_prompts(family: str, key: str) -> Case:
+    """The case with prompts 0, 1 and 2 in its rows."""
+    case = CASES[family]
+
+    def inputs(draw: torch.Generator) -> dict[str, torch.Tensor]:
+        found = case.inputs(draw)
+        found[key][:, :3] = torch.tensor([-1, -2, -3])
+        return found
+
+    return replace(case, inputs=inputs)
+
+
+@pytest.mark.parametrize("layout", ["2x1x1 parameters", "1x2x1", "1x1x2"])
+@pytest.mark.parametrize(("family", "key"), [("cpm2", "encoder_tokens"), ("cpm1", "tokens")])
+def test_prompts_get_the_gradients_of_one_process(family: str, key: str, layout: str) -> None:
+    case, settings = with_prompts(family, key), ParallelSettings(**LAYOUTS[layout])
+    expected = compute(case, "prompt", ParallelSettings(), torch.float64)
+    assert set(expected["gradients"]) == {"soft_prompt.weight"}
+    results = run_ranks(world_of(settings), compute, case, "prompt", settings, torch.float64)
+    _compare(expected, results, 1e-12)
