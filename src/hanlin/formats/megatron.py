@@ -28,9 +28,9 @@ from hanlin.formats.ranks import (
     Partitions,
     deepspeed_state,
     divide_tensor,
-    find_ranks,
     load_state,
     merge_pieces,
+    tracked_folder,
 )
 from hanlin.formats.torch_file import write_torch_files
 
@@ -41,6 +41,7 @@ VERSION = 2.0
 _PLAIN, _STEPS = "model_optim_rng.pt", "latest"
 _PLAIN_RANK = re.compile(r"mp_rank_(\d+)")
 _STATE_RANK = re.compile(r"mp_rank_(\d+)_model_states\.pt")
+_ANY_RANK = re.compile(r"mp_rank_\d+(_\d+)?_model_states\.pt")
 _LAYER = re.compile(r"layer_(\d+)-model_(\d+)-model_states\.pt")
 _FIRST_LAYER = 2
 """Number of the first block in the pipeline's list, after the embedding and a transposition."""
@@ -141,8 +142,8 @@ def open_megatron(path: Path, partitions: Partitions, fused: Mapping[str, int]) 
 
 
 def lies_in_ranks(path: Path) -> bool:
-    """Whether a path holds files of model-parallel ranks or of layers, of whichever program."""
-    return _iteration(Path(path)) is not None or bool(find_ranks(path))
+    """Whether a path holds files of model-parallel ranks, of layers or of experts, of whichever program."""
+    return _iteration(Path(path)) is not None or tracked_folder(Path(path), _ANY_RANK) is not None
 
 
 def write_megatron(
@@ -250,7 +251,8 @@ class _Padded(Part):
 def _iteration(path: Path) -> Path | None:
     """The folder of an iteration."""
     if path.is_file():
-        return path.parent.parent if path.name == _PLAIN else path.parent if _LAYER.fullmatch(path.name) else None
+        lies_here = _LAYER.fullmatch(path.name) or _STATE_RANK.fullmatch(path.name)
+        return path.parent.parent if path.name == _PLAIN else path.parent if lies_here else None
     if not path.is_dir():
         return None
     if _plain_files(path) or _layer_files(path) or _state_files(path):
