@@ -88,7 +88,7 @@ def _windows(recipe: Recipe, parts: Parts, part: Part) -> Windows | None:
         data.max_length,
         recipe.run.seed,
         count=train.steps * train.batch_rows if part == "train" and train.steps else None,
-        limit=None if part == "train" else data.eval_windows,
+        limit=data.eval_windows if part == "valid" else None,
         weights=() if is_own else data.weights,
     )
     corpora = [_corpus(path, parts) for path in (data.eval if is_own else data.train)]
@@ -247,7 +247,6 @@ def _evaluate(parts: Parts) -> Metrics:
 
 def _evaluate_windows(parts: Parts) -> Metrics:
     """Perplexity on the test part or, where there is none, the valid part."""
-    from hanlin.data.indexing import end_id
     from hanlin.data.windows import Windows
     from hanlin.evaluate.windows import evaluate_windows
     from hanlin.loading import load_engine
@@ -256,12 +255,10 @@ def _evaluate_windows(parts: Parts) -> Metrics:
     windows = load_data(recipe, parts, "test") or load_data(recipe, parts, "valid")
     if not isinstance(windows, Windows):
         raise ConfigError("data.split: leaves nothing for valid and test; give it three numbers: 949,50,1")
-    marks = [end_id(parts.tokenizer), parts.tokenizer.find("<unk>")]
     return evaluate_windows(
         load_engine(recipe, parts),
         windows,
         parts.tokenizer,
-        marks,
         batch_size=recipe.generate.batch_size,
         folder=recipe.run.folder / "evaluation",
     )

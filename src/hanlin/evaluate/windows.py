@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,18 @@ from hanlin.evaluate.tasks.loss import sample_losses
 from hanlin.generate.engine import Engine
 
 
-def evaluate_windows(
-    engine: Engine, windows: Windows, tokenizer: Any, marks: Collection[int], *, batch_size: int, folder: Path
-) -> Metrics:
+_MARK = re.compile(r"<[^<>\s]+>")
+
+
+def evaluate_windows(engine: Engine, windows: Windows, tokenizer: Any, *, batch_size: int, folder: Path) -> Metrics:
     """Mean loss per token of all windows and what follows from it; metrics.json goes into `folder`.
 
-    marks: ids that count as one character, whatever they look like: the end of a document, what is unknown.
+    A token that is shown as <name>, such as <eod> and <unk>, counts as one character.
     """
     samples = [windows.get(number) for number in range(len(windows))]
     scored = list(sample_losses(engine, enumerate(samples), batch_size))
     loss, tokens = (math.fsum(row[column] for row in scored) for column in (1, 2))
-    characters = sum(_count_characters(sample, tokenizer, marks) for sample in samples)
+    characters = sum(_count_characters(sample, tokenizer) for sample in samples)
     values = {
         "windows": len(samples),
         "tokens": tokens,
@@ -41,10 +42,10 @@ def evaluate_windows(
     return {"windows": values}
 
 
-def _count_characters(sample: Sample, tokenizer: Any, marks: Collection[int]) -> int:
+def _count_characters(sample: Sample, tokenizer: Any) -> int:
     ids = sample.labels[sample.labels != IGNORED].tolist()
-    text = tokenizer.decode([id for id in ids if id not in marks])
-    return len(text) + sum(id in marks for id in ids)
+    marks = {id for id in set(ids) if _MARK.fullmatch(tokenizer.decode([id]))}
+    return len(tokenizer.decode([id for id in ids if id not in marks])) + sum(id in marks for id in ids)
 
 
 def _perplexity(loss: float) -> float:
