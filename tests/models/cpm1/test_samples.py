@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -174,3 +175,21 @@ def test_a_vocabulary_must_fit() -> None:
         Cpm1Options(answer_length=0)
     with pytest.raises(ConfigError, match="text_column is empty"):
         Cpm1Options(text_column="")
+
+
+def test_many_records_at_once_are_as_one_by_one() -> None:
+    samples = make()
+    records = [
+        {"text": "床前明月光"},
+        {"prompt": ["床", {"token": "<mask>"}], "answer": "月"},
+        {"text": 3},
+        "床",
+        {"text": "床前"},
+    ]
+    for record, found in zip(records, samples.sample_many(records), strict=True):
+        if isinstance(found, DataError):
+            with pytest.raises(DataError, match=re.escape(str(found))):
+                samples.sample(record)
+        else:
+            assert found.inputs["tokens"].tolist() == samples.sample(record).inputs["tokens"].tolist()
+            assert found.labels.tolist() == samples.sample(record).labels.tolist()

@@ -16,12 +16,25 @@ import numpy as np
 from hanlin.core.batch import IGNORED, Batch, Prompt, PromptBatch, Sample
 from hanlin.core.errors import ConfigError, DataError
 from hanlin.core.settings import PromptSettings
+from hanlin.data.samples import tried
 from hanlin.models import rows
 
 from .byte_pairs import BytePairTokenizer
 from .config import Cpm1Config
 from .documents import count_positions, number_documents
-from .record import ENDS, LABEL, OPTIONS, check_vocabulary, end_id, named_options, pad_id, read_column, text_of
+from .record import (
+    ENDS,
+    LABEL,
+    OPTIONS,
+    EncodedAhead,
+    check_vocabulary,
+    end_id,
+    named_options,
+    pad_id,
+    read_column,
+    text_of,
+    texts_of,
+)
 from .tokenizer import Cpm1Tokenizer, Cpm1WordTokenizer
 
 
@@ -81,7 +94,7 @@ class Cpm1Samples:
     ) -> None:
         """Raises: ConfigError."""
         check_vocabulary(tokenizer, config.vocab_size)
-        self.tokenizer = tokenizer
+        self.tokenizer: Any = tokenizer
         self.config = config
         self.options = options or Cpm1Options()
         self.end = end_id(tokenizer)
@@ -128,6 +141,13 @@ class Cpm1Samples:
         labels = ids[1:].copy()
         labels[: max(len(given) - 1, 0)] = IGNORED
         return self._with_places(Sample({"tokens": ids[:-1]}, labels, (labels != IGNORED).astype(np.float32)))
+
+    def sample_many(self, records: Sequence[Any]) -> list[Sample | DataError]:
+        """`sample` of many records, their texts encoded at once; of one that cannot be used, its error."""
+        options, twin = self.options, copy.copy(self)
+        columns = (options.text_column, options.prompt_column, options.answer_column)
+        twin.tokenizer = EncodedAhead(self.tokenizer, texts_of(records, columns))
+        return [tried(twin.sample, record) for record in records]
 
     def varies(self, record: Any) -> bool:
         return False

@@ -6,6 +6,7 @@ is wanted: the encoder reads `source <s_0>`, the decoder `<s_0> target <eod>`, a
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,17 +15,20 @@ import numpy as np
 
 from hanlin.core.batch import IGNORED, Batch, Prompt, PromptBatch, Sample
 from hanlin.core.errors import ConfigError, DataError
+from hanlin.data.samples import tried
 from hanlin.data.span_corruption import MIN_TOKENS, SEED, Marks, span_sample
 from hanlin.models.cpm1.documents import count_positions, number_documents
 from hanlin.models.cpm1.record import (
     ENDS,
     OPTIONS,
+    EncodedAhead,
     check_vocabulary,
     end_id,
     named_options,
     pad_id,
     read_column,
     text_of,
+    texts_of,
 )
 from hanlin.models.cpm1.tokenizer import Cpm1WordTokenizer
 
@@ -89,7 +93,8 @@ class Cpm1T5Samples:
     ) -> None:
         """Raises: ConfigError."""
         check_vocabulary(tokenizer, config.vocab_size)
-        self.tokenizer, self.config, self.options = tokenizer, config, options or Cpm1T5Options()
+        self.tokenizer: Any = tokenizer
+        self.config, self.options = config, options or Cpm1T5Options()
         first, count = _span_tokens(tokenizer)
         self.marks = Marks(first, end_id(tokenizer), pad_id(tokenizer), tokenizer.vocab_size)
         self.corruption = Corruption(self.options.density, self.options.mean_span, count)
@@ -122,6 +127,13 @@ class Cpm1T5Samples:
             return self.pair(np.array(context), np.array(target))
         ids = np.array(self._text(record))
         return self.pair(*self.corruption.run(ids, len(ids), self.marks, _generator(rng)))
+
+    def sample_many(self, records: Sequence[Any]) -> list[Sample | DataError]:
+        """`sample` of many records, their texts encoded at once; of one that cannot be used, its error."""
+        options, twin = self.options, copy.copy(self)
+        columns = (options.text_column, options.source_column, options.target_column)
+        twin.tokenizer = EncodedAhead(self.tokenizer, texts_of(records, columns))
+        return [tried(twin.sample, record) for record in records]
 
     def varies(self, record: Any) -> bool:
         return self._is_text(record)
