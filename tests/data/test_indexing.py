@@ -16,6 +16,7 @@ import slow_letters
 from slow_letters import SlowLetters, index_small_pieces
 
 from hanlin.core.errors import DataError
+from hanlin.data.corpus import ZSTD
 from hanlin.data.sources.megatron import IndexedData, indexed_file
 
 TEXTS = ["abc", "de fg", "", "  h\t", "ijklmnop" * 4, "q", "rs\u00e9"]
@@ -115,6 +116,9 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     packed.write_bytes(gzip.compress(os.urandom(9000))[:4000])
     with pytest.raises(DataError, match=r"b\.txt\.gz: damaged or cut off"):
         index_small_pieces([packed], tmp_path / "out")
+    (tmp_path / "d.txt.zst").write_bytes(ZSTD + b"cut off")
+    with pytest.raises(DataError, match=r"d\.txt\.zst: (is packed by zstd; pip install zstandard|damaged or cut off)"):
+        index_small_pieces([tmp_path / "d.txt.zst"], tmp_path / "out")
     (tmp_path / "c.txt").write_bytes("字".encode("utf-16"))
     with pytest.raises(DataError, match="UTF-16"):
         index_small_pieces([tmp_path / "c.txt"], tmp_path / "out")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -140,24 +141,54 @@ class _opened:  # noqa: N801 (it is used as a function)
             raise DataError(f"{self.path}: the file is {WIDE_BOMS[head[:2]]}; save it as UTF-8")
         if head[:2] == GZIP:
             return self.raw, gzip.open(self.raw)  # type: ignore[return-value]
-        return self.raw, _zstd(self.path).open(self.raw) if head == ZSTD else self.raw
+        if head == ZSTD:
+            return self.raw, io.BufferedReader(_open_zstd(self.path, self.raw))
+        return self.raw, self.raw
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
         self.raw.close()
-        if isinstance(error, EOFError | OSError | zlib.error) or type(error).__name__ in ("ZstdError",):
+        if isinstance(error, EOFError | OSError | zlib.error) or type(error).__name__ == "ZstdError":
             raise DataError(f"{self.path}: damaged or cut off ({error}); copy it again") from None
 
 
-def _zstd(path: Path) -> Any:
-    """A module with `open` for zstd: the standard library's from Python 3.14 on, else a package."""
+def _open_zstd(path: Path, raw: IO[bytes]) -> Any:
+    """An unpacking stream: of the standard library from Python 3.14 on, else by a package."""
     try:
         from compression import zstd  # type: ignore[import-not-found]
     except ImportError:
         try:
-            import zstandard as zstd  # type: ignore[import-not-found]
+            import zstandard  # type: ignore[import-not-found]
         except ImportError:
             raise DataError(f"{path}: is packed by zstd; pip install zstandard, or unpack it") from None
-    return zstd
+        return _ZstdStream(raw, zstandard.ZstdDecompressor)
+    return zstd.open(raw)
+
+
+class _ZstdStream(io.RawIOBase):
+    """Unpacks frame after frame; zstandard's own stream takes a file that is cut off for a whole one."""
+
+    def __init__(self, raw: IO[bytes], decompressor: Any) -> None:
+        self._raw, self._new = raw, lambda: decompressor().decompressobj()
+        self._frame, self._packed, self._ready = self._new(), b"", b""
+        self._is_inside = False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._ready:
+            packed = self._packed or self._raw.read(io.DEFAULT_BUFFER_SIZE)
+            if not packed:
+                if self._is_inside:
+                    raise EOFError("the file ends in the middle")
+                return 0
+            self._ready, self._is_inside = self._frame.decompress(packed), True
+            self._packed = self._frame.unused_data
+            if self._frame.eof:
+                self._frame, self._is_inside = self._new(), False
+        size = min(len(buffer), len(self._ready))
+        buffer[:size], self._ready = self._ready[:size], self._ready[size:]
+        return size
 
 
 def _is_json(path: Path) -> bool:

@@ -15,7 +15,6 @@ from hanlin.evaluate.run import Metrics
 from hanlin.evaluate.tasks.loss import sample_losses
 from hanlin.generate.engine import Engine
 
-
 _MARK = re.compile(r"<[^<>\s]+>")
 
 
