@@ -142,12 +142,12 @@ def _tuned_model(parts: Parts) -> torch.nn.Module:
 def _additions(parts: Parts) -> Weights:
     """What the tuning method adds, with its first values; small, so that every rank makes the whole of it."""
     model = apply_tuning(_empty_model(parts), parts.recipe.tuning, parts.family)
-    fill_additions(model, _tuning_generator(parts))
     if parts.recipe.tuning.method == "prompt":
-        # The first values may be rows of the embedding.
+        # The first values have the embedding's spread, or are rows of it.
         for name, weight in _base_weights(parts, ["embedding.weight"]):
             if name == "embedding.weight":
                 model.get_submodule("embedding").weight = torch.nn.Parameter(weight.float())
+    fill_additions(model, _tuning_generator(parts))
     _begin_additions(model, parts)
     return ((name, weight.detach()) for name, weight in added_parameters(model).items())
 
