@@ -156,7 +156,9 @@ def _train(parts: Parts, resume: bool) -> int:
             trackers=recipe.run.trackers,
             writes=ranks.is_main,
         ),
-        evaluate=None if held_out is None else lambda: {"loss": mean_loss(worker, held_out.once())},
+        evaluate=None
+        if held_out is None
+        else lambda: {"loss": mean_loss(worker, held_out.once(), recipe.train.micro_rows)},
     )
     return outcome.exit_code
 
@@ -191,7 +193,7 @@ def _loader(parts: Parts, part: Part, console: Any, degrees: Degrees, rank: int)
         prepared,
         parts.samples,
         max_length=recipe.data.max_length,
-        batch_rows=recipe.train.batch_rows if is_training else _rows_at_once(recipe, degrees),
+        batch_rows=recipe.train.batch_rows,
         seed=recipe.run.seed,
         shuffle=is_training and not is_ordered and recipe.data.shuffle,
         pack=recipe.data.pack and not has_windows,
@@ -199,11 +201,6 @@ def _loader(parts: Parts, part: Part, console: Any, degrees: Degrees, rank: int)
         rank=degrees.data_rank(rank),
         world=degrees.data,
     )
-
-
-def _rows_at_once(recipe: Recipe, degrees: Degrees) -> int:
-    """Of an evaluation, over all data ranks."""
-    return (recipe.train.micro_rows or -(-recipe.train.batch_rows // degrees.data)) * degrees.data
 
 
 def _log_start(parts: Parts, worker: Worker, steps: int, device: torch.device, threads: int) -> None:

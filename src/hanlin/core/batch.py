@@ -69,7 +69,7 @@ class Batch:
     def split(self, parts: int) -> list[Batch]:
         """Cut the batch into `parts` micro-batches of (nearly) equal size; empty ones are left out."""
         bounds = np.linspace(0, self.size, parts + 1).round().astype(int)
-        return [self._cut(slice(a, b)) for a, b in itertools.pairwise(bounds) if b > a]
+        return [self.part(a, b) for a, b in itertools.pairwise(bounds) if b > a]
 
     def to(self, device: Any) -> Batch:
         """The same batch on another device."""
@@ -81,7 +81,9 @@ class Batch:
             self.rows,
         )
 
-    def _cut(self, part: slice) -> Batch:
+    def part(self, begin: int, end: int) -> Batch:
+        """Some of the rows."""
+        part = slice(begin, end)
         inputs = {name: tensor[part] for name, tensor in self.inputs.items()}
         return Batch(inputs, self.labels[part], self.weights[part], self.rows[part])
 

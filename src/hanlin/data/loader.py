@@ -16,7 +16,7 @@ from hanlin.core.batch import IGNORED, Batch, Sample
 from hanlin.core.errors import ConfigError, DataError
 from hanlin.data.pack import Row, SingleRows, cpm2_order, plan_rows, pool_rows
 from hanlin.data.prepare import Prepared
-from hanlin.data.samples import JoinsExamples, Samples
+from hanlin.data.samples import JoinsExamples, Samples, SharesTable
 from hanlin.data.windows import Windows
 
 NO_EXAMPLES = (1.0,)
@@ -165,12 +165,17 @@ class Loader:
     def _make_batch(self, epoch: int, number: int) -> Batch:
         plan = self._plan(epoch)
         rows = plan.rows[number * self.batch_rows : (number + 1) * self.batch_rows]
-        mine = rows[len(rows) * self.rank // self.world : len(rows) * (self.rank + 1) // self.world]
+        begin, end = (len(rows) * place // self.world for place in (self.rank, self.rank + 1))
         length = self.max_length if self.pack else max(self._length(row, plan) for row in rows)
-        if not mine:
+        if begin == end:
             # A rank must run as many steps as the others: it gets a row that carries no loss.
-            return _without_loss(self._collate(rows[:1], plan, epoch, length))
-        return self._collate(mine, plan, epoch, length)
+            return _without_loss(self._part(rows, 0, 1, plan, epoch, length))
+        return self._part(rows, begin, end, plan, epoch, length)
+
+    def _part(self, rows: Sequence[Row], begin: int, end: int, plan: _Epoch, epoch: int, length: int) -> Batch:
+        if isinstance(self.samples, SharesTable) and self.samples.shares_table:
+            return self._collate(rows, plan, epoch, length).part(begin, end)
+        return self._collate(rows[begin:end], plan, epoch, length)
 
     def _collate(self, rows: Sequence[Row], plan: _Epoch, epoch: int, length: int) -> Batch:
         made = [[self._sample(number, plan, epoch) for number in row] for row in rows]

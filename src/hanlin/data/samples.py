@@ -61,6 +61,13 @@ class JoinsExamples(Protocol):
 
 
 @runtime_checkable
+class SharesTable(Protocol):
+    """A family whose rows hold something of all rows of their batch, however the rows are divided among ranks."""
+
+    shares_table: bool
+
+
+@runtime_checkable
 class ReadsTokens(Protocol):
     """A family that is pretrained on windows of a token corpus (data/windows.py)."""
 

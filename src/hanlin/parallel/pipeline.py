@@ -264,6 +264,9 @@ def _like(tensor: torch.Tensor) -> torch.Tensor:
 @contextmanager
 def _same_random_numbers(device: torch.device) -> Iterator[None]:
     """Leave the random numbers as if nothing had been drawn."""
-    devices = [] if device.type == "cpu" else [device.index or 0]
-    with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
+    if device.type == "cpu":
+        fork = torch.random.fork_rng([])
+    else:
+        fork = torch.random.fork_rng([device], device_type=device.type)
+    with fork:
         yield

@@ -135,9 +135,13 @@ class Step:
             )
 
 
-def mean_loss(worker: Worker, batches: Iterable[Batch]) -> float:
-    """The mean loss per loss token of the batches (this rank's share of each), over all ranks."""
-    pairs = [(worker.losses(batch).sum(dtype=torch.float64).item(), batch.loss_tokens) for batch in batches]
+def mean_loss(worker: Worker, batches: Iterable[Batch], rows: int | None = None) -> float:
+    """The mean loss per loss token of the batches (this rank's share of each), over all ranks.
+
+    rows: of a forward pass; None: all of a batch.
+    """
+    parts = (part for batch in batches for part in worker.split(batch, rows))
+    pairs = [(worker.losses(part).sum(dtype=torch.float64).item(), part.loss_tokens) for part in parts]
     total, tokens = worker.sum_over_data([math.fsum(column) for column in zip(*pairs, strict=True)])
     return total / tokens
 

@@ -68,6 +68,9 @@ class CpmBeeOptions:
 class CpmBeeSamples:
     """`hanlin.models.family.Samples` of CPM-Bee."""
 
+    shares_table = True
+    """The ext table of a batch holds the marks of all its rows, and each of them is a class of the softmax."""
+
     def __init__(
         self,
         tokenizer: CpmBeeTokenizer,
