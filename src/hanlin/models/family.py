@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import pkgutil
+import sys
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, get_type_hints, runtime_checkable
 
 import numpy as np
@@ -255,11 +257,22 @@ def _option_problem(name: str, value: Any, kinds: Mapping[str, Any]) -> str:
 def _family_of_file(path: Path) -> Family:
     if not path.is_file():
         raise ConfigError(f"model.family: there is no file {path}")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    name = str(path.resolve())
+    module = sys.modules.get(name) or _import_file(path, name)
+    if not isinstance(getattr(module, "family", None), Family):
+        raise ConfigError(f"{path}: it must define `family = Family(...)`; see docs/your_own_model.md")
+    return module.family
+
+
+def _import_file(path: Path, name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None, path
     assert spec.loader is not None, path
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not isinstance(getattr(module, "family", None), Family):
-        raise ConfigError(f"{path}: it must define `family = Family(...)`; see docs/adding_a_family.md")
-    return module.family
+    sys.modules[name] = module  # dataclasses look up there what their annotations mean
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
