@@ -103,13 +103,14 @@ class Cpm1T5(nn.Module):
         reduction: Literal["sum", "none"] = "sum",
         logits_to_keep: int | None = None,
         **inputs: Any,
-    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    ) -> torch.Tensor | tuple[torch.Tensor, ...]:
         """Logits `[batch, length, vocab]` of the decoder, or the loss if there are labels (`core.plan.LanguageModel`).
 
-        inputs: the fields of `Inputs`. The encoder runs in the first call with a past only.
+        inputs: the fields of `Inputs`. The encoder runs in the first call with a past only; from then on the state is the
+        decoder's alone.
         """
         given = Inputs(**inputs)
-        encoded, hidden = state or self._embed_both(given, past)
+        encoded, hidden = (None, *state)[-2:] if state else self._embed_both(given, past)
         encoder = [block for block in self.blocks.values() if isinstance(block, EncoderBlock)]
         if encoded is not None and encoder:
             sight = same_span(given.read_spans, given.read_spans)
@@ -117,8 +118,7 @@ class Cpm1T5(nn.Module):
                 encoded = self._run(block, encoded, sight)
         hidden = self._decode(encoded, hidden, given, past)
         if self.norm is None:
-            assert encoded is not None, "a past belongs to a whole model"
-            return encoded, hidden
+            return (hidden,) if encoded is None else (encoded, hidden)
         hidden = self.norm(hidden if logits_to_keep is None else hidden[:, -logits_to_keep:])
         pieces = [(self.embedding.weight, 1.0)]
         return head_logits(hidden, pieces) if labels is None else head_loss(hidden, pieces, labels, weights, reduction)
@@ -137,7 +137,7 @@ class Cpm1T5(nn.Module):
 
     def _embed_both(self, given: Inputs, past: Past | None) -> tuple[torch.Tensor | None, torch.Tensor]:
         start = 0 if past is None else past.length
-        is_encoded = past is not None and past.has_kept
+        is_encoded = past is not None and past.length > 0
         encoded = None if is_encoded else self._embed(given.encoder_tokens, given.encoder_positions, 0)
         return encoded, self._embed(given.tokens, given.positions, start)
 
@@ -152,6 +152,8 @@ class Cpm1T5(nn.Module):
     ) -> torch.Tensor:
         decoder = {name: block for name, block in self.blocks.items() if isinstance(block, DecoderBlock)}
         if not decoder:
+            if past is not None:
+                past.note(spans=given.own_spans)  # the columns are counted on every stage
             return hidden
         spans = given.own_spans
         known = spans if past is None else past.note(spans=spans)["spans"]

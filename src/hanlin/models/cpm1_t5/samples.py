@@ -16,7 +16,7 @@ import numpy as np
 from hanlin.core.batch import IGNORED, Batch, Prompt, PromptBatch, Sample
 from hanlin.core.errors import ConfigError, DataError
 from hanlin.data.samples import tried
-from hanlin.data.span_corruption import MIN_TOKENS, SEED, Marks, span_sample
+from hanlin.data.span_corruption import MIN_TOKENS, Marks, span_sample
 from hanlin.models.cpm1.documents import count_positions, number_documents
 from hanlin.models.cpm1.record import (
     ENDS,
@@ -31,10 +31,10 @@ from hanlin.models.cpm1.record import (
     texts_of,
 )
 from hanlin.models.cpm1.tokenizer import Cpm1WordTokenizer
+from hanlin.models.spans import Corruption, check_spans, span_tokens
 
 from . import rows
 from .config import Cpm1T5Config
-from .spans import Corruption
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,7 @@ class Cpm1T5Options:
         for name in ("text_column", "source_column", "target_column"):
             if not getattr(self, name):
                 raise ConfigError(f"{name} is empty; leave it out to get the default")
-        if not 0 < self.density < 1:
-            raise ConfigError(f"density is {self.density:g}, expected a share between 0 and 1")
-        if self.mean_span < 1:
-            raise ConfigError(f"mean_span is {self.mean_span:g}, expected at least 1 token")
+        check_spans(self.density, self.mean_span)
         if self.target_length is not None and self.target_length < 2:
             raise ConfigError(f"target_length is {self.target_length}, expected at least 2 tokens")
 
@@ -95,7 +92,7 @@ class Cpm1T5Samples:
         check_vocabulary(tokenizer, config.vocab_size)
         self.tokenizer: Any = tokenizer
         self.config, self.options = config, options or Cpm1T5Options()
-        first, count = _span_tokens(tokenizer)
+        first, count = span_tokens(tokenizer)
         self.marks = Marks(first, end_id(tokenizer), pad_id(tokenizer), tokenizer.vocab_size)
         self.corruption = Corruption(self.options.density, self.options.mean_span, count)
 
@@ -126,7 +123,7 @@ class Cpm1T5Samples:
             context, target = self._sides(record)
             return self.pair(np.array(context), np.array(target))
         ids = np.array(self._text(record))
-        return self.pair(*self.corruption.run(ids, len(ids), self.marks, _generator(rng)))
+        return self.pair(*self.corruption.run(ids, len(ids), self.marks, rng))
 
     def sample_many(self, records: Sequence[Any]) -> list[Sample | DataError]:
         """`sample` of many records, their texts encoded at once; of one that cannot be used, its error."""
@@ -156,7 +153,7 @@ class Cpm1T5Samples:
         tokens: int `[window_tokens]`, of one document or several.
         """
         length = self.corruption.length_of(len(tokens))
-        return self.pair(*self.corruption.run(tokens, length, self.marks, _generator(rng)), length=length)
+        return self.pair(*self.corruption.run(tokens, length, self.marks, rng), length=length)
 
     def pair(self, context: np.ndarray, target: np.ndarray, length: int | None = None) -> Sample:
         """A sample of what is read, int `[length]`, and all that is wanted.
@@ -292,24 +289,3 @@ class Cpm1T5Samples:
     def _target_columns(self, wanted: int, length: int | None) -> int:
         limits = (wanted, self.options.target_length, length, self.config.max_length)
         return min(limit for limit in limits if limit is not None)
-
-
-def _span_tokens(tokenizer: Cpm1WordTokenizer) -> tuple[int, int]:
-    """Id of <s_0>, and how many such tokens follow each other.
-
-    Raises: ConfigError.
-    """
-    first = tokenizer.find("<s_0>")
-    if first is None:
-        raise ConfigError("the vocabulary has no tokens <s_0>, <s_1>, ... that mark spans; take the T5's vocab.txt")
-    count = 1
-    while tokenizer.find(f"<s_{count}>") == first + count:
-        count += 1
-    return first, count
-
-
-def _generator(rng: np.random.Generator | None) -> Any:
-    import torch
-
-    seed = SEED if rng is None else int(rng.integers(2**63 - 1))
-    return torch.Generator().manual_seed(seed)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hanlin.core.errors import ConfigError
+from hanlin.models.spans import check_spans
 
 from .datasets import DATA_SETS, DataSet
 from .datasets.text_to_text import text_to_text
@@ -33,12 +34,17 @@ class Cpm2Options:
     compatible: bool = False
     # cn_en only. True: a text of one token is encoded as that token twice, as the original does it.
     doubles_lone: bool = True
+    # Pretraining (data.split): the share of tokens that is taken out, and the tokens of a span (the report of CPM-2
+    # says 10, its program 3).
+    density: float = 0.15
+    mean_span: float = 3.0
 
     def __post_init__(self) -> None:
         for name in ("source_length", "answer_length"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}, expected at least 1 token")
+        check_spans(self.density, self.mean_span)
         if self.dataset != "text" and (self.source_column, self.target_column) != ("source", "target"):
             raise ConfigError(f"source_column, target_column: no effect with dataset {self.dataset}; remove them")
 

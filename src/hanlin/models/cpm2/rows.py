@@ -22,7 +22,7 @@ NO_SPAN = -1
 Arrays = dict[str, np.ndarray]
 
 
-def make_sample(inputs: Arrays, labels: Sequence[int], weight: float) -> Sample:
+def make_sample(inputs: Arrays, labels: Sequence[int] | np.ndarray, weight: float) -> Sample:
     """inputs: of the decoder's length, but for the encoder's own; labels: of the decoder; weight: of each label."""
     columns = max(map(len, inputs.values()))
     padded = np.full(columns, IGNORED, dtype=np.int32)

@@ -18,7 +18,9 @@ from hanlin.core.batch import IGNORED, Batch, Prompt, PromptBatch, Sample
 from hanlin.core.errors import ConfigError, DataError
 from hanlin.core.settings import PromptSettings
 from hanlin.data.samples import tried
+from hanlin.data.span_corruption import Marks
 from hanlin.models.family import Contest
+from hanlin.models.spans import Corruption, span_tokens
 
 from . import rows
 from .config import Cpm2Config
@@ -55,6 +57,9 @@ class Cpm2Samples:
         self.tokenizer = tokenizer if self.options.doubles_lone else tokenizer.without_doubling()
         self.data_set: DataSet = self.options.data_set
         self.prompts: PromptSettings | None = None
+        first, count = span_tokens(tokenizer)
+        self.marks = Marks(first, tokenizer.end_id, tokenizer.pad_id, tokenizer.vocab_size)
+        self.corruption = Corruption(self.options.density, self.options.mean_span, count)
         if tokenizer.vocab_size > config.vocab_size:
             raise ConfigError(
                 f"the vocabulary has {tokenizer.vocab_size} tokens, the model only {config.vocab_size} (vocab_size); "
@@ -99,8 +104,7 @@ class Cpm2Samples:
             return self._pair(record)
         item = self.data_set.item(record, self.prompts)
         target = self._target(item)
-        weight = 1 / (len(target) - 1) if self.options.loss == "sample" else 1.0
-        return rows.make_sample(_inputs(self._source(item), target[:-1]), target[1:], weight)
+        return rows.make_sample(_inputs(self._source(item), target[:-1]), target[1:], self._weight(len(target) - 1))
 
     def sample_many(self, records: Sequence[Any]) -> list[Sample | DataError]:
         """The sample of each record, or what is wrong with it; their texts are encoded together."""
@@ -112,6 +116,30 @@ class Cpm2Samples:
 
     def varies(self, record: Any) -> bool:
         return False
+
+    def window_tokens(self, max_length: int) -> int:
+        """How many ids of a token stream the encoder reads in `max_length` columns, once spans are taken out.
+
+        Raises: ConfigError.
+        """
+        if self.prompts is not None:
+            raise ConfigError("tuning.method: pieces of a token stream have no place for soft prompts; choose lora")
+        return self.corruption.tokens_for(max_length)
+
+    def window(self, tokens: np.ndarray, rng: np.random.Generator | None = None) -> Sample:
+        """A piece of a token stream with spans taken out, which the decoder gives back.
+
+        tokens: int `[window_tokens]`, of one document or several.
+        """
+        return self.pair(*self.corruption.run(tokens, self.corruption.length_of(len(tokens)), self.marks, rng))
+
+    def pair(self, context: np.ndarray, target: np.ndarray) -> Sample:
+        """What is read, and all that is wanted as far as it fits beside it; see `data.samples.ReadsSpans`."""
+        target = np.concatenate(([START_ID], target))[: len(context) + 1]
+        tokens, labels = target[:-1], target[1:]
+        # What follows the end of a document belongs to another one.
+        labels = np.where(tokens == self.marks.end, IGNORED, labels)
+        return rows.make_sample(_inputs(context, tokens), labels, self._weight(len(labels)))
 
     def fit(self, record: Any, max_length: int, policy: str) -> list[Any]:
         """Shorten a record's longest text from its end.
@@ -237,6 +265,10 @@ class Cpm2Samples:
     def _is_ranking(self, record: Any) -> bool:
         return self.data_set.answer is None and sogou.is_ranking(record)
 
+    def _weight(self, num_labels: int) -> float:
+        """Of each label of a sample."""
+        return 1 / num_labels if self.options.loss == "sample" else 1.0
+
     def _pair(self, record: Any) -> Sample:
         """Two titles in one sample, in spans of their own: the better one's score must beat its rival's."""
         if self._is_ranking(record):
@@ -294,7 +326,7 @@ class Cpm2Samples:
         return f"[{-ids[0]}..{-ids[-1]}]" if ids and ids[0] < 0 else self.tokenizer.decode(ids)
 
 
-def _inputs(source: Sequence[int], target: Sequence[int]) -> dict[str, np.ndarray]:
+def _inputs(source: Sequence[int] | np.ndarray, target: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
     return {"tokens": np.array(target, dtype=np.int32), "encoder_tokens": np.array(source, dtype=np.int32)}
 
 

@@ -1,4 +1,4 @@
-"""Span corruption on the fly: a piece of a token stream -> what is read and what is wanted.
+"""Span corruption on the fly: a piece of a token stream -> what is read and what is wanted; for all T5-like families.
 
 Each document of the piece is corrupted by itself, as `data/span_corruption.py` does it; spans are numbered through.
 """
@@ -7,14 +7,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from hanlin.data.span_corruption import Marks, corrupt_spans
+from hanlin.core.errors import ConfigError
+from hanlin.data.span_corruption import SEED, Marks, corrupt_spans
 
 if TYPE_CHECKING:
     import torch
+
+
+class FindsTokens(Protocol):
+    def find(self, token: str) -> int | None:
+        """The id of a token, None if there is none."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -39,12 +46,14 @@ class Corruption:
         return math.ceil(num_tokens * self._left - 1e-6)
 
     def run(
-        self, tokens: np.ndarray, length: int, marks: Marks, generator: torch.Generator
+        self, tokens: np.ndarray, length: int, marks: Marks, rng: np.random.Generator | None
     ) -> tuple[np.ndarray, np.ndarray]:
         """What is read, at most `length` ids, and all that is wanted, with the unused mark at its end; int64.
 
-        A document without two tokens, or for whose spans no marks are left, is only read.
+        A document without two tokens, or for whose spans no marks are left, is only read. rng: None draws as the
+        first sample of the original's program does.
         """
+        generator = _generator(rng)
         context, target, used = [], [], 0
         for document in np.split(tokens, np.flatnonzero(tokens[:-1] == marks.end) + 1):
             read, wanted, count = self._document(document, marks, generator)
@@ -66,6 +75,28 @@ class Corruption:
         return np.array(made.context, np.int64), np.array(made.target, np.int64), len(made.offsets) // 2
 
 
+def check_spans(density: float, mean_span: float) -> None:
+    """Raises: ConfigError."""
+    if not 0 < density < 1:
+        raise ConfigError(f"density is {density:g}, expected a share between 0 and 1")
+    if mean_span < 1:
+        raise ConfigError(f"mean_span is {mean_span:g}, expected at least 1 token")
+
+
+def span_tokens(tokenizer: FindsTokens) -> tuple[int, int]:
+    """Id of <s_0>, and how many such tokens follow each other.
+
+    Raises: ConfigError.
+    """
+    first = tokenizer.find("<s_0>")
+    if first is None:
+        raise ConfigError("the vocabulary has no tokens <s_0>, <s_1>, ... that mark spans; take the T5's vocab.txt")
+    count = 1
+    while tokenizer.find(f"<s_{count}>") == first + count:
+        count += 1
+    return first, count
+
+
 def _numbered(ids: np.ndarray, vocab_size: int, first: int) -> np.ndarray:
     return np.where(ids >= vocab_size, ids - vocab_size + first, ids)
 
@@ -77,3 +108,10 @@ def _cut(context: np.ndarray, target: np.ndarray, length: int, first: int, used:
     places = np.flatnonzero(target == first + left)
     kept = target[: places[0]] if left < used else target
     return context, np.append(kept, first + left)
+
+
+def _generator(rng: np.random.Generator | None) -> torch.Generator:
+    import torch
+
+    seed = SEED if rng is None else int(rng.integers(2**63 - 1))
+    return torch.Generator().manual_seed(seed)
