@@ -80,3 +80,8 @@ def test_it_learns_its_poems_and_writes_them(home: Path, capsys: pytest.CaptureF
     capsys.readouterr()
     assert main(["inspect", str(base)]) == 0
     assert "my_model" in capsys.readouterr().out
+
+
+def test_its_memory_can_be_planned(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "examples/my_model.yaml", "--per-node", "2", "--json", "parallel.tensor=2"]) == 0
+    assert json.loads(capsys.readouterr().out)

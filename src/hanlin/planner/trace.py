@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 import math
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -191,13 +192,13 @@ def _narrow_prefix(model: Any, ranks: int) -> None:
 
 
 def make_inputs(model: Any, rows: int, run: Run) -> Inputs:
-    """What the model's `forward` wants: the fields without default of the `Inputs` beside it, else `tokens`.
+    """What the model's `forward` wants: the fields without default of the `Inputs` beside it, else its own arguments.
 
     A field is `[rows, columns]`, of truth values if it is called so; `encoder_...` has as many columns as the encoder.
     """
     kind = type(model).forward.__globals__.get("Inputs")
     fields = [] if kind is None else dataclasses.fields(kind)
-    wanted = [field.name for field in fields if field.default is dataclasses.MISSING] or ["tokens"]
+    wanted = [field.name for field in fields if field.default is dataclasses.MISSING] or _named(type(model).forward)
     columns = {name: run.encoder_columns if name.startswith("encoder_") else run.columns for name in wanted}
     inputs = {
         name: torch.zeros(rows, columns[name], dtype=torch.bool if name.startswith(("is_", "has_")) else torch.int64)
@@ -207,6 +208,12 @@ def make_inputs(model: Any, rows: int, run: Run) -> Inputs:
         count = math.ceil(run.columns / run.sample_length)
         inputs["windows"] = torch.zeros(rows, count, run.sample_length, dtype=torch.int64)
     return inputs
+
+
+def _named(forward: Callable[..., Any]) -> list[str]:
+    """The arguments that must be given, by their names."""
+    given = inspect.signature(forward).parameters.values()
+    return [one.name for one in given if one.kind is one.KEYWORD_ONLY and one.default is one.empty]
 
 
 class _Mark:
