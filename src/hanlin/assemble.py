@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from hanlin.evaluate.run import Metrics
     from hanlin.parallel.mesh import Degrees
     from hanlin.parallel.place import Worker
+    from hanlin.train.loop import WriteSamples
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +144,9 @@ def _train(parts: Parts, resume: bool) -> int:
     if not recipe.tuning.trains_base:
         # The frozen base is not in a checkpoint; it must be the one that the checkpoint was trained on.
         identity["model.base weights"] = weights_fingerprint(base_weights(parts))
-    checkpointer = Checkpointer(folder / "checkpoints", recipe.train.keep, identity)
+    checkpointer = Checkpointer(
+        folder / "checkpoints", recipe.train.keep, identity, in_background=recipe.train.save_in_background
+    )
     outcome = train(
         step,
         loader,
@@ -159,8 +162,25 @@ def _train(parts: Parts, resume: bool) -> int:
         evaluate=None
         if held_out is None
         else lambda: {"loss": mean_loss(worker, held_out.once(), recipe.train.micro_rows)},
+        write_samples=_write_samples(parts, worker),
     )
     return outcome.exit_code
+
+
+def _write_samples(parts: Parts, worker: Worker) -> WriteSamples | None:
+    from hanlin.evaluate.sample_texts import SampleTexts
+    from hanlin.loading import training_engine
+
+    recipe, is_main = parts.recipe, worker.mesh.is_main
+    if not recipe.train.samples:
+        return None
+    return SampleTexts(
+        training_engine(parts, worker),
+        recipe.train.samples,
+        recipe.generate,
+        seed=recipe.run.seed,
+        folder=recipe.run.folder if is_main else None,
+    ).write
 
 
 def _open_folder(recipe: Recipe, resume: bool) -> None:

@@ -1,4 +1,4 @@
-"""Every family on eight ranks (2x2x2): one rank is killed, the run goes on under another layout with the same losses."""
+"""Every family on eight ranks (2x2x2): one is killed, the run goes on under another layout with the same losses."""
 
 from __future__ import annotations
 

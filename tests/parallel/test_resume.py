@@ -40,14 +40,16 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def train(project: Path, run: str, layout: dict[str, Any], steps: int, tuning: str = "full") -> list[int]:
+def train(
+    project: Path, run: str, layout: dict[str, Any], steps: int, tuning: str = "full", **others: Any
+) -> list[int]:
     """The exit codes of all ranks."""
     values = {
         "model": {"family": "cpm_bee", "size": "tiny", "config": {"num_layers": 2}, "vocab": str(project / "vocab.txt")},
         "data": {"train": str(project / "rows.jsonl"), "eval": str(project / "rows.jsonl"), "max_length": 48,
                  "cache": str(project / "cache")},
         "tuning": {"method": tuning},
-        "train": {"steps": steps, "batch_rows": 3, "lr": 1e-2, "schedule": "constant", "eval_every": 4},
+        "train": {"steps": steps, "batch_rows": 3, "lr": 1e-2, "schedule": "constant", "eval_every": 4, **others},
         "parallel": layout,
         "run": {"folder": str(project / run), "device": "cpu", "threads": 1},
     }  # fmt: skip
@@ -92,6 +94,15 @@ def test_an_adapter_is_trained_and_written_alike(project: Path, layout: str) -> 
     train(project, f"lora {layout}", {}, 6, "lora")
     assert losses(project, f"lora {layout}") == pytest.approx(losses(project, "lora"), rel=1e-5)
     assert_same_weights(project / "lora" / "last", project / f"lora {layout}" / "last")
+
+
+@pytest.mark.parametrize("layout", ["single", "sharded", "tensor"])
+def test_a_checkpoint_written_in_the_background_is_the_same(project: Path, alone: list[float], layout: str) -> None:
+    run = f"background {layout}"
+    train(project, run, LAYOUTS[layout], 5, save_every=1, save_in_background=True)
+    assert [path.name for path in sorted((project / run / "checkpoints").glob("0*"))] == ["000004", "000005"]
+    train(project, run, {}, 8)
+    assert losses(project, run) == pytest.approx(alone, rel=1e-5)
 
 
 def assert_same_weights(one: Path, other: Path) -> None:

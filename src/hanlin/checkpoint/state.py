@@ -19,8 +19,10 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,12 +50,24 @@ class Checkpointer:
     """Writes and reads the checkpoints of one run.
 
     keep: how many newest ones stay, besides the best; identity: what must be equal for a resume to make sense
-    (`recipe_identity`), by dotted key.
+    (`recipe_identity`), by dotted key; in_background: `save` returns when the values are copied to the CPU's memory,
+    the next one and `wait` wait for what is still written.
     """
 
-    def __init__(self, folder: Path, keep: int = 2, identity: Mapping[str, Any] | None = None) -> None:
-        self.folder, self.keep = folder, keep
+    def __init__(
+        self,
+        folder: Path,
+        keep: int = 2,
+        identity: Mapping[str, Any] | None = None,
+        *,
+        in_background: bool = False,
+    ) -> None:
+        self.folder, self.keep, self.in_background = folder, keep, in_background
         self.identity = json.loads(json.dumps(dict(identity or {})))
+        self._threads = ThreadPoolExecutor(1) if in_background else None
+        self._pending: Future[None] | None = None
+        # The ranks agree on a checkpoint in the background while they train in the foreground.
+        self._group = _new_group() if in_background else None
 
     def save(
         self, step: int, tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any], *, is_best: bool = False
@@ -63,17 +77,29 @@ class Checkpointer:
         values: plain, as JSON holds them; those of the main rank count.
         Raises: CheckpointError when it cannot be written; the earlier ones stay.
         """
+        self.wait()
         target = self.folder / f"{step:06}"
-        try:
-            self._write(target, step, tensors, values)
-        except OSError as error:
-            raise CheckpointError(f"{target}: cannot be written: {error}; make room, then resume the run") from error
-        if not _is_main():
-            return
-        if is_best:
-            self._point("best", target)
-        self._point("latest", target)
-        self._prune(step)
+        beside = target.with_suffix(".tmp")
+        finish = partial(self._finish, beside, target, step, dict(values), is_best=is_best)
+        with _naming(target):
+            self._begin(beside)
+            if self._threads is None:
+                _write_tensors(beside / TENSORS, tensors)
+                finish()
+                _wait_for_all()
+                return
+        copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+        self._pending = self._threads.submit(_write_later, beside / TENSORS, copies, self._group, finish)
+
+    def wait(self) -> None:
+        """Until what is written in the background is there.
+
+        Raises: CheckpointError when it cannot be written.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            with _naming(self.folder):
+                pending.result()
 
     def load_latest(self, tensors: Mapping[str, torch.Tensor]) -> Saved | None:
         """Fill `tensors` from the newest valid checkpoint; None if there is none at all.
@@ -105,25 +131,26 @@ class Checkpointer:
             "restore one from a copy, or remove the folder to start anew"
         )
 
-    def _write(self, target: Path, step: int, tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any]) -> None:
-        beside = target.with_suffix(".tmp")
+    def _begin(self, beside: Path) -> None:
         if _is_main():
             self.folder.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(beside, ignore_errors=True)
             beside.mkdir()
         _wait_for_all()
-        _write_tensors(beside / TENSORS, tensors)
-        _wait_for_all()
-        if _is_main():
-            self._publish(beside, target, step, values)
-        _wait_for_all()
 
-    def _publish(self, beside: Path, target: Path, step: int, values: Mapping[str, Any]) -> None:
+    def _finish(self, beside: Path, target: Path, step: int, values: Mapping[str, Any], *, is_best: bool) -> None:
+        """After all ranks have written their tensors: the rest, by the main one."""
+        if not _is_main():
+            return
         _write_json(beside / STATE, {"step": step, "identity": self.identity, "values": values})
         _write_manifest(beside)
         shutil.rmtree(target, ignore_errors=True)  # a damaged one of the same step
         beside.rename(target)
         _sync(self.folder)
+        if is_best:
+            self._point("best", target)
+        self._point("latest", target)
+        self._prune(step)
 
     def _folders(self) -> list[Path]:
         if not self.folder.is_dir():
@@ -224,16 +251,29 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _write_tensors(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    from torch.distributed.checkpoint.api import CheckpointException
+def _write_tensors(folder: Path, tensors: Mapping[str, torch.Tensor], group: Any = None) -> None:
+    """Returns when all ranks have written theirs."""
     from torch.distributed.checkpoint.filesystem import FileSystemWriter
     from torch.distributed.checkpoint.state_dict_saver import save
 
+    with _as_one_process():
+        save(dict(tensors), storage_writer=FileSystemWriter(folder), process_group=group, no_dist=not _are_many())
+
+
+def _write_later(folder: Path, tensors: Mapping[str, torch.Tensor], group: Any, finish: Callable[[], None]) -> None:
+    _write_tensors(folder, tensors, group)
+    finish()
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Errors of writing as one that says where."""
+    from torch.distributed.checkpoint.api import CheckpointException
+
     try:
-        with _as_one_process():
-            save(dict(tensors), storage_writer=FileSystemWriter(folder), no_dist=not _are_many())
-    except CheckpointException as error:  # a BaseException
-        raise CheckpointError(f"{folder}: cannot be written: {error}; make room, then resume the run") from error
+        yield
+    except (OSError, CheckpointException) as error:  # the second is a BaseException
+        raise CheckpointError(f"{path}: cannot be written: {error}; make room, then resume the run") from error
 
 
 def _read_tensors(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -264,6 +304,13 @@ def _are_many() -> bool:
     from torch import distributed
 
     return distributed.is_available() and distributed.is_initialized()
+
+
+def _new_group() -> Any:
+    """All ranks once more, talking through the CPU's memory."""
+    from torch import distributed
+
+    return distributed.new_group(backend="gloo") if _are_many() else None
 
 
 def _is_main() -> bool:

@@ -237,6 +237,8 @@ class TrainSettings(Settings):
     patience: int | None = Field(default=None, gt=0)
     # Steps between checkpoints; None: at the end only.
     save_every: int | None = Field(default=None, gt=0)
+    # Go on training while a checkpoint is written; needs memory of the CPU for a copy of it.
+    save_in_background: bool = False
     # Checkpoints kept, besides the best one.
     keep: int = Field(default=2, gt=0)
     # Skipped steps (non-finite loss or gradient) in a row after which training stops.

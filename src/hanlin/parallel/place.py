@@ -136,8 +136,12 @@ class Worker:
     ) -> None:
         self.mesh, self.device, self.dtype, self.settings = mesh, mesh.device, dtype, settings
         self.models = list(models)
+        # Of experts that other data ranks do not have.
+        self._own_names = set[str]() if mesh.size("expert") == 1 else _names_of_experts(models)
         self._program = self._make_program()
         self._bring()
+        # Looked up once: while a sharded model runs, it has gathered weights under these names.
+        self._places = self._find_places()
         self._held = [_trained(model) for model in self.models]
         self._holders = self._find_holders()
 
@@ -350,23 +354,23 @@ class Worker:
     @torch.no_grad()
     def fill(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Give the weights of these names their values; each rank keeps its part of what it holds."""
-        places = self._places()
+        places = self._places
         for name, whole in weights:
             for place in places.get(name, ()):
                 local(place).copy_(part_of(whole, place))
 
     def count_parameters(self) -> tuple[int, int]:
         """Of the whole model: trained ones, and all."""
-        mine = {name: (weight.numel(), weight.requires_grad) for name, (weight, *_) in self._places().items()}
-        every = {name: facts for held in self.mesh.gather("pipe", mine) for name, facts in held.items()}
+        mine = {name: (weight.numel(), weight.requires_grad) for name, (weight, *_) in self._places.items()}
+        every = {name: facts for held in self._of_all_parts(mine).values() for name, facts in held.items()}
         return sum(count for count, is_trained in every.values() if is_trained), sum(n for n, _ in every.values())
 
     @property
     def names(self) -> list[str]:
         """Of all weights that this rank holds a part of."""
-        return list(self._places())
+        return list(self._places)
 
-    def _places(self) -> dict[str, list[nn.Parameter]]:
+    def _find_places(self) -> dict[str, list[nn.Parameter]]:
         found: dict[str, list[nn.Parameter]] = {}
         for model in self.models:
             for name, weight in model.named_parameters():
@@ -377,32 +381,38 @@ class Worker:
     def gather(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
         """The whole weights (None: all), in memory of the main rank's CPU and empty on the others; every rank must
         go through them."""
-        places = self._places()
-        held = self.mesh.gather("pipe", list(places))
-        every = list(dict.fromkeys(name for some in held for name in some))
-        for name in every if names is None else names:
-            owner = next(rank for rank, some in enumerate(held) if name in some)
+        places = self._places
+        owners: dict[str, int] = {}
+        for rank, held in self._of_all_parts(list(places)).items():
+            for name in held:
+                owners.setdefault(name, rank)
+        for name in owners if names is None else names:
             whole = whole_of(places[name][0]) if name in places else None
-            yield name, self._to_main(whole, owner)
+            yield name, self._to_main(whole, owners[name])
+
+    def _of_all_parts(self, value: Any) -> dict[int, Any]:
+        """The values of the ranks that together hold the whole model, by their numbers."""
+        found = enumerate(self.mesh.gather("pipe", self.mesh.gather("expert", value)))
+        first_rank = self.mesh.degrees.first_rank
+        return {first_rank(pipe, expert): part for pipe, parts in found for expert, part in enumerate(parts)}
 
     def _to_main(self, whole: torch.Tensor | None, owner: int) -> torch.Tensor:
-        """Bring a tensor of the pipe rank `owner` to the first one."""
-        empty = torch.empty(0)
-        if owner == 0 or self.mesh.rank("pipe") not in (0, owner):
-            return empty if whole is None or not self.mesh.is_main else whole.cpu()
+        """Bring a tensor of the rank `owner` to the main one."""
+        empty, rank = torch.empty(0), self.mesh.rank("all")
+        if owner == 0 or rank not in (0, owner):
+            return empty if whole is None or rank > 0 else whole.cpu()
         from torch import distributed
 
-        group = self.mesh.group("pipe")
-        if self.mesh.rank("pipe") == owner:
+        if rank == owner:
             assert whole is not None
-            distributed.send_object_list([(whole.shape, whole.dtype)], group=group, group_dst=0)
-            distributed.send(whole.contiguous(), group=group, group_dst=0)
+            distributed.send_object_list([(whole.shape, whole.dtype)], dst=0)
+            distributed.send(whole.contiguous(), dst=0)
             return empty
         told: list[Any] = [None]
-        distributed.recv_object_list(told, group=group, group_src=owner)
+        distributed.recv_object_list(told, src=owner)
         received = torch.empty(told[0][0], dtype=told[0][1], device=self.device)
-        distributed.recv(received, group=group, group_src=owner)
-        return received.cpu() if self.mesh.is_main else empty
+        distributed.recv(received, src=owner)
+        return received.cpu()
 
 
 def whole_of(part: torch.Tensor) -> torch.Tensor:

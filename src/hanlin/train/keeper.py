@@ -93,7 +93,11 @@ class Keeper:
         }
         self.checkpointer.save(standing.step, self._tensors(), values, is_best=standing.is_best)
         self._saved_step = standing.step
-        log.info("saved checkpoint step=%d", standing.step)
+        log.info("%s checkpoint step=%d", "saving" if self.checkpointer.in_background else "saved", standing.step)
+
+    def wait(self) -> None:
+        """Until the last checkpoint is on the disk."""
+        self.checkpointer.wait()
 
     def export(self, name: str) -> None:
         """Write the model as it is to `last` or `best`."""

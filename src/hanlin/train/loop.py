@@ -25,6 +25,9 @@ EXIT_INTERRUPTED = 75
 Evaluate = Callable[[], Mapping[str, float]]
 """Measures the model as it is: `loss`, and whatever else; must not touch the global random numbers."""
 
+WriteSamples = Callable[[int], None]
+"""Writes down what the model answers after a step; must not touch the global random numbers."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -63,10 +66,11 @@ def train(
     keeper: Keeper,
     watch: Watch,
     evaluate: Evaluate | None = None,
+    write_samples: WriteSamples | None = None,
 ) -> Outcome:
     """Train from the newest checkpoint, or from the start, to the end; leave a checkpoint, `last` and `best` behind.
 
-    evaluate: None = never, and there is no `best`.
+    evaluate: None = never, and there is no `best`; write_samples: after each evaluation.
     Raises: HanlinError.
     """
     standing = keeper.resume()
@@ -81,10 +85,13 @@ def train(
             is_last = standing.step == step.total_steps
             if evaluate and (is_last or _is_due(standing.step, settings.eval_every)):
                 standing = _evaluate(standing, evaluate, keeper, watch)
+                if write_samples:
+                    write_samples(standing.step)
             if _is_due(standing.step, settings.save_every):
                 keeper.save(standing)
         keeper.save(standing)
         keeper.export("last")
+        keeper.wait()
     log.info(
         "training ended by=%s step=%d minutes=%.1f tokens/s=%.0f peak_memory_gib=%.2f",
         end, standing.step, (time.perf_counter() - start) / 60, watch.tokens_per_second,
