@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from hanlin.core.ranks import pick_device, set_threads
-from hanlin.core.settings import TuningSettings
+from hanlin.core.ranks import pick_device, read_ranks, set_threads
+from hanlin.core.settings import ParallelSettings, TuningSettings
 from hanlin.formats.convert import added_parameters, base_parameters, load_into, open_ours, save_base
 from hanlin.formats.files import published
 from hanlin.models.fresh import fresh_weights
+from hanlin.parallel.mesh import Degrees, Mesh
 from hanlin.parallel.place import DTYPES, Worker, place
+from hanlin.parallel.together import Together
 from hanlin.parts import Parts, describe_parts
 from hanlin.tuning.apply import apply_tuning, fill_additions
 
@@ -25,19 +27,32 @@ Weights = Iterator[tuple[str, torch.Tensor]]
 
 
 def load_engine(recipe: Recipe, parts: Parts | None = None) -> Engine:
-    """The recipe's model, ready to write answers.
+    """The recipe's model, ready to write answers: whole in a process that is alone, else as tensor and pipe say.
 
+    Data ranks hold a copy each, also where training shards it: frozen weights alone need a small part of its memory.
     Raises: ConfigError, CheckpointError.
     """
     from hanlin.generate.engine import Engine
 
     parts = parts or describe_parts(recipe)
     set_threads(recipe.run.threads)
-    device = pick_device(recipe.run.device)
-    model = frozen_model(parts).to(device)
-    max_length = getattr(parts.config, "max_length", None)
-    manner = parts.family.beam_manner
-    return Engine(model, parts.samples, device, recipe.train.precision, max_length=max_length, beam_manner=manner)
+    device, world = pick_device(recipe.run.device), read_ranks().world
+    layout = ParallelSettings(tensor=recipe.parallel.tensor, pipe=recipe.parallel.pipe)
+    degrees = Degrees.of(layout, world) if world > 1 else Degrees()
+    if degrees.tensor * degrees.pipe > 1:
+        model = _frozen_together(parts, device, layout)
+        mesh = model.mesh
+    else:
+        model, mesh = frozen_model(parts).to(device), Mesh(degrees, device)
+    return Engine(
+        model,
+        parts.samples,
+        device,
+        recipe.train.precision,
+        max_length=getattr(parts.config, "max_length", None),
+        beam_manner=parts.family.beam_manner,
+        mesh=mesh,
+    )
 
 
 def frozen_model(parts: Parts) -> torch.nn.Module:
@@ -129,6 +144,30 @@ def _base_weights(parts: Parts, names: list[str]) -> Weights:
         if name in weights:
             yield name, weights[name]
             weights.forget(name)
+
+
+def _frozen_together(parts: Parts, device: torch.device, layout: ParallelSettings) -> Together:
+    """`frozen_model` divided among the ranks, each of which reads its share only."""
+    adapter, family, precision = parts.recipe.model.adapter, parts.family, parts.recipe.train.precision
+
+    def empty() -> torch.nn.Module:
+        model = _empty_model(parts)
+        return model if adapter is None else apply_tuning(model, _adapter_settings(parts, adapter), family)
+
+    model = empty().requires_grad_(False)
+    for weight in added_parameters(model).values():
+        weight.requires_grad_(True)  # which keeps it in fp32, as it lies in the adapter
+    names = [name for name, _ in model.named_parameters()]
+    worker = place(model, device, precision, layout)
+    worker.fill(_base_weights(parts, worker.names))
+    if adapter is not None:
+        from hanlin.checkpoint.delta import load_adapter
+
+        tuned = empty()
+        fill_additions(tuned)
+        load_adapter(tuned, adapter, family)
+        worker.fill(added_parameters(tuned).items())
+    return Together(worker, names).requires_grad_(False).eval()
 
 
 def _tuned_model(parts: Parts) -> torch.nn.Module:

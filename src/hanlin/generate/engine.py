@@ -3,12 +3,15 @@
 A batch of prompts (padded on the left) goes through the model once; then every step feeds one column per open beam.
 Finished records leave the batch. An answer depends neither on the batch size nor on the other records (up to
 floating-point rounding): each record draws from its own stream of random numbers. Records are never changed.
+
+On several ranks all read all records and make the same batches; a data rank computes some of the batches and hears
+the results of the others. So the numbers are those of one process to the last bit.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import groupby, islice
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -20,10 +23,13 @@ from rich.progress import track
 
 from hanlin.core.batch import Prompt, PromptBatch
 from hanlin.core.errors import DataError, HanlinError
+from hanlin.core.ranks import read_ranks
 from hanlin.core.settings import GenerateSettings
 from hanlin.layers.linear import store_by_columns
 from hanlin.layers.past import Past
 from hanlin.models.family import BeamManner, Samples
+from hanlin.parallel.mesh import Degrees, Mesh
+from hanlin.parallel.together import Together
 from hanlin.tokens.stream import stream_pieces
 
 from .beam import Beam, BeamRules, Candidate, Search, advance, best_candidates, start_search
@@ -32,17 +38,21 @@ from .sampling import ban_columns, draw, penalise_used, warp
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # Batches that are encoded ahead and sorted by length together.
 _BATCHES_AHEAD = 64
+# Batches of a data rank before it tells the others: some take longer than others, but what was told is not lost.
+_BATCHES_ALONE = 4
 
 
 class Engine:
-    """Writes answers with a model that lies on `device`; on a CPU frozen weights get another order in memory.
+    """Writes answers with a model that lies on `device`; on a CPU the weights of a frozen one get another order in memory.
 
     max_length: the most tokens of prompt and answer together that the model can read; None: no limit.
     beam_manner: the family's.
+    mesh: the ranks that answer together; all call the same methods in the same order, and get the same.
     """
 
     def __init__(
@@ -54,6 +64,7 @@ class Engine:
         *,
         max_length: int | None = None,
         beam_manner: BeamManner | None = None,
+        mesh: Mesh | None = None,
     ) -> None:
         self.model = model
         self.samples = samples
@@ -61,7 +72,9 @@ class Engine:
         self.precision = precision
         self.max_length = max_length
         self.beam_manner = beam_manner or BeamManner()
-        if self.device.type == "cpu":
+        self.mesh = mesh or Mesh(Degrees(), self.device)
+        self._is_frozen = not any(weight.requires_grad for weight in model.parameters())
+        if self.device.type == "cpu" and self._is_frozen:
             store_by_columns(model)
 
     def generate(self, records: Sequence[Any], options: GenerateSettings, seed: int = 0) -> list[Any]:
@@ -83,8 +96,9 @@ class Engine:
         while ahead := list(islice(numbered, _BATCHES_AHEAD * options.batch_size)):
             prompts = [(number, self.prompt(record, options, number)) for number, record in ahead]
             prompts.sort(key=lambda pair: -pair[1].size)
-            for start in range(0, len(prompts), options.batch_size):
-                yield from self._answer_batch(prompts[start : start + options.batch_size], options, seed)
+            batches = batches_of(prompts, options.batch_size)
+            for answered in self.shared(batches, lambda batch: self._answer_batch(batch, options, seed)):
+                yield from answered
 
     def stream(
         self, record: Any, options: GenerateSettings, seed: int = 0, memory: Memory | None = None
@@ -145,13 +159,28 @@ class Engine:
                 searches[record] = advance(searches[record], best_first, rules)
             yield list(searches)
 
+    def shared(self, batches: Iterable[Item], compute: Callable[[Item], Result]) -> Iterator[Result]:
+        """What is computed of each batch, in their order, on all ranks; the data ranks share the work."""
+        ranks, own = self.mesh.size("data"), self.mesh.rank("data")
+        if ranks == 1:
+            yield from map(compute, batches)
+            return
+        batches = iter(batches)
+        while some := list(islice(batches, ranks * _BATCHES_ALONE)):
+            told = self.mesh.gather("data", [compute(batch) for batch in some[own::ranks]])
+            yield from (told[number % ranks][number // ranks] for number in range(len(some)))
+
+    def weights(self) -> Iterable[tuple[str, torch.Tensor]]:
+        """The whole weights by name, on the main rank; every rank must go through them."""
+        return self.model.weights() if isinstance(self.model, Together) else self.model.named_parameters()
+
     def _answer_batch(
         self, numbered: Sequence[tuple[int, Prompt]], options: GenerateSettings, seed: int
-    ) -> Iterator[tuple[int, Any]]:
+    ) -> list[tuple[int, Any]]:
         streams = [record_stream(seed, number) for number, _ in numbered]
         *_, searches = self.search([prompt for _, prompt in numbered], options, streams)
-        for (number, prompt), search in zip(numbered, searches, strict=True):
-            yield number, self.samples.answer(prompt, search.best.tokens)
+        pairs = zip(numbered, searches, strict=True)
+        return [(number, self.samples.answer(prompt, search.best.tokens)) for (number, prompt), search in pairs]
 
     @contextmanager
     def inference(self) -> Iterator[None]:
@@ -159,7 +188,8 @@ class Engine:
         if was_training:
             self.model.eval()
         try:
-            with torch.inference_mode(), self._arithmetic():
+            # What inference mode leaves in a model (gathered weights) cannot be trained on afterwards.
+            with torch.inference_mode() if self._is_frozen else torch.no_grad(), self._arithmetic():
                 yield
         finally:
             if was_training:
@@ -171,9 +201,14 @@ class Engine:
         return torch.autocast(self.device.type, _AUTOCAST[self.precision])
 
 
+def batches_of(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
+    """Runs of `size` items, the last one of what is left."""
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
 def show_progress(items: Iterable[Item], title: str, total: int) -> Iterable[Item]:
-    """The items, with a bar on the terminal that counts them."""
-    console = Console(stderr=True)
+    """The items, with a bar on the main rank's terminal that counts them."""
+    console = Console(stderr=True, quiet=not read_ranks().is_main)
     return track(items, title, total, console=console, transient=True, disable=not console.is_terminal)
 
 

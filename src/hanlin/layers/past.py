@@ -58,7 +58,7 @@ class Past:
         return bool(self._kept)
 
     def keep(self, block: Hashable, *tensors: torch.Tensor) -> None:
-        """Remember tensors `[rows, ...]` that do not grow (keys and values of an encoder)."""
+        """Remember tensors `[rows, ...]` that do not grow (keys and values of an encoder), or only that it has run."""
         self._kept[block] = tensors
 
     def kept(self, block: Hashable) -> tuple[torch.Tensor, ...]:

@@ -189,13 +189,17 @@ class Worker:
         self._add_gradients()
         return [loss / denominator for loss, denominator in zip(losses.tolist(), denominators, strict=True)]
 
+    def __call__(self, **inputs: Any) -> torch.Tensor:
+        """The model's result for rows of this data rank, on all its ranks; no gradient."""
+        with self._arithmetic():
+            return self._program(**inputs)
+
     def losses(self, batch: Batch) -> torch.Tensor:
         """The weighted loss of each position `[batch, length]`; no gradient, no dropout."""
         self._set_mode(training=False)
         self._refresh_copies()
         batch = batch.to(self.device)
-        with self._arithmetic():
-            return self._program(**batch.inputs, labels=batch.labels, weights=batch.weights, reduction="none")
+        return self(**batch.inputs, labels=batch.labels, weights=batch.weights, reduction="none")
 
     @torch.no_grad()
     def grad_norm(self) -> float:

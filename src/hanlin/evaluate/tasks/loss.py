@@ -12,7 +12,7 @@ from hanlin.core.batch import IGNORED, Sample
 from hanlin.core.errors import DataError
 from hanlin.core.settings import GenerateSettings
 from hanlin.evaluate.metrics.text import mean
-from hanlin.generate.engine import Engine, naming
+from hanlin.generate.engine import Engine, batches_of, naming
 
 from .task import Numbered, Row, Task
 
@@ -62,9 +62,9 @@ def sample_losses(
         groups: dict[Hashable, list[tuple[Any, Sample]]] = defaultdict(list)
         for pair in sorted(ahead, key=lambda pair: -pair[1].length):
             groups[engine.samples.batch_key(pair[1])].append(pair)
-        for group in groups.values():
-            for start in range(0, len(group), batch_size):
-                yield from _batch_losses(engine, group[start : start + batch_size])
+        batches = [batch for group in groups.values() for batch in batches_of(group, batch_size)]
+        for losses in engine.shared(batches, lambda batch: _batch_losses(engine, batch)):
+            yield from losses
 
 
 def _samples(engine: Engine, numbered: Numbered) -> Iterator[tuple[int, Sample]]:
@@ -73,15 +73,14 @@ def _samples(engine: Engine, numbered: Numbered) -> Iterator[tuple[int, Sample]]
             yield number, encode(engine, record)
 
 
-def _batch_losses(engine: Engine, named_samples: Sequence[tuple[Any, Sample]]) -> Iterator[tuple[Any, float, float]]:
+def _batch_losses(engine: Engine, named_samples: Sequence[tuple[Any, Sample]]) -> list[tuple[Any, float, float]]:
     rows = [[sample] for _, sample in named_samples]
     batch = engine.samples.collate(rows, named_samples[0][1].length).to(engine.device)
     with engine.inference():
         losses = engine.model(**batch.inputs, labels=batch.labels, reduction="none") * batch.weights
     tokens = (batch.weights * (batch.labels != IGNORED)).sum(-1)
-    sums = losses.sum(-1)
-    for (name, _), loss, weight in zip(named_samples, sums.tolist(), tokens.tolist(), strict=True):
-        yield name, loss, weight
+    names = [name for name, _ in named_samples]
+    return list(zip(names, losses.sum(-1).tolist(), tokens.tolist(), strict=True))
 
 
 TASK = Task(predict, summarise)

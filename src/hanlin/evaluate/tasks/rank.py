@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from hanlin.core.batch import IGNORED, Sample
 from hanlin.core.errors import DataError
 from hanlin.core.settings import GenerateSettings
 from hanlin.evaluate.metrics.text import mean, share
-from hanlin.generate.engine import Engine, naming
+from hanlin.generate.engine import Engine, batches_of, naming
 from hanlin.models.family import Contest, Ranks
 
 from .task import Numbered, Row, Task
 
 
 def predict(engine: Engine, numbered: Numbered, options: GenerateSettings, seed: int) -> Iterator[tuple[int, Row]]:
-    """Yield {"gold": the better one's name or None, "answer": the winner's, "rank": of the gold one, "scores": by name,
+    """Give {"gold": the better one's name or None, "answer": the winner's, "rank": of the gold one, "scores": by name,
     best first}; among equals the earlier one is the better.
 
     Raises: DataError when the family's records are not ranked.
@@ -24,14 +25,16 @@ def predict(engine: Engine, numbered: Numbered, options: GenerateSettings, seed:
     samples = engine.samples
     if not isinstance(samples, Ranks):
         raise DataError("evaluate.tasks: records of this family cannot be ranked; take generate, likelihood or loss")
-    for number, record in numbered:
+
+    def score(pair: tuple[int, Any]) -> tuple[int, Row]:
+        number, record = pair
         with naming(number):
             contest = samples.contest(record)
-        parts = [
-            contest.samples[at : at + options.batch_size] for at in range(0, len(contest.samples), options.batch_size)
-        ]
+        parts = batches_of(contest.samples, options.batch_size)
         scores = [score for part in parts for score in _scores(engine, part)]
-        yield number, _row(contest, dict(zip(contest.names, scores, strict=True)))
+        return number, _row(contest, dict(zip(contest.names, scores, strict=True)))
+
+    return engine.shared(numbered, score)
 
 
 def summarise(rows: Sequence[Row]) -> dict[str, float]:

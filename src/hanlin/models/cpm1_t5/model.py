@@ -111,11 +111,10 @@ class Cpm1T5(nn.Module):
         """
         given = Inputs(**inputs)
         encoded, hidden = (None, *state)[-2:] if state else self._embed_both(given, past)
-        encoder = [block for block in self.blocks.values() if isinstance(block, EncoderBlock)]
-        if encoded is not None and encoder:
-            sight = same_span(given.read_spans, given.read_spans)
-            for block in encoder:
-                encoded = self._run(block, encoded, sight)
+        if encoded is not None:
+            encoded = self._encode(encoded, given)
+            if past is not None:
+                past.keep("encoder")  # a stage of encoder blocks has nothing else to keep
         hidden = self._decode(encoded, hidden, given, past)
         if self.norm is None:
             return (hidden,) if encoded is None else (encoded, hidden)
@@ -137,7 +136,7 @@ class Cpm1T5(nn.Module):
 
     def _embed_both(self, given: Inputs, past: Past | None) -> tuple[torch.Tensor | None, torch.Tensor]:
         start = 0 if past is None else past.length
-        is_encoded = past is not None and past.length > 0
+        is_encoded = past is not None and past.has_kept
         encoded = None if is_encoded else self._embed(given.encoder_tokens, given.encoder_positions, 0)
         return encoded, self._embed(given.tokens, given.positions, start)
 
@@ -146,6 +145,13 @@ class Cpm1T5(nn.Module):
             positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)[None]
         hidden = self.embedding(tokens) + self.positions(positions)
         return functional.dropout(hidden, self.config.dropout, self.training)
+
+    def _encode(self, hidden: torch.Tensor, given: Inputs) -> torch.Tensor:
+        encoder = [block for block in self.blocks.values() if isinstance(block, EncoderBlock)]
+        sight = same_span(given.read_spans, given.read_spans) if encoder else None
+        for block in encoder:
+            hidden = self._run(block, hidden, sight)
+        return hidden
 
     def _decode(
         self, encoded: torch.Tensor | None, hidden: torch.Tensor, given: Inputs, past: Past | None

@@ -98,24 +98,24 @@ class Cpm2(nn.Module):
         reduction: Literal["sum", "none"] = "sum",
         logits_to_keep: int | None = None,
         **inputs: Any,
-    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    ) -> torch.Tensor | tuple[torch.Tensor, ...]:
         """Logits `[batch, length, vocab]` of the decoder, or the loss if there are labels (`core.plan.LanguageModel`).
 
-        inputs: the fields of `Inputs`. The encoder runs in the first call with a past only.
+        inputs: the fields of `Inputs`. The encoder runs in the first call with a past only; from then on the state is the
+        decoder's alone.
         """
         given = Inputs(**inputs)
-        is_encoded = past is not None and past.has_kept
-        encoded, hidden = state or (
-            None if is_encoded else self._embed(given.encoder_tokens),
-            self._embed(given.tokens),
-        )
+        encoded, hidden = (None, *state)[-2:] if state else self._embed_both(given, past)
         if encoded is not None:
             encoded = self._encode(encoded, given)
+            if past is not None:
+                past.keep("encoder")  # a stage of encoder blocks has nothing else to keep
         if self.decoder_blocks:
             hidden = self._decode(encoded, hidden, given, past)
+        elif past is not None:
+            past.note(spans=given.own_spans)  # the columns are counted on every stage
         if self.head is None:
-            assert encoded is not None, "a past belongs to a whole model"
-            return encoded, hidden
+            return (hidden,) if encoded is None else (encoded, hidden)
         hidden = self._finish(self.decoder_norm, hidden if logits_to_keep is None else hidden[:, -logits_to_keep:])
         if labels is not None and given.rivals is not None:
             return contest_loss(hidden, [(self.head.weight, 1.0)], labels, given.rivals, weights, reduction)
@@ -136,6 +136,10 @@ class Cpm2(nn.Module):
                 nn.init.ones_(module.weight)
             elif isinstance(module, Experts):
                 module.init_centroids(generator)
+
+    def _embed_both(self, given: Inputs, past: Past | None) -> tuple[torch.Tensor | None, torch.Tensor]:
+        is_encoded = past is not None and past.has_kept
+        return None if is_encoded else self._embed(given.encoder_tokens), self._embed(given.tokens)
 
     def _embed(self, tokens: torch.Tensor) -> torch.Tensor:
         embedded = self.embedding(tokens) if self.soft_prompt is None else self.soft_prompt(tokens, self.embedding)

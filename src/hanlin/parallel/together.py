@@ -1,0 +1,36 @@
+"""A frozen model over several ranks, with the face of a whole one on one device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import distributed, nn
+
+from hanlin.parallel.place import Worker
+
+
+class Together(nn.Module):
+    """All ranks with the same rows call it alike; each has a `Past` of its own, if any, for the blocks that it holds.
+
+    names: of all weights, in the order of the whole model.
+    """
+
+    def __init__(self, worker: Worker, names: Sequence[str]) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(worker.models)
+        self.mesh = worker.mesh
+        self._worker, self._names = worker, list(names)
+
+    def forward(self, **inputs: Any) -> torch.Tensor:
+        """The same on all tensor and pipe ranks, bit for bit, since they go on by what they find in it."""
+        result = self._worker(**inputs)
+        if self.mesh.size("tensor") > 1:
+            result = result.contiguous()
+            distributed.broadcast(result, group=self.mesh.group("tensor"), group_src=0)
+        return result
+
+    def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The whole weights on the main rank, empty ones on the others; every rank must go through them."""
+        return self._worker.gather(self._names)

@@ -1,0 +1,90 @@
+"""Answers of several ranks are those of one process, for every family, search and layout."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from chatglm2_pieces import small_pieces
+from cpm2_tiny import make_tokenizer
+from ranks import run_ranks
+from tiny_pieces import small_tokenizer
+
+from hanlin.core.ranks import read_ranks
+from hanlin.core.settings import GenerateSettings, ParallelSettings, TuningSettings
+from hanlin.generate.engine import Engine
+from hanlin.models.chatglm2.tokenizer import ChatGlm2Tokenizer
+from hanlin.models.cpm1.tokenizer import Cpm1WordTokenizer
+from hanlin.models.cpm_bee import CpmBeeTokenizer
+from hanlin.models.family import load_family, make_options
+from hanlin.parallel.place import place
+from hanlin.parallel.together import Together
+from hanlin.tuning.apply import apply_tuning
+
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "data": {"data": 2},
+    "tensor": {"tensor": 2},
+    "pipe": {"pipe": 2},
+    "tensor, pipe": {"tensor": 2, "pipe": 2},
+}
+SEARCHES = [
+    GenerateSettings(method="greedy", max_new_tokens=5, batch_size=1),
+    GenerateSettings(method="beam", beams=3, max_new_tokens=5, batch_size=2),
+    GenerateSettings(method="sample", max_new_tokens=5, top_k=20, top_p=0.95, batch_size=2),
+]
+MARKS = ["<pad>", "<unk>", "<mask>", "<sep>", "</n>", "</_>", "<s>", "</s>", "<root>", "<ans>", "<option>"]
+POEM = "床前明月光疑是地上霜举头望低思故乡"
+SHAPE: dict[str, Any] = {"hidden_size": 16, "num_layers": 2, "num_heads": 4, "head_dim": 4, "ffn_size": 24}
+FAMILIES = {
+    "cpm_bee": (
+        lambda: CpmBeeTokenizer([*MARKS, "<", "input", *POEM]),
+        {"num_distance_buckets": 32, "num_relation_buckets": 64, "max_distance": 64},
+        [{"input": POEM[:length], "<ans>": ""} for length in (3, 9, 1, 5, 6)],
+    ),
+    "chatglm2": (
+        lambda: ChatGlm2Tokenizer(small_pieces()),
+        {"num_kv_heads": 2, "max_length": 256},
+        [{"prompt": text} for text in ("你好", "黑色九分裤，简单", "世界", "Hello", "问：你好")],
+    ),
+    "cpm1": (small_tokenizer, {"max_length": 64}, [{"prompt": POEM[:length]} for length in (3, 9, 1, 5, 6)]),
+    "cpm1_t5": (
+        lambda: Cpm1WordTokenizer(["<unk>", "<pad>", "<eod>", *POEM, *(f"<s_{number}>" for number in range(9))]),
+        {"max_length": 64},
+        [{"source": POEM[:length]} for length in (3, 9, 1, 5, 6)],
+    ),
+    "cpm2": (make_tokenizer, {}, [{"source": "天气书北京"[:length], "target": ""} for length in (3, 5, 1, 4, 2)]),
+}
+
+
+def answers(name: str, layout: dict[str, Any] | None, method: str = "full") -> list[list[Any]]:
+    """What one rank gets to know, by search; layout: None for a process alone."""
+    family, (make, values, records) = load_family(name), FAMILIES[name]
+    tokenizer: Any = make()
+    config = family.config(**{**SHAPE, **values, "vocab_size": tokenizer.vocab_size})
+    samples = family.samples(tokenizer, config, make_options(family, {}))
+    model = family.model()(config).double()
+    draw = torch.Generator().manual_seed(5)
+    model.init_weights(draw)
+    apply_tuning(model, TuningSettings(method=method, prefix_length=3), family, draw)
+    for name, weight in model.named_parameters():
+        if weight.dim() > 1:  # so that each answer has many letters
+            torch.nn.init.normal_(weight, std=5.0 if "blocks" in name else 1.0, generator=draw)
+    model.double().requires_grad_(False).eval()
+    if layout is None:
+        engine = Engine(model, samples)
+    else:
+        names = [name for name, _ in model.named_parameters()]
+        together = Together(place(model, torch.device("cpu"), settings=ParallelSettings(**layout)), names)
+        engine = Engine(together.eval(), samples, mesh=together.mesh)
+    assert engine.mesh.is_main == read_ranks().is_main
+    return [engine.generate(records, search, seed=3) for search in SEARCHES]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_answers_are_those_of_one_process(family: str, layout: str) -> None:
+    alone = answers(family, None)
+    settings = ParallelSettings(**LAYOUTS[layout])
+    world = (settings.data or 1) * settings.tensor * settings.pipe
+    assert run_ranks(world, answers, family, LAYOUTS[layout]) == [alone] * world
