@@ -55,6 +55,20 @@ def load_engine(recipe: Recipe, parts: Parts | None = None) -> Engine:
     )
 
 
+def training_engine(parts: Parts, worker: Worker) -> Engine:
+    """The model in training, ready to write answers between two steps; every rank writes all of them."""
+    from hanlin.generate.engine import Engine
+
+    return Engine(
+        worker.model if worker.mesh.size("all") == 1 else Together(worker, worker.names),
+        parts.samples,
+        worker.device,
+        parts.recipe.train.precision,
+        max_length=getattr(parts.config, "max_length", None),
+        beam_manner=parts.family.beam_manner,
+    )
+
+
 def frozen_model(parts: Parts) -> torch.nn.Module:
     """The base with the recipe's adapter, frozen, in the precision of the recipe."""
     model = _base_model(parts, DTYPES[parts.recipe.train.precision])

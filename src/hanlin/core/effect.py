@@ -101,7 +101,7 @@ def _rules(recipe: Recipe) -> list[tuple[str, Idle, bool]]:
             train.eval_every is None,
         ),
         (
-            "train.eval_every train.patience",
+            "train.eval_every train.samples train.patience",
             Idle("data.eval", "without data.eval; name the files to evaluate on"),
             not recipe.data.eval and recipe.data.split is None,
         ),

@@ -233,6 +233,9 @@ class TrainSettings(Settings):
     loss_scale_min: float = Field(default=1.0, gt=0)
     # Steps between evaluations of data.eval; None: at the end only.
     eval_every: int | None = Field(default=None, gt=0)
+    # Records that the model answers at each evaluation by the settings of `generate`, to see how its texts grow; the
+    # answers go to samples.jsonl of the run folder.
+    samples: tuple[dict[str, Any], ...] = ()
     # Evaluations without a better loss after which training ends; None: never.
     patience: int | None = Field(default=None, gt=0)
     # Steps between checkpoints; None: at the end only.
