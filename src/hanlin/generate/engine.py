@@ -48,7 +48,7 @@ _BATCHES_ALONE = 4
 
 
 class Engine:
-    """Writes answers with a model that lies on `device`; on a CPU the weights of a frozen one get another order in memory.
+    """Writes answers with a model that lies on `device`; on a CPU frozen ones get another order in memory.
 
     max_length: the most tokens of prompt and answer together that the model can read; None: no limit.
     beam_manner: the family's.
