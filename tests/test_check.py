@@ -153,3 +153,35 @@ def test_a_mapping_is_applied_before_rows_are_checked(project: Path) -> None:
     (project / "train.jsonl").write_text('{"title": "床", "text": "月"}\n', encoding="utf-8")
     assert problems("data.transform={标题: $title, <ans>: $text}") == []
     assert "no key 'body'" in problems("data.transform={标题: $title, <ans>: $body}")[0]
+
+
+LAYOUTS = [
+    ("offload=true", "parallel.offload: only with parallel.shard: parameters"),
+    ("shard=gradients data=4 shard_ranks=3", "parallel.shard_ranks: 3 does not divide parallel.data 4"),
+    ("shard_ranks=2", "parallel.shard_ranks: has no effect with parallel.shard none"),
+    ("schedule=interleaved", "parallel.schedule: has no effect with parallel.pipe 1"),
+    ("pipe=2 stages_per_rank=2", "parallel.stages_per_rank: has no effect with parallel.schedule 1f1b"),
+    ("sequence_parallel=true", "parallel.sequence_parallel: has no effect with parallel.tensor 1"),
+    ("data=4 micro_batches=3", "train.batch_rows: 8 rows are too few for 3 micro-batches x 4 data ranks: train.b"),
+    ("micro_batches=2 train.micro_rows=2", "parallel.micro_batches: 2 is given beside train.micro_rows 2"),
+    ("pipe=2 schedule=interleaved micro_batches=5", "parallel.micro_batches: 5 cannot go through an interleaved"),
+    ("tensor=2 sequence_parallel=true data.max_length=63", "data.max_length: 63 tokens cannot be divided among 2"),
+    ("tensor=2 sequence_parallel=true data.pack=false", "parallel.sequence_parallel: divides rows of equal length"),
+    ("tensor=3", "parallel.tensor: 4 heads cannot be divided among 3 ranks; use a divisor of 4 ("),
+    ("pipe=3", "parallel.pipe: 2 blocks cannot be cut into 3 stages; use fewer"),
+    ("pipe=2 schedule=interleaved", "parallel.pipe: 2 blocks cannot be cut into 4 stages"),
+]
+
+
+@pytest.mark.usefixtures("project")
+@pytest.mark.parametrize(("settings", "problem"), LAYOUTS)
+def test_a_layout_that_does_not_fit_is_told_with_its_key(settings: str, problem: str) -> None:
+    changes = [word if "." in word else f"parallel.{word}" for word in settings.split()]
+    [found] = problems("model.config.num_layers=2", *changes)
+    assert found.startswith(problem)
+
+
+@pytest.mark.usefixtures("project")
+@pytest.mark.parametrize("settings", ["tensor=2", "data=2", "pipe=2", "data=2 tensor=4 pipe=2 shard=parameters"])
+def test_a_layout_that_fits_has_no_problems(settings: str) -> None:
+    assert problems("model.config.num_layers=2", *(f"parallel.{word}" for word in settings.split())) == []

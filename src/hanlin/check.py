@@ -35,6 +35,7 @@ from hanlin.core.settings import Recipe
 from hanlin.data.windows import check_windows, is_corpus
 from hanlin.formats.convert import is_base, likely_families, open_any
 from hanlin.models.family import Family, family_names, load_family, option_problems
+from hanlin.parallel.fit import settings_problems
 from hanlin.parts import describe_parts, make_samples, model_config
 from hanlin.train.trackers import check_trackers
 
@@ -88,7 +89,7 @@ def check(
     purpose = purpose or ("train" if recipe.data.train or "train" in recipe.model_fields_set else "evaluate")
     found = [*_settings_without_effect(recipe, places), *_model_files(recipe), *_data_files(recipe, purpose)]
     if purpose == "train":
-        found += [*_length(recipe), *_batch(recipe), *_output(recipe), *_trackers(recipe)]
+        found += [*_length(recipe), *_batch(recipe), *settings_problems(recipe), *_output(recipe), *_trackers(recipe)]
     family = _load_family(recipe, found)
     if family is not None:
         found += [*_size(recipe, family), *_config_values(recipe, family)]
@@ -97,6 +98,8 @@ def check(
             found += [*_vocabulary_and_rows(recipe, family, purpose)]
     if not found and with_torch:
         found += [*_device(recipe), *_original_weights(recipe, purpose)]
+    if not found and with_torch and purpose == "train":
+        found += _layout(recipe)
     return [Problem(key, text, _place(key, places)) for key, text in found]
 
 
@@ -464,6 +467,20 @@ def _original_weights(recipe: Recipe, purpose: Purpose) -> Found:
     rows, tokens = parts.config.vocab_size, parts.tokenizer.vocab_size
     problems = [*_vocabulary(recipe, rows, tokens, path), *_reach(recipe, parts.config)]
     yield from problems or _all_rows(recipe, parts.samples, purpose)
+
+
+def _layout(recipe: Recipe) -> Found:
+    """What the plan of the model, made without memory, says to the recipe's degrees."""
+    if recipe.parallel.tensor == recipe.parallel.pipe == 1:
+        return
+    import torch
+
+    from hanlin.parallel.fit import model_problems
+
+    parts = describe_parts(recipe)
+    with torch.device("meta"):
+        model = parts.family.model()(parts.config)
+    yield from model_problems(model, recipe.parallel)
 
 
 def _is_original(recipe: Recipe) -> bool:

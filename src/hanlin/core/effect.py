@@ -28,7 +28,7 @@ def idle_settings(recipe: Recipe) -> dict[str, Idle]:
 
 def _rules(recipe: Recipe) -> list[tuple[str, Idle, bool]]:
     """Keys, why they may be idle, and whether they are; a later rule's reason wins."""
-    model, train, generate = recipe.model, recipe.train, recipe.generate
+    model, train, generate, layout = recipe.model, recipe.train, recipe.generate, recipe.parallel
     return [
         (
             "model.size",
@@ -135,5 +135,25 @@ def _rules(recipe: Recipe) -> list[tuple[str, Idle, bool]]:
             "generate.repetition_window",
             Idle("generate.repetition_penalty", "with generate.repetition_penalty 1"),
             generate.repetition_penalty == 1,
+        ),
+        (
+            "parallel.stages_per_rank",
+            Idle("parallel.schedule", f"with parallel.schedule {layout.schedule}; only interleaved has several stages"),
+            layout.schedule != "interleaved",
+        ),
+        (
+            "parallel.schedule parallel.stages_per_rank",
+            Idle("parallel.pipe", "with parallel.pipe 1; a schedule is for several stages"),
+            layout.pipe == 1,
+        ),
+        (
+            "parallel.shard_ranks",
+            Idle("parallel.shard", "with parallel.shard none; set it to gradients or parameters, or remove it"),
+            layout.shard == "none",
+        ),
+        (
+            "parallel.sequence_parallel",
+            Idle("parallel.tensor", "with parallel.tensor 1; it divides the text among the tensor ranks"),
+            layout.sequence_parallel and layout.tensor == 1,
         ),
     ]

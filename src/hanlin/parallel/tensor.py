@@ -37,7 +37,8 @@ def divide(model: nn.Module, mesh: DeviceMesh, *, sequence: bool = False) -> Non
     """
     plan: Plan = model.plan  # pyright: ignore[reportAssignmentType]
     seams = Seams(mesh, sequence=sequence)
-    _refuse(model, plan, mesh.size(), sequence)
+    for key, text in division_problems(model, mesh.size(), sequence=sequence):
+        raise ConfigError(f"{key}: {text}")
     splits = dict(_splits(model, plan))
     blocks = [block for name in plan.blocks for block in _children(model, name)]
     units = [[(name, module) for name, module in _named(model, block)] for block in blocks]
@@ -346,20 +347,25 @@ def _named(model: nn.Module, block: nn.Module) -> list[tuple[str, nn.Module]]:
     return [(f"{prefix}.{name}" if name else prefix, module) for name, module in block.named_modules()]
 
 
-def _refuse(model: nn.Module, plan: Plan, size: int, sequence: bool) -> None:
-    """Raises: ConfigError for a degree that the model cannot have."""
+def division_problems(model: nn.Module, size: int, *, sequence: bool = False) -> Iterator[tuple[str, str]]:
+    """Key and text of what keeps a model, also one on the meta device, from being divided among so many ranks."""
+    plan: Plan = model.plan  # pyright: ignore[reportAssignmentType]
     if not plan.tensor:
-        raise ConfigError("parallel.tensor: the plan of this model does not say how it may be divided; use 1")
+        yield "parallel.tensor", "the plan of this model does not say how it may be divided; use 1"
     if sequence and plan.whole:
-        raise ConfigError("parallel.sequence_parallel: not for an encoder with a decoder; remove it")
+        yield "parallel.sequence_parallel", "not for an encoder with a decoder; remove it"
     for name, split in _splits(model, plan):
-        module = model.get_submodule(name)
-        if "weight" not in module._parameters:
-            raise ConfigError(f"parallel.tensor: {name} holds packed weights, which cannot be divided; use 1")
-        count = module.get_parameter("weight").shape[-1] if split == "heads" else _num_heads(module, plan.head_dim)
-        if split in ("query", "heads") and count % size:
-            raise ConfigError(f"parallel.tensor: {count} heads cannot be divided among {size} ranks ({name})")
-        if split == "kv" and count % size and size % count:
-            raise ConfigError(
-                f"parallel.tensor: {count} heads of keys cannot be divided among or shared by {size} ranks ({name})"
-            )
+        if text := _heads_problem(model.get_submodule(name), split, plan.head_dim, size):
+            yield "parallel.tensor", f"{text} ({name})"
+            return  # that of one block is enough
+
+
+def _heads_problem(module: nn.Module, split: Split, head_dim: int, size: int) -> str:
+    if "weight" not in module._parameters:
+        return "packed weights cannot be divided; use 1, or unpack the base with model.config.bits=0"
+    count = module.get_parameter("weight").shape[-1] if split == "heads" else _num_heads(module, head_dim)
+    if split in ("query", "heads") and count % size:
+        return f"{count} heads cannot be divided among {size} ranks; use a divisor of {count}"
+    if split == "kv" and count % size and size % count:
+        return f"{count} heads of keys cannot be divided among or shared by {size} ranks; use a divisor or a multiple"
+    return ""

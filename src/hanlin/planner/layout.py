@@ -8,13 +8,12 @@ from typing import Literal
 
 from hanlin.core.errors import ConfigError
 from hanlin.core.settings import Recipe
+from hanlin.parallel.fit import FORMULA
 from hanlin.parallel.mesh import Degrees
 
 Shard = Literal["none", "gradients", "parameters"]
 Schedule = Literal["gpipe", "1f1b", "interleaved"]
 Kept = Literal["none", "full", "selective"]
-
-FORMULA = "train.batch_rows = rows per forward pass x micro-batches x data"
 
 
 @dataclass(frozen=True)

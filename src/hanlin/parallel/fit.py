@@ -1,0 +1,87 @@
+"""What keeps a layout from its batch and its model: key and text of each problem, before anything heavy starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from hanlin.core.errors import ConfigError
+from hanlin.core.settings import ParallelSettings, Recipe
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Found = Iterator[tuple[str, str]]
+
+FORMULA = "train.batch_rows = rows per forward pass x micro-batches x data"
+
+
+def settings_problems(recipe: Recipe) -> Found:
+    """What is wrong with a layout whatever the model; without torch."""
+    layout = recipe.parallel
+    if layout.offload and layout.shard != "parameters":
+        yield "parallel.offload", "only with parallel.shard: parameters; set that or remove it"
+    if layout.shard_ranks and layout.data and layout.data % layout.shard_ranks:
+        yield "parallel.shard_ranks", f"{layout.shard_ranks} does not divide parallel.data {layout.data}; use a divisor"
+    yield from _batch(recipe)
+    if layout.sequence_parallel and layout.tensor > 1:
+        yield from _text(recipe)
+
+
+def _batch(recipe: Recipe) -> Found:
+    layout, rows = recipe.parallel, recipe.train.batch_rows
+    if layout.micro_batches and recipe.train.micro_rows:
+        yield (
+            "parallel.micro_batches",
+            f"{layout.micro_batches} is given beside train.micro_rows {recipe.train.micro_rows}, and each of them says "
+            "how a rank's rows are cut; remove one of them",
+        )
+        return
+    data, parts = layout.data or 1, layout.micro_batches or 1
+    if rows < data * parts:
+        yield (
+            "train.batch_rows",
+            f"{rows} rows are too few for {parts} micro-batches x {data} data ranks: {FORMULA}; "
+            f"use at least {data * parts}, or fewer of them",
+        )
+    rounds = max(parts // layout.pipe, 1)
+    if layout.schedule == "interleaved" and parts % rounds:
+        yield (
+            "parallel.micro_batches",
+            f"{parts} cannot go through an interleaved pipeline of {layout.pipe} ranks in equal rounds; "
+            f"use {parts // layout.pipe * layout.pipe} or {(parts // layout.pipe + 1) * layout.pipe}",
+        )
+
+
+def _text(recipe: Recipe) -> Found:
+    """Only texts of a length that the tensor ranks divide are divided."""
+    ranks, length = recipe.parallel.tensor, recipe.data.max_length
+    if not recipe.data.pack and recipe.data.split is None:
+        yield (
+            "parallel.sequence_parallel",
+            "divides rows of equal length, and with data.pack: false they have any; set data.pack: true or remove it",
+        )
+    elif length % ranks:
+        near = length // ranks * ranks
+        yield (
+            "data.max_length",
+            f"{length} tokens cannot be divided among {ranks} tensor ranks (parallel.sequence_parallel); "
+            f"use {near or ranks} or {near + ranks}",
+        )
+
+
+def model_problems(model: nn.Module, layout: ParallelSettings) -> Found:
+    """What is wrong with a layout for a model, which may be on the meta device."""
+    if layout.tensor > 1:
+        from hanlin.parallel.tensor import division_problems
+
+        yield from division_problems(model, layout.tensor, sequence=layout.sequence_parallel)
+    if layout.pipe > 1:
+        from hanlin.parallel.pipeline import stage_blocks
+        from hanlin.parallel.place import num_stages
+
+        try:
+            stage_blocks(model, num_stages(layout))
+        except ConfigError as error:
+            key, _, text = str(error).partition(": ")
+            yield key, text
