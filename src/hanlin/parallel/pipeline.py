@@ -55,7 +55,7 @@ def stage_blocks(model: nn.Module, stages: int) -> list[list[str]]:
     plan: Plan = model.plan  # pyright: ignore[reportAssignmentType]
     names = [f"{blocks}.{name}" for blocks in plan.blocks for name in getattr(model, blocks)]
     if len(names) < stages:
-        raise ConfigError(f"parallel.pipe: {len(names)} blocks cannot be cut into {stages} stages")
+        raise ConfigError(f"parallel.pipe: {len(names)} blocks cannot be cut into {stages} stages; use fewer")
     costs = [_size(model.get_submodule(name)) for name in names]
     bounds = cut_costs(costs, stages, sum(_size(getattr(model, name)) for name in plan.last))
     return [names[begin:end] for begin, end in itertools.pairwise(bounds)]
