@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hanlin.cli._launch import _num_to_start
+from hanlin.cli._launch import num_to_start
 from hanlin.cli.main import main
 from hanlin.core.config import make_recipe
 from hanlin.core.errors import ConfigError
@@ -90,23 +91,30 @@ def test_launch_runs_the_commands_by_ssh(
     assert all(line.endswith("-m hanlin train recipe.yaml") for line in lines)
 
 
+def started(nproc: int | None, *, is_alone: bool = False, **parallel: int) -> int:
+    recipe = make_recipe({**BARE, "parallel": parallel})
+    return num_to_start(argparse.Namespace(nproc=nproc, is_alone=is_alone), recipe)
+
+
 def test_how_many_processes_are_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert _num_to_start(None, make_recipe(dict(BARE))) == 1
-    assert _num_to_start(3, make_recipe(dict(BARE))) == 3
-    assert _num_to_start(None, make_recipe({**BARE, "parallel": {"data": 2, "tensor": 2}})) == 4
+    assert started(None) == 1
+    assert started(3) == 3
+    assert started(None, data=2, tensor=2) == 4
     monkeypatch.setattr("hanlin.core.ranks.num_devices", lambda setting: 7)
-    assert _num_to_start(None, make_recipe({**BARE, "parallel": {"pipe": 2}})) == 6
+    assert started(None, pipe=2) == 6
+    assert started(None, pipe=2, is_alone=True) == 1
+    assert started(2, is_alone=True) == 2
     with pytest.raises(ConfigError, match="--nproc 0"):
-        _num_to_start(0, make_recipe(dict(BARE)))
+        started(0)
 
 
 def test_a_launcher_has_the_last_word_about_the_number(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
-    assert _num_to_start(None, make_recipe(dict(BARE))) == 1
-    assert _num_to_start(2, make_recipe(dict(BARE))) == 1
+    assert started(None) == 1
+    assert started(2) == 1
     with pytest.raises(ConfigError, match="already started 2 processes"):
-        _num_to_start(4, make_recipe(dict(BARE)))
+        started(4)
 
 
 def test_deepspeed_s_file_becomes_yaml_or_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

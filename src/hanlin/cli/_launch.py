@@ -11,14 +11,16 @@ if TYPE_CHECKING:
     from hanlin.core.settings import Recipe
 
 
-def add_launch(parser: argparse.ArgumentParser) -> None:
+def add_launch(parser: argparse.ArgumentParser, *, is_alone: bool = False) -> None:
+    """is_alone: without --nproc it is one process, whatever the machine and the recipe have."""
+    default = "1" if is_alone else "one per accelerator, else as many as the recipe's section `parallel` needs"
+    parser.set_defaults(is_alone=is_alone)
     group = parser.add_argument_group("several processes")
     group.add_argument(
         "--nproc",
         type=int,
         metavar="N",
-        help="processes on this machine; default: one per accelerator, else as many as the recipe's section `parallel` "
-        "needs. torchrun, srun and Kubernetes say it themselves",
+        help=f"processes on this machine; default: {default}. torchrun, srun and Kubernetes say it themselves",
     )
     group.add_argument(
         "--timeout",
@@ -32,7 +34,7 @@ def add_launch(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="start all processes anew, from the last checkpoint, after a failure (default: %(default)s)",
+        help="start all processes anew after a failure; they go on from what is saved (default: %(default)s)",
     )
 
 
@@ -44,7 +46,7 @@ def on_all_ranks(args: argparse.Namespace, recipe: Recipe, work: Callable[[], in
     from hanlin.core.ranks import pick_device, read_ranks, start_log
 
     world = read_ranks().world
-    to_start = _num_to_start(args.nproc, recipe)
+    to_start = num_to_start(args, recipe)
     if to_start > 1:
         from hanlin.parallel.launch import run_ranks_here
 
@@ -58,11 +60,15 @@ def on_all_ranks(args: argparse.Namespace, recipe: Recipe, work: Callable[[], in
         return work()
 
 
-def _num_to_start(nproc: int | None, recipe: Recipe) -> int:
-    """Processes to start here; 1: none besides this one."""
+def num_to_start(args: argparse.Namespace, recipe: Recipe) -> int:
+    """Processes to start here; 1: none besides this one.
+
+    Raises: ConfigError.
+    """
     from hanlin.core.errors import ConfigError
     from hanlin.core.ranks import is_launched, num_devices, read_ranks
 
+    nproc: int | None = args.nproc
     if is_launched():
         world = read_ranks().world
         if nproc not in (None, world):
@@ -70,8 +76,8 @@ def _num_to_start(nproc: int | None, recipe: Recipe) -> int:
         return 1
     if nproc is not None and nproc < 1:
         raise ConfigError(f"--nproc {nproc}: at least one process is needed")
-    if nproc is not None:
-        return nproc
+    if nproc is not None or args.is_alone:
+        return nproc or 1
     layout = recipe.parallel
     per_copy = layout.tensor * layout.pipe
     copies = layout.data or max(1, num_devices(recipe.run.device) // per_copy)

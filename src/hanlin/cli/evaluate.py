@@ -1,7 +1,8 @@
 """Score a model on the recipe's evaluation data.
 
 The model is the best one of the recipe's run; before there is a run, or with --weights base, it is what the recipe
-starts from.
+starts from. All accelerators of this machine are used, as in training (docs/launching.md); what is scored already is
+not scored again, whatever the number of processes.
 """
 
 from __future__ import annotations
@@ -9,8 +10,13 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from hanlin.cli._launch import add_launch, on_all_ranks
 from hanlin.cli._recipe import add_recipe, add_weights, with_run_weights
+
+if TYPE_CHECKING:
+    from hanlin.core.settings import Recipe
 
 HELP = "score a model on held-out data"
 
@@ -19,17 +25,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser)
     add_weights(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores as JSON too")
+    add_launch(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     recipe = with_run_weights(args.recipe, args.changes, args.weights, "evaluate")
+    return on_all_ranks(args, recipe, lambda: _score(recipe, args.json))
+
+
+def _score(recipe: Recipe, target: Path | None) -> int:
     from rich.console import Console
 
     from hanlin.assemble import assemble
+    from hanlin.core.ranks import read_ranks
     from hanlin.evaluate.run import metrics_table
 
     scores = assemble(recipe).evaluate()
-    Console().print(metrics_table(scores))
-    if args.json:
-        args.json.write_text(json.dumps(scores, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    if read_ranks().is_main:
+        Console().print(metrics_table(scores))
+        if target:
+            target.write_text(json.dumps(scores, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     return 0

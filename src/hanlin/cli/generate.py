@@ -9,14 +9,17 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hanlin.cli._launch import add_launch, num_to_start, on_all_ranks
 from hanlin.cli._recipe import add_model, recipe_of_model
 
 if TYPE_CHECKING:
-    from hanlin.core.settings import GenerateSettings
+    from hanlin.core.settings import GenerateSettings, Recipe
+    from hanlin.generate.engine import Engine
 
 HELP = "write answers: JSON lines in, JSON lines out"
 
@@ -30,28 +33,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     records.add_argument(
         "--stream", action="store_true", help="write the answer's text while it is made (no beam search)"
     )
+    add_launch(parser, is_alone=True)
 
 
 def run(args: argparse.Namespace) -> int:
+    from hanlin.core.errors import DataError
+
     recipe = recipe_of_model(args)
-    records = _records(args)
+    if not args.record and args.input in (None, "-") and num_to_start(args, recipe) > 1:
+        raise DataError("several processes cannot read standard input; name a file with --input, or give --record")
+    return on_all_ranks(args, recipe, lambda: _answer(args, recipe))
+
+
+def _answer(args: argparse.Namespace, recipe: Recipe) -> int:
     from hanlin.data.expand import records_in
     from hanlin.loading import load_engine
 
+    given = _records(args)
     engine, options = load_engine(recipe), recipe.generate
-    records = records_in(records, engine.samples)
+    records = records_in(given, engine.samples)
     if args.stream:
         return _stream(engine, records, _streaming(options))
-    answered = dict(_with_progress(engine.answers(enumerate(records), options, recipe.run.seed), len(records)))
-    in_order = (answered[number] for number in range(len(records)))
-    if args.output is None:
-        sys.stdout.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in in_order)
-        return 0
+    answered = engine.generate(records, options, recipe.run.seed)
+    if engine.mesh.is_main:
+        _write(answered, args.output)
+    return 0
+
+
+def _write(answered: Sequence[Any], target: Path | None) -> None:
+    if target is None:
+        sys.stdout.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in answered)
+        return
     from hanlin.data.sources.jsonl import write_jsonl
 
-    count = write_jsonl(args.output, in_order)
-    print(f"{args.output}: {count:,} records", file=sys.stderr)
-    return 0
+    count = write_jsonl(target, answered)
+    print(f"{target}: {count:,} records", file=sys.stderr)
 
 
 def _records(args: argparse.Namespace) -> list[Any]:
@@ -85,19 +101,10 @@ def _streaming(options: GenerateSettings) -> GenerateSettings:
     return options if "method" in options.model_fields_set else options.model_copy(update={"method": "greedy"})
 
 
-def _stream(engine: Any, records: Sequence[Any], options: GenerateSettings) -> int:
+def _stream(engine: Engine, records: Sequence[Any], options: GenerateSettings) -> int:
+    """Print each answer's text as it is made; all ranks must call it, the main one prints."""
     for record in records:
-        for piece in engine.stream(record, options):
-            print(piece, end="", flush=True)
-        print()
+        for piece in chain(engine.stream(record, options), ["\n"]):
+            if engine.mesh.is_main:
+                print(piece, end="", flush=True)
     return 0
-
-
-def _with_progress(answers: Iterator[Any], total: int) -> Iterator[Any]:
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    yield from track(
-        answers, "Answering", total=total, console=console, transient=True, disable=not console.is_terminal
-    )

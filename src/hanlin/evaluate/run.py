@@ -2,6 +2,8 @@
 
 Folder: predictions/<task>.jsonl (one line per record, in order, with the gold answer), metrics.json. Until a task is
 complete its lines lie in <task>.jsonl.part; when run again, lines of the same weights, settings and record are reused.
+
+On several ranks the data ranks share the work and all know all rows; the main rank alone reads and writes the folder.
 """
 
 from __future__ import annotations
@@ -59,7 +61,7 @@ def evaluate(
     for number, record in enumerate(records):
         with naming(number):
             engine.samples.check(record)
-    weights = weights_fingerprint(engine.model.named_parameters())
+    weights = engine.mesh.from_main(weights_fingerprint(engine.weights()))
     results = {}
     for name in tasks:
         task = TASKS[name]
@@ -68,11 +70,19 @@ def evaluate(
         rows = _predictions(task, engine, records, options, seed, keys, path)
         results[name] = {"records": len(rows), **task.summarise(rows)}
         if metrics and task.compares_texts:
-            results[name] |= _score(rows, metrics, path)
+            scores = [score_texts(metrics, row["answer"], row["gold"]) for row in rows]
+            results[name] |= _summarise(rows, scores, metrics)
+            if engine.mesh.is_main:
+                _write(path, ({**row, "scores": own} for row, own in zip(rows, scores, strict=True)))
         log.info("evaluated task=%s %s", name, " ".join(f"{key}={value:.4g}" for key, value in results[name].items()))
-    with replaced_file(folder / "metrics.json") as stream:
-        stream.write((json.dumps(results, indent=2) + "\n").encode())
+    if engine.mesh.is_main:
+        write_metrics(folder, results)
     return results
+
+
+def write_metrics(folder: Path, metrics: Metrics) -> None:
+    with replaced_file(folder / "metrics.json") as stream:
+        stream.write((json.dumps(metrics, indent=2) + "\n").encode())
 
 
 def metrics_table(metrics: Metrics) -> Table:
@@ -106,27 +116,26 @@ def _predictions(
     path: Path,
 ) -> list[Row]:
     """All rows in order, known ones reused; `path` holds them at the end."""
-    part = path.with_name(path.name + ".part")
-    known = {row["key"]: row for row in (*_read(path), *_read(part))}
+    part, is_main = path.with_name(path.name + ".part"), engine.mesh.is_main
+    found = {row["key"]: row for row in (*_read(path), *_read(part))} if is_main else {}
+    known = engine.mesh.from_main(found)
     missing = [number for number, key in enumerate(keys) if key not in known]
     if len(missing) < len(keys):
         log.info("predictions reused=%d left=%d file=%s", len(keys) - len(missing), len(missing), path)
     predicted = task.predict(engine, ((number, records[number]) for number in missing), options, seed)
     shown = show_progress(predicted, path.stem, len(missing))
-    for row in _kept(part, (_named_row(number, keys, row) for number, row in shown)):
+    named = (_named_row(number, keys, row) for number, row in shown)
+    for row in _kept(part, named) if is_main else named:
         known[row["key"]] = row
     rows = [{**known[key], "record": number + 1} for number, key in enumerate(keys)]
-    with replaced_file(path) as stream:
-        stream.writelines(_line(row) for row in rows)
-    part.unlink(missing_ok=True)
+    if is_main:
+        _write(path, rows)
+        part.unlink(missing_ok=True)
     return rows
 
 
-def _score(rows: Sequence[Row], metrics: Sequence[str], path: Path) -> dict[str, float]:
-    """Write each row's scores beside its texts; return their means, and the scores of all texts together."""
-    scores = [score_texts(metrics, row["answer"], row["gold"]) for row in rows]
-    with replaced_file(path) as stream:
-        stream.writelines(_line({**row, "scores": own}) for row, own in zip(rows, scores, strict=True))
+def _summarise(rows: Sequence[Row], scores: Sequence[Mapping[str, float]], metrics: Sequence[str]) -> dict[str, float]:
+    """The means of the rows' own scores, and the scores of all texts together."""
     means = {name: mean([own[name] for own in scores]) for name in scores[0]}
     return means | score_corpus(metrics, [row["answer"] for row in rows], [row["gold"] for row in rows])
 
@@ -142,6 +151,11 @@ def _kept(part: Path, rows: Iterable[Row]) -> Iterator[Row]:
             stream.write(_line(row))
             stream.flush()
             yield row
+
+
+def _write(path: Path, rows: Iterable[Row]) -> None:
+    with replaced_file(path) as stream:
+        stream.writelines(_line(row) for row in rows)
 
 
 def _read(path: Path) -> Iterator[Row]:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from pathlib import Path
 from typing import Any
 
 from hanlin.core.batch import IGNORED, Sample
-from hanlin.data.files import replaced_file
 from hanlin.data.windows import Windows
-from hanlin.evaluate.run import Metrics
+from hanlin.evaluate.run import Metrics, write_metrics
 from hanlin.evaluate.tasks.loss import sample_losses
 from hanlin.generate.engine import Engine
 
@@ -35,9 +33,8 @@ def evaluate_windows(engine: Engine, windows: Windows, tokenizer: Any, *, batch_
         "characters": characters,
         "character_perplexity": _perplexity(loss / characters),
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    with replaced_file(folder / "metrics.json") as stream:
-        stream.write((json.dumps({"windows": values}, indent=2) + "\n").encode())
+    if engine.mesh.is_main:
+        write_metrics(folder, {"windows": values})
     return {"windows": values}
 
 

@@ -133,6 +133,13 @@ class Mesh:
         distributed.all_gather_object(values, value, group=self.group(axis))
         return values
 
+    def from_main(self, value: Any) -> Any:
+        """The main rank's picklable value, on all ranks; what the others give does not matter."""
+        values = [value if self.is_main else None]
+        if self.size("all") > 1:
+            distributed.broadcast_object_list(values, src=0)
+        return values[0]
+
 
 @contextmanager
 def main_first() -> Iterator[bool]:

@@ -106,8 +106,8 @@ class Cpm1T5(nn.Module):
     ) -> torch.Tensor | tuple[torch.Tensor, ...]:
         """Logits `[batch, length, vocab]` of the decoder, or the loss if there are labels (`core.plan.LanguageModel`).
 
-        inputs: the fields of `Inputs`. The encoder runs in the first call with a past only; from then on the state is the
-        decoder's alone.
+        inputs: the fields of `Inputs`. The encoder runs in the first call with a past only; in the others the state is
+        the decoder's alone.
         """
         given = Inputs(**inputs)
         encoded, hidden = (None, *state)[-2:] if state else self._embed_both(given, past)
