@@ -55,6 +55,22 @@ def test_a_text_is_pretrained_on_and_its_test_part_scored(recipe: Path, capsys: 
     assert [path.name.split("-")[0] for path in (recipe.parent / "cache").iterdir()].count("corpus") == 1
 
 
+def test_texts_are_written_along_the_way_and_change_nothing(recipe: Path) -> None:
+    assert main(["train", str(recipe)]) == 0
+    writes = ['train.samples=[{"prompt": "床前"}, {"prompt": ""}]', "generate.max_new_tokens=5"]
+    watched = recipe.parent / "watched"
+    assert main(["train", str(recipe), f"run.folder={watched}", *writes]) == 0
+    rows = [json.loads(line) for line in (watched / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [(row["step"], row["prompt"]) for row in rows] == [(2, "床前"), (2, ""), (4, "床前"), (4, "")]
+    assert all(isinstance(row["answer"], str) for row in rows)
+    assert _losses(watched) == _losses(recipe.parent / "run")
+
+
+def _losses(run: Path) -> list[float]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [row.get("loss", row.get("eval_loss")) for row in rows]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
