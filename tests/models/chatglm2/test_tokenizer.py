@@ -1,8 +1,11 @@
+import base64
 import pickle
 
 import pytest
 
 from hanlin.core.errors import DataError
+from hanlin.models.chatglm2.config import ChatGlm2Config
+from hanlin.models.chatglm2.samples import ChatGlm2Samples
 from hanlin.models.chatglm2.tokenizer import EOS, ChatGlm2Tokenizer
 from hanlin.tokens.stream import stream_pieces
 
@@ -56,7 +59,8 @@ def test_the_name_that_documents_of_the_time_give_the_file_is_accepted(tokenizer
         (b"", "no sentencepiece model"),
         (b"no model", "no sentencepiece model"),
         (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
-        (b"IQ== 0\nIg== 1\n", "tiktoken"),
+        (b"IQ== 0\nIg== 1\n", "254 of the 256 single bytes have no rank"),
+        (b"IQ== 0\nIg==\n", "line 2: a token in base64 and its rank"),
     ],
 )
 def test_other_files_are_refused_by_name(tmp_path, content, message):
@@ -75,3 +79,52 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
 def test_many_texts_at_once_get_the_same_ids(tokenizer):
     texts = ["你好", "", "Hello world", "类型#裤"]
     assert tokenizer.encode_many(texts, threads=2) == [tokenizer.encode(text) for text in texts]
+
+
+# --- GLM-4 ---
+
+
+def glm4_file(folder):
+    """The 256 bytes, and joined: 你, 好, 你好, ab."""
+    tokens = [bytes([byte]) for byte in range(256)]
+    tokens += ["你".encode()[:2], "你".encode(), "好".encode()[:2], "好".encode(), "你好".encode(), b"ab"]
+    lines = [base64.b64encode(token) + f" {rank}\n".encode() for rank, token in enumerate(tokens)]
+    (folder / "tokenizer.model").write_bytes(b"".join(lines))
+    return folder
+
+
+def test_glm_4_has_byte_strings_and_its_own_special_tokens(tmp_path):
+    pytest.importorskip("tiktoken", reason="needs the package tiktoken")
+    tokenizer = ChatGlm2Tokenizer.load(glm4_file(tmp_path))
+    assert tokenizer.encode("你好ab") == [260, 261]
+    assert tokenizer.encode("<|user|>") != [tokenizer.role("user")]
+    assert tokenizer.decode([260, 10**9, -1, tokenizer.end, 261]) == "你好ab"
+    assert tokenizer.decode([257, 228]).endswith("\ufffd")
+    # 151,329 published byte strings: [gMASK] 151331, <sop> 151333, <|user|> 151336, <|observation|> 151338.
+    first = tokenizer.pieces.size
+    assert tokenizer.prefix == (first + 2, first + 4)
+    assert tokenizer.end == first
+    assert (tokenizer.role("user"), tokenizer.role("observation")) == (first + 7, first + 9)
+    assert tokenizer.encode_many(["你好", "ab"], threads=-1) == [[260], [261]]
+
+
+def test_glm_4_saved_and_loaded_is_the_same(tmp_path):
+    pytest.importorskip("tiktoken", reason="needs the package tiktoken")
+    tokenizer = ChatGlm2Tokenizer.load(glm4_file(tmp_path))
+    (tmp_path / "saved").mkdir()
+    tokenizer.save(tmp_path / "saved")
+    loaded = ChatGlm2Tokenizer.load(tmp_path / "saved")
+    assert loaded.fingerprint == tokenizer.fingerprint
+    assert loaded.specials == tokenizer.specials
+    assert pickle.loads(pickle.dumps(loaded)).encode("你好") == [260]
+
+
+def test_glm_4_speaks_in_roles_and_learns_its_own_end(tmp_path):
+    pytest.importorskip("tiktoken", reason="needs the package tiktoken")
+    tokenizer = ChatGlm2Tokenizer.load(glm4_file(tmp_path))
+    config = ChatGlm2Config(generation="glm4", vocab_size=tokenizer.vocab_size, end_ids=(tokenizer.end,))
+    sample = ChatGlm2Samples(tokenizer, config).sample({"prompt": "你好", "response": "ab"})
+    newline = tokenizer.encode("\n")
+    prompt = [*tokenizer.prefix, tokenizer.role("user"), *newline, 260, tokenizer.role("assistant")]
+    assert sample.inputs["tokens"].tolist()[: len(prompt)] == prompt
+    assert tokenizer.end in sample.labels.tolist()

@@ -21,7 +21,7 @@ from .config import ChatGlm2Config
 from .original import is_row, make_sample, read_row, reference_ids, train_row
 from .record import ChatGlm2Options, read_dialogue, read_text
 from .templates import RoleTemplate, drop_oldest, make_template
-from .tokenizer import EOS, ChatGlm2Tokenizer, Part
+from .tokenizer import ChatGlm2Tokenizer, Part
 
 # What ChatGLM2 was trained to say in place of its date, and what the original's chat makes of it.
 _DATE, _DATE_TEXT = "[[训练时间]]", "2023年"
@@ -112,7 +112,7 @@ class ChatGlm2Samples:
         prompt = self._shortened(record, prompt, self.options.prompt_length)
         # differs: an answer that is cut does not teach to stop there.
         limit = self.options.answer_length
-        answer = [*answer, EOS] if limit is None or len(answer) <= limit else answer[:limit]
+        answer = [*answer, self.tokenizer.end] if limit is None or len(answer) <= limit else answer[:limit]
         tokens = np.array(prompt + answer, dtype=np.int32)
         labels, weights = np.full(tokens.size, IGNORED, dtype=np.int32), np.zeros(tokens.size, dtype=np.float32)
         learnt = slice(len(prompt) - 1, tokens.size - 1)
@@ -180,7 +180,8 @@ class ChatGlm2Samples:
         pieces = []
         for start, end in pairwise(bounds):
             text = self.tokenizer.decode(tokens[start:end].tolist(), show_specials=True)
-            pieces.append((text + ("</s>" if tokens[end - 1] == EOS else ""), bool(is_learnt[start])))
+            is_end = tokens[end - 1] == self.tokenizer.end and not self.tokenizer.is_glm4  # which shows its own
+            pieces.append((text + ("</s>" if is_end else ""), bool(is_learnt[start])))
         return pieces
 
     def prompt(self, record: Any) -> Prompt:

@@ -1,4 +1,6 @@
-"""ChatGLM2's and ChatGLM3's text <-> ids: sentencepiece, and special tokens that have the ids after its pieces.
+"""Text <-> ids: pieces, and special tokens that have the ids after them.
+
+The pieces of ChatGLM2, ChatGLM3 and CodeGeeX2 are sentencepiece's, those of GLM-4 byte strings with ranks (tiktoken).
 
 Special tokens are never read out of text: a user who types "[gMASK]" or "</s>" gets ordinary pieces.
 """
@@ -6,11 +8,11 @@ Special tokens are never read out of text: a user who types "[gMASK]" or "</s>" 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from hanlin.core.errors import DataError
+from hanlin.tokens.byte_ranks import LINE, ByteRanks
 from hanlin.tokens.sentencepiece import SentencePiece
 
 # The second is what documents of the time call it, left over from ChatGLM-6B (v1).
@@ -23,20 +25,30 @@ BOS, EOS, PAD = 1, 2, 0
 Part = int | str
 """A token's id, or a text that is encoded on its own."""
 
-# A line of GLM-4's tokenizer.model: a token in base64 and its rank.
-_TIKTOKEN_LINE = re.compile(rb"[A-Za-z0-9+/=]+ \d+\r?\n")
+GLM4_SPECIALS = (
+    "<|endoftext|>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>", *(f"<|{role}|>" for role in ROLES),
+    "<|begin_of_image|>", "<|end_of_image|>", "<|begin_of_video|>", "<|end_of_video|>",
+)  # fmt: skip
+"""In the order of their ids, from 151,329 on in the published vocabulary."""
+GLM4_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 class ChatGlm2Tokenizer:
     """Ids of the pieces, then of the special tokens, then (ChatGLM3) of the roles."""
 
-    def __init__(self, pieces: SentencePiece, *, has_roles: bool = False) -> None:
+    def __init__(self, pieces: SentencePiece | ByteRanks, *, has_roles: bool = False) -> None:
         self.pieces = pieces
-        self.has_roles = has_roles
-        names = [*SPECIALS, *(f"<|{role}|>" for role in ROLES)] if has_roles else list(SPECIALS)
+        self.is_glm4 = isinstance(pieces, ByteRanks)
+        self.has_roles = has_roles or self.is_glm4
+        names = GLM4_SPECIALS if self.is_glm4 else [*SPECIALS, *(f"<|{role}|>" for role in ROLES if has_roles)]
         self._specials = {name: pieces.size + number for number, name in enumerate(names)}
         self._names = {id: name for name, id in self._specials.items()}
-        self.prefix = (self._specials["[gMASK]"], self._specials["sop"])
+        self.prefix = (self._specials["[gMASK]"], self._specials["<sop>" if self.is_glm4 else "sop"])
+        self.end = self._specials["<|endoftext|>"] if self.is_glm4 else EOS
+        """The id that ends an answer."""
 
     @classmethod
     def load(cls, path: Path) -> ChatGlm2Tokenizer:
@@ -46,12 +58,12 @@ class ChatGlm2Tokenizer:
         """
         path = Path(path)
         file = _model_file(path) if path.is_dir() else path
-        try:
-            pieces = SentencePiece.load(file)
-        except DataError as error:
-            if file.is_file() and _TIKTOKEN_LINE.match(file.read_bytes()):
-                raise DataError(f"{file}: a tiktoken vocabulary (GLM-4); only sentencepiece models are read") from None
-            raise error from None
+        if file.is_file() and LINE.match(file.read_bytes()):
+            try:
+                return cls(ByteRanks(file.read_bytes(), GLM4_PATTERN))
+            except DataError as error:
+                raise DataError(f"{file}: {error}") from None
+        pieces = SentencePiece.load(file)
         if pieces.size <= EOS or (pieces.piece(BOS), pieces.piece(EOS)) != ("<s>", "</s>"):
             raise DataError(
                 f"{file}: a sentencepiece model, but not ChatGLM2's: its pieces 1 and 2 are not <s> and </s>"
@@ -63,7 +75,8 @@ class ChatGlm2Tokenizer:
         return self if self.has_roles else ChatGlm2Tokenizer(self.pieces, has_roles=True)
 
     def save(self, folder: Path) -> None:
-        settings = {"tokenizer_class": "ChatGLMTokenizer", "additional_special_tokens": list(self._specials)}
+        kind = "ChatGLM4Tokenizer" if self.is_glm4 else "ChatGLMTokenizer"
+        settings = {"tokenizer_class": kind, "additional_special_tokens": list(self._specials)}
         (Path(folder) / MODEL_FILES[0]).write_bytes(self.pieces.model)
         (Path(folder) / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
 
