@@ -56,8 +56,7 @@ def test_a_token_gets_what_its_expert_would_give_it_alone(tokens: int, is_traini
     hidden = torch.randn(1, tokens, 5, generator=torch.Generator().manual_seed(2))
     out = layer(hidden)[0]
     chosen = (layer._balanced if is_training else layer._best)(hidden[0])
-    assert sorted(torch.cat(chosen).tolist()) == list(range(tokens))
-    for expert, own in zip(layer.experts.values(), chosen, strict=True):
-        torch.testing.assert_close(out[own], expert(hidden[0, own]))
+    for number, expert in enumerate(layer.experts.values()):
+        torch.testing.assert_close(out[chosen == number], expert(hidden[0, chosen == number]))
     if is_training and tokens % 9 == 0:
-        assert {len(own) for own in chosen} == {tokens // 3}
+        assert chosen.bincount().tolist() == [tokens // 3] * 3

@@ -60,7 +60,7 @@ def own_rows(batch: Batch, worker: Worker) -> Batch:
     return batch.split(count)[worker.mesh.rank("data")]
 
 
-def compute(case: Case, method: str, settings: ParallelSettings, dtype: torch.dtype) -> dict[str, Any]:
+def compute(case: Case, method: str, settings: ParallelSettings, dtype: torch.dtype, rows: int = 2) -> dict[str, Any]:
     """What one rank gets: loss, norm and loss without gradient, over all ranks; the gradients that it holds."""
     worker = place(
         make_model(case, method, dtype),
@@ -72,7 +72,7 @@ def compute(case: Case, method: str, settings: ParallelSettings, dtype: torch.dt
     batch = make_batch(case)
     batch = Batch(batch.inputs, batch.labels, batch.weights.to(dtype), batch.rows)
     mine = own_rows(batch, worker)
-    parts = worker.split(mine, 2)
+    parts = worker.split(mine, rows)
     losses = worker.forward_backward(parts, [batch.loss_tokens] * len(parts))
     (loss,) = worker.sum_over_data([sum(losses)])
     gradients = {name: weight.grad for name, weight in worker.parameters.items() if weight.grad is not None}

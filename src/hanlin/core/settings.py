@@ -256,8 +256,11 @@ class ParallelSettings(Settings):
     tensor: int = Field(default=1, gt=0)
     # Ranks that divide the blocks, one run of them each.
     pipe: int = Field(default=1, gt=0)
+    # Neighbouring data ranks that divide a mixture's experts among them; it must divide the number of data ranks.
+    expert: int = Field(default=1, gt=0)
     # What a data rank holds only its share of. none: nothing; gradients: gradients and optimiser, and the weights
-    # between steps (ZeRO-2); parameters: the weights within a step too (ZeRO-3).
+    # between steps (ZeRO-2); parameters: the weights within a step too (ZeRO-3). With expert > 1 the experts are
+    # divided by that alone.
     shard: Literal["none", "gradients", "parameters"] = "none"
     # Neighbouring data ranks that hold one copy together (those of a machine: hybrid sharding). None: all of them.
     shard_ranks: int | None = Field(default=None, gt=0)

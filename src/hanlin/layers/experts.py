@@ -4,18 +4,84 @@ In training every expert gets equally many tokens: they are dealt into as many g
 original each group is a process), and in each group a balanced assignment is found by auction. In inference a token
 goes to the expert that likes it best. There is no gate: an expert's output is taken as it is, and the centroids that
 decide get no gradient.
+
+Several processes assign the tokens of all of them together, so that their number changes nothing (`Peers`); each may
+hold some of the experts only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
 
 import torch
 from torch import nn
+from torch.func import functional_call
 
 # Rounds of the auction in which winners keep what they won; then a rule that ends soon.
 _STRICT_ROUNDS = 100
 _LEAST_STEP = 1e-4
+
+Run = Callable[[torch.Tensor, Sequence[int]], torch.Tensor]
+"""The experts of a process: tokens `[tokens, hidden_size]`, the first expert's first, and how many each has."""
+
+
+class Peers(Protocol):
+    """The processes that assign their tokens together. All of them call the same methods in the same order."""
+
+    @property
+    def rank(self) -> int:
+        """This process's place among them, which is that of its tokens among all."""
+        ...
+
+    def sizes(self, own: int) -> list[int]:
+        """How many tokens each process has."""
+        ...
+
+    def join_scores(self, scores: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+        """The scores `[tokens, experts]` of all processes' tokens."""
+        ...
+
+    def join_norms(self, weights: torch.Tensor) -> torch.Tensor:
+        """The norm weights `[experts, hidden_size]` of all experts from those of this process's experts."""
+        ...
+
+    def own_groups(self, count: int) -> Iterable[int]:
+        """Which of so many groups of tokens this process assigns."""
+        ...
+
+    def add(self, numbers: torch.Tensor) -> torch.Tensor:
+        """The sum of all processes' whole numbers."""
+        ...
+
+    def visit(self, tokens: torch.Tensor, counts: torch.Tensor, run: Run) -> torch.Tensor:
+        """What the experts make of this process's tokens, which stand in the experts' order; counts: of each expert."""
+        ...
+
+
+class Alone:
+    """The `Peers` of one process, which has all experts."""
+
+    rank = 0
+
+    def sizes(self, own: int) -> list[int]:
+        return [own]
+
+    def join_scores(self, scores: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+        del sizes
+        return scores
+
+    def join_norms(self, weights: torch.Tensor) -> torch.Tensor:
+        return weights
+
+    def own_groups(self, count: int) -> Iterable[int]:
+        return range(count)
+
+    def add(self, numbers: torch.Tensor) -> torch.Tensor:
+        return numbers
+
+    def visit(self, tokens: torch.Tensor, counts: torch.Tensor, run: Run) -> torch.Tensor:
+        return run(tokens, counts.tolist())
 
 
 class Experts(nn.Module):
@@ -25,44 +91,56 @@ class Experts(nn.Module):
         super().__init__()
         self.experts = nn.ModuleDict({str(number): make_expert() for number in range(num_experts)})
         self.centroids = nn.Parameter(torch.empty(num_experts, hidden_size), requires_grad=False)
+        self.peers: Peers = Alone()
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden: `[..., hidden_size]`."""
-        flat = hidden.flatten(0, -2)
-        chosen = self._balanced(flat) if self.training else self._best(flat)
-        order = torch.cat(chosen)
-        pieces = [expert(flat[own]) for expert, own in zip(self.experts.values(), chosen, strict=True)]
-        places = torch.empty_like(order)
-        places[order] = torch.arange(len(order), device=order.device)
-        return torch.cat(pieces)[places].view_as(hidden)
+        tokens = hidden.flatten(0, -2)
+        chosen = self._balanced(tokens) if self.training else self._best(tokens)
+        order = chosen.argsort(stable=True)
+        out = self.peers.visit(tokens[order], chosen.bincount(minlength=len(self.centroids)), self._run)
+        return out[order.argsort()].view_as(hidden)
 
     def init_centroids(self, generator: torch.Generator | None = None) -> None:
         nn.init.orthogonal_(self.centroids, gain=0.1, generator=generator)
 
-    @torch.no_grad()
-    def _best(self, tokens: torch.Tensor) -> list[torch.Tensor]:
-        """For each expert its tokens' numbers: those that it likes best of all (the first one, if several do)."""
-        best = self._scores(tokens, 0).argmax(-1)
-        return [(best == number).nonzero().flatten() for number in range(len(self.experts))]
+    def _run(self, tokens: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
+        pieces = zip(self.experts.values(), tokens.split(list(counts)), strict=True)
+        # Idle ones take part in training, so that all have a gradient.
+        return torch.cat([expert(own) for expert, own in pieces if self.training or len(own)] or [tokens])
 
     @torch.no_grad()
-    def _balanced(self, tokens: torch.Tensor) -> list[torch.Tensor]:
-        """For each expert its tokens' numbers, equally many up to the rest of a division."""
-        count, total = len(self.experts), len(tokens)
-        padded = -(-total // count**2) * count**2  # the padding is dealt out too, and then forgotten
+    def _best(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The number of the expert that likes each token best (the first one, if several do)."""
+        return self._scores(tokens, self._norms()[0]).argmax(-1)
+
+    @torch.no_grad()
+    def _balanced(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The number of each token's expert; each gets equally many of all processes' tokens, up to the padding."""
+        count, sizes = len(self.centroids), self.peers.sizes(len(tokens))
+        first, total = sum(sizes[: self.peers.rank]), sum(sizes)
+        own, padded = slice(first, first + len(tokens)), -(-total // count**2) * count**2
         numbers = deal(padded, count, tokens.device)
-        filled = nn.functional.pad(tokens, (0, 0, 0, padded - total))
-        assigned = [
-            group[assign_balanced(self._scores(filled[group], number))].view(count, -1)
-            for number, group in enumerate(numbers)
-        ]
-        return [own[own < total] for own in torch.stack(assigned, dim=1).flatten(1)]
+        group = torch.empty_like(numbers.flatten())
+        group[numbers] = torch.arange(count, device=tokens.device)[:, None]
+        # kept (cpm2_moe): a process of the original scores its group with the norm of the expert that it holds.
+        scores = self.peers.join_scores(self._scores(tokens, self._norms()[group[own]]), sizes)
+        scores = nn.functional.pad(scores, (0, 0, 0, padded - total))  # the padding is assigned too, and then forgotten
+        experts = torch.arange(count, device=tokens.device).repeat_interleave(padded // count**2)
+        chosen = torch.zeros_like(group)
+        for number in self.peers.own_groups(count):
+            chosen[numbers[number][assign_balanced(scores[numbers[number]])]] = experts
+        return self.peers.add(chosen)[own]
 
-    def _scores(self, tokens: torch.Tensor, number: int) -> torch.Tensor:
-        """How well each expert likes each token, `[tokens, experts]`, by the norm of expert `number`."""
-        # kept (cpm2_moe): a process of the original scores with the norm of the expert that it holds.
-        norm = self.experts.get_submodule(f"{number}.norm")
-        return norm(tokens) @ self.centroids.t()
+    def _norms(self) -> torch.Tensor:
+        """The norm weights of all experts, `[experts, hidden_size]`."""
+        norms = (expert.get_parameter("norm.weight") for expert in self.experts.values())
+        return self.peers.join_norms(torch.stack(tuple(norms)))
+
+    def _scores(self, tokens: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """How well each expert likes each token, `[tokens, experts]`; weights: of a norm, for all or for each token."""
+        norm = next(iter(self.experts.values())).get_submodule("norm")
+        return functional_call(norm, {"weight": weights}, (tokens,)) @ self.centroids.t()
 
 
 def deal(total: int, groups: int, device: torch.device | None = None) -> torch.Tensor:

@@ -1,7 +1,8 @@
 """The ranks of a run as a mesh of four axes: pipe x replicate x shard x tensor, the last one between neighbours.
 
 replicate and shard together are the data axis: their ranks take different rows of a batch. shard ranks hold one copy of
-the model together, replicate ranks a copy each.
+the model together, replicate ranks a copy each. For a mixture's experts the data axis is divided in another way: expert
+ranks hold them all together, copy ranks the same ones.
 """
 
 from __future__ import annotations
@@ -20,22 +21,28 @@ from hanlin.core.settings import ParallelSettings
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-Axis = Literal["pipe", "replicate", "shard", "tensor", "data", "all"]
+Axis = Literal["pipe", "replicate", "shard", "tensor", "data", "expert", "copy", "all"]
 AXES = ("pipe", "replicate", "shard", "tensor")
+EXPERT_AXES = ("pipe", "copy", "expert", "tensor")
 
 
 @dataclass(frozen=True)
 class Degrees:
-    """How many ranks each axis has."""
+    """How many ranks each axis has; expert: of the data axis."""
 
     pipe: int = 1
     replicate: int = 1
     shard: int = 1
     tensor: int = 1
+    expert: int = 1
 
     @property
     def data(self) -> int:
         return self.replicate * self.shard
+
+    @property
+    def copy(self) -> int:
+        return self.data // self.expert
 
     @property
     def world(self) -> int:
@@ -48,6 +55,10 @@ class Degrees:
     def place(self, rank: int) -> int:
         """A number that only the tensor ranks with the same rows and blocks share."""
         return rank // self.tensor
+
+    def first_rank(self, pipe: int, data: int) -> int:
+        """The rank of the whole at these places, the first of its tensor ranks."""
+        return (pipe * self.data + data) * self.tensor
 
     @staticmethod
     def of(settings: ParallelSettings, world: int) -> Degrees:
@@ -63,12 +74,11 @@ class Degrees:
                 f"parallel: {told}tensor {settings.tensor} x pipe {settings.pipe} is to be the number of processes, "
                 f"which is {world}; start {data * inner} of them, or change a degree"
             )
-        if settings.shard == "none":
-            return Degrees(settings.pipe, data, 1, settings.tensor)
-        shard = settings.shard_ranks or data
-        if data % shard:
-            raise ConfigError(f"parallel.shard_ranks: {shard} does not divide the {data} data ranks")
-        return Degrees(settings.pipe, data // shard, shard, settings.tensor)
+        shard = 1 if settings.shard == "none" else settings.shard_ranks or data
+        for name, size in (("shard_ranks", shard), ("expert", settings.expert)):
+            if data % size:
+                raise ConfigError(f"parallel.{name}: {size} does not divide the {data} data ranks")
+        return Degrees(settings.pipe, data // shard, shard, settings.tensor, settings.expert)
 
 
 class Mesh:
@@ -78,19 +88,24 @@ class Mesh:
         self.degrees, self.device = degrees, device
         self._whole: DeviceMesh | None = None
         self._data: DeviceMesh | None = None
+        self._experts: DeviceMesh | None = None
         if degrees.world > 1:
             from torch.distributed.device_mesh import init_device_mesh
 
-            sizes = tuple(getattr(degrees, name) for name in AXES)
-            self._whole = init_device_mesh(device.type, sizes, mesh_dim_names=AXES)
+            def arranged(axes: tuple[str, ...]) -> DeviceMesh:
+                sizes = tuple(getattr(degrees, name) for name in axes)
+                return init_device_mesh(device.type, sizes, mesh_dim_names=axes)
+
+            self._whole = arranged(AXES)
             self._data = self._whole["replicate", "shard"]._flatten("data")
+            self._experts = arranged(EXPERT_AXES) if degrees.expert > 1 else None
 
     def size(self, axis: Axis) -> int:
         return self.degrees.world if axis == "all" else getattr(self.degrees, axis)
 
     def rank(self, axis: Axis) -> int:
         """This process's place on an axis."""
-        if self._whole is None:
+        if self._whole is None or self.size(axis) == 1:
             return 0
         return distributed.get_rank() if axis == "all" else self.part(axis).get_local_rank()
 
@@ -101,9 +116,12 @@ class Mesh:
     def part(self, *axes: Axis) -> DeviceMesh:
         """The mesh of the ranks that share this one's place on all other axes."""
         assert self._whole is not None, "a process alone has no mesh"
-        if axes == ("data",):
+        if axes == ("data",) or (axes == ("copy",) and self._experts is None):
             assert self._data is not None
             return self._data
+        if axes in (("expert",), ("copy",)):
+            assert self._experts is not None, "no axis divides the experts"
+            return self._experts[axes]
         return self._whole[axes]
 
     def group(self, axis: Axis) -> distributed.ProcessGroup:

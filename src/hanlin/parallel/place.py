@@ -50,6 +50,8 @@ def _refuse(settings: ParallelSettings, mesh: Mesh) -> None:
     """Raises: ConfigError for settings that ask for something that this layout does not have."""
     if settings.offload and settings.shard != "parameters":
         raise ConfigError("parallel.offload: only with parallel.shard: parameters")
+    if settings.offload and settings.expert > 1:
+        raise ConfigError("parallel.offload: not with parallel.expert, which keeps its experts on the device")
     if settings.schedule == "interleaved" and mesh.size("pipe") == 1:
         raise ConfigError("parallel.schedule: interleaved needs parallel.pipe of at least 2")
 
@@ -82,6 +84,10 @@ def _settle(
         if parameter.is_floating_point() and parameter.dtype != torch.float64:
             # Changing the data and not the parameter keeps tied weights tied.
             parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else DTYPES[precision])
+    if mesh.size("data") > 1:
+        from hanlin.parallel.experts import share_experts
+
+        share_experts(model, mesh)
     if mesh.size("tensor") > 1:
         from hanlin.parallel.tensor import divide
 
@@ -253,7 +259,8 @@ class Worker:
 
         frees, offload = self.settings.shard == "parameters", self.settings.offload
         for stage, model in zip(stages, self.models, strict=True):
-            shard(stage, model, self.mesh, frees_weights=frees, offload=offload)
+            own = {weight for name, weight in model.named_parameters() if name in self._own_names}
+            shard(stage, model, self.mesh, frees_weights=frees, offload=offload, whole=own)
 
     def _bring(self) -> None:
         """Memory on the device for what is on the meta device; all else is moved there."""
@@ -286,12 +293,23 @@ class Worker:
                 other = held.get(name, first)
                 if other is not first and other.grad is not None:
                     first.grad = other.grad if first.grad is None else first.grad.add_(other.grad)
-        if not self._is_sharded and self.mesh.size("data") > 1:
-            from hanlin.parallel.shard import add_over_data
-
-            add_over_data(self._known_to_any("data", list(parameters.values())), self.mesh)
+        if self.mesh.size("data") > 1:
+            self._add_over_data(parameters)
         if self._holders:
             self._add_over_pipe(parameters)
+
+    def _add_over_data(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        from hanlin.parallel.shard import add_over
+
+        if not self._is_sharded:
+            shared = [weight for name, weight in parameters.items() if name not in self._own_names]
+            add_over("data", self._known_to_any("data", shared), self.mesh)
+        if own := [weight for name, weight in parameters.items() if name in self._own_names]:
+            gradients = self._known_to_any("copy", own)
+            if self._is_sharded:  # these were not averaged
+                for gradient in gradients:
+                    gradient.div_(self.data_ranks)
+            add_over("copy", gradients, self.mesh)
 
     def _add_over_pipe(self, parameters: Mapping[str, nn.Parameter]) -> None:
         from torch import distributed
@@ -305,7 +323,7 @@ class Worker:
             if weight is not None and mine is None:
                 weight.grad = _as(total, weight)
 
-    def _known_to_any(self, axis: Literal["data"], weights: Sequence[nn.Parameter]) -> list[torch.Tensor]:
+    def _known_to_any(self, axis: Literal["data", "copy"], weights: Sequence[nn.Parameter]) -> list[torch.Tensor]:
         """The gradients that any rank has; zeros where this one has none."""
         has = self.mesh.sum(axis, [float(weight.grad is not None) for weight in weights])
         for weight, count in zip(weights, has, strict=True):
@@ -329,6 +347,8 @@ class Worker:
         is_divided = _is_divided(weight)
         if not is_divided and self.mesh.rank("tensor") > 0:
             return False
+        if name in self._own_names:
+            return self.mesh.rank("copy") == 0
         return self.mesh.rank("replicate") == 0 if self._is_sharded else self.mesh.rank("data") == 0
 
     @torch.no_grad()
@@ -435,6 +455,12 @@ def part_of(whole: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
     for dimension, (start, size) in enumerate(zip(offset, shape, strict=True)):
         whole = whole.narrow(dimension, start if size else 0, size)
     return whole
+
+
+def _names_of_experts(models: Sequence[nn.Module]) -> set[str]:
+    from hanlin.parallel.experts import expert_names
+
+    return {name for model in models for name in expert_names(model)}
 
 
 def _trained(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import Any
 
 import torch
@@ -9,19 +10,28 @@ from torch import distributed, nn
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
 
 from hanlin.core.plan import Plan
-from hanlin.parallel.mesh import Mesh
+from hanlin.parallel.mesh import Axis, Mesh
 
 
-def shard(stage: nn.Module, model: nn.Module, mesh: Mesh, *, frees_weights: bool, offload: bool) -> None:
+def shard(
+    stage: nn.Module,
+    model: nn.Module,
+    mesh: Mesh,
+    *,
+    frees_weights: bool,
+    offload: bool,
+    whole: Set[nn.Parameter] = frozenset(),
+) -> None:
     """Share each block, and what is in none, among the data ranks.
 
     stage: what is called (the model, or what wraps it); frees_weights: gather the weights again in the backward pass
-    (ZeRO-3) instead of keeping them from the forward pass on (ZeRO-2); offload: keep the shares in the CPU's memory.
+    (ZeRO-3) instead of keeping them from the forward pass on (ZeRO-2); offload: keep the shares in the CPU's memory;
+    whole: what is not to be shared.
     """
     plan: Plan = model.plan  # pyright: ignore[reportAssignmentType]
     axes = ("replicate", "shard") if mesh.size("replicate") > 1 else ("shard",)
     policy = CPUOffloadPolicy(pin_memory=mesh.device.type != "cpu") if offload else OffloadPolicy()
-    options: dict[str, Any] = {"mesh": mesh.part(*axes), "offload_policy": policy}
+    options: dict[str, Any] = {"mesh": mesh.part(*axes), "offload_policy": policy, "ignored_params": set(whole)}
     for blocks in plan.blocks:
         for block in getattr(model, blocks).children():
             fully_shard(block, reshard_after_forward=frees_weights, **options)
@@ -35,9 +45,9 @@ def reduce_gradients(stage: nn.Module, *, now: bool) -> None:
     stage.set_is_last_backward(now)
 
 
-def add_over_data(gradients: list[torch.Tensor], mesh: Mesh) -> None:
-    """Add gradients that every data rank holds whole, in place."""
-    group = mesh.group("data")
+def add_over(axis: Axis, gradients: list[torch.Tensor], mesh: Mesh) -> None:
+    """Add gradients that every rank of an axis holds whole, in place."""
+    group = mesh.group(axis)
     handles = [distributed.all_reduce(gradient, group=group, async_op=True) for gradient in gradients]
     for handle in handles:
         assert handle is not None
