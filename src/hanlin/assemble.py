@@ -42,7 +42,10 @@ class Run:
         return _train(self.parts, self.resume)
 
     def evaluate(self) -> Metrics:
-        """Score the recipe's weights on its evaluation files; all results go to `evaluation/` of the run folder."""
+        """Score the recipe's weights on its evaluation files; all results go to `evaluation/` of the run folder.
+
+        On several processes all must call it, and all get the scores.
+        """
         return _evaluate(self.parts)
 
 
@@ -267,9 +270,11 @@ def _evaluate_windows(parts: Parts) -> Metrics:
     from hanlin.data.windows import Windows
     from hanlin.evaluate.windows import evaluate_windows
     from hanlin.loading import load_engine
+    from hanlin.parallel.mesh import main_first
 
     recipe = parts.recipe
-    windows = load_data(recipe, parts, "test") or load_data(recipe, parts, "valid")
+    with main_first():
+        windows = load_data(recipe, parts, "test") or load_data(recipe, parts, "valid")
     if not isinstance(windows, Windows):
         raise ConfigError("data.split: leaves nothing for valid and test; give it three numbers: 949,50,1")
     return evaluate_windows(

@@ -58,7 +58,7 @@ def score(recipe: Recipe, folder: Path, world: int = 1, killed_after: int | None
             left[0] -= 1
             return compute(*args)
 
-        engine._answer_batch = dying
+        engine._answer_batch = dying  # pyright: ignore[reportAttributeAccessIssue]
         with pytest.raises(KeyboardInterrupt):
             evaluate(engine, RECORDS, TASKS, recipe.generate, folder)
         return None

@@ -57,7 +57,10 @@ FAMILIES = {
 }
 
 
-def answers(name: str, layout: dict[str, Any] | None, method: str = "full") -> list[list[Any]]:
+PREFIX = TuningSettings(method="prefix", prefix_length=3)
+
+
+def answers(name: str, layout: dict[str, Any] | None, tuning: TuningSettings | None = None) -> list[list[Any]]:
     """What one rank gets to know, by search; layout: None for a process alone."""
     family, (make, values, records) = load_family(name), FAMILIES[name]
     tokenizer: Any = make()
@@ -66,7 +69,7 @@ def answers(name: str, layout: dict[str, Any] | None, method: str = "full") -> l
     model = family.model()(config).double()
     draw = torch.Generator().manual_seed(5)
     model.init_weights(draw)
-    apply_tuning(model, TuningSettings(method=method, prefix_length=3), family, draw)
+    apply_tuning(model, tuning or TuningSettings(), family, draw)
     for name, weight in model.named_parameters():
         if weight.dim() > 1:  # so that each answer has many letters
             torch.nn.init.normal_(weight, std=5.0 if "blocks" in name else 1.0, generator=draw)
@@ -81,10 +84,18 @@ def answers(name: str, layout: dict[str, Any] | None, method: str = "full") -> l
     return [engine.generate(records, search, seed=3) for search in SEARCHES]
 
 
+def compare(family: str, layout: dict[str, Any], tuning: TuningSettings | None = None) -> None:
+    alone = answers(family, None, tuning)
+    settings = ParallelSettings(**layout)
+    world = (settings.data or 1) * settings.tensor * settings.pipe
+    assert run_ranks(world, answers, family, layout, tuning) == [alone] * world
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_answers_are_those_of_one_process(family: str, layout: str) -> None:
-    alone = answers(family, None)
-    settings = ParallelSettings(**LAYOUTS[layout])
-    world = (settings.data or 1) * settings.tensor * settings.pipe
-    assert run_ranks(world, answers, family, LAYOUTS[layout]) == [alone] * world
+    compare(family, LAYOUTS[layout])
+
+
+def test_a_prefix_stands_before_the_blocks_of_every_rank() -> None:
+    compare("chatglm2", LAYOUTS["tensor, pipe"], PREFIX)

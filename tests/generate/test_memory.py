@@ -44,7 +44,7 @@ class Counting:
 
     def __init__(self, model: Any) -> None:
         self.model, self.num_columns, self.training = model, 0, False
-        self.modules = model.modules
+        self.modules, self.parameters = model.modules, model.parameters
 
     def __call__(self, **inputs: Any) -> torch.Tensor:
         self.num_columns += inputs["tokens"].shape[1]
