@@ -163,13 +163,6 @@ def test_the_loss_is_the_cross_entropy_of_the_logits() -> None:
     torch.testing.assert_close(each[0], losses.detach(), **EXACT)
 
 
-def test_checkpointed_activations_change_no_gradient(samples: list[dict[str, torch.Tensor]]) -> None:
-    model, row = make_model(), pack(samples, padding=0)
-    plain = gradients(model, row, row["tokens"])
-    model.checkpoint_activations = True
-    torch.testing.assert_close(gradients(model, row, row["tokens"]), plain, **EXACT)
-
-
 def test_a_cut_model_hands_on_the_hidden_state() -> None:
     model, sample = make_model(), make_sample(9, seed=3)
     whole = model(**sample)

@@ -54,16 +54,6 @@ def test_a_cut_model_gives_the_same_loss_and_gradients() -> None:
     torch.testing.assert_close(tied[0] + tied[1], whole.embedding.weight.grad)
 
 
-def test_recomputing_activations_changes_nothing() -> None:
-    gradients = []
-    for is_recomputed in (False, True):
-        model, ids = make(), tokens()
-        model.checkpoint_activations = is_recomputed
-        model(tokens=ids, labels=ids).backward()
-        gradients.append(model.positions.weight.grad)
-    assert torch.equal(gradients[0], gradients[1])
-
-
 def test_dropout_acts_in_training_only() -> None:
     config = shape(32, 1, 4, vocab_size=50, max_length=24, dropout=0.0, attention_dropout=0.5, init_std=0.2)
     model, ids = make(config), tokens()

@@ -14,7 +14,6 @@ from typing import Any, Literal
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from hanlin.core.errors import ConfigError
 from hanlin.core.plan import Plan
@@ -55,15 +54,11 @@ class Scene:
 
 
 class ChatGlm2(nn.Module):
-    """ChatGLM2 of any size, whole or cut (see core/plan.py).
-
-    `checkpoint_activations = True` keeps only the input of each block for the backward pass.
-    """
+    """ChatGLM2 of any size, whole or cut (see core/plan.py)."""
 
     def __init__(self, config: ChatGlm2Config) -> None:
         super().__init__()
         self.config = config
-        self.checkpoint_activations = False
         self.prefix: PrefixSource | None = None
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         self.blocks = nn.ModuleDict({str(i): Block(config) for i in range(config.num_layers)})
@@ -107,7 +102,7 @@ class ChatGlm2(nn.Module):
         hidden = state[0] if state else self._embed(given.tokens)
         scene = self._scene(given, past)
         for name, block in self.blocks.items():
-            hidden = self._run(block, hidden, scene, prefixes.get(name), past, name)
+            hidden = block(hidden, scene, prefixes.get(name), past, name)
         if self.head is None:
             return hidden
         hidden = self.norm(hidden if logits_to_keep is None else hidden[:, -logits_to_keep:])
@@ -137,13 +132,6 @@ class ChatGlm2(nn.Module):
     def _embed(self, tokens: torch.Tensor) -> torch.Tensor:
         hidden = self.embedding(tokens)
         return hidden.float() if self.config.fp32_residual else hidden
-
-    def _run(
-        self, block: nn.Module, hidden: torch.Tensor, scene: Scene, prefix: Prefix | None, past: Past | None, name: str
-    ) -> torch.Tensor:
-        if self.checkpoint_activations and torch.is_grad_enabled():
-            return checkpoint(block, hidden, scene, prefix, past, name, use_reentrant=False)  # pyright: ignore[reportReturnType]
-        return block(hidden, scene, prefix, past, name)
 
     def _scene(self, given: Inputs, past: Past | None) -> Scene:
         positions, start = given.positions, 0 if past is None else past.length

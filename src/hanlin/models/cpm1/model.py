@@ -12,7 +12,6 @@ from typing import Any, Literal
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from hanlin.core.plan import Plan
 from hanlin.layers.attention import SpanSight, attend_grouped, look_at_own, look_back
@@ -41,15 +40,11 @@ class Inputs:
 
 
 class Cpm1(nn.Module):
-    """CPM-1 of any size, whole or cut (see core/plan.py).
-
-    `checkpoint_activations = True` keeps only the input of each block for the backward pass.
-    """
+    """CPM-1 of any size, whole or cut (see core/plan.py)."""
 
     def __init__(self, config: Cpm1Config) -> None:
         super().__init__()
         self.config = config
-        self.checkpoint_activations = False
         self.prefix: PrefixSource | None = None
         self.soft_prompt: SoftPrompt | None = None
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
@@ -92,7 +87,7 @@ class Cpm1(nn.Module):
         hidden = state[0] if state else self._embed(given, past)
         sight = self._sight(given, past)
         for name, block in self.blocks.items():
-            hidden = self._run(block, hidden, sight, prefixes.get(name), past, name)
+            hidden = block(hidden, sight, prefixes.get(name), past, name)
         if self.norm is None:
             return hidden
         hidden = self.norm(hidden if logits_to_keep is None else hidden[:, -logits_to_keep:])
@@ -124,19 +119,6 @@ class Cpm1(nn.Module):
         )
         hidden = embedded + self.positions(positions)
         return functional.dropout(hidden, self.config.dropout, self.training)
-
-    def _run(
-        self,
-        block: nn.Module,
-        hidden: torch.Tensor,
-        sight: SpanSight,
-        prefix: Prefix | None,
-        past: Past | None,
-        name: str,
-    ) -> torch.Tensor:
-        if self.checkpoint_activations and torch.is_grad_enabled():
-            return checkpoint(block, hidden, sight, prefix, past, name, use_reentrant=False)  # pyright: ignore[reportReturnType]
-        return block(hidden, sight, prefix, past, name)
 
     def _sight(self, given: Inputs, past: Past | None) -> SpanSight:
         if past is None:

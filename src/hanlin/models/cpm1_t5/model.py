@@ -13,7 +13,6 @@ from typing import Any, Literal
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from hanlin.core.plan import Plan
 from hanlin.layers.attention import attend_grouped, sees_earlier
@@ -65,13 +64,11 @@ class Cpm1T5(nn.Module):
     """The T5 of any size, whole or cut (see core/plan.py); the state is the encoder's and the decoder's hidden states.
 
     As in the original, one list holds the encoder's blocks and then the decoder's.
-    `checkpoint_activations = True` keeps only the input of each block for the backward pass.
     """
 
     def __init__(self, config: Cpm1T5Config) -> None:
         super().__init__()
         self.config = config
-        self.checkpoint_activations = False
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         self.positions = nn.Embedding(config.max_length, config.hidden_size)
         kinds = [EncoderBlock] * config.num_layers + [DecoderBlock] * config.num_layers
@@ -150,7 +147,7 @@ class Cpm1T5(nn.Module):
         encoder = [block for block in self.blocks.values() if isinstance(block, EncoderBlock)]
         sight = same_span(given.read_spans, given.read_spans) if encoder else None
         for block in encoder:
-            hidden = self._run(block, hidden, sight)
+            hidden = block(hidden, sight)
         return hidden
 
     def _decode(
@@ -169,13 +166,8 @@ class Cpm1T5(nn.Module):
         across = across | ~across.any(-1, keepdim=True)
         view = View(same_span(spans, known) & earlier, across, encoded, past)
         for name, block in decoder.items():
-            hidden = self._run(block, hidden, view, name)
+            hidden = block(hidden, view, name)
         return hidden
-
-    def _run(self, block: nn.Module, hidden: torch.Tensor, *rest: Any) -> torch.Tensor:
-        if self.checkpoint_activations and torch.is_grad_enabled():
-            return checkpoint(block, hidden, *rest, use_reentrant=False)  # pyright: ignore[reportReturnType]
-        return block(hidden, *rest)
 
 
 class EncoderBlock(nn.Module):

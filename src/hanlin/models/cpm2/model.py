@@ -13,7 +13,6 @@ from typing import Any, Literal
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from hanlin.core.plan import Plan, Split
 from hanlin.layers.attention import Sight, attend
@@ -69,15 +68,11 @@ class View:
 
 
 class Cpm2(nn.Module):
-    """CPM-2 of any size, whole or cut (see core/plan.py); the state is the encoder's and the decoder's hidden states.
-
-    `checkpoint_activations = True` keeps only the input of each block for the backward pass.
-    """
+    """CPM-2 of any size, whole or cut (see core/plan.py); the state is the hidden states of encoder and decoder."""
 
     def __init__(self, config: Cpm2Config) -> None:
         super().__init__()
         self.config = config
-        self.checkpoint_activations = False
         self.soft_prompt: SoftPrompt | None = None
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         self.encoder_bias = nn.Embedding(config.num_distance_buckets, config.num_heads)
@@ -150,7 +145,7 @@ class Cpm2(nn.Module):
             return hidden
         sight = self._encoder_sight(given, matmul_dtype(hidden))
         for block in self.encoder_blocks.values():
-            hidden = self._run(block, hidden, sight)
+            hidden = block(hidden, sight)
         # The norm stands behind the last block, wherever a cut model has that one.
         is_last = str(self.config.num_layers - 1) in self.encoder_blocks
         return self._finish(self.encoder_norm, hidden) if is_last else hidden
@@ -168,16 +163,11 @@ class Cpm2(nn.Module):
         )
         view = View(own, across, encoded, past)
         for name, block in self.decoder_blocks.items():
-            hidden = self._run(block, hidden, view, name)
+            hidden = block(hidden, view, name)
         return hidden
 
     def _finish(self, norm: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
         return functional.dropout(norm(hidden), self.config.dropout, self.training)
-
-    def _run(self, block: nn.Module, hidden: torch.Tensor, *rest: Any) -> torch.Tensor:
-        if self.checkpoint_activations and torch.is_grad_enabled():
-            return checkpoint(block, hidden, *rest, use_reentrant=False)  # pyright: ignore[reportReturnType]
-        return block(hidden, *rest)
 
     def _encoder_sight(self, given: Inputs, dtype: torch.dtype) -> Sight:
         spans = given.read_spans

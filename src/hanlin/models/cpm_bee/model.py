@@ -14,7 +14,6 @@ from typing import Any, Literal
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from hanlin.core.plan import Plan
 from hanlin.layers.attention import Sight, Windows, attend
@@ -76,15 +75,11 @@ class Columns:
 
 
 class CpmBee(nn.Module):
-    """CPM-Bee of any size, whole or cut (see core/plan.py).
-
-    `checkpoint_activations = True` keeps only the input of each block for the backward pass.
-    """
+    """CPM-Bee of any size, whole or cut (see core/plan.py)."""
 
     def __init__(self, config: CpmBeeConfig) -> None:
         super().__init__()
         self.config = config
-        self.checkpoint_activations = False
         self.prefix: PrefixSource | None = None
         self.embedding = SubscriptEmbedding(config.vocab_size, config.hidden_size, config.half_frequencies)
         self.position_bias = PositionBias(config)
@@ -129,7 +124,7 @@ class CpmBee(nn.Module):
         hidden = state[0] if state else self.embedding(given.tokens, given.subs)
         sight = self._sight(given, past)
         for name, block in self.blocks.items():
-            hidden = self._run(block, hidden, sight, prefixes.get(name), past, name)
+            hidden = block(hidden, sight, prefixes.get(name), past, name)
         if self.norm is None:
             return hidden
         hidden = self.norm(hidden if logits_to_keep is None else hidden[:, -logits_to_keep:])
@@ -145,13 +140,6 @@ class CpmBee(nn.Module):
                 nn.init.normal_(module.weight, generator=generator)
             elif isinstance(module, SubscriptEmbedding):
                 nn.init.normal_(module.weight, std=0.02, generator=generator)
-
-    def _run(
-        self, block: nn.Module, hidden: torch.Tensor, sight: Sight, prefix: Prefix | None, past: Past | None, name: str
-    ) -> torch.Tensor:
-        if self.checkpoint_activations and torch.is_grad_enabled():
-            return checkpoint(block, hidden, sight, prefix, past, name, use_reentrant=False)  # pyright: ignore[reportReturnType]
-        return block(hidden, sight, prefix, past, name)
 
     def _sight(self, given: Inputs, past: Past | None) -> Sight:
         windows = None if given.windows is None else Windows.of(given.windows, given.tokens.shape[1])
