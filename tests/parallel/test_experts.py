@@ -39,6 +39,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "all axes": {"data": 2, "expert": 2, "tensor": 2, "pipe": 2, "micro_batches": 1, "shard": "parameters"},
 }
 STEPS = 20
+LONG = 300.0  # seconds; a second each where there are as many cores
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -81,7 +82,7 @@ def alone() -> dict[str, Any]:
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_twenty_steps_on_several_processes_are_those_of_one(alone: dict[str, Any], world: int) -> None:
-    together = run_ranks(world, train, None, 0, STEPS, {"expert": world})
+    together = run_ranks(world, train, None, 0, STEPS, {"expert": world}, timeout_seconds=LONG)
     assert_same(together[0], alone, 0)
 
 
@@ -89,8 +90,9 @@ def test_twenty_steps_on_several_processes_are_those_of_one(alone: dict[str, Any
 def test_a_run_on_two_processes_goes_on_on_any_other_number(
     tmp_path: Path, alone: dict[str, Any], second: dict[str, Any]
 ) -> None:
-    run_ranks(2, train, tmp_path, 0, STEPS // 2, {"expert": 2})
-    (after, *_) = run_ranks(second.get("data", 1), train, tmp_path, STEPS // 2, STEPS, second)
+    run_ranks(2, train, tmp_path, 0, STEPS // 2, {"expert": 2}, timeout_seconds=LONG)
+    world = second.get("data", 1)
+    (after, *_) = run_ranks(world, train, tmp_path, STEPS // 2, STEPS, second, timeout_seconds=LONG)
     assert_same(after, alone, STEPS // 2)
 
 

@@ -80,5 +80,5 @@ def num_to_start(args: argparse.Namespace, recipe: Recipe) -> int:
         return nproc or 1
     layout = recipe.parallel
     per_copy = layout.tensor * layout.pipe
-    copies = layout.data or max(1, num_devices(recipe.run.device) // per_copy)
+    copies = layout.data or max(layout.expert, num_devices(recipe.run.device) // per_copy)
     return copies * per_copy

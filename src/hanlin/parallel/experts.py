@@ -87,9 +87,9 @@ class ExpertRanks:
         size = self.mesh.size(axis)
         if size == 1:
             return tensor
-        joined = tensor.new_empty(size * len(tensor), *tensor.shape[1:])
-        distributed.all_gather_into_tensor(joined, tensor.contiguous(), group=self.mesh.group(axis))
-        return joined
+        pieces = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(size)]
+        distributed.all_gather(pieces, tensor.contiguous(), group=self.mesh.group(axis))
+        return torch.cat(pieces)
 
 
 class _Exchange(torch.autograd.Function):

@@ -128,20 +128,29 @@ class Mesh:
         return distributed.group.WORLD if axis == "all" else self.part(axis).get_group()  # pyright: ignore[reportReturnType]
 
     def sum(self, axis: Axis, values: Sequence[float]) -> list[float]:
-        """The sums of numbers over the ranks of an axis; all of them must call it."""
-        if self.size(axis) == 1:
-            return list(values)
-        numbers = torch.tensor(values, dtype=torch.float64)
-        distributed.all_reduce(numbers, group=self.group(axis))
-        return numbers.tolist()
+        """The sums of numbers over the ranks of an axis. Every rank must call it, with equally many numbers."""
+        return list(values) if self.size(axis) == 1 else self._of_axis(axis, values).sum(0).tolist()
+
+    def add(self, axis: Axis, tensors: Sequence[torch.Tensor]) -> None:
+        """Add tensors that every rank of an axis holds whole, in place."""
+        group = self.group(axis)
+        handles = [distributed.all_reduce(tensor, group=group, async_op=True) for tensor in tensors]
+        for handle in handles:
+            assert handle is not None
+            handle.wait()
 
     def maximum(self, axis: Axis, value: float) -> float:
-        """The greatest of the ranks' numbers; all of an axis must call it."""
-        if self.size(axis) == 1:
-            return value
-        number = torch.tensor(value, dtype=torch.float64)
-        distributed.all_reduce(number, distributed.ReduceOp.MAX, group=self.group(axis))
-        return number.item()
+        """The greatest of the numbers of the ranks of an axis; every rank must call it."""
+        return value if self.size(axis) == 1 else self._of_axis(axis, [value]).max().item()
+
+    def _of_axis(self, axis: Axis, values: Sequence[float]) -> torch.Tensor:
+        """The numbers of this axis' ranks, `[ranks, numbers]` fp64."""
+        mine = torch.tensor(values, dtype=torch.float64)
+        every = [torch.empty_like(mine) for _ in range(self.size("all"))]
+        # Between all ranks, for only these are sure to talk through plain memory, whatever the device.
+        distributed.all_gather(every, mine)
+        numbers = torch.stack(every)
+        return numbers if axis == "all" else numbers[distributed.get_process_group_ranks(self.group(axis))]
 
     def gather(self, axis: Axis, value: Any) -> list[Any]:
         """Picklable values of all ranks of an axis, in their order."""

@@ -299,17 +299,15 @@ class Worker:
             self._add_over_pipe(parameters)
 
     def _add_over_data(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        from hanlin.parallel.shard import add_over
-
         if not self._is_sharded:
             shared = [weight for name, weight in parameters.items() if name not in self._own_names]
-            add_over("data", self._known_to_any("data", shared), self.mesh)
+            self.mesh.add("data", self._known_to_any("data", shared))
         if own := [weight for name, weight in parameters.items() if name in self._own_names]:
             gradients = self._known_to_any("copy", own)
             if self._is_sharded:  # these were not averaged
                 for gradient in gradients:
                     gradient.div_(self.data_ranks)
-            add_over("copy", gradients, self.mesh)
+            self.mesh.add("copy", gradients)
 
     def _add_over_pipe(self, parameters: Mapping[str, nn.Parameter]) -> None:
         from torch import distributed

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Set
 from typing import Any
 
-import torch
-from torch import distributed, nn
+from torch import nn
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
 
 from hanlin.core.plan import Plan
-from hanlin.parallel.mesh import Axis, Mesh
+from hanlin.parallel.mesh import Mesh
 
 
 def shard(
@@ -43,12 +42,3 @@ def reduce_gradients(stage: nn.Module, *, now: bool) -> None:
     assert isinstance(stage, FSDPModule)
     stage.set_requires_gradient_sync(now)
     stage.set_is_last_backward(now)
-
-
-def add_over(axis: Axis, gradients: list[torch.Tensor], mesh: Mesh) -> None:
-    """Add gradients that every rank of an axis holds whole, in place."""
-    group = mesh.group(axis)
-    handles = [distributed.all_reduce(gradient, group=group, async_op=True) for gradient in gradients]
-    for handle in handles:
-        assert handle is not None
-        handle.wait()

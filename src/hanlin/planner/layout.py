@@ -99,9 +99,10 @@ def layout_of(recipe: Recipe, world: int) -> Layout:
         raise ConfigError(f"{error} (the global batch is {FORMULA})") from None
     micro_rows, micro_batches = _rows(recipe, degrees.data)
     return Layout(
-        data=degrees.data,
+        data=degrees.copy,
         tensor=asked.tensor,
         pipe=asked.pipe,
+        expert=asked.expert,
         shard=asked.shard,
         hybrid_ranks=degrees.shard if degrees.replicate > 1 else None,
         schedule=asked.schedule,

@@ -84,8 +84,8 @@ class Weight:
     def held_elements(self, layout: Layout) -> int:
         """On data rank 0: FSDP divides the first dimension, and the first ranks have the most of it."""
         shape, ranks = self.local_shape(layout), layout.shard_ranks
-        if self.num_experts:
-            ranks = max(1, ranks // layout.expert)
+        if self.num_experts and layout.expert > 1:
+            ranks = 1  # parallel/experts.py has divided them already, and FSDP leaves them as they are
         if ranks == 1 or not shape:
             return self.whole_elements(layout)
         return self.count(layout) * math.ceil(shape[0] / ranks) * math.prod(shape[1:])

@@ -57,6 +57,8 @@ class Cpm2Samples:
         self.tokenizer = tokenizer if self.options.doubles_lone else tokenizer.without_doubling()
         self.data_set: DataSet = self.options.data_set
         self.prompts: PromptSettings | None = None
+        # Experts share out all positions of a batch, padding too, so all ranks pad to the same lengths.
+        self.shares_table = config.num_experts > 0
         first, count = span_tokens(tokenizer)
         self.marks = Marks(first, tokenizer.end_id, tokenizer.pad_id, tokenizer.vocab_size)
         self.corruption = Corruption(self.options.density, self.options.mean_span, count)
