@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -29,7 +30,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "tensor, pipe": {"tensor": 2, "pipe": 2},
 }
 SEARCHES = [
-    GenerateSettings(method="greedy", max_new_tokens=5, batch_size=1),
+    GenerateSettings(method="greedy", max_new_tokens=5, batch_size=2),
     GenerateSettings(method="beam", beams=3, max_new_tokens=5, batch_size=2),
     GenerateSettings(method="sample", max_new_tokens=5, top_k=20, top_p=0.95, batch_size=2),
 ]
@@ -77,11 +78,13 @@ def answers(name: str, layout: dict[str, Any] | None, tuning: TuningSettings | N
     if layout is None:
         engine = Engine(model, samples)
     else:
-        names = [name for name, _ in model.named_parameters()]
-        together = Together(place(model, torch.device("cpu"), settings=ParallelSettings(**layout)), names)
+        names, spare = [name for name, _ in model.named_parameters()], copy.deepcopy(model)
+        settings = ParallelSettings(**layout)
+        worker = place(model, torch.device("cpu"), settings=settings, copy=lambda: copy.deepcopy(spare))
+        together = Together(worker, names)
         engine = Engine(together.eval(), samples, mesh=together.mesh)
     assert engine.mesh.is_main == read_ranks().is_main
-    return [engine.generate(records, search, seed=3) for search in SEARCHES]
+    return [engine.generate(records[:3], search, seed=3) for search in SEARCHES]
 
 
 def compare(family: str, layout: dict[str, Any], tuning: TuningSettings | None = None) -> None:
@@ -99,3 +102,7 @@ def test_answers_are_those_of_one_process(family: str, layout: str) -> None:
 
 def test_a_prefix_stands_before_the_blocks_of_every_rank() -> None:
     compare("chatglm2", LAYOUTS["tensor, pipe"], PREFIX)
+
+
+def test_several_stages_of_a_rank_have_a_past_each() -> None:
+    compare("cpm2", {"pipe": 2, "schedule": "interleaved"})

@@ -24,6 +24,7 @@ class Past:
         self._keys: dict[Hashable, torch.Tensor] = {}
         self._values: dict[Hashable, torch.Tensor] = {}
         self._kept: dict[Hashable, tuple[torch.Tensor, ...]] = {}
+        self._stages: dict[int, Past] = {}
 
     def note(self, **facts: torch.Tensor) -> dict[str, torch.Tensor]:
         """Add facts of the next columns, `[rows, columns]` each; return them for all columns so far."""
@@ -64,8 +65,14 @@ class Past:
     def kept(self, block: Hashable) -> tuple[torch.Tensor, ...]:
         return self._kept[block]
 
+    def of_stage(self, number: int) -> Past:
+        """The past of one of several stages of a model on this rank, each of which notes the columns; it is not cut."""
+        return self._stages.setdefault(number, Past())
+
     def select(self, rows: torch.Tensor) -> None:
         """Keep these rows, in this order; a row may be taken several times (beams)."""
+        for past in self._stages.values():
+            past.select(rows)
         self._facts = _select(self._facts, rows)
         self._keys = _select(self._keys, rows)
         self._values = _select(self._values, rows)

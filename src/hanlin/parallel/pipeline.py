@@ -150,7 +150,10 @@ class Pipeline:
         return self._from_end(scaled) / scales
 
     def __call__(self, **inputs: Any) -> torch.Tensor:
-        """The result of the last stage for one batch, on all ranks; no gradient."""
+        """The result of the last stage for one batch, on all ranks; no gradient.
+
+        past: this rank's own, which keeps what its blocks read.
+        """
         with torch.no_grad():
             return self._from_end(self._pass_on(inputs, {}))
 
@@ -196,12 +199,18 @@ class Pipeline:
             stage = next(stage for stage in self.stages if stage.number == number)
             came = number > 0 and (number - 1) % ranks != own
             state = self._receive((number - 1) % ranks) if came else kept
-            out = stage(*state, **inputs)
+            out = stage(*state, **self._own_past(inputs, number))
             kept = list(out) if isinstance(out, tuple) else [out]
             seen[number] = (state, kept)
             if not stage.is_last and (number + 1) % ranks != own:
                 self._send(kept, (number + 1) % ranks)
         return kept[0] if self.stages[-1].is_last else None
+
+    def _own_past(self, inputs: Mapping[str, Any], number: int) -> Mapping[str, Any]:
+        past = inputs.get("past")
+        if past is None or len(self.stages) == 1:
+            return inputs
+        return {**inputs, "past": past.of_stage(number)}
 
     def _send(self, tensors: Sequence[torch.Tensor], to: int) -> None:
         group = self.mesh.group("pipe")
