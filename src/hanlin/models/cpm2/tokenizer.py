@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 
 from hanlin.core.errors import DataError
@@ -29,6 +30,20 @@ _MAX_WORD = 200
 _MAX_REMEMBERED = 100_000
 
 
+class _Remembered(dict[str, tuple[int, ...]]):
+    """Words -> ids; those of a new word are found by `cut`. A dict's own look-up is what makes many words fast."""
+
+    def __init__(self, cut: Callable[[str], tuple[int, ...]]) -> None:
+        super().__init__()
+        self._cut = cut
+
+    def __missing__(self, word: str) -> tuple[int, ...]:
+        ids = self._cut(word)
+        if len(self) < _MAX_REMEMBERED:
+            self[word] = ids
+        return ids
+
+
 class Cpm2Tokenizer:
     """Ids by line number of the vocabulary file; doubles_lone: a text of one id is given twice, as cn_en does it."""
 
@@ -44,7 +59,7 @@ class Cpm2Tokenizer:
         self._doubles_lone = doubles_lone
         self._longest = max(map(len, self._words))
         self._space = self._ids.get(BLANK)
-        self._remembered: dict[str, tuple[int, ...]] = {}
+        self._remembered = _Remembered(self._cut_word)
         self._known: dict[str, list[int]] = {}
 
     @classmethod
@@ -126,7 +141,7 @@ class Cpm2Tokenizer:
         return text if self.is_bilingual else text.translate(_FOLDED)
 
     def _joined_ids(self, segments: Iterable[str]) -> list[int]:
-        return [id for segment in segments for id in self._ids_of(segment)]
+        return list(chain.from_iterable(map(self._remembered.__getitem__, segments)))
 
     def _filtered(self, ids: list[int]) -> list[int]:
         """Without the spaces between two English tokens, of the bilingual vocabulary."""
@@ -134,6 +149,8 @@ class Cpm2Tokenizer:
             return ids
         if len(ids) == 1 and self._doubles_lone:
             return ids * 2  # kept (cpm2_tokenizer): it is both the first and the last id
+        if self._space not in ids:
+            return ids
         between = range(1, len(ids) - 1)
         idle = {i for i in between if ids[i] == self._space and self._is_english(ids[i - 1], ids[i + 1])}
         return [id for i, id in enumerate(ids) if i not in idle]
@@ -146,25 +163,17 @@ class Cpm2Tokenizer:
         tokens = self.tokens_of(ids)
         return restore_blanks(_join_words(tokens) if self.is_bilingual else "".join(tokens))
 
-    def _ids_of(self, word: str) -> tuple[int, ...]:
-        ids = self._remembered.get(word)
-        if ids is None:
-            ids = tuple(self._cut_word(word))
-            if len(self._remembered) < _MAX_REMEMBERED:
-                self._remembered[word] = ids
-        return ids
-
-    def _cut_word(self, word: str) -> list[int]:
+    def _cut_word(self, word: str) -> tuple[int, ...]:
         unknown = self._ids["<unk>"]
         if len(word) > _MAX_WORD:
-            return [unknown]
+            return (unknown,)
         ids, start = [], 0
         while start < len(word):
             ends = range(min(len(word), start + self._longest), start, -1)
             found = ((self._ids.get(self._written(word[start:end], start)), end) for end in ends)
             id, start = next(((id, end) for id, end in found if id is not None), (unknown, start + 1))
             ids.append(id)
-        return ids
+        return tuple(ids)
 
     def _written(self, piece: str, start: int) -> str:
         """As the vocabulary lists a piece that begins at `start` in its word."""
