@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from hanlin.core.errors import ConfigError, DataError
 from hanlin.core.settings import PromptSettings
 from hanlin.models.cpm2.config import Cpm2Config
 from hanlin.models.cpm2.model import Cpm2
+from hanlin.models.cpm2.pieces import START_ID
 from hanlin.models.cpm2.record import Cpm2Options
 from hanlin.models.cpm2.samples import Cpm2Samples
 from hanlin.tuning.soft_prompt import add_soft_prompt, begin_at_random
@@ -200,3 +202,36 @@ def test_many_records_get_the_samples_of_each(dataset: str) -> None:
         for name, array in expected.inputs.items():
             assert sample.inputs[name].tolist() == array.tolist()
         assert sample.labels.tolist() == expected.labels.tolist()
+
+
+def test_a_piece_of_the_stream_is_read_with_spans_taken_out_which_the_decoder_gives_back() -> None:
+    marks, samples = make_samples("text").marks, make_samples("text", density=0.3)
+    documents = [TOKENIZER.encode("天气好天气好天气好"), TOKENIZER.encode("好天气好天气")]
+    stream = np.array([id for document in documents for id in (*document, marks.end)])
+    sample = samples.window(stream, np.random.default_rng(0))
+    context, tokens = sample.inputs["encoder_tokens"].tolist(), sample.inputs["tokens"].tolist()
+    labels = sample.labels[: len(tokens)]
+    assert tokens[:2] == [START_ID, marks.first_span]
+    assert put_back(context, tokens, marks.first_span) == stream.tolist()
+    assert labels[:-1].tolist() == [IGNORED if id == marks.end else wanted for id, wanted in pairwise(tokens)]
+    assert sample.weights.sum() == pytest.approx(1)
+
+
+def test_pieces_of_the_stream_fill_the_encoder_s_columns() -> None:
+    samples = make_samples("text")
+    stream = np.full(samples.window_tokens(40), 5)
+    drawn = [samples.window(stream, np.random.default_rng(seed)) for seed in range(4)]
+    assert all(38 <= sample.length <= 40 for sample in drawn)
+    assert len({sample.labels.tobytes() for sample in drawn}) > 1
+
+
+def test_soft_prompts_have_no_place_in_a_stream() -> None:
+    with pytest.raises(ConfigError, match="no place for soft prompts"):
+        make_samples("text").with_prompts(PromptSettings()).window_tokens(40)
+
+
+def put_back(context: list[int], tokens: list[int], first: int) -> list[int]:
+    """The text that what is read and what is wanted make together."""
+    starts = [place for place, id in enumerate(tokens) if id >= first]
+    spans = {tokens[start]: tokens[start + 1 : end] for start, end in pairwise([*starts, len(tokens)])}
+    return [id for one in context for id in spans.get(one, [one])]

@@ -141,7 +141,8 @@ class Cpm2Samples:
         tokens, labels = target[:-1], target[1:]
         # What follows the end of a document belongs to another one.
         labels = np.where(tokens == self.marks.end, IGNORED, labels)
-        return rows.make_sample(_inputs(context, tokens), labels, self._weight(len(labels)))
+        weight = self._weight(int((labels != IGNORED).sum()))
+        return rows.make_sample(_inputs(context, tokens), labels, weight)
 
     def fit(self, record: Any, max_length: int, policy: str) -> list[Any]:
         """Shorten a record's longest text from its end.
