@@ -5,6 +5,7 @@ Trained weights are fp32, frozen ones are stored in the precision of the arithme
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Literal, Protocol
@@ -41,19 +42,17 @@ def place(
     """
     settings = settings or ParallelSettings()
     mesh = Mesh(Degrees.of(settings, read_ranks().world), device)
-    _refuse(settings, mesh)
+    _refuse(settings)
     models = [_settle(one, device, precision, settings, mesh) for one in _cut(model, settings, mesh, copy)]
     return Worker(models, mesh, settings, DTYPES[precision])
 
 
-def _refuse(settings: ParallelSettings, mesh: Mesh) -> None:
+def _refuse(settings: ParallelSettings) -> None:
     """Raises: ConfigError for settings that ask for something that this layout does not have."""
     if settings.offload and settings.shard != "parameters":
         raise ConfigError("parallel.offload: only with parallel.shard: parameters")
     if settings.offload and settings.expert > 1:
         raise ConfigError("parallel.offload: not with parallel.expert, which keeps its experts on the device")
-    if settings.schedule == "interleaved" and mesh.size("pipe") == 1:
-        raise ConfigError("parallel.schedule: interleaved needs parallel.pipe of at least 2")
 
 
 def num_stages(settings: ParallelSettings) -> int:
@@ -150,6 +149,7 @@ class Worker:
         self._places = self._find_places()
         self._held = [_trained(model) for model in self.models]
         self._holders = self._find_holders()
+        self._groups = self._join_holders()
 
     @property
     def model(self) -> nn.Module:
@@ -175,8 +175,7 @@ class Worker:
             return batch.split(-(-batch.size // (rows or batch.size)))
         most = int(self.mesh.maximum("data", batch.size))
         parts = self.settings.micro_batches or -(-most // (rows or most))
-        most = -(-most // parts) * parts if self.mesh.size("pipe") > 1 else max(most, parts)
-        return fill_rows(batch, most).split(parts)
+        return fill_rows(batch, -(-most // parts) * parts if self.mesh.size("pipe") > 1 else parts).split(parts)
 
     def forward_backward(
         self, parts: Sequence[Batch], denominators: Sequence[float], scale: float = 1.0
@@ -312,31 +311,37 @@ class Worker:
     def _add_over_pipe(self, parameters: Mapping[str, nn.Parameter]) -> None:
         from torch import distributed
 
-        # Ranks without such a weight take part with zeros of its size, which is told once.
-        for name, size, dtype in self._shared_sizes():
-            weight = parameters.get(name)
-            mine = None if weight is None or weight.grad is None else local(weight.grad)
-            total = torch.zeros(size, dtype=dtype, device=self.device) if mine is None else mine
-            distributed.all_reduce(total, group=self.mesh.group("pipe"))
-            if weight is not None and mine is None:
-                weight.grad = _as(total, weight)
+        for name, ranks in self._holders.items():
+            if (weight := parameters.get(name)) is None:
+                continue
+            if weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
+            distributed.all_reduce(local(weight.grad), group=self._groups[tuple(ranks)])
+
+    def _join_holders(self) -> dict[tuple[int, ...], Any]:
+        """For each set of pipe ranks that hold one weight and that this one is of: what they talk through."""
+        from torch import distributed
+
+        own, found = self.mesh.rank("pipe"), {}
+        for ranks in sorted({tuple(ranks) for ranks in self._holders.values() if own in ranks}):
+            everyone = distributed.get_process_group_ranks(self.mesh.group("pipe"))
+            members = [everyone[rank] for rank in ranks]
+            is_all = len(ranks) == len(everyone)
+            found[ranks] = (
+                self.mesh.group("pipe") if is_all else distributed.new_group(members, use_local_synchronization=True)
+            )
+        return found
 
     def _known_to_any(self, axis: Literal["data", "copy"], weights: Sequence[nn.Parameter]) -> list[torch.Tensor]:
         """The gradients that any rank has; zeros where this one has none."""
-        has = self.mesh.sum(axis, [float(weight.grad is not None) for weight in weights])
-        for weight, count in zip(weights, has, strict=True):
+        from torch import distributed
+
+        has = torch.tensor([float(weight.grad is not None) for weight in weights], device=self.device)
+        distributed.all_reduce(has, group=self.mesh.group(axis))
+        for weight, count in zip(weights, has.tolist(), strict=True):
             if count and weight.grad is None:
                 weight.grad = torch.zeros_like(weight)
         return [local(weight.grad) for weight in weights if weight.grad is not None]
-
-    def _shared_sizes(self) -> list[tuple[str, torch.Size, torch.dtype]]:
-        if not hasattr(self, "_sizes"):
-            mine = {name: (local(weight).shape, weight.dtype) for name, weight in self.parameters.items()}
-            known: dict[str, Any] = {}
-            for told in self.mesh.gather("pipe", {name: mine[name] for name in self._holders if name in mine}):
-                known |= told
-            self._sizes = [(name, *known[name]) for name in self._holders]
-        return self._sizes
 
     def _owns(self, name: str, weight: nn.Parameter) -> bool:
         """Whether this rank is to count a gradient: one of the ranks that hold the same."""
@@ -440,7 +445,11 @@ class Worker:
 def whole_of(part: torch.Tensor) -> torch.Tensor:
     """The whole tensor, on every rank that has a part of it; all of them must call it."""
     full_tensor = getattr(part, "full_tensor", None)
-    return part if full_tensor is None else full_tensor()
+    if full_tensor is None:
+        return part
+    # It warns that gathering over two axes takes two steps.
+    logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
+    return full_tensor()
 
 
 def part_of(whole: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
@@ -479,17 +488,6 @@ def _settle_gradient(weight: nn.Parameter) -> None:
     placements = getattr(weight.grad, "placements", None)
     if placements is not None and placements != weight.placements:  # pyright: ignore[reportAttributeAccessIssue]
         weight.grad = weight.grad.redistribute(placements=weight.placements)  # pyright: ignore
-
-
-def _as(values: torch.Tensor, like: nn.Parameter) -> torch.Tensor:
-    """This rank's values as a gradient of the parameter."""
-    placed: Any = like
-    if not hasattr(placed, "placements"):
-        return values
-    from torch.distributed.tensor import DTensor
-
-    whole = {"shape": placed.shape, "stride": placed.stride()}
-    return DTensor.from_local(values, placed.device_mesh, placed.placements, run_check=False, **whole)
 
 
 def fill_rows(batch: Batch, rows: int) -> Batch:
