@@ -1,7 +1,8 @@
 """The whole road on real small data, in minutes on two CPU cores: data, training, scores, a second task by LoRA.
 
 A small CPM-Bee learns from scratch to read Chinese phrases aloud (pinyin); then a LoRA on top of it learns their tones.
-The data are the phrase dictionary of the package pypinyin. Every step is a command that is shown as it is run.
+Last, a small GPT-2 (CPM-1) is pretrained on idioms as plain text, and makes up some of its own. The data are the phrase
+dictionary of the package pypinyin. Every step is a command that is shown as it is run.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from hanlin.data.pinyin import PhraseData
 
-HELP = "see it work: train, tune, score and ask a small model, in a few minutes"
+HELP = "see it work: train, tune, score and ask small models, in a few minutes"
 
 CHARACTERS, HELD_OUT, SEED = 800, 400, 1
+IDIOM_CHARACTERS, IDIOM_SPLIT = 1500, (95, 5)
 SHOWN = 5
+RUNS = ("pinyin", "tone", "idioms")
 
 _MODEL = """\
   config: {hidden_size: 128, num_layers: 4, num_heads: 4, head_dim: 32, ffn_size: 320,
@@ -48,6 +51,20 @@ tuning: {{method: lora, rank: 8, targets: [query, key, value, output, gate, up, 
 train: {{steps: {steps}, batch_rows: 4, lr: 5e-3, warmup_steps: 20, weight_decay: 0.0, save_every: 200}}
 {common}"""
 
+IDIOMS = """\
+# A small GPT-2 from scratch on plain text, an idiom a line; what it writes is shown along the way.
+model:
+  family: cpm1
+  vocab: {home}/idioms_vocab.txt
+  config: {{hidden_size: 128, num_layers: 4, num_heads: 4, head_dim: 32, ffn_size: 512, max_length: 32, dropout: 0.0,
+           attention_dropout: 0.0}}
+data: {{train: {home}/data/idioms.txt, split: "{split}", max_length: 32}}
+train: {{steps: {steps}, batch_rows: 16, lr: 3e-3, warmup_steps: 20, eval_every: {every}, save_every: 200,
+        samples: [{{prompt: ""}}, {{prompt: ""}}, {{prompt: ""}}]}}  # each begins a new text
+generate: {{method: sample, max_new_tokens: 8, temperature: 0.7, top_p: 1.0, batch_size: 64}}
+run: {{folder: {home}/idioms, log_every: 50, seed: 1}}
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -75,14 +92,17 @@ def run(args: argparse.Namespace) -> int:
     tone = _score(home, "tone")
     for name in ("pinyin", "tone"):
         _command("generate", f"{home}/{name}.yaml", "--input", f"{home}/data/{name}_questions.jsonl")
-    _command("report", f"{home}/pinyin", f"{home}/tone", "--output", f"{home}/report.html")
-    _show(home, data, {"pinyin": (before, pinyin), "tone": (tone_before, tone)}, time.perf_counter() - start)
+    idioms = _pretrain(home, steps=60 if args.quick else 600)
+    _command("report", *(f"{home}/{name}" for name in RUNS), "--output", f"{home}/report.html")
+    _show(home, data, {"pinyin": (before, pinyin), "tone": (tone_before, tone)})
+    _show_idioms(home, idioms)
+    _show_end(home, time.perf_counter() - start)
     return 0
 
 
 def _remove(home: Path) -> None:
     """Only what a demo has made."""
-    for name in ("pinyin", "tone", "data"):
+    for name in (*RUNS, "data"):
         shutil.rmtree(home / name, ignore_errors=True)
 
 
@@ -96,6 +116,24 @@ def _write_files(home: Path, pinyin_steps: int, tone_steps: int) -> PhraseData:
         (home / f"{name}.yaml").write_text(recipe, encoding="utf-8")
         _write_questions(home / "data", name)
     return data
+
+
+def _pretrain(home: Path, steps: int) -> list[str]:
+    """Text -> vocabulary -> pretrained and scored model; returns the lines of the text."""
+    from hanlin.data.pinyin import write_idioms
+
+    text = home / "data" / "idioms.txt"
+    idioms = write_idioms(text, characters=IDIOM_CHARACTERS, seed=SEED)
+    split = ",".join(map(str, IDIOM_SPLIT))
+    recipe = IDIOMS.format(home=home, steps=steps, every=steps // 3, split=split)
+    (home / "idioms.yaml").write_text(recipe, encoding="utf-8")
+    _say(f"\n{len(idioms):,} idioms, {IDIOM_SPLIT[1]} % of them held out.")
+    size = IDIOM_CHARACTERS + 60  # the characters, marks, and a few that often stand together
+    _command("tokenizer", "train", str(text), "--out", f"{home}/idioms_vocab.txt", "--size", str(size),
+             "--coverage", "1")  # fmt: skip
+    _command("train", f"{home}/idioms.yaml")
+    _command("evaluate", f"{home}/idioms.yaml")
+    return idioms
 
 
 def _write_questions(folder: Path, name: str) -> None:
@@ -131,7 +169,7 @@ def _exact_match(path: Path) -> float:
     return json.loads(path.read_text(encoding="utf-8"))["generate"]["exact_match"]
 
 
-def _show(home: Path, data: PhraseData, scores: dict[str, tuple[float, float]], seconds: float) -> None:
+def _show(home: Path, data: PhraseData, scores: dict[str, tuple[float, float]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -141,8 +179,31 @@ def _show(home: Path, data: PhraseData, scores: dict[str, tuple[float, float]], 
     console = Console()
     console.print("", table)
     console.print(f"Looking up each character's commonest reading would score {data.lookup_accuracy:.1%} (pinyin).\n")
-    console.print(f"\n{seconds / 60:.1f} minutes. Curves: {home}/report.html and {home}/report.png")
-    console.print(
+
+
+def _show_idioms(home: Path, idioms: list[str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from hanlin.evaluate.ngrams import CharacterModel
+
+    scores = json.loads((home / "idioms/evaluation/metrics.json").read_text(encoding="utf-8"))["windows"]
+    first = len(idioms) * IDIOM_SPLIT[0] // sum(IDIOM_SPLIT)
+    table = Table("model", "perplexity", title="perplexity per character of held-out idioms")
+    for order, name in ((1, "counted characters"), (5, "counted runs of up to 5 (Kneser-Ney)")):
+        table.add_row(name, f"{CharacterModel(idioms[:first], order).perplexity(idioms[first:]):.0f}")
+    table.add_row("GPT-2, pretrained", f"{scores['character_perplexity']:.0f}")
+    console = Console()
+    console.print(table)
+    console.print("What it wrote along the way (not all of it is in a dictionary):")
+    for line in (home / "idioms/samples.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        console.print(f"  step {row['step']:>4}: {row['prompt']}{row['answer']}", highlight=False)
+
+
+def _show_end(home: Path, seconds: float) -> None:
+    _say(f"\n{seconds / 60:.1f} minutes. Curves: {home}/report.html and {home}/report.png")
+    _say(
         "Now with your own JSON lines: change data.train and data.eval in "
         f"{home}/pinyin.yaml (docs/data.md says what a record looks like), then run the commands above."
     )

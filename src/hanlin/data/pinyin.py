@@ -3,7 +3,8 @@
 A phrase becomes a CPM-Bee record with one answer per character:
 `{"词语": "银行", "任务": "拼音", "<ans>": {"银": "yín", "行": "háng"}}`.
 Many characters have several readings, so the phrase decides. The second task asks for the tone only, in the words of
-the first: each tone is answered by a common syllable that has it (yī, yí, yǐ, yì; de for the neutral one).
+the first: each tone is answered by a common syllable that has it (yī, yí, yǐ, yì; de for the neutral one). For
+pretraining there are the phrases of four characters as plain text, most of them idioms.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 
 from hanlin.core.errors import ConfigError
 
-__all__ = ["PhraseData", "write_phrases"]
+__all__ = ["PhraseData", "write_idioms", "write_phrases"]
 
 _TONES = {"\u0304": "yī", "\u0301": "yí", "\u030c": "yǐ", "\u0300": "yì"}
 _NEUTRAL = "de"
@@ -56,17 +57,38 @@ def write_phrases(folder: Path, *, characters: int, eval_rows: int, seed: int) -
     return PhraseData(**paths, rows=len(phrases), lookup_accuracy=_lookup_accuracy(seen, held_out))
 
 
+def write_idioms(file: Path, *, characters: int, seed: int) -> list[str]:
+    """Write the phrases of four characters, made of the `characters` most used ones, one a line in random order.
+
+    Returns: the lines. Raises: ConfigError when pypinyin is missing.
+    """
+    idioms = [phrase for phrase in _dictionary() if len(phrase) == 4]
+    used = Counter(character for idiom in idioms for character in idiom)
+    common = {character for character, _ in used.most_common(characters)}
+    chosen = [idiom for idiom in idioms if common.issuperset(idiom)]
+    lines = [chosen[i] for i in np.random.default_rng(seed).permutation(len(chosen))]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return lines
+
+
 def tone(syllable: str) -> str:
     """The syllable that stands for the tone of another: "háng" -> "yí", "er" -> "de"."""
     marks = [_TONES[mark] for mark in unicodedata.normalize("NFD", syllable) if mark in _TONES]
     return marks[0] if marks else _NEUTRAL
 
 
-def _phrases(characters: int) -> list[tuple[str, list[str]]]:
+def _dictionary() -> dict[str, list[list[str]]]:
+    """Phrase -> the readings of each character."""
     try:
         from pypinyin.phrases_dict import phrases_dict  # type: ignore[import-not-found]
     except ImportError as error:
         raise ConfigError("the demo's data come with the package pypinyin: pip install 'hanlin[demo]'") from error
+    return phrases_dict
+
+
+def _phrases(characters: int) -> list[tuple[str, list[str]]]:
+    phrases_dict = _dictionary()
     used = Counter(character for phrase in phrases_dict for character in phrase)
     common = {character for character, _ in used.most_common(characters)}
     return [
