@@ -38,6 +38,16 @@ def test_chunks_equal_full_logits_with_gradients(rows: int, monkeypatch: pytest.
     torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-12)
 
 
+def test_a_lone_table_has_the_same_loss_and_gradients() -> None:
+    hidden, pieces, labels, weights = make_problem()
+    lone, labels = pieces[:1], labels.where(labels < 13, -100)
+    leaves = [hidden, lone[0][0]]
+    ours, theirs = head_loss(hidden, lone, labels, weights), plain_loss(hidden, lone, labels, weights)
+    torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-12)
+    found, expected = torch.autograd.grad(ours * 7, leaves), torch.autograd.grad(theirs * 7, leaves)
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-12)
+
+
 def test_frozen_tables_get_no_gradient() -> None:
     hidden, pieces, labels, weights = make_problem()
     frozen: list[Piece] = [(table.detach(), factor) for table, factor in pieces]

@@ -132,19 +132,22 @@ class _Parts:
         return torch.stack(whole).sum(0)
 
 
-def _chunk(
-    rows: torch.Tensor, parts: _Parts, classes: torch.Tensor
-) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
-    """Losses of some rows; what is left of the logits is exp(logit - peak) per part, and its sum over all parts."""
+def _chunk(rows: torch.Tensor, parts: _Parts, classes: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Losses of some rows, and the probabilities per part, which take the place of the logits."""
     logits = parts.logits(rows)
+    wanted = [_pick(part, classes, start) for part, start in zip(logits, parts.starts, strict=True)]
+    if len(logits) == 1 and parts.share is None and rows.device.type == "cpu":
+        # The same in fewer passes over the logits, which no CPU's cache holds; torch's CPU kernel may write in place.
+        peak = logits[0].amax(-1)
+        likeliest = torch.softmax(logits[0], -1, out=logits[0]).amax(-1)
+        return peak - likeliest.log() - wanted[0], logits
     peak = torch.stack([part.amax(-1) for part in logits]).amax(0)
     if parts.share is not None:
         peak = parts.share.maximum(peak)
-    wanted = [_pick(part, classes, start) for part, start in zip(logits, parts.starts, strict=True)]
     exponentials = [part.sub_(peak[:, None]).exp_() for part in logits]
     pairs = [torch.stack((part.sum(-1), pick)) for part, pick in zip(exponentials, wanted, strict=True)]
     total, picked = parts.sum(pairs)
-    return total.log() + peak - picked, exponentials, total
+    return total.log() + peak - picked, [part.div_(total[:, None]) for part in exponentials]
 
 
 def _pick(logits: torch.Tensor, classes: torch.Tensor, start: int) -> torch.Tensor:
@@ -172,13 +175,13 @@ class _SummedLoss(torch.autograd.Function):
         loss = shares.new_zeros(())
         for start in range(0, len(rows), CHUNK_ROWS):
             chunk = slice(start, start + CHUNK_ROWS)
-            losses, exponentials, total = _chunk(rows[chunk], parts, classes[chunk])
+            losses, probabilities = _chunk(rows[chunk], parts, classes[chunk])
             loss += (losses * shares[chunk]).sum()
             if wants_rows or any(wants_tables):
-                slopes = _slopes(exponentials, total, classes[chunk], shares[chunk], parts)
+                slopes, share = _slopes(probabilities, classes[chunk], parts), shares[chunk, None]
                 if rows_gradient is not None:
-                    rows_gradient[chunk] = _rows_gradient(slopes, parts, rows_gradient.dtype)
-                _add_table_gradients(table_gradients, rows[chunk], slopes, factors)
+                    rows_gradient[chunk] = _rows_gradient(slopes, parts, rows_gradient.dtype) * share
+                _add_table_gradients(table_gradients, rows[chunk] * share.to(rows.dtype), slopes, factors)
         ctx.dtypes = [tensor.dtype for tensor in (rows, *tables)]
         ctx.gradients = [rows_gradient, *table_gradients]
         return loss
@@ -194,19 +197,12 @@ class _SummedLoss(torch.autograd.Function):
         return gradients[0], None, None, None, None, *gradients[1:]
 
 
-def _slopes(
-    exponentials: Sequence[torch.Tensor],
-    total: torch.Tensor,
-    classes: torch.Tensor,
-    shares: torch.Tensor,
-    parts: _Parts,
-) -> list[torch.Tensor]:
-    """The loss by the logits: share * (probability - 1 at the label), in place of the exponentials."""
-    for part, start in zip(exponentials, parts.starts, strict=True):
-        part.mul_((shares / total)[:, None])
+def _slopes(probabilities: Sequence[torch.Tensor], classes: torch.Tensor, parts: _Parts) -> Sequence[torch.Tensor]:
+    """The cross entropy by the logits, in place of the probabilities: less 1 at the label."""
+    for part, start in zip(probabilities, parts.starts, strict=True):
         local, is_here = _local(classes, start, part.shape[1])
-        part.scatter_add_(1, local[:, None], -(shares * is_here)[:, None])
-    return list(exponentials)
+        part.scatter_add_(1, local[:, None], -is_here.to(part.dtype)[:, None])
+    return probabilities
 
 
 def _rows_gradient(slopes: Sequence[torch.Tensor], parts: _Parts, dtype: torch.dtype) -> torch.Tensor:
