@@ -3,23 +3,20 @@
 python benchmarks/decode_chatglm2.py [--out result.json]        (needs transformers)
 
 8 layers x 512 hidden, vocabulary 65,024, fp32, one thread; random weights, random prompts of 64 tokens, 64 new tokens,
-the same for both; batch 1 and 16. The ways take turns, the ratio is the median of the rounds' ratios, and both must
-write the same tokens.
+the same for both; batch 1 and 16. The ways take turns, CPU time counts, and both must write the same
+tokens.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
-import time
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
-from glm_peer import SMALL, machine, make_pair
+from glm_peer import SMALL, make_pair
+from turns import report, take_turns
 
 from hanlin.core.batch import Prompt, PromptBatch
 from hanlin.core.settings import GenerateSettings
@@ -50,33 +47,25 @@ def main() -> None:
     ours, theirs = make_pair(SMALL)
     engine = Engine(ours.eval().requires_grad_(False), Ids())  # pyright: ignore[reportArgumentType]
     prompts = np.random.default_rng(0).integers(300, 64000, (max(args.batches), args.prompt))
-    result = {
-        "machine": machine(),
-        "date": datetime.date.today().isoformat(),
-        **{
-            f"batch_{size}": compare(engine, theirs.eval(), prompts[:size], args.tokens, args.rounds)
-            for size in args.batches
-        },
+    figures = {
+        f"batch_{size}": compare(engine, theirs.eval(), prompts[:size], args.tokens, args.rounds)
+        for size in args.batches
     }
-    print(json.dumps(result, indent=1))
-    if args.out:
-        args.out.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    report(figures, args.out, ["transformers"])
 
 
 def compare(engine: Engine, theirs: Any, prompts: np.ndarray, tokens: int, rounds: int) -> dict[str, Any]:
-    times, ours, expected = [], [], []
-    for _ in range(rounds + 1):  # the first round warms up
-        begin = time.perf_counter()
-        expected = decode_theirs(theirs, prompts, tokens)
-        middle = time.perf_counter()
-        ours = decode_ours(engine, prompts, tokens)
-        times.append((middle - begin, time.perf_counter() - middle))
+    same = decode_theirs(theirs, prompts, tokens) == decode_ours(engine, prompts, tokens)
+    ways = {
+        "glm": lambda: decode_theirs(theirs, prompts, tokens),
+        "hanlin": lambda: decode_ours(engine, prompts, tokens),
+    }
+    turns = take_turns(ways, rounds)
     count = prompts.shape[0] * tokens
     return {
-        "glm_tokens_per_second": round(count / median(slow for slow, _ in times[1:]), 1),
-        "hanlin_tokens_per_second": round(count / median(fast for _, fast in times[1:]), 1),
-        "ratio": round(median(slow / fast for slow, fast in times[1:]), 2),
-        "same_tokens": ours == expected,
+        "tokens_per_second": {way: turns.per_second(way, count) for way in ways},
+        "ratio": turns.ratio("glm", "hanlin"),
+        "same_tokens": same,
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -29,13 +28,3 @@ def make_pair(config: ChatGlm2Config) -> tuple[Any, Any]:
         convert(base, family, None, "huggingface", glm)
         theirs = GlmForCausalLM.from_pretrained(glm, dtype=torch.float32, attn_implementation="sdpa")
     return ours, theirs
-
-
-def machine() -> str:
-    import transformers  # pyright: ignore[reportMissingImports]
-
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    cpu = names[0] if names else platform.processor() or platform.machine()
-    return f"{cpu}, torch {torch.__version__}, transformers {transformers.__version__}, 1 thread"

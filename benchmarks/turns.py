@@ -1,0 +1,110 @@
+"""What the step benchmarks share: ways that take turns, and what must be known of the machine beside their figures."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import nn
+
+from hanlin.core.settings import TrainSettings
+from hanlin.parallel.place import place
+from hanlin.train.optim import AdamW
+from hanlin.train.step import Step
+
+LR = 1e-4
+MATRIX = 1024
+"""Side of the matrices whose product tells the machine's rate."""
+
+
+@dataclass(frozen=True)
+class Turns:
+    """Seconds of each way, round by round: of this process' CPU time.
+
+    For work on one thread without waiting these are the seconds of a quiet machine, whatever else runs on it.
+    """
+
+    seconds: Mapping[str, Sequence[float]]
+
+    def per_second(self, way: str, amount: float) -> float:
+        """The median over the rounds of an amount that each round works off."""
+        return round(amount / median(self.seconds[way]), 1)
+
+    def ratio(self, slow: str, fast: str) -> dict[str, float]:
+        """How many times faster one way is: the median of the rounds' ratios, and their spread."""
+        ratios = [a / b for a, b in zip(self.seconds[slow], self.seconds[fast], strict=True)]
+        return {name: round(of(ratios), 2) for name, of in (("median", median), ("least", min), ("most", max))}
+
+
+def take_turns(ways: Mapping[str, Callable[[], object]], rounds: int) -> Turns:
+    """Run the ways one after the other, `rounds` times and once before that to warm up."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds + 1):
+        for name, run in ways.items():
+            start = time.process_time()
+            run()
+            seconds[name].append(time.process_time() - start)
+    return Turns({name: values[1:] for name, values in seconds.items()})
+
+
+class Matrices:
+    """A way that only multiplies fp32 matrices: its speed is what the machine has at that moment."""
+
+    flops = 2 * MATRIX**3 * 20
+
+    def __init__(self) -> None:
+        self.left, self.right, self.out = (torch.randn(MATRIX, MATRIX) for _ in range(3))
+
+    def __call__(self) -> None:
+        for _ in range(20):
+            torch.mm(self.left, self.right, out=self.out)
+
+
+def make_step(model: nn.Module, weight_decay: float = 0.0) -> Step:
+    """Our training step, gradients clipped to length 1."""
+    settings = TrainSettings(steps=1000, batch_rows=1, lr=LR, schedule="constant", weight_decay=weight_decay)
+    worker = place(model, torch.device("cpu"))
+    return Step(worker, AdamW(worker.parameters, settings), settings, 1000)
+
+
+def gradient_length(weights: Iterable[nn.Parameter]) -> float:
+    return float(nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None]))
+
+
+def check_agreement(pairs: Iterable[tuple[float, float]]) -> None:
+    """Whether two ways have the same loss and length of gradient, but for rounding."""
+    for ours, theirs in pairs:
+        assert abs(ours / theirs - 1) < 1e-3, (ours, theirs)
+
+
+def report(figures: Mapping[str, Any], out: Path | None, packages: Sequence[str] = (), threads: int = 1) -> None:
+    """Print the figures with the machine, the date and the load; write them to a file as well."""
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in packages]
+    facts = {
+        "machine": ", ".join([cpu_name(), f"torch {torch.__version__}", *versions, f"{threads} thread"]),
+        "date": datetime.date.today().isoformat(),
+        # Of the last 1, 5 and 15 minutes, this process included: above the number of cores others took time away.
+        "load_at_end": [round(load, 1) for load in os.getloadavg()],
+        "cores": os.cpu_count(),
+    }
+    text = json.dumps({**facts, **figures}, indent=1)
+    print(text)
+    if out:
+        out.write_text(text + "\n", "utf-8")
+
+
+def cpu_name() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
