@@ -2,7 +2,7 @@
 
 python benchmarks/pack_cpm2.py --vocab vocab.txt --ccpm train.jsonl [--out result.json]
 
-The first 160 records, the small shape with random weights, fp32, one thread; a step is forward, backward, clipping and
+The first 32 records, the small shape with random weights, fp32, one thread; a step is forward, backward, clipping and
 fused AdamW. padded: one record a row, each row filled up to 512, as in the original. longest: one record a row, 8 of
 similar length a batch, filled up to its longest (data.pack: false). packed: as many records in a row of 512 as fit
 (data.pack: true). The ways take turns, CPU time counts; before that, all ways must have the same loss over the
@@ -39,8 +39,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--vocab", type=Path, required=True)
     parser.add_argument("--ccpm", type=Path, required=True, help="CCPM's JSON lines, raw or not")
-    parser.add_argument("--records", type=int, default=160)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--records", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)

@@ -4,9 +4,9 @@ python benchmarks/tokenise_cpm2.py --vocab vocab.txt --texts poems.jsonl ccpm.js
 
 plain: the original's procedure without its objects: the text is folded (Chinese vocabulary), cut by jieba, white space
 is made visible, and each word is cut into the longest tokens from the left, which are looked up in a dict. hanlin:
-`encode_many`, 512 texts at a time, as `hanlin prepare` and `train` call it. one: `encode`, text by text. Each way sees
-all texts before the clock, so dictionaries are loaded. The ways take turns, CPU time counts. Texts are all strings of
-the JSON lines.
+`encode_many`, the texts of 512 lines at a time, as data are prepared for training. one: `encode`, text by text. Each
+way sees all texts before the clock, so dictionaries are loaded. The ways take turns, CPU time counts. Texts are all
+strings of the JSON lines.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ FOLDED = {code: code - 0xFEE0 for code in range(0xFF00, 0xFF5F) if chr(code) not
     0x3000: 0x20
 }
 MAX_WORD = 200
-GROUP = 512
+GROUP_LINES = 512
 
 Encode = Callable[[list[str]], list[list[int]]]
 
@@ -60,19 +61,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Speed of CPM-2's tokenizer")
     parser.add_argument("--vocab", type=Path, required=True, help="vocab.txt of the Chinese CPM-2, or one like it")
     parser.add_argument("--texts", type=Path, nargs="+", required=True)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--limit", type=int, default=1_000_000, help="characters of each file")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--limit", type=int, default=200_000, help="characters of each file")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    files = {path.name: compare(args.vocab, _texts(path, args.limit), args.rounds) for path in args.texts}
+    files = {path.name: compare(args.vocab, _lines(path, args.limit), args.rounds) for path in args.texts}
     report({"files": files}, args.out, ["jieba"])
 
 
-def compare(vocab: Path, texts: list[str], rounds: int) -> dict[str, Any]:
+def compare(vocab: Path, lines: list[list[str]], rounds: int) -> dict[str, Any]:
     tokenizer = Cpm2Tokenizer.load(vocab)
+    texts, groups = list(chain(*lines)), list(_groups(lines))
     ways: dict[str, Encode] = {
         "plain": plain_encoder(vocab),
-        "hanlin": lambda texts: [ids for group in _groups(texts) for ids in tokenizer.encode_many(group)],
+        "hanlin": lambda texts: [ids for group in groups for ids in tokenizer.encode_many(group)],
         "one": lambda texts: [tokenizer.encode(text) for text in texts],
     }
     wanted = ways["plain"](texts)
@@ -89,20 +91,20 @@ def compare(vocab: Path, texts: list[str], rounds: int) -> dict[str, Any]:
     }
 
 
-def _groups(texts: list[str]) -> Iterator[list[str]]:
-    return (texts[start : start + GROUP] for start in range(0, len(texts), GROUP))
+def _groups(lines: list[list[str]]) -> Iterator[list[str]]:
+    return (list(chain(*lines[start : start + GROUP_LINES])) for start in range(0, len(lines), GROUP_LINES))
 
 
-def _texts(path: Path, limit: int) -> list[str]:
-    texts, size = [], 0
+def _lines(path: Path, limit: int) -> list[list[str]]:
+    """The texts of each line."""
+    found, size = [], 0
     with path.open(encoding="utf-8") as lines:
         for line in lines:
-            for text in _strings(json.loads(line)):
-                texts.append(text)
-                size += len(text)
+            found.append(list(_strings(json.loads(line))))
+            size += sum(map(len, found[-1]))
             if size >= limit:
                 break
-    return texts
+    return found
 
 
 def _strings(value: Any) -> Iterator[str]:

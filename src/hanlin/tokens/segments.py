@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 BLANK, LINE_BREAK = "\u2582", "\u2583"
 
-_WORTHWHILE = 50_000
-"""Characters from which on the batch segmenter's second of preparation pays."""
+_WORTHWHILE = 20_000
+"""Characters at once, the first of many, for which the batch segmenter is made; that takes a second or two."""
 
 _TO_VISIBLE = {ord(" "): ord(BLANK), ord("\n"): ord(LINE_BREAK)}
 _TO_BLANK = str.maketrans({BLANK: " ", LINE_BREAK: "\n"})
@@ -27,10 +27,11 @@ def cut_segments(text: str) -> list[str]:
 
 def join_segments(texts: Sequence[str]) -> list[str]:
     """For each text its `cut_segments` with a blank between, which no segment holds; many texts at once are faster."""
-    if sum(map(len, texts)) < _WORTHWHILE:
-        return [" ".join(cut_segments(text)) for text in texts]
     from hanlin.tokens.batch_segments import batch_segmenter
 
+    is_made = batch_segmenter.cache_info().currsize > 0
+    if not is_made and sum(map(len, texts)) < _WORTHWHILE:
+        return [" ".join(cut_segments(text)) for text in texts]
     return batch_segmenter().join(texts, _TO_VISIBLE)
 
 
