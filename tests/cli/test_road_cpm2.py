@@ -23,7 +23,7 @@ from hanlin.models.cpm2.datasets import DATA_SETS
 RECIPES = [
     path
     for path in sorted((Path(__file__).parents[2] / "recipes").glob("cpm2_*.yaml"))
-    if load_recipe(path).model.base == Path("models/cpm2")
+    if str(load_recipe(path).model.base).startswith("models/cpm2")
 ]
 # A recipe for each script of the original, which has no prompts for two of the data sets.
 WITHOUT_SCRIPT = [("kdconv", "prompt"), ("sogou-log", "prompt")]
