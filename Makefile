@@ -4,7 +4,9 @@
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 PIP_ARGS ?=
+NAME ?= startup
 ARGS ?=
+NAME ?= startup
 RUN := .venv/bin
 INSTALLED := .venv/.installed
 
@@ -25,8 +27,8 @@ check: $(INSTALLED) ## style, types, imports
 	$(RUN)/pyright
 	$(RUN)/lint-imports
 
-bench: $(INSTALLED) ## speed and memory, as ratios within one run
-	set -e; for bench in benchmarks/[a-z]*.py; do echo "== $$bench"; $(RUN)/python $$bench; done
+bench: $(INSTALLED) ## a benchmark, as ratios within one run (NAME=step_cpm1 ARGS="--rounds 3")
+	$(RUN)/python benchmarks/$(NAME).py $(ARGS)
 
 docs: $(INSTALLED) ## links, commands and recipes that the docs name exist
 	$(RUN)/python -m pytest tests/test_docs.py

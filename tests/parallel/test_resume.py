@@ -45,7 +45,8 @@ def train(
 ) -> list[int]:
     """The exit codes of all ranks."""
     values = {
-        "model": {"family": "cpm_bee", "size": "tiny", "config": {"num_layers": 2}, "vocab": str(project / "vocab.txt")},
+        "model": {"family": "cpm_bee", "size": "tiny", "config": {"num_layers": 2},
+                  "vocab": str(project / "vocab.txt")},
         "data": {"train": str(project / "rows.jsonl"), "eval": str(project / "rows.jsonl"), "max_length": 48,
                  "cache": str(project / "cache")},
         "tuning": {"method": tuning},

@@ -107,7 +107,7 @@ class Cpm1T5(nn.Module):
         the decoder's alone.
         """
         given = Inputs(**inputs)
-        encoded, hidden = (None, *state)[-2:] if state else self._embed_both(given, past)
+        encoded, hidden = self._begin(state, given, past)
         if encoded is not None:
             encoded = self._encode(encoded, given)
             if past is not None:
@@ -130,6 +130,15 @@ class Cpm1T5(nn.Module):
             elif isinstance(module, LayerNorm):
                 nn.init.ones_(module.weight)
                 nn.init.zeros_(module.bias)
+
+    def _begin(
+        self, state: tuple[torch.Tensor, ...], given: Inputs, past: Past | None
+    ) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """The encoder's state, if it is to run, and the decoder's."""
+        if not state:
+            return self._embed_both(given, past)
+        *encoder, hidden = state
+        return (encoder[0] if encoder else None), hidden
 
     def _embed_both(self, given: Inputs, past: Past | None) -> tuple[torch.Tensor | None, torch.Tensor]:
         start = 0 if past is None else past.length

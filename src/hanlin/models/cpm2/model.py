@@ -100,7 +100,7 @@ class Cpm2(nn.Module):
         the decoder's alone.
         """
         given = Inputs(**inputs)
-        encoded, hidden = (None, *state)[-2:] if state else self._embed_both(given, past)
+        encoded, hidden = self._begin(state, given, past)
         if encoded is not None:
             encoded = self._encode(encoded, given)
             if past is not None:
@@ -131,6 +131,15 @@ class Cpm2(nn.Module):
                 nn.init.ones_(module.weight)
             elif isinstance(module, Experts):
                 module.init_centroids(generator)
+
+    def _begin(
+        self, state: tuple[torch.Tensor, ...], given: Inputs, past: Past | None
+    ) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """The encoder's state, if it is to run, and the decoder's."""
+        if not state:
+            return self._embed_both(given, past)
+        *encoder, hidden = state
+        return (encoder[0] if encoder else None), hidden
 
     def _embed_both(self, given: Inputs, past: Past | None) -> tuple[torch.Tensor | None, torch.Tensor]:
         is_encoded = past is not None and past.has_kept

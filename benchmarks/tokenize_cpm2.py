@@ -1,6 +1,6 @@
 """Characters per second of CPM-2's tokenizer against jieba and word pieces in plain Python; the ids are compared.
 
-python benchmarks/tokenise_cpm2.py --vocab vocab.txt --texts poems.jsonl ccpm.jsonl [--out result.json]
+python benchmarks/tokenize_cpm2.py --vocab vocab.txt --texts poems.jsonl ccpm.jsonl [--out result.json]
 
 plain: the original's procedure without its objects: the text is folded (Chinese vocabulary), cut by jieba, white space
 is made visible, and each word is cut into the longest tokens from the left, which are looked up in a dict. hanlin:
