@@ -122,7 +122,8 @@ def _settings_without_effect(recipe: Recipe, places: Mapping[str, str]) -> Found
     for key, idle in idle_settings(recipe).items():
         section, name = key.split(".")
         is_switched = places.get(idle.cause) == COMMAND_LINE != places.get(key)
-        if name in getattr(recipe, section).model_fields_set and not is_switched:
+        settings = getattr(recipe, section)
+        if name in settings.model_fields_set and getattr(settings, name) is not None and not is_switched:
             yield key, f"has no effect {idle.reason}"
 
 

@@ -65,7 +65,7 @@ def test_hosts_are_chosen(
     ("words", "message"),
     [
         (["--max-restarts", "2", "train", "r.yaml", "--restart"], "drop one"),
-        (["demo"], "expected train RECIPE"),
+        (["demo"], "expected train, evaluate, generate and a recipe"),
         (["--include", "node7", "train", "r.yaml"], "node7 not in the hostfile (node0, me@node1)"),
         (["--exclude", "node0@me", "train", "r.yaml"], "me not in the hostfile"),
     ],

@@ -10,7 +10,10 @@ import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
-HELP = "train on several machines named in a hostfile"
+HELP = "train, evaluate or generate on several machines named in a hostfile"
+
+COMMANDS = ("train", "evaluate", "generate")
+"""Those that run on several processes."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,8 +35,8 @@ def run(args: argparse.Namespace) -> int:
     from hanlin.core.ranks import start_log
     from hanlin.parallel.launch import Meeting, node_commands, run_nodes
 
-    if args.what[:1] != ["train"] or len(args.what) < 2:
-        raise ConfigError(f"only training runs on several machines; expected train RECIPE, found {args.what}")
+    if args.what[:1] not in [[name] for name in COMMANDS] or len(args.what) < 2:
+        raise ConfigError(f"expected {', '.join(COMMANDS)} and a recipe, found {args.what}")
     if "--restart" in args.what and args.max_restarts:
         raise ConfigError("--restart with --max-restarts would throw the checkpoints away at every failure; drop one")
     hosts = _chosen(read_hostfile(args.hostfile), args.include, args.exclude)
