@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from hanlin.core.errors import ConfigError
 from hanlin.core.ranks import pick_device, read_ranks, set_threads
 from hanlin.core.settings import ParallelSettings, TuningSettings
 from hanlin.formats.convert import added_parameters, base_parameters, load_into, open_ours, save_base
@@ -40,10 +41,12 @@ def load_engine(recipe: Recipe, parts: Parts | None = None) -> Engine:
     layout = ParallelSettings(tensor=recipe.parallel.tensor, pipe=recipe.parallel.pipe)
     degrees = Degrees.of(layout, world) if world > 1 else Degrees()
     if degrees.tensor * degrees.pipe > 1:
+        if recipe.generate.expert_memory is not None:
+            raise ConfigError("generate.expert_memory: only where a process has all blocks; set tensor and pipe to 1")
         model = _frozen_together(parts, device, layout)
         mesh = model.mesh
     else:
-        model, mesh = frozen_model(parts).to(device), Mesh(degrees, device)
+        model, mesh = frozen_model(parts, device), Mesh(degrees, device)
     return Engine(
         model,
         parts.samples,
@@ -69,16 +72,38 @@ def training_engine(parts: Parts, worker: Worker) -> Engine:
     )
 
 
-def frozen_model(parts: Parts) -> torch.nn.Module:
-    """The base with the recipe's adapter, frozen, in the precision of the recipe."""
-    model = _base_model(parts, DTYPES[parts.recipe.train.precision])
+def frozen_model(parts: Parts, device: torch.device) -> torch.nn.Module:
+    """The base with the recipe's adapter, frozen, in the precision of the recipe.
+
+    Raises: ConfigError, CheckpointError.
+    """
+    dtype = DTYPES[parts.recipe.train.precision]
+    has_all = parts.recipe.generate.expert_memory is None
+    model = _base_model(parts, dtype) if has_all else _with_few_experts(parts, dtype, device)
     adapter = parts.recipe.model.adapter
     if adapter is not None:
         from hanlin.checkpoint.delta import load_adapter
 
         apply_tuning(model, _adapter_settings(parts, adapter), parts.family)
         load_adapter(model, adapter, parts.family)
-    return model.requires_grad_(False).eval()
+    return model.requires_grad_(False).eval().to(device)
+
+
+def _with_few_experts(parts: Parts, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
+    """The base with experts that are read when they are needed."""
+    from hanlin.layers.expert_memory import ExpertMemory, expert_weights
+
+    base, limit = parts.recipe.model.base, parts.recipe.generate.expert_memory
+    model = _empty_model(parts)
+    streamed = expert_weights(model)
+    if base is None or limit is None or not streamed:
+        raise ConfigError("generate.expert_memory: only for a model.base with a mixture of experts; remove it")
+    load_into(model, base, parts.family, dtype=dtype, wanted=lambda name: name not in streamed)
+    try:
+        ExpertMemory(open_ours(base, parts.family, config=parts.config), limit * 2**30, dtype).attach(model, device)
+    except ValueError as error:
+        raise ConfigError(f"generate.expert_memory: {error}; give more") from None
+    return model
 
 
 def place_tuned(parts: Parts, device: torch.device, world: int) -> Worker:

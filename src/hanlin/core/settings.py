@@ -295,6 +295,9 @@ class GenerateSettings(Settings):
     top_p: float = Field(default=0.9, gt=0, le=1)
     # True: top_k and top_p look at the logits before the temperature, as the released CPM-1's program does it.
     temperature_last: bool = False
+    # GiB of memory for a mixture's experts: those used last stay, the others are read from disk when a token comes to
+    # them; also in `evaluate`. None: all are in memory.
+    expert_memory: float | None = Field(default=None, gt=0)
     # Records answered at once.
     batch_size: int = Field(default=8, gt=0)
 
