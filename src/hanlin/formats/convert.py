@@ -189,7 +189,8 @@ def open_any(path: Path, families: Iterable[FamilyFacts]) -> Weights:
 
     Raises: CheckpointError.
     """
-    for opens in {form.open for family in families for form in family.formats.values() if form.open is not None}:
+    found = [form.open for family in families for form in family.formats.values() if form.open is not None]
+    for opens in dict.fromkeys(found):  # each once, in the order of the families
         if (weights := opens(path)) is not None:
             return weights
     files = find_ranks(path)
