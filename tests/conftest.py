@@ -9,6 +9,13 @@ import pytest
 
 # Before torch is imported: small tensors are slower with more threads, and sums differ between thread counts.
 os.environ["OMP_NUM_THREADS"] = "1"
+# The tests compute on the CPU; with other devices autograd has threads, and a process with threads must not be forked.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+import torch
+
+# Autograd looks for devices once, at the first backward pass. Later it could meet the pretended ones of fake tensors.
+torch.zeros((), requires_grad=True).backward()
 
 SHARED = Path(__file__).parents[2] / "shared"
 

@@ -8,6 +8,14 @@ import pytest
 from hanlin.train.signals import StopSignals
 
 
+@pytest.fixture(autouse=True)
+def _terminal():
+    """As in a terminal, also where nohup runs the tests."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_the_first_signal_is_remembered_and_the_former_handlers_come_back(number):
     before = signal.getsignal(number)
