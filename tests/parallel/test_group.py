@@ -24,7 +24,7 @@ def _meeting_place(monkeypatch):
         probe.bind(("127.0.0.1", 0))
         monkeypatch.setenv("MASTER_PORT", str(probe.getsockname()[1]))
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    monkeypatch.setattr(group, "ROLL_CALL_SECONDS", 1.0)
+    monkeypatch.setattr(group, "ROLL_CALL_SECONDS", 0.5)
 
 
 def together(world, body, *, timeout_seconds=20.0, interface=None):
@@ -39,7 +39,7 @@ def together(world, body, *, timeout_seconds=20.0, interface=None):
             with joined(CPU, timeout_seconds=timeout_seconds), noting(lambda: "step=7"):
                 return body()
         except (RankError, DataError) as error:
-            time.sleep(1)  # lets the others read what this one knows, should it keep the store
+            time.sleep(0.5)  # lets the others read what this one knows, should it keep the store
             return f"{type(error).__name__}: {error}"
         finally:
             if distributed.is_initialized():

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -52,8 +51,9 @@ def launched(tmp_path):
     """A launcher of two polite ranks in a process of its own, and the ranks' process numbers."""
     command = [sys.executable, "-c", LAUNCHER, POLITE, str(tmp_path)]
     # A shell lets what it starts in the background ignore Ctrl-C, and that is inherited.
-    hears_all = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    process = subprocess.Popen(command, start_new_session=True, preexec_fn=hears_all)
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, start_new_session=True)
+    signal.signal(signal.SIGINT, before)
     files = [tmp_path / "0", tmp_path / "1"]
     assert wait_until(lambda: all(file.exists() and file.read_text() for file in files))
     pids = [int(file.read_text()) for file in files]
