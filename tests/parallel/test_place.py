@@ -59,3 +59,8 @@ def test_a_rank_without_enough_rows_gets_some_without_loss():
     assert filled.size == 5
     assert filled.loss_tokens == batch.loss_tokens
     assert fill_rows(batch, 2) is batch
+
+
+def test_one_process_counts_micro_batches_too():
+    worker, batch = place(tiny_model(), CPU, "fp32", ParallelSettings(micro_batches=2)), make_batch(0, rows=4)
+    assert [part.size for part in worker.split(batch, None)] == [2, 2]

@@ -172,7 +172,7 @@ class Worker:
         All data ranks get equally many parts, in a pipeline all of one size: rows without loss fill them up.
         """
         if self.mesh.size("all") == 1:
-            return batch.split(-(-batch.size // (rows or batch.size)))
+            return batch.split(self.settings.micro_batches or -(-batch.size // (rows or batch.size)))
         most = int(self.mesh.maximum("data", batch.size))
         parts = self.settings.micro_batches or -(-most // (rows or most))
         return fill_rows(batch, -(-most // parts) * parts if self.mesh.size("pipe") > 1 else parts).split(parts)

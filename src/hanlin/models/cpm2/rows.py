@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hanlin.core.batch import IGNORED, Batch, Sample
+from hanlin.models.rows import NO_SPAN
 
 if TYPE_CHECKING:
     import torch
-
-NO_SPAN = -1
-"""The span of padding."""
 
 Arrays = dict[str, np.ndarray]
 
