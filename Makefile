@@ -6,7 +6,6 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 PIP_ARGS ?=
 NAME ?= startup
 ARGS ?=
-NAME ?= startup
 RUN := .venv/bin
 INSTALLED := .venv/.installed
 

@@ -21,13 +21,20 @@ import torch
 from torch import distributed
 
 GRACE_SECONDS = 1.0
-"""After the first failure the others have this long to report theirs before they are killed."""
+"""After the first failure the others have this long to report theirs before they are killed, unless a test says more."""
 
 
-def run_ranks(world: int, function: Callable[..., Any], *args: Any, timeout_seconds: float = 60) -> list[Any]:
+def run_ranks(
+    world: int,
+    function: Callable[..., Any],
+    *args: Any,
+    timeout_seconds: float = 60,
+    grace_seconds: float = GRACE_SECONDS,
+) -> list[Any]:
     """Call `function(*args)` on `world` ranks joined through gloo; return their results in the order of ranks.
 
     function: any callable, also a closure; asks `distributed.get_rank()` (or core.ranks) who it is.
+    grace_seconds: after the first failure, for the others to end by themselves.
     Results must be picklable; tensors are copied. All ranks start from the same random numbers.
     Raises: AssertionError with the tracebacks of all failed ranks, the first to fail first; after the time-out too.
     """
@@ -43,7 +50,7 @@ def run_ranks(world: int, function: Callable[..., Any], *args: Any, timeout_seco
         try:
             for child in children:
                 child.start()
-            _wait(children, limit)
+            _wait(children, limit, grace_seconds)
         finally:
             for child in children:
                 if child.pid is not None:
@@ -80,11 +87,11 @@ def _rank(
     os._exit(0)  # nor through what the parent has registered for its own end
 
 
-def _wait(children: Sequence[BaseProcess], limit: float) -> None:
+def _wait(children: Sequence[BaseProcess], limit: float, grace_seconds: float) -> None:
     """Until all have ended, or the first failure and its grace, or the limit."""
     while any(child.exitcode is None for child in children) and time.monotonic() < limit:
         if any(child.exitcode for child in children):
-            limit = min(limit, time.monotonic() + GRACE_SECONDS)
+            limit = min(limit, time.monotonic() + grace_seconds)
             while any(child.exitcode is None for child in children) and time.monotonic() < limit:
                 time.sleep(0.01)
             return
