@@ -155,6 +155,42 @@ def test_a_mapping_is_applied_before_rows_are_checked(project: Path) -> None:
     assert "no key 'body'" in problems("data.transform={标题: $title, <ans>: $body}")[0]
 
 
+def write_mixture(project: Path, **entry: object) -> None:
+    one = {"task_name": "诗", "dataset_name": "a", "path": "train.jsonl", **entry}
+    (project / "datasets.json").write_text(json.dumps([one], ensure_ascii=False), encoding="utf-8")
+
+
+def test_a_list_of_data_sets_is_looked_through(project: Path) -> None:
+    mixed = ("data.train=[]", "data.mixture=datasets.json")
+    write_mixture(project, incontext_weight=[1, 1])
+    assert problems(*mixed) == []
+    assert problems("data.mixture=datasets.json") == ["data.mixture: stands beside data.train; keep one of them"]
+    assert problems("data.train=datasets.json") == [
+        "data.train: datasets.json is a list of data sets; name it in data.mixture"
+    ]
+    write_mixture(project, transforms=[{"*": "$*"}, {"<ans>": "$title"}])
+    [found] = problems(*mixed)
+    assert found.startswith("data.mixture: 诗.a: 3 of the first 3 rows cannot be used: train.jsonl:1: ")
+    assert "no key 'title'" in found
+    write_mixture(project, weight="much")
+    [found] = problems(*mixed)
+    assert found.startswith("data.mixture: datasets.json:1 (entry 1): weight: expected a valid number")
+
+
+def test_settings_that_a_list_of_data_sets_has_itself_are_refused(project: Path) -> None:
+    write_mixture(project)
+    mixed = ("data.train=[]", "data.mixture=datasets.json", "data.shuffle=false", "data.in_context=[1,1]")
+    assert [found.split(" has no effect ")[0] for found in problems(*mixed)] == ["data.shuffle:", "data.in_context:"]
+
+
+def test_a_script_that_is_not_there_is_named(project: Path) -> None:
+    (project / "make.py").write_text("def transform(data, num_sample, r):\n    return data\n", encoding="utf-8")
+    assert problems("data.transform=make.py") == []
+    [found] = problems("data.transform=mak.py")
+    assert found.startswith("data.transform: there is no mak.py (")
+    assert found.endswith("did you mean 'make.py'?")
+
+
 LAYOUTS = [
     ("offload=true", "parallel.offload: only with parallel.shard: parameters"),
     ("shard=gradients data=4 shard_ranks=3", "parallel.shard_ranks: 3 does not divide parallel.data 4"),

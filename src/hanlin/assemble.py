@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from hanlin.data.loader import Loader
+    from hanlin.data.mixture import Mixture
     from hanlin.data.prepare import Prepared
     from hanlin.data.windows import Windows
     from hanlin.evaluate.run import Metrics
@@ -54,16 +55,19 @@ def assemble(recipe: Recipe, resume: bool = True) -> Run:
     return Run(describe_parts(recipe), resume)
 
 
-def load_data(recipe: Recipe, parts: Parts, part: Part) -> Prepared | Windows | None:
+def load_data(recipe: Recipe, parts: Parts, part: Part) -> Prepared | Mixture | Windows | None:
     """Tokenised records, from the cache where they lie there, or windows of corpora; None where there are none.
 
     Raises: ConfigError, DataError.
     """
     if recipe.data.split is not None:
         return _windows(recipe, parts, part)
+    from hanlin.data.mixture import open_mixture
     from hanlin.data.prepare import prepare
 
     data, is_training = recipe.data, part == "train"
+    if is_training and data.mixture is not None:
+        return open_mixture(data, parts.samples, tokenizer=parts.tokenizer)
     files = data.train if is_training else data.eval
     if not files:
         return None

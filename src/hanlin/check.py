@@ -31,7 +31,9 @@ from hanlin.core.config import (
 )
 from hanlin.core.effect import idle_settings
 from hanlin.core.errors import ConfigError, DataError, HanlinError
-from hanlin.core.settings import Recipe
+from hanlin.core.settings import DataSettings, Recipe
+from hanlin.data.mixture_file import is_mixture, read_mixture
+from hanlin.data.samples import JoinsExamples
 from hanlin.data.windows import check_windows, is_corpus
 from hanlin.formats.convert import is_base, likely_families, open_any
 from hanlin.models.family import Family, family_names, load_family, option_problems
@@ -86,7 +88,7 @@ def check(
     places: where each key stands; with_torch: look at the device and at original weights too, which takes seconds.
     """
     places = places or {}
-    purpose = purpose or ("train" if recipe.data.train or "train" in recipe.model_fields_set else "evaluate")
+    purpose = purpose or ("train" if recipe.data.trained or "train" in recipe.model_fields_set else "evaluate")
     found = [*_settings_without_effect(recipe, places), *_model_files(recipe), *_data_files(recipe, purpose)]
     if purpose == "train":
         found += [*_length(recipe), *_batch(recipe), *settings_problems(recipe), *_output(recipe), *_trackers(recipe)]
@@ -94,7 +96,7 @@ def check(
     if family is not None:
         found += [*_size(recipe, family), *_config_values(recipe, family)]
         found += option_problems(family, recipe.data.options)
-        if not any(key.startswith(("model.", "data.options")) for key, _ in found):
+        if not any(key.startswith(("model.", "data.options", "data.transform")) for key, _ in found):
             found += [*_vocabulary_and_rows(recipe, family, purpose)]
     if not found and with_torch:
         found += [*_device(recipe), *_original_weights(recipe, purpose)]
@@ -181,8 +183,10 @@ def _shards(folder: Path) -> Found:
 
 
 def _data_files(recipe: Recipe, purpose: Purpose) -> Found:
-    if purpose == "train" and not recipe.data.train:
+    if purpose == "train" and not recipe.data.trained:
         yield "data.train", "is empty; name the training files"
+    if recipe.data.train and recipe.data.mixture is not None:
+        yield "data.mixture", "stands beside data.train; keep one of them"
     if purpose == "evaluate" and not (recipe.evaluate.data or recipe.data.eval or recipe.data.split):
         yield "evaluate.data", "is empty, and so is data.eval; name the files to score"
     for key, path in _files(recipe, purpose):
@@ -191,6 +195,15 @@ def _data_files(recipe: Recipe, purpose: Purpose) -> Found:
                 yield key, f'{path} is a token corpus; say how to divide it for pretraining: data.split: "949,50,1"'
         elif not path.exists():
             yield key, _missing(path)
+        elif is_mixture(path):
+            yield key, f"{path} is a list of data sets; name it in data.mixture"
+    if isinstance(recipe.data.transform, Path) and not recipe.data.transform.is_file():
+        yield "data.transform", _missing(recipe.data.transform)
+    if purpose == "train" and recipe.data.mixture is not None:
+        try:
+            read_mixture(recipe.data.mixture)
+        except ConfigError as error:
+            yield "data.mixture", str(error)
 
 
 def _files(recipe: Recipe, purpose: Purpose) -> list[tuple[str, Path]]:
@@ -375,7 +388,7 @@ def _vocabulary(recipe: Recipe, rows: int, tokens: int, path: Path) -> Found:
 
 def _reach(recipe: Recipe, config: Any) -> Found:
     limit = getattr(config, "max_length", None)
-    if recipe.data.train and limit is not None and recipe.data.max_length > limit:
+    if recipe.data.trained and limit is not None and recipe.data.max_length > limit:
         yield (
             "data.max_length",
             f"{recipe.data.max_length} tokens, but the model reads at most {limit} (max_length); lower it, or set "
@@ -388,8 +401,25 @@ def _all_rows(recipe: Recipe, samples: Any, purpose: Purpose) -> Found:
         yield from _windows(recipe, samples)
         return
     for key, file in _files(recipe, purpose):
-        if file.exists():
-            yield from ((key, text) for text in _rows(recipe, samples, file))
+        if file.exists() and not is_mixture(file):
+            yield from ((key, text) for text in _rows(recipe.data, samples, file))
+    if purpose == "train" and recipe.data.mixture is not None:
+        yield from (("data.mixture", text) for text in _mixture_rows(recipe.data, samples))
+
+
+def _mixture_rows(settings: DataSettings, samples: Any) -> Iterator[str]:
+    """What is wrong with the first rows of each data set, in each of their forms."""
+    assert settings.mixture is not None, settings
+    try:
+        sets = [one for one in read_mixture(settings.mixture) if one.is_drawn]
+    except ConfigError:
+        return  # _data_files has told it
+    for one in sets:
+        if any(one.incontext_weight[1:]) and not isinstance(samples, JoinsExamples):
+            yield f"{one.name}: incontext_weight: this family has no in-context samples; leave it at [1.0]"
+        for way in one.ways:
+            found = _rows(settings.model_copy(update={"transform": way}), samples, one.path)
+            yield from (f"{one.name}: {text}" for text in found)
 
 
 def _windows(recipe: Recipe, samples: Any) -> Found:
@@ -403,26 +433,26 @@ def _windows(recipe: Recipe, samples: Any) -> Found:
         yield "data.train", str(error)
 
 
-def _rows(recipe: Recipe, samples: Any, path: Path) -> Iterator[str]:
+def _rows(settings: DataSettings, samples: Any, path: Path) -> Iterator[str]:
     """What is wrong with the first rows of a data file."""
     if path.is_file() and path.stat().st_size > _SCAN_BYTES:
         return
     try:
-        tried = list(_check_rows(recipe, samples, path))
+        tried = list(_check_rows(settings, samples, path))
     except DataError as error:
         yield str(error)
         return
     bad = [reason for reason in tried if reason]
-    if bad and (recipe.data.bad_rows == "error" or len(bad) == len(tried)):
+    if bad and (settings.bad_rows == "error" or len(bad) == len(tried)):
         shown, advice = "; ".join(bad[:_BAD_ROWS]), "correct them or set data.bad_rows: drop"
         yield f"{len(bad)} of the first {len(tried)} rows cannot be used: {shown}; {advice}"
 
 
-def _check_rows(recipe: Recipe, samples: Any, path: Path) -> Iterator[str]:
+def _check_rows(settings: DataSettings, samples: Any, path: Path) -> Iterator[str]:
     from hanlin.data.sources.source import BadRowError
     from hanlin.data.transform import open_records
 
-    source = open_records(path, recipe.data)
+    source = open_records(path, settings)
     for number in range(min(len(source), _ROWS)):
         try:
             samples.check(source[number])

@@ -68,7 +68,7 @@ def _recipe(path: Path) -> Facts:
     yield "recipe", str(path)
     yield "model", f"{recipe.model.family}, {recipe.model.base or recipe.model.size or 'fresh weights'}"
     yield "tuning", recipe.tuning.method
-    yield "data.train", ", ".join(map(str, recipe.data.train)) or "none"
+    yield "data.train", ", ".join(map(str, recipe.data.trained)) or "none"
 
 
 def _weights(path: Path) -> Facts:

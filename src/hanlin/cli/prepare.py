@@ -68,7 +68,7 @@ def _prepare(recipe: Recipe) -> int:
     trained, watched = load_data(recipe, parts, "train"), load_data(recipe, parts, "valid")
     for name, prepared in (("train", trained), ("eval", watched)):
         if prepared is not None:
-            files: Sequence[Path] = getattr(recipe.data, name) or recipe.data.train
+            files: Sequence[Path] = recipe.data.eval if name == "eval" and recipe.data.eval else recipe.data.trained
             console.print(render_report(prepared.report, f"data.{name}: {', '.join(map(str, files))}"))
     return 0
 

@@ -107,7 +107,7 @@ def _rules(recipe: Recipe) -> list[tuple[str, Idle, bool]]:
         ),
         (
             "data.transform data.overlong data.bad_rows data.pack data.shuffle data.in_context "
-            "data.train_share data.eval_share data.train_limit",
+            "data.train_share data.eval_share data.train_limit data.mixture",
             Idle("data.split", "with data.split, which reads windows of token corpora; remove one of them"),
             recipe.data.split is not None,
         ),
@@ -115,6 +115,16 @@ def _rules(recipe: Recipe) -> list[tuple[str, Idle, bool]]:
             "data.weights data.eval_windows",
             Idle("data.split", "without data.split; it is for pretraining on token corpora"),
             recipe.data.split is None,
+        ),
+        (
+            "data.shuffle data.in_context",
+            Idle("data.mixture", "with data.mixture, which has an order and an incontext_weight of its own"),
+            recipe.data.mixture is not None,
+        ),
+        (
+            "data.transform",
+            Idle("data.mixture", "with data.mixture, whose data sets have transforms of their own"),
+            recipe.data.mixture is not None and not (recipe.data.eval or recipe.evaluate.data),
         ),
         (
             "generate.beams",

@@ -61,6 +61,8 @@ class ModelSettings(Settings):
 class DataSettings(Settings):
     # Training files (JSON lines, or folders of the original binary form); read in this order, one after the other.
     train: tuple[Path, ...] = ()
+    # In place of train: CPM-Bee's JSON list of data sets, which are read by weight (see data/mixture_file.py).
+    mixture: Path | None = None
     # Files for the evaluation during training.
     eval: tuple[Path, ...] = ()
     # The first share of the rows of each file of train, and of eval, that is read (more than 0, at most 1).
@@ -76,9 +78,9 @@ class DataSettings(Settings):
     weights: tuple[Weight, ...] = ()
     # Windows of the valid part that an evaluation reads. None: all.
     eval_windows: int | None = Field(default=None, gt=0)
-    # Keys of a record from those of a raw row: {"<ans>": "$text", "task": "..."} (see data/transform.py).
-    # Empty: the rows are records.
-    transform: dict[str, Any] = Field(default_factory=dict)
+    # Keys of a record from those of a raw row: {"<ans>": "$text", "task": "..."}, or a Python file whose function
+    # transform(data, num_sample, r) returns the record (see data/transform.py). Empty: the rows are records.
+    transform: dict[str, Any] | Path = Field(default_factory=dict)
     # How the family reads records: column names, chat template, ... (its options: record.py or samples.py beside it).
     options: dict[str, Any] = Field(default_factory=dict)
     # Tokens per row that the model sees at once.
@@ -95,6 +97,11 @@ class DataSettings(Settings):
     in_context: tuple[Weight, ...] = Field(default=(1.0,), min_length=1)
     # Tokenised data are kept here under a fingerprint of content and settings.
     cache: Path = Path("~/.cache/hanlin")
+
+    @property
+    def trained(self) -> tuple[Path, ...]:
+        """The files that are trained on, or the list that names them."""
+        return self.train if self.mixture is None else (self.mixture,)
 
 
 class PromptSettings(Settings):

@@ -14,6 +14,7 @@ import numpy as np
 
 from hanlin.core.batch import IGNORED, Batch, Sample
 from hanlin.core.errors import ConfigError, DataError
+from hanlin.data.mixture import Mixture
 from hanlin.data.pack import Row, SingleRows, cpm2_order, plan_rows, pool_rows
 from hanlin.data.prepare import Prepared
 from hanlin.data.samples import JoinsExamples, Samples, SharesTable
@@ -24,8 +25,13 @@ NO_EXAMPLES = (1.0,)
 
 @dataclass(frozen=True)
 class _Epoch:
-    """rows: the samples of each row; examples: the worked examples of a sample, where it has any."""
+    """What an epoch draws: `drawn`, the samples, and the `passes` over the data that they belong to, each `[draws]`.
 
+    rows: the draws of each row; examples: the samples that are shown before a draw, where there are any.
+    """
+
+    drawn: np.ndarray
+    passes: np.ndarray
     rows: Sequence[Row]
     examples: dict[int, list[int]]
 
@@ -36,12 +42,13 @@ class Loader:
     batch_rows: rows of a global batch. shuffle: False keeps the order of the files and draws nothing anew, so that all
     epochs are equal; cpm2: the order of CPM-2's program, equal in all epochs as well. rank, world: this process takes
     its share of each global batch.
-    in_context: probabilities of 0, 1, 2, ... other samples of the same file before a sample.
+    in_context: probabilities of 0, 1, 2, ... other samples of the same file before a sample. A mixture has its own, and
+    an order of its own.
     """
 
     def __init__(
         self,
-        prepared: Prepared | Windows,
+        prepared: Prepared | Windows | Mixture,
         samples: Samples,
         *,
         max_length: int,
@@ -55,12 +62,15 @@ class Loader:
     ) -> None:
         self.prepared, self.samples = prepared, samples
         self.max_length, self.batch_rows = max_length, batch_rows
-        self.seed, self.shuffle, self.pack, self.in_context = seed, shuffle, pack, tuple(in_context)
+        self.seed, self.pack = seed, pack
+        is_mixed = isinstance(prepared, Mixture)
+        self.shuffle, self.in_context = (True, NO_EXAMPLES) if is_mixed else (shuffle, tuple(in_context))
         self.rank, self.world = rank, world
         self.epoch = 0
         self.batch = 0
         self._planned: tuple[int, _Epoch] | None = None
-        if self.in_context != NO_EXAMPLES and not isinstance(samples, JoinsExamples):
+        self._chances = self._example_chances()
+        if self._chances.shape[1] > 1 and not isinstance(samples, JoinsExamples):
             raise ConfigError("data.in_context: this family has no in-context samples; leave it at [1.0]")
         assert int(prepared.lengths.max()) <= max_length, (prepared.lengths.max(), max_length)
 
@@ -122,40 +132,56 @@ class Loader:
 
     def _plan_anew(self, epoch: int) -> _Epoch:
         rng = np.random.default_rng([self.seed, epoch if self.shuffle else 0])
-        count = len(self.prepared)
-        order = self._draw_order(rng, count)
-        examples = self._draw_examples(rng)
+        drawn, passes = self._draw(epoch, rng)
+        examples, places = self._draw_examples(rng, drawn), np.arange(len(drawn))
         if not self.pack and self.shuffle is not True:
-            return _Epoch(SingleRows(order), examples)
-        lengths = self.prepared.lengths.astype(np.int64)
-        for number, chosen in examples.items():
-            lengths[number] += self.prepared.lengths[chosen].sum()
+            return _Epoch(drawn, passes, SingleRows(places), examples)
+        lengths = self.prepared.lengths[drawn].astype(np.int64)
+        for place, chosen in examples.items():
+            lengths[place] += self.prepared.lengths[chosen].sum()
         if self.pack:
-            return _Epoch(plan_rows(lengths, order, self.max_length), examples)
-        return _Epoch(pool_rows(lengths, order, self.batch_rows, rng), examples)
+            return _Epoch(drawn, passes, plan_rows(lengths, places, self.max_length), examples)
+        return _Epoch(drawn, passes, pool_rows(lengths, places, self.batch_rows, rng), examples)
+
+    def _draw(self, epoch: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """The samples of an epoch and their passes."""
+        if isinstance(self.prepared, Mixture):
+            return self.prepared.draw(self.seed, epoch, rng)
+        drawn = self._draw_order(rng, len(self.prepared))
+        return drawn, np.broadcast_to(np.int64(0), drawn.shape)
 
     def _draw_order(self, rng: np.random.Generator, count: int) -> np.ndarray:
         if self.shuffle == "cpm2":
             return cpm2_order(count, self.seed)
         return rng.permutation(count) if self.shuffle else np.arange(count)
 
-    def _draw_examples(self, rng: np.random.Generator) -> dict[int, list[int]]:
-        """For each sample the others shown before it; the first that does not fit ends them."""
-        if self.in_context == NO_EXAMPLES:
+    def _example_chances(self) -> np.ndarray:
+        """`[sources, most examples + 1]`: the probability of at most 0, 1, 2, ... examples."""
+        num_sources = len(self.prepared.source_bounds) - 1
+        weights = self.prepared.in_context if isinstance(self.prepared, Mixture) else [self.in_context] * num_sources
+        chances = np.zeros((num_sources, max(map(len, weights))))
+        for row, given in zip(chances, weights, strict=True):
+            row[: len(given)] = given
+        return np.cumsum(chances, 1) / chances.sum(1, keepdims=True)
+
+    def _draw_examples(self, rng: np.random.Generator, drawn: np.ndarray) -> dict[int, list[int]]:
+        """For each draw the others shown before it; the first that does not fit ends them."""
+        most = self._chances.shape[1] - 1
+        if not most:
             return {}
-        shares = np.array(self.in_context) / sum(self.in_context)
-        bounds, count = self.prepared.source_bounds, len(self.prepared)
-        wanted = rng.choice(len(shares), size=count, p=shares)
-        draws = rng.random((count, len(shares) - 1))
+        bounds = self.prepared.source_bounds
+        sources = np.searchsorted(bounds, drawn, side="right") - 1
+        wanted = (rng.random((len(drawn), 1)) >= self._chances[sources, :-1]).sum(1)
+        draws = rng.random((len(drawn), most))
         examples = {}
-        for number in np.flatnonzero(wanted).tolist():
-            source = int(np.searchsorted(bounds, number, side="right")) - 1
+        for place in np.flatnonzero(wanted).tolist():
+            number, source = int(drawn[place]), sources[place]
             begin, others = int(bounds[source]), int(bounds[source + 1] - bounds[source]) - 1
-            chosen = begin + (draws[number, : wanted[number]] * others).astype(np.int64)
+            chosen = begin + (draws[place, : wanted[place]] * others).astype(np.int64)
             chosen += chosen >= number  # a sample is no example of itself
             fitting = self._fitting(number, chosen if others else chosen[:0])
             if fitting:
-                examples[number] = fitting
+                examples[place] = fitting
         return examples
 
     def _fitting(self, number: int, chosen: np.ndarray) -> list[int]:
@@ -178,22 +204,22 @@ class Loader:
         return self._collate(rows[begin:end], plan, epoch, length)
 
     def _collate(self, rows: Sequence[Row], plan: _Epoch, epoch: int, length: int) -> Batch:
-        made = [[self._sample(number, plan, epoch) for number in row] for row in rows]
-        return replace(self.samples.collate(made, length), rows=rows)
+        made = [[self._sample(place, plan, epoch) for place in row] for row in rows]
+        return replace(self.samples.collate(made, length), rows=[plan.drawn[row].tolist() for row in rows])
 
-    def _sample(self, number: int, plan: _Epoch, epoch: int) -> Sample:
-        draws = self.shuffle and self.prepared.num_varying > 0
-        rng = np.random.default_rng([self.seed, epoch, number]) if draws else None
+    def _sample(self, place: int, plan: _Epoch, epoch: int) -> Sample:
+        draws, number = self.shuffle and self.prepared.num_varying > 0, int(plan.drawn[place])
+        rng = np.random.default_rng([self.seed, epoch, number, plan.passes[place]]) if draws else None
         main = self.prepared.get(number, rng)
-        chosen = plan.examples.get(number)
+        chosen = plan.examples.get(place)
         if not chosen:
             return main
         assert isinstance(self.samples, JoinsExamples)
         return self.samples.join(main, [self.prepared.get(example, rng) for example in chosen])
 
     def _length(self, row: Row, plan: _Epoch) -> int:
-        shown = [example for number in row for example in plan.examples.get(number, ())]
-        return int(self.prepared.lengths[[*row, *shown]].sum())
+        shown = [example for place in row for example in plan.examples.get(place, ())]
+        return int(self.prepared.lengths[[*plan.drawn[row], *shown]].sum())
 
 
 def _without_loss(batch: Batch) -> Batch:

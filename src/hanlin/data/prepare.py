@@ -98,19 +98,27 @@ class Prepared:
         """File and line of the row behind a sample."""
         return _where(self._sources, self._bounds, int(self._origins[number, 0]))
 
+    @property
+    def rows(self) -> np.ndarray:
+        """`[samples]`: the number of the row behind each, over all sources."""
+        return self._origins[:, 0]
+
+    @property
+    def counts(self) -> Counts:
+        return Counts(**self._columns.facts["counts"])
+
     @cached_property
     def report(self) -> DataReport:
-        longest, pack = self._settings.max_length, self._settings.pack
-        numbers = np.arange(len(self))
-        rows = plan_rows(self.lengths, numbers, longest) if pack else [[number] for number in numbers.tolist()]
-        return make_report(
-            Counts(**self._columns.facts["counts"]),
-            self.lengths,
-            self.loss_tokens,
-            longest,
-            padding_share(self.lengths, rows, longest),
-            self._samples.show(self.get(0)),
+        return self.report_of(self.counts, self.lengths, self.loss_tokens)
+
+    def report_of(self, counts: Counts, lengths: np.ndarray, loss_tokens: np.ndarray) -> DataReport:
+        """The report on samples of these lengths that are packed as the settings say; the first is one of these."""
+        longest, numbers = self._settings.max_length, np.arange(len(lengths))
+        rows = (
+            plan_rows(lengths, numbers, longest) if self._settings.pack else [[number] for number in numbers.tolist()]
         )
+        padding = padding_share(lengths, rows, longest)
+        return make_report(counts, lengths, loss_tokens, longest, padding, self._samples.show(self.get(0)))
 
 
 def prepare(

@@ -33,10 +33,19 @@ class Counts:
 
 
 @dataclass(frozen=True)
+class DrawnSet:
+    """A data set of a mixture. share: of all that is drawn; passes: over its rows, in an epoch."""
+
+    name: str
+    share: float
+    passes: float
+
+
+@dataclass(frozen=True)
 class DataReport:
     """lengths: of the samples in tokens (p10, p50, p90, max); histogram: (longest length of the bar, samples);
     loss_tokens: tokens that carry loss; padding: share of the packed rows that is empty; first: the first sample as
-    (text, carries loss) pieces."""
+    (text, carries loss) pieces; sets: what is read by weight."""
 
     counts: Counts
     samples: int
@@ -47,6 +56,7 @@ class DataReport:
     histogram: list[tuple[int, int]]
     padding: float
     first: list[tuple[str, bool]]
+    sets: list[DrawnSet] = field(default_factory=list)
 
     @property
     def dropped(self) -> int:
@@ -125,6 +135,7 @@ def _fact_rows(report: DataReport) -> list[tuple[str, str]]:
         ("tokens", f"{report.tokens:,}, of these carry loss {_share(report.loss_tokens, report.tokens)}"),
         ("length", f"p10 {at['p10']:,}, p50 {at['p50']:,}, p90 {at['p90']:,}, max {at['max']:,} tokens"),
         ("rows of the model", f"{report.max_length:,} tokens, {report.padding:.1%} of them padding"),
+        *((one.name, f"{one.share:.1%} of what is drawn, {one.passes:,.3g} passes an epoch") for one in report.sets),
     ]
 
 

@@ -1,21 +1,32 @@
-"""A source seen through a mapping: the keys of a raw row become the keys of a record.
+"""A source seen through a mapping or a script: a raw row becomes a record.
 
-`{"标题": "$title", "<ans>": "$text", "任务": "写诗"}`: a value that begins with "$" names a key of the raw row
-("$a.b" goes deeper), any other value is taken as it is. This is the mapping form of CPM-Bee's data set files.
+A mapping names, for each key of the record, where its value comes from: `{"标题": "$title", "<ans>": "$text"}`. A value
+that begins with "$" names a key of the raw row ("$a.b" goes deeper), any other value is taken as it is; a key "a.b" is
+the key b of a. `*` stands for any key: `{"*": "$*"}` copies all keys, `{"options.*": "$choices.*"}` those of choices.
+A script is a Python file with `transform(data, num_sample, r)`, which returns the record.
+Both are the forms of CPM-Bee's lists of data sets (see golden case bee_dataset and docs/data.md).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import importlib.util
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from hanlin.core.errors import DataError
+from hanlin.core.errors import DataError, noting
 from hanlin.core.settings import DataSettings
 from hanlin.data.sources import Source, open_source
 
-__all__ = ["Transformed", "open_records", "transform"]
+__all__ = ["Transformed", "check_mapping", "open_records", "transform"]
+
+Keys = tuple[str, ...]
+Transform = Callable[[Any, int, random.Random], Any]
+"""Raw row, number of worked examples, random numbers -> record."""
 
 
 def open_records(path: Path, settings: DataSettings) -> Source:
@@ -23,8 +34,10 @@ def open_records(path: Path, settings: DataSettings) -> Source:
 
     Raises: DataError.
     """
-    source = open_source(path)
-    return Transformed(source, settings.transform) if settings.transform else source
+    source, given = open_source(path), settings.transform
+    if isinstance(given, Path):
+        return Scripted(source, given)
+    return Transformed(source, given) if given else source
 
 
 def transform(mapping: Mapping[str, Any], row: Any) -> Any:
@@ -32,15 +45,33 @@ def transform(mapping: Mapping[str, Any], row: Any) -> Any:
 
     Raises: DataError naming the key that the row lacks.
     """
-    return {key: _value(wanted, row) for key, wanted in mapping.items()}
+    record: dict[str, Any] = {}
+    for target, wanted in _leaves(mapping):
+        for keys, value in _values(target, wanted, row):
+            _put(record, keys, value)
+    return record
+
+
+def check_mapping(mapping: Mapping[str, Any]) -> None:
+    """Raises: DataError for stars on one side that the other does not have."""
+    for target, wanted in _leaves(mapping):
+        source = _source(wanted) or ()
+        if target.count("*") != source.count("*"):
+            raise DataError(
+                f"{'.'.join(target)!r}: {wanted!r} must have as many * on both sides; found {target.count('*')} in the "
+                f"key and {source.count('*')} in the value"
+            )
 
 
 @dataclass(frozen=True)
 class Transformed:
-    """A source  whose records are made by a mapping."""
+    """A source whose records are made by a mapping."""
 
     source: Source
     mapping: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        check_mapping(self.mapping)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -56,15 +87,90 @@ class Transformed:
         return f"{self.source.fingerprint} through {sorted(self.mapping.items())!r}"
 
 
-def _value(wanted: Any, row: Any) -> Any:
-    if isinstance(wanted, Mapping):
-        return transform(wanted, row)
-    if not (isinstance(wanted, str) and wanted.startswith("$")):
-        return wanted
-    value = row
-    for key in wanted[1:].split("."):
-        if not isinstance(value, Mapping) or key not in value:
-            has = ", ".join(map(str, value)) if isinstance(value, Mapping) else type(value).__name__
-            raise DataError(f"data.transform asks for {wanted!r}, but the row has no key {key!r} (it has: {has})")
-        value = value[key]
-    return value
+@dataclass(frozen=True)
+class Scripted:
+    """A source whose records are made by a script; its random numbers are those of the row's number."""
+
+    source: Source
+    script: Path
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, number: int) -> Any:
+        row, make = self.source[number], _load(self.script)
+        with noting(lambda: f"{self.script} on {self.where(number)}"):
+            # differs: the original calls it at each look at a row, with other random numbers and worked examples.
+            return make(row, 0, random.Random(number))
+
+    def where(self, number: int) -> str:
+        return self.source.where(number)
+
+    @property
+    def fingerprint(self) -> str:
+        return f"{self.source.fingerprint} through {hashlib.sha256(self.script.read_bytes()).hexdigest()}"
+
+
+@lru_cache
+def _load(script: Path) -> Transform:
+    """Raises: DataError."""
+    if not script.is_file():
+        raise DataError(f"there is no {script}; name a Python file with transform(data, num_sample, r)")
+    spec = importlib.util.spec_from_file_location(script.stem, script)
+    if spec is None or spec.loader is None:
+        raise DataError(f"{script}: is no Python file; its name must end with .py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not callable(getattr(module, "transform", None)):
+        raise DataError(f"{script}: has no function transform(data, num_sample, r)")
+    return module.transform
+
+
+def _leaves(mapping: Mapping[str, Any], above: Keys = ()) -> Iterator[tuple[Keys, Any]]:
+    """Each key of the record, from its top, with what is wanted there."""
+    for key, wanted in mapping.items():
+        keys = (*above, *str(key).split("."))
+        if isinstance(wanted, Mapping) and wanted:
+            yield from _leaves(wanted, keys)
+        else:
+            yield keys, wanted
+
+
+def _source(wanted: Any) -> Keys | None:
+    """The keys of the raw row that a value names; None for one that is taken as it is."""
+    return tuple(wanted[1:].split(".")) if isinstance(wanted, str) and wanted.startswith("$") else None
+
+
+def _values(target: Keys, wanted: Any, row: Any) -> Iterator[tuple[Keys, Any]]:
+    """Keys of the record and their values; several where there are stars."""
+    source = _source(wanted)
+    if source is None:
+        yield target, wanted
+        return
+    for stars, value in _matches(source, row, wanted):
+        names = iter(stars)
+        yield tuple(next(names) if key == "*" else key for key in target), value
+
+
+def _matches(source: Sequence[str], value: Any, wanted: str) -> Iterator[tuple[Keys, Any]]:
+    """What the stars stood for, and the value there."""
+    if not source:
+        yield (), value
+        return
+    key, *rest = source
+    if not isinstance(value, Mapping) or (key != "*" and key not in value):
+        has = ", ".join(map(str, value)) if isinstance(value, Mapping) else type(value).__name__
+        raise DataError(f"data.transform asks for {wanted!r}, but the row has no key {key!r} (it has: {has})")
+    for name in list(value) if key == "*" else [key]:
+        for stars, found in _matches(rest, value[name], wanted):
+            yield ((name, *stars) if key == "*" else stars), found
+
+
+def _put(record: dict[str, Any], keys: Keys, value: Any) -> None:
+    for key in keys[:-1]:
+        inner = record.get(key, {})
+        if not isinstance(inner, dict):
+            raise DataError(f"data.transform asks for {'.'.join(keys)!r}, but {key!r} has a value already")
+        record[key] = dict(inner)  # it may be the raw row's own
+        record = record[key]
+    record[keys[-1]] = value
