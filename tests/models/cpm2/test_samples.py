@@ -235,3 +235,15 @@ def put_back(context: list[int], tokens: list[int], first: int) -> list[int]:
     starts = [place for place, id in enumerate(tokens) if id >= first]
     spans = {tokens[start]: tokens[start + 1 : end] for start, end in pairwise([*starts, len(tokens)])}
     return [id for one in context for id in spans.get(one, [one])]
+
+
+@pytest.mark.parametrize("options", [["一行", "人初"], {"<option_0>": "一行", "<option_1>": "人初"}])
+def test_the_options_of_any_record_are_its_candidates(options: Any) -> None:
+    samples = make_samples("text", source_column="input", target_column="<ans>")
+    record = {"input": "诗人啊", "options": options, "<ans>": "人初"}
+    candidates = samples.candidates(record)
+    assert [samples.gold(candidate) for candidate in candidates] == [["一行"], ["人初"]]
+    assert [{**candidate, "<ans>": "人初"} for candidate in candidates] == [record] * 2
+    for bad in ({**record, "options": [1]}, {**record, "options": []}, {"input": "诗", "<ans>": "一"}):
+        with pytest.raises(DataError, match="'options' must list the texts to choose from"):
+            samples.candidates(bad)

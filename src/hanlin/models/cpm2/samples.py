@@ -229,14 +229,11 @@ class Cpm2Samples:
         return [self.tokenizer.decode(self.tokenizer.encode(text))]
 
     def candidates(self, record: Any) -> list[Any]:
-        """One copy of the record for each label word of its data set.
+        """One copy of the record for each answer that it lets choose from.
 
-        Raises: DataError when it has none.
+        Raises: DataError when there are none.
         """
-        answer = self._answer_form()
-        if isinstance(answer, TextAnswer):
-            raise DataError("records of this data set have no options to choose from; take the task generate or loss")
-        return answer.candidates(record)
+        return self._answer_form().candidates(record)
 
     def contest(self, record: Any) -> Contest:
         """The titles that a record lets compete, the better one first where it says so.

@@ -32,10 +32,14 @@ class AnswerForm(Protocol):
 
 @dataclass(frozen=True)
 class TextAnswer:
-    """A text under `key`; `before` stands at the beginning of each and is not said."""
+    """A text under `key`; `before` stands at the beginning of each and is not said.
+
+    options: the key of the texts that a record lets choose from, if it has any: a list, or an object of named texts.
+    """
 
     key: str
     before: str = ""
+    options: str | None = None
 
     def blank(self, record: Any) -> Any:
         return {**record, self.key: self.before}
@@ -46,6 +50,22 @@ class TextAnswer:
 
     def write(self, record: Any, text: str) -> Any:
         return {**record, self.key: self.before + text}
+
+    def candidates(self, record: Any) -> list[Any]:
+        """One copy of the record for each text that it lets choose from.
+
+        Raises: DataError when there are none.
+        """
+        if self.options is None:
+            raise DataError("records of this data set have no options to choose from; take the task generate or loss")
+        options = record.get(self.options)
+        texts = list(options.values()) if isinstance(options, dict) else options
+        if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+            raise DataError(
+                f"{self.options!r} must list the texts to choose from, for the task likelihood; or take the task generate "
+                "or loss"
+            )
+        return [{**record, self.key: text} for text in texts]
 
 
 @dataclass(frozen=True)

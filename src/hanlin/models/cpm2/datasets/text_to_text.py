@@ -51,9 +51,12 @@ WMT = DataSet(make_wmt_items, TextAnswer("source"), long_text="target")
 
 
 def text_to_text(source: str, target: str) -> DataSet:
-    """Any other records, with a text under `source` that becomes the text under `target`."""
+    """Any other records, with a text under `source` that becomes the text under `target`.
+
+    Where a record has `options`, a list or an object of texts, the task likelihood chooses from them.
+    """
 
     def make_items(record: Any, prompts: PromptSettings | None = None) -> list[Item]:
         return [_item(field(record, source, str), field(record, target, str), prompts)]
 
-    return DataSet(make_items, TextAnswer(target), long_text=source)
+    return DataSet(make_items, TextAnswer(target, options="options"), long_text=source)
