@@ -245,5 +245,5 @@ def test_the_options_of_any_record_are_its_candidates(options: Any) -> None:
     assert [samples.gold(candidate) for candidate in candidates] == [["一行"], ["人初"]]
     assert [{**candidate, "<ans>": "人初"} for candidate in candidates] == [record] * 2
     for bad in ({**record, "options": [1]}, {**record, "options": []}, {"input": "诗", "<ans>": "一"}):
-        with pytest.raises(DataError, match="'options' must list the texts to choose from"):
+        with pytest.raises(DataError, match="'options' must list the texts that likelihood chooses from"):
             samples.candidates(bad)

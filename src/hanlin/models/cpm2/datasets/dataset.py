@@ -62,8 +62,7 @@ class TextAnswer:
         texts = list(options.values()) if isinstance(options, dict) else options
         if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
             raise DataError(
-                f"{self.options!r} must list the texts to choose from, for the task likelihood; or take the task generate "
-                "or loss"
+                f"{self.options!r} must list the texts that likelihood chooses from; or take the task generate or loss"
             )
         return [{**record, self.key: text} for text in texts]
 
