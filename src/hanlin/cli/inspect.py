@@ -29,12 +29,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _facts(path: Path) -> Facts:
+    if prefixes := _corpus_prefixes(path):
+        return _corpus(prefixes)
     if not path.exists():
         raise DataError(f"there is no {path}")
     if path.is_dir():
         return _folder(path)
+    if _is_bee_file(path):
+        return _bee(path.parent)
     if path.suffix in _WEIGHT_ENDINGS or path.name.endswith(".index.json"):
-        return _weights(path) if path.name != "meta.bin" else _data(path.parent, "a meta.bin lies in the folder")
+        return _weights(path)
     if path.suffix in (".yaml", ".yml"):
         return _recipe(path)
     if path.suffix == ".txt":
@@ -44,7 +48,7 @@ def _facts(path: Path) -> Facts:
 
 def _folder(path: Path) -> Facts:
     if (path / "meta.bin").is_file():
-        return _data(path, "a meta.bin lies in it")
+        return _bee(path)
     if any(path.glob("*.arrow")):
         return _data(path, "it holds .arrow files, as the datasets library's save_to_disk writes them")
     if (path / "config.yaml").is_file():
@@ -109,6 +113,79 @@ def _data(path: Path, reason: str) -> Facts:
     yield "kind", f"data ({reason})"
     yield "rows", f"{len(source):,}"
     yield "first", json.dumps(source[0], ensure_ascii=False, default=lambda ids: ids.tolist())[:300]
+
+
+def _bee(folder: Path) -> Facts:
+    from hanlin.data.sources.bee import read_meta
+
+    yield from _data(folder, "CPM-Bee's binary form: a meta.bin lies in the folder")
+    for file in read_meta(folder):
+        path, wanted = folder / file.file_name, file.num_blocks * file.block_size
+        size = path.stat().st_size if path.is_file() else 0
+        yield (
+            "file",
+            f"{file.file_name}{' (masked: not read)' if file.mask else ''}: {file.nlines:,} rows, blocks of "
+            f"{file.block_size:,} bytes; {_agreement(size, wanted, 'meta.bin')}",
+        )
+
+
+def _is_bee_file(path: Path) -> bool:
+    """Whether it is the list of a data set in CPM-Bee's binary form, or one of its files."""
+    from hanlin.data.sources.bee import read_meta
+
+    return path.name == "meta.bin" or path.name in {file.file_name for file in read_meta(path.parent)}
+
+
+def _corpus_prefixes(path: Path) -> list[Path]:
+    """The prefixes of an indexed corpus that a path names: one, or those of the three files that T5's tool writes."""
+    from hanlin.data.sources.megatron import indexed_file
+    from hanlin.data.span_corruption import PARTS
+
+    prefix = path.with_suffix("") if path.suffix in (".idx", ".bin") else path
+    endings = [f"_{part}" for part in PARTS]
+    stem = next((str(prefix).removesuffix(end) for end in endings if prefix.name.endswith(end)), str(prefix))
+    three = [Path(f"{stem}{ending}") for ending in endings]
+    if sum(indexed_file(part, "idx").is_file() for part in three) > 1:
+        return three
+    return [prefix] if indexed_file(prefix, "idx").is_file() else []
+
+
+def _corpus(prefixes: list[Path]) -> Facts:
+    from hanlin.data.sources.megatron import indexed_file
+
+    if len(prefixes) == 1:
+        yield "kind", "documents as token ids for pretraining (Megatron's indexed data)"
+        yield from _index(prefixes[0])
+        return
+    yield "kind", "documents for a T5 with spans taken out, in three files (Megatron's indexed data)"
+    for prefix in prefixes:
+        has_index = indexed_file(prefix, "idx").is_file()
+        facts = _index(prefix) if has_index else [("problem", "its .idx file is missing; copy all six files")]
+        yield prefix.name, "; ".join(f"{name} {value}" for name, value in facts)
+
+
+def _index(prefix: Path) -> Facts:
+    from hanlin.data.sources.megatron import indexed_file, read_index
+
+    index, tokens = read_index(indexed_file(prefix, "idx")), indexed_file(prefix, "bin")
+    documents, count = len(index.documents) - 1, int(index.sizes.sum())
+    yield "form", {"mmap": "mmap (MMIDIDX)", "cached": "cached, also called lazy (TNTIDX)"}[index.form]
+    yield "documents", f"{documents:,}" + (f" in {len(index.sizes):,} items" if len(index.sizes) != documents else "")
+    yield "tokens", f"{count:,}" + (f", {count / documents:,.1f} a document" if documents else "")
+    yield "dtype", str(index.dtype)
+    if not tokens.is_file():
+        yield "problem", f"{tokens} is missing; copy both files"
+        return
+    wanted = int((index.starts + index.sizes).max(initial=0)) * index.dtype.itemsize
+    yield "bytes", f"{tokens.name}: {_agreement(tokens.stat().st_size, wanted, 'the index')}"
+
+
+def _agreement(size: int, wanted: int, says: str) -> str:
+    """Whether a file is as large as another one says."""
+    if size == wanted:
+        return f"{size:,} bytes, as {says} says"
+    cause = "cut off; copy it again" if size < wanted else "the rest is never read; it may belong to another index"
+    return f"{size:,} bytes, but {says} says {wanted:,}: {cause}"
 
 
 def _vocabulary(path: Path) -> Facts:

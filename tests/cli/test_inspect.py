@@ -1,0 +1,83 @@
+"""`inspect` on data for pretraining: which form, how much, and whether the files belong together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hanlin.cli.main import main
+from hanlin.data.sources.bee import write_bee
+from hanlin.data.sources.megatron import Form, written_index
+
+ITEMS = [[1, 2, 3], [], [4], [5, 6]]
+
+
+def write(prefix: Path, form: Form = "mmap") -> Path:
+    with written_index(prefix, form, 100) as writer:
+        for item in ITEMS:
+            writer.add(item)
+            writer.end_document()
+    return prefix
+
+
+def facts(path: Path | str, capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
+    assert main(["inspect", str(path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == str(path)
+    return {line[2:14].strip(): line[15:] for line in lines[1:]}
+
+
+@pytest.mark.parametrize("ending", ["", ".idx", ".bin"])
+@pytest.mark.parametrize(
+    ("form", "named", "dtype", "size"),
+    [("mmap", "mmap (MMIDIDX)", "uint16", 12), ("cached", "cached, also called lazy (TNTIDX)", "int32", 24)],
+)
+def test_a_corpus_is_told_by_any_of_its_names(
+    tmp_path: Path, form: Form, named: str, dtype: str, size: int, ending: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "some.data", form)
+    assert facts(tmp_path / f"some.data{ending}", capsys) == {
+        "kind": "documents as token ids for pretraining (Megatron's indexed data)",
+        "form": named,
+        "documents": "4",
+        "tokens": "6, 1.5 a document",
+        "dtype": dtype,
+        "bytes": f"some.data.bin: {size} bytes, as the index says",
+    }
+
+
+def test_files_that_do_not_belong_together_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "data")
+    tokens = tmp_path / "data.bin"
+    tokens.write_bytes(tokens.read_bytes()[:-2])
+    assert facts(tokens, capsys)["bytes"] == "data.bin: 10 bytes, but the index says 12: cut off; copy it again"
+    tokens.write_bytes(bytes(20))
+    assert facts(tokens, capsys)["bytes"].startswith("data.bin: 20 bytes, but the index says 12: the rest is never")
+    tokens.unlink()
+    assert facts(tmp_path / "data.idx", capsys)["problem"] == f"{tokens} is missing; copy both files"
+
+
+@pytest.mark.parametrize("name", ["t5", "t5_context.idx", "t5_target.bin", "t5_target_offset"])
+def test_the_three_files_of_a_t5_are_told(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for part in ("context", "target", "target_offset"):
+        write(tmp_path / f"t5_{part}")
+    found = facts(tmp_path / name, capsys)
+    assert found["kind"].startswith("documents for a T5 with spans taken out, in three files")
+    assert found["t5_context"] == (
+        "form mmap (MMIDIDX); documents 4; tokens 6, 1.5 a document; dtype uint16; "
+        "bytes t5_context.bin: 12 bytes, as the index says"
+    )
+    (tmp_path / "t5_target.idx").unlink()
+    capsys.readouterr()
+    main(["inspect", str(tmp_path / "t5")])
+    assert "t5_target    problem its .idx file is missing" in capsys.readouterr().out
+
+
+def test_the_binary_form_of_cpm_bee_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_bee(tmp_path / "set", "a", [{"<ans>": "x"}] * 3, block_bytes=40)
+    for path in ("set", "set/meta.bin", "set/a"):
+        found = facts(tmp_path / path, capsys)
+        assert found["kind"].startswith("data (CPM-Bee's binary form")
+        assert found["rows"] == "3"
+        assert found["file"] == "a: 3 rows, blocks of 40 bytes; 80 bytes, as meta.bin says"
