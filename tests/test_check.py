@@ -191,6 +191,15 @@ def test_a_script_that_is_not_there_is_named(project: Path) -> None:
     assert found.endswith("did you mean 'make.py'?")
 
 
+@pytest.mark.usefixtures("project")
+def test_records_that_are_no_prompts_are_told_before_training() -> None:
+    given = ('train.samples=[{input: 床前, <ans>: ""}, {input: 床前}, {input: 5, <ans>: ""}]', "train.eval_every=5")
+    assert problems(*given) == [
+        'train.samples: entry 2: no "<ans>" at the top of the record; its keys are input',
+        'train.samples: entry 3: input: expected a text or a dict, found 5; write it as a text: "5"',
+    ]
+
+
 LAYOUTS = [
     ("offload=true", "parallel.offload: only with parallel.shard: parameters"),
     ("shard=gradients data=4 shard_ranks=3", "parallel.shard_ranks: 3 does not divide parallel.data 4"),

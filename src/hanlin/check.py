@@ -32,10 +32,12 @@ from hanlin.core.config import (
 from hanlin.core.effect import idle_settings
 from hanlin.core.errors import ConfigError, DataError, HanlinError
 from hanlin.core.settings import DataSettings, Recipe
+from hanlin.data.expand import records_in
 from hanlin.data.mixture_file import is_mixture, read_mixture
 from hanlin.data.samples import JoinsExamples
 from hanlin.data.windows import check_windows, is_corpus
 from hanlin.formats.convert import is_base, likely_families, open_any
+from hanlin.generate.prompts import make_prompt
 from hanlin.models.family import Family, family_names, load_family, option_problems
 from hanlin.parallel.fit import settings_problems
 from hanlin.parts import describe_parts, make_samples, model_config
@@ -359,7 +361,7 @@ def _vocabulary_and_rows(recipe: Recipe, family: Family, purpose: Purpose) -> Fo
         key, colon, text = str(error).partition(": ")
         yield (key, text) if colon and key.startswith("tuning.") else ("data.options", str(error))
         return
-    yield from _all_rows(recipe, samples, purpose)
+    yield from _all_records(recipe, samples, config, purpose)
 
 
 def _other_family(recipe: Recipe, family: Family) -> str | None:
@@ -394,6 +396,22 @@ def _reach(recipe: Recipe, config: Any) -> Found:
             f"{recipe.data.max_length} tokens, but the model reads at most {limit} (max_length); lower it, or set "
             "model.config.max_length for a fresh model",
         )
+
+
+def _all_records(recipe: Recipe, samples: Any, config: Any, purpose: Purpose) -> Found:
+    yield from _all_rows(recipe, samples, purpose)
+    if purpose == "train":
+        yield from _sample_texts(recipe, samples, getattr(config, "max_length", None))
+
+
+def _sample_texts(recipe: Recipe, samples: Any, max_length: int | None) -> Found:
+    """Entries of train.samples that the model could not answer."""
+    for number, entry in enumerate(recipe.train.samples, start=1):
+        try:
+            for record in records_in([entry], samples):
+                make_prompt(samples, record, recipe.generate, max_length)
+        except HanlinError as error:
+            yield "train.samples", f"entry {number}: {error}"
 
 
 def _all_rows(recipe: Recipe, samples: Any, purpose: Purpose) -> Found:
@@ -497,7 +515,7 @@ def _original_weights(recipe: Recipe, purpose: Purpose) -> Found:
     assert path is not None, recipe
     rows, tokens = parts.config.vocab_size, parts.tokenizer.vocab_size
     problems = [*_vocabulary(recipe, rows, tokens, path), *_reach(recipe, parts.config)]
-    yield from problems or _all_rows(recipe, parts.samples, purpose)
+    yield from problems or _all_records(recipe, parts.samples, parts.config, purpose)
 
 
 def _layout(recipe: Recipe) -> Found:

@@ -66,6 +66,16 @@ def test_texts_are_written_along_the_way_and_change_nothing(recipe: Path) -> Non
     assert _losses(watched) == _losses(recipe.parent / "run")
 
 
+def test_texts_that_have_no_room_are_told_before_training(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    samples = 'train.samples=[{"prompt": "床前"}, {"prompt": 3}]'
+    assert main(["check", str(recipe), samples, "generate.max_new_tokens=15"]) == 2
+    told = capsys.readouterr().err
+    assert "train.samples: entry 1" not in told
+    assert "train.samples: entry 2: " in told
+    assert main(["check", str(recipe), samples]) == 2
+    assert "entry 1: its prompt has 1 tokens and up to 100 may follow, but the model reads" in capsys.readouterr().err
+
+
 def _losses(run: Path) -> list[float]:
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [row.get("loss", row.get("eval_loss")) for row in rows]

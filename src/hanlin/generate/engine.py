@@ -34,6 +34,7 @@ from hanlin.tokens.stream import stream_pieces
 
 from .beam import Beam, BeamRules, Candidate, Search, advance, best_candidates, start_search
 from .memory import Memory, columns_of
+from .prompts import make_prompt
 from .sampling import ban_columns, draw, penalise_used, warp
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -124,13 +125,7 @@ class Engine:
         Raises: DataError.
         """
         with naming(number):
-            prompt = self.samples.prompt(record)
-            if self.max_length is not None and prompt.length + options.max_new_tokens > self.max_length:
-                raise DataError(
-                    f"its prompt has {prompt.length} tokens and up to {options.max_new_tokens} may follow, but the "
-                    f"model reads at most {self.max_length}; shorten the record or lower generate.max_new_tokens"
-                )
-            return prompt
+            return make_prompt(self.samples, record, options, self.max_length)
 
     def search(
         self,
