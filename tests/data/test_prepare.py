@@ -17,7 +17,7 @@ from hanlin.core.batch import Sample
 from hanlin.core.errors import DataError
 from hanlin.core.settings import DataSettings
 from hanlin.data.prepare import Prepared, prepare
-from hanlin.data.report import render_report
+from hanlin.data.report import Counts, make_report, render_report
 from hanlin.data.samples import tried
 from hanlin.data.sources.bee import write_bee
 
@@ -191,6 +191,20 @@ def test_the_report_adds_up_and_can_be_shown(tmp_path: Path) -> None:
     shown = console.export_text()
     for part in ("rows read", "33, of these carry loss 8 (24.2%)", "31.2% of them padding", "[翻译]x答案"):
         assert part in shown
+
+
+@pytest.mark.parametrize(
+    ("lengths", "bars"),
+    [
+        ([32] * 9, [(32, 9)]),
+        ([24, 24, 32, 56, 4000], [(24, 2), (32, 1), (56, 1), (4000, 1)]),
+        ([*range(1, 101), 5000], [*((longest, 10) for longest in range(10, 101, 10)), (5000, 1)]),
+        ([10] * 40 + [*range(990, 1030)] * 2, [(200, 40), (1000, 22), (1029, 58)]),
+    ],
+)
+def test_the_bars_of_the_report_are_round_and_none_is_empty(lengths: list[int], bars: list[tuple[int, int]]) -> None:
+    found = make_report(Counts(), np.array(lengths), np.ones(len(lengths)), 8192, 0.0, []).histogram
+    assert found == bars
 
 
 def test_a_mapping_makes_records_of_raw_rows(tmp_path: Path) -> None:

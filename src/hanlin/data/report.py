@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -98,13 +101,26 @@ def render_report(report: DataReport, title: str = "Data") -> RenderableType:
 
 
 def _histogram(lengths: np.ndarray) -> list[tuple[int, int]]:
-    """Bars of equal, round width from the shortest to the longest sample."""
-    width = max(1, -(-int(lengths.max() - lengths.min()) // BARS))
-    digit = 10 ** max(len(str(width)) - 2, 0)
-    width = -(-width // digit) * digit
-    bars = (np.maximum(lengths, 1) - 1) // width
-    first = int(bars.min())
-    return [(width * (first + bar + 1), count) for bar, count in enumerate(np.bincount(bars - first).tolist())]
+    """Each bar holds what is longer than the bar before it and not longer than its own length; none is empty."""
+    known, counts = np.unique(lengths, return_counts=True)
+    if len(known) > BARS:
+        limits = _limits(lengths)
+        bars = np.searchsorted(limits, lengths)
+        known, counts = limits, np.bincount(bars, minlength=len(limits))
+    return [(longest, count) for longest, count in zip(known.tolist(), counts.tolist(), strict=True) if count]
+
+
+def _limits(lengths: np.ndarray) -> np.ndarray:
+    """The longest length of each bar: round, at equal distances where most samples are, then the longest of all."""
+    low, high = np.percentile(lengths, [5, 95]).tolist()
+    width = next(width for width in _round_numbers() if width * (BARS - 3) >= high - low)
+    limits = width * np.arange(math.ceil(low / width), math.ceil(high / width) + 1)
+    return np.append(limits[limits < lengths.max()], lengths.max())
+
+
+def _round_numbers() -> Iterator[int]:
+    for power in itertools.count():
+        yield from (digit * 10**power for digit in range(1, 6))
 
 
 def _facts(report: DataReport) -> RenderableType:
