@@ -12,7 +12,7 @@ hold some of the experts only.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -134,8 +134,9 @@ class Experts(nn.Module):
 
     def _norms(self) -> torch.Tensor:
         """The norm weights of all experts, `[experts, hidden_size]`."""
-        norms = (expert.get_parameter("norm.weight") for expert in self.experts.values())
-        return self.peers.join_norms(torch.stack(tuple(norms)))
+        # Not by get_parameter: while a block runs under tensor parallelism, its weights are plain tensors.
+        norms: list[Any] = [expert.get_submodule("norm").weight for expert in self.experts.values()]
+        return self.peers.join_norms(torch.stack(norms))
 
     def _scores(self, tokens: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """How well each expert likes each token, `[tokens, experts]`; weights: of a norm, for all or for each token."""
