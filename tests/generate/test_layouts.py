@@ -27,6 +27,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "data": {"data": 2},
     "tensor": {"tensor": 2},
     "pipe": {"pipe": 2},
+    "tensor, along the text": {"tensor": 2, "sequence_parallel": True},
     "tensor, pipe": {"tensor": 2, "pipe": 2},
 }
 SEARCHES = [

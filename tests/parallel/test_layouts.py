@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from cases import CASES, Case, make_batch, make_model
+from cases import CASES, SHAPE, Case, make_batch, make_model
 from ranks import run_ranks
+from torch import nn
 
 from hanlin.core.batch import Batch
 from hanlin.core.settings import ParallelSettings
+from hanlin.layers.norm import LayerNorm, RmsNorm, WideRmsNorm
+from hanlin.models.cpm1_t5.config import Cpm1T5Config
+from hanlin.models.cpm1_t5.model import Cpm1T5
 from hanlin.parallel.mesh import Degrees
 from hanlin.parallel.place import Worker, place
 
 SHARDED = {"shard": "parameters"}
+AGAIN, SOME_AGAIN = {"checkpoint_activations": "full"}, {"checkpoint_activations": "selective"}
 LAYOUTS: dict[str, dict[str, Any]] = {
     "2x1x1": {"data": 2},
     "2x1x1 gradients": {"data": 2, "shard": "gradients"},
@@ -29,16 +35,26 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 }
 FURTHER: dict[str, dict[str, Any]] = {
     "shared heads": {"tensor": 4},
-    "sequence": {"tensor": 2, "sequence_parallel": True},
     "gpipe": {"pipe": 2, "schedule": "gpipe"},
     "interleaved": {"pipe": 2, "schedule": "interleaved"},
     "interleaved, sharded": {"data": 2, "pipe": 2, "schedule": "interleaved", **SHARDED},
     "hybrid": {"data": 4, "shard_ranks": 2, **SHARDED},
     "offload": {"data": 2, "offload": True, **SHARDED},
-    "recomputed": {"tensor": 2, "checkpoint_activations": "full"},
-    "some recomputed": {"tensor": 2, "checkpoint_activations": "selective"},
-    "recomputed in a pipe": {"data": 2, "pipe": 2, "checkpoint_activations": "full", **SHARDED},
+    "recomputed": {"tensor": 2, **AGAIN},
+    "some recomputed": {"tensor": 2, **SOME_AGAIN},
+    "recomputed in a pipe": {"data": 2, "pipe": 2, **AGAIN, **SHARDED},
 }
+# Along the text: the encoder of the cases reads 7 tokens and the decoder 6, so not all shares are full.
+SEQUENCE: dict[str, dict[str, Any]] = {
+    "1x2x1": {"tensor": 2},
+    "1x4x1 some recomputed": {"tensor": 4, **SOME_AGAIN},
+    "2x2x1 recomputed": {"data": 2, "tensor": 2, **SHARDED, **AGAIN},
+    "1x2x2": {"tensor": 2, "pipe": 2},
+    "1x2x2 some recomputed": {"tensor": 2, "pipe": 2, **SOME_AGAIN},
+    "1x2x2 interleaved": {"tensor": 2, "pipe": 2, "schedule": "interleaved", **AGAIN},
+    "2x2x2 recomputed": {"data": 2, "tensor": 2, "pipe": 2, **SHARDED, **AGAIN},
+}
+NORMS = (LayerNorm, RmsNorm, WideRmsNorm)
 WHOLE = ("cpm_bee", "cpm2")
 METHODS = {
     "cpm_bee": ("full", "lora", "prefix"),
@@ -49,6 +65,12 @@ METHODS = {
 }
 # 8 processes take long on few cores, and each family is cut, divided and sharded in the others.
 MATRIX = [(family, layout) for family in METHODS for layout in LAYOUTS if layout != "2x2x2" or family in WHOLE]
+SEQUENCE_MATRIX = [
+    *((family, layout) for family in ("cpm1_t5", "cpm2") for layout in SEQUENCE if "2x2x2" not in layout),
+    ("cpm2", "2x2x2 recomputed"),
+    *((family, "1x2x1") for family in ("chatglm2", "cpm1", "cpm_bee")),
+    ("chatglm2", "1x4x1 some recomputed"),
+]
 
 
 def world_of(settings: ParallelSettings) -> int:
@@ -116,6 +138,64 @@ def _compare(expected: dict[str, Any], results: Sequence[dict[str, Any]], tolera
 @pytest.mark.parametrize(("family", "layout"), MATRIX)
 def test_a_layout_changes_no_number(family: str, layout: str) -> None:
     compare(family, METHODS[family], LAYOUTS[layout], torch.float64, 1e-12)
+
+
+@pytest.mark.parametrize(("family", "layout"), SEQUENCE_MATRIX)
+def test_nor_does_dividing_the_text(family: str, layout: str) -> None:
+    settings = {**SEQUENCE[layout], "sequence_parallel": True}
+    compare(family, METHODS[family], settings, torch.float64, 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("family", "lengths"),
+    [
+        ("chatglm2", {"blocks": 3}),
+        ("cpm1_t5", {"blocks.0": 4, "blocks.1": 4, "blocks.2": 3, "blocks.3": 3}),
+        ("cpm2", {"encoder_blocks": 4, "decoder_blocks": 3}),
+    ],
+)
+def test_blocks_hold_a_share_of_the_text(family: str, lengths: dict[str, int]) -> None:
+    """Of 6 tokens (encoder: 7) and two ranks, in front of every norm inside a block."""
+    found = run_ranks(2, norm_lengths, CASES[family], ParallelSettings(tensor=2, sequence_parallel=True))
+    for seen in found:
+        for block, length in lengths.items():
+            assert {seen[name] for name in seen if name.startswith(f"{block}.")} == {length}, block
+
+
+def norm_lengths(case: Case, settings: ParallelSettings) -> dict[str, int]:
+    """Columns that each norm inside a block is given, by its name."""
+    worker = place(make_model(case, "full"), torch.device("cpu"), "fp32", settings)
+    norms = {module: name for name, module in worker.model.named_modules() if isinstance(module, NORMS)}
+    seen: dict[str, int] = {}
+
+    def note(norm: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+        seen[norms[norm]] = given[0].shape[1]
+
+    for norm, name in norms.items():
+        if "blocks." in name:
+            norm.register_forward_pre_hook(note)
+    worker(**make_batch(case).inputs)
+    return seen
+
+
+def test_what_is_dropped_is_alike_on_all_ranks_of_a_divided_text() -> None:
+    """Also behind shares of 7 tokens for two ranks, which are drawn for as if both were full."""
+    config = Cpm1T5Config(**{**SHAPE, "num_layers": 2}, ffn_size=24, dropout=0.3, attention_dropout=0.3)
+    case = replace(CASES["cpm1_t5"], make=lambda: Cpm1T5(config))
+    settings = ParallelSettings(tensor=2, sequence_parallel=True)
+    first, second = run_ranks(2, compute, case, "full", settings, torch.float64)
+    assert first["loss"] == second["loss"]
+    torch.testing.assert_close(first["gradients"], second["gradients"], rtol=1e-12, atol=1e-14)
+
+
+def test_a_single_token_is_not_divided() -> None:
+    def logits(settings: ParallelSettings) -> torch.Tensor:
+        worker = place(make_model(case, "full"), torch.device("cpu"), "fp32", settings)
+        return worker(**{name: tensor[:, :1] for name, tensor in make_batch(case).inputs.items()})
+
+    case = CASES["cpm2"]
+    for found in run_ranks(2, logits, ParallelSettings(tensor=2, sequence_parallel=True)):
+        torch.testing.assert_close(found, logits(ParallelSettings()), rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize("layout", FURTHER)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from cases import CASES, Case
 from ranks import run_ranks
-from test_layouts import LAYOUTS, _compare, compute, world_of
+from test_layouts import LAYOUTS, SEQUENCE, _compare, compute, world_of
 
 from hanlin.core.settings import ParallelSettings
 
@@ -25,10 +25,18 @@ def with_prompts(family: str, key: str) -> Case:
     return replace(case, inputs=inputs)
 
 
-@pytest.mark.parametrize("layout", ["2x1x1 parameters", "1x2x1", "1x1x2"])
-@pytest.mark.parametrize(("family", "key"), [("cpm2", "encoder_tokens"), ("cpm1", "tokens")])
-def test_prompts_get_the_gradients_of_one_process(family: str, key: str, layout: str) -> None:
-    case, settings = with_prompts(family, key), ParallelSettings(**LAYOUTS[layout])
+ALONG_THE_TEXT = {
+    f"along the text {name}": {**SEQUENCE[name], "sequence_parallel": True}
+    for name in ("1x2x1", "1x2x2 some recomputed", "2x2x2 recomputed")
+}
+CHOSEN = {name: LAYOUTS[name] for name in ("2x1x1 parameters", "1x2x1", "1x1x2")} | ALONG_THE_TEXT
+FAMILIES = {"cpm2": "encoder_tokens", "cpm1": "tokens"}
+MATRIX = [(family, name) for family in FAMILIES for name in CHOSEN if family == "cpm2" or name not in ALONG_THE_TEXT]
+
+
+@pytest.mark.parametrize(("family", "layout"), MATRIX)
+def test_prompts_get_the_gradients_of_one_process(family: str, layout: str) -> None:
+    case, settings = with_prompts(family, FAMILIES[family]), ParallelSettings(**CHOSEN[layout])
     expected = compute(case, "prompt", ParallelSettings(), torch.float64)
     assert set(expected["gradients"]) == {"soft_prompt.weight"}
     results = run_ranks(world_of(settings), compute, case, "prompt", settings, torch.float64)

@@ -90,9 +90,14 @@ PEAKS = [
 ]
 
 
-@pytest.mark.parametrize("changes", PEAKS, ids=" ".join)
-def test_ranks_take_what_the_plan_says(changes: tuple[str, ...]) -> None:
-    recipe = tiny_recipe("chatglm2", *changes)
+SEQUENCE = ("parallel.tensor=2", "parallel.sequence_parallel=true")
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"), [*(("chatglm2", peak) for peak in PEAKS), ("cpm2", SEQUENCE), ("cpm1_t5", SEQUENCE)]
+)
+def test_ranks_take_what_the_plan_says(family: str, changes: tuple[str, ...]) -> None:
+    recipe = tiny_recipe(family, *changes)
     config, layout = job_of(recipe).config, layout_of(recipe, 2)
     planned = [memory.peak for memory in _planned(recipe, 2)]
     found = run_ranks(2, lambda: measure_rank(recipe, config, layout.micro_rows, layout.micro_batches))

@@ -33,7 +33,8 @@ class Plan:
     summed;
     tensor: module name pattern (`*` stands for a block's number) -> `Split`; head_dim: rows of a head in those of
     `query` and `kv`; whole: patterns of linears in `tensor` that read something else than the stream of hidden states
-    (the cross attention's keys and values), which is never divided along the text.
+    (the cross attention's keys and values), which is never divided along the text; blocks that have them (a decoder's)
+    have a stream of their own.
     """
 
     first: tuple[str, ...]

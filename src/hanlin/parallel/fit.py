@@ -24,8 +24,6 @@ def settings_problems(recipe: Recipe) -> Found:
     if layout.shard_ranks and layout.data and layout.data % layout.shard_ranks:
         yield "parallel.shard_ranks", f"{layout.shard_ranks} does not divide parallel.data {layout.data}; use a divisor"
     yield from _batch(recipe)
-    if layout.sequence_parallel and layout.tensor > 1:
-        yield from _text(recipe)
 
 
 def _batch(recipe: Recipe) -> Found:
@@ -53,29 +51,12 @@ def _batch(recipe: Recipe) -> Found:
         )
 
 
-def _text(recipe: Recipe) -> Found:
-    """Only texts of a length that the tensor ranks divide are divided."""
-    ranks, length = recipe.parallel.tensor, recipe.data.max_length
-    if not recipe.data.pack and recipe.data.split is None:
-        yield (
-            "parallel.sequence_parallel",
-            "divides rows of equal length, and with data.pack: false they have any; set data.pack: true or remove it",
-        )
-    elif length % ranks:
-        near = length // ranks * ranks
-        yield (
-            "data.max_length",
-            f"{length} tokens cannot be divided among {ranks} tensor ranks (parallel.sequence_parallel); "
-            f"use {near or ranks} or {near + ranks}",
-        )
-
-
 def model_problems(model: nn.Module, layout: ParallelSettings) -> Found:
     """What is wrong with a layout for a model, which may be on the meta device."""
     if layout.tensor > 1:
         from hanlin.parallel.tensor import division_problems
 
-        yield from division_problems(model, layout.tensor, sequence=layout.sequence_parallel)
+        yield from division_problems(model, layout.tensor)
     if layout.pipe > 1:
         from hanlin.parallel.pipeline import stage_blocks
         from hanlin.parallel.place import num_stages

@@ -5,7 +5,8 @@ sees plain tensors, its own part, for as long as one of its blocks runs; DTensor
 before a linear divided by rows of its output the gradients of all ranks are added, behind one divided by its input the
 results. Names and code of the model stay as they are.
 
-With `sequence` the stream of hidden states between the matrices is divided along the text too, if its length can be.
+With `sequence` the stream of hidden states between the matrices is divided along the text too; that of an encoder and
+that of its decoder each by itself. All ranks have shares of one length, for which the last ones are filled with zeros.
 """
 
 from __future__ import annotations
@@ -16,14 +17,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import distributed, nn
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.nn import functional
 
 from hanlin.core.errors import ConfigError
 from hanlin.core.plan import Plan, Split
+from hanlin.layers.experts import Experts
 from hanlin.layers.prefix import Prefix, PrefixSource
 
 if TYPE_CHECKING:
@@ -36,38 +40,61 @@ def divide(model: nn.Module, mesh: DeviceMesh, *, sequence: bool = False) -> Non
     Raises: ConfigError when a degree does not fit the model.
     """
     plan: Plan = model.plan  # pyright: ignore[reportAssignmentType]
-    seams = Seams(mesh, sequence=sequence)
-    for key, text in division_problems(model, mesh.size(), sequence=sequence):
+    for key, text in division_problems(model, mesh.size()):
         raise ConfigError(f"{key}: {text}")
-    splits = dict(_splits(model, plan))
-    blocks = [block for name in plan.blocks for block in _children(model, name)]
-    units = [[(name, module) for name, module in _named(model, block)] for block in blocks]
-    inside = {id(module) for unit in units for _, module in unit}
-    root = [(name, module) for name, module in model.named_modules() if id(module) not in inside]
-    known: dict[int, nn.Parameter] = {}
-    for unit in (*units, root):
-        parts = [
-            part
-            for name, module in unit
-            for part in _divide_parameters(module, splits.get(name), plan.head_dim, seams, known, unit is not root)
-        ]
-        _wrap(unit[0][1] if unit is not root else model, parts, seams)
-    for name, module in model.named_modules():
+    streams = [(run, Seams(mesh)) for run in _runs_of_blocks(model, plan)]
+    units = [_Unit(block, _named(model, block), seams, in_stream=True) for run, seams in streams for block in run]
+    inside = {id(module) for unit in units for _, module in unit.modules}
+    rest = [(name, module) for name, module in model.named_modules() if id(module) not in inside]
+    splits, known = dict(_splits(model, plan)), {}
+    for unit in (*units, _Unit(model, rest, Seams(mesh), in_stream=False)):
+        _divide_unit(unit, plan, splits, known)
+    if sequence:
+        for run, seams in streams:
+            _divide_stream(run[0], run[-1], seams)
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """A block, or what is in none (of the model): what is called, and its modules by their names."""
+
+    owner: nn.Module
+    modules: list[tuple[str, nn.Module]]
+    seams: Seams
+    in_stream: bool
+
+
+def _divide_unit(unit: _Unit, plan: Plan, splits: dict[str, Split], known: dict[int, nn.Parameter]) -> None:
+    seams = unit.seams
+    mixtures = [module for _, module in unit.modules if isinstance(module, Experts)]
+    of_whole = {id(module) for mixture in mixtures for module in mixture.modules()}
+    parts = [
+        part
+        for name, module in unit.modules
+        for part in _divide_parameters(
+            module, splits.get(name), plan.head_dim, seams, known, unit.in_stream and id(module) not in of_whole
+        )
+    ]
+    _wrap(unit.owner, parts, seams)
+    for mixture in mixtures:
+        _give_whole_text(mixture, seams)
+    for name, module in unit.modules:
         if split := splits.get(name):
             _sew(module, split, seams, is_whole=_matches(name, plan.whole))
         elif isinstance(module, PrefixSource):
             module.register_forward_hook(partial(_own_heads, seams))
-    if sequence and blocks:
-        _divide_stream(blocks[0], blocks[-1], seams)
 
 
 class Seams:
-    """The movements of activations between the tensor ranks. divided: whether the stream now is divided."""
+    """The movements of activations between the tensor ranks, of one stream of hidden states.
 
-    def __init__(self, mesh: DeviceMesh, *, sequence: bool) -> None:
-        self.mesh, self.sequence = mesh, sequence
+    length: of the text of the stream that now is divided along it; None: it is whole.
+    """
+
+    def __init__(self, mesh: DeviceMesh) -> None:
+        self.mesh = mesh
         self.rank, self.size = mesh.get_local_rank(), mesh.size()
-        self.divided = False
+        self.length: int | None = None
         self._entered: tuple[weakref.ref[torch.Tensor], torch.Tensor] | None = None
 
     def enter(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -77,9 +104,9 @@ class Seams:
 
     def enter_stream(self, hidden: torch.Tensor) -> torch.Tensor:
         """The same for the stream, which may be divided: then the whole text is gathered."""
-        if not self.divided:
+        if self.length is None:
             return self.enter(hidden)
-        return self._once(hidden, lambda: self._move(hidden, Shard(1), Replicate(), Partial()))
+        return self._once(hidden, lambda: self._join(hidden, Partial()))
 
     def leave(self, partial_sum: torch.Tensor) -> torch.Tensor:
         """The sum of the ranks' results."""
@@ -87,15 +114,24 @@ class Seams:
 
     def leave_stream(self, partial_sum: torch.Tensor) -> torch.Tensor:
         """The same for the stream: where it is divided, this rank's share of the text."""
-        return self._move(partial_sum, Partial(), Shard(1), Shard(1)) if self.divided else self.leave(partial_sum)
+        return self.leave(partial_sum) if self.length is None else self._share(partial_sum, Partial())
 
     def share_text(self, hidden: torch.Tensor) -> torch.Tensor:
         """The same on all ranks -> this rank's share of the text."""
-        return self._move(hidden, Replicate(), Shard(1), Shard(1))
+        return self._share(hidden, Replicate())
 
     def join_text(self, hidden: torch.Tensor) -> torch.Tensor:
         """This rank's share of the text -> the whole, on all ranks."""
-        return self._move(hidden, Shard(1), Replicate(), Replicate())
+        return self._join(hidden, Replicate())
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Where the stream is not divided though it is before and after."""
+        length, self.length = self.length, None
+        try:
+            yield
+        finally:  # also when a block that is computed again stops early
+            self.length = length
 
     def forget(self) -> None:
         self._entered = None
@@ -106,6 +142,17 @@ class Seams:
         entered = make()
         self._entered = (weakref.ref(hidden), entered)
         return entered
+
+    def _share(self, hidden: torch.Tensor, here: Any) -> torch.Tensor:
+        """`[rows, length, size]` -> `[rows, length / ranks, size]`, rounded up."""
+        missing = -hidden.shape[1] % self.size
+        filled = functional.pad(hidden, (0, 0, 0, missing)) if missing else hidden
+        return self._move(filled, here, Shard(1), Shard(1))
+
+    def _join(self, hidden: torch.Tensor, gradient: Any) -> torch.Tensor:
+        text = self._move(hidden, Shard(1), Replicate(), gradient)
+        # Copied once, and not by each linear that reads it; FSDP wants no views from a block either.
+        return text if text.shape[1] == self.length else text[:, : self.length].clone()
 
     def _move(self, tensor: torch.Tensor, here: Any, there: Any, gradient: Any) -> torch.Tensor:
         moved = DTensor.from_local(tensor, self.mesh, [here], run_check=False)
@@ -162,7 +209,7 @@ class _Part:
         parameter = self.module._parameters[self.name]
         assert isinstance(parameter, DTensor), self.name
         placement = parameter.placements[0]
-        is_sum = self.adds or (self.of_stream and seams.divided)
+        is_sum = self.adds or (self.of_stream and seams.length is not None)
         local = parameter.to_local(grad_placements=[Partial() if is_sum else placement])
         if self.divisor != 1:
             local = local / self.divisor
@@ -188,12 +235,12 @@ _PLACES: dict[Split, dict[str, Any]] = {
 
 
 def _divide_parameters(
-    module: nn.Module, split: Split | None, head_dim: int, seams: Seams, known: dict[int, nn.Parameter], in_block: bool
+    module: nn.Module, split: Split | None, head_dim: int, seams: Seams, known: dict[int, nn.Parameter], of_stream: bool
 ) -> list[_Part]:
     """Make the module's own parameters DTensors; say what its code is to see of them."""
     parts = []
     for name, parameter in list(module.named_parameters(recurse=False)):
-        part = _Part(module, name, of_stream=in_block)
+        part = _Part(module, name, of_stream=of_stream)
         places = _PLACES.get(split, {}) if split else {}
         if split == "kv" and (rows := _shared_heads(module, head_dim, seams)) is not None:
             places = _WHOLE
@@ -305,20 +352,36 @@ def _own_heads(seams: Seams, _: nn.Module, __: Any, prefixes: dict[str, Prefix])
     return {name: replace(one, keys=own(one.keys), values=own(one.values)) for name, one in prefixes.items()}
 
 
+def _give_whole_text(mixture: nn.Module, seams: Seams) -> None:
+    """Let a mixture assign the tokens of the whole text."""
+    forward = mixture.forward
+
+    def run(hidden: torch.Tensor) -> torch.Tensor:
+        if seams.length is None:
+            return forward(hidden)
+        text = seams.join_text(hidden)
+        with seams.whole():
+            out = forward(text)
+        return seams.share_text(out)
+
+    mixture.forward = run
+
+
 def _divide_stream(first: nn.Module, last: nn.Module, seams: Seams) -> None:
     """Divide the stream before the first block and join it behind the last one."""
-    begin, end = first.forward, None
+    begin = first.forward
 
     def divided(hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        seams.divided = hidden.shape[1] % seams.size == 0
-        return begin(seams.share_text(hidden) if seams.divided else hidden, *args, **kwargs)
+        length = hidden.shape[1]
+        seams.length = length if length >= seams.size else None  # one new token has nothing to divide
+        return begin(hidden if seams.length is None else seams.share_text(hidden), *args, **kwargs)
 
     first.forward = divided
     end = last.forward
 
     def joined(*args: Any, **kwargs: Any) -> Any:
         hidden = end(*args, **kwargs)
-        return seams.join_text(hidden) if seams.divided else hidden
+        return hidden if seams.length is None else seams.join_text(hidden)
 
     last.forward = joined
 
@@ -338,8 +401,14 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
     return any(re.fullmatch(re.escape(pattern).replace(r"\*", "[^.]+"), name) for pattern in patterns)
 
 
-def _children(model: nn.Module, name: str) -> list[nn.Module]:
-    return list(getattr(model, name).children())
+def _runs_of_blocks(model: nn.Module, plan: Plan) -> list[list[nn.Module]]:
+    """The blocks that one stream goes through: first those of an encoder, then those that read beside their stream."""
+
+    def reads_beside(block: nn.Module) -> bool:
+        return any(_matches(name, plan.whole) for name, _ in _named(model, block))
+
+    blocks = [block for name in plan.blocks for block in getattr(model, name).children()]
+    return [list(run) for _, run in groupby(blocks, reads_beside)]
 
 
 def _named(model: nn.Module, block: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -347,13 +416,11 @@ def _named(model: nn.Module, block: nn.Module) -> list[tuple[str, nn.Module]]:
     return [(f"{prefix}.{name}" if name else prefix, module) for name, module in block.named_modules()]
 
 
-def division_problems(model: nn.Module, size: int, *, sequence: bool = False) -> Iterator[tuple[str, str]]:
+def division_problems(model: nn.Module, size: int) -> Iterator[tuple[str, str]]:
     """Key and text of what keeps a model, also one on the meta device, from being divided among so many ranks."""
     plan: Plan = model.plan  # pyright: ignore[reportAssignmentType]
     if not plan.tensor:
         yield "parallel.tensor", "the plan of this model does not say how it may be divided; use 1"
-    if sequence and plan.whole:
-        yield "parallel.sequence_parallel", "not for an encoder with a decoder; remove it"
     for name, split in _splits(model, plan):
         if text := _heads_problem(model.get_submodule(name), split, plan.head_dim, size):
             yield "parallel.tensor", f"{text} ({name})"

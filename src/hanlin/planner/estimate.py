@@ -105,8 +105,10 @@ def estimate(job: Job, layout: Layout) -> Estimate:
     for held in job.held(layout):
         costs = [trace.blocks[job.kinds[block]] for block in held.stage.blocks]
         if layout.sequence_parallel:
-            kept = [undivided.blocks[job.kinds[block]].kept for block in held.stage.blocks]
-            costs = [_along_the_text(cost, whole, layout.tensor) for cost, whole in zip(costs, kept, strict=True)]
+            costs = [
+                _along_the_text(cost, undivided.blocks[job.kinds[block]].kept, held.stage.sums(block), layout.tensor)
+                for block, cost in zip(held.stage.blocks, costs, strict=True)
+            ]
         share = _Share(job, layout, held, trace, costs)
         ranks.append(RankPlan(held.stage.rank, len(costs), _memory(share), _traffic(share), _flops(share)))
     return Estimate(layout, tuple(ranks))
@@ -135,15 +137,15 @@ class _Share:
         return self.layout.checkpoint_activations != "none"
 
 
-def _along_the_text(cost: BlockCost, undivided: int, ranks: int) -> BlockCost:
+def _along_the_text(cost: BlockCost, undivided: int, sums: int, ranks: int) -> BlockCost:
     """What a block keeps when the stream of hidden states is divided along the text as well.
 
     From what one rank and several keep follows what is whole on each of them; that is divided too, except for the text
-    that is gathered in front of attention and ffn.
+    that is gathered in front of attention, cross-attention and ffn: as often as it is summed behind them.
     """
     divided = (undivided - cost.kept) * ranks // (ranks - 1)
     whole = undivided - divided
-    gathered = min(whole, 2 * cost.output)
+    gathered = min(whole, sums * cost.output)
     return replace(cost, kept=(divided + whole - gathered) // ranks + gathered, output=cost.output // ranks)
 
 

@@ -101,6 +101,10 @@ class Stage:
     has_first: bool
     has_last: bool
 
+    def sums(self, block: int) -> int:
+        """Products in a block whose results are summed over tensor ranks."""
+        return sum(weight.is_summed for weight in self.weights if weight.place == block)
+
 
 @dataclass(frozen=True)
 class Held:
