@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from cpm2_tiny import make_tokenizer, write_original
+from tiny_folder import write_original as write_chatglm2
 
 from hanlin.core.config import make_recipe
 from hanlin.core.errors import ConfigError
 from hanlin.core.settings import GenerateSettings
-from hanlin.formats.convert import save_base
+from hanlin.formats.convert import convert, save_base
 from hanlin.loading import _additions, _tuned_model, load_engine
+from hanlin.models.chatglm2 import family as chatglm2
 from hanlin.models.cpm2 import family
 from hanlin.models.cpm2.config import Cpm2Config
 from hanlin.parts import describe_parts
@@ -58,3 +60,40 @@ def test_expert_memory_without_experts_is_refused(tmp_path: Path) -> None:
     values = {"model": {"family": "cpm2", "base": str(write_original(tmp_path))}, "run": {"folder": str(tmp_path)}}
     with pytest.raises(ConfigError, match=r"generate.expert_memory: only for a model.base with a mixture of experts"):
         load_engine(make_recipe({**values, "generate": {"expert_memory": 1.0}}))
+
+
+@pytest.mark.parametrize("tuning", [{"method": "lora", "rank": 2}, {"method": "prefix", "prefix_length": 3}])
+@pytest.mark.parametrize("is_classifier", [False, True])
+def test_ranks_begin_with_the_head_for_labels_of_one_process(tuning: dict, is_classifier: bool, tmp_path: Path) -> None:
+    """Drawn fresh for a language model, from the base where it has one; trained and kept beside a frozen base."""
+    base = write_chatglm2(tmp_path / "original")
+    if is_classifier:
+        torch.save(torch.load(base / "pytorch_model.bin", weights_only=True) | HEAD, base / "pytorch_model.bin")
+    model = {"family": "chatglm2", "base": str(base), "config": {"labels": ["x", "y"]}}
+    parts = describe_parts(make_recipe({"model": model, "tuning": tuning, "run": {"folder": str(tmp_path)}}))
+    tuned = _tuned_model(parts)
+    weights, additions = dict(tuned.named_parameters()), dict(_additions(parts))
+    assert additions.keys() >= {"head.label_weight", "head.label_bias"}
+    assert additions.keys() == {name for name, weight in weights.items() if weight.requires_grad}
+    for name, addition in additions.items():
+        assert addition.equal(weights[name].detach()), name
+    found = weights["head.label_weight"].detach()
+    assert found.equal(HEAD["classifier_head.weight"].float()) if is_classifier else 0.01 < float(found.std()) < 0.03
+    assert load_engine(make_recipe({"model": model, "run": {"folder": str(tmp_path)}})) if is_classifier else True
+
+
+def test_a_quantised_base_gets_a_fresh_head_for_labels(tmp_path: Path) -> None:
+    convert(write_chatglm2(tmp_path / "original"), chatglm2, None, "int4", tmp_path / "int4")
+    values = {
+        "model": {"family": "chatglm2", "base": str(tmp_path / "int4"), "config": {"labels": ["x", "y"]}},
+        "tuning": {"method": "lora"},
+        "run": {"folder": str(tmp_path)},
+        "train": {"precision": "bf16"},
+    }
+    model = _tuned_model(describe_parts(make_recipe(values)))
+    head, packed = model.get_parameter("head.label_weight"), model.get_parameter("blocks.0.ffn.up.weight")
+    assert (head.dtype, head.requires_grad) == (torch.float32, True)
+    assert (packed.dtype, packed.requires_grad) == (torch.int8, False)
+
+
+HEAD = {"classifier_head.weight": torch.ones(2, 32).half(), "classifier_head.bias": torch.ones(2).half()}

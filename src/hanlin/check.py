@@ -359,7 +359,7 @@ def _vocabulary_and_rows(recipe: Recipe, family: Family, purpose: Purpose) -> Fo
         samples = make_samples(recipe, family, tokenizer, config)
     except ConfigError as error:
         key, colon, text = str(error).partition(": ")
-        yield (key, text) if colon and key.startswith("tuning.") else ("data.options", str(error))
+        yield (key, text) if colon and key.startswith(("tuning.", "model.")) else ("data.options", str(error))
         return
     yield from _all_records(recipe, samples, config, purpose)
 

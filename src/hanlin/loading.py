@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from hanlin.core.ranks import pick_device, read_ranks, set_threads
 from hanlin.core.settings import ParallelSettings, TuningSettings
 from hanlin.formats.convert import added_parameters, base_parameters, load_into, open_ours, save_base
 from hanlin.formats.files import published
+from hanlin.layers.label_head import label_parameters
 from hanlin.models.fresh import fresh_weights
 from hanlin.parallel.mesh import Degrees, Mesh
 from hanlin.parallel.place import DTYPES, Worker, place
@@ -23,6 +25,8 @@ from hanlin.tuning.apply import apply_tuning, fill_additions
 if TYPE_CHECKING:
     from hanlin.core.settings import Recipe
     from hanlin.generate.engine import Engine
+
+log = logging.getLogger(__name__)
 
 Weights = Iterator[tuple[str, torch.Tensor]]
 
@@ -36,6 +40,11 @@ def load_engine(recipe: Recipe, parts: Parts | None = None) -> Engine:
     from hanlin.generate.engine import Engine
 
     parts = parts or describe_parts(recipe)
+    if recipe.model.adapter is None and _fresh_head(parts):
+        raise ConfigError(
+            "model.config.labels: model.base is a language model and has no head for them; train one first, or name "
+            "the adapter that holds it (model.adapter)"
+        )
     set_threads(recipe.run.threads)
     device, world = pick_device(recipe.run.device), read_ranks().world
     layout = ParallelSettings(tensor=recipe.parallel.tensor, pipe=recipe.parallel.pipe)
@@ -112,6 +121,8 @@ def place_tuned(parts: Parts, device: torch.device, world: int) -> Worker:
     Raises: ConfigError, CheckpointError.
     """
     recipe = parts.recipe
+    if recipe.model.adapter is None and _fresh_head(parts):
+        log.info("head for labels: drawn fresh from run.seed, since %s is a language model", recipe.model.base)
     if world == 1:
         return place(_tuned_model(parts), device, recipe.train.precision, recipe.parallel)
 
@@ -161,9 +172,13 @@ def _empty_model(parts: Parts) -> torch.nn.Module:
 
 def _base_model(parts: Parts, dtype: torch.dtype) -> torch.nn.Module:
     """The weights that the recipe starts from: a checkpoint's, or fresh ones from its seed."""
-    model = _empty_model(parts)
+    model, fresh = _empty_model(parts), _fresh_head(parts)
     if parts.recipe.model.base is not None:
-        load_into(model, parts.recipe.model.base, parts.family, dtype=dtype)
+        base, config = parts.recipe.model.base, parts.base_config
+        load_into(model, base, parts.family, dtype=dtype, config=config, wanted=lambda name: name not in fresh)
+        for name, weight in _base_weights(parts, fresh):
+            owner, _, last = name.rpartition(".")
+            model.get_submodule(owner).register_parameter(last, torch.nn.Parameter(weight.to(dtype)))
         return model
     model = model.to_empty(device="cpu")
     with torch.no_grad():
@@ -173,16 +188,27 @@ def _base_model(parts: Parts, dtype: torch.dtype) -> torch.nn.Module:
 
 
 def _base_weights(parts: Parts, names: list[str]) -> Weights:
-    """Those of a checkpoint that have one of the names, or all fresh ones; one at a time."""
-    base = parts.recipe.model.base
+    """Those of a checkpoint that have one of the names, or all fresh ones; one at a time.
+
+    To a language model's a fresh head for labels is added, where the recipe has labels.
+    """
+    base, fresh = parts.recipe.model.base, _fresh_head(parts)
     if base is None:
         yield from fresh_weights(lambda: _empty_model(parts), parts.recipe.run.seed)
         return
-    weights = open_ours(base, parts.family, config=parts.config)
+    weights = open_ours(base, parts.family, config=parts.base_config)
     for name in names:
         if name in weights:
             yield name, weights[name]
             weights.forget(name)
+    if set(fresh) & set(names):
+        part = fresh[0].partition(".")[0]
+        yield from fresh_weights(lambda: _empty_model(parts), parts.recipe.run.seed, part)
+
+
+def _fresh_head(parts: Parts) -> list[str]:
+    """The names of a head for labels that the weights that the recipe starts from do not have."""
+    return [] if parts.base_config == parts.config else label_parameters(_empty_model(parts))
 
 
 def _frozen_together(parts: Parts, device: torch.device, layout: ParallelSettings) -> Together:
@@ -226,6 +252,7 @@ def _additions(parts: Parts) -> Weights:
             if name == "embedding.weight":
                 model.get_submodule("embedding").weight = torch.nn.Parameter(weight.float())
     fill_additions(model, _tuning_generator(parts))
+    _begin_head(model, parts)
     _begin_additions(model, parts)
     return ((name, weight.detach()) for name, weight in added_parameters(model).items())
 
@@ -243,6 +270,16 @@ def _begin_additions(model: torch.nn.Module, parts: Parts) -> None:
         from hanlin.checkpoint.delta import load_adapter
 
         load_adapter(model, recipe.model.adapter, parts.family)
+
+
+@torch.no_grad()
+def _begin_head(model: torch.nn.Module, parts: Parts) -> None:
+    """Give a head for labels that is trained beside a frozen base its values there, or fresh ones."""
+    added = added_parameters(model)
+    if names := [name for name in label_parameters(model) if name in added]:
+        for name, weight in _base_weights(parts, names):
+            if name in names:
+                added[name].copy_(weight)
 
 
 def _begin_prompts(model: torch.nn.Module, parts: Parts) -> None:

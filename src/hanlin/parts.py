@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,22 @@ class Parts:
     config: Any
     tokenizer: Any
     samples: Any
+
+    @cached_property
+    def base_config(self) -> Any:
+        """The configuration of the weights that the recipe starts from: without labels where they are those of a
+        language model.
+
+        Raises: CheckpointError.
+        """
+        model = self.recipe.model
+        if model.base is None or not getattr(self.config, "labels", ()):
+            return self.config
+        from hanlin.formats.convert import read_config
+
+        changes = {name: value for name, value in model.config.items() if not name.startswith("label")}
+        has_labels = bool(read_config(model.base, self.family, changes).labels)
+        return self.config if has_labels else replace(self.config, labels=())
 
 
 def describe_parts(recipe: Recipe) -> Parts:
@@ -60,11 +77,11 @@ def _soft_prompts(recipe: Recipe, family: Family) -> PromptSettings | None:
 
 
 def model_config(recipe: Recipe, family: Family, tokens: int) -> Any:
-    """The base's configuration or the named size, with the recipe's single values over it.
+    """The base's configuration or the named size, with the adapter's and the recipe's single values over it.
 
     A fresh model without a stated vocab_size gets one row per token of the tokenizer.
     """
-    changes = recipe.model.config
+    changes = {**_adapter_config(recipe, family), **recipe.model.config}
     if recipe.model.base is not None:
         from hanlin.formats.convert import read_config
 
@@ -72,6 +89,14 @@ def model_config(recipe: Recipe, family: Family, tokens: int) -> Any:
     start = family.config() if recipe.model.size is None else family.sizes[recipe.model.size]
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in changes.items()}
     return replace(start, **{"vocab_size": tokens, **values})
+
+
+def _adapter_config(recipe: Recipe, family: Family) -> dict[str, Any]:
+    if recipe.model.adapter is None:
+        return {}
+    from hanlin.checkpoint.delta import read_adapter_config
+
+    return read_adapter_config(recipe.model.adapter, family)
 
 
 def vocab_path(recipe: Recipe) -> Path:

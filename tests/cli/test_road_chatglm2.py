@@ -6,7 +6,7 @@ import io
 import json
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,12 @@ CHAT = [
     {"prompt": "你好", "response": "你好，世界！", "history": []},
     {"prompt": "世界？", "response": "黑色世界", "history": [["你好", "你好，世界！"]]},
     {"prompt": "黑色？", "response": "简单", "history": [["你好" * 40, "你好"], ["世界", "黑色"]]},
+]
+SENTIMENT = [
+    {"text": "黑色百搭", "label": "正面"},
+    {"text": "世界你好，简单" * 80, "label": "负面"},
+    {"text": "你好", "label": "正面"},
+    {"text": "九分裤", "label": "负面"},
 ]
 SCORES = {"bleu-4 characters method3", "rouge-1 jieba sets", "rouge-2 jieba sets", "rouge-l jieba sets"}
 
@@ -206,3 +212,85 @@ def test_a_family_without_dialogues_cannot_be_talked_with(
     monkeypatch.setattr("sys.stdin", io.StringIO("你好"))
     assert main(["chat", "--base", str(case), "--vocab", str(case / "vocab.txt")]) == 2
     assert "cannot be talked with" in capsys.readouterr().err
+
+
+CLASSIFY = Twin("chatglm2_classify_lora", SENTIMENT, ("data.max_length=64", "data.options.prompt_length=64",
+                "train.epochs=null", "train.warmup_steps=2", "train.eval_every=8", "train.lr=2e-2"))  # fmt: skip
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full", "prefix"])
+def test_a_classifier_goes_from_a_language_model_to_the_original_s_files(
+    tuning: str, original: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Its labels, scores and answers are the same as an adapter or a base, in our layout and in the original's."""
+    words = [*command(CLASSIFY, original, tmp_path), *CLASSIFIED[tuning]]
+    assert main(["check", *words]) == 0
+    assert main(["evaluate", *words, "--weights", "base"]) == 2
+    assert "a language model and has no head for them" in capsys.readouterr().err
+    assert main(["train", *words]) == 0
+    assert "head for labels: drawn fresh" in (tmp_path / "run/log.txt").read_text()
+    assert main(["evaluate", *words]) == 0
+    assert json.loads((tmp_path / "run/evaluation/metrics.json").read_text())["classify"]["accuracy"] == 1
+    ours = classified(tmp_path)
+    assert [row["gold"] for row in ours] == [row["label"] for row in SENTIMENT]
+    assert all(sum(row["scores"].values()) == pytest.approx(1) for row in ours)
+
+    trained, theirs = tmp_path / "run/best", tmp_path / "theirs"
+    if tuning == "lora":
+        assert main(["convert", str(original), str(theirs), "--merge", str(trained), "--to", "original"]) == 0
+    else:
+        base = ["--base", str(original)] if tuning == "prefix" else []
+        assert main(["convert", str(trained), str(theirs), *base, "--to", "original"]) == 0
+    assert {"classifier_head.weight", "classifier_head.bias"} < set(open_weights(theirs))
+    assert main(["evaluate", *words, "--weights", str(theirs)]) == 0
+    for row, before in zip(classified(tmp_path), ours, strict=True):
+        assert row["scores"] == pytest.approx(before["scores"], abs=1e-5)
+
+    # Without the recipe the labels come out of the files; this is the way of batches that are padded on the left.
+    rows = write_rows(tmp_path / "in.jsonl", [{"text": row["text"]} for row in SENTIMENT])
+    model = ["--base", str(theirs if tuning != "prefix" else original), "--vocab", str(original)]
+    model += ["--adapter", str(theirs)] if tuning == "prefix" else []
+    options = ["data.options={prompt_column: text, response_column: label, template: plain, prompt_length: 64}"]
+    out = tmp_path / "out.jsonl"
+    assert main(["generate", *model, "--input", str(rows), "--output", str(out), *options, "run.threads=1"]) == 0
+    answered = [json.loads(line) for line in out.read_text("utf-8").splitlines()]
+    assert [row["label"] for row in answered] == [row["answer"] for row in ours]
+
+
+CLASSIFIED = {
+    "lora": (),
+    "full": ("tuning={method: full}", "train.lr=1e-2"),
+    "prefix": (
+        "tuning={method: prefix, prefix_length: 4}",
+        "train.steps=40",
+        "train.save_every=40",
+        "train.eval_every=40",
+    ),
+}
+
+
+def classified(folder: Path) -> list[dict[str, Any]]:
+    text = (folder / "run/evaluation/predictions/classify.jsonl").read_text("utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.mark.parametrize("kind", ["number", "several"])
+def test_numbers_and_several_labels_are_learnt_and_scored(kind: str, original: Path, tmp_path: Path) -> None:
+    labels = {"number": ([0.5, -1], [2, 1.5], [-1, 0]), "several": (["x"], ["y", "x"], [])}[kind]
+    rows = [{"text": text, "label": label} for text, label in zip(("黑色", "你好世界", "九分裤"), labels, strict=True)]
+    twin = replace(CLASSIFY, rows=rows, changes=(*CLASSIFY.changes, "model.config.labels=[x, y]",
+                   "model.config.label_dropout=0", f"model.config.label_kind={kind}", "train.steps=150",
+                   "train.save_every=150", "train.eval_every=150", "tuning.dropout=0"))  # fmt: skip
+    words = command(twin, original, tmp_path)
+    scored = write_rows(tmp_path / "scored.json", rows)
+    assert main(["train", *words, f"data.eval={scored}"]) == 0
+    assert main(["evaluate", *words, f"data.eval={scored}", "evaluate.tasks=[classify, loss]"]) == 0
+    metrics, found = json.loads((tmp_path / "run/evaluation/metrics.json").read_text()), classified(tmp_path)
+    if kind == "several":
+        assert metrics["classify"]["accuracy"] == 1
+        assert [row["answer"] for row in found] == [["x"], ["x", "y"], []]
+        return
+    assert metrics["classify"]["squared_error"] < 0.05
+    assert metrics["classify"]["squared_error"] == pytest.approx(metrics["loss"]["loss"], rel=1e-5)
+    errors = [[(row["answer"][name] - row["gold"][name]) ** 2 for name in ("x", "y")] for row in found]
+    assert [row["squared_error"] for row in found] == pytest.approx([sum(pair) / 2 for pair in errors])

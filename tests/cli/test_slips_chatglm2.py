@@ -120,6 +120,12 @@ SLIPS = [
     Slip("history-no-list", ("train.jsonl:1", '"history"', "found a string"), with_row(history="你好")),
     Slip("history-of-three", ("train.jsonl:1", "item 1", "found 3 items"), with_row(history=[["a", "b", "c"]])),
     Slip("history-of-roles", ("train.jsonl:1", "item 1", "role is 'bot'"), with_row(history=[{"role": "bot"}])),
+    Slip("wrong-label", ("train.jsonl:1", "'你好，世界！' is none of the labels (好, 坏)"),
+         changes=("model.config.labels=[好, 坏]",)),
+    Slip("one-label", ("model.config.labels: one label alone",), changes=("model.config.labels=[好]",)),
+    Slip("unknown-kind", ("model.config.label_kind", "'two'"), changes=("model.config.label_kind=two",)),
+    Slip("no-such-bits", ("model.config.bits", "0, 4 or 8", "found 3"), changes=("model.config.bits=3",)),
+    Slip("no-such-bits-in-the-file", ("model.base", "quantization_bit is 3"), with_config(quantization_bit=3)),
     Slip("long-question", ("train.jsonl:1", "data.max_length is 64"), with_row(prompt="你好世界" * 80)),
 ]  # fmt: skip
 
@@ -151,3 +157,8 @@ def test_a_prefix_of_another_model_is_said(project: Path, capsys: pytest.Capture
     words = ["generate", "--base", "model", "--adapter", "prefix.bin", "--record", '{"prompt": "x"}', "run.threads=1"]
     assert main(words) == 2
     assert "found [4, 10], expected [4, 64]" in capsys.readouterr().err
+
+
+def test_labels_without_a_head_for_them_are_said(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "recipe.yaml", "evaluate={tasks: [classify], data: [train.jsonl]}"]) == 2
+    assert "evaluate.tasks: classify needs a head for labels" in capsys.readouterr().err

@@ -7,11 +7,17 @@ Each tensor of a file must find its place in the model, and each place its tenso
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hanlin.checkpoint.prefix import is_original_prefix, read_prefix_values, save_original_prefix
+from hanlin.checkpoint.prefix import (
+    LABEL_VALUES,
+    is_original_prefix,
+    read_prefix_labels,
+    read_prefix_values,
+    save_original_prefix,
+)
 from hanlin.checkpoint.prefix import our_name as prefix_name
 from hanlin.checkpoint.soft_prompt import NAME as SOFT_PROMPT
 from hanlin.checkpoint.soft_prompt import find_prompts, save_prompt_file
@@ -28,6 +34,8 @@ if TYPE_CHECKING:
 
 ADAPTER_WEIGHTS = "adapter.safetensors"
 ADAPTER_SETTINGS = "adapter.json"
+CONFIG = "config"
+"""There: values of the model's configuration without which the adapter has no place."""
 ADAPTER_FOLDER = "adapter"
 """Where in a base folder an adapter lies that was trained together with the base."""
 PEFT_WEIGHTS = "adapter_model.safetensors"
@@ -45,12 +53,22 @@ def save_adapter(model: nn.Module, settings: TuningSettings, folder: Path, *, ov
     Raises: CheckpointError when the folder exists.
     """
     tensors = {name: parameter.detach() for name, parameter in added_parameters(model).items()}
-    targets = {name.split(".")[-2] for name in tensors} if settings.method == "lora" else set()
-    stated = settings.model_copy(update={"targets": tuple(sorted(targets))})
+    targets = _lora_targets(tensors) if settings.method == "lora" else []
+    stated = settings.model_copy(update={"targets": tuple(targets)})
     with published(folder, overwrite) as beside:
         beside.mkdir()
         write_safetensors(beside / ADAPTER_WEIGHTS, tensors)
-        write_json(beside / ADAPTER_SETTINGS, stated.model_dump(mode="json"))
+        write_json(beside / ADAPTER_SETTINGS, {**stated.model_dump(mode="json"), **_stated_labels(model)})
+
+
+def read_adapter_config(path: Path, family: FamilyFacts) -> dict[str, Any]:
+    """The values of the model's configuration that an adapter brings along: its labels, if it holds a head for such.
+
+    Raises: CheckpointError.
+    """
+    if (stated := Path(path) / ADAPTER_SETTINGS).is_file():
+        return read_json(stated).get(CONFIG, {})
+    return read_prefix_labels(Path(path), family)
 
 
 def read_adapter_settings(path: Path, family: FamilyFacts) -> TuningSettings:
@@ -62,7 +80,7 @@ def read_adapter_settings(path: Path, family: FamilyFacts) -> TuningSettings:
     """
     path = Path(path)
     if (stated := path / ADAPTER_SETTINGS).is_file():
-        return _settings(stated, read_json(stated))
+        return _settings(stated, {name: value for name, value in read_json(stated).items() if name != CONFIG})
     if is_original_prefix(path):
         return _settings(path, read_prefix_values(path))
     if (prompts := find_prompts(path, family)) is not None:
@@ -80,7 +98,7 @@ def read_adapter_settings(path: Path, family: FamilyFacts) -> TuningSettings:
         "rank": ranks.pop(),
         "alpha": alpha,
         "dropout": dropout,
-        "targets": sorted({name.split(".")[-2] for name in tensors}),
+        "targets": _lora_targets(tensors),
         "form": "original",  # OpenDelta and PEFT both add to the finished output
     }
     return _settings(path, values)
@@ -115,6 +133,7 @@ def save_original_delta(
     if settings.method == "prompt":
         save_prompt_file(model, path, family, overwrite=overwrite)
         return
+    _refuse_labels(model)
     tensors = {}
     for name, tensor in _bypassing(model, settings).items():
         module, _, matrix = name.rpartition(".")
@@ -134,6 +153,7 @@ def save_peft(
     """
     if settings.method != "lora":
         raise CheckpointError(f"PEFT's folder of a {settings.method} is not written; choose the original's layout")
+    _refuse_labels(model)
     tensors, modules = {}, []
     for name, tensor in _bypassing(model, settings).items():
         module, _, matrix = name.rpartition(".")
@@ -172,6 +192,26 @@ def is_adapter(path: Path) -> bool:
     return is_original_prefix(path)
 
 
+def _lora_targets(names: Iterable[str]) -> list[str]:
+    return sorted({name.split(".")[-2] for name in names if name.endswith((".lora_A", ".lora_B"))})
+
+
+def _stated_labels(model: Any) -> dict[str, Any]:
+    """What the model's head for labels, which is in the adapter, comes from; {} for a language model."""
+    from hanlin.layers.label_head import label_parameters
+
+    is_there = bool(label_parameters(model))
+    return {CONFIG: {name: getattr(model.config, name) for name in LABEL_VALUES}} if is_there else {}
+
+
+def _refuse_labels(model: nn.Module) -> None:
+    if _stated_labels(model):
+        raise CheckpointError(
+            "this adapter holds a head for labels, for which the foreign layouts of a LoRA have no place; work both "
+            "into the base: `hanlin convert BASE NEW_FOLDER --merge ADAPTER`"
+        )
+
+
 def _settings(path: Path, values: Mapping[str, Any]) -> TuningSettings:
     from pydantic import ValidationError
 
@@ -186,7 +226,8 @@ def _our_names(path: Path, family: FamilyFacts) -> dict[str, torch.Tensor]:
     if not (path / ADAPTER_SETTINGS).is_file() and (prompts := find_prompts(path, family)) is not None:
         return {SOFT_PROMPT: prompts}
     weights = open_weights(path)
-    return {_our_name(name, family): weights[name] for name in weights}
+    is_ours = (path / ADAPTER_SETTINGS).is_file()
+    return {name if is_ours else _our_name(name, family): weights[name] for name in weights}
 
 
 def _our_name(name: str, family: FamilyFacts) -> str:
@@ -195,6 +236,10 @@ def _our_name(name: str, family: FamilyFacts) -> str:
         return name
     if of_prefix := prefix_name(name):
         return of_prefix
+    plain = name.removeprefix(_PEFT_PREFIX)
+    for form in family.formats.values():  # a head for labels, which is a whole tensor
+        if whole := rename(form.rules(family.config()), plain, "to_ours"):
+            return whole
     module, _, matrix = name.removeprefix(_PEFT_PREFIX).removesuffix(".weight").rpartition(".")
     module = module.removesuffix(".lora")
     return f"{_renamed(module, family, list(family.formats), 'to_ours')}.{matrix}"

@@ -9,14 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hanlin.core.errors import CheckpointError
-from hanlin.formats.convert import FamilyFacts, added_parameters
+from hanlin.formats.convert import FamilyFacts, added_parameters, read_config
 from hanlin.formats.files import find_weights, open_weights, published, read_json, write_json, write_pickle
+from hanlin.formats.rules import rename
 
 if TYPE_CHECKING:
     from torch import nn
 
 _THEIRS = "transformer.prefix_encoder."
 _OURS = "prefix."
+LABEL_VALUES = ("labels", "label_kind", "label_dropout")
+"""The values of a configuration that say what a head for labels is."""
+_HEAD = "classifier_head."
+"""A head for labels, which the original trains beside the prefix."""
 _TABLE = "embedding.weight"
 _PROJECTION = "trans.0.weight"
 
@@ -34,7 +39,7 @@ def is_original_prefix(path: Path) -> bool:
     if path.is_dir() and find_weights(path) is None:
         return False
     names = list(open_weights(path))
-    return bool(names) and all(name.startswith(_THEIRS) for name in names)
+    return any(name.startswith(_THEIRS) for name in names) and all(name.startswith((_THEIRS, _HEAD)) for name in names)
 
 
 def read_prefix_values(path: Path) -> dict[str, Any]:
@@ -59,14 +64,34 @@ def read_prefix_values(path: Path) -> dict[str, Any]:
     return {"method": "prefix", "prefix_length": length, "prefix_projection": has_projection, "dropout": 0.1}
 
 
+def read_prefix_labels(path: Path, family: FamilyFacts) -> dict[str, Any]:
+    """The values of the model's configuration that the head for labels beside a prefix comes from; {} without one.
+
+    Raises: CheckpointError.
+    """
+    if not (path / "config.json").is_file() or not is_original_prefix(path):
+        return {}  # a recipe may name the labels
+    if not any(name.startswith(_HEAD) for name in open_weights(path)):
+        return {}
+    config = read_config(path, family, from_="original")
+    return {name: getattr(config, name) for name in LABEL_VALUES}
+
+
 def save_original_prefix(model: Any, folder: Path, family: FamilyFacts, *, overwrite: bool = False) -> None:
     """Write the prefix of a model as the original's checkpoint folder.
 
     Raises: CheckpointError when the folder exists.
     """
+    from hanlin.layers.label_head import label_parameters
+
     tensors = {
         f"{_THEIRS}{name.removeprefix(_OURS)}": parameter.detach().float()
         for name, parameter in _prefix_parameters(model).items()
+    }
+    rules = family.formats["original"].rules(model.config)
+    tensors |= {
+        rename(rules, name, "to_theirs") or name: model.get_parameter(name).detach().float()
+        for name in label_parameters(model)
     }
     values = family.formats["original"].write_config(model.config)
     values["pre_seq_len"] = len(tensors[f"{_THEIRS}{_TABLE}"])

@@ -44,14 +44,15 @@ def read_adapter(path: Path, base: Path, family: Family) -> tuple[Any, TuningSet
     import torch
     from torch import nn
 
-    from hanlin.checkpoint.delta import load_adapter, read_adapter_settings
+    from hanlin.checkpoint.delta import load_adapter, read_adapter_config, read_adapter_settings
     from hanlin.formats.convert import added_parameters, find_source, plain_values, read_config
     from hanlin.tuning.apply import apply_tuning
 
     settings = read_adapter_settings(path, family)
     weights = find_source(base, family).weights
+    config = read_config(base, family, {**plain_values(family), **read_adapter_config(path, family)})
     with torch.device("meta"):
-        model = family.model()(read_config(base, family, plain_values(family))).to(weights[next(iter(weights))].dtype)
+        model = family.model()(config).to(weights[next(iter(weights))].dtype)
     apply_tuning(model, settings, family)
     for name, parameter in added_parameters(model).items():
         module, _, last = name.rpartition(".")
@@ -65,12 +66,15 @@ def merge_adapter(path: Path, base: Path, family: Family) -> Any:
 
     Raises: CheckpointError.
     """
-    from hanlin.formats.convert import load_into
+    from hanlin.formats.convert import load_into, plain_values, read_config
+    from hanlin.layers.label_head import keep_label_head
     from hanlin.tuning.lora import merge_lora
 
     model, settings = read_adapter(path, base, family)
     if settings.method != "lora":
         raise CheckpointError(f"{path}: a {settings.method} cannot be worked into weights; use it as model.adapter")
-    load_into(model, base, family)
+    # Its own configuration: a language model lacks the head for labels that the adapter may bring.
+    load_into(model, base, family, config=read_config(base, family, plain_values(family)))
     merge_lora(model)
+    keep_label_head(model)
     return model

@@ -99,12 +99,13 @@ def _changes(words: list[str]) -> dict[str, Any]:
 def _merge(args: argparse.Namespace) -> None:
     from tempfile import TemporaryDirectory
 
+    from hanlin.checkpoint.delta import read_adapter_config
     from hanlin.cli._weights import merge_adapter
     from hanlin.formats.convert import BASE, base_parameters, plain_values, read_config, save_base
 
     family = _family(args, args.source)
     model = merge_adapter(args.merge, args.source, family)
-    config = read_config(args.source, family, plain_values(family))
+    config = read_config(args.source, family, {**plain_values(family), **read_adapter_config(args.merge, family)})
     tokenizer = family.tokenizer(args.vocab or args.source) if args.vocab or args.source.is_dir() else None
     tensors = {name: parameter.detach() for name, parameter in base_parameters(model).items()}
     if args.to in (None, BASE):

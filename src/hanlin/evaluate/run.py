@@ -25,7 +25,7 @@ from hanlin.generate.engine import Engine, naming, show_progress
 
 from .metrics.named import score_corpus, score_texts
 from .metrics.text import mean
-from .tasks import generate, likelihood, loss, rank
+from .tasks import classify, generate, likelihood, loss, rank
 from .tasks.task import Row, Task
 
 log = logging.getLogger(__name__)
@@ -35,6 +35,7 @@ TASKS: dict[str, Task] = {
     "likelihood": likelihood.TASK,
     "loss": loss.TASK,
     "rank": rank.TASK,
+    "classify": classify.TASK,
 }
 
 Metrics = dict[str, dict[str, float]]

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, get_args, get_origin, get_type_hints
 
 from hanlin.core.errors import CheckpointError
 from hanlin.formats.files import (
@@ -252,20 +252,23 @@ def load_into(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     wanted: Callable[[str], bool] | None = None,
+    config: Any = None,
 ) -> None:
     """Fill a model's parameters from weights in any layout of the family, one parameter at a time.
 
     A parameter on the meta device is made on `device`, with `dtype` (None: as in the file). What a tuning method added
     to the model (`added` of its modules) is not looked for.
     wanted: our name of a tensor -> whether to fill it (None: all of them); the model may then lack some of the others.
+    config: that of the weights, where the model has another head than they (None: the model's).
 
     Raises: CheckpointError naming missing and surplus tensors, and those of another shape.
     """
     source = find_source(path, family, from_)
-    config = getattr(model, "config", None) or _config_of(source, family, None)
+    is_whole = wanted is None and config is None
+    config = config or getattr(model, "config", None) or _config_of(source, family, None)
     parameters = base_parameters(model)
     shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
-    translated = _to_ours(source, family, config, shapes if wanted is None else _shapes(family, config))
+    translated = _to_ours(source, family, config, shapes if is_whole else _shapes(family, config))
     for name, parameter in parameters.items():
         if wanted is None or wanted(name):
             _fill(model, name, parameter, translated[name], dtype, device)
@@ -439,8 +442,11 @@ def _make_config(path: Path, family: FamilyFacts, values: dict[str, Any]) -> Any
     if unknown := [name for name in values if name not in known]:
         raise CheckpointError(f"{path}: unknown config values {_with_nearest(unknown, known)}")
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    defaults = asdict(family.config())
+    defaults, kinds = asdict(family.config()), get_type_hints(family.config)
     for name, value in values.items():
+        if get_origin(kinds[name]) is Literal and value not in (choices := get_args(kinds[name])):
+            known = ", ".join(map(str, choices))
+            raise CheckpointError(f"{path}: config value {name}: {value!r} is none of {known}")
         if not _is_like(value, defaults[name]):
             wanted = type(defaults[name]).__name__
             raise CheckpointError(f"{path}: config value {name}: {value!r} is not of the type {wanted}")

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from hanlin.core.batch import IGNORED
-from hanlin.layers.loss import Piece, head_logits
+from hanlin.layers.loss import Piece, head_logits, weighted
 from hanlin.layers.precision import at_least_fp32
 
 
@@ -33,10 +33,4 @@ def contest_loss(
     own, other = at_least_fp32(head_logits(pairs, pieces).gather(-1, classes)).squeeze(-1).unbind(1)
     # A cross entropy between the two positions, of which the own one is right.
     values = functional.softplus(other - own)
-    if weights is not None:
-        values = values * weights[labelled].to(values.dtype)
-    if reduction == "sum":
-        return values.sum()
-    losses = torch.zeros_like(labels, dtype=values.dtype)
-    losses[labelled] = values.detach()
-    return losses
+    return weighted(values, labels, weights, reduction)

@@ -93,6 +93,23 @@ def head_loss(
     return losses
 
 
+def weighted(
+    values: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None, reduction: Literal["sum", "none"]
+) -> torch.Tensor:
+    """The losses `[labelled positions]` by their weights: their sum, or each at its place `[batch, length]`.
+
+    labels, weights: `[batch, length]`. "none" has no gradient.
+    """
+    labelled = labels != IGNORED
+    if weights is not None:
+        values = values * weights[labelled].to(values.dtype)
+    if reduction == "sum":
+        return values.sum()
+    losses = torch.zeros_like(labels, dtype=values.dtype)
+    losses[labelled] = values.detach()
+    return losses
+
+
 def _losses(
     rows: torch.Tensor, tables: Sequence[torch.Tensor], factors: Sequence[float], classes: torch.Tensor
 ) -> torch.Tensor:

@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from hanlin.core.batch import Prompt, PromptBatch, Sample
 from hanlin.core.config import nearest
 from hanlin.core.errors import ConfigError
+from hanlin.models.labels import LabelKind
 
 if TYPE_CHECKING:
     from hanlin.core.batch import Batch
@@ -140,6 +141,21 @@ class Ranks(Protocol):
         """A competitor's score is the logit of the one label of its sample.
 
         Raises: DataError when the records are of another kind.
+        """
+        ...
+
+
+@runtime_checkable
+class Labels(Protocol):
+    """Samples of a model whose head says a number of each label, not of each token (models/labels.py)."""
+
+    labels: Sequence[str]
+    label_kind: LabelKind
+
+    def targets(self, record: Any) -> list[float]:
+        """What the head should say of a record, a number per label.
+
+        Raises: DataError.
         """
         ...
 

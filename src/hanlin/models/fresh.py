@@ -12,18 +12,23 @@ from torch import nn
 from hanlin.core.plan import Plan
 
 
-def fresh_weights(make: Callable[[], nn.Module], seed: int) -> Iterator[tuple[str, torch.Tensor]]:
+def fresh_weights(
+    make: Callable[[], nn.Module], seed: int, part: str | None = None
+) -> Iterator[tuple[str, torch.Tensor]]:
     """Name and values of every parameter of a new model; no more than a block is held at once.
 
-    make: a model on the meta device. The values of a block depend on nothing but the seed and its name.
+    make: a model on the meta device; part: only this one of its parts ("head"). The values of a block depend on nothing
+    but the seed and its name.
     """
     model: Any = make()
     for name, unit in _units(model):
+        if part not in (None, name):
+            continue
         unit.to_empty(device="cpu")
         model.init_weights(_generator(seed, name))
         yield from ((f"{name}.{inner}", weight.detach()) for inner, weight in unit.named_parameters())
         unit.to("meta")
-    own = dict(model.named_parameters(recurse=False))
+    own = {} if part else dict(model.named_parameters(recurse=False))
     for name, weight in own.items():
         setattr(model, name, nn.Parameter(torch.empty_like(weight, device="cpu")))
     if own:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from hanlin.core.errors import ConfigError
+from hanlin.layers.label_head import train_label_head
 from hanlin.tuning.lora import LoraLinear, add_lora
 from hanlin.tuning.prefix import PrefixEncoder, add_prefix
 from hanlin.tuning.soft_prompt import NAME as SOFT_PROMPT
@@ -32,7 +33,8 @@ def apply_tuning(
 ) -> Any:
     """Prepare a model for training by the settings' method; return it.
 
-    What is added is initialised, except on the meta device (`init_tuning` does it later).
+    What is added is initialised, except on the meta device (`init_tuning` does it later). A head for labels is trained
+    beside a frozen base.
 
     Raises: ConfigError when a target names no linear of the model, when it takes no prefix or no soft prompts, or when
     quantised weights should be trained.
@@ -51,6 +53,8 @@ def apply_tuning(
         names = lora_names(model, settings.targets or family.lora_targets)
         model.requires_grad_(False)
         add_lora(model, names, rank=settings.rank, alpha=settings.alpha, dropout=settings.dropout, form=settings.form)
+    if not settings.trains_base:
+        train_label_head(model)
     init_tuning(model, generator)
     return model
 

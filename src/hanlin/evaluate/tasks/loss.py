@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 from hanlin.core.batch import IGNORED, Sample
 from hanlin.core.errors import DataError
@@ -15,6 +15,8 @@ from hanlin.evaluate.metrics.text import mean
 from hanlin.generate.engine import Engine, batches_of, naming
 
 from .task import Numbered, Row, Task
+
+Result = TypeVar("Result")
 
 # Batches that are encoded ahead and sorted by length together.
 _BATCHES_AHEAD = 64
@@ -53,7 +55,17 @@ def encode(engine: Engine, record: Any) -> Sample:
 def sample_losses(
     engine: Engine, samples: Iterable[tuple[Any, Sample]], batch_size: int
 ) -> Iterator[tuple[Any, float, float]]:
-    """Yield (name, summed loss, summed weight) of each named sample.
+    """Yield (name, summed loss, summed weight) of each named sample."""
+    return by_batches(engine, samples, batch_size, _batch_losses)
+
+
+def by_batches(
+    engine: Engine,
+    samples: Iterable[tuple[Any, Sample]],
+    batch_size: int,
+    compute: Callable[[Engine, Sequence[tuple[Any, Sample]]], Sequence[Result]],
+) -> Iterator[Result]:
+    """What `compute` says of each named sample, a batch at a time, the longest sample of it first.
 
     Long samples go together, and only such as leave each other's loss alone.
     """
@@ -63,8 +75,8 @@ def sample_losses(
         for pair in sorted(ahead, key=lambda pair: -pair[1].length):
             groups[engine.samples.batch_key(pair[1])].append(pair)
         batches = [batch for group in groups.values() for batch in batches_of(group, batch_size)]
-        for losses in engine.shared(batches, lambda batch: _batch_losses(engine, batch)):
-            yield from losses
+        for results in engine.shared(batches, lambda batch: compute(engine, batch)):
+            yield from results
 
 
 def _samples(engine: Engine, numbered: Numbered) -> Iterator[tuple[int, Sample]]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 from hanlin.core.errors import CheckpointError
+from hanlin.models.labels import LabelKind
 
 Generation = Literal["chatglm2", "chatglm3", "codegeex2", "glm4"]
 
@@ -61,6 +62,12 @@ class ChatGlm2Config:
     # Bits per weight of the blocks' linears, in memory as in the file: 8 or 4, 0 = plain numbers. Told from the files;
     # 0 over a quantised base unpacks it when it is loaded.
     bits: Literal[0, 4, 8] = 0
+    # Names of labels: the head gives each a number, in place of the vocabulary's logits. Empty: a language model.
+    labels: tuple[str, ...] = ()
+    # one: of the labels one is right; several: any number of them are; number: each has a value (regression).
+    label_kind: LabelKind = "one"
+    # Share of the head's input that is dropped in training (the original's classifier_dropout).
+    label_dropout: float = 0.0
     # How the original's files fuse query, key and value: head by head, or all query heads first. No effect here.
     fused_by_head: bool = False
 
@@ -120,9 +127,22 @@ def to_original(config: ChatGlm2Config) -> dict[str, Any]:
         "use_cache": True,
         "vocab_size": config.vocab_size,
     }
+    if config.labels:
+        values |= _labels_to_original(config)
     if ratio != 1:
         values["rope_ratio"] = int(ratio) if ratio == int(ratio) else ratio
     return dict(sorted(values.items()))
+
+
+def _labels_to_original(config: ChatGlm2Config) -> dict[str, Any]:
+    return {
+        "architectures": ["ChatGLMForSequenceClassification"],
+        "num_labels": len(config.labels),
+        "id2label": {str(number): name for number, name in enumerate(config.labels)},
+        "label2id": {name: number for number, name in enumerate(config.labels)},
+        "problem_type": {ours: theirs for theirs, ours in LABEL_KINDS.items()}[config.label_kind],
+        "classifier_dropout": config.label_dropout or None,
+    }
 
 
 def tell_generation(
@@ -203,6 +223,8 @@ def _check(shape: ChatGlm2Config, values: Mapping[str, Any]) -> None:
         )
     if shape.head_dim % 4:
         raise CheckpointError(f"config.json: kv_channels is {shape.head_dim}, expected a multiple of 4")
+    if (bits := values.get("quantization_bit")) not in (None, 0, 4, 8):
+        raise CheckpointError(f"config.json: quantization_bit is {bits!r}, expected 0 (plain numbers), 4 or 8")
     if values.get("tie_word_embeddings"):
         raise CheckpointError("config.json: tie_word_embeddings is true; in all models of this shape it is false")
     assert shape.generation in get_args(Generation), shape.generation
@@ -225,6 +247,13 @@ _NAMES = {
     "fp32_residual_connection": "fp32_residual",
     "hidden_dropout": "dropout",
     "pad_token_id": "pad_id",
+}
+
+# The original's problem_type -> our label_kind.
+LABEL_KINDS: dict[str, LabelKind] = {
+    "single_label_classification": "one",
+    "multi_label_classification": "several",
+    "regression": "number",
 }
 
 # What the original's configuration class takes for a key that is absent, where it is not our default.

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from hanlin.core.errors import CheckpointError
 from hanlin.formats.convert import Format
 from hanlin.formats.files import Weights, read_json
+from hanlin.formats.lazy import meta_of
 from hanlin.formats.rules import Drop, Rename, Rule, Split, SplitHeads
 
-from .config import ROTARY_BASE, ChatGlm2Config, Told, from_original, tell_generation, to_original
+from .config import LABEL_KINDS, ROTARY_BASE, ChatGlm2Config, Told, from_original, tell_generation, to_original
 from .quant import Quantised
 
 if TYPE_CHECKING:
@@ -36,8 +37,11 @@ _NORMS = {
 }
 _ENDS = {
     "transformer.embedding.word_embeddings.weight": "embedding.weight",
-    "transformer.output_layer.weight": "head.weight",
+    "classifier_head.weight": "head.label_weight",
+    "classifier_head.bias": "head.label_bias",
 }
+_LABEL_BIAS = "classifier_head.bias"
+_VOCABULARY_HEAD = "transformer.output_layer.weight"
 _QUERY_KEY_VALUE = tuple(f"blocks.{{i}}.attention.{name}" for name in ("query", "key", "value"))
 _GATE_UP = ("blocks.{i}.ffn.gate", "blocks.{i}.ffn.up")
 
@@ -109,6 +113,8 @@ def _other_rules(config: ChatGlm2Config) -> list[Rule]:
     norms = [Rename(f"{theirs}.{part}", f"{ours}.{part}") for theirs, ours in _NORMS.items() for part in _PARTS]
     return [
         *(Rename(theirs, ours) for theirs, ours in _ENDS.items()),
+        # ChatGLMForSequenceClassification has this one too, and never uses it.
+        Drop(_VOCABULARY_HEAD) if config.labels else Rename(_VOCABULARY_HEAD, "head.weight"),
         *norms,
         *_linears(config, "bias"),
         # Only its dtype is used there, which we take from the config.
@@ -172,7 +178,26 @@ def _read_original(values: Mapping[str, Any], weights: Mapping[str, torch.Tensor
         raise CheckpointError(f"{folder}: no config.json beside the weights; the tensors alone do not tell the shape")
     told = _tell(values, folder)
     log.info("%s: generation=%s, since %s", folder, told.generation, told.reason)
-    return vars(from_original(values, told.generation))
+    return {**vars(from_original(values, told.generation)), **_read_labels(values, weights)}
+
+
+def _read_labels(values: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """What ChatGLMForSequenceClassification is told beyond the shape; nothing for a language model."""
+    if _LABEL_BIAS not in weights:
+        return {}
+    count = len(meta_of(weights, _LABEL_BIAS))
+    # transformers does not write what is its default: two labels, called so.
+    names = values.get("id2label") or {str(number): f"LABEL_{number}" for number in range(count)}
+    if sorted(names, key=int) != [str(number) for number in range(count)]:
+        raise CheckpointError(f"config.json: id2label has {len(names)} names, but classifier_head has {count} rows")
+    kind = values.get("problem_type") or ("regression" if count == 1 else "single_label_classification")
+    if kind not in LABEL_KINDS:
+        raise CheckpointError(f"config.json: problem_type is {kind!r}, expected one of {', '.join(LABEL_KINDS)}")
+    return {
+        "labels": tuple(names[str(number)] for number in range(count)),
+        "label_kind": LABEL_KINDS[kind],
+        "label_dropout": float(values.get("classifier_dropout") or 0),
+    }
 
 
 def _read_glm(values: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> dict[str, Any]:
@@ -232,6 +257,7 @@ def _check_expressible(config: ChatGlm2Config) -> None:
         "no final norm": not config.has_final_norm,
         "biases on all linears": config.linear_bias,
         "residuals after the norm": config.residual_after_norm,
+        "a head for labels": bool(config.labels),
     }
     if found := [reason for reason, is_so in reasons.items() if is_so]:
         raise CheckpointError(f"GlmForCausalLM cannot express this model: {', '.join(found)}; write another layout")

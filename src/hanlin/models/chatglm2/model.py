@@ -18,6 +18,7 @@ from torch.nn import functional
 from hanlin.core.errors import ConfigError
 from hanlin.core.plan import Plan
 from hanlin.layers.attention import SpanSight, attend_grouped, look_at_own, look_back
+from hanlin.layers.label_head import LabelHead
 from hanlin.layers.linear import Linear
 from hanlin.layers.loss import head_loss
 from hanlin.layers.norm import LayerNorm, WideRmsNorm
@@ -37,11 +38,13 @@ class Inputs:
     positions: they begin at 0 in every sample; None: 0, 1, 2, ... after the columns of the past.
     spans: the samples of a row, which never see each other: one number from 0 on for each run of columns, -1 = padding
     (on any side); None: a row is one sample. With a past: in all calls or in none.
+    targets: float `[batch, length, labels]`, read only by the loss of a head for labels (layers/label_head.py).
     """
 
     tokens: torch.Tensor
     positions: torch.Tensor | None = None
     spans: torch.Tensor | None = None
+    targets: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class ChatGlm2(nn.Module):
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         self.blocks = nn.ModuleDict({str(i): Block(config) for i in range(config.num_layers)})
         self.norm = make_norm(config) if config.has_final_norm else nn.Identity()
-        self.head: Head | None = Head(config.vocab_size, config.hidden_size)
+        self.head: Head | LabelHead | None = make_head(config)
         self.plan = Plan(
             first=("embedding",),
             blocks=("blocks",),
@@ -71,7 +74,7 @@ class ChatGlm2(nn.Module):
             head_dim=config.head_dim,
             tensor={
                 "embedding": "vocab",
-                "head": "logits",
+                **({} if config.labels else {"head": "logits"}),
                 "blocks.*.attention.query": "query",
                 "blocks.*.attention.key": "kv",
                 "blocks.*.attention.value": "kv",
@@ -94,6 +97,8 @@ class ChatGlm2(nn.Module):
     ) -> torch.Tensor:
         """Logits `[batch, length, vocab]`, or the loss if there are labels (`core.plan.LanguageModel`).
 
+        With `config.labels` there is a number per label in place of the vocabulary.
+
         inputs: the fields of `Inputs`.
         """
         given = Inputs(**inputs)
@@ -106,9 +111,8 @@ class ChatGlm2(nn.Module):
         if self.head is None:
             return hidden
         hidden = self.norm(hidden if logits_to_keep is None else hidden[:, -logits_to_keep:])
-        hidden = hidden.to(self.head.weight.dtype)
         if labels is not None:
-            return head_loss(hidden, [(self.head.weight, 1.0)], labels, weights, reduction)
+            return self.head.loss(hidden, labels, weights=weights, reduction=reduction, targets=given.targets)
         return self.head(hidden)
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
@@ -116,16 +120,18 @@ class ChatGlm2(nn.Module):
 
         Raises: ConfigError for quantised weights, which are never fresh.
         """
-        if self.config.bits:
+        if any(isinstance(module, QuantisedLinear) and not module.weight.is_meta for module in self.modules()):
             raise ConfigError(f"model.config.bits is {self.config.bits}: only weights that exist can be quantised")
         of_prefix = set() if self.prefix is None else set(self.prefix.modules())
         for module in self.modules():
-            if module in of_prefix:
+            if module in of_prefix or isinstance(module, QuantisedLinear):
                 continue
             if isinstance(module, (nn.Embedding, nn.Linear, Head)):
                 nn.init.normal_(module.weight, std=0.02, generator=generator)
             elif isinstance(module, (WideRmsNorm, LayerNorm)):
                 nn.init.ones_(module.weight)
+            elif isinstance(module, LabelHead):
+                module.init_weights(generator)
             if isinstance(module, (nn.Linear, LayerNorm)) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 
@@ -242,7 +248,26 @@ class Head(nn.Module):
         self.weight = nn.Parameter(torch.empty(vocab_size, hidden_size))
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return functional.linear(hidden, self.weight)
+        return functional.linear(hidden.to(self.weight.dtype), self.weight)
+
+    def loss(
+        self,
+        hidden: torch.Tensor,
+        labels: torch.Tensor,
+        *,
+        weights: torch.Tensor | None = None,
+        reduction: Literal["sum", "none"] = "sum",
+        targets: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """See `head_loss`; targets: always None, they belong to a head for labels."""
+        assert targets is None, "a head for tokens has no targets"
+        return head_loss(hidden.to(self.weight.dtype), [(self.weight, 1.0)], labels, weights, reduction)
+
+
+def make_head(config: ChatGlm2Config) -> Head | LabelHead:
+    if not config.labels:
+        return Head(config.vocab_size, config.hidden_size)
+    return LabelHead(len(config.labels), config.hidden_size, config.label_kind, config.label_dropout)
 
 
 def make_linear(config: ChatGlm2Config, in_features: int, out_features: int, bias: bool) -> nn.Linear:

@@ -16,6 +16,7 @@ from hanlin.core.batch import IGNORED, Batch, Prompt, PromptBatch, Sample
 from hanlin.core.errors import ConfigError, DataError
 from hanlin.data.samples import tried
 from hanlin.models import rows
+from hanlin.models.labels import Columns, LabelSamples
 
 from .config import ChatGlm2Config
 from .original import is_row, make_sample, read_row, reference_ids, train_row
@@ -190,7 +191,7 @@ class ChatGlm2Samples:
         Its last token is the first column that the cursor feeds.
         Raises: DataError.
         """
-        ids = self._encode_prompt(record)
+        ids = self.encode_prompt(record)
         if self.options.compatible:
             ids = ids[: self.options.source_length]
         else:
@@ -235,7 +236,11 @@ class ChatGlm2Samples:
     def _prompt_parts(self, record: Any) -> list[Part]:
         return self.template.prompt(self.tokenizer, read_dialogue(record, self.options))
 
-    def _encode_prompt(self, record: Any) -> list[int]:
+    def encode_prompt(self, record: Any) -> list[int]:
+        """The tokens of a record without its answer, however many they are.
+
+        Raises: DataError.
+        """
         [ids] = self.tokenizer.encode_parts([self._prompt_parts(record)])
         return ids
 
@@ -251,10 +256,23 @@ class ChatGlm2Samples:
                 raise DataError(
                     f"the newest question alone makes {len(ids)} tokens, {where} allows {limit}; shorten it"
                 )
-            record, ids = shorter, self._encode_prompt(shorter)
+            record, ids = shorter, self.encode_prompt(shorter)
         return ids
 
     def _without_oldest(self, record: Mapping[str, Any]) -> dict[str, Any] | None:
         column = self.options.history_column
         history = drop_oldest(record.get(column) or [])
         return None if history is None else {**record, column: history}
+
+
+def label_samples(samples: ChatGlm2Samples) -> LabelSamples:
+    """Those of a model with a head for labels: the response column holds the label, prompt_length cuts the text.
+
+    Raises: ConfigError.
+    """
+    options, config = samples.options, samples.config
+    if options.compatible or options.answer_length is not None:
+        name = "compatible" if options.compatible else "answer_length"
+        raise ConfigError(f"{name} has no effect on labels (model.config.labels); remove it")
+    columns = Columns(options.prompt_column, options.response_column)
+    return LabelSamples(samples, config.labels, config.label_kind, columns, options.prompt_length)
