@@ -21,7 +21,7 @@ import torch
 from torch import distributed
 
 GRACE_SECONDS = 1.0
-"""After the first failure the others have this long to report theirs before they are killed, unless a test says more."""
+"""After the first failure the others have this long to end by themselves, unless a test gives them more."""
 
 
 def run_ranks(

@@ -82,6 +82,9 @@ def test_ranks_hold_what_the_plan_says(family: str, changes: tuple[str, ...], wo
 PEAKS = [
     ("parallel.shard=parameters", "train.batch_rows=8"),
     ("parallel.shard=gradients", "train.batch_rows=8", "train.precision=bf16"),
+    ("parallel.shard=parameters", "train.batch_rows=8", "train.precision=bf16"),
+    ("parallel.shard=parameters", "train.batch_rows=8", "train.precision=bf16", "parallel.gather_fp32=true"),
+    ("parallel.shard=parameters", "train.batch_rows=8", "train.precision=bf16", "train.micro_rows=2"),
     ("parallel.tensor=2", "train.precision=bf16"),
     ("parallel.tensor=2", "parallel.sequence_parallel=true"),
     ("parallel.tensor=2", "parallel.checkpoint_activations=full"),
@@ -130,6 +133,11 @@ def test_traffic_of_hand_counted_layouts() -> None:
     sharded = estimate(job, Layout(data=4, shard="parameters", micro_rows=1, micro_batches=3)).ranks[0].traffic
     assert sharded.gather == 2 * 3 * 3 / 4 * 4 * elements
     assert sharded.scatter == 3 / 4 * 4 * elements
+    mixed = job_of(tiny_recipe("chatglm2", "train.batch_rows=16", "train.precision=bf16"))
+    half = estimate(mixed, Layout(data=4, shard="parameters", micro_rows=1, micro_batches=3)).ranks[0].traffic
+    in_blocks = sum(weight.whole_elements(Layout()) for weight in job.weights if isinstance(weight.place, int))
+    assert half.gather == 2 * 3 * 3 / 4 * (4 * elements - 2 * in_blocks)
+    assert half.scatter == sharded.scatter
     # Two sums per block and pass, forwards and backwards, of [2, 128, 128] fp32; a ring sends each once on two ranks.
     tensor = estimate(job, Layout(tensor=2, micro_rows=2)).ranks[0].traffic
     assert tensor.total == tensor.tensor == job.config.num_layers * 2 * 2 * (2 * 128 * job.config.hidden_size * 4)

@@ -162,6 +162,16 @@ def _rules(recipe: Recipe) -> list[tuple[str, Idle, bool]]:
             layout.shard == "none",
         ),
         (
+            "parallel.gather_fp32",
+            Idle("parallel.shard", "with parallel.shard none; set it to gradients or parameters, or remove it"),
+            layout.gather_fp32 and layout.shard == "none",
+        ),
+        (
+            "parallel.gather_fp32",
+            Idle("train.precision", "with train.precision fp32; set that to bf16 or fp16"),
+            layout.gather_fp32 and recipe.train.precision == "fp32",
+        ),
+        (
             "parallel.sequence_parallel",
             Idle("parallel.tensor", "with parallel.tensor 1; it divides the text among the tensor ranks"),
             layout.sequence_parallel and layout.tensor == 1,

@@ -269,6 +269,9 @@ class ParallelSettings(Settings):
     # between steps (ZeRO-2); parameters: the weights within a step too (ZeRO-3). With expert > 1 the experts are
     # divided by that alone.
     shard: Literal["none", "gradients", "parameters"] = "none"
+    # Gather shared weights in fp32 where train.precision is bf16 or fp16. Norms and biases then are not rounded, as
+    # matrices are anyway; it takes twice the bytes on the wire, and one more copy of each matrix.
+    gather_fp32: bool = False
     # Neighbouring data ranks that hold one copy together (those of a machine: hybrid sharding). None: all of them.
     shard_ranks: int | None = Field(default=None, gt=0)
     # gpipe: all forward passes, then all backward ones; 1f1b: in turns, which holds fewer activations; interleaved: in

@@ -236,6 +236,10 @@ class Worker:
     # --- making ---
 
     @property
+    def _is_mixed(self) -> bool:
+        return self.dtype in (torch.bfloat16, torch.float16)
+
+    @property
     def _is_sharded(self) -> bool:
         return self.settings.shard != "none" and self.mesh.size("all") > 1
 
@@ -257,9 +261,10 @@ class Worker:
         from hanlin.parallel.shard import shard
 
         frees, offload = self.settings.shard == "parameters", self.settings.offload
+        gathered = self.dtype if self._is_mixed and not self.settings.gather_fp32 else None
         for stage, model in zip(stages, self.models, strict=True):
             own = {weight for name, weight in model.named_parameters() if name in self._own_names}
-            shard(stage, model, self.mesh, frees_weights=frees, offload=offload, whole=own)
+            shard(stage, model, self.mesh, frees_weights=frees, offload=offload, gathered=gathered, whole=own)
 
     def _bring(self) -> None:
         """Memory on the device for what is on the meta device; all else is moved there."""
@@ -368,8 +373,9 @@ class Worker:
     # --- arithmetic ---
 
     def _arithmetic(self) -> AbstractContextManager[Any]:
-        is_mixed = self.dtype in (torch.bfloat16, torch.float16)
-        return torch.autocast(self.device.type, self.dtype if is_mixed else None, enabled=is_mixed)
+        # With the cast weights of an earlier pass remembered, gradients would come after FSDP has collected them.
+        options: Any = {"enabled": self._is_mixed, "cache_enabled": not self._is_sharded}
+        return torch.autocast(self.device.type, self.dtype if self._is_mixed else None, **options)
 
     def _set_mode(self, *, training: bool) -> None:
         for model in self.models:

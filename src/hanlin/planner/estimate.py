@@ -196,11 +196,12 @@ def _activations(share: _Share) -> int:
 def _casted(share: _Share) -> tuple[int, int]:
     """Copies of weights that autocast makes: at the end of the forward pass, and in the backward pass.
 
-    It remembers those of whole weights for the length of a step. Of a tensor rank's parts every pass makes its own, and
-    keeps them for its backward pass, unless that computes them again.
+    It remembers those of whole weights for the length of a step. Of a tensor rank's parts and of shared weights every
+    pass makes its own, and keeps them for its backward pass, unless that computes them again. Of what was gathered in
+    half precision it makes none.
     """
-    sizes = [cost.casted for cost in share.costs]
-    if share.layout.tensor == 1:
+    sizes = [0 if share.job.gathers_half(share.layout) else cost.casted for cost in share.costs]
+    if share.layout.tensor == 1 and not share.is_sharded:
         return sum(sizes), sum(sizes)
     if share.recomputes:
         return 0, max(sizes, default=0)
@@ -220,7 +221,8 @@ def _gathered(share: _Share) -> int:
 
 def _reduced(share: _Share) -> int:
     """A block's gradients before they are divided: as they come, and side by side for the sum."""
-    return 2 * FP32 * share.held.block_trained if share.is_sharded else 0
+    size = share.dtype_bytes if share.job.gathers_half(share.layout) else FP32
+    return (size + FP32) * share.held.block_trained if share.is_sharded else 0
 
 
 def _loss(share: _Share) -> int:

@@ -66,9 +66,14 @@ class Job:
         # What else a layout says is not asked for.
         return self._held(replace(layout, micro_rows=1, micro_batches=1, checkpoint_activations="none", offload=False))
 
+    def gathers_half(self, layout: Layout) -> bool:
+        """Whether data ranks gather the weights of blocks in the dtype of the arithmetic (parallel/shard.py)."""
+        return layout.shard_ranks > 1 and self.dtype.itemsize < 4 and not self.recipe.parallel.gather_fp32
+
     def _hold(self, layout: Layout) -> list[Held]:
         cut = Layout(pipe=layout.pipe, schedule=layout.schedule, stages_per_rank=layout.stages_per_rank)
-        return [hold(stage, layout) for stage in self._cut(cut)]
+        most = self.dtype.itemsize if self.gathers_half(layout) else None
+        return [hold(stage, layout, most) for stage in self._cut(cut)]
 
     def _stages(self, layout: Layout) -> list[Stage]:
         return cut_stages(self.weights, layout)

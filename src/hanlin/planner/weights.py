@@ -111,9 +111,9 @@ class Held:
     """What one rank holds of its stage.
 
     held_bytes, held_trained: its share of the weights, and elements of the trained ones; trained: their number;
-    whole_...: the same before they are divided over data ranks; outside_bytes, block_bytes, block_trained: of these, in
-    no block, and in the largest one; sums: products in its blocks whose results are summed over tensor ranks;
-    head: the shape of the output table, [vocabulary, hidden_size].
+    whole_...: the same before they are divided over data ranks, in the dtypes in which they are gathered;
+    outside_bytes, block_bytes, block_trained: of these, in no block, and in the largest one; sums: products in its
+    blocks whose results are summed over tensor ranks; head: the shape of the output table, [vocabulary, hidden_size].
     """
 
     stage: Stage
@@ -130,16 +130,20 @@ class Held:
     is_head_trained: bool
 
 
-def hold(stage: Stage, layout: Layout) -> Held:
-    """The shares of tensor rank 0 and data rank 0."""
+def hold(stage: Stage, layout: Layout, gathered_bytes: int | None = None) -> Held:
+    """The shares of tensor rank 0 and data rank 0.
+
+    gathered_bytes: of an element of a block's weight when it is whole (None: as where it is held).
+    """
     sizes = [(weight, weight.whole_elements(layout), weight.held_elements(layout)) for weight in stage.weights]
     block_bytes: dict[int, int] = {}
     block_trained: dict[int, int] = {}
     for weight, whole, _ in sizes:
         if isinstance(weight.place, int):
-            block_bytes[weight.place] = block_bytes.get(weight.place, 0) + whole * weight.element_bytes
+            size = min(weight.element_bytes, gathered_bytes or weight.element_bytes)
+            block_bytes[weight.place] = block_bytes.get(weight.place, 0) + whole * size
             block_trained[weight.place] = block_trained.get(weight.place, 0) + whole * weight.is_trained
-    whole_bytes = sum(whole * weight.element_bytes for weight, whole, _ in sizes)
+    outside_bytes = sum(whole * weight.element_bytes for weight, whole, _ in sizes if not isinstance(weight.place, int))
     ends = [weight for weight in stage.weights if weight.place in ("last", "ends") and len(weight.shape) == 2]
     head = max(ends, key=lambda weight: math.prod(weight.shape), default=None)
     return Held(
@@ -147,9 +151,9 @@ def hold(stage: Stage, layout: Layout) -> Held:
         sum(held * weight.element_bytes for weight, _, held in sizes),
         sum(held for weight, _, held in sizes if weight.is_trained),
         sum(weight.count(layout) for weight in stage.weights if weight.is_trained),
-        whole_bytes,
+        outside_bytes + sum(block_bytes.values()),
         sum(whole for weight, whole, _ in sizes if weight.is_trained),
-        whole_bytes - sum(block_bytes.values()),
+        outside_bytes,
         max(block_bytes.values(), default=0),
         max(block_trained.values(), default=0),
         sum(weight.is_summed for weight in stage.weights),

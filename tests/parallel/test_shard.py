@@ -1,0 +1,64 @@
+"""Sharded weights in half precision: what travels, what is held, and that several passes add up to one step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from cases import CASES, make_batch, make_model
+from ranks import run_ranks
+
+from hanlin.core.settings import ParallelSettings
+from hanlin.parallel.place import place
+
+CPU = torch.device("cpu")
+PARAMETERS: dict[str, Any] = {"data": 2, "shard": "parameters"}
+LAYOUTS = [(family, layout) for family in CASES for layout in (PARAMETERS, PARAMETERS | {"gather_fp32": True})]
+LAYOUTS += [("cpm2", {"data": 2, "shard": "gradients"}), ("cpm2", {"data": 2, "shard": "gradients", "pipe": 2})]
+
+
+def _step(family: str, layout: dict[str, Any]) -> dict[str, Any]:
+    """One row a pass in bf16: loss, norm, gradients; the dtypes of weights in use, within the blocks and outside."""
+    case, settings = CASES[family], ParallelSettings(**layout)
+    worker = place(make_model(case, "full", torch.float32), CPU, "bf16", settings)
+    in_blocks: set[torch.dtype] = set()
+    outside: set[torch.dtype] = set()
+    model = worker.model
+    for name, module in model.named_modules():
+        if list(module.parameters(recurse=False)):
+            is_block = any(name.startswith(f"{group}.") for group in model.plan.blocks)  # pyright: ignore
+            seen = in_blocks if is_block else outside
+            module.register_forward_pre_hook(
+                lambda module, _, seen=seen: seen.update(one.dtype for one in module.parameters(recurse=False))
+            )
+    batch = make_batch(case)
+    parts = worker.split(batch.split(worker.data_ranks)[worker.mesh.rank("data")], 1)
+    losses = worker.forward_backward(parts, [batch.loss_tokens] * len(parts))
+    (loss,) = worker.sum_over_data([sum(losses)])
+    gradients = {name: weight.grad for name, weight in worker.parameters.items() if weight.grad is not None}
+    return {
+        "loss": loss,
+        "norm": worker.grad_norm(),
+        "gradients": {name: _whole(gradient).clone() for name, gradient in gradients.items()},
+        "in_blocks": in_blocks,
+        "outside": outside,
+        "held": {weight.dtype for weight in worker.parameters.values()},
+    }
+
+
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # pyright: ignore
+
+
+@pytest.mark.parametrize(("family", "layout"), LAYOUTS)
+def test_many_passes_in_half_precision_add_up(family: str, layout: dict[str, Any]):
+    alone = _step(family, {})
+    for rank in run_ranks(4 if "pipe" in layout else 2, _step, family, layout):
+        assert rank["loss"] == pytest.approx(alone["loss"], rel=1e-3)
+        assert rank["norm"] == pytest.approx(alone["norm"], rel=3e-3)
+        for name, gradient in rank["gradients"].items():
+            assert (gradient - alone["gradients"][name]).norm() <= 0.01 * alone["norm"], name
+        assert rank["held"] == {gradient.dtype for gradient in rank["gradients"].values()} == {torch.float32}
+        travels = torch.float32 if "gather_fp32" in layout else torch.bfloat16
+        assert (rank["in_blocks"], rank["outside"]) == ({travels}, {torch.float32})
