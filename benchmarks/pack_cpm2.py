@@ -27,9 +27,9 @@ from hanlin.data.pack import plan_rows, pool_rows
 from hanlin.models.cpm2.config import SIZES
 from hanlin.models.cpm2.model import Cpm2
 from hanlin.models.cpm2.record import Cpm2Options
-from hanlin.models.cpm2.rows import NO_SPAN
 from hanlin.models.cpm2.samples import Cpm2Samples
 from hanlin.models.cpm2.tokenizer import Cpm2Tokenizer
+from hanlin.models.rows import NO_SPAN
 
 LENGTH, ROWS = 512, 8
 SIZE = SIZES["small"]

@@ -25,7 +25,8 @@ from hanlin.core.batch import Batch, Sample
 from hanlin.data.pack import plan_rows
 from hanlin.models.cpm2.config import Cpm2Config
 from hanlin.models.cpm2.model import Cpm2
-from hanlin.models.cpm2.rows import collate, make_sample
+from hanlin.models.cpm2.rows import collate
+from hanlin.models.two_sides import make_sample
 
 CONFIG = Cpm2Config(hidden_size=512, num_layers=4, num_heads=8, head_dim=64, ffn_size=1280, init_std=0.02)
 SOURCE, TARGET = 512, 128
@@ -55,7 +56,7 @@ def main() -> None:
 
 def draw_sample(rng: np.random.Generator, source: int, target: int) -> Sample:
     read, tokens, labels = (rng.integers(200, CONFIG.vocab_size, count) for count in (source, target, target))
-    return make_sample({"tokens": tokens, "encoder_tokens": read}, labels, 1.0)
+    return make_sample({"tokens": tokens, "encoder_tokens": read}, labels)
 
 
 def compare(samples: Sequence[Sample], rows: Sequence[Sequence[Sample]], rounds: int) -> dict[str, Any]:

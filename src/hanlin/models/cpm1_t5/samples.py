@@ -17,6 +17,7 @@ from hanlin.core.batch import IGNORED, Batch, Prompt, PromptBatch, Sample
 from hanlin.core.errors import ConfigError, DataError
 from hanlin.data.samples import tried
 from hanlin.data.span_corruption import MIN_TOKENS, Marks, span_sample
+from hanlin.models import two_sides
 from hanlin.models.cpm1.documents import count_positions, number_documents
 from hanlin.models.cpm1.record import (
     ENDS,
@@ -31,9 +32,9 @@ from hanlin.models.cpm1.record import (
     texts_of,
 )
 from hanlin.models.cpm1.tokenizer import Cpm1WordTokenizer
+from hanlin.models.rows import NO_SPAN
 from hanlin.models.spans import Corruption, check_spans, span_tokens
 
-from . import rows
 from .config import Cpm1T5Config
 
 
@@ -170,7 +171,7 @@ class Cpm1T5Samples:
                 inputs[f"{side}positions"] = count_positions(is_end)
             if self.options.reset_attention_mask:
                 inputs[f"{side}spans"] = number_documents(is_end)
-        return rows.make_sample(inputs, labels, length or max(len(context), len(made.tokens)))
+        return two_sides.make_sample(inputs, labels, length=length)
 
     def fit(self, record: Any, max_length: int, policy: str) -> list[Any]:
         """Make a record short enough: a source loses its end, a text is cut or split into several.
@@ -195,9 +196,9 @@ class Cpm1T5Samples:
         source = read_column(record, options.source_column, self.tokenizer)
         return [{**record, options.source_column: source[:-surplus]}]
 
-    def collate(self, rows_: Sequence[Sequence[Sample]], length: int) -> Batch:
-        """Pack samples into tensors; see `rows.collate`."""
-        return rows.collate(rows_, length, self.marks.pad)
+    def collate(self, rows: Sequence[Sequence[Sample]], length: int) -> Batch:
+        """Pack samples into tensors; see `two_sides.collate`."""
+        return two_sides.collate(rows, length, self._fillers)
 
     def batch_key(self, sample: Sample) -> None:
         """All samples leave each other's loss alone."""
@@ -219,7 +220,7 @@ class Cpm1T5Samples:
         inputs = {
             "tokens": np.array([self.marks.pad]),
             "positions": np.zeros(1, np.int64),
-            "spans": np.array([rows.NO_SPAN]),
+            "spans": np.array([NO_SPAN]),
             "encoder_tokens": context,
             "encoder_positions": np.arange(len(context)),
             "encoder_spans": np.zeros(len(context), np.int64),
@@ -230,7 +231,7 @@ class Cpm1T5Samples:
     def collate_prompts(self, prompts: Sequence[Prompt]) -> PromptBatch:
         """Pad sources on the right; rows that fill up the embedding are no tokens to answer with."""
         surplus = range(self.tokenizer.vocab_size, self.config.vocab_size)
-        inputs = rows.stack([prompt.inputs for prompt in prompts], self.marks.pad)
+        inputs = two_sides.pad_right([prompt.inputs for prompt in prompts], self._fillers)
         return PromptBatch(inputs, [prompt.cursor for prompt in prompts], [surplus for _ in prompts])
 
     def answer(self, prompt: Prompt, tokens: Sequence[int]) -> Any:
@@ -252,6 +253,12 @@ class Cpm1T5Samples:
         Raises: DataError.
         """
         return list(named_options(record, self.options.target_column, self.tokenizer).values())
+
+    @property
+    def _fillers(self) -> dict[str, int]:
+        """What stands in the padding of each input of the model."""
+        kinds = {"tokens": self.marks.pad, "positions": 0, "spans": NO_SPAN}
+        return {f"{side}{kind}": filler for side in two_sides.SIDES for kind, filler in kinds.items()}
 
     def _is_text(self, record: Any) -> bool:
         return isinstance(record, Mapping) and self.options.text_column in record

@@ -20,7 +20,9 @@ from hanlin.core.settings import PromptSettings
 from hanlin.data.samples import tried
 from hanlin.data.span_corruption import Marks
 from hanlin.models.family import Contest
+from hanlin.models.rows import NO_SPAN
 from hanlin.models.spans import Corruption, span_tokens
+from hanlin.models.two_sides import make_sample
 
 from . import rows
 from .config import Cpm2Config
@@ -106,7 +108,8 @@ class Cpm2Samples:
             return self._pair(record)
         item = self.data_set.item(record, self.prompts)
         target = self._target(item)
-        return rows.make_sample(_inputs(self._source(item), target[:-1]), target[1:], self._weight(len(target) - 1))
+        weight = self._weight(len(target) - 1)
+        return make_sample(_inputs(self._source(item), target[:-1]), target[1:], weight=weight)
 
     def sample_many(self, records: Sequence[Any]) -> list[Sample | DataError]:
         """The sample of each record, or what is wrong with it; their texts are encoded together."""
@@ -142,7 +145,7 @@ class Cpm2Samples:
         # What follows the end of a document belongs to another one.
         labels = np.where(tokens == self.marks.end, IGNORED, labels)
         weight = self._weight(int((labels != IGNORED).sum()))
-        return rows.make_sample(_inputs(context, tokens), labels, weight)
+        return make_sample(_inputs(context, tokens), labels, weight=weight)
 
     def fit(self, record: Any, max_length: int, policy: str) -> list[Any]:
         """Shorten a record's longest text from its end.
@@ -195,14 +198,8 @@ class Cpm2Samples:
         return Prompt(record, _inputs(source, []), AnswerCursor(START_ID, end, left=None))
 
     def collate_prompts(self, prompts: Sequence[Prompt]) -> PromptBatch:
-        """The encoder's side is padded on the right; the decoder's sides are equally long."""
-        sources = [prompt.inputs["encoder_tokens"] for prompt in prompts]
-        inputs = {
-            "tokens": rows.stack([prompt.inputs["tokens"] for prompt in prompts], self.tokenizer.pad_id),
-            "encoder_tokens": rows.stack(sources, self.tokenizer.pad_id),
-            "encoder_spans": rows.stack([np.zeros(len(source), np.int64) for source in sources], rows.NO_SPAN),
-        }
-        return PromptBatch(rows.tensors(inputs), [prompt.cursor for prompt in prompts], [[] for _ in prompts])
+        inputs = rows.pad_prompts([prompt.inputs for prompt in prompts], self.tokenizer.pad_id)
+        return PromptBatch(inputs, [prompt.cursor for prompt in prompts], [[] for _ in prompts])
 
     def answer(self, prompt: Prompt, tokens: Sequence[int]) -> Any:
         """A copy of the prompt's record with the answer written in."""
@@ -277,7 +274,7 @@ class Cpm2Samples:
         length = len(targets[0])
         labels = np.full(2 * length, IGNORED)
         labels[length - 1] = self._scored_id
-        rivals = np.full(2 * length, rows.NO_SPAN, dtype=np.int32)
+        rivals = np.full(2 * length, NO_SPAN, dtype=np.int32)
         rivals[length - 1] = 2 * length - 1
         inputs = {
             **_inputs(list(chain(*sources)), list(chain(*targets))),
@@ -285,12 +282,12 @@ class Cpm2Samples:
             "encoder_spans": np.repeat(np.arange(2, dtype=np.int32), list(map(len, sources))),
             "rivals": rivals,
         }
-        return rows.make_sample(inputs, labels.tolist(), 1.0)
+        return make_sample(inputs, labels)
 
     def _scored(self, item: Item) -> Sample:
         source, target = self._sides(item)
         labels = [IGNORED] * (len(target) - 1) + [self._scored_id]
-        return rows.make_sample(_inputs(source, target), labels, 1.0)
+        return make_sample(_inputs(source, target), labels)
 
     @property
     def _scored_id(self) -> int:
