@@ -17,6 +17,7 @@ from hanlin.core.settings import DataSettings
 from hanlin.data.loader import Loader
 from hanlin.data.mixture import Mixture, open_mixture
 from hanlin.data.mixture_file import is_mixture, read_mixture
+from hanlin.data.sources.bee import write_bee
 
 LENGTH = 24
 TWO_FORMS = [{"text": "$text", "<ans>": "甲"}, {"*": "$*", "<ans>": "乙"}]
@@ -73,6 +74,15 @@ def test_data_sets_are_read_by_weight_and_rows(tmp_path: Path, pack: bool) -> No
         seen = Counter(number for number in itertools.chain(*epochs) if set_of(data, number) == name)
         assert len(seen) == rows
         assert max(seen.values()) - min(seen.values()) <= 1  # a row comes again when all others have come
+
+
+def test_a_folder_of_the_originals_binary_form_is_a_data_set(tmp_path: Path) -> None:
+    rows = letters(20, seed=1)
+    write_bee(tmp_path / "bee", "rows", rows, form="pickle")
+    data = mixture(tmp_path, {"rows": 10}, {"path": "bee", "weight": 0.5})
+    assert [data._parts[1].record(number) for number in range(20)] == rows
+    shares = Counter(set_of(data, number) for number in itertools.chain(*draws(data, 2)))
+    assert shares == {"0": 30, "rows": 30}  # two epochs of 30 draws, half of them from each
 
 
 def test_absolute_weights_do_not_look_at_the_rows(tmp_path: Path) -> None:
