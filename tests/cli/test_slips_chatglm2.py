@@ -120,7 +120,7 @@ SLIPS = [
     Slip("history-no-list", ("train.jsonl:1", '"history"', "found a string"), with_row(history="你好")),
     Slip("history-of-three", ("train.jsonl:1", "item 1", "found 3 items"), with_row(history=[["a", "b", "c"]])),
     Slip("history-of-roles", ("train.jsonl:1", "item 1", "role is 'bot'"), with_row(history=[{"role": "bot"}])),
-    Slip("wrong-label", ("train.jsonl:1", "'你好，世界！' is none of the labels (好, 坏)"),
+    Slip("wrong-label", ("train.jsonl:1", "unknown label '你好，世界！'", "known: 好, 坏"),
          changes=("model.config.labels=[好, 坏]",)),
     Slip("one-label", ("model.config.labels: one label alone",), changes=("model.config.labels=[好]",)),
     Slip("unknown-kind", ("model.config.label_kind", "'two'"), changes=("model.config.label_kind=two",)),

@@ -125,7 +125,7 @@ class LabelSamples:
             raise DataError(f'"{self.columns.label}": expected a list of labels, found {value!r:.40}')
         if unknown := [name for name in names if name not in self.labels]:
             known = ", ".join(self.labels)
-            raise DataError(f'"{self.columns.label}": {unknown[0]!r:.40} is none of the labels ({known})')
+            raise DataError(f'unknown label {unknown[0]!r:.40} in "{self.columns.label}"; known: {known}')
         return [float(name in names) for name in self.labels]
 
     def varies(self, record: Any) -> bool:
