@@ -178,6 +178,27 @@ def test_windows_cover_each_sample_once(samples: CpmBeeSamples) -> None:
     assert "windows" not in samples.collate([[encoded[0]]], encoded[0].length).inputs
 
 
+def test_a_string_has_one_number_in_a_sample_and_its_examples(samples: CpmBeeSamples) -> None:
+    main = samples.sample({"a": "<option_3><option_5><mask_0>", "<ans>": "<option_5>"})
+    one = samples.sample({"a": "<option_5><option_1><option><mask_7>", "<ans>": "<option_1>"})
+    two = samples.sample({"a": "<s_4><option_9><option_1>", "<ans>": "<option_3>"})
+    joined = samples.join(main, [one, two])
+    kinds = {TOKENIZER.marks[mark]: mark for mark in ("<option>", "<mask>", "<s>")}
+    numbered = [
+        (kinds[token], sub)
+        for token, sub in zip(joined.inputs["tokens"].tolist(), joined.inputs["subs"].tolist(), strict=True)
+        if kinds.get(token, "<s>") != "<s>" or sub
+    ]
+    o, m = "<option>", "<mask>"
+    assert numbered == [
+        *[(o, 0), (o, 1), (m, 0), (o, 1)],
+        *[(o, 1), (o, 2), (o, 0), (m, 1), (o, 2)],  # a mark without a number stays as it is
+        *[(o, 3), (o, 2), (o, 0)],
+    ]
+    assert one.inputs["subs"].max() == 1  # as it was
+    assert samples.join(main, []).inputs["subs"].tolist() == main.inputs["subs"].tolist()
+
+
 def test_in_context_samples_are_context_of_their_own(samples: CpmBeeSamples) -> None:
     main, example = samples.sample(CHOICE), samples.sample(CLOZE)
     joined = samples.join(main, [example, example])

@@ -19,13 +19,19 @@ _PER_TOKEN = ("tokens", "subs", "is_context", "segments", "num_segments", "sampl
 
 
 def join_samples(main: Sample, examples: Sequence[Sample]) -> Sample:
-    """Show `examples` with their answers to `main`, which sees them; they see only themselves."""
+    """Show `examples` with their answers to `main`, which sees them; they see only themselves.
+
+    A string has one sub in all of them: those that `main` does not have are numbered on.
+    """
     parts = [main.inputs]
     offset = main.inputs["relations"].size
+    known: dict[tuple[int, int], int] = {}
+    _renumber(main.inputs, known)
     for number, example in enumerate(examples, start=1):
         parts.append(
             {
                 **example.inputs,
+                "subs": _renumber(example.inputs, known),
                 "is_context": np.ones(example.length, dtype=bool),
                 "sample_ids": np.full(example.length, number, dtype=np.int32),
                 "relation_offsets": np.full(example.length, offset, dtype=np.int32),
@@ -34,10 +40,19 @@ def join_samples(main: Sample, examples: Sequence[Sample]) -> Sample:
         offset += example.inputs["relations"].size
     unseen = sum(example.length for example in examples)
     return Sample(
-        {name: np.concatenate([part[name] for part in parts]) for name in main.inputs},
+        {name: np.concatenate([part[name] for part in parts]) for name in main.inputs if name != "strings"},
         np.concatenate([main.labels, np.full(unseen, IGNORED, dtype=np.int32)]),
         np.concatenate([main.weights, np.zeros(unseen, dtype=np.float32)]),
     )
+
+
+def _renumber(inputs: Mapping[str, np.ndarray], known: dict[tuple[int, int], int]) -> np.ndarray:
+    """The subs of a sample by the numbers of `known`, (kind, string) -> sub, which takes up what is new."""
+    subs = inputs["subs"].copy()
+    for place, text in inputs["strings"].reshape(-1, 2).tolist():
+        kind = int(inputs["tokens"][place])
+        subs[place] = known.setdefault((kind, text), sum(other == kind for other, _ in known))
+    return subs
 
 
 def make_batch(rows: Sequence[Row], length: int, *, vocab_size: int, start: int) -> Batch:
@@ -80,7 +95,8 @@ def _row(row: Row) -> dict[str, np.ndarray]:
         }
         for span, sample in enumerate(row)
     ]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    names = (*_PER_TOKEN, "relations", "labels", "weights")
+    return {name: np.concatenate([part[name] for part in parts]) for name in names}
 
 
 def _entries(rows: Sequence[Mapping[str, np.ndarray]]) -> dict[Entry, int]:

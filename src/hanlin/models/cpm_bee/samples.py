@@ -8,6 +8,7 @@ running number ("sub") of that string within its kind, in the order of first app
 from __future__ import annotations
 
 import copy
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +34,8 @@ _PER_TOKEN = ("tokens", "subs", "positions", "is_context", "segments", "num_segm
 class Encoded:
     """A record as arrays.
 
-    table: id -> string of what is not in the vocabulary; renamed: the same ids -> (token, sub).
+    table: id -> string of what is not in the vocabulary; renamed: the same ids -> (token, sub); strings: flat pairs of
+    the place of each of them and a hash of its string.
     answers: numbers of the answers' segments, in the order of the record.
     """
 
@@ -46,6 +48,7 @@ class Encoded:
     answers: tuple[int, ...]
     table: dict[int, str]
     renamed: dict[int, Entry]
+    strings: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -233,8 +236,11 @@ class CpmBeeSamples:
         renamed = self._rename(table)
         tokens = np.fromiter((token for part in ids for token in part), dtype=np.int32)
         subs = np.zeros_like(tokens)
-        for place in np.flatnonzero(tokens >= self.tokenizer.vocab_size):
-            tokens[place], subs[place] = renamed[int(tokens[place])]
+        strings = []
+        for place in np.flatnonzero(tokens >= self.tokenizer.vocab_size).tolist():
+            id = int(tokens[place])
+            tokens[place], subs[place] = renamed[id]
+            strings += [place, zlib.crc32(table[id].encode())]
         lengths = [len(part) for part in ids]
         is_context = np.array([part.role != "answer" for part in parts])
         return Encoded(
@@ -247,6 +253,7 @@ class CpmBeeSamples:
             answers=tuple(np.flatnonzero(~is_context).tolist()),
             table=table,
             renamed=renamed,
+            strings=np.array(strings, np.int64),
         )
 
     def labelled(self, encoded: Encoded) -> Sample:
@@ -254,7 +261,7 @@ class CpmBeeSamples:
         following = np.append(encoded.tokens[1:], self._start)
         following = np.where(following == self._start, self._end, following)
         labels = np.where(encoded.is_context, IGNORED, following).astype(np.int32)
-        inputs = _inputs(encoded)
+        inputs = {**_inputs(encoded), "strings": encoded.strings}
         return Sample(inputs, labels, (labels != IGNORED).astype(np.float32))
 
     def _encode_segment(self, segment: Segment, table: dict[int, str]) -> list[int]:
