@@ -32,8 +32,8 @@ class Cpm2Config:
 
 
 SIZES = {
-    "tiny": Cpm2Config(hidden_size=128, num_layers=2, num_heads=4, head_dim=32, ffn_size=320, init_std=0.05),
-    "small": Cpm2Config(hidden_size=256, num_layers=4, num_heads=8, head_dim=32, ffn_size=640, init_std=0.05),
+    "tiny": Cpm2Config(hidden_size=128, num_layers=2, num_heads=4, head_dim=32, ffn_size=320, init_std=0.02),
+    "small": Cpm2Config(hidden_size=256, num_layers=4, num_heads=8, head_dim=32, ffn_size=640, init_std=0.02),
     "11b": Cpm2Config(),
     "11b-cn-en": Cpm2Config(vocab_size=51968),
     "198b": Cpm2Config(vocab_size=51968, num_experts=32),
