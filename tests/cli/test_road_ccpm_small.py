@@ -33,12 +33,14 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("method", ["full", "prompt"])
 def test_a_pretrained_base_is_tuned_and_scored(method: str, base: Path, tmp_path: Path) -> None:
-    raw = write_raw(tmp_path, "ccpm")
+    rows = tmp_path / "rows.jsonl"
+    assert main(["prepare", "--from", "ccpm-text", str(write_raw(tmp_path, "ccpm")), str(rows)]) == 0
     words = [
-        *(str(RECIPES / f"cpm2_ccpm_small_{method}.yaml"), *SHORT, f"model.base={base}"),
+        *(str(RECIPES / f"cpm2_ccpm_small_{method}.yaml"), *SHORT, "train.epochs=null", "train.eval_every=null"),
+        f"model.base={base}",
         *(
-            f"data.train={raw}",
-            f"data.eval={raw}",
+            f"data.train={rows}",
+            f"data.eval={rows}",
             f"data.cache={tmp_path / 'cache'}",
             f"run.folder={tmp_path / 'run'}",
         ),
