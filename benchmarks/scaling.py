@@ -35,7 +35,8 @@ from hanlin.models.cpm1.config import shape
 from hanlin.models.cpm1.model import Cpm1
 from hanlin.parallel.launch import rank_environment
 from hanlin.parallel.mesh import local
-from hanlin.parallel.place import Worker, place
+from hanlin.parallel.place import place
+from hanlin.parallel.worker import Worker
 from hanlin.train.optim import AdamW
 from hanlin.train.step import Step
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from hanlin.data.windows import Windows
     from hanlin.evaluate.run import Metrics
     from hanlin.parallel.mesh import Degrees
-    from hanlin.parallel.place import Worker
+    from hanlin.parallel.worker import Worker
     from hanlin.train.loop import WriteSamples
 
 log = logging.getLogger(__name__)

@@ -17,8 +17,9 @@ from hanlin.formats.files import published
 from hanlin.layers.label_head import label_parameters
 from hanlin.models.fresh import fresh_weights
 from hanlin.parallel.mesh import Degrees, Mesh
-from hanlin.parallel.place import DTYPES, Worker, place
+from hanlin.parallel.place import DTYPES, place
 from hanlin.parallel.together import Together
+from hanlin.parallel.worker import Worker
 from hanlin.parts import Parts, describe_parts
 from hanlin.tuning.apply import apply_tuning, fill_additions
 

@@ -19,7 +19,8 @@ from torch import distributed
 from hanlin.checkpoint.state import Checkpointer
 from hanlin.core.batch import Batch
 from hanlin.core.settings import ParallelSettings, TrainSettings
-from hanlin.parallel.place import Worker, place
+from hanlin.parallel.place import place
+from hanlin.parallel.worker import Worker
 from hanlin.train.keeper import Keeper
 from hanlin.train.loop import train
 from hanlin.train.optim import AdamW

@@ -18,7 +18,8 @@ from hanlin.layers.norm import LayerNorm, RmsNorm, WideRmsNorm
 from hanlin.models.cpm1_t5.config import Cpm1T5Config
 from hanlin.models.cpm1_t5.model import Cpm1T5
 from hanlin.parallel.mesh import Degrees
-from hanlin.parallel.place import Worker, place
+from hanlin.parallel.place import place
+from hanlin.parallel.worker import Worker
 
 SHARDED = {"shard": "parameters"}
 AGAIN, SOME_AGAIN = {"checkpoint_activations": "full"}, {"checkpoint_activations": "selective"}

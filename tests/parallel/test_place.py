@@ -4,7 +4,7 @@ from tiny_model import make_batch, tiny_model
 
 from hanlin.core.errors import ConfigError
 from hanlin.core.settings import ParallelSettings
-from hanlin.parallel.place import fill_rows, place
+from hanlin.parallel.place import place
 
 CPU = torch.device("cpu")
 
@@ -55,10 +55,10 @@ def test_degrees_that_are_not_the_processes_are_refused(settings):
 
 def test_a_rank_without_enough_rows_gets_some_without_loss():
     batch = make_batch(0, rows=3)
-    filled = fill_rows(batch, 5)
+    filled = batch.fill_rows(5)
     assert filled.size == 5
     assert filled.loss_tokens == batch.loss_tokens
-    assert fill_rows(batch, 2) is batch
+    assert batch.fill_rows(2) is batch
 
 
 def test_one_process_counts_micro_batches_too():

@@ -15,7 +15,8 @@ from hanlin.core.config import make_recipe
 from hanlin.core.settings import Recipe
 from hanlin.models.family import load_family
 from hanlin.parallel.mesh import local
-from hanlin.parallel.place import DTYPES, Worker, place
+from hanlin.parallel.place import DTYPES, place
+from hanlin.parallel.worker import Worker
 from hanlin.planner.job import Columns, Job
 from hanlin.planner.live import LiveBytes
 from hanlin.planner.trace import Run, make_inputs

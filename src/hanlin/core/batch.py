@@ -81,6 +81,21 @@ class Batch:
             self.rows,
         )
 
+    def fill_rows(self, rows: int) -> Batch:
+        """At least so many rows: copies of the first one, which carry no loss, stand behind."""
+        missing = rows - self.size
+        if missing <= 0:
+            return self
+        import torch
+
+        def more(tensor: torch.Tensor) -> torch.Tensor:
+            return torch.cat([tensor, tensor[:1].expand(missing, *tensor.shape[1:])])
+
+        labels = torch.cat([self.labels, torch.full_like(self.labels[:1], IGNORED).expand(missing, -1)])
+        weights = torch.cat([self.weights, torch.zeros_like(self.weights[:1]).expand(missing, -1)])
+        inputs = {name: more(tensor) for name, tensor in self.inputs.items()}
+        return Batch(inputs, labels, weights, [*self.rows, *[() for _ in range(missing)]] if self.rows else ())
+
     def part(self, begin: int, end: int) -> Batch:
         """Some of the rows."""
         part = slice(begin, end)

@@ -289,6 +289,11 @@ class ParallelSettings(Settings):
     # results of matrix products.
     checkpoint_activations: Literal["none", "full", "selective"] = "none"
 
+    @property
+    def num_stages(self) -> int:
+        """Runs of blocks over all ranks of the pipeline; 1: there is none."""
+        return self.pipe * (self.stages_per_rank if self.schedule == "interleaved" else 1)
+
 
 class GenerateSettings(Settings):
     # beam: search with `beams`; sample: draw; greedy: one beam.

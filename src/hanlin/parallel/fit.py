@@ -59,10 +59,9 @@ def model_problems(model: nn.Module, layout: ParallelSettings) -> Found:
         yield from division_problems(model, layout.tensor)
     if layout.pipe > 1:
         from hanlin.parallel.pipeline import stage_blocks
-        from hanlin.parallel.place import num_stages
 
         try:
-            stage_blocks(model, num_stages(layout))
+            stage_blocks(model, layout.num_stages)
         except ConfigError as error:
             key, _, text = str(error).partition(": ")
             yield key, text

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import distributed, nn
 
-from hanlin.parallel.place import Worker
+from hanlin.parallel.worker import Worker
 
 
 class Together(nn.Module):

@@ -14,7 +14,7 @@ import torch
 from hanlin.core.batch import Batch
 from hanlin.core.errors import HanlinError
 from hanlin.core.settings import TrainSettings
-from hanlin.parallel.place import Worker
+from hanlin.parallel.worker import Worker
 from hanlin.train.optim import AdamW, learning_rate
 from hanlin.train.scale import LossScale
 

@@ -1,0 +1,161 @@
+"""The gradients of the trained weights: brought together over the ranks that have parts of them, measured, scaled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from typing import Any, Literal
+
+import torch
+from torch import distributed, nn
+
+from hanlin.parallel.mesh import Mesh, local
+
+
+class Gradients:
+    """Those of this rank's stages. All ranks call the same methods in the same order."""
+
+    def __init__(
+        self, models: Sequence[nn.Module], mesh: Mesh, *, is_sharded: bool, own: AbstractSet[str] = frozenset()
+    ) -> None:
+        """is_sharded: FSDP adds those of the data ranks; own: names of what other data ranks do not have."""
+        self._mesh, self._is_sharded, self._own = mesh, is_sharded, own
+        self._held = [_trained(model) for model in models]
+        self._holders = self._find_holders()
+        self._groups = self._join_holders()
+
+    @property
+    def weights(self) -> dict[str, nn.Parameter]:
+        """The trained weights that this rank holds, by name."""
+        return {name: weight for held in reversed(self._held) for name, weight in held.items()}
+
+    @torch.no_grad()
+    def add(self) -> None:
+        """Bring the gradients together that several stages or data ranks have of one weight."""
+        weights = self.weights
+        for weight in (weight for held in self._held for weight in held.values()):
+            _settle(weight)
+        for name, first in weights.items():
+            for held in self._held:
+                other = held.get(name, first)
+                if other is not first and other.grad is not None:
+                    first.grad = other.grad if first.grad is None else first.grad.add_(other.grad)
+        if self._mesh.size("data") > 1:
+            self._add_over_data(weights)
+        if self._holders:
+            self._add_over_pipe(weights)
+
+    @torch.no_grad()
+    def norm(self) -> float:
+        """The length of all gradients as one vector, over all ranks; not finite if any of them is not."""
+        grads = {name: weight.grad for name, weight in self.weights.items() if self._counts(name, weight)}
+        counted = [local(grad) for grad in grads.values() if grad is not None]
+        square = nn.utils.get_total_norm(counted).item() ** 2 if counted else 0.0
+        return self._mesh.sum("all", [square])[0] ** 0.5
+
+    @torch.no_grad()
+    def scale(self, factor: float) -> None:
+        for weight in self.weights.values():
+            if weight.grad is not None:
+                local(weight.grad).mul_(factor)
+
+    def drop(self) -> None:
+        for held in self._held:
+            for weight in held.values():
+                weight.grad = None
+
+    @torch.no_grad()
+    def refresh_copies(self) -> None:
+        """Give the copies of a weight that other stages on this rank have the values of the trained one."""
+        if len(self._held) == 1:
+            return
+        weights = self.weights
+        for held in self._held:
+            for name, weight in held.items():
+                if weight is not weights[name]:
+                    local(weight).copy_(local(weights[name]))
+
+    # --- over the data axis ---
+
+    def _add_over_data(self, weights: Mapping[str, nn.Parameter]) -> None:
+        if not self._is_sharded:
+            shared = [weight for name, weight in weights.items() if name not in self._own]
+            self._mesh.add("data", self._known_to_any("data", shared))
+        if own := [weight for name, weight in weights.items() if name in self._own]:
+            gradients = self._known_to_any("copy", own)
+            if self._is_sharded:  # these were not averaged
+                for gradient in gradients:
+                    gradient.div_(self._mesh.size("data"))
+            self._mesh.add("copy", gradients)
+
+    def _known_to_any(self, axis: Literal["data", "copy"], weights: Sequence[nn.Parameter]) -> list[torch.Tensor]:
+        """The gradients that any rank has; zeros where this one has none."""
+        has = torch.tensor([float(weight.grad is not None) for weight in weights], device=self._mesh.device)
+        distributed.all_reduce(has, group=self._mesh.group(axis))
+        for weight, count in zip(weights, has.tolist(), strict=True):
+            if count and weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
+        return [local(weight.grad) for weight in weights if weight.grad is not None]
+
+    # --- over the pipeline ---
+
+    def _find_holders(self) -> dict[str, list[int]]:
+        """The pipe ranks that hold a trained weight, where they are several, by its name."""
+        if self._mesh.size("pipe") == 1:
+            return {}
+        names = self._mesh.gather("pipe", sorted(self.weights))
+        every = {name for held in names for name in held}
+        found = {name: [rank for rank, held in enumerate(names) if name in held] for name in sorted(every)}
+        return {name: ranks for name, ranks in found.items() if len(ranks) > 1}
+
+    def _join_holders(self) -> dict[tuple[int, ...], Any]:
+        """For each set of pipe ranks that hold one weight and that this one is of: what they talk through."""
+        own, found = self._mesh.rank("pipe"), {}
+        for ranks in sorted({tuple(ranks) for ranks in self._holders.values() if own in ranks}):
+            everyone = distributed.get_process_group_ranks(self._mesh.group("pipe"))
+            members = [everyone[rank] for rank in ranks]
+            is_all = len(ranks) == len(everyone)
+            found[ranks] = (
+                self._mesh.group("pipe") if is_all else distributed.new_group(members, use_local_synchronization=True)
+            )
+        return found
+
+    def _add_over_pipe(self, weights: Mapping[str, nn.Parameter]) -> None:
+        for name, ranks in self._holders.items():
+            if (weight := weights.get(name)) is None:
+                continue
+            if weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
+            distributed.all_reduce(local(weight.grad), group=self._groups[tuple(ranks)])
+
+    # --- counting each once ---
+
+    def _counts(self, name: str, weight: nn.Parameter) -> bool:
+        """Whether this rank is to count a gradient: one of the ranks that hold the same."""
+        if self._mesh.rank("pipe") != self._holders.get(name, [self._mesh.rank("pipe")])[0]:
+            return False
+        if not _is_divided(weight) and self._mesh.rank("tensor") > 0:
+            return False
+        if name in self._own:
+            return self._mesh.rank("copy") == 0
+        return self._mesh.rank("replicate" if self._is_sharded else "data") == 0
+
+
+def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+def _is_divided(weight: torch.Tensor) -> bool:
+    """Whether the tensor ranks hold different parts of it."""
+    mesh: Any = getattr(weight, "device_mesh", None)
+    if mesh is None or "tensor" not in mesh.mesh_dim_names:
+        return False
+    placements: Any = getattr(weight, "placements", ())
+    return not placements[mesh.mesh_dim_names.index("tensor")].is_replicate()
+
+
+def _settle(weight: nn.Parameter) -> None:
+    """Add the parts of a gradient that the tensor ranks have of a weight which each holds whole."""
+    placements = getattr(weight.grad, "placements", None)
+    if placements is not None and placements != weight.placements:  # pyright: ignore[reportAttributeAccessIssue]
+        weight.grad = weight.grad.redistribute(placements=weight.placements)  # pyright: ignore

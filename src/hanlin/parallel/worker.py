@@ -1,0 +1,221 @@
+"""A rank's share of a model, behind the one face that the step and the loop know: `Worker`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from hanlin.core.batch import Batch
+from hanlin.core.settings import ParallelSettings
+from hanlin.parallel.gradients import Gradients
+from hanlin.parallel.mesh import Mesh
+from hanlin.parallel.shares import Shares
+
+
+class Program(Protocol):
+    """How a rank runs its share of the model on its share of the rows."""
+
+    def forward_backward(self, parts: Sequence[Batch], factors: Sequence[float]) -> torch.Tensor:
+        """Add the gradients of the sum of factor x summed loss over the parts; the losses `[parts]`, without factor."""
+        ...
+
+    def __call__(self, **inputs: Any) -> torch.Tensor:
+        """The model's result for one batch, on all ranks; no gradient."""
+        ...
+
+
+class Whole:
+    """All blocks on this rank."""
+
+    def __init__(self, model: nn.Module, *, is_sharded: bool) -> None:
+        self.model, self.is_sharded = model, is_sharded
+
+    def forward_backward(self, parts: Sequence[Batch], factors: Sequence[float]) -> torch.Tensor:
+        losses = []
+        for number, (part, factor) in enumerate(zip(parts, factors, strict=True)):
+            if self.is_sharded:
+                from hanlin.parallel.shard import reduce_gradients
+
+                reduce_gradients(self.model, now=number == len(parts) - 1)
+            loss = self.model(**part.inputs, labels=part.labels, weights=part.weights, reduction="sum")
+            (loss * factor).backward()
+            losses.append(loss.detach())
+        return torch.stack(losses)
+
+    @torch.no_grad()
+    def __call__(self, **inputs: Any) -> torch.Tensor:
+        return self.model(**inputs)
+
+
+class Worker:
+    """This process's share of the model. All ranks call the same methods in the same order."""
+
+    def __init__(
+        self, models: Sequence[nn.Module], mesh: Mesh, settings: ParallelSettings, dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.mesh, self.device, self.dtype, self.settings = mesh, mesh.device, dtype, settings
+        self.models = list(models)
+        # Of experts that other data ranks do not have.
+        self._own_names = set[str]() if mesh.size("expert") == 1 else _names_of_experts(models)
+        self._program = self._make_program()
+        self._bring()
+        self._shares = Shares(self.models, mesh)
+        self._gradients = Gradients(self.models, mesh, is_sharded=self._is_sharded, own=self._own_names)
+
+    @property
+    def model(self) -> nn.Module:
+        """The model where it is whole, else this rank's (first) stage."""
+        return self.models[0]
+
+    @property
+    def data_ranks(self) -> int:
+        """Among how many ranks the rows of a batch are divided."""
+        return self.mesh.size("data")
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The trained ones that this rank holds, by name."""
+        return self._gradients.weights
+
+    def split(self, batch: Batch, rows: int | None) -> list[Batch]:
+        """The parts of this rank's rows that go through the model one after the other, `rows` each.
+
+        All data ranks get equally many parts, in a pipeline all of one size: rows without loss fill them up.
+        """
+        if self.mesh.size("all") == 1:
+            return batch.split(self.settings.micro_batches or -(-batch.size // (rows or batch.size)))
+        most = int(self.mesh.maximum("data", batch.size))
+        parts = self.settings.micro_batches or -(-most // (rows or most))
+        filled = batch.fill_rows(-(-most // parts) * parts if self.mesh.size("pipe") > 1 else parts)
+        return filled.split(parts)
+
+    def forward_backward(
+        self, parts: Sequence[Batch], denominators: Sequence[float], scale: float = 1.0
+    ) -> list[float]:
+        """Add the gradient of scale x the sum of (summed loss / denominator) over the parts of this rank's rows.
+
+        Returns: each part's summed loss / denominator.
+        """
+        self._set_mode(training=True)
+        self._gradients.refresh_copies()
+        # Sharded gradients are averaged over the ranks that share, and they are to be added.
+        repeats = self.data_ranks if self._is_sharded else 1
+        factors = [scale / denominator * repeats for denominator in denominators]
+        with self._arithmetic():
+            losses = self._program.forward_backward([part.to(self.device) for part in parts], factors)
+        self._gradients.add()
+        return [loss / denominator for loss, denominator in zip(losses.tolist(), denominators, strict=True)]
+
+    def __call__(self, **inputs: Any) -> torch.Tensor:
+        """The model's result for rows of this data rank, on all its ranks; no gradient."""
+        with self._arithmetic():
+            return self._program(**inputs)
+
+    def losses(self, batch: Batch) -> torch.Tensor:
+        """The weighted loss of each position `[batch, length]`; no gradient, no dropout."""
+        self._set_mode(training=False)
+        self._gradients.refresh_copies()
+        batch = batch.to(self.device)
+        return self(**batch.inputs, labels=batch.labels, weights=batch.weights, reduction="none")
+
+    def grad_norm(self) -> float:
+        """The length of all gradients as one vector, over all ranks; not finite if any of them is not."""
+        return self._gradients.norm()
+
+    def scale_grads(self, factor: float) -> None:
+        self._gradients.scale(factor)
+
+    def drop_grads(self) -> None:
+        self._gradients.drop()
+
+    def sum_over_data(self, values: Sequence[float]) -> list[float]:
+        """The sums over the data ranks; every rank must call it."""
+        return self.mesh.sum("data", values)
+
+    def any(self, is_so: bool) -> bool:
+        """Whether it is so on any rank; every rank must call it."""
+        return self.mesh.sum("all", [float(is_so)])[0] > 0
+
+    # --- whole weights ---
+
+    @property
+    def names(self) -> list[str]:
+        """Of all weights that this rank holds a part of."""
+        return self._shares.names
+
+    def count_parameters(self) -> tuple[int, int]:
+        """Of the whole model: trained ones, and all."""
+        return self._shares.count()
+
+    def fill(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Give the weights of these names their values; each rank keeps its part of what it holds."""
+        self._shares.fill(weights)
+
+    def gather(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
+        """The whole weights (None: all), in memory of the main rank's CPU and empty on the others; every rank must
+        go through them."""
+        return self._shares.gather(names)
+
+    # --- making ---
+
+    @property
+    def _is_mixed(self) -> bool:
+        return self.dtype in (torch.bfloat16, torch.float16)
+
+    @property
+    def _is_sharded(self) -> bool:
+        return self.settings.shard != "none" and self.mesh.size("all") > 1
+
+    def _make_program(self) -> Program:
+        if self.mesh.size("pipe") == 1:
+            self._shard(self.models)
+            return Whole(self.model, is_sharded=self._is_sharded)
+        from hanlin.parallel.pipeline import Pipeline, Stage
+
+        count = self.settings.num_stages
+        numbers = range(self.mesh.rank("pipe"), count, self.mesh.size("pipe"))
+        stages = [Stage(model, number, count, self.mesh) for model, number in zip(self.models, numbers, strict=True)]
+        self._shard(stages)
+        return Pipeline(stages, count, self.mesh, self.settings.schedule)
+
+    def _shard(self, stages: Sequence[nn.Module]) -> None:
+        if not self._is_sharded:
+            return
+        from hanlin.parallel.shard import shard
+
+        frees, offload = self.settings.shard == "parameters", self.settings.offload
+        gathered = self.dtype if self._is_mixed and not self.settings.gather_fp32 else None
+        for stage, model in zip(stages, self.models, strict=True):
+            own = {weight for name, weight in model.named_parameters() if name in self._own_names}
+            shard(stage, model, self.mesh, frees_weights=frees, offload=offload, gathered=gathered, whole=own)
+
+    def _bring(self) -> None:
+        """Memory on the device for what is on the meta device; all else is moved there."""
+        target = torch.device("cpu") if self.settings.offload else self.device
+        for model in self.models:
+            if any(parameter.is_meta for parameter in model.parameters()):
+                model.to_empty(device=target)
+            else:
+                model.to(target)
+
+    # --- arithmetic ---
+
+    def _arithmetic(self) -> AbstractContextManager[Any]:
+        # With the cast weights of an earlier pass remembered, gradients would come after FSDP has collected them.
+        options: Any = {"enabled": self._is_mixed, "cache_enabled": not self._is_sharded}
+        return torch.autocast(self.device.type, self.dtype if self._is_mixed else None, **options)
+
+    def _set_mode(self, *, training: bool) -> None:
+        for model in self.models:
+            if model.training != training:
+                model.train(training)
+
+
+def _names_of_experts(models: Sequence[nn.Module]) -> set[str]:
+    from hanlin.parallel.experts import expert_names
+
+    return {name for model in models for name in expert_names(model)}
