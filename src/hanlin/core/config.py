@@ -7,7 +7,7 @@ is a mistake. Relative paths count from the current folder.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,10 @@ _OTHER_NAMES = {
     "output_dir": "run.folder",
     "model_path": "model.base",
 }
+
+
+Found = Iterator[tuple[str, str]]
+"""Key and text of problems, as they are found."""
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from hanlin.core.config import Found
 from hanlin.core.errors import ConfigError
 from hanlin.core.settings import ParallelSettings, Recipe
 
 if TYPE_CHECKING:
     from torch import nn
-
-Found = Iterator[tuple[str, str]]
 
 FORMULA = "train.batch_rows = rows per forward pass x micro-batches x data"
 

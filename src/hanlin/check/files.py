@@ -1,0 +1,89 @@
+"""The files that a recipe names: whether they are there and of the right kind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from hanlin.core.config import Found, nearest
+from hanlin.core.errors import ConfigError
+from hanlin.core.settings import Recipe
+from hanlin.data.mixture_file import is_mixture, read_mixture
+from hanlin.data.windows import is_corpus
+
+Purpose = Literal["train", "evaluate", "generate"]
+
+
+def model_file_problems(recipe: Recipe) -> Found:
+    model = recipe.model
+    for name in ("base", "adapter", "vocab"):
+        path: Path | None = getattr(model, name)
+        if path is not None and not path.exists():
+            yield f"model.{name}", _missing(path)
+    if model.vocab is None and model.base is None:
+        yield "model.vocab", "name the vocabulary (there is no model.base that could bring one)"
+    if model.vocab is None and model.base is not None and model.base.is_file():
+        yield "model.vocab", f"name the vocabulary (model.base is a single file: {model.base})"
+    if model.base is not None and model.base.is_dir():
+        yield from _shards(model.base)
+
+
+def _shards(folder: Path) -> Found:
+    for index in folder.glob("*.index.json"):
+        named = read_json(index).get("weight_map", {})
+        missing = sorted({name for name in named.values() if not (folder / name).is_file()})
+        if missing:
+            yield "model.base", f"{folder}: {index.name} lists files that are missing: {', '.join(missing)}; copy them"
+
+
+def data_file_problems(recipe: Recipe, purpose: Purpose) -> Found:
+    if purpose == "train" and not recipe.data.trained:
+        yield "data.train", "is empty; name the training files"
+    if recipe.data.train and recipe.data.mixture is not None:
+        yield "data.mixture", "stands beside data.train; keep one of them"
+    if purpose == "evaluate" and not (recipe.evaluate.data or recipe.data.eval or recipe.data.split):
+        yield "evaluate.data", "is empty, and so is data.eval; name the files to score"
+    for key, path in named_files(recipe, purpose):
+        if is_corpus(path):
+            if recipe.data.split is None:
+                yield key, f'{path} is a token corpus; say how to divide it for pretraining: data.split: "949,50,1"'
+        elif not path.exists():
+            yield key, _missing(path)
+        elif is_mixture(path):
+            yield key, f"{path} is a list of data sets; name it in data.mixture"
+    if isinstance(recipe.data.transform, Path) and not recipe.data.transform.is_file():
+        yield "data.transform", _missing(recipe.data.transform)
+    if purpose == "train" and recipe.data.mixture is not None:
+        try:
+            read_mixture(recipe.data.mixture)
+        except ConfigError as error:
+            yield "data.mixture", str(error)
+
+
+def named_files(recipe: Recipe, purpose: Purpose) -> list[tuple[str, Path]]:
+    data = [("data.train", path) for path in recipe.data.train] + [("data.eval", path) for path in recipe.data.eval]
+    scored = [("evaluate.data", path) for path in recipe.evaluate.data]
+    match purpose:
+        case "train":
+            return data
+        case "evaluate":
+            return scored or [pair for pair in data if pair[0] == "data.eval"]
+        case "generate":
+            return []
+
+
+def _missing(path: Path) -> str:
+    folder, name = path.parent, path.name
+    beside = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+    where = "" if path.is_absolute() else f" (that is {path.absolute()})"
+    close = nearest(name, beside) if beside else ""
+    return f"there is no {path}{where}" + (close if "did you mean" in close else "; check the path")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}  # what is wrong with it is said when the weights are opened
+    return values if isinstance(values, dict) else {}

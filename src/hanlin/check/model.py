@@ -1,0 +1,174 @@
+"""The model of a recipe: its family and configuration, its tokens, its weights, how a layout divides it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from hanlin.check.files import Purpose, read_json
+from hanlin.check.rows import record_problems
+from hanlin.core.config import Found, nearest
+from hanlin.core.errors import ConfigError, HanlinError
+from hanlin.core.settings import Recipe
+from hanlin.formats.convert import is_base, likely_families, open_any
+from hanlin.models.family import Family, family_names, load_family
+from hanlin.parts import describe_parts, make_samples, model_config
+
+_PADDING_ROWS = 1024  # embedding rows that a base may have beyond its tokens
+
+
+def find_family(recipe: Recipe, found: list[tuple[str, str]]) -> Family | None:
+    name = recipe.model.family
+    if name not in family_names() and not name.endswith(".py"):
+        found.append(
+            ("model.family", f"there is no family {name!r}{nearest(name, family_names())}; or give a .py file")
+        )
+        return None
+    try:
+        return load_family(name)
+    except ConfigError as error:
+        found.append(("model.family", str(error).removeprefix("model.family: ")))
+        return None
+
+
+def size_problems(recipe: Recipe, family: Family) -> Found:
+    size = recipe.model.size
+    if size is not None and size not in family.sizes:
+        yield "model.size", f"{family.name} has no size {size!r}{nearest(size, family.sizes)}"
+
+
+def value_problems(recipe: Recipe, family: Family) -> Found:
+    values = recipe.model.config
+    known = [field.name for field in dataclasses.fields(family.config)]
+    for name in values:
+        if name not in known:
+            yield f"model.config.{name}", f"{family.name} has no such value{nearest(name, known)}"
+    given = {name: value for name, value in values.items() if name in known}
+    try:
+        TypeAdapter(family.config).validate_python(given)
+    except ValidationError as error:
+        for detail in error.errors():
+            if detail["loc"] and detail["loc"][0] in given:
+                yield f"model.config.{detail['loc'][0]}", f"{detail['msg']}; found {detail['input']!r}"
+    for name, value in given.items():
+        is_size = name.startswith("num_") or name.endswith(("_size", "_dim"))
+        if is_size and isinstance(value, int) and value <= 0:
+            yield f"model.config.{name}", f"must be greater than 0; found {value}"
+
+
+def token_and_row_problems(recipe: Recipe, family: Family, purpose: Purpose) -> Found:
+    path = recipe.model.vocab or recipe.model.base
+    assert path is not None, "model_file_problems has found this"
+    key = "model.vocab" if recipe.model.vocab else "model.base"
+    try:
+        tokenizer = family.tokenizer(path)
+    except HanlinError as error:
+        other = _other_family(recipe, family)
+        yield (
+            ("model.family", f"{recipe.model.base} holds a {other}, not a {family.name}")
+            if other
+            else (key, str(error))
+        )
+        return
+    if _is_original(recipe):
+        return  # its configuration may have to be read from the weights: weight_problems does that
+    try:
+        config = model_config(recipe, family, tokenizer.vocab_size)
+    except HanlinError as error:
+        yield "model.base", str(error)
+        return
+    if problems := [*_vocabulary(recipe, config.vocab_size, tokenizer.vocab_size, path), *_reach(recipe, config)]:
+        yield from problems
+        return
+    try:
+        samples = make_samples(recipe, family, tokenizer, config)
+    except ConfigError as error:
+        key, colon, text = str(error).partition(": ")
+        yield (key, text) if colon and key.startswith(("tuning.", "model.")) else ("data.options", str(error))
+        return
+    yield from record_problems(recipe, samples, config, purpose)
+
+
+def _other_family(recipe: Recipe, family: Family) -> str | None:
+    """The family of the base, where it is certainly another one."""
+    base = recipe.model.base
+    if base is None:
+        return None
+    if is_base(base):
+        found = read_json(base / "config.json")["family"]
+        return found if found != family.name else None
+    try:
+        families = [load_family(name) for name in family_names()]
+        known = [one.name for one in likely_families(open_any(base, families), families)]
+    except HanlinError:
+        return None
+    return known[0] if known and family.name not in known else None
+
+
+def _vocabulary(recipe: Recipe, rows: int, tokens: int, path: Path) -> Found:
+    key = "model.vocab" if recipe.model.vocab else "model.base"
+    if tokens > rows:
+        yield key, f"{path} has {tokens:,} tokens, but the model has {rows:,} rows in its embedding (vocab_size)"
+    elif recipe.model.base is not None and rows - tokens >= _PADDING_ROWS:
+        yield key, f"{path} has {tokens:,} tokens, but {recipe.model.base} was made for {rows:,}; use its vocabulary"
+
+
+def _reach(recipe: Recipe, config: Any) -> Found:
+    limit = getattr(config, "max_length", None)
+    if recipe.data.trained and limit is not None and recipe.data.max_length > limit:
+        yield (
+            "data.max_length",
+            f"{recipe.data.max_length} tokens, but the model reads at most {limit} (max_length); lower it, or set "
+            "model.config.max_length for a fresh model",
+        )
+
+
+# --- what needs torch ---
+
+
+def device_problems(recipe: Recipe) -> Found:
+    if recipe.run.device in ("auto", "cpu"):
+        return
+    from hanlin.core.ranks import pick_device
+
+    try:
+        pick_device(recipe.run.device)
+    except HanlinError as error:
+        yield "run.device", str(error).removeprefix("run.device: ")
+
+
+def weight_problems(recipe: Recipe, purpose: Purpose) -> Found:
+    if not _is_original(recipe):
+        return
+    try:
+        parts = describe_parts(recipe)
+    except HanlinError as error:
+        yield "model.base", str(error)
+        return
+    path = recipe.model.vocab or recipe.model.base
+    assert path is not None, recipe
+    rows, tokens = parts.config.vocab_size, parts.tokenizer.vocab_size
+    problems = [*_vocabulary(recipe, rows, tokens, path), *_reach(recipe, parts.config)]
+    yield from problems or record_problems(recipe, parts.samples, parts.config, purpose)
+
+
+def layout_problems(recipe: Recipe) -> Found:
+    """What the plan of the model, made without memory, says to the recipe's degrees."""
+    if recipe.parallel.tensor == recipe.parallel.pipe == 1:
+        return
+    import torch
+
+    from hanlin.parallel.fit import model_problems
+
+    parts = describe_parts(recipe)
+    with torch.device("meta"):
+        model = parts.family.model()(parts.config)
+    yield from model_problems(model, recipe.parallel)
+
+
+def _is_original(recipe: Recipe) -> bool:
+    """Whether the base is in another layout than our own."""
+    return recipe.model.base is not None and not is_base(recipe.model.base)

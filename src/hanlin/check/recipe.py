@@ -1,0 +1,92 @@
+"""The problems of a recipe: what is looked at, in which order.
+
+Files and arithmetic are checked without torch; only an original checkpoint and a named device need it, and they are
+looked at last, when all else is right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from hanlin.check.files import Purpose, data_file_problems, model_file_problems
+from hanlin.check.model import (
+    device_problems,
+    find_family,
+    layout_problems,
+    size_problems,
+    token_and_row_problems,
+    value_problems,
+    weight_problems,
+)
+from hanlin.check.run_folder import folder_problems
+from hanlin.check.settings import batch_problems, idle_problems, length_problems, tracker_problems
+from hanlin.core.config import Draft, Problem, listing, read_recipe
+from hanlin.core.effect import idle_settings
+from hanlin.core.errors import ConfigError
+from hanlin.core.settings import Recipe
+from hanlin.models.family import option_problems
+from hanlin.parallel.fit import settings_problems
+
+
+def check_file(path: Path | str, overrides: Iterable[str] = (), purpose: Purpose | None = None) -> Recipe:
+    """Read and check a recipe; purpose None: train when the recipe has a section `train` or training data,
+    else evaluate.
+
+    Raises: ConfigError that lists all problems.
+    """
+    draft = read_recipe(path, overrides)
+    problems = list(draft.problems)
+    if draft.recipe is not None:
+        found = check(draft.recipe, draft.places, purpose=purpose, with_torch=not draft.problems)
+        problems += [problem for problem in found if not draft.problems or not _follows(problem, draft, draft.recipe)]
+    if problems or draft.recipe is None:
+        raise ConfigError(listing(problems, path))
+    return draft.recipe
+
+
+def check(
+    recipe: Recipe,
+    places: Mapping[str, str] | None = None,
+    *,
+    purpose: Purpose | None = None,
+    with_torch: bool = True,
+) -> list[Problem]:
+    """All problems of a recipe whose values are right one by one.
+
+    places: where each key stands; with_torch: look at the device and at original weights too, which takes seconds.
+    """
+    places = places or {}
+    purpose = purpose or ("train" if recipe.data.trained or "train" in recipe.model_fields_set else "evaluate")
+    found = [*idle_problems(recipe, places), *model_file_problems(recipe), *data_file_problems(recipe, purpose)]
+    if purpose == "train":
+        found += [
+            *length_problems(recipe),
+            *batch_problems(recipe),
+            *settings_problems(recipe),
+            *folder_problems(recipe),
+            *tracker_problems(recipe),
+        ]
+    family = find_family(recipe, found)
+    if family is not None:
+        found += [*size_problems(recipe, family), *value_problems(recipe, family)]
+        found += option_problems(family, recipe.data.options)
+        if not any(key.startswith(("model.", "data.options", "data.transform")) for key, _ in found):
+            found += [*token_and_row_problems(recipe, family, purpose)]
+    if not found and with_torch:
+        found += [*device_problems(recipe), *weight_problems(recipe, purpose)]
+    if not found and with_torch and purpose == "train":
+        found += layout_problems(recipe)
+    return [Problem(key, text, _place(key, places)) for key, text in found]
+
+
+def _place(key: str, places: Mapping[str, str]) -> str:
+    return places.get(key) or places.get(key.rpartition(".")[0], "")
+
+
+def _follows(problem: Problem, draft: Draft, recipe: Recipe) -> bool:
+    """Whether a problem may only be there because a wrong setting was left out of the draft."""
+    wrong = {other.key for other in draft.problems}
+    idle = idle_settings(recipe).get(problem.key)
+    # What is missing may stand there under a wrong name.
+    return problem.key in wrong or problem.key not in draft.places or (idle is not None and idle.cause in wrong)
