@@ -25,11 +25,12 @@ from typing import Any
 import torch
 from load_cpm_bee import cpu_name
 
-from hanlin.formats.convert import convert, open_theirs
+from hanlin.formats.convert import convert
 from hanlin.formats.files import write_json
 from hanlin.formats.lazy import Lazy
 from hanlin.formats.ranks import write_ranks
 from hanlin.formats.rules import find_moves
+from hanlin.formats.source import open_theirs
 from hanlin.models.cpm2 import family
 from hanlin.models.cpm2.config import SIZES, Cpm2Config
 from hanlin.models.cpm2.formats import PARTITIONS

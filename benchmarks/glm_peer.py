@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from hanlin.formats.convert import convert, save_base
+from hanlin.formats.convert import convert
+from hanlin.formats.load import save_base
 from hanlin.models.chatglm2 import family
 from hanlin.models.chatglm2.config import ChatGlm2Config
 

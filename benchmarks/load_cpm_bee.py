@@ -21,9 +21,10 @@ from pathlib import Path
 
 import torch
 
-from hanlin.formats.convert import load_into, read_config
 from hanlin.formats.files import write_json, write_pickle
+from hanlin.formats.load import load_into
 from hanlin.formats.rules import rename
+from hanlin.formats.source import read_config
 from hanlin.models.cpm_bee import FORMATS, SIZES, family
 from hanlin.models.cpm_bee.model import CpmBee
 

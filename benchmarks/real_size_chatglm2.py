@@ -29,8 +29,9 @@ from load_cpm_bee import cpu_name, memory_bytes
 
 from hanlin.cli.main import main as hanlin
 from hanlin.core.errors import ConfigError
-from hanlin.formats.convert import load_into, read_config
 from hanlin.formats.files import write_json, write_pickle
+from hanlin.formats.load import load_into
+from hanlin.formats.source import read_config
 from hanlin.models.chatglm2 import SIZES, family
 from hanlin.models.chatglm2.config import ChatGlm2Config, to_original
 

@@ -31,7 +31,8 @@ from hanlin.core.batch import Batch
 from hanlin.data.loader import Loader
 from hanlin.data.sources.megatron import written_index
 from hanlin.data.windows import Wanted, open_windows
-from hanlin.formats.convert import convert, save_base
+from hanlin.formats.convert import convert
+from hanlin.formats.load import save_base
 from hanlin.models.cpm1 import family
 from hanlin.models.cpm1.config import Cpm1Config, shape
 from hanlin.models.cpm1.model import Cpm1

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from hanlin.formats.convert import load_into, open_ours, save_base
+from hanlin.formats.load import load_into, open_ours, save_base
 from hanlin.layers.expert_memory import ExpertMemory, expert_weights
 from hanlin.models.cpm2 import family
 from hanlin.models.cpm2.config import Cpm2Config

@@ -12,7 +12,8 @@ from tiny_folder import write_original as write_chatglm2
 from hanlin.core.config import make_recipe
 from hanlin.core.errors import ConfigError
 from hanlin.core.settings import GenerateSettings
-from hanlin.formats.convert import convert, save_base
+from hanlin.formats.convert import convert
+from hanlin.formats.load import save_base
 from hanlin.loading import _additions, _tuned_model, load_engine
 from hanlin.models.chatglm2 import family as chatglm2
 from hanlin.models.cpm2 import family

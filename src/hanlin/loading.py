@@ -12,8 +12,8 @@ import torch
 from hanlin.core.errors import ConfigError
 from hanlin.core.ranks import pick_device, read_ranks, set_threads
 from hanlin.core.settings import ParallelSettings, TuningSettings
-from hanlin.formats.convert import added_parameters, base_parameters, load_into, open_ours, save_base
 from hanlin.formats.files import published
+from hanlin.formats.load import added_parameters, base_parameters, load_into, open_ours, save_base
 from hanlin.layers.label_head import label_parameters
 from hanlin.models.fresh import fresh_weights
 from hanlin.parallel.mesh import Degrees, Mesh

@@ -32,7 +32,7 @@ class Parts:
         model = self.recipe.model
         if model.base is None or not getattr(self.config, "labels", ()):
             return self.config
-        from hanlin.formats.convert import read_config
+        from hanlin.formats.source import read_config
 
         changes = {name: value for name, value in model.config.items() if not name.startswith("label")}
         has_labels = bool(read_config(model.base, self.family, changes).labels)
@@ -83,7 +83,7 @@ def model_config(recipe: Recipe, family: Family, tokens: int) -> Any:
     """
     changes = {**_adapter_config(recipe, family), **recipe.model.config}
     if recipe.model.base is not None:
-        from hanlin.formats.convert import read_config
+        from hanlin.formats.source import read_config
 
         return read_config(recipe.model.base, family, changes)
     start = family.config() if recipe.model.size is None else family.sizes[recipe.model.size]

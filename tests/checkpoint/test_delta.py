@@ -18,7 +18,7 @@ from hanlin.checkpoint.delta import (
 )
 from hanlin.core.errors import CheckpointError
 from hanlin.core.settings import TuningSettings
-from hanlin.formats.convert import added_parameters
+from hanlin.formats.load import added_parameters
 from hanlin.models.cpm_bee import family
 from hanlin.models.cpm_bee.config import CpmBeeConfig
 from hanlin.models.cpm_bee.model import CpmBee

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from hanlin.cli.main import main
-from hanlin.formats.convert import find_source, save_base
+from hanlin.formats.load import save_base
+from hanlin.formats.source import find_source
 from hanlin.models.cpm1 import family
 from hanlin.models.cpm1.config import shape
 

@@ -16,8 +16,9 @@ from tiny_folder import write_original
 
 from hanlin.checkpoint.delta import is_adapter
 from hanlin.cli.main import main
-from hanlin.formats.convert import load_into, read_config
 from hanlin.formats.files import open_weights
+from hanlin.formats.load import load_into
+from hanlin.formats.source import read_config
 from hanlin.models.chatglm2 import family
 
 RECIPES = Path(__file__).parents[2] / "recipes"

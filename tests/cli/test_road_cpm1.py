@@ -15,7 +15,9 @@ from tiny_pieces import small_tokenizer
 
 from hanlin.cli.main import main
 from hanlin.core.config import load_recipe
-from hanlin.formats.convert import convert, find_source, save_base
+from hanlin.formats.convert import convert
+from hanlin.formats.load import save_base
+from hanlin.formats.source import find_source
 from hanlin.models.cpm1 import family
 from hanlin.models.cpm1.config import shape
 from hanlin.models.cpm1.tasks.chid import choice_records, passage_records

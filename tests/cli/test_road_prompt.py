@@ -13,9 +13,9 @@ import yaml
 from cpm2_tiny import write_original, write_raw
 
 from hanlin.cli.main import main
-from hanlin.formats.convert import find_source
 from hanlin.formats.files import open_weights
 from hanlin.formats.ranks import RankWeights, find_ranks
+from hanlin.formats.source import find_source
 from hanlin.models.cpm2 import family
 from hanlin.models.cpm2.formats import PARTITIONS, PROMPTS
 

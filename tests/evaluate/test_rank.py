@@ -38,7 +38,7 @@ def test_a_title_s_score_is_the_logit_of_the_label(tmp_path: Path) -> None:
     expected = {}
     for name, sample in zip(contest.names, contest.samples, strict=True):
         inputs = {key: torch.from_numpy(array)[None].long() for key, array in sample.inputs.items()}
-        expected[name] = float(engine.model(**inputs)[0, -1, label])
+        expected[name] = engine.model(**inputs)[0, -1, label].item()
     [(_, row)] = rank.predict(engine, [(0, RANKING[0])], OPTIONS, 0)
     assert row["scores"] == pytest.approx(expected, abs=1e-6)
     assert list(row["scores"]) == sorted(expected, key=lambda name: -expected[name])

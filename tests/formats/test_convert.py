@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from hanlin.core.errors import CheckpointError
-from hanlin.formats.convert import base_parameters, convert, load_into, read_config, save_base
+from hanlin.formats.convert import convert
 from hanlin.formats.describe import describe
 from hanlin.formats.files import open_weights, read_json, write_json
+from hanlin.formats.load import base_parameters, load_into, save_base
+from hanlin.formats.source import read_config
 from hanlin.models.cpm_bee import family
 from hanlin.models.cpm_bee.config import CpmBeeConfig
 from hanlin.models.cpm_bee.model import CpmBee
@@ -159,7 +161,7 @@ def test_a_base_folders_config_is_read_without_torch(original: Path, tmp_path: P
     convert(original, family, None, "base", tmp_path / "base")
     code = f"""
 import sys
-from hanlin.formats.convert import read_config
+from hanlin.formats.source import read_config
 from hanlin.models.cpm_bee import family
 read_config({str(tmp_path / "base")!r}, family)
 assert "torch" not in sys.modules

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from hanlin.core.settings import GenerateSettings
-from hanlin.formats.convert import load_into, read_config
+from hanlin.formats.load import load_into
+from hanlin.formats.source import read_config
 from hanlin.generate.beam import Hypothesis
 from hanlin.generate.engine import Engine
 from hanlin.layers.past import Past

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from hanlin.checkpoint.delta import load_adapter, read_adapter_settings, save_original_delta
-from hanlin.formats.convert import load_into, read_config
 from hanlin.formats.files import open_weights
+from hanlin.formats.load import load_into
+from hanlin.formats.source import read_config
 from hanlin.models.cpm_bee import family
 from hanlin.models.cpm_bee.model import CpmBee
 from hanlin.tuning.apply import apply_tuning, trained_parameters

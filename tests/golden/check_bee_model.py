@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hanlin.formats.convert import load_into, read_config
+from hanlin.formats.load import load_into
 from hanlin.formats.rules import rename
+from hanlin.formats.source import read_config
 from hanlin.models.cpm_bee import family
 from hanlin.models.cpm_bee.model import CpmBee, Inputs, own_columns, relations_between, visible
 

@@ -9,7 +9,7 @@ import torch
 from check_bee_train_full import assert_same_weights, load_model, train_as_recorded
 
 from hanlin.checkpoint.delta import load_adapter, read_adapter_settings
-from hanlin.formats.convert import base_parameters
+from hanlin.formats.load import base_parameters
 from hanlin.models.cpm_bee import family
 from hanlin.models.cpm_bee.model import CpmBee
 from hanlin.tuning.apply import apply_tuning

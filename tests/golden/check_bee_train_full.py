@@ -12,7 +12,8 @@ import torch
 
 from hanlin.core.batch import Batch
 from hanlin.core.settings import TrainSettings
-from hanlin.formats.convert import load_into, read_config
+from hanlin.formats.load import load_into
+from hanlin.formats.source import read_config
 from hanlin.models.cpm_bee import family
 from hanlin.models.cpm_bee.model import CpmBee
 from hanlin.parallel.place import place

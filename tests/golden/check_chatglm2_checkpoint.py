@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 from glm_case import arrays_of, assert_close, facts_of, inputs_of, load_model, mean_loss, real_columns
 
-from hanlin.formats.convert import convert, find_source
+from hanlin.formats.convert import convert
 from hanlin.formats.files import open_weights
+from hanlin.formats.source import find_source
 from hanlin.models.chatglm2 import family
 from hanlin.models.chatglm2.formats import tell
 

@@ -16,7 +16,7 @@ from glm_case import (
     real_columns,
 )
 
-from hanlin.formats.convert import base_parameters
+from hanlin.formats.load import base_parameters
 from hanlin.formats.rules import find_moves
 from hanlin.layers.past import Past
 from hanlin.models.chatglm2 import family

@@ -10,7 +10,7 @@ from check_chatglm2_train_full import check_rows, flags_of, relative_error, trai
 from glm_case import facts_of, load_model
 
 from hanlin.core.settings import TuningSettings
-from hanlin.formats.convert import base_parameters
+from hanlin.formats.load import base_parameters
 from hanlin.models.chatglm2 import family
 from hanlin.tuning.apply import apply_tuning, trained_parameters
 

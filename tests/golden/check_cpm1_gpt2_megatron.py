@@ -24,7 +24,8 @@ from cpm1_case import (
 )
 
 from hanlin.core.batch import IGNORED
-from hanlin.formats.convert import convert, find_source
+from hanlin.formats.convert import convert
+from hanlin.formats.source import find_source
 from hanlin.models.cpm1.model import Cpm1
 
 

@@ -10,8 +10,9 @@ import torch
 from cpm1_case import FAMILY, Arrays, arrays_of, assert_close, check_gradients, facts_of, load_model
 
 from hanlin.core.batch import IGNORED
-from hanlin.formats.convert import convert, find_source
+from hanlin.formats.convert import convert
 from hanlin.formats.files import open_weights
+from hanlin.formats.source import find_source
 from hanlin.generate.sampling import warp
 from hanlin.layers.past import Past
 from hanlin.models.cpm1.model import Cpm1

@@ -22,8 +22,9 @@ from cpm2_case import (
     losses_of,
 )
 
-from hanlin.formats.convert import convert, find_source
+from hanlin.formats.convert import convert
 from hanlin.formats.ranks import RankWeights, find_ranks
+from hanlin.formats.source import find_source
 
 
 def check(case: Path, vocab: Path) -> None:

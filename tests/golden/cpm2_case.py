@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from hanlin.core.batch import IGNORED, Batch
-from hanlin.formats.convert import load_into, read_config
+from hanlin.formats.load import load_into
 from hanlin.formats.rules import find_moves
+from hanlin.formats.source import read_config
 from hanlin.layers.past import Past
 from hanlin.models.cpm2.config import Cpm2Config
 from hanlin.models.cpm2.formats import FORMATS

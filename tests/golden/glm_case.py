@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from hanlin.core.batch import IGNORED
-from hanlin.formats.convert import load_into, read_config
+from hanlin.formats.load import load_into
+from hanlin.formats.source import read_config
 from hanlin.models.chatglm2 import family
 from hanlin.models.chatglm2.model import ChatGlm2
 

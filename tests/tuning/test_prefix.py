@@ -18,8 +18,8 @@ from hanlin.checkpoint.delta import (
 )
 from hanlin.core.errors import CheckpointError, ConfigError
 from hanlin.core.settings import TuningSettings
-from hanlin.formats.convert import base_parameters
 from hanlin.formats.files import read_json, write_json
+from hanlin.formats.load import base_parameters
 from hanlin.layers.past import Past
 from hanlin.models.chatglm2 import family
 from hanlin.models.chatglm2.config import ChatGlm2Config

@@ -18,8 +18,9 @@ from hanlin.checkpoint.delta import (
 )
 from hanlin.core.errors import CheckpointError, ConfigError
 from hanlin.core.settings import PromptSettings, TuningSettings
-from hanlin.formats.convert import base_parameters, convert, load_into, save_base
+from hanlin.formats.convert import convert
 from hanlin.formats.files import open_weights
+from hanlin.formats.load import base_parameters, load_into, save_base
 from hanlin.models.chatglm2 import family as decoder_family
 from hanlin.models.chatglm2.config import ChatGlm2Config
 from hanlin.models.cpm2 import family

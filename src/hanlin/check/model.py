@@ -13,7 +13,7 @@ from hanlin.check.rows import record_problems
 from hanlin.core.config import Found, nearest
 from hanlin.core.errors import ConfigError, HanlinError
 from hanlin.core.settings import Recipe
-from hanlin.formats.convert import is_base, likely_families, open_any
+from hanlin.formats.source import is_base, likely_families, open_any
 from hanlin.models.family import Family, family_names, load_family
 from hanlin.parts import describe_parts, make_samples, model_config
 

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hanlin.core.errors import CheckpointError
-from hanlin.formats.convert import FamilyFacts, added_parameters, read_config
 from hanlin.formats.files import find_weights, open_weights, published, read_json, write_json, write_pickle
+from hanlin.formats.format import FamilyFacts
+from hanlin.formats.load import added_parameters
 from hanlin.formats.rules import rename
+from hanlin.formats.source import read_config
 
 if TYPE_CHECKING:
     from torch import nn

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hanlin.core.errors import CheckpointError
-from hanlin.formats.convert import FamilyFacts, open_theirs
 from hanlin.formats.files import published, write_pickle
+from hanlin.formats.format import FamilyFacts
+from hanlin.formats.source import open_theirs
 
 if TYPE_CHECKING:
     import torch

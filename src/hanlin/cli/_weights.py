@@ -17,8 +17,8 @@ def find_family(path: Path) -> Family:
 
     Raises: CheckpointError.
     """
-    from hanlin.formats.convert import is_base, likely_families, open_any, refuse_lookalikes
     from hanlin.formats.files import read_json
+    from hanlin.formats.source import is_base, likely_families, open_any, refuse_lookalikes
     from hanlin.models.family import family_names, load_family
 
     if is_base(path):
@@ -45,7 +45,8 @@ def read_adapter(path: Path, base: Path, family: Family) -> tuple[Any, TuningSet
     from torch import nn
 
     from hanlin.checkpoint.delta import load_adapter, read_adapter_config, read_adapter_settings
-    from hanlin.formats.convert import added_parameters, find_source, plain_values, read_config
+    from hanlin.formats.load import added_parameters
+    from hanlin.formats.source import find_source, plain_values, read_config
     from hanlin.tuning.apply import apply_tuning
 
     settings = read_adapter_settings(path, family)
@@ -66,7 +67,8 @@ def merge_adapter(path: Path, base: Path, family: Family) -> Any:
 
     Raises: CheckpointError.
     """
-    from hanlin.formats.convert import load_into, plain_values, read_config
+    from hanlin.formats.load import load_into
+    from hanlin.formats.source import plain_values, read_config
     from hanlin.layers.label_head import keep_label_head
     from hanlin.tuning.lora import merge_lora
 

@@ -69,7 +69,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _convert(args: argparse.Namespace, source: Path, more: Mapping[str, Tensor] | None = None) -> None:
     """more: tensors to write along under the names given."""
-    from hanlin.formats.convert import BASE, convert
+    from hanlin.formats.convert import convert
+    from hanlin.formats.format import BASE
 
     family = _family(args, source)
     convert(
@@ -101,7 +102,9 @@ def _merge(args: argparse.Namespace) -> None:
 
     from hanlin.checkpoint.delta import read_adapter_config
     from hanlin.cli._weights import merge_adapter
-    from hanlin.formats.convert import BASE, base_parameters, plain_values, read_config, save_base
+    from hanlin.formats.format import BASE
+    from hanlin.formats.load import base_parameters, save_base
+    from hanlin.formats.source import plain_values, read_config
 
     family = _family(args, args.source)
     model = merge_adapter(args.merge, args.source, family)

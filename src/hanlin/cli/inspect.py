@@ -76,8 +76,8 @@ def _recipe(path: Path) -> Facts:
 
 
 def _weights(path: Path) -> Facts:
-    from hanlin.formats.convert import open_any
     from hanlin.formats.describe import describe
+    from hanlin.formats.source import open_any
     from hanlin.models.family import family_names, load_family
 
     families = [load_family(name) for name in family_names()]

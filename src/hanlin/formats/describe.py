@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from hanlin.core.errors import CheckpointError
-from hanlin.formats.convert import (
-    BASE,
-    FamilyFacts,
-    check_fit,
+from hanlin.formats.files import Weights, read_json
+from hanlin.formats.format import BASE, FamilyFacts
+from hanlin.formats.load import check_fit
+from hanlin.formats.source import (
     is_base,
     likely_families,
     open_any,
@@ -22,7 +22,6 @@ from hanlin.formats.convert import (
     recognise,
     refuse_lookalikes,
 )
-from hanlin.formats.files import Weights, read_json
 
 # What low-rank tuning, prefix tuning and prompt tuning call what they add.
 _ADDED = re.compile(r"lora_|^prefix\.|^transformer\.prefix_encoder\.|^soft_prompt\.")

@@ -185,7 +185,7 @@ class Family:
     config: frozen dataclass of plain values; model: returns the class (imports torch only when called),
     built as `model()(config)`; tokenizer: loads one from a file or a folder; samples: built as
     `samples(tokenizer, config, options)`; options: frozen dataclass of what may be chosen about the samples
-    (`data.options` of a recipe); formats: file layouts by name (`hanlin.formats.convert.Format`);
+    (`data.options` of a recipe); formats: file layouts by name (`hanlin.formats.format.Format`);
     sizes: named configurations; lora_targets: names of the linears that low-rank tuning changes by default;
     beam_manner: the rules of its beam search; raw: data sets of its originals by name: what turns a raw file into
     records.

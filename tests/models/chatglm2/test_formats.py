@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from hanlin.core.errors import CheckpointError
-from hanlin.formats.convert import base_parameters, convert, find_source, load_into, read_config, save_base
+from hanlin.formats.convert import convert
 from hanlin.formats.describe import describe
 from hanlin.formats.files import open_weights, read_json, write_json, write_pickle
+from hanlin.formats.load import base_parameters, load_into, save_base
+from hanlin.formats.source import find_source, read_config
 from hanlin.models.chatglm2 import family
 from hanlin.models.chatglm2 import formats as layouts
 from hanlin.models.chatglm2.config import ChatGlm2Config

@@ -14,8 +14,10 @@ from torch.nn import functional
 
 from hanlin.core.batch import IGNORED
 from hanlin.core.errors import CheckpointError, ConfigError, DataError
-from hanlin.formats.convert import convert, load_into, open_ours, read_config
+from hanlin.formats.convert import convert
 from hanlin.formats.files import open_weights
+from hanlin.formats.load import load_into, open_ours
+from hanlin.formats.source import read_config
 from hanlin.models import rows
 from hanlin.models.chatglm2 import family
 from hanlin.models.chatglm2.config import ChatGlm2Config

@@ -10,7 +10,9 @@ import torch
 
 from hanlin.core.errors import CheckpointError, ConfigError
 from hanlin.core.settings import TuningSettings
-from hanlin.formats.convert import base_parameters, convert, load_into, read_config, save_base
+from hanlin.formats.convert import convert
+from hanlin.formats.load import base_parameters, load_into, save_base
+from hanlin.formats.source import read_config
 from hanlin.layers.quantised import QuantisedLinear
 from hanlin.models.chatglm2 import family
 from hanlin.models.chatglm2.config import ChatGlm2Config

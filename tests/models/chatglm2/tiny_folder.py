@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from chatglm2_pieces import small_pieces
 
-from hanlin.formats.convert import convert, save_base
+from hanlin.formats.convert import convert
+from hanlin.formats.load import save_base
 from hanlin.models.chatglm2 import family
 from hanlin.models.chatglm2.config import ChatGlm2Config
 from hanlin.models.chatglm2.tokenizer import ChatGlm2Tokenizer

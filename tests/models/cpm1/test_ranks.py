@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from hanlin.core.errors import CheckpointError
-from hanlin.formats.convert import convert, find_source, open_theirs, save_base
+from hanlin.formats.convert import convert
 from hanlin.formats.describe import describe
+from hanlin.formats.load import save_base
+from hanlin.formats.source import find_source, open_theirs
 from hanlin.models.cpm1 import family
 from hanlin.models.cpm1.config import shape
 from hanlin.models.cpm1_t5 import family as t5_family

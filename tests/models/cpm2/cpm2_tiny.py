@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from hanlin.formats.convert import convert, save_base
+from hanlin.formats.convert import convert
+from hanlin.formats.load import save_base
 from hanlin.models.cpm2 import family
 from hanlin.models.cpm2.config import Cpm2Config
 from hanlin.models.cpm2.tokenizer import Cpm2Tokenizer

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from hanlin.core.errors import CheckpointError
-from hanlin.formats.convert import convert, find_source, load_into, open_ours, read_config, save_base
+from hanlin.formats.convert import convert
 from hanlin.formats.describe import describe
+from hanlin.formats.load import load_into, open_ours, save_base
+from hanlin.formats.source import find_source, read_config
 from hanlin.models.cpm2 import family
 from hanlin.models.cpm2.config import Cpm2Config
 

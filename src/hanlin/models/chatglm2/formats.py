@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hanlin.core.errors import CheckpointError
-from hanlin.formats.convert import Format
 from hanlin.formats.files import Weights, read_json
+from hanlin.formats.format import Format
 from hanlin.formats.lazy import meta_of
 from hanlin.formats.rules import Drop, Rename, Rule, Split, SplitHeads
 

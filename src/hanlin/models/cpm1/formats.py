@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hanlin.core.errors import CheckpointError
-from hanlin.formats.convert import Format
 from hanlin.formats.files import Weights
+from hanlin.formats.format import Format
 from hanlin.formats.megatron import FORMS, Form, MegatronWeights, open_megatron, write_megatron
 from hanlin.formats.ranks import Partition
 from hanlin.formats.rules import Drop, Rename, Rows, Rule, Split, SplitHeads, Transposed

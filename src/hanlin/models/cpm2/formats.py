@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hanlin.core.errors import CheckpointError
-from hanlin.formats.convert import Format
 from hanlin.formats.expert_ranks import open_experts, write_experts
 from hanlin.formats.files import Weights
+from hanlin.formats.format import Format
 from hanlin.formats.ranks import Partition
 from hanlin.formats.rules import Copies, Drop, Rename, Rule, Split
 

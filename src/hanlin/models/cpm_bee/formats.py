@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from hanlin.core.errors import CheckpointError
-from hanlin.formats.convert import Format
+from hanlin.formats.format import Format
 from hanlin.formats.rules import Drop, Rename, Rule
 
 from .config import CpmBeeConfig

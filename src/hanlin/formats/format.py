@@ -1,0 +1,66 @@
+"""What a family says of a layout in which its weights are found: `Format`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from hanlin.formats.files import Weights
+from hanlin.formats.ranks import Partitions
+from hanlin.formats.rules import Rule
+
+if TYPE_CHECKING:
+    import torch
+
+BASE = "base"
+"""The name of our own layout: `config.json` with the family, `model.safetensors`, the tokenizer's files."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """One layout in which a family's weights are found.
+
+    rules: config -> the two-way table of names (its names must not depend on the config, how it cuts tensors may);
+    read_config: (their JSON values or {}, weights) -> values of our config, missing ones left out;
+    write_config: our config -> their JSON values;
+    config_files: where their JSON may lie beside the weights, best first (`*` allowed); the first is the one we write;
+    weights_file: the name we write, its ending says the kind; shard_bytes: above it shards with an index are written
+    instead (None: never); tokenizer_files: copied along where they are;
+    refuse: raises CheckpointError for the JSON of a model that is often taken for one of the family;
+    partitions: how the tensors are divided where each model-parallel rank has its own file (None: they never are);
+    open: the weights at a path if they lie there in a way of files that only this layout has, else None;
+    write: writes our config and their tensors into a folder, for so many ranks and as of an iteration, where that is
+    not done as above;
+    needed: values of our config that no default may stand for, since these files may lack them;
+    soft_prompt: their name of the tensor with soft prompts, which lies among those of the model where it was tuned so.
+    """
+
+    title: str
+    rules: Callable[[Any], Sequence[Rule]]
+    read_config: Callable[[Mapping[str, Any], Mapping[str, torch.Tensor]], dict[str, Any]]
+    write_config: Callable[[Any], dict[str, Any]]
+    config_files: tuple[str, ...] = ("config.json",)
+    weights_file: str = "pytorch_model.bin"
+    shard_bytes: int | None = None
+    tokenizer_files: tuple[str, ...] = ()
+    refuse: Callable[[Mapping[str, Any]], None] | None = None
+    partitions: Partitions | None = None
+    open: Callable[[Path], Weights | None] | None = None
+    write: Callable[[Path, Any, Mapping[str, torch.Tensor], int, int], None] | None = None
+    needed: tuple[str, ...] = ()
+    soft_prompt: str | None = None
+
+
+class FamilyFacts(Protocol):
+    """What this folder uses of a `models.family.Family`."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def config(self) -> type: ...
+    @property
+    def model(self) -> Callable[[], type]: ...
+    @property
+    def formats(self) -> Mapping[str, Any]: ...

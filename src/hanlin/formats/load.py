@@ -1,0 +1,124 @@
+"""Weights into a model, one parameter at a time, and out of it into a base folder of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hanlin.formats.files import published, write_json, write_shards
+from hanlin.formats.format import FamilyFacts
+from hanlin.formats.source import config_of, find_source
+from hanlin.formats.translate import Translated, shapes_of, to_ours
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+def load_into(
+    model: nn.Module,
+    path: Path,
+    family: FamilyFacts,
+    *,
+    from_: str | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    wanted: Callable[[str], bool] | None = None,
+    config: Any = None,
+) -> None:
+    """Fill a model's parameters from weights in any layout of the family, one parameter at a time.
+
+    A parameter on the meta device is made on `device`, with `dtype` (None: as in the file). What a tuning method added
+    to the model (`added` of its modules) is not looked for.
+    wanted: our name of a tensor -> whether to fill it (None: all of them); the model may then lack some of the others.
+    config: that of the weights, where the model has another head than they (None: the model's).
+
+    Raises: CheckpointError naming missing and surplus tensors, and those of another shape.
+    """
+    source = find_source(path, family, from_)
+    is_whole = wanted is None and config is None
+    config = config or getattr(model, "config", None) or config_of(source, family, None)
+    parameters = base_parameters(model)
+    shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+    translated = to_ours(source, family, config, shapes if is_whole else shapes_of(family, config))
+    for name, parameter in parameters.items():
+        if wanted is None or wanted(name):
+            _fill(model, name, parameter, translated[name], dtype, device)
+            translated.forget(name)
+
+
+def open_ours(path: Path, family: FamilyFacts, *, from_: str | None = None, config: Any = None) -> Translated:
+    """The tensors of weights on disk under our names, each read when it is asked for; `forget` gives its memory back.
+
+    For who wants some of them, in an order of their own: a part of the layers, an expert of a mixture.
+    config: that of the model they are for (None: as it is on disk).
+    Raises: CheckpointError as `load_into` would.
+    """
+    source = find_source(path, family, from_)
+    config = config or config_of(source, family, None)
+    return to_ours(source, family, config, shapes_of(family, config))
+
+
+def check_fit(path: Path, family: FamilyFacts, changes: Mapping[str, Any] | None = None) -> None:
+    """See that weights on disk are whole and fit their config, without loading them.
+
+    Raises: CheckpointError as `load_into` would.
+    """
+    source = find_source(path, family)
+    config = config_of(source, family, changes)
+    to_ours(source, family, config, shapes_of(family, config))
+
+
+def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters of a model without those that a tuning method added."""
+    added = added_parameters(model)
+    return {name: parameter for name, parameter in model.named_parameters() if name not in added}
+
+
+def added_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that a tuning method added: those that a module lists as its `added`."""
+    names = {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in model.named_modules()
+        for name in getattr(module, "added", ())
+    }
+    return {name: parameter for name, parameter in model.named_parameters() if name in names}
+
+
+def save_base(
+    folder: Path,
+    family: FamilyFacts,
+    config: Any,
+    tensors: Mapping[str, torch.Tensor],
+    tokenizer: Any = None,
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Write a base folder in one step; tensors: by our names (of a model: its `base_parameters`).
+
+    Raises: CheckpointError when the folder exists.
+    """
+    with published(folder, overwrite) as beside:
+        beside.mkdir()
+        write_json(beside / "config.json", {"family": family.name, **asdict(config)})
+        write_shards(beside, tensors)
+        if tokenizer is not None:
+            tokenizer.save(beside)
+
+
+def _fill(
+    model: nn.Module, name: str, parameter: nn.Parameter, tensor: torch.Tensor, dtype: torch.dtype | None, device: Any
+) -> None:
+    import torch
+    from torch import nn
+
+    if not parameter.is_meta:
+        with torch.no_grad():
+            parameter.copy_(tensor)
+        return
+    kept = tensor.dtype if dtype is None or not tensor.is_floating_point() else dtype  # quantised ones stay packed
+    copy = torch.empty(tensor.shape, dtype=kept, device=device).copy_(tensor)
+    owner, _, last = name.rpartition(".")
+    model.get_submodule(owner).register_parameter(last, nn.Parameter(copy, parameter.requires_grad))

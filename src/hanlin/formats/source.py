@@ -1,0 +1,212 @@
+"""Weights on disk: which layout they are in, their tensors by their own names, and the config of their model.
+
+This file knows no model: a family brings its `Format`s, its config and its model class.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from hanlin.core.errors import CheckpointError
+from hanlin.formats.files import Weights, open_weights, read_json
+from hanlin.formats.format import BASE, FamilyFacts, Format
+from hanlin.formats.ranks import RankWeights, find_ranks
+from hanlin.formats.rules import find_moves
+
+Facts = TypeVar("Facts", bound=FamilyFacts)
+
+_SHOWN = 8  # names in a message
+
+
+@dataclass(frozen=True)
+class Source:
+    """Weights on disk in a known layout."""
+
+    path: Path
+    format: str
+    weights: Weights
+    values: dict[str, Any]
+
+
+def find_source(path: Path, family: FamilyFacts, from_: str | None = None) -> Source:
+    """Open weights and tell their layout: the given one, our own by its config.json, else by the tensors' names.
+
+    Raises: CheckpointError.
+    """
+    path = _home(Path(path))
+    if is_base(path) and from_ in (None, BASE):
+        return Source(path, BASE, open_weights(path), _base_values(path, family))
+    weights = open_theirs(path, family)
+    name = from_ or weights.layout or recognise(weights, family)
+    if name is None or name not in family.formats:
+        refuse_lookalikes(path, family)
+        known = ", ".join([BASE, *family.formats])
+        unlike = f"its tensors are called as in no layout of {family.name} (first: {_some(weights)})"
+        raise CheckpointError(f"{path}: {unlike if name is None else f'it is not in layout {name!r}'}; known: {known}")
+    return Source(path, name, weights, _their_values(path, family.formats[name]))
+
+
+def open_theirs(path: Path, family: FamilyFacts) -> Weights:
+    """The tensors at a path by their names; those of model-parallel ranks are merged.
+
+    Raises: CheckpointError.
+    """
+    for form in family.formats.values():
+        if form.open is not None and (weights := form.open(path)) is not None:
+            return weights
+    files = find_ranks(path)
+    if not files:
+        return open_weights(path)
+    partitions = next((form.partitions for form in family.formats.values() if form.partitions is not None), None)
+    if partitions is None:
+        raise CheckpointError(f"{path}: divided over model-parallel ranks; no layout of {family.name} is")
+    return RankWeights(files, partitions)
+
+
+def refuse_lookalikes(path: Path, family: FamilyFacts) -> None:
+    """See that the JSON beside weights is not that of a model which only passes for one of the family.
+
+    Raises: CheckpointError saying what it is.
+    """
+    for form in family.formats.values():
+        if form.refuse is not None and (values := _their_values(path, form)):
+            form.refuse(values)
+
+
+def is_base(path: Path) -> bool:
+    """Whether this is a base folder of ours."""
+    config = Path(path) / "config.json"
+    return config.is_file() and "family" in read_json(config)
+
+
+def _home(path: Path) -> Path:
+    """The base folder of a weights file that lies in one."""
+    return path.parent if path.name.startswith("model") and path.is_file() and is_base(path.parent) else path
+
+
+def open_any(path: Path, families: Iterable[FamilyFacts]) -> Weights:
+    """The tensors at a path by their names, whichever family they are of.
+
+    Raises: CheckpointError.
+    """
+    found = [form.open for family in families for form in family.formats.values() if form.open is not None]
+    for opens in dict.fromkeys(found):  # each once, in the order of the families
+        if (weights := opens(path)) is not None:
+            return weights
+    files = find_ranks(path)
+    return RankWeights(files, {}) if files else open_weights(path)
+
+
+def likely_families(names: Iterable[str], families: Iterable[Facts]) -> list[Facts]:
+    """The families that know most of the names: several where these do not tell them apart, none where none does.
+
+    So the GPT-2 and the T5 of one program are told apart, which have most of their names in common.
+    """
+    names = list(names)
+    known = [(max(_num_known(names, family).values(), default=0), family) for family in families]
+    most = max((count for count, _ in known), default=0)
+    return [family for count, family in known if most and count == most]
+
+
+def recognise(names: Iterable[str], family: FamilyFacts) -> str | None:
+    """The layout whose rules know most of the names."""
+    known = _num_known(list(names), family)
+    best = max(known, key=lambda name: known[name], default=None)
+    return best if best is not None and known[best] else None
+
+
+def _num_known(names: Sequence[str], family: FamilyFacts) -> dict[str, int]:
+    """How many of the names each layout has rules for."""
+    return {
+        layout: sum(len(move.sources) for move in find_moves(form.rules(family.config()), names, "to_ours"))
+        for layout, form in family.formats.items()
+    }
+
+
+def read_config(
+    path: Path, family: FamilyFacts, changes: Mapping[str, Any] | None = None, from_: str | None = None
+) -> Any:
+    """The config of weights on disk: from the JSON beside them, completed from the tensors' shapes.
+
+    changes: single values that win over both.
+
+    Raises: CheckpointError.
+    """
+    path = _home(Path(path))
+    if is_base(path) and from_ in (None, BASE):
+        return _make_config(path, family, {**_base_values(path, family), **(changes or {})})
+    return config_of(find_source(path, family, from_), family, changes)
+
+
+def config_of(source: Source, family: FamilyFacts, changes: Mapping[str, Any] | None) -> Any:
+    values = {**source.values, **(changes or {})}
+    if source.format != BASE:
+        form = family.formats[source.format]
+        try:
+            values = {**form.read_config(source.values, source.weights), **(changes or {})}
+        except CheckpointError as error:
+            raise CheckpointError(f"{source.path}: {error}") from error
+        if missing := [name for name in form.needed if name not in values]:
+            raise CheckpointError(
+                f"{source.path}: the files do not tell {' and '.join(missing)}; give them: --config "
+                f"{missing[0]}=... of convert, model.config of a recipe, or {form.config_files[0]} beside the weights"
+            )
+    return _make_config(source.path, family, values)
+
+
+def _make_config(path: Path, family: FamilyFacts, values: dict[str, Any]) -> Any:
+    known = [field.name for field in fields(family.config)]
+    if unknown := [name for name in values if name not in known]:
+        raise CheckpointError(f"{path}: unknown config values {with_nearest(unknown, known)}")
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    defaults, kinds = asdict(family.config()), get_type_hints(family.config)
+    for name, value in values.items():
+        if get_origin(kinds[name]) is Literal and value not in (choices := get_args(kinds[name])):
+            known = ", ".join(map(str, choices))
+            raise CheckpointError(f"{path}: config value {name}: {value!r} is none of {known}")
+        if not _is_like(value, defaults[name]):
+            wanted = type(defaults[name]).__name__
+            raise CheckpointError(f"{path}: config value {name}: {value!r} is not of the type {wanted}")
+    return family.config(**values)
+
+
+def _is_like(value: Any, default: Any) -> bool:
+    """Whether a value has its default's type; a whole number may stand for a float, a bool for nothing else."""
+    if isinstance(value, bool) or isinstance(default, bool):
+        return isinstance(value, bool) and isinstance(default, bool)
+    return isinstance(value, (int, float) if isinstance(default, float) else type(default))
+
+
+def plain_values(family: FamilyFacts) -> dict[str, int]:
+    """The config values with which weights are plain numbers, though they may be quantised in their file."""
+    return {"bits": 0} if "bits" in {field.name for field in fields(family.config)} else {}
+
+
+def _their_values(path: Path, form: Format) -> dict[str, Any]:
+    folder = path if path.is_dir() else path.parent
+    own = [] if path.is_dir() else [path.with_suffix(".json")]
+    found = [*own, *(file for pattern in form.config_files for file in sorted(folder.glob(pattern)))]
+    return next((read_json(file) for file in found if file.is_file()), {})
+
+
+def _base_values(path: Path, family: FamilyFacts) -> dict[str, Any]:
+    values = read_json(path / "config.json")
+    if (found := values.pop("family")) != family.name:
+        raise CheckpointError(f"{path}: holds a model of the family {found!r}; {family.name!r} is asked for")
+    return values
+
+
+def _some(names: Iterable[str]) -> str:
+    return ", ".join(list(names)[:3])
+
+
+def with_nearest(names: Sequence[str], others: Sequence[str]) -> str:
+    shown = []
+    for name in names[:_SHOWN]:
+        near = difflib.get_close_matches(name, others, n=1, cutoff=0.8)
+        shown.append(f"{name} (nearest: {near[0]})" if near else name)
+    return ", ".join(shown) + (f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
