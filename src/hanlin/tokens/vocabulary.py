@@ -1,6 +1,7 @@
-"""A small vocabulary counted on a user's own files, in the form of CPM-Bee's `vocab.txt` (one token a line).
+"""Vocabularies of one token a line (`vocab.txt`): read from disk, and counted on a user's own files.
 
-Chinese characters stand alone, runs of other letters ("yín", "hello") are words; both are kept by frequency.
+When they are counted, Chinese characters stand alone, runs of other letters ("yín", "hello") are words; both are kept
+by frequency, with CPM-Bee's special tokens.
 """
 
 from __future__ import annotations
@@ -12,10 +13,27 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["build_vocabulary"]
+from hanlin.core.errors import DataError
 
+__all__ = ["VOCAB_FILE", "build_vocabulary", "read_vocabulary"]
+
+VOCAB_FILE = "vocab.txt"
 SPECIALS = ("<pad>", "<unk>", "<mask>", "<sep>", "</n>", "</_>", "<s>", "</s>", "<root>", "<ans>", "<option>")
 _WORD = re.compile(r"[^\W\d_\u3400-\u9fff]+|.", re.DOTALL)
+
+
+def read_vocabulary(path: Path) -> tuple[Path, list[str]]:
+    """The file at a path, or the one in a folder, and its lines.
+
+    Raises: DataError.
+    """
+    file = Path(path) / VOCAB_FILE if Path(path).is_dir() else Path(path)
+    if not file.is_file():
+        raise DataError(f"there is no vocabulary at {file}; give a file with one token a line, or its folder")
+    try:
+        return file, file.read_bytes().decode().removesuffix("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: not UTF-8 (byte {error.start}); a vocabulary has one token a line") from None
 
 
 def build_vocabulary(files: Iterable[Path], size: int, min_count: int = 1) -> list[str]:

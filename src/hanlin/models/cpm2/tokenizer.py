@@ -15,8 +15,8 @@ from pathlib import Path
 
 from hanlin.core.errors import DataError
 from hanlin.tokens.segments import BLANK, cut_segments, join_segments, restore_blanks
+from hanlin.tokens.vocabulary import VOCAB_FILE, read_vocabulary
 
-VOCAB_FILE = "vocab.txt"
 REQUIRED = ("<unk>", "<pad>", "<eod>", "<s_0>", "<s_1>")
 
 # ASCII and the space in their full-width forms, without the punctuation that the vocabulary has.
@@ -68,16 +68,9 @@ class Cpm2Tokenizer:
 
         Raises: DataError.
         """
-        path = Path(path)
-        file = path / VOCAB_FILE if path.is_dir() else path
-        if not file.is_file():
-            raise DataError(f"there is no vocabulary at {file}; give a file with one token a line, or its folder")
+        file, lines = read_vocabulary(path)
         try:
-            text = file.read_bytes().decode()
-        except UnicodeDecodeError as error:
-            raise DataError(f"{file}: not UTF-8 (byte {error.start}); a vocabulary has one token a line") from None
-        try:
-            return cls(line.strip() for line in text.removesuffix("\n").split("\n"))
+            return cls(line.strip() for line in lines)
         except DataError as error:
             raise DataError(f"{file}: {error}") from None
 

@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 from hanlin.core.errors import DataError
 from hanlin.tokens.longest_match import LongestMatch
+from hanlin.tokens.vocabulary import VOCAB_FILE, read_vocabulary
 
-VOCAB_FILE = "vocab.txt"
 REQUIRED = ("<pad>", "<unk>", "<mask>", "<s>", "</s>", "<root>", "<ans>")
 
 # Names under which a vocabulary file lists what a line cannot hold, or would not show.
@@ -73,16 +73,9 @@ class CpmBeeTokenizer:
 
         Raises: DataError.
         """
-        path = Path(path)
-        file = path / VOCAB_FILE if path.is_dir() else path
-        if not file.is_file():
-            raise DataError(f"there is no vocabulary at {file}; give a file with one token a line, or its folder")
+        file, lines = read_vocabulary(path)
         try:
-            text = file.read_bytes().decode()
-        except UnicodeDecodeError as error:
-            raise DataError(f"{file}: not UTF-8 (byte {error.start}); a vocabulary has one token a line") from None
-        try:
-            return cls(word for word in text.split("\n") if word)
+            return cls(line for line in lines if line)
         except DataError as error:
             raise DataError(f"{file}: {error}") from None
 
