@@ -15,7 +15,7 @@ from hanlin.generate.memory import Memory
 from hanlin.models import rows
 from hanlin.models.chatglm2 import family
 from hanlin.models.chatglm2.config import ChatGlm2Config
-from hanlin.models.chatglm2.samples import ChatCursor
+from hanlin.models.rows import TextCursor
 from hanlin.tuning.apply import apply_tuning
 
 CONFIG = ChatGlm2Config(
@@ -28,7 +28,7 @@ class Ids:
     """Records that are ids, and answers that are read as they are."""
 
     def prompt(self, record: list[int]) -> Prompt:
-        cursor = ChatCursor(record[-1], len(record) - 1, frozenset())
+        cursor = TextCursor(record[-1], len(record) - 1, frozenset())
         return Prompt(record, {"tokens": np.array(record[:-1], np.int32)}, cursor)
 
     def collate_prompts(self, prompts: list[Prompt]) -> PromptBatch:

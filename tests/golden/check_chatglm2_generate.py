@@ -16,7 +16,7 @@ from hanlin.generate.engine import Engine
 from hanlin.generate.sampling import warp
 from hanlin.models import rows
 from hanlin.models.chatglm2 import family
-from hanlin.models.chatglm2.samples import ChatCursor
+from hanlin.models.rows import TextCursor
 
 PAD, NO_STOP = 0, 2
 PROBABILITIES_ATOL = 1e-5
@@ -28,7 +28,7 @@ class Rows:
     def __init__(self, ids: torch.Tensor, mask: torch.Tensor, end: int) -> None:
         tokens = [row[row_mask.bool()].int().numpy() for row, row_mask in zip(ids, mask, strict=True)]
         self.prompts = [
-            Prompt(None, {"tokens": row[:-1]}, ChatCursor(int(row[-1]), len(row) - 1, frozenset([end])))
+            Prompt(None, {"tokens": row[:-1]}, TextCursor(int(row[-1]), len(row) - 1, frozenset([end])))
             for row in tokens
         ]
 

@@ -7,6 +7,7 @@ inside of it, numbered from 0.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,22 @@ if TYPE_CHECKING:
 
 NO_SPAN = -1
 """The span of padding."""
+
+
+@dataclass(frozen=True)
+class TextCursor:
+    """The next column of a decoder: `token` at `position`; ends: the tokens that end the answer."""
+
+    token: int
+    position: int
+    ends: frozenset[int]
+    is_done: bool = False
+
+    def inputs(self) -> dict[str, int]:
+        return {"tokens": self.token, "positions": self.position, "spans": 0}
+
+    def advance(self, token: int) -> TextCursor:
+        return TextCursor(token, self.position + 1, self.ends, token in self.ends)
 
 
 def collate(rows: Sequence[Sequence[Sample]], length: int, pad: int) -> Batch:

@@ -6,7 +6,7 @@ A record is a question with its answer and the rounds before them; only the answ
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import pairwise
 from typing import Any
 
@@ -17,6 +17,7 @@ from hanlin.core.errors import ConfigError, DataError
 from hanlin.data.samples import tried
 from hanlin.models import rows
 from hanlin.models.labels import Columns, LabelSamples
+from hanlin.models.rows import TextCursor
 
 from .config import ChatGlm2Config
 from .original import is_row, make_sample, read_row, reference_ids, train_row
@@ -26,22 +27,6 @@ from .tokenizer import ChatGlm2Tokenizer, Part
 
 # What ChatGLM2 was trained to say in place of its date, and what the original's chat makes of it.
 _DATE, _DATE_TEXT = "[[训练时间]]", "2023年"
-
-
-@dataclass(frozen=True)
-class ChatCursor:
-    """The next column to feed: `token` at `position`."""
-
-    token: int
-    position: int
-    ends: frozenset[int]
-    is_done: bool = False
-
-    def inputs(self) -> dict[str, int]:
-        return {"tokens": self.token, "positions": self.position, "spans": 0}
-
-    def advance(self, token: int) -> ChatCursor:
-        return ChatCursor(token, self.position + 1, self.ends, token in self.ends)
 
 
 class ChatGlm2Samples:
@@ -197,7 +182,7 @@ class ChatGlm2Samples:
         else:
             ids = self._shortened(record, ids, self.options.prompt_length or self.config.max_length - 1)
         ends = frozenset((*self.config.end_ids, *self.template.ends(self.tokenizer)))
-        cursor = ChatCursor(ids[-1], len(ids) - 1, ends)
+        cursor = TextCursor(ids[-1], len(ids) - 1, ends)
         return Prompt(record, {"tokens": np.array(ids[:-1], dtype=np.int32)}, cursor)
 
     def collate_prompts(self, prompts: Sequence[Prompt]) -> PromptBatch:

@@ -18,6 +18,7 @@ from hanlin.core.errors import ConfigError, DataError
 from hanlin.core.settings import PromptSettings
 from hanlin.data.samples import tried
 from hanlin.models import rows
+from hanlin.models.rows import TextCursor
 
 from .byte_pairs import BytePairTokenizer
 from .config import Cpm1Config
@@ -65,22 +66,6 @@ class Cpm1Options:
                 raise ConfigError(f"{name} is empty; leave it out to get the default")
         if self.answer_length is not None and self.answer_length < 1:
             raise ConfigError(f"answer_length is {self.answer_length}, expected at least 1 token")
-
-
-@dataclass(frozen=True)
-class TextCursor:
-    """The next column to feed: `token` at `position`."""
-
-    token: int
-    position: int
-    end: int
-    is_done: bool = False
-
-    def inputs(self) -> dict[str, int]:
-        return {"tokens": self.token, "positions": self.position, "spans": 0}
-
-    def advance(self, token: int) -> TextCursor:
-        return TextCursor(token, self.position + 1, self.end, token == self.end)
 
 
 class Cpm1Samples:
@@ -224,7 +209,7 @@ class Cpm1Samples:
         Raises: DataError.
         """
         ids = self.prompts + self._given(record, self._text_or(record, self.options.prompt_column))
-        cursor = TextCursor(ids[-1], len(ids) - 1, self.end)
+        cursor = TextCursor(ids[-1], len(ids) - 1, frozenset([self.end]))
         return Prompt(record, {"tokens": np.array(ids[:-1], np.int32)}, cursor)
 
     def collate_prompts(self, prompts: Sequence[Prompt]) -> PromptBatch:

@@ -32,7 +32,7 @@ from hanlin.models.cpm1.record import (
     texts_of,
 )
 from hanlin.models.cpm1.tokenizer import Cpm1WordTokenizer
-from hanlin.models.rows import NO_SPAN
+from hanlin.models.rows import NO_SPAN, TextCursor
 from hanlin.models.spans import Corruption, check_spans, span_tokens
 
 from .config import Cpm1T5Config
@@ -65,22 +65,6 @@ class Cpm1T5Options:
         check_spans(self.density, self.mean_span)
         if self.target_length is not None and self.target_length < 2:
             raise ConfigError(f"target_length is {self.target_length}, expected at least 2 tokens")
-
-
-@dataclass(frozen=True)
-class TargetCursor:
-    """The next column of the decoder: `token` at `position`."""
-
-    token: int
-    position: int
-    ends: frozenset[int]
-    is_done: bool = False
-
-    def inputs(self) -> dict[str, int]:
-        return {"tokens": self.token, "positions": self.position, "spans": 0}
-
-    def advance(self, token: int) -> TargetCursor:
-        return TargetCursor(token, self.position + 1, self.ends, token in self.ends)
 
 
 class Cpm1T5Samples:
@@ -226,7 +210,7 @@ class Cpm1T5Samples:
             "encoder_spans": np.zeros(len(context), np.int64),
         }
         ends = frozenset((self.marks.end, self._unused_mark(context.tolist())))
-        return Prompt(record, inputs, TargetCursor(self.marks.first_span, 0, ends))
+        return Prompt(record, inputs, TextCursor(self.marks.first_span, 0, ends))
 
     def collate_prompts(self, prompts: Sequence[Prompt]) -> PromptBatch:
         """Pad sources on the right; rows that fill up the embedding are no tokens to answer with."""
@@ -240,7 +224,7 @@ class Cpm1T5Samples:
 
     def answer_texts(self, prompt: Prompt, tokens: Sequence[int]) -> list[str]:
         cursor = prompt.cursor
-        assert isinstance(cursor, TargetCursor), cursor
+        assert isinstance(cursor, TextCursor), cursor
         return [self.tokenizer.decode([token for token in tokens if token not in cursor.ends])]
 
     def gold(self, record: Any) -> list[str | None]:
