@@ -3,6 +3,7 @@ import logging
 import os
 import random
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,11 +12,13 @@ import numpy as np
 import pytest
 import torch
 
+from hanlin.core import ranks
 from hanlin.core.errors import ConfigError
 from hanlin.core.ranks import (
     Ranks,
     communication_backend,
     first_host,
+    free_port,
     interface_towards,
     is_launched,
     join,
@@ -174,3 +177,17 @@ def test_cuda_is_named_in_one_place_only():
     source = Path(__file__).parents[2] / "src" / "hanlin"
     named = [path.name for path in source.rglob("*.py") if re.search(r"""["']cuda|\.cuda\b""", path.read_text("utf-8"))]
     assert set(named) <= {"ranks.py"}
+
+
+def test_a_free_port_is_one_that_the_system_gives_to_nobody_by_itself():
+    ports = {free_port() for _ in range(20)}
+    assert len(ports) > 1
+    assert all(20_000 <= port < 30_000 for port in ports)
+
+
+def test_a_port_that_is_taken_is_not_free(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        port = taken.getsockname()[1]
+        monkeypatch.setattr(ranks, "_PORTS", range(port, port + 4))
+        assert all(free_port() != port for _ in range(20))

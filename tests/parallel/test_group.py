@@ -14,6 +14,7 @@ from ranks import run_ranks
 from torch import distributed
 
 from hanlin.core.errors import DataError, RankError, noting
+from hanlin.core.ranks import free_port
 from hanlin.parallel import group
 from hanlin.parallel.group import joined
 
@@ -23,9 +24,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def _meeting_place(monkeypatch):
     """Where the ranks meet, as a launcher would tell them; a short roll call, so that a test is over soon."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        monkeypatch.setenv("MASTER_PORT", str(probe.getsockname()[1]))
+    monkeypatch.setenv("MASTER_PORT", str(free_port()))
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setattr(group, "ROLL_CALL_SECONDS", 3.0)
 

@@ -14,6 +14,8 @@ from hanlin.parallel.launch import run_ranks_here
 
 SMALL_RANK = Path(__file__).with_name("small_rank.py")
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 POLITE = """\
 import os, pathlib, signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
@@ -32,7 +34,7 @@ def python(code: str, *arguments: object) -> list[str]:
     return [sys.executable, "-c", f"import json, os, pathlib, sys, time\n{code}", *map(str, arguments)]
 
 
-def wait_until(is_so, seconds: float = 10) -> bool:
+def wait_until(is_so, seconds: float = 60) -> bool:
     limit = time.monotonic() + seconds
     while not (answer := is_so()) and time.monotonic() < limit:
         time.sleep(0.02)
@@ -50,10 +52,11 @@ def is_alive(pid: int) -> bool:
 def launched(tmp_path):
     """A launcher of two polite ranks in a process of its own, and the ranks' process numbers."""
     command = [sys.executable, "-c", LAUNCHER, POLITE, str(tmp_path)]
-    # A shell lets what it starts in the background ignore Ctrl-C, and that is inherited.
-    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # A shell lets what it starts in the background ignore Ctrl-C, nohup the end of a terminal; that is inherited.
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in SIGNALS}
     process = subprocess.Popen(command, start_new_session=True)
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
     files = [tmp_path / "0", tmp_path / "1"]
     assert wait_until(lambda: all(file.exists() and file.read_text() for file in files))
     pids = [int(file.read_text()) for file in files]
@@ -112,11 +115,11 @@ def test_a_user_s_mistake_is_not_tried_again(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["0"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_lets_all_ranks_save_and_end(launched, number):
     process, pids = launched
     process.send_signal(number)
-    assert process.wait(timeout=10) == 75
+    assert process.wait(timeout=60) == 75
     assert not any(map(is_alive, pids))
 
 

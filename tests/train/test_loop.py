@@ -150,7 +150,7 @@ def wait_for_step(folder: Path, number: int, process: subprocess.Popen) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, number):
-    process = start(tmp_path, steps=12, pause=0.05)
+    process = start(tmp_path, steps=12, pause=0.2)
     wait_for_step(tmp_path, 4, process)
     process.send_signal(number)
     assert process.wait(timeout=60) == EXIT_INTERRUPTED

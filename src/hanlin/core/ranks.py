@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 MEETING_SECONDS = 300
 """So long ranks wait for each other at the start, if not their time-out is shorter."""
 
+_PORTS = range(20_000, 30_000)
+"""For meeting places: below those that systems hand out by themselves, which may be taken before they are used."""
+
 LINE = "%(asctime)s %(levelname)s %(message)s"
 
 
@@ -154,13 +157,28 @@ def interface_towards(host: str) -> str | None:
     return None
 
 
+def free_port() -> int:
+    """A port of this machine on which ranks can meet: nobody has it, nor will get it unasked."""
+    ports = random.SystemRandom().sample(_PORTS, len(_PORTS))
+    return next((port for port in ports if _is_free(port)), ports[0])
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("", port))
+        except OSError:
+            return False
+    return True
+
+
 def _name_meeting_place() -> str:
     """Make MASTER_ADDR and MASTER_PORT known where Slurm only implies them; return the address."""
     if "MASTER_ADDR" not in os.environ and (nodes := os.environ.get("SLURM_STEP_NODELIST")):
         os.environ["MASTER_ADDR"] = first_host(nodes)
     if "MASTER_PORT" not in os.environ and (job := os.environ.get("SLURM_JOB_ID")):
-        # Below the ports that systems hand out by themselves; another one for each step of a job.
-        os.environ["MASTER_PORT"] = str(20_000 + (int(job) * 7 + int(os.environ.get("SLURM_STEP_ID", "0"))) % 10_000)
+        number = int(job) * 7 + int(os.environ.get("SLURM_STEP_ID", "0"))  # another one for each step of a job
+        os.environ["MASTER_PORT"] = str(_PORTS[number % len(_PORTS)])
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         raise ConfigError(

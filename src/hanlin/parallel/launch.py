@@ -22,7 +22,7 @@ from pathlib import Path
 from types import FrameType
 
 from hanlin.core.errors import HanlinError, RankError
-from hanlin.core.ranks import interface_towards
+from hanlin.core.ranks import free_port, interface_towards
 
 log = logging.getLogger(__name__)
 
@@ -160,9 +160,7 @@ def rank_environment(rank: int, world: int, port: int, attempt: int) -> dict[str
 
 
 def _start_ranks(command: Sequence[str], world: int, attempt: int, folder: Path) -> Iterator[Member]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     for rank in range(world):
         output = folder / f"{rank}.txt" if rank else None
         process = start_process(command, rank_environment(rank, world, port, attempt), output)
