@@ -17,10 +17,12 @@ from cpm2_case import (
     assert_greedy,
     batch_of,
     facts_of,
-    greedy,
+    greedy_logits,
     inputs_of,
     load_model,
     losses_of,
+    norms_of,
+    row_losses_of,
 )
 
 from hanlin.core.batch import Prompt, PromptBatch
@@ -38,18 +40,26 @@ def check(case: Path, vocab: Path) -> None:
     del vocab
     facts, inputs, expected = facts_of(case), arrays_of(case / "inputs.npz"), arrays_of(case / "expected.npz")
     model = load_model(case)
-    _check_buckets(model, expected)
+    _check_positions(model, expected, facts["tolerance"]["logits_atol"])
     _check_forward(model, inputs, expected, facts["tolerance"]["logits_atol"])
     _check_gradients(model, inputs, expected, facts["tolerance"])
-    ids = greedy(model, inputs_of(inputs), facts["out_seq_length"], facts["bos_id"])
-    assert_greedy(ids, expected["greedy_ids"], facts["sentinel1"], facts["pad_id"])
+    logits = greedy_logits(model, inputs_of(inputs), facts["out_seq_length"], facts["bos_id"])
+    assert_greedy(logits.argmax(-1), expected["greedy_ids"], facts["sentinel1"], facts["pad_id"])
+    answered = expected["greedy_ids"] >= 0
+    wanted = expected["greedy_step_logits"][answered]
+    assert_close("greedy", logits[answered], wanted, facts["tolerance"]["logits_atol"])
     _check_searches(model, inputs, expected, facts)
     _check_training(load_model(case), inputs, expected, facts)
 
 
-def _check_buckets(model: Cpm2, expected: Arrays) -> None:
+def _check_positions(model: Cpm2, expected: Arrays, atol: float) -> None:
     for name, is_causal in (("bucket_bidirectional", False), ("bucket_causal", True)):
         assert model._buckets(expected["relpos"], is_causal=is_causal).tolist() == expected[name].tolist(), name
+    for name, table, is_causal in (("enc", model.encoder_bias, False), ("dec", model.decoder_bias, True)):
+        theirs = expected[f"{name}_position_bias_6x6"][0]
+        columns = torch.arange(theirs.shape[-1])
+        buckets = model._buckets(columns[None, :] - columns[:, None], is_causal=is_causal)
+        assert_close(f"{name} bias", table(buckets).permute(2, 0, 1), theirs, atol)
 
 
 def _check_forward(model: Cpm2, arrays: Arrays, expected: Arrays, atol: float) -> None:
@@ -68,11 +78,13 @@ def _check_forward(model: Cpm2, arrays: Arrays, expected: Arrays, atol: float) -
 def _check_gradients(model: Cpm2, arrays: Arrays, expected: Arrays, tolerance: dict[str, float]) -> None:
     loss = losses_of(model, batch_of(arrays))
     assert_close("loss", loss, expected["loss"], tolerance["loss_atol"])
+    assert_close("losses", row_losses_of(model, batch_of(arrays)), expected["loss_batch"], tolerance["loss_atol"])
     loss.backward()
     ours = as_original(model, {name: weight.grad for name, weight in model.named_parameters()})
     theirs = {name.removeprefix("grad/"): tensor for name, tensor in expected.items() if name.startswith("grad/")}
     for name, gradient in theirs.items():
         assert_gradient(name, ours[name], gradient, tolerance["grad_rtol"])
+    assert_close("norms", norms_of(ours), expected["grad_norms_per_param"].sort().values, 0.0, tolerance["grad_rtol"])
 
 
 def _check_searches(model: Cpm2, arrays: Arrays, expected: Arrays, facts: dict) -> None:
@@ -122,3 +134,5 @@ def _check_training(model: Cpm2, arrays: Arrays, expected: Arrays, facts: dict) 
     for name, theirs in expected.items():
         if name.startswith("trained/"):
             assert_close(name, weights[name.removeprefix("trained/")], theirs, facts["tolerance"]["train_loss_atol"])
+    wanted = expected["trained_param_norms"].sort().values
+    assert_close("trained norms", norms_of(weights), wanted, facts["tolerance"]["train_loss_atol"])

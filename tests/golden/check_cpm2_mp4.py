@@ -20,6 +20,7 @@ from cpm2_case import (
     inputs_of,
     load_model,
     losses_of,
+    row_losses_of,
 )
 
 from hanlin.formats.convert import convert
@@ -40,6 +41,7 @@ def check(case: Path, vocab: Path) -> None:
     assert_close("logits", logits[real], expected["lm_logits"][real], facts["tolerance"]["logits_atol"])
     loss = losses_of(model, batch)
     assert_close("loss", loss, expected["loss"], facts["tolerance"]["logits_atol"])
+    assert_close("losses", row_losses_of(model, batch), expected["loss_batch"], facts["tolerance"]["logits_atol"])
     loss.backward()
     gradients = as_original(model, {name: weight.grad for name, weight in model.named_parameters()})
     for name, theirs in expected.items():

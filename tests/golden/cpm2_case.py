@@ -76,6 +76,22 @@ def losses_of(model: Cpm2, batch: Batch) -> torch.Tensor:
     return model(**batch.inputs, labels=batch.labels, weights=batch.weights)  # pyright: ignore[reportReturnType]
 
 
+def row_losses_of(model: Cpm2, batch: Batch) -> torch.Tensor:
+    """The mean loss of each row's labels `[rows]`."""
+    losses = model(**batch.inputs, labels=batch.labels, weights=batch.weights, reduction="none")
+    assert isinstance(losses, torch.Tensor)
+    return losses.sum(1) * len(losses)
+
+
+def norms_of(tensors: Arrays) -> torch.Tensor:
+    """The lengths of tensors by the original's names, ascending, since the case does not tell their order.
+
+    The embedding counts once, which the original has under three names.
+    """
+    once = [tensor for name, tensor in tensors.items() if not name.endswith("coder.word_embeds.weight")]
+    return torch.stack([tensor.double().norm() for tensor in once]).sort().values
+
+
 def as_original(model: Cpm2, ours: Mapping[str, Any]) -> Arrays:
     """Tensors by the original's names; those of the embedding under all three of them."""
     moves = find_moves(FORMATS["original"].rules(model.config), ours, "to_theirs")
@@ -88,7 +104,12 @@ def as_original(model: Cpm2, ours: Mapping[str, Any]) -> Arrays:
 
 def greedy(model: Cpm2, inputs: Arrays, length: int, start: int = 1) -> torch.Tensor:
     """Ids chosen one by one with the past: `[rows, length]`; nothing stops at the end."""
-    past, tokens, chosen = Past(), torch.full_like(inputs["encoder_tokens"][:, :1], start), []
+    return greedy_logits(model, inputs, length, start).argmax(-1)
+
+
+def greedy_logits(model: Cpm2, inputs: Arrays, length: int, start: int = 1) -> torch.Tensor:
+    """The logits from which `greedy` chooses: `[rows, length, vocab]`."""
+    past, tokens, columns = Past(), torch.full_like(inputs["encoder_tokens"][:, :1], start), []
     for _ in range(length):
         logits = model(
             tokens=tokens,
@@ -97,9 +118,9 @@ def greedy(model: Cpm2, inputs: Arrays, length: int, start: int = 1) -> torch.Te
             past=past,
         )
         assert isinstance(logits, torch.Tensor)
-        tokens = logits[:, -1:].argmax(-1)
-        chosen.append(tokens)
-    return torch.cat(chosen, 1)
+        columns.append(logits[:, -1])
+        tokens = columns[-1].argmax(-1, keepdim=True)
+    return torch.stack(columns, 1)
 
 
 def assert_greedy(ours: torch.Tensor, theirs: torch.Tensor, end: int, pad: int) -> None:

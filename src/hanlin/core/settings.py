@@ -292,7 +292,7 @@ class ParallelSettings(Settings):
     @property
     def num_stages(self) -> int:
         """Runs of blocks over all ranks of the pipeline; 1: there is none."""
-        return self.pipe * (self.stages_per_rank if self.schedule == "interleaved" else 1)
+        return self.pipe * (self.stages_per_rank if self.schedule == "interleaved" and self.pipe > 1 else 1)
 
 
 class GenerateSettings(Settings):
