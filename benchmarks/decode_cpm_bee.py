@@ -29,7 +29,7 @@ from hanlin.core.settings import GenerateSettings
 from hanlin.generate.beam import Beam, BeamRules, Candidate, advance, start_search
 from hanlin.generate.engine import Engine
 from hanlin.generate.sampling import ban_columns
-from hanlin.layers.past import Past
+from hanlin.layers.kv_cache import KVCache
 from hanlin.models.cpm_bee import SIZES, CpmBeeTokenizer, family
 from hanlin.models.cpm_bee.model import Columns, Inputs, relations_between, visible
 from hanlin.models.cpm_bee.samples import CpmBeeSamples
@@ -123,7 +123,7 @@ def decode_uncached(engine: Engine, prompts: list[Prompt], options: GenerateSett
     for _ in range(options.max_new_tokens):
         # Written columns are no context here, so that the prompt does not see them, as in training.
         inputs |= with_columns(inputs, cursors, is_context=False)
-        logits = engine.model(**inputs, past=Past(), logits_to_keep=1)[:, -1]
+        logits = engine.model(**inputs, kv_cache=KVCache(), logits_to_keep=1)[:, -1]
         for row, token in enumerate(ban_columns(logits, batch.banned).argmax(-1).tolist()):
             if not cursors[row].is_done:
                 answers[row] += (token,)

@@ -71,7 +71,7 @@ def test_no_records_give_no_answers(engine: Engine):
 
 @pytest.mark.parametrize("record", RECORDS[:3] + RECORDS[4:], ids=lambda record: record["input"])
 def test_cached_search_agrees_with_the_training_forward(engine: Engine, record: dict):
-    """With the found answers as gold, and no past, each label is the best column at its place."""
+    """With the found answers as gold, and no KV cache, each label is the best id at its position."""
     options = GenerateSettings(method="greedy", max_new_tokens=40)
     prompt = engine.prompt(record, options)
     *_, [search] = engine.search([prompt], options)

@@ -78,6 +78,6 @@ def test_an_answer_that_was_broken_off_leaves_a_memory_that_is_right(model: Coun
     engine, memory = Engine(model, Ids()), Memory()  # pyright: ignore[reportArgumentType]
     next(engine.stream([5, 6, 7, 8], GREEDY, memory=memory))
     with torch.inference_mode():
-        memory.past.note(spans=torch.zeros(1, 1, dtype=torch.int64))  # an interrupt within a forward pass
+        memory.kv_cache.add_positions(spans=torch.zeros(1, 1, dtype=torch.int64))  # an interrupt within a forward pass
     turn = [5, 6, 7, 8, 9]
     assert list(engine.stream(turn, GREEDY, memory=memory)) == list(engine.stream(turn, GREEDY))

@@ -14,7 +14,7 @@ from hanlin.formats.load import load_into
 from hanlin.formats.source import read_config
 from hanlin.generate.beam import Hypothesis
 from hanlin.generate.engine import Engine
-from hanlin.layers.past import Past
+from hanlin.layers.kv_cache import KVCache
 from hanlin.models.cpm_bee import family
 from hanlin.models.cpm_bee.model import CpmBee
 from hanlin.models.cpm_bee.samples import CpmBeeSamples
@@ -96,9 +96,9 @@ def check_incremental_forward(model: CpmBee, case: Path, atol: float) -> None:
         "ext_tokens": torch.from_numpy(given["prefix.batch_ext_table_ids"]).expand(rows, -1),
         "ext_subs": torch.from_numpy(given["prefix.batch_ext_table_sub"]).expand(rows, -1),
     }
-    past = Past()
+    kv_cache = KVCache()
     for part in sorted({name.split(".")[0] for name in given}):
-        logits = model(**columns_of_part(given, part), **constant, past=past)
+        logits = model(**columns_of_part(given, part), **constant, kv_cache=kv_cache)
         is_real = given[f"{part}.num_segments"] != 0
         np.testing.assert_allclose(
             logits.numpy()[is_real], expected[f"{part}.logits"][is_real], atol=atol, rtol=0, err_msg=part

@@ -18,7 +18,7 @@ from glm_case import (
 
 from hanlin.formats.load import base_parameters
 from hanlin.formats.rules import find_moves
-from hanlin.layers.past import Past
+from hanlin.layers.kv_cache import KVCache
 from hanlin.models.chatglm2 import family
 from hanlin.models.chatglm2.model import ChatGlm2, rotation
 
@@ -64,13 +64,13 @@ def _check_inside(model: ChatGlm2, arrays: Arrays, expected: Arrays, atol: float
     hidden: dict[str, torch.Tensor] = {}
     for name, module in [("hidden0", model.embedding), *((f"hidden{int(i) + 1}", b) for i, b in model.blocks.items())]:
         module.register_forward_hook(lambda _module, _args, output, name=name: hidden.update({name: output}))
-    past, real = Past(), real_columns(arrays)
-    model(**inputs_of(arrays), past=past)
+    kv_cache, real = KVCache(), real_columns(arrays)
+    model(**inputs_of(arrays), kv_cache=kv_cache)
     hidden["hidden_last_prenorm"] = hidden[f"hidden{len(model.blocks)}"]
     for name in ("hidden0", "hidden1", "hidden_last_prenorm"):
         assert_close(name, hidden[name][real], expected[f"right.{name}"][real], atol)
     empty = torch.empty(len(real), model.config.num_kv_heads, 0, model.config.head_dim)
-    keys, values = past.append("0", empty, empty)
+    keys, values = kv_cache.update("0", empty, empty)
     for name, ours in (("k", keys), ("v", values)):
         theirs = expected[f"right.cache_{name}_layer0"].permute(1, 0, 2, 3)  # the length comes first there
         assert_close(f"cache_{name}", ours.transpose(1, 2)[real], theirs[real], atol)
@@ -85,22 +85,22 @@ def _check_decoding(model: ChatGlm2, arrays: Arrays, expected: Arrays, atol: flo
         "attention_mask": arrays["prompt_mask"],
         "position_ids": arrays["prompt_position_ids"],
     }
-    past, real = Past(), real_columns(prompt)
-    logits = model(**inputs_of(prompt), past=past)
+    kv_cache, real = KVCache(), real_columns(prompt)
+    logits = model(**inputs_of(prompt), kv_cache=kv_cache)
     assert_close("decode.prefill", logits[real], expected["decode.prefill_logits"][real], atol)
     steps, positions = [logits[:, -1:]], arrays["prompt_position_ids"][:, -1:]
     for column in arrays["next_ids"].split(1, dim=1):
         positions = positions + 1
         spans = torch.zeros_like(column)
-        steps.append(model(tokens=column, positions=positions, spans=spans, past=past, logits_to_keep=1))
+        steps.append(model(tokens=column, positions=positions, spans=spans, kv_cache=kv_cache, logits_to_keep=1))
     assert_close("decode.steps", torch.cat(steps, dim=1), expected["decode.step_logits"], atol)
     _check_chunk(model, prompt, arrays["next_ids"], expected["decode.chunk_logits_without_position_ids"], atol)
 
 
 def _check_chunk(model: ChatGlm2, prompt: Arrays, tokens: torch.Tensor, theirs: torch.Tensor, atol: float) -> None:
-    """Several columns on a past; the original counts them from 0 when positions are left out, we go on counting."""
-    past = Past()
-    model(**inputs_of(prompt), past=past)
+    """Several positions on a KV cache; the original counts them from 0 when positions are left out, we go on counting."""
+    kv_cache = KVCache()
+    model(**inputs_of(prompt), kv_cache=kv_cache)
     positions = torch.arange(tokens.shape[1]).expand_as(tokens)
-    logits = model(tokens=tokens, positions=positions, spans=torch.zeros_like(tokens), past=past)
+    logits = model(tokens=tokens, positions=positions, spans=torch.zeros_like(tokens), kv_cache=kv_cache)
     assert_close("decode.chunk", logits, theirs, atol)

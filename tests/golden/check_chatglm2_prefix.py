@@ -11,7 +11,7 @@ from glm_case import Arrays, arrays_of, assert_close, facts_of, inputs_of, load_
 from hanlin.checkpoint.delta import is_adapter, load_adapter, read_adapter_settings, save_original_delta
 from hanlin.core.settings import TuningSettings
 from hanlin.formats.files import open_weights
-from hanlin.layers.past import Past
+from hanlin.layers.kv_cache import KVCache
 from hanlin.models.chatglm2 import family
 from hanlin.models.chatglm2.model import ChatGlm2
 from hanlin.tuning.apply import apply_tuning, trained_parameters
@@ -76,26 +76,28 @@ def _check_decoding(model: ChatGlm2, arrays: Arrays, expected: Arrays, atol: flo
         "attention_mask": arrays["prompt_mask"],
         "position_ids": arrays["prompt_position_ids"],
     }
-    past = Past()
-    steps = [model(**inputs_of(prompt), past=past, logits_to_keep=1)]
-    keys, _ = past.append("0", *(torch.empty(len(steps[0]), model.config.num_kv_heads, 0, model.config.head_dim),) * 2)
+    kv_cache = KVCache()
+    steps = [model(**inputs_of(prompt), kv_cache=kv_cache, logits_to_keep=1)]
+    keys, _ = kv_cache.update(
+        "0", *(torch.empty(len(steps[0]), model.config.num_kv_heads, 0, model.config.head_dim),) * 2
+    )
     assert keys.shape[2] == int(expected["decode.cache_len_after_prefill"])
     positions = arrays["prompt_position_ids"][:, -1:]
     for column in arrays["next_ids"].split(1, dim=1):
         positions = positions + 1
-        steps.append(model(tokens=column, positions=positions, spans=torch.zeros_like(column), past=past))
+        steps.append(model(tokens=column, positions=positions, spans=torch.zeros_like(column), kv_cache=kv_cache))
     assert_close("decode.steps", torch.cat(steps, dim=1), expected["decode.step_logits"], atol)
     _check_greedy(model, prompt, expected["generate.greedy_ids"])
 
 
 def _check_greedy(model: ChatGlm2, prompt: Arrays, theirs: torch.Tensor) -> None:
-    past, ids = Past(), prompt["input_ids"]
-    logits = model(**inputs_of(prompt), past=past)
+    kv_cache, ids = KVCache(), prompt["input_ids"]
+    logits = model(**inputs_of(prompt), kv_cache=kv_cache)
     positions = prompt["position_ids"][:, -1:]
     while ids.shape[1] < theirs.shape[1]:
         column, positions = logits[:, -1].argmax(-1, keepdim=True), positions + 1
         ids = torch.cat((ids, column), dim=1)
-        logits = model(tokens=column, positions=positions, spans=torch.zeros_like(column), past=past)
+        logits = model(tokens=column, positions=positions, spans=torch.zeros_like(column), kv_cache=kv_cache)
     assert ids.tolist() == theirs.tolist()
 
 

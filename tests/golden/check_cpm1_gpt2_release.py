@@ -14,7 +14,7 @@ from hanlin.formats.convert import convert
 from hanlin.formats.files import open_weights
 from hanlin.formats.source import find_source
 from hanlin.generate.sampling import warp
-from hanlin.layers.past import Past
+from hanlin.layers.kv_cache import KVCache
 from hanlin.models.cpm1.model import Cpm1
 
 
@@ -59,10 +59,10 @@ def _check_network(model: Cpm1, inputs: Arrays, expected: Arrays, atol: dict[str
 
 @torch.no_grad()
 def _check_generation(model: Cpm1, inputs: Arrays, expected: Arrays, facts: dict[str, Any], atol: float) -> None:
-    past, ids, steps = Past(), inputs["prompt"].tolist(), []
+    kv_cache, ids, steps = KVCache(), inputs["prompt"].tolist(), []
     column = inputs["prompt"][None]
     for _ in range(len(expected["greedy_step_logits"])):
-        steps.append(model(tokens=column, past=past, logits_to_keep=1)[0, -1])
+        steps.append(model(tokens=column, kv_cache=kv_cache, logits_to_keep=1)[0, -1])
         ids.append(int(steps[-1].argmax()))
         column = torch.tensor([ids[-1:]])
     end = facts["generation"]["eod_id"]

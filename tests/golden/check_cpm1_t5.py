@@ -26,7 +26,7 @@ from cpm1_case import (
 from hanlin.core.batch import IGNORED
 from hanlin.formats.convert import convert
 from hanlin.formats.source import find_source
-from hanlin.layers.past import Past
+from hanlin.layers.kv_cache import KVCache
 
 
 def check(case: Path, vocab: Path) -> None:
@@ -88,11 +88,11 @@ def _check_network(
 
 @torch.no_grad()
 def _check_generation(model: Any, given: Arrays, prompt: torch.Tensor, expected: Arrays, atol: float) -> None:
-    """Greedy columns with a past; the case was made with positions of documents, but everybody seeing everything."""
-    past, ids, steps = Past(), prompt, []
+    """Greedy decoding with a KV cache; the case was made with positions of documents, but everybody seeing everything."""
+    kv_cache, ids, steps = KVCache(), prompt, []
     read = {name: given[name] for name in ("encoder_tokens", "encoder_positions")}
     for _ in range(expected["greedy_step_logits"].shape[1]):
-        steps.append(model(tokens=ids[:, past.length :], **read, past=past, logits_to_keep=1)[:, -1])
+        steps.append(model(tokens=ids[:, kv_cache.length :], **read, kv_cache=kv_cache, logits_to_keep=1)[:, -1])
         ids = torch.cat((ids, steps[-1].argmax(-1, keepdim=True)), dim=1)
     assert ids.equal(expected["greedy_dec_ids"])
     assert_close("greedy_step_logits", torch.stack(steps, dim=1), expected["greedy_step_logits"], atol)

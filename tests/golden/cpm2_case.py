@@ -14,7 +14,7 @@ from hanlin.core.batch import IGNORED, Batch
 from hanlin.formats.load import load_into
 from hanlin.formats.rules import find_moves
 from hanlin.formats.source import read_config
-from hanlin.layers.past import Past
+from hanlin.layers.kv_cache import KVCache
 from hanlin.models.cpm2.config import Cpm2Config
 from hanlin.models.cpm2.formats import FORMATS
 from hanlin.models.cpm2.model import Cpm2
@@ -103,19 +103,19 @@ def as_original(model: Cpm2, ours: Mapping[str, Any]) -> Arrays:
 
 
 def greedy(model: Cpm2, inputs: Arrays, length: int, start: int = 1) -> torch.Tensor:
-    """Ids chosen one by one with the past: `[rows, length]`; nothing stops at the end."""
+    """Ids chosen one by one with a KV cache: `[batch, length]`; nothing stops at the end."""
     return greedy_logits(model, inputs, length, start).argmax(-1)
 
 
 def greedy_logits(model: Cpm2, inputs: Arrays, length: int, start: int = 1) -> torch.Tensor:
     """The logits from which `greedy` chooses: `[rows, length, vocab]`."""
-    past, tokens, columns = Past(), torch.full_like(inputs["encoder_tokens"][:, :1], start), []
+    kv_cache, tokens, columns = KVCache(), torch.full_like(inputs["encoder_tokens"][:, :1], start), []
     for _ in range(length):
         logits = model(
             tokens=tokens,
             encoder_tokens=inputs["encoder_tokens"],
             encoder_spans=inputs["encoder_spans"],
-            past=past,
+            kv_cache=kv_cache,
         )
         assert isinstance(logits, torch.Tensor)
         columns.append(logits[:, -1])

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hanlin.layers.past import Past
+from hanlin.layers.kv_cache import KVCache
 from hanlin.models.cpm_bee.config import CpmBeeConfig
 from hanlin.models.cpm_bee.model import CpmBee
 
@@ -141,10 +141,10 @@ def test_answers_fed_one_by_one_equal_one_pass() -> None:
     padded = {
         n: torch.cat([zeros(t, 2), t], 1) if t.shape[1] == 9 and n != "relations" else t for n, t in columns.items()
     }
-    past, pieces = Past(), []
+    kv_cache, pieces = KVCache(), []
     for part in (slice(0, 8), slice(8, 9), slice(9, 11)):
         cut = {n: t[:, part] if t.shape[1] == 11 else t for n, t in padded.items()}
-        pieces.append(model(**cut, past=past))
+        pieces.append(model(**cut, kv_cache=kv_cache))
     torch.testing.assert_close(torch.cat(pieces, 1)[:, 2:], whole, **EXACT)
 
 

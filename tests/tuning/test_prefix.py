@@ -20,7 +20,7 @@ from hanlin.core.errors import CheckpointError, ConfigError
 from hanlin.core.settings import TuningSettings
 from hanlin.formats.files import read_json, write_json
 from hanlin.formats.load import base_parameters
-from hanlin.layers.past import Past
+from hanlin.layers.kv_cache import KVCache
 from hanlin.models.chatglm2 import family
 from hanlin.models.chatglm2.config import ChatGlm2Config
 from hanlin.models.chatglm2.model import ChatGlm2
@@ -128,11 +128,11 @@ def test_cpm_bee_takes_a_prefix_in_windows_and_with_a_past() -> None:
     windows = torch.tensor([[[*range(8), -1, -1]]])
     torch.testing.assert_close(model(**bee_inputs(), windows=windows), whole)
 
-    past, pieces = Past(), []
+    kv_cache, pieces = KVCache(), []
     for part in (slice(0, 5), slice(5, 6), slice(6, 8)):
         columns = {name: tensor[:, part] for name, tensor in bee_inputs().items() if name != "relations"}
         positions = torch.arange(8)[None, part]
-        pieces.append(model(**columns, relations=bee_inputs()["relations"], positions=positions, past=past))
+        pieces.append(model(**columns, relations=bee_inputs()["relations"], positions=positions, kv_cache=kv_cache))
     torch.testing.assert_close(torch.cat(pieces, dim=1), whole)
 
 

@@ -25,8 +25,8 @@ from hanlin.core.batch import Prompt, PromptBatch
 from hanlin.core.errors import DataError, HanlinError
 from hanlin.core.ranks import read_ranks
 from hanlin.core.settings import GenerateSettings
+from hanlin.layers.kv_cache import KVCache
 from hanlin.layers.linear import store_by_columns
-from hanlin.layers.past import Past
 from hanlin.models.family import BeamManner, Samples
 from hanlin.parallel.mesh import Degrees, Mesh
 from hanlin.parallel.together import Together
@@ -237,47 +237,47 @@ class _Reader:
         self._memory = memory
         self._prompt = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.inputs.items()}
         self._device = device
-        self._past: Past | None = None
+        self._kv_cache: KVCache | None = None
         self._rows = [_Row(number, Beam.first(cursor)) for number, cursor in enumerate(batch.cursors)]
-        # What belongs to the whole record (a relation table) goes along with every step; the rest is in the past.
+        # What belongs to the whole record (a relation table) goes along with every step; the rest is in the KV cache.
         columns = batch.cursors[0].inputs()
         self._constant = {name: tensor for name, tensor in self._prompt.items() if name not in columns}
 
     def read(self, rows: list[_Row]) -> torch.Tensor:
         """Feed the next column of every row; logits `[rows, vocab]`, at least fp32."""
-        if self._past is None:
-            self._past = self._read_prompt()
+        if self._kv_cache is None:
+            self._kv_cache = self._read_prompt()
         self._reorder(rows)
         columns = self._columns(rows)
-        logits = self._model(**columns, **self._constant, past=self._past, logits_to_keep=1)[:, -1]
+        logits = self._model(**columns, **self._constant, kv_cache=self._kv_cache, logits_to_keep=1)[:, -1]
         if self._memory is not None:
             self._memory.columns += columns_of(columns)
         return logits if logits.dtype == torch.float64 else logits.float()
 
-    def _read_prompt(self) -> Past:
+    def _read_prompt(self) -> KVCache:
         """Feed the prompt, or what the memory does not know of it."""
         if self._memory is None:
-            past = Past()
-            self._model(**self._prompt, past=past, logits_to_keep=1)
-            return past
+            kv_cache = KVCache()
+            self._model(**self._prompt, kv_cache=kv_cache, logits_to_keep=1)
+            return kv_cache
         wanted = columns_of(self._prompt)
         known = self._memory.begin(wanted)
         if known < len(wanted):
             rest = {name: tensor[:, known:] for name, tensor in self._prompt.items()}
-            self._model(**rest, past=self._memory.past, logits_to_keep=1)
+            self._model(**rest, kv_cache=self._memory.kv_cache, logits_to_keep=1)
             self._memory.columns += wanted[known:]
-        return self._memory.past
+        return self._memory.kv_cache
 
     def _reorder(self, rows: list[_Row]) -> None:
-        """Give each row the past of the row that it goes on from."""
-        assert self._past is not None
+        """Give each row the KV cache of the row that it goes on from."""
+        assert self._kv_cache is not None
         first: dict[int, int] = {}
         for number, row in enumerate(self._rows):
             first.setdefault(row.record, number)
         parents = [first[row.record] + row.beam.parent for row in rows]
         if parents != list(range(len(self._rows))):
             chosen = torch.tensor(parents, device=self._device)
-            self._past.select(chosen)
+            self._kv_cache.reorder(chosen)
             self._constant = {name: tensor[chosen] for name, tensor in self._constant.items()}
         self._rows = rows
 

@@ -7,20 +7,20 @@ from itertools import takewhile
 
 import torch
 
-from hanlin.layers.past import Past
+from hanlin.layers.kv_cache import KVCache
 
 Column = tuple[int, ...]
 """The inputs of one column, in the order of their names."""
 
 
 class Memory:
-    """The past of one row, and the columns that it was made of: a turn that begins with the same ones reads the rest.
+    """The KV cache of one dialogue, and the columns that it was made of: a turn that begins with the same ones reads the rest.
 
     Only for models whose columns never see a later one, as those of all families that can be talked with.
     """
 
     def __init__(self) -> None:
-        self.past = Past()
+        self.kv_cache = KVCache()
         self.columns: list[Column] = []
 
     def begin(self, wanted: Sequence[Column]) -> int:
@@ -29,9 +29,9 @@ class Memory:
         known = sum(1 for _ in same)
         del self.columns[known:]
         if known:
-            self.past.cut(known)
+            self.kv_cache.crop(known)
         else:
-            self.past = Past()
+            self.kv_cache = KVCache()
         return known
 
 

@@ -132,7 +132,7 @@ def attend_grouped(
     """
     kv_heads = key.shape[1]
     if query.shape[2] == 1:
-        # The query heads of a group stand as queries side by side: no copy of a long past.
+        # The query heads of a group stand as queries side by side: no copy of a long KV cache.
         folded = query.squeeze(2).unflatten(1, (kv_heads, -1))
         return functional.scaled_dot_product_attention(
             folded, key, value, attn_mask=visible, dropout_p=dropout

@@ -152,7 +152,7 @@ class Pipeline:
     def __call__(self, **inputs: Any) -> torch.Tensor:
         """The result of the last stage for one batch, on all ranks; no gradient.
 
-        past: this rank's own, which keeps what its blocks read.
+        kv_cache: this rank's own, for the blocks that it holds.
         """
         with torch.no_grad():
             return self._from_end(self._pass_on(inputs, {}))
@@ -207,10 +207,10 @@ class Pipeline:
         return kept[0] if self.stages[-1].is_last else None
 
     def _own_past(self, inputs: Mapping[str, Any], number: int) -> Mapping[str, Any]:
-        past = inputs.get("past")
-        if past is None or len(self.stages) == 1:
+        kv_cache = inputs.get("kv_cache")
+        if kv_cache is None or len(self.stages) == 1:
             return inputs
-        return {**inputs, "past": past.of_stage(number)}
+        return {**inputs, "kv_cache": kv_cache.of_stage(number)}
 
     def _send(self, tensors: Sequence[torch.Tensor], to: int) -> None:
         group = self.mesh.group("pipe")

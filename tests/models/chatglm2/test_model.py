@@ -1,4 +1,4 @@
-"""ChatGLM2's network: packing, padding, the past and the prefix change no number."""
+"""ChatGLM2's network: packing, padding, the KV cache and the prefix change no number."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hanlin.core.settings import TuningSettings
-from hanlin.layers.past import Past
+from hanlin.layers.kv_cache import KVCache
 from hanlin.models.chatglm2 import family
 from hanlin.models.chatglm2.config import ChatGlm2Config
 from hanlin.models.chatglm2.model import ChatGlm2, rotation
@@ -70,19 +70,19 @@ def test_gradients_of_packed_samples_are_those_of_each_alone(tuning: str) -> Non
 @pytest.mark.parametrize("tuning", ["full", "prefix"])
 def test_a_past_read_in_pieces_with_padding_on_the_left_changes_nothing(tuning: str) -> None:
     model, tokens = make_model(tuning=tuning), torch.randint(50, (1, 9), generator=torch.Generator().manual_seed(2))
-    whole, past, pieces = model(tokens=tokens), Past(), []
+    whole, kv_cache, pieces = model(tokens=tokens), KVCache(), []
     padded = torch.cat((torch.zeros(1, 3, dtype=torch.long), tokens), dim=1)
     positions = (torch.arange(12) - 3).clamp(min=0)[None]
     spans = (torch.arange(12)[None] >= 3).long() - 1
     for part in (slice(0, 5), slice(5, 6), slice(6, 10), slice(10, 11), slice(11, 12)):
         given = {"tokens": padded[:, part], "positions": positions[:, part], "spans": spans[:, part]}
-        pieces.append(model(**given, past=past))
+        pieces.append(model(**given, kv_cache=kv_cache))
     torch.testing.assert_close(torch.cat(pieces, dim=1)[:, 3:], whole)
 
 
 def test_positions_go_on_after_a_past_and_a_prefix_does_not_count() -> None:
-    model, tokens, past = make_model(tuning="prefix"), torch.arange(7)[None], Past()
-    pieces = [model(tokens=tokens[:, :4], past=past), model(tokens=tokens[:, 4:], past=past)]
+    model, tokens, kv_cache = make_model(tuning="prefix"), torch.arange(7)[None], KVCache()
+    pieces = [model(tokens=tokens[:, :4], kv_cache=kv_cache), model(tokens=tokens[:, 4:], kv_cache=kv_cache)]
     torch.testing.assert_close(torch.cat(pieces, dim=1), model(tokens=tokens))
 
 

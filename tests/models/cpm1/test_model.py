@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from hanlin.layers.past import Past
+from hanlin.layers.kv_cache import KVCache
 from hanlin.models.cpm1.config import Cpm1Config, shape
 from hanlin.models.cpm1.model import Cpm1, FeedForward
 
@@ -23,8 +23,8 @@ def tokens(rows: int = 2, length: int = 10) -> torch.Tensor:
 
 
 def test_cached_columns_equal_uncached_ones() -> None:
-    model, ids, past = make(), tokens(), Past()
-    parts = [model(tokens=part, past=past) for part in ids.split([4, 1, 3, 2], dim=1)]
+    model, ids, kv_cache = make(), tokens(), KVCache()
+    parts = [model(tokens=part, kv_cache=kv_cache) for part in ids.split([4, 1, 3, 2], dim=1)]
     torch.testing.assert_close(torch.cat(parts, dim=1), model(tokens=ids))
 
 

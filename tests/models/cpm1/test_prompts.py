@@ -1,4 +1,4 @@
-"""Soft prompts before the texts of a decoder: packed as alone, with a past as without, learned and shown as text."""
+"""Soft prompts before the texts of a decoder: packed as alone, with a KV cache as without, learned and shown as text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tiny_pieces import small_tokenizer
 from hanlin.core.batch import IGNORED
 from hanlin.core.errors import ConfigError, DataError
 from hanlin.core.settings import PromptSettings, TuningSettings
-from hanlin.layers.past import Past
+from hanlin.layers.kv_cache import KVCache
 from hanlin.models.cpm1 import family
 from hanlin.models.cpm1.config import shape
 from hanlin.models.cpm1.samples import Cpm1Samples
@@ -65,11 +65,11 @@ def test_packed_texts_have_the_loss_that_they_have_alone(samples: Cpm1Samples, m
 
 def test_a_padded_prompt_with_a_past_is_answered_as_the_whole_text(samples: Cpm1Samples, model: Any) -> None:
     prompts = [samples.prompt(record) for record in ({"prompt": "举头 望 明月"}, {"prompt": "床前"})]
-    batch, past = samples.collate_prompts(prompts), Past()
+    batch, kv_cache = samples.collate_prompts(prompts), KVCache()
     with torch.no_grad():
-        model(**batch.inputs, past=past)
+        model(**batch.inputs, kv_cache=kv_cache)
         fed = {name: torch.tensor([[c.inputs()[name]] for c in batch.cursors]) for name in batch.cursors[0].inputs()}
-        found = model(**fed, past=past)[:, -1]
+        found = model(**fed, kv_cache=kv_cache)[:, -1]
         for row, prompt in enumerate(prompts):
             ids = [*prompt.inputs["tokens"].tolist(), prompt.cursor.inputs()["tokens"]]
             torch.testing.assert_close(found[row], model(tokens=torch.tensor([ids]))[0, -1])

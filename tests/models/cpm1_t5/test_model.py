@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from hanlin.layers.past import Past
+from hanlin.layers.kv_cache import KVCache
 from hanlin.models.cpm1_t5.config import Cpm1T5Config
 from hanlin.models.cpm1_t5.model import Cpm1T5
 
@@ -27,9 +27,11 @@ def inputs() -> dict[str, torch.Tensor]:
 
 
 def test_cached_columns_equal_uncached_ones() -> None:
-    model, given, past = make(), inputs(), Past()
+    model, given, kv_cache = make(), inputs(), KVCache()
     read = given["encoder_tokens"]
-    parts = [model(tokens=part, encoder_tokens=read, past=past) for part in given["tokens"].split([3, 1, 3], dim=1)]
+    parts = [
+        model(tokens=part, encoder_tokens=read, kv_cache=kv_cache) for part in given["tokens"].split([3, 1, 3], dim=1)
+    ]
     torch.testing.assert_close(torch.cat(parts, dim=1), model(**given))
 
 

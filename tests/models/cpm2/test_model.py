@@ -1,4 +1,4 @@
-"""CPM-2's network: packing, padding, the past, cutting and recomputing change no number."""
+"""CPM-2's network: packing, padding, the KV cache, cutting and recomputing change no number."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hanlin.layers.past import Past
+from hanlin.layers.kv_cache import KVCache
 from hanlin.layers.soft_prompt import SoftPrompt
 from hanlin.models.cpm2.config import SIZES, Cpm2Config
 from hanlin.models.cpm2.model import Cpm2
@@ -62,12 +62,14 @@ def test_the_past_does_not_change_logits() -> None:
     tokens, read = tokens_of(2, 6, 3), tokens_of(2, 8, 4)
     encoder_spans = torch.tensor([[0] * 8, [0] * 5 + [-1] * 3])
     whole = model(tokens=tokens, encoder_tokens=read, encoder_spans=encoder_spans)
-    past, parts = Past(), []
+    kv_cache, parts = KVCache(), []
     for piece in tokens.split([0, 3, 1, 1, 1], dim=1):
-        parts.append(model(tokens=piece, encoder_tokens=read, encoder_spans=encoder_spans, past=past))
+        parts.append(model(tokens=piece, encoder_tokens=read, encoder_spans=encoder_spans, kv_cache=kv_cache))
     torch.testing.assert_close(torch.cat(parts, 1), whole)
-    past.select(torch.tensor([1, 1, 0]))
-    after = model(tokens=tokens[[1, 1, 0], :1], encoder_tokens=read, encoder_spans=encoder_spans[[1, 1, 0]], past=past)
+    kv_cache.reorder(torch.tensor([1, 1, 0]))
+    after = model(
+        tokens=tokens[[1, 1, 0], :1], encoder_tokens=read, encoder_spans=encoder_spans[[1, 1, 0]], kv_cache=kv_cache
+    )
     longer = model(tokens=torch.cat((tokens, tokens[:, :1]), 1), encoder_tokens=read, encoder_spans=encoder_spans)
     torch.testing.assert_close(after[:, 0], longer[[1, 1, 0], -1])
 

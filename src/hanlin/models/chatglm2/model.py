@@ -18,11 +18,11 @@ from torch.nn import functional
 from hanlin.core.errors import ConfigError
 from hanlin.core.plan import Plan
 from hanlin.layers.attention import SpanSight, attend_grouped, look_at_own, look_back
+from hanlin.layers.kv_cache import KVCache
 from hanlin.layers.label_head import LabelHead
 from hanlin.layers.linear import Linear
 from hanlin.layers.loss import head_loss
 from hanlin.layers.norm import LayerNorm, WideRmsNorm
-from hanlin.layers.past import Past
 from hanlin.layers.precision import matmul_dtype
 from hanlin.layers.prefix import Prefix, PrefixSource
 from hanlin.layers.quantised import QuantisedLinear
@@ -35,9 +35,9 @@ from .config import ChatGlm2Config
 class Inputs:
     """The tensors of a forward pass, int `[batch, length]` each.
 
-    positions: they begin at 0 in every sample; None: 0, 1, 2, ... after the columns of the past.
+    positions: they begin at 0 in every sample; None: 0, 1, 2, ... after the positions in the KV cache.
     spans: the samples of a row, which never see each other: one number from 0 on for each run of columns, -1 = padding
-    (on any side); None: a row is one sample. With a past: in all calls or in none.
+    (on any side); None: a row is one sample. With a KV cache: in all calls or in none.
     targets: float `[batch, length, labels]`, read only by the loss of a head for labels (layers/label_head.py).
     """
 
@@ -88,7 +88,7 @@ class ChatGlm2(nn.Module):
     def forward(
         self,
         *state: torch.Tensor,
-        past: Past | None = None,
+        kv_cache: KVCache | None = None,
         labels: torch.Tensor | None = None,
         weights: torch.Tensor | None = None,
         reduction: Literal["sum", "none"] = "sum",
@@ -102,12 +102,12 @@ class ChatGlm2(nn.Module):
         inputs: the fields of `Inputs`.
         """
         given = Inputs(**inputs)
-        # The past holds the prefix from its first call on.
-        prefixes = {} if self.prefix is None or (past is not None and past.length) else self.prefix()
+        # The KV cache holds the prefix from its first call on.
+        prefixes = {} if self.prefix is None or (kv_cache is not None and kv_cache.length) else self.prefix()
         hidden = state[0] if state else self._embed(given.tokens)
-        scene = self._scene(given, past)
+        scene = self._scene(given, kv_cache)
         for name, block in self.blocks.items():
-            hidden = block(hidden, scene, prefixes.get(name), past, name)
+            hidden = block(hidden, scene, prefixes.get(name), kv_cache, name)
         if self.head is None:
             return hidden
         hidden = self.norm(hidden if logits_to_keep is None else hidden[:, -logits_to_keep:])
@@ -139,21 +139,21 @@ class ChatGlm2(nn.Module):
         hidden = self.embedding(tokens)
         return hidden.float() if self.config.fp32_residual else hidden
 
-    def _scene(self, given: Inputs, past: Past | None) -> Scene:
-        positions, start = given.positions, 0 if past is None else past.length
+    def _scene(self, given: Inputs, kv_cache: KVCache | None) -> Scene:
+        positions, start = given.positions, 0 if kv_cache is None else kv_cache.length
         if positions is None:
             positions = torch.arange(start, start + given.tokens.shape[1], device=given.tokens.device)[None]
         cosine, sine = rotation(self.config, positions, matmul_dtype(next(self.parameters())))
-        sight = self._sight(given, past)
+        sight = self._sight(given, kv_cache)
         if self.prefix is not None:
             sight = sight.with_prefix(self.prefix.length, given.tokens)
         return Scene(cosine, sine, sight)
 
-    def _sight(self, given: Inputs, past: Past | None) -> SpanSight:
-        if past is None:
+    def _sight(self, given: Inputs, kv_cache: KVCache | None) -> SpanSight:
+        if kv_cache is None:
             return SpanSight() if given.spans is None else look_at_own(given.spans)
         spans = torch.zeros_like(given.tokens) if given.spans is None else given.spans
-        return look_back(spans, past.note(spans=spans)["spans"])
+        return look_back(spans, kv_cache.add_positions(spans=spans)["spans"])
 
 
 class Block(nn.Module):
@@ -163,9 +163,9 @@ class Block(nn.Module):
         self.ffn = FeedForward(config)
 
     def forward(
-        self, hidden: torch.Tensor, scene: Scene, prefix: Prefix | None, past: Past | None, name: str
+        self, hidden: torch.Tensor, scene: Scene, prefix: Prefix | None, kv_cache: KVCache | None, name: str
     ) -> torch.Tensor:
-        return self.ffn(self.attention(hidden, scene, prefix, past, name))
+        return self.ffn(self.attention(hidden, scene, prefix, kv_cache, name))
 
 
 class Attention(nn.Module):
@@ -186,14 +186,14 @@ class Attention(nn.Module):
         self.output = make_linear(config, inner, config.hidden_size, config.linear_bias)
 
     def forward(
-        self, hidden: torch.Tensor, scene: Scene, prefix: Prefix | None, past: Past | None, name: str
+        self, hidden: torch.Tensor, scene: Scene, prefix: Prefix | None, kv_cache: KVCache | None, name: str
     ) -> torch.Tensor:
         normed = self.norm(hidden)
         query, key, value = (
             linear(normed).unflatten(-1, (-1, self.head_dim)) for linear in (self.query, self.key, self.value)
         )  # [batch, length, heads, head_dim]
         query, key = (rotate_pairs(part, scene.cosine, scene.sine) for part in (query, key))
-        mixed = self._mix(query, key, value, scene.sight, prefix, past, name)
+        mixed = self._mix(query, key, value, scene.sight, prefix, kv_cache, name)
         residual = normed if self.residual_after_norm else hidden
         return residual + functional.dropout(self.output(mixed), self.dropout, self.training)
 
@@ -204,7 +204,7 @@ class Attention(nn.Module):
         value: torch.Tensor,
         sight: SpanSight,
         prefix: Prefix | None,
-        past: Past | None,
+        kv_cache: KVCache | None,
         name: str,
     ) -> torch.Tensor:
         windows, length = sight.windows, query.shape[1]
@@ -215,8 +215,8 @@ class Attention(nn.Module):
         query, key, value = (part.transpose(1, 2) for part in (query, key, value))
         if prefix is not None:
             key, value = prefix.before(key, value)
-        if past is not None:
-            key, value = past.append(name, key, value)
+        if kv_cache is not None:
+            key, value = kv_cache.update(name, key, value)
         mixed = attend_grouped(query, key, value, sight.visible)
         return mixed if windows is None else windows.spread(mixed, length)
 

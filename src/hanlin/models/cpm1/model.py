@@ -15,10 +15,10 @@ from torch.nn import functional
 
 from hanlin.core.plan import Plan
 from hanlin.layers.attention import SpanSight, attend_grouped, look_at_own, look_back
+from hanlin.layers.kv_cache import KVCache
 from hanlin.layers.linear import Linear
 from hanlin.layers.loss import head_logits, head_loss
 from hanlin.layers.norm import LayerNorm
-from hanlin.layers.past import Past
 from hanlin.layers.prefix import Prefix, PrefixSource
 from hanlin.layers.soft_prompt import SoftPrompt
 
@@ -29,9 +29,9 @@ from .config import Cpm1Config
 class Inputs:
     """The tensors of a forward pass, int `[batch, length]` each.
 
-    positions: rows of the position table; None: 0, 1, 2, ... after the columns of the past.
+    positions: rows of the position table; None: 0, 1, 2, ... after the positions in the KV cache.
     spans: the samples of a row, which never see each other: one number from 0 on for each run of columns, -1 = padding
-    (on any side); None: a row is one sample. With a past: in all calls or in none.
+    (on any side); None: a row is one sample. With a KV cache: in all calls or in none.
     """
 
     tokens: torch.Tensor
@@ -70,7 +70,7 @@ class Cpm1(nn.Module):
     def forward(
         self,
         *state: torch.Tensor,
-        past: Past | None = None,
+        kv_cache: KVCache | None = None,
         labels: torch.Tensor | None = None,
         weights: torch.Tensor | None = None,
         reduction: Literal["sum", "none"] = "sum",
@@ -82,12 +82,12 @@ class Cpm1(nn.Module):
         inputs: the fields of `Inputs`.
         """
         given = Inputs(**inputs)
-        # The past holds the prefix from its first call on.
-        prefixes = {} if self.prefix is None or (past is not None and past.length) else self.prefix()
-        hidden = state[0] if state else self._embed(given, past)
-        sight = self._sight(given, past)
+        # The KV cache holds the prefix from its first call on.
+        prefixes = {} if self.prefix is None or (kv_cache is not None and kv_cache.length) else self.prefix()
+        hidden = state[0] if state else self._embed(given, kv_cache)
+        sight = self._sight(given, kv_cache)
         for name, block in self.blocks.items():
-            hidden = block(hidden, sight, prefixes.get(name), past, name)
+            hidden = block(hidden, sight, prefixes.get(name), kv_cache, name)
         if self.norm is None:
             return hidden
         hidden = self.norm(hidden if logits_to_keep is None else hidden[:, -logits_to_keep:])
@@ -110,8 +110,8 @@ class Cpm1(nn.Module):
             if isinstance(module, nn.Linear | LayerNorm) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 
-    def _embed(self, given: Inputs, past: Past | None) -> torch.Tensor:
-        positions, start = given.positions, 0 if past is None else past.length
+    def _embed(self, given: Inputs, kv_cache: KVCache | None) -> torch.Tensor:
+        positions, start = given.positions, 0 if kv_cache is None else kv_cache.length
         if positions is None:
             positions = torch.arange(start, start + given.tokens.shape[1], device=given.tokens.device)[None]
         embedded = (
@@ -120,12 +120,12 @@ class Cpm1(nn.Module):
         hidden = embedded + self.positions(positions)
         return functional.dropout(hidden, self.config.dropout, self.training)
 
-    def _sight(self, given: Inputs, past: Past | None) -> SpanSight:
-        if past is None:
+    def _sight(self, given: Inputs, kv_cache: KVCache | None) -> SpanSight:
+        if kv_cache is None:
             sight = SpanSight() if given.spans is None else look_at_own(given.spans)
         else:
             spans = torch.zeros_like(given.tokens) if given.spans is None else given.spans
-            sight = look_back(spans, past.note(spans=spans)["spans"])
+            sight = look_back(spans, kv_cache.add_positions(spans=spans)["spans"])
         return sight if self.prefix is None else sight.with_prefix(self.prefix.length, given.tokens)
 
 
@@ -136,9 +136,9 @@ class Block(nn.Module):
         self.ffn = FeedForward(config)
 
     def forward(
-        self, hidden: torch.Tensor, sight: SpanSight, prefix: Prefix | None, past: Past | None, name: str
+        self, hidden: torch.Tensor, sight: SpanSight, prefix: Prefix | None, kv_cache: KVCache | None, name: str
     ) -> torch.Tensor:
-        return self.ffn(self.attention(hidden, sight, prefix, past, name))
+        return self.ffn(self.attention(hidden, sight, prefix, kv_cache, name))
 
 
 class Attention(nn.Module):
@@ -158,15 +158,15 @@ class Attention(nn.Module):
         self.output = Linear(inner, config.hidden_size, bias=True)
 
     def forward(
-        self, hidden: torch.Tensor, sight: SpanSight, prefix: Prefix | None, past: Past | None, name: str
+        self, hidden: torch.Tensor, sight: SpanSight, prefix: Prefix | None, kv_cache: KVCache | None, name: str
     ) -> torch.Tensor:
         normed = self.norm(hidden)
-        mixed = self._mix(normed, sight, prefix, past, name)
+        mixed = self._mix(normed, sight, prefix, kv_cache, name)
         residual = normed if self.residual_after_norm else hidden
         return residual + functional.dropout(self.output(mixed), self.dropout, self.training)
 
     def _mix(
-        self, normed: torch.Tensor, sight: SpanSight, prefix: Prefix | None, past: Past | None, name: str
+        self, normed: torch.Tensor, sight: SpanSight, prefix: Prefix | None, kv_cache: KVCache | None, name: str
     ) -> torch.Tensor:
         windows = sight.windows
         query, key, value = (linear(normed) for linear in (self.query, self.key, self.value))
@@ -177,8 +177,8 @@ class Attention(nn.Module):
         )  # [groups, heads, columns, head_dim]
         if prefix is not None:
             key, value = prefix.before(key, value)
-        if past is not None:
-            key, value = past.append(name, key, value)
+        if kv_cache is not None:
+            key, value = kv_cache.update(name, key, value)
         dropout = self.attention_dropout if self.training else 0.0
         mixed = attend_grouped(query, key, value, sight.visible, dropout=dropout)
         return mixed if windows is None else windows.spread(mixed, normed.shape[1])

@@ -16,10 +16,10 @@ from torch.nn import functional
 
 from hanlin.core.plan import Plan
 from hanlin.layers.attention import attend_grouped, sees_earlier
+from hanlin.layers.kv_cache import KVCache
 from hanlin.layers.linear import Linear
 from hanlin.layers.loss import head_logits, head_loss
 from hanlin.layers.norm import LayerNorm
-from hanlin.layers.past import Past
 
 from .config import Cpm1T5Config
 
@@ -29,9 +29,9 @@ class Inputs:
     """The tensors of a forward pass, int `[batch, length]` each; encoder and decoder have lengths of their own.
 
     tokens: what the decoder reads; encoder_tokens: what the encoder reads. positions, encoder_positions: rows of the
-    position table; None: 0, 1, 2, ... (after the columns of the past).
+    position table; None: 0, 1, 2, ... (after the positions in the KV cache).
     spans, encoder_spans: the samples of a row, which never see each other: the same numbers on both sides, -1 =
-    padding; None: a row is one sample. With a past: spans in all calls or in none.
+    padding; None: a row is one sample. With a KV cache: spans in all calls or in none.
     """
 
     tokens: torch.Tensor
@@ -52,12 +52,12 @@ class Inputs:
 
 @dataclass(frozen=True)
 class View:
-    """What all decoder blocks share; encoded: None when its keys and values are in the past."""
+    """What all decoder blocks share; encoded: None when its keys and values are in the KV cache."""
 
     own: torch.Tensor
     across: torch.Tensor
     encoded: torch.Tensor | None
-    past: Past | None
+    kv_cache: KVCache | None
 
 
 class Cpm1T5(nn.Module):
@@ -94,7 +94,7 @@ class Cpm1T5(nn.Module):
     def forward(
         self,
         *state: torch.Tensor,
-        past: Past | None = None,
+        kv_cache: KVCache | None = None,
         labels: torch.Tensor | None = None,
         weights: torch.Tensor | None = None,
         reduction: Literal["sum", "none"] = "sum",
@@ -103,16 +103,16 @@ class Cpm1T5(nn.Module):
     ) -> torch.Tensor | tuple[torch.Tensor, ...]:
         """Logits `[batch, length, vocab]` of the decoder, or the loss if there are labels (`core.plan.LanguageModel`).
 
-        inputs: the fields of `Inputs`. The encoder runs in the first call with a past only; in the others the state is
+        inputs: the fields of `Inputs`. The encoder runs in the first call with a KV cache only; in the others the state is
         the decoder's alone.
         """
         given = Inputs(**inputs)
-        encoded, hidden = self._begin(state, given, past)
+        encoded, hidden = self._begin(state, given, kv_cache)
         if encoded is not None:
             encoded = self._encode(encoded, given)
-            if past is not None:
-                past.keep("encoder")  # a stage of encoder blocks has nothing else to keep
-        hidden = self._decode(encoded, hidden, given, past)
+            if kv_cache is not None:
+                kv_cache.set_cross_attention("encoder")  # a stage of encoder blocks has nothing else to keep
+        hidden = self._decode(encoded, hidden, given, kv_cache)
         if self.norm is None:
             return (hidden,) if encoded is None else (encoded, hidden)
         hidden = self.norm(hidden if logits_to_keep is None else hidden[:, -logits_to_keep:])
@@ -132,17 +132,17 @@ class Cpm1T5(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def _begin(
-        self, state: tuple[torch.Tensor, ...], given: Inputs, past: Past | None
+        self, state: tuple[torch.Tensor, ...], given: Inputs, kv_cache: KVCache | None
     ) -> tuple[torch.Tensor | None, torch.Tensor]:
         """The encoder's state, if it is to run, and the decoder's."""
         if not state:
-            return self._embed_both(given, past)
+            return self._embed_both(given, kv_cache)
         *encoder, hidden = state
         return (encoder[0] if encoder else None), hidden
 
-    def _embed_both(self, given: Inputs, past: Past | None) -> tuple[torch.Tensor | None, torch.Tensor]:
-        start = 0 if past is None else past.length
-        is_encoded = past is not None and past.has_kept
+    def _embed_both(self, given: Inputs, kv_cache: KVCache | None) -> tuple[torch.Tensor | None, torch.Tensor]:
+        start = 0 if kv_cache is None else kv_cache.length
+        is_encoded = kv_cache is not None and kv_cache.has_cross_attention
         encoded = None if is_encoded else self._embed(given.encoder_tokens, given.encoder_positions, 0)
         return encoded, self._embed(given.tokens, given.positions, start)
 
@@ -160,20 +160,20 @@ class Cpm1T5(nn.Module):
         return hidden
 
     def _decode(
-        self, encoded: torch.Tensor | None, hidden: torch.Tensor, given: Inputs, past: Past | None
+        self, encoded: torch.Tensor | None, hidden: torch.Tensor, given: Inputs, kv_cache: KVCache | None
     ) -> torch.Tensor:
         decoder = {name: block for name, block in self.blocks.items() if isinstance(block, DecoderBlock)}
         if not decoder:
-            if past is not None:
-                past.note(spans=given.own_spans)  # the columns are counted on every stage
+            if kv_cache is not None:
+                kv_cache.add_positions(spans=given.own_spans)  # the columns are counted on every stage
             return hidden
         spans = given.own_spans
-        known = spans if past is None else past.note(spans=spans)["spans"]
+        known = spans if kv_cache is None else kv_cache.add_positions(spans=spans)["spans"]
         earlier = sees_earlier(spans.shape[1], known.shape[1], spans.device)
         across = same_span(spans, given.read_spans)
         # Padding behind the last sample finds nothing to look at; no kernel takes that, and its result is never read.
         across = across | ~across.any(-1, keepdim=True)
-        view = View(same_span(spans, known) & earlier, across, encoded, past)
+        view = View(same_span(spans, known) & earlier, across, encoded, kv_cache)
         for name, block in decoder.items():
             hidden = block(hidden, view, name)
         return hidden
@@ -197,7 +197,7 @@ class DecoderBlock(nn.Module):
         self.ffn = FeedForward(config)
 
     def forward(self, hidden: torch.Tensor, view: View, name: str) -> torch.Tensor:
-        hidden = self.attention(hidden, view.own, view.past, name)
+        hidden = self.attention(hidden, view.own, view.kv_cache, name)
         # kept: the norm of the ffn serves here as well (golden case cpm1_t5).
         normed = self.ffn.norm(hidden)
         hidden = hidden + self.cross_attention(normed, *self._encoded(view, name), view.across)
@@ -206,11 +206,11 @@ class DecoderBlock(nn.Module):
     def _encoded(self, view: View, name: str) -> tuple[torch.Tensor, ...]:
         """Keys and values of the encoder's output, computed once."""
         if view.encoded is None:
-            assert view.past is not None
-            return view.past.kept(name)
+            assert view.kv_cache is not None
+            return view.kv_cache.cross_attention(name)
         pair = self.cross_attention.keys_and_values(view.encoded)
-        if view.past is not None:
-            view.past.keep(name, *pair)
+        if view.kv_cache is not None:
+            view.kv_cache.set_cross_attention(name, *pair)
         return pair
 
 
@@ -252,12 +252,12 @@ class SelfAttention(Attention):
         self.norm = LayerNorm(config.hidden_size, config.norm_eps)
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]: its keys are its own
-        self, hidden: torch.Tensor, visible: torch.Tensor, past: Past | None = None, name: str = ""
+        self, hidden: torch.Tensor, visible: torch.Tensor, kv_cache: KVCache | None = None, name: str = ""
     ) -> torch.Tensor:
         normed = self.norm(hidden)
         key, value = self.keys_and_values(normed)
-        if past is not None:
-            key, value = past.append(name, key, value)
+        if kv_cache is not None:
+            key, value = kv_cache.update(name, key, value)
         return (normed if self.residual_after_norm else hidden) + super().forward(normed, key, value, visible)
 
 

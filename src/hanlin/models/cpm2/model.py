@@ -19,10 +19,10 @@ from hanlin.layers.attention import Sight, attend
 from hanlin.layers.buckets import distance_bucket
 from hanlin.layers.contest import contest_loss
 from hanlin.layers.experts import Experts
+from hanlin.layers.kv_cache import KVCache
 from hanlin.layers.linear import Linear
 from hanlin.layers.loss import head_loss
 from hanlin.layers.norm import RmsNorm
-from hanlin.layers.past import Past
 from hanlin.layers.precision import matmul_dtype
 from hanlin.layers.soft_prompt import SoftPrompt
 
@@ -35,7 +35,7 @@ class Inputs:
 
     tokens: what the decoder reads; encoder_tokens: what the encoder reads, ids below 0 are prompts.
     spans, encoder_spans: the samples of a row, which never see each other: numbers from 0 on, the same on both sides;
-    -1 = padding. None: a row is one sample without padding. With a past: spans in all calls or in none.
+    -1 = padding. None: a row is one sample without padding. With a KV cache: spans in all calls or in none.
     lengths: `[batch]`, the ids of both sides without padding, for whoever counts them.
     rivals: at a labelled position the position whose logit of this label must be smaller; -1 elsewhere. With rivals
     the loss is that of their contests (layers/contest.py) and not a cross entropy over the vocabulary.
@@ -59,12 +59,12 @@ class Inputs:
 
 @dataclass(frozen=True)
 class View:
-    """What all decoder blocks share in a forward pass; encoded: None when its keys and values are in the past."""
+    """What all decoder blocks share in a forward pass; encoded: None when its keys and values are in the KV cache."""
 
     own: Sight
     across: Sight
     encoded: torch.Tensor | None
-    past: Past | None
+    kv_cache: KVCache | None
 
 
 class Cpm2(nn.Module):
@@ -87,7 +87,7 @@ class Cpm2(nn.Module):
     def forward(
         self,
         *state: torch.Tensor,
-        past: Past | None = None,
+        kv_cache: KVCache | None = None,
         labels: torch.Tensor | None = None,
         weights: torch.Tensor | None = None,
         reduction: Literal["sum", "none"] = "sum",
@@ -96,19 +96,19 @@ class Cpm2(nn.Module):
     ) -> torch.Tensor | tuple[torch.Tensor, ...]:
         """Logits `[batch, length, vocab]` of the decoder, or the loss if there are labels (`core.plan.LanguageModel`).
 
-        inputs: the fields of `Inputs`. The encoder runs in the first call with a past only; in the others the state is
+        inputs: the fields of `Inputs`. The encoder runs in the first call with a KV cache only; in the others the state is
         the decoder's alone.
         """
         given = Inputs(**inputs)
-        encoded, hidden = self._begin(state, given, past)
+        encoded, hidden = self._begin(state, given, kv_cache)
         if encoded is not None:
             encoded = self._encode(encoded, given)
-            if past is not None:
-                past.keep("encoder")  # a stage of encoder blocks has nothing else to keep
+            if kv_cache is not None:
+                kv_cache.set_cross_attention("encoder")  # a stage of encoder blocks has nothing else to keep
         if self.decoder_blocks:
-            hidden = self._decode(encoded, hidden, given, past)
-        elif past is not None:
-            past.note(spans=given.own_spans)  # the columns are counted on every stage
+            hidden = self._decode(encoded, hidden, given, kv_cache)
+        elif kv_cache is not None:
+            kv_cache.add_positions(spans=given.own_spans)  # the columns are counted on every stage
         if self.head is None:
             return (hidden,) if encoded is None else (encoded, hidden)
         hidden = self._finish(self.decoder_norm, hidden if logits_to_keep is None else hidden[:, -logits_to_keep:])
@@ -133,16 +133,16 @@ class Cpm2(nn.Module):
                 module.init_centroids(generator)
 
     def _begin(
-        self, state: tuple[torch.Tensor, ...], given: Inputs, past: Past | None
+        self, state: tuple[torch.Tensor, ...], given: Inputs, kv_cache: KVCache | None
     ) -> tuple[torch.Tensor | None, torch.Tensor]:
         """The encoder's state, if it is to run, and the decoder's."""
         if not state:
-            return self._embed_both(given, past)
+            return self._embed_both(given, kv_cache)
         *encoder, hidden = state
         return (encoder[0] if encoder else None), hidden
 
-    def _embed_both(self, given: Inputs, past: Past | None) -> tuple[torch.Tensor | None, torch.Tensor]:
-        is_encoded = past is not None and past.has_kept
+    def _embed_both(self, given: Inputs, kv_cache: KVCache | None) -> tuple[torch.Tensor | None, torch.Tensor]:
+        is_encoded = kv_cache is not None and kv_cache.has_cross_attention
         return None if is_encoded else self._embed(given.encoder_tokens), self._embed(given.tokens)
 
     def _embed(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -160,17 +160,17 @@ class Cpm2(nn.Module):
         return self._finish(self.encoder_norm, hidden) if is_last else hidden
 
     def _decode(
-        self, encoded: torch.Tensor | None, hidden: torch.Tensor, given: Inputs, past: Past | None
+        self, encoded: torch.Tensor | None, hidden: torch.Tensor, given: Inputs, kv_cache: KVCache | None
     ) -> torch.Tensor:
-        start = 0 if past is None else past.length
+        start = 0 if kv_cache is None else kv_cache.length
         spans = given.own_spans
-        known = spans if past is None else past.note(spans=spans)["spans"]
+        known = spans if kv_cache is None else kv_cache.add_positions(spans=spans)["spans"]
         dtype = matmul_dtype(hidden)
         own = self._decoder_sight(spans, known, start, dtype)
         across = Sight.of(
             torch.zeros(1, 1, 1, 1, dtype=dtype, device=hidden.device), same_span(spans, given.read_spans)
         )
-        view = View(own, across, encoded, past)
+        view = View(own, across, encoded, kv_cache)
         for name, block in self.decoder_blocks.items():
             hidden = block(hidden, view, name)
         return hidden
@@ -219,7 +219,7 @@ class DecoderBlock(nn.Module):
         self.ffn = make_ffn(config)
 
     def forward(self, hidden: torch.Tensor, view: View, name: str) -> torch.Tensor:
-        hidden = self.attention(hidden, view.own, view.past, name)
+        hidden = self.attention(hidden, view.own, view.kv_cache, name)
         return self.ffn(self.cross_attention(hidden, view, name))
 
 
@@ -237,11 +237,13 @@ class Attention(nn.Module):
         self.value = Linear(config.hidden_size, inner)
         self.output = Linear(inner, config.hidden_size)
 
-    def forward(self, hidden: torch.Tensor, sight: Sight, past: Past | None = None, name: str = "") -> torch.Tensor:
+    def forward(
+        self, hidden: torch.Tensor, sight: Sight, kv_cache: KVCache | None = None, name: str = ""
+    ) -> torch.Tensor:
         normed = self.norm(hidden)
         key, value = self._heads(self.key(normed)), self._heads(self.value(normed))
-        if past is not None:
-            key, value = past.append(name, key, value)
+        if kv_cache is not None:
+            key, value = kv_cache.update(name, key, value)
         return self._mixed(hidden, normed, key, value, sight)
 
     def _heads(self, vectors: torch.Tensor) -> torch.Tensor:
@@ -261,12 +263,12 @@ class CrossAttention(Attention):
 
     def forward(self, hidden: torch.Tensor, view: View, name: str) -> torch.Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]: other keys
         if view.encoded is None:
-            assert view.past is not None
-            key, value = view.past.kept(name)
+            assert view.kv_cache is not None
+            key, value = view.kv_cache.cross_attention(name)
         else:
             key, value = self._heads(self.key(view.encoded)), self._heads(self.value(view.encoded))
-            if view.past is not None:
-                view.past.keep(name, key, value)
+            if view.kv_cache is not None:
+                view.kv_cache.set_cross_attention(name, key, value)
         return self._mixed(hidden, self.norm(hidden), key, value, view.across)
 
 

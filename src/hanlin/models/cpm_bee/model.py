@@ -18,10 +18,10 @@ from torch.nn import functional
 from hanlin.core.plan import Plan
 from hanlin.layers.attention import Sight, Windows, attend
 from hanlin.layers.buckets import distance_bucket
+from hanlin.layers.kv_cache import KVCache
 from hanlin.layers.linear import Linear
 from hanlin.layers.loss import Piece, head_logits, head_loss
 from hanlin.layers.norm import RmsNorm
-from hanlin.layers.past import Past
 from hanlin.layers.precision import matmul_dtype
 from hanlin.layers.prefix import Prefix, PrefixSource
 from hanlin.layers.rotary import inverse_frequencies, rotate_halves
@@ -42,7 +42,7 @@ class Inputs:
     relations `[batch, relations]`; ext_tokens, ext_subs `[batch, entries]`, the same in every row.
     Training: lengths `[batch]`; spans `[batch, length]`, the packed samples of a row; windows `[batch, windows,
     width]`, the columns that attend among themselves (-1 = padding, None = the whole row).
-    With a past: positions `[batch, length]` inside the segment's text; padding has num_segments 0.
+    With a KV cache: positions `[batch, length]` inside the segment's text; padding has num_segments 0.
     """
 
     tokens: torch.Tensor
@@ -107,7 +107,7 @@ class CpmBee(nn.Module):
     def forward(
         self,
         *state: torch.Tensor,
-        past: Past | None = None,
+        kv_cache: KVCache | None = None,
         labels: torch.Tensor | None = None,
         weights: torch.Tensor | None = None,
         reduction: Literal["sum", "none"] = "sum",
@@ -119,12 +119,12 @@ class CpmBee(nn.Module):
         inputs: the fields of `Inputs`. Labels and logits' columns from vocab_size on are entries of the ext table.
         """
         given = Inputs(**inputs)
-        # The past holds the prefix from its first call on.
-        prefixes = {} if self.prefix is None or (past is not None and past.length) else self.prefix()
+        # The KV cache holds the prefix from its first call on.
+        prefixes = {} if self.prefix is None or (kv_cache is not None and kv_cache.length) else self.prefix()
         hidden = state[0] if state else self.embedding(given.tokens, given.subs)
-        sight = self._sight(given, past)
+        sight = self._sight(given, kv_cache)
         for name, block in self.blocks.items():
-            hidden = block(hidden, sight, prefixes.get(name), past, name)
+            hidden = block(hidden, sight, prefixes.get(name), kv_cache, name)
         if self.norm is None:
             return hidden
         hidden = self.norm(hidden if logits_to_keep is None else hidden[:, -logits_to_keep:])
@@ -141,9 +141,9 @@ class CpmBee(nn.Module):
             elif isinstance(module, SubscriptEmbedding):
                 nn.init.normal_(module.weight, std=0.02, generator=generator)
 
-    def _sight(self, given: Inputs, past: Past | None) -> Sight:
+    def _sight(self, given: Inputs, kv_cache: KVCache | None) -> Sight:
         windows = None if given.windows is None else Windows.of(given.windows, given.tokens.shape[1])
-        queries, keys = own_columns(given, windows) if past is None else remembered_columns(given, past)
+        queries, keys = own_columns(given, windows) if kv_cache is None else remembered_columns(given, kv_cache)
         offsets = given.relation_offsets if windows is None else windows.facts(given.relation_offsets)
         relation = relations_between(queries, keys, offsets, given.relations)
         sight = Sight.of(self.position_bias(queries, keys, relation), visible(queries, keys), windows)
@@ -165,10 +165,10 @@ class Block(nn.Module):
         self.ffn = None if layer in config.removed_ffn else FeedForward(config)
 
     def forward(
-        self, hidden: torch.Tensor, sight: Sight, prefix: Prefix | None, past: Past | None, name: str
+        self, hidden: torch.Tensor, sight: Sight, prefix: Prefix | None, kv_cache: KVCache | None, name: str
     ) -> torch.Tensor:
         if self.attention is not None:
-            hidden = (hidden + self.attention(hidden, sight, prefix, past, name)) / RESIDUAL_DIVISOR
+            hidden = (hidden + self.attention(hidden, sight, prefix, kv_cache, name)) / RESIDUAL_DIVISOR
         if self.ffn is not None:
             hidden = (hidden + self.ffn(hidden)) / RESIDUAL_DIVISOR
         return hidden
@@ -187,15 +187,15 @@ class Attention(nn.Module):
         self.output = _scaled_linear(inner, config.hidden_size)
 
     def forward(
-        self, hidden: torch.Tensor, sight: Sight, prefix: Prefix | None, past: Past | None, name: str
+        self, hidden: torch.Tensor, sight: Sight, prefix: Prefix | None, kv_cache: KVCache | None, name: str
     ) -> torch.Tensor:
         normed = self.norm(hidden)
         projected = [linear(normed) for linear in (self.query, self.key, self.value)]
         query, key, value = (self._heads(vectors, sight) for vectors in projected)
         if prefix is not None:
             key, value = prefix.before(key, value)
-        if past is not None:
-            key, value = past.append(name, key, value)
+        if kv_cache is not None:
+            key, value = kv_cache.update(name, key, value)
         mixed = attend(query, key, value, sight, dropout=self.dropout if self.training else 0.0)
         if sight.windows is not None:
             mixed = sight.windows.spread(mixed, projected[0].shape[1])
@@ -307,9 +307,9 @@ def own_columns(given: Inputs, windows: Windows | None) -> tuple[Columns, Column
     return columns, columns
 
 
-def remembered_columns(given: Inputs, past: Past) -> tuple[Columns, Columns]:
+def remembered_columns(given: Inputs, kv_cache: KVCache) -> tuple[Columns, Columns]:
     """The new columns as queries, all columns so far as keys."""
-    assert given.positions is not None, "a past needs positions"
+    assert given.positions is not None, "a KV cache needs positions"
     facts = {
         "positions": given.positions,
         "is_context": given.is_context,
@@ -320,7 +320,7 @@ def remembered_columns(given: Inputs, past: Past) -> tuple[Columns, Columns]:
     }
     # kept: padding is hidden as a key only; as a query it sees the context (golden bee_generate).
     queries = Columns(**facts, exists=torch.ones_like(given.is_context))
-    known = past.note(**facts)
+    known = kv_cache.add_positions(**facts)
     return queries, Columns(**known, exists=known["num_segments"] != 0)
 
 

@@ -1,0 +1,103 @@
+"""KV cache of incremental decoding: keys and values of each block, and the inputs that masks are made of, by position."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+import torch
+
+_MIN_CAPACITY = 64
+
+
+class KVCache:
+    """KV cache that grows by positions: `add_positions` first (it says how many come), then `update` in each block.
+
+    Its capacity is doubled when it runs out, so that a new position costs no copy of the earlier ones.
+    """
+
+    def __init__(self) -> None:
+        self.length = 0
+        self._inputs: dict[str, torch.Tensor] = {}
+        self._used: dict[Hashable, int] = {}
+        self._prefix_length = 0
+        self._keys: dict[Hashable, torch.Tensor] = {}
+        self._values: dict[Hashable, torch.Tensor] = {}
+        self._cross_attention_kv: dict[Hashable, tuple[torch.Tensor, ...]] = {}
+        self._stages: dict[int, KVCache] = {}
+
+    def add_positions(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Add inputs of the next positions, `[batch, positions]` each; return them for all positions so far."""
+        assert inputs, "at least one input says how many positions come"
+        start = self.length
+        self.length += next(iter(inputs.values())).shape[1]
+        for name, given in inputs.items():
+            self._inputs[name] = _write(self._inputs.get(name), given, start, dim=1)
+        return {name: self._inputs[name].narrow(1, 0, self.length) for name in inputs}
+
+    def update(self, block: Hashable, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add a block's keys and values of the new positions, `[batch, heads, positions, head_dim]`; return all so far.
+
+        A prefix (layers/prefix.py) comes with the first positions and is not counted.
+        """
+        start = self._used.get(block, 0)
+        end = self._used[block] = start + keys.shape[2]
+        if not start:
+            self._prefix_length = end - self.length
+        self._keys[block] = _write(self._keys.get(block), keys, start, dim=2)
+        self._values[block] = _write(self._values.get(block), values, start, dim=2)
+        return self._keys[block].narrow(2, 0, end), self._values[block].narrow(2, 0, end)
+
+    def crop(self, length: int) -> None:
+        """Forget all positions but the first `length`, at least one; a prefix stays."""
+        assert 0 < length <= self.length, (length, self.length)
+        self.length = length
+        self._used = dict.fromkeys(self._used, self._prefix_length + length)
+
+    @property
+    def has_cross_attention(self) -> bool:
+        return bool(self._cross_attention_kv)
+
+    def set_cross_attention(self, block: Hashable, *tensors: torch.Tensor) -> None:
+        """Remember keys and values `[batch, ...]` of an encoder's text, which do not grow, or only that it has run."""
+        self._cross_attention_kv[block] = tensors
+
+    def cross_attention(self, block: Hashable) -> tuple[torch.Tensor, ...]:
+        return self._cross_attention_kv[block]
+
+    def of_stage(self, number: int) -> KVCache:
+        """The cache of one of several stages of a model on this rank, each of which adds the positions; no `crop`."""
+        return self._stages.setdefault(number, KVCache())
+
+    def reorder(self, indices: torch.Tensor) -> None:
+        """Keep these entries of the batch, in this order; one may be taken several times (beams)."""
+        for kv_cache in self._stages.values():
+            kv_cache.reorder(indices)
+        self._inputs = _select(self._inputs, indices)
+        self._keys = _select(self._keys, indices)
+        self._values = _select(self._values, indices)
+        self._cross_attention_kv = {
+            block: tuple(tensor.index_select(0, indices) for tensor in tensors)
+            for block, tensors in self._cross_attention_kv.items()
+        }
+
+
+def _select(store: dict[Any, torch.Tensor], indices: torch.Tensor) -> dict[Any, torch.Tensor]:
+    return {name: tensor.index_select(0, indices) for name, tensor in store.items()}
+
+
+def _write(room: torch.Tensor | None, piece: torch.Tensor, start: int, dim: int) -> torch.Tensor:
+    end = start + piece.shape[dim]
+    if room is None or room.shape[dim] < end:
+        room = _enlarge(room, piece, max(_MIN_CAPACITY, 2 * end), dim)
+    room.narrow(dim, start, end - start).copy_(piece)
+    return room
+
+
+def _enlarge(room: torch.Tensor | None, piece: torch.Tensor, capacity: int, dim: int) -> torch.Tensor:
+    shape = list(piece.shape)
+    shape[dim] = capacity
+    larger = piece.new_empty(shape)
+    if room is not None:
+        larger.narrow(dim, 0, room.shape[dim]).copy_(room)
+    return larger

@@ -1,0 +1,41 @@
+"""The cache gives back what it was given, in the order it was asked for."""
+
+from __future__ import annotations
+
+import torch
+
+from hanlin.layers.kv_cache import KVCache
+
+
+def test_columns_come_back_in_order_beyond_the_first_room() -> None:
+    kv_cache, keys = KVCache(), torch.randn(2, 3, 200, 4)
+    for start, end in [(0, 50), (50, 51), (51, 130), (130, 200)]:
+        facts = kv_cache.add_positions(positions=torch.arange(start, end).expand(2, -1))
+        found, values = kv_cache.update("0", keys[:, :, start:end], -keys[:, :, start:end])
+        assert kv_cache.length == end
+        assert facts["positions"][0].tolist() == list(range(end))
+        assert found.equal(keys[:, :, :end])
+        assert values.equal(-keys[:, :, :end])
+
+
+def test_rows_are_reordered_and_repeated_in_every_block() -> None:
+    kv_cache, keys = KVCache(), torch.randn(2, 1, 5, 4)
+    kv_cache.add_positions(positions=torch.arange(5).expand(2, -1))
+    kv_cache.update("0", keys, keys)
+    kv_cache.reorder(torch.tensor([1, 1, 0]))
+    facts = kv_cache.add_positions(positions=torch.full((3, 1), 5))
+    found, _ = kv_cache.update("0", torch.zeros(3, 1, 1, 4), torch.zeros(3, 1, 1, 4))
+    assert facts["positions"].shape == (3, 6)
+    assert found[:, :, :5].equal(keys[[1, 1, 0]])
+
+
+def test_what_is_cut_off_is_forgotten_and_a_prefix_stays() -> None:
+    kv_cache, keys = KVCache(), torch.randn(1, 1, 7, 4)
+    kv_cache.add_positions(spans=torch.zeros(1, 5))
+    kv_cache.update("0", keys, keys)  # two of them are a prefix
+    kv_cache.crop(3)
+    new = torch.randn(1, 1, 1, 4)
+    kv_cache.add_positions(spans=torch.ones(1, 1))
+    found, _ = kv_cache.update("0", new, new)
+    assert kv_cache.length == 4
+    assert found.equal(torch.cat((keys[:, :, :5], new), dim=2))
