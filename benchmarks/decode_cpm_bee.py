@@ -31,7 +31,7 @@ from hanlin.generate.engine import Engine
 from hanlin.generate.sampling import ban_columns
 from hanlin.layers.kv_cache import KVCache
 from hanlin.models.cpm_bee import SIZES, CpmBeeTokenizer, family
-from hanlin.models.cpm_bee.model import Columns, Inputs, relations_between, visible
+from hanlin.models.cpm_bee.model import Columns, Inputs, relations_between, visibility
 from hanlin.models.cpm_bee.samples import CpmBeeSamples
 
 Answers = list[tuple[int, ...]]
@@ -208,7 +208,7 @@ def forward_as_original(model: Any, inputs: dict[str, torch.Tensor], cache: Cach
     cache.facts = known
     queries, keys = (_columns(facts) for facts in (new, known))
     bias = model.position_bias(queries, keys, relations_between(queries, keys, given.relation_offsets, given.relations))
-    hidden_keys = ~visible(queries, keys)[:, None]
+    hidden_keys = ~visibility(queries, keys)[:, None]
     hidden = model.embedding(given.tokens, given.subs)
     for name, block in model.blocks.items():
         layer = block.attention

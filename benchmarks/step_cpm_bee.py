@@ -38,7 +38,7 @@ from hanlin.models.cpm_bee.model import (
     Inputs,
     own_columns,
     relations_between,
-    visible,
+    visibility,
 )
 from hanlin.models.cpm_bee.samples import CpmBeeSamples
 from hanlin.tuning.apply import apply_tuning, trained_parameters
@@ -152,7 +152,7 @@ def original_loss(model: CpmBee, batch: Batch) -> torch.Tensor:
     given = Inputs(**{**batch.inputs, "windows": None})
     columns, _ = own_columns(given, None)
     relation = relations_between(columns, columns, given.relation_offsets, given.relations)
-    bias, mask = model.position_bias(columns, columns, relation), visible(columns, columns)[:, None]
+    bias, mask = model.position_bias(columns, columns, relation), visibility(columns, columns)[:, None]
     hidden = model.embedding(given.tokens, given.subs)
     for block in model.blocks.values():
         assert isinstance(block, Block)

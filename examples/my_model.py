@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hanlin.core.plan import Plan
-from hanlin.layers.attention import attend_grouped, look_back
+from hanlin.layers.attention import AttentionMask, attention, cached_causal_mask
 from hanlin.layers.kv_cache import KVCache
 from hanlin.layers.loss import head_logits, head_loss
 from hanlin.layers.norm import RmsNorm
@@ -75,15 +75,15 @@ class MyModel(nn.Module):
         )  # fmt: skip
 
     def forward(
-        self, *state: Tensor, tokens: Tensor, positions: Tensor, spans: Tensor | None = None, kv_cache: KVCache | None = None,
-        labels: Tensor | None = None, weights: Tensor | None = None, reduction: Literal["sum", "none"] = "sum",
-        logits_to_keep: int | None = None,
+        self, *state: Tensor, tokens: Tensor, positions: Tensor, spans: Tensor | None = None,
+        kv_cache: KVCache | None = None, labels: Tensor | None = None, weights: Tensor | None = None,
+        reduction: Literal["sum", "none"] = "sum", logits_to_keep: int | None = None,
     ) -> Tensor:  # fmt: skip
         hidden = state[0] if state else self.embedding(tokens) + self.positions(positions)
         spans = torch.zeros_like(tokens) if spans is None else spans
-        sight = look_back(spans, spans if kv_cache is None else kv_cache.add_positions(spans=spans)["spans"])
+        mask = cached_causal_mask(spans, spans if kv_cache is None else kv_cache.add_positions(spans=spans)["spans"])
         for name, block in self.blocks.items():
-            hidden = block(hidden, sight.visible, kv_cache, name)
+            hidden = block(hidden, mask, kv_cache, name)
         if self.norm is None:  # the last part is on another device
             return hidden
         hidden = self.norm(hidden if logits_to_keep is None else hidden[:, -logits_to_keep:])
@@ -103,13 +103,13 @@ class Block(nn.Module):
         self.query, self.key, self.value, self.output = (nn.Linear(size, size, bias=False) for _ in range(4))
         self.up, self.down = nn.Linear(size, 4 * size, bias=False), nn.Linear(4 * size, size, bias=False)
 
-    def forward(self, hidden: Tensor, visible: Tensor | None, kv_cache: KVCache | None, name: str) -> Tensor:
+    def forward(self, hidden: Tensor, mask: AttentionMask, kv_cache: KVCache | None, name: str) -> Tensor:
         normed = self.attention_norm(hidden)
         parts = (linear(normed).unflatten(-1, (-1, self.head_dim)) for linear in (self.query, self.key, self.value))
         query, key, value = (part.transpose(1, 2) for part in parts)  # [batch, heads, length, head_dim]
         if kv_cache is not None:
             key, value = kv_cache.update(name, key, value)
-        hidden = hidden + self.output(attend_grouped(query, key, value, visible))
+        hidden = hidden + self.output(attention(query, key, value, mask))
         return hidden + self.down(nn.functional.gelu(self.up(self.ffn_norm(hidden))))
 
 

@@ -12,7 +12,7 @@ from hanlin.formats.load import load_into
 from hanlin.formats.rules import rename
 from hanlin.formats.source import read_config
 from hanlin.models.cpm_bee import family
-from hanlin.models.cpm_bee.model import CpmBee, Inputs, own_columns, relations_between, visible
+from hanlin.models.cpm_bee.model import CpmBee, Inputs, own_columns, relations_between, visibility
 
 INPUT_NAMES = {
     "input": "tokens",
@@ -109,7 +109,7 @@ def _masks(model: CpmBee, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Te
     columns, _ = own_columns(Inputs(**inputs), None)
     relation = relations_between(columns, columns, inputs["relation_offsets"], inputs["relations"])
     return {
-        "attention_mask": visible(columns, columns),
+        "attention_mask": visibility(columns, columns),
         "segment_bucket": relation,
         "position_bias_head0": model.position_bias(columns, columns, relation)[:, 0],
     }

@@ -1,26 +1,33 @@
-"""Attention inside windows, and of columns that see nothing."""
+"""Attention inside windows, and of queries that see nothing."""
 
 from __future__ import annotations
 
 import torch
 
-from hanlin.layers.attention import Sight, SpanSight, Windows, attend, attend_grouped, look_at_own, sees_earlier
+from hanlin.layers.attention import (
+    AttentionMask,
+    AttentionWindows,
+    additive_mask,
+    attention,
+    causal_mask,
+    packed_causal_mask,
+)
 
 
-def test_grouping_and_spreading_undo_each_other_with_gradients() -> None:
-    windows = Windows.of(torch.tensor([[[0, 1, 2], [4, -1, -1]], [[3, 1, -1], [-1, -1, -1]]]), length=5)
+def test_grouping_and_ungrouping_undo_each_other_with_gradients() -> None:
+    windows = AttentionWindows.of(torch.tensor([[[0, 1, 2], [4, -1, -1]], [[3, 1, -1], [-1, -1, -1]]]), length=5)
     vectors = torch.randn(2, 5, 3, dtype=torch.float64, requires_grad=True)
-    spread = windows.spread(windows.group(vectors), 5)
+    ungrouped = windows.ungroup(windows.group(vectors), 5)
     inside = torch.tensor([[1, 1, 1, 0, 1], [0, 1, 0, 1, 0]], dtype=torch.bool)
-    assert spread.equal(vectors * inside[..., None])
-    assert torch.autograd.gradcheck(lambda x: windows.spread(windows.group(x).square(), 5), vectors)
+    assert ungrouped.equal(vectors * inside[..., None])
+    assert torch.autograd.gradcheck(lambda x: windows.ungroup(windows.group(x).square(), 5), vectors)
 
 
 def test_a_query_that_sees_nothing_gets_zero_and_harms_no_gradient() -> None:
     query, key, value = (torch.randn(1, 2, 3, 4, requires_grad=True) for _ in range(3))
     bias = torch.randn(1, 2, 3, 3, requires_grad=True)
     visible = torch.tensor([[[True, True, False], [False, False, False], [True, True, True]]])
-    mixed = attend(query, key, value, Sight.of(bias, visible))
+    mixed = attention(query, key, value, additive_mask(bias, visible))
     assert (mixed[:, 1] == 0).all()
     mixed.sum().backward()
     for leaf in (query, key, value, bias):
@@ -34,19 +41,19 @@ def test_shared_heads_and_the_lone_query_equal_the_written_out_softmax() -> None
     key, value = (torch.randn(2, 2, 5, 4, dtype=torch.float64) for _ in range(2))
     for queries in (1, 5):
         query = torch.randn(2, 6, queries, 4, dtype=torch.float64)
-        visible = sees_earlier(queries, 5).expand(2, 1, -1, -1)
+        visible = causal_mask(queries, 5).expand(2, 1, -1, -1)
         scores = query @ key.repeat_interleave(3, 1).transpose(-1, -2) / 2
         shares = scores.masked_fill(~visible, float("-inf")).softmax(-1)
         expected = (shares @ value.repeat_interleave(3, 1)).transpose(1, 2).flatten(2)
-        torch.testing.assert_close(attend_grouped(query, key, value), expected)
-        torch.testing.assert_close(attend_grouped(query, key, value, visible), expected)
+        torch.testing.assert_close(attention(query, key, value, AttentionMask()), expected)
+        torch.testing.assert_close(attention(query, key, value, AttentionMask(visible)), expected)
 
 
 def test_neighbours_share_windows_as_wide_as_the_longest_span() -> None:
     spans = torch.tensor([[0, 0, 1, 1, 2, 2, 2, 2, 3, -1, -1, -1], [0, 0, 0, 1, 2, 2, -1, -1, -1, -1, -1, -1]])
-    sight = look_at_own(spans)
-    assert sight.windows is not None
-    assert sight.windows.columns.tolist() == [
+    mask = packed_causal_mask(spans)
+    assert mask.windows is not None
+    assert mask.windows.positions.tolist() == [
         [0, 1, 2, 3],
         [4, 5, 6, 7],
         [8, -1, -1, -1],
@@ -54,15 +61,15 @@ def test_neighbours_share_windows_as_wide_as_the_longest_span() -> None:
         [16, 17, -1, -1],
         [-1, -1, -1, -1],
     ]
-    assert sight.visible is not None
-    assert sight.visible[0, 0].int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]
+    assert mask.mask is not None
+    assert mask.mask[0, 0].int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]
 
 
-def test_sight_costs_nothing_where_nothing_is_packed() -> None:
-    assert look_at_own(torch.tensor([[0, 0, 0], [0, 0, -1]])) == SpanSight()
-    alone = look_at_own(torch.tensor([[-1, -1, 0, 0, 0], [0, 0, 0, -1, -1]]))
+def test_a_mask_costs_nothing_where_nothing_is_packed() -> None:
+    assert packed_causal_mask(torch.tensor([[0, 0, 0], [0, 0, -1]])) == AttentionMask()
+    alone = packed_causal_mask(torch.tensor([[-1, -1, 0, 0, 0], [0, 0, 0, -1, -1]]))
     assert alone.windows is not None
-    assert alone.visible is None
-    square = look_at_own(torch.tensor([[-1, 0, 0, 0, 0]] * 2 + [[0, 0, 0, 0, 1]]))
-    assert square.windows is None  # two windows of four columns would be more work than one of five
-    assert square.visible is not None
+    assert alone.mask is None
+    square = packed_causal_mask(torch.tensor([[-1, 0, 0, 0, 0]] * 2 + [[0, 0, 0, 0, 1]]))
+    assert square.windows is None  # two windows of four positions would be more work than one of five
+    assert square.mask is not None

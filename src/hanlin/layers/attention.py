@@ -1,55 +1,55 @@
-"""Attention of every column to the columns it may see, over whole rows or inside windows of them.
+"""Attention and its masks, over whole rows of a batch or inside windows of them.
 
 A packed row holds samples that never see each other: the square of the whole row is nearly all masked, and the kernels
-do not skip what is masked. `Windows` lays the samples of a row side by side instead, so that only their own small
+do not skip what is masked. `AttentionWindows` lays the samples of a row side by side instead, so that only their own small
 squares are computed. It saves work and changes no number.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.nn import functional
 
 
 @dataclass(frozen=True)
-class Windows:
-    """Where the columns of rows `[rows, length]` stand when they are grouped into windows `[groups, width]`.
+class AttentionWindows:
+    """Positions of packed rows `[batch, length]` grouped into windows `[groups, width]` that attend among themselves.
 
-    columns: `[groups, width]`, number of the column in the flattened rows, -1 = padding;
-    places: `[rows * length]`, number of the place in the flattened windows, -1 = in no window.
+    positions: `[groups, width]`, number of the position in the flattened batch, -1 = padding;
+    slots: `[batch * length]`, number of the slot in the flattened windows, -1 = in no window.
     """
 
-    columns: torch.Tensor
-    places: torch.Tensor
+    positions: torch.Tensor
+    slots: torch.Tensor
 
     @staticmethod
-    def of(windows: torch.Tensor, length: int) -> Windows:
-        """windows: `[rows, windows, width]` columns inside the row, -1 = padding; no column stands in two windows."""
+    def of(windows: torch.Tensor, length: int) -> AttentionWindows:
+        """windows: `[batch, windows, width]` positions inside the row, -1 = padding; none stands in two windows."""
         num_rows = windows.shape[0]
         starts = torch.arange(num_rows, device=windows.device)[:, None, None] * length
-        columns = torch.where(windows >= 0, windows + starts, -1).flatten(0, 1)
-        places = columns.new_full((num_rows * length + 1,), -1)
+        positions = torch.where(windows >= 0, windows + starts, -1).flatten(0, 1)
+        slots = positions.new_full((num_rows * length + 1,), -1)
         # All padding writes to the extra last entry.
-        places[columns.flatten().where(columns.flatten() >= 0, num_rows * length)] = torch.arange(
-            columns.numel(), device=columns.device
+        slots[positions.flatten().where(positions.flatten() >= 0, num_rows * length)] = torch.arange(
+            positions.numel(), device=positions.device
         )
-        return Windows(columns, places[:-1])
+        return AttentionWindows(positions, slots[:-1])
 
-    def facts(self, facts: torch.Tensor) -> torch.Tensor:
-        """Numbers `[rows, length]` -> `[groups, width]`; padding gets the first column's."""
-        return facts.flatten()[self.columns.clamp(min=0)]
+    def group_numbers(self, numbers: torch.Tensor) -> torch.Tensor:
+        """Numbers `[batch, length]` -> `[groups, width]`; padding gets those of the first position."""
+        return numbers.flatten()[self.positions.clamp(min=0)]
 
     def group(self, vectors: torch.Tensor) -> torch.Tensor:
-        """`[rows, length, size]` -> `[groups, width, size]`; padding is 0."""
-        grouped = _Regroup.apply(vectors.flatten(0, 1), self.columns.flatten(), self.places)
-        return grouped.unflatten(0, self.columns.shape)
+        """`[batch, length, size]` -> `[groups, width, size]`; padding is 0."""
+        grouped = _Regroup.apply(vectors.flatten(0, 1), self.positions.flatten(), self.slots)
+        return grouped.unflatten(0, self.positions.shape)
 
-    def spread(self, vectors: torch.Tensor, length: int) -> torch.Tensor:
-        """`[groups, width, size]` -> `[rows, length, size]`; columns in no window are 0."""
-        spread = _Regroup.apply(vectors.flatten(0, 1), self.places, self.columns.flatten())
-        return spread.unflatten(0, (-1, length))
+    def ungroup(self, vectors: torch.Tensor, length: int) -> torch.Tensor:
+        """`[groups, width, size]` -> `[batch, length, size]`; positions in no window are 0."""
+        ungrouped = _Regroup.apply(vectors.flatten(0, 1), self.slots, self.positions.flatten())
+        return ungrouped.unflatten(0, (-1, length))
 
 
 class _Regroup(torch.autograd.Function):
@@ -71,152 +71,132 @@ def _take(rows: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class Sight:
-    """Who sees whom, and how gladly: made once per forward pass, used by all blocks.
+class AttentionMask:
+    """Additive attention bias or boolean mask: made once per forward pass, used by all blocks.
 
-    bias: `[groups, heads, queries, keys]` added to the scores, -inf where the query may not look;
-    blind: `[groups, queries]` True where a query sees nothing (its bias is finite, its result is set to 0);
-    windows: None = every row is one group.
+    mask: `[groups or 1, heads or 1, queries, keys]`; a bias that is added to the scores, -inf where the query may not
+    look, or bool, True where it may. None: causal, a query sees the keys up to its own position, or all of them if it
+    is the only one.
+    empty_queries: bool `[groups, queries]`, where a query sees nothing: its mask is open, its result is set to 0. None:
+    every query sees something.
+    windows: None = every row of the batch is one group.
     """
 
-    bias: torch.Tensor
-    blind: torch.Tensor
-    windows: Windows | None = None
+    mask: torch.Tensor | None = None
+    empty_queries: torch.Tensor | None = None
+    windows: AttentionWindows | None = None
 
-    @staticmethod
-    def of(bias: torch.Tensor, visible: torch.Tensor, windows: Windows | None = None) -> Sight:
-        """bias: `[groups, heads, queries, keys]`; visible: `[groups, queries, keys]`."""
-        blind = ~visible.any(-1)
-        # A row of -inf only would be NaN in the softmax, and in its gradient.
-        hidden = ~visible & ~blind[..., None]
-        return Sight(bias.masked_fill(hidden[:, None], float("-inf")), blind, windows)
+    def with_prefix(self, length: int, tokens: torch.Tensor) -> AttentionMask:
+        """Let every query that sees anything look at `length` keys more, which stand first and have no bias.
 
-    def with_prefix(self, length: int) -> Sight:
-        """Let every query that sees anything look at `length` keys more, which stand first and have no bias."""
-        return Sight(functional.pad(self.bias, (length, 0)), self.blind, self.windows)
+        tokens: `[batch, positions]`, those of this forward pass.
+        """
+        if self.mask is not None:
+            open_value = float(self.mask.dtype == torch.bool)
+            return replace(self, mask=functional.pad(self.mask, (length, 0), value=open_value))
+        width = tokens.shape[1] if self.windows is None else self.windows.positions.shape[1]
+        mask = None if width == 1 else causal_mask(width, length + width, tokens.device)[None, None]
+        return replace(self, mask=mask)
 
 
-def attend(
+def attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    sight: Sight,
+    mask: AttentionMask,
     *,
     dropout: float = 0.0,
     scale: float | None = None,
 ) -> torch.Tensor:
-    """Mix the values a query sees: `[groups, heads, columns, head_dim]` -> `[groups, queries, heads * head_dim]`.
+    """Scaled dot product attention; several query heads may share a key and value head (grouped-query attention).
 
-    scale: factor of the scores; None: 1 / sqrt(head_dim).
-    """
-    mixed = functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=sight.bias, dropout_p=dropout, scale=scale
-    )
-    return mixed.transpose(1, 2).flatten(2).masked_fill(sight.blind[..., None], 0)
-
-
-def attend_grouped(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    visible: torch.Tensor | None = None,
-    *,
-    dropout: float = 0.0,
-) -> torch.Tensor:
-    """Mix the values a query sees, where several query heads share a key and value head.
-
-    query: `[groups, heads, columns, head_dim]`; key, value: `[groups, kv_heads, keys, head_dim]`;
-    visible: bool `[groups or 1, 1, queries, keys]`, every query sees something; None: a query sees the keys up to its
-    own column, or all of them if it is alone. dropout: share of the probabilities that is dropped.
+    query: `[groups, heads, queries, head_dim]`; key, value: `[groups, kv_heads, keys, head_dim]`; dropout: share of the
+    probabilities that is dropped; scale: factor of the scores, None: 1 / sqrt(head_dim).
     Returns `[groups, queries, heads * head_dim]`.
     """
     kv_heads = key.shape[1]
+    repeats = query.shape[1] // kv_heads
     if query.shape[2] == 1:
         # The query heads of a group stand as queries side by side: no copy of a long KV cache.
         folded = query.squeeze(2).unflatten(1, (kv_heads, -1))
-        return functional.scaled_dot_product_attention(
-            folded, key, value, attn_mask=visible, dropout_p=dropout
-        ).flatten(1)[:, None]
-    shares = query.shape[1] // kv_heads
-    if visible is None:
         mixed = functional.scaled_dot_product_attention(
-            query, key, value, is_causal=True, enable_gqa=shares > 1, dropout_p=dropout
+            folded, key, value, attn_mask=mask.mask, dropout_p=dropout, scale=scale
+        ).flatten(1)[:, None]
+    elif mask.mask is None:
+        mixed = functional.scaled_dot_product_attention(
+            query, key, value, is_causal=True, enable_gqa=repeats > 1, dropout_p=dropout, scale=scale
         )
+        mixed = mixed.transpose(1, 2).flatten(2)
     else:
         # CUDA has no fast kernel for a mask together with enable_gqa.
-        key, value = (part.repeat_interleave(shares, dim=1) if shares > 1 else part for part in (key, value))
-        mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=visible, dropout_p=dropout)
-    return mixed.transpose(1, 2).flatten(2)
+        key, value = (part.repeat_interleave(repeats, dim=1) if repeats > 1 else part for part in (key, value))
+        mixed = functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask.mask, dropout_p=dropout, scale=scale
+        )
+        mixed = mixed.transpose(1, 2).flatten(2)
+    return mixed if mask.empty_queries is None else mixed.masked_fill(mask.empty_queries[..., None], 0)
 
 
-def sees_earlier(queries: int, keys: int, device: torch.device | None = None) -> torch.Tensor:
+def additive_mask(bias: torch.Tensor, visible: torch.Tensor, windows: AttentionWindows | None = None) -> AttentionMask:
+    """A bias `[groups, heads, queries, keys]` where `visible` `[groups, queries, keys]`, -inf elsewhere."""
+    empty = ~visible.any(-1)
+    # A row of -inf only would be NaN in the softmax, and in its gradient.
+    hidden = ~visible & ~empty[..., None]
+    return AttentionMask(bias.masked_fill(hidden[:, None], float("-inf")), empty, windows)
+
+
+def causal_mask(queries: int, keys: int, device: torch.device | None = None) -> torch.Tensor:
     """Which keys a query may look at when the last query stands at the last key: bool `[queries, keys]`."""
     return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
 
 
-@dataclass(frozen=True)
-class SpanSight:
-    """Who sees whom where every column sees the earlier ones of its own span, and itself.
-
-    visible: bool `[groups or 1, 1, queries, keys]`, or None: see `attend_grouped`; windows: None = a row is one group.
-    """
-
-    visible: torch.Tensor | None = None
-    windows: Windows | None = None
-
-    def with_prefix(self, length: int, spans: torch.Tensor) -> SpanSight:
-        """Let all columns of `spans` `[rows, columns]` look at `length` keys more, which stand first."""
-        if self.visible is not None:
-            return SpanSight(functional.pad(self.visible, (length, 0), value=True), self.windows)
-        width = spans.shape[1] if self.windows is None else self.windows.columns.shape[1]
-        visible = None if width == 1 else sees_earlier(width, length + width, spans.device)[None, None]
-        return SpanSight(visible, self.windows)
-
-
-def look_at_own(spans: torch.Tensor) -> SpanSight:
-    """Sight within rows of samples, each a run of columns with its own number in `spans` `[rows, length]`.
+def packed_causal_mask(spans: torch.Tensor) -> AttentionMask:
+    """Causal mask within each sample of packed rows; a sample is a run of one number in `spans` `[batch, length]`.
 
     Below 0 is padding, whose results mean nothing. The bounds of the spans are read by the CPU.
     """
     length = spans.shape[1]
     runs = _runs(spans)
     if all(len(row) <= 1 and (not row or row[0][0] == 0) for row in runs):
-        return SpanSight()  # nobody looks ahead, so padding on the right disturbs nobody
+        return AttentionMask()  # nobody looks ahead, so padding on the right disturbs nobody
     shared = _share_windows(runs)
     width = max(end - begin for row in shared for begin, end in row)
     count = max(map(len, shared))
     if count * width * width >= length * length:
-        return SpanSight(_earlier_in_span(spans))
-    columns = torch.full((len(shared), count, width), -1)
+        return AttentionMask(_causal_in_span(spans))
+    positions = torch.full((len(shared), count, width), -1)
     for number, row in enumerate(shared):
         for window, (begin, end) in enumerate(row):
-            columns[number, window, : end - begin] = torch.arange(begin, end)
-    windows = Windows.of(columns.to(spans.device), length)
+            positions[number, window, : end - begin] = torch.arange(begin, end)
+    windows = AttentionWindows.of(positions.to(spans.device), length)
     if sum(map(len, shared)) == sum(map(len, runs)):
-        return SpanSight(None, windows)
-    return SpanSight(_earlier_in_span(windows.facts(spans)), windows)
+        return AttentionMask(windows=windows)
+    return AttentionMask(_causal_in_span(windows.group_numbers(spans)), windows=windows)
 
 
-def look_back(spans: torch.Tensor, known: torch.Tensor) -> SpanSight:
-    """Sight of new columns on all so far, themselves included; spans: `[rows, new]`; known: `[rows, all]`."""
+def cached_causal_mask(spans: torch.Tensor, known: torch.Tensor) -> AttentionMask:
+    """Causal mask of new positions over all in the KV cache, themselves included, within their own sample.
+
+    spans: `[batch, new]`; known: `[batch, all]`.
+    """
     visible = spans[:, :, None] == known[:, None, :]
     if spans.shape[1] > 1:
-        visible = visible & sees_earlier(spans.shape[1], known.shape[1], spans.device)
-    return SpanSight(visible[:, None])
+        visible = visible & causal_mask(spans.shape[1], known.shape[1], spans.device)
+    return AttentionMask(visible[:, None])
 
 
-def _earlier_in_span(spans: torch.Tensor) -> torch.Tensor:
+def _causal_in_span(spans: torch.Tensor) -> torch.Tensor:
     is_own = spans[:, :, None] == spans[:, None, :]
-    return (is_own & sees_earlier(spans.shape[1], spans.shape[1], spans.device))[:, None]
+    return (is_own & causal_mask(spans.shape[1], spans.shape[1], spans.device))[:, None]
 
 
 def _runs(spans: torch.Tensor) -> list[list[tuple[int, int]]]:
-    """First column and end of every run of equal numbers from 0 on, row by row."""
+    """First position and end of every run of equal numbers from 0 on, row by row."""
     is_first = spans[:, 1:] != spans[:, :-1]
     rows: list[list[tuple[int, int]]] = [[] for _ in spans]
     starts: list[list[int]] = [[0] for _ in spans]
-    for row, column in is_first.nonzero().tolist():
-        starts[row].append(column + 1)
+    for row, position in is_first.nonzero().tolist():
+        starts[row].append(position + 1)
     for number, (begins, row) in enumerate(zip(starts, spans.tolist(), strict=True)):
         ends = [*begins[1:], len(row)]
         rows[number] = [(begin, end) for begin, end in zip(begins, ends, strict=True) if row[begin] >= 0]

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from hanlin.core.errors import ConfigError
 from hanlin.core.plan import Plan
-from hanlin.layers.attention import SpanSight, attend_grouped, look_at_own, look_back
+from hanlin.layers.attention import AttentionMask, attention, cached_causal_mask, packed_causal_mask
 from hanlin.layers.kv_cache import KVCache
 from hanlin.layers.label_head import LabelHead
 from hanlin.layers.linear import Linear
@@ -48,12 +48,12 @@ class Inputs:
 
 
 @dataclass(frozen=True)
-class Scene:
+class BlockContext:
     """What all blocks share in a forward pass; cosine, sine: `[batch or 1, length, 1, angles]`."""
 
     cosine: torch.Tensor
     sine: torch.Tensor
-    sight: SpanSight
+    mask: AttentionMask
 
 
 class ChatGlm2(nn.Module):
@@ -105,9 +105,9 @@ class ChatGlm2(nn.Module):
         # The KV cache holds the prefix from its first call on.
         prefixes = {} if self.prefix is None or (kv_cache is not None and kv_cache.length) else self.prefix()
         hidden = state[0] if state else self._embed(given.tokens)
-        scene = self._scene(given, kv_cache)
+        context = self._context(given, kv_cache)
         for name, block in self.blocks.items():
-            hidden = block(hidden, scene, prefixes.get(name), kv_cache, name)
+            hidden = block(hidden, context, prefixes.get(name), kv_cache, name)
         if self.head is None:
             return hidden
         hidden = self.norm(hidden if logits_to_keep is None else hidden[:, -logits_to_keep:])
@@ -139,21 +139,21 @@ class ChatGlm2(nn.Module):
         hidden = self.embedding(tokens)
         return hidden.float() if self.config.fp32_residual else hidden
 
-    def _scene(self, given: Inputs, kv_cache: KVCache | None) -> Scene:
+    def _context(self, given: Inputs, kv_cache: KVCache | None) -> BlockContext:
         positions, start = given.positions, 0 if kv_cache is None else kv_cache.length
         if positions is None:
             positions = torch.arange(start, start + given.tokens.shape[1], device=given.tokens.device)[None]
         cosine, sine = rotation(self.config, positions, matmul_dtype(next(self.parameters())))
-        sight = self._sight(given, kv_cache)
+        mask = self._mask(given, kv_cache)
         if self.prefix is not None:
-            sight = sight.with_prefix(self.prefix.length, given.tokens)
-        return Scene(cosine, sine, sight)
+            mask = mask.with_prefix(self.prefix.length, given.tokens)
+        return BlockContext(cosine, sine, mask)
 
-    def _sight(self, given: Inputs, kv_cache: KVCache | None) -> SpanSight:
+    def _mask(self, given: Inputs, kv_cache: KVCache | None) -> AttentionMask:
         if kv_cache is None:
-            return SpanSight() if given.spans is None else look_at_own(given.spans)
+            return AttentionMask() if given.spans is None else packed_causal_mask(given.spans)
         spans = torch.zeros_like(given.tokens) if given.spans is None else given.spans
-        return look_back(spans, kv_cache.add_positions(spans=spans)["spans"])
+        return cached_causal_mask(spans, kv_cache.add_positions(spans=spans)["spans"])
 
 
 class Block(nn.Module):
@@ -163,9 +163,9 @@ class Block(nn.Module):
         self.ffn = FeedForward(config)
 
     def forward(
-        self, hidden: torch.Tensor, scene: Scene, prefix: Prefix | None, kv_cache: KVCache | None, name: str
+        self, hidden: torch.Tensor, context: BlockContext, prefix: Prefix | None, kv_cache: KVCache | None, name: str
     ) -> torch.Tensor:
-        return self.ffn(self.attention(hidden, scene, prefix, kv_cache, name))
+        return self.ffn(self.attention(hidden, context, prefix, kv_cache, name))
 
 
 class Attention(nn.Module):
@@ -186,14 +186,14 @@ class Attention(nn.Module):
         self.output = make_linear(config, inner, config.hidden_size, config.linear_bias)
 
     def forward(
-        self, hidden: torch.Tensor, scene: Scene, prefix: Prefix | None, kv_cache: KVCache | None, name: str
+        self, hidden: torch.Tensor, context: BlockContext, prefix: Prefix | None, kv_cache: KVCache | None, name: str
     ) -> torch.Tensor:
         normed = self.norm(hidden)
         query, key, value = (
             linear(normed).unflatten(-1, (-1, self.head_dim)) for linear in (self.query, self.key, self.value)
         )  # [batch, length, heads, head_dim]
-        query, key = (rotate_pairs(part, scene.cosine, scene.sine) for part in (query, key))
-        mixed = self._mix(query, key, value, scene.sight, prefix, kv_cache, name)
+        query, key = (rotate_pairs(part, context.cosine, context.sine) for part in (query, key))
+        mixed = self._mix(query, key, value, context.mask, prefix, kv_cache, name)
         residual = normed if self.residual_after_norm else hidden
         return residual + functional.dropout(self.output(mixed), self.dropout, self.training)
 
@@ -202,12 +202,12 @@ class Attention(nn.Module):
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        sight: SpanSight,
+        mask: AttentionMask,
         prefix: Prefix | None,
         kv_cache: KVCache | None,
         name: str,
     ) -> torch.Tensor:
-        windows, length = sight.windows, query.shape[1]
+        windows, length = mask.windows, query.shape[1]
         if windows is not None:
             query, key, value = (
                 windows.group(part.flatten(2)).unflatten(-1, (-1, self.head_dim)) for part in (query, key, value)
@@ -217,8 +217,8 @@ class Attention(nn.Module):
             key, value = prefix.before(key, value)
         if kv_cache is not None:
             key, value = kv_cache.update(name, key, value)
-        mixed = attend_grouped(query, key, value, sight.visible)
-        return mixed if windows is None else windows.spread(mixed, length)
+        mixed = attention(query, key, value, mask)
+        return mixed if windows is None else windows.ungroup(mixed, length)
 
 
 class FeedForward(nn.Module):

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from hanlin.core.plan import Plan
-from hanlin.layers.attention import SpanSight, attend_grouped, look_at_own, look_back
+from hanlin.layers.attention import AttentionMask, attention, cached_causal_mask, packed_causal_mask
 from hanlin.layers.kv_cache import KVCache
 from hanlin.layers.linear import Linear
 from hanlin.layers.loss import head_logits, head_loss
@@ -85,9 +85,9 @@ class Cpm1(nn.Module):
         # The KV cache holds the prefix from its first call on.
         prefixes = {} if self.prefix is None or (kv_cache is not None and kv_cache.length) else self.prefix()
         hidden = state[0] if state else self._embed(given, kv_cache)
-        sight = self._sight(given, kv_cache)
+        mask = self._mask(given, kv_cache)
         for name, block in self.blocks.items():
-            hidden = block(hidden, sight, prefixes.get(name), kv_cache, name)
+            hidden = block(hidden, mask, prefixes.get(name), kv_cache, name)
         if self.norm is None:
             return hidden
         hidden = self.norm(hidden if logits_to_keep is None else hidden[:, -logits_to_keep:])
@@ -120,13 +120,13 @@ class Cpm1(nn.Module):
         hidden = embedded + self.positions(positions)
         return functional.dropout(hidden, self.config.dropout, self.training)
 
-    def _sight(self, given: Inputs, kv_cache: KVCache | None) -> SpanSight:
+    def _mask(self, given: Inputs, kv_cache: KVCache | None) -> AttentionMask:
         if kv_cache is None:
-            sight = SpanSight() if given.spans is None else look_at_own(given.spans)
+            mask = AttentionMask() if given.spans is None else packed_causal_mask(given.spans)
         else:
             spans = torch.zeros_like(given.tokens) if given.spans is None else given.spans
-            sight = look_back(spans, kv_cache.add_positions(spans=spans)["spans"])
-        return sight if self.prefix is None else sight.with_prefix(self.prefix.length, given.tokens)
+            mask = cached_causal_mask(spans, kv_cache.add_positions(spans=spans)["spans"])
+        return mask if self.prefix is None else mask.with_prefix(self.prefix.length, given.tokens)
 
 
 class Block(nn.Module):
@@ -136,9 +136,9 @@ class Block(nn.Module):
         self.ffn = FeedForward(config)
 
     def forward(
-        self, hidden: torch.Tensor, sight: SpanSight, prefix: Prefix | None, kv_cache: KVCache | None, name: str
+        self, hidden: torch.Tensor, mask: AttentionMask, prefix: Prefix | None, kv_cache: KVCache | None, name: str
     ) -> torch.Tensor:
-        return self.ffn(self.attention(hidden, sight, prefix, kv_cache, name))
+        return self.ffn(self.attention(hidden, mask, prefix, kv_cache, name))
 
 
 class Attention(nn.Module):
@@ -158,17 +158,17 @@ class Attention(nn.Module):
         self.output = Linear(inner, config.hidden_size, bias=True)
 
     def forward(
-        self, hidden: torch.Tensor, sight: SpanSight, prefix: Prefix | None, kv_cache: KVCache | None, name: str
+        self, hidden: torch.Tensor, mask: AttentionMask, prefix: Prefix | None, kv_cache: KVCache | None, name: str
     ) -> torch.Tensor:
         normed = self.norm(hidden)
-        mixed = self._mix(normed, sight, prefix, kv_cache, name)
+        mixed = self._mix(normed, mask, prefix, kv_cache, name)
         residual = normed if self.residual_after_norm else hidden
         return residual + functional.dropout(self.output(mixed), self.dropout, self.training)
 
     def _mix(
-        self, normed: torch.Tensor, sight: SpanSight, prefix: Prefix | None, kv_cache: KVCache | None, name: str
+        self, normed: torch.Tensor, mask: AttentionMask, prefix: Prefix | None, kv_cache: KVCache | None, name: str
     ) -> torch.Tensor:
-        windows = sight.windows
+        windows = mask.windows
         query, key, value = (linear(normed) for linear in (self.query, self.key, self.value))
         if windows is not None:
             query, key, value = (windows.group(part) for part in (query, key, value))
@@ -180,8 +180,8 @@ class Attention(nn.Module):
         if kv_cache is not None:
             key, value = kv_cache.update(name, key, value)
         dropout = self.attention_dropout if self.training else 0.0
-        mixed = attend_grouped(query, key, value, sight.visible, dropout=dropout)
-        return mixed if windows is None else windows.spread(mixed, normed.shape[1])
+        mixed = attention(query, key, value, mask, dropout=dropout)
+        return mixed if windows is None else windows.ungroup(mixed, normed.shape[1])
 
 
 class FeedForward(nn.Module):

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from hanlin.core.plan import Plan
-from hanlin.layers.attention import attend_grouped, sees_earlier
+from hanlin.layers.attention import AttentionMask, attention, causal_mask
 from hanlin.layers.kv_cache import KVCache
 from hanlin.layers.linear import Linear
 from hanlin.layers.loss import head_logits, head_loss
@@ -51,11 +51,11 @@ class Inputs:
 
 
 @dataclass(frozen=True)
-class View:
+class DecoderContext:
     """What all decoder blocks share; encoded: None when its keys and values are in the KV cache."""
 
-    own: torch.Tensor
-    across: torch.Tensor
+    self_mask: AttentionMask
+    cross_mask: AttentionMask
     encoded: torch.Tensor | None
     kv_cache: KVCache | None
 
@@ -154,9 +154,9 @@ class Cpm1T5(nn.Module):
 
     def _encode(self, hidden: torch.Tensor, given: Inputs) -> torch.Tensor:
         encoder = [block for block in self.blocks.values() if isinstance(block, EncoderBlock)]
-        sight = same_span(given.read_spans, given.read_spans) if encoder else None
+        mask = AttentionMask(same_span(given.read_spans, given.read_spans)[:, None]) if encoder else None
         for block in encoder:
-            hidden = block(hidden, sight)
+            hidden = block(hidden, mask)
         return hidden
 
     def _decode(
@@ -169,13 +169,14 @@ class Cpm1T5(nn.Module):
             return hidden
         spans = given.own_spans
         known = spans if kv_cache is None else kv_cache.add_positions(spans=spans)["spans"]
-        earlier = sees_earlier(spans.shape[1], known.shape[1], spans.device)
+        earlier = causal_mask(spans.shape[1], known.shape[1], spans.device)
         across = same_span(spans, given.read_spans)
         # Padding behind the last sample finds nothing to look at; no kernel takes that, and its result is never read.
         across = across | ~across.any(-1, keepdim=True)
-        view = View(same_span(spans, known) & earlier, across, encoded, kv_cache)
+        own = same_span(spans, known) & earlier
+        context = DecoderContext(AttentionMask(own[:, None]), AttentionMask(across[:, None]), encoded, kv_cache)
         for name, block in decoder.items():
-            hidden = block(hidden, view, name)
+            hidden = block(hidden, context, name)
         return hidden
 
 
@@ -185,8 +186,8 @@ class EncoderBlock(nn.Module):
         self.attention = SelfAttention(config)
         self.ffn = FeedForward(config)
 
-    def forward(self, hidden: torch.Tensor, sight: torch.Tensor) -> torch.Tensor:
-        return self.ffn(self.attention(hidden, sight))
+    def forward(self, hidden: torch.Tensor, mask: AttentionMask) -> torch.Tensor:
+        return self.ffn(self.attention(hidden, mask))
 
 
 class DecoderBlock(nn.Module):
@@ -196,21 +197,21 @@ class DecoderBlock(nn.Module):
         self.cross_attention = Attention(config)
         self.ffn = FeedForward(config)
 
-    def forward(self, hidden: torch.Tensor, view: View, name: str) -> torch.Tensor:
-        hidden = self.attention(hidden, view.own, view.kv_cache, name)
+    def forward(self, hidden: torch.Tensor, context: DecoderContext, name: str) -> torch.Tensor:
+        hidden = self.attention(hidden, context.self_mask, context.kv_cache, name)
         # kept: the norm of the ffn serves here as well (golden case cpm1_t5).
         normed = self.ffn.norm(hidden)
-        hidden = hidden + self.cross_attention(normed, *self._encoded(view, name), view.across)
+        hidden = hidden + self.cross_attention(normed, *self._encoded(context, name), context.cross_mask)
         return self.ffn(hidden)
 
-    def _encoded(self, view: View, name: str) -> tuple[torch.Tensor, ...]:
+    def _encoded(self, context: DecoderContext, name: str) -> tuple[torch.Tensor, ...]:
         """Keys and values of the encoder's output, computed once."""
-        if view.encoded is None:
-            assert view.kv_cache is not None
-            return view.kv_cache.cross_attention(name)
-        pair = self.cross_attention.keys_and_values(view.encoded)
-        if view.kv_cache is not None:
-            view.kv_cache.set_cross_attention(name, *pair)
+        if context.encoded is None:
+            assert context.kv_cache is not None
+            return context.kv_cache.cross_attention(name)
+        pair = self.cross_attention.keys_and_values(context.encoded)
+        if context.kv_cache is not None:
+            context.kv_cache.set_cross_attention(name, *pair)
         return pair
 
 
@@ -229,11 +230,10 @@ class Attention(nn.Module):
         self.output = Linear(inner, config.hidden_size)
 
     def forward(
-        self, normed: torch.Tensor, key: torch.Tensor, value: torch.Tensor, visible: torch.Tensor
+        self, normed: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: AttentionMask
     ) -> torch.Tensor:
-        """visible: bool `[batch, queries, keys]`."""
         dropout = self.attention_dropout if self.training else 0.0
-        mixed = attend_grouped(self._heads(self.query(normed)), key, value, visible[:, None], dropout=dropout)
+        mixed = attention(self._heads(self.query(normed)), key, value, mask, dropout=dropout)
         return functional.dropout(self.output(mixed), self.dropout, self.training)
 
     def keys_and_values(self, source: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -252,13 +252,13 @@ class SelfAttention(Attention):
         self.norm = LayerNorm(config.hidden_size, config.norm_eps)
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]: its keys are its own
-        self, hidden: torch.Tensor, visible: torch.Tensor, kv_cache: KVCache | None = None, name: str = ""
+        self, hidden: torch.Tensor, mask: AttentionMask, kv_cache: KVCache | None = None, name: str = ""
     ) -> torch.Tensor:
         normed = self.norm(hidden)
         key, value = self.keys_and_values(normed)
         if kv_cache is not None:
             key, value = kv_cache.update(name, key, value)
-        return (normed if self.residual_after_norm else hidden) + super().forward(normed, key, value, visible)
+        return (normed if self.residual_after_norm else hidden) + super().forward(normed, key, value, mask)
 
 
 class FeedForward(nn.Module):

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from hanlin.core.plan import Plan, Split
-from hanlin.layers.attention import Sight, attend
+from hanlin.layers.attention import AttentionMask, additive_mask, attention
 from hanlin.layers.buckets import distance_bucket
 from hanlin.layers.contest import contest_loss
 from hanlin.layers.experts import Experts
@@ -58,11 +58,11 @@ class Inputs:
 
 
 @dataclass(frozen=True)
-class View:
+class DecoderContext:
     """What all decoder blocks share in a forward pass; encoded: None when its keys and values are in the KV cache."""
 
-    own: Sight
-    across: Sight
+    self_mask: AttentionMask
+    cross_mask: AttentionMask
     encoded: torch.Tensor | None
     kv_cache: KVCache | None
 
@@ -152,9 +152,9 @@ class Cpm2(nn.Module):
     def _encode(self, hidden: torch.Tensor, given: Inputs) -> torch.Tensor:
         if not self.encoder_blocks:
             return hidden
-        sight = self._encoder_sight(given, matmul_dtype(hidden))
+        mask = self._encoder_mask(given, matmul_dtype(hidden))
         for block in self.encoder_blocks.values():
-            hidden = block(hidden, sight)
+            hidden = block(hidden, mask)
         # The norm stands behind the last block, wherever a cut model has that one.
         is_last = str(self.config.num_layers - 1) in self.encoder_blocks
         return self._finish(self.encoder_norm, hidden) if is_last else hidden
@@ -166,32 +166,32 @@ class Cpm2(nn.Module):
         spans = given.own_spans
         known = spans if kv_cache is None else kv_cache.add_positions(spans=spans)["spans"]
         dtype = matmul_dtype(hidden)
-        own = self._decoder_sight(spans, known, start, dtype)
-        across = Sight.of(
+        own = self._decoder_mask(spans, known, start, dtype)
+        across = additive_mask(
             torch.zeros(1, 1, 1, 1, dtype=dtype, device=hidden.device), same_span(spans, given.read_spans)
         )
-        view = View(own, across, encoded, kv_cache)
+        context = DecoderContext(own, across, encoded, kv_cache)
         for name, block in self.decoder_blocks.items():
-            hidden = block(hidden, view, name)
+            hidden = block(hidden, context, name)
         return hidden
 
     def _finish(self, norm: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
         return functional.dropout(norm(hidden), self.config.dropout, self.training)
 
-    def _encoder_sight(self, given: Inputs, dtype: torch.dtype) -> Sight:
+    def _encoder_mask(self, given: Inputs, dtype: torch.dtype) -> AttentionMask:
         spans = given.read_spans
         visible = same_span(spans, spans)
         if self.soft_prompt is not None:
             visible = self.soft_prompt.restrict(visible, given.encoder_tokens)
         columns = torch.arange(spans.shape[1], device=spans.device)
         buckets = self._buckets(columns[None, :] - columns[:, None], is_causal=False)
-        return Sight.of(_bias(self.encoder_bias, buckets, dtype), visible)
+        return additive_mask(_bias(self.encoder_bias, buckets, dtype), visible)
 
-    def _decoder_sight(self, spans: torch.Tensor, known: torch.Tensor, start: int, dtype: torch.dtype) -> Sight:
+    def _decoder_mask(self, spans: torch.Tensor, known: torch.Tensor, start: int, dtype: torch.dtype) -> AttentionMask:
         keys = torch.arange(known.shape[1], device=spans.device)
         offsets = keys[None, :] - (start + torch.arange(spans.shape[1], device=spans.device))[:, None]
         visible = same_span(spans, known) & (offsets <= 0)
-        return Sight.of(_bias(self.decoder_bias, self._buckets(offsets, is_causal=True), dtype), visible)
+        return additive_mask(_bias(self.decoder_bias, self._buckets(offsets, is_causal=True), dtype), visible)
 
     def _buckets(self, offsets: torch.Tensor, *, is_causal: bool) -> torch.Tensor:
         """Rows of a bias table for key minus query columns; a decoder has all its buckets behind the query."""
@@ -207,8 +207,8 @@ class EncoderBlock(nn.Module):
         self.attention = Attention(config)
         self.ffn = make_ffn(config)
 
-    def forward(self, hidden: torch.Tensor, sight: Sight) -> torch.Tensor:
-        return self.ffn(self.attention(hidden, sight))
+    def forward(self, hidden: torch.Tensor, mask: AttentionMask) -> torch.Tensor:
+        return self.ffn(self.attention(hidden, mask))
 
 
 class DecoderBlock(nn.Module):
@@ -218,9 +218,9 @@ class DecoderBlock(nn.Module):
         self.cross_attention = CrossAttention(config)
         self.ffn = make_ffn(config)
 
-    def forward(self, hidden: torch.Tensor, view: View, name: str) -> torch.Tensor:
-        hidden = self.attention(hidden, view.own, view.kv_cache, name)
-        return self.ffn(self.cross_attention(hidden, view, name))
+    def forward(self, hidden: torch.Tensor, context: DecoderContext, name: str) -> torch.Tensor:
+        hidden = self.attention(hidden, context.self_mask, context.kv_cache, name)
+        return self.ffn(self.cross_attention(hidden, context, name))
 
 
 class Attention(nn.Module):
@@ -238,22 +238,22 @@ class Attention(nn.Module):
         self.output = Linear(inner, config.hidden_size)
 
     def forward(
-        self, hidden: torch.Tensor, sight: Sight, kv_cache: KVCache | None = None, name: str = ""
+        self, hidden: torch.Tensor, mask: AttentionMask, kv_cache: KVCache | None = None, name: str = ""
     ) -> torch.Tensor:
         normed = self.norm(hidden)
         key, value = self._heads(self.key(normed)), self._heads(self.value(normed))
         if kv_cache is not None:
             key, value = kv_cache.update(name, key, value)
-        return self._mixed(hidden, normed, key, value, sight)
+        return self._mixed(hidden, normed, key, value, mask)
 
     def _heads(self, vectors: torch.Tensor) -> torch.Tensor:
         return vectors.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # [batch, heads, length, head_dim]
 
     def _mixed(
-        self, hidden: torch.Tensor, normed: torch.Tensor, key: torch.Tensor, value: torch.Tensor, sight: Sight
+        self, hidden: torch.Tensor, normed: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: AttentionMask
     ) -> torch.Tensor:
         dropout = self.dropout if self.training else 0.0
-        mixed = attend(self._heads(self.query(normed)), key, value, sight, dropout=dropout, scale=1.0)
+        mixed = attention(self._heads(self.query(normed)), key, value, mask, dropout=dropout, scale=1.0)
         # kept: the original drops twice here.
         return hidden + functional.dropout(functional.dropout(self.output(mixed), dropout), dropout)
 
@@ -261,15 +261,15 @@ class Attention(nn.Module):
 class CrossAttention(Attention):
     """`Attention` of the decoder to what the encoder made; its keys and values are computed once."""
 
-    def forward(self, hidden: torch.Tensor, view: View, name: str) -> torch.Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]: other keys
-        if view.encoded is None:
-            assert view.kv_cache is not None
-            key, value = view.kv_cache.cross_attention(name)
+    def forward(self, hidden: torch.Tensor, context: DecoderContext, name: str) -> torch.Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]: other keys
+        if context.encoded is None:
+            assert context.kv_cache is not None
+            key, value = context.kv_cache.cross_attention(name)
         else:
-            key, value = self._heads(self.key(view.encoded)), self._heads(self.value(view.encoded))
-            if view.kv_cache is not None:
-                view.kv_cache.set_cross_attention(name, key, value)
-        return self._mixed(hidden, self.norm(hidden), key, value, view.across)
+            key, value = self._heads(self.key(context.encoded)), self._heads(self.value(context.encoded))
+            if context.kv_cache is not None:
+                context.kv_cache.set_cross_attention(name, key, value)
+        return self._mixed(hidden, self.norm(hidden), key, value, context.cross_mask)
 
 
 class FeedForward(nn.Module):
@@ -298,15 +298,15 @@ def make_ffn(config: Cpm2Config) -> nn.Module:
 
 def make_plan(config: Cpm2Config) -> Plan:
     """Where a CPM-2 may be cut and split."""
-    attention: dict[str, Split] = {"query": "query", "key": "kv", "value": "kv", "output": "row"}
+    projections: dict[str, Split] = {"query": "query", "key": "kv", "value": "kv", "output": "row"}
     ffn: dict[str, Split] = {"gate": "column", "up": "column", "down": "row"}
     if config.num_experts:
         ffn = {"experts": "experts", **{f"experts.*.{linear}": split for linear, split in ffn.items()}}
     parts = {
-        "encoder_blocks.*.attention": attention,
+        "encoder_blocks.*.attention": projections,
         "encoder_blocks.*.ffn": ffn,
-        "decoder_blocks.*.attention": attention,
-        "decoder_blocks.*.cross_attention": attention,
+        "decoder_blocks.*.attention": projections,
+        "decoder_blocks.*.cross_attention": projections,
         "decoder_blocks.*.ffn": ffn,
     }
     linears: dict[str, Split] = {

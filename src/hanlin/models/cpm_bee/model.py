@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 from hanlin.core.plan import Plan
-from hanlin.layers.attention import Sight, Windows, attend
+from hanlin.layers.attention import AttentionMask, AttentionWindows, additive_mask, attention
 from hanlin.layers.buckets import distance_bucket
 from hanlin.layers.kv_cache import KVCache
 from hanlin.layers.linear import Linear
@@ -122,9 +122,9 @@ class CpmBee(nn.Module):
         # The KV cache holds the prefix from its first call on.
         prefixes = {} if self.prefix is None or (kv_cache is not None and kv_cache.length) else self.prefix()
         hidden = state[0] if state else self.embedding(given.tokens, given.subs)
-        sight = self._sight(given, kv_cache)
+        mask = self._mask(given, kv_cache)
         for name, block in self.blocks.items():
-            hidden = block(hidden, sight, prefixes.get(name), kv_cache, name)
+            hidden = block(hidden, mask, prefixes.get(name), kv_cache, name)
         if self.norm is None:
             return hidden
         hidden = self.norm(hidden if logits_to_keep is None else hidden[:, -logits_to_keep:])
@@ -141,13 +141,13 @@ class CpmBee(nn.Module):
             elif isinstance(module, SubscriptEmbedding):
                 nn.init.normal_(module.weight, std=0.02, generator=generator)
 
-    def _sight(self, given: Inputs, kv_cache: KVCache | None) -> Sight:
-        windows = None if given.windows is None else Windows.of(given.windows, given.tokens.shape[1])
+    def _mask(self, given: Inputs, kv_cache: KVCache | None) -> AttentionMask:
+        windows = None if given.windows is None else AttentionWindows.of(given.windows, given.tokens.shape[1])
         queries, keys = own_columns(given, windows) if kv_cache is None else remembered_columns(given, kv_cache)
-        offsets = given.relation_offsets if windows is None else windows.facts(given.relation_offsets)
+        offsets = given.relation_offsets if windows is None else windows.group_numbers(given.relation_offsets)
         relation = relations_between(queries, keys, offsets, given.relations)
-        sight = Sight.of(self.position_bias(queries, keys, relation), visible(queries, keys), windows)
-        return sight if self.prefix is None else sight.with_prefix(self.prefix.length)
+        mask = additive_mask(self.position_bias(queries, keys, relation), visibility(queries, keys), windows)
+        return mask if self.prefix is None else mask.with_prefix(self.prefix.length, given.tokens)
 
     def _head(self, given: Inputs) -> list[Piece]:
         pieces: list[Piece] = [(self.embedding.weight, self.embedding.scale)]
@@ -165,10 +165,10 @@ class Block(nn.Module):
         self.ffn = None if layer in config.removed_ffn else FeedForward(config)
 
     def forward(
-        self, hidden: torch.Tensor, sight: Sight, prefix: Prefix | None, kv_cache: KVCache | None, name: str
+        self, hidden: torch.Tensor, mask: AttentionMask, prefix: Prefix | None, kv_cache: KVCache | None, name: str
     ) -> torch.Tensor:
         if self.attention is not None:
-            hidden = (hidden + self.attention(hidden, sight, prefix, kv_cache, name)) / RESIDUAL_DIVISOR
+            hidden = (hidden + self.attention(hidden, mask, prefix, kv_cache, name)) / RESIDUAL_DIVISOR
         if self.ffn is not None:
             hidden = (hidden + self.ffn(hidden)) / RESIDUAL_DIVISOR
         return hidden
@@ -187,22 +187,22 @@ class Attention(nn.Module):
         self.output = _scaled_linear(inner, config.hidden_size)
 
     def forward(
-        self, hidden: torch.Tensor, sight: Sight, prefix: Prefix | None, kv_cache: KVCache | None, name: str
+        self, hidden: torch.Tensor, mask: AttentionMask, prefix: Prefix | None, kv_cache: KVCache | None, name: str
     ) -> torch.Tensor:
         normed = self.norm(hidden)
         projected = [linear(normed) for linear in (self.query, self.key, self.value)]
-        query, key, value = (self._heads(vectors, sight) for vectors in projected)
+        query, key, value = (self._heads(vectors, mask) for vectors in projected)
         if prefix is not None:
             key, value = prefix.before(key, value)
         if kv_cache is not None:
             key, value = kv_cache.update(name, key, value)
-        mixed = attend(query, key, value, sight, dropout=self.dropout if self.training else 0.0)
-        if sight.windows is not None:
-            mixed = sight.windows.spread(mixed, projected[0].shape[1])
+        mixed = attention(query, key, value, mask, dropout=self.dropout if self.training else 0.0)
+        if mask.windows is not None:
+            mixed = mask.windows.ungroup(mixed, projected[0].shape[1])
         return self.output(mixed)
 
-    def _heads(self, vectors: torch.Tensor, sight: Sight) -> torch.Tensor:
-        grouped = vectors if sight.windows is None else sight.windows.group(vectors)
+    def _heads(self, vectors: torch.Tensor, mask: AttentionMask) -> torch.Tensor:
+        grouped = vectors if mask.windows is None else mask.windows.group(vectors)
         return grouped.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # [groups, heads, columns, head_dim]
 
 
@@ -262,7 +262,7 @@ class PositionBias(nn.Module):
         return bias.permute(0, 3, 1, 2)
 
 
-def visible(queries: Columns, keys: Columns) -> torch.Tensor:
+def visibility(queries: Columns, keys: Columns) -> torch.Tensor:
     """Which keys a query may look at: `[groups, queries, keys]`.
 
     Context is seen by all, an answer by itself from left to right; an example (sample 1, 2, ...) sees itself only, the
@@ -292,7 +292,7 @@ def _equal(queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
     return queries[:, :, None] == keys[:, None, :]
 
 
-def own_columns(given: Inputs, windows: Windows | None) -> tuple[Columns, Columns]:
+def own_columns(given: Inputs, windows: AttentionWindows | None) -> tuple[Columns, Columns]:
     """The columns of a training row; queries and keys are the same."""
     positions = torch.arange(given.tokens.shape[1], device=given.tokens.device).expand(given.tokens.shape)
     exists = torch.ones_like(positions, dtype=torch.bool)
@@ -301,8 +301,8 @@ def own_columns(given: Inputs, windows: Windows | None) -> tuple[Columns, Column
     spans = torch.zeros_like(given.segments) if given.spans is None else given.spans
     facts = (positions, given.is_context, given.sample_ids, given.num_segments, given.segments, spans, exists)
     if windows is not None:
-        facts = [windows.facts(fact) for fact in facts]
-        facts[-1] = facts[-1] & (windows.columns >= 0)
+        facts = [windows.group_numbers(fact) for fact in facts]
+        facts[-1] = facts[-1] & (windows.positions >= 0)
     columns = Columns(*facts)
     return columns, columns
 
