@@ -22,13 +22,13 @@ from hanlin.core.batch import Prompt, PromptBatch
 from hanlin.core.settings import GenerateSettings
 from hanlin.generate.engine import Engine
 from hanlin.models import rows
-from hanlin.models.chatglm2.samples import ChatCursor
+from hanlin.models.chatglm2.processor import ChatCursor
 
 NEVER: frozenset[int] = frozenset()
 
 
 class Ids:
-    """Prompts that are ids already; all that a search asks of a `Samples`."""
+    """Prompts that are ids already; all that a search asks of a `Processor`."""
 
     def collate_prompts(self, prompts: list[Prompt]) -> PromptBatch:
         inputs = rows.pad_left([prompt.inputs["tokens"] for prompt in prompts], SMALL.pad_id)

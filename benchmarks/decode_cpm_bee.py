@@ -32,7 +32,7 @@ from hanlin.generate.sampling import ban_columns
 from hanlin.layers.kv_cache import KVCache
 from hanlin.models.cpm_bee import SIZES, CpmBeeTokenizer, family
 from hanlin.models.cpm_bee.model import Columns, Inputs, relations_between, visibility
-from hanlin.models.cpm_bee.samples import CpmBeeSamples
+from hanlin.models.cpm_bee.processor import CpmBeeProcessor
 
 Answers = list[tuple[int, ...]]
 ROW_INPUTS = ("relations", "ext_tokens", "ext_subs")
@@ -75,7 +75,7 @@ def make_engine(vocab: Path, size: str) -> Engine:
     model.init_weights(torch.Generator().manual_seed(0))
     # Fresh embeddings give flat logits, whose order rounding would decide.
     torch.nn.init.normal_(model.embedding.weight, generator=torch.Generator().manual_seed(1))
-    return Engine(model.eval(), CpmBeeSamples(tokenizer, config))
+    return Engine(model.eval(), CpmBeeProcessor(tokenizer, config))
 
 
 def read_records(path: Path, count: int) -> list[dict[str, str]]:
@@ -117,7 +117,7 @@ def decode_cached(engine: Engine, prompts: list[Prompt], options: GenerateSettin
 @torch.inference_mode()
 def decode_uncached(engine: Engine, prompts: list[Prompt], options: GenerateSettings) -> Answers:
     """Greedy; each step reads the prompt and all that was written again."""
-    batch = engine.samples.collate_prompts(prompts)
+    batch = engine.processor.collate_prompts(prompts)
     inputs, cursors = dict(batch.inputs), list(batch.cursors)
     answers: Answers = [()] * len(prompts)
     for _ in range(options.max_new_tokens):
@@ -154,7 +154,7 @@ class Cache:
 
 @torch.inference_mode()
 def decode_as_original(engine: Engine, prompts: list[Prompt], options: GenerateSettings) -> Answers:
-    batch = engine.samples.collate_prompts(prompts)
+    batch = engine.processor.collate_prompts(prompts)
     rules = BeamRules(options.beams, options.max_new_tokens)
     inputs = {name: tensor.repeat_interleave(rules.beams, dim=0) for name, tensor in batch.inputs.items()}
     searches = [start_search(cursor) for cursor in batch.cursors]

@@ -26,8 +26,8 @@ from hanlin.core.batch import Batch, Sample
 from hanlin.data.pack import plan_rows, pool_rows
 from hanlin.models.cpm2.config import SIZES
 from hanlin.models.cpm2.model import Cpm2
+from hanlin.models.cpm2.processor import Cpm2Processor
 from hanlin.models.cpm2.record import Cpm2Options
-from hanlin.models.cpm2.samples import Cpm2Samples
 from hanlin.models.cpm2.tokenizer import Cpm2Tokenizer
 from hanlin.models.rows import NO_SPAN
 
@@ -44,9 +44,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    samples = Cpm2Samples(Cpm2Tokenizer.load(args.vocab), SIZE, Cpm2Options(dataset="ccpm"))
-    made = read_samples(samples, args.ccpm, args.records)
-    ways = batches_of(samples, made)
+    processor = Cpm2Processor(Cpm2Tokenizer.load(args.vocab), SIZE, Cpm2Options(dataset="ccpm"))
+    made = read_samples(processor, args.ccpm, args.records)
+    ways = batches_of(processor, made)
     model = Cpm2(SIZE)
     model.init_weights(torch.Generator().manual_seed(0))
     losses = {name: sum(loss(model, batch).item() for batch in batches) for name, batches in ways.items()}
@@ -69,13 +69,13 @@ def main() -> None:
     )
 
 
-def read_samples(samples: Cpm2Samples, path: Path, count: int) -> list[Sample]:
+def read_samples(processor: Cpm2Processor, path: Path, count: int) -> list[Sample]:
     with path.open(encoding="utf-8") as lines:
         rows = [json.loads(line) for line, _ in zip(lines, range(count), strict=False)]
-    return [samples.sample(record) for row in rows for record in samples.data_set.records(row)]
+    return [processor.sample(record) for row in rows for record in processor.data_set.records(row)]
 
 
-def batches_of(samples: Cpm2Samples, made: Sequence[Sample]) -> dict[str, list[Batch]]:
+def batches_of(processor: Cpm2Processor, made: Sequence[Sample]) -> dict[str, list[Batch]]:
     lengths, order = np.array([sample.length for sample in made]), np.arange(len(made))
     singles = [[number] for number in order.tolist()]
     pooled = pool_rows(lengths, order, ROWS, np.random.default_rng(0))[:]
@@ -83,10 +83,10 @@ def batches_of(samples: Cpm2Samples, made: Sequence[Sample]) -> dict[str, list[B
 
     def batches(rows: Sequence[Sequence[int]]) -> list[Batch]:
         groups = [rows[start : start + ROWS] for start in range(0, len(rows), ROWS)]
-        return [samples.collate([[made[number] for number in row] for row in group], LENGTH) for group in groups]
+        return [processor.collate([[made[number] for number in row] for row in group], LENGTH) for group in groups]
 
     return {
-        "padded": [filled_up(batch, samples.tokenizer.pad_id) for batch in batches(singles)],
+        "padded": [filled_up(batch, processor.tokenizer.pad_id) for batch in batches(singles)],
         "longest": batches(pooled),
         "packed": batches(packed),
     }

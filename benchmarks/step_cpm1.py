@@ -36,7 +36,7 @@ from hanlin.formats.load import save_base
 from hanlin.models.cpm1 import family
 from hanlin.models.cpm1.config import Cpm1Config, shape
 from hanlin.models.cpm1.model import Cpm1
-from hanlin.models.cpm1.samples import Cpm1Samples
+from hanlin.models.cpm1.processor import Cpm1Processor
 
 STEP_TOKENS = 2048
 
@@ -121,10 +121,10 @@ def make_loader(config: Cpm1Config, length: int, folder: Path) -> Loader:
         for size in rng.integers(50, 800, 1000).tolist():
             writer.add(rng.integers(0, config.vocab_size, size))
             writer.end_document()
-    samples: Any = Cpm1Samples(Ids(config.vocab_size), config)  # pyright: ignore[reportArgumentType]
+    processor: Any = Cpm1Processor(Ids(config.vocab_size), config)  # pyright: ignore[reportArgumentType]
     wanted = Wanted("1,0,0", "train", length, seed=0)
-    windows = open_windows([folder / "corpus"], samples, wanted, config.vocab_size, folder)
-    return Loader(windows, samples, max_length=length, batch_rows=STEP_TOKENS // length, shuffle=False, pack=False)
+    windows = open_windows([folder / "corpus"], processor, wanted, config.vocab_size, folder)
+    return Loader(windows, processor, max_length=length, batch_rows=STEP_TOKENS // length, shuffle=False, pack=False)
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ from hanlin.models.cpm_bee.model import (
     relations_between,
     visibility,
 )
-from hanlin.models.cpm_bee.samples import CpmBeeSamples
+from hanlin.models.cpm_bee.processor import CpmBeeProcessor
 from hanlin.tuning.apply import apply_tuning, trained_parameters
 
 Loss = Callable[[CpmBee, Batch], torch.Tensor]
@@ -57,8 +57,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    samples = CpmBeeSamples(CpmBeeTokenizer.load(args.vocab), SIZES[args.size])
-    batches = [samples.collate([row], args.length) for row in packed_rows(samples, args.ccpm, args.length, args.steps)]
+    processor = CpmBeeProcessor(CpmBeeTokenizer.load(args.vocab), SIZES[args.size])
+    batches = [
+        processor.collate([row], args.length) for row in packed_rows(processor, args.ccpm, args.length, args.steps)
+    ]
     result = {
         "machine": f"{cpu_name()}, torch {torch.__version__}, 1 thread",
         "date": datetime.date.today().isoformat(),
@@ -109,12 +111,12 @@ def make_model(size: str, settings: TuningSettings) -> CpmBee:
     return model.train()
 
 
-def packed_rows(samples: CpmBeeSamples, path: Path, length: int, count: int) -> Iterator[list[Sample]]:
+def packed_rows(processor: CpmBeeProcessor, path: Path, length: int, count: int) -> Iterator[list[Sample]]:
     """The first rows of the file in their order, as many in a row as fit."""
     row: list[Sample] = []
     with path.open(encoding="utf-8") as lines:
         for line in lines:
-            sample = samples.sample(ccpm_record(json.loads(line)))
+            sample = processor.sample(ccpm_record(json.loads(line)))
             if sum(s.length for s in row) + sample.length > length:
                 yield row
                 row, count = [], count - 1

@@ -30,8 +30,8 @@ from sentencepiece import SentencePieceProcessor
 from hanlin.core.batch import Sample
 from hanlin.data.prepare import GROUP_ROWS
 from hanlin.models.chatglm2.config import ChatGlm2Config
+from hanlin.models.chatglm2.processor import ChatGlm2Processor
 from hanlin.models.chatglm2.record import ChatGlm2Options
-from hanlin.models.chatglm2.samples import ChatGlm2Samples
 from hanlin.models.chatglm2.templates import Dialogue, Message, make_template
 from hanlin.models.chatglm2.tokenizer import ChatGlm2Tokenizer
 
@@ -125,12 +125,12 @@ def at_once(tokenizer: ChatGlm2Tokenizer, threads: int) -> Encoder:
 
 def as_samples(tokenizer: ChatGlm2Tokenizer) -> Callable[[list[Row]], list[Any]]:
     """Without the ends of the answers, which a sample has and a row has not."""
-    samples = ChatGlm2Samples(tokenizer, ChatGlm2Config(), ChatGlm2Options(template="plain"))
+    processor = ChatGlm2Processor(tokenizer, ChatGlm2Config(), ChatGlm2Options(template="plain"))
 
     def encode(rows: list[Row]) -> list[Any]:
         groups = (rows[start : start + GROUP_ROWS] for start in range(0, len(rows), GROUP_ROWS))
         records = ([{"prompt": prompt, "response": answer} for prompt, answer in group] for group in groups)
-        made = (sample for group in records for sample in samples.sample_many(group))
+        made = (sample for group in records for sample in processor.process_many(group))
         return [sample.inputs["tokens"][:-1] for sample in made if isinstance(sample, Sample)]
 
     return encode

@@ -67,13 +67,13 @@ def load_data(recipe: Recipe, parts: Parts, part: Part) -> Prepared | Mixture | 
 
     data, is_training = recipe.data, part == "train"
     if is_training and data.mixture is not None:
-        return open_mixture(data, parts.samples, tokenizer=parts.tokenizer)
+        return open_mixture(data, parts.processor, tokenizer=parts.tokenizer)
     files = data.train if is_training else data.eval
     if not files:
         return None
     return prepare(
         files,
-        parts.samples,
+        parts.processor,
         data,
         tokenizer=parts.tokenizer,
         share=data.train_share if is_training else data.eval_share,
@@ -100,7 +100,7 @@ def _windows(recipe: Recipe, parts: Parts, part: Part) -> Windows | None:
         weights=() if is_own else data.weights,
     )
     corpora = [_corpus(path, parts) for path in (data.eval if is_own else data.train)]
-    return open_windows(corpora, parts.samples, wanted, parts.tokenizer.vocab_size, data.cache)
+    return open_windows(corpora, parts.processor, wanted, parts.tokenizer.vocab_size, data.cache)
 
 
 def _corpus(path: Path, parts: Parts) -> Path:
@@ -218,7 +218,7 @@ def _loader(parts: Parts, part: Part, console: Any, degrees: Degrees, rank: int)
     is_ordered = has_windows and recipe.train.steps is not None
     return Loader(
         prepared,
-        parts.samples,
+        parts.processor,
         max_length=recipe.data.max_length,
         batch_rows=recipe.train.batch_rows,
         seed=recipe.run.seed,
@@ -297,6 +297,6 @@ def _records(parts: Parts) -> list[Any]:
     recipe = parts.recipe
     share = 1.0 if recipe.evaluate.data else recipe.data.eval_share
     paths = recipe.evaluate.data or recipe.data.eval
-    sources = [open_part(path, recipe.data, parts.samples, share=share) for path in paths]
+    sources = [open_part(path, recipe.data, parts.processor, share=share) for path in paths]
     records = [source[number] for source in sources for number in range(len(source))]
     return records[: recipe.evaluate.limit]

@@ -59,7 +59,7 @@ def load_engine(recipe: Recipe, parts: Parts | None = None) -> Engine:
         model, mesh = frozen_model(parts, device), Mesh(degrees, device)
     return Engine(
         model,
-        parts.samples,
+        parts.processor,
         device,
         recipe.train.precision,
         max_length=getattr(parts.config, "max_length", None),
@@ -74,7 +74,7 @@ def training_engine(parts: Parts, worker: Worker) -> Engine:
 
     return Engine(
         worker.model if worker.mesh.size("all") == 1 else Together(worker, worker.names),
-        parts.samples,
+        parts.processor,
         worker.device,
         parts.recipe.train.precision,
         max_length=getattr(parts.config, "max_length", None),

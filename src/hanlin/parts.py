@@ -20,7 +20,7 @@ class Parts:
     family: Family
     config: Any
     tokenizer: Any
-    samples: Any
+    processor: Any
 
     @cached_property
     def base_config(self) -> Any:
@@ -47,21 +47,21 @@ def describe_parts(recipe: Recipe) -> Parts:
     family = load_family(recipe.model.family)
     tokenizer = family.tokenizer(vocab_path(recipe))
     config = model_config(recipe, family, tokenizer.vocab_size)
-    return Parts(recipe, family, config, tokenizer, make_samples(recipe, family, tokenizer, config))
+    return Parts(recipe, family, config, tokenizer, make_processor(recipe, family, tokenizer, config))
 
 
-def make_samples(recipe: Recipe, family: Family, tokenizer: Any, config: Any) -> Any:
+def make_processor(recipe: Recipe, family: Family, tokenizer: Any, config: Any) -> Any:
     """The family's samples; with soft prompts in their rows if the recipe tunes, or its adapter holds, such.
 
     Raises: ConfigError.
     """
-    samples = family.samples(tokenizer, config, make_options(family, recipe.data.options))
+    processor = family.processor(tokenizer, config, make_options(family, recipe.data.options))
     prompts = _soft_prompts(recipe, family)
     if prompts is None:
-        return samples
-    if not isinstance(samples, TakesPrompts):
+        return processor
+    if not isinstance(processor, TakesPrompts):
         raise ConfigError(f"tuning.method: the rows of {family.name} have no place for soft prompts; choose lora")
-    return samples.with_prompts(prompts)
+    return processor.with_prompts(prompts)
 
 
 def _soft_prompts(recipe: Recipe, family: Family) -> PromptSettings | None:

@@ -186,7 +186,7 @@ def test_a_chat_remembers_until_it_is_told_to_forget(
         asked.append((question, len(history)))
         return {"prompt": question, "history": [list(pair) for pair in history]}
 
-    monkeypatch.setattr("hanlin.models.chatglm2.samples.ChatGlm2Samples.ask", ask)
+    monkeypatch.setattr("hanlin.models.chatglm2.processor.ChatGlm2Processor.ask", ask)
     monkeypatch.setattr("sys.stdin", io.StringIO("你好\n\n世界\nclear\n黑色\nstop\n你好\n"))
     words = ["generate.method=greedy", "generate.max_new_tokens=5", "run.threads=1"]
     assert main(["chat", "--base", str(original), *words]) == 0

@@ -24,7 +24,7 @@ class Letters:
         (folder / "name.txt").write_text(self.name)
 
 
-class LetterSamples:
+class LetterProcessor:
     """{"text": "abc", "<ans>": "de"} -> 5 tokens, 2 of them in the loss; with "draw" the answer's letters are mixed."""
 
     def __init__(self) -> None:
@@ -79,7 +79,7 @@ class LetterSamples:
         return [(chr(token), mark) for token, mark in zip(sample.inputs["tokens"].tolist(), marks, strict=True)]
 
 
-class JoiningSamples(LetterSamples):
+class JoiningProcessor(LetterProcessor):
     """The same, with worked examples."""
 
     def join(self, main: Sample, examples: Sequence[Sample]) -> Sample:

@@ -69,14 +69,14 @@ def test_a_bad_row_gives_one_clear_line(tmp_path: Path, vocab: Path, kind: str) 
     path.write_bytes(b"\n".join([row(), b"", line, row()]) + b"\n")
     family = load_family("cpm_bee")
     tokenizer = family.tokenizer(vocab)
-    samples = family.samples(tokenizer, family.config(vocab_size=tokenizer.vocab_size))
+    processor = family.processor(tokenizer, family.config(vocab_size=tokenizer.vocab_size))
     settings = DataSettings(max_length=64, cache=tmp_path / "cache")
     with pytest.raises(DataError) as caught:
-        prepare([path], samples, settings, tokenizer=tokenizer, progress=False)
+        prepare([path], processor, settings, tokenizer=tokenizer, progress=False)
     head, told, *rest = str(caught.value).splitlines()
     assert head == "1 of 3 rows cannot be used."
     assert told.startswith(f"  {path}:3: ")
     assert reason in told
     assert rest[0].startswith("Correct these rows")
     dropping = settings.model_copy(update={"bad_rows": "drop", "overlong": "drop"})
-    assert len(prepare([path], samples, dropping, tokenizer=tokenizer, progress=False)) == 2
+    assert len(prepare([path], processor, dropping, tokenizer=tokenizer, progress=False)) == 2

@@ -14,7 +14,7 @@ from hanlin.data.expand import open_part
 
 
 class Letters:
-    """Samples whose rows hold a record for each letter; digits cannot be read."""
+    """Processor whose rows hold a record for each letter; digits cannot be read."""
 
     def records(self, row: Any) -> list[str]:
         if row["text"].isdigit():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from letter_family import JoiningSamples, Letters, LetterSamples, letters, write_rows
+from letter_family import JoiningProcessor, LetterProcessor, Letters, letters, write_rows
 
 from hanlin.core.batch import Batch
 from hanlin.core.errors import ConfigError, DataError
@@ -27,11 +27,11 @@ def data(tmp_path: Path) -> Prepared:
 def make_data(folder: Path, *files: list) -> Prepared:
     paths = [write_rows(folder / f"{number}.jsonl", rows) for number, rows in enumerate(files)]
     settings = DataSettings(max_length=LENGTH, cache=folder / "cache")
-    return prepare(paths, LetterSamples(), settings, tokenizer=Letters(), progress=False)
+    return prepare(paths, LetterProcessor(), settings, tokenizer=Letters(), progress=False)
 
 
-def loader(data: Prepared, samples: LetterSamples | None = None, **options) -> Loader:
-    return Loader(data, samples or LetterSamples(), **{"max_length": LENGTH, "batch_rows": 4, "seed": 3, **options})
+def loader(data: Prepared, processor: LetterProcessor | None = None, **options) -> Loader:
+    return Loader(data, processor or LetterProcessor(), **{"max_length": LENGTH, "batch_rows": 4, "seed": 3, **options})
 
 
 def rows_of(batches) -> list[list[list[int]]]:
@@ -95,7 +95,7 @@ def test_the_ranks_together_see_the_batches_of_one_rank(data: Prepared, pack: bo
 @pytest.mark.parametrize("seen", [0, 1, 5, 9, 10, 11, 23])
 def test_a_resumed_loader_goes_on_where_the_other_stopped(tmp_path: Path, seen: int) -> None:
     data = make_data(tmp_path, letters(57, draw=True))
-    options = {"in_context": (0.5, 0.5), "samples": JoiningSamples()}
+    options = {"in_context": (0.5, 0.5), "processor": JoiningProcessor()}
     first = loader(data, **options)
     stream = first.forever()
     for _ in range(seen):
@@ -146,7 +146,7 @@ def test_examples_come_from_the_same_file_and_fit(tmp_path: Path) -> None:
     data = make_data(
         tmp_path, letters(20), [{"text": row["text"].upper(), "<ans>": "答案"} for row in letters(20, seed=5)]
     )
-    one = loader(data, JoiningSamples(), in_context=(1, 1, 2), pack=False)
+    one = loader(data, JoiningProcessor(), in_context=(1, 1, 2), pack=False)
     shown = 0
     for batch in one:
         for tokens, (number,) in zip(batch.inputs["tokens"], batch.rows, strict=True):

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from letter_family import JoiningSamples, Letters, letters, write_rows
+from letter_family import JoiningProcessor, Letters, letters, write_rows
 
 from hanlin.core.errors import ConfigError, DataError
 from hanlin.core.settings import DataSettings
@@ -40,11 +40,11 @@ def write_list(folder: Path, *entries: dict[str, Any]) -> Path:
 
 def mixture(folder: Path, *entries: dict[str, Any], **settings: Any) -> Mixture:
     given = DataSettings(mixture=write_list(folder, *entries), max_length=LENGTH, cache=folder / "cache", **settings)
-    return open_mixture(given, JoiningSamples(), tokenizer=Letters())
+    return open_mixture(given, JoiningProcessor(), tokenizer=Letters())
 
 
 def loader(data: Mixture, **options: Any) -> Loader:
-    return Loader(data, JoiningSamples(), **{"max_length": LENGTH, "batch_rows": 4, "seed": 3, **options})
+    return Loader(data, JoiningProcessor(), **{"max_length": LENGTH, "batch_rows": 4, "seed": 3, **options})
 
 
 def draws(data: Mixture, epochs: int, **options: Any) -> list[list[int]]:
@@ -192,7 +192,7 @@ def test_bad_rows_of_all_data_sets_are_listed_at_once(tmp_path: Path) -> None:
     )
     settings = DataSettings(mixture=path, max_length=LENGTH, cache=tmp_path / "cache")
     with pytest.raises(DataError, match=r"(?s)task\.0: .*no key 'body'.*task\.2: .*2\.jsonl:1: the value of '<ans>'"):
-        open_mixture(settings, JoiningSamples(), tokenizer=Letters())
+        open_mixture(settings, JoiningProcessor(), tokenizer=Letters())
 
 
 @pytest.mark.parametrize(

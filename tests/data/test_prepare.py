@@ -10,21 +10,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-from letter_family import Letters, LetterSamples, letters, write_rows
+from letter_family import LetterProcessor, Letters, letters, write_rows
 from rich.console import Console
 
 from hanlin.core.batch import Sample
 from hanlin.core.errors import DataError
 from hanlin.core.settings import DataSettings
 from hanlin.data.prepare import Prepared, prepare
+from hanlin.data.processor import tried
 from hanlin.data.report import Counts, make_report, render_report
-from hanlin.data.samples import tried
 from hanlin.data.sources.bee import write_bee
 
 
-def prepared(folder: Path, *paths: Path, samples: LetterSamples | None = None, **settings) -> Prepared:
+def prepared(folder: Path, *paths: Path, processor: LetterProcessor | None = None, **settings) -> Prepared:
     made = DataSettings(**{"max_length": 16, "cache": folder / "cache", **settings})
-    return prepare(paths, samples or LetterSamples(), made, tokenizer=Letters(), progress=False)
+    return prepare(paths, processor or LetterProcessor(), made, tokenizer=Letters(), progress=False)
 
 
 def texts(data: Prepared) -> list[str]:
@@ -36,7 +36,7 @@ def test_samples_come_back_as_they_were_encoded(tmp_path: Path) -> None:
     one = write_rows(tmp_path / "a.jsonl", rows[:7])
     write_bee(tmp_path / "b", "part", rows[7:])
     data = prepared(tmp_path, one, tmp_path / "b")
-    fresh = LetterSamples()
+    fresh = LetterProcessor()
     for number, row in enumerate(rows):
         ours, theirs = data.get(number), fresh.sample(row)
         assert ours.inputs.keys() == theirs.inputs.keys()
@@ -53,9 +53,9 @@ def test_samples_come_back_as_they_were_encoded(tmp_path: Path) -> None:
 
 def test_the_second_run_encodes_nothing(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "a.jsonl", letters(9))
-    first, second = LetterSamples(), LetterSamples()
-    before = prepared(tmp_path, path, samples=first)
-    after = prepared(tmp_path, path, samples=second)
+    first, second = LetterProcessor(), LetterProcessor()
+    before = prepared(tmp_path, path, processor=first)
+    after = prepared(tmp_path, path, processor=second)
     assert (first.num_encoded, second.num_encoded) == (9, 0)
     assert texts(before) == texts(after)
     assert before.report == after.report
@@ -72,7 +72,7 @@ def test_a_change_that_matters_makes_another_cache(tmp_path: Path, change: str) 
         cache=tmp_path / "cache",
     )
     tokenizer = Letters("capital" if change == "tokenizer" else "small")
-    again = prepare([changed], LetterSamples(), settings, tokenizer=tokenizer, progress=False)
+    again = prepare([changed], LetterProcessor(), settings, tokenizer=tokenizer, progress=False)
     assert again.fingerprint != data.fingerprint
     assert len([*(tmp_path / "cache").iterdir()]) == 2
 
@@ -215,8 +215,8 @@ def test_a_mapping_makes_records_of_raw_rows(tmp_path: Path) -> None:
     assert texts(prepared(tmp_path, path, transform=mapping, bad_rows="drop")) == ["abc"]
 
 
-class ManyLetters(LetterSamples):
-    def sample_many(self, records: Sequence[Any]) -> list[Sample | DataError]:
+class ManyLetters(LetterProcessor):
+    def process_many(self, records: Sequence[Any]) -> list[Sample | DataError]:
         return [tried(self._checked, record) for record in records]
 
     def _checked(self, record: Any) -> Sample:
@@ -229,7 +229,7 @@ def test_encoding_in_groups_changes_nothing(tmp_path: Path) -> None:
     path.write_text(path.read_text() + "{broken\n")
     settings = {"bad_rows": "drop", "overlong": "split"}
     one = prepared(tmp_path / "one", path, **settings)
-    many = prepared(tmp_path / "many", path, samples=ManyLetters(), **settings)
+    many = prepared(tmp_path / "many", path, processor=ManyLetters(), **settings)
     assert texts(many) == texts(one)
     assert many.report == one.report
     assert [many.where(number) for number in range(len(many))] == [one.where(number) for number in range(len(one))]

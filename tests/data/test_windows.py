@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from letter_family import LetterSamples
+from letter_family import LetterProcessor
 
 from hanlin.core.batch import Sample
 from hanlin.core.errors import ConfigError, DataError
@@ -23,7 +23,7 @@ from hanlin.data.windows import Wanted, Windows, open_windows
 LENGTH, VOCAB, SPLIT = 8, 100, "8,1,1"
 
 
-class TokenSamples(LetterSamples):
+class TokenProcessor(LetterProcessor):
     """Windows are next-token samples; a draw is kept beside them."""
 
     marks = Marks(first_span=90, end=1, pad=0, vocab_size=VOCAB)
@@ -56,7 +56,7 @@ def write_corpus(prefix: Path, items: Sequence[Sequence[int]]) -> Path:
 
 def open_part(folder: Path, *prefixes: Path, part: str = "train", **wanted) -> Windows:
     made = Wanted(**{"split": SPLIT, "part": part, "max_length": LENGTH, "seed": 5, **wanted})
-    return open_windows(prefixes, TokenSamples(), made, VOCAB, folder / "cache")
+    return open_windows(prefixes, TokenProcessor(), made, VOCAB, folder / "cache")
 
 
 def read(windows: Windows) -> list[list[int]]:
@@ -107,7 +107,7 @@ def test_corpora_are_blended_by_weight_or_by_size(tmp_path: Path, corpus: Path) 
 def test_ranks_together_read_what_one_reads_and_a_resume_goes_on(tmp_path: Path, corpus: Path) -> None:
     def loader(**ranks) -> Loader:
         windows = open_part(tmp_path, corpus, count=40)
-        return Loader(windows, TokenSamples(), max_length=LENGTH, batch_rows=4, pack=False, shuffle=False, **ranks)
+        return Loader(windows, TokenProcessor(), max_length=LENGTH, batch_rows=4, pack=False, shuffle=False, **ranks)
 
     whole = list(loader())
     assert [list(row) for batch in whole for row in batch.rows] == [[number] for number in range(40)]
@@ -155,6 +155,6 @@ def test_mistakes_are_named(tmp_path: Path, corpus: Path) -> None:
         open_part(tmp_path, corpus, corpus, weights=(1,))
     wanted = Wanted(SPLIT, "train", LENGTH, 5)
     with pytest.raises(DataError, match=r"a: document .*: id \d+, but the tokenizer has 20 tokens"):
-        open_windows([corpus], TokenSamples(), wanted, 20, tmp_path / "cache")
+        open_windows([corpus], TokenProcessor(), wanted, 20, tmp_path / "cache")
     with pytest.raises(ConfigError, match=r"data\.split: this family"):
-        open_windows([corpus], LetterSamples(), wanted, VOCAB, tmp_path / "cache")
+        open_windows([corpus], LetterProcessor(), wanted, VOCAB, tmp_path / "cache")

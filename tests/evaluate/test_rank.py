@@ -15,8 +15,8 @@ from hanlin.evaluate.tasks import rank
 from hanlin.generate.engine import Engine
 from hanlin.models.cpm2.config import Cpm2Config
 from hanlin.models.cpm2.model import Cpm2
+from hanlin.models.cpm2.processor import Cpm2Processor
 from hanlin.models.cpm2.record import Cpm2Options
-from hanlin.models.cpm2.samples import Cpm2Samples
 
 OPTIONS = GenerateSettings(method="greedy", batch_size=2)
 PAIRS = [ROWS["sogou-log"][0], ROWS["sogou-log"][3]]
@@ -27,14 +27,14 @@ def make_engine(dataset: str = "sogou-log") -> Engine:
     config = Cpm2Config(tokenizer.vocab_size, 8, 1, num_heads=2, head_dim=4, ffn_size=8, init_std=0.3)
     model = Cpm2(config)
     model.init_weights(torch.Generator().manual_seed(0))
-    samples = Cpm2Samples(tokenizer, config, Cpm2Options(dataset=dataset))  # pyright: ignore[reportArgumentType]
-    return Engine(model.eval(), samples)
+    processor = Cpm2Processor(tokenizer, config, Cpm2Options(dataset=dataset))  # pyright: ignore[reportArgumentType]
+    return Engine(model.eval(), processor)
 
 
 def test_a_title_s_score_is_the_logit_of_the_label(tmp_path: Path) -> None:
     engine = make_engine()
-    contest = engine.samples.contest(RANKING[0])  # pyright: ignore[reportAttributeAccessIssue]
-    label = engine.samples.tokenizer.find("相关")  # pyright: ignore[reportAttributeAccessIssue]
+    contest = engine.processor.contest(RANKING[0])  # pyright: ignore[reportAttributeAccessIssue]
+    label = engine.processor.tokenizer.find("相关")  # pyright: ignore[reportAttributeAccessIssue]
     expected = {}
     for name, sample in zip(contest.names, contest.samples, strict=True):
         inputs = {key: torch.from_numpy(array)[None].long() for key, array in sample.inputs.items()}

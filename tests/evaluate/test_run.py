@@ -12,7 +12,7 @@ from hanlin.core.settings import GenerateSettings
 from hanlin.evaluate.run import evaluate, metrics_table, weights_fingerprint
 from hanlin.generate.engine import Engine
 from hanlin.models.cpm_bee import CpmBeeConfig, CpmBeeTokenizer, family
-from hanlin.models.cpm_bee.samples import CpmBeeSamples
+from hanlin.models.cpm_bee.processor import CpmBeeProcessor
 
 MARKS = ["<pad>", "<unk>", "<mask>", "<sep>", "</n>", "</_>", "<s>", "</s>", "<root>", "<ans>", "<option>"]
 WORDS = [*MARKS, "<", "input", "options", *"今天气好坏abcdx"]
@@ -51,7 +51,7 @@ def engine() -> Engine:
     model = family.model()(config).double()
     model.init_weights(torch.Generator().manual_seed(1))
     torch.nn.init.normal_(model.embedding.weight, std=2.0, generator=torch.Generator().manual_seed(2))
-    return Engine(model.eval(), CpmBeeSamples(tokenizer, config))
+    return Engine(model.eval(), CpmBeeProcessor(tokenizer, config))
 
 
 def rows_of(folder: Path, task: str) -> list[dict]:
@@ -103,19 +103,19 @@ def test_loss_is_the_mean_over_all_answer_tokens(engine: Engine, tmp_path: Path)
 
 def mean_log_probability(engine: Engine, record: dict) -> float:
     """From the whole logits of a single row."""
-    sample = engine.samples.sample(record)
-    batch = engine.samples.collate([[sample]], sample.length)
+    sample = engine.processor.sample(record)
+    batch = engine.processor.collate([[sample]], sample.length)
     with torch.no_grad():
         logits = engine.model(**batch.inputs).log_softmax(-1)[0]
     places = batch.labels[0] >= 0
     return logits[places].gather(-1, batch.labels[0][places][:, None]).mean().item()
 
 
-class Counted(CpmBeeSamples):
+class Counted(CpmBeeProcessor):
     """Counts the prompts; can break down, as a killed process does."""
 
-    def __init__(self, samples, prompts_left: int = 99) -> None:
-        super().__init__(samples.tokenizer, samples.config)
+    def __init__(self, processor, prompts_left: int = 99) -> None:
+        super().__init__(processor.tokenizer, processor.config)
         self.prompts_left = prompts_left
         self.prompted = 0
 
@@ -129,12 +129,12 @@ class Counted(CpmBeeSamples):
 
 def test_what_was_predicted_is_not_predicted_again(engine: Engine, tmp_path: Path):
     whole = evaluate(engine, RECORDS, ["generate"], OPTIONS, tmp_path / "whole")
-    killed = Engine(engine.model, Counted(engine.samples, prompts_left=3))
+    killed = Engine(engine.model, Counted(engine.processor, prompts_left=3))
     with pytest.raises(KeyboardInterrupt):
         evaluate(killed, RECORDS, ["generate"], OPTIONS.model_copy(update={"batch_size": 1}), tmp_path / "cut")
     part = tmp_path / "cut" / "predictions" / "generate.jsonl.part"
     part.write_bytes(part.read_bytes() + b'{"record": 1, "ke')
-    again = Counted(engine.samples)
+    again = Counted(engine.processor)
     assert evaluate(Engine(engine.model, again), RECORDS, ["generate"], OPTIONS, tmp_path / "cut") == whole
     assert again.prompted == 2
     assert evaluate(Engine(engine.model, again), RECORDS, ["generate"], OPTIONS, tmp_path / "cut") == whole
@@ -145,7 +145,7 @@ def test_what_was_predicted_is_not_predicted_again(engine: Engine, tmp_path: Pat
 
 @pytest.mark.parametrize("change", ["weights", "options", "record"])
 def test_what_changed_is_predicted_again(engine: Engine, tmp_path: Path, change: str):
-    counted = Counted(engine.samples)
+    counted = Counted(engine.processor)
     evaluate(Engine(engine.model, counted), RECORDS, ["generate"], OPTIONS, tmp_path)
     records, settings = list(RECORDS), OPTIONS
     if change == "options":
@@ -165,7 +165,7 @@ def test_what_changed_is_predicted_again(engine: Engine, tmp_path: Path, change:
 def test_the_fingerprint_follows_the_weights(engine: Engine):
     before = weights_fingerprint(engine.model.named_parameters())
     assert before == weights_fingerprint(engine.model.named_parameters())
-    other = Engine(family.model()(engine.model.config).double(), engine.samples)
+    other = Engine(family.model()(engine.model.config).double(), engine.processor)
     other.model.init_weights(torch.Generator().manual_seed(9))
     assert weights_fingerprint(other.model.named_parameters()) != before
 

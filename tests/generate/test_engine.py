@@ -11,7 +11,7 @@ from hanlin.core.errors import DataError, HanlinError
 from hanlin.core.settings import GenerateSettings
 from hanlin.generate.engine import Engine, record_stream
 from hanlin.models.cpm_bee import CpmBeeConfig, CpmBeeTokenizer, family
-from hanlin.models.cpm_bee.samples import CpmBeeSamples
+from hanlin.models.cpm_bee.processor import CpmBeeProcessor
 
 MARKS = ["<pad>", "<unk>", "<mask>", "<sep>", "</n>", "</_>", "<s>", "</s>", "<root>", "<ans>", "<option>"]
 WORDS = [*MARKS, "<", "input", "options", *"今天气好坏abcdx"]
@@ -46,7 +46,7 @@ def engine() -> Engine:
     model.init_weights(torch.Generator().manual_seed(5))
     # Strong enough, and so drawn, that the answers are long, differ and quote marks of their records.
     torch.nn.init.normal_(model.embedding.weight, std=2.0, generator=torch.Generator().manual_seed(11))
-    return Engine(model.eval(), CpmBeeSamples(tokenizer, config))
+    return Engine(model.eval(), CpmBeeProcessor(tokenizer, config))
 
 
 @pytest.mark.parametrize("options", [GREEDY, BEAM, SAMPLE], ids=lambda options: options.method)
@@ -75,8 +75,8 @@ def test_cached_search_agrees_with_the_training_forward(engine: Engine, record: 
     options = GenerateSettings(method="greedy", max_new_tokens=40)
     prompt = engine.prompt(record, options)
     *_, [search] = engine.search([prompt], options)
-    sample = engine.samples.sample(engine.samples.answer(prompt, search.best.tokens))
-    batch = engine.samples.collate([[sample]], sample.length)
+    sample = engine.processor.sample(engine.processor.answer(prompt, search.best.tokens))
+    batch = engine.processor.collate([[sample]], sample.length)
     with torch.no_grad():
         logits = engine.model(**batch.inputs)[batch.labels != IGNORED]
     if "😀" not in record["input"]:
@@ -125,7 +125,7 @@ def test_the_answers_of_a_record_share_the_token_limit(engine: Engine):
 
 
 def test_a_prompt_without_room_for_its_answer_is_named(engine: Engine):
-    narrow = Engine(engine.model, engine.samples, max_length=40)
+    narrow = Engine(engine.model, engine.processor, max_length=40)
     with pytest.raises(DataError, match=r"record 3: its prompt has \d+ tokens and up to 12 may follow.* at most 40"):
         narrow.generate(RECORDS, GREEDY)
 
@@ -136,7 +136,7 @@ def test_a_record_that_is_no_prompt_is_named(engine: Engine):
 
 
 def test_logits_that_are_no_numbers_are_an_error(engine: Engine):
-    broken = Engine(copy.deepcopy(engine.model), engine.samples)
+    broken = Engine(copy.deepcopy(engine.model), engine.processor)
     torch.nn.init.constant_(broken.model.norm.weight, torch.nan)
     with pytest.raises(HanlinError, match="not numbers"):
         broken.generate(RECORDS[:1], BEAM)
@@ -153,5 +153,5 @@ def test_a_model_in_training_goes_on_training(engine: Engine):
 
 def test_bf16_writes_answers_too(engine: Engine):
     model = copy.deepcopy(engine.model).float()
-    answered = Engine(model, engine.samples, precision="bf16").generate(RECORDS, BEAM)
+    answered = Engine(model, engine.processor, precision="bf16").generate(RECORDS, BEAM)
     assert len(answered) == len(RECORDS)

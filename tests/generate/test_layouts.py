@@ -67,7 +67,7 @@ def answers(name: str, layout: dict[str, Any] | None, tuning: TuningSettings | N
     family, (make, values, records) = load_family(name), FAMILIES[name]
     tokenizer: Any = make()
     config = family.config(**{**SHAPE, **values, "vocab_size": tokenizer.vocab_size})
-    samples = family.samples(tokenizer, config, make_options(family, {}))
+    processor = family.processor(tokenizer, config, make_options(family, {}))
     model = family.model()(config).double()
     draw = torch.Generator().manual_seed(5)
     model.init_weights(draw)
@@ -77,13 +77,13 @@ def answers(name: str, layout: dict[str, Any] | None, tuning: TuningSettings | N
             torch.nn.init.normal_(weight, std=5.0 if "blocks" in name else 1.0, generator=draw)
     model.double().requires_grad_(False).eval()
     if layout is None:
-        engine = Engine(model, samples)
+        engine = Engine(model, processor)
     else:
         names, spare = [name for name, _ in model.named_parameters()], copy.deepcopy(model)
         settings = ParallelSettings(**layout)
         worker = place(model, torch.device("cpu"), settings=settings, copy=lambda: copy.deepcopy(spare))
         together = Together(worker, names)
-        engine = Engine(together.eval(), samples, mesh=together.mesh)
+        engine = Engine(together.eval(), processor, mesh=together.mesh)
     assert engine.mesh.is_main == read_ranks().is_main
     return [engine.generate(records[:3], search, seed=3) for search in SEARCHES]
 

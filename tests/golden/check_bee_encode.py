@@ -14,7 +14,7 @@ import pytest
 from hanlin.core.batch import Batch, Prompt, Sample
 from hanlin.core.errors import DataError
 from hanlin.models.cpm_bee.config import CpmBeeConfig
-from hanlin.models.cpm_bee.samples import CpmBeeOptions, CpmBeeSamples, Encoded
+from hanlin.models.cpm_bee.processor import CpmBeeOptions, CpmBeeProcessor, Encoded
 from hanlin.models.cpm_bee.tokenizer import CpmBeeTokenizer
 
 ENCODED = {"ids": "tokens", "subs": "subs", "context": "is_context", "segments": "segments", "segment_rel": "relations"}
@@ -51,40 +51,40 @@ def check(case: Path, vocab: Path) -> None:
     tokenizer = CpmBeeTokenizer.load(vocab / "bee" / "bee.txt")
     config = replace(CpmBeeConfig(), vocab_size=tokenizer.vocab_size)
     # The original refuses <name> with an unknown name; we do so when asked to be strict.
-    samples = CpmBeeSamples(tokenizer, config, CpmBeeOptions(strict=True))
-    deep = CpmBeeSamples(tokenizer, config, CpmBeeOptions(strict=True, max_depth=16))
+    processor = CpmBeeProcessor(tokenizer, config, CpmBeeOptions(strict=True))
+    deep = CpmBeeProcessor(tokenizer, config, CpmBeeOptions(strict=True, max_depth=16))
     for row in _read(case / "training.json"):
-        _check_training(samples, deep, row)
+        _check_training(processor, deep, row)
     for row in _read(case / "generation.json"):
-        _check_generation(samples, row)
+        _check_generation(processor, row)
     for row in _read(case / "generation_batch.json"):
-        _check_prompt_batch(samples, row)
+        _check_prompt_batch(processor, row)
     for pack in _read(case / "packs.json"):
-        _check_pack(samples, pack, np.load(case / pack["file"]))
+        _check_pack(processor, pack, np.load(case / pack["file"]))
 
 
-def _check_training(samples: CpmBeeSamples, deep: CpmBeeSamples, row: dict) -> None:
-    _check_encoded(samples, row["data"], None, row["no_shuffle"])
+def _check_training(processor: CpmBeeProcessor, deep: CpmBeeProcessor, row: dict) -> None:
+    _check_encoded(processor, row["data"], None, row["no_shuffle"])
     _check_encoded(deep, row["data"], None, row["max_depth_16"])
     for seeded in row["seeds"]:
-        _check_encoded(samples, row["data"], np.random.RandomState(seeded["np_seed"]), seeded["result"])
+        _check_encoded(processor, row["data"], np.random.RandomState(seeded["np_seed"]), seeded["result"])
 
 
-def _check_encoded(samples: CpmBeeSamples, record: Any, rng: np.random.RandomState | None, expected: dict) -> None:
+def _check_encoded(processor: CpmBeeProcessor, record: Any, rng: np.random.RandomState | None, expected: dict) -> None:
     if "error" in expected:
         with pytest.raises(DataError):
-            samples.encode(record, rng)
+            processor.encode(record, rng)
         return
-    encoded = samples.encode(record, rng)
+    encoded = processor.encode(record, rng)
     for theirs, ours in ENCODED.items():
         assert getattr(encoded, ours).tolist() == expected[theirs], (record, ours)
     assert encoded.num_segments == expected["num_segments"]
-    _check_tables(samples, encoded, expected)
+    _check_tables(processor, encoded, expected)
 
 
-def _check_tables(samples: CpmBeeSamples, encoded: Encoded, expected: dict) -> None:
+def _check_tables(processor: CpmBeeProcessor, encoded: Encoded, expected: dict) -> None:
     assert {str(token): text for token, text in encoded.table.items()} == expected["ext_table"]
-    kinds = {kind: samples.tokenizer.marks[kind] for kind in expected["token_id_table"]}
+    kinds = {kind: processor.tokenizer.marks[kind] for kind in expected["token_id_table"]}
     renamed = {
         int(token): (kinds[kind], sub)
         for kind, subs in expected["token_id_table"].items()
@@ -93,13 +93,13 @@ def _check_tables(samples: CpmBeeSamples, encoded: Encoded, expected: dict) -> N
     assert encoded.renamed == renamed
 
 
-def _check_generation(samples: CpmBeeSamples, row: dict) -> None:
+def _check_generation(processor: CpmBeeProcessor, row: dict) -> None:
     expected = row["result"]
     if "error" in expected:
         with pytest.raises(DataError):
-            samples.prompt(row["data"])
+            processor.prompt(row["data"])
         return
-    prompt = samples.prompt(row["data"])
+    prompt = processor.prompt(row["data"])
     names = {"ids": "tokens", "position": "positions", "segment_rel_offset": "relation_offsets"}
     names |= {name: name for name in ("subs", "segments", "sample_ids", "num_segments")}
     for theirs, ours in {**names, "context": "is_context", "segment_rel": "relations"}.items():
@@ -113,9 +113,9 @@ def _check_places(prompt: Prompt, expected: dict) -> None:
     assert [list(path[1:]) for path in prompt.state.paths] == expected["answer_placeholders"]
 
 
-def _check_prompt_batch(samples: CpmBeeSamples, row: dict) -> None:
-    prompts = [samples.prompt(record) for record in row["data"]]
-    batch = samples.collate_prompts(prompts)
+def _check_prompt_batch(processor: CpmBeeProcessor, row: dict) -> None:
+    prompts = [processor.prompt(record) for record in row["data"]]
+    batch = processor.collate_prompts(prompts)
     for theirs, ours in PADDED.items():
         expected = np.array(row["result"]["padded"][theirs])
         found = batch.inputs[ours].numpy()
@@ -125,10 +125,10 @@ def _check_prompt_batch(samples: CpmBeeSamples, row: dict) -> None:
         assert {str(column): text for column, text in prompt.state.columns.items()} == expected["ext_table"]
 
 
-def _check_pack(samples: CpmBeeSamples, pack: dict, arrays: Any) -> None:
+def _check_pack(processor: CpmBeeProcessor, pack: dict, arrays: Any) -> None:
     args = pack["args"]
-    instances = _instances(samples, pack["rows"], args)
-    batches = [samples.collate(rows, args["maxlen"]) for rows in _best_fit(instances, args["maxlen"], args["batch"])]
+    instances = _instances(processor, pack["rows"], args)
+    batches = [processor.collate(rows, args["maxlen"]) for rows in _best_fit(instances, args["maxlen"], args["batch"])]
     assert len(batches) == pack["num_batches"]
     for number, batch in enumerate(batches):
         _check_batch(batch, {name: arrays[f"batch{number}.{name}"] for name in (*PACKED, "target")})
@@ -141,12 +141,12 @@ def _check_batch(batch: Batch, expected: dict[str, np.ndarray]) -> None:
     np.testing.assert_array_equal(batch.labels.numpy(), expected["target"])
 
 
-def _instances(samples: CpmBeeSamples, records: list[Any], args: dict) -> Iterator[Sample]:
-    """Samples in the original's order of random draws: how many examples, then the shuffles of each row read."""
+def _instances(processor: CpmBeeProcessor, records: list[Any], args: dict) -> Iterator[Sample]:
+    """Processor in the original's order of random draws: how many examples, then the shuffles of each row read."""
     rng = np.random.RandomState(args["seed"])
     weights = np.array(args.get("incontext", [1.0]), dtype=np.float32)
     weights /= weights.sum()
-    encoded = (samples.labelled(samples.encode(record, rng)) for record in records)
+    encoded = (processor.labelled(processor.encode(record, rng)) for record in records)
     while True:
         wanted = rng.choice(len(weights), p=weights)
         main = next((sample for sample in encoded if sample.length <= args["maxlen"]), None)
@@ -161,7 +161,7 @@ def _instances(samples: CpmBeeSamples, records: list[Any], args: dict) -> Iterat
             if length > args["maxlen"]:
                 break
             examples.append(example)
-        yield samples.join(main, examples)
+        yield processor.join(main, examples)
 
 
 def _best_fit(instances: Iterator[Sample], length: int, batch_rows: int) -> Iterator[list[list[Sample]]]:

@@ -17,7 +17,7 @@ from hanlin.generate.engine import Engine
 from hanlin.layers.kv_cache import KVCache
 from hanlin.models.cpm_bee import family
 from hanlin.models.cpm_bee.model import CpmBee
-from hanlin.models.cpm_bee.samples import CpmBeeSamples
+from hanlin.models.cpm_bee.processor import CpmBeeProcessor
 
 # The original's names of the columns -> ours.
 COLUMNS = {
@@ -37,9 +37,9 @@ COLUMNS = {
 def check(case: Path, vocab: Path) -> None:
     tolerance = json.loads((case / "case.json").read_text())["tolerance"]
     model = load_model(case)
-    samples = CpmBeeSamples(family.tokenizer(case / "vocab.txt"), model.config)
+    processor = CpmBeeProcessor(family.tokenizer(case / "vocab.txt"), model.config)
     for given in json.loads((case / "cases.json").read_text()):
-        check_search(Engine(model, samples), given, tolerance["score_atol"])
+        check_search(Engine(model, processor), given, tolerance["score_atol"])
     check_incremental_forward(model, case, tolerance["inference_logits_atol"])
 
 
@@ -79,7 +79,7 @@ def options_of(
 
 def numbered_ids(best: Hypothesis, engine: Engine) -> list[list[int]]:
     """Each token with the number (from 1) of the answer it belongs to."""
-    end = engine.samples.tokenizer.marks["</s>"]  # pyright: ignore[reportAttributeAccessIssue]
+    end = engine.processor.tokenizer.marks["</s>"]  # pyright: ignore[reportAttributeAccessIssue]
     number, numbered = 1, []
     for token in best.tokens:
         numbered.append([token, number])

@@ -23,7 +23,7 @@ PROBABILITIES_ATOL = 1e-5
 
 
 class Rows:
-    """Prompts that are ids already; all that a search asks of a `Samples`."""
+    """Prompts that are ids already; all that a search asks of a `Processor`."""
 
     def __init__(self, ids: torch.Tensor, mask: torch.Tensor, end: int) -> None:
         tokens = [row[row_mask.bool()].int().numpy() for row, row_mask in zip(ids, mask, strict=True)]

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 from hanlin.models.chatglm2.config import ChatGlm2Config
+from hanlin.models.chatglm2.processor import ChatGlm2Processor
 from hanlin.models.chatglm2.record import ChatGlm2Options
-from hanlin.models.chatglm2.samples import ChatGlm2Samples
 from hanlin.models.chatglm2.templates import Dialogue, Message, RoleTemplate, TextTemplate, make_template, read_history
 from hanlin.models.chatglm2.tokenizer import BOS, EOS, PAD, ChatGlm2Tokenizer
 from hanlin.models.rows import NO_SPAN
@@ -56,8 +56,8 @@ def _check_roles(tokenizer: ChatGlm2Tokenizer, row: dict) -> None:
 
 
 def _check_left_padding(tokenizer: ChatGlm2Tokenizer, expected: dict) -> None:
-    samples = ChatGlm2Samples(tokenizer, ChatGlm2Config(), ChatGlm2Options(template="plain"))
-    batch = samples.collate_prompts([samples.prompt({"prompt": text}) for text in expected["texts"]])
+    processor = ChatGlm2Processor(tokenizer, ChatGlm2Config(), ChatGlm2Options(template="plain"))
+    batch = processor.collate_prompts([processor.prompt({"prompt": text}) for text in expected["texts"]])
     for number, cursor in enumerate(batch.cursors):
         column = cursor.inputs()
         tokens, positions, spans = (batch.inputs[name][number].tolist() for name in ("tokens", "positions", "spans"))

@@ -55,8 +55,8 @@ def check_rows(case: Path) -> None:
         compatible=True,
     )
     model, file = case / "model", case / flags.train_file
-    samples = family.samples(family.tokenizer(model), load_model(model).config, options)
-    ours = [samples.original_row(json.loads(line)) for line in file.read_text("utf-8").splitlines()]
+    processor = family.processor(family.tokenizer(model), load_model(model).config, options)
+    ours = [processor.original_row(json.loads(line)) for line in file.read_text("utf-8").splitlines()]
     for batch in recorded_batches(case):
         for ids, labels in zip(*batch, strict=True):
             assert (ids.tolist(), labels.tolist()) in ours

@@ -10,7 +10,7 @@ import numpy as np
 
 from hanlin.core.batch import IGNORED, Batch
 from hanlin.models.cpm1.config import Cpm1Config
-from hanlin.models.cpm1.samples import Cpm1Options, Cpm1Samples
+from hanlin.models.cpm1.processor import Cpm1Options, Cpm1Processor
 from hanlin.models.cpm1.tasks.chid import choice_records, passage_records
 from hanlin.models.cpm1.tasks.stc import dialogue_record
 from hanlin.models.cpm1.tokenizer import load_tokenizer
@@ -21,58 +21,58 @@ PAD = 5
 def check(case: Path, vocab: Path) -> None:
     tokenizer = load_tokenizer(vocab / "cpm1")
 
-    def samples(**options: Any) -> Cpm1Samples:
-        return Cpm1Samples(tokenizer, Cpm1Config(), Cpm1Options(**options))
+    def processor(**options: Any) -> Cpm1Processor:
+        return Cpm1Processor(tokenizer, Cpm1Config(), Cpm1Options(**options))
 
     expected = dict(np.load(case / "expected.npz"))
-    _check_chid(case, samples(ends=False), expected)
-    _check_passages(case, samples(ends=False))
-    _check_dialogues(case, samples(overlap=False), expected)
+    _check_chid(case, processor(ends=False), expected)
+    _check_passages(case, processor(ends=False))
+    _check_dialogues(case, processor(overlap=False), expected)
 
 
-def _check_chid(case: Path, samples: Cpm1Samples, expected: dict[str, np.ndarray]) -> None:
+def _check_chid(case: Path, processor: Cpm1Processor, expected: dict[str, np.ndarray]) -> None:
     rows, answers = _read(case / "chid_raw.json"), _read(case / "chid_answer.json")
     records = [record for row in rows for record in choice_records(row, answers)]
     digits, wanted = _read(case / "chid_finetune.json")
-    made = [samples.sample(record) for record in records]
+    made = [processor.sample(record) for record in records]
     assert [[*one.inputs["tokens"].tolist(), int(one.labels[-1])] for one in made] == [one["sent"] for one in wanted]
     for record in records:
-        options = [int(samples.sample(option).labels[-1]) for option in samples.candidates(record)]
+        options = [int(processor.sample(option).labels[-1]) for option in processor.candidates(record)]
         assert options == digits
-    golds = [samples.gold(record)[0] for record in records]
+    golds = [processor.gold(record)[0] for record in records]
     assert golds == [str(one["truth"]) for one in wanted]
-    _check_batch(samples.collate([[one] for one in made], expected["chid_input_ids"].shape[1]), "chid", expected)
+    _check_batch(processor.collate([[one] for one in made], expected["chid_input_ids"].shape[1]), "chid", expected)
 
 
-def _check_passages(case: Path, samples: Cpm1Samples) -> None:
+def _check_passages(case: Path, processor: Cpm1Processor) -> None:
     """Without training: the blank filled with each idiom, all other blanks left out."""
     rows, answers = _read(case / "chid_raw.json"), _read(case / "chid_answer.json")
     wanted = _read(case / "chid_zeroshot.json")
     contents, labels, places = [], [], []
     for record in (record for row in rows for record in passage_records(row, answers)):
-        candidates = samples.candidates(record)
-        made = [samples.sample({**candidate, "ends": False}) for candidate in candidates]
+        candidates = processor.candidates(record)
+        made = [processor.sample({**candidate, "ends": False}) for candidate in candidates]
         contents += [[*one.inputs["tokens"].tolist(), int(one.labels[-1])] for one in made]
         places += [(len(labels), number) for number in range(len(made))]
-        labels.append([samples.gold(candidate) for candidate in candidates].index(samples.gold(record)))
+        labels.append([processor.gold(candidate) for candidate in candidates].index(processor.gold(record)))
     assert contents == wanted["contents"]
     assert labels == wanted["labels"]
     assert places == list(zip(wanted["sids"], wanted["cids"], strict=True))
 
 
-def _check_dialogues(case: Path, samples: Cpm1Samples, expected: dict[str, np.ndarray]) -> None:
+def _check_dialogues(case: Path, processor: Cpm1Processor, expected: dict[str, np.ndarray]) -> None:
     facts = _read(case / "stc.json")
     records = [dialogue_record(*pair) for pair in facts["pairs"]]
     assert [record["text"] for record in records] == facts["lines"]
-    parts = [part for record in records for part in samples.fit(record, facts["seq_length"], "split")]
-    made = [samples.sample(part) for part in parts]
+    parts = [part for record in records for part in processor.fit(record, facts["seq_length"], "split")]
+    made = [processor.sample(part) for part in parts]
     # The original keeps a last part of one token, which teaches nothing.
     taught = expected["stc_loss_mask"].any(1)
     kept = {name: rows[taught] for name, rows in expected.items() if name.startswith("stc")}
     assert [_ids(one) for one in made if len(one.labels) == facts["seq_length"]] == [
         ids for ids in facts["samples"] if PAD not in ids
     ]
-    _check_batch(samples.collate([[one] for one in made], facts["seq_length"]), "stc", kept)
+    _check_batch(processor.collate([[one] for one in made], facts["seq_length"]), "stc", kept)
 
 
 def _check_batch(batch: Batch, name: str, expected: dict[str, np.ndarray]) -> None:

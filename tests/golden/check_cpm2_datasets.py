@@ -17,8 +17,8 @@ from hanlin.layers.soft_prompt import SoftPrompt
 from hanlin.models.cpm2.config import Cpm2Config
 from hanlin.models.cpm2.datasets import sogou
 from hanlin.models.cpm2.model import same_span
+from hanlin.models.cpm2.processor import Cpm2Processor
 from hanlin.models.cpm2.record import Cpm2Options
-from hanlin.models.cpm2.samples import Cpm2Samples
 from hanlin.models.cpm2.tokenizer import Cpm2Tokenizer
 
 RANKED = {"sogou_train": "sogou-log", "sogou_test": "sogou-log"}
@@ -27,15 +27,15 @@ RANKED = {"sogou_train": "sogou-log", "sogou_test": "sogou-log"}
 def check(case: Path, vocab: Path) -> None:
     tokenizers = {name: Cpm2Tokenizer.load(vocab / "cpm2" / name) for name in ("cn", "cn_en")}
     for variant in json.loads((case / "samples.json").read_text("utf-8")):
-        samples = _samples(variant, tokenizers[variant["tokenizer"]])
-        records = _records(case / variant["raw"], variant, samples)
+        processor = _processor(variant, tokenizers[variant["tokenizer"]])
+        records = _records(case / variant["raw"], variant, processor)
         arrays = arrays_of(case / "expected.npz", f"{variant['id']}/")
         if variant["id"].endswith("/infer"):
-            _check_prompts(records, samples, variant["samples"], arrays)
+            _check_prompts(records, processor, variant["samples"], arrays)
         elif variant["split"] == "test":
-            _check_contests(records, samples, variant["samples"], arrays)
+            _check_contests(records, processor, variant["samples"], arrays)
         else:
-            _check_training(records, samples, variant, arrays)
+            _check_training(records, processor, variant, arrays)
 
 
 def _cropped(array: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
@@ -43,23 +43,23 @@ def _cropped(array: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return array[tuple(slice(size) for size in like.shape)]
 
 
-def _samples(variant: dict[str, Any], tokenizer: Cpm2Tokenizer) -> Cpm2Samples:
+def _processor(variant: dict[str, Any], tokenizer: Cpm2Tokenizer) -> Cpm2Processor:
     name = variant["id"].partition("/")[0]
     options = Cpm2Options(dataset=RANKED.get(name, name))  # pyright: ignore[reportArgumentType]: any of the names
-    samples = Cpm2Samples(tokenizer, Cpm2Config(vocab_size=tokenizer.vocab_size), options)
+    processor = Cpm2Processor(tokenizer, Cpm2Config(vocab_size=tokenizer.vocab_size), options)
     prompts = variant["prompt_config"]
-    return samples if prompts is None else samples.with_prompts(PromptSettings.model_validate(prompts))
+    return processor if prompts is None else processor.with_prompts(PromptSettings.model_validate(prompts))
 
 
-def _records(path: Path, variant: dict[str, Any], samples: Cpm2Samples) -> list[Any]:
+def _records(path: Path, variant: dict[str, Any], processor: Cpm2Processor) -> list[Any]:
     is_pairs = variant["id"].startswith("sogou") and variant["split"] == "train"
     share = sogou.TRAIN_SHARE if is_pairs else variant["kwargs"].get("ratio", 1.0)
-    source = open_part(path, DataSettings(), samples, share=share, limit=variant["kwargs"].get("num"))
+    source = open_part(path, DataSettings(), processor, share=share, limit=variant["kwargs"].get("num"))
     return [source[number] for number in range(len(source))]
 
 
-def _check_training(records: list[Any], samples: Cpm2Samples, variant: dict[str, Any], arrays: Arrays) -> None:
-    made = [samples.sample(record) for record in records]
+def _check_training(records: list[Any], processor: Cpm2Processor, variant: dict[str, Any], arrays: Arrays) -> None:
+    made = [processor.sample(record) for record in records]
     for sample, wanted in zip(made, variant["samples"], strict=True):
         if "pos_input_idx" in wanted:
             assert sample.inputs["encoder_tokens"].tolist() == wanted["pos_input_idx"] + wanted["neg_input_idx"]
@@ -69,25 +69,25 @@ def _check_training(records: list[Any], samples: Cpm2Samples, variant: dict[str,
         assert sample.inputs["tokens"].tolist() == wanted["dec_input_ids"]
         assert sample.labels[: len(wanted["label_ids"])].tolist() == wanted["label_ids"]
     if not variant["id"].startswith("sogou"):
-        batch = _collated(samples, made)
-        _check_inputs(batch.inputs, arrays, samples.prompts)
+        batch = _collated(processor, made)
+        _check_inputs(batch.inputs, arrays, processor.prompts)
         _check_loss(batch, arrays)
 
 
-def _check_prompts(records: list[Any], samples: Cpm2Samples, wanted: list[dict[str, Any]], arrays: Arrays) -> None:
+def _check_prompts(records: list[Any], processor: Cpm2Processor, wanted: list[dict[str, Any]], arrays: Arrays) -> None:
     """The original fills the list with copies of its first sample (idx -1), so that batches are full."""
     assert len(records) == len([row for row in wanted if row["idx"] != -1])
-    prompts = [samples.prompt(_without_answer(record, samples)) for record in records]
+    prompts = [processor.prompt(_without_answer(record, processor)) for record in records]
     for prompt, row in zip(prompts, wanted, strict=False):
         assert prompt.inputs["encoder_tokens"].tolist() == row["enc_input_ids"]
         fed = [*prompt.inputs["tokens"].tolist(), prompt.cursor.inputs()["tokens"]]
         assert fed == row["dec_input_ids"][: len(fed)]
-    inputs = samples.collate_prompts(prompts).inputs
+    inputs = processor.collate_prompts(prompts).inputs
     assert inputs["encoder_tokens"].tolist() == arrays["enc_input_ids"][: len(prompts)].tolist()
 
 
-def _check_contests(records: list[Any], samples: Cpm2Samples, wanted: list[dict[str, Any]], arrays: Arrays) -> None:
-    contests = [(record["query_id"], samples.contest(record)) for record in records]
+def _check_contests(records: list[Any], processor: Cpm2Processor, wanted: list[dict[str, Any]], arrays: Arrays) -> None:
+    contests = [(record["query_id"], processor.contest(record)) for record in records]
     ranked = [
         (query, int(name), sample)
         for query, contest in contests
@@ -97,16 +97,16 @@ def _check_contests(records: list[Any], samples: Cpm2Samples, wanted: list[dict[
         assert (query, number) == (row["qidx"], row["cidx"])
         assert sample.inputs["encoder_tokens"].tolist() == row["enc_input_ids"]
         assert sample.inputs["tokens"].tolist() == row["dec_input_ids"]
-    _check_inputs(_collated(samples, [sample for _, _, sample in ranked]).inputs, arrays, None)
+    _check_inputs(_collated(processor, [sample for _, _, sample in ranked]).inputs, arrays, None)
 
 
-def _without_answer(record: Any, samples: Cpm2Samples) -> Any:
-    assert samples.data_set.answer is not None
-    return {key: value for key, value in record.items() if key != samples.data_set.answer.key}
+def _without_answer(record: Any, processor: Cpm2Processor) -> Any:
+    assert processor.data_set.answer is not None
+    return {key: value for key, value in record.items() if key != processor.data_set.answer.key}
 
 
-def _collated(samples: Cpm2Samples, made: Sequence[Sample]) -> Batch:
-    return samples.collate([[sample] for sample in made], max(sample.length for sample in made))
+def _collated(processor: Cpm2Processor, made: Sequence[Sample]) -> Batch:
+    return processor.collate([[sample] for sample in made], max(sample.length for sample in made))
 
 
 def _check_inputs(inputs: Arrays, arrays: Arrays, prompts: PromptSettings | None) -> None:

@@ -30,7 +30,7 @@ from hanlin.core.settings import GenerateSettings, TrainSettings
 from hanlin.generate.engine import Engine
 from hanlin.models.cpm2 import family
 from hanlin.models.cpm2.model import Cpm2
-from hanlin.models.cpm2.samples import AnswerCursor
+from hanlin.models.cpm2.processor import AnswerCursor
 from hanlin.parallel.place import place
 from hanlin.train.optim import AdamW
 from hanlin.train.step import Step
@@ -100,7 +100,7 @@ def _check_searches(model: Cpm2, arrays: Arrays, expected: Arrays, facts: dict) 
 
 
 class Rows:
-    """Samples whose records are the numbers of the case's rows; their answers are ids."""
+    """Processor whose records are the numbers of the case's rows; their answers are ids."""
 
     def __init__(self, arrays: Arrays, facts: dict) -> None:
         self._inputs = inputs_of(arrays)

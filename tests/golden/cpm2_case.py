@@ -28,7 +28,7 @@ FAMILY = Family(
     config=Cpm2Config,
     model=lambda: Cpm2,
     tokenizer=lambda path: path,
-    samples=lambda *_: None,
+    processor=lambda *_: None,
     formats=FORMATS,
 )
 

@@ -12,7 +12,7 @@ from hanlin.core.settings import DataSettings
 from hanlin.data.prepare import prepare
 from hanlin.models.chatglm2.config import ChatGlm2Config
 from hanlin.models.chatglm2.record import ChatGlm2Options
-from hanlin.models.cpm_bee.samples import CpmBeeOptions
+from hanlin.models.cpm_bee.processor import CpmBeeOptions
 from hanlin.models.family import load_family, make_options, option_problems
 
 CHATGLM2, CPM_BEE = load_family("chatglm2"), load_family("cpm_bee")
@@ -50,8 +50,8 @@ def test_other_options_make_another_cache(tmp_path: Path, chatglm2_tokenizer) ->
     settings = DataSettings(cache=tmp_path / "cache")
 
     def fingerprint(**values: object) -> str:
-        samples = CHATGLM2.samples(chatglm2_tokenizer, config, make_options(CHATGLM2, values))
-        return prepare([tmp_path / "rows.jsonl"], samples, settings, tokenizer=chatglm2_tokenizer).fingerprint
+        processor = CHATGLM2.processor(chatglm2_tokenizer, config, make_options(CHATGLM2, values))
+        return prepare([tmp_path / "rows.jsonl"], processor, settings, tokenizer=chatglm2_tokenizer).fingerprint
 
     plain = fingerprint()
     assert fingerprint() == plain

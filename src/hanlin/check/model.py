@@ -15,7 +15,7 @@ from hanlin.core.errors import ConfigError, HanlinError
 from hanlin.core.settings import Recipe
 from hanlin.formats.source import is_base, likely_families, open_any
 from hanlin.models.family import Family, family_names, load_family
-from hanlin.parts import describe_parts, make_samples, model_config
+from hanlin.parts import describe_parts, make_processor, model_config
 
 _PADDING_ROWS = 1024  # embedding rows that a base may have beyond its tokens
 
@@ -84,12 +84,12 @@ def token_and_row_problems(recipe: Recipe, family: Family, purpose: Purpose) -> 
         yield from problems
         return
     try:
-        samples = make_samples(recipe, family, tokenizer, config)
+        processor = make_processor(recipe, family, tokenizer, config)
     except ConfigError as error:
         key, colon, text = str(error).partition(": ")
         yield (key, text) if colon and key.startswith(("tuning.", "model.")) else ("data.options", str(error))
         return
-    yield from record_problems(recipe, samples, config, purpose)
+    yield from record_problems(recipe, processor, config, purpose)
 
 
 def _other_family(recipe: Recipe, family: Family) -> str | None:
@@ -152,7 +152,7 @@ def weight_problems(recipe: Recipe, purpose: Purpose) -> Found:
     assert path is not None, recipe
     rows, tokens = parts.config.vocab_size, parts.tokenizer.vocab_size
     problems = [*_vocabulary(recipe, rows, tokens, path), *_reach(recipe, parts.config)]
-    yield from problems or record_problems(recipe, parts.samples, parts.config, purpose)
+    yield from problems or record_problems(recipe, parts.processor, parts.config, purpose)
 
 
 def layout_problems(recipe: Recipe) -> Found:

@@ -12,7 +12,7 @@ from hanlin.core.errors import ConfigError, DataError, HanlinError
 from hanlin.core.settings import DataSettings, Recipe
 from hanlin.data.expand import records_in
 from hanlin.data.mixture_file import is_mixture, read_mixture
-from hanlin.data.samples import JoinsExamples
+from hanlin.data.processor import JoinsExamples
 from hanlin.data.windows import check_windows
 from hanlin.generate.prompts import make_prompt
 
@@ -21,34 +21,34 @@ _BAD_ROWS = 3  # of which so many are shown
 _SCAN_BYTES = 1 << 29  # larger files are not opened here: finding their lines takes longer than a check may
 
 
-def record_problems(recipe: Recipe, samples: Any, config: Any, purpose: Purpose) -> Found:
-    yield from _all_rows(recipe, samples, purpose)
+def record_problems(recipe: Recipe, processor: Any, config: Any, purpose: Purpose) -> Found:
+    yield from _all_rows(recipe, processor, purpose)
     if purpose == "train":
-        yield from _sample_texts(recipe, samples, getattr(config, "max_length", None))
+        yield from _sample_texts(recipe, processor, getattr(config, "max_length", None))
 
 
-def _sample_texts(recipe: Recipe, samples: Any, max_length: int | None) -> Found:
+def _sample_texts(recipe: Recipe, processor: Any, max_length: int | None) -> Found:
     """Entries of train.samples that the model could not answer."""
     for number, entry in enumerate(recipe.train.samples, start=1):
         try:
-            for record in records_in([entry], samples):
-                make_prompt(samples, record, recipe.generate, max_length)
+            for record in records_in([entry], processor):
+                make_prompt(processor, record, recipe.generate, max_length)
         except HanlinError as error:
             yield "train.samples", f"entry {number}: {error}"
 
 
-def _all_rows(recipe: Recipe, samples: Any, purpose: Purpose) -> Found:
+def _all_rows(recipe: Recipe, processor: Any, purpose: Purpose) -> Found:
     if recipe.data.split is not None:
-        yield from _windows(recipe, samples)
+        yield from _windows(recipe, processor)
         return
     for key, file in named_files(recipe, purpose):
         if file.exists() and not is_mixture(file):
-            yield from ((key, text) for text in _rows(recipe.data, samples, file))
+            yield from ((key, text) for text in _rows(recipe.data, processor, file))
     if purpose == "train" and recipe.data.mixture is not None:
-        yield from (("data.mixture", text) for text in _mixture_rows(recipe.data, samples))
+        yield from (("data.mixture", text) for text in _mixture_rows(recipe.data, processor))
 
 
-def _mixture_rows(settings: DataSettings, samples: Any) -> Iterator[str]:
+def _mixture_rows(settings: DataSettings, processor: Any) -> Iterator[str]:
     """What is wrong with the first rows of each data set, in each of their forms."""
     assert settings.mixture is not None, settings
     try:
@@ -56,17 +56,17 @@ def _mixture_rows(settings: DataSettings, samples: Any) -> Iterator[str]:
     except ConfigError:
         return  # data_file_problems has told it
     for one in sets:
-        if any(one.incontext_weight[1:]) and not isinstance(samples, JoinsExamples):
+        if any(one.incontext_weight[1:]) and not isinstance(processor, JoinsExamples):
             yield f"{one.name}: incontext_weight: this family has no in-context samples; leave it at [1.0]"
         for way in one.ways:
-            found = _rows(settings.model_copy(update={"transform": way}), samples, one.path)
+            found = _rows(settings.model_copy(update={"transform": way}), processor, one.path)
             yield from (f"{one.name}: {text}" for text in found)
 
 
-def _windows(recipe: Recipe, samples: Any) -> Found:
+def _windows(recipe: Recipe, processor: Any) -> Found:
     """What keeps the corpora from being read as windows."""
     try:
-        check_windows(recipe.data, samples)
+        check_windows(recipe.data, processor)
     except ConfigError as error:
         key, _, text = str(error).partition(": ")
         yield (key, text) if key.startswith("data.") else ("data.split", str(error))
@@ -74,12 +74,12 @@ def _windows(recipe: Recipe, samples: Any) -> Found:
         yield "data.train", str(error)
 
 
-def _rows(settings: DataSettings, samples: Any, path: Path) -> Iterator[str]:
+def _rows(settings: DataSettings, processor: Any, path: Path) -> Iterator[str]:
     """What is wrong with the first rows of a data file."""
     if path.is_file() and path.stat().st_size > _SCAN_BYTES:
         return
     try:
-        tried = list(_check_rows(settings, samples, path))
+        tried = list(_check_rows(settings, processor, path))
     except DataError as error:
         yield str(error)
         return
@@ -89,14 +89,14 @@ def _rows(settings: DataSettings, samples: Any, path: Path) -> Iterator[str]:
         yield f"{len(bad)} of the first {len(tried)} rows cannot be used: {shown}; {advice}"
 
 
-def _check_rows(settings: DataSettings, samples: Any, path: Path) -> Iterator[str]:
+def _check_rows(settings: DataSettings, processor: Any, path: Path) -> Iterator[str]:
     from hanlin.data.sources.source import BadRowError
     from hanlin.data.transform import open_records
 
     source = open_records(path, settings)
     for number in range(min(len(source), _ROWS)):
         try:
-            samples.check(source[number])
+            processor.check(source[number])
             yield ""
         except BadRowError as error:
             yield str(error)

@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     from hanlin.models.family import Converses
 
     engine, options = load_engine(recipe), _chatting(recipe.generate)
-    if not isinstance(engine.samples, Converses):
+    if not isinstance(engine.processor, Converses):
         raise ConfigError(f"model.family: {recipe.model.family} cannot be talked with; use `hanlin generate`")
     history: History = []
     memory = Memory()
@@ -83,7 +83,7 @@ def _fitting(engine: Engine, question: str, history: History, options: GenerateS
     from hanlin.core.errors import DataError
 
     while True:
-        record = engine.samples.ask(question, history)  # pyright: ignore[reportAttributeAccessIssue]  # run() has asked
+        record = engine.processor.ask(question, history)  # pyright: ignore[reportAttributeAccessIssue]  # run() has asked
         try:
             engine.prompt(record, options)
         except DataError:

@@ -51,7 +51,7 @@ def _answer(args: argparse.Namespace, recipe: Recipe) -> int:
 
     given = _records(args)
     engine, options = load_engine(recipe), recipe.generate
-    records = records_in(given, engine.samples)
+    records = records_in(given, engine.processor)
     if args.stream:
         return _stream(engine, records, _streaming(options))
     answered = engine.generate(records, options, recipe.run.seed)

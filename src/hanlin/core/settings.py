@@ -81,7 +81,7 @@ class DataSettings(Settings):
     # Keys of a record from those of a raw row: {"<ans>": "$text", "task": "..."}, or a Python file whose function
     # transform(data, num_sample, r) returns the record (see data/transform.py). Empty: the rows are records.
     transform: dict[str, Any] | Path = Field(default_factory=dict)
-    # How the family reads records: column names, chat template, ... (its options: record.py or samples.py beside it).
+    # How the family reads records: column names, chat template, ... (its options: record.py or processor.py beside it).
     options: dict[str, Any] = Field(default_factory=dict)
     # Tokens per row that the model sees at once.
     max_length: int = Field(default=1024, gt=0)

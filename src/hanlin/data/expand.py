@@ -21,7 +21,7 @@ Records = Callable[[Any], Sequence[Any]]
 
 @runtime_checkable
 class HoldsSeveral(Protocol):
-    """Samples of a family of which a row of a file may hold several records, or none."""
+    """Processor of a family of which a row of a file may hold several records, or none."""
 
     @property
     def records(self) -> Records | None:
@@ -29,9 +29,9 @@ class HoldsSeveral(Protocol):
         ...
 
 
-def expand(source: Source, samples: Any) -> Source:
+def expand(source: Source, processor: Any) -> Source:
     """The source of the records that `samples` (a family's) finds in each row."""
-    records = samples.records if isinstance(samples, HoldsSeveral) else None
+    records = processor.records if isinstance(processor, HoldsSeveral) else None
     return source if records is None else _Expanded(source, records)
 
 
@@ -57,7 +57,7 @@ class Head:
 
 
 def open_part(
-    path: Path, settings: DataSettings, samples: Any, *, share: float = 1.0, limit: int | None = None
+    path: Path, settings: DataSettings, processor: Any, *, share: float = 1.0, limit: int | None = None
 ) -> Source:
     """The records of a file or folder: of its first share of rows the first `limit` records.
 
@@ -68,16 +68,16 @@ def open_part(
         raise DataError(
             f"{path}: {share:g} of its {len(rows)} rows are none; raise data.train_share or data.eval_share"
         )
-    records = expand(Head(rows, count) if count < len(rows) else rows, samples)
+    records = expand(Head(rows, count) if count < len(rows) else rows, processor)
     return records if limit is None or limit >= len(records) else Head(records, limit)
 
 
-def records_in(rows: Iterable[Any], samples: Any) -> list[Any]:
+def records_in(rows: Iterable[Any], processor: Any) -> list[Any]:
     """The records that `samples` finds in the rows of a file.
 
     Raises: DataError.
     """
-    records = samples.records if isinstance(samples, HoldsSeveral) else None
+    records = processor.records if isinstance(processor, HoldsSeveral) else None
     return list(rows) if records is None else [record for row in rows for record in records(row)]
 
 

@@ -17,7 +17,7 @@ from hanlin.core.errors import ConfigError, DataError
 from hanlin.data.mixture import Mixture
 from hanlin.data.pack import Row, SingleRows, cpm2_order, plan_rows, pool_rows
 from hanlin.data.prepare import Prepared
-from hanlin.data.samples import JoinsExamples, Samples, SharesTable
+from hanlin.data.processor import JoinsExamples, Processor, SharesTable
 from hanlin.data.windows import Windows
 
 NO_EXAMPLES = (1.0,)
@@ -49,7 +49,7 @@ class Loader:
     def __init__(
         self,
         prepared: Prepared | Windows | Mixture,
-        samples: Samples,
+        processor: Processor,
         *,
         max_length: int,
         batch_rows: int,
@@ -60,7 +60,7 @@ class Loader:
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        self.prepared, self.samples = prepared, samples
+        self.prepared, self.processor = prepared, processor
         self.max_length, self.batch_rows = max_length, batch_rows
         self.seed, self.pack = seed, pack
         is_mixed = isinstance(prepared, Mixture)
@@ -70,7 +70,7 @@ class Loader:
         self.batch = 0
         self._planned: tuple[int, _Epoch] | None = None
         self._chances = self._example_chances()
-        if self._chances.shape[1] > 1 and not isinstance(samples, JoinsExamples):
+        if self._chances.shape[1] > 1 and not isinstance(processor, JoinsExamples):
             raise ConfigError("data.in_context: this family has no in-context samples; leave it at [1.0]")
         assert int(prepared.lengths.max()) <= max_length, (prepared.lengths.max(), max_length)
 
@@ -199,13 +199,13 @@ class Loader:
         return self._part(rows, begin, end, plan, epoch, length)
 
     def _part(self, rows: Sequence[Row], begin: int, end: int, plan: _Epoch, epoch: int, length: int) -> Batch:
-        if isinstance(self.samples, SharesTable) and self.samples.shares_table:
+        if isinstance(self.processor, SharesTable) and self.processor.shares_table:
             return self._collate(rows, plan, epoch, length).part(begin, end)
         return self._collate(rows[begin:end], plan, epoch, length)
 
     def _collate(self, rows: Sequence[Row], plan: _Epoch, epoch: int, length: int) -> Batch:
         made = [[self._sample(place, plan, epoch) for place in row] for row in rows]
-        return replace(self.samples.collate(made, length), rows=[plan.drawn[row].tolist() for row in rows])
+        return replace(self.processor.collate(made, length), rows=[plan.drawn[row].tolist() for row in rows])
 
     def _sample(self, place: int, plan: _Epoch, epoch: int) -> Sample:
         draws, number = self.shuffle and self.prepared.num_varying > 0, int(plan.drawn[place])
@@ -214,8 +214,8 @@ class Loader:
         chosen = plan.examples.get(place)
         if not chosen:
             return main
-        assert isinstance(self.samples, JoinsExamples)
-        return self.samples.join(main, [self.prepared.get(example, rng) for example in chosen])
+        assert isinstance(self.processor, JoinsExamples)
+        return self.processor.join(main, [self.prepared.get(example, rng) for example in chosen])
 
     def _length(self, row: Row, plan: _Epoch) -> int:
         shown = [example for place in row for example in plan.examples.get(place, ())]

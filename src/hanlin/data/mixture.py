@@ -23,8 +23,8 @@ from hanlin.core.errors import DataError
 from hanlin.core.settings import DataSettings
 from hanlin.data.mixture_file import DataSet, read_mixture
 from hanlin.data.prepare import Prepared, prepare
+from hanlin.data.processor import Processor
 from hanlin.data.report import Counts, DataReport, DrawnSet
-from hanlin.data.samples import Samples
 
 
 class Mixture:
@@ -99,7 +99,7 @@ class Mixture:
         return self._parts[part], number - int(self.source_bounds[part])
 
 
-def open_mixture(settings: DataSettings, samples: Samples, *, tokenizer: Any) -> Mixture:
+def open_mixture(settings: DataSettings, processor: Processor, *, tokenizer: Any) -> Mixture:
     """Encode the data sets of `data.mixture`, or take them from the cache; those of weight 0 are not looked at.
 
     Raises: ConfigError, DataError that lists the rows of all data sets that cannot be used.
@@ -112,7 +112,7 @@ def open_mixture(settings: DataSettings, samples: Samples, *, tokenizer: Any) ->
         prepared.append([])
         for way in one.ways:
             try:
-                prepared[-1].append(_prepare(one, way, settings, samples, tokenizer))
+                prepared[-1].append(_prepare(one, way, settings, processor, tokenizer))
             except DataError as error:
                 problems.append(f"{one.name}: {error}")
     if problems:
@@ -120,10 +120,10 @@ def open_mixture(settings: DataSettings, samples: Samples, *, tokenizer: Any) ->
     return Mixture(sets, prepared)
 
 
-def _prepare(one: DataSet, way: Any, settings: DataSettings, samples: Samples, tokenizer: Any) -> Prepared:
+def _prepare(one: DataSet, way: Any, settings: DataSettings, processor: Processor, tokenizer: Any) -> Prepared:
     return prepare(
         [one.path],
-        samples,
+        processor,
         settings.model_copy(update={"transform": way}),
         tokenizer=tokenizer,
         share=settings.train_share,
@@ -144,7 +144,7 @@ class _Pool:
 
     @property
     def pass_size(self) -> float:
-        """Samples of a pass; the mean, where forms of a row differ in their samples."""
+        """Processor of a pass; the mean, where forms of a row differ in their samples."""
         return len(self._rows) / self._num_ways
 
     def draw(self, seed: int, begin: int, end: int) -> tuple[np.ndarray, np.ndarray]:

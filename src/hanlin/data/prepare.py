@@ -30,8 +30,8 @@ from hanlin.data.cache import Columns, ColumnWriter, read_columns
 from hanlin.data.expand import open_part
 from hanlin.data.files import published_folder
 from hanlin.data.pack import padding_share, plan_rows
+from hanlin.data.processor import HasFingerprint, ProcessesMany, Processor, tried
 from hanlin.data.report import Counts, DataReport, make_report
-from hanlin.data.samples import HasFingerprint, Samples, SamplesMany, tried
 from hanlin.data.sources import BadRowError, Source
 
 log = logging.getLogger(__name__)
@@ -47,8 +47,10 @@ LOSS_TOKENS, LENGTHS, ORIGINS, VARYING = "loss_tokens", "lengths", "origins", "v
 class Prepared:
     """Encoded samples with random access; a sample knows the row that it came from."""
 
-    def __init__(self, sources: Sequence[Source], samples: Samples, settings: DataSettings, columns: Columns) -> None:
-        self._sources, self._samples, self._settings, self._columns = sources, samples, settings, columns
+    def __init__(
+        self, sources: Sequence[Source], processor: Processor, settings: DataSettings, columns: Columns
+    ) -> None:
+        self._sources, self._processor, self._settings, self._columns = sources, processor, settings, columns
         self._bounds = np.cumsum([0, *(len(source) for source in sources)])
         self._origins = columns.arrays[ORIGINS]  # [samples, 2]: row over all sources, part of that row
         self._varying = np.array(columns.arrays[VARYING])
@@ -70,7 +72,7 @@ class Prepared:
 
     @property
     def num_varying(self) -> int:
-        """Samples that are encoded anew in each epoch."""
+        """Processor that are encoded anew in each epoch."""
         return int(self._varying.sum())
 
     @property
@@ -82,7 +84,7 @@ class Prepared:
         """The sample; with `rng` one that varies is encoded anew, its length stays."""
         if rng is None or not self._varying[number]:
             return self._columns.sample(number)
-        sample = self._samples.sample(self.record(number), rng)
+        sample = self._processor.sample(self.record(number), rng)
         assert sample.length == self.lengths[number], (self.where(number), sample.length, self.lengths[number])
         return sample
 
@@ -92,7 +94,7 @@ class Prepared:
         record = _read(self._sources, self._bounds, row)
         if part < 0:
             return record
-        return self._samples.fit(record, self._settings.max_length, self._settings.overlong)[part]
+        return self._processor.fit(record, self._settings.max_length, self._settings.overlong)[part]
 
     def where(self, number: int) -> str:
         """File and line of the row behind a sample."""
@@ -118,12 +120,12 @@ class Prepared:
             plan_rows(lengths, numbers, longest) if self._settings.pack else [[number] for number in numbers.tolist()]
         )
         padding = padding_share(lengths, rows, longest)
-        return make_report(counts, lengths, loss_tokens, longest, padding, self._samples.show(self.get(0)))
+        return make_report(counts, lengths, loss_tokens, longest, padding, self._processor.show(self.get(0)))
 
 
 def prepare(
     files: Sequence[Path],
-    samples: Samples,
+    processor: Processor,
     settings: DataSettings,
     *,
     tokenizer: Any,
@@ -133,22 +135,22 @@ def prepare(
 ) -> Prepared:
     """Encode the rows of all files, or take them from the cache under `settings.cache`.
 
-    tokenizer: the one that `samples` uses; what it saves of itself is part of the cache's name.
+    tokenizer: the one that `processor` uses; what it saves of itself is part of the cache's name.
     share, limit: of each file only the first share of its rows, and the first records of these.
     Raises: DataError listing the rows that cannot be used, unless the settings say that they are dropped.
     """
     if not files:
         raise DataError("no data files were given; name at least one")
-    sources = [open_part(path, settings, samples, share=share, limit=limit) for path in files]
-    fingerprint = _fingerprint(sources, samples, tokenizer, settings)
+    sources = [open_part(path, settings, processor, share=share, limit=limit) for path in files]
+    fingerprint = _fingerprint(sources, processor, tokenizer, settings)
     folder = settings.cache.expanduser() / fingerprint[:32]
     columns = _read_cache(folder)
     if columns is None:
         with published_folder(folder) as private:
-            _encode_all(sources, samples, settings, private, fingerprint, progress)
+            _encode_all(sources, processor, settings, private, fingerprint, progress)
         columns = read_columns(folder)
         log.info("data encoded samples=%d cache=%s", len(columns.arrays[LENGTHS]), folder)
-    return Prepared(sources, samples, settings, columns)
+    return Prepared(sources, processor, settings, columns)
 
 
 def hash_tokenizer(tokenizer: Any) -> str:
@@ -158,21 +160,21 @@ def hash_tokenizer(tokenizer: Any) -> str:
         return _hash_files(sorted(path for path in Path(scratch).rglob("*") if path.is_file()))
 
 
-def _fingerprint(sources: Sequence[Source], samples: Samples, tokenizer: Any, settings: DataSettings) -> str:
+def _fingerprint(sources: Sequence[Source], processor: Processor, tokenizer: Any, settings: DataSettings) -> str:
     facts = {
         "version": VERSION,
         "sources": [source.fingerprint for source in sources],
         "tokenizer": hash_tokenizer(tokenizer),
-        "samples": samples.fingerprint if isinstance(samples, HasFingerprint) else "",
-        "code": _hash_files(_code_of(samples)),
+        "samples": processor.fingerprint if isinstance(processor, HasFingerprint) else "",
+        "code": _hash_files(_code_of(processor)),
         "settings": [settings.max_length, settings.overlong, settings.bad_rows],
     }
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-def _code_of(samples: Samples) -> list[Path]:
+def _code_of(processor: Processor) -> list[Path]:
     """The files that decide how a record is encoded: the family's folder, or the user's one file."""
-    module = sys.modules[type(samples).__module__]
+    module = sys.modules[type(processor).__module__]
     file = Path(str(module.__file__))
     return sorted(file.parent.rglob("*.py")) if module.__package__ else [file]
 
@@ -214,7 +216,7 @@ class _OverlongError(DataError):
 
 def _encode_all(
     sources: Sequence[Source],
-    samples: Samples,
+    processor: Processor,
     settings: DataSettings,
     folder: Path,
     fingerprint: str,
@@ -225,9 +227,9 @@ def _encode_all(
     writer = ColumnWriter(folder)
     for rows in _groups(_with_progress(int(bounds[-1]), progress)):
         records = [tried(_read, sources, bounds, row) for row in rows]
-        for row, record, sample in zip(rows, records, _sample_all(records, samples), strict=True):
+        for row, record, sample in zip(rows, records, _sample_all(records, processor), strict=True):
             try:
-                encoded = _encode(record, sample, samples, settings, counts)
+                encoded = _encode(record, sample, processor, settings, counts)
             except DataError as error:
                 _note_bad_row(error, _where(sources, bounds, row), settings, counts, bad)
                 continue
@@ -248,23 +250,23 @@ def _encode_all(
     writer.finish(per_sample, {"fingerprint": fingerprint, "counts": dataclasses.asdict(counts)})
 
 
-def _sample_all(records: Sequence[Any | DataError], samples: Samples) -> list[Sample | DataError]:
+def _sample_all(records: Sequence[Any | DataError], processor: Processor) -> list[Sample | DataError]:
     """The sample of each record, or why there is none; a record may be an error already."""
-    if not isinstance(samples, SamplesMany):
-        return [tried(_sample, record, samples) for record in records]
-    made = iter(samples.sample_many([record for record in records if not isinstance(record, DataError)]))
+    if not isinstance(processor, ProcessesMany):
+        return [tried(_sample, record, processor) for record in records]
+    made = iter(processor.process_many([record for record in records if not isinstance(record, DataError)]))
     return [record if isinstance(record, DataError) else next(made) for record in records]
 
 
-def _sample(record: Any | DataError, samples: Samples) -> Sample:
+def _sample(record: Any | DataError, processor: Processor) -> Sample:
     if isinstance(record, DataError):
         raise record
-    samples.check(record)
-    return samples.sample(record)
+    processor.check(record)
+    return processor.sample(record)
 
 
 def _encode(
-    record: Any, sample: Sample | DataError, samples: Samples, settings: DataSettings, counts: Counts
+    record: Any, sample: Sample | DataError, processor: Processor, settings: DataSettings, counts: Counts
 ) -> list[_Encoded]:
     """The samples of one record, whose whole sample is known.
 
@@ -273,11 +275,11 @@ def _encode(
     if isinstance(sample, DataError):
         raise sample
     if sample.length <= settings.max_length:
-        return [_Encoded(_with_loss(sample), samples.varies(record))]
+        return [_Encoded(_with_loss(sample), processor.varies(record))]
     if settings.overlong in ("error", "drop"):
         raise _OverlongError(f"too long: {sample.length} tokens, data.max_length is {settings.max_length}")
-    fitted = [(one, samples.sample(one)) for one in samples.fit(record, settings.max_length, settings.overlong)]
-    encoded = [_Encoded(_with_loss(cut), samples.varies(one), part) for part, (one, cut) in enumerate(fitted)]
+    fitted = [(one, processor.sample(one)) for one in processor.fit(record, settings.max_length, settings.overlong)]
+    encoded = [_Encoded(_with_loss(cut), processor.varies(one), part) for part, (one, cut) in enumerate(fitted)]
     assert all(one.sample.length <= settings.max_length for one in encoded), [one.sample.length for one in encoded]
     if settings.overlong == "truncate":
         counts.truncated += 1

@@ -25,8 +25,8 @@ from hanlin.core.settings import DataSettings
 from hanlin.data.blend import MARGIN, blend
 from hanlin.data.files import published_folder
 from hanlin.data.megatron_index import SampleIndex, build_index, split_documents, split_shares
+from hanlin.data.processor import Processor, ReadsSpans, ReadsTokens
 from hanlin.data.report import Counts, DataReport
-from hanlin.data.samples import ReadsSpans, ReadsTokens, Samples
 from hanlin.data.sources.megatron import IndexedData, indexed_file
 from hanlin.data.span_corruption import PARTS, SpanData
 
@@ -56,9 +56,9 @@ class Windows:
     """The windows of one part of the corpora, with random access."""
 
     def __init__(
-        self, corpora: Sequence[_Corpus], shares: Sequence[float], count: int, samples: Samples, wanted: Wanted
+        self, corpora: Sequence[_Corpus], shares: Sequence[float], count: int, processor: Processor, wanted: Wanted
     ) -> None:
-        self._corpora, self._count, self._samples, self._wanted = corpora, count, samples, wanted
+        self._corpora, self._count, self._processor, self._wanted = corpora, count, processor, wanted
         self._sets, self._numbers = blend(shares, count) if len(corpora) > 1 else (None, None)
         self.lengths = np.broadcast_to(np.int32(wanted.max_length), count)
         self.loss_tokens = np.broadcast_to(np.int32(self.get(0).loss_tokens), count)
@@ -103,7 +103,7 @@ class Windows:
             lengths=dict.fromkeys(("p10", "p50", "p90", "max"), first.length),
             histogram=[(first.length, self._count)],
             padding=1 - first.length / longest,
-            first=self._samples.show(first),
+            first=self._processor.show(first),
         )
 
     def _place(self, number: int) -> tuple[_Corpus, int]:
@@ -112,13 +112,15 @@ class Windows:
         return self._corpora[self._sets[number]], int(self._numbers[number])
 
 
-def open_windows(prefixes: Sequence[Path], samples: Samples, wanted: Wanted, vocab_size: int, cache: Path) -> Windows:
+def open_windows(
+    prefixes: Sequence[Path], processor: Processor, wanted: Wanted, vocab_size: int, cache: Path
+) -> Windows:
     """The wanted windows; their index is kept under `cache`.
 
     vocab_size: of the tokenizer; an id beyond it is an error when its window is read.
     Raises: ConfigError, DataError.
     """
-    corpora = [_Corpus(prefix, samples, wanted, vocab_size) for prefix in prefixes]
+    corpora = [_Corpus(prefix, processor, wanted, vocab_size) for prefix in prefixes]
     shares = _shares(corpora, wanted.weights)
     total = wanted.count or min(sum(corpus.pass_windows for corpus in corpora), wanted.limit or sys.maxsize)
     for corpus, share in zip(corpora, shares, strict=True):
@@ -127,10 +129,10 @@ def open_windows(prefixes: Sequence[Path], samples: Samples, wanted: Wanted, voc
             "corpus=%s part=%s documents=%d tokens=%d passes=%d windows=%d",
             corpus.prefix, wanted.part, len(corpus.documents), corpus.num_tokens, corpus.passes, len(corpus.index),
         )  # fmt: skip
-    return Windows(corpora, shares, total, samples, wanted)
+    return Windows(corpora, shares, total, processor, wanted)
 
 
-def check_windows(settings: DataSettings, samples: Samples) -> None:
+def check_windows(settings: DataSettings, processor: Processor) -> None:
     """Look for what `open_windows` would refuse, as far as it can be seen from the index files.
 
     Raises: ConfigError, DataError.
@@ -139,8 +141,8 @@ def check_windows(settings: DataSettings, samples: Samples) -> None:
     if not shares["train"]:
         raise ConfigError(f"data.split: {settings.split!r} leaves nothing to train on; its first number is 0")
     wanted = Wanted(settings.split or "", "train", settings.max_length, seed=0, weights=settings.weights)
-    _window_length(samples, settings.max_length, has_spans=False)
-    corpora = [_Corpus(path, samples, wanted, sys.maxsize) for path in settings.train if is_corpus(path)]
+    _window_length(processor, settings.max_length, has_spans=False)
+    corpora = [_Corpus(path, processor, wanted, sys.maxsize) for path in settings.train if is_corpus(path)]
     if len(corpora) == len(settings.train):
         _shares(corpora, settings.weights)
 
@@ -155,11 +157,11 @@ class _Corpus:
 
     index: SampleIndex
 
-    def __init__(self, prefix: Path, samples: Samples, wanted: Wanted, vocab_size: int) -> None:
+    def __init__(self, prefix: Path, processor: Processor, wanted: Wanted, vocab_size: int) -> None:
         self.prefix, self.seed, self.vocab_size = prefix, wanted.seed, vocab_size
         self.has_spans = not indexed_file(prefix, "idx").is_file() and is_corpus(prefix)
         self.data = IndexedData(_span_file(prefix) if self.has_spans else prefix)
-        self.samples, self.length = samples, _window_length(samples, wanted.max_length, self.has_spans)
+        self.processor, self.length = processor, _window_length(processor, wanted.max_length, self.has_spans)
         self.documents = split_documents(wanted.split, len(self.data))[wanted.part]
         self.num_tokens = int(self.data.sizes[self.documents.start : self.documents.stop].sum(dtype=np.int64))
         if self.num_tokens == 0:
@@ -208,16 +210,16 @@ class _Corpus:
 
     def sample(self, number: int, rng: np.random.Generator) -> Sample:
         if self.has_spans:
-            assert isinstance(self.samples, ReadsSpans)
-            return self.samples.pair(*self._spans.pair(number))
-        assert isinstance(self.samples, ReadsTokens)
+            assert isinstance(self.processor, ReadsSpans)
+            return self.processor.pair(*self._spans.pair(number))
+        assert isinstance(self.processor, ReadsTokens)
         tokens = self.index.tokens(number, self.data)
         if int(tokens.max()) >= self.vocab_size:
             raise DataError(
                 f"{self.where(number)}: id {int(tokens.max())}, but the tokenizer has {self.vocab_size:,} tokens; "
                 "prepare the data with the same vocabulary"
             )
-        return self.samples.window(tokens, rng)
+        return self.processor.window(tokens, rng)
 
     def where(self, number: int) -> str:
         items = [item for item, _ in self.index.pieces(number, self.data)]
@@ -225,19 +227,19 @@ class _Corpus:
 
     @cached_property
     def _spans(self) -> SpanData:
-        assert isinstance(self.samples, ReadsSpans)
-        return SpanData(self.prefix, self.index, self.samples.marks)
+        assert isinstance(self.processor, ReadsSpans)
+        return SpanData(self.prefix, self.index, self.processor.marks)
 
 
-def _window_length(samples: Samples, max_length: int, has_spans: bool) -> int:
+def _window_length(processor: Processor, max_length: int, has_spans: bool) -> int:
     """Tokens from the beginning of a window to that of the next: all of them but one."""
     if has_spans:
-        if not isinstance(samples, ReadsSpans):
+        if not isinstance(processor, ReadsSpans):
             raise ConfigError("data.train: documents with spans taken out are for a T5; give plain ones")
         return max_length - 1
-    if not isinstance(samples, ReadsTokens):
+    if not isinstance(processor, ReadsTokens):
         raise ConfigError("data.split: this family is not pretrained on token corpora; remove it and give records")
-    return samples.window_tokens(max_length) - 1
+    return processor.window_tokens(max_length) - 1
 
 
 def _shares(corpora: Sequence[_Corpus], given: Sequence[float]) -> list[float]:

@@ -61,7 +61,7 @@ def evaluate(
         raise DataError("there is nothing to score: the files hold no records (evaluate.data, evaluate.limit)")
     for number, record in enumerate(records):
         with naming(number):
-            engine.samples.check(record)
+            engine.processor.check(record)
     weights = engine.mesh.from_main(weights_fingerprint(engine.weights()))
     results = {}
     for name in tasks:

@@ -28,7 +28,7 @@ class SampleTexts:
     ) -> None:
         self.engine, self.options, self.seed = engine, options, seed
         self.path = None if folder is None else folder / "samples.jsonl"
-        self.records = records_in(records, engine.samples)
+        self.records = records_in(records, engine.processor)
         for number, record in enumerate(self.records):
             engine.prompt(record, options, number)
 

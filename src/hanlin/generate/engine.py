@@ -27,7 +27,7 @@ from hanlin.core.ranks import read_ranks
 from hanlin.core.settings import GenerateSettings
 from hanlin.layers.kv_cache import KVCache
 from hanlin.layers.linear import store_by_columns
-from hanlin.models.family import BeamManner, Samples
+from hanlin.models.family import BeamManner, Processor
 from hanlin.parallel.mesh import Degrees, Mesh
 from hanlin.parallel.together import Together
 from hanlin.tokens.stream import stream_pieces
@@ -59,7 +59,7 @@ class Engine:
     def __init__(
         self,
         model: Any,
-        samples: Samples,
+        processor: Processor,
         device: str | torch.device = "cpu",
         precision: Precision = "fp32",
         *,
@@ -68,7 +68,7 @@ class Engine:
         mesh: Mesh | None = None,
     ) -> None:
         self.model = model
-        self.samples = samples
+        self.processor = processor
         self.device = torch.device(device)
         self.precision = precision
         self.max_length = max_length
@@ -117,7 +117,7 @@ class Engine:
         prompt = self.prompt(record, options)
         steps = self.search([prompt], options, [record_stream(seed, 0)], memory)
         tokens = ((search.found or search.beams)[0].tokens for [search] in steps)
-        return stream_pieces("\n".join(self.samples.answer_texts(prompt, chosen)) for chosen in tokens)
+        return stream_pieces("\n".join(self.processor.answer_texts(prompt, chosen)) for chosen in tokens)
 
     def prompt(self, record: Any, options: GenerateSettings, number: int = 0) -> Prompt:
         """Encode a record and see that it leaves room for the answer.
@@ -125,7 +125,7 @@ class Engine:
         Raises: DataError.
         """
         with naming(number):
-            return make_prompt(self.samples, record, options, self.max_length)
+            return make_prompt(self.processor, record, options, self.max_length)
 
     def search(
         self,
@@ -138,7 +138,7 @@ class Engine:
 
         streams: one per prompt, read by sampling only; memory: of the dialogue of a single prompt.
         """
-        batch = self.samples.collate_prompts(prompts)
+        batch = self.processor.collate_prompts(prompts)
         beams = options.beams if options.method == "beam" else 1
         rules = BeamRules(beams, options.max_new_tokens, manner=self.beam_manner)
         reader = _Reader(self.model, batch, self.device, memory)
@@ -175,7 +175,7 @@ class Engine:
         streams = [record_stream(seed, number) for number, _ in numbered]
         *_, searches = self.search([prompt for _, prompt in numbered], options, streams)
         pairs = zip(numbered, searches, strict=True)
-        return [(number, self.samples.answer(prompt, search.best.tokens)) for (number, prompt), search in pairs]
+        return [(number, self.processor.answer(prompt, search.best.tokens)) for (number, prompt), search in pairs]
 
     @contextmanager
     def inference(self) -> Iterator[None]:

@@ -7,18 +7,18 @@ from typing import Any
 from hanlin.core.batch import Prompt
 from hanlin.core.errors import DataError
 from hanlin.core.settings import GenerateSettings
-from hanlin.models.family import Samples
+from hanlin.models.family import Processor
 
 __all__ = ["make_prompt"]
 
 
-def make_prompt(samples: Samples, record: Any, options: GenerateSettings, max_length: int | None) -> Prompt:
+def make_prompt(processor: Processor, record: Any, options: GenerateSettings, max_length: int | None) -> Prompt:
     """Encode a record and see that it leaves room for the answer.
 
     max_length: the most tokens of both together that the model can read; None: no limit.
     Raises: DataError.
     """
-    prompt = samples.prompt(record)
+    prompt = processor.prompt(record)
     if max_length is not None and prompt.length + options.max_new_tokens > max_length:
         raise DataError(
             f"its prompt has {prompt.length} tokens and up to {options.max_new_tokens} may follow, but the "

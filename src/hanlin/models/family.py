@@ -40,7 +40,7 @@ class Tokenizer(Protocol):
         ...
 
 
-class Samples(Protocol):
+class Processor(Protocol):
     """How a family turns records into arrays and answers into records."""
 
     def check(self, record: Any) -> None:
@@ -67,7 +67,7 @@ class Samples(Protocol):
         ...
 
     def batch_key(self, sample: Sample) -> Hashable:
-        """Samples with equal keys leave each other's loss alone when they share a batch; None where all do."""
+        """Processor with equal keys leave each other's loss alone when they share a batch; None where all do."""
         ...
 
     def show(self, sample: Sample) -> list[tuple[str, bool]]:
@@ -105,7 +105,7 @@ class Samples(Protocol):
 
 @runtime_checkable
 class Converses(Protocol):
-    """Samples of a family that can be talked with: its columns never see a later one (see generate/memory.py)."""
+    """Processor of a family that can be talked with: its columns never see a later one (see generate/memory.py)."""
 
     def ask(self, question: str, history: Sequence[tuple[str, str]]) -> Any:
         """The record of a dialogue's next round; history: the earlier questions and their answers."""
@@ -114,10 +114,10 @@ class Converses(Protocol):
 
 @runtime_checkable
 class TakesPrompts(Protocol):
-    """Samples of a family whose rows have places for soft prompts (ids below 0, see layers/soft_prompt.py)."""
+    """Processor of a family whose rows have places for soft prompts (ids below 0, see layers/soft_prompt.py)."""
 
-    def with_prompts(self, prompts: PromptSettings) -> Samples:
-        """The same samples with soft prompts in their rows.
+    def with_prompts(self, prompts: PromptSettings) -> Processor:
+        """The same processor with soft prompts in its rows.
 
         Raises: ConfigError when the chosen template has no place for them.
         """
@@ -135,7 +135,7 @@ class Contest:
 
 @runtime_checkable
 class Ranks(Protocol):
-    """Samples of a family some of whose records are competitors to be ranked."""
+    """Processor of a family some of whose records are competitors to be ranked."""
 
     def contest(self, record: Any) -> Contest:
         """A competitor's score is the logit of the one label of its sample.
@@ -147,7 +147,7 @@ class Ranks(Protocol):
 
 @runtime_checkable
 class Labels(Protocol):
-    """Samples of a model whose head says a number of each label, not of each token (models/labels.py)."""
+    """Processor of a model whose head says a number of each label, not of each token (models/labels.py)."""
 
     labels: Sequence[str]
     label_kind: LabelKind
@@ -183,8 +183,8 @@ class Family:
     """Everything that is particular to one kind of model.
 
     config: frozen dataclass of plain values; model: returns the class (imports torch only when called),
-    built as `model()(config)`; tokenizer: loads one from a file or a folder; samples: built as
-    `samples(tokenizer, config, options)`; options: frozen dataclass of what may be chosen about the samples
+    built as `model()(config)`; tokenizer: loads one from a file or a folder; processor: built as
+    `processor(tokenizer, config, options)`; options: frozen dataclass of what may be chosen about it
     (`data.options` of a recipe); formats: file layouts by name (`hanlin.formats.format.Format`);
     sizes: named configurations; lora_targets: names of the linears that low-rank tuning changes by default;
     beam_manner: the rules of its beam search; raw: data sets of its originals by name: what turns a raw file into
@@ -196,7 +196,7 @@ class Family:
     config: type
     model: Callable[[], type]
     tokenizer: Callable[[Path], Any]
-    samples: Callable[..., Any]
+    processor: Callable[..., Any]
     options: type | None = None
     formats: Mapping[str, Any] = field(default_factory=dict)
     sizes: Mapping[str, Any] = field(default_factory=dict)

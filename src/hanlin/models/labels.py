@@ -66,8 +66,8 @@ class LabelCursor:
         return LabelCursor(self.column, is_done=True)
 
 
-class LabelSamples:
-    """`hanlin.models.family.Samples`, and `Labels`, of records with labels."""
+class LabelProcessor:
+    """`hanlin.models.family.Processor`, and `Labels`, of records with labels."""
 
     def __init__(
         self, texts: Texts, labels: Sequence[str], kind: LabelKind, columns: Columns, limit: int | None = None

@@ -1,6 +1,6 @@
 """Soft prompts (Lester et al. 2021) for any model that embeds through a `soft_prompt`: added, and how they begin.
 
-Where they stand is the family's matter: its samples write them as ids below 0 (layers/soft_prompt.py).
+Where they stand is the family's matter: its processor writes them as ids below 0 (layers/soft_prompt.py).
 """
 
 from __future__ import annotations

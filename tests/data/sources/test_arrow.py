@@ -79,8 +79,8 @@ def test_other_folders_are_refused(tmp_path):
 def test_a_folder_is_data_for_training_and_can_be_looked_at(folder, shared, tmp_path, capsys):
     family = load_family("chatglm2")
     tokenizer = family.tokenizer(shared / "golden" / "chatglm2_tokenizer")
-    samples = family.samples(tokenizer, family.config())
-    prepared = prepare([folder], samples, DataSettings(cache=tmp_path / "cache"), tokenizer=tokenizer)
+    processor = family.processor(tokenizer, family.config())
+    prepared = prepare([folder], processor, DataSettings(cache=tmp_path / "cache"), tokenizer=tokenizer)
     assert len(prepared) == len(ArrowSource(folder))
     assert prepared.get(0).loss_tokens > 0
     assert main(["inspect", str(folder)]) == 0

@@ -197,27 +197,27 @@ def test_transformers_glm_is_not_written(tmp_path: Path) -> None:
 # --- records ---
 
 
-def make_samples(tokenizer, kind="one", labels=("好", "坏"), **options):
+def make_processor(tokenizer, kind="one", labels=("好", "坏"), **options):
     config = replace(CONFIG, vocab_size=400, max_length=256, labels=labels, label_kind=kind)
-    return family.samples(tokenizer, config, ChatGlm2Options(response_column="label", **options))
+    return family.processor(tokenizer, config, ChatGlm2Options(response_column="label", **options))
 
 
 def test_the_label_stands_at_the_last_token_of_the_prompt(tokenizer) -> None:
-    samples = make_samples(tokenizer)
+    processor = make_processor(tokenizer)
     record = {"prompt": "黑色百搭", "label": "坏"}
-    sample, expected = samples.sample(record), tokenizer.encode_prompt("[Round 1]\n\n问：黑色百搭\n\n答：")
+    sample, expected = processor.sample(record), tokenizer.encode_prompt("[Round 1]\n\n问：黑色百搭\n\n答：")
     assert sample.inputs["tokens"].tolist() == expected
     assert sample.labels.tolist() == [IGNORED] * (len(expected) - 1) + [1]
     assert sample.weights.tolist() == [0] * (len(expected) - 1) + [1]
-    plain = make_samples(tokenizer, template="plain")
+    plain = make_processor(tokenizer, template="plain")
     assert plain.sample(record).inputs["tokens"].tolist() == tokenizer.encode_prompt("黑色百搭")
-    assert samples.show(sample)[-1] == (" 坏", True)
+    assert processor.show(sample)[-1] == (" 坏", True)
 
 
 def test_targets_stand_where_the_labels_do_in_packed_rows(tokenizer) -> None:
-    samples = make_samples(tokenizer, "number", ("x", "y"))
-    made = [samples.sample({"prompt": "你好" * n, "label": [n, -n]}) for n in (1, 3, 2)]
-    batch = samples.collate([made[:2], made[2:]], made[0].length + made[1].length + 4)
+    processor = make_processor(tokenizer, "number", ("x", "y"))
+    made = [processor.sample({"prompt": "你好" * n, "label": [n, -n]}) for n in (1, 3, 2)]
+    batch = processor.collate([made[:2], made[2:]], made[0].length + made[1].length + 4)
     at = batch.labels != IGNORED
     assert batch.inputs["targets"][at].tolist() == [[1, -1], [3, -3], [2, -2]]
     assert at.nonzero().tolist() == [[0, made[0].length - 1], [0, made[0].length + made[1].length - 1],
@@ -226,11 +226,11 @@ def test_targets_stand_where_the_labels_do_in_packed_rows(tokenizer) -> None:
 
 
 def test_several_labels_are_a_list(tokenizer) -> None:
-    samples = make_samples(tokenizer, "several", ("x", "y", "z"))
-    assert samples.targets({"prompt": "你好", "label": ["z", "x"]}) == [1, 0, 1]
-    assert samples.targets({"prompt": "你好", "label": []}) == [0, 0, 0]
+    processor = make_processor(tokenizer, "several", ("x", "y", "z"))
+    assert processor.targets({"prompt": "你好", "label": ["z", "x"]}) == [1, 0, 1]
+    assert processor.targets({"prompt": "你好", "label": []}) == [0, 0, 0]
     with pytest.raises(DataError, match="expected a list of labels, found 'x'"):
-        samples.targets({"prompt": "你好", "label": "x"})
+        processor.targets({"prompt": "你好", "label": "x"})
 
 
 @pytest.mark.parametrize(
@@ -246,29 +246,29 @@ def test_several_labels_are_a_list(tokenizer) -> None:
 )
 def test_a_wrong_label_is_said(tokenizer, kind, label, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        make_samples(tokenizer, kind).check({"prompt": "你好", "label": label})
+        make_processor(tokenizer, kind).check({"prompt": "你好", "label": label})
 
 
 def test_a_row_without_label_is_said(tokenizer) -> None:
     with pytest.raises(DataError, match=r'no column "label" \(the row has: prompt\)'):
-        make_samples(tokenizer).check({"prompt": "你好"})
+        make_processor(tokenizer).check({"prompt": "你好"})
 
 
 def test_long_texts_lose_their_end_and_keep_their_template(tokenizer) -> None:
     record = {"prompt": "黑色百搭" * 50, "label": "好"}
-    samples = make_samples(tokenizer)
-    whole, (cut,) = samples.sample(record), samples.fit(record, 40, "truncate")
-    sample = samples.sample(cut)
+    processor = make_processor(tokenizer)
+    whole, (cut,) = processor.sample(record), processor.fit(record, 40, "truncate")
+    sample = processor.sample(cut)
     assert whole.length > 100
     assert 38 <= sample.length <= 40
     assert record["prompt"].startswith(cut["prompt"])
     assert cut["label"] == "好"
     assert sample.inputs["tokens"][-1] == whole.inputs["tokens"][-1]
-    limited = make_samples(tokenizer, prompt_length=40)
+    limited = make_processor(tokenizer, prompt_length=40)
     assert limited.sample(record).inputs["tokens"].tolist() == sample.inputs["tokens"].tolist()
     assert limited.prompt(record).length == sample.length - 1
     with pytest.raises(DataError, match='too long: all but its "prompt" makes more than 5 tokens'):
-        samples.fit(record, 5, "truncate")
+        processor.fit(record, 5, "truncate")
 
 
 @pytest.mark.parametrize(
@@ -282,4 +282,4 @@ def test_long_texts_lose_their_end_and_keep_their_template(tokenizer) -> None:
 )
 def test_settings_that_make_no_head_are_refused(tokenizer, kind, labels, options: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        make_samples(tokenizer, kind, labels, **options)
+        make_processor(tokenizer, kind, labels, **options)

@@ -5,7 +5,7 @@ import pytest
 
 from hanlin.core.errors import DataError
 from hanlin.models.chatglm2.config import ChatGlm2Config
-from hanlin.models.chatglm2.samples import ChatGlm2Samples
+from hanlin.models.chatglm2.processor import ChatGlm2Processor
 from hanlin.models.chatglm2.tokenizer import EOS, ChatGlm2Tokenizer
 from hanlin.tokens.stream import stream_pieces
 
@@ -123,7 +123,7 @@ def test_glm_4_speaks_in_roles_and_learns_its_own_end(tmp_path):
     pytest.importorskip("tiktoken", reason="needs the package tiktoken")
     tokenizer = ChatGlm2Tokenizer.load(glm4_file(tmp_path))
     config = ChatGlm2Config(generation="glm4", vocab_size=tokenizer.vocab_size, end_ids=(tokenizer.end,))
-    sample = ChatGlm2Samples(tokenizer, config).sample({"prompt": "你好", "response": "ab"})
+    sample = ChatGlm2Processor(tokenizer, config).sample({"prompt": "你好", "response": "ab"})
     newline = tokenizer.encode("\n")
     prompt = [*tokenizer.prefix, tokenizer.role("user"), *newline, 260, tokenizer.role("assistant")]
     assert sample.inputs["tokens"].tolist()[: len(prompt)] == prompt

@@ -14,7 +14,7 @@ from hanlin.core.settings import PromptSettings, TuningSettings
 from hanlin.layers.kv_cache import KVCache
 from hanlin.models.cpm1 import family
 from hanlin.models.cpm1.config import shape
-from hanlin.models.cpm1.samples import Cpm1Samples
+from hanlin.models.cpm1.processor import Cpm1Processor
 from hanlin.tuning.apply import apply_tuning, trained_parameters
 
 LENGTH = 3
@@ -22,37 +22,37 @@ RECORDS = [{"prompt": "床前", "answer": "明月"}, {"text": "举头 望 明月
 
 
 @pytest.fixture(scope="module")
-def samples() -> Cpm1Samples:
+def processor() -> Cpm1Processor:
     tokenizer = small_tokenizer()
     config = shape(16, 2, 2, vocab_size=tokenizer.vocab_size, max_length=64)
-    return Cpm1Samples(tokenizer, config).with_prompts(PromptSettings(length=LENGTH))
+    return Cpm1Processor(tokenizer, config).with_prompts(PromptSettings(length=LENGTH))
 
 
 @pytest.fixture(scope="module")
-def model(samples: Cpm1Samples) -> Any:
-    fresh = family.model()(samples.config)
+def model(processor: Cpm1Processor) -> Any:
+    fresh = family.model()(processor.config)
     fresh.init_weights(torch.Generator().manual_seed(0))
     wanted = TuningSettings(method="prompt", prompt=PromptSettings(length=LENGTH))
     return apply_tuning(fresh, wanted, family, torch.Generator().manual_seed(1)).eval()
 
 
-def test_prompts_stand_first_and_carry_no_loss(samples: Cpm1Samples) -> None:
-    answered, text = (samples.sample(record) for record in RECORDS)
+def test_prompts_stand_first_and_carry_no_loss(processor: Cpm1Processor) -> None:
+    answered, text = (processor.sample(record) for record in RECORDS)
     for sample in (answered, text):
         assert sample.inputs["tokens"][:LENGTH].tolist() == [-1, -2, -3]
         assert (sample.labels[: LENGTH - 1] == IGNORED).all()
         assert not sample.weights[: LENGTH - 1].any()
     assert text.labels[LENGTH - 1] == text.inputs["tokens"][LENGTH]  # what follows the last prompt is learned
-    shown = samples.show(answered)
+    shown = processor.show(answered)
     assert [is_learned for _, is_learned in shown] == [False, True]
     assert "明月" in shown[1][0]
 
 
-def test_packed_texts_have_the_loss_that_they_have_alone(samples: Cpm1Samples, model: Any) -> None:
-    each = [samples.sample(record) for record in RECORDS]
+def test_packed_texts_have_the_loss_that_they_have_alone(processor: Cpm1Processor, model: Any) -> None:
+    each = [processor.sample(record) for record in RECORDS]
     total = sum(sample.length for sample in each)
-    packed = samples.collate([each], total)
-    alone = [samples.collate([[sample]], sample.length) for sample in each]
+    packed = processor.collate([each], total)
+    alone = [processor.collate([[sample]], sample.length) for sample in each]
 
     def loss(batch: Any) -> torch.Tensor:
         return model(**batch.inputs, labels=batch.labels, weights=batch.weights)
@@ -63,9 +63,9 @@ def test_packed_texts_have_the_loss_that_they_have_alone(samples: Cpm1Samples, m
     assert model.soft_prompt.weight.grad.abs().sum() > 0
 
 
-def test_a_padded_prompt_with_a_past_is_answered_as_the_whole_text(samples: Cpm1Samples, model: Any) -> None:
-    prompts = [samples.prompt(record) for record in ({"prompt": "举头 望 明月"}, {"prompt": "床前"})]
-    batch, kv_cache = samples.collate_prompts(prompts), KVCache()
+def test_a_padded_prompt_with_a_past_is_answered_as_the_whole_text(processor: Cpm1Processor, model: Any) -> None:
+    prompts = [processor.prompt(record) for record in ({"prompt": "举头 望 明月"}, {"prompt": "床前"})]
+    batch, kv_cache = processor.collate_prompts(prompts), KVCache()
     with torch.no_grad():
         model(**batch.inputs, kv_cache=kv_cache)
         fed = {name: torch.tensor([[c.inputs()[name]] for c in batch.cursors]) for name in batch.cursors[0].inputs()}
@@ -75,12 +75,12 @@ def test_a_padded_prompt_with_a_past_is_answered_as_the_whole_text(samples: Cpm1
             torch.testing.assert_close(found[row], model(tokens=torch.tensor([ids]))[0, -1])
 
 
-def test_prompts_count_in_the_length_and_what_cannot_be_is_refused(samples: Cpm1Samples) -> None:
-    parts = samples.fit(RECORDS[1], LENGTH + 4, "split")
-    assert all(samples.sample(part).length <= LENGTH + 4 for part in parts)
+def test_prompts_count_in_the_length_and_what_cannot_be_is_refused(processor: Cpm1Processor) -> None:
+    parts = processor.fit(RECORDS[1], LENGTH + 4, "split")
+    assert all(processor.sample(part).length <= LENGTH + 4 for part in parts)
     with pytest.raises(DataError, match="3 soft prompts leave no room"):
-        samples.fit(RECORDS[1], LENGTH, "split")
+        processor.fit(RECORDS[1], LENGTH, "split")
     with pytest.raises(ConfigError, match="have no place for soft prompts"):
-        samples.window_tokens(8)
+        processor.window_tokens(8)
     with pytest.raises(ConfigError, match="all prompts stand at one place"):
-        samples.with_prompts(PromptSettings(ratios=(0.5, 0.5, 0.0)))
+        processor.with_prompts(PromptSettings(ratios=(0.5, 0.5, 0.0)))

@@ -26,19 +26,19 @@ def predict(engine: Engine, numbered: Numbered, options: GenerateSettings, seed:
     Raises: DataError when the family's model has no head for labels.
     """
     del seed
-    samples = engine.samples
-    if not isinstance(samples, Labels):
+    processor = engine.processor
+    if not isinstance(processor, Labels):
         raise DataError("evaluate.tasks: classify needs a head for labels; name these in model.config.labels")
     golds: dict[int, list[float]] = {}
 
     def encoded() -> Iterator[tuple[int, Sample]]:
         for number, record in numbered:
             with naming(number):
-                golds[number] = samples.targets(record)
+                golds[number] = processor.targets(record)
                 yield number, encode(engine, record)
 
     for number, scores in by_batches(engine, encoded(), options.batch_size, _scores):
-        yield number, _row(samples, golds[number], scores)
+        yield number, _row(processor, golds[number], scores)
 
 
 def summarise(rows: Sequence[Row]) -> dict[str, float]:
@@ -49,19 +49,19 @@ def summarise(rows: Sequence[Row]) -> dict[str, float]:
 
 
 def _scores(engine: Engine, named: Sequence[tuple[int, Sample]]) -> list[tuple[int, torch.Tensor]]:
-    batch = engine.samples.collate([[sample] for _, sample in named], named[0][1].length).to(engine.device)
+    batch = engine.processor.collate([[sample] for _, sample in named], named[0][1].length).to(engine.device)
     with engine.inference():
         scores = engine.model(**batch.inputs)
     return list(zip([number for number, _ in named], scores[batch.labels != IGNORED].cpu(), strict=True))
 
 
-def _row(samples: Labels, targets: Sequence[float], scores: torch.Tensor) -> Row:
-    names = samples.labels
-    if samples.label_kind == "number":
+def _row(processor: Labels, targets: Sequence[float], scores: torch.Tensor) -> Row:
+    names = processor.labels
+    if processor.label_kind == "number":
         answer = scores.tolist()
         error = mean([(value - target) ** 2 for value, target in zip(answer, targets, strict=True)])
         return {"gold": _named(names, targets), "answer": _named(names, answer), "squared_error": error}
-    if samples.label_kind == "one":
+    if processor.label_kind == "one":
         gold: Any = names[targets.index(1)]
         answer: Any = names[int(scores.argmax())]
         chances = scores.softmax(-1).tolist()

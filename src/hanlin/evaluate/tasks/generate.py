@@ -15,8 +15,8 @@ def predict(engine: Engine, numbered: Numbered, options: GenerateSettings, seed:
     """Yield {"gold": texts, "answer": texts, "correct": whether all of them match}."""
     records = dict(numbered)
     for number, answered in engine.answers(records.items(), options, seed):
-        gold = list(engine.samples.gold(records[number]))
-        answer = list(engine.samples.gold(answered))
+        gold = list(engine.processor.gold(records[number]))
+        answer = list(engine.processor.gold(answered))
         correct = all(map(is_match, answer, gold))
         yield number, {"gold": gold, "answer": answer, "correct": correct}
 

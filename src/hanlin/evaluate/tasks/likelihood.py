@@ -53,7 +53,7 @@ def _choices(engine: Engine, record: Any) -> dict[str, Sample]:
 
     Raises: DataError.
     """
-    candidates = engine.samples.candidates(record)
+    candidates = engine.processor.candidates(record)
     choices = {_only_answer(engine, candidate): encode(engine, candidate) for candidate in candidates}
     gold = _only_answer(engine, record)
     if gold not in choices:
@@ -62,7 +62,7 @@ def _choices(engine: Engine, record: Any) -> dict[str, Sample]:
 
 
 def _only_answer(engine: Engine, record: Any) -> str:
-    [answer] = engine.samples.gold(record)
+    [answer] = engine.processor.gold(record)
     return answer or ""
 
 

@@ -46,7 +46,7 @@ def encode(engine: Engine, record: Any) -> Sample:
 
     Raises: DataError.
     """
-    sample = engine.samples.sample(record)
+    sample = engine.processor.sample(record)
     if engine.max_length is not None and sample.length > engine.max_length:
         raise DataError(f"it has {sample.length} tokens, the model reads at most {engine.max_length}; shorten it")
     return sample
@@ -73,7 +73,7 @@ def by_batches(
     while ahead := list(islice(samples, _BATCHES_AHEAD * batch_size)):
         groups: dict[Hashable, list[tuple[Any, Sample]]] = defaultdict(list)
         for pair in sorted(ahead, key=lambda pair: -pair[1].length):
-            groups[engine.samples.batch_key(pair[1])].append(pair)
+            groups[engine.processor.batch_key(pair[1])].append(pair)
         batches = [batch for group in groups.values() for batch in batches_of(group, batch_size)]
         for results in engine.shared(batches, lambda batch: compute(engine, batch)):
             yield from results
@@ -87,7 +87,7 @@ def _samples(engine: Engine, numbered: Numbered) -> Iterator[tuple[int, Sample]]
 
 def _batch_losses(engine: Engine, named_samples: Sequence[tuple[Any, Sample]]) -> list[tuple[Any, float, float]]:
     rows = [[sample] for _, sample in named_samples]
-    batch = engine.samples.collate(rows, named_samples[0][1].length).to(engine.device)
+    batch = engine.processor.collate(rows, named_samples[0][1].length).to(engine.device)
     with engine.inference():
         losses = engine.model(**batch.inputs, labels=batch.labels, reduction="none") * batch.weights
     tokens = (batch.weights * (batch.labels != IGNORED)).sum(-1)

@@ -22,14 +22,14 @@ def predict(engine: Engine, numbered: Numbered, options: GenerateSettings, seed:
     Raises: DataError when the family's records are not ranked.
     """
     del seed
-    samples = engine.samples
-    if not isinstance(samples, Ranks):
+    processor = engine.processor
+    if not isinstance(processor, Ranks):
         raise DataError("evaluate.tasks: records of this family cannot be ranked; take generate, likelihood or loss")
 
     def score(pair: tuple[int, Any]) -> tuple[int, Row]:
         number, record = pair
         with naming(number):
-            contest = samples.contest(record)
+            contest = processor.contest(record)
         parts = batches_of(contest.samples, options.batch_size)
         scores = [score for part in parts for score in _scores(engine, part)]
         return number, _row(contest, dict(zip(contest.names, scores, strict=True)))
@@ -48,7 +48,7 @@ def summarise(rows: Sequence[Row]) -> dict[str, float]:
 
 
 def _scores(engine: Engine, samples: Sequence[Sample]) -> list[float]:
-    batch = engine.samples.collate([[sample] for sample in samples], max(sample.length for sample in samples))
+    batch = engine.processor.collate([[sample] for sample in samples], max(sample.length for sample in samples))
     batch = batch.to(engine.device)
     with engine.inference():
         logits = engine.model(**batch.inputs)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from hanlin.models.family import BeamManner, Family
-from hanlin.models.labels import LabelSamples
+from hanlin.models.labels import LabelProcessor
 
 from .config import SIZES, ChatGlm2Config
 from .formats import FORMATS
+from .processor import ChatGlm2Processor, label_processor
 from .record import ChatGlm2Options
-from .samples import ChatGlm2Samples, label_samples
 from .tokenizer import ChatGlm2Tokenizer
 
 
@@ -24,11 +24,11 @@ def _tokenizer(path: Path) -> ChatGlm2Tokenizer:
     return ChatGlm2Tokenizer.load(path)
 
 
-def _samples(
+def _processor(
     tokenizer: ChatGlm2Tokenizer, config: ChatGlm2Config, options: ChatGlm2Options | None = None
-) -> ChatGlm2Samples | LabelSamples:
-    samples = ChatGlm2Samples(tokenizer, config, options)
-    return label_samples(samples) if config.labels else samples
+) -> ChatGlm2Processor | LabelProcessor:
+    processor = ChatGlm2Processor(tokenizer, config, options)
+    return label_processor(processor) if config.labels else processor
 
 
 family = Family(
@@ -37,7 +37,7 @@ family = Family(
     config=ChatGlm2Config,
     model=_model,
     tokenizer=_tokenizer,
-    samples=_samples,
+    processor=_processor,
     options=ChatGlm2Options,
     formats=FORMATS,
     sizes=SIZES,

@@ -1,7 +1,7 @@
 """Dialogues -> the ids of a prompt: ChatGLM2's numbered rounds, ChatGLM3's roles, a plain text, or a user's own form.
 
 A template turns a `Dialogue` (earlier messages and the newest question) into the parts of a prompt, and an answer into
-parts: ids, and texts that are encoded later, many at once. It knows nothing of lengths: `samples.py` drops the oldest
+parts: ids, and texts that are encoded later, many at once. It knows nothing of lengths: `processor.py` drops the oldest
 messages and asks again.
 """
 

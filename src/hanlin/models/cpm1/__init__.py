@@ -6,7 +6,7 @@ from hanlin.models.family import Family
 
 from .config import SIZES, Cpm1Config
 from .formats import FORMATS
-from .samples import Cpm1Options, Cpm1Samples
+from .processor import Cpm1Options, Cpm1Processor
 from .tasks import TASKS
 from .tokenizer import load_tokenizer
 
@@ -23,7 +23,7 @@ family = Family(
     config=Cpm1Config,
     model=_model,
     tokenizer=load_tokenizer,
-    samples=Cpm1Samples,
+    processor=Cpm1Processor,
     options=Cpm1Options,
     formats=FORMATS,
     sizes=SIZES,

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from hanlin.core.errors import ConfigError, DataError
-from hanlin.data.samples import tried
+from hanlin.data.processor import tried
 
 from .tokenizer import EOD, PAD
 

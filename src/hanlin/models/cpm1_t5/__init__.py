@@ -9,7 +9,7 @@ from hanlin.models.family import Family
 
 from .config import SIZES, Cpm1T5Config
 from .formats import FORMATS
-from .samples import Cpm1T5Options, Cpm1T5Samples
+from .processor import Cpm1T5Options, Cpm1T5Processor
 
 
 def _model() -> type:
@@ -28,7 +28,7 @@ family = Family(
     config=Cpm1T5Config,
     model=_model,
     tokenizer=_tokenizer,
-    samples=Cpm1T5Samples,
+    processor=Cpm1T5Processor,
     options=Cpm1T5Options,
     formats=FORMATS,
     sizes=SIZES,

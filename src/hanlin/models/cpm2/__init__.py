@@ -8,8 +8,8 @@ from hanlin.models.family import BeamManner, Family
 
 from .config import SIZES, Cpm2Config
 from .formats import FORMATS
+from .processor import Cpm2Processor
 from .record import Cpm2Options
-from .samples import Cpm2Samples
 from .tokenizer import Cpm2Tokenizer
 
 
@@ -29,7 +29,7 @@ family = Family(
     config=Cpm2Config,
     model=_model,
     tokenizer=_tokenizer,
-    samples=Cpm2Samples,
+    processor=Cpm2Processor,
     options=Cpm2Options,
     formats=FORMATS,
     sizes=SIZES,

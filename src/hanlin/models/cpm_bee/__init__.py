@@ -8,7 +8,7 @@ from hanlin.models.family import Family
 
 from .config import SIZES, CpmBeeConfig
 from .formats import FORMATS
-from .samples import CpmBeeOptions, CpmBeeSamples
+from .processor import CpmBeeOptions, CpmBeeProcessor
 from .tokenizer import CpmBeeTokenizer
 
 
@@ -28,7 +28,7 @@ family = Family(
     config=CpmBeeConfig,
     model=_model,
     tokenizer=_tokenizer,
-    samples=CpmBeeSamples,
+    processor=CpmBeeProcessor,
     options=CpmBeeOptions,
     formats=FORMATS,
     sizes=SIZES,

@@ -17,7 +17,7 @@ import numpy as np
 from hanlin.core.batch import IGNORED, Batch, Prompt, PromptBatch, Sample
 from hanlin.core.errors import ConfigError, DataError
 from hanlin.core.settings import PromptSettings
-from hanlin.data.samples import tried
+from hanlin.data.processor import tried
 from hanlin.data.span_corruption import Marks
 from hanlin.models.family import Contest
 from hanlin.models.rows import NO_SPAN
@@ -50,8 +50,8 @@ class AnswerCursor:
         return AnswerCursor(token, self.end, left, left == 0 or (left is None and token == self.end))
 
 
-class Cpm2Samples:
-    """`hanlin.models.family.Samples` of CPM-2."""
+class Cpm2Processor:
+    """`hanlin.models.family.Processor` of CPM-2."""
 
     def __init__(self, tokenizer: Cpm2Tokenizer, config: Cpm2Config, options: Cpm2Options | None = None) -> None:
         """Raises: ConfigError."""
@@ -70,7 +70,7 @@ class Cpm2Samples:
                 "take the vocabulary that belongs to the model, or set model.config.vocab_size for a fresh one"
             )
 
-    def with_prompts(self, prompts: PromptSettings) -> Cpm2Samples:
+    def with_prompts(self, prompts: PromptSettings) -> Cpm2Processor:
         """The same samples with soft prompts at the places of the data set's template."""
         other = copy.copy(self)
         other.prompts = prompts
@@ -111,7 +111,7 @@ class Cpm2Samples:
         weight = self._weight(len(target) - 1)
         return make_sample(_inputs(self._source(item), target[:-1]), target[1:], weight=weight)
 
-    def sample_many(self, records: Sequence[Any]) -> list[Sample | DataError]:
+    def process_many(self, records: Sequence[Any]) -> list[Sample | DataError]:
         """The sample of each record, or what is wrong with it; their texts are encoded together."""
         items = [items for record in records if not isinstance(items := tried(self._items, record), DataError)]
         pieces = chain.from_iterable((*item.pieces, *item.answer) for item in chain.from_iterable(items))
@@ -139,7 +139,7 @@ class Cpm2Samples:
         return self.pair(*self.corruption.run(tokens, self.corruption.length_of(len(tokens)), self.marks, rng))
 
     def pair(self, context: np.ndarray, target: np.ndarray) -> Sample:
-        """What is read, and all that is wanted as far as it fits beside it; see `data.samples.ReadsSpans`."""
+        """What is read, and all that is wanted as far as it fits beside it; see `data.processor.ReadsSpans`."""
         target = np.concatenate(([START_ID], target))[: len(context) + 1]
         tokens, labels = target[:-1], target[1:]
         # What follows the end of a document belongs to another one.

@@ -6,8 +6,8 @@ import pytest
 from hanlin.core.batch import IGNORED
 from hanlin.core.errors import ConfigError, DataError
 from hanlin.models.chatglm2.config import ChatGlm2Config
+from hanlin.models.chatglm2.processor import ChatGlm2Processor
 from hanlin.models.chatglm2.record import ChatGlm2Options
-from hanlin.models.chatglm2.samples import ChatGlm2Samples
 from hanlin.models.chatglm2.tokenizer import EOS, ChatGlm2Tokenizer
 
 CONFIG = ChatGlm2Config(vocab_size=512, max_length=256)
@@ -17,10 +17,10 @@ DIALOGUE = {"prompt": "好", "response": "你好", "history": [["黑色" * 5, "�
 
 @pytest.fixture
 def make(tokenizer: ChatGlm2Tokenizer):
-    def samples(config: ChatGlm2Config = CONFIG, **options: Any) -> ChatGlm2Samples:
-        return ChatGlm2Samples(tokenizer, config, ChatGlm2Options(**options))
+    def processor(config: ChatGlm2Config = CONFIG, **options: Any) -> ChatGlm2Processor:
+        return ChatGlm2Processor(tokenizer, config, ChatGlm2Options(**options))
 
-    return samples
+    return processor
 
 
 def test_the_answer_and_its_end_carry_the_loss(make, tokenizer):
@@ -88,27 +88,29 @@ def test_columns_may_have_any_name(make):
 
 
 def test_pre_tokenised_rows_are_taken_as_they_are(make):
-    samples = make(compatible=True, prompt_length=64, answer_length=16)
-    tokens, labels = samples.original_row(RECORD)
+    processor = make(compatible=True, prompt_length=64, answer_length=16)
+    tokens, labels = processor.original_row(RECORD)
     assert len(tokens) == len(labels) == 81
-    again = samples.sample({"input_ids": np.array(tokens), "labels": np.array(labels)})
-    assert np.array_equal(again.inputs["tokens"], samples.sample(RECORD).inputs["tokens"])
-    assert np.array_equal(again.labels, samples.sample(RECORD).labels)
+    again = processor.sample({"input_ids": np.array(tokens), "labels": np.array(labels)})
+    assert np.array_equal(again.inputs["tokens"], processor.sample(RECORD).inputs["tokens"])
+    assert np.array_equal(again.labels, processor.sample(RECORD).labels)
 
 
 def test_unpacked_rows_need_no_mask(make):
-    samples = make()
-    batch = samples.collate([[samples.sample(RECORD)], [samples.sample(DIALOGUE)]], 64)
+    processor = make()
+    batch = processor.collate([[processor.sample(RECORD)], [processor.sample(DIALOGUE)]], 64)
     assert set(batch.inputs) == {"tokens", "positions"}
-    length = samples.sample(RECORD).length
+    length = processor.sample(RECORD).length
     assert batch.inputs["positions"][0].tolist() == [*range(length), *[0] * (64 - length)]
 
 
 def test_packed_samples_are_told_apart(make):
-    samples = make()
+    processor = make()
     lengths = [(9, 8), (9, 9, 9)]
-    rows = [[samples.sample({"input_ids": [7] * n, "labels": [-100, *[7] * (n - 1)]}) for n in row] for row in lengths]
-    batch = samples.collate(rows, 30)
+    rows = [
+        [processor.sample({"input_ids": [7] * n, "labels": [-100, *[7] * (n - 1)]}) for n in row] for row in lengths
+    ]
+    batch = processor.collate(rows, 30)
     assert batch.inputs["spans"].tolist() == [[0] * 9 + [1] * 8 + [-1] * 13, [0] * 9 + [1] * 9 + [2] * 9 + [-1] * 3]
     assert batch.inputs["positions"][0].tolist() == [*range(9), *range(8), *[0] * 13]
     # The last token of a sample does not predict the first one of the next.
@@ -117,9 +119,9 @@ def test_packed_samples_are_told_apart(make):
 
 
 def test_prompts_are_padded_on_the_left_and_continued(make, tokenizer):
-    samples = make()
-    prompts = [samples.prompt({"prompt": "好"}), samples.prompt(DIALOGUE)]
-    batch = samples.collate_prompts(prompts)
+    processor = make()
+    prompts = [processor.prompt({"prompt": "好"}), processor.prompt(DIALOGUE)]
+    batch = processor.collate_prompts(prompts)
     pads = prompts[1].length - prompts[0].length
     assert batch.inputs["spans"][0].tolist() == [-1] * pads + [0] * prompts[0].length
     assert batch.inputs["positions"][0].tolist() == [0] * pads + list(range(prompts[0].length))
@@ -132,28 +134,28 @@ def test_prompts_are_padded_on_the_left_and_continued(make, tokenizer):
 
 
 def test_an_answer_is_written_into_a_copy(make, tokenizer):
-    samples = make()
+    processor = make()
     record = {"prompt": "好", "id": 3}
     ids = [*tokenizer.encode(" 你好[[训练时间]] "), EOS]
-    assert samples.answer(samples.prompt(record), ids) == {"prompt": "好", "id": 3, "response": "你好2023年"}
+    assert processor.answer(processor.prompt(record), ids) == {"prompt": "好", "id": 3, "response": "你好2023年"}
     assert record == {"prompt": "好", "id": 3}
-    assert samples.gold(RECORD) == ["黑色九分裤"]
+    assert processor.gold(RECORD) == ["黑色九分裤"]
 
 
 def test_roles_read_and_write_the_metadata_line(make, tokenizer):
-    samples = make(template="roles")
-    roles = samples.tokenizer
-    ids = samples.sample({"prompt": "好", "response": "你好"}).inputs["tokens"].tolist()
+    processor = make(template="roles")
+    roles = processor.tokenizer
+    ids = processor.sample({"prompt": "好", "response": "你好"}).inputs["tokens"].tolist()
     answer = [*roles.encode("\n"), *roles.encode("你好")]
     assert ids[-len(answer) - 2 :] == [roles.role("assistant"), *answer, EOS]
-    prompt = samples.prompt({"prompt": "好"})
-    assert samples.answer_texts(prompt, [*answer, roles.role("user")]) == ["你好"]
+    prompt = processor.prompt({"prompt": "好"})
+    assert processor.answer_texts(prompt, [*answer, roles.role("user")]) == ["你好"]
     assert prompt.cursor.advance(roles.role("user")).is_done
 
 
 def test_the_report_shows_what_is_learned(make):
-    samples = make()
-    shown = samples.show(samples.sample(RECORD))
+    processor = make()
+    shown = processor.show(processor.sample(RECORD))
     assert shown == [("[gMASK]sop[Round 1]\n\n问：类型#裤\n\n答：", False), ("黑色九分裤</s>", True)]
 
 
@@ -184,15 +186,15 @@ def test_the_fingerprint_follows_options_and_template(make):
 
 @pytest.mark.parametrize("options", [{}, {"template": "roles"}, {"compatible": True}, {"prompt_length": 24}])
 def test_many_records_get_the_samples_of_each(make, options):
-    samples = make(**options)
+    processor = make(**options)
     row = {"input_ids": [5, 6, 7], "labels": [IGNORED, 6, 7]}
     records = [RECORD, {"prompt": "x"}, row, DIALOGUE, {**RECORD, "prompt": "黑色" * 40}]
-    for record, found in zip(records, samples.sample_many(records), strict=True):
+    for record, found in zip(records, processor.process_many(records), strict=True):
         if isinstance(found, DataError):
             with pytest.raises(DataError) as error:
-                samples.sample(record)
+                processor.sample(record)
             assert str(found) == str(error.value)
             continue
-        expected = samples.sample(record)
+        expected = processor.sample(record)
         assert found.inputs["tokens"].tolist() == expected.inputs["tokens"].tolist()
         assert found.labels.tolist() == expected.labels.tolist()

@@ -12,7 +12,7 @@ from hanlin.core.batch import IGNORED
 from hanlin.core.errors import ConfigError, DataError
 from hanlin.models.cpm1.tokenizer import Cpm1WordTokenizer
 from hanlin.models.cpm1_t5.config import Cpm1T5Config
-from hanlin.models.cpm1_t5.samples import Cpm1T5Options, Cpm1T5Samples
+from hanlin.models.cpm1_t5.processor import Cpm1T5Options, Cpm1T5Processor
 
 LETTERS = "床前明月光疑是地上霜举头望低思故乡，。"
 MARKS = [f"<s_{number}>" for number in range(12)]
@@ -21,8 +21,8 @@ PAD, EOD, FIRST = 1, 2, 3 + len(LETTERS)
 CONFIG = Cpm1T5Config(vocab_size=len(WORDS), hidden_size=8, num_heads=2, head_dim=4, ffn_size=8, max_length=64)
 
 
-def make(**options: Any) -> Cpm1T5Samples:
-    return Cpm1T5Samples(Cpm1WordTokenizer(WORDS), CONFIG, Cpm1T5Options(**options))
+def make(**options: Any) -> Cpm1T5Processor:
+    return Cpm1T5Processor(Cpm1WordTokenizer(WORDS), CONFIG, Cpm1T5Options(**options))
 
 
 def ids(text: str) -> list[int]:
@@ -51,11 +51,11 @@ def test_a_source_may_mark_the_places_of_what_is_wanted() -> None:
 
 
 def test_spans_of_a_text_are_taken_out_anew_in_each_epoch() -> None:
-    samples, record = make(density=0.4), {"text": LETTERS}
-    assert samples.varies(record)
-    first = samples.sample(record)
-    assert np.array_equal(samples.sample(record).labels, first.labels)
-    others = [samples.sample(record, np.random.default_rng(seed)) for seed in range(4)]
+    processor, record = make(density=0.4), {"text": LETTERS}
+    assert processor.varies(record)
+    first = processor.sample(record)
+    assert np.array_equal(processor.sample(record).labels, first.labels)
+    others = [processor.sample(record, np.random.default_rng(seed)) for seed in range(4)]
     assert {one.length for one in others} == {first.length}
     assert len({one.labels.tobytes() for one in others}) > 1
     for one in others:
@@ -64,8 +64,8 @@ def test_spans_of_a_text_are_taken_out_anew_in_each_epoch() -> None:
 
 def test_a_piece_of_the_stream_keeps_its_documents_apart() -> None:
     stream = np.array([*ids("床前明月光疑是地上霜，"), EOD, *ids("举头望明月，低头思故乡。"), EOD, *ids("床前")])
-    samples = make(reset_attention_mask=True, reset_position_ids=True)
-    sample = samples.window(stream, np.random.default_rng(0))
+    processor = make(reset_attention_mask=True, reset_position_ids=True)
+    sample = processor.window(stream, np.random.default_rng(0))
     context, tokens = sample.inputs["encoder_tokens"], sample.inputs["tokens"]
     labels = sample.labels[: len(tokens)]
     assert put_back(context.tolist(), tokens.tolist()) == stream.tolist()
@@ -77,16 +77,16 @@ def test_a_piece_of_the_stream_keeps_its_documents_apart() -> None:
 
 
 def test_pieces_of_the_stream_are_equally_long() -> None:
-    samples, rng = make(), np.random.default_rng(0)
+    processor, rng = make(), np.random.default_rng(0)
     for length in (20, 33, 64):
-        size = samples.window_tokens(length)
+        size = processor.window_tokens(length)
         for share in (0.0, 0.1, 0.9):
             tokens = np.where(rng.random(size) < share, EOD, 5)
-            sample = samples.window(tokens, rng)
+            sample = processor.window(tokens, rng)
             assert sample.length == length
             assert len(sample.inputs["encoder_tokens"]) <= length
     with pytest.raises(ConfigError, match="only 64 positions"):
-        samples.window_tokens(65)
+        processor.window_tokens(65)
 
 
 def test_what_is_wanted_is_cut_to_its_length() -> None:
@@ -98,10 +98,10 @@ def test_what_is_wanted_is_cut_to_its_length() -> None:
 
 
 def test_samples_of_a_row_are_told_apart_on_both_sides() -> None:
-    samples = make()
-    pair = samples.sample({"source": "床前", "target": "明月光"})
-    other = samples.sample({"source": "床前明月光", "target": "霜"})
-    batch = samples.collate([[pair, other], [other]], pair.length + other.length)
+    processor = make()
+    pair = processor.sample({"source": "床前", "target": "明月光"})
+    other = processor.sample({"source": "床前明月光", "target": "霜"})
+    batch = processor.collate([[pair, other], [other]], pair.length + other.length)
     assert batch.inputs["encoder_spans"].tolist() == [[0] * 3 + [1] * 6, [0] * 6 + [-1] * 3]
     assert batch.inputs["spans"].tolist() == [[0] * 5 + [1] * 3, [0] * 3 + [-1] * 5]
     assert batch.inputs["positions"].tolist() == [[*range(5), *range(3)], [*range(3), *[0] * 5]]
@@ -110,9 +110,9 @@ def test_samples_of_a_row_are_told_apart_on_both_sides() -> None:
 
 
 def test_a_prompt_waits_for_its_target() -> None:
-    samples = make()
-    prompts = [samples.prompt({"source": "床前"}), samples.prompt({"source": ["床", {"token": "<s_0>"}, "明月"]})]
-    batch = samples.collate_prompts(prompts)
+    processor = make()
+    prompts = [processor.prompt({"source": "床前"}), processor.prompt({"source": ["床", {"token": "<s_0>"}, "明月"]})]
+    batch = processor.collate_prompts(prompts)
     assert batch.inputs["tokens"].tolist() == [[PAD], [PAD]]
     assert batch.inputs["spans"].tolist() == [[-1], [-1]]
     assert batch.inputs["encoder_spans"].tolist() == [[0, 0, 0, -1], [0] * 4]
@@ -121,21 +121,21 @@ def test_a_prompt_waits_for_its_target() -> None:
     assert cursor.advance(EOD).is_done
     assert cursor.advance(FIRST + 1).is_done
     assert not cursor.advance(5).is_done
-    assert samples.answer(prompts[0], [*ids("明"), EOD]) == {"source": "床前", "target": "明"}
+    assert processor.answer(prompts[0], [*ids("明"), EOD]) == {"source": "床前", "target": "明"}
 
 
 def test_long_records_are_cut() -> None:
-    samples = make()
-    parts = samples.fit({"text": LETTERS * 3}, 20, "split")
-    assert all(samples.sample(part).length <= 20 for part in parts)
+    processor = make()
+    parts = processor.fit({"text": LETTERS * 3}, 20, "split")
+    assert all(processor.sample(part).length <= 20 for part in parts)
     assert sum(len(part["text"]) for part in parts) == 3 * len(LETTERS) + 1
     record = {"source": "床前明月光", "target": "霜"}
-    [cut] = samples.fit(record, 4, "truncate")
-    assert samples.sample(cut).inputs["encoder_tokens"].tolist() == [*ids("床前明"), FIRST]
+    [cut] = processor.fit(record, 4, "truncate")
+    assert processor.sample(cut).inputs["encoder_tokens"].tolist() == [*ids("床前明"), FIRST]
     with pytest.raises(DataError, match="cannot be split"):
-        samples.fit(record, 4, "split")
+        processor.fit(record, 4, "split")
     with pytest.raises(DataError, match="target alone makes 3 tokens"):
-        samples.fit(record, 2, "truncate")
+        processor.fit(record, 2, "truncate")
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_wrong_records_are_named(record: Any, says: str) -> None:
 
 def test_the_vocabulary_must_mark_spans() -> None:
     with pytest.raises(ConfigError, match="no tokens <s_0>"):
-        Cpm1T5Samples(Cpm1WordTokenizer(["<unk>", "<eod>"]), CONFIG)
+        Cpm1T5Processor(Cpm1WordTokenizer(["<unk>", "<eod>"]), CONFIG)
     wrong: list[dict[str, Any]] = [{"density": 1.0}, {"mean_span": 0.5}, {"target_length": 1}, {"source_column": ""}]
     for options in wrong:
         with pytest.raises(ConfigError):

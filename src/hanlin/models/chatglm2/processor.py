@@ -14,9 +14,9 @@ import numpy as np
 
 from hanlin.core.batch import IGNORED, Batch, Prompt, PromptBatch, Sample
 from hanlin.core.errors import ConfigError, DataError
-from hanlin.data.samples import tried
+from hanlin.data.processor import tried
 from hanlin.models import rows
-from hanlin.models.labels import Columns, LabelSamples
+from hanlin.models.labels import Columns, LabelProcessor
 from hanlin.models.rows import TextCursor
 
 from .config import ChatGlm2Config
@@ -29,8 +29,8 @@ from .tokenizer import ChatGlm2Tokenizer, Part
 _DATE, _DATE_TEXT = "[[训练时间]]", "2023年"
 
 
-class ChatGlm2Samples:
-    """`hanlin.models.family.Samples` of ChatGLM2 and ChatGLM3."""
+class ChatGlm2Processor:
+    """`hanlin.models.family.Processor` of ChatGLM2 and ChatGLM3."""
 
     def __init__(
         self, tokenizer: ChatGlm2Tokenizer, config: ChatGlm2Config, options: ChatGlm2Options | None = None
@@ -73,7 +73,7 @@ class ChatGlm2Samples:
             return make_sample(read_row(record, self.config.vocab_size))
         return self._sample_of(record, *self.tokenizer.encode_parts(self._parts(record)))
 
-    def sample_many(self, records: Sequence[Any]) -> list[Sample | DataError]:
+    def process_many(self, records: Sequence[Any]) -> list[Sample | DataError]:
         """`sample` of many records, their texts encoded at once by all cores; of one that cannot be used, its error."""
         drafts = [tried(self._draft, record) for record in records]
         texts = [parts for draft in drafts if isinstance(draft, tuple) for parts in draft]
@@ -250,14 +250,14 @@ class ChatGlm2Samples:
         return None if history is None else {**record, column: history}
 
 
-def label_samples(samples: ChatGlm2Samples) -> LabelSamples:
+def label_processor(processor: ChatGlm2Processor) -> LabelProcessor:
     """Those of a model with a head for labels: the response column holds the label, prompt_length cuts the text.
 
     Raises: ConfigError.
     """
-    options, config = samples.options, samples.config
+    options, config = processor.options, processor.config
     if options.compatible or options.answer_length is not None:
         name = "compatible" if options.compatible else "answer_length"
         raise ConfigError(f"{name} has no effect on labels (model.config.labels); remove it")
     columns = Columns(options.prompt_column, options.response_column)
-    return LabelSamples(samples, config.labels, config.label_kind, columns, options.prompt_length)
+    return LabelProcessor(processor, config.labels, config.label_kind, columns, options.prompt_length)

@@ -11,7 +11,7 @@ import pytest
 from hanlin.core.batch import IGNORED
 from hanlin.core.errors import ConfigError, DataError
 from hanlin.models.cpm1.config import shape
-from hanlin.models.cpm1.samples import Cpm1Options, Cpm1Samples
+from hanlin.models.cpm1.processor import Cpm1Options, Cpm1Processor
 from hanlin.models.cpm1.tokenizer import Cpm1WordTokenizer
 
 WORDS = ["<unk>", "<pad>", "<eod>", "<mask>", "<sep>", *"床前明月光疑是地上霜，。"]
@@ -19,8 +19,8 @@ PAD, EOD, MASK = 1, 2, 3
 CONFIG = shape(8, 1, 2, vocab_size=len(WORDS) + 3, max_length=16)
 
 
-def make(**options: Any) -> Cpm1Samples:
-    return Cpm1Samples(Cpm1WordTokenizer(WORDS), CONFIG, Cpm1Options(**options))
+def make(**options: Any) -> Cpm1Processor:
+    return Cpm1Processor(Cpm1WordTokenizer(WORDS), CONFIG, Cpm1Options(**options))
 
 
 def ids(text: str) -> list[int]:
@@ -70,33 +70,33 @@ def test_wrong_records_are_named(record: Any, says: str) -> None:
 
 
 def test_a_split_text_is_learned_to_the_last_token() -> None:
-    samples, record = make(), {"text": "床前明月光疑是地上霜", "id": 1}
-    parts = samples.fit(record, 4, "split")
+    processor, record = make(), {"text": "床前明月光疑是地上霜", "id": 1}
+    parts = processor.fit(record, 4, "split")
     assert {part["id"] for part in parts} == {1}
-    made = [samples.sample(part) for part in parts]
+    made = [processor.sample(part) for part in parts]
     assert [token for one in made for token in one.labels.tolist()] == [*ids("前明月光疑是地上霜"), EOD]
     assert max(one.length for one in made) == 4
-    [cut] = samples.fit(record, 4, "truncate")
-    assert samples.sample(cut).inputs["tokens"].tolist() == ids("床前明月")
+    [cut] = processor.fit(record, 4, "truncate")
+    assert processor.sample(cut).inputs["tokens"].tolist() == ids("床前明月")
 
 
 def test_parts_may_share_nothing() -> None:
-    samples = make(overlap=False)
-    made = [samples.sample(part) for part in samples.fit({"text": "床前明月光疑是地上霜"}, 4, "split")]
+    processor = make(overlap=False)
+    made = [processor.sample(part) for part in processor.fit({"text": "床前明月光疑是地上霜"}, 4, "split")]
     # Eleven ids: the last one stands alone, and teaches nothing.
     assert [one.inputs["tokens"].tolist() for one in made] == [ids("床前明月"), ids("疑是地上")]
 
 
 def test_a_long_prompt_loses_its_beginning() -> None:
-    samples, record = make(), {"prompt": "床前明月光", "answer": "疑是"}
-    [cut] = samples.fit(record, 4, "truncate")
-    sample = samples.sample(cut)
+    processor, record = make(), {"prompt": "床前明月光", "answer": "疑是"}
+    [cut] = processor.fit(record, 4, "truncate")
+    sample = processor.sample(cut)
     assert sample.length == 4
     assert sample.inputs["tokens"].tolist() == ids("月光疑是")
     with pytest.raises(DataError, match="answer alone makes 3 tokens"):
-        samples.fit(record, 2, "truncate")
+        processor.fit(record, 2, "truncate")
     with pytest.raises(DataError, match="cannot be split"):
-        samples.fit(record, 4, "split")
+        processor.fit(record, 4, "split")
 
 
 def test_a_piece_of_the_stream_is_read_as_the_flags_say() -> None:
@@ -116,61 +116,61 @@ def test_a_piece_of_the_stream_is_read_as_the_flags_say() -> None:
 
 
 def test_samples_of_a_row_are_told_apart() -> None:
-    samples = make(reset_attention_mask=True, reset_position_ids=True)
-    window = samples.window(np.array([5, EOD, 6, 7]))
-    text = samples.sample({"text": "床前"})
-    batch = samples.collate([[window, text], [text]], 7)
+    processor = make(reset_attention_mask=True, reset_position_ids=True)
+    window = processor.window(np.array([5, EOD, 6, 7]))
+    text = processor.sample({"text": "床前"})
+    batch = processor.collate([[window, text], [text]], 7)
     assert batch.inputs["spans"].tolist() == [[0, 0, 1, 2, 2, -1, -1], [0, 0, *[-1] * 5]]
     assert batch.inputs["positions"].tolist() == [[0, 1, 0, 0, 1, 0, 0], [0, 1, *[0] * 5]]
     assert batch.inputs["tokens"][1].tolist() == [*ids("床前"), *[PAD] * 5]
-    assert "spans" not in samples.collate([[text], [text]], 4).inputs
+    assert "spans" not in processor.collate([[text], [text]], 4).inputs
 
 
 def test_prompts_go_on_where_they_end() -> None:
-    samples = make()
-    prompts = [samples.prompt({"prompt": "床前明"}), samples.prompt({"prompt": ""})]
-    batch = samples.collate_prompts(prompts)
+    processor = make()
+    prompts = [processor.prompt({"prompt": "床前明"}), processor.prompt({"prompt": ""})]
+    batch = processor.collate_prompts(prompts)
     assert batch.inputs["tokens"].tolist() == [ids("床前"), [PAD, PAD]]
     assert batch.inputs["spans"].tolist() == [[0, 0], [-1, -1]]
     assert [cursor.inputs()["tokens"] for cursor in batch.cursors] == [ids("明")[0], EOD]
     assert list(batch.banned[0]) == [len(WORDS) + extra for extra in range(3)]
-    alone = samples.collate_prompts(prompts[1:])
+    alone = processor.collate_prompts(prompts[1:])
     assert alone.inputs["tokens"].tolist() == [[PAD]]
 
 
 def test_an_answer_ends_with_its_document() -> None:
-    samples = make()
-    prompt = samples.prompt({"text": "床前"})
+    processor = make()
+    prompt = processor.prompt({"text": "床前"})
     cursor = prompt.cursor.advance(ids("明")[0])
     assert cursor.inputs() == {"tokens": ids("明")[0], "positions": 2, "spans": 0}
     assert not cursor.is_done
     assert cursor.advance(EOD).is_done
-    assert samples.answer(prompt, [*ids("明月"), EOD]) == {"text": "床前", "answer": "明月"}
+    assert processor.answer(prompt, [*ids("明月"), EOD]) == {"text": "床前", "answer": "明月"}
 
 
 def test_options_are_answers_or_whole_records() -> None:
-    samples = make()
+    processor = make()
     listed = {"prompt": "床前", "answer": "明", "options": ["明", [{"token": "月"}]]}
-    assert [samples.gold(one) for one in samples.candidates(listed)] == [["明"], ["月"]]
+    assert [processor.gold(one) for one in processor.candidates(listed)] == [["明"], ["月"]]
     named = {"options": {"甲": {"prompt": "床", "answer": "前"}, "乙": {"text": "床前"}}, "label": "乙"}
-    samples.check(named)
-    assert [samples.gold(one) for one in samples.candidates(named)] == [["甲"], ["乙"]]
-    assert samples.gold(named) == ["乙"]
-    assert samples.sample(named).inputs["tokens"].tolist() == ids("床前")
+    processor.check(named)
+    assert [processor.gold(one) for one in processor.candidates(named)] == [["甲"], ["乙"]]
+    assert processor.gold(named) == ["乙"]
+    assert processor.sample(named).inputs["tokens"].tolist() == ids("床前")
     with pytest.raises(DataError, match='"options"'):
-        samples.candidates({"text": "床前"})
+        processor.candidates({"text": "床前"})
 
 
 def test_what_is_learned_is_shown() -> None:
-    samples = make()
-    assert samples.show(samples.sample({"prompt": "床前", "answer": "明"})) == [("床前", False), ("明<eod>", True)]
+    processor = make()
+    assert processor.show(processor.sample({"prompt": "床前", "answer": "明"})) == [("床前", False), ("明<eod>", True)]
 
 
 def test_a_vocabulary_must_fit() -> None:
     with pytest.raises(ConfigError, match="lacks <eod>"):
-        Cpm1Samples(Cpm1WordTokenizer(["<unk>", "床"]), CONFIG)
+        Cpm1Processor(Cpm1WordTokenizer(["<unk>", "床"]), CONFIG)
     with pytest.raises(ConfigError, match="the model only 4"):
-        Cpm1Samples(Cpm1WordTokenizer(WORDS), shape(8, 1, 2, vocab_size=4))
+        Cpm1Processor(Cpm1WordTokenizer(WORDS), shape(8, 1, 2, vocab_size=4))
     with pytest.raises(ConfigError, match="answer_length is 0"):
         Cpm1Options(answer_length=0)
     with pytest.raises(ConfigError, match="text_column is empty"):
@@ -178,7 +178,7 @@ def test_a_vocabulary_must_fit() -> None:
 
 
 def test_many_records_at_once_are_as_one_by_one() -> None:
-    samples = make()
+    processor = make()
     records = [
         {"text": "床前明月光"},
         {"prompt": ["床", {"token": "<mask>"}], "answer": "月"},
@@ -186,10 +186,10 @@ def test_many_records_at_once_are_as_one_by_one() -> None:
         "床",
         {"text": "床前"},
     ]
-    for record, found in zip(records, samples.sample_many(records), strict=True):
+    for record, found in zip(records, processor.process_many(records), strict=True):
         if isinstance(found, DataError):
             with pytest.raises(DataError, match=re.escape(str(found))):
-                samples.sample(record)
+                processor.sample(record)
         else:
-            assert found.inputs["tokens"].tolist() == samples.sample(record).inputs["tokens"].tolist()
-            assert found.labels.tolist() == samples.sample(record).labels.tolist()
+            assert found.inputs["tokens"].tolist() == processor.sample(record).inputs["tokens"].tolist()
+            assert found.labels.tolist() == processor.sample(record).labels.tolist()

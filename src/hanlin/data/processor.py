@@ -1,4 +1,4 @@
-"""What the data room asks of a family: the part of `models.family.Samples` that turns records into batches."""
+"""What the data room asks of a family: the part of `models.family.Processor` that turns records into batches."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 Made = TypeVar("Made")
 
 
-class Samples(Protocol):
-    """See `models.family.Samples`, which has the same words and more."""
+class Processor(Protocol):
+    """See `models.family.Processor`, which has the same words and more."""
 
     def check(self, record: Any) -> None: ...
 
@@ -43,10 +43,10 @@ class HasFingerprint(Protocol):
 
 
 @runtime_checkable
-class SamplesMany(Protocol):
+class ProcessesMany(Protocol):
     """A family that encodes many records faster than one by one."""
 
-    def sample_many(self, records: Sequence[Any]) -> list[Sample | DataError]:
+    def process_many(self, records: Sequence[Any]) -> list[Sample | DataError]:
         """What `check` and `sample` make of each record: its sample, or the error of one that cannot be used."""
         ...
 

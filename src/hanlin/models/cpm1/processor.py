@@ -16,7 +16,7 @@ import numpy as np
 from hanlin.core.batch import IGNORED, Batch, Prompt, PromptBatch, Sample
 from hanlin.core.errors import ConfigError, DataError
 from hanlin.core.settings import PromptSettings
-from hanlin.data.samples import tried
+from hanlin.data.processor import tried
 from hanlin.models import rows
 from hanlin.models.rows import TextCursor
 
@@ -68,8 +68,8 @@ class Cpm1Options:
             raise ConfigError(f"answer_length is {self.answer_length}, expected at least 1 token")
 
 
-class Cpm1Samples:
-    """`hanlin.models.family.Samples` of CPM-1's GPT-2."""
+class Cpm1Processor:
+    """`hanlin.models.family.Processor` of CPM-1's GPT-2."""
 
     def __init__(
         self,
@@ -86,7 +86,7 @@ class Cpm1Samples:
         self.pad = pad_id(tokenizer)
         self.prompts: list[int] = []
 
-    def with_prompts(self, prompts: PromptSettings) -> Cpm1Samples:
+    def with_prompts(self, prompts: PromptSettings) -> Cpm1Processor:
         """The same samples with soft prompts before each.
 
         Raises: ConfigError for what only an encoder can do with them.
@@ -127,7 +127,7 @@ class Cpm1Samples:
         labels[: max(len(given) - 1, 0)] = IGNORED
         return self._with_places(Sample({"tokens": ids[:-1]}, labels, (labels != IGNORED).astype(np.float32)))
 
-    def sample_many(self, records: Sequence[Any]) -> list[Sample | DataError]:
+    def process_many(self, records: Sequence[Any]) -> list[Sample | DataError]:
         """`sample` of many records, their texts encoded at once; of one that cannot be used, its error."""
         options, twin = self.options, copy.copy(self)
         columns = (options.text_column, options.prompt_column, options.answer_column)

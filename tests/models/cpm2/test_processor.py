@@ -16,8 +16,8 @@ from hanlin.core.settings import PromptSettings
 from hanlin.models.cpm2.config import Cpm2Config
 from hanlin.models.cpm2.model import Cpm2
 from hanlin.models.cpm2.pieces import START_ID
+from hanlin.models.cpm2.processor import Cpm2Processor
 from hanlin.models.cpm2.record import Cpm2Options
-from hanlin.models.cpm2.samples import Cpm2Samples
 from hanlin.tuning.soft_prompt import add_soft_prompt, begin_at_random
 
 TOKENIZER = make_tokenizer()
@@ -26,8 +26,8 @@ CONFIG = Cpm2Config(
 )
 
 
-def make_samples(dataset: str, **options: Any) -> Cpm2Samples:
-    return Cpm2Samples(TOKENIZER, CONFIG, Cpm2Options(dataset=dataset, **options))  # pyright: ignore
+def make_processor(dataset: str, **options: Any) -> Cpm2Processor:
+    return Cpm2Processor(TOKENIZER, CONFIG, Cpm2Options(dataset=dataset, **options))  # pyright: ignore
 
 
 def make_model(num_prompts: int = 0) -> Cpm2:
@@ -39,19 +39,19 @@ def make_model(num_prompts: int = 0) -> Cpm2:
     return model.eval()
 
 
-def records_of(samples: Cpm2Samples, dataset: str) -> list[Any]:
-    return [record for row in ROWS[dataset] for record in samples.data_set.records(row)]
+def records_of(processor: Cpm2Processor, dataset: str) -> list[Any]:
+    return [record for row in ROWS[dataset] for record in processor.data_set.records(row)]
 
 
 @pytest.mark.parametrize("has_prompts", [False, True])
 @pytest.mark.parametrize("dataset", sorted(ROWS))
 def test_packed_samples_have_the_losses_of_single_ones(dataset: str, has_prompts: bool) -> None:
-    samples, model = make_samples(dataset), make_model(20 if has_prompts else 0)
+    processor, model = make_processor(dataset), make_model(20 if has_prompts else 0)
     if has_prompts:
-        samples = samples.with_prompts(PromptSettings(length=20))
-    made = [samples.sample(record) for record in records_of(samples, dataset)]
-    packed = samples.collate([made], sum(sample.length for sample in made))
-    alone = samples.collate([[sample] for sample in made], max(sample.length for sample in made))
+        processor = processor.with_prompts(PromptSettings(length=20))
+    made = [processor.sample(record) for record in records_of(processor, dataset)]
+    packed = processor.collate([made], sum(sample.length for sample in made))
+    alone = processor.collate([[sample] for sample in made], max(sample.length for sample in made))
     losses = [float(model(**b.inputs, labels=b.labels, weights=b.weights).detach()) for b in (packed, alone)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert packed.loss_tokens == pytest.approx(len(made))
@@ -59,57 +59,57 @@ def test_packed_samples_have_the_losses_of_single_ones(dataset: str, has_prompts
 
 
 def test_a_sample_takes_the_columns_of_its_longer_side() -> None:
-    samples = make_samples("text")
+    processor = make_processor("text")
     for record in ({"source": "天气" * 5, "target": "好"}, {"source": "天", "target": "好天气" * 5}):
-        sample = samples.sample(record)
+        sample = processor.sample(record)
         assert sample.length == max(len(sample.inputs["tokens"]), len(sample.inputs["encoder_tokens"]))
         assert sample.loss_tokens == len(sample.inputs["tokens"])
 
 
 def test_long_answers_weigh_as_much_as_short_ones_or_by_their_tokens() -> None:
     record = {"source": "天", "target": "天气好"}
-    assert make_samples("text").sample(record).weights.sum() == pytest.approx(1)
-    assert make_samples("text", loss="token").sample(record).weights.sum() == 5  # <s_0>, three characters, <s_1>
+    assert make_processor("text").sample(record).weights.sum() == pytest.approx(1)
+    assert make_processor("text", loss="token").sample(record).weights.sum() == 5  # <s_0>, three characters, <s_1>
 
 
 def test_what_is_cut_off_is_not_read_and_its_end_not_learned() -> None:
-    sample = make_samples("text", source_length=2, answer_length=1).sample({"source": "天气好", "target": "好天气"})
+    sample = make_processor("text", source_length=2, answer_length=1).sample({"source": "天气好", "target": "好天气"})
     assert TOKENIZER.decode(sample.inputs["encoder_tokens"]) == "天气"
     assert TOKENIZER.decode(sample.labels[sample.labels != IGNORED]) == "<s_0>好"
 
 
 def test_only_the_long_text_is_shortened() -> None:
-    samples = make_samples("text")
+    processor = make_processor("text")
     record = {"source": "天气好" * 9, "target": "好天气"}
-    [shorter] = samples.fit(record, 10, "truncate")
+    [shorter] = processor.fit(record, 10, "truncate")
     assert shorter == {"source": ("天气好" * 9)[:10], "target": "好天气"}
-    assert samples.sample(shorter).length == 10
+    assert processor.sample(shorter).length == 10
     with pytest.raises(DataError, match="cut to nothing"):
-        samples.fit({"source": "天", "target": "好" * 20}, 10, "truncate")
+        processor.fit({"source": "天", "target": "好" * 20}, 10, "truncate")
     with pytest.raises(DataError, match="cannot be shortened or split"):
-        samples.fit(record, 10, "split")
+        processor.fit(record, 10, "split")
     with pytest.raises(DataError, match="source_length"):
-        make_samples("adgen").fit(ROWS["adgen"][0], 5, "truncate")
+        make_processor("adgen").fit(ROWS["adgen"][0], 5, "truncate")
 
 
 def test_the_report_shows_prompts_by_their_numbers() -> None:
-    samples = make_samples("lcqmc").with_prompts(PromptSettings(length=10, ratios=(0.3, 0.3, 0.4)))
+    processor = make_processor("lcqmc").with_prompts(PromptSettings(length=10, ratios=(0.3, 0.3, 0.4)))
     record = {"sentence1": "天气", "sentence2": "好", "label": 1}
-    assert samples.show(samples.sample(record)) == [("[1..3]天气[4..6]好[7..10]", False), ("<s_0>相似", True)]
+    assert processor.show(processor.sample(record)) == [("[1..3]天气[4..6]好[7..10]", False), ("<s_0>相似", True)]
 
 
 @pytest.mark.parametrize("dataset", sorted(set(ROWS) - {"sogou-log"}))
 def test_an_answer_comes_back_into_its_record(dataset: str) -> None:
-    samples = make_samples(dataset)
-    for record in records_of(samples, dataset):
-        [gold], answer = samples.gold(record), samples.data_set.answer
+    processor = make_processor(dataset)
+    for record in records_of(processor, dataset):
+        [gold], answer = processor.gold(record), processor.data_set.answer
         assert answer is not None
         asked = {key: value for key, value in record.items() if key != answer.key}
-        prompt = samples.prompt(asked)
+        prompt = processor.prompt(asked)
         is_word = len(prompt.inputs["tokens"]) == 1
         said = [TOKENIZER.find(gold or "")] if is_word else [*TOKENIZER.encode(f"{gold}"), TOKENIZER.sentinel(1)]
-        answered = samples.answer(prompt, said if is_word else [TOKENIZER.sentinel(0), *said])  # pyright: ignore
-        assert samples.gold(answered) == [gold]
+        answered = processor.answer(prompt, said if is_word else [TOKENIZER.sentinel(0), *said])  # pyright: ignore
+        assert processor.gold(answered) == [gold]
         assert answer.key not in asked
         cursor = prompt.cursor
         for token in said if is_word else [TOKENIZER.sentinel(0), *said]:
@@ -119,47 +119,47 @@ def test_an_answer_comes_back_into_its_record(dataset: str) -> None:
 
 
 def test_a_word_that_is_no_label_is_kept_as_it_was_said() -> None:
-    samples = make_samples("lcqmc")
-    answered = samples.answer(samples.prompt({"sentence1": "天", "sentence2": "好"}), [TOKENIZER.find("书")])  # pyright: ignore
+    processor = make_processor("lcqmc")
+    answered = processor.answer(processor.prompt({"sentence1": "天", "sentence2": "好"}), [TOKENIZER.find("书")])  # pyright: ignore
     assert answered["label"] == "书"
-    assert samples.gold(answered) == ["书"]
+    assert processor.gold(answered) == ["书"]
 
 
 def test_compatible_answers_lose_their_first_and_last_token() -> None:
     tokens = TOKENIZER.encode("天气好")
-    prompt = make_samples("lcsts").prompt({"text": "天"})
-    assert make_samples("lcsts").answer_texts(prompt, tokens) == ["天气好"]
-    assert make_samples("lcsts", compatible=True).answer_texts(prompt, tokens) == ["气"]
-    assert make_samples("lcsts").answer_texts(prompt, [*tokens[:2], TOKENIZER.pad_id, tokens[2]]) == ["天气"]
+    prompt = make_processor("lcsts").prompt({"text": "天"})
+    assert make_processor("lcsts").answer_texts(prompt, tokens) == ["天气好"]
+    assert make_processor("lcsts", compatible=True).answer_texts(prompt, tokens) == ["气"]
+    assert make_processor("lcsts").answer_texts(prompt, [*tokens[:2], TOKENIZER.pad_id, tokens[2]]) == ["天气"]
 
 
 def test_each_label_word_is_a_candidate() -> None:
-    samples = make_samples("ccpm")
-    candidates = samples.candidates(ROWS["ccpm"][0])
-    assert [samples.gold(candidate) for candidate in candidates] == [["一"], ["二"], ["三"], ["四"]]
+    processor = make_processor("ccpm")
+    candidates = processor.candidates(ROWS["ccpm"][0])
+    assert [processor.gold(candidate) for candidate in candidates] == [["一"], ["二"], ["三"], ["四"]]
     with pytest.raises(DataError, match="no options"):
-        make_samples("math").candidates(ROWS["math"][0])
+        make_processor("math").candidates(ROWS["math"][0])
 
 
 def test_titles_are_no_answers_and_answers_no_titles() -> None:
-    samples = make_samples("sogou-log")
-    assert samples.contest(ROWS["sogou-log"][0]).best == "pos_doc"
-    assert samples.contest(RANKING[0]).best is None
-    samples.check(RANKING[0])
-    for call in (samples.prompt, samples.gold, samples.candidates):
+    processor = make_processor("sogou-log")
+    assert processor.contest(ROWS["sogou-log"][0]).best == "pos_doc"
+    assert processor.contest(RANKING[0]).best is None
+    processor.check(RANKING[0])
+    for call in (processor.prompt, processor.gold, processor.candidates):
         with pytest.raises(DataError, match="task rank"):
             call(ROWS["sogou-log"][0])
     with pytest.raises(DataError, match="not learned from"):
-        samples.sample(RANKING[0])
+        processor.sample(RANKING[0])
     with pytest.raises(DataError, match="nothing to rank"):
-        make_samples("math").contest(ROWS["math"][0])
+        make_processor("math").contest(ROWS["math"][0])
 
 
 def test_long_pairs_are_left_out() -> None:
-    samples = make_samples("sogou-log")
-    assert samples.records is not None
+    processor = make_processor("sogou-log")
+    assert processor.records is not None
     short, long = ({"query": "书", "pos_doc": "书" * count, "neg_doc": "山"} for count in (100, 200))
-    assert [len(samples.records(record)) for record in (short, long)] == [1, 0]
+    assert [len(processor.records(record)) for record in (short, long)] == [1, 0]
 
 
 def test_wrong_options_are_named() -> None:
@@ -168,22 +168,22 @@ def test_wrong_options_are_named() -> None:
     with pytest.raises(ConfigError, match="source_length is 0"):
         Cpm2Options(source_length=0)
     with pytest.raises(ConfigError, match="the model only 5"):
-        Cpm2Samples(TOKENIZER, Cpm2Config(vocab_size=5))
+        Cpm2Processor(TOKENIZER, Cpm2Config(vocab_size=5))
     with pytest.raises(DataError, match="would read nothing"):
-        make_samples("text").sample({"source": "", "target": "天"})
+        make_processor("text").sample({"source": "", "target": "天"})
 
 
 def test_a_lone_token_is_given_twice_only_if_asked() -> None:
     tokenizer = make_tokenizer(is_bilingual=True)
     config = Cpm2Config(vocab_size=tokenizer.vocab_size)
     for doubles, count in ((True, 2), (False, 1)):
-        samples = Cpm2Samples(tokenizer, config, Cpm2Options(doubles_lone=doubles))
-        assert len(samples.sample({"source": "天", "target": "好"}).inputs["encoder_tokens"]) == count
+        processor = Cpm2Processor(tokenizer, config, Cpm2Options(doubles_lone=doubles))
+        assert len(processor.sample({"source": "天", "target": "好"}).inputs["encoder_tokens"]) == count
 
 
 def test_prompts_pad_the_encoder_alone() -> None:
-    samples = make_samples("math")
-    batch = samples.collate_prompts([samples.prompt(row) for row in ROWS["math"]])
+    processor = make_processor("math")
+    batch = processor.collate_prompts([processor.prompt(row) for row in ROWS["math"]])
     assert batch.inputs["tokens"].shape == (2, 0)
     spans = batch.inputs["encoder_spans"]
     assert np.unique(spans.numpy()).tolist() == [-1, 0]
@@ -192,12 +192,12 @@ def test_prompts_pad_the_encoder_alone() -> None:
 
 @pytest.mark.parametrize("dataset", sorted(ROWS))
 def test_many_records_get_the_samples_of_each(dataset: str) -> None:
-    samples = make_samples(dataset)
-    records = [*records_of(samples, dataset), {"nothing": 1}]
-    *made, wrong = samples.sample_many(records)
+    processor = make_processor(dataset)
+    records = [*records_of(processor, dataset), {"nothing": 1}]
+    *made, wrong = processor.process_many(records)
     assert isinstance(wrong, DataError)
     for sample, record in zip(made, records, strict=False):
-        expected = samples.sample(record)
+        expected = processor.sample(record)
         assert isinstance(sample, type(expected))
         for name, array in expected.inputs.items():
             assert sample.inputs[name].tolist() == array.tolist()
@@ -205,10 +205,10 @@ def test_many_records_get_the_samples_of_each(dataset: str) -> None:
 
 
 def test_a_piece_of_the_stream_is_read_with_spans_taken_out_which_the_decoder_gives_back() -> None:
-    marks, samples = make_samples("text").marks, make_samples("text", density=0.3)
+    marks, processor = make_processor("text").marks, make_processor("text", density=0.3)
     documents = [TOKENIZER.encode("天气好天气好天气好"), TOKENIZER.encode("好天气好天气")]
     stream = np.array([id for document in documents for id in (*document, marks.end)])
-    sample = samples.window(stream, np.random.default_rng(0))
+    sample = processor.window(stream, np.random.default_rng(0))
     context, tokens = sample.inputs["encoder_tokens"].tolist(), sample.inputs["tokens"].tolist()
     labels = sample.labels[: len(tokens)]
     assert tokens[:2] == [START_ID, marks.first_span]
@@ -218,16 +218,16 @@ def test_a_piece_of_the_stream_is_read_with_spans_taken_out_which_the_decoder_gi
 
 
 def test_pieces_of_the_stream_fill_the_encoder_s_columns() -> None:
-    samples = make_samples("text")
-    stream = np.full(samples.window_tokens(40), 5)
-    drawn = [samples.window(stream, np.random.default_rng(seed)) for seed in range(4)]
+    processor = make_processor("text")
+    stream = np.full(processor.window_tokens(40), 5)
+    drawn = [processor.window(stream, np.random.default_rng(seed)) for seed in range(4)]
     assert all(38 <= sample.length <= 40 for sample in drawn)
     assert len({sample.labels.tobytes() for sample in drawn}) > 1
 
 
 def test_soft_prompts_have_no_place_in_a_stream() -> None:
     with pytest.raises(ConfigError, match="no place for soft prompts"):
-        make_samples("text").with_prompts(PromptSettings()).window_tokens(40)
+        make_processor("text").with_prompts(PromptSettings()).window_tokens(40)
 
 
 def put_back(context: list[int], tokens: list[int], first: int) -> list[int]:
@@ -239,11 +239,11 @@ def put_back(context: list[int], tokens: list[int], first: int) -> list[int]:
 
 @pytest.mark.parametrize("options", [["一行", "人初"], {"<option_0>": "一行", "<option_1>": "人初"}])
 def test_the_options_of_any_record_are_its_candidates(options: Any) -> None:
-    samples = make_samples("text", source_column="input", target_column="<ans>")
+    processor = make_processor("text", source_column="input", target_column="<ans>")
     record = {"input": "诗人啊", "options": options, "<ans>": "人初"}
-    candidates = samples.candidates(record)
-    assert [samples.gold(candidate) for candidate in candidates] == [["一行"], ["人初"]]
+    candidates = processor.candidates(record)
+    assert [processor.gold(candidate) for candidate in candidates] == [["一行"], ["人初"]]
     assert [{**candidate, "<ans>": "人初"} for candidate in candidates] == [record] * 2
     for bad in ({**record, "options": [1]}, {**record, "options": []}, {"input": "诗", "<ans>": "一"}):
         with pytest.raises(DataError, match="'options' must list the texts that likelihood chooses from"):
-            samples.candidates(bad)
+            processor.candidates(bad)

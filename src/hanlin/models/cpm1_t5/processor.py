@@ -15,7 +15,7 @@ import numpy as np
 
 from hanlin.core.batch import IGNORED, Batch, Prompt, PromptBatch, Sample
 from hanlin.core.errors import ConfigError, DataError
-from hanlin.data.samples import tried
+from hanlin.data.processor import tried
 from hanlin.data.span_corruption import MIN_TOKENS, Marks, span_sample
 from hanlin.models import two_sides
 from hanlin.models.cpm1.documents import count_positions, number_documents
@@ -67,8 +67,8 @@ class Cpm1T5Options:
             raise ConfigError(f"target_length is {self.target_length}, expected at least 2 tokens")
 
 
-class Cpm1T5Samples:
-    """`hanlin.models.family.Samples` of CPM-1's T5."""
+class Cpm1T5Processor:
+    """`hanlin.models.family.Processor` of CPM-1's T5."""
 
     def __init__(
         self, tokenizer: Cpm1WordTokenizer, config: Cpm1T5Config, options: Cpm1T5Options | None = None
@@ -110,7 +110,7 @@ class Cpm1T5Samples:
         ids = np.array(self._text(record))
         return self.pair(*self.corruption.run(ids, len(ids), self.marks, rng))
 
-    def sample_many(self, records: Sequence[Any]) -> list[Sample | DataError]:
+    def process_many(self, records: Sequence[Any]) -> list[Sample | DataError]:
         """`sample` of many records, their texts encoded at once; of one that cannot be used, its error."""
         options, twin = self.options, copy.copy(self)
         columns = (options.text_column, options.source_column, options.target_column)

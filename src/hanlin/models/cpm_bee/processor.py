@@ -17,7 +17,7 @@ import numpy as np
 
 from hanlin.core.batch import IGNORED, Batch, Prompt, PromptBatch, Sample
 from hanlin.core.errors import ConfigError, DataError
-from hanlin.data.samples import tried
+from hanlin.data.processor import tried
 
 from . import answers
 from .answers import ANSWER
@@ -68,8 +68,8 @@ class CpmBeeOptions:
             raise ConfigError(f"max_depth is {self.max_depth}, expected at least 1")
 
 
-class CpmBeeSamples:
-    """`hanlin.models.family.Samples` of CPM-Bee."""
+class CpmBeeProcessor:
+    """`hanlin.models.family.Processor` of CPM-Bee."""
 
     shares_table = True
     """The ext table of a batch holds the marks of all its rows, and each of them is a class of the softmax."""
@@ -103,7 +103,7 @@ class CpmBeeSamples:
         """
         self._checked(record)
 
-    def sample_many(self, records: Sequence[Any]) -> list[Sample | DataError]:
+    def process_many(self, records: Sequence[Any]) -> list[Sample | DataError]:
         """What `check` and `sample` make of each record, which is encoded once."""
         return [tried(lambda given: self.labelled(self._checked(given)), record) for record in records]
 
