@@ -35,8 +35,8 @@ from hanlin.models.cpm1.config import shape
 from hanlin.models.cpm1.model import Cpm1
 from hanlin.parallel.launch import rank_environment
 from hanlin.parallel.mesh import local
-from hanlin.parallel.place import place
-from hanlin.parallel.worker import Worker
+from hanlin.parallel.parallel_model import ParallelModel
+from hanlin.parallel.parallelize import parallelize
 from hanlin.train.optim import AdamW
 from hanlin.train.step import Step
 
@@ -95,15 +95,15 @@ def run_rank(settings: ParallelSettings) -> None:
     before = peak_memory_bytes(device)
     model = Cpm1(CONFIG)
     model.init_weights(torch.Generator().manual_seed(0))
-    worker = place(model, device, "fp32", settings)
+    parallel_model = parallelize(model, device, "fp32", settings)
     train = TrainSettings(steps=100, batch_rows=ROWS, lr=1e-3, schedule="constant")
-    optimiser = AdamW(worker.parameters, train)
-    step = Step(worker, optimiser, train, 100)
-    state = state_bytes(worker, optimiser, own_rows(worker, seed=0))
-    losses = [step.run(own_rows(worker, seed=0)).loss]  # warms up
+    optimiser = AdamW(parallel_model.parameters, train)
+    step = Step(parallel_model, optimiser, train, 100)
+    state = state_bytes(parallel_model, optimiser, own_rows(parallel_model, seed=0))
+    losses = [step.run(own_rows(parallel_model, seed=0)).loss]  # warms up
     seconds, cpu_seconds = [], []
     for number in range(1, STEPS + 1):
-        batch = own_rows(worker, seed=number)
+        batch = own_rows(parallel_model, seed=number)
         if distributed.is_initialized():
             distributed.barrier()
         start, cpu_start = time.perf_counter(), time.process_time()
@@ -115,21 +115,21 @@ def run_rank(settings: ParallelSettings) -> None:
     leave()
 
 
-def own_rows(worker: Worker, seed: int) -> Batch:
+def own_rows(parallel_model: ParallelModel, seed: int) -> Batch:
     """This rank's rows of a global batch."""
     ids = torch.randint(0, CONFIG.vocab_size, (ROWS, LENGTH + 1), generator=torch.Generator().manual_seed(seed))
     batch = Batch({"tokens": ids[:, :-1]}, ids[:, 1:], torch.ones(ROWS, LENGTH), [(row,) for row in range(ROWS)])
-    return batch.split(worker.data_ranks)[worker.mesh.rank("data")]
+    return batch.split(parallel_model.data_ranks)[parallel_model.mesh.rank("data")]
 
 
-def state_bytes(worker: Worker, optimiser: AdamW, batch: Batch) -> int:
+def state_bytes(parallel_model: ParallelModel, optimiser: AdamW, batch: Batch) -> int:
     """Of weights, gradients and optimiser on this rank between the backward pass and the update."""
-    parts = worker.split(batch, None)
-    worker.forward_backward(parts, [1.0] * len(parts))
-    weights = list(worker.parameters.values())
+    parts = parallel_model.split(batch, None)
+    parallel_model.forward_backward(parts, [1.0] * len(parts))
+    weights = list(parallel_model.parameters.values())
     gradients = [weight.grad for weight in weights if weight.grad is not None]
     held = sum(local(tensor).nbytes for tensor in [*weights, *gradients, *optimiser.tensors().values()])
-    worker.drop_grads()
+    parallel_model.drop_grads()
     return held
 
 

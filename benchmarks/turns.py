@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from hanlin.core.settings import TrainSettings
-from hanlin.parallel.place import place
+from hanlin.parallel.parallelize import parallelize
 from hanlin.train.optim import AdamW
 from hanlin.train.step import Step
 
@@ -73,8 +73,8 @@ class Matrices:
 def make_step(model: nn.Module, weight_decay: float = 0.0) -> Step:
     """Our training step, gradients clipped to length 1."""
     settings = TrainSettings(steps=1000, batch_rows=1, lr=LR, schedule="constant", weight_decay=weight_decay)
-    worker = place(model, torch.device("cpu"))
-    return Step(worker, AdamW(worker.parameters, settings), settings, 1000)
+    parallel_model = parallelize(model, torch.device("cpu"))
+    return Step(parallel_model, AdamW(parallel_model.parameters, settings), settings, 1000)
 
 
 def gradient_length(weights: Iterable[nn.Parameter]) -> float:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from hanlin.data.windows import Windows
     from hanlin.evaluate.run import Metrics
     from hanlin.parallel.mesh import Degrees
-    from hanlin.parallel.worker import Worker
+    from hanlin.parallel.parallel_model import ParallelModel
     from hanlin.train.loop import WriteSamples
 
 log = logging.getLogger(__name__)
@@ -121,7 +121,7 @@ def _train(parts: Parts, resume: bool) -> int:
     from hanlin.checkpoint.state import Checkpointer, recipe_identity
     from hanlin.core.ranks import pick_device, read_ranks, seed_everything, set_threads, start_log
     from hanlin.evaluate.run import weights_fingerprint
-    from hanlin.loading import base_weights, export, place_tuned
+    from hanlin.loading import base_weights, export, parallelize_tuned
     from hanlin.parallel.mesh import Degrees, main_first
     from hanlin.train.keeper import Keeper
     from hanlin.train.loop import count_steps, train
@@ -143,10 +143,10 @@ def _train(parts: Parts, resume: bool) -> int:
         raise ConfigError("data.split: its first number is 0, so there is nothing to train on")
     # Ranks that compute the same rows drop the same; others must not.
     seed_everything(recipe.run.seed + degrees.place(ranks.rank))
-    worker = place_tuned(parts, device, ranks.world)
-    optimiser = AdamW(worker.parameters, recipe.train)
-    step = Step(worker, optimiser, recipe.train, count_steps(recipe.train, loader), loader.where)
-    _log_start(parts, worker, step.total_steps, device, threads)
+    parallel_model = parallelize_tuned(parts, device, ranks.world)
+    optimiser = AdamW(parallel_model.parameters, recipe.train)
+    step = Step(parallel_model, optimiser, recipe.train, count_steps(recipe.train, loader), loader.where)
+    _log_start(parts, parallel_model, step.total_steps, device, threads)
     identity = recipe_identity(recipe)
     if not recipe.tuning.trains_base:
         # The frozen base is not in a checkpoint; it must be the one that the checkpoint was trained on.
@@ -158,7 +158,7 @@ def _train(parts: Parts, resume: bool) -> int:
         step,
         loader,
         settings=recipe.train,
-        keeper=Keeper(folder, step, loader, checkpointer, lambda target: export(parts, worker, target)),
+        keeper=Keeper(folder, step, loader, checkpointer, lambda target: export(parts, parallel_model, target)),
         watch=Watch(
             folder,
             log_every=recipe.run.log_every,
@@ -168,21 +168,21 @@ def _train(parts: Parts, resume: bool) -> int:
         ),
         evaluate=None
         if held_out is None
-        else lambda: {"loss": mean_loss(worker, held_out.once(), recipe.train.micro_rows)},
-        write_samples=_write_samples(parts, worker),
+        else lambda: {"loss": mean_loss(parallel_model, held_out.once(), recipe.train.micro_rows)},
+        write_samples=_write_samples(parts, parallel_model),
     )
     return outcome.exit_code
 
 
-def _write_samples(parts: Parts, worker: Worker) -> WriteSamples | None:
+def _write_samples(parts: Parts, parallel_model: ParallelModel) -> WriteSamples | None:
     from hanlin.evaluate.sample_texts import SampleTexts
     from hanlin.loading import training_engine
 
-    recipe, is_main = parts.recipe, worker.mesh.is_main
+    recipe, is_main = parts.recipe, parallel_model.mesh.is_main
     if not recipe.train.samples:
         return None
     return SampleTexts(
-        training_engine(parts, worker),
+        training_engine(parts, parallel_model),
         recipe.train.samples,
         recipe.generate,
         seed=recipe.run.seed,
@@ -230,9 +230,9 @@ def _loader(parts: Parts, part: Part, console: Any, degrees: Degrees, rank: int)
     )
 
 
-def _log_start(parts: Parts, worker: Worker, steps: int, device: torch.device, threads: int) -> None:
+def _log_start(parts: Parts, parallel_model: ParallelModel, steps: int, device: torch.device, threads: int) -> None:
     recipe = parts.recipe
-    trained, total = worker.count_parameters()
+    trained, total = parallel_model.count_parameters()
     log.info(
         "run family=%s tuning=%s trained=%s of %s parameters precision=%s device=%s threads=%d",
         parts.family.name, recipe.tuning.method, f"{trained:,}", f"{total:,}", recipe.train.precision, device, threads,

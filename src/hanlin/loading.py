@@ -1,4 +1,4 @@
-"""The weights of a recipe: into a model that answers, into a worker that trains, and out into folders."""
+"""The weights of a recipe: into a model that answers, into a parallel model that trains, and out into folders."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from hanlin.formats.load import added_parameters, base_parameters, load_into, op
 from hanlin.layers.label_head import label_parameters
 from hanlin.models.fresh import fresh_weights
 from hanlin.parallel.mesh import Degrees, Mesh
-from hanlin.parallel.place import DTYPES, place
+from hanlin.parallel.parallel_model import ParallelModel
+from hanlin.parallel.parallelize import DTYPES, parallelize
 from hanlin.parallel.together import Together
-from hanlin.parallel.worker import Worker
 from hanlin.parts import Parts, describe_parts
 from hanlin.tuning.apply import apply_tuning, fill_additions
 
@@ -68,14 +68,16 @@ def load_engine(recipe: Recipe, parts: Parts | None = None) -> Engine:
     )
 
 
-def training_engine(parts: Parts, worker: Worker) -> Engine:
+def training_engine(parts: Parts, parallel_model: ParallelModel) -> Engine:
     """The model in training, ready to write answers between two steps; every rank writes all of them."""
     from hanlin.generate.engine import Engine
 
     return Engine(
-        worker.model if worker.mesh.size("all") == 1 else Together(worker, worker.names),
+        parallel_model.model
+        if parallel_model.mesh.size("all") == 1
+        else Together(parallel_model, parallel_model.names),
         parts.processor,
-        worker.device,
+        parallel_model.device,
         parts.recipe.train.precision,
         max_length=getattr(parts.config, "max_length", None),
         beam_manner=parts.family.beam_manner,
@@ -116,7 +118,7 @@ def _with_few_experts(parts: Parts, dtype: torch.dtype, device: torch.device) ->
     return model
 
 
-def place_tuned(parts: Parts, device: torch.device, world: int) -> Worker:
+def parallelize_tuned(parts: Parts, device: torch.device, world: int) -> ParallelModel:
     """The model with what the tuning method trains, or this rank's share of it; the rest is frozen.
 
     Raises: ConfigError, CheckpointError.
@@ -125,18 +127,18 @@ def place_tuned(parts: Parts, device: torch.device, world: int) -> Worker:
     if recipe.model.adapter is None and _fresh_head(parts):
         log.info("head for labels: drawn fresh from run.seed, since %s is a language model", recipe.model.base)
     if world == 1:
-        return place(_tuned_model(parts), device, recipe.train.precision, recipe.parallel)
+        return parallelize(_tuned_model(parts), device, recipe.train.precision, recipe.parallel)
 
     def empty() -> torch.nn.Module:
         return apply_tuning(_empty_model(parts), recipe.tuning, parts.family)
 
-    worker = place(empty(), device, recipe.train.precision, recipe.parallel, copy=empty)
-    worker.fill(_base_weights(parts, worker.names))
-    worker.fill(_additions(parts))
-    return worker
+    parallel_model = parallelize(empty(), device, recipe.train.precision, recipe.parallel, copy=empty)
+    parallel_model.fill(_base_weights(parts, parallel_model.names))
+    parallel_model.fill(_additions(parts))
+    return parallel_model
 
 
-def export(parts: Parts, worker: Worker, target: Path) -> None:
+def export(parts: Parts, parallel_model: ParallelModel, target: Path) -> None:
     """Write a base folder or, when the base is frozen, an adapter folder; the one in the other if both are trained.
 
     Every rank must call it; the main one writes.
@@ -144,7 +146,7 @@ def export(parts: Parts, worker: Worker, target: Path) -> None:
     from hanlin.checkpoint.delta import ADAPTER_FOLDER, save_adapter
 
     tuning = parts.recipe.tuning
-    model = _gathered(parts, worker)
+    model = _gathered(parts, parallel_model)
     if model is None:
         return
     if not tuning.trains_base:
@@ -224,16 +226,16 @@ def _frozen_together(parts: Parts, device: torch.device, layout: ParallelSetting
     for weight in added_parameters(model).values():
         weight.requires_grad_(True)  # which keeps it in fp32, as it lies in the adapter
     names = [name for name, _ in model.named_parameters()]
-    worker = place(model, device, precision, layout)
-    worker.fill(_base_weights(parts, worker.names))
+    parallel_model = parallelize(model, device, precision, layout)
+    parallel_model.fill(_base_weights(parts, parallel_model.names))
     if adapter is not None:
         from hanlin.checkpoint.delta import load_adapter
 
         tuned = empty()
         fill_additions(tuned)
         load_adapter(tuned, adapter, family)
-        worker.fill(added_parameters(tuned).items())
-    return Together(worker, names).requires_grad_(False).eval()
+        parallel_model.fill(added_parameters(tuned).items())
+    return Together(parallel_model, names).requires_grad_(False).eval()
 
 
 def _tuned_model(parts: Parts) -> torch.nn.Module:
@@ -302,15 +304,15 @@ def _adapter_settings(parts: Parts, adapter: Path) -> TuningSettings:
     return tuning if tuning.method == "prompt" else read_adapter_settings(adapter, parts.family)
 
 
-def _gathered(parts: Parts, worker: Worker) -> torch.nn.Module | None:
+def _gathered(parts: Parts, parallel_model: ParallelModel) -> torch.nn.Module | None:
     """The model with what was trained, on the main rank; None on the others."""
-    if worker.mesh.size("all") == 1:
-        return worker.model
+    if parallel_model.mesh.size("all") == 1:
+        return parallel_model.model
     tuning = parts.recipe.tuning
     model = apply_tuning(_empty_model(parts), tuning, parts.family)
     names = None if tuning.trains_base else list(added_parameters(model))
-    for name, weight in worker.gather(names):
-        if worker.mesh.is_main:
+    for name, weight in parallel_model.gather(names):
+        if parallel_model.mesh.is_main:
             module, _, last = name.rpartition(".")
             model.get_submodule(module)._parameters[last] = torch.nn.Parameter(weight, requires_grad=False)
-    return model if worker.mesh.is_main else None
+    return model if parallel_model.mesh.is_main else None

@@ -16,7 +16,7 @@ from hanlin.formats.load import load_into
 from hanlin.formats.source import read_config
 from hanlin.models.cpm_bee import family
 from hanlin.models.cpm_bee.model import CpmBee
-from hanlin.parallel.place import place
+from hanlin.parallel.parallelize import parallelize
 from hanlin.train.optim import AdamW
 from hanlin.train.step import Step
 
@@ -56,8 +56,8 @@ def train_as_recorded(model: CpmBee, case: Path, facts: dict[str, Any]) -> None:
     """Train on the case's batches; every number of every step must be the original's."""
     recorded, rel = facts["steps"], facts["tolerance"]["loss_rel"]
     settings = settings_of(facts)
-    worker = place(model, torch.device("cpu"))
-    step = Step(worker, AdamW(worker.parameters, settings), settings, len(recorded))
+    parallel_model = parallelize(model, torch.device("cpu"))
+    step = Step(parallel_model, AdamW(parallel_model.parameters, settings), settings, len(recorded))
     for theirs, batch in zip(recorded, load_batches(case / "batches.npz", len(recorded)), strict=True):
         ours = step.run(batch)
         assert ours.lr == pytest.approx(theirs["lr"], rel=1e-9)

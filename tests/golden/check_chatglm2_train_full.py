@@ -19,7 +19,7 @@ from hanlin.formats.rules import find_moves
 from hanlin.models.chatglm2 import family
 from hanlin.models.chatglm2.config import ChatGlm2Config
 from hanlin.models.chatglm2.record import ChatGlm2Options
-from hanlin.parallel.place import place
+from hanlin.parallel.parallelize import parallelize
 from hanlin.train.optim import AdamW
 from hanlin.train.step import Step
 
@@ -68,8 +68,8 @@ def train_as_recorded(model: nn.Module, case: Path) -> None:
     atol = float(str(tolerance["step_loss_atol"]).split(" ")[0])
     settings, batches = settings_of(case), recorded_batches(case)
     assert settings.steps is not None
-    worker = place(model, torch.device("cpu"))
-    step = Step(worker, AdamW(worker.parameters, settings), settings, settings.steps)
+    parallel_model = parallelize(model, torch.device("cpu"))
+    step = Step(parallel_model, AdamW(parallel_model.parameters, settings), settings, settings.steps)
     per_step = len(batches) // settings.steps
     losses = expected["step_loss_unrounded"].reshape(settings.steps, per_step).mean(1)
     for number in range(settings.steps):

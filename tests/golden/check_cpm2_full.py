@@ -31,7 +31,7 @@ from hanlin.generate.engine import Engine
 from hanlin.models.cpm2 import family
 from hanlin.models.cpm2.model import Cpm2
 from hanlin.models.cpm2.processor import AnswerCursor
-from hanlin.parallel.place import place
+from hanlin.parallel.parallelize import parallelize
 from hanlin.train.optim import AdamW
 from hanlin.train.step import Step
 
@@ -123,8 +123,8 @@ def _check_training(model: Cpm2, arrays: Arrays, expected: Arrays, facts: dict) 
     settings = TrainSettings(
         lr=float(expected["train_lrs"][-1]), schedule="constant", first_step_at_zero=True, warmup_steps=1
     )
-    worker = place(model, torch.device("cpu"))
-    step = Step(worker, AdamW(worker.parameters, settings), settings, len(expected["train_losses"]))
+    parallel_model = parallelize(model, torch.device("cpu"))
+    step = Step(parallel_model, AdamW(parallel_model.parameters, settings), settings, len(expected["train_losses"]))
     for theirs in zip(*(expected[f"train_{name}"].tolist() for name in ("losses", "lrs", "grad_norms")), strict=True):
         ours = step.run(batch_of(arrays))
         assert ours.loss == pytest.approx(theirs[0], abs=facts["tolerance"]["train_loss_atol"])

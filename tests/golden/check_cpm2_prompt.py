@@ -26,7 +26,7 @@ from hanlin.models.cpm2.formats import PROMPTS
 from hanlin.models.cpm2.model import Cpm2
 from hanlin.models.cpm2.pieces import source_of, target_of
 from hanlin.models.cpm2.tokenizer import Cpm2Tokenizer
-from hanlin.parallel.place import place
+from hanlin.parallel.parallelize import parallelize
 from hanlin.train.optim import AdamW
 from hanlin.train.step import Step
 from hanlin.tuning.soft_prompt import add_soft_prompt, begin_with_tokens, first_tokens
@@ -94,10 +94,10 @@ def _check_tuning(model: Cpm2, arrays: Arrays, expected: Arrays, facts: dict[str
         weight_decay=stated["weight_decay"],
         clip=stated["clip"],
     )
-    worker = place(model, torch.device("cpu"))
-    assert list(worker.parameters) == ["soft_prompt.weight"]
-    counted = _CountsOldGradients(worker, float(expected["grad_norms"][0]))
-    step = Step(counted, AdamW(worker.parameters, settings), settings, stated["steps"])  # pyright: ignore
+    parallel_model = parallelize(model, torch.device("cpu"))
+    assert list(parallel_model.parameters) == ["soft_prompt.weight"]
+    counted = _CountsOldGradients(parallel_model, float(expected["grad_norms"][0]))
+    step = Step(counted, AdamW(parallel_model.parameters, settings), settings, stated["steps"])  # pyright: ignore
     for loss, rate, norm in zip(*(expected[name].tolist() for name in ("losses", "lrs", "grad_norms")), strict=True):
         ours = step.run(batch_of(arrays))
         assert ours.lr == pytest.approx(rate)
@@ -114,15 +114,15 @@ class _CountsOldGradients:
     that the first norm is 56.6 for prompts of 3.1, and the second is one of sqrt(3.1^2 + 1).
     """
 
-    def __init__(self, worker: Any, first_norm: float) -> None:
-        self._worker, self._first_norm = worker, first_norm
+    def __init__(self, parallel_model: Any, first_norm: float) -> None:
+        self._parallel_model, self._first_norm = parallel_model, first_norm
         self._old: float | None = None
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._worker, name)
+        return getattr(self._parallel_model, name)
 
     def grad_norm(self) -> float:
-        own = self._worker.grad_norm()
+        own = self._parallel_model.grad_norm()
         if self._old is None:
             self._old = (self._first_norm**2 - own**2) ** 0.5
         return (own**2 + self._old**2) ** 0.5
@@ -130,7 +130,7 @@ class _CountsOldGradients:
     def scale_grads(self, factor: float) -> None:
         assert self._old is not None
         self._old *= float(factor)
-        self._worker.scale_grads(factor)
+        self._parallel_model.scale_grads(factor)
 
 
 def _tuned(case: Path, settings: PromptSettings) -> Cpm2:

@@ -18,7 +18,7 @@ from hanlin.core.settings import ParallelSettings, TrainSettings
 from hanlin.models.cpm2.config import Cpm2Config
 from hanlin.models.cpm2.model import Cpm2
 from hanlin.parallel.mesh import Degrees
-from hanlin.parallel.place import place
+from hanlin.parallel.parallelize import parallelize
 from hanlin.train.optim import AdamW
 from hanlin.train.step import Step
 
@@ -66,16 +66,16 @@ def train(folder: Path | None, first: int, last: int, layout: dict[str, Any]) ->
     """The losses of the steps from `first` to `last`, and the weights after them; a folder goes on from its checkpoint
     and gets one."""
     settings, train = ParallelSettings(**layout), TrainSettings(steps=STEPS, lr=1e-2, schedule="constant")
-    worker = place(make_model(CASE, "full"), torch.device("cpu"), "fp32", settings)
-    step = Step(worker, AdamW(worker.parameters, train), train, STEPS)
-    tensors = {**worker.parameters, **step.optimiser.tensors()}
+    parallel_model = parallelize(make_model(CASE, "full"), torch.device("cpu"), "fp32", settings)
+    step = Step(parallel_model, AdamW(parallel_model.parameters, train), train, STEPS)
+    tensors = {**parallel_model.parameters, **step.optimiser.tensors()}
     checkpoints = None if folder is None else Checkpointer(folder)
     if checkpoints is not None and checkpoints.load_latest(tensors) is not None:
         step.updates = first
-    losses = [step.run(own_rows(_batch(number), worker)).loss for number in range(first, last)]
+    losses = [step.run(own_rows(_batch(number), parallel_model)).loss for number in range(first, last)]
     if checkpoints is not None:
         checkpoints.save(last, tensors, {})
-    return {"losses": losses, "weights": {name: weight.clone() for name, weight in worker.gather()}}
+    return {"losses": losses, "weights": {name: weight.clone() for name, weight in parallel_model.gather()}}
 
 
 def _batch(number: int) -> Batch:
@@ -122,7 +122,7 @@ def assert_same(found: dict[str, Any], expected: dict[str, Any], first: int) -> 
 def test_what_cannot_be_divided_is_refused(case: Case, layout: dict[str, Any], message: str) -> None:
     def refused() -> None:
         with pytest.raises(ConfigError, match=message):
-            place(case.make(), torch.device("cpu"), "fp32", ParallelSettings(**layout))
+            parallelize(case.make(), torch.device("cpu"), "fp32", ParallelSettings(**layout))
 
     run_ranks(3, refused)
 

@@ -19,8 +19,8 @@ from torch import distributed
 from hanlin.checkpoint.state import Checkpointer
 from hanlin.core.batch import Batch
 from hanlin.core.settings import ParallelSettings, TrainSettings
-from hanlin.parallel.place import place
-from hanlin.parallel.worker import Worker
+from hanlin.parallel.parallel_model import ParallelModel
+from hanlin.parallel.parallelize import parallelize
 from hanlin.train.keeper import Keeper
 from hanlin.train.loop import train
 from hanlin.train.optim import AdamW
@@ -41,8 +41,8 @@ OTHERS = {
 class Batches:
     """Two batches in turns, the same for any number of ranks; `killed_at`: rank 5 dies before it gets that one."""
 
-    def __init__(self, case: Case, worker: Worker, killed_at: int | None) -> None:
-        self.case, self.worker, self.killed_at = case, worker, killed_at
+    def __init__(self, case: Case, parallel_model: ParallelModel, killed_at: int | None) -> None:
+        self.case, self.parallel_model, self.killed_at = case, parallel_model, killed_at
         self.number = 0
 
     def forever(self) -> Iterator[Batch]:
@@ -52,7 +52,7 @@ class Batches:
             batch = make_batch(self.case, seed=self.number % 2)
             batch = replace(batch, weights=batch.weights.double())
             self.number += 1
-            yield batch.split(self.worker.data_ranks)[self.worker.mesh.rank("data")]
+            yield batch.split(self.parallel_model.data_ranks)[self.parallel_model.mesh.rank("data")]
 
     def where(self, batch: Batch) -> list[str]:
         return [str(row) for row in batch.rows]
@@ -66,11 +66,11 @@ class Batches:
 
 def run(family: str, folder: Path, layout: ParallelSettings, killed_at: int | None = None) -> None:
     case, settings = CASES[family], TrainSettings(steps=STEPS, lr=1e-2, schedule="constant", save_every=4)
-    worker = place(make_model(case, "full"), torch.device("cpu"), "fp32", layout)
-    step = Step(worker, AdamW(worker.parameters, settings), settings, STEPS)
-    batches = Batches(case, worker, killed_at)
+    parallel_model = parallelize(make_model(case, "full"), torch.device("cpu"), "fp32", layout)
+    step = Step(parallel_model, AdamW(parallel_model.parameters, settings), settings, STEPS)
+    batches = Batches(case, parallel_model, killed_at)
     keeper = Keeper(folder, step, batches, Checkpointer(folder / "checkpoints"), lambda _: None)
-    train(step, batches, settings=settings, keeper=keeper, watch=Watch(folder, writes=worker.mesh.is_main))
+    train(step, batches, settings=settings, keeper=keeper, watch=Watch(folder, writes=parallel_model.mesh.is_main))
 
 
 def losses(folder: Path) -> list[float]:

@@ -18,8 +18,8 @@ from hanlin.layers.norm import LayerNorm, RmsNorm, WideRmsNorm
 from hanlin.models.cpm1_t5.config import Cpm1T5Config
 from hanlin.models.cpm1_t5.model import Cpm1T5
 from hanlin.parallel.mesh import Degrees
-from hanlin.parallel.place import place
-from hanlin.parallel.worker import Worker
+from hanlin.parallel.parallel_model import ParallelModel
+from hanlin.parallel.parallelize import parallelize
 
 SHARDED = {"shard": "parameters"}
 AGAIN, SOME_AGAIN = {"checkpoint_activations": "full"}, {"checkpoint_activations": "selective"}
@@ -78,14 +78,14 @@ def world_of(settings: ParallelSettings) -> int:
     return (settings.data or 1) * settings.tensor * settings.pipe
 
 
-def own_rows(batch: Batch, worker: Worker) -> Batch:
-    count = worker.data_ranks
-    return batch.split(count)[worker.mesh.rank("data")]
+def own_rows(batch: Batch, parallel_model: ParallelModel) -> Batch:
+    count = parallel_model.data_ranks
+    return batch.split(count)[parallel_model.mesh.rank("data")]
 
 
 def compute(case: Case, method: str, settings: ParallelSettings, dtype: torch.dtype, rows: int = 2) -> dict[str, Any]:
     """What one rank gets: loss, norm and loss without gradient, over all ranks; the gradients that it holds."""
-    worker = place(
+    parallel_model = parallelize(
         make_model(case, method, dtype),
         torch.device("cpu"),
         "fp32",
@@ -94,16 +94,16 @@ def compute(case: Case, method: str, settings: ParallelSettings, dtype: torch.dt
     )
     batch = make_batch(case)
     batch = Batch(batch.inputs, batch.labels, batch.weights.to(dtype), batch.rows)
-    mine = own_rows(batch, worker)
-    parts = worker.split(mine, rows)
-    losses = worker.forward_backward(parts, [batch.loss_tokens] * len(parts))
-    (loss,) = worker.sum_over_data([sum(losses)])
-    gradients = {name: weight.grad for name, weight in worker.parameters.items() if weight.grad is not None}
-    (silent,) = worker.sum_over_data([worker.losses(mine).sum().item()])
+    mine = own_rows(batch, parallel_model)
+    parts = parallel_model.split(mine, rows)
+    losses = parallel_model.forward_backward(parts, [batch.loss_tokens] * len(parts))
+    (loss,) = parallel_model.sum_over_data([sum(losses)])
+    gradients = {name: weight.grad for name, weight in parallel_model.parameters.items() if weight.grad is not None}
+    (silent,) = parallel_model.sum_over_data([parallel_model.losses(mine).sum().item()])
     return {
         "loss": loss,
         "silent": silent / batch.loss_tokens,
-        "norm": worker.grad_norm(),
+        "norm": parallel_model.grad_norm(),
         "gradients": {name: whole(gradient).clone() for name, gradient in gradients.items()},
     }
 
@@ -165,8 +165,8 @@ def test_blocks_hold_a_share_of_the_text(family: str, lengths: dict[str, int]) -
 
 def norm_lengths(case: Case, settings: ParallelSettings) -> dict[str, int]:
     """Columns that each norm inside a block is given, by its name."""
-    worker = place(make_model(case, "full"), torch.device("cpu"), "fp32", settings)
-    norms = {module: name for name, module in worker.model.named_modules() if isinstance(module, NORMS)}
+    parallel_model = parallelize(make_model(case, "full"), torch.device("cpu"), "fp32", settings)
+    norms = {module: name for name, module in parallel_model.model.named_modules() if isinstance(module, NORMS)}
     seen: dict[str, int] = {}
 
     def note(norm: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
@@ -175,7 +175,7 @@ def norm_lengths(case: Case, settings: ParallelSettings) -> dict[str, int]:
     for norm, name in norms.items():
         if "blocks." in name:
             norm.register_forward_pre_hook(note)
-    worker(**make_batch(case).inputs)
+    parallel_model(**make_batch(case).inputs)
     return seen
 
 
@@ -191,8 +191,8 @@ def test_what_is_dropped_is_alike_on_all_ranks_of_a_divided_text() -> None:
 
 def test_a_single_token_is_not_divided() -> None:
     def logits(settings: ParallelSettings) -> torch.Tensor:
-        worker = place(make_model(case, "full"), torch.device("cpu"), "fp32", settings)
-        return worker(**{name: tensor[:, :1] for name, tensor in make_batch(case).inputs.items()})
+        parallel_model = parallelize(make_model(case, "full"), torch.device("cpu"), "fp32", settings)
+        return parallel_model(**{name: tensor[:, :1] for name, tensor in make_batch(case).inputs.items()})
 
     case = CASES["cpm2"]
     for found in run_ranks(2, logits, ParallelSettings(tensor=2, sequence_parallel=True)):

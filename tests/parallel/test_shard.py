@@ -10,7 +10,7 @@ from cases import CASES, make_batch, make_model
 from ranks import run_ranks
 
 from hanlin.core.settings import ParallelSettings
-from hanlin.parallel.place import place
+from hanlin.parallel.parallelize import parallelize
 
 CPU = torch.device("cpu")
 PARAMETERS: dict[str, Any] = {"data": 2, "shard": "parameters"}
@@ -21,10 +21,10 @@ LAYOUTS += [("cpm2", {"data": 2, "shard": "gradients"}), ("cpm2", {"data": 2, "s
 def _step(family: str, layout: dict[str, Any]) -> dict[str, Any]:
     """One row a pass in bf16: loss, norm, gradients; the dtypes of weights in use, within the blocks and outside."""
     case, settings = CASES[family], ParallelSettings(**layout)
-    worker = place(make_model(case, "full", torch.float32), CPU, "bf16", settings)
+    parallel_model = parallelize(make_model(case, "full", torch.float32), CPU, "bf16", settings)
     in_blocks: set[torch.dtype] = set()
     outside: set[torch.dtype] = set()
-    model = worker.model
+    model = parallel_model.model
     for name, module in model.named_modules():
         if list(module.parameters(recurse=False)):
             is_block = any(name.startswith(f"{group}.") for group in model.plan.blocks)  # pyright: ignore
@@ -33,17 +33,17 @@ def _step(family: str, layout: dict[str, Any]) -> dict[str, Any]:
                 lambda module, _, seen=seen: seen.update(one.dtype for one in module.parameters(recurse=False))
             )
     batch = make_batch(case)
-    parts = worker.split(batch.split(worker.data_ranks)[worker.mesh.rank("data")], 1)
-    losses = worker.forward_backward(parts, [batch.loss_tokens] * len(parts))
-    (loss,) = worker.sum_over_data([sum(losses)])
-    gradients = {name: weight.grad for name, weight in worker.parameters.items() if weight.grad is not None}
+    parts = parallel_model.split(batch.split(parallel_model.data_ranks)[parallel_model.mesh.rank("data")], 1)
+    losses = parallel_model.forward_backward(parts, [batch.loss_tokens] * len(parts))
+    (loss,) = parallel_model.sum_over_data([sum(losses)])
+    gradients = {name: weight.grad for name, weight in parallel_model.parameters.items() if weight.grad is not None}
     return {
         "loss": loss,
-        "norm": worker.grad_norm(),
+        "norm": parallel_model.grad_norm(),
         "gradients": {name: _whole(gradient).clone() for name, gradient in gradients.items()},
         "in_blocks": in_blocks,
         "outside": outside,
-        "held": {weight.dtype for weight in worker.parameters.values()},
+        "held": {weight.dtype for weight in parallel_model.parameters.values()},
     }
 
 

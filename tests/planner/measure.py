@@ -15,8 +15,8 @@ from hanlin.core.config import make_recipe
 from hanlin.core.settings import Recipe
 from hanlin.models.family import load_family
 from hanlin.parallel.mesh import local
-from hanlin.parallel.place import DTYPES, place
-from hanlin.parallel.worker import Worker
+from hanlin.parallel.parallel_model import ParallelModel
+from hanlin.parallel.parallelize import DTYPES, parallelize
 from hanlin.planner.job import Columns, Job
 from hanlin.planner.live import LiveBytes
 from hanlin.planner.trace import Run, make_inputs
@@ -47,25 +47,27 @@ def job_of(recipe: Recipe) -> Job:
     return Job(recipe, Columns(recipe.data.max_length), keeps_probabilities=True)
 
 
-def place_fresh(recipe: Recipe, config: Any) -> Worker:
+def place_fresh(recipe: Recipe, config: Any) -> ParallelModel:
     """The recipe's model with fresh weights, or this rank's share of it."""
     family = load_family(recipe.model.family)
     model = family.model()(config)
     model.init_weights(torch.Generator().manual_seed(1))
     apply_tuning(model, recipe.tuning, family, torch.Generator().manual_seed(2))
-    return place(model, torch.device("cpu"), recipe.train.precision, recipe.parallel)
+    return parallelize(model, torch.device("cpu"), recipe.train.precision, recipe.parallel)
 
 
 def measure(recipe: Recipe, config: Any) -> Measured:
     """Run the passes of one step in this process."""
-    worker = place_fresh(recipe, config)
-    optimiser, weights = AdamW(worker.parameters, recipe.train), list(worker.model.parameters())
-    parts = _batch(worker, recipe, config.vocab_size).split(recipe.train.batch_rows // (recipe.train.micro_rows or 1))
+    parallel_model = place_fresh(recipe, config)
+    optimiser, weights = AdamW(parallel_model.parameters, recipe.train), list(parallel_model.model.parameters())
+    parts = _batch(parallel_model, recipe, config.vocab_size).split(
+        recipe.train.batch_rows // (recipe.train.micro_rows or 1)
+    )
     given = [tensor for part in parts for tensor in (*part.inputs.values(), part.labels, part.weights)]
     state = list(optimiser.tensors().values())
     live = LiveBytes(others=(*weights, *state, *given))
     with live:
-        worker.forward_backward(parts, [100.0] * len(parts))
+        parallel_model.forward_backward(parts, [100.0] * len(parts))
     gradients = [weight.grad for weight in weights if weight.grad is not None]
     return Measured(_bytes(weights), _bytes(gradients), _bytes(state), _bytes(weights) + _bytes(state) + live.peak)
 
@@ -94,25 +96,25 @@ class RankBytes(TorchDispatchMode):
 
 def measure_rank(recipe: Recipe, config: Any, micro_rows: int, micro_batches: int) -> int:
     """The peak of this rank's tensors in a step after the first one, in bytes."""
-    worker = place_fresh(recipe, config)
-    state = [local(tensor) for tensor in AdamW(worker.parameters, recipe.train).tensors().values()]
-    weights = [local(weight) for model in worker.models for weight in model.parameters()]
+    parallel_model = place_fresh(recipe, config)
+    state = [local(tensor) for tensor in AdamW(parallel_model.parameters, recipe.train).tensors().values()]
+    weights = [local(weight) for model in parallel_model.models for weight in model.parameters()]
     whole = load_family(recipe.model.family).model()(config)  # a stage cannot say what the first one reads
     rows = micro_rows * micro_batches
     inputs = make_inputs(whole, rows, Run(LENGTH, LENGTH, torch.float32))
     labels = torch.randint(config.vocab_size, (rows, LENGTH), generator=torch.Generator().manual_seed(0))
     parts = Batch(inputs, labels, torch.ones(rows, LENGTH)).split(micro_batches)
-    worker.forward_backward(parts, [100.0] * len(parts))
-    worker.drop_grads()
+    parallel_model.forward_backward(parts, [100.0] * len(parts))
+    parallel_model.drop_grads()
     given = [tensor for part in parts for tensor in (*part.inputs.values(), part.labels, part.weights)]
     with RankBytes([*weights, *state, *given]) as live:
-        worker.forward_backward(parts, [100.0] * len(parts))
+        parallel_model.forward_backward(parts, [100.0] * len(parts))
     return _bytes(weights) + _bytes(state) + live.peak
 
 
-def _batch(worker: Worker, recipe: Recipe, vocab_size: int) -> Batch:
+def _batch(parallel_model: ParallelModel, recipe: Recipe, vocab_size: int) -> Batch:
     rows = recipe.train.batch_rows
-    inputs = make_inputs(worker.model, rows, Run(LENGTH, LENGTH, DTYPES[recipe.train.precision]))
+    inputs = make_inputs(parallel_model.model, rows, Run(LENGTH, LENGTH, DTYPES[recipe.train.precision]))
     labels = torch.randint(vocab_size, (rows, LENGTH), generator=torch.Generator().manual_seed(0))
     return Batch(inputs, labels, torch.ones(rows, LENGTH))
 

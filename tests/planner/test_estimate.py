@@ -69,8 +69,8 @@ def test_ranks_hold_what_the_plan_says(family: str, changes: tuple[str, ...], wo
     config = job_of(recipe).config
 
     def held() -> int:
-        worker = place_fresh(recipe, config)
-        return sum(_local_bytes(weight) for weight in worker.model.parameters())
+        parallel_model = place_fresh(recipe, config)
+        return sum(_local_bytes(weight) for weight in parallel_model.model.parameters())
 
     planned = [memory.parameters for memory in _planned(recipe, world)]
     found = run_ranks(world, held)

@@ -12,7 +12,7 @@ from tiny_model import TinyLoader, make_batch, tiny_model
 from hanlin.checkpoint.state import Checkpointer
 from hanlin.core.ranks import start_log
 from hanlin.core.settings import TrainSettings
-from hanlin.parallel.place import place
+from hanlin.parallel.parallelize import parallelize
 from hanlin.train.keeper import Keeper
 from hanlin.train.loop import Outcome, count_steps, train
 from hanlin.train.optim import AdamW
@@ -24,13 +24,15 @@ def run(folder: Path, *, with_eval: bool = True, pause: float = 0.0, **settings)
     """Train with dropout, so that the random numbers matter, and from whatever checkpoint there is."""
     made = TrainSettings(**{"steps": 12, "lr": 0.02, "eval_every": 4, "save_every": 3, "warmup_steps": 2, **settings})
     loader = TinyLoader()
-    worker = place(tiny_model(dropout=0.2), torch.device("cpu"), made.precision)
-    step = Step(worker, AdamW(worker.parameters, made), made, count_steps(made, loader))
-    keeper = Keeper(folder, step, loader, Checkpointer(folder / "checkpoints", made.keep), _exporter(worker.model))
+    parallel_model = parallelize(tiny_model(dropout=0.2), torch.device("cpu"), made.precision)
+    step = Step(parallel_model, AdamW(parallel_model.parameters, made), made, count_steps(made, loader))
+    keeper = Keeper(
+        folder, step, loader, Checkpointer(folder / "checkpoints", made.keep), _exporter(parallel_model.model)
+    )
     if pause:
         forever = loader.forever
         loader.forever = lambda: (time.sleep(pause) or batch for batch in forever())
-    evaluate = (lambda: {"loss": mean_loss(worker, [make_batch(99)])}) if with_eval else None
+    evaluate = (lambda: {"loss": mean_loss(parallel_model, [make_batch(99)])}) if with_eval else None
     outcome = train(step, loader, settings=made, keeper=keeper, watch=Watch(folder, log_every=4), evaluate=evaluate)
     return outcome, step
 

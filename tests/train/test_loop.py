@@ -29,7 +29,7 @@ def losses_of(folder: Path) -> dict[int, float]:
 
 
 def state_of(step) -> dict[str, torch.Tensor]:
-    weights = {name: weight.detach() for name, weight in step.worker.parameters.items()}
+    weights = {name: weight.detach() for name, weight in step.parallel_model.parameters.items()}
     return {**weights, **step.optimiser.tensors()}
 
 
@@ -64,7 +64,7 @@ def test_a_run_shorter_than_all_intervals_leaves_last_and_best(tmp_path):
     assert outcome.standing.best_step == 2
     for name in ("last", "best"):
         saved = torch.load(tmp_path / name / "model.pt")
-        assert saved["head.weight"].equal(step.worker.model.head.weight)
+        assert saved["head.weight"].equal(step.parallel_model.model.head.weight)
     assert (tmp_path / "checkpoints" / "000002").is_dir()
 
 

@@ -9,7 +9,7 @@ from tiny_model import break_batch, make_batch, tiny_model
 
 from hanlin.core.errors import HanlinError
 from hanlin.core.settings import TrainSettings
-from hanlin.parallel.place import place
+from hanlin.parallel.parallelize import parallelize
 from hanlin.train.optim import AdamW
 from hanlin.train.step import Step, mean_loss
 
@@ -18,12 +18,12 @@ CPU = torch.device("cpu")
 
 def make_step(model=None, *, total_steps: int = 20, dtype=torch.float32, **settings) -> Step:
     made = TrainSettings(**{"lr": 0.01, "steps": total_steps, **settings})
-    worker = place((model or tiny_model()).to(dtype), CPU, made.precision)
-    return Step(worker, AdamW(worker.parameters, made), made, total_steps)
+    parallel_model = parallelize((model or tiny_model()).to(dtype), CPU, made.precision)
+    return Step(parallel_model, AdamW(parallel_model.parameters, made), made, total_steps)
 
 
 def weights_of(step: Step) -> dict[str, torch.Tensor]:
-    return {name: weight.detach().clone() for name, weight in step.worker.model.named_parameters()}
+    return {name: weight.detach().clone() for name, weight in step.parallel_model.model.named_parameters()}
 
 
 @pytest.mark.parametrize("micro_rows", [2, 1, 3])
@@ -39,13 +39,13 @@ def test_micro_batches_change_nothing(micro_rows: int):
 
 def test_token_mean_divides_by_the_weights_of_all_rows():
     step, batch = make_step(micro_rows=1), make_batch(0)
-    losses = step.worker.losses(batch)
+    losses = step.parallel_model.losses(batch)
     assert step.run(batch).loss == pytest.approx(losses.sum().item() / batch.loss_tokens, rel=1e-6)
 
 
 def test_batch_mean_is_the_mean_of_the_means_of_the_forward_passes():
     step, batch = make_step(micro_rows=2, loss_mean="batch"), make_batch(0)
-    means = [step.worker.losses(part).sum().item() / part.loss_tokens for part in batch.split(2)]
+    means = [step.parallel_model.losses(part).sum().item() / part.loss_tokens for part in batch.split(2)]
     assert step.run(batch).loss == pytest.approx(sum(means) / 2, rel=1e-6)
 
 
@@ -53,7 +53,7 @@ def test_clipping_bounds_the_gradient():
     norms = []
     for clip in (None, 1e-3):
         step = make_step(clip=clip)
-        step.optimiser.step = lambda rate, step=step: norms.append(step.worker.grad_norm())  # type: ignore[method-assign]
+        step.optimiser.step = lambda rate, step=step: norms.append(step.parallel_model.grad_norm())  # type: ignore[method-assign]
         report = step.run(make_batch(0))
         norms.append(report.grad_norm)
     assert norms[0] == pytest.approx(norms[1])
@@ -83,7 +83,7 @@ def test_a_broken_step_leaves_the_weights_as_they_are_and_names_the_rows(caplog)
 
 def test_infinite_gradient_with_finite_loss_is_skipped():
     step = make_step()
-    step.worker.model.head.weight.register_hook(lambda grad: grad * math.inf)
+    step.parallel_model.model.head.weight.register_hook(lambda grad: grad * math.inf)
     before = weights_of(step)
     assert step.run(make_batch(0)).skipped
     assert all(weight.equal(before[name]) for name, weight in weights_of(step).items())
@@ -137,12 +137,12 @@ def test_frozen_weights_stay_bitwise_equal_and_have_no_gradient():
 
 
 def test_mean_loss_is_per_token_whatever_the_batches():
-    worker = make_step().worker
+    parallel_model = make_step().parallel_model
     batches = [make_batch(number) for number in range(3)]
-    total = sum(worker.losses(batch).sum().item() for batch in batches)
+    total = sum(parallel_model.losses(batch).sum().item() for batch in batches)
     expected = total / sum(batch.loss_tokens for batch in batches)
-    assert mean_loss(worker, batches) == pytest.approx(expected, rel=1e-6)
-    assert mean_loss(worker, [part for batch in batches for part in batch.split(4)]) == pytest.approx(
+    assert mean_loss(parallel_model, batches) == pytest.approx(expected, rel=1e-6)
+    assert mean_loss(parallel_model, [part for batch in batches for part in batch.split(4)]) == pytest.approx(
         expected, rel=1e-6
     )
 

@@ -261,13 +261,13 @@ def _finished(waiting: dict[Future, _Job], when: str) -> Iterator[_Job]:
 
 # --- inside a worker ---
 
-_worker: list[Any] = []  # encoder and tokenizer of this process
+_parallel_model: list[Any] = []  # encoder and tokenizer of this process
 
 
 def _start_worker(encoder: _Encoder) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _worker[:] = encoder, encoder.encoding.load()
+    _parallel_model[:] = encoder, encoder.encoding.load()
 
 
 def _end_with_parent() -> None:
@@ -278,7 +278,7 @@ def _end_with_parent() -> None:
 
 
 def _work(job: _Job) -> None:
-    encoder, tokenizer = _worker
+    encoder, tokenizer = _parallel_model
     encoder.encode(job.piece, job.digest, tokenizer)
 
 

@@ -1,1 +1,1 @@
-"""A model and a layout -> a worker with the same face for one process and a thousand."""
+"""A model and a layout -> a `ParallelModel` with the same face for one process and a thousand."""

@@ -34,7 +34,7 @@ class Gradients:
         """Bring the gradients together that several stages or data ranks have of one weight."""
         weights = self.weights
         for weight in (weight for held in self._held for weight in held.values()):
-            _settle(weight)
+            _sum_partial_gradient(weight)
         for name, first in weights.items():
             for held in self._held:
                 other = held.get(name, first)
@@ -154,7 +154,7 @@ def _is_divided(weight: torch.Tensor) -> bool:
     return not placements[mesh.mesh_dim_names.index("tensor")].is_replicate()
 
 
-def _settle(weight: nn.Parameter) -> None:
+def _sum_partial_gradient(weight: nn.Parameter) -> None:
     """Add the parts of a gradient that the tensor ranks have of a weight which each holds whole."""
     placements = getattr(weight.grad, "placements", None)
     if placements is not None and placements != weight.placements:  # pyright: ignore[reportAttributeAccessIssue]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import distributed, nn
 
-from hanlin.parallel.worker import Worker
+from hanlin.parallel.parallel_model import ParallelModel
 
 
 class Together(nn.Module):
@@ -17,15 +17,15 @@ class Together(nn.Module):
     names: of all weights, in the order of the whole model.
     """
 
-    def __init__(self, worker: Worker, names: Sequence[str]) -> None:
+    def __init__(self, parallel_model: ParallelModel, names: Sequence[str]) -> None:
         super().__init__()
-        self.stages = nn.ModuleList(worker.models)
-        self.mesh = worker.mesh
-        self._worker, self._names = worker, list(names)
+        self.stages = nn.ModuleList(parallel_model.models)
+        self.mesh = parallel_model.mesh
+        self._parallel_model, self._names = parallel_model, list(names)
 
     def forward(self, **inputs: Any) -> torch.Tensor:
         """The same on all tensor and pipe ranks, bit for bit, since they go on by what they find in it."""
-        result = self._worker(**inputs)
+        result = self._parallel_model(**inputs)
         if self.mesh.size("tensor") > 1:
             result = result.contiguous()
             distributed.broadcast(result, group=self.mesh.group("tensor"), group_src=0)
@@ -33,4 +33,4 @@ class Together(nn.Module):
 
     def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """The whole weights on the main rank, empty ones on the others; every rank must go through them."""
-        return self._worker.gather(self._names)
+        return self._parallel_model.gather(self._names)

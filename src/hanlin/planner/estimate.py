@@ -210,7 +210,7 @@ def _casted(share: _Share) -> tuple[int, int]:
 
 
 def _gathered(share: _Share) -> int:
-    """Whole weights beside the shares of them."""
+    """SingleStage weights beside the shares of them."""
     held = share.held
     if not share.is_sharded:
         return 0

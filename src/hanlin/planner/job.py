@@ -10,7 +10,7 @@ import torch
 
 from hanlin.core.settings import Recipe
 from hanlin.models.family import Family, load_family
-from hanlin.parallel.place import DTYPES
+from hanlin.parallel.parallelize import DTYPES
 from hanlin.parts import model_config
 from hanlin.planner.layout import Layout
 from hanlin.planner.trace import Run, Trace, kinds_of_blocks, shrink, trace, with_experts
@@ -92,7 +92,7 @@ class Job:
 
 
 def _meta_model(recipe: Recipe, family: Family, config: Any, dtype: torch.dtype) -> Any:
-    """Trained weights are fp32, frozen ones have the dtype of the arithmetic (parallel/place.py)."""
+    """Trained weights are fp32, frozen ones have the dtype of the arithmetic (parallel/parallelize.py)."""
     with torch.device("meta"):
         model = family.model()(config)
         apply_tuning(model, recipe.tuning, family)

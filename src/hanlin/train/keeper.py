@@ -89,7 +89,7 @@ class Keeper:
             "standing": asdict(standing),
             "step": self.step.values(),
             "loader": self.loader.state_dict(),
-            "random": self.step.worker.mesh.gather("all", random_states(self.step.worker.device)),
+            "random": self.step.parallel_model.mesh.gather("all", random_states(self.step.parallel_model.device)),
         }
         self.checkpointer.save(standing.step, self._tensors(), values, is_best=standing.is_best)
         self._saved_step = standing.step
@@ -106,16 +106,18 @@ class Keeper:
 
     def _restore_random(self, states: list[dict[str, Any]], step: int) -> None:
         """Each rank's own random numbers; under another layout new ones, which depend on the step."""
-        worker = self.step.worker
-        if len(states) == worker.mesh.size("all"):
-            restore_random_states(states[worker.mesh.rank("all")], worker.device)
+        parallel_model = self.step.parallel_model
+        if len(states) == parallel_model.mesh.size("all"):
+            restore_random_states(states[parallel_model.mesh.rank("all")], parallel_model.device)
             return
         log.warning(
-            "resumed on %d ranks, saved on %d: what is dropped is drawn anew", worker.mesh.size("all"), len(states)
+            "resumed on %d ranks, saved on %d: what is dropped is drawn anew",
+            parallel_model.mesh.size("all"),
+            len(states),
         )
         seed_everything(torch.initial_seed() + 1_000_003 * step)
 
     def _tensors(self) -> dict[str, torch.Tensor]:
-        weights = {f"model.{name}": weight.detach() for name, weight in self.step.worker.parameters.items()}
+        weights = {f"model.{name}": weight.detach() for name, weight in self.step.parallel_model.parameters.items()}
         state = {f"optimiser.{name}": tensor for name, tensor in self.step.optimiser.tensors().items()}
         return {**weights, **state}

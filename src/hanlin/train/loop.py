@@ -95,7 +95,7 @@ def train(
     log.info(
         "training ended by=%s step=%d minutes=%.1f tokens/s=%.0f peak_memory_gib=%.2f",
         end, standing.step, (time.perf_counter() - start) / 60, watch.tokens_per_second,
-        peak_memory_bytes(step.worker.device) / 2**30,
+        peak_memory_bytes(step.parallel_model.device) / 2**30,
     )  # fmt: skip
     return Outcome(standing, end)
 
@@ -108,7 +108,7 @@ def _end(
     if settings.patience is not None and standing.worse >= settings.patience:
         return "patience"
     # A signal may reach one rank only; all must stop at the same step.
-    is_interrupted = step.worker.any(bool(signals.requested))
+    is_interrupted = step.parallel_model.any(bool(signals.requested))
     if is_interrupted:
         log.warning("interrupted after step=%d: saving; a second signal ends at once", standing.step)
     return "signal" if is_interrupted else None

@@ -14,7 +14,7 @@ import torch
 from hanlin.core.batch import Batch
 from hanlin.core.errors import HanlinError
 from hanlin.core.settings import TrainSettings
-from hanlin.parallel.worker import Worker
+from hanlin.parallel.parallel_model import ParallelModel
 from hanlin.train.optim import AdamW, learning_rate
 from hanlin.train.scale import LossScale
 
@@ -50,13 +50,13 @@ class Step:
 
     def __init__(
         self,
-        worker: Worker,
+        parallel_model: ParallelModel,
         optimiser: AdamW,
         settings: TrainSettings,
         total_steps: int,
         where: Callable[[Batch], Sequence[str]] | None = None,
     ) -> None:
-        self.worker, self.optimiser, self.settings = worker, optimiser, settings
+        self.parallel_model, self.optimiser, self.settings = parallel_model, optimiser, settings
         self.total_steps = total_steps
         self.where = where or _row_numbers
         self.scale = LossScale.of(settings)
@@ -69,16 +69,16 @@ class Step:
         Raises: HanlinError after `max_skipped` broken steps in a row.
         """
         start = time.perf_counter()
-        parts = self.worker.split(batch, self.settings.micro_rows)
-        tokens, loss_tokens = self.worker.sum_over_data([_num_tokens(batch), batch.loss_tokens])
+        parts = self.parallel_model.split(batch, self.settings.micro_rows)
+        tokens, loss_tokens = self.parallel_model.sum_over_data([_num_tokens(batch), batch.loss_tokens])
         losses = self._accumulate(parts, loss_tokens)
-        (loss,) = self.worker.sum_over_data([math.fsum(losses)])
-        norm, scale = self.worker.grad_norm() / self.scale.value, self.scale.value
+        (loss,) = self.parallel_model.sum_over_data([math.fsum(losses)])
+        norm, scale = self.parallel_model.grad_norm() / self.scale.value, self.scale.value
         rate = learning_rate(self.settings, self.updates + 1, self.total_steps)
         is_finite = math.isfinite(loss) and math.isfinite(norm)
         if is_finite:
             self._update(norm, rate)
-        self.worker.drop_grads()
+        self.parallel_model.drop_grads()
         report = StepReport(
             loss, rate, norm, int(tokens), loss_tokens, not is_finite, scale, time.perf_counter() - start
         )
@@ -100,16 +100,16 @@ class Step:
         """Sum the gradients of the micro-batches; return their shares of the loss."""
         denominators = [loss_tokens] * len(parts)
         if self.settings.loss_mean == "batch":  # mean of the means of each forward pass
-            denominators = [part.loss_tokens * len(parts) * self.worker.data_ranks for part in parts]
+            denominators = [part.loss_tokens * len(parts) * self.parallel_model.data_ranks for part in parts]
         # Nothing in the loss: 0 / 1, not 0 / 0.
-        return self.worker.forward_backward(parts, [number or 1.0 for number in denominators], self.scale.value)
+        return self.parallel_model.forward_backward(parts, [number or 1.0 for number in denominators], self.scale.value)
 
     def _update(self, norm: float, rate: float) -> None:
         factor = 1 / self.scale.value
         if self.settings.clip is not None:
             factor *= min(1.0, self.settings.clip / (norm + 1e-6))
         if factor != 1:
-            self.worker.scale_grads(factor)
+            self.parallel_model.scale_grads(factor)
         self.optimiser.step(rate)
         self.updates += 1
 
@@ -135,14 +135,14 @@ class Step:
             )
 
 
-def mean_loss(worker: Worker, batches: Iterable[Batch], rows: int | None = None) -> float:
+def mean_loss(parallel_model: ParallelModel, batches: Iterable[Batch], rows: int | None = None) -> float:
     """The mean loss per loss token of the batches (this rank's share of each), over all ranks.
 
     rows: of a forward pass; None: all of a batch.
     """
-    parts = (part for batch in batches for part in worker.split(batch, rows))
-    pairs = [(worker.losses(part).sum(dtype=torch.float64).item(), part.loss_tokens) for part in parts]
-    total, tokens = worker.sum_over_data([math.fsum(column) for column in zip(*pairs, strict=True)])
+    parts = (part for batch in batches for part in parallel_model.split(batch, rows))
+    pairs = [(parallel_model.losses(part).sum(dtype=torch.float64).item(), part.loss_tokens) for part in parts]
+    total, tokens = parallel_model.sum_over_data([math.fsum(column) for column in zip(*pairs, strict=True)])
     return total / tokens
 
 

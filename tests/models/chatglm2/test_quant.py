@@ -17,7 +17,7 @@ from hanlin.layers.quantised import QuantisedLinear
 from hanlin.models.chatglm2 import family
 from hanlin.models.chatglm2.config import ChatGlm2Config
 from hanlin.models.chatglm2.model import ChatGlm2
-from hanlin.parallel.place import place
+from hanlin.parallel.parallelize import parallelize
 from hanlin.tuning.apply import apply_tuning, trained_parameters
 
 CONFIG = ChatGlm2Config(
@@ -60,17 +60,17 @@ def test_adapters_get_the_gradients_that_they_get_on_the_unpacked_base(folder: P
     gradients = []
     for model in (load(folder), load(folder, bits=0)):
         apply_tuning(model, settings, family, torch.Generator().manual_seed(1))
-        worker = place(model, torch.device("cpu"))
+        parallel_model = parallelize(model, torch.device("cpu"))
         model(tokens=TOKENS, labels=TOKENS).backward()
-        gradients.append({name: weight.grad for name, weight in worker.parameters.items()})
-        assert list(trained_parameters(model)) == list(worker.parameters)
+        gradients.append({name: weight.grad for name, weight in parallel_model.parameters.items()})
+        assert list(trained_parameters(model)) == list(parallel_model.parameters)
     torch.testing.assert_close(gradients[0], gradients[1])
 
 
 def test_half_precision_leaves_packed_weights_as_they_are(folder: Path) -> None:
     model = load(folder, torch.bfloat16)
     apply_tuning(model, TuningSettings(method="lora", rank=2), family)
-    place(model, torch.device("cpu"), "bf16")
+    parallelize(model, torch.device("cpu"), "bf16")
     before = model.get_parameter("blocks.0.ffn.up.weight").clone()
     with torch.autocast("cpu", torch.bfloat16):
         model(tokens=TOKENS, labels=TOKENS).backward()

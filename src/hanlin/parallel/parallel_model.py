@@ -1,4 +1,4 @@
-"""A rank's share of a model, behind the one face that the step and the loop know: `Worker`."""
+"""A rank's share of a model, behind the one face that the step and the loop know: `ParallelModel`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hanlin.parallel.mesh import Mesh
 from hanlin.parallel.shares import Shares
 
 
-class Program(Protocol):
+class StageRunner(Protocol):
     """How a rank runs its share of the model on its share of the rows."""
 
     def forward_backward(self, parts: Sequence[Batch], factors: Sequence[float]) -> torch.Tensor:
@@ -28,7 +28,7 @@ class Program(Protocol):
         ...
 
 
-class Whole:
+class SingleStage:
     """All blocks on this rank."""
 
     def __init__(self, model: nn.Module, *, is_sharded: bool) -> None:
@@ -51,7 +51,7 @@ class Whole:
         return self.model(**inputs)
 
 
-class Worker:
+class ParallelModel:
     """This process's share of the model. All ranks call the same methods in the same order."""
 
     def __init__(
@@ -61,7 +61,7 @@ class Worker:
         self.models = list(models)
         # Of experts that other data ranks do not have.
         self._own_names = set[str]() if mesh.size("expert") == 1 else _names_of_experts(models)
-        self._program = self._make_program()
+        self._runner = self._make_runner()
         self._bring()
         self._shares = Shares(self.models, mesh)
         self._gradients = Gradients(self.models, mesh, is_sharded=self._is_sharded, own=self._own_names)
@@ -106,14 +106,14 @@ class Worker:
         repeats = self.data_ranks if self._is_sharded else 1
         factors = [scale / denominator * repeats for denominator in denominators]
         with self._arithmetic():
-            losses = self._program.forward_backward([part.to(self.device) for part in parts], factors)
+            losses = self._runner.forward_backward([part.to(self.device) for part in parts], factors)
         self._gradients.add()
         return [loss / denominator for loss, denominator in zip(losses.tolist(), denominators, strict=True)]
 
     def __call__(self, **inputs: Any) -> torch.Tensor:
         """The model's result for rows of this data rank, on all its ranks; no gradient."""
         with self._arithmetic():
-            return self._program(**inputs)
+            return self._runner(**inputs)
 
     def losses(self, batch: Batch) -> torch.Tensor:
         """The weighted loss of each position `[batch, length]`; no gradient, no dropout."""
@@ -170,10 +170,10 @@ class Worker:
     def _is_sharded(self) -> bool:
         return self.settings.shard != "none" and self.mesh.size("all") > 1
 
-    def _make_program(self) -> Program:
+    def _make_runner(self) -> StageRunner:
         if self.mesh.size("pipe") == 1:
             self._shard(self.models)
-            return Whole(self.model, is_sharded=self._is_sharded)
+            return SingleStage(self.model, is_sharded=self._is_sharded)
         from hanlin.parallel.pipeline import Pipeline, Stage
 
         count = self.settings.num_stages

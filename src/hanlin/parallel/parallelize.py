@@ -16,24 +16,24 @@ from hanlin.core.plan import Plan
 from hanlin.core.ranks import read_ranks
 from hanlin.core.settings import ParallelSettings
 from hanlin.parallel.mesh import Degrees, Mesh
+from hanlin.parallel.parallel_model import ParallelModel
 from hanlin.parallel.recompute import recompute
-from hanlin.parallel.worker import Worker
 
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def place(
+def parallelize(
     model: nn.Module,
     device: torch.device,
     precision: Precision = "fp32",
     settings: ParallelSettings | None = None,
     *,
     copy: Callable[[], nn.Module] | None = None,
-) -> Worker:
+) -> ParallelModel:
     """Bring the model, or this rank's share of it, to the device in the dtypes of `precision`.
 
-    What requires a gradient is trained. A model on the meta device comes out empty: see `Worker.fill`.
+    What requires a gradient is trained. A model on the meta device comes out empty: see `ParallelModel.fill`.
     copy: makes the same model once more (on the meta device), where a rank has several stages of a pipeline.
 
     Raises: ConfigError when the layout does not fit the model or the number of processes.
@@ -41,8 +41,8 @@ def place(
     settings = settings or ParallelSettings()
     mesh = Mesh(Degrees.of(settings, read_ranks().world), device)
     _refuse(settings)
-    models = [_settle(one, device, precision, settings, mesh) for one in _cut(model, settings, mesh, copy)]
-    return Worker(models, mesh, settings, DTYPES[precision])
+    models = [_apply_layout(one, device, precision, settings, mesh) for one in _cut(model, settings, mesh, copy)]
+    return ParallelModel(models, mesh, settings, DTYPES[precision])
 
 
 def _refuse(settings: ParallelSettings) -> None:
@@ -67,7 +67,7 @@ def _cut(
     return [cut(model if copy is None or number == own[0] else copy(), number, count) for number in own]
 
 
-def _settle(
+def _apply_layout(
     model: nn.Module, device: torch.device, precision: Precision, settings: ParallelSettings, mesh: Mesh
 ) -> nn.Module:
     plan: Plan = model.plan  # pyright: ignore[reportAssignmentType]

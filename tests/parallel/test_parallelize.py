@@ -1,0 +1,71 @@
+import pytest
+import torch
+from tiny_model import make_batch, tiny_model
+
+from hanlin.core.errors import ConfigError
+from hanlin.core.settings import ParallelSettings
+from hanlin.parallel.parallelize import parallelize
+
+CPU = torch.device("cpu")
+
+
+def test_trained_weights_are_fp32_and_frozen_ones_as_the_arithmetic():
+    model = tiny_model().half()
+    model.embedding.requires_grad_(False)
+    parallel_model = parallelize(model, CPU, "bf16")
+    assert model.embedding.weight.dtype == torch.bfloat16
+    assert {weight.dtype for weight in parallel_model.parameters.values()} == {torch.float32}
+    assert "embedding.weight" not in parallel_model.parameters
+
+
+def test_tied_weights_stay_tied():
+    model = tiny_model()
+    model.head.weight = model.embedding.weight
+    parallelize(model.half(), CPU, "fp32")
+    assert model.head.weight is model.embedding.weight
+
+
+def test_gradients_add_up_and_are_scaled():
+    parallel_model, batch = parallelize(tiny_model(), CPU), make_batch(0)
+    loss = parallel_model.forward_backward([batch], [batch.loss_tokens])
+    first = {name: weight.grad.clone() for name, weight in parallel_model.parameters.items() if weight.grad is not None}
+    assert parallel_model.forward_backward([batch], [batch.loss_tokens], 4.0) == loss
+    for name, weight in parallel_model.parameters.items():
+        torch.testing.assert_close(weight.grad, first[name] * 5)
+    parallel_model.scale_grads(0.2)
+    norm = torch.cat([grad.flatten() for grad in first.values()]).norm()
+    assert parallel_model.grad_norm() == pytest.approx(norm.item(), rel=1e-6)
+
+
+def test_losses_are_without_dropout_and_gradient():
+    parallel_model, batch = parallelize(tiny_model(dropout=0.5), CPU), make_batch(0)
+    parallel_model.forward_backward([batch], [1.0])
+    first, second = parallel_model.losses(batch), parallel_model.losses(batch)
+    assert first.equal(second)
+    assert not first.requires_grad
+    assert first.shape == batch.labels.shape
+    assert parallel_model.forward_backward([batch], [1.0]) != parallel_model.forward_backward(
+        [batch], [1.0]
+    )  # dropout is back
+
+
+@pytest.mark.parametrize("settings", [{"data": 2}, {"tensor": 2}, {"pipe": 3, "data": 1}])
+def test_degrees_that_are_not_the_processes_are_refused(settings):
+    with pytest.raises(ConfigError, match=r"parallel: .* number of processes, which is 1"):
+        parallelize(tiny_model(), CPU, "fp32", ParallelSettings(**settings))
+
+
+def test_a_rank_without_enough_rows_gets_some_without_loss():
+    batch = make_batch(0, rows=3)
+    filled = batch.fill_rows(5)
+    assert filled.size == 5
+    assert filled.loss_tokens == batch.loss_tokens
+    assert batch.fill_rows(2) is batch
+
+
+def test_one_process_counts_micro_batches_too():
+    parallel_model, batch = (
+        parallelize(tiny_model(), CPU, "fp32", ParallelSettings(micro_batches=2)),
+        make_batch(0, rows=4),
+    )
+    assert [part.size for part in parallel_model.split(batch, None)] == [2, 2]
