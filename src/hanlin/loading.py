@@ -16,10 +16,10 @@ from hanlin.formats.files import published
 from hanlin.formats.load import added_parameters, base_parameters, load_into, open_ours, save_base
 from hanlin.layers.label_head import label_parameters
 from hanlin.models.fresh import fresh_weights
+from hanlin.parallel.inference_model import ShardedInferenceModel
 from hanlin.parallel.mesh import Degrees, Mesh
 from hanlin.parallel.parallel_model import ParallelModel
 from hanlin.parallel.parallelize import DTYPES, parallelize
-from hanlin.parallel.together import Together
 from hanlin.parts import Parts, describe_parts
 from hanlin.tuning.apply import apply_tuning, fill_additions
 
@@ -53,7 +53,7 @@ def load_engine(recipe: Recipe, parts: Parts | None = None) -> Engine:
     if degrees.tensor * degrees.pipe > 1:
         if recipe.generate.expert_memory is not None:
             raise ConfigError("generate.expert_memory: only where a process has all blocks; set tensor and pipe to 1")
-        model = _frozen_together(parts, device, layout)
+        model = _frozen_sharded(parts, device, layout)
         mesh = model.mesh
     else:
         model, mesh = frozen_model(parts, device), Mesh(degrees, device)
@@ -75,7 +75,7 @@ def training_engine(parts: Parts, parallel_model: ParallelModel) -> Engine:
     return Engine(
         parallel_model.model
         if parallel_model.mesh.size("all") == 1
-        else Together(parallel_model, parallel_model.names),
+        else ShardedInferenceModel(parallel_model, parallel_model.names),
         parts.processor,
         parallel_model.device,
         parts.recipe.train.precision,
@@ -214,7 +214,7 @@ def _fresh_head(parts: Parts) -> list[str]:
     return [] if parts.base_config == parts.config else label_parameters(_empty_model(parts))
 
 
-def _frozen_together(parts: Parts, device: torch.device, layout: ParallelSettings) -> Together:
+def _frozen_sharded(parts: Parts, device: torch.device, layout: ParallelSettings) -> ShardedInferenceModel:
     """`frozen_model` divided among the ranks, each of which reads its share only."""
     adapter, family, precision = parts.recipe.model.adapter, parts.family, parts.recipe.train.precision
 
@@ -235,7 +235,7 @@ def _frozen_together(parts: Parts, device: torch.device, layout: ParallelSetting
         fill_additions(tuned)
         load_adapter(tuned, adapter, family)
         parallel_model.fill(added_parameters(tuned).items())
-    return Together(parallel_model, names).requires_grad_(False).eval()
+    return ShardedInferenceModel(parallel_model, names).requires_grad_(False).eval()
 
 
 def _tuned_model(parts: Parts) -> torch.nn.Module:

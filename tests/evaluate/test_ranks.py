@@ -86,9 +86,9 @@ def test_ranks_that_share_a_model_find_the_same_but_for_rounding(
     recipe: Recipe, tmp_path: Path, layout: dict[str, int]
 ) -> None:
     alone = score(recipe, tmp_path / "alone")
-    together = score(recipe, tmp_path / "together", 2, **layout)
+    sharded = score(recipe, tmp_path / "together", 2, **layout)
     for task in TASKS:
-        assert together[task] == pytest.approx(alone[task], rel=1e-6)
+        assert sharded[task] == pytest.approx(alone[task], rel=1e-6)
     # The weights are known by the same fingerprint: nothing is scored again.
     keys = [[json.loads(line)["key"] for line in lines_of(tmp_path / run, "loss")] for run in ("alone", "together")]
     assert keys[0] == keys[1]

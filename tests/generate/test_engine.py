@@ -52,8 +52,8 @@ def engine() -> Engine:
 @pytest.mark.parametrize("options", [GREEDY, BEAM, SAMPLE], ids=lambda options: options.method)
 def test_answers_do_not_depend_on_the_batch_size(engine: Engine, options: GenerateSettings):
     alone = engine.generate(RECORDS, options.model_copy(update={"batch_size": 1}), seed=3)
-    together = engine.generate(RECORDS, options.model_copy(update={"batch_size": 4}), seed=3)
-    assert alone == together
+    sharded = engine.generate(RECORDS, options.model_copy(update={"batch_size": 4}), seed=3)
+    assert alone == sharded
     assert alone != RECORDS
 
 

@@ -19,8 +19,8 @@ from hanlin.models.chatglm2.tokenizer import ChatGlm2Tokenizer
 from hanlin.models.cpm1.tokenizer import Cpm1WordTokenizer
 from hanlin.models.cpm_bee import CpmBeeTokenizer
 from hanlin.models.family import load_family, make_options
+from hanlin.parallel.inference_model import ShardedInferenceModel
 from hanlin.parallel.parallelize import parallelize
-from hanlin.parallel.together import Together
 from hanlin.tuning.apply import apply_tuning
 
 LAYOUTS: dict[str, dict[str, Any]] = {
@@ -82,8 +82,8 @@ def answers(name: str, layout: dict[str, Any] | None, tuning: TuningSettings | N
         names, spare = [name for name, _ in model.named_parameters()], copy.deepcopy(model)
         settings = ParallelSettings(**layout)
         parallel_model = parallelize(model, torch.device("cpu"), settings=settings, copy=lambda: copy.deepcopy(spare))
-        together = Together(parallel_model, names)
-        engine = Engine(together.eval(), processor, mesh=together.mesh)
+        sharded = ShardedInferenceModel(parallel_model, names)
+        engine = Engine(sharded.eval(), processor, mesh=sharded.mesh)
     assert engine.mesh.is_main == read_ranks().is_main
     return [engine.generate(records[:3], search, seed=3) for search in SEARCHES]
 

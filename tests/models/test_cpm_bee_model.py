@@ -115,8 +115,8 @@ def test_two_rows_with_windows_equal_the_rows_alone(samples: list[dict[str, torc
     rows = [pack(samples, padding=0), pack(samples[::-1], padding=0)]
     windows = [windows_of(LENGTHS), windows_of(LENGTHS[::-1])]
     both = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
-    together = model(**both, windows=torch.cat(windows))
-    torch.testing.assert_close(together, torch.cat([model(**row) for row in rows]), **EXACT)
+    sharded = model(**both, windows=torch.cat(windows))
+    torch.testing.assert_close(sharded, torch.cat([model(**row) for row in rows]), **EXACT)
 
 
 def test_packed_samples_do_not_see_each_other(samples: list[dict[str, torch.Tensor]]) -> None:

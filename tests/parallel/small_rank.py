@@ -16,7 +16,7 @@ from torch import distributed
 
 from hanlin.core.errors import DataError, HanlinError, noting
 from hanlin.core.ranks import read_ranks
-from hanlin.parallel.group import joined
+from hanlin.parallel.failure_report import report_failures
 from hanlin.train.signals import StopSignals
 
 
@@ -55,7 +55,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     given = dict(word.split("=") for word in sys.argv[3:])
     try:
-        with joined(torch.device("cpu"), timeout_seconds=float(given.get("timeout", 30))):
+        with report_failures(torch.device("cpu"), timeout_seconds=float(given.get("timeout", 30))):
             sys.exit(work(Path(sys.argv[1]), int(sys.argv[2]), given))
     except HanlinError as error:
         print("hanlin:", error, file=sys.stderr)

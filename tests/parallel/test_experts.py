@@ -90,8 +90,8 @@ def alone() -> dict[str, Any]:
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_twenty_steps_on_several_processes_are_those_of_one(alone: dict[str, Any], world: int) -> None:
-    together = run_ranks(world, train, None, 0, STEPS, {"expert": world}, timeout_seconds=LONG)
-    assert_same(together[0], alone, 0)
+    sharded = run_ranks(world, train, None, 0, STEPS, {"expert": world}, timeout_seconds=LONG)
+    assert_same(sharded[0], alone, 0)
 
 
 @pytest.mark.parametrize("second", [{"data": 4, "expert": 4}, {"data": 4, "expert": 2, "shard": "parameters"}, {}])

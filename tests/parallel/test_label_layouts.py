@@ -39,8 +39,8 @@ CHOSEN = {name: LAYOUTS[name] for name in ("2x1x1 parameters", "1x2x1", "1x1x2")
 def test_a_layout_changes_no_number_of_a_classifier(kind: str, layout: str) -> None:
     case, settings = Case(make(kind), inputs, ("query", "value")), ParallelSettings(**CHOSEN[layout])
     methods = ("full", "lora", "prefix")
-    together = run_ranks(world_of(settings), compute_all, case, methods, settings, torch.float64)
+    sharded = run_ranks(world_of(settings), compute_all, case, methods, settings, torch.float64)
     expected = compute_all(case, methods, ParallelSettings(), torch.float64)
     for method in methods:
         assert {"head.label_weight", "head.label_bias"} < set(expected[method]["gradients"])
-        _compare(expected[method], [results[method] for results in together], 1e-12)
+        _compare(expected[method], [results[method] for results in sharded], 1e-12)

@@ -114,10 +114,10 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 
 def compare(family: str, methods: Sequence[str], layout: dict[str, Any], dtype: torch.dtype, tolerance: float) -> None:
     case, settings, alone = CASES[family], ParallelSettings(**layout), ParallelSettings()
-    together = run_ranks(world_of(settings), compute_all, case, methods, settings, dtype)
+    sharded = run_ranks(world_of(settings), compute_all, case, methods, settings, dtype)
     for method in methods:
         expected = compute(case, method, alone, dtype)
-        _compare(expected, [results[method] for results in together], tolerance)
+        _compare(expected, [results[method] for results in sharded], tolerance)
 
 
 def compute_all(

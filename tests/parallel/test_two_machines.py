@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from two_machines import ADDRESSES, two_machines
 
-from hanlin.parallel.launch import Meeting, node_commands
+from hanlin.parallel.launch import Rendezvous, node_commands
 
 SMALL_RANK = Path(__file__).with_name("small_rank.py")
 
@@ -43,7 +43,7 @@ def machines():
 @pytest.mark.parametrize("how", ["", "how=kill rank=1 step=2"])
 def test_ranks_of_two_machines_meet_and_start_anew_together(tmp_path, machines, how):
     names, start = machines
-    lines = node_commands(dict.fromkeys(ADDRESSES, 1), [], Meeting(ADDRESSES[0], max_restarts=1)).values()
+    lines = node_commands(dict.fromkeys(ADDRESSES, 1), [], Rendezvous(ADDRESSES[0], max_restarts=1)).values()
     work = f"{SMALL_RANK} {tmp_path} 5 {how}"
     processes = [start(name, line.replace("-m hanlin", work)) for name, line in zip(names, lines, strict=True)]
     told = [process.communicate(timeout=120) for process in processes]

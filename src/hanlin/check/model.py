@@ -161,7 +161,7 @@ def layout_problems(recipe: Recipe) -> Found:
         return
     import torch
 
-    from hanlin.parallel.fit import model_problems
+    from hanlin.parallel.layout_checks import model_problems
 
     parts = describe_parts(recipe)
     with torch.device("meta"):

@@ -26,7 +26,7 @@ from hanlin.core.effect import idle_settings
 from hanlin.core.errors import ConfigError
 from hanlin.core.settings import Recipe
 from hanlin.models.family import option_problems
-from hanlin.parallel.fit import settings_problems
+from hanlin.parallel.layout_checks import settings_problems
 
 
 def check_file(path: Path | str, overrides: Iterable[str] = (), purpose: Purpose | None = None) -> Recipe:

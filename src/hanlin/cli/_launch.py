@@ -54,9 +54,9 @@ def on_all_ranks(args: argparse.Namespace, recipe: Recipe, work: Callable[[], in
         return run_ranks_here([sys.executable, "-m", "hanlin", *args.argv], to_start, max_restarts=args.max_restarts)
     if world == 1:
         return work()
-    from hanlin.parallel.group import joined
+    from hanlin.parallel.failure_report import report_failures
 
-    with joined(pick_device(recipe.run.device), timeout_seconds=args.timeout):
+    with report_failures(pick_device(recipe.run.device), timeout_seconds=args.timeout):
         return work()
 
 

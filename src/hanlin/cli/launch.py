@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     from hanlin.core.deepspeed import read_hostfile
     from hanlin.core.errors import ConfigError
     from hanlin.core.ranks import start_log
-    from hanlin.parallel.launch import Meeting, node_commands, run_nodes
+    from hanlin.parallel.launch import Rendezvous, node_commands, run_nodes
 
     if args.what[:1] not in [[name] for name in COMMANDS] or len(args.what) < 2:
         raise ConfigError(f"expected {', '.join(COMMANDS)} and a recipe, found {args.what}")
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("--restart with --max-restarts would throw the checkpoints away at every failure; drop one")
     hosts = _chosen(read_hostfile(args.hostfile), args.include, args.exclude)
     address = args.master or next(iter(hosts)).rpartition("@")[2]
-    commands = node_commands(hosts, args.what, Meeting(address, args.port, args.max_restarts))
+    commands = node_commands(hosts, args.what, Rendezvous(address, args.port, args.max_restarts))
     if args.is_run:
         start_log()
         return run_nodes(commands)

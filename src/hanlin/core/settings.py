@@ -109,7 +109,7 @@ class PromptSettings(Settings):
 
     # Number of prompts.
     length: int = Field(default=100, gt=0)
-    # Shares of them at the places of the data set's template (before, between, after its pieces): [0.33, 0.34, 0.33],
+    # ShardedParameters of them at the places of the data set's template (before, between, after its pieces): [0.33, 0.34, 0.33],
     # or as in the names of the original's files: 33_34_33. Empty: the template's own.
     ratios: tuple[Weight, ...] = ()
     # vocabulary: as embeddings of tokens; random: as numbers of the embedding's spread; checkpoint: as the prompts that

@@ -28,8 +28,8 @@ from hanlin.core.settings import GenerateSettings
 from hanlin.layers.kv_cache import KVCache
 from hanlin.layers.linear import store_by_columns
 from hanlin.models.family import BeamManner, Processor
+from hanlin.parallel.inference_model import ShardedInferenceModel
 from hanlin.parallel.mesh import Degrees, Mesh
-from hanlin.parallel.together import Together
 from hanlin.tokens.stream import stream_pieces
 
 from .beam import Beam, BeamRules, Candidate, Search, advance, best_candidates, start_search
@@ -167,7 +167,7 @@ class Engine:
 
     def weights(self) -> Iterable[tuple[str, torch.Tensor]]:
         """The whole weights by name, on the main rank; every rank must go through them."""
-        return self.model.weights() if isinstance(self.model, Together) else self.model.named_parameters()
+        return self.model.weights() if isinstance(self.model, ShardedInferenceModel) else self.model.named_parameters()
 
     def _answer_batch(
         self, numbered: Sequence[tuple[int, Prompt]], options: GenerateSettings, seed: int

@@ -26,7 +26,7 @@ Piece = tuple[torch.Tensor, float]
 """A part of the head: (weight `[vocab part, hidden_size]`, factor of its logits); parts follow each other."""
 
 
-class Share(Protocol):
+class VocabularyPartition(Protocol):
     """What a table that is one rank's part of a vocabulary bears as its attribute `share`.
 
     start: the first row of the vocabulary that it holds; total: rows of the whole.
@@ -52,7 +52,7 @@ class Share(Protocol):
         ...
 
 
-def share_of(table: torch.Tensor) -> Share | None:
+def share_of(table: torch.Tensor) -> VocabularyPartition | None:
     """None: the table is whole."""
     return getattr(table, "share", None)
 

@@ -30,7 +30,7 @@ GRACE_SECONDS = 10.0
 """So long after the first failure the others may say what they know of it; then they are killed."""
 
 AFTER_ROLL_CALL_SECONDS = 1.0
-"""The same once a rank has found out that another one does not answer (parallel/group.py)."""
+"""The same once a rank has found out that another one does not answer (parallel/failure_report.py)."""
 
 SAVING_SECONDS = 120
 """So long after a signal torchrun lets its ranks finish their step and save."""
@@ -40,7 +40,7 @@ EXIT_SAVED = 75
 
 
 @dataclass(frozen=True)
-class Member:
+class RankProcess:
     """One process of a run. output: where its words go; None: to our terminal."""
 
     name: str
@@ -49,7 +49,7 @@ class Member:
 
 
 @dataclass(frozen=True)
-class End:
+class LaunchResult:
     """How the processes ended. text: what the terminal does not show yet; may_restart: a new attempt makes sense."""
 
     code: int
@@ -76,7 +76,7 @@ def run_ranks_here(command: Sequence[str], world: int, *, max_restarts: int = 0)
 
 
 @dataclass(frozen=True)
-class Meeting:
+class Rendezvous:
     """Where torchrun's agents meet, on the first machine, and how often the run is started anew after a failure."""
 
     address: str
@@ -84,7 +84,7 @@ class Meeting:
     max_restarts: int = 0
 
 
-def node_commands(hosts: Mapping[str, int], words: Sequence[str], meeting: Meeting) -> dict[str, str]:
+def node_commands(hosts: Mapping[str, int], words: Sequence[str], meeting: Rendezvous) -> dict[str, str]:
     """For each host the shell command that starts its processes of `hanlin WORDS`.
 
     Python and the current folder must be at the same place on all machines; what the environment says to Python and to
@@ -116,17 +116,17 @@ def run_nodes(commands: Mapping[str, str]) -> int:
         host: ["sh", "-c", line] if host in ours else ["ssh", "-tt", "-o", "BatchMode=yes", host, line]
         for host, line in commands.items()
     }
-    end = run_together(Member(host, start_process(line)) for host, line in lines.items())
+    end = run_together(RankProcess(host, start_process(line)) for host, line in lines.items())
     if end.text:
         log.error("%s", end.text)
     return end.code
 
 
-def run_together(starting: Iterable[Member]) -> End:
+def run_together(starting: Iterable[RankProcess]) -> LaunchResult:
     """Wait for processes, each of which is started by its turn; when one fails, the others have `GRACE_SECONDS` before
     they are killed.
     """
-    members: list[Member] = []
+    members: list[RankProcess] = []
     with _passing_signals(members) as passed:
         try:
             for member in starting:
@@ -159,12 +159,12 @@ def rank_environment(rank: int, world: int, port: int, attempt: int) -> dict[str
     return {name: str(value) for name, value in {**shared, **os.environ, **given}.items()}
 
 
-def _start_ranks(command: Sequence[str], world: int, attempt: int, folder: Path) -> Iterator[Member]:
+def _start_ranks(command: Sequence[str], world: int, attempt: int, folder: Path) -> Iterator[RankProcess]:
     port = free_port()
     for rank in range(world):
         output = folder / f"{rank}.txt" if rank else None
         process = start_process(command, rank_environment(rank, world, port, attempt), output)
-        yield Member(f"rank {rank}", process, output)
+        yield RankProcess(f"rank {rank}", process, output)
 
 
 def start_process(
@@ -196,7 +196,7 @@ def _die_with_parent() -> None:
 
 
 @contextmanager
-def _passing_signals(members: Sequence[Member]) -> Iterator[list[int]]:
+def _passing_signals(members: Sequence[RankProcess]) -> Iterator[list[int]]:
     """Pass each signal on to the members; yields the list of those passed on."""
     passed: list[int] = []
 
@@ -218,9 +218,9 @@ def _passing_signals(members: Sequence[Member]) -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _wait(members: Sequence[Member]) -> list[Member]:
+def _wait(members: Sequence[RankProcess]) -> list[RankProcess]:
     """Until all have ended or the grace after the first failure is over; returns the failed ones, the first first."""
-    failed: list[Member] = []
+    failed: list[RankProcess] = []
     limit = float("inf")
     while any(member.process.poll() is None for member in members) and time.monotonic() < limit:
         _note_failures(members, failed)
@@ -232,14 +232,14 @@ def _wait(members: Sequence[Member]) -> list[Member]:
     return failed
 
 
-def _note_failures(members: Sequence[Member], failed: list[Member]) -> None:
+def _note_failures(members: Sequence[RankProcess], failed: list[RankProcess]) -> None:
     failed += [
         member for member in members if member.process.poll() not in (None, 0, EXIT_SAVED) and member not in failed
     ]
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """End a process and what it has started in its session."""
+    """LaunchResult a process and what it has started in its session."""
     with suppress(ProcessLookupError):  # all have ended
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -248,21 +248,23 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 # --- what is said at the end ---
 
 
-def _judge(members: Sequence[Member], failed: Sequence[Member], hung: Sequence[Member], *, was_asked: bool) -> End:
+def _judge(
+    members: Sequence[RankProcess], failed: Sequence[RankProcess], hung: Sequence[RankProcess], *, was_asked: bool
+) -> LaunchResult:
     if not failed:
-        return End(max(member.process.returncode for member in members))
+        return LaunchResult(max(member.process.returncode for member in members))
     guilty = next((member for member in failed if not _is_lost(member)), None)
     code = _shell_code((guilty or failed[0]).process.returncode)
     if was_asked:
-        return End(code)
+        return LaunchResult(code)
     text = _describe(guilty) if guilty else _describe_hung(hung)
     witnesses = [member for member in failed if _is_lost(member)]
     if witnesses and all(member.output for member in witnesses):
         text += _last_lines(witnesses[0], 1)
-    return End(code, text, may_restart=code != HanlinError.exit_code)
+    return LaunchResult(code, text, may_restart=code != HanlinError.exit_code)
 
 
-def _is_lost(member: Member) -> bool:
+def _is_lost(member: RankProcess) -> bool:
     """Whether it ended only because of another one."""
     return member.process.returncode == RankError.exit_code
 
@@ -271,7 +273,7 @@ def _shell_code(code: int) -> int:
     return 128 - code if code < 0 else code
 
 
-def _describe(member: Member) -> str:
+def _describe(member: RankProcess) -> str:
     """A failed process: how it ended, and its last words if they are not on the terminal."""
     code = member.process.returncode
     if code >= 0:
@@ -281,12 +283,12 @@ def _describe(member: Member) -> str:
     return f"{member.name} was ended by {signal.Signals(-code).name}{_last_lines(member)}"
 
 
-def _describe_hung(hung: Sequence[Member]) -> str:
+def _describe_hung(hung: Sequence[RankProcess]) -> str:
     names = ", ".join(member.name for member in hung)
     return f"{names} did not answer the others and was killed" if hung else "the processes lost each other"
 
 
-def _last_lines(member: Member, count: int = 20) -> str:
+def _last_lines(member: RankProcess, count: int = 20) -> str:
     """What a process that does not write to our terminal said at last."""
     if member.output is None:
         return ""

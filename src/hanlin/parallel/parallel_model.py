@@ -13,7 +13,7 @@ from hanlin.core.batch import Batch
 from hanlin.core.settings import ParallelSettings
 from hanlin.parallel.gradients import Gradients
 from hanlin.parallel.mesh import Mesh
-from hanlin.parallel.shares import Shares
+from hanlin.parallel.sharded_parameters import ShardedParameters
 
 
 class StageRunner(Protocol):
@@ -63,7 +63,7 @@ class ParallelModel:
         self._own_names = set[str]() if mesh.size("expert") == 1 else _names_of_experts(models)
         self._runner = self._make_runner()
         self._bring()
-        self._shares = Shares(self.models, mesh)
+        self._sharded_parameters = ShardedParameters(self.models, mesh)
         self._gradients = Gradients(self.models, mesh, is_sharded=self._is_sharded, own=self._own_names)
 
     @property
@@ -145,20 +145,20 @@ class ParallelModel:
     @property
     def names(self) -> list[str]:
         """Of all weights that this rank holds a part of."""
-        return self._shares.names
+        return self._sharded_parameters.names
 
     def count_parameters(self) -> tuple[int, int]:
         """Of the whole model: trained ones, and all."""
-        return self._shares.count()
+        return self._sharded_parameters.count()
 
     def fill(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Give the weights of these names their values; each rank keeps its part of what it holds."""
-        self._shares.fill(weights)
+        self._sharded_parameters.fill(weights)
 
     def gather(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
         """The whole weights (None: all), in memory of the main rank's CPU and empty on the others; every rank must
         go through them."""
-        return self._shares.gather(names)
+        return self._sharded_parameters.gather(names)
 
     # --- making ---
 

@@ -1,7 +1,7 @@
 """Tensor parallelism: every rank computes with its own rows or columns of the matrices that a `Plan` divides.
 
 The parameters are DTensors, so that checkpoints, sharding and optimiser know where each part belongs. The model's code
-sees plain tensors, its own part, for as long as one of its blocks runs; DTensor moves the activations at the seams:
+sees plain tensors, its own part, for as long as one of its blocks runs; DTensor moves the activations between the ranks:
 before a linear divided by rows of its output the gradients of all ranks are added, behind one divided by its input the
 results. Names and code of the model stay as they are.
 
@@ -42,16 +42,16 @@ def divide(model: nn.Module, mesh: DeviceMesh, *, sequence: bool = False) -> Non
     plan: Plan = model.plan  # pyright: ignore[reportAssignmentType]
     for key, text in division_problems(model, mesh.size()):
         raise ConfigError(f"{key}: {text}")
-    streams = [(run, Seams(mesh)) for run in _runs_of_blocks(model, plan)]
-    units = [_Unit(block, _named(model, block), seams, in_stream=True) for run, seams in streams for block in run]
+    streams = [(run, TensorParallelHooks(mesh)) for run in _runs_of_blocks(model, plan)]
+    units = [_Unit(block, _named(model, block), hooks, in_stream=True) for run, hooks in streams for block in run]
     inside = {id(module) for unit in units for _, module in unit.modules}
     rest = [(name, module) for name, module in model.named_modules() if id(module) not in inside]
     splits, known = dict(_splits(model, plan)), {}
-    for unit in (*units, _Unit(model, rest, Seams(mesh), in_stream=False)):
+    for unit in (*units, _Unit(model, rest, TensorParallelHooks(mesh), in_stream=False)):
         _divide_unit(unit, plan, splits, known)
     if sequence:
-        for run, seams in streams:
-            _divide_stream(run[0], run[-1], seams)
+        for run, hooks in streams:
+            _divide_stream(run[0], run[-1], hooks)
 
 
 @dataclass(frozen=True)
@@ -60,32 +60,32 @@ class _Unit:
 
     owner: nn.Module
     modules: list[tuple[str, nn.Module]]
-    seams: Seams
+    hooks: TensorParallelHooks
     in_stream: bool
 
 
 def _divide_unit(unit: _Unit, plan: Plan, splits: dict[str, Split], known: dict[int, nn.Parameter]) -> None:
-    seams = unit.seams
+    hooks = unit.hooks
     mixtures = [module for _, module in unit.modules if isinstance(module, Experts)]
     of_whole = {id(module) for mixture in mixtures for module in mixture.modules()}
     parts = [
         part
         for name, module in unit.modules
         for part in _divide_parameters(
-            module, splits.get(name), plan.head_dim, seams, known, unit.in_stream and id(module) not in of_whole
+            module, splits.get(name), plan.head_dim, hooks, known, unit.in_stream and id(module) not in of_whole
         )
     ]
-    _wrap(unit.owner, parts, seams)
+    _wrap(unit.owner, parts, hooks)
     for mixture in mixtures:
-        _give_whole_text(mixture, seams)
+        _give_whole_text(mixture, hooks)
     for name, module in unit.modules:
         if split := splits.get(name):
-            _sew(module, split, seams, is_whole=_matches(name, plan.whole))
+            _sew(module, split, hooks, is_whole=_matches(name, plan.whole))
         elif isinstance(module, PrefixSource):
-            module.register_forward_hook(partial(_own_heads, seams))
+            module.register_forward_hook(partial(_own_heads, hooks))
 
 
-class Seams:
+class TensorParallelHooks:
     """The movements of activations between the tensor ranks, of one stream of hidden states.
 
     length: of the text of the stream that now is divided along it; None: it is whole.
@@ -160,37 +160,37 @@ class Seams:
 
 
 @dataclass(frozen=True)
-class Rows:
-    """This rank's rows of a vocabulary (`layers.loss.Share`)."""
+class VocabularyRows:
+    """This rank's rows of a vocabulary (`layers.loss.VocabularyPartition`)."""
 
     start: int
     total: int
-    seams: Seams
+    hooks: TensorParallelHooks
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
-        distributed.all_reduce(values, group=self.seams.mesh.get_group())
+        distributed.all_reduce(values, group=self.hooks.mesh.get_group())
         return values
 
     def maximum(self, values: torch.Tensor) -> torch.Tensor:
-        distributed.all_reduce(values, distributed.ReduceOp.MAX, group=self.seams.mesh.get_group())
+        distributed.all_reduce(values, distributed.ReduceOp.MAX, group=self.hooks.mesh.get_group())
         return values
 
     def join(self, logits: torch.Tensor) -> torch.Tensor:
         shape = torch.Size((*logits.shape[:-1], self.total))
         stride = torch.empty(shape, device="meta").stride()
         last = logits.ndim - 1
-        whole = DTensor.from_local(logits, self.seams.mesh, [Shard(last)], run_check=False, shape=shape, stride=stride)
+        whole = DTensor.from_local(logits, self.hooks.mesh, [Shard(last)], run_check=False, shape=shape, stride=stride)
         return whole.redistribute(placements=[Replicate()]).to_local(grad_placements=[Replicate()])
 
     def enter(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.seams.enter(hidden)
+        return self.hooks.enter(hidden)
 
 
 # --- parameters ---
 
 
 @dataclass(frozen=True)
-class _Part:
+class _DividedParameter:
     """One parameter of a module, and what the module's code is to see of it.
 
     adds: each rank's gradient is a part of the whole; divisor: of the values; rows: only these; share: see
@@ -202,14 +202,14 @@ class _Part:
     adds: bool = False
     divisor: int = 1
     rows: slice | None = None
-    share: Rows | None = None
+    share: VocabularyRows | None = None
     of_stream: bool = False
 
-    def seen(self, seams: Seams) -> torch.Tensor:
+    def seen(self, hooks: TensorParallelHooks) -> torch.Tensor:
         parameter = self.module._parameters[self.name]
         assert isinstance(parameter, DTensor), self.name
         placement = parameter.placements[0]
-        is_sum = self.adds or (self.of_stream and seams.length is not None)
+        is_sum = self.adds or (self.of_stream and hooks.length is not None)
         local = parameter.to_local(grad_placements=[Partial() if is_sum else placement])
         if self.divisor != 1:
             local = local / self.divisor
@@ -235,42 +235,47 @@ _PLACES: dict[Split, dict[str, Any]] = {
 
 
 def _divide_parameters(
-    module: nn.Module, split: Split | None, head_dim: int, seams: Seams, known: dict[int, nn.Parameter], of_stream: bool
-) -> list[_Part]:
+    module: nn.Module,
+    split: Split | None,
+    head_dim: int,
+    hooks: TensorParallelHooks,
+    known: dict[int, nn.Parameter],
+    of_stream: bool,
+) -> list[_DividedParameter]:
     """Make the module's own parameters DTensors; say what its code is to see of them."""
     parts = []
     for name, parameter in list(module.named_parameters(recurse=False)):
-        part = _Part(module, name, of_stream=of_stream)
+        part = _DividedParameter(module, name, of_stream=of_stream)
         places = _PLACES.get(split, {}) if split else {}
-        if split == "kv" and (rows := _shared_heads(module, head_dim, seams)) is not None:
+        if split == "kv" and (rows := _shared_heads(module, head_dim, hooks)) is not None:
             places = _WHOLE
             part = replace(part, rows=None if name == "lora_A" else rows, adds=True, of_stream=False)
         elif name in places:
             is_bias = split == "row" and name == "bias"
             is_sum = isinstance(places[name], Replicate)
-            part = replace(part, adds=is_sum, divisor=seams.size if is_bias else 1, of_stream=False)
+            part = replace(part, adds=is_sum, divisor=hooks.size if is_bias else 1, of_stream=False)
         if id(parameter) not in known:
             placed = distribute_tensor(
-                parameter.detach(), seams.mesh, [places.get(name, Replicate())], src_data_rank=None
+                parameter.detach(), hooks.mesh, [places.get(name, Replicate())], src_data_rank=None
             )
             known[id(parameter)] = nn.Parameter(placed, requires_grad=parameter.requires_grad)
         module._parameters[name] = known[id(parameter)]
         if split in ("vocab", "logits") and name == "weight":
-            part = replace(part, share=Rows(_first_row(len(parameter), seams), len(parameter), seams))
+            part = replace(part, share=VocabularyRows(_first_row(len(parameter), hooks), len(parameter), hooks))
         parts.append(part)
     return parts
 
 
-def _first_row(rows: int, seams: Seams) -> int:
-    return min(-(-rows // seams.size) * seams.rank, rows)
+def _first_row(rows: int, hooks: TensorParallelHooks) -> int:
+    return min(-(-rows // hooks.size) * hooks.rank, rows)
 
 
-def _shared_heads(module: nn.Module, head_dim: int, seams: Seams) -> slice | None:
+def _shared_heads(module: nn.Module, head_dim: int, hooks: TensorParallelHooks) -> slice | None:
     """The rows of the one head that this rank needs, where there are fewer heads than ranks; else None."""
     heads = _num_heads(module, head_dim)
-    if heads % seams.size == 0:
+    if heads % hooks.size == 0:
         return None
-    head = seams.rank * heads // seams.size
+    head = hooks.rank * heads // hooks.size
     return slice(head * head_dim, (head + 1) * head_dim)
 
 
@@ -279,21 +284,21 @@ def _num_heads(module: nn.Module, head_dim: int) -> int:
     return weight.shape[0] // head_dim
 
 
-def _wrap(module: nn.Module, parts: list[_Part], seams: Seams) -> None:
+def _wrap(module: nn.Module, parts: list[_DividedParameter], hooks: TensorParallelHooks) -> None:
     """Let the code of a block, or of the whole model, see its parts for as long as it runs."""
     forward = module.forward
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        with _seen(parts, seams):
+        with _seen(parts, hooks):
             return forward(*args, **kwargs)
 
     module.forward = run
 
 
 @contextmanager
-def _seen(parts: list[_Part], seams: Seams) -> Iterator[None]:
+def _seen(parts: list[_DividedParameter], hooks: TensorParallelHooks) -> Iterator[None]:
     held = [part.module._parameters[part.name] for part in parts]
-    seen = [part.seen(seams) for part in parts]
+    seen = [part.seen(hooks) for part in parts]
     for part, tensor in zip(parts, seen, strict=True):
         part.module._parameters[part.name] = tensor  # pyright: ignore[reportArgumentType]  # for a while
     try:
@@ -301,28 +306,28 @@ def _seen(parts: list[_Part], seams: Seams) -> Iterator[None]:
     finally:
         for part, parameter in zip(parts, held, strict=True):
             part.module._parameters[part.name] = parameter
-        seams.forget()
+        hooks.forget()
 
 
 # --- activations ---
 
 
-def _sew(module: nn.Module, split: Split, seams: Seams, *, is_whole: bool) -> None:
+def _sew(module: nn.Module, split: Split, hooks: TensorParallelHooks, *, is_whole: bool) -> None:
     if split in ("column", "query", "kv"):
-        enter = seams.enter if is_whole else seams.enter_stream
+        enter = hooks.enter if is_whole else hooks.enter_stream
         module.register_forward_pre_hook(lambda _, args: (enter(args[0]), *args[1:]))
     elif split == "row":
-        module.register_forward_hook(partial(_leave, seams))
+        module.register_forward_hook(partial(_leave, hooks))
     elif split == "logits":
-        module.register_forward_pre_hook(lambda _, args: (seams.enter(args[0]), *args[1:]))
+        module.register_forward_pre_hook(lambda _, args: (hooks.enter(args[0]), *args[1:]))
         module.register_forward_hook(_join_rows)
     elif split == "vocab":
         module.register_forward_pre_hook(_own_rows)
         module.register_forward_hook(_sum_rows)
 
 
-def _leave(seams: Seams, _: nn.Module, __: Any, out: torch.Tensor) -> torch.Tensor:
-    return seams.leave_stream(out)
+def _leave(hooks: TensorParallelHooks, _: nn.Module, __: Any, out: torch.Tensor) -> torch.Tensor:
+    return hooks.leave_stream(out)
 
 
 def _join_rows(module: Any, _: Any, logits: torch.Tensor) -> torch.Tensor:
@@ -338,50 +343,50 @@ def _own_rows(module: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor
 
 def _sum_rows(module: Any, _: Any, vectors: torch.Tensor) -> torch.Tensor:
     is_here = module.__dict__.pop("is_here")
-    return module.weight.share.seams.leave(torch.where(is_here[..., None], vectors, 0))
+    return module.weight.share.hooks.leave(torch.where(is_here[..., None], vectors, 0))
 
 
-def _own_heads(seams: Seams, _: nn.Module, __: Any, prefixes: dict[str, Prefix]) -> dict[str, Prefix]:
+def _own_heads(hooks: TensorParallelHooks, _: nn.Module, __: Any, prefixes: dict[str, Prefix]) -> dict[str, Prefix]:
     """The keys and values of this rank's heads."""
 
     def own(heads: torch.Tensor) -> torch.Tensor:
-        count = max(len(heads) // seams.size, 1)
-        first = seams.rank * len(heads) // seams.size
-        return seams.enter(heads)[first : first + count]
+        count = max(len(heads) // hooks.size, 1)
+        first = hooks.rank * len(heads) // hooks.size
+        return hooks.enter(heads)[first : first + count]
 
     return {name: replace(one, keys=own(one.keys), values=own(one.values)) for name, one in prefixes.items()}
 
 
-def _give_whole_text(mixture: nn.Module, seams: Seams) -> None:
+def _give_whole_text(mixture: nn.Module, hooks: TensorParallelHooks) -> None:
     """Let a mixture assign the tokens of the whole text."""
     forward = mixture.forward
 
     def run(hidden: torch.Tensor) -> torch.Tensor:
-        if seams.length is None:
+        if hooks.length is None:
             return forward(hidden)
-        text = seams.join_text(hidden)
-        with seams.whole():
+        text = hooks.join_text(hidden)
+        with hooks.whole():
             out = forward(text)
-        return seams.share_text(out)
+        return hooks.share_text(out)
 
     mixture.forward = run
 
 
-def _divide_stream(first: nn.Module, last: nn.Module, seams: Seams) -> None:
+def _divide_stream(first: nn.Module, last: nn.Module, hooks: TensorParallelHooks) -> None:
     """Divide the stream before the first block and join it behind the last one."""
     begin = first.forward
 
     def divided(hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         length = hidden.shape[1]
-        seams.length = length if length >= seams.size else None  # one new token has nothing to divide
-        return begin(hidden if seams.length is None else seams.share_text(hidden), *args, **kwargs)
+        hooks.length = length if length >= hooks.size else None  # one new token has nothing to divide
+        return begin(hidden if hooks.length is None else hooks.share_text(hidden), *args, **kwargs)
 
     first.forward = divided
     end = last.forward
 
-    def joined(*args: Any, **kwargs: Any) -> Any:
+    def report_failures(*args: Any, **kwargs: Any) -> Any:
         hidden = end(*args, **kwargs)
-        return hidden if seams.length is None else seams.join_text(hidden)
+        return hidden if hooks.length is None else hooks.join_text(hidden)
 
     last.forward = joined
 

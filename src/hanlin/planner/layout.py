@@ -8,7 +8,7 @@ from typing import Literal
 
 from hanlin.core.errors import ConfigError
 from hanlin.core.settings import Recipe
-from hanlin.parallel.fit import FORMULA
+from hanlin.parallel.layout_checks import FORMULA
 from hanlin.parallel.mesh import Degrees
 
 Shard = Literal["none", "gradients", "parameters"]

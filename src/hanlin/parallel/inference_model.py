@@ -11,7 +11,7 @@ from torch import distributed, nn
 from hanlin.parallel.parallel_model import ParallelModel
 
 
-class Together(nn.Module):
+class ShardedInferenceModel(nn.Module):
     """All ranks with the same rows call it alike; each has a `KVCache` of its own, if any, for the blocks that it holds.
 
     names: of all weights, in the order of the whole model.

@@ -30,7 +30,7 @@ _NETWORK_WORDS = ("gloo", "connection closed", "connection reset", "connectfullm
 
 
 @dataclass(frozen=True)
-class Reason:
+class FailureReason:
     """Why a rank ended. is_lost: only because it could not talk to another one."""
 
     text: str
@@ -38,7 +38,7 @@ class Reason:
 
 
 @contextmanager
-def joined(device: torch.device, *, timeout_seconds: float = 1800) -> Iterator[None]:
+def report_failures(device: torch.device, *, timeout_seconds: float = 1800) -> Iterator[None]:
     """Meet the other ranks (see `core.ranks.join`), leave them at the end, and tell each other of failures.
 
     Raises: RankError on the ranks that could not go on because of another one, naming it; what the body raises.
@@ -50,13 +50,13 @@ def joined(device: torch.device, *, timeout_seconds: float = 1800) -> Iterator[N
         yield
         leave()
     except RuntimeError as error:
-        reason = Reason(_in_short(error), _is_of_network(error))
+        reason = FailureReason(_in_short(error), _is_of_network(error))
         if ranks.world == 1 or not reason.is_lost:
             _tell(store, ranks, reason)
             raise
         raise RankError(_verdict(store, ranks, reason)) from error
     except BaseException as error:
-        _tell(store, ranks, Reason(_in_short(error), is_lost=False))
+        _tell(store, ranks, FailureReason(_in_short(error), is_lost=False))
         raise
 
 
@@ -76,7 +76,7 @@ def _in_short(error: BaseException) -> str:
 # --- the roll call ---
 
 
-def _tell(store: Store | None, ranks: Ranks, reason: Reason) -> None:
+def _tell(store: Store | None, ranks: Ranks, reason: FailureReason) -> None:
     """Leave the own reason to the others. Rank 0 takes the store with it, unless torchrun keeps it."""
     if store is None:
         return
@@ -84,7 +84,7 @@ def _tell(store: Store | None, ranks: Ranks, reason: Reason) -> None:
         store.set(_key(ranks.rank), json.dumps([reason.text, reason.is_lost]))
 
 
-def _verdict(store: Store | None, ranks: Ranks, own: Reason) -> str:
+def _verdict(store: Store | None, ranks: Ranks, own: FailureReason) -> str:
     """Who is to blame, as far as this rank can find out."""
     here = f"rank {ranks.rank} of {ranks.world}"
     if store is None:
@@ -103,15 +103,15 @@ def _verdict(store: Store | None, ranks: Ranks, own: Reason) -> str:
     return f"{here} was ended: the network failed between living ranks: {own.text}{_interface_hint()}"
 
 
-def _wait_for_all(store: Store, ranks: Ranks) -> Mapping[int, Reason]:
+def _wait_for_all(store: Store, ranks: Ranks) -> Mapping[int, FailureReason]:
     """The reasons of all ranks, or of those that gave one in time."""
     store.set_timeout(timedelta(seconds=ROLL_CALL_SECONDS))
     limit = time.monotonic() + ROLL_CALL_SECONDS
-    reasons: dict[int, Reason] = {}
+    reasons: dict[int, FailureReason] = {}
     while len(reasons) < ranks.world and time.monotonic() < limit:
         for rank in range(ranks.world):
             if rank not in reasons and store.check([_key(rank)]):
-                reasons[rank] = Reason(*json.loads(store.get(_key(rank))))
+                reasons[rank] = FailureReason(*json.loads(store.get(_key(rank))))
         time.sleep(0.05)
     if ranks.is_main:
         time.sleep(0.5)  # rank 0 may keep the store: the others must be able to read the last entry

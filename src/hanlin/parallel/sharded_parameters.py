@@ -12,7 +12,7 @@ from torch import distributed, nn
 from hanlin.parallel.mesh import Mesh, local
 
 
-class Shares:
+class ShardedParameters:
     """This rank's parts of the weights. All ranks call the same methods in the same order."""
 
     def __init__(self, models: Sequence[nn.Module], mesh: Mesh) -> None:

@@ -15,8 +15,7 @@ from torch import distributed
 
 from hanlin.core.errors import DataError, RankError, noting
 from hanlin.core.ranks import free_port
-from hanlin.parallel import group
-from hanlin.parallel.group import joined
+from hanlin.parallel.failure_report import report_failures
 
 CPU = torch.device("cpu")
 
@@ -29,7 +28,7 @@ def _meeting_place(monkeypatch):
     monkeypatch.setattr(group, "ROLL_CALL_SECONDS", 3.0)
 
 
-def together(world, body, *, timeout_seconds=20.0, interface=None):
+def sharded(world, body, *, timeout_seconds=20.0, interface=None):
     """Run the body on ranks that meet by themselves; on each rank what it returned, or the text of its RankError."""
     end = multiprocessing.get_context("fork").Barrier(world)
 
@@ -39,7 +38,7 @@ def together(world, body, *, timeout_seconds=20.0, interface=None):
         if interface:
             os.environ["GLOO_SOCKET_IFNAME"] = interface
         try:
-            with joined(CPU, timeout_seconds=timeout_seconds), noting(lambda: "step=7"):
+            with report_failures(CPU, timeout_seconds=timeout_seconds), noting(lambda: "step=7"):
                 return body()
         except (RankError, DataError) as error:
             return f"{type(error).__name__}: {error}"
@@ -60,7 +59,7 @@ def add_one() -> float:
 
 @pytest.mark.usefixtures("_meeting_place")
 def test_ranks_meet_talk_and_leave():
-    assert together(3, add_one) == [3.0, 3.0, 3.0]
+    assert sharded(3, add_one) == [3.0, 3.0, 3.0]
 
 
 def test_ranks_that_srun_started_meet_on_the_first_node_of_the_list():
@@ -74,7 +73,7 @@ def test_ranks_that_srun_started_meet_on_the_first_node_of_the_list():
             os.environ.pop(name, None)
         os.environ |= {"SLURM_PROCID": number, "SLURM_LOCALID": number, "SLURM_STEP_NUM_TASKS": "2"}
         os.environ |= {"SLURM_STEP_NODELIST": "localhost,other[1-3]", "SLURM_JOB_ID": str(job), "SLURM_STEP_ID": "0"}
-        with joined(CPU, timeout_seconds=20):
+        with report_failures(CPU, timeout_seconds=20):
             return add_one()
 
     assert run_ranks(2, rank) == [2.0, 2.0]
@@ -89,7 +88,7 @@ def test_all_learn_which_rank_failed_in_which_step_and_why(bad):
             raise DataError("rows.jsonl:3: not JSON")
         return add_one()
 
-    told = together(2, body, timeout_seconds=3.0)
+    told = sharded(2, body, timeout_seconds=3.0)
     assert told[bad] == "DataError: rows.jsonl:3: not JSON"
     assert f"rank {bad} failed: step=7 DataError: rows.jsonl:3: not JSON" in told[1 - bad]
     assert told[1 - bad].startswith(f"RankError: rank {1 - bad} of 2 was ended")
@@ -104,7 +103,7 @@ def test_a_hung_rank_is_named_after_the_time_out():
             return "slept"
         return add_one()
 
-    told = together(3, body, timeout_seconds=4)
+    told = sharded(3, body, timeout_seconds=4)
     assert all("rank 1 does not answer: killed, or it hangs; step=7" in told[rank] for rank in (0, 2))
 
 
@@ -119,7 +118,7 @@ def test_a_killed_rank_is_named():
     def rank():
         distributed.barrier()
         distributed.destroy_process_group()
-        with joined(CPU, timeout_seconds=20):
+        with report_failures(CPU, timeout_seconds=20):
             body()
 
     with pytest.raises(AssertionError, match="rank 0 of 2 was ended: rank 1 does not answer: killed"):
@@ -128,6 +127,6 @@ def test_a_killed_rank_is_named():
 
 @pytest.mark.usefixtures("_meeting_place")
 def test_a_wrong_interface_is_told_with_those_that_are_there():
-    told = together(2, add_one, interface="nosuch0")
+    told = sharded(2, add_one, interface="nosuch0")
     assert all("could not meet the others" in text and "GLOO_SOCKET_IFNAME" in text for text in told)
     assert all("nosuch0" in text and socket.if_nameindex()[0][1] in text for text in told)
