@@ -123,11 +123,11 @@ def _train(parts: Parts, resume: bool) -> int:
     from hanlin.evaluate.run import weights_fingerprint
     from hanlin.loading import base_weights, export, parallelize_tuned
     from hanlin.parallel.mesh import Degrees, main_first
-    from hanlin.train.keeper import Keeper
     from hanlin.train.loop import count_steps, train
     from hanlin.train.optim import AdamW
+    from hanlin.train.run_checkpoints import RunCheckpoints
+    from hanlin.train.run_logger import RunLogger
     from hanlin.train.step import Step, mean_loss
-    from hanlin.train.watch import Watch
 
     recipe, folder, ranks = parts.recipe, parts.recipe.run.folder, read_ranks()
     degrees = Degrees.of(recipe.parallel, ranks.world)
@@ -158,8 +158,10 @@ def _train(parts: Parts, resume: bool) -> int:
         step,
         loader,
         settings=recipe.train,
-        keeper=Keeper(folder, step, loader, checkpointer, lambda target: export(parts, parallel_model, target)),
-        watch=Watch(
+        checkpoints=RunCheckpoints(
+            folder, step, loader, checkpointer, lambda target: export(parts, parallel_model, target)
+        ),
+        logger=RunLogger(
             folder,
             log_every=recipe.run.log_every,
             console=console,

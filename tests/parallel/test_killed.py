@@ -21,11 +21,11 @@ from hanlin.core.batch import Batch
 from hanlin.core.settings import ParallelSettings, TrainSettings
 from hanlin.parallel.parallel_model import ParallelModel
 from hanlin.parallel.parallelize import parallelize
-from hanlin.train.keeper import Keeper
 from hanlin.train.loop import train
 from hanlin.train.optim import AdamW
+from hanlin.train.run_checkpoints import RunCheckpoints
+from hanlin.train.run_logger import RunLogger
 from hanlin.train.step import Step
-from hanlin.train.watch import Watch
 
 STEPS, KILLED_AT = 20, 9
 ALL = ParallelSettings(data=2, tensor=2, pipe=2, shard="parameters", micro_batches=2)
@@ -69,8 +69,14 @@ def run(family: str, folder: Path, layout: ParallelSettings, killed_at: int | No
     parallel_model = parallelize(make_model(case, "full"), torch.device("cpu"), "fp32", layout)
     step = Step(parallel_model, AdamW(parallel_model.parameters, settings), settings, STEPS)
     batches = Batches(case, parallel_model, killed_at)
-    keeper = Keeper(folder, step, batches, Checkpointer(folder / "checkpoints"), lambda _: None)
-    train(step, batches, settings=settings, keeper=keeper, watch=Watch(folder, writes=parallel_model.mesh.is_main))
+    checkpoints = RunCheckpoints(folder, step, batches, Checkpointer(folder / "checkpoints"), lambda _: None)
+    train(
+        step,
+        batches,
+        settings=settings,
+        checkpoints=checkpoints,
+        logger=RunLogger(folder, writes=parallel_model.mesh.is_main),
+    )
 
 
 def losses(folder: Path) -> list[float]:

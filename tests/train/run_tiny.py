@@ -13,11 +13,11 @@ from hanlin.checkpoint.state import Checkpointer
 from hanlin.core.ranks import start_log
 from hanlin.core.settings import TrainSettings
 from hanlin.parallel.parallelize import parallelize
-from hanlin.train.keeper import Keeper
 from hanlin.train.loop import Outcome, count_steps, train
 from hanlin.train.optim import AdamW
+from hanlin.train.run_checkpoints import RunCheckpoints
+from hanlin.train.run_logger import RunLogger
 from hanlin.train.step import Step, mean_loss
-from hanlin.train.watch import Watch
 
 
 def run(folder: Path, *, with_eval: bool = True, pause: float = 0.0, **settings) -> tuple[Outcome, Step]:
@@ -26,14 +26,16 @@ def run(folder: Path, *, with_eval: bool = True, pause: float = 0.0, **settings)
     loader = TinyLoader()
     parallel_model = parallelize(tiny_model(dropout=0.2), torch.device("cpu"), made.precision)
     step = Step(parallel_model, AdamW(parallel_model.parameters, made), made, count_steps(made, loader))
-    keeper = Keeper(
+    checkpoints = RunCheckpoints(
         folder, step, loader, Checkpointer(folder / "checkpoints", made.keep), _exporter(parallel_model.model)
     )
     if pause:
         forever = loader.forever
         loader.forever = lambda: (time.sleep(pause) or batch for batch in forever())
     evaluate = (lambda: {"loss": mean_loss(parallel_model, [make_batch(99)])}) if with_eval else None
-    outcome = train(step, loader, settings=made, keeper=keeper, watch=Watch(folder, log_every=4), evaluate=evaluate)
+    outcome = train(
+        step, loader, settings=made, checkpoints=checkpoints, logger=RunLogger(folder, log_every=4), evaluate=evaluate
+    )
     return outcome, step
 
 

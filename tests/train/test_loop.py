@@ -45,7 +45,7 @@ def test_resumed_run_equals_uninterrupted_one_bitwise(tmp_path, precision):
     run(tmp_path / "parts", steps=5, **settings)
     torch.manual_seed(99)  # the random numbers come from the checkpoint
     outcome, parts = run(tmp_path / "parts", steps=12, **settings)
-    assert outcome.standing.step == 12
+    assert outcome.progress.step == 12
     assert_same_run(whole, parts)
     assert losses_of(tmp_path / "whole") == losses_of(tmp_path / "parts")
 
@@ -61,7 +61,7 @@ def test_steps_after_the_checkpoint_are_logged_once(tmp_path):
 def test_a_run_shorter_than_all_intervals_leaves_last_and_best(tmp_path):
     outcome, step = run(tmp_path, steps=2, eval_every=100, save_every=100)
     assert outcome.end == "steps"
-    assert outcome.standing.best_step == 2
+    assert outcome.progress.best_step == 2
     for name in ("last", "best"):
         saved = torch.load(tmp_path / name / "model.pt")
         assert saved["head.weight"].equal(step.parallel_model.model.head.weight)
@@ -80,7 +80,7 @@ def test_training_ends_when_the_evaluation_stops_improving_and_stays_ended(tmp_p
     settings = {"steps": 200, "lr": 1e-12, "eval_every": 1, "patience": 3, "schedule": "constant", "warmup_steps": 0}
     outcome, _ = run(tmp_path, **settings)
     assert outcome.end == "patience"
-    assert outcome.standing.step < 200
+    assert outcome.progress.step < 200
     again, _ = run(tmp_path, **settings)
     assert again == outcome
 
@@ -89,8 +89,8 @@ def test_best_is_the_best_evaluation_and_last_the_last(tmp_path):
     settings = {"lr": 0.5, "schedule": "constant", "warmup_steps": 0, "clip": None, "eval_every": 1, "steps": 10}
     outcome, _ = run(tmp_path, **settings)
     losses = {line["step"]: line["eval_loss"] for line in lines_of(tmp_path) if "eval_loss" in line}
-    assert outcome.standing.best_loss == min(losses.values())
-    assert losses[outcome.standing.best_step] == min(losses.values())
+    assert outcome.progress.best_loss == min(losses.values())
+    assert losses[outcome.progress.best_step] == min(losses.values())
 
 
 def test_without_evaluation_there_is_no_best(tmp_path):
@@ -158,7 +158,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, number):
     assert 4 <= done < 12
     assert (tmp_path / "checkpoints" / "latest").read_text().strip() == f"{done:06}"
     outcome, resumed = run(tmp_path, steps=12)
-    assert outcome.standing.step == 12
+    assert outcome.progress.step == 12
     assert_same_run(run(tmp_path / "whole", steps=12)[1], resumed)
 
 

@@ -7,9 +7,9 @@ from rich.console import Console
 
 from hanlin.core.errors import ConfigError
 from hanlin.train.metrics import MetricsFile
+from hanlin.train.run_logger import RunLogger
 from hanlin.train.step import StepReport
 from hanlin.train.trackers import check_trackers, open_trackers
-from hanlin.train.watch import Watch
 
 
 def report(loss: float = 2.0) -> StepReport:
@@ -33,10 +33,10 @@ def test_later_and_torn_lines_go_when_a_run_is_resumed(tmp_path):
 
 
 def test_redirected_output_gets_a_line_every_few_steps(tmp_path, caplog):
-    watch = Watch(tmp_path, log_every=2, console=Console(file=(tmp_path / "screen").open("w")))
-    with caplog.at_level(logging.INFO, "hanlin"), watch.open(0, 5):
+    logger = RunLogger(tmp_path, log_every=2, console=Console(file=(tmp_path / "screen").open("w")))
+    with caplog.at_level(logging.INFO, "hanlin"), logger.open(0, 5):
         for number in range(1, 6):
-            watch.step(number, report())
+            logger.step(number, report())
     lines = [record.getMessage() for record in caplog.records]
     assert lines[0] == "step=2/5 loss=2.0000 lr=0.1 grad_norm=1.5 tokens/s=120 eta=0:00:02"
     assert [line.split()[0] for line in lines] == ["step=2/5", "step=4/5", "step=5/5"]
@@ -46,10 +46,10 @@ def test_redirected_output_gets_a_line_every_few_steps(tmp_path, caplog):
 def test_terminal_shows_a_live_line(tmp_path):
     screen = tmp_path / "screen"
     with screen.open("w") as stream:
-        watch = Watch(tmp_path, log_every=100, console=Console(file=stream, force_terminal=True, width=120))
-        with watch.open(0, 5):
-            watch.step(1, report())
-            watch._live.refresh()
+        logger = RunLogger(tmp_path, log_every=100, console=Console(file=stream, force_terminal=True, width=120))
+        with logger.open(0, 5):
+            logger.step(1, report())
+            logger._live.refresh()
     assert "loss=2.0000" in screen.read_text()
 
 

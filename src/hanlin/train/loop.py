@@ -12,10 +12,10 @@ from typing import Literal, Protocol
 from hanlin.core.errors import noting
 from hanlin.core.ranks import peak_memory_bytes
 from hanlin.core.settings import TrainSettings
-from hanlin.train.keeper import Batches, Keeper, Standing
+from hanlin.train.run_checkpoints import Batches, RunCheckpoints, TrainProgress
+from hanlin.train.run_logger import RunLogger
 from hanlin.train.signals import StopSignals
 from hanlin.train.step import Step
-from hanlin.train.watch import Watch
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class Outcome:
     end: steps = all were done; patience = the evaluation stopped improving; signal = interrupted and saved.
     """
 
-    standing: Standing
+    progress: TrainProgress
     end: Literal["steps", "patience", "signal"]
 
     @property
@@ -63,8 +63,8 @@ def train(
     loader: Batches,
     *,
     settings: TrainSettings,
-    keeper: Keeper,
-    watch: Watch,
+    checkpoints: RunCheckpoints,
+    logger: RunLogger,
     evaluate: Evaluate | None = None,
     write_samples: WriteSamples | None = None,
 ) -> Outcome:
@@ -73,54 +73,56 @@ def train(
     evaluate: None = never, and there is no `best`; write_samples: after each evaluation.
     Raises: HanlinError.
     """
-    standing = keeper.resume()
+    progress = checkpoints.resume()
     start = time.perf_counter()
     batches = loader.forever()
-    in_step = noting(lambda: f"step={standing.step + 1}")
-    with in_step, StopSignals() as signals, watch.open(standing.step, step.total_steps):
-        while (end := _end(standing, step, settings, signals)) is None:
+    in_step = noting(lambda: f"step={progress.step + 1}")
+    with in_step, StopSignals() as signals, logger.open(progress.step, step.total_steps):
+        while (end := _end(progress, step, settings, signals)) is None:
             report = step.run(next(batches))
-            standing = standing.after_step()
-            watch.step(standing.step, report)
-            is_last = standing.step == step.total_steps
-            if evaluate and (is_last or _is_due(standing.step, settings.eval_every)):
-                standing = _evaluate(standing, evaluate, keeper, watch)
+            progress = progress.after_step()
+            logger.step(progress.step, report)
+            is_last = progress.step == step.total_steps
+            if evaluate and (is_last or _is_due(progress.step, settings.eval_every)):
+                progress = _evaluate(progress, evaluate, checkpoints, logger)
                 if write_samples:
-                    write_samples(standing.step)
-            if _is_due(standing.step, settings.save_every):
-                keeper.save(standing)
-        keeper.save(standing)
-        keeper.export("last")
-        keeper.wait()
+                    write_samples(progress.step)
+            if _is_due(progress.step, settings.save_every):
+                checkpoints.save(progress)
+        checkpoints.save(progress)
+        checkpoints.export("last")
+        checkpoints.wait()
     log.info(
         "training ended by=%s step=%d minutes=%.1f tokens/s=%.0f peak_memory_gib=%.2f",
-        end, standing.step, (time.perf_counter() - start) / 60, watch.tokens_per_second,
+        end, progress.step, (time.perf_counter() - start) / 60, logger.tokens_per_second,
         peak_memory_bytes(step.parallel_model.device) / 2**30,
     )  # fmt: skip
-    return Outcome(standing, end)
+    return Outcome(progress, end)
 
 
 def _end(
-    standing: Standing, step: Step, settings: TrainSettings, signals: StopSignals
+    progress: TrainProgress, step: Step, settings: TrainSettings, signals: StopSignals
 ) -> Literal["steps", "patience", "signal"] | None:
-    if standing.step >= step.total_steps:
+    if progress.step >= step.total_steps:
         return "steps"
-    if settings.patience is not None and standing.worse >= settings.patience:
+    if settings.patience is not None and progress.worse >= settings.patience:
         return "patience"
     # A signal may reach one rank only; all must stop at the same step.
     is_interrupted = step.parallel_model.any(bool(signals.requested))
     if is_interrupted:
-        log.warning("interrupted after step=%d: saving; a second signal ends at once", standing.step)
+        log.warning("interrupted after step=%d: saving; a second signal ends at once", progress.step)
     return "signal" if is_interrupted else None
 
 
-def _evaluate(standing: Standing, evaluate: Evaluate, keeper: Keeper, watch: Watch) -> Standing:
+def _evaluate(
+    progress: TrainProgress, evaluate: Evaluate, checkpoints: RunCheckpoints, logger: RunLogger
+) -> TrainProgress:
     metrics = evaluate()
-    standing = standing.after_evaluation(metrics["loss"])
-    watch.evaluation(standing.step, metrics, is_best=standing.is_best)
-    if standing.is_best:
-        keeper.export("best")
-    return standing
+    progress = progress.after_evaluation(metrics["loss"])
+    logger.evaluation(progress.step, metrics, is_best=progress.is_best)
+    if progress.is_best:
+        checkpoints.export("best")
+    return progress
 
 
 def _is_due(step: int, every: int | None) -> bool:

@@ -30,7 +30,7 @@ class Batches(Protocol):
 
 
 @dataclass(frozen=True)
-class Standing:
+class TrainProgress:
     """Where a run stands: steps done, its best evaluation, and the evaluations since that were not better."""
 
     step: int = 0
@@ -38,10 +38,10 @@ class Standing:
     best_step: int | None = None
     worse: int = 0
 
-    def after_step(self) -> Standing:
+    def after_step(self) -> TrainProgress:
         return replace(self, step=self.step + 1)
 
-    def after_evaluation(self, loss: float) -> Standing:
+    def after_evaluation(self, loss: float) -> TrainProgress:
         if math.isfinite(loss) and (self.best_loss is None or loss < self.best_loss):
             return replace(self, best_loss=loss, best_step=self.step, worse=0)
         return replace(self, worse=self.worse + 1)
@@ -52,7 +52,7 @@ class Standing:
         return self.step == self.best_step
 
 
-class Keeper:
+class RunCheckpoints:
     """Saves and restores a run, bitwise: weights, optimiser, schedule, scaler, random numbers, position in the data.
 
     export: writes the model to a folder, replacing what is there.
@@ -65,35 +65,35 @@ class Keeper:
         self.checkpointer, self.write_model = checkpointer, export
         self._saved_step: int | None = None
 
-    def resume(self) -> Standing:
+    def resume(self) -> TrainProgress:
         """Restore the newest valid checkpoint; without any the run starts at its beginning.
 
         Raises: CheckpointError, DataError when the checkpoint belongs to another run or to other data.
         """
         saved = self.checkpointer.load_latest(self._tensors())
         if saved is None:
-            return Standing()
+            return TrainProgress()
         values = saved.values
         self.step.restore(values["step"])
         self.loader.load_state_dict(values["loader"])
         self._restore_random(values["random"], saved.step)
         self._saved_step = saved.step
         log.info("resumed at step=%d of %d from %s", saved.step, self.step.total_steps, self.checkpointer.folder)
-        return Standing(**values["standing"])
+        return TrainProgress(**values["progress"])
 
-    def save(self, standing: Standing) -> None:
+    def save(self, progress: TrainProgress) -> None:
         """Write a checkpoint of this step, if there is none yet."""
-        if self._saved_step == standing.step:
+        if self._saved_step == progress.step:
             return
         values = {
-            "standing": asdict(standing),
+            "progress": asdict(progress),
             "step": self.step.values(),
             "loader": self.loader.state_dict(),
             "random": self.step.parallel_model.mesh.gather("all", random_states(self.step.parallel_model.device)),
         }
-        self.checkpointer.save(standing.step, self._tensors(), values, is_best=standing.is_best)
-        self._saved_step = standing.step
-        log.info("%s checkpoint step=%d", "saving" if self.checkpointer.in_background else "saved", standing.step)
+        self.checkpointer.save(progress.step, self._tensors(), values, is_best=progress.is_best)
+        self._saved_step = progress.step
+        log.info("%s checkpoint step=%d", "saving" if self.checkpointer.in_background else "saved", progress.step)
 
     def wait(self) -> None:
         """Until the last checkpoint is on the disk."""

@@ -25,7 +25,7 @@ RECENT_STEPS = 50
 """Steps over which speed and the remaining time are averaged."""
 
 
-class Watch:
+class RunLogger:
     """Shows and writes what happens in a run.
 
     console: where the live line goes (`core.ranks.start_log` returns it); it must be the one the log lines go to;
@@ -54,7 +54,7 @@ class Watch:
 
     @contextmanager
     def open(self, first_step: int, total_steps: int) -> Iterator[None]:
-        """Watch the steps after `first_step`; what was written of them before is dropped."""
+        """RunLogger the steps after `first_step`; what was written of them before is dropped."""
         self._total_steps = total_steps
         self._outputs = [MetricsFile(self.folder / "metrics.jsonl", first_step)] if self.writes else []
         self._live.update(self._line, completed=first_step, total=total_steps)
