@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from ranks import run_ranks
 
-from hanlin.assemble import assemble
 from hanlin.check import check_file
 from hanlin.cli.main import main
 from hanlin.core.config import load_recipe
+from hanlin.run.assemble import assemble
 
 ROOT = Path(__file__).parents[1]
 LAYOUTS = {

@@ -12,7 +12,7 @@ from ranks import run_ranks
 from hanlin.core.config import make_recipe
 from hanlin.core.settings import Recipe
 from hanlin.evaluate.run import Metrics, evaluate
-from hanlin.loading import load_engine
+from hanlin.run.weights import load_engine
 
 MARKS = ["<pad>", "<unk>", "<mask>", "<sep>", "</n>", "</_>", "<s>", "</s>", "<root>", "<ans>", "<option>"]
 POEM = "床前明月光疑是地上霜举头望低思故乡"

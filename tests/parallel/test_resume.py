@@ -10,9 +10,9 @@ import pytest
 import torch
 from ranks import run_ranks
 
-from hanlin.assemble import assemble
 from hanlin.core.config import make_recipe
 from hanlin.formats.files import open_weights
+from hanlin.run.assemble import assemble
 
 SPECIALS = ["<pad>", "<unk>", "<mask>", "<sep>", "</n>", "</_>", "<s>", "</s>", "<root>", "<ans>", "<option>"]
 POEM = "床前明月光疑是地上霜举头望明月低头思故乡"

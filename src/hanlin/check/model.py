@@ -15,7 +15,7 @@ from hanlin.core.errors import ConfigError, HanlinError
 from hanlin.core.settings import Recipe
 from hanlin.formats.source import is_base, likely_families, open_any
 from hanlin.models.family import Family, family_names, load_family
-from hanlin.parts import describe_parts, make_processor, model_config
+from hanlin.run.components import build_components, make_processor, model_config
 
 _PADDING_ROWS = 1024  # embedding rows that a base may have beyond its tokens
 
@@ -144,15 +144,15 @@ def weight_problems(recipe: Recipe, purpose: Purpose) -> Found:
     if not _is_original(recipe):
         return
     try:
-        parts = describe_parts(recipe)
+        components = build_components(recipe)
     except HanlinError as error:
         yield "model.base", str(error)
         return
     path = recipe.model.vocab or recipe.model.base
     assert path is not None, recipe
-    rows, tokens = parts.config.vocab_size, parts.tokenizer.vocab_size
-    problems = [*_vocabulary(recipe, rows, tokens, path), *_reach(recipe, parts.config)]
-    yield from problems or record_problems(recipe, parts.processor, parts.config, purpose)
+    rows, tokens = components.config.vocab_size, components.tokenizer.vocab_size
+    problems = [*_vocabulary(recipe, rows, tokens, path), *_reach(recipe, components.config)]
+    yield from problems or record_problems(recipe, components.processor, components.config, purpose)
 
 
 def layout_problems(recipe: Recipe) -> Found:
@@ -163,9 +163,9 @@ def layout_problems(recipe: Recipe) -> Found:
 
     from hanlin.parallel.layout_checks import model_problems
 
-    parts = describe_parts(recipe)
+    components = build_components(recipe)
     with torch.device("meta"):
-        model = parts.family.model()(parts.config)
+        model = components.family.model()(components.config)
     yield from model_problems(model, recipe.parallel)
 
 

@@ -34,8 +34,8 @@ def run(args: argparse.Namespace) -> int:
     recipe = recipe_of_model(args)
     from hanlin.core.errors import ConfigError
     from hanlin.generate.memory import Memory
-    from hanlin.loading import load_engine
     from hanlin.models.family import Converses
+    from hanlin.run.weights import load_engine
 
     engine, options = load_engine(recipe), _chatting(recipe.generate)
     if not isinstance(engine.processor, Converses):

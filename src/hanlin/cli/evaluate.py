@@ -36,9 +36,9 @@ def run(args: argparse.Namespace) -> int:
 def _score(recipe: Recipe, target: Path | None) -> int:
     from rich.console import Console
 
-    from hanlin.assemble import assemble
     from hanlin.core.ranks import read_ranks
     from hanlin.evaluate.run import metrics_table
+    from hanlin.run.assemble import assemble
 
     scores = assemble(recipe).evaluate()
     if read_ranks().is_main:

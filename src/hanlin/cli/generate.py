@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _answer(args: argparse.Namespace, recipe: Recipe) -> int:
     from hanlin.data.expand import records_in
-    from hanlin.loading import load_engine
+    from hanlin.run.weights import load_engine
 
     given = _records(args)
     engine, options = load_engine(recipe), recipe.generate

@@ -60,12 +60,12 @@ def run(args: argparse.Namespace) -> int:
 def _prepare(recipe: Recipe) -> int:
     from rich.console import Console
 
-    from hanlin.assemble import load_data
     from hanlin.data.report import render_report
-    from hanlin.parts import describe_parts
+    from hanlin.run.assemble import load_data
+    from hanlin.run.components import build_components
 
-    parts, console = describe_parts(recipe), Console()
-    trained, watched = load_data(recipe, parts, "train"), load_data(recipe, parts, "valid")
+    components, console = build_components(recipe), Console()
+    trained, watched = load_data(recipe, components, "train"), load_data(recipe, components, "valid")
     for name, prepared in (("train", trained), ("eval", watched)):
         if prepared is not None:
             files: Sequence[Path] = recipe.data.eval if name == "eval" and recipe.data.eval else recipe.data.trained

@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
     from hanlin.core.ranks import num_restarts
 
     recipe = check_file(args.recipe, args.changes, "train")
-    from hanlin.assemble import assemble
+    from hanlin.run.assemble import assemble
 
     resume = not args.restart or num_restarts() > 0
     return on_all_ranks(args, recipe, lambda: assemble(recipe, resume=resume).train())

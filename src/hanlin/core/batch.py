@@ -67,7 +67,7 @@ class Batch:
         return float((self.weights * (self.labels != IGNORED)).sum())
 
     def split(self, parts: int) -> list[Batch]:
-        """Cut the batch into `parts` micro-batches of (nearly) equal size; empty ones are left out."""
+        """Cut the batch into `run.components` micro-batches of (nearly) equal size; empty ones are left out."""
         bounds = np.linspace(0, self.size, parts + 1).round().astype(int)
         return [self.part(a, b) for a, b in itertools.pairwise(bounds) if b > a]
 

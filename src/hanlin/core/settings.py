@@ -279,7 +279,7 @@ class ParallelSettings(Settings):
     schedule: Literal["gpipe", "1f1b", "interleaved"] = "1f1b"
     # Runs of blocks per rank of an interleaved pipeline.
     stages_per_rank: int = Field(default=2, gt=1)
-    # Parts of a data rank's rows that go through one after the other, in place of train.micro_rows.
+    # Components of a data rank's rows that go through one after the other, in place of train.micro_rows.
     micro_batches: int | None = Field(default=None, gt=0)
     # Divide what stands between the matrices along the text as well (tensor > 1): fewer activations.
     sequence_parallel: bool = False

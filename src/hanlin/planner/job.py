@@ -11,10 +11,10 @@ import torch
 from hanlin.core.settings import Recipe
 from hanlin.models.family import Family, load_family
 from hanlin.parallel.parallelize import DTYPES
-from hanlin.parts import model_config
 from hanlin.planner.layout import Layout
 from hanlin.planner.trace import Run, Trace, kinds_of_blocks, shrink, trace, with_experts
 from hanlin.planner.weights import Held, Stage, Weight, cut_stages, hold, list_weights, query_heads
+from hanlin.run.components import model_config
 from hanlin.tuning.apply import apply_tuning
 
 

@@ -14,11 +14,11 @@ from hanlin.core.errors import ConfigError
 from hanlin.core.settings import GenerateSettings
 from hanlin.formats.convert import convert
 from hanlin.formats.load import save_base
-from hanlin.loading import _additions, _tuned_model, load_engine
 from hanlin.models.chatglm2 import family as chatglm2
 from hanlin.models.cpm2 import family
 from hanlin.models.cpm2.config import Cpm2Config
-from hanlin.parts import describe_parts
+from hanlin.run.components import build_components
+from hanlin.run.weights import _additions, _tuned_model, load_engine
 
 GREEDY = GenerateSettings(method="greedy", max_new_tokens=6)
 
@@ -26,7 +26,7 @@ GREEDY = GenerateSettings(method="greedy", max_new_tokens=6)
 @pytest.mark.parametrize("tuning", [{"method": "prompt", "prompt": {"length": 4}}, {"method": "lora", "rank": 2}])
 def test_ranks_begin_with_the_additions_of_one_process(tuning: dict, tmp_path: Path) -> None:
     model = {"family": "cpm2", "base": str(write_original(tmp_path))}
-    parts = describe_parts(make_recipe({"model": model, "tuning": tuning, "run": {"folder": str(tmp_path)}}))
+    parts = build_components(make_recipe({"model": model, "tuning": tuning, "run": {"folder": str(tmp_path)}}))
     weights = dict(_tuned_model(parts).named_parameters())
     additions = dict(_additions(parts))
     assert additions
@@ -71,7 +71,7 @@ def test_ranks_begin_with_the_head_for_labels_of_one_process(tuning: dict, is_cl
     if is_classifier:
         torch.save(torch.load(base / "pytorch_model.bin", weights_only=True) | HEAD, base / "pytorch_model.bin")
     model = {"family": "chatglm2", "base": str(base), "config": {"labels": ["x", "y"]}}
-    parts = describe_parts(make_recipe({"model": model, "tuning": tuning, "run": {"folder": str(tmp_path)}}))
+    parts = build_components(make_recipe({"model": model, "tuning": tuning, "run": {"folder": str(tmp_path)}}))
     tuned = _tuned_model(parts)
     weights, additions = dict(tuned.named_parameters()), dict(_additions(parts))
     assert additions.keys() >= {"head.label_weight", "head.label_bias"}
@@ -91,7 +91,7 @@ def test_a_quantised_base_gets_a_fresh_head_for_labels(tmp_path: Path) -> None:
         "run": {"folder": str(tmp_path)},
         "train": {"precision": "bf16"},
     }
-    model = _tuned_model(describe_parts(make_recipe(values)))
+    model = _tuned_model(build_components(make_recipe(values)))
     head, packed = model.get_parameter("head.label_weight"), model.get_parameter("blocks.0.ffn.up.weight")
     assert (head.dtype, head.requires_grad) == (torch.float32, True)
     assert (packed.dtype, packed.requires_grad) == (torch.int8, False)

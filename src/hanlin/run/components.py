@@ -13,7 +13,7 @@ from hanlin.models.family import Family, TakesPrompts, load_family, make_options
 
 
 @dataclass(frozen=True)
-class Parts:
+class Components:
     """What training, evaluation and generation share; no weights yet."""
 
     recipe: Recipe
@@ -39,7 +39,7 @@ class Parts:
         return self.config if has_labels else replace(self.config, labels=())
 
 
-def describe_parts(recipe: Recipe) -> Parts:
+def build_components(recipe: Recipe) -> Components:
     """Family, configuration, tokenizer and samples of a recipe.
 
     Raises: ConfigError, CheckpointError.
@@ -47,7 +47,7 @@ def describe_parts(recipe: Recipe) -> Parts:
     family = load_family(recipe.model.family)
     tokenizer = family.tokenizer(vocab_path(recipe))
     config = model_config(recipe, family, tokenizer.vocab_size)
-    return Parts(recipe, family, config, tokenizer, make_processor(recipe, family, tokenizer, config))
+    return Components(recipe, family, config, tokenizer, make_processor(recipe, family, tokenizer, config))
 
 
 def make_processor(recipe: Recipe, family: Family, tokenizer: Any, config: Any) -> Any:

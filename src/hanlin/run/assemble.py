@@ -11,7 +11,7 @@ from hanlin.core.config import dump_recipe
 from hanlin.core.errors import ConfigError
 from hanlin.core.settings import Recipe
 from hanlin.models.family import LoadTokenizer
-from hanlin.parts import Parts, describe_parts, vocab_path
+from hanlin.run.components import Components, build_components, vocab_path
 
 if TYPE_CHECKING:
     import torch
@@ -35,53 +35,53 @@ Part = Literal["train", "valid", "test"]
 class Run:
     """A recipe that is ready to be trained or scored."""
 
-    parts: Parts
+    components: Components
     resume: bool
 
     def train(self) -> int:
         """Train to the end of the recipe, or until a signal; return the exit code."""
-        return _train(self.parts, self.resume)
+        return _train(self.components, self.resume)
 
     def evaluate(self) -> Metrics:
         """Score the recipe's weights on its evaluation files; all results go to `evaluation/` of the run folder.
 
         On several processes all must call it, and all get the scores.
         """
-        return _evaluate(self.parts)
+        return _evaluate(self.components)
 
 
 def assemble(recipe: Recipe, resume: bool = True) -> Run:
     """The run of a checked recipe; resume: go on from its newest checkpoint if there is one."""
-    return Run(describe_parts(recipe), resume)
+    return Run(build_components(recipe), resume)
 
 
-def load_data(recipe: Recipe, parts: Parts, part: Part) -> Prepared | Mixture | Windows | None:
+def load_data(recipe: Recipe, components: Components, part: Part) -> Prepared | Mixture | Windows | None:
     """Tokenised records, from the cache where they lie there, or windows of corpora; None where there are none.
 
     Raises: ConfigError, DataError.
     """
     if recipe.data.split is not None:
-        return _windows(recipe, parts, part)
+        return _windows(recipe, components, part)
     from hanlin.data.mixture import open_mixture
     from hanlin.data.prepare import prepare
 
     data, is_training = recipe.data, part == "train"
     if is_training and data.mixture is not None:
-        return open_mixture(data, parts.processor, tokenizer=parts.tokenizer)
+        return open_mixture(data, components.processor, tokenizer=components.tokenizer)
     files = data.train if is_training else data.eval
     if not files:
         return None
     return prepare(
         files,
-        parts.processor,
+        components.processor,
         data,
-        tokenizer=parts.tokenizer,
+        tokenizer=components.tokenizer,
         share=data.train_share if is_training else data.eval_share,
         limit=data.train_limit if is_training else None,
     )
 
 
-def _windows(recipe: Recipe, parts: Parts, part: Part) -> Windows | None:
+def _windows(recipe: Recipe, components: Components, part: Part) -> Windows | None:
     from hanlin.data.megatron_index import split_shares
     from hanlin.data.windows import Wanted, open_windows
 
@@ -99,37 +99,37 @@ def _windows(recipe: Recipe, parts: Parts, part: Part) -> Windows | None:
         limit=data.eval_windows if part == "valid" else None,
         weights=() if is_own else data.weights,
     )
-    corpora = [_corpus(path, parts) for path in (data.eval if is_own else data.train)]
-    return open_windows(corpora, parts.processor, wanted, parts.tokenizer.vocab_size, data.cache)
+    corpora = [_corpus(path, components) for path in (data.eval if is_own else data.train)]
+    return open_windows(corpora, components.processor, wanted, components.tokenizer.vocab_size, data.cache)
 
 
-def _corpus(path: Path, parts: Parts) -> Path:
+def _corpus(path: Path, components: Components) -> Path:
     """The prefix of indexed data; texts are made such in the cache, unless they lie there from an earlier run."""
     from hanlin.data.indexing import Encoding, end_id, index_in_cache
     from hanlin.data.windows import is_corpus
 
     if is_corpus(path):
         return path
-    load = LoadTokenizer(parts.family.name, vocab_path(parts.recipe))
-    return index_in_cache(path, Encoding(load, end=end_id(parts.tokenizer)), parts.recipe.data.cache)
+    load = LoadTokenizer(components.family.name, vocab_path(components.recipe))
+    return index_in_cache(path, Encoding(load, end=end_id(components.tokenizer)), components.recipe.data.cache)
 
 
 # --- training ---
 
 
-def _train(parts: Parts, resume: bool) -> int:
+def _train(components: Components, resume: bool) -> int:
     from hanlin.checkpoint.state import Checkpointer, recipe_identity
     from hanlin.core.ranks import pick_device, read_ranks, seed_everything, set_threads, start_log
     from hanlin.evaluate.run import weights_fingerprint
-    from hanlin.loading import base_weights, export, parallelize_tuned
     from hanlin.parallel.mesh import Degrees, main_first
+    from hanlin.run.weights import base_weights, export, parallelize_tuned
     from hanlin.train.loop import count_steps, train
     from hanlin.train.optim import AdamW
     from hanlin.train.run_checkpoints import RunCheckpoints
     from hanlin.train.run_logger import RunLogger
     from hanlin.train.step import Step, mean_loss
 
-    recipe, folder, ranks = parts.recipe, parts.recipe.run.folder, read_ranks()
+    recipe, folder, ranks = components.recipe, components.recipe.run.folder, read_ranks()
     degrees = Degrees.of(recipe.parallel, ranks.world)
     with main_first() as is_first:
         if is_first:
@@ -138,19 +138,19 @@ def _train(parts: Parts, resume: bool) -> int:
     threads = set_threads(recipe.run.threads)
     device = pick_device(recipe.run.device)
     with main_first():
-        loader, held_out = (_loader(parts, part, console, degrees, ranks.rank) for part in ("train", "valid"))
+        loader, held_out = (_loader(components, part, console, degrees, ranks.rank) for part in ("train", "valid"))
     if loader is None:
         raise ConfigError("data.split: its first number is 0, so there is nothing to train on")
     # Ranks that compute the same rows drop the same; others must not.
     seed_everything(recipe.run.seed + degrees.place(ranks.rank))
-    parallel_model = parallelize_tuned(parts, device, ranks.world)
+    parallel_model = parallelize_tuned(components, device, ranks.world)
     optimiser = AdamW(parallel_model.parameters, recipe.train)
     step = Step(parallel_model, optimiser, recipe.train, count_steps(recipe.train, loader), loader.where)
-    _log_start(parts, parallel_model, step.total_steps, device, threads)
+    _log_start(components, parallel_model, step.total_steps, device, threads)
     identity = recipe_identity(recipe)
     if not recipe.tuning.trains_base:
         # The frozen base is not in a checkpoint; it must be the one that the checkpoint was trained on.
-        identity["model.base weights"] = weights_fingerprint(base_weights(parts))
+        identity["model.base weights"] = weights_fingerprint(base_weights(components))
     checkpointer = Checkpointer(
         folder / "checkpoints", recipe.train.keep, identity, in_background=recipe.train.save_in_background
     )
@@ -159,7 +159,7 @@ def _train(parts: Parts, resume: bool) -> int:
         loader,
         settings=recipe.train,
         checkpoints=RunCheckpoints(
-            folder, step, loader, checkpointer, lambda target: export(parts, parallel_model, target)
+            folder, step, loader, checkpointer, lambda target: export(components, parallel_model, target)
         ),
         logger=RunLogger(
             folder,
@@ -171,20 +171,20 @@ def _train(parts: Parts, resume: bool) -> int:
         evaluate=None
         if held_out is None
         else lambda: {"loss": mean_loss(parallel_model, held_out.once(), recipe.train.micro_rows)},
-        write_samples=_write_samples(parts, parallel_model),
+        write_samples=_write_samples(components, parallel_model),
     )
     return outcome.exit_code
 
 
-def _write_samples(parts: Parts, parallel_model: ParallelModel) -> WriteSamples | None:
+def _write_samples(components: Components, parallel_model: ParallelModel) -> WriteSamples | None:
     from hanlin.evaluate.sample_texts import SampleTexts
-    from hanlin.loading import training_engine
+    from hanlin.run.weights import training_engine
 
-    recipe, is_main = parts.recipe, parallel_model.mesh.is_main
+    recipe, is_main = components.recipe, parallel_model.mesh.is_main
     if not recipe.train.samples:
         return None
     return SampleTexts(
-        training_engine(parts, parallel_model),
+        training_engine(components, parallel_model),
         recipe.train.samples,
         recipe.generate,
         seed=recipe.run.seed,
@@ -206,12 +206,12 @@ def _open_folder(recipe: Recipe, resume: bool) -> None:
         stream.write(dump_recipe(recipe).encode())
 
 
-def _loader(parts: Parts, part: Part, console: Any, degrees: Degrees, rank: int) -> Loader | None:
+def _loader(components: Components, part: Part, console: Any, degrees: Degrees, rank: int) -> Loader | None:
     from hanlin.data.loader import Loader
     from hanlin.data.report import render_report
 
-    recipe, is_training = parts.recipe, part == "train"
-    prepared = load_data(recipe, parts, part)
+    recipe, is_training = components.recipe, part == "train"
+    prepared = load_data(recipe, components, part)
     if prepared is None:
         return None
     console.print(render_report(prepared.report, f"data.{'train' if is_training else 'eval'}"))
@@ -220,7 +220,7 @@ def _loader(parts: Parts, part: Part, console: Any, degrees: Degrees, rank: int)
     is_ordered = has_windows and recipe.train.steps is not None
     return Loader(
         prepared,
-        parts.processor,
+        components.processor,
         max_length=recipe.data.max_length,
         batch_rows=recipe.train.batch_rows,
         seed=recipe.run.seed,
@@ -232,12 +232,14 @@ def _loader(parts: Parts, part: Part, console: Any, degrees: Degrees, rank: int)
     )
 
 
-def _log_start(parts: Parts, parallel_model: ParallelModel, steps: int, device: torch.device, threads: int) -> None:
-    recipe = parts.recipe
+def _log_start(
+    components: Components, parallel_model: ParallelModel, steps: int, device: torch.device, threads: int
+) -> None:
+    recipe = components.recipe
     trained, total = parallel_model.count_parameters()
     log.info(
         "run family=%s tuning=%s trained=%s of %s parameters precision=%s device=%s threads=%d",
-        parts.family.name, recipe.tuning.method, f"{trained:,}", f"{total:,}", recipe.train.precision, device, threads,
+        components.family.name, recipe.tuning.method, f"{trained:,}", f"{total:,}", recipe.train.precision, device, threads,
     )  # fmt: skip
     log.info(
         "steps=%d rows_per_step=%d max_tokens_per_step=%s folder=%s",
@@ -248,17 +250,17 @@ def _log_start(parts: Parts, parallel_model: ParallelModel, steps: int, device: 
 # --- evaluation ---
 
 
-def _evaluate(parts: Parts) -> Metrics:
+def _evaluate(components: Components) -> Metrics:
     from hanlin.core.ranks import start_log
     from hanlin.evaluate.run import evaluate
-    from hanlin.loading import load_engine
+    from hanlin.run.weights import load_engine
 
-    recipe = parts.recipe
+    recipe = components.recipe
     start_log()
     if recipe.data.split is not None:
-        return _evaluate_windows(parts)
-    records = _records(parts)
-    engine = load_engine(recipe, parts)
+        return _evaluate_windows(components)
+    records = _records(components)
+    engine = load_engine(recipe, components)
     folder = recipe.run.folder / "evaluation"
     return evaluate(
         engine,
@@ -271,34 +273,34 @@ def _evaluate(parts: Parts) -> Metrics:
     )
 
 
-def _evaluate_windows(parts: Parts) -> Metrics:
+def _evaluate_windows(components: Components) -> Metrics:
     """Perplexity on the test part or, where there is none, the valid part."""
     from hanlin.data.windows import Windows
     from hanlin.evaluate.windows import evaluate_windows
-    from hanlin.loading import load_engine
     from hanlin.parallel.mesh import main_first
+    from hanlin.run.weights import load_engine
 
-    recipe = parts.recipe
+    recipe = components.recipe
     with main_first():
-        windows = load_data(recipe, parts, "test") or load_data(recipe, parts, "valid")
+        windows = load_data(recipe, components, "test") or load_data(recipe, components, "valid")
     if not isinstance(windows, Windows):
         raise ConfigError("data.split: leaves nothing for valid and test; give it three numbers: 949,50,1")
     return evaluate_windows(
-        load_engine(recipe, parts),
+        load_engine(recipe, components),
         windows,
-        parts.tokenizer,
+        components.tokenizer,
         batch_size=recipe.generate.batch_size,
         folder=recipe.run.folder / "evaluation",
     )
 
 
-def _records(parts: Parts) -> list[Any]:
+def _records(components: Components) -> list[Any]:
     """The records to score, in the order of the files."""
     from hanlin.data.expand import open_part
 
-    recipe = parts.recipe
+    recipe = components.recipe
     share = 1.0 if recipe.evaluate.data else recipe.data.eval_share
     paths = recipe.evaluate.data or recipe.data.eval
-    sources = [open_part(path, recipe.data, parts.processor, share=share) for path in paths]
+    sources = [open_part(path, recipe.data, components.processor, share=share) for path in paths]
     records = [source[number] for source in sources for number in range(len(source))]
     return records[: recipe.evaluate.limit]

@@ -1,0 +1,1 @@
+"""A recipe -> its components, its weights, and the run that is made of them."""
