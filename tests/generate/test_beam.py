@@ -18,7 +18,7 @@ from hanlin.generate.beam import (
     is_settled,
     start_search,
 )
-from hanlin.models.family import BeamManner
+from hanlin.models.family import BeamVariant
 
 END = 0
 
@@ -114,7 +114,7 @@ def test_a_better_answer_replaces_the_worst():
 
 
 def test_the_prompt_counts_in_the_length_where_the_family_says_so():
-    rules = BeamRules(2, 9, manner=BeamManner(counts_prompt=True))
+    rules = BeamRules(2, 9, variant=BeamVariant(length_includes_prompt=True))
     ended = Beam(CountingCursor(0), (), tokens=(7, END), score=-3.0)
     [found] = add_answer(Search((), prompt_length=5), ended, rules).found
     assert found.score == -3.0 / (5 + 1)  # without the end
@@ -123,7 +123,7 @@ def test_the_prompt_counts_in_the_length_where_the_family_says_so():
 def test_an_end_far_down_the_list_does_not_count_where_the_family_says_so():
     candidates = [Candidate(0, token, -score) for token, score in ((1, 0.1), (END, 0.2), (END, 0.3), (2, 0.4))]
     for is_so, found in ((False, 2), (True, 1)):
-        rules = BeamRules(2, 9, manner=BeamManner(ends_among_best=is_so))
+        rules = BeamRules(2, 9, variant=BeamVariant(end_needs_top_beams=is_so))
         assert len(advance(start_search(CountingCursor()), candidates, rules).found) == found
 
 

@@ -60,7 +60,7 @@ def check(case: Path, vocab: Path) -> None:
 
 
 def _answers(model: Any, given: Rows, options: GenerateSettings) -> list[list[int]]:
-    engine = Engine(model, given, beam_manner=family.beam_manner)  # pyright: ignore[reportArgumentType]
+    engine = Engine(model, given, beam_variant=family.beam_variant)  # pyright: ignore[reportArgumentType]
     *_, searches = engine.search(given.prompts, options)
     return [list(search.best.tokens) for search in searches]
 

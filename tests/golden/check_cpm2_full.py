@@ -89,7 +89,7 @@ def _check_gradients(model: Cpm2, arrays: Arrays, expected: Arrays, tolerance: d
 
 def _check_searches(model: Cpm2, arrays: Arrays, expected: Arrays, facts: dict) -> None:
     """Greedy and beam search of the engine, all rows at once; with beams the original counts its start token."""
-    length, engine = facts["out_seq_length"], Engine(model, Rows(arrays, facts), beam_manner=family.beam_manner)
+    length, engine = facts["out_seq_length"], Engine(model, Rows(arrays, facts), beam_variant=family.beam_variant)
     for name, options in (
         ("greedy_ids", GenerateSettings(method="greedy", max_new_tokens=length)),
         ("beam4_ids", GenerateSettings(method="beam", beams=4, max_new_tokens=length - 1)),

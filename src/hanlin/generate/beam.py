@@ -1,7 +1,7 @@
 """Beam search over plain data: which beams go on, which answers are found, when a record is done. Knows no model.
 
 As the original CPM-Bee does it (`CPMBeeBeamSearch`, golden case bee_generate). Greedy search and sampling are the same
-search with one beam and one candidate a step. What other originals do differently is said by `BeamManner`.
+search with one beam and one candidate a step. What other originals do differently is said by `BeamVariant`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from hanlin.core.batch import Cursor
-from hanlin.models.family import BeamManner
+from hanlin.models.family import BeamVariant
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class BeamRules:
     max_tokens: int
     length_exponent: float = 1.0
     stops_early: bool = False
-    manner: BeamManner = field(default_factory=BeamManner)
+    variant: BeamVariant = field(default_factory=BeamVariant)
 
 
 class Candidate(NamedTuple):
@@ -102,14 +102,14 @@ def best_candidates(tokens: Sequence[Sequence[int]], scores: Sequence[Sequence[f
 def advance(search: Search, candidates: Iterable[Candidate], rules: BeamRules) -> Search:
     """The search after one step; `candidates` best first, enough of them to fill the beams beside those that end."""
     candidates = list(candidates)
-    best, settles_late = candidates[0].score, rules.manner.settles_late
-    if not settles_late and is_settled(search, best, rules):
+    best, checks_done_after_ends = candidates[0].score, rules.variant.checks_done_after_ends
+    if not checks_done_after_ends and is_settled(search, best, rules):
         return replace(search, beams=())
     beams, ended = _sorted_out(search, candidates, rules)
     after = search
     for beam in ended:
         after = add_answer(after, beam, rules)
-    if settles_late and is_settled(after, best, rules):
+    if checks_done_after_ends and is_settled(after, best, rules):
         return replace(after, beams=())
     if not beams or len(beams[0].tokens) < rules.max_tokens:
         return replace(after, beams=tuple(beams))
@@ -120,7 +120,7 @@ def advance(search: Search, candidates: Iterable[Candidate], rules: BeamRules) -
 
 def is_settled(search: Search, best_score: float, rules: BeamRules) -> bool:
     """Whether no open beam can beat what was found; `best_score` is the best candidate's sum."""
-    if rules.manner.runs_out or len(search.found) < rules.beams:
+    if rules.variant.ended_beams_leave or len(search.found) < rules.beams:
         return False
     # kept (bee_generate): the sum with the new token is divided by the length without it.
     length = _scored_length(search, search.beams[0], rules)
@@ -131,13 +131,13 @@ def is_settled(search: Search, best_score: float, rules: BeamRules) -> bool:
 def _sorted_out(search: Search, candidates: Iterable[Candidate], rules: BeamRules) -> tuple[list[Beam], list[Beam]]:
     """Those that go on, until there are enough, and those that end before."""
     beams, ended = [], []
-    if rules.manner.runs_out:
+    if rules.variant.ended_beams_leave:
         candidates = islice(candidates, rules.beams)
     for place, candidate in enumerate(candidates):
         beam = search.beams[candidate.beam].follow(candidate)
         if not beam.cursor.is_done:
             beams.append(beam)
-        elif place < rules.beams or not rules.manner.ends_among_best:
+        elif place < rules.beams or not rules.variant.end_needs_top_beams:
             ended.append(beam)
         if len(beams) == rules.beams:
             break
@@ -157,6 +157,6 @@ def add_answer(search: Search, beam: Beam, rules: BeamRules) -> Search:
 
 
 def _scored_length(search: Search, beam: Beam, rules: BeamRules) -> int:
-    if rules.manner.counts_prompt:
+    if rules.variant.length_includes_prompt:
         return search.prompt_length + len(beam.tokens) - beam.cursor.is_done
-    return len(beam.tokens) + rules.manner.counts_start
+    return len(beam.tokens) + rules.variant.length_includes_start

@@ -27,7 +27,7 @@ from hanlin.core.ranks import read_ranks
 from hanlin.core.settings import GenerateSettings
 from hanlin.layers.kv_cache import KVCache
 from hanlin.layers.linear import store_by_columns
-from hanlin.models.family import BeamManner, Processor
+from hanlin.models.family import BeamVariant, Processor
 from hanlin.parallel.inference_model import ShardedInferenceModel
 from hanlin.parallel.mesh import Degrees, Mesh
 from hanlin.tokens.stream import stream_pieces
@@ -52,7 +52,7 @@ class Engine:
     """Writes answers with a model that lies on `device`; on a CPU frozen ones get another order in memory.
 
     max_length: the most tokens of prompt and answer together that the model can read; None: no limit.
-    beam_manner: the family's.
+    beam_variant: the family's.
     mesh: the ranks that answer together; all call the same methods in the same order, and get the same.
     """
 
@@ -64,7 +64,7 @@ class Engine:
         precision: Precision = "fp32",
         *,
         max_length: int | None = None,
-        beam_manner: BeamManner | None = None,
+        beam_variant: BeamVariant | None = None,
         mesh: Mesh | None = None,
     ) -> None:
         self.model = model
@@ -72,7 +72,7 @@ class Engine:
         self.device = torch.device(device)
         self.precision = precision
         self.max_length = max_length
-        self.beam_manner = beam_manner or BeamManner()
+        self.beam_variant = beam_variant or BeamVariant()
         self.mesh = mesh or Mesh(Degrees(), self.device)
         self._is_frozen = not any(weight.requires_grad for weight in model.parameters())
         if self.device.type == "cpu" and self._is_frozen:
@@ -140,7 +140,7 @@ class Engine:
         """
         batch = self.processor.collate_prompts(prompts)
         beams = options.beams if options.method == "beam" else 1
-        rules = BeamRules(beams, options.max_new_tokens, manner=self.beam_manner)
+        rules = BeamRules(beams, options.max_new_tokens, variant=self.beam_variant)
         reader = _Reader(self.model, batch, self.device, memory)
         searches = [
             start_search(cursor, prompt.length + 1) for prompt, cursor in zip(prompts, batch.cursors, strict=True)

@@ -161,21 +161,21 @@ class Labels(Protocol):
 
 
 @dataclass(frozen=True)
-class BeamManner:
+class BeamVariant:
     """What a family's original does in its own way when it searches with beams (generate/beam.py).
 
-    counts_prompt: a score is divided by the length of prompt and answer without its end (else of the answer with it);
-    ends_among_best: an end counts only if it is among the best candidates, as many as there are beams;
-    settles_late: whether a better answer is possible is asked after the step's ends were taken (else before);
-    runs_out: an end takes the place of a beam, and the search goes on until no beam is left;
-    counts_start: a score is divided by the length of the answer with its end and its start.
+    length_includes_prompt: a score is divided by the length of prompt and answer without its end (else of the answer with it);
+    end_needs_top_beams: an end counts only if it is among the best candidates, as many as there are beams;
+    checks_done_after_ends: whether a better answer is possible is asked after the step's ends were taken (else before);
+    ended_beams_leave: an end takes the place of a beam, and the search goes on until no beam is left;
+    length_includes_start: a score is divided by the length of the answer with its end and its start.
     """
 
-    counts_prompt: bool = False
-    ends_among_best: bool = False
-    settles_late: bool = False
-    runs_out: bool = False
-    counts_start: bool = False
+    length_includes_prompt: bool = False
+    end_needs_top_beams: bool = False
+    checks_done_after_ends: bool = False
+    ended_beams_leave: bool = False
+    length_includes_start: bool = False
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ class Family:
     `processor(tokenizer, config, options)`; options: frozen dataclass of what may be chosen about it
     (`data.options` of a recipe); formats: file layouts by name (`hanlin.formats.format.Format`);
     sizes: named configurations; lora_targets: names of the linears that low-rank tuning changes by default;
-    beam_manner: the rules of its beam search; raw: data sets of its originals by name: what turns a raw file into
+    beam_variant: the rules of its beam search; raw: data sets of its originals by name: what turns a raw file into
     records.
     """
 
@@ -201,7 +201,7 @@ class Family:
     formats: Mapping[str, Any] = field(default_factory=dict)
     sizes: Mapping[str, Any] = field(default_factory=dict)
     lora_targets: tuple[str, ...] = ()
-    beam_manner: BeamManner = BeamManner()
+    beam_variant: BeamVariant = BeamVariant()
     raw: Mapping[str, Callable[[Path], Iterable[Any]]] = field(default_factory=dict)
 
 

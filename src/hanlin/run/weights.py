@@ -63,7 +63,7 @@ def load_engine(recipe: Recipe, components: Components | None = None) -> Engine:
         device,
         recipe.train.precision,
         max_length=getattr(components.config, "max_length", None),
-        beam_manner=components.family.beam_manner,
+        beam_variant=components.family.beam_variant,
         mesh=mesh,
     )
 
@@ -80,7 +80,7 @@ def training_engine(components: Components, parallel_model: ParallelModel) -> En
         parallel_model.device,
         components.recipe.train.precision,
         max_length=getattr(components.config, "max_length", None),
-        beam_manner=components.family.beam_manner,
+        beam_variant=components.family.beam_variant,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hanlin.models.family import BeamManner, Family
+from hanlin.models.family import BeamVariant, Family
 from hanlin.models.labels import LabelProcessor
 
 from .config import SIZES, ChatGlm2Config
@@ -43,5 +43,5 @@ family = Family(
     sizes=SIZES,
     lora_targets=("query", "key", "value"),
     # That of transformers 4.30, in which the original runs.
-    beam_manner=BeamManner(counts_prompt=True, ends_among_best=True, settles_late=True),
+    beam_variant=BeamVariant(length_includes_prompt=True, end_needs_top_beams=True, checks_done_after_ends=True),
 )

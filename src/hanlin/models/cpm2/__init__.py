@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hanlin.models.family import BeamManner, Family
+from hanlin.models.family import BeamVariant, Family
 
 from .config import SIZES, Cpm2Config
 from .formats import FORMATS
@@ -34,5 +34,5 @@ family = Family(
     formats=FORMATS,
     sizes=SIZES,
     lora_targets=("query", "value"),
-    beam_manner=BeamManner(runs_out=True, counts_start=True),
+    beam_variant=BeamVariant(ended_beams_leave=True, length_includes_start=True),
 )
