@@ -33,10 +33,10 @@ def make_engine(dataset: str = "sogou-log") -> Engine:
 
 def test_a_title_s_score_is_the_logit_of_the_label(tmp_path: Path) -> None:
     engine = make_engine()
-    contest = engine.processor.contest(RANKING[0])  # pyright: ignore[reportAttributeAccessIssue]
+    ranked_example = engine.processor.ranked_example(RANKING[0])  # pyright: ignore[reportAttributeAccessIssue]
     label = engine.processor.tokenizer.find("相关")  # pyright: ignore[reportAttributeAccessIssue]
     expected = {}
-    for name, sample in zip(contest.names, contest.samples, strict=True):
+    for name, sample in zip(ranked_example.names, ranked_example.samples, strict=True):
         inputs = {key: torch.from_numpy(array)[None].long() for key, array in sample.inputs.items()}
         expected[name] = engine.model(**inputs)[0, -1, label].item()
     [(_, row)] = rank.predict(engine, [(0, RANKING[0])], OPTIONS, 0)

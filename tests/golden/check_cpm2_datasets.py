@@ -33,7 +33,7 @@ def check(case: Path, vocab: Path) -> None:
         if variant["id"].endswith("/infer"):
             _check_prompts(records, processor, variant["samples"], arrays)
         elif variant["split"] == "test":
-            _check_contests(records, processor, variant["samples"], arrays)
+            _check_ranked_examples(records, processor, variant["samples"], arrays)
         else:
             _check_training(records, processor, variant, arrays)
 
@@ -86,12 +86,14 @@ def _check_prompts(records: list[Any], processor: Cpm2Processor, wanted: list[di
     assert inputs["encoder_tokens"].tolist() == arrays["enc_input_ids"][: len(prompts)].tolist()
 
 
-def _check_contests(records: list[Any], processor: Cpm2Processor, wanted: list[dict[str, Any]], arrays: Arrays) -> None:
-    contests = [(record["query_id"], processor.contest(record)) for record in records]
+def _check_ranked_examples(
+    records: list[Any], processor: Cpm2Processor, wanted: list[dict[str, Any]], arrays: Arrays
+) -> None:
+    ranked_examples = [(record["query_id"], processor.ranked_example(record)) for record in records]
     ranked = [
         (query, int(name), sample)
-        for query, contest in contests
-        for name, sample in zip(contest.names, contest.samples, strict=True)
+        for query, ranked_example in ranked_examples
+        for name, sample in zip(ranked_example.names, ranked_example.samples, strict=True)
     ]
     for (query, number, sample), row in zip(ranked, wanted, strict=True):
         assert (query, number) == (row["qidx"], row["cidx"])

@@ -19,8 +19,8 @@ from hanlin.evaluate.metrics.corpus import corpus_scores, overlap_f1, rouge_l_re
 from hanlin.evaluate.metrics.equation import has_equal_value, share_of_equal_lines
 from hanlin.evaluate.metrics.text import share
 from hanlin.generate.sampling import warp
-from hanlin.layers.contest import contest_loss
 from hanlin.layers.loss import head_loss
+from hanlin.layers.ranking_loss import pairwise_ranking_loss
 from hanlin.models.cpm2.tokenizer import Cpm2Tokenizer
 from hanlin.train.optim import learning_rate
 
@@ -34,7 +34,7 @@ def check(case: Path, vocab: Path) -> None:
         assert share([a == b for a, b in zip(row["preds"], row["labels"], strict=True)]) == pytest.approx(row["acc"])
     arrays = arrays_of(case / "numeric.npz")
     _check_numbers(arrays, tolerance["numeric"])
-    _check_contests(arrays, tolerance["numeric"])
+    _check_ranked_examples(arrays, tolerance["numeric"])
     _check_samplers(json.loads((case / "samplers.json").read_text()))
     for row in json.loads((case / "lr_schedules.json").read_text()):
         _check_rates(row, tolerance["metrics"])
@@ -87,12 +87,12 @@ def _check_samplers(rows: list[dict[str, Any]]) -> None:
             assert read == list(order)[: ranks[0]["n"] - dropped], ranks[0]
 
 
-def _check_contests(arrays: dict[str, torch.Tensor], atol: float) -> None:
+def _check_ranked_examples(arrays: dict[str, torch.Tensor], atol: float) -> None:
     """A head of one number makes hidden states the scores; the original's gradient lacks the 1 / b of its mean."""
     scores = arrays["rank_score"].clone().requires_grad_()
     labels = torch.tensor([[0, IGNORED]]).expand(len(scores), 2)
-    rivals = torch.tensor([[1, -1]]).expand(len(scores), 2)
-    loss = contest_loss(scores[..., None], [(torch.ones(1, 1), 1.0)], labels, rivals) / len(scores)
+    negatives = torch.tensor([[1, -1]]).expand(len(scores), 2)
+    loss = pairwise_ranking_loss(scores[..., None], [(torch.ones(1, 1), 1.0)], labels, negatives) / len(scores)
     loss.backward()
     assert scores.grad is not None
     assert_close("rank_loss", loss, arrays["rank_loss"], atol)

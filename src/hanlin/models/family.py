@@ -125,7 +125,7 @@ class TakesPrompts(Protocol):
 
 
 @dataclass(frozen=True)
-class Contest:
+class RankedExample:
     """Names and samples of what a record lets compete for one label; best: who should win, None where that is open."""
 
     names: Sequence[str]
@@ -134,10 +134,10 @@ class Contest:
 
 
 @runtime_checkable
-class Ranks(Protocol):
+class RanksCandidates(Protocol):
     """Processor of a family some of whose records are competitors to be ranked."""
 
-    def contest(self, record: Any) -> Contest:
+    def ranked_example(self, record: Any) -> RankedExample:
         """A competitor's score is the logit of the one label of its sample.
 
         Raises: DataError when the records are of another kind.

@@ -72,8 +72,8 @@ def _part(sample: Sample, first_column: int, first_span: int) -> dict[str, np.nd
         size = len(part[f"{side}tokens"])
         part[f"{side}positions"] = sample.inputs.get(f"{side}positions", np.arange(size))
         part[f"{side}spans"] = sample.inputs.get(f"{side}spans", np.zeros(size, np.int64)) + first_span
-    if "rivals" in part:  # columns
-        part["rivals"] = np.where(part["rivals"] < 0, NO_SPAN, part["rivals"] + first_column)
+    if "negatives" in part:  # columns
+        part["negatives"] = np.where(part["negatives"] < 0, NO_SPAN, part["negatives"] + first_column)
     size = len(part["tokens"])
     return {**part, "labels": sample.labels[:size], "weights": sample.weights[:size]}
 

@@ -143,8 +143,8 @@ def test_each_label_word_is_a_candidate() -> None:
 
 def test_titles_are_no_answers_and_answers_no_titles() -> None:
     processor = make_processor("sogou-log")
-    assert processor.contest(ROWS["sogou-log"][0]).best == "pos_doc"
-    assert processor.contest(RANKING[0]).best is None
+    assert processor.ranked_example(ROWS["sogou-log"][0]).best == "pos_doc"
+    assert processor.ranked_example(RANKING[0]).best is None
     processor.check(RANKING[0])
     for call in (processor.prompt, processor.gold, processor.candidates):
         with pytest.raises(DataError, match="task rank"):
@@ -152,7 +152,7 @@ def test_titles_are_no_answers_and_answers_no_titles() -> None:
     with pytest.raises(DataError, match="not learned from"):
         processor.sample(RANKING[0])
     with pytest.raises(DataError, match="nothing to rank"):
-        make_processor("math").contest(ROWS["math"][0])
+        make_processor("math").ranked_example(ROWS["math"][0])
 
 
 def test_long_pairs_are_left_out() -> None:

@@ -10,7 +10,7 @@ from hanlin.core.errors import DataError
 from hanlin.core.settings import GenerateSettings
 from hanlin.evaluate.metrics.text import mean, share
 from hanlin.generate.engine import Engine, batches_of, naming
-from hanlin.models.family import Contest, Ranks
+from hanlin.models.family import RankedExample, RanksCandidates
 
 from .task import Numbered, Row, Task
 
@@ -23,16 +23,16 @@ def predict(engine: Engine, numbered: Numbered, options: GenerateSettings, seed:
     """
     del seed
     processor = engine.processor
-    if not isinstance(processor, Ranks):
+    if not isinstance(processor, RanksCandidates):
         raise DataError("evaluate.tasks: records of this family cannot be ranked; take generate, likelihood or loss")
 
     def score(pair: tuple[int, Any]) -> tuple[int, Row]:
         number, record = pair
         with naming(number):
-            contest = processor.contest(record)
-        parts = batches_of(contest.samples, options.batch_size)
+            ranked_example = processor.ranked_example(record)
+        parts = batches_of(ranked_example.samples, options.batch_size)
         scores = [score for part in parts for score in _scores(engine, part)]
-        return number, _row(contest, dict(zip(contest.names, scores, strict=True)))
+        return number, _row(ranked_example, dict(zip(ranked_example.names, scores, strict=True)))
 
     return engine.shared(numbered, score)
 
@@ -56,12 +56,12 @@ def _scores(engine: Engine, samples: Sequence[Sample]) -> list[float]:
     return logits[labelled].gather(-1, batch.labels[labelled][:, None])[:, 0].tolist()
 
 
-def _row(contest: Contest, scores: dict[str, float]) -> Row:
+def _row(ranked_example: RankedExample, scores: dict[str, float]) -> Row:
     # kept (the original's accuracy counts a tie as right): sorting is stable, and the better one comes first.
     ranking = sorted(scores, key=lambda name: -scores[name])
-    rank = None if contest.best is None else ranking.index(contest.best) + 1
+    rank = None if ranked_example.best is None else ranking.index(ranked_example.best) + 1
     return {
-        "gold": contest.best,
+        "gold": ranked_example.best,
         "answer": ranking[0],
         "rank": rank,
         "scores": {name: scores[name] for name in ranking},

@@ -17,13 +17,13 @@ from torch.nn import functional
 from hanlin.core.plan import Plan, Split
 from hanlin.layers.attention import AttentionMask, additive_mask, attention
 from hanlin.layers.buckets import distance_bucket
-from hanlin.layers.contest import contest_loss
 from hanlin.layers.experts import Experts
 from hanlin.layers.kv_cache import KVCache
 from hanlin.layers.linear import Linear
 from hanlin.layers.loss import head_loss
 from hanlin.layers.norm import RmsNorm
 from hanlin.layers.precision import matmul_dtype
+from hanlin.layers.ranking_loss import pairwise_ranking_loss
 from hanlin.layers.soft_prompt import SoftPrompt
 
 from .config import Cpm2Config
@@ -38,7 +38,7 @@ class Inputs:
     -1 = padding. None: a row is one sample without padding. With a KV cache: spans in all calls or in none.
     lengths: `[batch]`, the ids of both sides without padding, for whoever counts them.
     rivals: at a labelled position the position whose logit of this label must be smaller; -1 elsewhere. With rivals
-    the loss is that of their contests (layers/contest.py) and not a cross entropy over the vocabulary.
+    the loss is that of their contests (layers/ranking_loss.py) and not a cross entropy over the vocabulary.
     """
 
     tokens: torch.Tensor
@@ -46,7 +46,7 @@ class Inputs:
     spans: torch.Tensor | None = None
     encoder_spans: torch.Tensor | None = None
     lengths: torch.Tensor | None = None
-    rivals: torch.Tensor | None = None
+    negatives: torch.Tensor | None = None
 
     @property
     def own_spans(self) -> torch.Tensor:
@@ -112,8 +112,8 @@ class Cpm2(nn.Module):
         if self.head is None:
             return (hidden,) if encoded is None else (encoded, hidden)
         hidden = self._finish(self.decoder_norm, hidden if logits_to_keep is None else hidden[:, -logits_to_keep:])
-        if labels is not None and given.rivals is not None:
-            return contest_loss(hidden, [(self.head.weight, 1.0)], labels, given.rivals, weights, reduction)
+        if labels is not None and given.negatives is not None:
+            return pairwise_ranking_loss(hidden, [(self.head.weight, 1.0)], labels, given.negatives, weights, reduction)
         if labels is not None:
             return head_loss(hidden, [(self.head.weight, 1.0)], labels, weights, reduction)
         return self.head(hidden)

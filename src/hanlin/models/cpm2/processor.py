@@ -19,7 +19,7 @@ from hanlin.core.errors import ConfigError, DataError
 from hanlin.core.settings import PromptSettings
 from hanlin.data.processor import tried
 from hanlin.data.span_corruption import Marks
-from hanlin.models.family import Contest
+from hanlin.models.family import RankedExample
 from hanlin.models.rows import NO_SPAN
 from hanlin.models.spans import Corruption, span_tokens
 from hanlin.models.two_sides import make_sample
@@ -94,7 +94,7 @@ class Cpm2Processor:
         """
         for one in self.data_set.records(record):
             if self._is_ranking(one):
-                self.contest(one)
+                self.ranked_example(one)
             else:
                 self.sample(one)
 
@@ -232,7 +232,7 @@ class Cpm2Processor:
         """
         return self._answer_form().candidates(record)
 
-    def contest(self, record: Any) -> Contest:
+    def ranked_example(self, record: Any) -> RankedExample:
         """The titles that a record lets compete, the better one first where it says so.
 
         Raises: DataError when the data set ranks nothing.
@@ -245,7 +245,7 @@ class Cpm2Processor:
         else:
             named = list(zip(sogou.PAIR, sogou.make_pair(record, self.prompts), strict=True))
             best = sogou.PAIR[0]
-        return Contest([name for name, _ in named], [self._scored(item) for _, item in named], best)
+        return RankedExample([name for name, _ in named], [self._scored(item) for _, item in named], best)
 
     def _records(self, row: Any) -> list[Any]:
         found, limit = self.data_set.records(row), self.data_set.max_length
@@ -274,13 +274,13 @@ class Cpm2Processor:
         length = len(targets[0])
         labels = np.full(2 * length, IGNORED)
         labels[length - 1] = self._scored_id
-        rivals = np.full(2 * length, NO_SPAN, dtype=np.int32)
-        rivals[length - 1] = 2 * length - 1
+        negatives = np.full(2 * length, NO_SPAN, dtype=np.int32)
+        negatives[length - 1] = 2 * length - 1
         inputs = {
             **_inputs(list(chain(*sources)), list(chain(*targets))),
             "spans": np.repeat(np.arange(2, dtype=np.int32), length),
             "encoder_spans": np.repeat(np.arange(2, dtype=np.int32), list(map(len, sources))),
-            "rivals": rivals,
+            "negatives": negatives,
         }
         return make_sample(inputs, labels)
 

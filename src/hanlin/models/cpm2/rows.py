@@ -15,7 +15,7 @@ from hanlin.models.rows import NO_SPAN
 if TYPE_CHECKING:
     import torch
 
-_FILLERS = {"spans": NO_SPAN, "encoder_spans": NO_SPAN, "rivals": NO_SPAN}
+_FILLERS = {"spans": NO_SPAN, "encoder_spans": NO_SPAN, "negatives": NO_SPAN}
 
 
 def collate(rows: Sequence[Sequence[Sample]], length: int, pad: int) -> Batch:

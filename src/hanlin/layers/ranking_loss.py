@@ -13,11 +13,11 @@ from hanlin.layers.loss import Piece, head_logits, weighted
 from hanlin.layers.precision import at_least_fp32
 
 
-def contest_loss(
+def pairwise_ranking_loss(
     hidden: torch.Tensor,
     pieces: Sequence[Piece],
     labels: torch.Tensor,
-    rivals: torch.Tensor,
+    negatives: torch.Tensor,
     weights: torch.Tensor | None = None,
     reduction: Literal["sum", "none"] = "sum",
 ) -> torch.Tensor:
@@ -28,7 +28,7 @@ def contest_loss(
     """
     labelled = labels != IGNORED
     rows = labelled.nonzero()[:, 0]
-    pairs = torch.stack((hidden[labelled], hidden[rows, rivals[labelled]]), dim=1)
+    pairs = torch.stack((hidden[labelled], hidden[rows, negatives[labelled]]), dim=1)
     classes = labels[labelled][:, None, None].expand(-1, 2, 1)
     own, other = at_least_fp32(head_logits(pairs, pieces).gather(-1, classes)).squeeze(-1).unbind(1)
     # A cross entropy between the two positions, of which the own one is right.
