@@ -21,7 +21,6 @@ from turns import report, take_turns
 from hanlin.core.batch import Prompt, PromptBatch
 from hanlin.core.settings import GenerateSettings
 from hanlin.generate.engine import Engine
-from hanlin.models import rows
 from hanlin.models.chatglm2.processor import ChatCursor
 
 NEVER: frozenset[int] = frozenset()

@@ -24,12 +24,12 @@ from turns import report, take_turns
 
 from hanlin.core.batch import Batch, Sample
 from hanlin.data.pack import plan_rows, pool_rows
+from hanlin.models.common.decoder_batch import NO_SPAN
 from hanlin.models.cpm2.config import SIZES
 from hanlin.models.cpm2.model import Cpm2
 from hanlin.models.cpm2.processor import Cpm2Processor
 from hanlin.models.cpm2.record import Cpm2Options
 from hanlin.models.cpm2.tokenizer import Cpm2Tokenizer
-from hanlin.models.rows import NO_SPAN
 
 LENGTH, ROWS = 512, 8
 SIZE = SIZES["small"]

@@ -25,7 +25,6 @@ from turns import LR, check_agreement, gradient_length, make_step, report, take_
 
 from hanlin.core.batch import IGNORED, Batch, Sample
 from hanlin.core.settings import TuningSettings
-from hanlin.models import rows
 from hanlin.models.chatglm2 import family
 from hanlin.tuning.apply import apply_tuning, trained_parameters
 

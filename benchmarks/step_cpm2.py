@@ -23,10 +23,10 @@ from turns import LR, check_agreement, gradient_length, make_step, report, take_
 
 from hanlin.core.batch import Batch, Sample
 from hanlin.data.pack import plan_rows
+from hanlin.models.common.encoder_decoder_batch import make_sample
+from hanlin.models.cpm2.batch import collate
 from hanlin.models.cpm2.config import Cpm2Config
 from hanlin.models.cpm2.model import Cpm2
-from hanlin.models.cpm2.rows import collate
-from hanlin.models.two_sides import make_sample
 
 CONFIG = Cpm2Config(hidden_size=512, num_layers=4, num_heads=8, head_dim=64, ffn_size=1280, init_std=0.02)
 SOURCE, TARGET = 512, 128

@@ -14,9 +14,8 @@ from hanlin.core.batch import Prompt, PromptBatch
 from hanlin.core.settings import GenerateSettings
 from hanlin.generate.engine import Engine
 from hanlin.generate.sampling import warp
-from hanlin.models import rows
 from hanlin.models.chatglm2 import family
-from hanlin.models.rows import TextCursor
+from hanlin.models.common.decoder_batch import TextCursor
 
 PAD, NO_STOP = 0, 2
 PROBABILITIES_ATOL = 1e-5

@@ -13,7 +13,7 @@ from hanlin.models.chatglm2.original import make_sample, reference_ids
 from hanlin.models.chatglm2.processor import ChatGlm2Processor
 from hanlin.models.chatglm2.record import ChatGlm2Options
 from hanlin.models.chatglm2.tokenizer import ChatGlm2Tokenizer
-from hanlin.models.rows import NO_SPAN
+from hanlin.models.common.decoder_batch import NO_SPAN
 
 TOKENIZER = "chatglm2_tokenizer"
 

@@ -10,7 +10,7 @@ from hanlin.models.chatglm2.processor import ChatGlm2Processor
 from hanlin.models.chatglm2.record import ChatGlm2Options
 from hanlin.models.chatglm2.templates import Dialogue, Message, RoleTemplate, TextTemplate, make_template, read_history
 from hanlin.models.chatglm2.tokenizer import BOS, EOS, PAD, ChatGlm2Tokenizer
-from hanlin.models.rows import NO_SPAN
+from hanlin.models.common.decoder_batch import NO_SPAN
 
 
 def check(case: Path, vocab: Path) -> None:

@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from hanlin.core.batch import Prompt, PromptBatch, Sample
 from hanlin.core.config import nearest
 from hanlin.core.errors import ConfigError
-from hanlin.models.labels import LabelKind
+from hanlin.models.common.label_processor import LabelKind
 
 if TYPE_CHECKING:
     from hanlin.core.batch import Batch
@@ -147,7 +147,7 @@ class RanksCandidates(Protocol):
 
 @runtime_checkable
 class Labels(Protocol):
-    """Processor of a model whose head says a number of each label, not of each token (models/labels.py)."""
+    """Processor of a model whose head says a number of each label, not of each token (models/common/label_processor.py)."""
 
     labels: Sequence[str]
     label_kind: LabelKind

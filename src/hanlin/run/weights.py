@@ -15,7 +15,7 @@ from hanlin.core.settings import ParallelSettings, TuningSettings
 from hanlin.formats.files import published
 from hanlin.formats.load import added_parameters, base_parameters, load_into, open_ours, save_base
 from hanlin.layers.label_head import label_parameters
-from hanlin.models.fresh import fresh_weights
+from hanlin.models.common.init_weights import init_weights
 from hanlin.parallel.inference_model import ShardedInferenceModel
 from hanlin.parallel.mesh import Degrees, Mesh
 from hanlin.parallel.parallel_model import ParallelModel
@@ -199,7 +199,7 @@ def _base_weights(components: Components, names: list[str]) -> Weights:
     """
     base, fresh = components.recipe.model.base, _fresh_head(components)
     if base is None:
-        yield from fresh_weights(lambda: _empty_model(components), components.recipe.run.seed)
+        yield from init_weights(lambda: _empty_model(components), components.recipe.run.seed)
         return
     weights = open_ours(base, components.family, config=components.base_config)
     for name in names:
@@ -208,7 +208,7 @@ def _base_weights(components: Components, names: list[str]) -> Weights:
             weights.forget(name)
     if set(fresh) & set(names):
         part = fresh[0].partition(".")[0]
-        yield from fresh_weights(lambda: _empty_model(components), components.recipe.run.seed, part)
+        yield from init_weights(lambda: _empty_model(components), components.recipe.run.seed, part)
 
 
 def _fresh_head(components: Components) -> list[str]:

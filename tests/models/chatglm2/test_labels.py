@@ -18,7 +18,6 @@ from hanlin.formats.convert import convert
 from hanlin.formats.files import open_weights
 from hanlin.formats.load import load_into, open_ours
 from hanlin.formats.source import read_config
-from hanlin.models import rows
 from hanlin.models.chatglm2 import family
 from hanlin.models.chatglm2.config import ChatGlm2Config
 from hanlin.models.chatglm2.model import ChatGlm2

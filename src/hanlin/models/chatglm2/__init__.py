@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from hanlin.models.common.label_processor import LabelProcessor
 from hanlin.models.family import BeamVariant, Family
-from hanlin.models.labels import LabelProcessor
 
 from .config import SIZES, ChatGlm2Config
 from .formats import FORMATS

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 from hanlin.core.errors import CheckpointError
-from hanlin.models.labels import LabelKind
+from hanlin.models.common.label_processor import LabelKind
 
 Generation = Literal["chatglm2", "chatglm3", "codegeex2", "glm4"]
 

@@ -15,9 +15,8 @@ import numpy as np
 from hanlin.core.batch import IGNORED, Batch, Prompt, PromptBatch, Sample
 from hanlin.core.errors import ConfigError, DataError
 from hanlin.data.processor import tried
-from hanlin.models import rows
-from hanlin.models.labels import Columns, LabelProcessor
-from hanlin.models.rows import TextCursor
+from hanlin.models.common.decoder_batch import TextCursor
+from hanlin.models.common.label_processor import Columns, LabelProcessor
 
 from .config import ChatGlm2Config
 from .original import is_row, make_sample, read_row, reference_ids, train_row

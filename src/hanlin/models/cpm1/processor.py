@@ -17,8 +17,7 @@ from hanlin.core.batch import IGNORED, Batch, Prompt, PromptBatch, Sample
 from hanlin.core.errors import ConfigError, DataError
 from hanlin.core.settings import PromptSettings
 from hanlin.data.processor import tried
-from hanlin.models import rows
-from hanlin.models.rows import TextCursor
+from hanlin.models.common.decoder_batch import TextCursor
 
 from .byte_pairs import BytePairTokenizer
 from .config import Cpm1Config

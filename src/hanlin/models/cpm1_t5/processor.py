@@ -17,7 +17,8 @@ from hanlin.core.batch import IGNORED, Batch, Prompt, PromptBatch, Sample
 from hanlin.core.errors import ConfigError, DataError
 from hanlin.data.processor import tried
 from hanlin.data.span_corruption import MIN_TOKENS, Marks, span_sample
-from hanlin.models import two_sides
+from hanlin.models.common.decoder_batch import NO_SPAN, TextCursor
+from hanlin.models.common.span_corruption import Corruption, check_spans, span_tokens
 from hanlin.models.cpm1.documents import count_positions, number_documents
 from hanlin.models.cpm1.record import (
     ENDS,
@@ -32,8 +33,6 @@ from hanlin.models.cpm1.record import (
     texts_of,
 )
 from hanlin.models.cpm1.tokenizer import Cpm1WordTokenizer
-from hanlin.models.rows import NO_SPAN, TextCursor
-from hanlin.models.spans import Corruption, check_spans, span_tokens
 
 from .config import Cpm1T5Config
 

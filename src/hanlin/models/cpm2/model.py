@@ -16,7 +16,6 @@ from torch.nn import functional
 
 from hanlin.core.plan import Plan, Split
 from hanlin.layers.attention import AttentionMask, additive_mask, attention
-from hanlin.layers.buckets import distance_bucket
 from hanlin.layers.experts import Experts
 from hanlin.layers.kv_cache import KVCache
 from hanlin.layers.linear import Linear
@@ -24,6 +23,7 @@ from hanlin.layers.loss import head_loss
 from hanlin.layers.norm import RmsNorm
 from hanlin.layers.precision import matmul_dtype
 from hanlin.layers.ranking_loss import pairwise_ranking_loss
+from hanlin.layers.relative_position import relative_position_bucket
 from hanlin.layers.soft_prompt import SoftPrompt
 
 from .config import Cpm2Config
@@ -197,8 +197,8 @@ class Cpm2(nn.Module):
         """Rows of a bias table for key minus query columns; a decoder has all its buckets behind the query."""
         count = self.config.num_distance_buckets
         if is_causal:
-            return distance_bucket(offsets.clamp(max=0), 2 * count, self.config.max_distance)
-        return distance_bucket(offsets, count, self.config.max_distance)
+            return relative_position_bucket(offsets.clamp(max=0), 2 * count, self.config.max_distance)
+        return relative_position_bucket(offsets, count, self.config.max_distance)
 
 
 class EncoderBlock(nn.Module):

@@ -19,12 +19,11 @@ from hanlin.core.errors import ConfigError, DataError
 from hanlin.core.settings import PromptSettings
 from hanlin.data.processor import tried
 from hanlin.data.span_corruption import Marks
+from hanlin.models.common.decoder_batch import NO_SPAN
+from hanlin.models.common.encoder_decoder_batch import make_sample
+from hanlin.models.common.span_corruption import Corruption, span_tokens
 from hanlin.models.family import RankedExample
-from hanlin.models.rows import NO_SPAN
-from hanlin.models.spans import Corruption, span_tokens
-from hanlin.models.two_sides import make_sample
 
-from . import rows
 from .config import Cpm2Config
 from .datasets import DataSet, sogou
 from .datasets.dataset import TextAnswer, WordAnswer, one_record

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hanlin.core.errors import ConfigError
-from hanlin.models.spans import check_spans
+from hanlin.models.common.span_corruption import check_spans
 
 from .datasets import DATA_SETS, DataSet
 from .datasets.text_to_text import text_to_text

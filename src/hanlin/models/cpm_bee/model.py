@@ -17,13 +17,13 @@ from torch.nn import functional
 
 from hanlin.core.plan import Plan
 from hanlin.layers.attention import AttentionMask, AttentionWindows, additive_mask, attention
-from hanlin.layers.buckets import distance_bucket
 from hanlin.layers.kv_cache import KVCache
 from hanlin.layers.linear import Linear
 from hanlin.layers.loss import Piece, head_logits, head_loss
 from hanlin.layers.norm import RmsNorm
 from hanlin.layers.precision import matmul_dtype
 from hanlin.layers.prefix import Prefix, PrefixSource
+from hanlin.layers.relative_position import relative_position_bucket
 from hanlin.layers.rotary import inverse_frequencies, rotate_halves
 
 from .config import CpmBeeConfig
@@ -255,7 +255,7 @@ class PositionBias(nn.Module):
     def forward(self, queries: Columns, keys: Columns, relation: torch.Tensor) -> torch.Tensor:
         """`[groups, heads, queries, keys]` in the dtype of the attention."""
         offset = keys.positions[:, None, :] - queries.positions[:, :, None]
-        distance = distance_bucket(offset, self.num_buckets, self.max_distance)
+        distance = relative_position_bucket(offset, self.num_buckets, self.max_distance)
         rows = torch.where(relation == SAME_SEGMENT, distance, self.num_buckets + relation - 1)
         # The cast comes last: the gradient of a row is a sum over many pairs, too many for half precision.
         bias = functional.embedding(rows, self.weight).to(matmul_dtype(self.weight))

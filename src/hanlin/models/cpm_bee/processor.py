@@ -22,9 +22,9 @@ from hanlin.data.processor import tried
 from . import answers
 from .answers import ANSWER
 from .config import CpmBeeConfig
+from .packing import Row, join_samples, make_batch, tensors
 from .prompts import Entry, PromptState, Slots, columns_of, first_cursor, split_answers
 from .record import Segment, Shuffler, answer_paths, relation_table, segments, with_value
-from .rows import Row, join_samples, make_batch, tensors
 from .tokenizer import CpmBeeTokenizer, unescape
 
 _PER_TOKEN = ("tokens", "subs", "positions", "is_context", "segments", "num_segments", "sample_ids", "relation_offsets")

@@ -12,7 +12,7 @@ from torch import nn
 from hanlin.core.plan import Plan
 
 
-def fresh_weights(
+def init_weights(
     make: Callable[[], nn.Module], seed: int, part: str | None = None
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Name and values of every parameter of a new model; no more than a block is held at once.

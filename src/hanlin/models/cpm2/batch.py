@@ -1,4 +1,4 @@
-"""CPM-2's samples and prompts -> the tensors of a batch; see `models.two_sides`."""
+"""CPM-2's samples and prompts -> the tensors of a batch; see `models.common.encoder_decoder_batch`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hanlin.core.batch import Batch, Sample
-from hanlin.models import two_sides
-from hanlin.models.rows import NO_SPAN
+from hanlin.models.common.decoder_batch import NO_SPAN
 
 if TYPE_CHECKING:
     import torch

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hanlin.core.batch import IGNORED, Batch, Sample
-from hanlin.models.rows import NO_SPAN
+from hanlin.models.common.decoder_batch import NO_SPAN
 
 if TYPE_CHECKING:
     import torch

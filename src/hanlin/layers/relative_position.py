@@ -7,7 +7,7 @@ import math
 import torch
 
 
-def distance_bucket(offset: torch.Tensor, num_buckets: int, max_distance: int) -> torch.Tensor:
+def relative_position_bucket(offset: torch.Tensor, num_buckets: int, max_distance: int) -> torch.Tensor:
     """The bucket of key position minus query position; half of the buckets are for keys behind the query.
 
     Short distances have a bucket each, longer ones share buckets of logarithmic width (Raffel et al. 2020, section
