@@ -19,9 +19,9 @@ from glm_peer import SMALL, make_pair
 from turns import report, take_turns
 
 from hanlin.core.batch import Prompt, PromptBatch
-from hanlin.core.settings import GenerateSettings
 from hanlin.generate.engine import Engine
 from hanlin.models.chatglm2.processor import ChatCursor
+from hanlin.recipe.settings import GenerateSettings
 
 NEVER: frozenset[int] = frozenset()
 

@@ -25,7 +25,6 @@ import torch
 from torch.nn import functional
 
 from hanlin.core.batch import Cursor, Prompt
-from hanlin.core.settings import GenerateSettings
 from hanlin.generate.beam import Beam, BeamRules, Candidate, advance, start_search
 from hanlin.generate.engine import Engine
 from hanlin.generate.sampling import ban_columns
@@ -33,6 +32,7 @@ from hanlin.layers.kv_cache import KVCache
 from hanlin.models.cpm_bee import SIZES, CpmBeeTokenizer, family
 from hanlin.models.cpm_bee.model import Columns, Inputs, relations_between, visibility
 from hanlin.models.cpm_bee.processor import CpmBeeProcessor
+from hanlin.recipe.settings import GenerateSettings
 
 Answers = list[tuple[int, ...]]
 ROW_INPUTS = ("relations", "ext_tokens", "ext_subs")

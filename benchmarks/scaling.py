@@ -30,13 +30,13 @@ from turns import report
 
 from hanlin.core.batch import Batch
 from hanlin.core.ranks import join, leave, peak_memory_bytes
-from hanlin.core.settings import ParallelSettings, TrainSettings
 from hanlin.models.cpm1.config import shape
 from hanlin.models.cpm1.model import Cpm1
 from hanlin.parallel.launch import rank_environment
 from hanlin.parallel.mesh import local
 from hanlin.parallel.parallel_model import ParallelModel
 from hanlin.parallel.parallelize import parallelize
+from hanlin.recipe.settings import ParallelSettings, TrainSettings
 from hanlin.train.optim import AdamW
 from hanlin.train.step import Step
 

@@ -24,8 +24,8 @@ from glm_peer import SMALL, make_pair
 from turns import LR, check_agreement, gradient_length, make_step, report, take_turns
 
 from hanlin.core.batch import IGNORED, Batch, Sample
-from hanlin.core.settings import TuningSettings
 from hanlin.models.chatglm2 import family
+from hanlin.recipe.settings import TuningSettings
 from hanlin.tuning.apply import apply_tuning, trained_parameters
 
 SOURCE, TARGET, PREFIX, RANK = 64, 128, 128, 8

@@ -27,7 +27,6 @@ from torch import nn
 from torch.nn import functional
 
 from hanlin.core.batch import Batch, Sample
-from hanlin.core.settings import TuningSettings
 from hanlin.data.convert import ccpm_record
 from hanlin.models.cpm_bee import SIZES, CpmBeeTokenizer, family
 from hanlin.models.cpm_bee.model import (
@@ -41,6 +40,7 @@ from hanlin.models.cpm_bee.model import (
     visibility,
 )
 from hanlin.models.cpm_bee.processor import CpmBeeProcessor
+from hanlin.recipe.settings import TuningSettings
 from hanlin.tuning.apply import apply_tuning, trained_parameters
 
 Loss = Callable[[CpmBee, Batch], torch.Tensor]

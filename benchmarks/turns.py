@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from hanlin.core.settings import TrainSettings
 from hanlin.parallel.parallelize import parallelize
+from hanlin.recipe.settings import TrainSettings
 from hanlin.train.optim import AdamW
 from hanlin.train.step import Step
 

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 
 from hanlin.check import check, check_file
-from hanlin.core.config import dump_recipe, load_recipe
 from hanlin.core.errors import ConfigError
 from hanlin.models.cpm_bee.config import CpmBeeConfig
+from hanlin.recipe.reading import dump_recipe, load_recipe
 
 SPECIALS = ["<pad>", "<unk>", "<mask>", "<sep>", "</n>", "</_>", "<s>", "</s>", "<root>", "<ans>", "<option>"]
 RECIPE = """\

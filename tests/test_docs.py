@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hanlin.cli.main import _parser, command_names
-from hanlin.core.config import load_recipe
+from hanlin.recipe.reading import load_recipe
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])

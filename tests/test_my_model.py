@@ -11,7 +11,7 @@ from ranks import run_ranks
 
 from hanlin.check import check_file
 from hanlin.cli.main import main
-from hanlin.core.config import load_recipe
+from hanlin.recipe.reading import load_recipe
 from hanlin.run.assemble import assemble
 
 ROOT = Path(__file__).parents[1]

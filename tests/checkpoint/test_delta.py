@@ -17,11 +17,11 @@ from hanlin.checkpoint.delta import (
     save_peft,
 )
 from hanlin.core.errors import CheckpointError
-from hanlin.core.settings import TuningSettings
 from hanlin.formats.load import added_parameters
 from hanlin.models.cpm_bee import family
 from hanlin.models.cpm_bee.config import CpmBeeConfig
 from hanlin.models.cpm_bee.model import CpmBee
+from hanlin.recipe.settings import TuningSettings
 from hanlin.tuning.apply import apply_tuning
 
 CONFIG = CpmBeeConfig(vocab_size=20, hidden_size=8, num_layers=2, num_heads=2, head_dim=6, ffn_size=10)

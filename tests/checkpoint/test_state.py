@@ -8,7 +8,7 @@ import torch
 
 from hanlin.checkpoint.state import Checkpointer, Saved, recipe_identity, verify
 from hanlin.core.errors import CheckpointError
-from hanlin.core.settings import Recipe
+from hanlin.recipe.settings import Recipe
 
 
 def tensors(value: float) -> dict[str, torch.Tensor]:

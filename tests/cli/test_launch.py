@@ -12,8 +12,8 @@ import yaml
 
 from hanlin.cli._launch import num_to_start
 from hanlin.cli.main import main
-from hanlin.core.config import make_recipe
 from hanlin.core.errors import ConfigError
+from hanlin.recipe.reading import make_recipe
 
 BARE = {"model": {"family": "cpm_bee"}, "run": {"folder": "run", "device": "cpu"}}
 

@@ -14,7 +14,6 @@ import torch
 from tiny_pieces import small_tokenizer
 
 from hanlin.cli.main import main
-from hanlin.core.config import load_recipe
 from hanlin.formats.convert import convert
 from hanlin.formats.load import save_base
 from hanlin.formats.source import find_source
@@ -23,6 +22,7 @@ from hanlin.models.cpm1.config import shape
 from hanlin.models.cpm1.tasks.chid import choice_records, passage_records
 from hanlin.models.cpm1.tasks.stc import dialogue_record
 from hanlin.models.cpm1.tokenizer import Cpm1WordTokenizer
+from hanlin.recipe.reading import load_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 PRETRAINING = sorted(recipe.stem for recipe in RECIPES.glob("cpm1_*_pretrain.yaml"))

@@ -14,11 +14,11 @@ from cpm2_tiny import RANKING, ROWS, write_original, write_raw, write_rows
 
 from hanlin.checkpoint.delta import is_adapter
 from hanlin.cli.main import main
-from hanlin.core.config import load_recipe
 from hanlin.formats.load import load_into
 from hanlin.formats.source import read_config
 from hanlin.models.cpm2 import family
 from hanlin.models.cpm2.datasets import DATA_SETS
+from hanlin.recipe.reading import load_recipe
 
 # Those of a small model are in test_road_ccpm_small.py.
 RECIPES = [

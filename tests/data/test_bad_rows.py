@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from hanlin.core.errors import DataError
-from hanlin.core.settings import DataSettings
 from hanlin.data.prepare import prepare
 from hanlin.models.family import load_family
+from hanlin.recipe.settings import DataSettings
 
 MARKS = ["<pad>", "<unk>", "<mask>", "<sep>", "</n>", "</_>", "<s>", "</s>", "<root>", "<ans>", "<option>"]
 GOOD = {"input": "甲乙", "<ans>": "丙"}

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from hanlin.core.errors import DataError
-from hanlin.core.settings import DataSettings
 from hanlin.data.expand import open_part
+from hanlin.recipe.settings import DataSettings
 
 
 class Letters:

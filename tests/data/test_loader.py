@@ -11,10 +11,10 @@ from letter_family import JoiningProcessor, LetterProcessor, Letters, letters, w
 
 from hanlin.core.batch import Batch
 from hanlin.core.errors import ConfigError, DataError
-from hanlin.core.settings import DataSettings
 from hanlin.data.loader import Loader
 from hanlin.data.pack import cpm2_order
 from hanlin.data.prepare import Prepared, prepare
+from hanlin.recipe.settings import DataSettings
 
 LENGTH = 24
 

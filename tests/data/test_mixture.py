@@ -13,11 +13,11 @@ import torch
 from letter_family import JoiningProcessor, Letters, letters, write_rows
 
 from hanlin.core.errors import ConfigError, DataError
-from hanlin.core.settings import DataSettings
 from hanlin.data.loader import Loader
 from hanlin.data.mixture import Mixture, open_mixture
 from hanlin.data.mixture_file import is_mixture, read_mixture
 from hanlin.data.sources.bee import write_bee
+from hanlin.recipe.settings import DataSettings
 
 LENGTH = 24
 TWO_FORMS = [{"text": "$text", "<ans>": "甲"}, {"*": "$*", "<ans>": "乙"}]

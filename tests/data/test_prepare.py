@@ -15,11 +15,11 @@ from rich.console import Console
 
 from hanlin.core.batch import Sample
 from hanlin.core.errors import DataError
-from hanlin.core.settings import DataSettings
 from hanlin.data.prepare import Prepared, prepare
 from hanlin.data.processor import tried
 from hanlin.data.report import Counts, make_report, render_report
 from hanlin.data.sources.bee import write_bee
+from hanlin.recipe.settings import DataSettings
 
 
 def prepared(folder: Path, *paths: Path, processor: LetterProcessor | None = None, **settings) -> Prepared:

@@ -9,8 +9,8 @@ import pytest
 from letter_family import write_rows
 
 from hanlin.core.errors import DataError
-from hanlin.core.settings import DataSettings
 from hanlin.data.transform import check_mapping, open_records, transform
+from hanlin.recipe.settings import DataSettings
 
 ROW = {"title": "静夜思", "text": {"first": "床前", "rest": {"second": "明月光"}}, "choices": {"A": "好", "B": "坏"}}
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from ranks import run_ranks
 
-from hanlin.core.config import make_recipe
-from hanlin.core.settings import Recipe
 from hanlin.evaluate.run import Metrics, evaluate
+from hanlin.recipe.reading import make_recipe
+from hanlin.recipe.settings import Recipe
 from hanlin.run.weights import load_engine
 
 MARKS = ["<pad>", "<unk>", "<mask>", "<sep>", "</n>", "</_>", "<s>", "</s>", "<root>", "<ans>", "<option>"]

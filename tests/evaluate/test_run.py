@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from hanlin.core.errors import DataError
-from hanlin.core.settings import GenerateSettings
 from hanlin.evaluate.run import evaluate, metrics_table, weights_fingerprint
 from hanlin.generate.engine import Engine
 from hanlin.models.cpm_bee import CpmBeeConfig, CpmBeeTokenizer, family
 from hanlin.models.cpm_bee.processor import CpmBeeProcessor
+from hanlin.recipe.settings import GenerateSettings
 
 MARKS = ["<pad>", "<unk>", "<mask>", "<sep>", "</n>", "</_>", "<s>", "</s>", "<root>", "<ans>", "<option>"]
 WORDS = [*MARKS, "<", "input", "options", *"今天气好坏abcdx"]

@@ -8,10 +8,10 @@ import torch
 
 from hanlin.core.batch import IGNORED
 from hanlin.core.errors import DataError, HanlinError
-from hanlin.core.settings import GenerateSettings
 from hanlin.generate.engine import Engine, record_stream
 from hanlin.models.cpm_bee import CpmBeeConfig, CpmBeeTokenizer, family
 from hanlin.models.cpm_bee.processor import CpmBeeProcessor
+from hanlin.recipe.settings import GenerateSettings
 
 MARKS = ["<pad>", "<unk>", "<mask>", "<sep>", "</n>", "</_>", "<s>", "</s>", "<root>", "<ans>", "<option>"]
 WORDS = [*MARKS, "<", "input", "options", *"今天气好坏abcdx"]

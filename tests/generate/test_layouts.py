@@ -13,7 +13,6 @@ from ranks import run_ranks
 from tiny_pieces import small_tokenizer
 
 from hanlin.core.ranks import read_ranks
-from hanlin.core.settings import GenerateSettings, ParallelSettings, TuningSettings
 from hanlin.generate.engine import Engine
 from hanlin.models.chatglm2.tokenizer import ChatGlm2Tokenizer
 from hanlin.models.cpm1.tokenizer import Cpm1WordTokenizer
@@ -21,6 +20,7 @@ from hanlin.models.cpm_bee import CpmBeeTokenizer
 from hanlin.models.family import load_family, make_options
 from hanlin.parallel.inference_model import ShardedInferenceModel
 from hanlin.parallel.parallelize import parallelize
+from hanlin.recipe.settings import GenerateSettings, ParallelSettings, TuningSettings
 from hanlin.tuning.apply import apply_tuning
 
 LAYOUTS: dict[str, dict[str, Any]] = {

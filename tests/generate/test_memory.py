@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from hanlin.core.batch import Prompt, PromptBatch
-from hanlin.core.settings import GenerateSettings, TuningSettings
 from hanlin.generate.engine import Engine
 from hanlin.generate.memory import Memory
 from hanlin.models.chatglm2 import family
 from hanlin.models.chatglm2.config import ChatGlm2Config
 from hanlin.models.common.decoder_batch import TextCursor
+from hanlin.recipe.settings import GenerateSettings, TuningSettings
 from hanlin.tuning.apply import apply_tuning
 
 CONFIG = ChatGlm2Config(

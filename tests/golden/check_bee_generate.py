@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from hanlin.core.settings import GenerateSettings
 from hanlin.formats.load import load_into
 from hanlin.formats.source import read_config
 from hanlin.generate.beam import Hypothesis
@@ -18,6 +17,7 @@ from hanlin.layers.kv_cache import KVCache
 from hanlin.models.cpm_bee import family
 from hanlin.models.cpm_bee.model import CpmBee
 from hanlin.models.cpm_bee.processor import CpmBeeProcessor
+from hanlin.recipe.settings import GenerateSettings
 
 # The original's names of the columns -> ours.
 COLUMNS = {

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hanlin.core.settings import TrainSettings
+from hanlin.recipe.settings import TrainSettings
 from hanlin.train.optim import learning_rate
 
 KINDS = {

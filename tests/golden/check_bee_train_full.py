@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from hanlin.core.batch import Batch
-from hanlin.core.settings import TrainSettings
 from hanlin.formats.load import load_into
 from hanlin.formats.source import read_config
 from hanlin.models.cpm_bee import family
 from hanlin.models.cpm_bee.model import CpmBee
 from hanlin.parallel.parallelize import parallelize
+from hanlin.recipe.settings import TrainSettings
 from hanlin.train.optim import AdamW
 from hanlin.train.step import Step
 

@@ -11,11 +11,11 @@ import torch
 from glm_case import arrays_of, assert_close, facts_of, load_model
 
 from hanlin.core.batch import Prompt, PromptBatch
-from hanlin.core.settings import GenerateSettings
 from hanlin.generate.engine import Engine
 from hanlin.generate.sampling import warp
 from hanlin.models.chatglm2 import family
 from hanlin.models.common.decoder_batch import TextCursor
+from hanlin.recipe.settings import GenerateSettings
 
 PAD, NO_STOP = 0, 2
 PROBABILITIES_ATOL = 1e-5

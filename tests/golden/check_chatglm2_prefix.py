@@ -9,11 +9,11 @@ import torch
 from glm_case import Arrays, arrays_of, assert_close, facts_of, inputs_of, load_model, mean_loss, real_columns
 
 from hanlin.checkpoint.delta import is_adapter, load_adapter, read_adapter_settings, save_original_delta
-from hanlin.core.settings import TuningSettings
 from hanlin.formats.files import open_weights
 from hanlin.layers.kv_cache import KVCache
 from hanlin.models.chatglm2 import family
 from hanlin.models.chatglm2.model import ChatGlm2
+from hanlin.recipe.settings import TuningSettings
 from hanlin.tuning.apply import apply_tuning, trained_parameters
 
 

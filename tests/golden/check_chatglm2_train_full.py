@@ -14,12 +14,12 @@ from glm_case import facts_of, load_model
 from torch import nn
 
 from hanlin.core.batch import IGNORED, Batch
-from hanlin.core.settings import TrainSettings
 from hanlin.formats.rules import find_moves
 from hanlin.models.chatglm2 import family
 from hanlin.models.chatglm2.config import ChatGlm2Config
 from hanlin.models.chatglm2.record import ChatGlm2Options
 from hanlin.parallel.parallelize import parallelize
+from hanlin.recipe.settings import TrainSettings
 from hanlin.train.optim import AdamW
 from hanlin.train.step import Step
 

@@ -9,9 +9,9 @@ import torch
 from check_chatglm2_train_full import check_rows, flags_of, relative_error, train_as_recorded
 from glm_case import facts_of, load_model
 
-from hanlin.core.settings import TuningSettings
 from hanlin.formats.load import base_parameters
 from hanlin.models.chatglm2 import family
+from hanlin.recipe.settings import TuningSettings
 from hanlin.tuning.apply import apply_tuning, trained_parameters
 
 THEIRS = "transformer.prefix_encoder."

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hanlin.core.settings import TrainSettings
+from hanlin.recipe.settings import TrainSettings
 from hanlin.train.optim import learning_rate
 from hanlin.train.schedules import Curve, megatron_rate, tuning_rate
 

@@ -11,7 +11,6 @@ import torch
 from cpm2_case import Arrays, arrays_of
 
 from hanlin.core.batch import IGNORED, Batch, Sample
-from hanlin.core.settings import DataSettings, PromptSettings
 from hanlin.data.expand import open_part
 from hanlin.layers.soft_prompt import SoftPrompt
 from hanlin.models.cpm2.config import Cpm2Config
@@ -20,6 +19,7 @@ from hanlin.models.cpm2.model import same_span
 from hanlin.models.cpm2.processor import Cpm2Processor
 from hanlin.models.cpm2.record import Cpm2Options
 from hanlin.models.cpm2.tokenizer import Cpm2Tokenizer
+from hanlin.recipe.settings import DataSettings, PromptSettings
 
 RANKED = {"sogou_train": "sogou-log", "sogou_test": "sogou-log"}
 

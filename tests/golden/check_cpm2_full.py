@@ -26,12 +26,12 @@ from cpm2_case import (
 )
 
 from hanlin.core.batch import Prompt, PromptBatch
-from hanlin.core.settings import GenerateSettings, TrainSettings
 from hanlin.generate.engine import Engine
 from hanlin.models.cpm2 import family
 from hanlin.models.cpm2.model import Cpm2
 from hanlin.models.cpm2.processor import AnswerCursor
 from hanlin.parallel.parallelize import parallelize
+from hanlin.recipe.settings import GenerateSettings, TrainSettings
 from hanlin.train.optim import AdamW
 from hanlin.train.step import Step
 

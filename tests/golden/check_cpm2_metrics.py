@@ -13,7 +13,6 @@ import torch
 from cpm2_case import arrays_of, assert_close, facts_of
 
 from hanlin.core.batch import IGNORED
-from hanlin.core.settings import TrainSettings
 from hanlin.data.pack import cpm2_order
 from hanlin.evaluate.metrics.corpus import corpus_scores, overlap_f1, rouge_l_recall
 from hanlin.evaluate.metrics.equation import has_equal_value, share_of_equal_lines
@@ -22,6 +21,7 @@ from hanlin.generate.sampling import warp
 from hanlin.layers.loss import head_loss
 from hanlin.layers.ranking_loss import pairwise_ranking_loss
 from hanlin.models.cpm2.tokenizer import Cpm2Tokenizer
+from hanlin.recipe.settings import TrainSettings
 from hanlin.train.optim import learning_rate
 
 

@@ -20,13 +20,13 @@ from cpm2_case import (
     losses_of,
 )
 
-from hanlin.core.settings import PromptSettings, TrainSettings
 from hanlin.models.cpm2.datasets.lcqmc import make_items
 from hanlin.models.cpm2.formats import PROMPTS
 from hanlin.models.cpm2.model import Cpm2
 from hanlin.models.cpm2.pieces import source_of, target_of
 from hanlin.models.cpm2.tokenizer import Cpm2Tokenizer
 from hanlin.parallel.parallelize import parallelize
+from hanlin.recipe.settings import PromptSettings, TrainSettings
 from hanlin.train.optim import AdamW
 from hanlin.train.step import Step
 from hanlin.tuning.soft_prompt import add_soft_prompt, begin_with_tokens, first_tokens

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from hanlin.core.settings import TrainSettings
 from hanlin.formats.load import load_into
 from hanlin.formats.rules import find_moves
 from hanlin.formats.source import read_config
 from hanlin.models.cpm1_t5.model import Cpm1T5
 from hanlin.models.family import Family, load_family
+from hanlin.recipe.settings import TrainSettings
 from hanlin.train.optim import AdamW, learning_rate
 
 Arrays = dict[str, torch.Tensor]

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from hanlin.core.errors import ConfigError
-from hanlin.core.settings import DataSettings
 from hanlin.data.prepare import prepare
 from hanlin.models.chatglm2.config import ChatGlm2Config
 from hanlin.models.chatglm2.record import ChatGlm2Options
 from hanlin.models.cpm_bee.processor import CpmBeeOptions
 from hanlin.models.family import load_family, make_options, option_problems
+from hanlin.recipe.settings import DataSettings
 
 CHATGLM2, CPM_BEE = load_family("chatglm2"), load_family("cpm_bee")
 

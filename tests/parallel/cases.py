@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from hanlin.core.batch import IGNORED, Batch
-from hanlin.core.settings import PromptSettings, TuningSettings
 from hanlin.models.chatglm2.config import ChatGlm2Config
 from hanlin.models.chatglm2.model import ChatGlm2
 from hanlin.models.cpm1.config import Cpm1Config
@@ -21,6 +20,7 @@ from hanlin.models.cpm2.config import Cpm2Config
 from hanlin.models.cpm2.model import Cpm2
 from hanlin.models.cpm_bee.config import CpmBeeConfig
 from hanlin.models.cpm_bee.model import CpmBee
+from hanlin.recipe.settings import PromptSettings, TuningSettings
 from hanlin.tuning.apply import apply_tuning
 
 ROWS, LENGTH, VOCAB = 8, 6, 50  # a vocabulary that four ranks cannot divide evenly

@@ -14,11 +14,11 @@ from test_layouts import _compare, compute, own_rows, world_of
 from hanlin.checkpoint.state import Checkpointer
 from hanlin.core.batch import Batch
 from hanlin.core.errors import ConfigError
-from hanlin.core.settings import ParallelSettings, TrainSettings
 from hanlin.models.cpm2.config import Cpm2Config
 from hanlin.models.cpm2.model import Cpm2
 from hanlin.parallel.mesh import Degrees
 from hanlin.parallel.parallelize import parallelize
+from hanlin.recipe.settings import ParallelSettings, TrainSettings
 from hanlin.train.optim import AdamW
 from hanlin.train.step import Step
 

@@ -18,9 +18,9 @@ from torch import distributed
 
 from hanlin.checkpoint.state import Checkpointer
 from hanlin.core.batch import Batch
-from hanlin.core.settings import ParallelSettings, TrainSettings
 from hanlin.parallel.parallel_model import ParallelModel
 from hanlin.parallel.parallelize import parallelize
+from hanlin.recipe.settings import ParallelSettings, TrainSettings
 from hanlin.train.loop import train
 from hanlin.train.optim import AdamW
 from hanlin.train.run_checkpoints import RunCheckpoints

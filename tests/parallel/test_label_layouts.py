@@ -10,9 +10,9 @@ from cases import LENGTH, ROWS, SHAPE, VOCAB, Case
 from ranks import run_ranks
 from test_layouts import LAYOUTS, SEQUENCE, _compare, compute_all, world_of
 
-from hanlin.core.settings import ParallelSettings
 from hanlin.models.chatglm2.config import ChatGlm2Config
 from hanlin.models.chatglm2.model import ChatGlm2
+from hanlin.recipe.settings import ParallelSettings
 
 # As many as the cases have tokens, so that any of their labels is one of these.
 NAMES = tuple(f"label {number}" for number in range(VOCAB))

@@ -13,13 +13,13 @@ from ranks import run_ranks
 from torch import nn
 
 from hanlin.core.batch import Batch
-from hanlin.core.settings import ParallelSettings
 from hanlin.layers.norm import LayerNorm, RmsNorm, WideRmsNorm
 from hanlin.models.cpm1_t5.config import Cpm1T5Config
 from hanlin.models.cpm1_t5.model import Cpm1T5
 from hanlin.parallel.mesh import Degrees
 from hanlin.parallel.parallel_model import ParallelModel
 from hanlin.parallel.parallelize import parallelize
+from hanlin.recipe.settings import ParallelSettings
 
 SHARDED = {"shard": "parameters"}
 AGAIN, SOME_AGAIN = {"checkpoint_activations": "full"}, {"checkpoint_activations": "selective"}

@@ -3,8 +3,8 @@ import torch
 from tiny_model import make_batch, tiny_model
 
 from hanlin.core.errors import ConfigError
-from hanlin.core.settings import ParallelSettings
 from hanlin.parallel.parallelize import parallelize
+from hanlin.recipe.settings import ParallelSettings
 
 CPU = torch.device("cpu")
 

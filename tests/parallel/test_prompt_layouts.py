@@ -10,7 +10,7 @@ from cases import CASES, Case
 from ranks import run_ranks
 from test_layouts import LAYOUTS, SEQUENCE, _compare, compute, world_of
 
-from hanlin.core.settings import ParallelSettings
+from hanlin.recipe.settings import ParallelSettings
 
 
 def with_prompts(family: str, key: str) -> Case:

@@ -10,8 +10,8 @@ import pytest
 import torch
 from ranks import run_ranks
 
-from hanlin.core.config import make_recipe
 from hanlin.formats.files import open_weights
+from hanlin.recipe.reading import make_recipe
 from hanlin.run.assemble import assemble
 
 SPECIALS = ["<pad>", "<unk>", "<mask>", "<sep>", "</n>", "</_>", "<s>", "</s>", "<root>", "<ans>", "<option>"]

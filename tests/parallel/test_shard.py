@@ -9,8 +9,8 @@ import torch
 from cases import CASES, make_batch, make_model
 from ranks import run_ranks
 
-from hanlin.core.settings import ParallelSettings
 from hanlin.parallel.parallelize import parallelize
+from hanlin.recipe.settings import ParallelSettings
 
 CPU = torch.device("cpu")
 PARAMETERS: dict[str, Any] = {"data": 2, "shard": "parameters"}

@@ -11,15 +11,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hanlin.core.batch import Batch
-from hanlin.core.config import make_recipe
-from hanlin.core.settings import Recipe
 from hanlin.models.family import load_family
 from hanlin.parallel.mesh import local
 from hanlin.parallel.parallel_model import ParallelModel
 from hanlin.parallel.parallelize import DTYPES, parallelize
-from hanlin.planner.job import Columns, Job
-from hanlin.planner.live import LiveBytes
-from hanlin.planner.trace import Run, make_inputs
+from hanlin.planner.job import PlannedModel, SequenceLengths
+from hanlin.planner.memory_tracker import MemoryTracker
+from hanlin.planner.trace import TraceSettings, make_inputs
+from hanlin.recipe.reading import make_recipe
+from hanlin.recipe.settings import Recipe
 from hanlin.train.optim import AdamW
 from hanlin.tuning.apply import apply_tuning
 
@@ -43,8 +43,8 @@ def tiny_recipe(family: str, *changes: str) -> Recipe:
     return make_recipe({"model": model, "run": {"folder": "run"}, **settings}, changes)
 
 
-def job_of(recipe: Recipe) -> Job:
-    return Job(recipe, Columns(recipe.data.max_length), keeps_probabilities=True)
+def job_of(recipe: Recipe) -> PlannedModel:
+    return PlannedModel(recipe, SequenceLengths(recipe.data.max_length), keeps_probabilities=True)
 
 
 def place_fresh(recipe: Recipe, config: Any) -> ParallelModel:
@@ -57,7 +57,7 @@ def place_fresh(recipe: Recipe, config: Any) -> ParallelModel:
 
 
 def measure(recipe: Recipe, config: Any) -> Measured:
-    """Run the passes of one step in this process."""
+    """TraceSettings the passes of one step in this process."""
     parallel_model = place_fresh(recipe, config)
     optimiser, weights = AdamW(parallel_model.parameters, recipe.train), list(parallel_model.model.parameters())
     parts = _batch(parallel_model, recipe, config.vocab_size).split(
@@ -65,7 +65,7 @@ def measure(recipe: Recipe, config: Any) -> Measured:
     )
     given = [tensor for part in parts for tensor in (*part.inputs.values(), part.labels, part.weights)]
     state = list(optimiser.tensors().values())
-    live = LiveBytes(others=(*weights, *state, *given))
+    live = MemoryTracker(others=(*weights, *state, *given))
     with live:
         parallel_model.forward_backward(parts, [100.0] * len(parts))
     gradients = [weight.grad for weight in weights if weight.grad is not None]
@@ -101,7 +101,7 @@ def measure_rank(recipe: Recipe, config: Any, micro_rows: int, micro_batches: in
     weights = [local(weight) for model in parallel_model.models for weight in model.parameters()]
     whole = load_family(recipe.model.family).model()(config)  # a stage cannot say what the first one reads
     rows = micro_rows * micro_batches
-    inputs = make_inputs(whole, rows, Run(LENGTH, LENGTH, torch.float32))
+    inputs = make_inputs(whole, rows, TraceSettings(LENGTH, LENGTH, torch.float32))
     labels = torch.randint(config.vocab_size, (rows, LENGTH), generator=torch.Generator().manual_seed(0))
     parts = Batch(inputs, labels, torch.ones(rows, LENGTH)).split(micro_batches)
     parallel_model.forward_backward(parts, [100.0] * len(parts))
@@ -114,7 +114,7 @@ def measure_rank(recipe: Recipe, config: Any, micro_rows: int, micro_batches: in
 
 def _batch(parallel_model: ParallelModel, recipe: Recipe, vocab_size: int) -> Batch:
     rows = recipe.train.batch_rows
-    inputs = make_inputs(parallel_model.model, rows, Run(LENGTH, LENGTH, DTYPES[recipe.train.precision]))
+    inputs = make_inputs(parallel_model.model, rows, TraceSettings(LENGTH, LENGTH, DTYPES[recipe.train.precision]))
     labels = torch.randint(vocab_size, (rows, LENGTH), generator=torch.Generator().manual_seed(0))
     return Batch(inputs, labels, torch.ones(rows, LENGTH))
 

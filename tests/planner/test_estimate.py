@@ -8,16 +8,16 @@ from measure import job_of, measure, measure_rank, place_fresh, tiny_recipe
 from ranks import run_ranks
 from torch import nn
 
-from hanlin.core.settings import Recipe
 from hanlin.parallel.mesh import local
-from hanlin.planner.estimate import Memory, estimate
+from hanlin.planner.estimate import RankMemory, estimate
 from hanlin.planner.layout import Layout, layout_of
+from hanlin.recipe.settings import Recipe
 
 FAMILIES = ["chatglm2", "cpm1", "cpm1_t5", "cpm2", "cpm_bee"]
 TWO_PASSES = "train.batch_rows=4"
 
 
-def _planned(recipe: Recipe, world: int = 1) -> list[Memory]:
+def _planned(recipe: Recipe, world: int = 1) -> list[RankMemory]:
     return [rank.memory for rank in estimate(job_of(recipe), layout_of(recipe, world)).ranks]
 
 

@@ -5,7 +5,7 @@ from measure import tiny_recipe
 
 from hanlin.planner.devices import find_device
 from hanlin.planner.estimate import estimate
-from hanlin.planner.job import Columns, Job
+from hanlin.planner.job import PlannedModel, SequenceLengths
 from hanlin.planner.layout import Layout
 from hanlin.planner.search import propose
 from hanlin.planner.weights import cut_stages
@@ -14,7 +14,7 @@ from hanlin.planner.weights import cut_stages
 def test_proposals_fit_and_keep_the_batch() -> None:
     recipe = tiny_recipe("chatglm2", "train.batch_rows=64", "model.config.num_layers=8")
     device = find_device("V100-16")
-    found = propose(Job(recipe, Columns(128)), device, nodes=1, per_node=4, network_bytes=25e9)
+    found = propose(PlannedModel(recipe, SequenceLengths(128)), device, nodes=1, per_node=4, network_bytes=25e9)
     assert found
     assert all(each.estimate.fits(device) for each in found)
     assert {(each.estimate.layout.world, each.estimate.layout.batch_rows) for each in found} == {(4, 64)}
@@ -23,13 +23,15 @@ def test_proposals_fit_and_keep_the_batch() -> None:
 
 def test_tensor_ranks_divide_the_heads() -> None:
     recipe = tiny_recipe("cpm1", "train.batch_rows=48", "model.config.num_heads=3", "model.config.head_dim=32")
-    found = propose(Job(recipe, Columns(128)), find_device("V100-16"), nodes=1, per_node=6, network_bytes=25e9)
+    found = propose(
+        PlannedModel(recipe, SequenceLengths(128)), find_device("V100-16"), nodes=1, per_node=6, network_bytes=25e9
+    )
     assert {each.estimate.layout.tensor for each in found} <= {1, 3}
 
 
 def test_the_198b_model_is_sized() -> None:
     recipe = tiny_recipe("cpm2", "model.size=198b", "model.config.vocab_size=51968", "train.precision=bf16")
-    job = Job(recipe, Columns(256, encoder_length=512))
+    job = PlannedModel(recipe, SequenceLengths(256, encoder_length=512))
     assert sum(weight.whole_elements(Layout()) for weight in job.weights) == 198_543_978_496
     # Weights, gradients and AdamW alone are 16 bytes each: 3.2 TB, which 32 devices of 80 GB do not hold; 128 do.
     few, many = (
@@ -45,7 +47,7 @@ def test_the_198b_model_is_sized() -> None:
 
 
 def test_experts_are_divided_over_their_ranks() -> None:
-    job = Job(tiny_recipe("cpm2", "model.config.num_experts=4"), Columns(128))
+    job = PlannedModel(tiny_recipe("cpm2", "model.config.num_experts=4"), SequenceLengths(128))
     whole, quarter = (estimate(job, Layout(expert=ranks)).ranks[0] for ranks in (1, 4))
     experts = sum(weight.whole_elements(Layout()) for weight in job.weights if weight.num_experts)
     assert whole.memory.parameters - quarter.memory.parameters == experts * 4 * 3 // 4
@@ -55,7 +57,7 @@ def test_experts_are_divided_over_their_ranks() -> None:
 
 @pytest.mark.parametrize("stages", [1, 2, 4])
 def test_stages_hold_every_weight(stages: int) -> None:
-    job = Job(tiny_recipe("chatglm2", "model.config.num_layers=8"), Columns(128))
+    job = PlannedModel(tiny_recipe("chatglm2", "model.config.num_layers=8"), SequenceLengths(128))
     cut = cut_stages(job.weights, Layout(pipe=stages))
     assert [block for stage in cut for block in stage.blocks] == list(range(8))
     assert {weight.name for stage in cut for weight in stage.weights} == {weight.name for weight in job.weights}

@@ -9,14 +9,14 @@ import torch
 from cpm2_tiny import make_tokenizer, write_original
 from tiny_folder import write_original as write_chatglm2
 
-from hanlin.core.config import make_recipe
 from hanlin.core.errors import ConfigError
-from hanlin.core.settings import GenerateSettings
 from hanlin.formats.convert import convert
 from hanlin.formats.load import save_base
 from hanlin.models.chatglm2 import family as chatglm2
 from hanlin.models.cpm2 import family
 from hanlin.models.cpm2.config import Cpm2Config
+from hanlin.recipe.reading import make_recipe
+from hanlin.recipe.settings import GenerateSettings
 from hanlin.run.components import build_components
 from hanlin.run.weights import _additions, _tuned_model, load_engine
 

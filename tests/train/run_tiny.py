@@ -11,8 +11,8 @@ from tiny_model import TinyLoader, make_batch, tiny_model
 
 from hanlin.checkpoint.state import Checkpointer
 from hanlin.core.ranks import start_log
-from hanlin.core.settings import TrainSettings
 from hanlin.parallel.parallelize import parallelize
+from hanlin.recipe.settings import TrainSettings
 from hanlin.train.loop import Outcome, count_steps, train
 from hanlin.train.optim import AdamW
 from hanlin.train.run_checkpoints import RunCheckpoints

@@ -12,7 +12,7 @@ from run_tiny import run
 from tiny_model import TinyLoader, break_batch
 
 from hanlin.core.errors import HanlinError
-from hanlin.core.settings import TrainSettings
+from hanlin.recipe.settings import TrainSettings
 from hanlin.train.loop import EXIT_INTERRUPTED, count_steps
 
 SCRIPT = Path(__file__).with_name("run_tiny.py")

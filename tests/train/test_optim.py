@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from hanlin.core.settings import TrainSettings
+from hanlin.recipe.settings import TrainSettings
 from hanlin.train.optim import AdamW, learning_rate
 
 

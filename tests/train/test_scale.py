@@ -1,4 +1,4 @@
-from hanlin.core.settings import TrainSettings
+from hanlin.recipe.settings import TrainSettings
 from hanlin.train.scale import LossScale
 
 

@@ -8,8 +8,8 @@ import torch
 from tiny_model import break_batch, make_batch, tiny_model
 
 from hanlin.core.errors import HanlinError
-from hanlin.core.settings import TrainSettings
 from hanlin.parallel.parallelize import parallelize
+from hanlin.recipe.settings import TrainSettings
 from hanlin.train.optim import AdamW
 from hanlin.train.step import Step, mean_loss
 

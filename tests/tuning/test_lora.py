@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from hanlin.core.errors import ConfigError
-from hanlin.core.settings import TuningSettings
 from hanlin.layers.linear import Linear
+from hanlin.recipe.settings import TuningSettings
 from hanlin.tuning.apply import apply_tuning, trained_parameters
 from hanlin.tuning.lora import LoraLinear, merge_lora
 

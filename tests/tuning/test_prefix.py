@@ -17,7 +17,6 @@ from hanlin.checkpoint.delta import (
     save_peft,
 )
 from hanlin.core.errors import CheckpointError, ConfigError
-from hanlin.core.settings import TuningSettings
 from hanlin.formats.files import read_json, write_json
 from hanlin.formats.load import base_parameters
 from hanlin.layers.kv_cache import KVCache
@@ -27,6 +26,7 @@ from hanlin.models.chatglm2.model import ChatGlm2
 from hanlin.models.cpm_bee import family as bee_family
 from hanlin.models.cpm_bee.config import CpmBeeConfig
 from hanlin.models.cpm_bee.model import CpmBee
+from hanlin.recipe.settings import TuningSettings
 from hanlin.tuning.apply import apply_tuning, trained_parameters
 
 CONFIG = ChatGlm2Config(

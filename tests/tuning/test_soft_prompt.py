@@ -17,7 +17,6 @@ from hanlin.checkpoint.delta import (
     save_peft,
 )
 from hanlin.core.errors import CheckpointError, ConfigError
-from hanlin.core.settings import PromptSettings, TuningSettings
 from hanlin.formats.convert import convert
 from hanlin.formats.files import open_weights
 from hanlin.formats.load import base_parameters, load_into, save_base
@@ -26,6 +25,7 @@ from hanlin.models.chatglm2.config import ChatGlm2Config
 from hanlin.models.cpm2 import family
 from hanlin.models.cpm2.config import Cpm2Config
 from hanlin.models.cpm2.formats import PROMPTS
+from hanlin.recipe.settings import PromptSettings, TuningSettings
 from hanlin.tuning.apply import apply_tuning, trained_parameters
 from hanlin.tuning.soft_prompt import first_tokens
 

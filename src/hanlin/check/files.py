@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from hanlin.core.config import Found, nearest
 from hanlin.core.errors import ConfigError
-from hanlin.core.settings import Recipe
 from hanlin.data.mixture_file import is_mixture, read_mixture
 from hanlin.data.windows import is_corpus
+from hanlin.recipe.reading import Found, nearest
+from hanlin.recipe.settings import Recipe
 
 Purpose = Literal["train", "evaluate", "generate"]
 

@@ -10,11 +10,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from hanlin.check.files import Purpose, read_json
 from hanlin.check.rows import record_problems
-from hanlin.core.config import Found, nearest
 from hanlin.core.errors import ConfigError, HanlinError
-from hanlin.core.settings import Recipe
 from hanlin.formats.source import is_base, likely_families, open_any
 from hanlin.models.family import Family, family_names, load_family
+from hanlin.recipe.reading import Found, nearest
+from hanlin.recipe.settings import Recipe
 from hanlin.run.components import build_components, make_processor, model_config
 
 _PADDING_ROWS = 1024  # embedding rows that a base may have beyond its tokens

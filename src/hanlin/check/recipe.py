@@ -21,12 +21,12 @@ from hanlin.check.model import (
 )
 from hanlin.check.run_folder import folder_problems
 from hanlin.check.settings import batch_problems, idle_problems, length_problems, tracker_problems
-from hanlin.core.config import Draft, Problem, listing, read_recipe
-from hanlin.core.effect import idle_settings
 from hanlin.core.errors import ConfigError
-from hanlin.core.settings import Recipe
 from hanlin.models.family import option_problems
 from hanlin.parallel.layout_checks import settings_problems
+from hanlin.recipe.reading import Draft, Problem, listing, read_recipe
+from hanlin.recipe.settings import Recipe
+from hanlin.recipe.unused_settings import unused_settings
 
 
 def check_file(path: Path | str, overrides: Iterable[str] = (), purpose: Purpose | None = None) -> Recipe:
@@ -87,6 +87,6 @@ def _place(key: str, places: Mapping[str, str]) -> str:
 def _follows(problem: Problem, draft: Draft, recipe: Recipe) -> bool:
     """Whether a problem may only be there because a wrong setting was left out of the draft."""
     wrong = {other.key for other in draft.problems}
-    idle = idle_settings(recipe).get(problem.key)
+    idle = unused_settings(recipe).get(problem.key)
     # What is missing may stand there under a wrong name.
     return problem.key in wrong or problem.key not in draft.places or (idle is not None and idle.cause in wrong)

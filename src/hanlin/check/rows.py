@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from hanlin.check.files import Purpose, named_files
-from hanlin.core.config import Found
 from hanlin.core.errors import ConfigError, DataError, HanlinError
-from hanlin.core.settings import DataSettings, Recipe
 from hanlin.data.expand import records_in
 from hanlin.data.mixture_file import is_mixture, read_mixture
 from hanlin.data.processor import JoinsExamples
 from hanlin.data.windows import check_windows
 from hanlin.generate.prompts import make_prompt
+from hanlin.recipe.reading import Found
+from hanlin.recipe.settings import DataSettings, Recipe
 
 _ROWS = 20  # rows of each data file that are tried
 _BAD_ROWS = 3  # of which so many are shown

@@ -11,9 +11,9 @@ from typing import Any
 
 import yaml
 
-from hanlin.core.config import Found, dump_recipe, load_recipe, make_recipe
 from hanlin.core.errors import ConfigError
-from hanlin.core.settings import Recipe
+from hanlin.recipe.reading import Found, dump_recipe, load_recipe, make_recipe
+from hanlin.recipe.settings import Recipe
 
 _FREE_BYTES = 100 << 20  # a run without a base needs at least this
 

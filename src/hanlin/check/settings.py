@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from hanlin.core.config import COMMAND_LINE, Found
-from hanlin.core.effect import idle_settings
 from hanlin.core.errors import ConfigError
-from hanlin.core.settings import Recipe
+from hanlin.recipe.reading import COMMAND_LINE, Found
+from hanlin.recipe.settings import Recipe
+from hanlin.recipe.unused_settings import unused_settings
 from hanlin.train.trackers import check_trackers
 
 
 def idle_problems(recipe: Recipe, places: Mapping[str, str]) -> Found:
-    for key, idle in idle_settings(recipe).items():
+    for key, idle in unused_settings(recipe).items():
         section, name = key.split(".")
         is_switched = places.get(idle.cause) == COMMAND_LINE != places.get(key)
         settings = getattr(recipe, section)

@@ -22,12 +22,12 @@ from hanlin.checkpoint.prefix import our_name as prefix_name
 from hanlin.checkpoint.soft_prompt import NAME as SOFT_PROMPT
 from hanlin.checkpoint.soft_prompt import find_prompts, save_prompt_file
 from hanlin.core.errors import CheckpointError
-from hanlin.core.settings import TuningSettings
 from hanlin.formats.files import open_weights, published, read_json, write_json, write_pickle, write_safetensors
 from hanlin.formats.format import FamilyFacts
 from hanlin.formats.load import added_parameters
 from hanlin.formats.megatron import lies_in_ranks
 from hanlin.formats.rules import Direction, rename
+from hanlin.recipe.settings import TuningSettings
 
 if TYPE_CHECKING:
     import torch

@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hanlin.core.errors import CheckpointError
-from hanlin.core.settings import Recipe
 from hanlin.data.files import replaced_file
+from hanlin.recipe.settings import Recipe
 
 if TYPE_CHECKING:
     import torch

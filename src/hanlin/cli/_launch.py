@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hanlin.core.settings import Recipe
+    from hanlin.recipe.settings import Recipe
 
 
 def add_launch(parser: argparse.ArgumentParser, *, is_alone: bool = False) -> None:

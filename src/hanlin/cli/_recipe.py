@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from hanlin.check import Purpose
-    from hanlin.core.settings import Recipe
+    from hanlin.recipe.settings import Recipe
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
@@ -47,8 +47,8 @@ def with_run_weights(recipe: Path, changes: Iterable[str], weights: str | None, 
     Raises: ConfigError.
     """
     from hanlin.check import check_file
-    from hanlin.core.config import read_recipe
     from hanlin.core.errors import ConfigError
+    from hanlin.recipe.reading import read_recipe
 
     changes = list(changes)
     draft = read_recipe(recipe, changes).recipe
@@ -104,8 +104,8 @@ def recipe_of_model(args: argparse.Namespace) -> Recipe:
 def _recipe_of_base(args: argparse.Namespace, changes: Sequence[str]) -> Recipe:
     from hanlin.check import check
     from hanlin.cli._weights import find_family
-    from hanlin.core.config import COMMAND_LINE, listing, make_recipe
     from hanlin.core.errors import ConfigError
+    from hanlin.recipe.reading import COMMAND_LINE, listing, make_recipe
 
     model = {"family": args.family or find_family(args.base).name, "base": str(args.base)}
     model |= {name: str(path) for name in ("adapter", "vocab") if (path := getattr(args, name)) is not None}

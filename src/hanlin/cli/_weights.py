@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from hanlin.core.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from hanlin.core.settings import TuningSettings
     from hanlin.models.family import Family
+    from hanlin.recipe.settings import TuningSettings
 
 
 def find_family(path: Path) -> Family:

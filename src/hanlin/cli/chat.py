@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 from hanlin.cli._recipe import add_model, recipe_of_model
 
 if TYPE_CHECKING:
-    from hanlin.core.settings import GenerateSettings
     from hanlin.generate.engine import Engine
+    from hanlin.recipe.settings import GenerateSettings
 
 HELP = "talk with a model"
 

@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from hanlin.check import check_file
-    from hanlin.core.config import dump_recipe
+    from hanlin.recipe.reading import dump_recipe
 
     recipe = check_file(args.recipe, args.changes)
     print(dump_recipe(recipe) if args.show else f"{args.recipe}: no problems")

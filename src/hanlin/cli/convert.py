@@ -90,7 +90,7 @@ def _convert(args: argparse.Namespace, source: Path, more: Mapping[str, Tensor] 
 
 def _changes(words: list[str]) -> dict[str, Any]:
     from hanlin.core.errors import ConfigError
-    from hanlin.core.yaml12 import parse_yaml
+    from hanlin.recipe.yaml12 import parse_yaml
 
     if odd := [word for word in words if "=" not in word]:
         raise ConfigError(f"--config {odd[0]}: NAME=VALUE is expected")

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from hanlin.core.deepspeed import read_deepspeed
+    from hanlin.recipe.deepspeed import read_deepspeed
 
     translation = read_deepspeed(args.file, args.data)
     for note in translation.notes:

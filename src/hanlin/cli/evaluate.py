@@ -16,7 +16,7 @@ from hanlin.cli._launch import add_launch, on_all_ranks
 from hanlin.cli._recipe import add_recipe, add_weights, with_run_weights
 
 if TYPE_CHECKING:
-    from hanlin.core.settings import Recipe
+    from hanlin.recipe.settings import Recipe
 
 HELP = "score a model on held-out data"
 

@@ -18,8 +18,8 @@ from hanlin.cli._launch import add_launch, num_to_start, on_all_ranks
 from hanlin.cli._recipe import add_model, recipe_of_model
 
 if TYPE_CHECKING:
-    from hanlin.core.settings import GenerateSettings, Recipe
     from hanlin.generate.engine import Engine
+    from hanlin.recipe.settings import GenerateSettings, Recipe
 
 HELP = "write answers: JSON lines in, JSON lines out"
 

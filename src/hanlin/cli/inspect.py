@@ -66,7 +66,7 @@ def _run(path: Path) -> Facts:
 
 
 def _recipe(path: Path) -> Facts:
-    from hanlin.core.config import load_recipe
+    from hanlin.recipe.reading import load_recipe
 
     recipe = load_recipe(path)
     yield "recipe", str(path)

@@ -30,10 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from hanlin.core.deepspeed import read_hostfile
     from hanlin.core.errors import ConfigError
     from hanlin.core.ranks import start_log
     from hanlin.parallel.launch import Rendezvous, node_commands, run_nodes
+    from hanlin.recipe.deepspeed import read_hostfile
 
     if args.what[:1] not in [[name] for name in COMMANDS] or len(args.what) < 2:
         raise ConfigError(f"expected {', '.join(COMMANDS)} and a recipe, found {args.what}")

@@ -17,12 +17,12 @@ from hanlin.cli._recipe import add_recipe
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from hanlin.core.settings import Recipe
     from hanlin.planner.devices import Device
     from hanlin.planner.estimate import Estimate
-    from hanlin.planner.job import Job
+    from hanlin.planner.job import PlannedModel
     from hanlin.planner.layout import Layout
     from hanlin.planner.search import Proposal
+    from hanlin.recipe.settings import Recipe
 
 HELP = "what a layout needs in memory, traffic and time, before anything runs"
 
@@ -64,17 +64,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from hanlin.core.config import load_recipe
     from hanlin.planner.devices import find_device
     from hanlin.planner.estimate import estimate
-    from hanlin.planner.job import Columns, Job
+    from hanlin.planner.job import PlannedModel, SequenceLengths
     from hanlin.planner.search import propose
+    from hanlin.recipe.reading import load_recipe
 
     device = find_device(args.device)
     recipe = load_recipe(args.recipe, args.changes)
     layout, reason = _layout(recipe, args.nodes * args.per_node)
-    columns = Columns(recipe.data.max_length, args.encoder_length, args.sample_length)
-    job = Job(recipe, columns, args.size)
+    columns = SequenceLengths(recipe.data.max_length, args.encoder_length, args.sample_length)
+    job = PlannedModel(recipe, columns, args.size)
     own = None if layout is None else estimate(job, layout)
     found = propose(job, device, args.nodes, args.per_node, args.network * 1e9) if args.propose else []
     notes = [*job.notes, *([reason] if reason else [])]
@@ -108,7 +108,7 @@ def _layout(recipe: Recipe, world: int) -> tuple[Layout | None, str]:
 
 def _print_json(
     args: argparse.Namespace,
-    job: Job,
+    job: PlannedModel,
     device: Device,
     own: Estimate | None,
     found: Sequence[Proposal],
@@ -139,7 +139,7 @@ def _print_json(
     print(json.dumps(values, indent=1, ensure_ascii=False))
 
 
-def _elements(job: Job, *, trained_only: bool) -> int:
+def _elements(job: PlannedModel, *, trained_only: bool) -> int:
     from hanlin.planner.layout import Layout
 
     return sum(weight.whole_elements(Layout()) for weight in job.weights if weight.is_trained or not trained_only)
@@ -150,7 +150,7 @@ def _elements(job: Job, *, trained_only: bool) -> int:
 
 def _print_tables(
     args: argparse.Namespace,
-    job: Job,
+    job: PlannedModel,
     device: Device,
     own: Estimate | None,
     found: Sequence[Proposal],
@@ -243,7 +243,7 @@ def _proposals_table(found: Sequence[Proposal], device: Device, args: argparse.N
     return table
 
 
-def _advice(job: Job, device: Device) -> str:
+def _advice(job: PlannedModel, device: Device) -> str:
     return (
         f"no layout fits {device.name} with train.batch_rows {job.recipe.train.batch_rows}; take more devices, larger "
         "ones, a batch that more ranks can divide, shorter rows, or a tuning method with fewer weights"

@@ -25,7 +25,7 @@ from hanlin.cli._corpus import INDEXED, add_corpus_options, corpus_options, prep
 from hanlin.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from hanlin.core.settings import Recipe
+    from hanlin.recipe.settings import Recipe
 
 CCPM = ("ccpm", "ccpm-text")
 FORMS = ("jsonl", "bee", "indexed", *CCPM)

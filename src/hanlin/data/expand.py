@@ -10,9 +10,9 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from hanlin.core.errors import DataError
-from hanlin.core.settings import DataSettings
 from hanlin.data.sources import Source
 from hanlin.data.transform import open_records
+from hanlin.recipe.settings import DataSettings
 
 __all__ = ["expand", "open_part", "records_in"]
 

@@ -20,11 +20,11 @@ import numpy as np
 
 from hanlin.core.batch import Sample
 from hanlin.core.errors import DataError
-from hanlin.core.settings import DataSettings
 from hanlin.data.mixture_file import DataSet, read_mixture
 from hanlin.data.prepare import Prepared, prepare
 from hanlin.data.processor import Processor
 from hanlin.data.report import Counts, DataReport, DrawnSet
+from hanlin.recipe.settings import DataSettings
 
 
 class Mixture:

@@ -14,9 +14,9 @@ from typing import Any
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from hanlin.core.errors import ConfigError, DataError
-from hanlin.core.settings import Settings, Weight
 from hanlin.data.sources.json_list import JsonListSource, is_json_list
 from hanlin.data.transform import check_mapping
+from hanlin.recipe.settings import Settings, Weight
 
 Mappings = tuple[dict[str, Any], ...]
 

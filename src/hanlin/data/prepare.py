@@ -25,7 +25,6 @@ import numpy as np
 
 from hanlin.core.batch import Sample
 from hanlin.core.errors import DataError
-from hanlin.core.settings import DataSettings
 from hanlin.data.cache import Columns, ColumnWriter, read_columns
 from hanlin.data.expand import open_part
 from hanlin.data.files import published_folder
@@ -33,6 +32,7 @@ from hanlin.data.pack import padding_share, plan_rows
 from hanlin.data.processor import HasFingerprint, ProcessesMany, Processor, tried
 from hanlin.data.report import Counts, DataReport, make_report
 from hanlin.data.sources import BadRowError, Source
+from hanlin.recipe.settings import DataSettings
 
 log = logging.getLogger(__name__)
 

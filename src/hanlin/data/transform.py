@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from hanlin.core.errors import DataError, noting
-from hanlin.core.settings import DataSettings
 from hanlin.data.sources import Source, open_source
+from hanlin.recipe.settings import DataSettings
 
 __all__ = ["Transformed", "check_mapping", "open_records", "transform"]
 

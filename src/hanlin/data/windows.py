@@ -21,7 +21,6 @@ import numpy as np
 
 from hanlin.core.batch import Sample
 from hanlin.core.errors import ConfigError, DataError
-from hanlin.core.settings import DataSettings
 from hanlin.data.blend import MARGIN, blend
 from hanlin.data.files import published_folder
 from hanlin.data.megatron_index import SampleIndex, build_index, split_documents, split_shares
@@ -29,6 +28,7 @@ from hanlin.data.processor import Processor, ReadsSpans, ReadsTokens
 from hanlin.data.report import Counts, DataReport
 from hanlin.data.sources.megatron import IndexedData, indexed_file
 from hanlin.data.span_corruption import PARTS, SpanData
+from hanlin.recipe.settings import DataSettings
 
 log = logging.getLogger(__name__)
 

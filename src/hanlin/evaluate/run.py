@@ -19,9 +19,9 @@ import torch
 from rich.table import Table
 
 from hanlin.core.errors import DataError
-from hanlin.core.settings import GenerateSettings
 from hanlin.data.files import replaced_file
 from hanlin.generate.engine import Engine, naming, show_progress
+from hanlin.recipe.settings import GenerateSettings
 
 from .metrics.named import score_corpus, score_texts
 from .metrics.text import mean

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hanlin.core.settings import GenerateSettings
 from hanlin.data.expand import records_in
 from hanlin.generate.engine import Engine
+from hanlin.recipe.settings import GenerateSettings
 from hanlin.train.metrics import MetricsFile
 
 log = logging.getLogger(__name__)

@@ -24,12 +24,12 @@ from rich.progress import track
 from hanlin.core.batch import Prompt, PromptBatch
 from hanlin.core.errors import DataError, HanlinError
 from hanlin.core.ranks import read_ranks
-from hanlin.core.settings import GenerateSettings
 from hanlin.layers.kv_cache import KVCache
 from hanlin.layers.linear import store_by_columns
 from hanlin.models.family import BeamVariant, Processor
 from hanlin.parallel.inference_model import ShardedInferenceModel
 from hanlin.parallel.mesh import Degrees, Mesh
+from hanlin.recipe.settings import GenerateSettings
 from hanlin.tokens.stream import stream_pieces
 
 from .beam import Beam, BeamRules, Candidate, Search, advance, best_candidates, start_search

@@ -6,8 +6,8 @@ from typing import Any
 
 from hanlin.core.batch import Prompt
 from hanlin.core.errors import DataError
-from hanlin.core.settings import GenerateSettings
 from hanlin.models.family import Processor
+from hanlin.recipe.settings import GenerateSettings
 
 __all__ = ["make_prompt"]
 

@@ -16,13 +16,13 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from hanlin.core.batch import Prompt, PromptBatch, Sample
-from hanlin.core.config import nearest
 from hanlin.core.errors import ConfigError
 from hanlin.models.common.label_processor import LabelKind
+from hanlin.recipe.reading import nearest
 
 if TYPE_CHECKING:
     from hanlin.core.batch import Batch
-    from hanlin.core.settings import PromptSettings
+    from hanlin.recipe.settings import PromptSettings
 
 
 class Tokenizer(Protocol):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hanlin.core.config import Found
 from hanlin.core.errors import ConfigError
-from hanlin.core.settings import ParallelSettings, Recipe
+from hanlin.recipe.reading import Found
+from hanlin.recipe.settings import ParallelSettings, Recipe
 
 if TYPE_CHECKING:
     from torch import nn

@@ -16,7 +16,7 @@ import torch
 from torch import distributed
 
 from hanlin.core.errors import ConfigError
-from hanlin.core.settings import ParallelSettings
+from hanlin.recipe.settings import ParallelSettings
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh

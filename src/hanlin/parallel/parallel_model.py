@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from hanlin.core.batch import Batch
-from hanlin.core.settings import ParallelSettings
 from hanlin.parallel.gradients import Gradients
 from hanlin.parallel.mesh import Mesh
 from hanlin.parallel.sharded_parameters import ShardedParameters
+from hanlin.recipe.settings import ParallelSettings
 
 
 class StageRunner(Protocol):

@@ -14,10 +14,10 @@ from torch import nn
 from hanlin.core.errors import ConfigError
 from hanlin.core.plan import Plan
 from hanlin.core.ranks import read_ranks
-from hanlin.core.settings import ParallelSettings
 from hanlin.parallel.mesh import Degrees, Mesh
 from hanlin.parallel.parallel_model import ParallelModel
 from hanlin.parallel.recompute import recompute
+from hanlin.recipe.settings import ParallelSettings
 
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

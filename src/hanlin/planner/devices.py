@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hanlin.core.config import nearest
 from hanlin.core.errors import ConfigError
+from hanlin.recipe.reading import nearest
 
 GIB = 1 << 30
 

@@ -1,4 +1,4 @@
-"""Memory, traffic and time of one step under a layout, for each pipeline rank."""
+"""RankMemory, traffic and time of one step under a layout, for each pipeline rank."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 
 from hanlin.layers.loss import CHUNK_ROWS
 from hanlin.planner.devices import GIB, Device
-from hanlin.planner.job import Job
+from hanlin.planner.job import PlannedModel
 from hanlin.planner.layout import Layout
 from hanlin.planner.trace import BlockCost, Trace
 from hanlin.planner.weights import Held
@@ -27,7 +27,7 @@ NETWORK_BYTES = 25e9
 
 
 @dataclass(frozen=True)
-class Memory:
+class RankMemory:
     """Bytes of one rank.
 
     copies: weights once more, in the dtype of the arithmetic: those that autocast made or that FSDP gathered;
@@ -75,7 +75,7 @@ class RankPlan:
 
     rank: int
     blocks: int
-    memory: Memory
+    memory: RankMemory
     traffic: Traffic
     flops: float
 
@@ -97,7 +97,7 @@ class Estimate:
         return max(_seconds(rank, self.layout, device, per_node, network_bytes) for rank in self.ranks)
 
 
-def estimate(job: Job, layout: Layout) -> Estimate:
+def estimate(job: PlannedModel, layout: Layout) -> Estimate:
     """Raises: ConfigError when the model cannot be cut so."""
     trace = job.trace(layout)
     undivided = job.trace(replace(layout, tensor=1)) if layout.sequence_parallel else trace
@@ -109,16 +109,16 @@ def estimate(job: Job, layout: Layout) -> Estimate:
                 _along_the_text(cost, undivided.blocks[job.kinds[block]].kept, held.stage.sums(block), layout.tensor)
                 for block, cost in zip(held.stage.blocks, costs, strict=True)
             ]
-        share = _Share(job, layout, held, trace, costs)
+        share = _RankShare(job, layout, held, trace, costs)
         ranks.append(RankPlan(held.stage.rank, len(costs), _memory(share), _traffic(share), _flops(share)))
     return Estimate(layout, tuple(ranks))
 
 
 @dataclass(frozen=True)
-class _Share:
+class _RankShare:
     """One rank of a layout. costs: of its blocks."""
 
-    job: Job
+    job: PlannedModel
     layout: Layout
     held: Held
     trace: Trace
@@ -152,7 +152,7 @@ def _along_the_text(cost: BlockCost, undivided: int, sums: int, ranks: int) -> B
 # --- memory ---
 
 
-def _memory(share: _Share) -> Memory:
+def _memory(share: _RankShare) -> RankMemory:
     layout, held, trace = share.layout, share.held, share.trace
     passes = layout.micro_batches
     accumulates = share.is_sharded and passes > 1  # each pass adds to whole gradients, the last one divides them
@@ -171,7 +171,7 @@ def _memory(share: _Share) -> Memory:
     fresh = FP32 * held.block_trained if passes == 1 and not share.is_sharded else 0
     ends = gradients - fresh + trace.outside + backward
     peak = static + max(full + casted + loss, full + casted_late + backward, ends + casted_late)
-    return Memory(
+    return RankMemory(
         held.held_bytes,
         gradients,
         optimiser,
@@ -184,7 +184,7 @@ def _memory(share: _Share) -> Memory:
     )
 
 
-def _activations(share: _Share) -> int:
+def _activations(share: _RankShare) -> int:
     kept = {
         "full": [cost.output for cost in share.costs],
         "selective": [cost.output + cost.products for cost in share.costs],
@@ -193,7 +193,7 @@ def _activations(share: _Share) -> int:
     return int(share.layout.in_flight(share.held.stage.rank) * (sum(kept) + share.trace.outside))
 
 
-def _casted(share: _Share) -> tuple[int, int]:
+def _casted(share: _RankShare) -> tuple[int, int]:
     """Copies of weights that autocast makes: at the end of the forward pass, and in the backward pass.
 
     It remembers those of whole weights for the length of a step. Of a tensor rank's parts and of shared weights every
@@ -209,7 +209,7 @@ def _casted(share: _Share) -> tuple[int, int]:
     return flying, flying
 
 
-def _gathered(share: _Share) -> int:
+def _gathered(share: _RankShare) -> int:
     """SingleStage weights beside the shares of them."""
     held = share.held
     if not share.is_sharded:
@@ -219,13 +219,13 @@ def _gathered(share: _Share) -> int:
     return min(held.whole_bytes, held.outside_bytes + 2 * held.block_bytes)  # one in use, the next under way
 
 
-def _reduced(share: _Share) -> int:
+def _reduced(share: _RankShare) -> int:
     """A block's gradients before they are divided: as they come, and side by side for the sum."""
     size = share.dtype_bytes if share.job.gathers_half(share.layout) else FP32
     return (size + FP32) * share.held.block_trained if share.is_sharded else 0
 
 
-def _loss(share: _Share) -> int:
+def _loss(share: _RankShare) -> int:
     """What layers/loss.py holds when its gradients are ready, if every position is labelled."""
     (vocabulary, hidden_size), size = share.held.head, share.dtype_bytes
     rows = share.layout.micro_rows * share.job.columns.length
@@ -242,7 +242,7 @@ def _loss(share: _Share) -> int:
 # --- traffic ---
 
 
-def _traffic(share: _Share) -> Traffic:
+def _traffic(share: _RankShare) -> Traffic:
     layout, held, size = share.layout, share.held, share.dtype_bytes
     passes, recomputes = layout.micro_batches, layout.checkpoint_activations == "full"
     shards, replicas = layout.shard_ranks, layout.row_ranks // layout.shard_ranks
@@ -269,7 +269,7 @@ def _ring(ranks: int) -> float:
 # --- time ---
 
 
-def _flops(share: _Share) -> float:
+def _flops(share: _RankShare) -> float:
     layout, held = share.layout, share.held
     times = 1 + share.trace.backward_share + (layout.checkpoint_activations == "full")
     blocks = times * sum(cost.flops for cost in share.costs)

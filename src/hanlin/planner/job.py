@@ -8,18 +8,18 @@ from typing import Any
 
 import torch
 
-from hanlin.core.settings import Recipe
 from hanlin.models.family import Family, load_family
 from hanlin.parallel.parallelize import DTYPES
 from hanlin.planner.layout import Layout
-from hanlin.planner.trace import Run, Trace, kinds_of_blocks, shrink, trace, with_experts
-from hanlin.planner.weights import Held, Stage, Weight, cut_stages, hold, list_weights, query_heads
+from hanlin.planner.trace import Trace, TraceSettings, kinds_of_blocks, shrink, trace, with_experts
+from hanlin.planner.weights import Held, StageWeights, Weight, cut_stages, hold, list_weights, query_heads
+from hanlin.recipe.settings import Recipe
 from hanlin.run.components import model_config
 from hanlin.tuning.apply import apply_tuning
 
 
 @dataclass(frozen=True)
-class Columns:
+class SequenceLengths:
     """Tokens of a row: of the decoder, of the encoder (None: as many), and of one sample in a packed row (0: all)."""
 
     length: int
@@ -27,13 +27,13 @@ class Columns:
     sample_length: int = 0
 
 
-class Job:
+class PlannedModel:
     """A recipe's model on the meta device. Traces are remembered: layouts share them."""
 
     def __init__(
-        self, recipe: Recipe, columns: Columns, size: str | None = None, *, keeps_probabilities: bool = False
+        self, recipe: Recipe, columns: SequenceLengths, size: str | None = None, *, keeps_probabilities: bool = False
     ) -> None:
-        """size: a named size of the family in place of the recipe's base; keeps_probabilities: see `trace.Run`.
+        """size: a named size of the family in place of the recipe's base; keeps_probabilities: see `trace.TraceSettings`.
 
         Raises: ConfigError, CheckpointError.
         """
@@ -75,12 +75,12 @@ class Job:
         most = self.dtype.itemsize if self.gathers_half(layout) else None
         return [hold(stage, layout, most) for stage in self._cut(cut)]
 
-    def _stages(self, layout: Layout) -> list[Stage]:
+    def _stages(self, layout: Layout) -> list[StageWeights]:
         return cut_stages(self.weights, layout)
 
     def _run(self, layout: Layout, experts: int) -> Trace:
         columns = self.columns
-        run = Run(
+        run = TraceSettings(
             columns.length,
             columns.encoder_length or columns.length,
             self.dtype,

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hanlin.core.errors import ConfigError
-from hanlin.core.settings import Recipe
 from hanlin.parallel.layout_checks import FORMULA
 from hanlin.parallel.mesh import Degrees
+from hanlin.recipe.settings import Recipe
 
 Shard = Literal["none", "gradients", "parameters"]
 Schedule = Literal["gpipe", "1f1b", "interleaved"]

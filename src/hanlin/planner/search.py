@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from hanlin.planner.devices import Device
 from hanlin.planner.estimate import Estimate, estimate
-from hanlin.planner.job import Job
+from hanlin.planner.job import PlannedModel
 from hanlin.planner.layout import Layout
 
 
@@ -19,7 +19,7 @@ class Proposal:
     step_seconds: float
 
 
-def propose(job: Job, device: Device, nodes: int, per_node: int, network_bytes: float) -> list[Proposal]:
+def propose(job: PlannedModel, device: Device, nodes: int, per_node: int, network_bytes: float) -> list[Proposal]:
     """Layouts of the recipe's batch that fit, the fastest first; of equally fast ones the simplest.
 
     Of layouts that differ only in the rows of a forward pass or in what is computed again, only the fastest.
@@ -39,7 +39,7 @@ def _complexity(layout: Layout) -> tuple[int, ...]:
     return (layout.pipe, layout.tensor, layout.expert, ("none", "gradients", "parameters").index(layout.shard))
 
 
-def _layouts(job: Job, world: int, per_node: int) -> Iterator[Layout]:
+def _layouts(job: PlannedModel, world: int, per_node: int) -> Iterator[Layout]:
     settings = job.recipe.parallel
     for degrees in _degrees(job, world, per_node):
         own, rest = divmod(job.recipe.train.batch_rows, degrees.row_ranks)
@@ -59,7 +59,7 @@ def _layouts(job: Job, world: int, per_node: int) -> Iterator[Layout]:
                     )
 
 
-def _degrees(job: Job, world: int, per_node: int) -> Iterator[Layout]:
+def _degrees(job: PlannedModel, world: int, per_node: int) -> Iterator[Layout]:
     """Tensor ranks stay within a machine: they wait for each other in every block."""
     for tensor in _divisors(per_node):
         if any(heads % tensor for heads in job.heads) or (tensor > 1 and not job.heads):

@@ -25,12 +25,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from hanlin.layers.experts import Experts
+from hanlin.planner.fake_ops import EvenExperts, FusedAttention
 from hanlin.planner.layout import Layout
-from hanlin.planner.live import LiveBytes, tensor_bytes
-from hanlin.planner.stand_ins import EvenExperts, FusedAttention
+from hanlin.planner.memory_tracker import MemoryTracker, tensor_bytes
 from hanlin.planner.weights import block_names, seen_shapes
 
-Inputs = dict[str, torch.Tensor]
+TraceInputs = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def _kind(name: str, block: nn.Module) -> str:
 
 
 @dataclass(frozen=True)
-class Template:
+class TraceModel:
     """A (meta) model with one block of each kind; kinds: their names, in the order of the blocks."""
 
     model: Any
@@ -87,7 +87,7 @@ class Template:
 _TRACED_EXPERTS = 2
 
 
-def shrink(model: Any) -> Template:
+def shrink(model: Any) -> TraceModel:
     """Take from a (meta) model, in place, its last parts, all blocks but the last of each kind, and most experts."""
     for name in set(model.plan.last) - set(model.plan.first):
         setattr(model, name, None)
@@ -99,11 +99,11 @@ def shrink(model: Any) -> Template:
     for module in model.modules():
         if isinstance(module, Experts):
             module.experts = nn.ModuleDict(dict(list(module.experts.items())[:_TRACED_EXPERTS]))
-    return Template(model, kinds)
+    return TraceModel(model, kinds)
 
 
 @dataclass(frozen=True)
-class Run:
+class TraceSettings:
     """How the traced pass is run.
 
     columns, encoder_columns: of a row; dtype: of the arithmetic; sample_length: columns of a packed row that attend
@@ -119,14 +119,14 @@ class Run:
     experts: int = 1
 
 
-def trace(template: Template, layout: Layout, run: Run) -> Trace:
-    """Run a shrunk model once, forwards and backwards, on one tensor rank's shapes."""
+def trace(template: TraceModel, layout: Layout, run: TraceSettings) -> Trace:
+    """TraceSettings a shrunk model once, forwards and backwards, on one tensor rank's shapes."""
     model, shapes = copy.deepcopy(template.model).train(), seen_shapes(template.model, layout)
     with FakeTensorMode():
         _realise(model, shapes, layout, run.experts)
         inputs = make_inputs(model, layout.micro_rows, run)
         gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
-        live = LiveBytes(weights=tuple(model.parameters()), others=(*gradients, *inputs.values()))
+        live = MemoryTracker(weights=tuple(model.parameters()), others=(*gradients, *inputs.values()))
         flops = _Flops()
         marks = [_Mark(model.get_submodule(name), live, flops) for name in block_names(model)]
         with live, flops.counter, nullcontext() if run.keeps_probabilities else flops.attention:
@@ -149,7 +149,7 @@ def with_experts(one: Trace, two: Trace, count: int) -> Trace:
     return dataclasses.replace(one, blocks=blocks)
 
 
-def _forward(model: Any, inputs: Inputs, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+def _forward(model: Any, inputs: TraceInputs, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
     is_mixed = dtype != torch.float32
     with torch.autocast("cpu", dtype if is_mixed else None, enabled=is_mixed):
         outputs = model(**inputs)
@@ -191,12 +191,12 @@ def _narrow_prefix(model: Any, ranks: int) -> None:
             setattr(table, leaf, narrow)
 
 
-def make_inputs(model: Any, rows: int, run: Run) -> Inputs:
-    """What the model's `forward` wants: the fields without default of the `Inputs` beside it, else its own arguments.
+def make_inputs(model: Any, rows: int, run: TraceSettings) -> TraceInputs:
+    """What the model's `forward` wants: the fields without default of the `TraceInputs` beside it, else its own arguments.
 
     A field is `[rows, columns]`, of truth values if it is called so; `encoder_...` has as many columns as the encoder.
     """
-    kind = type(model).forward.__globals__.get("Inputs")
+    kind = type(model).forward.__globals__.get("TraceInputs")
     fields = [] if kind is None else dataclasses.fields(kind)
     wanted = [field.name for field in fields if field.default is dataclasses.MISSING] or _named(type(model).forward)
     columns = {name: run.encoder_columns if name.startswith("encoder_") else run.columns for name in wanted}
@@ -219,7 +219,7 @@ def _named(forward: Callable[..., Any]) -> list[str]:
 class _Mark:
     """What is alive before and after a block."""
 
-    def __init__(self, block: nn.Module, live: LiveBytes, flops: _Flops) -> None:
+    def __init__(self, block: nn.Module, live: MemoryTracker, flops: _Flops) -> None:
         self.live, self.flops = live, flops
         self.before = self.after = (0, 0, 0, 0)
         self.entered = self.output = self.elements = 0

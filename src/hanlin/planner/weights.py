@@ -19,7 +19,7 @@ from hanlin.parallel.pipeline import cut_costs
 from hanlin.planner.layout import Layout
 
 _ONE = Layout()
-End = Literal["first", "last", "ends", "everywhere"]
+EndPlacement = Literal["first", "last", "ends", "everywhere"]
 
 _OUTPUTS = {"weight": 0, "bias": 0, "lora_B": 0}
 # Which dimension of a module's parameters its `Split` divides; others are whole on every rank.
@@ -47,7 +47,7 @@ class Weight:
     shape: tuple[int, ...]
     element_bytes: int
     is_trained: bool
-    place: int | End
+    place: int | EndPlacement
     dim: int | None = None
     num_heads: int = 0
     num_experts: int = 0
@@ -92,7 +92,7 @@ class Weight:
 
 
 @dataclass(frozen=True)
-class Stage:
+class StageWeights:
     """What one pipeline rank computes: weights, and numbers of blocks."""
 
     rank: int
@@ -116,7 +116,7 @@ class Held:
     blocks whose results are summed over tensor ranks; head: the shape of the output table, [vocabulary, hidden_size].
     """
 
-    stage: Stage
+    stage: StageWeights
     held_bytes: int
     held_trained: int
     trained: int
@@ -130,7 +130,7 @@ class Held:
     is_head_trained: bool
 
 
-def hold(stage: Stage, layout: Layout, gathered_bytes: int | None = None) -> Held:
+def hold(stage: StageWeights, layout: Layout, gathered_bytes: int | None = None) -> Held:
     """The shares of tensor rank 0 and data rank 0.
 
     gathered_bytes: of an element of a block's weight when it is whole (None: as where it is held).
@@ -231,7 +231,7 @@ def _pattern(pattern: str) -> re.Pattern[str]:
     return re.compile(re.escape(pattern).replace(r"\*", r"[^.]+"))
 
 
-def _place(plan: Plan, name: str, numbers: dict[str, int]) -> int | End:
+def _place(plan: Plan, name: str, numbers: dict[str, int]) -> int | EndPlacement:
     block = next((name[: name.index(".", len(group) + 1)] for group in plan.blocks if name.startswith(f"{group}.")), "")
     if block:
         return numbers[block]
@@ -241,7 +241,7 @@ def _place(plan: Plan, name: str, numbers: dict[str, int]) -> int | End:
     return "everywhere"
 
 
-def cut_stages(weights: Sequence[Weight], layout: Layout) -> list[Stage]:
+def cut_stages(weights: Sequence[Weight], layout: Layout) -> list[StageWeights]:
     """What each pipeline rank holds, cut as parallel/pipeline.py does it.
 
     Raises: ConfigError when there are more stages than blocks.
@@ -254,7 +254,7 @@ def cut_stages(weights: Sequence[Weight], layout: Layout) -> list[Stage]:
     return [_stage(weights, layout, bounds, rank) for rank in range(layout.pipe)]
 
 
-def _stage(weights: Sequence[Weight], layout: Layout, bounds: Sequence[int], rank: int) -> Stage:
+def _stage(weights: Sequence[Weight], layout: Layout, bounds: Sequence[int], rank: int) -> StageWeights:
     numbers = range(rank, layout.stages, layout.pipe)
     blocks = tuple(block for number in numbers for block in range(bounds[number], bounds[number + 1]))
     has_first, has_last = 0 in numbers, layout.stages - 1 in numbers
@@ -264,7 +264,7 @@ def _stage(weights: Sequence[Weight], layout: Layout, bounds: Sequence[int], ran
         for weight in weights
         if (weight.place in blocks if isinstance(weight.place, int) else here[weight.place])
     )
-    return Stage(rank, held, blocks, has_first, has_last)
+    return StageWeights(rank, held, blocks, has_first, has_last)
 
 
 def _block_sizes(weights: Sequence[Weight]) -> list[int]:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from hanlin.core.config import dump_recipe
 from hanlin.core.errors import ConfigError
-from hanlin.core.settings import Recipe
 from hanlin.models.family import LoadTokenizer
+from hanlin.recipe.reading import dump_recipe
+from hanlin.recipe.settings import Recipe
 from hanlin.run.components import Components, build_components, vocab_path
 
 if TYPE_CHECKING:

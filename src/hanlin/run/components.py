@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from hanlin.core.errors import ConfigError
-from hanlin.core.settings import PromptSettings, Recipe
 from hanlin.models.family import Family, TakesPrompts, load_family, make_options
+from hanlin.recipe.settings import PromptSettings, Recipe
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ import torch
 
 from hanlin.core.errors import ConfigError
 from hanlin.core.ranks import pick_device, read_ranks, set_threads
-from hanlin.core.settings import ParallelSettings, TuningSettings
 from hanlin.formats.files import published
 from hanlin.formats.load import added_parameters, base_parameters, load_into, open_ours, save_base
 from hanlin.layers.label_head import label_parameters
@@ -20,12 +19,13 @@ from hanlin.parallel.inference_model import ShardedInferenceModel
 from hanlin.parallel.mesh import Degrees, Mesh
 from hanlin.parallel.parallel_model import ParallelModel
 from hanlin.parallel.parallelize import DTYPES, parallelize
+from hanlin.recipe.settings import ParallelSettings, TuningSettings
 from hanlin.run.components import Components, build_components
 from hanlin.tuning.apply import apply_tuning, fill_additions
 
 if TYPE_CHECKING:
-    from hanlin.core.settings import Recipe
     from hanlin.generate.engine import Engine
+    from hanlin.recipe.settings import Recipe
 
 log = logging.getLogger(__name__)
 

@@ -27,7 +27,7 @@ def cut_segments(text: str) -> list[str]:
 
 def join_segments(texts: Sequence[str]) -> list[str]:
     """For each text its `cut_segments` with a blank between, which no segment holds; many texts at once are faster."""
-    from hanlin.tokens.batch_segments import batch_segmenter
+    from hanlin.tokens.batch_jieba import batch_segmenter
 
     is_made = batch_segmenter.cache_info().currsize > 0
     if not is_made and sum(map(len, texts)) < _WORTHWHILE:

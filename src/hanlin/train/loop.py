@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 
 from hanlin.core.errors import noting
 from hanlin.core.ranks import peak_memory_bytes
-from hanlin.core.settings import TrainSettings
+from hanlin.recipe.settings import TrainSettings
 from hanlin.train.run_checkpoints import Batches, RunCheckpoints, TrainProgress
 from hanlin.train.run_logger import RunLogger
 from hanlin.train.signals import StopSignals

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torch.optim.adamw import adamw
 
-from hanlin.core.settings import TrainSettings
 from hanlin.parallel.mesh import local
+from hanlin.recipe.settings import TrainSettings
 from hanlin.train.schedules import Curve, megatron_rate, tuning_rate
 
 EXPONENTIAL_BASE = 0.95

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from hanlin.core.settings import TrainSettings
+from hanlin.recipe.settings import TrainSettings
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from hanlin.core.settings import TrainSettings
+from hanlin.recipe.settings import TrainSettings
 
 Style = Literal["linear", "cosine", "exponential", "constant"]
 

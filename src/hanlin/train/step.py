@@ -13,8 +13,8 @@ import torch
 
 from hanlin.core.batch import Batch
 from hanlin.core.errors import HanlinError
-from hanlin.core.settings import TrainSettings
 from hanlin.parallel.parallel_model import ParallelModel
+from hanlin.recipe.settings import TrainSettings
 from hanlin.train.optim import AdamW, learning_rate
 from hanlin.train.scale import LossScale
 

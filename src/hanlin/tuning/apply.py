@@ -16,7 +16,7 @@ from hanlin.tuning.soft_prompt import NAME as SOFT_PROMPT
 from hanlin.tuning.soft_prompt import add_soft_prompt, begin_at_random
 
 if TYPE_CHECKING:
-    from hanlin.core.settings import TuningSettings
+    from hanlin.recipe.settings import TuningSettings
 
 
 class HasTargets(Protocol):

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import torch
 
 from hanlin.core.errors import ConfigError
-from hanlin.core.settings import PromptSettings
 from hanlin.layers.soft_prompt import SoftPrompt
+from hanlin.recipe.settings import PromptSettings
 
 NAME = "soft_prompt"
 _COUNTED_ROWS = 4096  # of the embedding; enough to tell its spread

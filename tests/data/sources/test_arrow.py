@@ -6,10 +6,10 @@ import pytest
 
 from hanlin.cli.main import main
 from hanlin.core.errors import DataError
-from hanlin.core.settings import DataSettings
 from hanlin.data.prepare import prepare
 from hanlin.data.sources.arrow import ArrowSource, is_arrow_folder
 from hanlin.models.family import load_family
+from hanlin.recipe.settings import DataSettings
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hanlin.core.settings import TuningSettings
 from hanlin.layers.kv_cache import KVCache
 from hanlin.models.chatglm2 import family
 from hanlin.models.chatglm2.config import ChatGlm2Config
 from hanlin.models.chatglm2.model import ChatGlm2, rotation
+from hanlin.recipe.settings import TuningSettings
 from hanlin.tuning.apply import apply_tuning
 
 CONFIG = ChatGlm2Config(

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from hanlin.core.errors import CheckpointError, ConfigError
-from hanlin.core.settings import TuningSettings
 from hanlin.formats.convert import convert
 from hanlin.formats.load import base_parameters, load_into, save_base
 from hanlin.formats.source import read_config
@@ -18,6 +17,7 @@ from hanlin.models.chatglm2 import family
 from hanlin.models.chatglm2.config import ChatGlm2Config
 from hanlin.models.chatglm2.model import ChatGlm2
 from hanlin.parallel.parallelize import parallelize
+from hanlin.recipe.settings import TuningSettings
 from hanlin.tuning.apply import apply_tuning, trained_parameters
 
 CONFIG = ChatGlm2Config(

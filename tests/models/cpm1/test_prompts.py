@@ -10,11 +10,11 @@ from tiny_pieces import small_tokenizer
 
 from hanlin.core.batch import IGNORED
 from hanlin.core.errors import ConfigError, DataError
-from hanlin.core.settings import PromptSettings, TuningSettings
 from hanlin.layers.kv_cache import KVCache
 from hanlin.models.cpm1 import family
 from hanlin.models.cpm1.config import shape
 from hanlin.models.cpm1.processor import Cpm1Processor
+from hanlin.recipe.settings import PromptSettings, TuningSettings
 from hanlin.tuning.apply import apply_tuning, trained_parameters
 
 LENGTH = 3

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from hanlin.core.errors import DataError
-from hanlin.core.settings import PromptSettings
 from hanlin.models.cpm2.datasets import adgen, c3, ccpm, kdconv, lcqmc, sogou, text_to_text
 from hanlin.models.cpm2.pieces import Mark, Prompts, source_of
 from hanlin.models.cpm2.tokenizer import Cpm2Tokenizer
+from hanlin.recipe.settings import PromptSettings
 
 
 @pytest.mark.parametrize(

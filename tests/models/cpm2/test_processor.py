@@ -12,12 +12,12 @@ from cpm2_tiny import RANKING, ROWS, make_tokenizer
 
 from hanlin.core.batch import IGNORED
 from hanlin.core.errors import ConfigError, DataError
-from hanlin.core.settings import PromptSettings
 from hanlin.models.cpm2.config import Cpm2Config
 from hanlin.models.cpm2.model import Cpm2
 from hanlin.models.cpm2.pieces import START_ID
 from hanlin.models.cpm2.processor import Cpm2Processor
 from hanlin.models.cpm2.record import Cpm2Options
+from hanlin.recipe.settings import PromptSettings
 from hanlin.tuning.soft_prompt import add_soft_prompt, begin_at_random
 
 TOKENIZER = make_tokenizer()

@@ -9,10 +9,10 @@ import torch
 
 from hanlin.core.batch import IGNORED, Sample
 from hanlin.core.errors import DataError
-from hanlin.core.settings import GenerateSettings
 from hanlin.evaluate.metrics.text import mean, share
 from hanlin.generate.engine import Engine, naming
 from hanlin.models.family import Labels
+from hanlin.recipe.settings import GenerateSettings
 
 from .loss import by_batches, encode
 from .task import Numbered, Row, Task

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from hanlin.core.settings import GenerateSettings
 from hanlin.evaluate.metrics.text import character_error, is_match, share
 from hanlin.generate.engine import Engine
+from hanlin.recipe.settings import GenerateSettings
 
 from .task import Numbered, Row, Task
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from hanlin.core.batch import Sample
 from hanlin.core.errors import DataError
-from hanlin.core.settings import GenerateSettings
 from hanlin.evaluate.metrics.text import mean, share
 from hanlin.generate.engine import Engine, naming
+from hanlin.recipe.settings import GenerateSettings
 
 from .loss import encode, sample_losses
 from .task import Numbered, Row, Task

@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 
 from hanlin.core.batch import IGNORED, Sample
 from hanlin.core.errors import DataError
-from hanlin.core.settings import GenerateSettings
 from hanlin.evaluate.metrics.text import mean
 from hanlin.generate.engine import Engine, batches_of, naming
+from hanlin.recipe.settings import GenerateSettings
 
 from .task import Numbered, Row, Task
 

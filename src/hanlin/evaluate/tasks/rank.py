@@ -7,10 +7,10 @@ from typing import Any
 
 from hanlin.core.batch import IGNORED, Sample
 from hanlin.core.errors import DataError
-from hanlin.core.settings import GenerateSettings
 from hanlin.evaluate.metrics.text import mean, share
 from hanlin.generate.engine import Engine, batches_of, naming
 from hanlin.models.family import RankedExample, RanksCandidates
+from hanlin.recipe.settings import GenerateSettings
 
 from .task import Numbered, Row, Task
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hanlin.core.settings import GenerateSettings
 from hanlin.generate.engine import Engine
+from hanlin.recipe.settings import GenerateSettings
 
 Row = dict[str, Any]
 """One line of a predictions file: plain JSON values."""

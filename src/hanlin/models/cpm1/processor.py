@@ -15,9 +15,9 @@ import numpy as np
 
 from hanlin.core.batch import IGNORED, Batch, Prompt, PromptBatch, Sample
 from hanlin.core.errors import ConfigError, DataError
-from hanlin.core.settings import PromptSettings
 from hanlin.data.processor import tried
 from hanlin.models.common.decoder_batch import TextCursor
+from hanlin.recipe.settings import PromptSettings
 
 from .byte_pairs import BytePairTokenizer
 from .config import Cpm1Config

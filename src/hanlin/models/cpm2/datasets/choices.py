@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hanlin.core.errors import DataError
-from hanlin.core.settings import PromptSettings
+from hanlin.recipe.settings import PromptSettings
 
 from ..pieces import Mark, Piece, Prompts
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from hanlin.core.errors import DataError
-from hanlin.core.settings import PromptSettings
+from hanlin.recipe.settings import PromptSettings
 
 from ..pieces import Item, Mark
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hanlin.core.settings import PromptSettings
+from hanlin.recipe.settings import PromptSettings
 
 from ..pieces import Item, Prompts
 from .dataset import DataSet, TextAnswer

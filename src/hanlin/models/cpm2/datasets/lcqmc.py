@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from hanlin.core.settings import PromptSettings
+from hanlin.recipe.settings import PromptSettings
 
 from ..pieces import Item, Mark, Piece, Prompts
 from .dataset import DataSet, WordAnswer

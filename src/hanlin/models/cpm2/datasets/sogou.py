@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from hanlin.core.errors import DataError
-from hanlin.core.settings import PromptSettings
+from hanlin.recipe.settings import PromptSettings
 
 from ..pieces import Item, Mark, Prompts
 from .dataset import DataSet

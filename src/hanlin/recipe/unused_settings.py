@@ -8,172 +8,178 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hanlin.core.settings import Recipe
+from hanlin.recipe.settings import Recipe
 
-__all__ = ["Idle", "idle_settings"]
+__all__ = ["Unused", "unused_settings"]
 
 
 @dataclass(frozen=True)
-class Idle:
+class Unused:
     """cause: the setting that makes another one idle; reason: the rest of the sentence "has no effect ..."."""
 
     cause: str
     reason: str
 
 
-def idle_settings(recipe: Recipe) -> dict[str, Idle]:
+def unused_settings(recipe: Recipe) -> dict[str, Unused]:
     """The keys of all settings, given or default, that change nothing in this recipe."""
-    return {key: idle for keys, idle, is_idle in _rules(recipe) if is_idle for key in keys.split()}
+    return {key: unused for keys, unused, is_idle in _rules(recipe) if is_idle for key in keys.split()}
 
 
-def _rules(recipe: Recipe) -> list[tuple[str, Idle, bool]]:
+def _rules(recipe: Recipe) -> list[tuple[str, Unused, bool]]:
     """Keys, why they may be idle, and whether they are; a later rule's reason wins."""
     model, train, generate, layout = recipe.model, recipe.train, recipe.generate, recipe.parallel
     return [
         (
             "model.size",
-            Idle("model.base", "because model.base has its own shape; remove one of them"),
+            Unused("model.base", "because model.base has its own shape; remove one of them"),
             model.base is not None,
         ),
         (
             "tuning.rank tuning.alpha tuning.dropout tuning.targets tuning.form",
-            Idle("tuning.method", "with tuning.method full; set tuning.method: lora or remove it"),
+            Unused("tuning.method", "with tuning.method full; set tuning.method: lora or remove it"),
             recipe.tuning.method == "full",
         ),
         (
             "tuning.rank tuning.alpha tuning.targets tuning.form",
-            Idle("tuning.method", "with tuning.method prefix; set tuning.method: lora or remove it"),
+            Unused("tuning.method", "with tuning.method prefix; set tuning.method: lora or remove it"),
             recipe.tuning.method == "prefix",
         ),
         (
             "tuning.rank tuning.alpha tuning.dropout tuning.targets tuning.form",
-            Idle("tuning.method", "with tuning.method prompt; set tuning.method: lora or remove it"),
+            Unused("tuning.method", "with tuning.method prompt; set tuning.method: lora or remove it"),
             recipe.tuning.method == "prompt",
         ),
         (
             "tuning.prompt",
-            Idle("tuning.method", f"with tuning.method {recipe.tuning.method}; set tuning.method: prompt or remove it"),
+            Unused(
+                "tuning.method", f"with tuning.method {recipe.tuning.method}; set tuning.method: prompt or remove it"
+            ),
             recipe.tuning.method != "prompt",
         ),
         (
             "tuning.prefix_length tuning.prefix_projection",
-            Idle("tuning.method", f"with tuning.method {recipe.tuning.method}; set tuning.method: prefix or remove it"),
+            Unused(
+                "tuning.method", f"with tuning.method {recipe.tuning.method}; set tuning.method: prefix or remove it"
+            ),
             recipe.tuning.method != "prefix",
         ),
         (
             "train.loss_scale train.loss_scale_steps train.loss_scale_hysteresis train.loss_scale_min",
-            Idle("train.precision", f"with train.precision {train.precision}; only fp16 scales the loss"),
+            Unused("train.precision", f"with train.precision {train.precision}; only fp16 scales the loss"),
             train.precision != "fp16",
         ),
         (
             "train.decay_steps",
-            Idle("train.schedule", f"with train.schedule {train.schedule}, which has no end; use linear or cosine"),
+            Unused("train.schedule", f"with train.schedule {train.schedule}, which has no end; use linear or cosine"),
             train.schedule_form == "bmtrain" and train.schedule not in ("linear", "cosine"),
         ),
         (
             "train.warmup_share train.min_lr",
-            Idle("train.schedule_form", "with train.schedule_form bmtrain; use megatron, or train.warmup_steps"),
+            Unused("train.schedule_form", "with train.schedule_form bmtrain; use megatron, or train.warmup_steps"),
             train.schedule_form == "bmtrain",
         ),
         (
             "train.min_lr",
-            Idle("train.schedule_form", "with train.schedule_form cpm1, which knows no least rate"),
+            Unused("train.schedule_form", "with train.schedule_form cpm1, which knows no least rate"),
             train.schedule_form == "cpm1",
         ),
         (
             "train.warmup_steps",
-            Idle("train.warmup_share", "with train.warmup_share; remove one of them"),
+            Unused("train.warmup_share", "with train.warmup_share; remove one of them"),
             train.schedule_form != "bmtrain" and train.warmup_share is not None,
         ),
         (
             "train.first_step_at_zero",
-            Idle("train.schedule_form", f"with train.schedule_form {train.schedule_form}, which always does so"),
+            Unused("train.schedule_form", f"with train.schedule_form {train.schedule_form}, which always does so"),
             train.schedule_form != "bmtrain",
         ),
         (
             "train.decay_all",
-            Idle("train.weight_decay", "with train.weight_decay 0"),
+            Unused("train.weight_decay", "with train.weight_decay 0"),
             train.weight_decay == 0,
         ),
         (
             "train.patience",
-            Idle("train.eval_every", "without train.eval_every; say how often to evaluate"),
+            Unused("train.eval_every", "without train.eval_every; say how often to evaluate"),
             train.eval_every is None,
         ),
         (
             "train.eval_every train.samples train.patience",
-            Idle("data.eval", "without data.eval; name the files to evaluate on"),
+            Unused("data.eval", "without data.eval; name the files to evaluate on"),
             not recipe.data.eval and recipe.data.split is None,
         ),
         (
             "data.transform data.overlong data.bad_rows data.pack data.shuffle data.in_context "
             "data.train_share data.eval_share data.train_limit data.mixture",
-            Idle("data.split", "with data.split, which reads windows of token corpora; remove one of them"),
+            Unused("data.split", "with data.split, which reads windows of token corpora; remove one of them"),
             recipe.data.split is not None,
         ),
         (
             "data.weights data.eval_windows",
-            Idle("data.split", "without data.split; it is for pretraining on token corpora"),
+            Unused("data.split", "without data.split; it is for pretraining on token corpora"),
             recipe.data.split is None,
         ),
         (
             "data.shuffle data.in_context",
-            Idle("data.mixture", "with data.mixture, which has an order and an incontext_weight of its own"),
+            Unused("data.mixture", "with data.mixture, which has an order and an incontext_weight of its own"),
             recipe.data.mixture is not None,
         ),
         (
             "data.transform",
-            Idle("data.mixture", "with data.mixture, whose data sets have transforms of their own"),
+            Unused("data.mixture", "with data.mixture, whose data sets have transforms of their own"),
             recipe.data.mixture is not None and not (recipe.data.eval or recipe.evaluate.data),
         ),
         (
             "generate.beams",
-            Idle("generate.method", f"with generate.method {generate.method}; only beam has beams"),
+            Unused("generate.method", f"with generate.method {generate.method}; only beam has beams"),
             generate.method != "beam",
         ),
         (
             "generate.temperature generate.top_k generate.top_p generate.temperature_last",
-            Idle("generate.method", f"with generate.method {generate.method}; only sample draws tokens"),
+            Unused("generate.method", f"with generate.method {generate.method}; only sample draws tokens"),
             generate.method != "sample",
         ),
         (
             "evaluate.metrics",
-            Idle("evaluate.tasks", "without the task generate; add it to evaluate.tasks or remove the metrics"),
+            Unused("evaluate.tasks", "without the task generate; add it to evaluate.tasks or remove the metrics"),
             "generate" not in recipe.evaluate.tasks,
         ),
         (
             "generate.repetition_window",
-            Idle("generate.repetition_penalty", "with generate.repetition_penalty 1"),
+            Unused("generate.repetition_penalty", "with generate.repetition_penalty 1"),
             generate.repetition_penalty == 1,
         ),
         (
             "parallel.stages_per_rank",
-            Idle("parallel.schedule", f"with parallel.schedule {layout.schedule}; only interleaved has several stages"),
+            Unused(
+                "parallel.schedule", f"with parallel.schedule {layout.schedule}; only interleaved has several stages"
+            ),
             layout.schedule != "interleaved",
         ),
         (
             "parallel.schedule parallel.stages_per_rank",
-            Idle("parallel.pipe", "with parallel.pipe 1; a schedule is for several stages"),
+            Unused("parallel.pipe", "with parallel.pipe 1; a schedule is for several stages"),
             layout.pipe == 1,
         ),
         (
             "parallel.shard_ranks",
-            Idle("parallel.shard", "with parallel.shard none; set it to gradients or parameters, or remove it"),
+            Unused("parallel.shard", "with parallel.shard none; set it to gradients or parameters, or remove it"),
             layout.shard == "none",
         ),
         (
             "parallel.gather_fp32",
-            Idle("parallel.shard", "with parallel.shard none; set it to gradients or parameters, or remove it"),
+            Unused("parallel.shard", "with parallel.shard none; set it to gradients or parameters, or remove it"),
             layout.gather_fp32 and layout.shard == "none",
         ),
         (
             "parallel.gather_fp32",
-            Idle("train.precision", "with train.precision fp32; set that to bf16 or fp16"),
+            Unused("train.precision", "with train.precision fp32; set that to bf16 or fp16"),
             layout.gather_fp32 and recipe.train.precision == "fp32",
         ),
         (
             "parallel.sequence_parallel",
-            Idle("parallel.tensor", "with parallel.tensor 1; it divides the text among the tensor ranks"),
+            Unused("parallel.tensor", "with parallel.tensor 1; it divides the text among the tensor ranks"),
             layout.sequence_parallel and layout.tensor == 1,
         ),
     ]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jieba
 
-from hanlin.tokens.batch_segments import LONGEST_BLOCK, batch_segmenter
+from hanlin.tokens.batch_jieba import LONGEST_BLOCK, batch_segmenter
 from hanlin.tokens.segments import BLANK, LINE_BREAK, cut_segments
 
 VISIBLE = {ord(" "): ord(BLANK), ord("\n"): ord(LINE_BREAK)}

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from hanlin.core.config import make_recipe
-from hanlin.core.deepspeed import parse_hosts, read_deepspeed, translate_deepspeed
-from hanlin.core.effect import idle_settings
 from hanlin.core.errors import ConfigError
+from hanlin.recipe.deepspeed import parse_hosts, read_deepspeed, translate_deepspeed
+from hanlin.recipe.reading import make_recipe
+from hanlin.recipe.unused_settings import unused_settings
 
 # As ChatGLM2's own fine-tuning has it, with numbers for "auto".
 CHATGLM2 = {
@@ -40,7 +40,7 @@ def recipe_of(config, data_ranks=None):
     settings = translate_deepspeed(config, data_ranks).settings
     values = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
     recipe = make_recipe({"model": {"family": "cpm_bee"}, "run": {"folder": "run"}}, values)
-    assert not set(idle_settings(recipe)) & set(settings)
+    assert not set(unused_settings(recipe)) & set(settings)
     return recipe
 
 

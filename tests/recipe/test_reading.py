@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hanlin.core.config import dump_recipe, listing, load_recipe, read_recipe
 from hanlin.core.errors import ConfigError
+from hanlin.recipe.reading import dump_recipe, listing, load_recipe, read_recipe
 
 MINIMAL = """\
 model:

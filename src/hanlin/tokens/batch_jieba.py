@@ -34,7 +34,7 @@ _STATES = "BEMS"
 _BEFORE = {"B": "ES", "E": "BM", "M": "BM", "S": "ES"}
 
 
-class BatchSegmenter:
+class BatchJieba:
     """Cuts texts with the dictionary that jieba has when this is made."""
 
     def __init__(self) -> None:
@@ -298,9 +298,9 @@ class _Model:
 
 
 @cache
-def batch_segmenter() -> BatchSegmenter:
+def batch_segmenter() -> BatchJieba:
     """The segmenter of this process; made when it is first asked for, which takes a second or two."""
-    return BatchSegmenter()
+    return BatchJieba()
 
 
 # --- small parts ---

@@ -1,4 +1,4 @@
-"""The settings of a recipe: plain, typed, frozen. `core.config` reads them from YAML and checks them.
+"""The settings of a recipe: plain, typed, frozen. `recipe.reading` reads them from YAML and checks them.
 
 Each field's comment gives its unit, the reason of its default and its effect. No torch here.
 """
@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from hanlin.core.errors import ConfigError
-from hanlin.core.prompt_file import is_original, read_prompt_file, translate
+from hanlin.recipe.cpm2_prompts import is_original, read_prompt_file, translate
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Weight = Annotated[float, Field(ge=0)]

@@ -10,8 +10,8 @@ import pytest
 from pydantic import ValidationError
 
 from hanlin.core.errors import ConfigError
-from hanlin.core.prompt_file import read_prompt_file
-from hanlin.core.settings import PromptSettings, TuningSettings
+from hanlin.recipe.cpm2_prompts import read_prompt_file
+from hanlin.recipe.settings import PromptSettings, TuningSettings
 
 
 def write(path: Path, **changes: Any) -> Path:

@@ -16,10 +16,10 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from hanlin.core.effect import idle_settings
 from hanlin.core.errors import ConfigError
-from hanlin.core.settings import Recipe
-from hanlin.core.yaml12 import YamlError, parse_yaml
+from hanlin.recipe.settings import Recipe
+from hanlin.recipe.unused_settings import unused_settings
+from hanlin.recipe.yaml12 import YamlError, parse_yaml
 
 __all__ = [
     "COMMAND_LINE",
@@ -136,7 +136,7 @@ def listing(problems: Sequence[Problem], path: Path | str) -> str:
 def dump_recipe(recipe: Recipe) -> str:
     """The recipe as YAML with every setting that has an effect, defaults included; `load_recipe` reads it back."""
     values = recipe.model_dump(mode="json")
-    for key in idle_settings(recipe):
+    for key in unused_settings(recipe):
         section, name = key.split(".")
         del values[section][name]
     return yaml.safe_dump(values, allow_unicode=True, sort_keys=False, width=120)

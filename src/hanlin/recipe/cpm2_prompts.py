@@ -1,4 +1,4 @@
-"""The JSON files that say in CPM-2's program how soft prompts are tuned -> values of `core.settings.PromptSettings`.
+"""The JSON files that say in CPM-2's program how soft prompts are tuned -> values of `recipe.settings.PromptSettings`.
 
 `init_scratch` means there that the prompts copy embeddings that are still random, all the same vector; here they are
 drawn at random, which lets them differ.

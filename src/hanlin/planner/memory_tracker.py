@@ -14,7 +14,7 @@ _ATEN = torch.ops.aten
 _PRODUCTS = (_ATEN.mm.default, _ATEN.addmm.default, _ATEN.bmm.default, _ATEN.baddbmm.default)
 
 
-class LiveBytes(TorchDispatchMode):
+class MemoryTracker(TorchDispatchMode):
     """Counts the bytes of the storages that tensor operations make while it is active, until they are freed.
 
     casted: of them, copies of `weights` in another dtype; others: tensors that are not counted either.
