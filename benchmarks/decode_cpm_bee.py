@@ -30,7 +30,7 @@ from hanlin.generate.engine import Engine
 from hanlin.generate.sampling import ban_columns
 from hanlin.layers.kv_cache import KVCache
 from hanlin.models.cpm_bee import SIZES, CpmBeeTokenizer, family
-from hanlin.models.cpm_bee.model import Columns, Inputs, relations_between, visibility
+from hanlin.models.cpm_bee.model import Inputs, MaskInputs, relations_between, visibility
 from hanlin.models.cpm_bee.processor import CpmBeeProcessor
 from hanlin.recipe.settings import GenerateSettings
 
@@ -230,8 +230,8 @@ def forward_as_original(model: Any, inputs: dict[str, torch.Tensor], cache: Cach
     )
 
 
-def _columns(facts: dict[str, torch.Tensor]) -> Columns:
-    return Columns(**facts, spans=torch.zeros_like(facts["segments"]), exists=facts["num_segments"] != 0)
+def _columns(facts: dict[str, torch.Tensor]) -> MaskInputs:
+    return MaskInputs(**facts, spans=torch.zeros_like(facts["segments"]), exists=facts["num_segments"] != 0)
 
 
 def cpu_name() -> str:

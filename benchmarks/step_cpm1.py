@@ -30,7 +30,7 @@ from turns import LR, Matrices, Turns, check_agreement, gradient_length, make_st
 from hanlin.core.batch import Batch
 from hanlin.data.loader import Loader
 from hanlin.data.sources.megatron import written_index
-from hanlin.data.windows import Wanted, open_windows
+from hanlin.data.windows import WindowRequest, open_windows
 from hanlin.formats.convert import convert
 from hanlin.formats.load import save_base
 from hanlin.models.cpm1 import family
@@ -115,14 +115,14 @@ def step_flops(config: Cpm1Config, length: int) -> float:
 
 
 def make_loader(config: Cpm1Config, length: int, folder: Path) -> Loader:
-    """Windows of an indexed corpus of random documents."""
+    """CorpusWindows of an indexed corpus of random documents."""
     rng = np.random.default_rng(0)
     with written_index(folder / "corpus", "mmap", config.vocab_size) as writer:
         for size in rng.integers(50, 800, 1000).tolist():
             writer.add(rng.integers(0, config.vocab_size, size))
             writer.end_document()
     processor: Any = Cpm1Processor(Ids(config.vocab_size), config)  # pyright: ignore[reportArgumentType]
-    wanted = Wanted("1,0,0", "train", length, seed=0)
+    wanted = WindowRequest("1,0,0", "train", length, seed=0)
     windows = open_windows([folder / "corpus"], processor, wanted, config.vocab_size, folder)
     return Loader(windows, processor, max_length=length, batch_rows=STEP_TOKENS // length, shuffle=False, pack=False)
 

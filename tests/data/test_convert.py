@@ -9,7 +9,7 @@ import pytest
 
 from hanlin.core.errors import DataError
 from hanlin.data.convert import ccpm_record, ccpm_text_record, convert_file
-from hanlin.data.sources import open_source
+from hanlin.data.sources import open_records
 
 RAW = {"target": "1", "input": "[翻译]清晨还是西北风。[0]清晨西北转[1]河岳西来转[2]凌晨从北固[3]西北转银潢[答案]"}
 FIELDS = {
@@ -67,4 +67,4 @@ def test_json_lines_go_to_the_binary_form_and_back(tmp_path: Path) -> None:
     assert convert_file(source, tmp_path / "set" / "part") == 3
     assert convert_file(tmp_path / "set", tmp_path / "back.jsonl") == 3
     assert (tmp_path / "back.jsonl").read_bytes() == source.read_bytes()
-    assert open_source(tmp_path / "set" / "meta.bin")[0] == json.loads(LINE)
+    assert open_records(tmp_path / "set" / "meta.bin")[0] == json.loads(LINE)

@@ -1,4 +1,4 @@
-"""Windows of token corpora: the original's order, blends, the same batches for any number of ranks, exact resume."""
+"""CorpusWindows of token corpora: the original's order, blends, the same batches for any number of ranks, exact resume."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from hanlin.data.loader import Loader
 from hanlin.data.megatron_index import build_index, split_documents
 from hanlin.data.sources.megatron import IndexedData, written_index
 from hanlin.data.span_corruption import PARTS, Marks, corrupt_spans
-from hanlin.data.windows import Wanted, Windows, open_windows
+from hanlin.data.windows import CorpusWindows, WindowRequest, open_windows
 
 LENGTH, VOCAB, SPLIT = 8, 100, "8,1,1"
 
 
 class TokenProcessor(LetterProcessor):
-    """Windows are next-token samples; a draw is kept beside them."""
+    """CorpusWindows are next-token samples; a draw is kept beside them."""
 
     marks = Marks(first_span=90, end=1, pad=0, vocab_size=VOCAB)
 
@@ -54,12 +54,12 @@ def write_corpus(prefix: Path, items: Sequence[Sequence[int]]) -> Path:
     return prefix
 
 
-def open_part(folder: Path, *prefixes: Path, part: str = "train", **wanted) -> Windows:
-    made = Wanted(**{"split": SPLIT, "part": part, "max_length": LENGTH, "seed": 5, **wanted})
+def open_part(folder: Path, *prefixes: Path, part: str = "train", **wanted) -> CorpusWindows:
+    made = WindowRequest(**{"split": SPLIT, "part": part, "max_length": LENGTH, "seed": 5, **wanted})
     return open_windows(prefixes, TokenProcessor(), made, VOCAB, folder / "cache")
 
 
-def read(windows: Windows) -> list[list[int]]:
+def read(windows: CorpusWindows) -> list[list[int]]:
     samples = [windows.get(number) for number in range(len(windows))]
     return [[*sample.inputs["tokens"].tolist(), int(sample.labels[-1])] for sample in samples]
 
@@ -153,7 +153,7 @@ def test_mistakes_are_named(tmp_path: Path, corpus: Path) -> None:
         open_part(tmp_path, corpus, part="valid", split="1")
     with pytest.raises(ConfigError, match=r"data\.weights: 1 weights .* for 2 corpora"):
         open_part(tmp_path, corpus, corpus, weights=(1,))
-    wanted = Wanted(SPLIT, "train", LENGTH, 5)
+    wanted = WindowRequest(SPLIT, "train", LENGTH, 5)
     with pytest.raises(DataError, match=r"a: document .*: id \d+, but the tokenizer has 20 tokens"):
         open_windows([corpus], TokenProcessor(), wanted, 20, tmp_path / "cache")
     with pytest.raises(ConfigError, match=r"data\.split: this family"):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hanlin.core.errors import CheckpointError
-from hanlin.formats.rules import Drop, Rename, Rows, Split, SplitHeads, Transposed, find_moves, rename
+from hanlin.formats.rules import Drop, FirstRows, Rename, SplitHeads, SplitRows, Transposed, find_moves, rename
 
 
 def test_numbers_in_names_stay() -> None:
@@ -17,7 +17,7 @@ def test_numbers_in_names_stay() -> None:
 
 
 def test_a_rule_of_several_tensors_takes_those_of_one_layer() -> None:
-    rule = Split("layer.{i}.fused", ("blocks.{i}.gate", "blocks.{i}.up"))
+    rule = SplitRows("layer.{i}.fused", ("blocks.{i}.gate", "blocks.{i}.up"))
     fused = {f"layer.{i}.fused": torch.arange(4) + i for i in (0, 11)}
     [first, second] = find_moves([rule], fused, "to_ours")
     assert second.targets == ("blocks.11.gate", "blocks.11.up")
@@ -34,7 +34,7 @@ def test_what_is_dropped_goes_one_way() -> None:
 
 
 def test_blocks_of_rows_have_stated_sizes() -> None:
-    rule, fused = Split("qkv", ("q", "k", "v"), [4, 2, 2]), torch.arange(16).view(8, 2)
+    rule, fused = SplitRows("qkv", ("q", "k", "v"), [4, 2, 2]), torch.arange(16).view(8, 2)
     query, key, value = rule.to_ours((fused,))
     assert (query[0, 0], key[0, 0], value[0, 0]) == (0, 8, 12)
     assert rule.to_theirs((query, key, value))[0].equal(fused)
@@ -52,7 +52,7 @@ def test_rows_head_by_head_are_gathered_by_part() -> None:
 
 
 def test_a_transposed_rule_cuts_columns() -> None:
-    rule = Transposed(Split("fused", ("a", "b")))
+    rule = Transposed(SplitRows("fused", ("a", "b")))
     fused = torch.arange(12.0).view(3, 4)
     first, second = rule.to_ours((fused,))
     assert first.equal(fused[:, :2].t())
@@ -61,6 +61,6 @@ def test_a_transposed_rule_cuts_columns() -> None:
 
 
 def test_surplus_rows_are_cut_and_not_written() -> None:
-    rule = Rows("theirs", "ours", 2)
+    rule = FirstRows("theirs", "ours", 2)
     assert rule.to_ours((torch.arange(3),))[0].tolist() == [0, 1]
     assert rule.to_theirs((torch.arange(2),))[0].tolist() == [0, 1]

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from hanlin.core.errors import DataError
-from hanlin.data.sources import open_source
+from hanlin.data.sources import open_records
 from hanlin.data.sources.bee import BeeReader, read_meta, write_bee
 
 
@@ -40,7 +40,7 @@ def _unpacked(folder: Path, target: Path) -> Path:
 
 
 def _check_rows(folder: Path, rows: list) -> None:
-    source = open_source(folder)
+    source = open_records(folder)
     assert [source[row] for row in range(len(source))] == rows[: len(source)]
     assert len(source) == sum(file.nlines for file in read_meta(folder))
 

@@ -90,7 +90,7 @@ def _rows(settings: DataSettings, processor: Any, path: Path) -> Iterator[str]:
 
 
 def _check_rows(settings: DataSettings, processor: Any, path: Path) -> Iterator[str]:
-    from hanlin.data.sources.source import BadRowError
+    from hanlin.data.sources.records import BadRowError
     from hanlin.data.transform import open_records
 
     source = open_records(path, settings)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from hanlin.data.indexing import CorpusReport, Encoding
-    from hanlin.data.sources.megatron import Form
+    from hanlin.data.sources.megatron import IndexForm
     from hanlin.models.family import LoadTokenizer
 
 INDEXED = ("indexed", "indexed-cached", "indexed-spans")
@@ -159,7 +159,7 @@ def _refuse_existing(args: argparse.Namespace, target: Path) -> None:
         raise DataError(f"{target}: a corpus is there already; remove it or choose another name")
 
 
-def _form(args: argparse.Namespace) -> Form:
+def _form(args: argparse.Namespace) -> IndexForm:
     return "cached" if args.to == "indexed-cached" else "mmap"
 
 

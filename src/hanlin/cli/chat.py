@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     recipe = recipe_of_model(args)
     from hanlin.core.errors import ConfigError
-    from hanlin.generate.memory import Memory
+    from hanlin.generate.dialogue_cache import DialogueCache
     from hanlin.models.family import Converses
     from hanlin.run.weights import load_engine
 
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     if not isinstance(engine.processor, Converses):
         raise ConfigError(f"model.family: {recipe.model.family} cannot be talked with; use `hanlin generate`")
     history: History = []
-    memory = Memory()
+    memory = DialogueCache()
     for number, question in enumerate(_questions()):
         if question == "clear":
             history = []

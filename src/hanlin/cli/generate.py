@@ -72,13 +72,13 @@ def _write(answered: Sequence[Any], target: Path | None) -> None:
 
 def _records(args: argparse.Namespace) -> list[Any]:
     from hanlin.core.errors import DataError
-    from hanlin.data.sources import open_source
+    from hanlin.data.sources import open_records
     from hanlin.data.sources.jsonl import parse_row
 
     if args.record and args.input:
         raise DataError("give --record or --input, not both")
     if args.input and args.input != "-":
-        source = open_source(Path(args.input))
+        source = open_records(Path(args.input))
         return [source[row] for row in range(len(source))]
     if not args.record and not args.input and sys.stdin.isatty():
         raise DataError("no records; give --record '{...}', --input FILE, or pipe JSON lines into standard input")

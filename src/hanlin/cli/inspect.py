@@ -107,9 +107,9 @@ def _weights(path: Path) -> Facts:
 def _data(path: Path, reason: str) -> Facts:
     import json
 
-    from hanlin.data.sources import open_source
+    from hanlin.data.sources import open_records
 
-    source = open_source(path)
+    source = open_records(path)
     yield "kind", f"data ({reason})"
     yield "rows", f"{len(source):,}"
     yield "first", json.dumps(source[0], ensure_ascii=False, default=lambda ids: ids.tolist())[:300]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 if TYPE_CHECKING:
     import torch
 
-Split = Literal["column", "query", "kv", "row", "vocab", "logits", "heads", "experts"]
+TensorSplit = Literal["column", "query", "kv", "row", "vocab", "logits", "heads", "experts"]
 """How a module's weight is divided over tensor ranks.
 
 column: by output rows; query: the same, by whole heads; kv: the same, where a head is shared by several ranks if there
@@ -31,7 +31,7 @@ class Plan:
     keeps; tied: pairs of parameter names that are one tensor;
     a module named in both first and last (an embedding that is the head as well) lives on both ends, with its gradients
     summed;
-    tensor: module name pattern (`*` stands for a block's number) -> `Split`; head_dim: rows of a head in those of
+    tensor: module name pattern (`*` stands for a block's number) -> `TensorSplit`; head_dim: rows of a head in those of
     `query` and `kv`; whole: patterns of linears in `tensor` that read something else than the stream of hidden states
     (the cross attention's keys and values), which is never divided along the text; blocks that have them (a decoder's)
     have a stream of their own.
@@ -40,7 +40,7 @@ class Plan:
     first: tuple[str, ...]
     blocks: tuple[str, ...]
     last: tuple[str, ...]
-    tensor: dict[str, Split] = field(default_factory=dict)
+    tensor: dict[str, TensorSplit] = field(default_factory=dict)
     shared: tuple[str, ...] = ()
     tied: tuple[tuple[str, str], ...] = ()
     head_dim: int = 1

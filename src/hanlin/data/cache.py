@@ -21,7 +21,7 @@ CHECK_BYTES = 1 << 24
 
 
 @dataclass
-class Columns:
+class SampleArrays:
     """Flat arrays by name; `starts[name]`: where each sample begins, one more than there are samples.
 
     Fields of one entry per token share the starts of the labels. facts: small things about the whole.
@@ -43,7 +43,7 @@ class Columns:
 
 
 @dataclass
-class ColumnWriter:
+class SampleArrayWriter:
     """Appends samples to the files of a folder; `finish` writes the manifest, without which it is no cache."""
 
     folder: Path
@@ -77,7 +77,7 @@ class ColumnWriter:
         (self.folder / MANIFEST).write_text(json.dumps(manifest, ensure_ascii=False), "utf-8")
 
 
-def read_columns(folder: Path) -> Columns:
+def read_columns(folder: Path) -> SampleArrays:
     """Open a cache after comparing each file with the manifest.
 
     Raises: ValueError saying what is damaged.
@@ -95,7 +95,7 @@ def read_columns(folder: Path) -> Columns:
     arrays = {name.removesuffix(".npy"): np.load(folder / name, mmap_mode="r") for name in files}
     ending = f".{STARTS}"
     starts = {name.removesuffix(ending): values for name, values in arrays.items() if name.endswith(ending)}
-    return Columns({name: values for name, values in arrays.items() if not name.endswith(ending)}, starts, facts)
+    return SampleArrays({name: values for name, values in arrays.items() if not name.endswith(ending)}, starts, facts)
 
 
 class _GrowingArray:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from hanlin.core.errors import DataError
-from hanlin.data.sources import Source, open_source
+from hanlin.data.sources import Records, open_records
 from hanlin.data.sources.bee import write_bee
 from hanlin.data.sources.jsonl import write_jsonl
-from hanlin.data.sources.source import BadRowError
+from hanlin.data.sources.records import BadRowError
 
 QUESTION = "这段话形容了哪句诗的意境？"
 _RAW = re.compile(r"\[翻译\](?P<text>[^\[\]]*)(?P<choices>(?:\[\d+\][^\[\]]*)+)\[答案\]", re.DOTALL)
@@ -55,14 +55,14 @@ def convert_file(source: Path, target: Path, change: Callable[[Any], Any] = lamb
     data set `folder`.
     Raises: DataError naming file and line.
     """
-    rows = open_source(source)
+    rows = open_records(source)
     records = _changed(rows, change)
     if target.suffix in (".jsonl", ".json"):
         return write_jsonl(target, records)
     return write_bee(target.parent, target.name, records, form="pickle").nlines
 
 
-def _changed(rows: Source, change: Callable[[Any], Any]) -> Iterator[Any]:
+def _changed(rows: Records, change: Callable[[Any], Any]) -> Iterator[Any]:
     for row in range(len(rows)):
         record = rows[row]
         try:

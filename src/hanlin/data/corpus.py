@@ -26,7 +26,7 @@ _JSON = (".jsonl", ".json", ".ndjson")
 
 
 @dataclass(frozen=True)
-class Block:
+class LineBlock:
     """Some lines of a file from line number `line` on, or all of it as one document (line 0)."""
 
     path: Path
@@ -35,10 +35,10 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Piece:
+class CorpusPiece:
     """weight: bytes of the files, packed as they are, that were read for it."""
 
-    blocks: tuple[Block, ...]
+    blocks: tuple[LineBlock, ...]
     weight: int
 
     @property
@@ -58,7 +58,7 @@ class BadText:
     row: int
     reason: str
 
-    def where(self, piece: Piece) -> str:
+    def where(self, piece: CorpusPiece) -> str:
         """File and line."""
         block = piece.blocks[self.block]
         return f"{block.path}:{block.line + self.row}" if block.line else str(block.path)
@@ -83,7 +83,7 @@ def find_files(paths: Sequence[Path]) -> list[Path]:
     return found
 
 
-def read_pieces(files: Sequence[Path], per: Per = "line") -> Iterator[Piece]:
+def read_pieces(files: Sequence[Path], per: Per = "line") -> Iterator[CorpusPiece]:
     """All documents of the files in their order, about a megabyte at a time; a line, or a file, is never cut.
 
     Raises: DataError for a file that cannot be read.
@@ -92,16 +92,16 @@ def read_pieces(files: Sequence[Path], per: Per = "line") -> Iterator[Piece]:
         for path in files:
             yield from _lines(path)
         return
-    blocks: list[Block] = []
+    blocks: list[LineBlock] = []
     for path in files:
         with _opened(path) as (_, stream):
-            blocks.append(Block(path, 0, stream.read()))
+            blocks.append(LineBlock(path, 0, stream.read()))
         if sum(len(block.content) for block in blocks) >= PIECE_BYTES or path == files[-1]:
-            yield Piece(tuple(blocks), sum(block.path.stat().st_size for block in blocks))
+            yield CorpusPiece(tuple(blocks), sum(block.path.stat().st_size for block in blocks))
             blocks = []
 
 
-def read_documents(piece: Piece, key: str) -> Iterator[str | BadText]:
+def read_documents(piece: CorpusPiece, key: str) -> Iterator[str | BadText]:
     """The texts of a piece, stripped, without empty lines; key: of the text in a JSON object."""
     for place, block in enumerate(piece.blocks):
         is_json = _is_json(block.path)
@@ -115,12 +115,12 @@ def read_documents(piece: Piece, key: str) -> Iterator[str | BadText]:
                 yield BadText(place, number, str(error))
 
 
-def _lines(path: Path) -> Iterator[Piece]:
+def _lines(path: Path) -> Iterator[CorpusPiece]:
     line, before = 1, 0
     with _opened(path) as (raw, stream):
         while content := stream.read(PIECE_BYTES):
             content += stream.readline()
-            yield Piece((Block(path, line, content),), raw.tell() - before)
+            yield CorpusPiece((LineBlock(path, line, content),), raw.tell() - before)
             line, before = line + content.count(b"\n"), raw.tell()
 
 

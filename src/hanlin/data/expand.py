@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from hanlin.core.errors import DataError
-from hanlin.data.sources import Source
+from hanlin.data.sources import Records
 from hanlin.data.transform import open_records
 from hanlin.recipe.settings import DataSettings
 
@@ -29,17 +29,17 @@ class HoldsSeveral(Protocol):
         ...
 
 
-def expand(source: Source, processor: Any) -> Source:
+def expand(source: Records, processor: Any) -> Records:
     """The source of the records that `samples` (a family's) finds in each row."""
     records = processor.records if isinstance(processor, HoldsSeveral) else None
     return source if records is None else _Expanded(source, records)
 
 
 @dataclass(frozen=True)
-class Head:
+class FirstRecords:
     """The first `count` rows of a source."""
 
-    source: Source
+    source: Records
     count: int
 
     @property
@@ -58,7 +58,7 @@ class Head:
 
 def open_part(
     path: Path, settings: DataSettings, processor: Any, *, share: float = 1.0, limit: int | None = None
-) -> Source:
+) -> Records:
     """The records of a file or folder: of its first share of rows the first `limit` records.
 
     Raises: DataError when nothing is left.
@@ -68,8 +68,8 @@ def open_part(
         raise DataError(
             f"{path}: {share:g} of its {len(rows)} rows are none; raise data.train_share or data.eval_share"
         )
-    records = expand(Head(rows, count) if count < len(rows) else rows, processor)
-    return records if limit is None or limit >= len(records) else Head(records, limit)
+    records = expand(FirstRecords(rows, count) if count < len(rows) else rows, processor)
+    return records if limit is None or limit >= len(records) else FirstRecords(records, limit)
 
 
 def records_in(rows: Iterable[Any], processor: Any) -> list[Any]:
@@ -84,7 +84,7 @@ def records_in(rows: Iterable[Any], processor: Any) -> list[Any]:
 class _Expanded:
     """Reads every row once to count; a row that cannot be read counts as one record, and fails again as such."""
 
-    def __init__(self, source: Source, records: Records) -> None:
+    def __init__(self, source: Records, records: Records) -> None:
         self._source, self._records = source, records
         counts = np.array([_count(source, records, row) for row in range(len(source))], dtype=np.int64)
         self._rows = np.repeat(np.arange(len(source)), counts)
@@ -107,7 +107,7 @@ class _Expanded:
         return self._source.where(int(self._rows[number]))
 
 
-def _count(source: Source, records: Records, row: int) -> int:
+def _count(source: Records, records: Records, row: int) -> int:
     try:
         return len(records(source[row]))
     except DataError:

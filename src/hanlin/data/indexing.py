@@ -28,10 +28,10 @@ from typing import Any, Literal
 import numpy as np
 
 from hanlin.core.errors import ConfigError, DataError
-from hanlin.data.corpus import BadText, Per, Piece, find_files, read_documents, read_pieces
+from hanlin.data.corpus import BadText, CorpusPiece, Per, find_files, read_documents, read_pieces
 from hanlin.data.files import one_at_a_time, replaced_file
 from hanlin.data.prepare import hash_tokenizer
-from hanlin.data.sources.megatron import Form, indexed_file, token_dtype, written_index
+from hanlin.data.sources.megatron import IndexForm, indexed_file, token_dtype, written_index
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def index_texts(
     prefix: Path,
     encoding: Encoding,
     *,
-    form: Form = "mmap",
+    form: IndexForm = "mmap",
     workers: int | None = None,
     bad_rows: Literal["error", "drop"] = "error",
     rewrite: Callable[[Path], object] | None = None,
@@ -152,12 +152,12 @@ class _Encoder:
         """The file of a piece."""
         return self.parts / f"{digest}.npz"
 
-    def digest(self, piece: Piece) -> str:
+    def digest(self, piece: CorpusPiece) -> str:
         """Names what becomes of a piece."""
         manner = (VERSION, self.encoding.key, self.encoding.end, self.encoding.line_break, self.tokenizer_hash)
         return hashlib.sha256(f"{manner}{piece.digest}".encode()).hexdigest()[:32]
 
-    def encode(self, piece: Piece, digest: str, tokenizer: Any) -> None:
+    def encode(self, piece: CorpusPiece, digest: str, tokenizer: Any) -> None:
         """Publish the part of a piece."""
         found = list(read_documents(piece, self.encoding.key))
         texts = [self._prepared(text) for text in found if isinstance(text, str)]
@@ -174,7 +174,7 @@ class _Encoder:
                 bad=np.frombuffer(bad.encode(), np.uint8),
             )
 
-    def bad(self, piece: Piece, digest: str) -> list[tuple[str, str]]:
+    def bad(self, piece: CorpusPiece, digest: str) -> list[tuple[str, str]]:
         """File and line of what the part left out, and why."""
         with np.load(self.part(digest)) as part:
             bad = [BadText(*one) for one in json.loads(part["bad"].tobytes())]
@@ -211,7 +211,7 @@ class _Job:
     """is_done: its part is there already."""
 
     number: int
-    piece: Piece
+    piece: CorpusPiece
     digest: str
     is_done: bool
 
@@ -286,7 +286,7 @@ def _work(job: _Job) -> None:
 
 
 def _join(
-    encoder: _Encoder, digests: Sequence[str], prefix: Path, form: Form, vocab_size: int
+    encoder: _Encoder, digests: Sequence[str], prefix: Path, form: IndexForm, vocab_size: int
 ) -> tuple[np.ndarray, int]:
     """Write all parts behind each other; the documents' sizes, and the characters of all."""
     characters = 0

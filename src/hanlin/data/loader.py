@@ -15,10 +15,10 @@ import numpy as np
 from hanlin.core.batch import IGNORED, Batch, Sample
 from hanlin.core.errors import ConfigError, DataError
 from hanlin.data.mixture import Mixture
-from hanlin.data.pack import Row, SingleRows, cpm2_order, plan_rows, pool_rows
+from hanlin.data.pack import SampleNumbers, SingleRows, cpm2_order, plan_rows, pool_rows
 from hanlin.data.prepare import Prepared
 from hanlin.data.processor import JoinsExamples, Processor, SharesTable
-from hanlin.data.windows import Windows
+from hanlin.data.windows import CorpusWindows
 
 NO_EXAMPLES = (1.0,)
 
@@ -32,7 +32,7 @@ class _Epoch:
 
     drawn: np.ndarray
     passes: np.ndarray
-    rows: Sequence[Row]
+    rows: Sequence[SampleNumbers]
     examples: dict[int, list[int]]
 
 
@@ -48,7 +48,7 @@ class Loader:
 
     def __init__(
         self,
-        prepared: Prepared | Windows | Mixture,
+        prepared: Prepared | CorpusWindows | Mixture,
         processor: Processor,
         *,
         max_length: int,
@@ -198,12 +198,14 @@ class Loader:
             return _without_loss(self._part(rows, 0, 1, plan, epoch, length))
         return self._part(rows, begin, end, plan, epoch, length)
 
-    def _part(self, rows: Sequence[Row], begin: int, end: int, plan: _Epoch, epoch: int, length: int) -> Batch:
+    def _part(
+        self, rows: Sequence[SampleNumbers], begin: int, end: int, plan: _Epoch, epoch: int, length: int
+    ) -> Batch:
         if isinstance(self.processor, SharesTable) and self.processor.shares_table:
             return self._collate(rows, plan, epoch, length).part(begin, end)
         return self._collate(rows[begin:end], plan, epoch, length)
 
-    def _collate(self, rows: Sequence[Row], plan: _Epoch, epoch: int, length: int) -> Batch:
+    def _collate(self, rows: Sequence[SampleNumbers], plan: _Epoch, epoch: int, length: int) -> Batch:
         made = [[self._sample(place, plan, epoch) for place in row] for row in rows]
         return replace(self.processor.collate(made, length), rows=[plan.drawn[row].tolist() for row in rows])
 
@@ -217,7 +219,7 @@ class Loader:
         assert isinstance(self.processor, JoinsExamples)
         return self.processor.join(main, [self.prepared.get(example, rng) for example in chosen])
 
-    def _length(self, row: Row, plan: _Epoch) -> int:
+    def _length(self, row: SampleNumbers, plan: _Epoch) -> int:
         shown = [example for place in row for example in plan.examples.get(place, ())]
         return int(self.prepared.lengths[[*plan.drawn[row], *shown]].sum())
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from hanlin.core.batch import Sample
 from hanlin.core.errors import DataError
-from hanlin.data.mixture_file import DataSet, read_mixture
+from hanlin.data.mixture_file import MixtureEntry, read_mixture
 from hanlin.data.prepare import Prepared, prepare
 from hanlin.data.processor import Processor
 from hanlin.data.report import Counts, DataReport, DrawnSet
@@ -30,8 +30,8 @@ from hanlin.recipe.settings import DataSettings
 class Mixture:
     """The samples of all data sets with random access, and what each epoch draws of them."""
 
-    def __init__(self, sets: Sequence[DataSet], prepared: Sequence[Sequence[Prepared]]) -> None:
-        """prepared: of each data set its rows in each of their forms (`DataSet.ways`)."""
+    def __init__(self, sets: Sequence[MixtureEntry], prepared: Sequence[Sequence[Prepared]]) -> None:
+        """prepared: of each data set its rows in each of their forms (`MixtureEntry.ways`)."""
         self._sets, self._parts = sets, [part for parts in prepared for part in parts]
         self.source_bounds = np.cumsum([0, *map(len, self._parts)])
         """`[parts + 1]`: where the samples of each form of each data set begin."""
@@ -120,7 +120,7 @@ def open_mixture(settings: DataSettings, processor: Processor, *, tokenizer: Any
     return Mixture(sets, prepared)
 
 
-def _prepare(one: DataSet, way: Any, settings: DataSettings, processor: Processor, tokenizer: Any) -> Prepared:
+def _prepare(one: MixtureEntry, way: Any, settings: DataSettings, processor: Processor, tokenizer: Any) -> Prepared:
     return prepare(
         [one.path],
         processor,
@@ -174,7 +174,7 @@ def _stretch(per_epoch: float, epoch: int) -> tuple[int, int]:
     return round(epoch * per_epoch), round((epoch + 1) * per_epoch)
 
 
-def _shares(sets: Sequence[DataSet], sizes: Sequence[float]) -> list[float]:
+def _shares(sets: Sequence[MixtureEntry], sizes: Sequence[float]) -> list[float]:
     weights = [
         one.weight * size if one.abs_weight is None else one.abs_weight for one, size in zip(sets, sizes, strict=True)
     ]

@@ -23,7 +23,7 @@ Mappings = tuple[dict[str, Any], ...]
 _MOST_BYTES = 1 << 20  # of a list; larger files are records
 
 
-class DataSet(Settings):
+class MixtureEntry(Settings):
     """One entry of the list; its keys are the original's."""
 
     # Both together name the data set; the task alone is what the original's log calls it by.
@@ -69,7 +69,7 @@ class DataSet(Settings):
         return tuple(mappings)
 
     @model_validator(mode="after")
-    def _agree(self) -> DataSet:
+    def _agree(self) -> MixtureEntry:
         if not sum(self.incontext_weight) > 0:
             raise ValueError("incontext_weight: all are 0; [1.0] means no worked examples")
         if isinstance(self.transforms, Path) and any(self.incontext_weight[1:]):
@@ -93,7 +93,7 @@ def is_mixture(path: Path) -> bool:
     return isinstance(first, dict) and {"dataset_name", "path"} <= first.keys()
 
 
-def read_mixture(path: Path) -> list[DataSet]:
+def read_mixture(path: Path) -> list[MixtureEntry]:
     """The data sets of a list, with paths that count from the current folder.
 
     Raises: ConfigError that lists all that is wrong.
@@ -101,7 +101,7 @@ def read_mixture(path: Path) -> list[DataSet]:
     entries, sets, problems = _entries(path), [], []
     for number in range(len(entries)):
         try:
-            one = DataSet.model_validate(entries[number])
+            one = MixtureEntry.model_validate(entries[number])
         except ValidationError as error:
             problems += [f"{entries.where(number)}: {_explain(detail)}" for detail in error.errors()]
             continue
@@ -124,12 +124,12 @@ def _entries(path: Path) -> JsonListSource:
         raise ConfigError(str(error)) from None
 
 
-def _paths(one: DataSet, folder: Path) -> dict[str, Path]:
+def _paths(one: MixtureEntry, folder: Path) -> dict[str, Path]:
     transforms = {"transforms": folder / one.transforms} if isinstance(one.transforms, Path) else {}
     return {"path": folder / one.path, **transforms}
 
 
-def _missing(one: DataSet) -> list[str]:
+def _missing(one: MixtureEntry) -> list[str]:
     named = {"path": one.path, "transforms": one.transforms}
     return [
         f"{key}: there is no {path}; a relative path counts from the folder of the list"
@@ -138,7 +138,7 @@ def _missing(one: DataSet) -> list[str]:
     ]
 
 
-def _disagreements(sets: Sequence[DataSet], path: Path) -> list[str]:
+def _disagreements(sets: Sequence[MixtureEntry], path: Path) -> list[str]:
     """What is wrong with entries that are right one by one."""
     twice = [name for name, count in Counter(one.name for one in sets).items() if count > 1]
     problems = [f"{path}: {name}: two data sets have this task_name and dataset_name; rename one" for name in twice]
@@ -155,7 +155,7 @@ def _explain(detail: Any) -> str:
         case "missing":
             return f"{key}: is missing"
         case "extra_forbidden":
-            return f"{key}: there is no such key; known: {', '.join(DataSet.model_fields)}"
+            return f"{key}: there is no such key; known: {', '.join(MixtureEntry.model_fields)}"
         case "model_type":
             return f"expected an object {{...}}; found {detail['input']!r:.60}"
         case "value_error":

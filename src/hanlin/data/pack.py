@@ -13,10 +13,10 @@ OPEN_ROWS = 1024
 POOL_BATCHES = 50
 """Batches whose rows are sorted by length together when rows are not packed."""
 
-Row = list[int]
+SampleNumbers = list[int]
 
 
-class SingleRows(Sequence[Row]):
+class SingleRows(Sequence[SampleNumbers]):
     """One sample a row; millions of them take no more room than their numbers."""
 
     def __init__(self, order: np.ndarray) -> None:
@@ -27,22 +27,22 @@ class SingleRows(Sequence[Row]):
         return len(self.order)
 
     @overload
-    def __getitem__(self, at: int) -> Row: ...
+    def __getitem__(self, at: int) -> SampleNumbers: ...
 
     @overload
-    def __getitem__(self, at: slice) -> list[Row]: ...
+    def __getitem__(self, at: slice) -> list[SampleNumbers]: ...
 
-    def __getitem__(self, at: int | slice) -> Row | list[Row]:
+    def __getitem__(self, at: int | slice) -> SampleNumbers | list[SampleNumbers]:
         return self.order[at, None].tolist()
 
 
-def best_fit(lengths: Iterable[int], *, max_length: int, batch_rows: int) -> Iterator[list[Row]]:
+def best_fit(lengths: Iterable[int], *, max_length: int, batch_rows: int) -> Iterator[list[SampleNumbers]]:
     """Batches of packed rows, as the original CPM-Bee makes them while it reads.
 
     A sample goes into the open row with the least free space that still takes it (the earliest on a tie), else into a
     new row; as soon as more than `batch_rows` rows are open the first `batch_rows` are a batch. The rest comes last.
     """
-    rows: list[Row] = []
+    rows: list[SampleNumbers] = []
     used: list[int] = []
     for number, length in enumerate(lengths):
         fitting = [row for row in range(len(rows)) if used[row] + length <= max_length]
@@ -60,12 +60,12 @@ def best_fit(lengths: Iterable[int], *, max_length: int, batch_rows: int) -> Ite
         yield rows
 
 
-def plan_rows(lengths: np.ndarray, order: np.ndarray, max_length: int) -> list[Row]:
+def plan_rows(lengths: np.ndarray, order: np.ndarray, max_length: int) -> list[SampleNumbers]:
     """Pack a whole epoch by the best-fit rule with many open rows; rows come in the order they were begun.
 
     lengths: of every sample, none above `max_length`; order: the samples of the epoch.
     """
-    rows: list[Row] = []
+    rows: list[SampleNumbers] = []
     open_rows: list[tuple[int, int]] = []  # (free space, row), sorted
     shortest = int(lengths[order].min()) if len(order) else 0
     for number, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
@@ -107,6 +107,6 @@ def cpm2_order(count: int, seed: int) -> np.ndarray:
     return torch.randperm(count, generator=generator).numpy()
 
 
-def padding_share(lengths: np.ndarray, rows: Sequence[Row], max_length: int) -> float:
+def padding_share(lengths: np.ndarray, rows: Sequence[SampleNumbers], max_length: int) -> float:
     """The share of `max_length` that is empty, over all rows."""
     return 1 - sum(int(lengths[row].sum()) for row in rows) / (len(rows) * max_length) if rows else 0.0

@@ -25,13 +25,13 @@ import numpy as np
 
 from hanlin.core.batch import Sample
 from hanlin.core.errors import DataError
-from hanlin.data.cache import Columns, ColumnWriter, read_columns
+from hanlin.data.cache import SampleArrays, SampleArrayWriter, read_columns
 from hanlin.data.expand import open_part
 from hanlin.data.files import published_folder
 from hanlin.data.pack import padding_share, plan_rows
 from hanlin.data.processor import HasFingerprint, ProcessesMany, Processor, tried
 from hanlin.data.report import Counts, DataReport, make_report
-from hanlin.data.sources import BadRowError, Source
+from hanlin.data.sources import BadRowError, Records
 from hanlin.recipe.settings import DataSettings
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class Prepared:
     """Encoded samples with random access; a sample knows the row that it came from."""
 
     def __init__(
-        self, sources: Sequence[Source], processor: Processor, settings: DataSettings, columns: Columns
+        self, sources: Sequence[Records], processor: Processor, settings: DataSettings, columns: SampleArrays
     ) -> None:
         self._sources, self._processor, self._settings, self._columns = sources, processor, settings, columns
         self._bounds = np.cumsum([0, *(len(source) for source in sources)])
@@ -160,7 +160,7 @@ def hash_tokenizer(tokenizer: Any) -> str:
         return _hash_files(sorted(path for path in Path(scratch).rglob("*") if path.is_file()))
 
 
-def _fingerprint(sources: Sequence[Source], processor: Processor, tokenizer: Any, settings: DataSettings) -> str:
+def _fingerprint(sources: Sequence[Records], processor: Processor, tokenizer: Any, settings: DataSettings) -> str:
     facts = {
         "version": VERSION,
         "sources": [source.fingerprint for source in sources],
@@ -187,7 +187,7 @@ def _hash_files(files: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-def _read_cache(folder: Path) -> Columns | None:
+def _read_cache(folder: Path) -> SampleArrays | None:
     if not folder.is_dir():
         return None
     try:
@@ -215,7 +215,7 @@ class _OverlongError(DataError):
 
 
 def _encode_all(
-    sources: Sequence[Source],
+    sources: Sequence[Records],
     processor: Processor,
     settings: DataSettings,
     folder: Path,
@@ -224,7 +224,7 @@ def _encode_all(
 ) -> None:
     bounds = np.cumsum([0, *(len(source) for source in sources)])
     counts, bad, kept = Counts(read=int(bounds[-1])), [], []
-    writer = ColumnWriter(folder)
+    writer = SampleArrayWriter(folder)
     for rows in _groups(_with_progress(int(bounds[-1]), progress)):
         records = [tried(_read, sources, bounds, row) for row in rows]
         for row, record, sample in zip(rows, records, _sample_all(records, processor), strict=True):
@@ -329,12 +329,12 @@ def _list_bad_rows(bad: Sequence[tuple[str, str]], num_rows: int, head: str | No
     return "\n".join([head, *lines, f"{advice}."])
 
 
-def _read(sources: Sequence[Source], bounds: np.ndarray, row: int) -> Any:
+def _read(sources: Sequence[Records], bounds: np.ndarray, row: int) -> Any:
     source, at = _place(bounds, row)
     return sources[source][at]
 
 
-def _where(sources: Sequence[Source], bounds: np.ndarray, row: int) -> str:
+def _where(sources: Sequence[Records], bounds: np.ndarray, row: int) -> str:
     source, at = _place(bounds, row)
     return sources[source].where(at)
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from hanlin.core.errors import DataError, noting
-from hanlin.data.sources import Source, open_source
+from hanlin.data.sources import Records, open_records
 from hanlin.recipe.settings import DataSettings
 
 __all__ = ["Transformed", "check_mapping", "open_records", "transform"]
@@ -29,12 +29,12 @@ Transform = Callable[[Any, int, random.Random], Any]
 """Raw row, number of worked examples, random numbers -> record."""
 
 
-def open_records(path: Path, settings: DataSettings) -> Source:
+def open_records(path: Path, settings: DataSettings) -> Records:
     """The records of a file or folder, through `data.transform` where there is one.
 
     Raises: DataError.
     """
-    source, given = open_source(path), settings.transform
+    source, given = open_records(path), settings.transform
     if isinstance(given, Path):
         return Scripted(source, given)
     return Transformed(source, given) if given else source
@@ -67,7 +67,7 @@ def check_mapping(mapping: Mapping[str, Any]) -> None:
 class Transformed:
     """A source whose records are made by a mapping."""
 
-    source: Source
+    source: Records
     mapping: Mapping[str, Any]
 
     def __post_init__(self) -> None:
@@ -91,7 +91,7 @@ class Transformed:
 class Scripted:
     """A source whose records are made by a script; its random numbers are those of the row's number."""
 
-    source: Source
+    source: Records
     script: Path
 
     def __len__(self) -> int:

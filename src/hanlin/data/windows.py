@@ -1,7 +1,7 @@
 """Pretraining samples: windows of equal length over token corpora, in the order of Megatron's index.
 
 A corpus is indexed data (`PREFIX.bin`, `PREFIX.idx`), or the three files of corrupted documents (`PREFIX_context.idx`
-and so on). `Windows` has the face of `data.prepare.Prepared`, so that the loader does not tell them apart. The order
+and so on). `CorpusWindows` has the face of `data.prepare.Prepared`, so that the loader does not tell them apart. The order
 is random in itself; a loader that keeps it (shuffle=False) reads as the original does.
 """
 
@@ -36,7 +36,7 @@ _HASHED_BYTES = 1 << 20  # of either end of a .bin file; its .idx file is hashed
 
 
 @dataclass(frozen=True)
-class Wanted:
+class WindowRequest:
     """Which windows of corpora to read.
 
     split: shares of train, valid and test, as in "949,50,1"; part: one of these names; count: windows, as many passes
@@ -52,11 +52,16 @@ class Wanted:
     weights: Sequence[float] = ()
 
 
-class Windows:
+class CorpusWindows:
     """The windows of one part of the corpora, with random access."""
 
     def __init__(
-        self, corpora: Sequence[_Corpus], shares: Sequence[float], count: int, processor: Processor, wanted: Wanted
+        self,
+        corpora: Sequence[_Corpus],
+        shares: Sequence[float],
+        count: int,
+        processor: Processor,
+        wanted: WindowRequest,
     ) -> None:
         self._corpora, self._count, self._processor, self._wanted = corpora, count, processor, wanted
         self._sets, self._numbers = blend(shares, count) if len(corpora) > 1 else (None, None)
@@ -113,8 +118,8 @@ class Windows:
 
 
 def open_windows(
-    prefixes: Sequence[Path], processor: Processor, wanted: Wanted, vocab_size: int, cache: Path
-) -> Windows:
+    prefixes: Sequence[Path], processor: Processor, wanted: WindowRequest, vocab_size: int, cache: Path
+) -> CorpusWindows:
     """The wanted windows; their index is kept under `cache`.
 
     vocab_size: of the tokenizer; an id beyond it is an error when its window is read.
@@ -129,7 +134,7 @@ def open_windows(
             "corpus=%s part=%s documents=%d tokens=%d passes=%d windows=%d",
             corpus.prefix, wanted.part, len(corpus.documents), corpus.num_tokens, corpus.passes, len(corpus.index),
         )  # fmt: skip
-    return Windows(corpora, shares, total, processor, wanted)
+    return CorpusWindows(corpora, shares, total, processor, wanted)
 
 
 def check_windows(settings: DataSettings, processor: Processor) -> None:
@@ -140,7 +145,7 @@ def check_windows(settings: DataSettings, processor: Processor) -> None:
     shares = split_shares(settings.split or "")
     if not shares["train"]:
         raise ConfigError(f"data.split: {settings.split!r} leaves nothing to train on; its first number is 0")
-    wanted = Wanted(settings.split or "", "train", settings.max_length, seed=0, weights=settings.weights)
+    wanted = WindowRequest(settings.split or "", "train", settings.max_length, seed=0, weights=settings.weights)
     _window_length(processor, settings.max_length, has_spans=False)
     corpora = [_Corpus(path, processor, wanted, sys.maxsize) for path in settings.train if is_corpus(path)]
     if len(corpora) == len(settings.train):
@@ -157,7 +162,7 @@ class _Corpus:
 
     index: SampleIndex
 
-    def __init__(self, prefix: Path, processor: Processor, wanted: Wanted, vocab_size: int) -> None:
+    def __init__(self, prefix: Path, processor: Processor, wanted: WindowRequest, vocab_size: int) -> None:
         self.prefix, self.seed, self.vocab_size = prefix, wanted.seed, vocab_size
         self.has_spans = not indexed_file(prefix, "idx").is_file() and is_corpus(prefix)
         self.data = IndexedData(_span_file(prefix) if self.has_spans else prefix)

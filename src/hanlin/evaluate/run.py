@@ -26,7 +26,7 @@ from hanlin.recipe.settings import GenerateSettings
 from .metrics.named import score_corpus, score_texts
 from .metrics.text import mean
 from .tasks import classify, generate, likelihood, loss, rank
-from .tasks.task import Row, Task
+from .tasks.task import Prediction, Task
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ def _predictions(
     seed: int,
     keys: Sequence[str],
     path: Path,
-) -> list[Row]:
+) -> list[Prediction]:
     """All rows in order, known ones reused; `path` holds them at the end."""
     part, is_main = path.with_name(path.name + ".part"), engine.mesh.is_main
     found = {row["key"]: row for row in (*_read(path), *_read(part))} if is_main else {}
@@ -135,13 +135,15 @@ def _predictions(
     return rows
 
 
-def _summarise(rows: Sequence[Row], scores: Sequence[Mapping[str, float]], metrics: Sequence[str]) -> dict[str, float]:
+def _summarise(
+    rows: Sequence[Prediction], scores: Sequence[Mapping[str, float]], metrics: Sequence[str]
+) -> dict[str, float]:
     """The means of the rows' own scores, and the scores of all texts together."""
     means = {name: mean([own[name] for own in scores]) for name in scores[0]}
     return means | score_corpus(metrics, [row["answer"] for row in rows], [row["gold"] for row in rows])
 
 
-def _kept(part: Path, rows: Iterable[Row]) -> Iterator[Row]:
+def _kept(part: Path, rows: Iterable[Prediction]) -> Iterator[Prediction]:
     """The rows, each appended to the file as soon as it is there."""
     part.parent.mkdir(parents=True, exist_ok=True)
     whole = b"".join(_line(row) for row in _read(part))
@@ -154,12 +156,12 @@ def _kept(part: Path, rows: Iterable[Row]) -> Iterator[Row]:
             yield row
 
 
-def _write(path: Path, rows: Iterable[Row]) -> None:
+def _write(path: Path, rows: Iterable[Prediction]) -> None:
     with replaced_file(path) as stream:
         stream.writelines(_line(row) for row in rows)
 
 
-def _read(path: Path) -> Iterator[Row]:
+def _read(path: Path) -> Iterator[Prediction]:
     """The lines of a predictions file; a last one that was cut off is left out."""
     if not path.is_file():
         return
@@ -189,7 +191,7 @@ def _key(
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _named_row(number: int, keys: Sequence[str], row: Row) -> Row:
+def _named_row(number: int, keys: Sequence[str], row: Prediction) -> Prediction:
     return {"record": number + 1, "key": keys[number], **row}
 
 

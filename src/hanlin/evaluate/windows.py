@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hanlin.core.batch import IGNORED, Sample
-from hanlin.data.windows import Windows
+from hanlin.data.windows import CorpusWindows
 from hanlin.evaluate.run import Metrics, write_metrics
 from hanlin.evaluate.tasks.loss import sample_losses
 from hanlin.generate.engine import Engine
@@ -16,7 +16,9 @@ from hanlin.generate.engine import Engine
 _MARK = re.compile(r"<[^<>\s]+>")
 
 
-def evaluate_windows(engine: Engine, windows: Windows, tokenizer: Any, *, batch_size: int, folder: Path) -> Metrics:
+def evaluate_windows(
+    engine: Engine, windows: CorpusWindows, tokenizer: Any, *, batch_size: int, folder: Path
+) -> Metrics:
     """Mean loss per token of all windows and what follows from it; metrics.json goes into `folder`.
 
     A token that is shown as <name>, such as <eod> and <unk>, counts as one character.

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from hanlin.core.errors import CheckpointError
 from hanlin.formats.files import Weights
-from hanlin.formats.lazy import Part
+from hanlin.formats.lazy import TensorSubset
 from hanlin.formats.ranks import RANK, TRACKER, Partitions, RankWeights, divide_tensor, find_ranks, tracked_folder
 from hanlin.formats.torch_file import write_torch_files
 
@@ -119,7 +119,7 @@ def write_experts(
         names = {name: numbered.sub(mark, name) for name, owner in owners.items() if owner in (None, expert)}
         write_torch_files(
             [inner / _FILE.format(expert=expert, rank=rank) for rank in range(ranks)],
-            Part(tensors, names),
+            TensorSubset(tensors, names),
             lambda name, whole: divide_tensor(name, whole, partitions, ranks),
             lambda _, flat, names=names: {
                 "model": {names[name]: tensor for name, tensor in flat.items()},

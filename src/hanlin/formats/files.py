@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hanlin.core.errors import CheckpointError
-from hanlin.formats.lazy import Lazy, Part, bytes_of, forget, forget_pages, meta_of
+from hanlin.formats.lazy import Lazy, TensorSubset, bytes_of, forget, forget_pages, meta_of
 from hanlin.formats.torch_file import load_torch_file, write_torch_files
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def write_weights(path: Path, tensors: Mapping[str, torch.Tensor], shard_bytes: 
     place = {}
     for number, names in enumerate(shards, start=1):
         file = f"{path.stem}-{number:05d}-of-{len(shards):05d}{path.suffix}"
-        write(path.with_name(file), Part(tensors, names))
+        write(path.with_name(file), TensorSubset(tensors, names))
         place |= dict.fromkeys(names, file)
     index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": place}
     write_json(path.with_name(f"{path.name}.index.json"), index)

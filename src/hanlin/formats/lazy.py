@@ -27,7 +27,7 @@ class Lazy(Mapping[str, "torch.Tensor"]):
         return name
 
 
-class Part(Lazy):
+class TensorSubset(Lazy):
     """Some of the tensors."""
 
     def __init__(self, tensors: Mapping[str, torch.Tensor], names: Iterable[str]) -> None:
@@ -52,7 +52,7 @@ class Part(Lazy):
         return twin_of(self._tensors, name)
 
 
-class Joined(Part):
+class Joined(TensorSubset):
     """The tensors of both mappings, whose names differ."""
 
     def __init__(self, first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> None:

@@ -6,7 +6,7 @@
 | deepspeed | `global_step10/mp_rank_00_model_states.pt`: the same nested dicts |
 | pipeline | `global_step10/layer_02-model_00-model_states.pt`: one file per layer and tensor rank, of DeepSpeed |
 
-Rows of fused linears stand head by head, `[heads, parts, head_dim]`, since checkpoint version 2; those of older ones
+FirstRows of fused linears stand head by head, `[heads, parts, head_dim]`, since checkpoint version 2; those of older ones
 are put into that order here. Surprising: the original forgets the version in DeepSpeed's files and then reads its own
 rows in the order of version 0; such files are read as version 2, which is how they were written.
 """
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from hanlin.core.errors import CheckpointError
 from hanlin.formats.files import Weights
-from hanlin.formats.lazy import Lazy, Part, forget_pages
+from hanlin.formats.lazy import Lazy, TensorSubset, forget_pages
 from hanlin.formats.ranks import (
     TRACKER,
     Partitions,
@@ -47,8 +47,8 @@ _FIRST_LAYER = 2
 """Number of the first block in the pipeline's list, after the embedding and a transposition."""
 
 Tensors = dict[str, "torch.Tensor"]
-Form = Literal["megatron", "deepspeed", "pipeline"]
-FORMS: dict[Form, str] = {
+MegatronForm = Literal["megatron", "deepspeed", "pipeline"]
+FORMS: dict[MegatronForm, str] = {
     "megatron": f"iter_XXXXXXX/mp_rank_XX/{_PLAIN}",
     "deepspeed": "DeepSpeed's global_stepN/mp_rank_XX_model_states.pt",
     "pipeline": "layer files of DeepSpeed's pipeline, global_stepN/layer_XX-model_XX-model_states.pt",
@@ -152,7 +152,7 @@ def write_megatron(
     partitions: Partitions,
     arguments: Mapping[str, Any],
     *,
-    form: Form = "megatron",
+    form: MegatronForm = "megatron",
     ranks: int = 1,
     iteration: int = 1,
 ) -> None:
@@ -183,7 +183,7 @@ def write_megatron(
     else:
         _write_layers(inner, padded, share, ranks)
         state = deepspeed_state(None, ranks, iteration)
-        write_torch_files(_state_paths(inner, ranks), Part(padded, []), share, lambda *_: state)
+        write_torch_files(_state_paths(inner, ranks), TensorSubset(padded, []), share, lambda *_: state)
     if form != "megatron":
         (folder / _STEPS).write_text(inner.name, encoding="utf-8")
     (folder / TRACKER).write_text(str(iteration), encoding="utf-8")
@@ -206,7 +206,7 @@ def _write_layers(
         files = [folder / f"layer_{number:02d}-model_{rank:02d}-model_states.pt" for rank in range(ranks)]
         write_torch_files(
             files,
-            Part(tensors, names),
+            TensorSubset(tensors, names),
             share,
             lambda _, flat, names=names: {names[name]: tensor for name, tensor in flat.items()},
         )
@@ -223,7 +223,7 @@ def _place_in_pipeline(name: str, num_layers: int) -> tuple[int, str]:
     return _FIRST_LAYER + int(number), inside
 
 
-class _Padded(Part):
+class _Padded(TensorSubset):
     """Tensors of which the word embedding has a number of rows that is a multiple."""
 
     ending = "word_embeddings.weight"
@@ -290,7 +290,7 @@ def _layer_files(folder: Path) -> dict[int, list[Path]]:
     return files
 
 
-def _form_of(file: Path) -> Form:
+def _form_of(file: Path) -> MegatronForm:
     return "megatron" if file.name == _PLAIN else "pipeline" if _LAYER.fullmatch(file.name) else "deepspeed"
 
 

@@ -82,7 +82,7 @@ class Copies:
         return tensors * len(self.theirs)
 
 
-class Split:
+class SplitRows:
     """Blocks of rows of one tensor of theirs are several of ours; sizes: rows of each, None = equal parts."""
 
     def __init__(self, theirs: str, ours: Sequence[str], sizes: Sequence[int] | None = None) -> None:
@@ -131,7 +131,7 @@ class SplitHeads:
         return (torch.stack(heads, dim=1).flatten(0, 2),)
 
 
-class Rows:
+class FirstRows:
     """The first rows of a tensor of theirs, which may have more of them that mean nothing; we write ours alone."""
 
     def __init__(self, theirs: str, ours: str, count: int) -> None:

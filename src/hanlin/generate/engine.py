@@ -33,7 +33,7 @@ from hanlin.recipe.settings import GenerateSettings
 from hanlin.tokens.stream import stream_pieces
 
 from .beam import Beam, BeamRules, Candidate, Search, advance, best_candidates, start_search
-from .memory import Memory, columns_of
+from .memory import DialogueCache, columns_of
 from .prompts import make_prompt
 from .sampling import ban_columns, draw, penalise_used, warp
 
@@ -102,7 +102,7 @@ class Engine:
                 yield from answered
 
     def stream(
-        self, record: Any, options: GenerateSettings, seed: int = 0, memory: Memory | None = None
+        self, record: Any, options: GenerateSettings, seed: int = 0, memory: DialogueCache | None = None
     ) -> Iterator[str]:
         """The answer's text in pieces while it is written; a newline stands between several answers.
 
@@ -132,7 +132,7 @@ class Engine:
         prompts: Sequence[Prompt],
         options: GenerateSettings,
         streams: Sequence[np.random.Generator] = (),
-        memory: Memory | None = None,
+        memory: DialogueCache | None = None,
     ) -> Iterator[list[Search]]:
         """After each step, how far the search for each prompt's answer is; all are done at the end.
 
@@ -221,7 +221,7 @@ def record_stream(seed: int, number: int) -> np.random.Generator:
     return np.random.default_rng([seed, number])
 
 
-class _Row(NamedTuple):
+class _BeamRow(NamedTuple):
     """A row of a step's batch: the number of its prompt, and the beam that it feeds."""
 
     record: int
@@ -231,19 +231,19 @@ class _Row(NamedTuple):
 class _Reader:
     """The model, what it has read so far, and the order of its rows."""
 
-    def __init__(self, model: Any, batch: PromptBatch, device: torch.device, memory: Memory | None) -> None:
+    def __init__(self, model: Any, batch: PromptBatch, device: torch.device, memory: DialogueCache | None) -> None:
         assert memory is None or len(batch.cursors) == 1, "a memory is that of one row"
         self._model = model
         self._memory = memory
         self._prompt = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.inputs.items()}
         self._device = device
         self._kv_cache: KVCache | None = None
-        self._rows = [_Row(number, Beam.first(cursor)) for number, cursor in enumerate(batch.cursors)]
+        self._rows = [_BeamRow(number, Beam.first(cursor)) for number, cursor in enumerate(batch.cursors)]
         # What belongs to the whole record (a relation table) goes along with every step; the rest is in the KV cache.
         columns = batch.cursors[0].inputs()
         self._constant = {name: tensor for name, tensor in self._prompt.items() if name not in columns}
 
-    def read(self, rows: list[_Row]) -> torch.Tensor:
+    def read(self, rows: list[_BeamRow]) -> torch.Tensor:
         """Feed the next column of every row; logits `[rows, vocab]`, at least fp32."""
         if self._kv_cache is None:
             self._kv_cache = self._read_prompt()
@@ -268,7 +268,7 @@ class _Reader:
             self._memory.columns += wanted[known:]
         return self._memory.kv_cache
 
-    def _reorder(self, rows: list[_Row]) -> None:
+    def _reorder(self, rows: list[_BeamRow]) -> None:
         """Give each row the KV cache of the row that it goes on from."""
         assert self._kv_cache is not None
         first: dict[int, int] = {}
@@ -281,7 +281,7 @@ class _Reader:
             self._constant = {name: tensor[chosen] for name, tensor in self._constant.items()}
         self._rows = rows
 
-    def _columns(self, rows: list[_Row]) -> dict[str, torch.Tensor]:
+    def _columns(self, rows: list[_BeamRow]) -> dict[str, torch.Tensor]:
         columns = [row.beam.cursor.inputs() for row in rows]
         return {
             name: torch.tensor([[column[name]] for column in columns], dtype=self._dtype(name)).to(self._device)
@@ -292,18 +292,18 @@ class _Reader:
         return self._prompt[name].dtype if name in self._prompt else torch.int64
 
 
-def _open_rows(searches: Sequence[Search]) -> list[_Row]:
-    return [_Row(record, beam) for record, search in enumerate(searches) for beam in search.beams]
+def _open_rows(searches: Sequence[Search]) -> list[_BeamRow]:
+    return [_BeamRow(record, beam) for record, search in enumerate(searches) for beam in search.beams]
 
 
-def _penalise(logits: torch.Tensor, rows: Sequence[_Row], options: GenerateSettings) -> torch.Tensor:
+def _penalise(logits: torch.Tensor, rows: Sequence[_BeamRow], options: GenerateSettings) -> torch.Tensor:
     # kept (bee_generate): what counts is the id fed, so the third option counts as a bare "<option>".
     window = options.repetition_window or 0
     return penalise_used(logits, [row.beam.fed[-window:] for row in rows], options.repetition_penalty)
 
 
 def _choose(
-    logits: torch.Tensor, rows: Sequence[_Row], options: GenerateSettings, streams: Sequence[np.random.Generator]
+    logits: torch.Tensor, rows: Sequence[_BeamRow], options: GenerateSettings, streams: Sequence[np.random.Generator]
 ) -> dict[int, list[Candidate]]:
     """For each open record its candidates, best first.
 
@@ -327,7 +327,9 @@ def _choose(
     return _by_record(rows, tokens.tolist(), sums.tolist())
 
 
-def _by_record(rows: Sequence[_Row], tokens: list[list[int]], sums: list[list[float]]) -> dict[int, list[Candidate]]:
+def _by_record(
+    rows: Sequence[_BeamRow], tokens: list[list[int]], sums: list[list[float]]
+) -> dict[int, list[Candidate]]:
     if any(math.isnan(row[0]) for row in sums):
         raise HanlinError(
             "the model's logits are not numbers (NaN): its weights are damaged, or too large for fp16; "

@@ -22,7 +22,7 @@ from torch.func import functional_call
 _STRICT_ROUNDS = 100
 _LEAST_STEP = 1e-4
 
-Run = Callable[[torch.Tensor, Sequence[int]], torch.Tensor]
+ExpertRun = Callable[[torch.Tensor, Sequence[int]], torch.Tensor]
 """The experts of a process: tokens `[tokens, hidden_size]`, the first expert's first, and how many each has."""
 
 
@@ -54,7 +54,7 @@ class Peers(Protocol):
         """The sum of all processes' whole numbers."""
         ...
 
-    def visit(self, tokens: torch.Tensor, counts: torch.Tensor, run: Run) -> torch.Tensor:
+    def visit(self, tokens: torch.Tensor, counts: torch.Tensor, run: ExpertRun) -> torch.Tensor:
         """What the experts make of this process's tokens, which stand in the experts' order; counts: of each expert."""
         ...
 
@@ -80,7 +80,7 @@ class Alone:
     def add(self, numbers: torch.Tensor) -> torch.Tensor:
         return numbers
 
-    def visit(self, tokens: torch.Tensor, counts: torch.Tensor, run: Run) -> torch.Tensor:
+    def visit(self, tokens: torch.Tensor, counts: torch.Tensor, run: ExpertRun) -> torch.Tensor:
         return run(tokens, counts.tolist())
 
 

@@ -22,7 +22,7 @@ from hanlin.layers.precision import at_least_fp32, matmul_dtype
 CHUNK_ROWS = 256
 """Rows whose logits are held at once; speed is flat from 128 to 512 (2 GEMM-bound cores and large GPUs alike)."""
 
-Piece = tuple[torch.Tensor, float]
+HeadPart = tuple[torch.Tensor, float]
 """A part of the head: (weight `[vocab part, hidden_size]`, factor of its logits); parts follow each other."""
 
 
@@ -57,7 +57,7 @@ def share_of(table: torch.Tensor) -> VocabularyPartition | None:
     return getattr(table, "share", None)
 
 
-def head_logits(hidden: torch.Tensor, pieces: Sequence[Piece]) -> torch.Tensor:
+def head_logits(hidden: torch.Tensor, pieces: Sequence[HeadPart]) -> torch.Tensor:
     """Logits `[batch, length, vocab of all parts]`."""
     parts = []
     for table, factor in pieces:
@@ -70,7 +70,7 @@ def head_logits(hidden: torch.Tensor, pieces: Sequence[Piece]) -> torch.Tensor:
 
 def head_loss(
     hidden: torch.Tensor,
-    pieces: Sequence[Piece],
+    pieces: Sequence[HeadPart],
     labels: torch.Tensor,
     weights: torch.Tensor | None = None,
     reduction: Literal["sum", "none"] = "sum",
@@ -113,7 +113,7 @@ def weighted(
 def _losses(
     rows: torch.Tensor, tables: Sequence[torch.Tensor], factors: Sequence[float], classes: torch.Tensor
 ) -> torch.Tensor:
-    parts = _Parts(tables, matmul_dtype(rows), factors)
+    parts = _HeadParts(tables, matmul_dtype(rows), factors)
     losses = [
         _chunk(part, parts, part_classes)[0]
         for part, part_classes in zip(rows.split(CHUNK_ROWS), classes.split(CHUNK_ROWS), strict=True)
@@ -121,7 +121,7 @@ def _losses(
     return torch.cat(losses)
 
 
-class _Parts:
+class _HeadParts:
     """The tables in the dtype of the product, and the class of each one's first row."""
 
     def __init__(self, tables: Sequence[torch.Tensor], dtype: torch.dtype, factors: Sequence[float]) -> None:
@@ -149,7 +149,7 @@ class _Parts:
         return torch.stack(whole).sum(0)
 
 
-def _chunk(rows: torch.Tensor, parts: _Parts, classes: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+def _chunk(rows: torch.Tensor, parts: _HeadParts, classes: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Losses of some rows, and the probabilities per part, which take the place of the logits."""
     logits = parts.logits(rows)
     wanted = [_pick(part, classes, start) for part, start in zip(logits, parts.starts, strict=True)]
@@ -183,7 +183,7 @@ class _SummedLoss(torch.autograd.Function):
     def forward(ctx, rows, classes, shares, factors, with_gradient, *tables):
         needs = ctx.needs_input_grad
         wants_rows, wants_tables = with_gradient and needs[0], [with_gradient and need for need in needs[5:]]
-        parts = _Parts(tables, matmul_dtype(rows), factors)
+        parts = _HeadParts(tables, matmul_dtype(rows), factors)
         rows_gradient = torch.zeros_like(rows, dtype=shares.dtype) if wants_rows else None
         table_gradients = [
             torch.zeros_like(table, dtype=shares.dtype) if wanted else None
@@ -214,7 +214,7 @@ class _SummedLoss(torch.autograd.Function):
         return gradients[0], None, None, None, None, *gradients[1:]
 
 
-def _slopes(probabilities: Sequence[torch.Tensor], classes: torch.Tensor, parts: _Parts) -> Sequence[torch.Tensor]:
+def _slopes(probabilities: Sequence[torch.Tensor], classes: torch.Tensor, parts: _HeadParts) -> Sequence[torch.Tensor]:
     """The cross entropy by the logits, in place of the probabilities: less 1 at the label."""
     for part, start in zip(probabilities, parts.starts, strict=True):
         local, is_here = _local(classes, start, part.shape[1])
@@ -222,7 +222,7 @@ def _slopes(probabilities: Sequence[torch.Tensor], classes: torch.Tensor, parts:
     return probabilities
 
 
-def _rows_gradient(slopes: Sequence[torch.Tensor], parts: _Parts, dtype: torch.dtype) -> torch.Tensor:
+def _rows_gradient(slopes: Sequence[torch.Tensor], parts: _HeadParts, dtype: torch.dtype) -> torch.Tensor:
     return parts.sum(
         [
             (slope.to(table.dtype) @ table).to(dtype) * factor

@@ -9,13 +9,13 @@ import torch
 from torch.nn import functional
 
 from hanlin.core.batch import IGNORED
-from hanlin.layers.loss import Piece, head_logits, weighted
+from hanlin.layers.loss import HeadPart, head_logits, weighted
 from hanlin.layers.precision import at_least_fp32
 
 
 def pairwise_ranking_loss(
     hidden: torch.Tensor,
-    pieces: Sequence[Piece],
+    pieces: Sequence[HeadPart],
     labels: torch.Tensor,
     negatives: torch.Tensor,
     weights: torch.Tensor | None = None,

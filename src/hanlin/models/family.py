@@ -105,7 +105,7 @@ class Processor(Protocol):
 
 @runtime_checkable
 class Converses(Protocol):
-    """Processor of a family that can be talked with: its columns never see a later one (see generate/memory.py)."""
+    """Processor of a family that can be talked with: its columns never see a later one (see generate/dialogue_cache.py)."""
 
     def ask(self, question: str, history: Sequence[tuple[str, str]]) -> Any:
         """The record of a dialogue's next round; history: the earlier questions and their answers."""
@@ -146,7 +146,7 @@ class RanksCandidates(Protocol):
 
 
 @runtime_checkable
-class Labels(Protocol):
+class PredictsLabels(Protocol):
     """Processor of a model whose head says a number of each label, not of each token (models/common/label_processor.py)."""
 
     labels: Sequence[str]

@@ -13,7 +13,7 @@ import torch
 from torch import distributed, nn
 
 from hanlin.core.errors import ConfigError
-from hanlin.layers.experts import Experts, Run
+from hanlin.layers.experts import ExpertRun, Experts
 from hanlin.parallel.mesh import Mesh
 
 
@@ -67,7 +67,7 @@ class ExpertRanks:
         distributed.all_reduce(numbers, group=self.mesh.group("data"))
         return numbers
 
-    def visit(self, tokens: torch.Tensor, counts: torch.Tensor, run: Run) -> torch.Tensor:
+    def visit(self, tokens: torch.Tensor, counts: torch.Tensor, run: ExpertRun) -> torch.Tensor:
         size = self.mesh.size("expert")
         if size == 1:
             return run(tokens, counts.tolist())

@@ -26,7 +26,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 from torch.nn import functional
 
 from hanlin.core.errors import ConfigError
-from hanlin.core.plan import Plan, Split
+from hanlin.core.plan import Plan, TensorSplit
 from hanlin.layers.experts import Experts
 from hanlin.layers.prefix import Prefix, PrefixSource
 
@@ -64,7 +64,7 @@ class _Unit:
     in_stream: bool
 
 
-def _divide_unit(unit: _Unit, plan: Plan, splits: dict[str, Split], known: dict[int, nn.Parameter]) -> None:
+def _divide_unit(unit: _Unit, plan: Plan, splits: dict[str, TensorSplit], known: dict[int, nn.Parameter]) -> None:
     hooks = unit.hooks
     mixtures = [module for _, module in unit.modules if isinstance(module, Experts)]
     of_whole = {id(module) for mixture in mixtures for module in mixture.modules()}
@@ -223,7 +223,7 @@ class _DividedParameter:
 _COLUMN = {"weight": Shard(0), "bias": Shard(0), "lora_A": Replicate(), "lora_B": Shard(0)}
 _ROW = {"weight": Shard(1), "bias": Replicate(), "lora_A": Shard(1), "lora_B": Replicate()}
 _WHOLE = dict.fromkeys(_COLUMN, Replicate())
-_PLACES: dict[Split, dict[str, Any]] = {
+_PLACES: dict[TensorSplit, dict[str, Any]] = {
     "column": _COLUMN,
     "query": _COLUMN,
     "kv": _COLUMN,
@@ -236,7 +236,7 @@ _PLACES: dict[Split, dict[str, Any]] = {
 
 def _divide_parameters(
     module: nn.Module,
-    split: Split | None,
+    split: TensorSplit | None,
     head_dim: int,
     hooks: TensorParallelHooks,
     known: dict[int, nn.Parameter],
@@ -312,7 +312,7 @@ def _seen(parts: list[_DividedParameter], hooks: TensorParallelHooks) -> Iterato
 # --- activations ---
 
 
-def _sew(module: nn.Module, split: Split, hooks: TensorParallelHooks, *, is_whole: bool) -> None:
+def _sew(module: nn.Module, split: TensorSplit, hooks: TensorParallelHooks, *, is_whole: bool) -> None:
     if split in ("column", "query", "kv"):
         enter = hooks.enter if is_whole else hooks.enter_stream
         module.register_forward_pre_hook(lambda _, args: (enter(args[0]), *args[1:]))
@@ -394,7 +394,7 @@ def _divide_stream(first: nn.Module, last: nn.Module, hooks: TensorParallelHooks
 # --- the plan ---
 
 
-def _splits(model: nn.Module, plan: Plan) -> Iterator[tuple[str, Split]]:
+def _splits(model: nn.Module, plan: Plan) -> Iterator[tuple[str, TensorSplit]]:
     """The modules that the plan divides; "experts" is not of this axis."""
     for name, _ in model.named_modules():
         for pattern, split in plan.tensor.items():
@@ -432,7 +432,7 @@ def division_problems(model: nn.Module, size: int) -> Iterator[tuple[str, str]]:
             return  # that of one block is enough
 
 
-def _heads_problem(module: nn.Module, split: Split, head_dim: int, size: int) -> str:
+def _heads_problem(module: nn.Module, split: TensorSplit, head_dim: int, size: int) -> str:
     if "weight" not in module._parameters:
         return "packed weights cannot be divided; use 1, or unpack the base with model.config.bits=0"
     count = module.get_parameter("weight").shape[-1] if split == "heads" else _num_heads(module, head_dim)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from torch import nn
 
 from hanlin.core.errors import ConfigError
-from hanlin.core.plan import Plan, Split
+from hanlin.core.plan import Plan, TensorSplit
 from hanlin.parallel.pipeline import cut_costs
 from hanlin.planner.layout import Layout
 
@@ -22,8 +22,8 @@ _ONE = Layout()
 EndPlacement = Literal["first", "last", "ends", "everywhere"]
 
 _OUTPUTS = {"weight": 0, "bias": 0, "lora_B": 0}
-# Which dimension of a module's parameters its `Split` divides; others are whole on every rank.
-_DIMENSIONS: dict[Split, dict[str, int]] = {
+# Which dimension of a module's parameters its `TensorSplit` divides; others are whole on every rank.
+_DIMENSIONS: dict[TensorSplit, dict[str, int]] = {
     "column": _OUTPUTS,
     "query": _OUTPUTS,
     "kv": _OUTPUTS,
@@ -181,7 +181,7 @@ def _weight(
 ) -> tuple[Weight, bool]:
     """A parameter, and whether it is the only one or that of expert 0."""
     module, _, leaf = name.rpartition(".")
-    found: dict[Split, re.Match[str]] = {}
+    found: dict[TensorSplit, re.Match[str]] = {}
     for pattern, split in splits:
         if match := pattern.fullmatch(module) or (split == "experts" and pattern.match(f"{module}.")):
             found[split] = match

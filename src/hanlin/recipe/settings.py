@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from hanlin.core.errors import ConfigError
 from hanlin.recipe.cpm2_prompts import is_original, read_prompt_file, translate
 
-Share = Annotated[float, Field(ge=0, lt=1)]
-Weight = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+NonNegative = Annotated[float, Field(ge=0)]
 
 
 class Settings(BaseModel):
@@ -75,7 +75,7 @@ class DataSettings(Settings):
     # "text". A row is a window of max_length tokens over them. None: the files hold records.
     split: str | None = None
     # How much is read from each of several corpora, in their order. Empty: as much as it has tokens.
-    weights: tuple[Weight, ...] = ()
+    weights: tuple[NonNegative, ...] = ()
     # Windows of the valid part that an evaluation reads. None: all.
     eval_windows: int | None = Field(default=None, gt=0)
     # Keys of a record from those of a raw row: {"<ans>": "$text", "task": "..."}, or a Python file whose function
@@ -94,7 +94,7 @@ class DataSettings(Settings):
     # New order in every epoch, drawn from run.seed; cpm2: the one order that CPM-2's program repeats in each of them.
     shuffle: bool | Literal["cpm2"] = True
     # Probabilities of 0, 1, 2, ... other samples shown as worked examples before a sample (CPM-Bee).
-    in_context: tuple[Weight, ...] = Field(default=(1.0,), min_length=1)
+    in_context: tuple[NonNegative, ...] = Field(default=(1.0,), min_length=1)
     # Tokenised data are kept here under a fingerprint of content and settings.
     cache: Path = Path("~/.cache/hanlin")
 
@@ -111,7 +111,7 @@ class PromptSettings(Settings):
     length: int = Field(default=100, gt=0)
     # ShardedParameters of them at the places of the data set's template (before, between, after its pieces): [0.33, 0.34, 0.33],
     # or as in the names of the original's files: 33_34_33. Empty: the template's own.
-    ratios: tuple[Weight, ...] = ()
+    ratios: tuple[NonNegative, ...] = ()
     # vocabulary: as embeddings of tokens; random: as numbers of the embedding's spread; checkpoint: as the prompts that
     # lie in model.base, or at random where there are none.
     init: Literal["vocabulary", "random", "checkpoint"] = "random"
@@ -172,7 +172,7 @@ class TuningSettings(Settings):
     rank: int = Field(default=8, gt=0)
     # The addition is multiplied by alpha / rank.
     alpha: float = Field(default=16.0, gt=0)
-    # Share that is dropped in training: of the addition's input, or of the prefix (the original ChatGLM2: 0.1).
+    # Fraction that is dropped in training: of the addition's input, or of the prefix (the original ChatGLM2: 0.1).
     dropout: float = Field(default=0.0, ge=0, lt=1)
     # Last parts of the names of the linears that get an addition. Empty: the family's own choice.
     targets: tuple[str, ...] = ()
@@ -209,7 +209,7 @@ class TrainSettings(Settings):
     # Steps in which the rate rises from 0.
     warmup_steps: int = Field(default=0, ge=0)
     # The same as a share of decay_steps (megatron and cpm1 only); None: warmup_steps.
-    warmup_share: Share | None = None
+    warmup_share: Fraction | None = None
     # Below it the rate does not fall after warming up (megatron only).
     min_lr: float = Field(default=0.0, ge=0)
     # Step at which linear and cosine reach their end. None: just after the last step.
@@ -220,7 +220,7 @@ class TrainSettings(Settings):
     weight_decay: float = Field(default=0.01, ge=0)
     # ... or on all trained weights, norms included (as the original CPM-Bee does it).
     decay_all: bool = False
-    betas: tuple[Share, Share] = (0.9, 0.999)
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0)
     # standard: eps is added to the bias-corrected root; huggingface: to the root as it is, as transformers' own AdamW
     # did, with which the original ChatGLM2 was tuned (differs by 1 % in the first steps).

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from hanlin.data.loader import Loader
     from hanlin.data.mixture import Mixture
     from hanlin.data.prepare import Prepared
-    from hanlin.data.windows import Windows
+    from hanlin.data.windows import CorpusWindows
     from hanlin.evaluate.run import Metrics
     from hanlin.parallel.mesh import Degrees
     from hanlin.parallel.parallel_model import ParallelModel
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Part = Literal["train", "valid", "test"]
+DataPart = Literal["train", "valid", "test"]
 """Of the data: what is trained on, watched during training, and scored at the end."""
 
 
@@ -55,7 +55,7 @@ def assemble(recipe: Recipe, resume: bool = True) -> Run:
     return Run(build_components(recipe), resume)
 
 
-def load_data(recipe: Recipe, components: Components, part: Part) -> Prepared | Mixture | Windows | None:
+def load_data(recipe: Recipe, components: Components, part: DataPart) -> Prepared | Mixture | CorpusWindows | None:
     """Tokenised records, from the cache where they lie there, or windows of corpora; None where there are none.
 
     Raises: ConfigError, DataError.
@@ -81,16 +81,16 @@ def load_data(recipe: Recipe, components: Components, part: Part) -> Prepared | 
     )
 
 
-def _windows(recipe: Recipe, components: Components, part: Part) -> Windows | None:
+def _windows(recipe: Recipe, components: Components, part: DataPart) -> CorpusWindows | None:
     from hanlin.data.megatron_index import split_shares
-    from hanlin.data.windows import Wanted, open_windows
+    from hanlin.data.windows import WindowRequest, open_windows
 
     data, train = recipe.data, recipe.train
     is_own = part != "train" and bool(data.eval)  # files that are held out as a whole
     split, name = ("1", "train") if is_own else (data.split or "", part)
     if not split_shares(split)[name]:
         return None
-    wanted = Wanted(
+    wanted = WindowRequest(
         split,
         name,
         data.max_length,
@@ -206,7 +206,7 @@ def _open_folder(recipe: Recipe, resume: bool) -> None:
         stream.write(dump_recipe(recipe).encode())
 
 
-def _loader(components: Components, part: Part, console: Any, degrees: Degrees, rank: int) -> Loader | None:
+def _loader(components: Components, part: DataPart, console: Any, degrees: Degrees, rank: int) -> Loader | None:
     from hanlin.data.loader import Loader
     from hanlin.data.report import render_report
 
@@ -275,7 +275,7 @@ def _evaluate(components: Components) -> Metrics:
 
 def _evaluate_windows(components: Components) -> Metrics:
     """Perplexity on the test part or, where there is none, the valid part."""
-    from hanlin.data.windows import Windows
+    from hanlin.data.windows import CorpusWindows
     from hanlin.evaluate.windows import evaluate_windows
     from hanlin.parallel.mesh import main_first
     from hanlin.run.weights import load_engine
@@ -283,7 +283,7 @@ def _evaluate_windows(components: Components) -> Metrics:
     recipe = components.recipe
     with main_first():
         windows = load_data(recipe, components, "test") or load_data(recipe, components, "valid")
-    if not isinstance(windows, Windows):
+    if not isinstance(windows, CorpusWindows):
         raise ConfigError("data.split: leaves nothing for valid and test; give it three numbers: 949,50,1")
     return evaluate_windows(
         load_engine(recipe, components),

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Weights = Iterator[tuple[str, torch.Tensor]]
+NamedTensors = Iterator[tuple[str, torch.Tensor]]
 
 
 def load_engine(recipe: Recipe, components: Components | None = None) -> Engine:
@@ -160,7 +160,7 @@ def export(components: Components, parallel_model: ParallelModel, target: Path) 
             save_adapter(model, tuning, beside / ADAPTER_FOLDER)
 
 
-def base_weights(components: Components) -> Weights:
+def base_weights(components: Components) -> NamedTensors:
     """The weights that the recipe starts from, in the precision in which they lie frozen."""
     dtype = DTYPES[components.recipe.train.precision]
     names = [name for name, _ in _empty_model(components).named_parameters()]
@@ -192,7 +192,7 @@ def _base_model(components: Components, dtype: torch.dtype) -> torch.nn.Module:
     return model.to(dtype)
 
 
-def _base_weights(components: Components, names: list[str]) -> Weights:
+def _base_weights(components: Components, names: list[str]) -> NamedTensors:
     """Those of a checkpoint that have one of the names, or all fresh ones; one at a time.
 
     To a language model's a fresh head for labels is added, where the recipe has labels.
@@ -248,7 +248,7 @@ def _tuned_model(components: Components) -> torch.nn.Module:
     return model
 
 
-def _additions(components: Components) -> Weights:
+def _additions(components: Components) -> NamedTensors:
     """What the tuning method adds, with its first values; small, so that every rank makes the whole of it."""
     model = apply_tuning(_empty_model(components), components.recipe.tuning, components.family)
     if components.recipe.tuning.method == "prompt":

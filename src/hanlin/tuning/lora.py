@@ -17,7 +17,7 @@ from hanlin.layers.linear import Linear
 from hanlin.layers.precision import matmul_dtype
 from hanlin.layers.quantised import linear
 
-Form = Literal["original", "scaled"]
+LoraForm = Literal["original", "scaled"]
 
 
 class LoraLinear(nn.Linear):
@@ -30,7 +30,7 @@ class LoraLinear(nn.Linear):
     weight_scale: nn.Parameter | None
 
     def __init__(
-        self, base: nn.Linear, *, rank: int, alpha: float, dropout: float = 0.0, form: Form = "original"
+        self, base: nn.Linear, *, rank: int, alpha: float, dropout: float = 0.0, form: LoraForm = "original"
     ) -> None:
         super().__init__(base.in_features, base.out_features, bias=base.bias is not None, device="meta")
         self.weight, self.bias = base.weight, base.bias
@@ -70,7 +70,7 @@ class LoraLinear(nn.Linear):
         return plain.train(self.training)
 
 
-def add_lora(model: nn.Module, names: list[str], *, rank: int, alpha: float, dropout: float, form: Form) -> None:
+def add_lora(model: nn.Module, names: list[str], *, rank: int, alpha: float, dropout: float, form: LoraForm) -> None:
     """Put an (uninitialised) addition on each named linear."""
     for name in names:
         base = model.get_submodule(name)

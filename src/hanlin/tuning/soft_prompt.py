@@ -19,7 +19,7 @@ NAME = "soft_prompt"
 _COUNTED_ROWS = 4096  # of the embedding; enough to tell its spread
 
 
-class Tokenizer(Protocol):
+class PromptTokenizer(Protocol):
     def encode(self, text: str) -> list[int]: ...
     def find(self, token: str) -> int | None: ...
 
@@ -60,7 +60,7 @@ def begin_with_tokens(model: Any, tokens: Sequence[int]) -> None:
     weight.copy_(model.embedding(torch.tensor(tokens, device=weight.device)))
 
 
-def first_tokens(settings: PromptSettings, tokenizer: Tokenizer) -> list[int]:
+def first_tokens(settings: PromptSettings, tokenizer: PromptTokenizer) -> list[int]:
     """For each prompt the token whose embedding it begins with.
 
     Raises: ConfigError for a token that the vocabulary lacks.

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from hanlin.core.errors import DataError
-from hanlin.data.sources import BadRowError, open_source
+from hanlin.data.sources import BadRowError, open_records
 from hanlin.data.sources.bee import (
     BeeReader,
     compact_bee,
@@ -32,7 +32,7 @@ class Evil:
 
 
 def rows_of(folder: Path) -> list:
-    source = open_source(folder)
+    source = open_records(folder)
     return [source[row] for row in range(len(source))]
 
 
@@ -84,7 +84,7 @@ def test_damaged_pickles_never_crash() -> None:
 
 def test_a_bad_row_is_named_and_the_others_are_read(tmp_path: Path) -> None:
     write_bee(tmp_path / "set", "part", [ROWS[0], {"x": (1, 2)}, ROWS[1]], form="pickle")
-    source = open_source(tmp_path / "set")
+    source = open_records(tmp_path / "set")
     with pytest.raises(BadRowError, match="type tuple") as caught:
         source[1]
     assert caught.value.where.startswith(f"{tmp_path / 'set' / 'part'}:2 (block 0, offset ")
@@ -123,7 +123,7 @@ def test_damage_is_named_with_its_place(tmp_path: Path, damage, reason: str) -> 
     write_bee(tmp_path, "part", ROWS, block_bytes=512)
     damage(tmp_path)
     with pytest.raises(DataError, match=reason):
-        open_source(tmp_path)
+        open_records(tmp_path)
 
 
 def test_sets_can_be_masked_merged_compacted_and_shuffled(tmp_path: Path) -> None:

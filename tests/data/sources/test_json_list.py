@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hanlin.core.errors import DataError
-from hanlin.data.sources import open_source
+from hanlin.data.sources import open_records
 
 
 def write(folder: Path, text: str) -> Path:
@@ -18,12 +18,12 @@ def write(folder: Path, text: str) -> Path:
 
 def test_entries_know_their_lines(tmp_path: Path) -> None:
     path = write(tmp_path, '\ufeff\n[{"a": 1},\n  {"b":\n 2}, [3]\n]\n')
-    source = open_source(path)
+    source = open_records(path)
     assert [source[row] for row in range(len(source))] == [{"a": 1}, {"b": 2}, [3]]
     assert [source.where(row) for row in range(3)] == [
         f"{path}:{line} (entry {row})" for row, line in ((1, 2), (2, 3), (3, 4))
     ]
-    assert source.fingerprint != open_source(write(tmp_path, "[1]")).fingerprint
+    assert source.fingerprint != open_records(write(tmp_path, "[1]")).fingerprint
 
 
 @pytest.mark.parametrize(
@@ -39,4 +39,4 @@ def test_entries_know_their_lines(tmp_path: Path) -> None:
 )
 def test_what_is_no_list_is_named_with_its_line(text: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=message):
-        open_source(write(tmp_path, text))
+        open_records(write(tmp_path, text))

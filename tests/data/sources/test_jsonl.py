@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hanlin.core.errors import DataError
-from hanlin.data.sources import BadRowError, open_source
+from hanlin.data.sources import BadRowError, open_records
 from hanlin.data.sources.jsonl import write_jsonl
 
 ROWS = [{"text": "一"}, {"text": "二\n三"}, {"text": "🀄 x", "n": {"a": [1, 2.5, None, True]}}]
@@ -31,7 +31,7 @@ LINES = [json.dumps(row, ensure_ascii=False).encode() for row in ROWS]
 def test_rows_are_found_with_their_line_numbers(tmp_path: Path, data: bytes, numbers: list[int]) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(data)
-    source = open_source(path)
+    source = open_records(path)
     assert [source[row] for row in range(len(source))] == ROWS
     assert [source.where(row) for row in range(len(source))] == [f"{path}:{number}" for number in numbers]
 
@@ -39,7 +39,7 @@ def test_rows_are_found_with_their_line_numbers(tmp_path: Path, data: bytes, num
 def test_equal_content_has_an_equal_fingerprint(tmp_path: Path) -> None:
     for name, rows in (("a.jsonl", ROWS), ("b.jsonl", ROWS), ("c.jsonl", ROWS[:2])):
         assert write_jsonl(tmp_path / name, rows) == len(rows)
-    a, b, c = (open_source(tmp_path / name).fingerprint for name in ("a.jsonl", "b.jsonl", "c.jsonl"))
+    a, b, c = (open_records(tmp_path / name).fingerprint for name in ("a.jsonl", "b.jsonl", "c.jsonl"))
     assert a == b != c
 
 
@@ -71,7 +71,7 @@ def test_a_bad_row_says_where_and_why(tmp_path: Path, kind: str) -> None:
     line, reason = BAD_LINES[kind]
     path = tmp_path / "rows.jsonl"
     path.write_bytes(LINES[0] + b"\n" + line + b"\n" + LINES[1] + b"\n")
-    source = open_source(path)
+    source = open_records(path)
     with pytest.raises(BadRowError) as caught:
         source[1]
     assert caught.value.where == f"{path}:2"
@@ -85,7 +85,7 @@ def test_a_cut_off_last_row_is_named_as_such(tmp_path: Path) -> None:
     for cut in range(1, len(LINES[2])):
         path.write_bytes(LINES[0] + b"\n" + LINES[2][:cut])
         with pytest.raises(BadRowError, match="it was cut off") as caught:
-            open_source(path)[1]
+            open_records(path)[1]
         assert caught.value.where == f"{path}:2"
 
 
@@ -104,14 +104,14 @@ def test_a_useless_file_is_refused(tmp_path: Path, data: bytes, reason: str) -> 
     path = tmp_path / "rows.jsonl"
     path.write_bytes(data)
     with pytest.raises(DataError, match=reason):
-        open_source(path)
+        open_records(path)
 
 
 def test_a_missing_file_and_a_plain_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there is no such file"):
-        open_source(tmp_path / "rows.jsonl")
+        open_records(tmp_path / "rows.jsonl")
     with pytest.raises(DataError, match="a folder without"):
-        open_source(tmp_path)
+        open_records(tmp_path)
 
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:

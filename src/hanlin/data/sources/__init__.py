@@ -1,5 +1,5 @@
 """One reader per kind of data file."""
 
-from hanlin.data.sources.source import BadRowError, Source, open_source
+from hanlin.data.sources.records import BadRowError, Records, open_records
 
-__all__ = ["BadRowError", "Source", "open_source"]
+__all__ = ["BadRowError", "Records", "open_source"]

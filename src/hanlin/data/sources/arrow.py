@@ -15,7 +15,7 @@ import numpy as np
 
 from hanlin.core.errors import DataError
 from hanlin.data.sources.arrow_stream import read_parts
-from hanlin.data.sources.source import BadRowError
+from hanlin.data.sources.records import BadRowError
 
 STATE = "state.json"
 

@@ -30,7 +30,7 @@ class _Column:
 
 
 @dataclass(frozen=True)
-class Part:
+class RecordBatch:
     """One record batch, and the number of its first row in the file.
 
     columns: by name, `[rows + 1]` where each row's list begins and ends, and the values of all lists.
@@ -41,7 +41,7 @@ class Part:
     columns: dict[str, tuple[np.ndarray, np.ndarray]]
 
 
-def read_parts(path: Path, data: Any) -> Iterator[Part]:
+def read_parts(path: Path, data: Any) -> Iterator[RecordBatch]:
     """The record batches of a file, as views of `data`, its content.
 
     Raises: DataError.
@@ -53,7 +53,7 @@ def read_parts(path: Path, data: Any) -> Iterator[Part]:
             if kind == SCHEMA:
                 columns = [_read_column(field) for field in head.tables(1)]
             elif kind == RECORD_BATCH:
-                yield Part(path, first, _read_batch(head, body, columns, data))
+                yield RecordBatch(path, first, _read_batch(head, body, columns, data))
                 first += head.number(0, "q")
         except ValueError as error:
             raise DataError(f"{path}: {error}") from None

@@ -19,7 +19,7 @@ import numpy as np
 
 from hanlin.core.errors import DataError
 from hanlin.data.files import replaced_file
-from hanlin.data.sources.source import BadRowError
+from hanlin.data.sources.records import BadRowError
 
 BOM = b"\xef\xbb\xbf"
 GZIP = b"\x1f\x8b"

@@ -22,7 +22,7 @@ import numpy as np
 from hanlin.core.errors import DataError
 from hanlin.data.files import replaced_file
 
-Form = Literal["mmap", "cached"]
+IndexForm = Literal["mmap", "cached"]
 
 MMAP_MAGIC, CACHED_MAGIC = b"MMIDIDX\x00\x00", b"TNTIDX\x00\x00"
 VERSION = 1
@@ -46,7 +46,7 @@ class Index:
     documents: number of the first item of each document, and the number of items at the end.
     """
 
-    form: Form
+    form: IndexForm
     dtype: np.dtype
     sizes: np.ndarray
     starts: np.ndarray
@@ -206,7 +206,7 @@ class IndexedWriter:
 
 
 @contextmanager
-def written_index(prefix: Path, form: Form = "mmap", vocab_size: int | None = None) -> Iterator[IndexedWriter]:
+def written_index(prefix: Path, form: IndexForm = "mmap", vocab_size: int | None = None) -> Iterator[IndexedWriter]:
     """Write both files; they appear when the block ends well, the .idx last.
 
     vocab_size: decides between 2 and 4 bytes a token in the mmap form; None: 4. The cached form always takes 4.
@@ -220,7 +220,7 @@ def written_index(prefix: Path, form: Form = "mmap", vocab_size: int | None = No
         index.write((_mmap_bytes if form == "mmap" else _cached_bytes)(writer))
 
 
-def merge_indexed(prefixes: Sequence[Path], target: Path, form: Form = "mmap") -> None:
+def merge_indexed(prefixes: Sequence[Path], target: Path, form: IndexForm = "mmap") -> None:
     """Put data sets of one dtype behind each other.
 
     Raises: DataError.
@@ -231,7 +231,7 @@ def merge_indexed(prefixes: Sequence[Path], target: Path, form: Form = "mmap") -
             writer.add_all(part)
 
 
-def shuffle_indexed(prefixes: Sequence[Path], target: Path, seed: int, form: Form = "mmap") -> None:
+def shuffle_indexed(prefixes: Sequence[Path], target: Path, seed: int, form: IndexForm = "mmap") -> None:
     """Write the documents of data sets of one dtype in random order.
 
     Raises: DataError.
@@ -253,7 +253,7 @@ def indexed_file(prefix: Path, ending: Literal["bin", "idx"]) -> Path:
 
 
 @contextmanager
-def _written_alike(parts: Sequence[IndexedData], target: Path, form: Form) -> Iterator[IndexedWriter]:
+def _written_alike(parts: Sequence[IndexedData], target: Path, form: IndexForm) -> Iterator[IndexedWriter]:
     """A writer for what these hold.
 
     Raises: DataError.

@@ -1,4 +1,4 @@
-"""Labels: read each record's text, and compare what the head for labels says with the record's own label."""
+"""PredictsLabels: read each record's text, and compare what the head for labels says with the record's own label."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from hanlin.core.batch import IGNORED, Sample
 from hanlin.core.errors import DataError
 from hanlin.evaluate.metrics.text import mean, share
 from hanlin.generate.engine import Engine, naming
-from hanlin.models.family import Labels
+from hanlin.models.family import PredictsLabels
 from hanlin.recipe.settings import GenerateSettings
 
 from .loss import by_batches, encode
-from .task import Numbered, Row, Task
+from .task import Numbered, Prediction, Task
 
 
-def predict(engine: Engine, numbered: Numbered, options: GenerateSettings, seed: int) -> Iterator[tuple[int, Row]]:
+def predict(
+    engine: Engine, numbered: Numbered, options: GenerateSettings, seed: int
+) -> Iterator[tuple[int, Prediction]]:
     """Give {"gold": label, "answer": label, "correct": bool, "scores": probability of each label}; of several labels at
     once "gold" and "answer" (those above 0.5) are lists; of numbers {"gold": {label: number}, "answer": the same,
     "squared_error": mean over the labels}.
@@ -27,7 +29,7 @@ def predict(engine: Engine, numbered: Numbered, options: GenerateSettings, seed:
     """
     del seed
     processor = engine.processor
-    if not isinstance(processor, Labels):
+    if not isinstance(processor, PredictsLabels):
         raise DataError("evaluate.tasks: classify needs a head for labels; name these in model.config.labels")
     golds: dict[int, list[float]] = {}
 
@@ -41,7 +43,7 @@ def predict(engine: Engine, numbered: Numbered, options: GenerateSettings, seed:
         yield number, _row(processor, golds[number], scores)
 
 
-def summarise(rows: Sequence[Row]) -> dict[str, float]:
+def summarise(rows: Sequence[Prediction]) -> dict[str, float]:
     """accuracy: share of records whose label, or whole list of labels, is right; squared_error: mean over records."""
     if "squared_error" in rows[0]:
         return {"squared_error": mean([row["squared_error"] for row in rows])}
@@ -55,7 +57,7 @@ def _scores(engine: Engine, named: Sequence[tuple[int, Sample]]) -> list[tuple[i
     return list(zip([number for number, _ in named], scores[batch.labels != IGNORED].cpu(), strict=True))
 
 
-def _row(processor: Labels, targets: Sequence[float], scores: torch.Tensor) -> Row:
+def _row(processor: PredictsLabels, targets: Sequence[float], scores: torch.Tensor) -> Prediction:
     names = processor.labels
     if processor.label_kind == "number":
         answer = scores.tolist()

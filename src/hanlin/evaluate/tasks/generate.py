@@ -8,10 +8,12 @@ from hanlin.evaluate.metrics.text import character_error, is_match, share
 from hanlin.generate.engine import Engine
 from hanlin.recipe.settings import GenerateSettings
 
-from .task import Numbered, Row, Task
+from .task import Numbered, Prediction, Task
 
 
-def predict(engine: Engine, numbered: Numbered, options: GenerateSettings, seed: int) -> Iterator[tuple[int, Row]]:
+def predict(
+    engine: Engine, numbered: Numbered, options: GenerateSettings, seed: int
+) -> Iterator[tuple[int, Prediction]]:
     """Yield {"gold": texts, "answer": texts, "correct": whether all of them match}."""
     records = dict(numbered)
     for number, answered in engine.answers(records.items(), options, seed):
@@ -21,7 +23,7 @@ def predict(engine: Engine, numbered: Numbered, options: GenerateSettings, seed:
         yield number, {"gold": gold, "answer": answer, "correct": correct}
 
 
-def summarise(rows: Sequence[Row]) -> dict[str, float]:
+def summarise(rows: Sequence[Prediction]) -> dict[str, float]:
     """exact_match: share of records whose answers are all right; answer_match: share of the single answers."""
     answers = [text for row in rows for text in row["answer"]]
     golds = [text for row in rows for text in row["gold"]]

@@ -13,10 +13,12 @@ from hanlin.generate.engine import Engine, naming
 from hanlin.recipe.settings import GenerateSettings
 
 from .loss import encode, sample_losses
-from .task import Numbered, Row, Task
+from .task import Numbered, Prediction, Task
 
 
-def predict(engine: Engine, numbered: Numbered, options: GenerateSettings, seed: int) -> Iterator[tuple[int, Row]]:
+def predict(
+    engine: Engine, numbered: Numbered, options: GenerateSettings, seed: int
+) -> Iterator[tuple[int, Prediction]]:
     """Yield {"gold": option, "answer": option, "correct": bool, "scores": mean log likelihood of each option}."""
     golds: dict[int, str] = {}
     options_of: dict[int, list[str]] = {}
@@ -37,7 +39,7 @@ def predict(engine: Engine, numbered: Numbered, options: GenerateSettings, seed:
             yield number, _row(golds[number], {option: own[option] for option in options_of[number]})
 
 
-def summarise(rows: Sequence[Row]) -> dict[str, float]:
+def summarise(rows: Sequence[Prediction]) -> dict[str, float]:
     """accuracy: share of records whose gold option won; chance: what guessing gives; gold_score: mean log likelihood
     per token of the gold options.
     """
@@ -66,7 +68,7 @@ def _only_answer(engine: Engine, record: Any) -> str:
     return answer or ""
 
 
-def _row(gold: str, scores: dict[str, float]) -> Row:
+def _row(gold: str, scores: dict[str, float]) -> Prediction:
     answer = max(scores, key=lambda option: scores[option])
     return {"gold": gold, "answer": answer, "correct": answer == gold, "scores": scores}
 

@@ -14,7 +14,7 @@ from hanlin.evaluate.metrics.text import mean
 from hanlin.generate.engine import Engine, batches_of, naming
 from hanlin.recipe.settings import GenerateSettings
 
-from .task import Numbered, Row, Task
+from .task import Numbered, Prediction, Task
 
 Result = TypeVar("Result")
 
@@ -22,13 +22,15 @@ Result = TypeVar("Result")
 _BATCHES_AHEAD = 64
 
 
-def predict(engine: Engine, numbered: Numbered, options: GenerateSettings, seed: int) -> Iterator[tuple[int, Row]]:
+def predict(
+    engine: Engine, numbered: Numbered, options: GenerateSettings, seed: int
+) -> Iterator[tuple[int, Prediction]]:
     """Yield {"loss": sum over the record's answer tokens, "tokens": their weight}."""
     for number, loss, tokens in sample_losses(engine, _samples(engine, numbered), options.batch_size):
         yield number, {"loss": loss, "tokens": tokens}
 
 
-def summarise(rows: Sequence[Row]) -> dict[str, float]:
+def summarise(rows: Sequence[Prediction]) -> dict[str, float]:
     """loss: per token; perplexity: its exponential; loss_by_record: mean of the records' own means."""
     tokens = math.fsum(row["tokens"] for row in rows)
     loss = math.fsum(row["loss"] for row in rows) / tokens if tokens else math.nan

@@ -12,10 +12,12 @@ from hanlin.generate.engine import Engine, batches_of, naming
 from hanlin.models.family import RankedExample, RanksCandidates
 from hanlin.recipe.settings import GenerateSettings
 
-from .task import Numbered, Row, Task
+from .task import Numbered, Prediction, Task
 
 
-def predict(engine: Engine, numbered: Numbered, options: GenerateSettings, seed: int) -> Iterator[tuple[int, Row]]:
+def predict(
+    engine: Engine, numbered: Numbered, options: GenerateSettings, seed: int
+) -> Iterator[tuple[int, Prediction]]:
     """Give {"gold": the better one's name or None, "answer": the winner's, "rank": of the gold one, "scores": by name,
     best first}; among equals the earlier one is the better.
 
@@ -26,7 +28,7 @@ def predict(engine: Engine, numbered: Numbered, options: GenerateSettings, seed:
     if not isinstance(processor, RanksCandidates):
         raise DataError("evaluate.tasks: records of this family cannot be ranked; take generate, likelihood or loss")
 
-    def score(pair: tuple[int, Any]) -> tuple[int, Row]:
+    def score(pair: tuple[int, Any]) -> tuple[int, Prediction]:
         number, record = pair
         with naming(number):
             ranked_example = processor.ranked_example(record)
@@ -37,7 +39,7 @@ def predict(engine: Engine, numbered: Numbered, options: GenerateSettings, seed:
     return engine.shared(numbered, score)
 
 
-def summarise(rows: Sequence[Row]) -> dict[str, float]:
+def summarise(rows: Sequence[Prediction]) -> dict[str, float]:
     """rank_accuracy: share of records whose better competitor won; mrr: mean of 1 / its rank. Only of records that say
     which one that is; the others are in the predictions file.
     """
@@ -56,7 +58,7 @@ def _scores(engine: Engine, samples: Sequence[Sample]) -> list[float]:
     return logits[labelled].gather(-1, batch.labels[labelled][:, None])[:, 0].tolist()
 
 
-def _row(ranked_example: RankedExample, scores: dict[str, float]) -> Row:
+def _row(ranked_example: RankedExample, scores: dict[str, float]) -> Prediction:
     # kept (the original's accuracy counts a tie as right): sorting is stable, and the better one comes first.
     ranking = sorted(scores, key=lambda name: -scores[name])
     rank = None if ranked_example.best is None else ranking.index(ranked_example.best) + 1

@@ -9,7 +9,7 @@ from typing import Any
 from hanlin.generate.engine import Engine
 from hanlin.recipe.settings import GenerateSettings
 
-Row = dict[str, Any]
+Prediction = dict[str, Any]
 """One line of a predictions file: plain JSON values."""
 
 Numbered = Iterable[tuple[int, Any]]
@@ -23,7 +23,7 @@ class Task:
     "answer" and "gold".
     """
 
-    predict: Callable[[Engine, Numbered, GenerateSettings, int], Iterator[tuple[int, Row]]]
-    summarise: Callable[[Sequence[Row]], Mapping[str, float]]
+    predict: Callable[[Engine, Numbered, GenerateSettings, int], Iterator[tuple[int, Prediction]]]
+    summarise: Callable[[Sequence[Prediction]], Mapping[str, float]]
     reads_options: bool = False
     compares_texts: bool = False

@@ -11,7 +11,7 @@ from hanlin.core.errors import CheckpointError
 from hanlin.formats.files import Weights, read_json
 from hanlin.formats.format import Format
 from hanlin.formats.lazy import meta_of
-from hanlin.formats.rules import Drop, Rename, Rule, Split, SplitHeads
+from hanlin.formats.rules import Drop, Rename, Rule, SplitHeads, SplitRows
 
 from .config import LABEL_KINDS, ROTARY_BASE, ChatGlm2Config, Told, from_original, tell_generation, to_original
 from .quant import Quantised
@@ -89,7 +89,7 @@ def _original_rules(config: ChatGlm2Config) -> list[Rule]:
 def _quantised_rules(bits: Bits | None) -> Callable[[ChatGlm2Config], list[Rule]]:
     def rules(config: ChatGlm2Config) -> list[Rule]:
         if config.bits:
-            # Rows are packed one by one, so that those of a fused weight and their scales can be parted as they are.
+            # FirstRows are packed one by one, so that those of a fused weight and their scales can be parted as they are.
             return [*_linears(config, "weight"), *_linears(config, "weight_scale"), *_other_rules(config)]
         inner = config.num_heads * config.head_dim
         columns = (config.hidden_size, inner, config.hidden_size, config.ffn_size)
@@ -104,7 +104,7 @@ def _linears(config: ChatGlm2Config, part: str) -> list[Rule]:
     return [
         _fused_heads(config, part),
         Rename(f"{_LAYER}self_attention.dense.{part}", f"blocks.{{i}}.attention.output.{part}"),
-        Split(f"{_LAYER}mlp.dense_h_to_4h.{part}", _ending(_GATE_UP, part)),
+        SplitRows(f"{_LAYER}mlp.dense_h_to_4h.{part}", _ending(_GATE_UP, part)),
         Rename(f"{_LAYER}mlp.dense_4h_to_h.{part}", f"blocks.{{i}}.ffn.down.{part}"),
     ]
 
@@ -130,7 +130,7 @@ def _fused_heads(config: ChatGlm2Config, part: str) -> Rule:
     if config.fused_by_head:
         return SplitHeads(theirs, ours, config.head_dim)
     heads = (config.num_heads, config.num_kv_heads, config.num_kv_heads)
-    return Split(theirs, ours, [count * config.head_dim for count in heads])
+    return SplitRows(theirs, ours, [count * config.head_dim for count in heads])
 
 
 def _ending(names: tuple[str, ...], part: str) -> list[str]:
@@ -138,7 +138,7 @@ def _ending(names: tuple[str, ...], part: str) -> list[str]:
 
 
 def _glm_rules(config: ChatGlm2Config) -> list[Rule]:
-    fused = Split(f"{_GLM_LAYER}mlp.gate_up_proj.weight", _ending(_GATE_UP, "weight"))
+    fused = SplitRows(f"{_GLM_LAYER}mlp.gate_up_proj.weight", _ending(_GATE_UP, "weight"))
     return [*(Rename(theirs, ours) for theirs, ours in _GLM_NAMES.items()), fused]
 
 

@@ -66,7 +66,7 @@ class ChatGlm2(nn.Module):
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         self.blocks = nn.ModuleDict({str(i): Block(config) for i in range(config.num_layers)})
         self.norm = make_norm(config) if config.has_final_norm else nn.Identity()
-        self.head: Head | LabelHead | None = make_head(config)
+        self.head: LanguageModelHead | LabelHead | None = make_head(config)
         self.plan = Plan(
             first=("embedding",),
             blocks=("blocks",),
@@ -126,7 +126,7 @@ class ChatGlm2(nn.Module):
         for module in self.modules():
             if module in of_prefix or isinstance(module, QuantisedLinear):
                 continue
-            if isinstance(module, (nn.Embedding, nn.Linear, Head)):
+            if isinstance(module, (nn.Embedding, nn.Linear, LanguageModelHead)):
                 nn.init.normal_(module.weight, std=0.02, generator=generator)
             elif isinstance(module, (WideRmsNorm, LayerNorm)):
                 nn.init.ones_(module.weight)
@@ -240,7 +240,7 @@ class FeedForward(nn.Module):
         return residual + functional.dropout(out, self.dropout, self.training)
 
 
-class Head(nn.Module):
+class LanguageModelHead(nn.Module):
     """Hidden states -> logits; no bias."""
 
     def __init__(self, vocab_size: int, hidden_size: int) -> None:
@@ -264,9 +264,9 @@ class Head(nn.Module):
         return head_loss(hidden.to(self.weight.dtype), [(self.weight, 1.0)], labels, weights, reduction)
 
 
-def make_head(config: ChatGlm2Config) -> Head | LabelHead:
+def make_head(config: ChatGlm2Config) -> LanguageModelHead | LabelHead:
     if not config.labels:
-        return Head(config.vocab_size, config.hidden_size)
+        return LanguageModelHead(config.vocab_size, config.hidden_size)
     return LabelHead(len(config.labels), config.hidden_size, config.label_kind, config.label_dropout)
 
 

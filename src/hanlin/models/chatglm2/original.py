@@ -18,7 +18,7 @@ from .tokenizer import EOS, PAD
 
 INPUT_IDS, LABELS = "input_ids", "labels"
 
-Row = tuple[list[int], list[int]]
+TokensAndLabels = tuple[list[int], list[int]]
 """input_ids, labels."""
 
 
@@ -30,7 +30,7 @@ def train_row(
     target_length: int,
     row_length: int | None = None,
     learn_padding: bool = False,
-) -> Row:
+) -> TokensAndLabels:
     """The training row of encoded texts; `prompt` begins with [gMASK] sop.
 
     row_length: tokens it is padded to; None: source_length + target_length + 1. The Ascend version has no "+ 1".
@@ -49,7 +49,7 @@ def reference_ids(prefix: Sequence[int], answer: Sequence[int], target_length: i
     return [*prefix, *answer][:target_length]
 
 
-def make_sample(row: Row) -> Sample:
+def make_sample(row: TokensAndLabels) -> Sample:
     """A row as a sample of ours. Padding at its end that carries no loss is left out.
 
     # differs: the original pads every row to one length; nothing is lost, since no token sees a later one.
@@ -66,7 +66,7 @@ def is_row(record: Any) -> bool:
     return isinstance(record, Mapping) and INPUT_IDS in record and LABELS in record
 
 
-def read_row(record: Mapping[str, Any], vocab_size: int) -> Row:
+def read_row(record: Mapping[str, Any], vocab_size: int) -> TokensAndLabels:
     """The row that a pre-tokenised record holds.
 
     Raises: DataError.

@@ -16,13 +16,13 @@ from hanlin.core.batch import IGNORED, Batch, Prompt, PromptBatch, Sample
 from hanlin.core.errors import ConfigError, DataError
 from hanlin.data.processor import tried
 from hanlin.models.common.decoder_batch import TextCursor
-from hanlin.models.common.label_processor import Columns, LabelProcessor
+from hanlin.models.common.label_processor import LabelKeys, LabelProcessor
 
 from .config import ChatGlm2Config
 from .original import is_row, make_sample, read_row, reference_ids, train_row
 from .record import ChatGlm2Options, read_dialogue, read_text
 from .templates import RoleTemplate, drop_oldest, make_template
-from .tokenizer import ChatGlm2Tokenizer, Part
+from .tokenizer import ChatGlm2Tokenizer, TextOrId
 
 # What ChatGLM2 was trained to say in place of its date, and what the original's chat makes of it.
 _DATE, _DATE_TEXT = "[[训练时间]]", "2023年"
@@ -82,10 +82,10 @@ class ChatGlm2Processor:
             for record, draft in zip(records, drafts, strict=True)
         ]
 
-    def _draft(self, record: Any) -> Sample | tuple[list[Part], list[Part]]:
+    def _draft(self, record: Any) -> Sample | tuple[list[TextOrId], list[TextOrId]]:
         return self.sample(record) if is_row(record) else self._parts(record)
 
-    def _parts(self, record: Any) -> tuple[list[Part], list[Part]]:
+    def _parts(self, record: Any) -> tuple[list[TextOrId], list[TextOrId]]:
         """Prompt and answer before they are encoded."""
         answer = read_text(record, self.options.response_column)
         return self._prompt_parts(record), self.template.answer(self.tokenizer, answer)
@@ -217,7 +217,7 @@ class ChatGlm2Processor:
         past = [list(round_) for round_ in history]
         return {self.options.prompt_column: question, self.options.history_column: past}
 
-    def _prompt_parts(self, record: Any) -> list[Part]:
+    def _prompt_parts(self, record: Any) -> list[TextOrId]:
         return self.template.prompt(self.tokenizer, read_dialogue(record, self.options))
 
     def encode_prompt(self, record: Any) -> list[int]:
@@ -258,5 +258,5 @@ def label_processor(processor: ChatGlm2Processor) -> LabelProcessor:
     if options.compatible or options.answer_length is not None:
         name = "compatible" if options.compatible else "answer_length"
         raise ConfigError(f"{name} has no effect on labels (model.config.labels); remove it")
-    columns = Columns(options.prompt_column, options.response_column)
+    columns = LabelKeys(options.prompt_column, options.response_column)
     return LabelProcessor(processor, config.labels, config.label_kind, columns, options.prompt_length)

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from hanlin.core.errors import ConfigError, DataError
 
-from .tokenizer import ROLES, ChatGlm2Tokenizer, Part
+from .tokenizer import ROLES, ChatGlm2Tokenizer, TextOrId
 
 ROUNDS = "[Round {round}]\n\n问：{question}\n\n答："
 PLAIN = "{question}"
@@ -46,14 +46,14 @@ class Dialogue:
 
 
 class Template(Protocol):
-    def prompt(self, tokenizer: ChatGlm2Tokenizer, dialogue: Dialogue) -> list[Part]:
+    def prompt(self, tokenizer: ChatGlm2Tokenizer, dialogue: Dialogue) -> list[TextOrId]:
         """[gMASK] sop and the dialogue up to where the answer begins.
 
         Raises: DataError.
         """
         ...
 
-    def answer(self, tokenizer: ChatGlm2Tokenizer, text: str) -> list[Part]:
+    def answer(self, tokenizer: ChatGlm2Tokenizer, text: str) -> list[TextOrId]:
         """An answer without its end."""
         ...
 
@@ -114,10 +114,10 @@ class TextTemplate:
             text += self._round(number, question, dialogue.fields) + answer + GAP
         return text + self._round(len(past) // 2 + 1, _spoken_by(newest, "user"), dialogue.fields)
 
-    def prompt(self, tokenizer: ChatGlm2Tokenizer, dialogue: Dialogue) -> list[Part]:
+    def prompt(self, tokenizer: ChatGlm2Tokenizer, dialogue: Dialogue) -> list[TextOrId]:
         return [*tokenizer.prefix, self.text(dialogue)]
 
-    def answer(self, tokenizer: ChatGlm2Tokenizer, text: str) -> list[Part]:
+    def answer(self, tokenizer: ChatGlm2Tokenizer, text: str) -> list[TextOrId]:
         return [text]
 
     def read_answer(self, text: str) -> str:
@@ -143,13 +143,13 @@ class TextTemplate:
 class RoleTemplate:
     """ChatGLM3's form: a role's token, its metadata and a newline, the content; each encoded on its own."""
 
-    def prompt(self, tokenizer: ChatGlm2Tokenizer, dialogue: Dialogue) -> list[Part]:
-        parts: list[Part] = list(tokenizer.prefix)
+    def prompt(self, tokenizer: ChatGlm2Tokenizer, dialogue: Dialogue) -> list[TextOrId]:
+        parts: list[TextOrId] = list(tokenizer.prefix)
         for message in dialogue.messages:
             parts += self._message(tokenizer, message)
         return [*parts, tokenizer.role("assistant")]
 
-    def answer(self, tokenizer: ChatGlm2Tokenizer, text: str) -> list[Part]:
+    def answer(self, tokenizer: ChatGlm2Tokenizer, text: str) -> list[TextOrId]:
         return ["\n", text]
 
     def read_answer(self, text: str) -> str:
@@ -159,7 +159,7 @@ class RoleTemplate:
     def ends(self, tokenizer: ChatGlm2Tokenizer) -> tuple[int, ...]:
         return tokenizer.role("user"), tokenizer.role("observation")
 
-    def _message(self, tokenizer: ChatGlm2Tokenizer, message: Message) -> list[Part]:
+    def _message(self, tokenizer: ChatGlm2Tokenizer, message: Message) -> list[TextOrId]:
         content = message.content
         if message.tools is not None:
             content += "\n" + json.dumps(message.tools, indent=4, ensure_ascii=False)

@@ -22,7 +22,7 @@ SPECIALS = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")
 ROLES = ("system", "user", "assistant", "observation")
 BOS, EOS, PAD = 1, 2, 0
 
-Part = int | str
+TextOrId = int | str
 """A token's id, or a text that is encoded on its own."""
 
 GLM4_SPECIALS = (
@@ -107,7 +107,7 @@ class ChatGlm2Tokenizer:
         """`encode` for many texts at once; threads: -1 = one per core."""
         return self.pieces.encode_many(texts, threads)
 
-    def encode_parts(self, many: Iterable[Sequence[Part]], threads: int = 1) -> list[list[int]]:
+    def encode_parts(self, many: Iterable[Sequence[TextOrId]], threads: int = 1) -> list[list[int]]:
         """The ids of each sequence of parts, the texts of all of them encoded at once."""
         many = list(many)
         encoded = iter(self.encode_many([part for parts in many for part in parts if isinstance(part, str)], threads))

@@ -44,7 +44,7 @@ class Texts(Protocol):
 
 
 @dataclass(frozen=True)
-class Columns:
+class LabelKeys:
     """Keys of a record: of the text that is cut where the tokens are too many, and of its label."""
 
     text: str
@@ -70,7 +70,7 @@ class LabelProcessor:
     """`hanlin.models.family.Processor`, and `Labels`, of records with labels."""
 
     def __init__(
-        self, texts: Texts, labels: Sequence[str], kind: LabelKind, columns: Columns, limit: int | None = None
+        self, texts: Texts, labels: Sequence[str], kind: LabelKind, columns: LabelKeys, limit: int | None = None
     ) -> None:
         """limit: tokens; a longer text loses its end. None: none.
 

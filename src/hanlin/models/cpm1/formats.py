@@ -16,7 +16,7 @@ from hanlin.formats.files import Weights
 from hanlin.formats.format import Format
 from hanlin.formats.megatron import FORMS, Form, MegatronWeights, open_megatron, write_megatron
 from hanlin.formats.ranks import Partition
-from hanlin.formats.rules import Drop, Rename, Rows, Rule, Split, SplitHeads, Transposed
+from hanlin.formats.rules import Drop, FirstRows, Rename, Rule, SplitHeads, SplitRows, Transposed
 
 from .config import SIZES, Cpm1Config
 
@@ -29,7 +29,7 @@ QUERY_KEY_VALUE = ("query", "key", "value")
 _OUR = "blocks.{i}."
 _BLOCK, _MEGATRON = "transformer.layers.{i}.", "language_model."
 _PARTS = ("weight", "bias")
-# Part of a block in the originals' words -> in ours; weight and bias alike.
+# TensorSubset of a block in the originals' words -> in ours; weight and bias alike.
 OF_BLOCK = {
     "input_layernorm": "attention.norm",
     "attention.dense": "attention.output",
@@ -96,7 +96,7 @@ def part_names(part: str, names: Sequence[str] = QUERY_KEY_VALUE) -> list[str]:
 
 def _released_rules(config: Cpm1Config) -> list[Rule]:
     del config
-    fused = [Split(f"{_BLOCK}attention.query_key_value.{part}", part_names(part)) for part in _PARTS]
+    fused = [SplitRows(f"{_BLOCK}attention.query_key_value.{part}", part_names(part)) for part in _PARTS]
     return [
         Rename("word_embeddings.weight", "embedding.weight"),
         Rename("position_embeddings.weight", "positions.weight"),
@@ -108,7 +108,7 @@ def _released_rules(config: Cpm1Config) -> list[Rule]:
 def _megatron_rules(config: Cpm1Config) -> list[Rule]:
     fused = f"{_MEGATRON}{_BLOCK}attention.query_key_value."
     return [
-        Rows(f"{_MEGATRON}embedding.word_embeddings.weight", "embedding.weight", config.vocab_size),
+        FirstRows(f"{_MEGATRON}embedding.word_embeddings.weight", "embedding.weight", config.vocab_size),
         Rename(f"{_MEGATRON}embedding.position_embeddings.weight", "positions.weight"),
         *(SplitHeads(f"{fused}{part}", part_names(part), config.head_dim) for part in _PARTS),
         *_block_rules(_MEGATRON),
@@ -127,7 +127,7 @@ def _hub_rules(config: Cpm1Config) -> list[Rule]:
     del config
     theirs = "transformer.h.{i}."
     linears = [Rename(f"{theirs}{name}.weight", f"{_OUR}{ours}.weight") for name, ours in _OF_HUB_LINEARS.items()]
-    fused = [Split(f"{theirs}attn.c_attn.{part}", part_names(part)) for part in _PARTS]
+    fused = [SplitRows(f"{theirs}attn.c_attn.{part}", part_names(part)) for part in _PARTS]
     rules: list[Rule] = [
         Rename("transformer.wte.weight", "embedding.weight"),
         Rename("transformer.wpe.weight", "positions.weight"),

@@ -12,7 +12,7 @@ from hanlin.formats.files import Weights
 from hanlin.formats.format import Format
 from hanlin.formats.megatron import FORMS, Form, MegatronWeights, open_megatron, write_megatron
 from hanlin.formats.ranks import Partition
-from hanlin.formats.rules import Rename, Rows, Rule, SplitHeads
+from hanlin.formats.rules import FirstRows, Rename, Rule, SplitHeads
 
 from .config import Cpm1T5Config
 
@@ -58,7 +58,7 @@ def _rules(config: Cpm1T5Config) -> list[Rule]:
     own = [f"{_OUR}attention.{part}.weight" for part in ("query", "key", "value")]
     across = [f"{_OUR}cross_attention.{part}.weight" for part in ("key", "value")]
     rules: list[Rule] = [
-        Rows(f"{_MODEL}embedding.word_embeddings.weight", "embedding.weight", config.vocab_size),
+        FirstRows(f"{_MODEL}embedding.word_embeddings.weight", "embedding.weight", config.vocab_size),
         Rename(f"{_MODEL}embedding.position_embeddings.weight", "positions.weight"),
         SplitHeads(f"{_LAYER}attention.query_key_value.weight", own, config.head_dim),
         SplitHeads(f"{_LAYER}cross_attention.key_value.weight", across, config.head_dim),

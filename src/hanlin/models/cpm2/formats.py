@@ -11,7 +11,7 @@ from hanlin.formats.expert_ranks import open_experts, write_experts
 from hanlin.formats.files import Weights
 from hanlin.formats.format import Format
 from hanlin.formats.ranks import Partition
-from hanlin.formats.rules import Copies, Drop, Rename, Rule, Split
+from hanlin.formats.rules import Copies, Drop, Rename, Rule, SplitRows
 
 from .config import Cpm2Config
 
@@ -95,13 +95,16 @@ def _rules_with(of_ffn: Mapping[str, str]) -> list[Rule]:
             Rename(f"{stack}.final_layernorm.weight", f"{stack}_norm.weight"),
             Rename(f"{stack}.blocks.0.self_attn.self_attn.relative_attention_bias.weight", f"{stack}_bias.weight"),
             *(Rename(f"{block}.{theirs}", f"{ours}.{name}") for theirs, name in names.items()),
-            Split(
+            SplitRows(
                 f"{block}.self_attn.self_attn.project.weight",
                 [f"{ours}.attention.{part}.weight" for part in ("query", "key", "value")],
             ),
         ]
     fused = "decoder.blocks.{i}.cross_attn.cross_attn.project_kv.weight"
-    return [*rules, Split(fused, [f"decoder_blocks.{{i}}.cross_attention.{part}.weight" for part in ("key", "value")])]
+    return [
+        *rules,
+        SplitRows(fused, [f"decoder_blocks.{{i}}.cross_attention.{part}.weight" for part in ("key", "value")]),
+    ]
 
 
 def _read_config(values: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from hanlin.core.plan import Plan, Split
+from hanlin.core.plan import Plan, TensorSplit
 from hanlin.layers.attention import AttentionMask, additive_mask, attention
 from hanlin.layers.experts import Experts
 from hanlin.layers.kv_cache import KVCache
@@ -298,8 +298,8 @@ def make_ffn(config: Cpm2Config) -> nn.Module:
 
 def make_plan(config: Cpm2Config) -> Plan:
     """Where a CPM-2 may be cut and split."""
-    projections: dict[str, Split] = {"query": "query", "key": "kv", "value": "kv", "output": "row"}
-    ffn: dict[str, Split] = {"gate": "column", "up": "column", "down": "row"}
+    projections: dict[str, TensorSplit] = {"query": "query", "key": "kv", "value": "kv", "output": "row"}
+    ffn: dict[str, TensorSplit] = {"gate": "column", "up": "column", "down": "row"}
     if config.num_experts:
         ffn = {"experts": "experts", **{f"experts.*.{linear}": split for linear, split in ffn.items()}}
     parts = {
@@ -309,7 +309,7 @@ def make_plan(config: Cpm2Config) -> Plan:
         "decoder_blocks.*.cross_attention": projections,
         "decoder_blocks.*.ffn": ffn,
     }
-    linears: dict[str, Split] = {
+    linears: dict[str, TensorSplit] = {
         f"{part}.{linear}": cut for part, cuts in parts.items() for linear, cut in cuts.items()
     }
     return Plan(

@@ -25,7 +25,7 @@ from hanlin.models.family import RankedExample
 from hanlin.recipe.settings import PromptSettings
 
 from .config import Cpm2Config
-from .datasets import DataSet, sogou
+from .datasets import RawDataset, sogou
 from .datasets.dataset import TextAnswer, WordAnswer, one_record
 from .pieces import START_ID, Item, ids_of, source_of, target_of
 from .record import Cpm2Options
@@ -56,7 +56,7 @@ class Cpm2Processor:
         """Raises: ConfigError."""
         self.config, self.options = config, options or Cpm2Options()
         self.tokenizer = tokenizer if self.options.doubles_lone else tokenizer.without_doubling()
-        self.data_set: DataSet = self.options.data_set
+        self.data_set: RawDataset = self.options.data_set
         self.prompts: PromptSettings | None = None
         # Experts share out all positions of a batch, padding too, so all ranks pad to the same lengths.
         self.shares_table = config.num_experts > 0

@@ -8,7 +8,7 @@ from typing import Literal
 from hanlin.core.errors import ConfigError
 from hanlin.models.common.span_corruption import check_spans
 
-from .datasets import DATA_SETS, DataSet
+from .datasets import DATA_SETS, RawDataset
 from .datasets.text_to_text import text_to_text
 
 
@@ -49,7 +49,7 @@ class Cpm2Options:
             raise ConfigError(f"source_column, target_column: no effect with dataset {self.dataset}; remove them")
 
     @property
-    def data_set(self) -> DataSet:
+    def data_set(self) -> RawDataset:
         if self.dataset == "text":
             return text_to_text(self.source_column, self.target_column)
         return DATA_SETS[self.dataset]

@@ -62,7 +62,7 @@ class Inputs:
 
 
 @dataclass(frozen=True)
-class Columns:
+class MaskInputs:
     """What decides who sees whom, per column: `[groups, columns]` each; `exists` is False for padding."""
 
     positions: torch.Tensor
@@ -252,7 +252,7 @@ class PositionBias(nn.Module):
         self.max_distance = config.max_distance
         self.weight = nn.Parameter(torch.empty(self.num_buckets + config.num_relation_buckets, config.num_heads))
 
-    def forward(self, queries: Columns, keys: Columns, relation: torch.Tensor) -> torch.Tensor:
+    def forward(self, queries: MaskInputs, keys: MaskInputs, relation: torch.Tensor) -> torch.Tensor:
         """`[groups, heads, queries, keys]` in the dtype of the attention."""
         offset = keys.positions[:, None, :] - queries.positions[:, :, None]
         distance = relative_position_bucket(offset, self.num_buckets, self.max_distance)
@@ -262,7 +262,7 @@ class PositionBias(nn.Module):
         return bias.permute(0, 3, 1, 2)
 
 
-def visibility(queries: Columns, keys: Columns) -> torch.Tensor:
+def visibility(queries: MaskInputs, keys: MaskInputs) -> torch.Tensor:
     """Which keys a query may look at: `[groups, queries, keys]`.
 
     Context is seen by all, an answer by itself from left to right; an example (sample 1, 2, ...) sees itself only, the
@@ -275,7 +275,9 @@ def visibility(queries: Columns, keys: Columns) -> torch.Tensor:
     return by_role & by_sample & _equal(queries.spans, keys.spans) & exists
 
 
-def relations_between(queries: Columns, keys: Columns, offsets: torch.Tensor, relations: torch.Tensor) -> torch.Tensor:
+def relations_between(
+    queries: MaskInputs, keys: MaskInputs, offsets: torch.Tensor, relations: torch.Tensor
+) -> torch.Tensor:
     """The relation of the query's segment to the key's: `[groups, queries, keys]`.
 
     offsets: `[groups, queries]`, where the query's table starts in its row of `relations` `[rows, relations]`.
@@ -292,7 +294,7 @@ def _equal(queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
     return queries[:, :, None] == keys[:, None, :]
 
 
-def own_columns(given: Inputs, windows: AttentionWindows | None) -> tuple[Columns, Columns]:
+def own_columns(given: Inputs, windows: AttentionWindows | None) -> tuple[MaskInputs, MaskInputs]:
     """The columns of a training row; queries and keys are the same."""
     positions = torch.arange(given.tokens.shape[1], device=given.tokens.device).expand(given.tokens.shape)
     exists = torch.ones_like(positions, dtype=torch.bool)
@@ -303,11 +305,11 @@ def own_columns(given: Inputs, windows: AttentionWindows | None) -> tuple[Column
     if windows is not None:
         facts = [windows.group_numbers(fact) for fact in facts]
         facts[-1] = facts[-1] & (windows.positions >= 0)
-    columns = Columns(*facts)
+    columns = MaskInputs(*facts)
     return columns, columns
 
 
-def remembered_columns(given: Inputs, kv_cache: KVCache) -> tuple[Columns, Columns]:
+def remembered_columns(given: Inputs, kv_cache: KVCache) -> tuple[MaskInputs, MaskInputs]:
     """The new columns as queries, all columns so far as keys."""
     assert given.positions is not None, "a KV cache needs positions"
     facts = {
@@ -319,9 +321,9 @@ def remembered_columns(given: Inputs, kv_cache: KVCache) -> tuple[Columns, Colum
         "spans": torch.zeros_like(given.segments),
     }
     # kept: padding is hidden as a key only; as a query it sees the context (golden bee_generate).
-    queries = Columns(**facts, exists=torch.ones_like(given.is_context))
+    queries = MaskInputs(**facts, exists=torch.ones_like(given.is_context))
     known = kv_cache.add_positions(**facts)
-    return queries, Columns(**known, exists=known["num_segments"] != 0)
+    return queries, MaskInputs(**known, exists=known["num_segments"] != 0)
 
 
 def _scaled_linear(in_features: int, out_features: int) -> Linear:

@@ -14,7 +14,7 @@ from .prompts import Entry
 if TYPE_CHECKING:
     import torch
 
-Row = Sequence[Sample]
+PackedRow = Sequence[Sample]
 _PER_TOKEN = ("tokens", "subs", "is_context", "segments", "num_segments", "sample_ids", "relation_offsets", "spans")
 
 
@@ -55,7 +55,7 @@ def _renumber(inputs: Mapping[str, np.ndarray], known: dict[tuple[int, int], int
     return subs
 
 
-def make_batch(rows: Sequence[Row], length: int, *, vocab_size: int, start: int) -> Batch:
+def make_batch(rows: Sequence[PackedRow], length: int, *, vocab_size: int, start: int) -> Batch:
     """Pad rows on the right; labels with a sub become columns of the batch's table of (token, sub)."""
     import torch
 
@@ -82,7 +82,7 @@ def tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(a if a.dtype == bool else a.astype(np.int64)) for name, a in arrays.items()}
 
 
-def _row(row: Row) -> dict[str, np.ndarray]:
+def _row(row: PackedRow) -> dict[str, np.ndarray]:
     """One row's samples end to end, each with its own span and its own part of the relations."""
     offsets = np.cumsum([0, *(sample.inputs["relations"].size for sample in row)])
     parts = [
@@ -117,8 +117,8 @@ def _label_by_column(row: dict[str, np.ndarray], entries: dict[Entry, int], voca
         row["labels"][place] = vocab_size + entries[entry]
 
 
-def _windows(rows: Sequence[Row], length: int) -> np.ndarray | None:
-    """Columns that attend among themselves: int64 `[rows, windows, longest sample]`, -1 beyond the end.
+def _windows(rows: Sequence[PackedRow], length: int) -> np.ndarray | None:
+    """MaskInputs that attend among themselves: int64 `[rows, windows, longest sample]`, -1 beyond the end.
 
     Neighbours share a window while they fit; the model keeps their spans apart. None where windows save nothing.
     """
@@ -134,7 +134,7 @@ def _windows(rows: Sequence[Row], length: int) -> np.ndarray | None:
     return windows
 
 
-def _window_bounds(row: Row, longest: int) -> list[tuple[int, int]]:
+def _window_bounds(row: PackedRow, longest: int) -> list[tuple[int, int]]:
     bounds, begin, end = [], 0, 0
     for sample in row:
         if end + sample.length - begin > longest:

@@ -22,7 +22,7 @@ from hanlin.data.processor import tried
 from . import answers
 from .answers import ANSWER
 from .config import CpmBeeConfig
-from .packing import Row, join_samples, make_batch, tensors
+from .packing import PackedRow, join_samples, make_batch, tensors
 from .prompts import Entry, PromptState, Slots, columns_of, first_cursor, split_answers
 from .record import Segment, Shuffler, answer_paths, relation_table, segments, with_value
 from .tokenizer import CpmBeeTokenizer, unescape
@@ -140,7 +140,7 @@ class CpmBeeProcessor:
         texts = [segment for segment in segments(record) if segment.role != "key"]
         return [self._truncate(record, texts, excess)] if policy == "truncate" else self._split(record, texts, excess)
 
-    def collate(self, rows: Sequence[Row], length: int) -> Batch:
+    def collate(self, rows: Sequence[PackedRow], length: int) -> Batch:
         return make_batch(rows, length, vocab_size=self.config.vocab_size, start=self._start)
 
     def join(self, main: Sample, examples: Sequence[Sample]) -> Sample:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from hanlin.core.errors import DataError
-from hanlin.data.sources.source import BadRowError
+from hanlin.data.sources.records import BadRowError
 
 from .blocks import map_file, records
 from .meta import HEAD, META, BeeFile, read_meta

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hanlin.core.errors import DataError
-from hanlin.data.sources import open_source
+from hanlin.data.sources import open_records
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -16,7 +16,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
     Raises: DataError.
     """
-    source = open_source(path)
+    source = open_records(path)
     for number in range(len(source)):
         row = source[number]
         if not isinstance(row, dict):

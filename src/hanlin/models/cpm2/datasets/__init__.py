@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from . import adgen, c3, ccpm, kdconv, lcqmc, sogou, text_to_text
-from .dataset import DataSet
+from .dataset import RawDataset
 
-DATA_SETS: Mapping[str, DataSet] = {
+DATA_SETS: Mapping[str, RawDataset] = {
     "c3": c3.DATA_SET,
     "ccpm": ccpm.DATA_SET,
     "kdconv": kdconv.DATA_SET,
@@ -19,4 +19,4 @@ DATA_SETS: Mapping[str, DataSet] = {
     "wmtencn": text_to_text.WMT,
 }
 
-__all__ = ["DATA_SETS", "DataSet"]
+__all__ = ["DATA_SETS", "RawDataset"]

@@ -12,7 +12,7 @@ from typing import Any
 from hanlin.recipe.settings import PromptSettings
 
 from ..pieces import Item, Mark, Piece, Prompts
-from .dataset import DataSet, TextAnswer
+from .dataset import RawDataset, TextAnswer
 from .fields import field
 
 _COMMA, _COLON, _END = Mark("，"), Mark("："), Mark("；")
@@ -38,4 +38,4 @@ def _records(record: Any) -> list[Any]:
     return [record] if make_items({"desc": "", **record}) else []
 
 
-DATA_SET = DataSet(make_items, TextAnswer("desc"), long_text=None, records=_records)
+DATA_SET = RawDataset(make_items, TextAnswer("desc"), long_text=None, records=_records)

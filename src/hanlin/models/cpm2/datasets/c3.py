@@ -14,7 +14,7 @@ from hanlin.recipe.settings import PromptSettings
 
 from ..pieces import Item, Piece, Prompts
 from .choices import NUMBERS, RATIOS, between, num_choice_prompts, write_choices
-from .dataset import DataSet, WordAnswer
+from .dataset import RawDataset, WordAnswer
 from .fields import field
 
 MAX_LENGTH = 768
@@ -56,4 +56,4 @@ def _options(record: Any) -> list[Any]:
     return field(record, "choice", list)
 
 
-DATA_SET = DataSet(make_items, WordAnswer("answer", NUMBERS, _options), long_text="context", records=records)
+DATA_SET = RawDataset(make_items, WordAnswer("answer", NUMBERS, _options), long_text="context", records=records)

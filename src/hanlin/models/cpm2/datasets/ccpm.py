@@ -13,7 +13,7 @@ from hanlin.recipe.settings import PromptSettings
 
 from ..pieces import Item, Prompts
 from .choices import NUMBERS, RATIOS, between, num_choice_prompts, write_choices
-from .dataset import DataSet, WordAnswer
+from .dataset import RawDataset, WordAnswer
 from .fields import chosen, field
 
 
@@ -41,4 +41,4 @@ def _records(row: Any) -> list[Any]:
     return [{"translation": text, "choices": choices, **({} if answer is None else {"answer": answer})}]
 
 
-DATA_SET = DataSet(make_items, WordAnswer("answer", NUMBERS, _options), long_text="translation", records=_records)
+DATA_SET = RawDataset(make_items, WordAnswer("answer", NUMBERS, _options), long_text="translation", records=_records)

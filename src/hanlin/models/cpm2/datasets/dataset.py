@@ -98,7 +98,7 @@ def one_record(record: Any) -> list[Any]:
 
 
 @dataclass(frozen=True)
-class DataSet:
+class RawDataset:
     """answer: None where there is none, but a ranking; long_text: the text that may be shortened;
     records: those that a row of its files holds; max_length: ids of the encoder above which a row is left out.
     """

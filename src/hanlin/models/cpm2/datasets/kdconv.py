@@ -10,7 +10,7 @@ from typing import Any
 from hanlin.recipe.settings import PromptSettings
 
 from ..pieces import Item, Prompts
-from .dataset import DataSet, TextAnswer
+from .dataset import RawDataset, TextAnswer
 from .fields import field
 
 MAX_LENGTH = 512
@@ -25,4 +25,4 @@ def make_items(record: Any, prompts: PromptSettings | None = None) -> list[Item]
     return [Item([*before, text], [field(record, "response", str)], is_closed=True, max_length=longest)]
 
 
-DATA_SET = DataSet(make_items, TextAnswer("response"), long_text=None)
+DATA_SET = RawDataset(make_items, TextAnswer("response"), long_text=None)

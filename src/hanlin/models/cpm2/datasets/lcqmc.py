@@ -11,7 +11,7 @@ from typing import Any
 from hanlin.recipe.settings import PromptSettings
 
 from ..pieces import Item, Mark, Piece, Prompts
-from .dataset import DataSet, WordAnswer
+from .dataset import RawDataset, WordAnswer
 from .fields import chosen, field
 
 WORDS = (Mark("矛盾"), Mark("相似"))
@@ -41,4 +41,4 @@ def _options(record: Any) -> range:
     return range(len(WORDS))
 
 
-DATA_SET = DataSet(make_items, WordAnswer("label", WORDS, _options), long_text="sentence1")
+DATA_SET = RawDataset(make_items, WordAnswer("label", WORDS, _options), long_text="sentence1")

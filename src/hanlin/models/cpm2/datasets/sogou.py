@@ -13,7 +13,7 @@ from hanlin.core.errors import DataError
 from hanlin.recipe.settings import PromptSettings
 
 from ..pieces import Item, Mark, Prompts
-from .dataset import DataSet
+from .dataset import RawDataset
 from .fields import field
 
 SCORED = Mark("相关")
@@ -72,4 +72,4 @@ def _item(query: str, title: str, prompts: PromptSettings | None) -> Item:
     return Item([*before, "查询：", query, "标题：", title], [], is_closed=False)
 
 
-DATA_SET = DataSet(make_pair, answer=None, long_text=None, records=records, max_length=MAX_LENGTH)
+DATA_SET = RawDataset(make_pair, answer=None, long_text=None, records=records, max_length=MAX_LENGTH)

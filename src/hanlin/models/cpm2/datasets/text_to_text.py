@@ -7,7 +7,7 @@ from typing import Any
 from hanlin.recipe.settings import PromptSettings
 
 from ..pieces import Item, Piece, Prompts
-from .dataset import DataSet, TextAnswer
+from .dataset import RawDataset, TextAnswer
 from .fields import field
 
 RATIOS = (1.0, 0.0, 0.0)
@@ -45,12 +45,12 @@ def _around(text: str, prompts: PromptSettings | None) -> list[Piece]:
     return [Prompts(0, first), text, Prompts(first, last)]
 
 
-MATH = DataSet(make_math_items, TextAnswer("equation", before=_UNKNOWN), long_text="text")
-LCSTS = DataSet(make_lcsts_items, TextAnswer("summary"), long_text="text")
-WMT = DataSet(make_wmt_items, TextAnswer("source"), long_text="target")
+MATH = RawDataset(make_math_items, TextAnswer("equation", before=_UNKNOWN), long_text="text")
+LCSTS = RawDataset(make_lcsts_items, TextAnswer("summary"), long_text="text")
+WMT = RawDataset(make_wmt_items, TextAnswer("source"), long_text="target")
 
 
-def text_to_text(source: str, target: str) -> DataSet:
+def text_to_text(source: str, target: str) -> RawDataset:
     """Any other records, with a text under `source` that becomes the text under `target`.
 
     Where a record has `options`, a list or an object of texts, the task likelihood chooses from them.
@@ -59,4 +59,4 @@ def text_to_text(source: str, target: str) -> DataSet:
     def make_items(record: Any, prompts: PromptSettings | None = None) -> list[Item]:
         return [_item(field(record, source, str), field(record, target, str), prompts)]
 
-    return DataSet(make_items, TextAnswer(target, options="options"), long_text=source)
+    return RawDataset(make_items, TextAnswer(target, options="options"), long_text=source)

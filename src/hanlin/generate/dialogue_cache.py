@@ -13,7 +13,7 @@ Column = tuple[int, ...]
 """The inputs of one column, in the order of their names."""
 
 
-class Memory:
+class DialogueCache:
     """The KV cache of one dialogue, and the columns that it was made of: a turn that begins with the same ones reads the rest.
 
     Only for models whose columns never see a later one, as those of all families that can be talked with.

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from hanlin.core.batch import Prompt, PromptBatch
+from hanlin.generate.dialogue_cache import DialogueCache
 from hanlin.generate.engine import Engine
-from hanlin.generate.memory import Memory
 from hanlin.models.chatglm2 import family
 from hanlin.models.chatglm2.config import ChatGlm2Config
 from hanlin.models.common.decoder_batch import TextCursor
@@ -62,7 +62,7 @@ def model(request: pytest.FixtureRequest) -> Counting:
 
 
 def test_a_turn_reads_only_what_is_new(model: Counting) -> None:
-    engine, memory = Engine(model, Ids()), Memory()  # pyright: ignore[reportArgumentType]
+    engine, memory = Engine(model, Ids()), DialogueCache()  # pyright: ignore[reportArgumentType]
     first = [5, 6, 7, 8]
     answer = [ord(letter) - 65 for letter in "".join(engine.stream(first, GREEDY, memory=memory))]
     others = [[*first, *answer, 9, 10], [*first, *answer[:2], 11], [5, 6], [5, 6], [12, 5, 6]]
@@ -74,7 +74,7 @@ def test_a_turn_reads_only_what_is_new(model: Counting) -> None:
 
 
 def test_an_answer_that_was_broken_off_leaves_a_memory_that_is_right(model: Counting) -> None:
-    engine, memory = Engine(model, Ids()), Memory()  # pyright: ignore[reportArgumentType]
+    engine, memory = Engine(model, Ids()), DialogueCache()  # pyright: ignore[reportArgumentType]
     next(engine.stream([5, 6, 7, 8], GREEDY, memory=memory))
     with torch.inference_mode():
         memory.kv_cache.add_positions(spans=torch.zeros(1, 1, dtype=torch.int64))  # an interrupt within a forward pass

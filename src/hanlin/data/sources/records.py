@@ -17,7 +17,7 @@ class BadRowError(DataError):
         self.reason = reason
 
 
-class Source(Protocol):
+class Records(Protocol):
     """Rows of one file or folder, numbered from 0 in the file's own order."""
 
     @property
@@ -36,7 +36,7 @@ class Source(Protocol):
         ...
 
 
-def open_source(path: Path) -> Source:
+def open_records(path: Path) -> Records:
     """Open JSON lines (also gzipped), a JSON list, a folder of the original CPM-Bee binary form or of `save_to_disk`.
 
     Raises: DataError when there is no such file or it is no data at all.
