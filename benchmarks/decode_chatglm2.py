@@ -21,6 +21,7 @@ from turns import report, take_turns
 from hanlin.core.batch import Prompt, PromptBatch
 from hanlin.generate.engine import Engine
 from hanlin.models.chatglm2.processor import ChatCursor
+from hanlin.models.common import decoder_batch
 from hanlin.recipe.settings import GenerateSettings
 
 NEVER: frozenset[int] = frozenset()
@@ -30,7 +31,7 @@ class Ids:
     """Prompts that are ids already; all that a search asks of a `Processor`."""
 
     def collate_prompts(self, prompts: list[Prompt]) -> PromptBatch:
-        inputs = rows.pad_left([prompt.inputs["tokens"] for prompt in prompts], SMALL.pad_id)
+        inputs = decoder_batch.pad_left([prompt.inputs["tokens"] for prompt in prompts], SMALL.pad_id)
         return PromptBatch(inputs, [prompt.cursor for prompt in prompts], [[] for _ in prompts])
 
 

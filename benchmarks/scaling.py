@@ -96,7 +96,7 @@ def run_rank(settings: ParallelSettings) -> None:
     model = Cpm1(CONFIG)
     model.init_weights(torch.Generator().manual_seed(0))
     parallel_model = parallelize(model, device, "fp32", settings)
-    train = TrainSettings(steps=100, batch_rows=ROWS, lr=1e-3, schedule="constant")
+    train = TrainSettings(steps=100, batch_size=ROWS, lr=1e-3, schedule="constant")
     optimiser = AdamW(parallel_model.parameters, train)
     step = Step(parallel_model, optimiser, train, 100)
     state = state_bytes(parallel_model, optimiser, own_rows(parallel_model, seed=0))

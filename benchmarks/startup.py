@@ -23,7 +23,7 @@ CASE = Path(__file__).parents[1] / "tests" / "golden" / "cases" / "bee_generate"
 RECIPE = """\
 model: {{family: cpm_bee, base: {case}, vocab: {case}/vocab.txt}}
 data: {{train: {home}/rows.jsonl, max_length: 64, cache: {home}/cache}}
-train: {{steps: 1, batch_rows: 1}}
+train: {{steps: 1, batch_size: 1}}
 run: {{folder: {home}/run}}
 """
 

@@ -25,6 +25,7 @@ from turns import LR, check_agreement, gradient_length, make_step, report, take_
 
 from hanlin.core.batch import IGNORED, Batch, Sample
 from hanlin.models.chatglm2 import family
+from hanlin.models.common import decoder_batch
 from hanlin.recipe.settings import TuningSettings
 from hanlin.tuning.apply import apply_tuning, trained_parameters
 
@@ -69,7 +70,7 @@ def compare(tuning: str, samples: list[Sample], rounds: int) -> dict[str, Any]:
     settings = TuningSettings.model_validate({"method": tuning, **extra})
     apply_tuning(ours, settings, family, torch.Generator().manual_seed(1))
     peer = {"full": FullPeer, "lora": LoraPeer, "prefix": PrefixPeer}[tuning](theirs, ours)
-    batch = rows.collate([samples], sum(sample.length for sample in samples), SMALL.pad_id)
+    batch = decoder_batch.collate([samples], sum(sample.length for sample in samples), SMALL.pad_id)
     step = make_step(ours, weight_decay=0.01)
     padded = pad_as_original(samples)
     check_equal(ours, batch, peer, padded)

@@ -115,7 +115,7 @@ def step_flops(config: Cpm1Config, length: int) -> float:
 
 
 def make_loader(config: Cpm1Config, length: int, folder: Path) -> Loader:
-    """CorpusWindows of an indexed corpus of random documents."""
+    """Windows of an indexed corpus of random documents."""
     rng = np.random.default_rng(0)
     with written_index(folder / "corpus", "mmap", config.vocab_size) as writer:
         for size in rng.integers(50, 800, 1000).tolist():
@@ -124,7 +124,7 @@ def make_loader(config: Cpm1Config, length: int, folder: Path) -> Loader:
     processor: Any = Cpm1Processor(Ids(config.vocab_size), config)  # pyright: ignore[reportArgumentType]
     wanted = WindowRequest("1,0,0", "train", length, seed=0)
     windows = open_windows([folder / "corpus"], processor, wanted, config.vocab_size, folder)
-    return Loader(windows, processor, max_length=length, batch_rows=STEP_TOKENS // length, shuffle=False, pack=False)
+    return Loader(windows, processor, max_length=length, batch_size=STEP_TOKENS // length, shuffle=False, pack=False)
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ class Matrices:
 
 def make_step(model: nn.Module, weight_decay: float = 0.0) -> Step:
     """Our training step, gradients clipped to length 1."""
-    settings = TrainSettings(steps=1000, batch_rows=1, lr=LR, schedule="constant", weight_decay=weight_decay)
+    settings = TrainSettings(steps=1000, batch_size=1, lr=LR, schedule="constant", weight_decay=weight_decay)
     parallel_model = parallelize(model, torch.device("cpu"))
     return Step(parallel_model, AdamW(parallel_model.parameters, settings), settings, 1000)
 

@@ -59,8 +59,8 @@ def test_a_right_recipe_has_no_problems() -> None:
 def test_problems_carry_the_place_of_their_setting(project: Path) -> None:
     (project / "vocab.txt").unlink()
     with pytest.raises(ConfigError) as caught:
-        check_file("recipe.yaml", ["train.micro_rows=3", "train.batch_rows=8", "run.folder=train.jsonl/run"])
-    assert "command line: train.batch_rows: 8 is not" in str(caught.value)
+        check_file("recipe.yaml", ["train.micro_batch_size=3", "train.batch_size=8", "run.folder=train.jsonl/run"])
+    assert "command line: train.batch_size: 8 is not" in str(caught.value)
     assert "recipe.yaml:4: model.vocab: there is no vocab.txt" in str(caught.value)
 
 
@@ -207,8 +207,8 @@ LAYOUTS = [
     ("schedule=interleaved", "parallel.schedule: has no effect with parallel.pipe 1"),
     ("pipe=2 stages_per_rank=2", "parallel.stages_per_rank: has no effect with parallel.schedule 1f1b"),
     ("sequence_parallel=true", "parallel.sequence_parallel: has no effect with parallel.tensor 1"),
-    ("data=4 micro_batches=3", "train.batch_rows: 8 rows are too few for 3 micro-batches x 4 data ranks: train.b"),
-    ("micro_batches=2 train.micro_rows=2", "parallel.micro_batches: 2 is given beside train.micro_rows 2"),
+    ("data=4 micro_batches=3", "train.batch_size: 8 rows are too few for 3 micro-batches x 4 data ranks: train.b"),
+    ("micro_batches=2 train.micro_batch_size=2", "parallel.micro_batches: 2 is given beside train.micro_batch_size 2"),
     ("pipe=2 schedule=interleaved micro_batches=5", "parallel.micro_batches: 5 cannot go through an interleaved"),
     ("tensor=3", "parallel.tensor: 4 heads cannot be divided among 3 ranks; use a divisor of 4 ("),
     ("pipe=3", "parallel.pipe: 2 blocks cannot be cut into 3 stages; use fewer"),

@@ -8,12 +8,12 @@ import pytest
 
 from hanlin.cli.main import main
 from hanlin.data.sources.bee import write_bee
-from hanlin.data.sources.megatron import Form, written_index
+from hanlin.data.sources.megatron import IndexForm, written_index
 
 ITEMS = [[1, 2, 3], [], [4], [5, 6]]
 
 
-def write(prefix: Path, form: Form = "mmap") -> Path:
+def write(prefix: Path, form: IndexForm = "mmap") -> Path:
     with written_index(prefix, form, 100) as writer:
         for item in ITEMS:
             writer.add(item)
@@ -34,7 +34,7 @@ def facts(path: Path | str, capsys: pytest.CaptureFixture[str]) -> dict[str, str
     [("mmap", "mmap (MMIDIDX)", "uint16", 12), ("cached", "cached, also called lazy (TNTIDX)", "int32", 24)],
 )
 def test_a_corpus_is_told_by_any_of_its_names(
-    tmp_path: Path, form: Form, named: str, dtype: str, size: int, ending: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, form: IndexForm, named: str, dtype: str, size: int, ending: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(tmp_path / "some.data", form)
     assert facts(tmp_path / f"some.data{ending}", capsys) == {

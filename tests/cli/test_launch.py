@@ -122,10 +122,10 @@ def test_deepspeed_s_file_becomes_yaml_or_words(tmp_path: Path, capsys: pytest.C
     file.write_text(json.dumps({"train_micro_batch_size_per_gpu": 2, "wall_clock_breakdown": True}))
     assert main(["deepspeed", str(file), "--data", "4"]) == 0
     shown = capsys.readouterr()
-    assert yaml.safe_load(shown.out)["train"]["batch_rows"] == 8
+    assert yaml.safe_load(shown.out)["train"]["batch_size"] == 8
     assert "wall_clock_breakdown: has no meaning" in shown.err
     assert main(["deepspeed", str(file), "--data", "4", "--one-line"]) == 0
-    assert "train.batch_rows=8 train.micro_rows=2" in capsys.readouterr().out
+    assert "train.batch_size=8 train.micro_batch_size=2" in capsys.readouterr().out
 
 
 def test_the_launcher_itself_needs_no_torch() -> None:

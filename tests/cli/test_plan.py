@@ -10,7 +10,7 @@ from hanlin.cli.main import main
 RECIPE = """\
 model: {family: chatglm2, size: tiny, config: {vocab_size: 2000}}
 data: {max_length: 128}
-train: {batch_rows: 16, micro_rows: 2}
+train: {batch_size: 16, micro_batch_size: 2}
 run: {folder: run}
 """
 

@@ -33,7 +33,7 @@ def write_recipe(folder: Path, name: str, *, steps: int = 12, **changes: dict) -
     recipe = {
         "model": {"family": "cpm_bee", "base": str(CASE), "vocab": str(CASE / "vocab.txt")},
         "data": {"train": str(data), "eval": str(data), "max_length": 64, "cache": str(folder / "cache")},
-        "train": {"steps": steps, "batch_rows": 2, "lr": 0.01, "eval_every": 4, "save_every": 2},
+        "train": {"steps": steps, "batch_size": 2, "lr": 0.01, "eval_every": 4, "save_every": 2},
         "generate": {"method": "greedy", "max_new_tokens": 6},
         "evaluate": {"tasks": ["generate", "loss"], "limit": 4},
         "run": {"folder": str(folder / name), "seed": 3, "threads": 1},

@@ -12,7 +12,7 @@ from hanlin.checkpoint.delta import is_adapter
 from hanlin.cli.main import main
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-SHORT = ("train.steps=2", "train.warmup_steps=1", "train.batch_rows=2", "run.threads=1", "run.device=cpu")
+SHORT = ("train.steps=2", "train.warmup_steps=1", "train.batch_size=2", "run.threads=1", "run.device=cpu")
 
 
 @pytest.fixture(scope="module")

@@ -60,7 +60,7 @@ TWINS = [
     Twin("chatglm2_adgen_full", ADGEN, ("train.lr=1e-2",)),
     Twin("chatglm2_chat_lora", CHAT, ("data.max_length=64", "train.warmup_steps=2", "train.eval_every=4")),
 ]
-COMMON = ("train.steps=8", "train.save_every=8", "train.batch_rows=4", "train.precision=fp32",
+COMMON = ("train.steps=8", "train.save_every=8", "train.batch_size=4", "train.precision=fp32",
           "parallel.checkpoint_activations=none", "generate.max_new_tokens=8", "run.threads=1")  # fmt: skip
 
 

@@ -38,7 +38,7 @@ QUESTIONS = [
 CHID = {"content": ["举头#idiom1#，低头#idiom2#。"], "candidates": ["明月", "故乡", "地上"]}
 BLANKS = {"#idiom1#": 0, "#idiom2#": 1}
 NO_LAYOUT = ("parallel.tensor=1", "parallel.shard=none", "train.precision=fp32", "run.threads=1")
-QUICK = ("train.steps=6", "train.batch_rows=4", "train.lr=1e-2", "data.max_length=32", "run.threads=1",
+QUICK = ("train.steps=6", "train.batch_size=4", "train.lr=1e-2", "data.max_length=32", "run.threads=1",
          "generate.max_new_tokens=6")  # fmt: skip
 
 
@@ -163,7 +163,7 @@ def test_what_the_model_cannot_read_is_refused(released: Path, tmp_path: Path, c
 @pytest.mark.parametrize("stem", PRETRAINING)
 def test_a_small_twin_of_each_recipe_is_pretrained(stem: str, tmp_path: Path) -> None:
     words = [str(RECIPES / f"{stem}.yaml"), *NO_LAYOUT, "model.size=tiny", "data.max_length=24", "data.eval_windows=4",
-             "train.steps=4", "train.batch_rows=4", "train.micro_rows=2", "train.eval_every=4", "train.save_every=4",
+             "train.steps=4", "train.batch_size=4", "train.micro_batch_size=2", "train.eval_every=4", "train.save_every=4",
              f"data.train={write_rows(tmp_path / 'texts.jsonl', TEXTS * 20)}", f"model.vocab={vocabulary(tmp_path)}",
              f"run.folder={tmp_path / 'run'}", f"data.cache={tmp_path / 'cache'}"]  # fmt: skip
     assert main(["check", *words]) == 0
@@ -199,7 +199,7 @@ def test_a_small_twin_of_each_recipe_is_tuned(
 ) -> None:
     data = write_rows(tmp_path / "rows.jsonl", rows)
     words = [str(RECIPES / f"{stem}.yaml"), *NO_LAYOUT, "data.max_length=64", "train.epochs=null", "train.steps=2",
-             "train.batch_rows=2", "train.micro_rows=2", "data.train_share=1", f"model.base={released}",
+             "train.batch_size=2", "train.micro_batch_size=2", "data.train_share=1", f"model.base={released}",
              *(f"{key}={data}" for key in ("data.train", "data.eval", "evaluate.data")),
              f"run.folder={tmp_path / 'run'}", f"data.cache={tmp_path / 'cache'}"]  # fmt: skip
     assert main(["train", *words]) == 0

@@ -29,7 +29,7 @@ RECIPES = [
 # A recipe for each script of the original, which has no prompts for two of the data sets.
 WITHOUT_SCRIPT = [("kdconv", "prompt"), ("sogou-log", "prompt")]
 TINY = (
-    "train.epochs=null", "train.steps=2", "train.batch_rows=2", "train.micro_rows=1", "train.precision=fp32",
+    "train.epochs=null", "train.steps=2", "train.batch_size=2", "train.micro_batch_size=1", "train.precision=fp32",
     "train.eval_every=null", "train.save_every=null", "train.lr=1e-3", "data.train_share=1.0", "data.eval_share=1.0",
     "data.max_length=128", "generate.max_new_tokens=6", "run.threads=1",
     "parallel.tensor=1", "parallel.shard=none", "parallel.checkpoint_activations=none",

@@ -33,7 +33,7 @@ def recipe(tmp_path: Path) -> Path:
             "max_length": 16,
             "cache": str(tmp_path / "cache"),
         },
-        "train": {"steps": 4, "batch_rows": 4, "eval_every": 2, "lr": 0.01},
+        "train": {"steps": 4, "batch_size": 4, "eval_every": 2, "lr": 0.01},
         "run": {"folder": str(tmp_path / "run"), "device": "cpu"},
     }
     path = tmp_path / "recipe.yaml"

@@ -46,7 +46,7 @@ def write_recipe(folder: Path, base: Path, prompt: object, **model: str) -> Path
         "model": {"family": "cpm2", "base": str(base), **model},
         "data": {"train": raw, "options": {"dataset": "lcqmc"}, "max_length": 64, "cache": str(folder / "cache")},
         "tuning": {"method": "prompt", "prompt": prompt},
-        "train": {"steps": 2, "batch_rows": 2, "lr": 0.1, "warmup_steps": 1},
+        "train": {"steps": 2, "batch_size": 2, "lr": 0.1, "warmup_steps": 1},
         "evaluate": {"data": raw, "tasks": ["generate", "loss"]},
         "generate": {"method": "greedy", "max_new_tokens": 1},
         "run": {"folder": str(folder / "run"), "threads": 1, "device": "cpu"},

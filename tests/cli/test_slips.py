@@ -22,7 +22,7 @@ data:
   cache: cache
 train:
   steps: 10
-  batch_rows: 8
+  batch_size: 8
 run:
   folder: run
 """
@@ -65,7 +65,7 @@ SLIPS = [
     Slip("another trainer's name", ("train.learning_rate", "'train.lr'"), changes=("train.learning_rate=1e-4",)),
     Slip("word for a number", ("recipe.yaml:10: train.steps", "found 'ten'"), "steps: 10", "steps: ten"),
     Slip("truth value for a number", ("train.steps: a number is expected",), "steps: 10", "steps: true"),
-    Slip("fraction for a count", ("train.batch_rows", "found 2.5"), "batch_rows: 8", "batch_rows: 2.5"),
+    Slip("fraction for a count", ("train.batch_size", "found 2.5"), "batch_size: 8", "batch_size: 2.5"),
     Slip("list for a number", ("train.lr", "found [0.001]"), changes=("train.lr=[1e-3]",)),
     Slip("text for a section", ("tuning", "a section is expected"), append="tuning: lora\n"),
     Slip("negative rank", ("tuning.rank", "greater than 0"), changes=("tuning.method=lora", "tuning.rank=-4")),
@@ -86,7 +86,7 @@ SLIPS = [
     Slip("too small an embedding", ("model.vocab", "17 tokens", "10 rows"), changes=("model.config.vocab_size=10",)),
     Slip("steps and epochs", ("train.epochs", "both steps (10) and epochs (2)"), changes=("train.epochs=2",)),
     Slip("no length", ("train.steps", "say how long to train"), "  steps: 10\n", ""),
-    Slip("batch arithmetic", ("train.batch_rows", "use 6 or 9"), changes=("train.micro_rows=3",)),
+    Slip("batch arithmetic", ("train.batch_size", "use 6 or 9"), changes=("train.micro_batch_size=3",)),
     Slip("warm-up without end", ("train.warmup_steps", "step 10"), changes=("train.warmup_steps=10",)),
     Slip("rank of nothing", ("tuning.rank: has no effect with tuning.method full",), changes=("tuning.rank=8",)),
     Slip("loss scale in fp32", ("train.loss_scale: has no effect",), changes=("train.loss_scale=1024",)),
@@ -97,7 +97,7 @@ SLIPS = [
     Slip("unwritable output", ("run.folder", "is a file; choose another"), "folder: run", "folder: vocab.txt/run"),
     Slip("unknown device", ("run.device", "device"), changes=("run.device=gpu",)),
     Slip("setting given twice", ("train.steps: stands twice, first in line 10",), "steps: 10", "steps: 9\n  steps: 9"),
-    Slip("bad indentation", ("recipe.yaml:11: not YAML",), "  batch_rows: 8", "   batch_rows: 8"),
+    Slip("bad indentation", ("recipe.yaml:11: not YAML",), "  batch_size: 8", "   batch_size: 8"),
     Slip("tab", ("recipe.yaml:10: not YAML", "tab"), "  steps: 10", "\tsteps: 10"),
     Slip("change without value", ("'train.lr' is not a change", "train.lr=1e-4"), changes=("train.lr",)),
     Slip("bad row", ("data.train", "bad.jsonl:2", "<ans>"), changes=("data.eval=[]", "data.train=bad.jsonl")),
@@ -131,9 +131,9 @@ def test_the_recipe_without_a_slip_is_right(project: Path, capsys: pytest.Captur
 
 
 def test_all_slips_of_a_recipe_are_listed_at_once(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    changes = ["train.stepz=1", "train.lr=fast", "model.size=huge", "train.micro_rows=3", "data.train=none.jsonl"]
+    changes = ["train.stepz=1", "train.lr=fast", "model.size=huge", "train.micro_batch_size=3", "data.train=none.jsonl"]
     assert main(["check", "recipe.yaml", *changes]) == 2
     message = capsys.readouterr().err
     assert "recipe.yaml: 5 problems" in message
-    for key in ("train.stepz", "train.lr", "model.size", "train.batch_rows", "data.train"):
+    for key in ("train.stepz", "train.lr", "model.size", "train.batch_size", "data.train"):
         assert f": {key}: " in message

@@ -21,7 +21,7 @@ data:
   train: [train.jsonl]
   cache: cache
   max_length: 64
-train: {steps: 1, batch_rows: 1}
+train: {steps: 1, batch_size: 1}
 run: {folder: run, threads: 1}
 """
 GOOD = {"prompt": "你好", "response": "你好，世界！", "history": []}

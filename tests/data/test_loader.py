@@ -31,7 +31,7 @@ def make_data(folder: Path, *files: list) -> Prepared:
 
 
 def loader(data: Prepared, processor: LetterProcessor | None = None, **options) -> Loader:
-    return Loader(data, processor or LetterProcessor(), **{"max_length": LENGTH, "batch_rows": 4, "seed": 3, **options})
+    return Loader(data, processor or LetterProcessor(), **{"max_length": LENGTH, "batch_size": 4, "seed": 3, **options})
 
 
 def rows_of(batches) -> list[list[list[int]]]:
@@ -128,14 +128,14 @@ def test_other_data_and_another_order_are_refused(tmp_path: Path, data: Prepared
     (tmp_path / "other").mkdir()
     with pytest.raises(DataError, match="other training data"):
         loader(make_data(tmp_path / "other", letters(56))).load_state_dict(state)
-    with pytest.raises(DataError, match=r"seed=3 \(now 4\), batch_rows=4 \(now 5\)"):
-        loader(data, seed=4, batch_rows=5).load_state_dict(state)
+    with pytest.raises(DataError, match=r"seed=3 \(now 4\), batch_size=4 \(now 5\)"):
+        loader(data, seed=4, batch_size=5).load_state_dict(state)
     loader(data, rank=1, world=2).load_state_dict(state)
 
 
 def test_samples_that_vary_do_so_each_epoch_and_the_same_on_every_rank(tmp_path: Path) -> None:
     data = make_data(tmp_path, letters(8, draw=True))
-    one = loader(data, batch_rows=8, pack=False)
+    one = loader(data, batch_size=8, pack=False)
     first, again = list(one.once(0)), list(one.once(0))
     assert all(equal(a, b) for a, b in zip(first, again, strict=True))
     answers = {tuple(batch.labels[batch.labels >= 0].tolist()) for epoch in range(6) for batch in one.once(epoch)}

@@ -1,4 +1,4 @@
-"""Processor cut from documents: every token of an epoch in order, one shared between neighbours."""
+"""Samples cut from documents: every token of an epoch in order, one shared between neighbours."""
 
 from __future__ import annotations
 

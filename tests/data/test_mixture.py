@@ -44,7 +44,7 @@ def mixture(folder: Path, *entries: dict[str, Any], **settings: Any) -> Mixture:
 
 
 def loader(data: Mixture, **options: Any) -> Loader:
-    return Loader(data, JoiningProcessor(), **{"max_length": LENGTH, "batch_rows": 4, "seed": 3, **options})
+    return Loader(data, JoiningProcessor(), **{"max_length": LENGTH, "batch_size": 4, "seed": 3, **options})
 
 
 def draws(data: Mixture, epochs: int, **options: Any) -> list[list[int]]:

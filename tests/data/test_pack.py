@@ -12,15 +12,15 @@ from hanlin.data.pack import best_fit, padding_share, plan_rows, pool_rows
 
 def test_best_fit_takes_the_fullest_row_that_fits_and_the_earliest_of_equals() -> None:
     # 6 | 7 | 3 joins 7 (left 3, not 4) | 4 joins 6 | 5 | 5 joins the third | 9: a fourth row, so three go out
-    assert list(best_fit([6, 7, 3, 4, 5, 5, 9], max_length=10, batch_rows=3)) == [
+    assert list(best_fit([6, 7, 3, 4, 5, 5, 9], max_length=10, batch_size=3)) == [
         [[0, 3], [1, 2], [4, 5]],
         [[6]],
     ]
-    assert list(best_fit([6, 6, 6, 4], max_length=10, batch_rows=5)) == [[[0, 3], [1], [2]]]
+    assert list(best_fit([6, 6, 6, 4], max_length=10, batch_size=5)) == [[[0, 3], [1], [2]]]
 
 
 def test_best_fit_gives_nothing_for_nothing() -> None:
-    assert list(best_fit([], max_length=10, batch_rows=3)) == []
+    assert list(best_fit([], max_length=10, batch_size=3)) == []
 
 
 def test_a_planned_epoch_holds_every_sample_once_and_no_row_is_too_long() -> None:
@@ -35,7 +35,7 @@ def test_a_planned_epoch_holds_every_sample_once_and_no_row_is_too_long() -> Non
 
 def test_a_planned_epoch_is_the_best_fit_of_the_original_while_all_rows_are_open() -> None:
     lengths = np.random.default_rng(1).integers(1, 60, size=300)
-    (expected,) = best_fit(lengths.tolist(), max_length=100, batch_rows=1000)
+    (expected,) = best_fit(lengths.tolist(), max_length=100, batch_size=1000)
     assert plan_rows(lengths, np.arange(300), 100) == expected
 
 

@@ -9,7 +9,7 @@ import pytest
 from letter_family import write_rows
 
 from hanlin.core.errors import DataError
-from hanlin.data.transform import check_mapping, open_records, transform
+from hanlin.data.transform import check_mapping, open_transformed, transform
 from hanlin.recipe.settings import DataSettings
 
 ROW = {"title": "静夜思", "text": {"first": "床前", "rest": {"second": "明月光"}}, "choices": {"A": "好", "B": "坏"}}
@@ -58,23 +58,23 @@ def test_a_script_is_called_with_random_numbers_of_the_row(tmp_path: Path) -> No
     script.write_text(
         "def transform(data, num_sample, r):\n    return {**data, 'n': str(num_sample), 'r': r.random()}\n"
     )
-    source = open_records(rows, DataSettings(transform=script))
+    source = open_transformed(rows, DataSettings(transform=script))
     made = [source[number] for number in range(3)]
     assert made == [source[number] for number in range(3)]
     assert len({record["r"] for record in made}) == 3
     assert (made[0]["a"], made[0]["n"], source.where(1)) == ("b", "0", f"{rows}:2")
     before = source.fingerprint
     script.write_text(script.read_text() + "# changed\n")
-    assert open_records(rows, DataSettings(transform=script)).fingerprint != before
+    assert open_transformed(rows, DataSettings(transform=script)).fingerprint != before
 
 
 def test_a_script_that_fails_names_its_row(tmp_path: Path) -> None:
     rows, script = write_rows(tmp_path / "rows.jsonl", [{"a": "b"}]), tmp_path / "fails.py"
     script.write_text("def transform(data, num_sample, r):\n    return data['x']\n")
     with pytest.raises(KeyError) as caught:
-        open_records(rows, DataSettings(transform=script))[0]
+        open_transformed(rows, DataSettings(transform=script))[0]
     assert caught.value.__notes__ == [f"{script} on {rows}:1"]
     (tmp_path / "empty.py").write_text("")
     for name, message in (("empty.py", "has no function transform"), ("no.py", "there is no")):
         with pytest.raises(DataError, match=message):
-            open_records(rows, DataSettings(transform=tmp_path / name))[0]
+            open_transformed(rows, DataSettings(transform=tmp_path / name))[0]

@@ -1,4 +1,4 @@
-"""CorpusWindows of token corpora: the original's order, blends, the same batches for any number of ranks, exact resume."""
+"""Windows of token corpora: the original's order, blends, the same batches for any number of ranks, exact resume."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LENGTH, VOCAB, SPLIT = 8, 100, "8,1,1"
 
 
 class TokenProcessor(LetterProcessor):
-    """CorpusWindows are next-token samples; a draw is kept beside them."""
+    """Windows are next-token samples; a draw is kept beside them."""
 
     marks = Marks(first_span=90, end=1, pad=0, vocab_size=VOCAB)
 
@@ -107,7 +107,7 @@ def test_corpora_are_blended_by_weight_or_by_size(tmp_path: Path, corpus: Path) 
 def test_ranks_together_read_what_one_reads_and_a_resume_goes_on(tmp_path: Path, corpus: Path) -> None:
     def loader(**ranks) -> Loader:
         windows = open_part(tmp_path, corpus, count=40)
-        return Loader(windows, TokenProcessor(), max_length=LENGTH, batch_rows=4, pack=False, shuffle=False, **ranks)
+        return Loader(windows, TokenProcessor(), max_length=LENGTH, batch_size=4, pack=False, shuffle=False, **ranks)
 
     whole = list(loader())
     assert [list(row) for batch in whole for row in batch.rows] == [[number] for number in range(40)]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hanlin.core.errors import CheckpointError
-from hanlin.formats.megatron import FORMS, Form, open_megatron, write_megatron
+from hanlin.formats.megatron import FORMS, MegatronForm, open_megatron, write_megatron
 from hanlin.formats.ranks import Partition
 
 HEADS, HEAD_DIM, RANKS = 4, 3, 2
@@ -76,7 +76,7 @@ def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_every_form_that_is_written_is_read_as_itself(tmp_path: Path, form: Form, ranks: int) -> None:
+def test_every_form_that_is_written_is_read_as_itself(tmp_path: Path, form: MegatronForm, ranks: int) -> None:
     tensors = {
         WORDS: torch.randn(8, 2),
         "language_model.embedding.position_embeddings.weight": torch.randn(3, 2),

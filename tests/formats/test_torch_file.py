@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from hanlin.core.errors import CheckpointError
-from hanlin.formats.lazy import Lazy, Part
+from hanlin.formats.lazy import Lazy, TensorSubset
 from hanlin.formats.torch_file import load_torch_file, write_torch_files
 
 TENSORS = {
@@ -23,7 +23,7 @@ TENSORS = {
 }
 
 
-class Twins(Part):
+class Twins(TensorSubset):
     def twin(self, name: str) -> str:
         return "a" if name == "copy" else name
 

@@ -13,6 +13,7 @@ from hanlin.generate.dialogue_cache import DialogueCache
 from hanlin.generate.engine import Engine
 from hanlin.models.chatglm2 import family
 from hanlin.models.chatglm2.config import ChatGlm2Config
+from hanlin.models.common import decoder_batch
 from hanlin.models.common.decoder_batch import TextCursor
 from hanlin.recipe.settings import GenerateSettings, TuningSettings
 from hanlin.tuning.apply import apply_tuning
@@ -31,7 +32,7 @@ class Ids:
         return Prompt(record, {"tokens": np.array(record[:-1], np.int32)}, cursor)
 
     def collate_prompts(self, prompts: list[Prompt]) -> PromptBatch:
-        inputs = rows.pad_left([prompt.inputs["tokens"] for prompt in prompts], 0)
+        inputs = decoder_batch.pad_left([prompt.inputs["tokens"] for prompt in prompts], 0)
         return PromptBatch(inputs, [prompt.cursor for prompt in prompts], [[] for _ in prompts])
 
     def answer_texts(self, prompt: Prompt, tokens: tuple[int, ...]) -> list[str]:

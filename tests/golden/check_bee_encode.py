@@ -142,7 +142,7 @@ def _check_batch(batch: Batch, expected: dict[str, np.ndarray]) -> None:
 
 
 def _instances(processor: CpmBeeProcessor, records: list[Any], args: dict) -> Iterator[Sample]:
-    """Processor in the original's order of random draws: how many examples, then the shuffles of each row read."""
+    """Samples in the original's order of random draws: how many examples, then the shuffles of each row read."""
     rng = np.random.RandomState(args["seed"])
     weights = np.array(args.get("incontext", [1.0]), dtype=np.float32)
     weights /= weights.sum()
@@ -164,7 +164,7 @@ def _instances(processor: CpmBeeProcessor, records: list[Any], args: dict) -> It
         yield processor.join(main, examples)
 
 
-def _best_fit(instances: Iterator[Sample], length: int, batch_rows: int) -> Iterator[list[list[Sample]]]:
+def _best_fit(instances: Iterator[Sample], length: int, batch_size: int) -> Iterator[list[list[Sample]]]:
     rows: list[list[Sample]] = []
     for instance in instances:
         free = [length - sum(sample.length for sample in row) - instance.length for row in rows]
@@ -173,9 +173,9 @@ def _best_fit(instances: Iterator[Sample], length: int, batch_rows: int) -> Iter
             rows[min(fitting, key=free.__getitem__)].append(instance)
         else:
             rows.append([instance])
-        if len(rows) > batch_rows:
-            yield rows[:batch_rows]
-            rows = rows[batch_rows:]
+        if len(rows) > batch_size:
+            yield rows[:batch_size]
+            rows = rows[batch_size:]
     if rows:
         yield rows
 

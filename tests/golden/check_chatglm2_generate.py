@@ -14,6 +14,7 @@ from hanlin.core.batch import Prompt, PromptBatch
 from hanlin.generate.engine import Engine
 from hanlin.generate.sampling import warp
 from hanlin.models.chatglm2 import family
+from hanlin.models.common import decoder_batch
 from hanlin.models.common.decoder_batch import TextCursor
 from hanlin.recipe.settings import GenerateSettings
 
@@ -32,7 +33,7 @@ class Rows:
         ]
 
     def collate_prompts(self, prompts: Sequence[Prompt]) -> PromptBatch:
-        inputs = rows.pad_left([prompt.inputs["tokens"] for prompt in prompts], PAD)
+        inputs = decoder_batch.pad_left([prompt.inputs["tokens"] for prompt in prompts], PAD)
         return PromptBatch(inputs, [prompt.cursor for prompt in prompts], [[] for _ in prompts])
 
 

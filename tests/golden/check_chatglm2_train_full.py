@@ -87,8 +87,8 @@ def settings_of(case: Path) -> TrainSettings:
     flags = flags_of(case)
     return TrainSettings(
         steps=flags.max_steps,
-        batch_rows=flags.per_device_train_batch_size * flags.gradient_accumulation_steps,
-        micro_rows=flags.per_device_train_batch_size,
+        batch_size=flags.per_device_train_batch_size * flags.gradient_accumulation_steps,
+        micro_batch_size=flags.per_device_train_batch_size,
         lr=flags.learning_rate,
         schedule="linear",
         first_step_at_zero=True,  # with linear decay and no warm-up: the first step has the full rate

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from hanlin.data.megatron_index import SPLITS, SampleIndex, build_index, index_prefix, split_bounds
-from hanlin.data.sources.megatron import Form, IndexedData, indexed_file, written_index
+from hanlin.data.sources.megatron import IndexedData, IndexForm, indexed_file, written_index
 
 
 def check(case: Path, vocab: Path) -> None:
@@ -21,7 +21,7 @@ def check(case: Path, vocab: Path) -> None:
     whole = [[item] for item in documents["docs"]]
     sentences = documents["sentence_items"]
     in_pairs = [sentences[i : i + 2] for i in range(0, len(sentences), 2)]
-    forms: list[tuple[str, Form, bool]] = [
+    forms: list[tuple[str, IndexForm, bool]] = [
         ("mmap_u16_text_document", "mmap", True),
         ("mmap_i32_text_document", "mmap", False),
         ("cached_i32_text_document", "cached", False),
@@ -36,7 +36,7 @@ def check(case: Path, vocab: Path) -> None:
     _check_samples(case, facts, data, expected)
 
 
-def _check_form(prefix: Path, form: Form, is_narrow: bool, documents: list[list[list[int]]]) -> None:
+def _check_form(prefix: Path, form: IndexForm, is_narrow: bool, documents: list[list[list[int]]]) -> None:
     data = IndexedData(prefix)
     assert (data.index.form, data.index.dtype) == (form, np.dtype("<u2" if is_narrow else "<i4")), prefix
     assert [data[i].tolist() for i in range(len(data))] == [item for items in documents for item in items], prefix

@@ -7,16 +7,18 @@ import torch
 from torch.nn import functional
 
 from hanlin.layers import loss as loss_module
-from hanlin.layers.loss import Piece, head_loss
+from hanlin.layers.loss import HeadPart, head_loss
 
 
-def plain_loss(hidden: torch.Tensor, pieces: list[Piece], labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+def plain_loss(
+    hidden: torch.Tensor, pieces: list[HeadPart], labels: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
     logits = torch.cat([hidden @ table.t() * factor for table, factor in pieces], -1)
     losses = functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
     return (losses.view_as(labels) * weights).sum()
 
 
-def make_problem() -> tuple[torch.Tensor, list[Piece], torch.Tensor, torch.Tensor]:
+def make_problem() -> tuple[torch.Tensor, list[HeadPart], torch.Tensor, torch.Tensor]:
     draw = torch.Generator().manual_seed(0)
     tables = [torch.randn(size, 8, generator=draw, dtype=torch.float64, requires_grad=True) for size in (13, 4)]
     hidden = torch.randn(2, 9, 8, generator=draw, dtype=torch.float64, requires_grad=True)
@@ -50,7 +52,7 @@ def test_a_lone_table_has_the_same_loss_and_gradients() -> None:
 
 def test_frozen_tables_get_no_gradient() -> None:
     hidden, pieces, labels, weights = make_problem()
-    frozen: list[Piece] = [(table.detach(), factor) for table, factor in pieces]
+    frozen: list[HeadPart] = [(table.detach(), factor) for table, factor in pieces]
     (expected,) = torch.autograd.grad(plain_loss(hidden, pieces, labels, weights), hidden)
     (found,) = torch.autograd.grad(head_loss(hidden, frozen, labels, weights), hidden)
     torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-12)

@@ -15,6 +15,7 @@ from torch import distributed
 
 from hanlin.core.errors import DataError, RankError, noting
 from hanlin.core.ranks import free_port
+from hanlin.parallel import failure_report
 from hanlin.parallel.failure_report import report_failures
 
 CPU = torch.device("cpu")
@@ -25,10 +26,10 @@ def _meeting_place(monkeypatch):
     """Where the ranks meet, as a launcher would tell them; a short roll call, so that a test is over soon."""
     monkeypatch.setenv("MASTER_PORT", str(free_port()))
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    monkeypatch.setattr(group, "ROLL_CALL_SECONDS", 3.0)
+    monkeypatch.setattr(failure_report, "ROLL_CALL_SECONDS", 3.0)
 
 
-def sharded(world, body, *, timeout_seconds=20.0, interface=None):
+def joined(world, body, *, timeout_seconds=20.0, interface=None):
     """Run the body on ranks that meet by themselves; on each rank what it returned, or the text of its RankError."""
     end = multiprocessing.get_context("fork").Barrier(world)
 
@@ -59,7 +60,7 @@ def add_one() -> float:
 
 @pytest.mark.usefixtures("_meeting_place")
 def test_ranks_meet_talk_and_leave():
-    assert sharded(3, add_one) == [3.0, 3.0, 3.0]
+    assert joined(3, add_one) == [3.0, 3.0, 3.0]
 
 
 def test_ranks_that_srun_started_meet_on_the_first_node_of_the_list():
@@ -88,7 +89,7 @@ def test_all_learn_which_rank_failed_in_which_step_and_why(bad):
             raise DataError("rows.jsonl:3: not JSON")
         return add_one()
 
-    told = sharded(2, body, timeout_seconds=3.0)
+    told = joined(2, body, timeout_seconds=3.0)
     assert told[bad] == "DataError: rows.jsonl:3: not JSON"
     assert f"rank {bad} failed: step=7 DataError: rows.jsonl:3: not JSON" in told[1 - bad]
     assert told[1 - bad].startswith(f"RankError: rank {1 - bad} of 2 was ended")
@@ -103,7 +104,7 @@ def test_a_hung_rank_is_named_after_the_time_out():
             return "slept"
         return add_one()
 
-    told = sharded(3, body, timeout_seconds=4)
+    told = joined(3, body, timeout_seconds=4)
     assert all("rank 1 does not answer: killed, or it hangs; step=7" in told[rank] for rank in (0, 2))
 
 
@@ -127,6 +128,6 @@ def test_a_killed_rank_is_named():
 
 @pytest.mark.usefixtures("_meeting_place")
 def test_a_wrong_interface_is_told_with_those_that_are_there():
-    told = sharded(2, add_one, interface="nosuch0")
+    told = joined(2, add_one, interface="nosuch0")
     assert all("could not meet the others" in text and "GLOO_SOCKET_IFNAME" in text for text in told)
     assert all("nosuch0" in text and socket.if_nameindex()[0][1] in text for text in told)

@@ -50,7 +50,7 @@ def train(
         "data": {"train": str(project / "rows.jsonl"), "eval": str(project / "rows.jsonl"), "max_length": 48,
                  "cache": str(project / "cache")},
         "tuning": {"method": tuning},
-        "train": {"steps": steps, "batch_rows": 3, "lr": 1e-2, "schedule": "constant", "eval_every": 4, **others},
+        "train": {"steps": steps, "batch_size": 3, "lr": 1e-2, "schedule": "constant", "eval_every": 4, **others},
         "parallel": layout,
         "run": {"folder": str(project / run), "device": "cpu", "threads": 1},
     }  # fmt: skip

@@ -39,7 +39,7 @@ class Measured:
 def tiny_recipe(family: str, *changes: str) -> Recipe:
     """Two rows of 128 tokens in each pass."""
     model = {"family": family, "size": "tiny", "config": {"vocab_size": 2000}}
-    settings = {"train": {"batch_rows": 2, "micro_rows": 2}, "data": {"max_length": LENGTH}}
+    settings = {"train": {"batch_size": 2, "micro_batch_size": 2}, "data": {"max_length": LENGTH}}
     return make_recipe({"model": model, "run": {"folder": "run"}, **settings}, changes)
 
 
@@ -57,11 +57,11 @@ def place_fresh(recipe: Recipe, config: Any) -> ParallelModel:
 
 
 def measure(recipe: Recipe, config: Any) -> Measured:
-    """TraceSettings the passes of one step in this process."""
+    """Run the passes of one step in this process."""
     parallel_model = place_fresh(recipe, config)
     optimiser, weights = AdamW(parallel_model.parameters, recipe.train), list(parallel_model.model.parameters())
     parts = _batch(parallel_model, recipe, config.vocab_size).split(
-        recipe.train.batch_rows // (recipe.train.micro_rows or 1)
+        recipe.train.batch_size // (recipe.train.micro_batch_size or 1)
     )
     given = [tensor for part in parts for tensor in (*part.inputs.values(), part.labels, part.weights)]
     state = list(optimiser.tensors().values())
@@ -94,13 +94,13 @@ class RankBytes(TorchDispatchMode):
         return result
 
 
-def measure_rank(recipe: Recipe, config: Any, micro_rows: int, micro_batches: int) -> int:
+def measure_rank(recipe: Recipe, config: Any, micro_batch_size: int, micro_batches: int) -> int:
     """The peak of this rank's tensors in a step after the first one, in bytes."""
     parallel_model = place_fresh(recipe, config)
     state = [local(tensor) for tensor in AdamW(parallel_model.parameters, recipe.train).tensors().values()]
     weights = [local(weight) for model in parallel_model.models for weight in model.parameters()]
     whole = load_family(recipe.model.family).model()(config)  # a stage cannot say what the first one reads
-    rows = micro_rows * micro_batches
+    rows = micro_batch_size * micro_batches
     inputs = make_inputs(whole, rows, TraceSettings(LENGTH, LENGTH, torch.float32))
     labels = torch.randint(config.vocab_size, (rows, LENGTH), generator=torch.Generator().manual_seed(0))
     parts = Batch(inputs, labels, torch.ones(rows, LENGTH)).split(micro_batches)
@@ -113,7 +113,7 @@ def measure_rank(recipe: Recipe, config: Any, micro_rows: int, micro_batches: in
 
 
 def _batch(parallel_model: ParallelModel, recipe: Recipe, vocab_size: int) -> Batch:
-    rows = recipe.train.batch_rows
+    rows = recipe.train.batch_size
     inputs = make_inputs(parallel_model.model, rows, TraceSettings(LENGTH, LENGTH, DTYPES[recipe.train.precision]))
     labels = torch.randint(vocab_size, (rows, LENGTH), generator=torch.Generator().manual_seed(0))
     return Batch(inputs, labels, torch.ones(rows, LENGTH))

@@ -14,7 +14,7 @@ from hanlin.planner.layout import Layout, layout_of
 from hanlin.recipe.settings import Recipe
 
 FAMILIES = ["chatglm2", "cpm1", "cpm1_t5", "cpm2", "cpm_bee"]
-TWO_PASSES = "train.batch_rows=4"
+TWO_PASSES = "train.batch_size=4"
 
 
 def _planned(recipe: Recipe, world: int = 1) -> list[RankMemory]:
@@ -57,7 +57,7 @@ def test_computing_again_takes_what_the_plan_says(family: str, kept: str) -> Non
 LAYOUTS = [
     (("parallel.data=2", "parallel.shard=parameters"), 2),
     (("parallel.tensor=2",), 2),
-    (("parallel.pipe=2", "train.micro_rows=1"), 2),
+    (("parallel.pipe=2", "train.micro_batch_size=1"), 2),
     (("parallel.tensor=2", "parallel.shard=gradients", "tuning.method=lora"), 4),
 ]
 
@@ -80,16 +80,16 @@ def test_ranks_hold_what_the_plan_says(family: str, changes: tuple[str, ...], wo
 
 
 PEAKS = [
-    ("parallel.shard=parameters", "train.batch_rows=8"),
-    ("parallel.shard=gradients", "train.batch_rows=8", "train.precision=bf16"),
-    ("parallel.shard=parameters", "train.batch_rows=8", "train.precision=bf16"),
-    ("parallel.shard=parameters", "train.batch_rows=8", "train.precision=bf16", "parallel.gather_fp32=true"),
-    ("parallel.shard=parameters", "train.batch_rows=8", "train.precision=bf16", "train.micro_rows=2"),
+    ("parallel.shard=parameters", "train.batch_size=8"),
+    ("parallel.shard=gradients", "train.batch_size=8", "train.precision=bf16"),
+    ("parallel.shard=parameters", "train.batch_size=8", "train.precision=bf16"),
+    ("parallel.shard=parameters", "train.batch_size=8", "train.precision=bf16", "parallel.gather_fp32=true"),
+    ("parallel.shard=parameters", "train.batch_size=8", "train.precision=bf16", "train.micro_batch_size=2"),
     ("parallel.tensor=2", "train.precision=bf16"),
     ("parallel.tensor=2", "parallel.sequence_parallel=true"),
     ("parallel.tensor=2", "parallel.checkpoint_activations=full"),
-    ("parallel.pipe=2", "train.batch_rows=8", "train.precision=bf16"),
-    ("parallel.pipe=2", "train.batch_rows=8", "parallel.schedule=gpipe"),
+    ("parallel.pipe=2", "train.batch_size=8", "train.precision=bf16"),
+    ("parallel.pipe=2", "train.batch_size=8", "parallel.schedule=gpipe"),
 ]
 
 
@@ -103,7 +103,7 @@ def test_ranks_take_what_the_plan_says(family: str, changes: tuple[str, ...]) ->
     recipe = tiny_recipe(family, *changes)
     config, layout = job_of(recipe).config, layout_of(recipe, 2)
     planned = [memory.peak for memory in _planned(recipe, 2)]
-    found = run_ranks(2, lambda: measure_rank(recipe, config, layout.micro_rows, layout.micro_batches))
+    found = run_ranks(2, lambda: measure_rank(recipe, config, layout.micro_batch_size, layout.micro_batches))
     assert planned == pytest.approx(found if len(planned) == 2 else found[:1], rel=0.1)
 
 
@@ -113,36 +113,38 @@ def _local_bytes(weight: nn.Parameter) -> int:
 
 
 def test_sharded_state_falls_with_the_ranks() -> None:
-    job = job_of(tiny_recipe("chatglm2", "train.batch_rows=16"))
-    by_ranks = [estimate(job, Layout(data=ranks, shard="parameters", micro_rows=1)).ranks[0].memory for ranks in (2, 8)]
+    job = job_of(tiny_recipe("chatglm2", "train.batch_size=16"))
+    by_ranks = [
+        estimate(job, Layout(data=ranks, shard="parameters", micro_batch_size=1)).ranks[0].memory for ranks in (2, 8)
+    ]
     assert by_ranks[0].optimiser == pytest.approx(4 * by_ranks[1].optimiser, rel=0.01)
 
 
 def test_sequence_parallel_keeps_less() -> None:
     job = job_of(tiny_recipe("chatglm2"))
-    plain = estimate(job, Layout(tensor=2, micro_rows=2)).ranks[0].memory.activations
-    divided = estimate(job, Layout(tensor=2, micro_rows=2, sequence_parallel=True)).ranks[0].memory.activations
+    plain = estimate(job, Layout(tensor=2, micro_batch_size=2)).ranks[0].memory.activations
+    divided = estimate(job, Layout(tensor=2, micro_batch_size=2, sequence_parallel=True)).ranks[0].memory.activations
     assert plain / 2 < divided < plain
 
 
 def test_traffic_of_hand_counted_layouts() -> None:
-    job = job_of(tiny_recipe("chatglm2", "train.batch_rows=16"))
+    job = job_of(tiny_recipe("chatglm2", "train.batch_size=16"))
     elements = sum(weight.whole_elements(Layout()) for weight in job.weights)
-    replicas = estimate(job, Layout(data=4, micro_rows=1)).ranks[0].traffic
+    replicas = estimate(job, Layout(data=4, micro_batch_size=1)).ranks[0].traffic
     assert replicas.reduce == replicas.total == 2 * 3 / 4 * 4 * elements
-    sharded = estimate(job, Layout(data=4, shard="parameters", micro_rows=1, micro_batches=3)).ranks[0].traffic
+    sharded = estimate(job, Layout(data=4, shard="parameters", micro_batch_size=1, micro_batches=3)).ranks[0].traffic
     assert sharded.gather == 2 * 3 * 3 / 4 * 4 * elements
     assert sharded.scatter == 3 / 4 * 4 * elements
-    mixed = job_of(tiny_recipe("chatglm2", "train.batch_rows=16", "train.precision=bf16"))
-    half = estimate(mixed, Layout(data=4, shard="parameters", micro_rows=1, micro_batches=3)).ranks[0].traffic
+    mixed = job_of(tiny_recipe("chatglm2", "train.batch_size=16", "train.precision=bf16"))
+    half = estimate(mixed, Layout(data=4, shard="parameters", micro_batch_size=1, micro_batches=3)).ranks[0].traffic
     in_blocks = sum(weight.whole_elements(Layout()) for weight in job.weights if isinstance(weight.place, int))
     assert half.gather == 2 * 3 * 3 / 4 * (4 * elements - 2 * in_blocks)
     assert half.scatter == sharded.scatter
     # Two sums per block and pass, forwards and backwards, of [2, 128, 128] fp32; a ring sends each once on two ranks.
-    tensor = estimate(job, Layout(tensor=2, micro_rows=2)).ranks[0].traffic
+    tensor = estimate(job, Layout(tensor=2, micro_batch_size=2)).ranks[0].traffic
     assert tensor.total == tensor.tensor == job.config.num_layers * 2 * 2 * (2 * 128 * job.config.hidden_size * 4)
     # One state forwards, one gradient back: each end sends one tensor per micro-batch.
-    piped = estimate(job, Layout(pipe=2, micro_rows=2, micro_batches=4)).ranks
+    piped = estimate(job, Layout(pipe=2, micro_batch_size=2, micro_batches=4)).ranks
     assert [rank.traffic.pipe for rank in piped] == [4 * 2 * 128 * job.config.hidden_size * 4] * 2
 
 
@@ -153,5 +155,5 @@ def test_the_work_is_what_the_parameters_say() -> None:
     tokens = 2 * 128
     attention = config.num_layers * 2 * 2 * 128 * tokens * config.hidden_size
     products = 2 * tokens * (linears + config.hidden_size * config.vocab_size)
-    flops = estimate(job, Layout(micro_rows=2)).ranks[0].flops
+    flops = estimate(job, Layout(micro_batch_size=2)).ranks[0].flops
     assert flops == pytest.approx(3 * (products + attention), rel=0.05)

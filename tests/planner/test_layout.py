@@ -26,24 +26,24 @@ def test_micro_batches_in_flight() -> None:
 
 
 def test_a_recipe_takes_the_data_ranks_that_are_left() -> None:
-    layout = layout_of(tiny_recipe("cpm1", "parallel.tensor=2", "train.batch_rows=32"), 8)
+    layout = layout_of(tiny_recipe("cpm1", "parallel.tensor=2", "train.batch_size=32"), 8)
     assert (layout.data, layout.tensor, layout.pipe, layout.world) == (4, 2, 1, 8)
-    assert (layout.micro_rows, layout.micro_batches, layout.batch_rows) == (2, 4, 32)
+    assert (layout.micro_batch_size, layout.micro_batches, layout.batch_size) == (2, 4, 32)
 
 
 def test_micro_batches_stand_in_for_micro_rows() -> None:
-    layout = layout_of(tiny_recipe("cpm1", "parallel.micro_batches=8", "train.batch_rows=32"), 2)
-    assert (layout.micro_rows, layout.micro_batches) == (2, 8)
+    layout = layout_of(tiny_recipe("cpm1", "parallel.micro_batches=8", "train.batch_size=32"), 2)
+    assert (layout.micro_batch_size, layout.micro_batches) == (2, 8)
 
 
 def test_degrees_that_do_not_multiply_are_told_with_the_formula() -> None:
     recipe = tiny_recipe("cpm1", "parallel.data=3", "parallel.tensor=2")
-    with pytest.raises(ConfigError, match=r"data 3 x tensor 2 x pipe 1 .* 8.*batch_rows = rows per forward pass x"):
+    with pytest.raises(ConfigError, match=r"data 3 x tensor 2 x pipe 1 .* 8.*batch_size = rows per forward pass x"):
         layout_of(recipe, 8)
 
 
 def test_ranks_without_rows_are_told_with_the_formula() -> None:
-    with pytest.raises(ConfigError, match=r"train.batch_rows: 2 rows .* 4 data ranks.* the global batch is"):
+    with pytest.raises(ConfigError, match=r"train.batch_size: 2 rows .* 4 data ranks.* the global batch is"):
         layout_of(tiny_recipe("cpm1"), 4)
 
 

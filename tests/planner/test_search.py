@@ -12,17 +12,17 @@ from hanlin.planner.weights import cut_stages
 
 
 def test_proposals_fit_and_keep_the_batch() -> None:
-    recipe = tiny_recipe("chatglm2", "train.batch_rows=64", "model.config.num_layers=8")
+    recipe = tiny_recipe("chatglm2", "train.batch_size=64", "model.config.num_layers=8")
     device = find_device("V100-16")
     found = propose(PlannedModel(recipe, SequenceLengths(128)), device, nodes=1, per_node=4, network_bytes=25e9)
     assert found
     assert all(each.estimate.fits(device) for each in found)
-    assert {(each.estimate.layout.world, each.estimate.layout.batch_rows) for each in found} == {(4, 64)}
+    assert {(each.estimate.layout.world, each.estimate.layout.batch_size) for each in found} == {(4, 64)}
     assert [each.step_seconds for each in found] == sorted(each.step_seconds for each in found)
 
 
 def test_tensor_ranks_divide_the_heads() -> None:
-    recipe = tiny_recipe("cpm1", "train.batch_rows=48", "model.config.num_heads=3", "model.config.head_dim=32")
+    recipe = tiny_recipe("cpm1", "train.batch_size=48", "model.config.num_heads=3", "model.config.head_dim=32")
     found = propose(
         PlannedModel(recipe, SequenceLengths(128)), find_device("V100-16"), nodes=1, per_node=6, network_bytes=25e9
     )

@@ -47,7 +47,7 @@ def recipe_of(config, data_ranks=None):
 def test_the_source_s_configuration_of_chatglm2():
     recipe = recipe_of(CHATGLM2, data_ranks=4)
     train = recipe.train
-    assert (train.batch_rows, train.micro_rows, train.clip) == (16, 4, None)
+    assert (train.batch_size, train.micro_batch_size, train.clip) == (16, 4, None)
     assert (train.precision, train.loss_scale, train.loss_scale_steps) == ("fp16", 65536, 1000)
     assert (train.loss_scale_hysteresis, train.loss_scale_min) == (2, 1)
     assert recipe.parallel.shard == "gradients"
@@ -56,7 +56,7 @@ def test_the_source_s_configuration_of_chatglm2():
 def test_optimiser_rate_and_log():
     recipe = recipe_of(CPM1, data_ranks=8)
     train = recipe.train
-    assert (train.batch_rows, train.micro_rows, train.clip, train.precision) == (64, 4, 1.0, "bf16")
+    assert (train.batch_size, train.micro_batch_size, train.clip, train.precision) == (64, 4, 1.0, "bf16")
     assert (train.lr, train.betas, train.weight_decay, train.decay_all) == (1e-4, (0.9, 0.95), 0.01, True)
     assert (train.schedule, train.warmup_steps, train.decay_steps) == ("linear", 20, 320)
     assert (recipe.run.log_every, recipe.parallel.shard) == (1, "gradients")
@@ -84,7 +84,7 @@ def test_the_formula_of_the_batch(rows, micro, steps, ranks, expected):
     names = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
     config = {name: value for name, value in zip(names, (rows, micro, steps), strict=True) if value is not None}
     train = recipe_of(config, ranks).train
-    assert (train.batch_rows, train.micro_rows) == expected
+    assert (train.batch_size, train.micro_batch_size) == expected
 
 
 @pytest.mark.parametrize(

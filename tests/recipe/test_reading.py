@@ -66,7 +66,7 @@ def test_all_mistakes_are_listed_with_their_lines(recipe: Path) -> None:
     [
         ("train.rank=4", "did you mean 'tuning.rank'?"),
         ("train.learning_rate=4", "did you mean 'train.lr'?"),
-        ("train.colour=4", "batch_rows, betas"),
+        ("train.colour=4", "batch_size, betas"),
         ("optim.lr=1", "known: data, evaluate"),
         ("trian.lr=1", "did you mean 'train'?"),
         ("lr=1", "did you mean 'train.lr'?"),
@@ -80,10 +80,10 @@ def test_an_unknown_name_gets_a_suggestion(recipe: Path, change: str, suggestion
 
 
 def test_what_is_right_survives_what_is_wrong(recipe: Path) -> None:
-    draft = read_recipe(recipe, ["train.lr=-1", "train.batch_rows=3", "tuning=lora"])
+    draft = read_recipe(recipe, ["train.lr=-1", "train.batch_size=3", "tuning=lora"])
     assert [problem.key for problem in draft.problems] == ["tuning", "train.lr"]
     assert draft.recipe is not None
-    assert draft.recipe.train.batch_rows == 3
+    assert draft.recipe.train.batch_size == 3
 
 
 def test_a_missing_setting_is_named(recipe: Path) -> None:

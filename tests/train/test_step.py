@@ -26,9 +26,9 @@ def weights_of(step: Step) -> dict[str, torch.Tensor]:
     return {name: weight.detach().clone() for name, weight in step.parallel_model.model.named_parameters()}
 
 
-@pytest.mark.parametrize("micro_rows", [2, 1, 3])
-def test_micro_batches_change_nothing(micro_rows: int):
-    whole, cut = (make_step(dtype=torch.float64, micro_rows=rows) for rows in (None, micro_rows))
+@pytest.mark.parametrize("micro_batch_size", [2, 1, 3])
+def test_micro_batches_change_nothing(micro_batch_size: int):
+    whole, cut = (make_step(dtype=torch.float64, micro_batch_size=rows) for rows in (None, micro_batch_size))
     for number in range(3):
         reports = [step.run(make_batch(number)) for step in (whole, cut)]
         assert reports[0].loss == pytest.approx(reports[1].loss, rel=1e-13)
@@ -38,13 +38,13 @@ def test_micro_batches_change_nothing(micro_rows: int):
 
 
 def test_token_mean_divides_by_the_weights_of_all_rows():
-    step, batch = make_step(micro_rows=1), make_batch(0)
+    step, batch = make_step(micro_batch_size=1), make_batch(0)
     losses = step.parallel_model.losses(batch)
     assert step.run(batch).loss == pytest.approx(losses.sum().item() / batch.loss_tokens, rel=1e-6)
 
 
 def test_batch_mean_is_the_mean_of_the_means_of_the_forward_passes():
-    step, batch = make_step(micro_rows=2, loss_mean="batch"), make_batch(0)
+    step, batch = make_step(micro_batch_size=2, loss_mean="batch"), make_batch(0)
     means = [step.parallel_model.losses(part).sum().item() / part.loss_tokens for part in batch.split(2)]
     assert step.run(batch).loss == pytest.approx(sum(means) / 2, rel=1e-6)
 
@@ -68,7 +68,7 @@ def test_report_counts_tokens_and_uses_the_schedule():
 
 
 def test_a_broken_step_leaves_the_weights_as_they_are_and_names_the_rows(caplog):
-    step = make_step(micro_rows=2)
+    step = make_step(micro_batch_size=2)
     step.run(make_batch(0))
     before, moments = weights_of(step), {name: t.clone() for name, t in step.optimiser.tensors().items()}
     with caplog.at_level(logging.WARNING, "hanlin"):

@@ -91,9 +91,9 @@ def _rows(settings: DataSettings, processor: Any, path: Path) -> Iterator[str]:
 
 def _check_rows(settings: DataSettings, processor: Any, path: Path) -> Iterator[str]:
     from hanlin.data.sources.records import BadRowError
-    from hanlin.data.transform import open_records
+    from hanlin.data.transform import open_transformed
 
-    source = open_records(path, settings)
+    source = open_transformed(path, settings)
     for number in range(min(len(source), _ROWS)):
         try:
             processor.check(source[number])

@@ -20,7 +20,7 @@ _FREE_BYTES = 100 << 20  # a run without a base needs at least this
 # What may change between two calls that continue the same run.
 _CHANGEABLE = re.compile(
     r"(generate|evaluate)\..*|run\.(?!seed).*|data\.(cache|eval)"
-    r"|parallel\..*|train\.(steps|epochs|micro_rows|eval_every|samples|patience|save_every|save_in_background|keep|max_skipped)"
+    r"|parallel\..*|train\.(steps|epochs|micro_batch_size|eval_every|samples|patience|save_every|save_in_background|keep|max_skipped)"
 )
 
 

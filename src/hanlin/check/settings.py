@@ -38,13 +38,13 @@ def length_problems(recipe: Recipe) -> Found:
 
 
 def batch_problems(recipe: Recipe) -> Found:
-    rows, micro = recipe.train.batch_rows, recipe.train.micro_rows
+    rows, micro = recipe.train.batch_size, recipe.train.micro_batch_size
     if micro is not None and rows % micro:
         near = sorted({max(rows // micro, 1) * micro, (rows // micro + 1) * micro})
         yield (
-            "train.batch_rows",
-            f"{rows} is not a multiple of train.micro_rows {micro} "
-            f"(batch_rows = micro_rows x forward passes per step); use {' or '.join(map(str, near))}",
+            "train.batch_size",
+            f"{rows} is not a multiple of train.micro_batch_size {micro} "
+            f"(batch_size = micro_batch_size x forward passes per step); use {' or '.join(map(str, near))}",
         )
 
 

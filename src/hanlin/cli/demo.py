@@ -39,7 +39,7 @@ model:
   family: cpm_bee
   vocab: {home}/vocab.txt
 {model}data: {{train: {home}/data/pinyin_train.jsonl, eval: {home}/data/pinyin_eval.jsonl, max_length: 512}}
-train: {{steps: {steps}, batch_rows: 4, lr: 1e-2, warmup_steps: 50, eval_every: 200, save_every: 200}}
+train: {{steps: {steps}, batch_size: 4, lr: 1e-2, warmup_steps: 50, eval_every: 200, save_every: 200}}
 {common}"""
 TONE = """\
 # A LoRA on that base: the tone of each character. The base stays as it is.
@@ -48,7 +48,7 @@ model:
   base: {home}/pinyin/best
 data: {{train: {home}/data/tone_train.jsonl, eval: {home}/data/tone_eval.jsonl, max_length: 512}}
 tuning: {{method: lora, rank: 8, targets: [query, key, value, output, gate, up, down]}}
-train: {{steps: {steps}, batch_rows: 4, lr: 5e-3, warmup_steps: 20, weight_decay: 0.0, save_every: 200}}
+train: {{steps: {steps}, batch_size: 4, lr: 5e-3, warmup_steps: 20, weight_decay: 0.0, save_every: 200}}
 {common}"""
 
 IDIOMS = """\
@@ -59,7 +59,7 @@ model:
   config: {{hidden_size: 128, num_layers: 4, num_heads: 4, head_dim: 32, ffn_size: 512, max_length: 32, dropout: 0.0,
            attention_dropout: 0.0}}
 data: {{train: {home}/data/idioms.txt, split: "{split}", max_length: 32}}
-train: {{steps: {steps}, batch_rows: 16, lr: 3e-3, warmup_steps: 20, eval_every: {every}, save_every: 200,
+train: {{steps: {steps}, batch_size: 16, lr: 3e-3, warmup_steps: 20, eval_every: {every}, save_every: 200,
         samples: [{{prompt: ""}}, {{prompt: ""}}, {{prompt: ""}}]}}  # each begins a new text
 generate: {{method: sample, max_new_tokens: 8, temperature: 0.7, top_p: 1.0, batch_size: 64}}
 run: {{folder: {home}/idioms, log_every: 50, seed: 1}}

@@ -166,7 +166,7 @@ def _print_tables(
     if own is not None:
         print(_describe(own.layout))
         console.print(_ranks_table(own))
-        for line in _verdict(own, job.recipe.train.batch_rows, device, args):
+        for line in _verdict(own, job.recipe.train.batch_size, device, args):
             print(line)
     if args.propose:
         console.print(_proposals_table(found, device, args) if found else _advice(job, device))
@@ -201,15 +201,15 @@ def _some_ranks(own: Estimate) -> list[Any]:
     return sorted({own.ranks[0], fullest, own.ranks[-1]}, key=lambda rank: rank.rank)
 
 
-def _verdict(own: Estimate, batch_rows: int, device: Device, args: argparse.Namespace) -> Iterable[str]:
+def _verdict(own: Estimate, batch_size: int, device: Device, args: argparse.Namespace) -> Iterable[str]:
     from hanlin.planner.devices import DEVICES
     from hanlin.planner.estimate import EFFICIENCY
 
     seconds = own.step_seconds(device, args.per_node, args.network * 1e9)
     layout = own.layout
     yield (
-        f"global batch: {layout.batch_rows} rows = {layout.micro_rows} per forward pass x {layout.micro_batches} "
-        f"micro-batches x {layout.row_ranks} data ranks (train.batch_rows: {batch_rows})"
+        f"global batch: {layout.batch_size} rows = {layout.micro_batch_size} per forward pass x {layout.micro_batches} "
+        f"micro-batches x {layout.row_ranks} data ranks (train.batch_size: {batch_size})"
     )
     if layout.pipe > 1:
         yield f"pipeline: each rank waits {layout.bubble():.1%} of the step ({layout.schedule})"
@@ -233,7 +233,7 @@ def _proposals_table(found: Sequence[Proposal], device: Device, args: argparse.N
             "x".join(str(getattr(layout, name)) for name in degrees),
             layout.shard,
             layout.checkpoint_activations,
-            f"{layout.micro_rows} x {layout.micro_batches}",
+            f"{layout.micro_batch_size} x {layout.micro_batches}",
             f"{proposal.estimate.peak / _GIB:.1f}",
             f"{max(rank.traffic.total for rank in proposal.estimate.ranks) / _GIB:.1f}",
             f"{layout.bubble():.0%}",
@@ -245,7 +245,7 @@ def _proposals_table(found: Sequence[Proposal], device: Device, args: argparse.N
 
 def _advice(job: PlannedModel, device: Device) -> str:
     return (
-        f"no layout fits {device.name} with train.batch_rows {job.recipe.train.batch_rows}; take more devices, larger "
+        f"no layout fits {device.name} with train.batch_size {job.recipe.train.batch_size}; take more devices, larger "
         "ones, a batch that more ranks can divide, shorter rows, or a tuning method with fewer weights"
     )
 

@@ -11,12 +11,12 @@ import numpy as np
 
 from hanlin.core.errors import DataError
 from hanlin.data.sources import Records
-from hanlin.data.transform import open_records
+from hanlin.data.transform import open_transformed
 from hanlin.recipe.settings import DataSettings
 
 __all__ = ["expand", "open_part", "records_in"]
 
-Records = Callable[[Any], Sequence[Any]]
+FindRecords = Callable[[Any], Sequence[Any]]
 
 
 @runtime_checkable
@@ -24,13 +24,13 @@ class HoldsSeveral(Protocol):
     """Processor of a family of which a row of a file may hold several records, or none."""
 
     @property
-    def records(self) -> Records | None:
+    def records(self) -> FindRecords | None:
         """Finds the records in a row; None where each row is one."""
         ...
 
 
 def expand(source: Records, processor: Any) -> Records:
-    """The source of the records that `samples` (a family's) finds in each row."""
+    """The source of the records that a family's processor finds in each row."""
     records = processor.records if isinstance(processor, HoldsSeveral) else None
     return source if records is None else _Expanded(source, records)
 
@@ -63,7 +63,7 @@ def open_part(
 
     Raises: DataError when nothing is left.
     """
-    rows = open_records(path, settings)
+    rows = open_transformed(path, settings)
     if not (count := int(share * len(rows))):
         raise DataError(
             f"{path}: {share:g} of its {len(rows)} rows are none; raise data.train_share or data.eval_share"
@@ -73,7 +73,7 @@ def open_part(
 
 
 def records_in(rows: Iterable[Any], processor: Any) -> list[Any]:
-    """The records that `samples` finds in the rows of a file.
+    """The records that a family's processor finds in the rows of a file.
 
     Raises: DataError.
     """
@@ -84,7 +84,7 @@ def records_in(rows: Iterable[Any], processor: Any) -> list[Any]:
 class _Expanded:
     """Reads every row once to count; a row that cannot be read counts as one record, and fails again as such."""
 
-    def __init__(self, source: Records, records: Records) -> None:
+    def __init__(self, source: Records, records: FindRecords) -> None:
         self._source, self._records = source, records
         counts = np.array([_count(source, records, row) for row in range(len(source))], dtype=np.int64)
         self._rows = np.repeat(np.arange(len(source)), counts)
@@ -107,7 +107,7 @@ class _Expanded:
         return self._source.where(int(self._rows[number]))
 
 
-def _count(source: Records, records: Records, row: int) -> int:
+def _count(source: Records, records: FindRecords, row: int) -> int:
     try:
         return len(records(source[row]))
     except DataError:

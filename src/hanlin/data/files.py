@@ -55,7 +55,7 @@ def published_folder(path: Path) -> Iterator[Path]:
 @contextmanager
 def one_at_a_time(path: Path) -> Iterator[None]:
     """Wait until no other process of this machine is in such a block with the same `path`, a file made for this."""
-    import fcntl  # not on CorpusWindows
+    import fcntl  # not on Windows
 
     with _writable(path):
         path.parent.mkdir(parents=True, exist_ok=True)

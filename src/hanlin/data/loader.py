@@ -39,7 +39,7 @@ class _Epoch:
 class Loader:
     """Iterating gives the batches from the current position to the end of the epoch; the next time those of the next.
 
-    batch_rows: rows of a global batch. shuffle: False keeps the order of the files and draws nothing anew, so that all
+    batch_size: rows of a global batch. shuffle: False keeps the order of the files and draws nothing anew, so that all
     epochs are equal; cpm2: the order of CPM-2's program, equal in all epochs as well. rank, world: this process takes
     its share of each global batch.
     in_context: probabilities of 0, 1, 2, ... other samples of the same file before a sample. A mixture has its own, and
@@ -52,7 +52,7 @@ class Loader:
         processor: Processor,
         *,
         max_length: int,
-        batch_rows: int,
+        batch_size: int,
         seed: int = 0,
         shuffle: bool | Literal["cpm2"] = True,
         pack: bool = True,
@@ -61,7 +61,7 @@ class Loader:
         world: int = 1,
     ) -> None:
         self.prepared, self.processor = prepared, processor
-        self.max_length, self.batch_rows = max_length, batch_rows
+        self.max_length, self.batch_size = max_length, batch_size
         self.seed, self.pack = seed, pack
         is_mixed = isinstance(prepared, Mixture)
         self.shuffle, self.in_context = (True, NO_EXAMPLES) if is_mixed else (shuffle, tuple(in_context))
@@ -93,7 +93,7 @@ class Loader:
 
     def steps_per_epoch(self, epoch: int = 0) -> int:
         """Global batches of an epoch (they differ a little between epochs, as rows are packed anew)."""
-        return -(-len(self._plan(epoch).rows) // self.batch_rows)
+        return -(-len(self._plan(epoch).rows) // self.batch_size)
 
     def where(self, batch: Batch) -> list[str]:
         """File and line of every row of the data set in a batch."""
@@ -122,7 +122,7 @@ class Loader:
 
     def _order(self) -> dict[str, Any]:
         """What decides the sequence of batches, besides the data."""
-        names = ("seed", "max_length", "batch_rows", "shuffle", "pack")
+        names = ("seed", "max_length", "batch_size", "shuffle", "pack")
         return {**{name: getattr(self, name) for name in names}, "in_context": list(self.in_context)}
 
     def _plan(self, epoch: int) -> _Epoch:
@@ -141,7 +141,7 @@ class Loader:
             lengths[place] += self.prepared.lengths[chosen].sum()
         if self.pack:
             return _Epoch(drawn, passes, plan_rows(lengths, places, self.max_length), examples)
-        return _Epoch(drawn, passes, pool_rows(lengths, places, self.batch_rows, rng), examples)
+        return _Epoch(drawn, passes, pool_rows(lengths, places, self.batch_size, rng), examples)
 
     def _draw(self, epoch: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """The samples of an epoch and their passes."""
@@ -190,7 +190,7 @@ class Loader:
 
     def _make_batch(self, epoch: int, number: int) -> Batch:
         plan = self._plan(epoch)
-        rows = plan.rows[number * self.batch_rows : (number + 1) * self.batch_rows]
+        rows = plan.rows[number * self.batch_size : (number + 1) * self.batch_size]
         begin, end = (len(rows) * place // self.world for place in (self.rank, self.rank + 1))
         length = self.max_length if self.pack else max(self._length(row, plan) for row in rows)
         if begin == end:

@@ -144,7 +144,7 @@ class _Pool:
 
     @property
     def pass_size(self) -> float:
-        """Processor of a pass; the mean, where forms of a row differ in their samples."""
+        """Samples of a pass; the mean, where forms of a row differ in their samples."""
         return len(self._rows) / self._num_ways
 
     def draw(self, seed: int, begin: int, end: int) -> tuple[np.ndarray, np.ndarray]:

@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from hanlin.core.errors import ConfigError, DataError
 from hanlin.data.sources.json_list import JsonListSource, is_json_list
 from hanlin.data.transform import check_mapping
-from hanlin.recipe.settings import Settings, Weight
+from hanlin.recipe.settings import NonNegative, Settings
 
 Mappings = tuple[dict[str, Any], ...]
 
@@ -32,13 +32,13 @@ class MixtureEntry(Settings):
     # A file or folder with records; a relative path counts from the folder of the list.
     path: Path
     # How often each of its rows is drawn, beside those of the other data sets; 0 leaves the data set out.
-    weight: Weight = 1.0
+    weight: NonNegative = 1.0
     # How much of all that is drawn comes from it, however many rows it has; all data sets have it, or none.
-    abs_weight: Weight | None = None
+    abs_weight: NonNegative | None = None
     # Mappings, which its rows go through in turns, or a script; none: its rows are records.
     transforms: Mappings | Path = ()
     # Probabilities of 0, 1, 2, ... worked examples before a row.
-    incontext_weight: tuple[Weight, ...] = Field(default=(1.0,), min_length=1)
+    incontext_weight: tuple[NonNegative, ...] = Field(default=(1.0,), min_length=1)
 
     @property
     def name(self) -> str:

@@ -36,11 +36,11 @@ class SingleRows(Sequence[SampleNumbers]):
         return self.order[at, None].tolist()
 
 
-def best_fit(lengths: Iterable[int], *, max_length: int, batch_rows: int) -> Iterator[list[SampleNumbers]]:
+def best_fit(lengths: Iterable[int], *, max_length: int, batch_size: int) -> Iterator[list[SampleNumbers]]:
     """Batches of packed rows, as the original CPM-Bee makes them while it reads.
 
     A sample goes into the open row with the least free space that still takes it (the earliest on a tie), else into a
-    new row; as soon as more than `batch_rows` rows are open the first `batch_rows` are a batch. The rest comes last.
+    new row; as soon as more than `batch_size` rows are open the first `batch_size` are a batch. The rest comes last.
     """
     rows: list[SampleNumbers] = []
     used: list[int] = []
@@ -53,9 +53,9 @@ def best_fit(lengths: Iterable[int], *, max_length: int, batch_rows: int) -> Ite
         else:
             rows.append([number])
             used.append(length)
-        if len(rows) > batch_rows:
-            yield rows[:batch_rows]
-            rows, used = rows[batch_rows:], used[batch_rows:]
+        if len(rows) > batch_size:
+            yield rows[:batch_size]
+            rows, used = rows[batch_size:], used[batch_size:]
     if rows:
         yield rows
 
@@ -83,16 +83,16 @@ def plan_rows(lengths: np.ndarray, order: np.ndarray, max_length: int) -> list[S
     return rows
 
 
-def pool_rows(lengths: np.ndarray, order: np.ndarray, batch_rows: int, rng: np.random.Generator) -> SingleRows:
+def pool_rows(lengths: np.ndarray, order: np.ndarray, batch_size: int, rng: np.random.Generator) -> SingleRows:
     """One sample a row, rows of similar length together in a batch, batches in random order.
 
     What does not fill a batch comes last, so that every other batch is full.
     """
-    full = len(order) - len(order) % batch_rows
+    full = len(order) - len(order) % batch_size
     planned = []
-    for start in range(0, full, batch_rows * POOL_BATCHES):
-        pool = order[start : min(start + batch_rows * POOL_BATCHES, full)]
-        batches = pool[np.argsort(lengths[pool], kind="stable")].reshape(-1, batch_rows)
+    for start in range(0, full, batch_size * POOL_BATCHES):
+        pool = order[start : min(start + batch_size * POOL_BATCHES, full)]
+        batches = pool[np.argsort(lengths[pool], kind="stable")].reshape(-1, batch_size)
         planned.append(batches[rng.permutation(len(batches))].reshape(-1))
     return SingleRows(np.concatenate([*planned, order[full:]]).astype(np.int64))
 

@@ -72,7 +72,7 @@ class Prepared:
 
     @property
     def num_varying(self) -> int:
-        """Processor that are encoded anew in each epoch."""
+        """Samples that are encoded anew in each epoch."""
         return int(self._varying.sum())
 
     @property

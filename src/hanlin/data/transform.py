@@ -22,14 +22,14 @@ from hanlin.core.errors import DataError, noting
 from hanlin.data.sources import Records, open_records
 from hanlin.recipe.settings import DataSettings
 
-__all__ = ["Transformed", "check_mapping", "open_records", "transform"]
+__all__ = ["Transformed", "check_mapping", "open_transformed", "transform"]
 
 Keys = tuple[str, ...]
 Transform = Callable[[Any, int, random.Random], Any]
 """Raw row, number of worked examples, random numbers -> record."""
 
 
-def open_records(path: Path, settings: DataSettings) -> Records:
+def open_transformed(path: Path, settings: DataSettings) -> Records:
     """The records of a file or folder, through `data.transform` where there is one.
 
     Raises: DataError.

@@ -101,7 +101,7 @@ def forget_pages(tensor: torch.Tensor) -> None:
     """Let the system take back the pages of a mapped tensor.
 
     Read pages of a mapping count as the process's memory as long as the mapping stands; without this, loading would
-    look (and in a container with a limit, be) twice as large as the weights. SingleStage pages inside the tensor only.
+    look (and in a container with a limit, be) twice as large as the weights. Whole pages inside the tensor only.
     """
     if not sys.platform.startswith("linux"):
         return

@@ -6,7 +6,7 @@
 | deepspeed | `global_step10/mp_rank_00_model_states.pt`: the same nested dicts |
 | pipeline | `global_step10/layer_02-model_00-model_states.pt`: one file per layer and tensor rank, of DeepSpeed |
 
-FirstRows of fused linears stand head by head, `[heads, parts, head_dim]`, since checkpoint version 2; those of older ones
+Rows of fused linears stand head by head, `[heads, parts, head_dim]`, since checkpoint version 2; those of older ones
 are put into that order here. Surprising: the original forgets the version in DeepSpeed's files and then reads its own
 rows in the order of version 0; such files are read as version 2, which is how they were written.
 """

@@ -33,7 +33,7 @@ from hanlin.recipe.settings import GenerateSettings
 from hanlin.tokens.stream import stream_pieces
 
 from .beam import Beam, BeamRules, Candidate, Search, advance, best_candidates, start_search
-from .memory import DialogueCache, columns_of
+from .dialogue_cache import DialogueCache, columns_of
 from .prompts import make_prompt
 from .sampling import ban_columns, draw, penalise_used, warp
 

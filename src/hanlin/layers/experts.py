@@ -106,7 +106,7 @@ class Experts(nn.Module):
 
     def _run(self, tokens: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
         pieces = zip(self.experts.values(), tokens.split(list(counts)), strict=True)
-        # Unused ones take part in training, so that all have a gradient.
+        # Idle ones take part in training, so that all have a gradient.
         return torch.cat([expert(own) for expert, own in pieces if self.training or len(own)] or [tokens])
 
     @torch.no_grad()

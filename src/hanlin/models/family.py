@@ -67,7 +67,7 @@ class Processor(Protocol):
         ...
 
     def batch_key(self, sample: Sample) -> Hashable:
-        """Processor with equal keys leave each other's loss alone when they share a batch; None where all do."""
+        """Samples with equal keys leave each other's loss alone when they share a batch; None where all do."""
         ...
 
     def show(self, sample: Sample) -> list[tuple[str, bool]]:
@@ -219,7 +219,9 @@ class LoadTokenizer:
 def family_names() -> list[str]:
     """The families that live under `hanlin.models`."""
     package = importlib.import_module("hanlin.models")
-    return sorted(found.name for found in pkgutil.iter_modules(package.__path__) if found.ispkg)
+    return sorted(
+        found.name for found in pkgutil.iter_modules(package.__path__) if found.ispkg and found.name != "common"
+    )
 
 
 def load_family(name: str) -> Family:

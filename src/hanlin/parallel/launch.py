@@ -239,7 +239,7 @@ def _note_failures(members: Sequence[RankProcess], failed: list[RankProcess]) ->
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """LaunchResult a process and what it has started in its session."""
+    """End a process and what it has started in its session."""
     with suppress(ProcessLookupError):  # all have ended
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -11,7 +11,7 @@ from hanlin.recipe.settings import ParallelSettings, Recipe
 if TYPE_CHECKING:
     from torch import nn
 
-FORMULA = "train.batch_rows = rows per forward pass x micro-batches x data"
+FORMULA = "train.batch_size = rows per forward pass x micro-batches x data"
 
 
 def settings_problems(recipe: Recipe) -> Found:
@@ -25,18 +25,18 @@ def settings_problems(recipe: Recipe) -> Found:
 
 
 def _batch(recipe: Recipe) -> Found:
-    layout, rows = recipe.parallel, recipe.train.batch_rows
-    if layout.micro_batches and recipe.train.micro_rows:
+    layout, rows = recipe.parallel, recipe.train.batch_size
+    if layout.micro_batches and recipe.train.micro_batch_size:
         yield (
             "parallel.micro_batches",
-            f"{layout.micro_batches} is given beside train.micro_rows {recipe.train.micro_rows}, and each of them says "
+            f"{layout.micro_batches} is given beside train.micro_batch_size {recipe.train.micro_batch_size}, and each of them says "
             "how a rank's rows are cut; remove one of them",
         )
         return
     data, parts = layout.data or 1, layout.micro_batches or 1
     if rows < data * parts:
         yield (
-            "train.batch_rows",
+            "train.batch_size",
             f"{rows} rows are too few for {parts} micro-batches x {data} data ranks: {FORMULA}; "
             f"use at least {data * parts}, or fewer of them",
         )

@@ -384,7 +384,7 @@ def _divide_stream(first: nn.Module, last: nn.Module, hooks: TensorParallelHooks
     first.forward = divided
     end = last.forward
 
-    def report_failures(*args: Any, **kwargs: Any) -> Any:
+    def joined(*args: Any, **kwargs: Any) -> Any:
         hidden = end(*args, **kwargs)
         return hidden if hooks.length is None else hooks.join_text(hidden)
 

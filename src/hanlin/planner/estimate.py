@@ -1,4 +1,4 @@
-"""RankMemory, traffic and time of one step under a layout, for each pipeline rank."""
+"""Memory, traffic and time of one step under a layout, for each pipeline rank."""
 
 from __future__ import annotations
 
@@ -210,7 +210,7 @@ def _casted(share: _RankShare) -> tuple[int, int]:
 
 
 def _gathered(share: _RankShare) -> int:
-    """SingleStage weights beside the shares of them."""
+    """Whole weights beside the shares of them."""
     held = share.held
     if not share.is_sharded:
         return 0
@@ -228,7 +228,7 @@ def _reduced(share: _RankShare) -> int:
 def _loss(share: _RankShare) -> int:
     """What layers/loss.py holds when its gradients are ready, if every position is labelled."""
     (vocabulary, hidden_size), size = share.held.head, share.dtype_bytes
-    rows = share.layout.micro_rows * share.job.columns.length
+    rows = share.layout.micro_batch_size * share.job.columns.length
     is_mixed = size != FP32
     # The norm's two and the labelled rows; a copy of the table; the gradients of rows and table.
     hidden = rows * hidden_size * 3 * FP32
@@ -276,7 +276,7 @@ def _flops(share: _RankShare) -> float:
     head = 0.0
     if held.stage.has_last:
         products = 3 if held.is_head_trained else 2
-        head = 2.0 * products * layout.micro_rows * share.job.columns.length * math.prod(held.head)
+        head = 2.0 * products * layout.micro_batch_size * share.job.columns.length * math.prod(held.head)
     return layout.micro_batches * (blocks + head)
 
 

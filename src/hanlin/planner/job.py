@@ -52,8 +52,8 @@ class PlannedModel:
         self._trace = functools.cache(self._run)
 
     def trace(self, layout: Layout) -> Trace:
-        """One pass of `layout.micro_rows` rows on one tensor rank."""
-        plain = Layout(tensor=layout.tensor, micro_rows=layout.micro_rows)
+        """One pass of `layout.micro_batch_size` rows on one tensor rank."""
+        plain = Layout(tensor=layout.tensor, micro_batch_size=layout.micro_batch_size)
         if not self.num_experts:
             return self._trace(plain, 1)
         return with_experts(self._trace(plain, 1), self._trace(plain, 2), -(-self.num_experts // layout.expert))
@@ -64,7 +64,9 @@ class PlannedModel:
         Raises: ConfigError when there are more stages than blocks.
         """
         # What else a layout says is not asked for.
-        return self._held(replace(layout, micro_rows=1, micro_batches=1, checkpoint_activations="none", offload=False))
+        return self._held(
+            replace(layout, micro_batch_size=1, micro_batches=1, checkpoint_activations="none", offload=False)
+        )
 
     def gathers_half(self, layout: Layout) -> bool:
         """Whether data ranks gather the weights of blocks in the dtype of the arithmetic (parallel/shard.py)."""

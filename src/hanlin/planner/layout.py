@@ -20,7 +20,7 @@ Kept = Literal["none", "full", "selective"]
 class Layout:
     """Degrees whose product is the number of ranks; rows are divided over data x expert.
 
-    micro_rows: rows of one forward pass; micro_batches: forward passes of a rank in one step; hybrid_ranks: ranks that
+    micro_batch_size: rows of one forward pass; micro_batches: forward passes of a rank in one step; hybrid_ranks: ranks that
     hold one copy together when it is sharded (None: all that have rows of their own).
     """
 
@@ -32,7 +32,7 @@ class Layout:
     hybrid_ranks: int | None = None
     schedule: Schedule = "1f1b"
     stages_per_rank: int = 2
-    micro_rows: int = 1
+    micro_batch_size: int = 1
     micro_batches: int = 1
     sequence_parallel: bool = False
     offload: bool = False
@@ -48,8 +48,8 @@ class Layout:
         return self.data * self.expert
 
     @property
-    def batch_rows(self) -> int:
-        return self.micro_rows * self.micro_batches * self.row_ranks
+    def batch_size(self) -> int:
+        return self.micro_batch_size * self.micro_batches * self.row_ranks
 
     @property
     def stages(self) -> int:
@@ -97,7 +97,7 @@ def layout_of(recipe: Recipe, world: int) -> Layout:
         degrees = Degrees.of(asked, world)
     except ConfigError as error:
         raise ConfigError(f"{error} (the global batch is {FORMULA})") from None
-    micro_rows, micro_batches = _rows(recipe, degrees.data)
+    micro_batch_size, micro_batches = _rows(recipe, degrees.data)
     return Layout(
         data=degrees.copy,
         tensor=asked.tensor,
@@ -107,7 +107,7 @@ def layout_of(recipe: Recipe, world: int) -> Layout:
         hybrid_ranks=degrees.shard if degrees.replicate > 1 else None,
         schedule=asked.schedule,
         stages_per_rank=asked.stages_per_rank,
-        micro_rows=micro_rows,
+        micro_batch_size=micro_batch_size,
         micro_batches=micro_batches,
         sequence_parallel=asked.sequence_parallel,
         offload=asked.offload,
@@ -117,11 +117,11 @@ def layout_of(recipe: Recipe, world: int) -> Layout:
 
 def _rows(recipe: Recipe, row_ranks: int) -> tuple[int, int]:
     """Rows of a forward pass, and passes in a step; what does not divide evenly is rounded up, as the worker does."""
-    rows, asked = recipe.train.batch_rows, recipe.parallel.micro_batches
+    rows, asked = recipe.train.batch_size, recipe.parallel.micro_batches
     if rows < row_ranks:
         raise ConfigError(
-            f"train.batch_rows: {rows} rows are too few for {row_ranks} data ranks; the global batch is {FORMULA}"
+            f"train.batch_size: {rows} rows are too few for {row_ranks} data ranks; the global batch is {FORMULA}"
         )
     own = math.ceil(rows / row_ranks)
-    passes = asked or math.ceil(own / (recipe.train.micro_rows or own))
+    passes = asked or math.ceil(own / (recipe.train.micro_batch_size or own))
     return math.ceil(own / passes), passes

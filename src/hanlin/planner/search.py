@@ -42,9 +42,9 @@ def _complexity(layout: Layout) -> tuple[int, ...]:
 def _layouts(job: PlannedModel, world: int, per_node: int) -> Iterator[Layout]:
     settings = job.recipe.parallel
     for degrees in _degrees(job, world, per_node):
-        own, rest = divmod(job.recipe.train.batch_rows, degrees.row_ranks)
-        for micro_rows in () if rest or not own else _halves(own):
-            layout = replace(degrees, micro_rows=micro_rows, micro_batches=own // micro_rows)
+        own, rest = divmod(job.recipe.train.batch_size, degrees.row_ranks)
+        for micro_batch_size in () if rest or not own else _halves(own):
+            layout = replace(degrees, micro_batch_size=micro_batch_size, micro_batches=own // micro_batch_size)
             if layout.pipe > layout.micro_batches:
                 continue  # 1F1B wants one at least for every stage
             for shard in ("none", "gradients", "parameters") if layout.row_ranks > 1 else ("none",):

@@ -120,11 +120,11 @@ class TraceSettings:
 
 
 def trace(template: TraceModel, layout: Layout, run: TraceSettings) -> Trace:
-    """TraceSettings a shrunk model once, forwards and backwards, on one tensor rank's shapes."""
+    """Run a shrunk model once, forwards and backwards, on one tensor rank's shapes."""
     model, shapes = copy.deepcopy(template.model).train(), seen_shapes(template.model, layout)
     with FakeTensorMode():
         _realise(model, shapes, layout, run.experts)
-        inputs = make_inputs(model, layout.micro_rows, run)
+        inputs = make_inputs(model, layout.micro_batch_size, run)
         gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
         live = MemoryTracker(weights=tuple(model.parameters()), others=(*gradients, *inputs.values()))
         flops = _Flops()
@@ -192,11 +192,11 @@ def _narrow_prefix(model: Any, ranks: int) -> None:
 
 
 def make_inputs(model: Any, rows: int, run: TraceSettings) -> TraceInputs:
-    """What the model's `forward` wants: the fields without default of the `TraceInputs` beside it, else its own arguments.
+    """What the model's `forward` wants: the fields without default of the `Inputs` beside it, else its own arguments.
 
     A field is `[rows, columns]`, of truth values if it is called so; `encoder_...` has as many columns as the encoder.
     """
-    kind = type(model).forward.__globals__.get("TraceInputs")
+    kind = type(model).forward.__globals__.get("Inputs")
     fields = [] if kind is None else dataclasses.fields(kind)
     wanted = [field.name for field in fields if field.default is dataclasses.MISSING] or _named(type(model).forward)
     columns = {name: run.encoder_columns if name.startswith("encoder_") else run.columns for name in wanted}

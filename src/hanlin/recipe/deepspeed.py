@@ -129,18 +129,18 @@ def _batch(given: Mapping[str, Any], data_ranks: int | None) -> dict[str, Any]:
                 f"gradient_accumulation_steps {steps} x data ranks"
                 + (f" {data_ranks} = {micro * steps * data_ranks}" if data_ranks else "")
             )
-        return {"train.batch_rows": rows, "train.micro_rows": micro, "parallel.data": ranks}
+        return {"train.batch_size": rows, "train.micro_batch_size": micro, "parallel.data": ranks}
     if rows is not None and micro is not None:
         _divide(rows, micro * (data_ranks or 1), "train_batch_size", "train_micro_batch_size_per_gpu x data ranks")
-        return {"train.batch_rows": rows, "train.micro_rows": micro}
+        return {"train.batch_size": rows, "train.micro_batch_size": micro}
     if data_ranks is None:
         raise ConfigError("the number of data ranks is needed for the sizes of a batch; give it: --data N")
     steps = steps or 1
     if rows is None:
         assert micro is not None, "neither size of a batch"
-        return {"train.batch_rows": micro * steps * data_ranks, "train.micro_rows": micro}
+        return {"train.batch_size": micro * steps * data_ranks, "train.micro_batch_size": micro}
     micro = _divide(rows, steps * data_ranks, "train_batch_size", "gradient_accumulation_steps x data ranks")
-    return {"train.batch_rows": rows, "train.micro_rows": micro}
+    return {"train.batch_size": rows, "train.micro_batch_size": micro}
 
 
 def _count(given: Mapping[str, Any], name: str) -> int | None:

@@ -38,9 +38,11 @@ COMMAND_LINE = "command line"
 # What other trainers call a setting.
 _OTHER_NAMES = {
     "learning_rate": "train.lr",
-    "batch_size": "train.batch_rows",
-    "micro_batch_size": "train.micro_rows",
-    "gradient_accumulation_steps": "train.micro_rows",
+    "batch_rows": "train.batch_size",
+    "micro_rows": "train.micro_batch_size",
+    "global_batch_size": "train.batch_size",
+    "per_device_train_batch_size": "train.micro_batch_size",
+    "gradient_accumulation_steps": "train.micro_batch_size",
     "max_steps": "train.steps",
     "train_iters": "train.steps",
     "num_epochs": "train.epochs",

@@ -109,7 +109,7 @@ class PromptSettings(Settings):
 
     # Number of prompts.
     length: int = Field(default=100, gt=0)
-    # ShardedParameters of them at the places of the data set's template (before, between, after its pieces): [0.33, 0.34, 0.33],
+    # Shares of them at the places of the data set's template (before, between, after its pieces): [0.33, 0.34, 0.33],
     # or as in the names of the original's files: 33_34_33. Empty: the template's own.
     ratios: tuple[NonNegative, ...] = ()
     # vocabulary: as embeddings of tokens; random: as numbers of the embedding's spread; checkpoint: as the prompts that
@@ -172,7 +172,7 @@ class TuningSettings(Settings):
     rank: int = Field(default=8, gt=0)
     # The addition is multiplied by alpha / rank.
     alpha: float = Field(default=16.0, gt=0)
-    # Fraction that is dropped in training: of the addition's input, or of the prefix (the original ChatGLM2: 0.1).
+    # Share that is dropped in training: of the addition's input, or of the prefix (the original ChatGLM2: 0.1).
     dropout: float = Field(default=0.0, ge=0, lt=1)
     # Last parts of the names of the linears that get an addition. Empty: the family's own choice.
     targets: tuple[str, ...] = ()
@@ -197,9 +197,9 @@ class TrainSettings(Settings):
     # Passes over the training data.
     epochs: float | None = Field(default=None, gt=0)
     # Rows per optimiser step, over all ranks.
-    batch_rows: int = Field(default=8, gt=0)
-    # Rows per forward pass of one rank; batch_rows must be a multiple. None: batch_rows.
-    micro_rows: int | None = Field(default=None, gt=0)
+    batch_size: int = Field(default=8, gt=0)
+    # Rows per forward pass of one rank; batch_size must be a multiple. None: batch_size.
+    micro_batch_size: int | None = Field(default=None, gt=0)
     # Peak learning rate (noam: see docs/recipes.md, its peak is lr / sqrt(warmup_steps)).
     lr: float = Field(default=1e-4, gt=0)
     schedule: Literal["noam", "linear", "cosine", "exponential", "constant"] = "cosine"
@@ -279,7 +279,7 @@ class ParallelSettings(Settings):
     schedule: Literal["gpipe", "1f1b", "interleaved"] = "1f1b"
     # Runs of blocks per rank of an interleaved pipeline.
     stages_per_rank: int = Field(default=2, gt=1)
-    # Components of a data rank's rows that go through one after the other, in place of train.micro_rows.
+    # Parts of a data rank's rows that go through one after the other, in place of train.micro_batch_size.
     micro_batches: int | None = Field(default=None, gt=0)
     # Divide what stands between the matrices along the text as well (tensor > 1): fewer activations.
     sequence_parallel: bool = False

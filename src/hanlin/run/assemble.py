@@ -95,7 +95,7 @@ def _windows(recipe: Recipe, components: Components, part: DataPart) -> CorpusWi
         name,
         data.max_length,
         recipe.run.seed,
-        count=train.steps * train.batch_rows if part == "train" and train.steps else None,
+        count=train.steps * train.batch_size if part == "train" and train.steps else None,
         limit=data.eval_windows if part == "valid" else None,
         weights=() if is_own else data.weights,
     )
@@ -170,7 +170,7 @@ def _train(components: Components, resume: bool) -> int:
         ),
         evaluate=None
         if held_out is None
-        else lambda: {"loss": mean_loss(parallel_model, held_out.once(), recipe.train.micro_rows)},
+        else lambda: {"loss": mean_loss(parallel_model, held_out.once(), recipe.train.micro_batch_size)},
         write_samples=_write_samples(components, parallel_model),
     )
     return outcome.exit_code
@@ -222,7 +222,7 @@ def _loader(components: Components, part: DataPart, console: Any, degrees: Degre
         prepared,
         components.processor,
         max_length=recipe.data.max_length,
-        batch_rows=recipe.train.batch_rows,
+        batch_size=recipe.train.batch_size,
         seed=recipe.run.seed,
         shuffle=is_training and not is_ordered and recipe.data.shuffle,
         pack=recipe.data.pack and not has_windows,
@@ -243,7 +243,7 @@ def _log_start(
     )  # fmt: skip
     log.info(
         "steps=%d rows_per_step=%d max_tokens_per_step=%s folder=%s",
-        steps, recipe.train.batch_rows, f"{recipe.train.batch_rows * recipe.data.max_length:,}", recipe.run.folder,
+        steps, recipe.train.batch_size, f"{recipe.train.batch_size * recipe.data.max_length:,}", recipe.run.folder,
     )  # fmt: skip
 
 

@@ -54,7 +54,7 @@ class RunLogger:
 
     @contextmanager
     def open(self, first_step: int, total_steps: int) -> Iterator[None]:
-        """RunLogger the steps after `first_step`; what was written of them before is dropped."""
+        """Watch the steps after `first_step`; what was written of them before is dropped."""
         self._total_steps = total_steps
         self._outputs = [MetricsFile(self.folder / "metrics.jsonl", first_step)] if self.writes else []
         self._live.update(self._line, completed=first_step, total=total_steps)

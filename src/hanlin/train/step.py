@@ -69,7 +69,7 @@ class Step:
         Raises: HanlinError after `max_skipped` broken steps in a row.
         """
         start = time.perf_counter()
-        parts = self.parallel_model.split(batch, self.settings.micro_rows)
+        parts = self.parallel_model.split(batch, self.settings.micro_batch_size)
         tokens, loss_tokens = self.parallel_model.sum_over_data([_num_tokens(batch), batch.loss_tokens])
         losses = self._accumulate(parts, loss_tokens)
         (loss,) = self.parallel_model.sum_over_data([math.fsum(losses)])

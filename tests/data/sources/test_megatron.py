@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from hanlin.core.errors import DataError
-from hanlin.data.sources.megatron import Form, IndexedData, indexed_file, merge_indexed, written_index
+from hanlin.data.sources.megatron import IndexedData, IndexForm, indexed_file, merge_indexed, written_index
 
 ITEMS = [[1, 2, 3], [], [4], [5, 6]]
 
 
-def write(prefix: Path, form: Form = "mmap", vocab_size: int | None = 100, items: list[list[int]] = ITEMS) -> Path:
+def write(prefix: Path, form: IndexForm = "mmap", vocab_size: int | None = 100, items: list[list[int]] = ITEMS) -> Path:
     with written_index(prefix, form, vocab_size) as writer:
         for item in items:
             writer.add(item)
@@ -22,7 +22,7 @@ def write(prefix: Path, form: Form = "mmap", vocab_size: int | None = 100, items
 
 
 @pytest.mark.parametrize("form", ["mmap", "cached"])
-def test_what_was_written_is_read(tmp_path: Path, form: Form) -> None:
+def test_what_was_written_is_read(tmp_path: Path, form: IndexForm) -> None:
     data = IndexedData(write(tmp_path / "some.data", form))
     assert data.index.form == form
     assert [data[i].tolist() for i in range(len(data))] == ITEMS
@@ -35,7 +35,7 @@ def test_data_without_items_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["mmap", "cached"])
-def test_merged_data_hold_all_items_and_documents(tmp_path: Path, form: Form) -> None:
+def test_merged_data_hold_all_items_and_documents(tmp_path: Path, form: IndexForm) -> None:
     parts = [write(tmp_path / name, form) for name in "ab"]
     merge_indexed(parts, tmp_path / "both", form)
     twice = write(tmp_path / "twice", form, items=ITEMS * 2)

@@ -22,6 +22,7 @@ from hanlin.models.chatglm2 import family
 from hanlin.models.chatglm2.config import ChatGlm2Config
 from hanlin.models.chatglm2.model import ChatGlm2
 from hanlin.models.chatglm2.record import ChatGlm2Options
+from hanlin.models.common import decoder_batch
 
 CONFIG = ChatGlm2Config(
     vocab_size=50, hidden_size=24, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, ffn_size=32, max_length=64,
@@ -58,7 +59,7 @@ def last_numbers(model: ChatGlm2, text: np.ndarray) -> torch.Tensor:
 def test_the_last_real_token_decides_wherever_padding_is() -> None:
     model = make_model()
     expected = torch.stack([last_numbers(model, text) for text in texts()])
-    left = rows.pad_left(texts(), pad=0)
+    left = decoder_batch.pad_left(texts(), pad=0)
     torch.testing.assert_close(model(**left, logits_to_keep=1)[:, 0], expected)
     right = torch.zeros(len(LENGTHS), max(LENGTHS), dtype=torch.long)
     for row, text in enumerate(texts()):
@@ -94,7 +95,7 @@ def test_transformers_own_classifier_says_the_same(kind, tmp_path: Path) -> None
     moved["score.weight"] = model.head.label_weight
     del moved["lm_head.weight"]
     theirs.load_state_dict(moved)
-    left = rows.pad_left(texts(), pad=0)
+    left = decoder_batch.pad_left(texts(), pad=0)
     mask = (left["spans"] >= 0).long()
     wanted = theirs.eval()(left["tokens"], attention_mask=mask, position_ids=left["positions"], labels=labels)
     torch.testing.assert_close(model(**left, logits_to_keep=1)[:, 0], wanted.logits)

@@ -41,7 +41,7 @@ def _characters(predictions: Texts, references: Texts) -> Scores:
 
 
 NAMED: Mapping[str, Callable[[str, str], Scores]] = {"bleu4": _bleu4, "rouge": _rouge, "equation": _equation}
-"""Prediction, reference -> numbers in 0..100."""
+"""Row, reference -> numbers in 0..100."""
 
 OF_CORPUS: Mapping[str, Callable[[Texts, Texts], Scores]] = {"cpm2": _cpm2, "characters": _characters}
 """All predictions, all references -> numbers in 0..100."""

@@ -1,4 +1,4 @@
-"""PredictsLabels: read each record's text, and compare what the head for labels says with the record's own label."""
+"""Labels: read each record's text, and compare what the head for labels says with the record's own label."""
 
 from __future__ import annotations
 

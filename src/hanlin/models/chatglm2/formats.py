@@ -89,7 +89,7 @@ def _original_rules(config: ChatGlm2Config) -> list[Rule]:
 def _quantised_rules(bits: Bits | None) -> Callable[[ChatGlm2Config], list[Rule]]:
     def rules(config: ChatGlm2Config) -> list[Rule]:
         if config.bits:
-            # FirstRows are packed one by one, so that those of a fused weight and their scales can be parted as they are.
+            # Rows are packed one by one, so that those of a fused weight and their scales can be parted as they are.
             return [*_linears(config, "weight"), *_linears(config, "weight_scale"), *_other_rules(config)]
         inner = config.num_heads * config.head_dim
         columns = (config.hidden_size, inner, config.hidden_size, config.ffn_size)

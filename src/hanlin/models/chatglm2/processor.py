@@ -15,6 +15,7 @@ import numpy as np
 from hanlin.core.batch import IGNORED, Batch, Prompt, PromptBatch, Sample
 from hanlin.core.errors import ConfigError, DataError
 from hanlin.data.processor import tried
+from hanlin.models.common import decoder_batch
 from hanlin.models.common.decoder_batch import TextCursor
 from hanlin.models.common.label_processor import LabelKeys, LabelProcessor
 
@@ -152,8 +153,8 @@ class ChatGlm2Processor:
         return [record]
 
     def collate(self, rows_: Sequence[Sequence[Sample]], length: int) -> Batch:
-        """Pack samples into tensors; see `rows.collate`."""
-        return rows.collate(rows_, length, self.config.pad_id)
+        """Pack samples into tensors; see `decoder_batch.collate`."""
+        return decoder_batch.collate(rows_, length, self.config.pad_id)
 
     def batch_key(self, sample: Sample) -> None:
         """All samples leave each other's loss alone."""
@@ -186,7 +187,7 @@ class ChatGlm2Processor:
 
     def collate_prompts(self, prompts: Sequence[Prompt]) -> PromptBatch:
         """Pad prompts on the left."""
-        inputs = rows.pad_left([prompt.inputs["tokens"] for prompt in prompts], self.config.pad_id)
+        inputs = decoder_batch.pad_left([prompt.inputs["tokens"] for prompt in prompts], self.config.pad_id)
         return PromptBatch(inputs, [prompt.cursor for prompt in prompts], [[] for _ in prompts])
 
     def answer(self, prompt: Prompt, tokens: Sequence[int]) -> Any:

@@ -1,6 +1,6 @@
-"""Processor and prompts of decoders -> the tensors of a batch: tokens, positions, spans.
+"""Samples and prompts of decoders -> the tensors of a batch: tokens, positions, spans.
 
-Processor of one row never see each other (`spans`). Positions begin at 0 in each; a sample may bring its own, and spans
+Samples of one row never see each other (`spans`). Positions begin at 0 in each; a sample may bring its own, and spans
 inside of it, numbered from 0.
 """
 

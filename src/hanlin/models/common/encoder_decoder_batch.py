@@ -1,7 +1,7 @@
-"""Processor of encoder-decoders -> the tensors of a batch, which has two lengths: the encoder's and the decoder's.
+"""Samples of encoder-decoders -> the tensors of a batch, which has two lengths: the encoder's and the decoder's.
 
 A sample takes as many columns of a row as its longer side has ids, so that neither side of a row is too long; each
-side is then padded to the longest of the batch only. Processor of one row never see each other (spans), and positions
+side is then padded to the longest of the batch only. Samples of one row never see each other (spans), and positions
 begin at 0 in each; a sample may bring its own, and spans inside of it, numbered from 0. What belongs to the encoder is
 called encoder_tokens, encoder_positions, encoder_spans.
 """

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from hanlin.core.errors import CheckpointError
 from hanlin.formats.files import Weights
 from hanlin.formats.format import Format
-from hanlin.formats.megatron import FORMS, Form, MegatronWeights, open_megatron, write_megatron
+from hanlin.formats.megatron import FORMS, MegatronForm, MegatronWeights, open_megatron, write_megatron
 from hanlin.formats.ranks import Partition
 from hanlin.formats.rules import Drop, FirstRows, Rename, Rule, SplitHeads, SplitRows, Transposed
 
@@ -29,7 +29,7 @@ QUERY_KEY_VALUE = ("query", "key", "value")
 _OUR = "blocks.{i}."
 _BLOCK, _MEGATRON = "transformer.layers.{i}.", "language_model."
 _PARTS = ("weight", "bias")
-# TensorSubset of a block in the originals' words -> in ours; weight and bias alike.
+# Part of a block in the originals' words -> in ours; weight and bias alike.
 OF_BLOCK = {
     "input_layernorm": "attention.norm",
     "attention.dense": "attention.output",
@@ -195,7 +195,12 @@ def _write_megatron_config(config: Cpm1Config) -> dict[str, Any]:
 
 
 def _write_megatron(
-    form: Form, folder: Path, config: Cpm1Config, tensors: Mapping[str, torch.Tensor], ranks: int, iteration: int
+    form: MegatronForm,
+    folder: Path,
+    config: Cpm1Config,
+    tensors: Mapping[str, torch.Tensor],
+    ranks: int,
+    iteration: int,
 ) -> None:
     if (config.head_dim * config.num_heads, config.ffn_size) != (config.hidden_size, 4 * config.hidden_size):
         raise CheckpointError("this GPT-2 has other proportions than the program knows (hidden_size, 4 * hidden_size)")

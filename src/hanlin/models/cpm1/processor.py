@@ -16,6 +16,7 @@ import numpy as np
 from hanlin.core.batch import IGNORED, Batch, Prompt, PromptBatch, Sample
 from hanlin.core.errors import ConfigError, DataError
 from hanlin.data.processor import tried
+from hanlin.models.common import decoder_batch
 from hanlin.models.common.decoder_batch import TextCursor
 from hanlin.recipe.settings import PromptSettings
 
@@ -187,8 +188,8 @@ class Cpm1Processor:
         return [{**record, options.prompt_column: prompt[-keep:]}]
 
     def collate(self, rows_: Sequence[Sequence[Sample]], length: int) -> Batch:
-        """Pack samples into tensors; see `rows.collate`."""
-        return rows.collate(rows_, length, self.pad)
+        """Pack samples into tensors; see `decoder_batch.collate`."""
+        return decoder_batch.collate(rows_, length, self.pad)
 
     def batch_key(self, sample: Sample) -> None:
         """All samples leave each other's loss alone."""
@@ -213,7 +214,7 @@ class Cpm1Processor:
 
     def collate_prompts(self, prompts: Sequence[Prompt]) -> PromptBatch:
         """Pad prompts on the left; rows that fill up the embedding are no tokens to answer with."""
-        inputs = rows.pad_left([prompt.inputs["tokens"] for prompt in prompts], self.pad)
+        inputs = decoder_batch.pad_left([prompt.inputs["tokens"] for prompt in prompts], self.pad)
         surplus = range(self.tokenizer.vocab_size, self.config.vocab_size)
         return PromptBatch(inputs, [prompt.cursor for prompt in prompts], [surplus for _ in prompts])
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hanlin.core.errors import CheckpointError
 from hanlin.formats.files import Weights
 from hanlin.formats.format import Format
-from hanlin.formats.megatron import FORMS, Form, MegatronWeights, open_megatron, write_megatron
+from hanlin.formats.megatron import FORMS, MegatronForm, MegatronWeights, open_megatron, write_megatron
 from hanlin.formats.ranks import Partition
 from hanlin.formats.rules import FirstRows, Rename, Rule, SplitHeads
 
@@ -105,7 +105,12 @@ def _open(path: Path) -> Weights | None:
 
 
 def _write(
-    form: Form, folder: Path, config: Cpm1T5Config, tensors: Mapping[str, torch.Tensor], ranks: int, iteration: int
+    form: MegatronForm,
+    folder: Path,
+    config: Cpm1T5Config,
+    tensors: Mapping[str, torch.Tensor],
+    ranks: int,
+    iteration: int,
 ) -> None:
     arguments = _write_config(config)
     write_megatron(folder, tensors, _PARTITIONS, arguments, form=form, ranks=ranks, iteration=iteration)

@@ -17,6 +17,7 @@ from hanlin.core.batch import IGNORED, Batch, Prompt, PromptBatch, Sample
 from hanlin.core.errors import ConfigError, DataError
 from hanlin.data.processor import tried
 from hanlin.data.span_corruption import MIN_TOKENS, Marks, span_sample
+from hanlin.models.common import encoder_decoder_batch
 from hanlin.models.common.decoder_batch import NO_SPAN, TextCursor
 from hanlin.models.common.span_corruption import Corruption, check_spans, span_tokens
 from hanlin.models.cpm1.documents import count_positions, number_documents
@@ -154,7 +155,7 @@ class Cpm1T5Processor:
                 inputs[f"{side}positions"] = count_positions(is_end)
             if self.options.reset_attention_mask:
                 inputs[f"{side}spans"] = number_documents(is_end)
-        return two_sides.make_sample(inputs, labels, length=length)
+        return encoder_decoder_batch.make_sample(inputs, labels, length=length)
 
     def fit(self, record: Any, max_length: int, policy: str) -> list[Any]:
         """Make a record short enough: a source loses its end, a text is cut or split into several.
@@ -180,8 +181,8 @@ class Cpm1T5Processor:
         return [{**record, options.source_column: source[:-surplus]}]
 
     def collate(self, rows: Sequence[Sequence[Sample]], length: int) -> Batch:
-        """Pack samples into tensors; see `two_sides.collate`."""
-        return two_sides.collate(rows, length, self._fillers)
+        """Pack samples into tensors; see `encoder_decoder_batch.collate`."""
+        return encoder_decoder_batch.collate(rows, length, self._fillers)
 
     def batch_key(self, sample: Sample) -> None:
         """All samples leave each other's loss alone."""
@@ -214,7 +215,7 @@ class Cpm1T5Processor:
     def collate_prompts(self, prompts: Sequence[Prompt]) -> PromptBatch:
         """Pad sources on the right; rows that fill up the embedding are no tokens to answer with."""
         surplus = range(self.tokenizer.vocab_size, self.config.vocab_size)
-        inputs = two_sides.pad_right([prompt.inputs for prompt in prompts], self._fillers)
+        inputs = encoder_decoder_batch.pad_right([prompt.inputs for prompt in prompts], self._fillers)
         return PromptBatch(inputs, [prompt.cursor for prompt in prompts], [surplus for _ in prompts])
 
     def answer(self, prompt: Prompt, tokens: Sequence[int]) -> Any:
@@ -241,7 +242,7 @@ class Cpm1T5Processor:
     def _fillers(self) -> dict[str, int]:
         """What stands in the padding of each input of the model."""
         kinds = {"tokens": self.marks.pad, "positions": 0, "spans": NO_SPAN}
-        return {f"{side}{kind}": filler for side in two_sides.SIDES for kind, filler in kinds.items()}
+        return {f"{side}{kind}": filler for side in encoder_decoder_batch.SIDES for kind, filler in kinds.items()}
 
     def _is_text(self, record: Any) -> bool:
         return isinstance(record, Mapping) and self.options.text_column in record

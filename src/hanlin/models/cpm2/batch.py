@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hanlin.core.batch import Batch, Sample
+from hanlin.models.common import encoder_decoder_batch
 from hanlin.models.common.decoder_batch import NO_SPAN
 
 if TYPE_CHECKING:
@@ -21,8 +22,11 @@ def collate(rows: Sequence[Sequence[Sample]], length: int, pad: int) -> Batch:
     """Pack samples: tokens, encoder_tokens, their spans, lengths (ids of both sides), rivals where there are any."""
     import torch
 
-    batch = two_sides.collate(rows, length, _fillers(pad))
-    sizes = [sum(len(sample.inputs[f"{side}tokens"]) for sample in row for side in two_sides.SIDES) for row in rows]
+    batch = encoder_decoder_batch.collate(rows, length, _fillers(pad))
+    sizes = [
+        sum(len(sample.inputs[f"{side}tokens"]) for sample in row for side in encoder_decoder_batch.SIDES)
+        for row in rows
+    ]
     return replace(batch, inputs={**batch.inputs, "lengths": torch.tensor(sizes)})
 
 
@@ -30,7 +34,7 @@ def pad_prompts(prompts: Sequence[Mapping[str, np.ndarray]], pad: int) -> dict[s
     """The encoder's side is padded on the right; the decoder's sides are equally long."""
     spans = [np.zeros(len(prompt["encoder_tokens"]), np.int64) for prompt in prompts]
     rows = [{**prompt, "encoder_spans": own} for prompt, own in zip(prompts, spans, strict=True)]
-    return two_sides.pad_right(rows, _fillers(pad))
+    return encoder_decoder_batch.pad_right(rows, _fillers(pad))
 
 
 def _fillers(pad: int) -> dict[str, int]:

@@ -24,6 +24,7 @@ from hanlin.models.common.span_corruption import Corruption, span_tokens
 from hanlin.models.family import RankedExample
 from hanlin.recipe.settings import PromptSettings
 
+from . import batch
 from .config import Cpm2Config
 from .datasets import RawDataset, sogou
 from .datasets.dataset import TextAnswer, WordAnswer, one_record
@@ -170,9 +171,9 @@ class Cpm2Processor:
             )
         return [{**record, key: text[:low]}]
 
-    def collate(self, rows_: Sequence[Sequence[Sample]], length: int) -> Batch:
-        """Pack samples into tensors; see `rows.collate`."""
-        return rows.collate(rows_, length, self.tokenizer.pad_id)
+    def collate(self, rows: Sequence[Sequence[Sample]], length: int) -> Batch:
+        """Pack samples into tensors; see `batch.collate`."""
+        return batch.collate(rows, length, self.tokenizer.pad_id)
 
     def batch_key(self, sample: Sample) -> None:
         """All samples leave each other's loss alone."""
@@ -197,7 +198,7 @@ class Cpm2Processor:
         return Prompt(record, _inputs(source, []), AnswerCursor(START_ID, end, left=None))
 
     def collate_prompts(self, prompts: Sequence[Prompt]) -> PromptBatch:
-        inputs = rows.pad_prompts([prompt.inputs for prompt in prompts], self.tokenizer.pad_id)
+        inputs = batch.pad_prompts([prompt.inputs for prompt in prompts], self.tokenizer.pad_id)
         return PromptBatch(inputs, [prompt.cursor for prompt in prompts], [[] for _ in prompts])
 
     def answer(self, prompt: Prompt, tokens: Sequence[int]) -> Any:

@@ -19,7 +19,7 @@ from hanlin.core.plan import Plan
 from hanlin.layers.attention import AttentionMask, AttentionWindows, additive_mask, attention
 from hanlin.layers.kv_cache import KVCache
 from hanlin.layers.linear import Linear
-from hanlin.layers.loss import Piece, head_logits, head_loss
+from hanlin.layers.loss import HeadPart, head_logits, head_loss
 from hanlin.layers.norm import RmsNorm
 from hanlin.layers.precision import matmul_dtype
 from hanlin.layers.prefix import Prefix, PrefixSource
@@ -149,8 +149,8 @@ class CpmBee(nn.Module):
         mask = additive_mask(self.position_bias(queries, keys, relation), visibility(queries, keys), windows)
         return mask if self.prefix is None else mask.with_prefix(self.prefix.length, given.tokens)
 
-    def _head(self, given: Inputs) -> list[Piece]:
-        pieces: list[Piece] = [(self.embedding.weight, self.embedding.scale)]
+    def _head(self, given: Inputs) -> list[HeadPart]:
+        pieces: list[HeadPart] = [(self.embedding.weight, self.embedding.scale)]
         if given.ext_tokens is not None and given.ext_subs is not None and given.ext_tokens.shape[1]:
             pieces.append((self.embedding(given.ext_tokens[0], given.ext_subs[0]), 1.0))
         return pieces

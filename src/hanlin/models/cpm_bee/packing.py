@@ -118,7 +118,7 @@ def _label_by_column(row: dict[str, np.ndarray], entries: dict[Entry, int], voca
 
 
 def _windows(rows: Sequence[PackedRow], length: int) -> np.ndarray | None:
-    """MaskInputs that attend among themselves: int64 `[rows, windows, longest sample]`, -1 beyond the end.
+    """Columns that attend among themselves: int64 `[rows, windows, longest sample]`, -1 beyond the end.
 
     Neighbours share a window while they fit; the model keeps their spans apart. None where windows save nothing.
     """

@@ -1,4 +1,4 @@
-"""SingleStage data sets: shuffled, merged, files left out or forgotten."""
+"""Whole data sets: shuffled, merged, files left out or forgotten."""
 
 from __future__ import annotations
 
