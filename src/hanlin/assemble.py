@@ -110,7 +110,7 @@ def _corpus(path: Path, parts: Parts) -> Path:
 
     if is_corpus(path):
         return path
-    load = LoadTokenizer(parts.family.name, vocab_path(parts.recipe))
+    load = LoadTokenizer(parts.recipe.model.family, vocab_path(parts.recipe))
     return index_in_cache(path, Encoding(load, end=end_id(parts.tokenizer)), parts.recipe.data.cache)
 
 
