@@ -128,6 +128,13 @@ def test_an_original_checkpoint_is_read(project: Path, shared: Path) -> None:
 
 
 @pytest.mark.usefixtures("project")
+@pytest.mark.parametrize(("value", "is_right"), [(0, True), (-1, False)])
+def test_a_default_of_0_may_be_written_out(value: int, is_right: bool) -> None:
+    found = problems("model.family=cpm2", f"model.config.num_experts={value}")
+    assert is_right != any(problem.startswith("model.config.num_experts: must be greater") for problem in found)
+
+
+@pytest.mark.usefixtures("project")
 def test_a_full_disk_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 20))
     assert "0.0 GB free, the run writes at least 0.1 GB" in problems()[0]

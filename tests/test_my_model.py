@@ -82,6 +82,12 @@ def test_it_learns_its_poems_and_writes_them(home: Path, capsys: pytest.CaptureF
     assert "my_model" in capsys.readouterr().out
 
 
+def test_it_is_pretrained_on_texts_as_they_are(home: Path) -> None:
+    texts = "".join(f'{{"text": "床前明月光，疑是地上霜。{number}"}}\n' for number in range(40))
+    (home / "texts.jsonl").write_text(texts, encoding="utf-8")
+    assert len(losses(home, "texts", f"data.train={home / 'texts.jsonl'}", "data.split='8,1,1'")) == 4
+
+
 def test_its_memory_can_be_planned(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "examples/my_model.yaml", "--per-node", "2", "--json", "parallel.tensor=2"]) == 0
     assert json.loads(capsys.readouterr().out)

@@ -53,9 +53,11 @@ def value_problems(recipe: Recipe, family: Family) -> Found:
         for detail in error.errors():
             if detail["loc"] and detail["loc"][0] in given:
                 yield f"model.config.{detail['loc'][0]}", f"{detail['msg']}; found {detail['input']!r}"
+    default = family.config()
     for name, value in given.items():
         is_size = name.startswith("num_") or name.endswith(("_size", "_dim"))
-        if is_size and isinstance(value, int) and value <= 0:
+        # A default of 0 means that there is none of them (experts).
+        if is_size and isinstance(value, int) and value <= 0 and value != getattr(default, name):
             yield f"model.config.{name}", f"must be greater than 0; found {value}"
 
 
