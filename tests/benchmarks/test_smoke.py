@@ -1,0 +1,46 @@
+"""Every script of benchmarks/ runs at its smallest sizes, as a process of its own, agreement checks included."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "benchmarks"
+HELPERS = {"glm_peer", "script", "turns"}
+"""What the scripts import, and nobody runs."""
+SCRIPTS = sorted(file.stem for file in FOLDER.glob("*.py") if file.stem not in HELPERS)
+LACKS = 77
+"""Exit code of a script that lacks a file or a package; its last line says which (benchmarks/script.py)."""
+
+
+def run(name: str, *options: str) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join(filter(None, [str(ROOT / "src"), os.environ.get("PYTHONPATH")]))
+    command = [sys.executable, str(FOLDER / f"{name}.py"), *options]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, check=False
+    )
+    if done.returncode == LACKS:
+        pytest.skip(done.stderr.splitlines()[-1])
+    return done
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_smoke_run_ends_with_a_report(name: str, tmp_path: Path) -> None:
+    out = tmp_path / "result.json"
+    done = run(name, "--smoke", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(out.read_text(encoding="utf-8"))
+    assert figures.keys() > {"machine", "date", "load_at_end", "cores"}
+
+
+def test_a_smoke_run_does_not_overwrite_results() -> None:
+    done = run("startup", "--smoke", "--out", str(FOLDER / "results" / "startup.json"))
+    assert done.returncode == 2
+    assert "do not belong into benchmarks/results" in done.stderr
