@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "benchmarks"
-HELPERS = {"glm_peer", "script", "turns"}
+HELPERS = {"device_parts", "glm_peer", "script", "turns"}
 """What the scripts import, and nobody runs."""
 SCRIPTS = sorted(file.stem for file in FOLDER.glob("*.py") if file.stem not in HELPERS)
 LACKS = 77
@@ -31,13 +31,22 @@ def run(name: str, *options: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("name", [name for name in SCRIPTS if name != "device_check"])
 def test_a_smoke_run_ends_with_a_report(name: str, tmp_path: Path) -> None:
     out = tmp_path / "result.json"
     done = run(name, "--smoke", "--out", str(out))
     assert done.returncode == 0, done.stderr
     figures = json.loads(out.read_text(encoding="utf-8"))
     assert figures.keys() > {"machine", "date", "load_at_end", "cores"}
+
+
+@pytest.mark.slow
+def test_the_device_check_runs_all_parts_without_a_device(tmp_path: Path) -> None:
+    done = run("device_check", str(tmp_path), "--device", "cpu", "--tiny")
+    assert done.returncode == 0, done.stdout + done.stderr
+    parts = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["parts"]
+    assert [facts["state"] for facts in parts.values()] == ["done"] * 8
+    assert "needs CUDA" in parts["group"]["results"]["nccl"]["skipped"]
 
 
 def test_a_smoke_run_does_not_overwrite_results() -> None:
