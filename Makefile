@@ -26,7 +26,7 @@ check: $(INSTALLED) ## style, types, imports
 	$(RUN)/pyright
 	$(RUN)/lint-imports
 
-bench: $(INSTALLED) ## a benchmark, as ratios within one run (NAME=step_cpm1 ARGS="--rounds 3")
+bench: $(INSTALLED) ## a benchmark, as ratios within one run (NAME=step_cpm1 ARGS="--rounds 3"; ARGS=--smoke: does it run?)
 	$(RUN)/python benchmarks/$(NAME).py $(ARGS)
 
 docs: $(INSTALLED) ## links, commands and recipes that the docs name exist

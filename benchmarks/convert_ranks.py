@@ -3,27 +3,27 @@
 python benchmarks/convert_ranks.py [--layers 1 8] [--folder DIR] [--out result.json]
 
 Writes a random fp16 CPM-2 of the 11B's proportions (half its width, fewer layers) in four files of ranks, removed
-afterwards. Then 4 -> 1 -> 2 -> 4, and 4 -> base folder, each in a fresh process. Peak is the process's largest resident
-memory, mapped file pages included, less what it was after the imports. The last four files are compared with the first.
+afterwards. Then 4 -> 1 -> 2 -> 4 (--ranks), and 4 -> base folder, each in a fresh process. Peak is the process's
+largest resident memory, mapped file pages included, less what it was after the imports. The last four files are
+compared with the first.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import subprocess
 import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from load_cpm_bee import cpu_name
+from script import memory_bytes, read_arguments, report
 
 from hanlin.formats.convert import convert
 from hanlin.formats.files import write_json
@@ -34,8 +34,6 @@ from hanlin.formats.source import open_theirs
 from hanlin.models.cpm2 import family
 from hanlin.models.cpm2.config import SIZES, Cpm2Config
 from hanlin.models.cpm2.formats import PARTITIONS
-
-STEPS = (("4", "original", 1), ("1", "original", 2), ("2", "original", 4), ("4", "base", 1))
 
 
 class Random(Lazy):
@@ -72,28 +70,28 @@ class Random(Lazy):
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--layers", type=int, nargs="+", default=[1, 8], help="of each set")
+    parser.add_argument("--hidden", type=int, default=2048, help="the sets' width, a multiple of 256")
+    parser.add_argument(
+        "--ranks", type=int, nargs="+", default=[1, 2, 4], help="what the four are divided into; the last is 4"
+    )
     parser.add_argument("--folder", type=Path, help="where the sets are written for the time of the measurement")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--convert", nargs=4, metavar=("SOURCE", "LAYOUT", "TARGET", "RANKS"), help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = read_arguments(parser, "--layers 1 --hidden 256 --ranks 4")
     if args.convert:
         source, layout, target, ranks = args.convert
         print(json.dumps(measure(Path(source), layout, Path(target), int(ranks))))
         return
-    result: dict[str, Any] = {
-        "machine": f"{cpu_name()}, torch {torch.__version__}",
-        "date": datetime.date.today().isoformat(),
-    }
+    result: dict[str, Any] = {}
     for layers in args.layers:
         with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-            result[f"{layers} layers"] = run(Path(folder), layers)
-    print(json.dumps(result, indent=1))
-    if args.out:
-        args.out.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+            result[f"{layers} layers"] = run(Path(folder), layers, args.hidden, args.ranks)
+    report(result, args.out)
 
 
-def run(folder: Path, layers: int) -> dict[str, Any]:
-    config = replace(SIZES["11b"], hidden_size=2048, num_heads=32, ffn_size=5120, num_layers=layers)
+def run(folder: Path, layers: int, hidden: int, ranks: Sequence[int]) -> dict[str, Any]:
+    shape = {"hidden_size": hidden, "num_heads": hidden // 64, "ffn_size": hidden * 5 // 2}
+    config = replace(SIZES["11b"], **shape, num_layers=layers)
     tensors = Random(config)
     first = folder / "first"
     write_ranks(first, tensors, PARTITIONS, 4, 100000)
@@ -104,11 +102,14 @@ def run(folder: Path, layers: int) -> dict[str, Any]:
         "set_bytes": set_bytes,
         "largest_tensor_bytes": max(tensor.nbytes for tensor in tensors.metas.values()),
     }
-    for source, layout, ranks in STEPS:
-        target = folder / (str(ranks) if layout == "original" else layout)
-        found = in_fresh_process(folder / source if (folder / source).exists() else first, layout, target, ranks)
-        result[f"{source} -> {target.name}"] = {**found, "peak_over_set": round(found["peak_bytes"] / set_bytes, 3)}
-    result["bit_for_bit"] = is_same(first, folder / "4")
+    source, name = first, "4"
+    for layout, count in [*(("original", count) for count in ranks), ("base", 1)]:
+        target = folder / (str(count) if layout == "original" else layout)
+        found = in_fresh_process(source, layout, target, count)
+        result[f"{name} -> {target.name}"] = {**found, "peak_over_set": round(found["peak_bytes"] / set_bytes, 3)}
+        source, name = target, target.name
+    assert is_same(first, folder / "4"), "the last four files are not the first ones"
+    result["bit_for_bit"] = True
     return result
 
 
@@ -130,14 +131,9 @@ def in_fresh_process(source: Path, layout: str, target: Path, ranks: int) -> dic
 
 def measure(source: Path, layout: str, target: Path, ranks: int) -> dict[str, Any]:
     family.model()  # its imports are not what is measured
-    before, start = resident("VmRSS"), time.perf_counter()
+    before, start = memory_bytes("VmRSS"), time.perf_counter()
     convert(source, family, None, layout, target, ranks=ranks)
-    return {"peak_bytes": resident("VmHWM") - before, "seconds": round(time.perf_counter() - start, 1)}
-
-
-def resident(kind: str) -> int:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(kind))
-    return int(line.split()[1]) * 1024
+    return {"peak_bytes": memory_bytes("VmHWM") - before, "seconds": round(time.perf_counter() - start, 1)}
 
 
 if __name__ == "__main__":

@@ -1,8 +1,12 @@
-"""transformers' GlmForCausalLM with the weights of a model of ours, for comparisons in one process."""
+"""transformers' GlmForCausalLM with the weights of a model of ours, for comparisons in one process.
+
+No script itself.
+"""
 
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,7 @@ from hanlin.models.chatglm2.config import ChatGlm2Config
 
 # The shape that ADGEN's figures are given for.
 SMALL = ChatGlm2Config(num_layers=8, hidden_size=512, num_heads=8, head_dim=64, ffn_size=1712, max_length=2048)
+TINY = replace(SMALL, num_layers=2, hidden_size=32, num_heads=4, head_dim=8, ffn_size=48)
 
 
 def make_pair(config: ChatGlm2Config) -> tuple[Any, Any]:

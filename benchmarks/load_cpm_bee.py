@@ -10,9 +10,7 @@ Peak is the process's largest resident memory, mapped file pages included, less 
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import platform
 import subprocess
 import sys
 import tempfile
@@ -20,6 +18,7 @@ import time
 from pathlib import Path
 
 import torch
+from script import memory_bytes, read_arguments, report
 
 from hanlin.formats.files import write_json, write_pickle
 from hanlin.formats.load import load_into
@@ -37,22 +36,18 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where the checkpoint is written for the time of the measurement")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--load", nargs=2, metavar=("WAY", "FILE"), help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = read_arguments(parser, "--size tiny")
     if args.load:
         print(json.dumps(measure(args.load[0], Path(args.load[1]))))
         return
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         file = write_checkpoint(Path(folder), args.size)
         result = {
-            "machine": f"{cpu_name()}, torch {torch.__version__}",
-            "date": datetime.date.today().isoformat(),
             "model": args.size,
             "file_bytes": file.stat().st_size,
             **{way: in_fresh_process(way, file) for way in WAYS},
         }
-    print(json.dumps(result, indent=1))
-    if args.out:
-        args.out.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    report(result, args.out)
 
 
 def write_checkpoint(folder: Path, size: str) -> Path:
@@ -97,19 +92,6 @@ def load_usually(file: Path) -> CpmBee:
     rules = FORMATS["original"].rules(model.config)
     model.load_state_dict({str(rename(rules, name, "to_ours")): tensor for name, tensor in tensors.items()})
     return model
-
-
-def memory_bytes(field: str) -> int:
-    """From Linux's own account of the process: VmRSS is now, VmHWM the highest so far."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
-
-
-def cpu_name() -> str:
-    lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
 
 
 if __name__ == "__main__":

@@ -9,11 +9,12 @@ character. Compare with `character_perplexity` of `hanlin evaluate`.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from script import read_arguments, report
 
 from hanlin.data.indexing import end_id
 from hanlin.data.megatron_index import split_documents
@@ -36,14 +37,22 @@ def decoded(data: IndexedData, documents: range, tokenizer: Any) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Counted baselines")
-    parser.add_argument("--corpus", type=Path, required=True, help="prefix of .bin and .idx")
+    parser.add_argument("--corpus", type=Path, required=True, help="prefix of .bin and .idx, or one of them")
     parser.add_argument("--vocab", type=Path, required=True)
     parser.add_argument("--family", default="cpm1")
     parser.add_argument("--split", default="949,50,1")
     parser.add_argument("--part", choices=("valid", "test"), default="valid")
     parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
-    data, tokenizer = IndexedData(args.corpus), load_family(args.family).tokenizer(args.vocab)
+    args = read_arguments(
+        parser,
+        "--split 6,2,1",
+        {
+            "--corpus": "golden/cpm1_indexed_dataset/mmap_i32_text_document.bin",
+            "--vocab": "vocab/cpm1/chinese_vocab.model",
+        },
+    )
+    prefix = args.corpus.with_suffix("") if args.corpus.suffix in (".bin", ".idx") else args.corpus
+    data, tokenizer = IndexedData(prefix), load_family(args.family).tokenizer(args.vocab)
     parts = split_documents(args.split, len(data))
     train, held_out = (decoded(data, parts[name], tokenizer) for name in ("train", args.part))
     result: dict[str, Any] = {
@@ -56,9 +65,7 @@ def main() -> None:
         start = time.perf_counter()
         value = CharacterModel(train, order).perplexity(held_out)
         result[f"order_{order}"] = {"perplexity": round(value, 2), "seconds": round(time.perf_counter() - start, 1)}
-    print(json.dumps(result, indent=1))
-    if args.out:
-        args.out.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    report(result, args.out)
 
 
 if __name__ == "__main__":

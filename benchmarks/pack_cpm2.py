@@ -18,9 +18,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from script import read_arguments, report
 from torch import nn
 from torch.nn import functional
-from turns import report, take_turns
+from turns import take_turns
 
 from hanlin.core.batch import Batch, Sample
 from hanlin.data.pack import plan_rows, pool_rows
@@ -32,22 +33,26 @@ from hanlin.models.cpm2.record import Cpm2Options
 from hanlin.models.cpm2.tokenizer import Cpm2Tokenizer
 
 LENGTH, ROWS = 512, 8
-SIZE = SIZES["small"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--vocab", type=Path, required=True)
     parser.add_argument("--ccpm", type=Path, required=True, help="CCPM's JSON lines, raw or not")
+    parser.add_argument("--size", default="small", choices=sorted(SIZES))
     parser.add_argument("--records", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
+    args = read_arguments(
+        parser,
+        "--size tiny --records 3 --rounds 1",
+        {"--vocab": "vocab/cpm2/cn/vocab.txt", "--ccpm": "data/ccpm/train.jsonl"},
+    )
     torch.set_num_threads(1)
-    processor = Cpm2Processor(Cpm2Tokenizer.load(args.vocab), SIZE, Cpm2Options(dataset="ccpm"))
-    made = read_samples(processor, args.ccpm, args.records)
-    ways = batches_of(processor, made)
-    model = Cpm2(SIZE)
+    samples = Cpm2Samples(Cpm2Tokenizer.load(args.vocab), SIZES[args.size], Cpm2Options(dataset="ccpm"))
+    made = read_samples(samples, args.ccpm, args.records)
+    ways = batches_of(samples, made)
+    model = Cpm2(SIZES[args.size])
     model.init_weights(torch.Generator().manual_seed(0))
     losses = {name: sum(loss(model, batch).item() for batch in batches) for name, batches in ways.items()}
     assert np.allclose(list(losses.values()), losses["padded"], rtol=1e-4), losses

@@ -6,13 +6,12 @@ Writes a folder in the original's layout (6.2B random fp16 weights, seven `.bin`
 temporary folder in DIR, shard by shard; rewrites it with `hanlin convert` as our base and in 4 bits; loads either and
 runs a short forward pass in bf16. Every stage is a process of its own, whose peak is its largest resident memory,
 mapped file pages included. DIR needs 31 GB, given back at the end; fewer --layers make a smaller model of the same
-kind.
+kind, a smaller --width one of the same proportions.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import shutil
 import subprocess
@@ -20,12 +19,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from load_cpm_bee import cpu_name, memory_bytes
+from script import memory_bytes, read_arguments, report
 
 from hanlin.cli.main import main as hanlin
 from hanlin.core.errors import ConfigError
@@ -45,54 +45,58 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--folder", type=Path, required=True, help="where there is room for the weights, twice")
     parser.add_argument("--layers", type=int, default=SIZES["6b"].num_layers)
+    parser.add_argument("--width", type=int, default=SIZES["6b"].hidden_size, help="hidden size, a multiple of 256")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = read_arguments(parser, f"--folder {tempfile.gettempdir()} --layers 1 --width 256")
     if args.stage:
-        print(json.dumps(measure(args.stage, args.folder, args.layers)))
+        print(json.dumps(measure(args.stage, args.folder, config_of(args.layers, args.width))))
         return
-    check_room(args.folder, args.layers)
+    check_room(args.folder, config_of(args.layers, args.width))
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         result = {
-            "machine": f"{cpu_name()}, torch {torch.__version__}",
-            "date": datetime.date.today().isoformat(),
             "layers": args.layers,
-            **{stage: in_fresh_process(stage, Path(folder), args.layers) for stage in STAGES},
+            **{stage: in_fresh_process(stage, Path(folder), args.layers, args.width) for stage in STAGES},
         }
         result["weight_bytes"] = sum(file.stat().st_size for file in (Path(folder) / "original").glob("*.bin"))
     result["peak_stays_below_24_gib"] = all(result[stage]["peak_bytes"] < LIMIT_BYTES for stage in STAGES)
-    print(json.dumps(result, indent=1))
-    if args.out:
-        args.out.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    report(result, args.out)
 
 
-def check_room(folder: Path, layers: int) -> None:
+def check_room(folder: Path, config: ChatGlm2Config) -> None:
     """Raises: ConfigError."""
-    needed = 2.4 * sum(2 * shape.numel() for _, shape in tensor_shapes(config_of(layers)))
+    needed = 2.4 * sum(2 * shape.numel() for _, shape in tensor_shapes(config))
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise ConfigError(f"--folder {folder}: {free / 1e9:.1f} GB are free, {needed / 1e9:.1f} GB are needed")
 
 
-def in_fresh_process(stage: str, folder: Path, layers: int) -> dict[str, float]:
-    command = [sys.executable, __file__, "--folder", str(folder), "--layers", str(layers), "--stage", stage]
+def in_fresh_process(stage: str, folder: Path, layers: int, width: int) -> dict[str, float]:
+    shape = ["--layers", str(layers), "--width", str(width)]
+    command = [sys.executable, __file__, "--folder", str(folder), *shape, "--stage", stage]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
 
 
-def measure(stage: str, folder: Path, layers: int) -> dict[str, float]:
+def measure(stage: str, folder: Path, config: ChatGlm2Config) -> dict[str, float]:
     start = time.perf_counter()
-    facts = STAGES[stage](folder, layers)
+    facts = STAGES[stage](folder, config)
     seconds = time.perf_counter() - start
     return {"seconds": round(seconds, 1), "peak_bytes": memory_bytes("VmHWM"), **facts}
 
 
-def config_of(layers: int) -> ChatGlm2Config:
-    return ChatGlm2Config(num_layers=layers)
+def config_of(layers: int, width: int) -> ChatGlm2Config:
+    """The 6B's shape, or one of its proportions."""
+    whole = SIZES["6b"]
+    vocab_size, ffn_size = (size * width // whole.hidden_size for size in (whole.vocab_size, whole.ffn_size))
+    heads = width // whole.head_dim
+    return replace(
+        whole, num_layers=layers, hidden_size=width, num_heads=heads, vocab_size=vocab_size, ffn_size=ffn_size
+    )
 
 
-def write_original(folder: Path, layers: int) -> dict[str, float]:
+def write_original(folder: Path, config: ChatGlm2Config) -> dict[str, float]:
     """One shard in memory at a time."""
-    config, generator = config_of(layers), torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     shapes = tensor_shapes(config)
     (folder / "original").mkdir()
     place: dict[str, str] = {}
@@ -139,25 +143,21 @@ def random_weight(name: str, shape: torch.Size, generator: torch.Generator) -> t
     return (torch.randn(shape, generator=generator) * 0.02).half()
 
 
-def convert(folder: Path, layers: int) -> dict[str, float]:
-    del layers
+def convert(folder: Path, _: ChatGlm2Config) -> dict[str, float]:
     assert hanlin(["convert", str(folder / "original"), str(folder / "base")]) == 0
     return {}
 
 
-def convert_int4(folder: Path, layers: int) -> dict[str, float]:
-    del layers
+def convert_int4(folder: Path, _: ChatGlm2Config) -> dict[str, float]:
     assert hanlin(["convert", str(folder / "original"), str(folder / "int4"), "--to", "int4"]) == 0
     return {}
 
 
-def load_and_run(folder: Path, layers: int) -> dict[str, float]:
-    del layers
+def load_and_run(folder: Path, _: ChatGlm2Config) -> dict[str, float]:
     return load_and_run_at(folder / "base")
 
 
-def load_and_run_int4(folder: Path, layers: int) -> dict[str, float]:
-    del layers
+def load_and_run_int4(folder: Path, _: ChatGlm2Config) -> dict[str, float]:
     return load_and_run_at(folder / "int4")
 
 

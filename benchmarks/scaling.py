@@ -25,8 +25,8 @@ from statistics import median
 from typing import Any
 
 import torch
+from script import read_arguments, report
 from torch import distributed
-from turns import report
 
 from hanlin.core.batch import Batch
 from hanlin.core.ranks import join, leave, peak_memory_bytes
@@ -41,7 +41,7 @@ from hanlin.train.optim import AdamW
 from hanlin.train.step import Step
 
 CONFIG = shape(256, 4, 4, vocab_size=8192, dropout=0.0, attention_dropout=0.0)
-ROWS, LENGTH, STEPS = 8, 256, 3
+ROWS, STEPS = 8, 3
 KINDS: dict[str, Any] = {
     "data": lambda world: {"data": world},
     "shard gradients": lambda world: {"data": world, "shard": "gradients"},
@@ -56,30 +56,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--worlds", type=int, nargs="+", default=[2, 4])
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--length", type=int, default=256, help="of a row")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--rank-of", help="the layout of which this process is a rank; used by the benchmark itself")
-    args = parser.parse_args()
+    args = read_arguments(parser, "--rounds 1 --worlds 2 --length 8 --kinds pipe")
     if args.rank_of:
-        run_rank(ParallelSettings(**json.loads(args.rank_of)))
+        run_rank(ParallelSettings(**json.loads(args.rank_of)), args.length)
         return
     layouts = {"alone": (1, {})} | {
-        f"{kind} x{world}": (world, make(world)) for kind, make in KINDS.items() for world in args.worlds
+        f"{kind} x{world}": (world, KINDS[kind](world)) for kind in args.kinds for world in args.worlds
     }
     rounds: dict[str, list[list[dict[str, float]]]] = {name: [] for name in layouts}
     for _ in range(args.rounds):
         for name, (world, layout) in layouts.items():
-            rounds[name].append(run_ranks(world, layout))
+            rounds[name].append(run_ranks(world, layout, args.length))
     alone = summary(rounds["alone"])
     figures = {name: compared(summary(ranks), alone) for name, ranks in rounds.items()}
     report({"layouts": figures}, args.out)
 
 
-def run_ranks(world: int, layout: Mapping[str, Any]) -> list[dict[str, float]]:
+def run_ranks(world: int, layout: Mapping[str, Any], length: int) -> list[dict[str, float]]:
     """The facts of all ranks."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, __file__, "--rank-of", json.dumps(layout)]
+    command = [sys.executable, __file__, "--length", str(length), "--rank-of", json.dumps(layout)]
     environments = [rank_environment(rank, world, port, 0) | {"OMP_NUM_THREADS": "1"} for rank in range(world)]
     ranks = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) for environment in environments]
     outputs = [rank.communicate()[0] for rank in ranks]
@@ -87,7 +89,7 @@ def run_ranks(world: int, layout: Mapping[str, Any]) -> list[dict[str, float]]:
     return [json.loads(output) for output in outputs]
 
 
-def run_rank(settings: ParallelSettings) -> None:
+def run_rank(settings: ParallelSettings, length: int) -> None:
     """Print the facts of this rank."""
     device = torch.device("cpu")
     torch.set_num_threads(1)
@@ -95,15 +97,15 @@ def run_rank(settings: ParallelSettings) -> None:
     before = peak_memory_bytes(device)
     model = Cpm1(CONFIG)
     model.init_weights(torch.Generator().manual_seed(0))
-    parallel_model = parallelize(model, device, "fp32", settings)
-    train = TrainSettings(steps=100, batch_size=ROWS, lr=1e-3, schedule="constant")
-    optimiser = AdamW(parallel_model.parameters, train)
-    step = Step(parallel_model, optimiser, train, 100)
-    state = state_bytes(parallel_model, optimiser, own_rows(parallel_model, seed=0))
-    losses = [step.run(own_rows(parallel_model, seed=0)).loss]  # warms up
+    worker = place(model, device, "fp32", settings)
+    train = TrainSettings(steps=100, batch_rows=ROWS, lr=1e-3, schedule="constant")
+    optimiser = AdamW(worker.parameters, train)
+    step = Step(worker, optimiser, train, 100)
+    state = state_bytes(worker, optimiser, own_rows(worker, length, seed=0))
+    losses = [step.run(own_rows(worker, length, seed=0)).loss]  # warms up
     seconds, cpu_seconds = [], []
     for number in range(1, STEPS + 1):
-        batch = own_rows(parallel_model, seed=number)
+        batch = own_rows(worker, length, seed=number)
         if distributed.is_initialized():
             distributed.barrier()
         start, cpu_start = time.perf_counter(), time.process_time()
@@ -115,11 +117,11 @@ def run_rank(settings: ParallelSettings) -> None:
     leave()
 
 
-def own_rows(parallel_model: ParallelModel, seed: int) -> Batch:
+def own_rows(worker: Worker, length: int, seed: int) -> Batch:
     """This rank's rows of a global batch."""
-    ids = torch.randint(0, CONFIG.vocab_size, (ROWS, LENGTH + 1), generator=torch.Generator().manual_seed(seed))
-    batch = Batch({"tokens": ids[:, :-1]}, ids[:, 1:], torch.ones(ROWS, LENGTH), [(row,) for row in range(ROWS)])
-    return batch.split(parallel_model.data_ranks)[parallel_model.mesh.rank("data")]
+    ids = torch.randint(0, CONFIG.vocab_size, (ROWS, length + 1), generator=torch.Generator().manual_seed(seed))
+    batch = Batch({"tokens": ids[:, :-1]}, ids[:, 1:], torch.ones(ROWS, length), [(row,) for row in range(ROWS)])
+    return batch.split(worker.data_ranks)[worker.mesh.rank("data")]
 
 
 def state_bytes(parallel_model: ParallelModel, optimiser: AdamW, batch: Batch) -> int:

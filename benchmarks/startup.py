@@ -1,12 +1,13 @@
 """Seconds until `hanlin --help`, a config error and the first training step, each in a fresh process.
 
+python benchmarks/startup.py [--out result.json]
+
 Beside them a bare Python and `import torch` in the same rounds: what cannot be avoided.
 """
 
 from __future__ import annotations
 
-import json
-import platform
+import argparse
 import statistics
 import subprocess
 import sys
@@ -14,10 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
-import torch
+from script import read_arguments, report
 
-ROUNDS = 5
-RESULT = Path(__file__).parent / "results" / "startup.json"
 CASE = Path(__file__).parents[1] / "tests" / "golden" / "cases" / "bee_generate"
 
 RECIPE = """\
@@ -29,6 +28,10 @@ run: {{folder: {home}/run}}
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path)
+    args = read_arguments(parser, "--rounds 1")
     with tempfile.TemporaryDirectory() as scratch:
         home = Path(scratch)
         (home / "rows.jsonl").write_text('{"input": "今天", "<ans>": "好"}\n', encoding="utf-8")
@@ -41,18 +44,13 @@ def main() -> None:
             "first step, saved": ["-m", "hanlin", "train", "--restart", f"{home}/recipe.yaml"],
         }
         seconds: dict[str, list[float]] = {name: [] for name in commands}
-        for _ in range(ROUNDS):
+        for _ in range(args.rounds):
             for name, words in commands.items():
                 start = time.perf_counter()
                 subprocess.run([sys.executable, *words], capture_output=True, check=name != "config error")
                 seconds[name].append(time.perf_counter() - start)
-    result = {
-        "machine": f"{platform.processor() or platform.machine()}, torch {torch.__version__}",
-        "date": time.strftime("%Y-%m-%d"),
-        "median_seconds": {name: round(statistics.median(values), 2) for name, values in seconds.items()},
-    }
-    RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(result, indent=1))
+    medians = {name: round(statistics.median(values), 2) for name, values in seconds.items()}
+    report({"rounds": args.rounds, "median_seconds": medians}, args.out)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Useful tokens per second of a ChatGLM2 training step, against transformers' GlmForCausalLM (+ PEFT).
 
-python benchmarks/step_chatglm2.py [--out result.json]        (needs transformers and peft)
+python benchmarks/step_chatglm2.py [--out result.json]        (needs transformers; LoRA: peft)
 
 8 layers x 512 hidden, vocabulary 65,024, fp32, one thread; 8 samples a step with ADGEN's lengths (deciles of its 1,070
 held-out rows), random ids, random weights, the same for both. theirs: rows padded to 193 as the original does it, the
@@ -20,34 +20,36 @@ from typing import Any
 
 import numpy as np
 import torch
-from glm_peer import SMALL, make_pair
-from turns import LR, check_agreement, gradient_length, make_step, report, take_turns
+from glm_peer import SMALL, TINY, make_pair
+from script import is_installed, read_arguments, report, require
+from turns import LR, check_agreement, gradient_length, make_step, take_turns
 
 from hanlin.core.batch import IGNORED, Batch, Sample
 from hanlin.models.chatglm2 import family
-from hanlin.models.common import decoder_batch
-from hanlin.recipe.settings import TuningSettings
+from hanlin.models.chatglm2.config import ChatGlm2Config
 from hanlin.tuning.apply import apply_tuning, trained_parameters
 
 SOURCE, TARGET, PREFIX, RANK = 64, 128, 128, 8
 
 
 def main() -> None:
+    default = [name for name in PEERS if name != "lora" or is_installed("peft")]
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--rows", type=int, default=8)
-    parser.add_argument("--tuning", nargs="+", default=["full", "lora", "prefix"])
+    parser.add_argument("--tuning", nargs="+", choices=PEERS, default=default)
     parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
+    args = read_arguments(parser, "--rounds 1 --rows 2")
+    require("transformers", *(["peft"] if "lora" in args.tuning else []))
     torch.set_num_threads(1)
     samples = draw_samples(args.rows)
     figures = {
         "useful_tokens": sum(sample.length for sample in samples),
         "padded_tokens": args.rows * (SOURCE + TARGET + 1),
         "labels": sum(sample.loss_tokens for sample in samples),
-        **{tuning: compare(tuning, samples, args.rounds) for tuning in args.tuning},
+        **{tuning: compare(TINY if args.smoke else SMALL, tuning, samples, args.rounds) for tuning in args.tuning},
     }
-    report(figures, args.out, ["transformers", "peft"])
+    report(figures, args.out, ["transformers", *(["peft"] if "lora" in args.tuning else [])])
 
 
 def draw_samples(count: int) -> list[Sample]:
@@ -64,13 +66,13 @@ def draw_samples(count: int) -> list[Sample]:
     return samples
 
 
-def compare(tuning: str, samples: list[Sample], rounds: int) -> dict[str, Any]:
-    ours, theirs = make_pair(SMALL)
+def compare(config: ChatGlm2Config, tuning: str, samples: list[Sample], rounds: int) -> dict[str, Any]:
+    ours, theirs = make_pair(config)
     extra = {"prefix": {"prefix_length": PREFIX}, "lora": {"rank": RANK}}.get(tuning, {})
     settings = TuningSettings.model_validate({"method": tuning, **extra})
     apply_tuning(ours, settings, family, torch.Generator().manual_seed(1))
-    peer = {"full": FullPeer, "lora": LoraPeer, "prefix": PrefixPeer}[tuning](theirs, ours)
-    batch = decoder_batch.collate([samples], sum(sample.length for sample in samples), SMALL.pad_id)
+    peer = PEERS[tuning](theirs, ours)
+    batch = rows.collate([samples], sum(sample.length for sample in samples), config.pad_id)
     step = make_step(ours, weight_decay=0.01)
     padded = pad_as_original(samples)
     check_equal(ours, batch, peer, padded)
@@ -151,6 +153,7 @@ class PrefixPeer(FullPeer):
 
     def __init__(self, model: Any, ours: Any) -> None:
         super().__init__(model.requires_grad_(False), ours)
+        self.config = ours.config
         self.table = torch.nn.Parameter(ours.prefix.embedding.weight.detach().clone())
 
     def trained(self) -> list[torch.nn.Parameter]:
@@ -160,14 +163,18 @@ class PrefixPeer(FullPeer):
         from transformers import DynamicCache  # pyright: ignore[reportMissingImports]
 
         count, length = padded["input_ids"].shape
-        slots = self.table.view(PREFIX, 2 * SMALL.num_layers, SMALL.num_kv_heads, SMALL.head_dim).permute(1, 2, 0, 3)
+        own = self.config
+        slots = self.table.view(PREFIX, 2 * own.num_layers, own.num_kv_heads, own.head_dim).permute(1, 2, 0, 3)
         past = DynamicCache(config=self.model.config)
-        for layer in range(SMALL.num_layers):
+        for layer in range(own.num_layers):
             keys, values = (slots[2 * layer + part].expand(count, -1, -1, -1) for part in (0, 1))
             past.update(keys, values, layer)
         positions = torch.arange(length).expand(count, -1)
         seen = torch.ones(count, PREFIX + length, dtype=torch.int64)
         return self.model(**padded, past_key_values=past, position_ids=positions, attention_mask=seen).loss
+
+
+PEERS = {"full": FullPeer, "lora": LoraPeer, "prefix": PrefixPeer}
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ in the same rounds. loader_share: time to make a batch over time of a step, noth
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,8 +23,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from script import is_installed, read_arguments, report, require
 from torch import nn
-from turns import LR, Matrices, Turns, check_agreement, gradient_length, make_step, report, take_turns
+from turns import LR, Matrices, Turns, check_agreement, gradient_length, make_step, take_turns
 
 from hanlin.core.batch import Batch
 from hanlin.data.loader import Loader
@@ -38,7 +38,17 @@ from hanlin.models.cpm1.config import Cpm1Config, shape
 from hanlin.models.cpm1.model import Cpm1
 from hanlin.models.cpm1.processor import Cpm1Processor
 
-STEP_TOKENS = 2048
+
+@dataclass(frozen=True)
+class Rows:
+    """What a step reads: `count` rows of `length` tokens."""
+
+    count: int
+    length: int
+
+    @property
+    def tokens(self) -> int:
+        return self.count * self.length
 
 
 def main() -> None:
@@ -47,22 +57,25 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--hidden", type=int, default=384)
     parser.add_argument("--lengths", type=int, nargs="+", default=[256, 1024])
+    parser.add_argument("--step-tokens", type=int, default=2048)
     parser.add_argument("--dropout", type=float, nargs="+", default=[0.0])
     parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
+    args = read_arguments(parser, "--rounds 1 --layers 1 --hidden 64 --lengths 32 --step-tokens 64")
+    require("transformers")
     torch.set_num_threads(1)
-    has_litgpt = importlib.util.find_spec("litgpt") is not None
+    has_litgpt = is_installed("litgpt")
     figures: dict[str, Any] = {"layers": args.layers, "hidden_size": args.hidden, "litgpt": has_litgpt}
     for length in args.lengths:
         for dropout in args.dropout:
             config = shape(args.hidden, args.layers, args.hidden // 64, dropout=dropout, attention_dropout=dropout)
-            figures[f"length_{length}_dropout_{dropout:g}"] = compare(config, length, args.rounds, has_litgpt)
+            rows = Rows(args.step_tokens // length, length)
+            figures[f"length_{length}_dropout_{dropout:g}"] = compare(config, rows, args.rounds, has_litgpt)
     report(figures, args.out, ["transformers", *(["litgpt"] if has_litgpt else [])])
 
 
-def compare(config: Cpm1Config, length: int, rounds: int, has_litgpt: bool) -> dict[str, Any]:
+def compare(config: Cpm1Config, rows: Rows, rounds: int, has_litgpt: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
-        batches = make_loader(config, length, Path(folder)).forever()
+        batches = make_loader(config, rows, Path(folder)).forever()
         batch = next(batches)
         model = make_model(config)
         peer = Peer(make_gpt2(model, config), gpt2_loss)
@@ -77,7 +90,7 @@ def compare(config: Cpm1Config, length: int, rounds: int, has_litgpt: bool) -> d
         if has_litgpt and not config.dropout:  # it knows no dropout
             other = Peer(make_litgpt(config), litgpt_loss)
             ways["litgpt"] = lambda: other.step(load.batch)
-        return tell(take_turns(ways, rounds), config, length)
+        return tell(take_turns(ways, rounds), config, rows)
 
 
 class Latest:
@@ -91,12 +104,12 @@ class Latest:
         self.batch = next(self.batches)
 
 
-def tell(turns: Turns, config: Cpm1Config, length: int) -> dict[str, Any]:
+def tell(turns: Turns, config: Cpm1Config, rows: Rows) -> dict[str, Any]:
     rate = turns.per_second("matrices", Matrices.flops)
     names = [name for name in turns.seconds if name not in ("matrices", "loader")]
-    shares = {name: round(turns.per_second(name, step_flops(config, length)) / rate, 2) for name in names}
+    shares = {name: round(turns.per_second(name, step_flops(config, rows)) / rate, 2) for name in names}
     return {
-        "tokens_per_second": {name: turns.per_second(name, STEP_TOKENS) for name in shares},
+        "tokens_per_second": {name: turns.per_second(name, rows.tokens) for name in shares},
         **{f"over_{name}": turns.ratio(name, "hanlin") for name in shares if name != "hanlin"},
         "matrix_gflops": round(rate / 1e9, 1),
         "matrix_share": shares,
@@ -104,27 +117,27 @@ def tell(turns: Turns, config: Cpm1Config, length: int) -> dict[str, Any]:
     }
 
 
-def step_flops(config: Cpm1Config, length: int) -> float:
+def step_flops(config: Cpm1Config, rows: Rows) -> float:
     """Of the matrix products, forward and backward; attention looks back only, so half its square counts."""
     hidden, inner = config.hidden_size, config.num_heads * config.head_dim
-    per_layer = 4 * hidden * inner + 2 * hidden * config.ffn_size + length * inner
-    return 6 * STEP_TOKENS * (config.num_layers * per_layer + hidden * config.vocab_size)
+    per_layer = 4 * hidden * inner + 2 * hidden * config.ffn_size + rows.length * inner
+    return 6 * rows.tokens * (config.num_layers * per_layer + hidden * config.vocab_size)
 
 
 # --- ours ---
 
 
-def make_loader(config: Cpm1Config, length: int, folder: Path) -> Loader:
+def make_loader(config: Cpm1Config, rows: Rows, folder: Path) -> Loader:
     """Windows of an indexed corpus of random documents."""
     rng = np.random.default_rng(0)
     with written_index(folder / "corpus", "mmap", config.vocab_size) as writer:
         for size in rng.integers(50, 800, 1000).tolist():
             writer.add(rng.integers(0, config.vocab_size, size))
             writer.end_document()
-    processor: Any = Cpm1Processor(Ids(config.vocab_size), config)  # pyright: ignore[reportArgumentType]
-    wanted = WindowRequest("1,0,0", "train", length, seed=0)
-    windows = open_windows([folder / "corpus"], processor, wanted, config.vocab_size, folder)
-    return Loader(windows, processor, max_length=length, batch_size=STEP_TOKENS // length, shuffle=False, pack=False)
+    samples: Any = Cpm1Samples(Ids(config.vocab_size), config)  # pyright: ignore[reportArgumentType]
+    wanted = Wanted("1,0,0", "train", rows.length, seed=0)
+    windows = open_windows([folder / "corpus"], samples, wanted, config.vocab_size, folder)
+    return Loader(windows, samples, max_length=rows.length, batch_rows=rows.count, shuffle=False, pack=False)
 
 
 @dataclass(frozen=True)

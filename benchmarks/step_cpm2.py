@@ -13,13 +13,15 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from script import read_arguments, report, require
 from torch import nn
-from turns import LR, check_agreement, gradient_length, make_step, report, take_turns
+from turns import LR, check_agreement, gradient_length, make_step, take_turns
 
 from hanlin.core.batch import Batch, Sample
 from hanlin.data.pack import plan_rows
@@ -29,6 +31,7 @@ from hanlin.models.cpm2.config import Cpm2Config
 from hanlin.models.cpm2.model import Cpm2
 
 CONFIG = Cpm2Config(hidden_size=512, num_layers=4, num_heads=8, head_dim=64, ffn_size=1280, init_std=0.02)
+TINY = replace(CONFIG, hidden_size=32, num_layers=1, num_heads=2, head_dim=16, ffn_size=48)
 SOURCE, TARGET = 512, 128
 # Tokens that the encoder reads of a CCPM row: the shortest, the deciles 1, 5 and 9, the longest.
 CCPM_LENGTHS = {0.0: 36, 0.1: 44, 0.5: 53, 0.9: 80, 1.0: 132}
@@ -39,7 +42,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
+    args = read_arguments(parser, "--rounds 1")
+    require("transformers")
+    config = TINY if args.smoke else CONFIG
     torch.set_num_threads(1)
     rng = np.random.default_rng(0)
     dense = [draw_sample(rng, SOURCE, TARGET) for _ in range(2)]
@@ -48,8 +53,8 @@ def main() -> None:
     order = np.arange(len(ccpm))
     packed = plan_rows(np.array([sample.length for sample in ccpm]), order, SOURCE)
     figures = {
-        "dense": compare(dense, [[sample] for sample in dense], args.rounds),
-        "ccpm": compare(ccpm, [[ccpm[number] for number in row] for row in packed], args.rounds),
+        "dense": compare(config, dense, [[sample] for sample in dense], args.rounds),
+        "ccpm": compare(config, ccpm, [[ccpm[number] for number in row] for row in packed], args.rounds),
     }
     report(figures, args.out, ["transformers"])
 
@@ -59,8 +64,10 @@ def draw_sample(rng: np.random.Generator, source: int, target: int) -> Sample:
     return make_sample({"tokens": tokens, "encoder_tokens": read}, labels)
 
 
-def compare(samples: Sequence[Sample], rows: Sequence[Sequence[Sample]], rounds: int) -> dict[str, Any]:
-    model = Cpm2(CONFIG).train()
+def compare(
+    config: Cpm2Config, samples: Sequence[Sample], rows: Sequence[Sequence[Sample]], rounds: int
+) -> dict[str, Any]:
+    model = Cpm2(config).train()
     model.init_weights(torch.Generator().manual_seed(0))
     peer, batch, padded = Peer(model), collate(rows, SOURCE, 0), pad(samples)
     step = make_step(model)
@@ -103,9 +110,10 @@ class Peer:
     def __init__(self, ours: Cpm2) -> None:
         from transformers import T5Config, T5ForConditionalGeneration  # pyright: ignore[reportMissingImports]
 
+        own = ours.config
         config = T5Config(
-            vocab_size=CONFIG.vocab_size, d_model=CONFIG.hidden_size, d_kv=CONFIG.head_dim, d_ff=CONFIG.ffn_size,
-            num_layers=CONFIG.num_layers, num_heads=CONFIG.num_heads, dropout_rate=0.0, use_cache=False,
+            vocab_size=own.vocab_size, d_model=own.hidden_size, d_kv=own.head_dim, d_ff=own.ffn_size,
+            num_layers=own.num_layers, num_heads=own.num_heads, dropout_rate=0.0, use_cache=False,
             feed_forward_proj="gated-gelu", tie_word_embeddings=False,
         )  # fmt: skip
         self.model = T5ForConditionalGeneration(config).train()

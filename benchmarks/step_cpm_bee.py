@@ -13,16 +13,15 @@ a second time for its log and keeps Adam's state in host memory: neither is char
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import math
-import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
 
 import torch
+from script import read_arguments, report
 from torch import nn
 from torch.nn import functional
 
@@ -55,24 +54,24 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=2, help="steps of each way in a round")
     parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
+    args = read_arguments(
+        parser,
+        "--size tiny --length 256 --rounds 1 --steps 1",
+        {"--vocab": "vocab/bee/bee.txt", "--ccpm": "data/ccpm/train.jsonl"},
+    )
     torch.set_num_threads(1)
     processor = CpmBeeProcessor(CpmBeeTokenizer.load(args.vocab), SIZES[args.size])
     batches = [
         processor.collate([row], args.length) for row in packed_rows(processor, args.ccpm, args.length, args.steps)
     ]
     result = {
-        "machine": f"{cpu_name()}, torch {torch.__version__}, 1 thread",
-        "date": datetime.date.today().isoformat(),
         "model": args.size,
         "useful_tokens_per_row": round(useful_tokens(batches) / len(batches), 1),
         "labels_per_row": sum(batch.loss_tokens for batch in batches) / len(batches),
         "full": compare(args.size, TuningSettings(method="full"), batches, args.rounds),
         "lora": compare(args.size, TuningSettings(method="lora"), batches, args.rounds),
     }
-    print(json.dumps(result, indent=1))
-    if args.out:
-        args.out.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    report(result, args.out)
 
 
 def compare(size: str, settings: TuningSettings, batches: Sequence[Batch], rounds: int) -> dict[str, object]:
@@ -180,14 +179,6 @@ def original_attention(part: Attention, hidden: torch.Tensor, bias: torch.Tensor
     scores = query @ key.transpose(-1, -2) / math.sqrt(part.head_dim) + bias
     shares = scores.masked_fill(~mask, float("-inf")).softmax(-1).masked_fill(~mask, 0.0)
     return part.output((shares @ value).transpose(1, 2).flatten(2))
-
-
-def cpu_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text("utf-8").splitlines() if cpuinfo.is_file() else []
-    return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
 
 
 if __name__ == "__main__":

@@ -10,17 +10,19 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import re
 import resource
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from script import memory_bytes, read_arguments, report
 
 from hanlin.formats.load import load_into, open_ours, save_base
+from hanlin.formats.source import read_config
 from hanlin.layers.expert_memory import ExpertMemory, expert_weights
 from hanlin.models.cpm2 import family
 from hanlin.models.cpm2.config import Cpm2Config
@@ -32,7 +34,6 @@ CONFIG = Cpm2Config(
     num_layers=4,
     num_heads=4,
     head_dim=64,
-    ffn_size=2048,
     num_experts=16,
     init_std=0.3,
 )
@@ -42,25 +43,26 @@ BATCHES = 5
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--limit-mb", type=float, default=150.0, help="for all experts (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "stream_experts.json")
+    parser.add_argument("--ffn", type=int, default=2048, help="width of an expert")
+    parser.add_argument("--out", type=Path)
     parser.add_argument("--way", help=argparse.SUPPRESS)
     parser.add_argument("--base", type=Path, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = read_arguments(parser, "--ffn 32 --limit-mb 3")
     if args.way:
         print(json.dumps(run(args.way, args.base, args.limit_mb)))
         return
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder) / "base"
-        model = Cpm2(CONFIG)
+        config = replace(CONFIG, ffn_size=args.ffn)
+        model = Cpm2(config)
         model.init_weights(torch.Generator().manual_seed(0))
-        save_base(base, family, CONFIG, dict(model.named_parameters()))
+        save_base(base, family, config, dict(model.named_parameters()))
         experts = sum(weight.numel() * 4 for weight in expert_weights(model).values())
         del model
         ways = {way: start(way, base, args.limit_mb) for way in ("whole", "streamed")}
     assert ways["whole"]["logits"] == ways["streamed"]["logits"], "the ways disagree"
     figures = {"experts_mb": experts / 1e6, "limit_mb": args.limit_mb, **ways}
-    args.out.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(figures, indent=2))
+    report(figures, args.out)
 
 
 def start(way: str, base: Path, limit_mb: float) -> dict[str, float | str]:
@@ -71,9 +73,9 @@ def start(way: str, base: Path, limit_mb: float) -> dict[str, float | str]:
 @torch.no_grad()
 def run(way: str, base: Path, limit_mb: float) -> dict[str, float | str]:
     torch.set_num_threads(1)
-    before = anonymous_mb()
+    before = memory_bytes("RssAnon")
     with torch.device("meta"):
-        model = Cpm2(CONFIG)
+        model = Cpm2(read_config(base, family))
     left = expert_weights(model) if way == "streamed" else {}
     load_into(model, base, family, wanted=lambda name: name not in left)
     memory = ExpertMemory(open_ours(base, family), limit_mb * 1e6, torch.float32)
@@ -84,7 +86,7 @@ def run(way: str, base: Path, limit_mb: float) -> dict[str, float | str]:
     for seed in range(BATCHES):
         tokens = torch.randint(2000, (2, 64), generator=torch.Generator().manual_seed(seed))
         digest.update(model(tokens=tokens, encoder_tokens=tokens).numpy().tobytes())
-        peak = max(peak, anonymous_mb() - before)
+        peak = max(peak, (memory_bytes("RssAnon") - before) / 1e6)
     return {
         "anonymous_mb": round(peak, 1),
         "peak_resident_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, 1),
@@ -92,13 +94,6 @@ def run(way: str, base: Path, limit_mb: float) -> dict[str, float | str]:
         "experts_read": memory.read,
         "logits": digest.hexdigest()[:16],
     }
-
-
-def anonymous_mb() -> float:
-    """Resident memory that is no page of a file."""
-    found = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None, "only Linux tells"
-    return int(found[1]) / 1e3
 
 
 if __name__ == "__main__":

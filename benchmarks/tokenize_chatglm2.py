@@ -15,16 +15,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from script import read_arguments, report, require
 from sentencepiece import SentencePieceProcessor
 
 from hanlin.core.batch import Sample
@@ -151,11 +149,6 @@ def _rows(path: Path, columns: list[str], limit: int) -> list[Row]:
     return [(prompt, record[answer]) for prompt, record in zip(prompts, records, strict=True)]
 
 
-def _machine() -> str:
-    versions = {name: version(name) for name in ("sentencepiece", "transformers")}
-    return f"{platform.machine()}, Python {platform.python_version()}, {versions}, {os.cpu_count()} cores"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Speed of ChatGLM2's tokenizer")
     parser.add_argument("--vocab", type=Path, required=True, help="tokenizer.model")
@@ -164,7 +157,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--limit", type=int, default=2000, help="rows")
     parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
+    args = read_arguments(
+        parser,
+        "--columns input target --rounds 1 --limit 30",
+        {"--vocab": "golden/chatglm2_tokenizer/tokenizer.model", "--texts": "data/ccpm/train.jsonl"},
+    )
+    require("transformers")
     tokenizer = ChatGlm2Tokenizer.load(args.vocab)
     pieces = PieceByPiece(args.vocab, tokenizer.specials)
     encoders: dict[str, Encoder] = {
@@ -176,10 +174,7 @@ def main() -> None:
         "pieces": row_by_row(pieces.encode_row),
     }
     found = compare(encoders, _rows(args.texts, args.columns, args.limit), args.rounds)
-    result = {"machine": _machine(), "rounds": args.rounds, **found}
-    print(json.dumps(result, indent=1))
-    if args.out:
-        args.out.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    report({"rounds": args.rounds, **found}, args.out, ["sentencepiece", "transformers"])
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import jieba
-from turns import report, take_turns
+from script import read_arguments, report
+from turns import take_turns
 
 from hanlin.models.cpm2.tokenizer import Cpm2Tokenizer
 
@@ -64,7 +65,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--limit", type=int, default=200_000, help="characters of each file")
     parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
+    args = read_arguments(
+        parser,
+        "--rounds 1 --limit 2000",
+        {"--vocab": "vocab/cpm2/cn/vocab.txt", "--texts": "data/ccpm/train.jsonl"},
+    )
     files = {path.name: compare(args.vocab, _lines(path, args.limit), args.rounds) for path in args.texts}
     report({"files": files}, args.out, ["jieba"])
 
@@ -79,6 +84,7 @@ def compare(vocab: Path, lines: list[list[str]], rounds: int) -> dict[str, Any]:
     }
     wanted = ways["plain"](texts)
     different = {name: sum(a != b for a, b in zip(way(texts), wanted, strict=True)) for name, way in ways.items()}
+    assert not any(different.values()), different
     turns = take_turns({name: lambda way=way: way(texts) for name, way in ways.items()}, rounds)
     characters = sum(map(len, texts))
     return {

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+from script import read_arguments, report
 
 from hanlin.models.cpm_bee.tokenizer import CpmBeeTokenizer, escape
 
@@ -93,7 +94,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--limit", type=int, default=400_000, help="characters of each file")
     parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
+    args = read_arguments(
+        parser, "--rounds 1 --limit 2000", {"--vocab": "vocab/bee/bee.txt", "--texts": "data/ccpm/train.jsonl"}
+    )
     bee = CpmBeeTokenizer.load(args.vocab)
     words = {bee.decode([token]).replace("<<", "<"): token for token in range(bee.vocab_size)}
     plain = {
@@ -101,15 +104,13 @@ def main() -> None:
         "longest_first": PlainTokenizer(words, longest_first_search(words)),
     }
     results = {path.name: compare(bee, plain, _texts(path, args.limit), args.rounds) for path in args.texts}
-    result = {"machine": _machine(), "rounds": args.rounds, "files": results}
-    print(json.dumps(result, ensure_ascii=False, indent=1))
-    if args.out:
-        args.out.write_text(json.dumps(result, ensure_ascii=False, indent=1) + "\n", "utf-8")
+    report({"rounds": args.rounds, "files": results}, args.out)
 
 
 def compare(bee: CpmBeeTokenizer, plain: dict[str, PlainTokenizer], texts: list[str], rounds: int) -> dict[str, Any]:
     encoders = {"hanlin": bee.encode, **{name: tokenizer.encode for name, tokenizer in plain.items()}}
     different = {name: sum(encode(text) != bee.encode(text) for text in texts) for name, encode in encoders.items()}
+    assert not any(different.values()), different
     times = [{name: _seconds(encode, texts) for name, encode in encoders.items()} for _ in range(rounds)]
     characters = sum(map(len, texts))
     return {
@@ -146,17 +147,6 @@ def _strings(value: Any) -> Iterator[str]:
     elif isinstance(value, dict | list):
         for part in value.values() if isinstance(value, dict) else value:
             yield from _strings(part)
-
-
-def _machine() -> str:
-    names = [line for line in _cpu_lines() if line.startswith("model name")]
-    cpu = names[0].split(":", 1)[1].strip() if names else platform.processor() or platform.machine()
-    return f"{cpu}, Python {platform.python_version()}"
-
-
-def _cpu_lines() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.is_file() else []
 
 
 if __name__ == "__main__":

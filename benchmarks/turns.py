@@ -1,18 +1,14 @@
-"""What the step benchmarks share: ways that take turns, and what must be known of the machine beside their figures."""
+"""What the benchmarks of steps and decoding share: ways that take turns, and agreement before the clock.
+
+No script itself.
+"""
 
 from __future__ import annotations
 
-import datetime
-import importlib.metadata
-import json
-import os
-import platform
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 from torch import nn
@@ -85,26 +81,3 @@ def check_agreement(pairs: Iterable[tuple[float, float]]) -> None:
     """Whether two ways have the same loss and length of gradient, but for rounding."""
     for ours, theirs in pairs:
         assert abs(ours / theirs - 1) < 1e-3, (ours, theirs)
-
-
-def report(figures: Mapping[str, Any], out: Path | None, packages: Sequence[str] = (), threads: int = 1) -> None:
-    """Print the figures with the machine, the date and the load; write them to a file as well."""
-    versions = [f"{name} {importlib.metadata.version(name)}" for name in packages]
-    facts = {
-        "machine": ", ".join([cpu_name(), f"torch {torch.__version__}", *versions, f"{threads} thread"]),
-        "date": datetime.date.today().isoformat(),
-        # Of the last 1, 5 and 15 minutes, this process included: above the number of cores others took time away.
-        "load_at_end": [round(load, 1) for load in os.getloadavg()],
-        "cores": os.cpu_count(),
-    }
-    text = json.dumps({**facts, **figures}, indent=1)
-    print(text)
-    if out:
-        out.write_text(text + "\n", "utf-8")
-
-
-def cpu_name() -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,55 @@
+"""Every script of benchmarks/ runs at its smallest sizes, as a process of its own, agreement checks included."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "benchmarks"
+HELPERS = {"device_parts", "glm_peer", "script", "turns"}
+"""What the scripts import, and nobody runs."""
+SCRIPTS = sorted(file.stem for file in FOLDER.glob("*.py") if file.stem not in HELPERS)
+LACKS = 77
+"""Exit code of a script that lacks a file or a package; its last line says which (benchmarks/script.py)."""
+
+
+def run(name: str, *options: str) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join(filter(None, [str(ROOT / "src"), os.environ.get("PYTHONPATH")]))
+    command = [sys.executable, str(FOLDER / f"{name}.py"), *options]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, check=False
+    )
+    if done.returncode == LACKS:
+        pytest.skip(done.stderr.splitlines()[-1])
+    return done
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in SCRIPTS if name != "device_check"])
+def test_a_smoke_run_ends_with_a_report(name: str, tmp_path: Path) -> None:
+    out = tmp_path / "result.json"
+    done = run(name, "--smoke", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(out.read_text(encoding="utf-8"))
+    assert figures.keys() > {"machine", "date", "load_at_end", "cores"}
+
+
+@pytest.mark.slow
+def test_the_device_check_runs_all_parts_without_a_device(tmp_path: Path) -> None:
+    done = run("device_check", str(tmp_path), "--device", "cpu", "--tiny")
+    assert done.returncode == 0, done.stdout + done.stderr
+    parts = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["parts"]
+    assert [facts["state"] for facts in parts.values()] == ["done"] * 8
+    assert "needs CUDA" in parts["group"]["results"]["nccl"]["skipped"]
+
+
+def test_a_smoke_run_does_not_overwrite_results() -> None:
+    done = run("startup", "--smoke", "--out", str(FOLDER / "results" / "startup.json"))
+    assert done.returncode == 2
+    assert "do not belong into benchmarks/results" in done.stderr
