@@ -20,7 +20,8 @@ from turns import take_turns
 
 from hanlin.core.batch import Prompt, PromptBatch
 from hanlin.generate.engine import Engine
-from hanlin.models import rows
+from hanlin.models.common import decoder_batch
+from hanlin.recipe.settings import GenerateSettings
 
 NEVER: frozenset[int] = frozenset()
 
@@ -70,7 +71,7 @@ def compare(engine: Engine, theirs: Any, prompts: np.ndarray, tokens: int, round
 
 def decode_ours(engine: Engine, prompts: np.ndarray, tokens: int) -> list[list[int]]:
     given = [
-        Prompt(None, {"tokens": row[:-1].astype(np.int32)}, rows.TextCursor(int(row[-1]), len(row) - 1, NEVER))
+        Prompt(None, {"tokens": row[:-1].astype(np.int32)}, decoder_batch.TextCursor(int(row[-1]), len(row) - 1, NEVER))
         for row in prompts
     ]
     *_, searches = engine.search(given, GenerateSettings(method="greedy", max_new_tokens=tokens))

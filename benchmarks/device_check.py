@@ -104,7 +104,7 @@ def parse() -> argparse.Namespace:
 
 
 def choose_parts(results: Results, only: Iterable[str] | None) -> list[str]:
-    """Parts that never ran, then those that did not come to their end; each in the order of worth."""
+    """Components that never ran, then those that did not come to their end; each in the order of worth."""
     wanted = [name for name in PARTS if (name in only if only else results.state(name) != "done")]
     return sorted(wanted, key=lambda name: results.state(name) not in (None, "no_time"))
 

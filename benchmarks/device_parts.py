@@ -29,10 +29,10 @@ from torch.nn import functional
 from hanlin.checkpoint.state import Checkpointer
 from hanlin.core.batch import IGNORED, Batch
 from hanlin.core.errors import ConfigError
-from hanlin.core.settings import ParallelSettings, TrainSettings, TuningSettings
-from hanlin.layers.past import Past
+from hanlin.layers.kv_cache import KVCache
 from hanlin.models.family import load_family
-from hanlin.parallel.place import place
+from hanlin.parallel.parallelize import parallelize
+from hanlin.recipe.settings import ParallelSettings, TrainSettings, TuningSettings
 from hanlin.train.optim import AdamW
 from hanlin.train.step import Step, StepReport
 from hanlin.tuning.apply import apply_tuning
@@ -197,7 +197,7 @@ def time_shapes(bench: Bench, kind: str) -> dict[str, list[float]]:
 
 
 def time_growing_past(bench: Bench) -> dict[str, list[float]]:
-    """One column looks at a past that is one column longer each time."""
+    """One position looks at a KV cache that is one position longer each time."""
     head_dim = 16 if bench.is_tiny else 128
     seconds = []
     for length in range(513, 521):
@@ -278,9 +278,9 @@ def compare_precisions(device: torch.device, model: nn.Module, batch: Batch) -> 
 def run_two_steps(device: torch.device, precision: Any, model: nn.Module, batch: Batch) -> list[StepReport]:
     # Activations are computed again in bf16, so that this is asked as well.
     layout = ParallelSettings(checkpoint_activations="full" if precision == "bf16" else "none")
-    settings = TrainSettings(steps=9, precision=precision, micro_rows=4, lr=1e-3, loss_scale=1024)
-    worker = place(copy.deepcopy(model), device, precision, layout)
-    step = Step(worker, AdamW(worker.parameters, settings), settings, 9)
+    settings = TrainSettings(steps=9, precision=precision, micro_batch_size=4, lr=1e-3, loss_scale=1024)
+    parallel_model = parallelize(copy.deepcopy(model), device, precision, layout)
+    step = Step(parallel_model, AdamW(parallel_model.parameters, settings), settings, 9)
     return [step.run(batch) for _ in range(2)]
 
 
@@ -348,12 +348,12 @@ def measure_decoding(bench: Bench) -> None:
 
 
 def time_columns(bench: Bench, model: Any, rows: int, count: int) -> dict[str, Any]:
-    past = Past()
+    kv_cache = KVCache()
     tokens = torch.randint(3, 100, (rows, 32 if bench.is_tiny else 512), device=bench.device)
 
     def read() -> None:
         nonlocal tokens
-        tokens = model(tokens=tokens, past=past, logits_to_keep=1)[:, -1].argmax(-1, keepdim=True)
+        tokens = model(tokens=tokens, kv_cache=kv_cache, logits_to_keep=1)[:, -1].argmax(-1, keepdim=True)
         tokens.tolist()  # the search waits for every column
 
     prompt = bench.seconds(read)
@@ -416,9 +416,9 @@ def time_steps(
         for block in model.blocks.values():
             block.compile(dynamic=True, backend=backend)
     length = 64 if bench.is_tiny else 2048
-    settings = TrainSettings(steps=99, precision="bf16", micro_rows=1, lr=1e-4)
-    worker = place(model, bench.device, "bf16", ParallelSettings(checkpoint_activations=recomputed))
-    step = Step(worker, AdamW(worker.parameters, settings), settings, 99)
+    settings = TrainSettings(steps=99, precision="bf16", micro_batch_size=1, lr=1e-4)
+    parallel_model = parallelize(model, bench.device, "bf16", ParallelSettings(checkpoint_activations=recomputed))
+    step = Step(parallel_model, AdamW(parallel_model.parameters, settings), settings, 99)
     seconds, reports = [], []
     for seed in range(steps):
         batch = draw_rows(bench, config.vocab_size, 2, length, seed)

@@ -49,7 +49,7 @@ def main() -> None:
         {"--vocab": "vocab/cpm2/cn/vocab.txt", "--ccpm": "data/ccpm/train.jsonl"},
     )
     torch.set_num_threads(1)
-    samples = Cpm2Samples(Cpm2Tokenizer.load(args.vocab), SIZES[args.size], Cpm2Options(dataset="ccpm"))
+    samples = Cpm2Processor(Cpm2Tokenizer.load(args.vocab), SIZES[args.size], Cpm2Options(dataset="ccpm"))
     made = read_samples(samples, args.ccpm, args.records)
     ways = batches_of(samples, made)
     model = Cpm2(SIZES[args.size])

@@ -97,15 +97,15 @@ def run_rank(settings: ParallelSettings, length: int) -> None:
     before = peak_memory_bytes(device)
     model = Cpm1(CONFIG)
     model.init_weights(torch.Generator().manual_seed(0))
-    worker = place(model, device, "fp32", settings)
-    train = TrainSettings(steps=100, batch_rows=ROWS, lr=1e-3, schedule="constant")
-    optimiser = AdamW(worker.parameters, train)
-    step = Step(worker, optimiser, train, 100)
-    state = state_bytes(worker, optimiser, own_rows(worker, length, seed=0))
-    losses = [step.run(own_rows(worker, length, seed=0)).loss]  # warms up
+    parallel_model = parallelize(model, device, "fp32", settings)
+    train = TrainSettings(steps=100, batch_size=ROWS, lr=1e-3, schedule="constant")
+    optimiser = AdamW(parallel_model.parameters, train)
+    step = Step(parallel_model, optimiser, train, 100)
+    state = state_bytes(parallel_model, optimiser, own_rows(parallel_model, length, seed=0))
+    losses = [step.run(own_rows(parallel_model, length, seed=0)).loss]  # warms up
     seconds, cpu_seconds = [], []
     for number in range(1, STEPS + 1):
-        batch = own_rows(worker, length, seed=number)
+        batch = own_rows(parallel_model, length, seed=number)
         if distributed.is_initialized():
             distributed.barrier()
         start, cpu_start = time.perf_counter(), time.process_time()
@@ -117,11 +117,11 @@ def run_rank(settings: ParallelSettings, length: int) -> None:
     leave()
 
 
-def own_rows(worker: Worker, length: int, seed: int) -> Batch:
+def own_rows(parallel_model: ParallelModel, length: int, seed: int) -> Batch:
     """This rank's rows of a global batch."""
     ids = torch.randint(0, CONFIG.vocab_size, (ROWS, length + 1), generator=torch.Generator().manual_seed(seed))
     batch = Batch({"tokens": ids[:, :-1]}, ids[:, 1:], torch.ones(ROWS, length), [(row,) for row in range(ROWS)])
-    return batch.split(worker.data_ranks)[worker.mesh.rank("data")]
+    return batch.split(parallel_model.data_ranks)[parallel_model.mesh.rank("data")]
 
 
 def state_bytes(parallel_model: ParallelModel, optimiser: AdamW, batch: Batch) -> int:

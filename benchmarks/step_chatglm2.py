@@ -27,6 +27,8 @@ from turns import LR, check_agreement, gradient_length, make_step, take_turns
 from hanlin.core.batch import IGNORED, Batch, Sample
 from hanlin.models.chatglm2 import family
 from hanlin.models.chatglm2.config import ChatGlm2Config
+from hanlin.models.common import decoder_batch
+from hanlin.recipe.settings import TuningSettings
 from hanlin.tuning.apply import apply_tuning, trained_parameters
 
 SOURCE, TARGET, PREFIX, RANK = 64, 128, 128, 8
@@ -53,7 +55,7 @@ def main() -> None:
 
 
 def draw_samples(count: int) -> list[Sample]:
-    """Samples whose lengths have ADGEN's deciles: source 36/51/69, target 56/75/100, cut to 64 and 128."""
+    """Processor whose lengths have ADGEN's deciles: source 36/51/69, target 56/75/100, cut to 64 and 128."""
     rng = np.random.default_rng(0)
     sources = np.clip(rng.lognormal(np.log(51), 0.25, count), 12, SOURCE).astype(int)
     targets = np.clip(rng.lognormal(np.log(75), 0.226, count), 10, TARGET).astype(int)
@@ -72,7 +74,7 @@ def compare(config: ChatGlm2Config, tuning: str, samples: list[Sample], rounds: 
     settings = TuningSettings.model_validate({"method": tuning, **extra})
     apply_tuning(ours, settings, family, torch.Generator().manual_seed(1))
     peer = PEERS[tuning](theirs, ours)
-    batch = rows.collate([samples], sum(sample.length for sample in samples), config.pad_id)
+    batch = decoder_batch.collate([samples], sum(sample.length for sample in samples), config.pad_id)
     step = make_step(ours, weight_decay=0.01)
     padded = pad_as_original(samples)
     check_equal(ours, batch, peer, padded)

@@ -128,16 +128,16 @@ def step_flops(config: Cpm1Config, rows: Rows) -> float:
 
 
 def make_loader(config: Cpm1Config, rows: Rows, folder: Path) -> Loader:
-    """Windows of an indexed corpus of random documents."""
+    """CorpusWindows of an indexed corpus of random documents."""
     rng = np.random.default_rng(0)
     with written_index(folder / "corpus", "mmap", config.vocab_size) as writer:
         for size in rng.integers(50, 800, 1000).tolist():
             writer.add(rng.integers(0, config.vocab_size, size))
             writer.end_document()
-    samples: Any = Cpm1Samples(Ids(config.vocab_size), config)  # pyright: ignore[reportArgumentType]
-    wanted = Wanted("1,0,0", "train", rows.length, seed=0)
+    samples: Any = Cpm1Processor(Ids(config.vocab_size), config)  # pyright: ignore[reportArgumentType]
+    wanted = WindowRequest("1,0,0", "train", rows.length, seed=0)
     windows = open_windows([folder / "corpus"], samples, wanted, config.vocab_size, folder)
-    return Loader(windows, samples, max_length=rows.length, batch_rows=rows.count, shuffle=False, pack=False)
+    return Loader(windows, samples, max_length=rows.length, batch_size=rows.count, shuffle=False, pack=False)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Memory and time of a mixture whose experts are read from disk, against one that holds all of them.
+"""DialogueCache and time of a mixture whose experts are read from disk, against one that holds all of them.
 
 A CPM-2 with random weights and large experts is written to a temporary folder. Each way runs in a process of its own:
 it loads the model, computes logits of several batches, and tells its peak resident memory, and that part of it which is

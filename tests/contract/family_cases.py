@@ -20,11 +20,11 @@ from tiny_pieces import small_tokenizer as cpm1_tokenizer
 
 from hanlin.core.batch import Batch
 from hanlin.core.errors import HanlinError
-from hanlin.core.settings import PromptSettings, TuningSettings
 from hanlin.models.chatglm2.tokenizer import ChatGlm2Tokenizer
 from hanlin.models.cpm1.tokenizer import Cpm1WordTokenizer
 from hanlin.models.cpm_bee.tokenizer import CpmBeeTokenizer
 from hanlin.models.family import Family, TakesPrompts, load_family, make_options
+from hanlin.recipe.settings import PromptSettings, TuningSettings
 from hanlin.tuning.apply import apply_tuning
 
 METHODS = {
@@ -72,8 +72,8 @@ class Case:
         return self.family.tokenizer(self.vocab)
 
     @cached_property
-    def samples(self) -> Any:
-        return self.family.samples(self.tokenizer, self.config, make_options(self.family, self.options))
+    def processor(self) -> Any:
+        return self.family.processor(self.tokenizer, self.config, make_options(self.family, self.options))
 
     def empty(self, **changes: Any) -> Any:
         """The model on the meta device."""
@@ -97,13 +97,13 @@ class Case:
 
     def batch(self, records: Sequence[Any] | None = None, method: str | None = None) -> Batch:
         """One record a row."""
-        samples = self.samples_for(method)
-        made = [samples.sample(record) for record in records or self.records]
-        return samples.collate([[sample] for sample in made], max(sample.length for sample in made))
+        processor = self.processor_for(method)
+        made = [processor.sample(record) for record in records or self.records]
+        return processor.collate([[sample] for sample in made], max(sample.length for sample in made))
 
-    def samples_for(self, method: str | None) -> Any:
-        """The samples, with soft prompts in their rows where the method has such."""
-        return self.samples.with_prompts(METHODS["prompt"].prompt) if method == "prompt" else self.samples
+    def processor_for(self, method: str | None) -> Any:
+        """The processor, with soft prompts in its rows where the method has such."""
+        return self.processor.with_prompts(METHODS["prompt"].prompt) if method == "prompt" else self.processor
 
 
 def summed_loss(model: Any, batch: Batch, **inputs: Any) -> torch.Tensor:
@@ -248,12 +248,12 @@ def _vocabulary_of_texts(folder: Path) -> Path:
 
 
 def _records_that_fit(case: Case) -> list[Any]:
-    """Records of the first of the usual forms that the samples can read."""
+    """Records of the first of the usual forms that the processor can read."""
     for keys in _KEYS:
         records = _pairs(*keys)
         try:
             for record in records:
-                case.samples.check(record)
+                case.processor.check(record)
         except HanlinError:
             continue
         return records
@@ -266,5 +266,5 @@ def _found_methods(case: Case) -> Iterator[str]:
     model = case.empty()
     if hasattr(model, "prefix"):
         yield "prefix"
-    if hasattr(model, "soft_prompt") and isinstance(case.samples, TakesPrompts):
+    if hasattr(model, "soft_prompt") and isinstance(case.processor, TakesPrompts):
         yield "prompt"

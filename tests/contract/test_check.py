@@ -20,16 +20,16 @@ from family_cases import METHODS, TEXTS, Case
 from torch import distributed
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from hanlin.assemble import load_data
 from hanlin.check import check
-from hanlin.core.config import make_recipe
 from hanlin.core.errors import HanlinError
-from hanlin.core.settings import Recipe
-from hanlin.data.samples import ReadsTokens
+from hanlin.data.processor import ReadsTokens
 from hanlin.layers.experts import Experts
-from hanlin.loading import place_tuned
 from hanlin.models.family import TakesPrompts
-from hanlin.parts import describe_parts
+from hanlin.recipe.reading import make_recipe
+from hanlin.recipe.settings import Recipe
+from hanlin.run.assemble import load_data
+from hanlin.run.components import build_components
+from hanlin.run.weights import parallelize_tuned
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "data": {"data": 2},
@@ -76,12 +76,12 @@ def test_check_and_training_agree_on_methods_and_data(
 
 
 def is_taken_unchecked(case: Case, method: str, data: str) -> bool:
-    """Whether only the model, and not its samples, says that it does not take a method."""
+    """Whether only the model, and not its processor, says that it does not take a method."""
     if method not in ("prefix", "prompt") or method in case.tuning:
         return False
     if method == "prompt":
-        return isinstance(case.samples, TakesPrompts) and data == "records"
-    return isinstance(case.samples, ReadsTokens) or data == "records"
+        return isinstance(case.processor, TakesPrompts) and data == "records"
+    return isinstance(case.processor, ReadsTokens) or data == "records"
 
 
 @pytest.mark.parametrize("fields", LAYOUTS)
@@ -137,13 +137,13 @@ def refusal_of_ranks(recipe: Recipe, world: int) -> str:
 
 def begin(recipe: Recipe, world: int) -> None:
     """What training does until its first step; alone that one's gradients too."""
-    parts = describe_parts(recipe)
-    data = load_data(recipe, parts, "train")
+    components = build_components(recipe)
+    data = load_data(recipe, components, "train")
     assert data is not None
-    worker = place_tuned(parts, torch.device("cpu"), world)
+    parallel_model = parallelize_tuned(components, torch.device("cpu"), world)
     if world == 1:
         first = data.get(0)
-        worker.forward_backward([parts.samples.collate([[first]], first.length)], [1.0])
+        parallel_model.forward_backward([components.processor.collate([[first]], first.length)], [1.0])
 
 
 def recipe_of(
@@ -174,7 +174,7 @@ def recipe_of(
                 "options": dict(case.options),
                 **({"split": "8,1,1"} if data == "corpus" else {}),
             },
-            "train": {"steps": 1, "batch_rows": 4},
+            "train": {"steps": 1, "batch_size": 4},
             "tuning": tuning,
             "parallel": parallel or {},
             "run": {"folder": str(folder / "run"), "device": "cpu", "threads": 1, "seed": 1},

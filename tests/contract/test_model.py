@@ -11,8 +11,8 @@ import torch
 from family_cases import Case, summed_loss
 
 from hanlin.core.batch import IGNORED, Batch
-from hanlin.layers.past import Past
-from hanlin.models.fresh import fresh_weights
+from hanlin.layers.kv_cache import KVCache
+from hanlin.models.common.init_weights import init_weights
 from hanlin.parallel.pipeline import cut
 
 # The models compute in fp64, but parts of them (angles, losses) may be fp32 by design.
@@ -40,11 +40,11 @@ def test_columns_fed_in_steps_through_cut_stages_get_them_too(case: Case) -> Non
 
 
 def test_a_prompt_padded_on_the_left_gets_the_logits_that_it_gets_alone(case: Case) -> None:
-    model, prompts = case.model(), [case.samples.prompt(record) for record in case.records]
+    model, prompts = case.model(), [case.processor.prompt(record) for record in case.records]
     assert len({prompt.size for prompt in prompts}) > 1, "records of different length are needed"
-    together = answered(case, model, prompts)
+    sharded = answered(case, model, prompts)
     for number, prompt in enumerate(prompts):
-        torch.testing.assert_close(together[number], answered(case, model, [prompt])[0], **CLOSE)
+        torch.testing.assert_close(sharded[number], answered(case, model, [prompt])[0], **CLOSE)
 
 
 def test_the_last_logits_alone_are_those_of_all(case: Case) -> None:
@@ -55,20 +55,20 @@ def test_the_last_logits_alone_are_those_of_all(case: Case) -> None:
 
 def fed_in_steps(case: Case, stages: Sequence[Any], record: Any) -> torch.Tensor:
     """A training row fed as a prompt, and then as its answer in steps of one column and of several."""
-    batch, sample, prompt = case.batch([record]), case.samples.sample(record), case.samples.prompt(record)
+    batch, sample, prompt = case.batch([record]), case.processor.sample(record), case.processor.prompt(record)
     columns = prompt.cursor.inputs()
     constant = {
         name: batch.inputs[name]
-        for name in case.samples.collate_prompts([prompt]).inputs
+        for name in case.processor.collate_prompts([prompt]).inputs
         if name not in columns and name in batch.inputs
     }
     given = {name: torch.tensor(array)[None] for name, array in sample.inputs.items()} | batch.inputs
-    pasts, logits = [Past() for _ in stages], []
+    kv_caches, logits = [KVCache() for _ in stages], []
     for part in pieces(prompt.length, batch.inputs["tokens"].shape[1]):
         step = {name: given[name][:, part] for name in columns if name in given}
         if "positions" in columns and "positions" not in step:
             step["positions"] = inner_positions(given, part)
-        logits.append(run_stages(stages, {**step, **constant}, pasts))
+        logits.append(run_stages(stages, {**step, **constant}, kv_caches))
     return torch.cat(logits, 1)
 
 
@@ -86,18 +86,18 @@ def pieces(prompt: int, length: int) -> list[slice]:
 
 def answered(case: Case, model: Any, prompts: Sequence[Any]) -> torch.Tensor:
     """The logits of each prompt's first three answer columns, `[prompts, 3, vocab]`; what is answered is fixed."""
-    batch, past, logits = case.samples.collate_prompts(prompts), Past(), []
+    batch, kv_cache, logits = case.processor.collate_prompts(prompts), KVCache(), []
     constant = {name: tensor for name, tensor in batch.inputs.items() if name not in batch.cursors[0].inputs()}
     cursors = list(batch.cursors)
     with torch.no_grad():
-        model(**batch.inputs, past=past)
+        model(**batch.inputs, kv_cache=kv_cache)
         for token in (5, 4, 5):
             columns = [cursor.inputs() for cursor in cursors]
             step = {
                 name: torch.tensor([[column[name]] for column in columns], dtype=batch.inputs[name].dtype)
                 for name in columns[0]
             }
-            logits.append(model(**step, **constant, past=past)[:, -1:, : case.config.vocab_size])
+            logits.append(model(**step, **constant, kv_cache=kv_cache)[:, -1:, : case.config.vocab_size])
             cursors = [cursor.advance(token) for cursor in cursors]
     return torch.cat(logits, 1)
 
@@ -106,11 +106,11 @@ def answered(case: Case, model: Any, prompts: Sequence[Any]) -> torch.Tensor:
 
 
 def test_packed_samples_have_the_losses_that_they_have_alone(case: Case) -> None:
-    model, samples = case.model(), [case.samples.sample(record) for record in case.records]
+    model, samples = case.model(), [case.processor.sample(record) for record in case.records]
     by_length = sorted(samples, key=lambda sample: sample.length)
     for row in (samples, [by_length[-1], by_length[0]]):
-        packed = case.samples.collate([row], sum(sample.length for sample in row) + 3)
-        alone = [case.samples.collate([[sample]], sample.length) for sample in row]
+        packed = case.processor.collate([row], sum(sample.length for sample in row) + 3)
+        alone = [case.processor.collate([[sample]], sample.length) for sample in row]
         expected = torch.cat([labelled_losses(model, one) for one in alone])
         torch.testing.assert_close(labelled_losses(model, packed), expected, **CLOSE)
         with torch.no_grad():
@@ -119,9 +119,9 @@ def test_packed_samples_have_the_losses_that_they_have_alone(case: Case) -> None
 
 
 def test_padding_changes_no_loss(case: Case) -> None:
-    model, samples = case.model(), [case.samples.sample(record) for record in case.records]
+    model, samples = case.model(), [case.processor.sample(record) for record in case.records]
     longest = max(sample.length for sample in samples)
-    short, long = (case.samples.collate([[sample] for sample in samples], longest + more) for more in (0, 5))
+    short, long = (case.processor.collate([[sample] for sample in samples], longest + more) for more in (0, 5))
     torch.testing.assert_close(labelled_losses(model, long), labelled_losses(model, short), **CLOSE)
 
 
@@ -213,10 +213,12 @@ def stages_of(case: Case, count: int) -> list[Any]:
     return [cut(case.model(), number, count) for number in range(count)]
 
 
-def run_stages(stages: Sequence[Any], inputs: Mapping[str, Any], pasts: Sequence[Past] | None = None) -> torch.Tensor:
+def run_stages(
+    stages: Sequence[Any], inputs: Mapping[str, Any], kv_caches: Sequence[KVCache] | None = None
+) -> torch.Tensor:
     state: tuple[torch.Tensor, ...] = ()
     for number, stage in enumerate(stages):
-        remembers = {} if pasts is None else {"past": pasts[number]}
+        remembers = {} if kv_caches is None else {"kv_cache": kv_caches[number]}
         out = stage(*state, **inputs, **remembers)
         state = out if isinstance(out, tuple) else (out,)
     return state[0]
@@ -245,18 +247,18 @@ def test_a_model_on_the_meta_device_has_the_names_and_shapes_of_a_real_one(case:
 
 
 def test_fresh_weights_are_whole_and_depend_on_the_seed_alone(case: Case) -> None:
-    first = dict(fresh_weights(case.empty, SEED))
+    first = dict(init_weights(case.empty, SEED))
     torch.manual_seed(1)
-    again, other = dict(fresh_weights(case.empty, SEED)), dict(fresh_weights(case.empty, SEED + 1))
+    again, other = dict(init_weights(case.empty, SEED)), dict(init_weights(case.empty, SEED + 1))
     assert {name: tuple(weight.shape) for name, weight in first.items()} == shapes(case.empty())
     assert all(weight.equal(again[name]) for name, weight in first.items())
     assert any(not weight.equal(other[name]) for name, weight in first.items())
 
 
 def test_a_stage_draws_the_fresh_weights_that_the_whole_draws(case: Case) -> None:
-    whole = dict(fresh_weights(case.empty, SEED))
+    whole = dict(init_weights(case.empty, SEED))
     for number in range(2):
-        own = dict(fresh_weights(lambda number=number: cut(case.empty(), number, 2), SEED))
+        own = dict(init_weights(lambda number=number: cut(case.empty(), number, 2), SEED))
         assert own
         assert [name for name, weight in own.items() if not weight.equal(whole[name])] == []
 

@@ -12,9 +12,9 @@ from family_cases import Case
 from ranks import run_ranks
 from torch import nn
 
-from hanlin.core.settings import ParallelSettings
-from hanlin.parallel.place import place
+from hanlin.parallel.parallelize import parallelize
 from hanlin.parallel.tensor import division_problems
+from hanlin.recipe.settings import ParallelSettings
 
 
 def test_its_parts_are_modules_of_the_model(case: Case) -> None:
@@ -81,9 +81,9 @@ def test_two_tensor_ranks_have_the_loss_and_the_gradients_of_one(case: Case, seq
 
 def trained_once(case: Case, settings: ParallelSettings) -> tuple[float, dict[str, torch.Tensor]]:
     """The loss of the case's batch and the whole gradients."""
-    worker = place(case.model(), torch.device("cpu"), settings=settings)
-    [loss] = worker.forward_backward([case.batch()], [1.0])
-    gradients = {name: weight.grad for name, weight in worker.parameters.items() if weight.grad is not None}
+    parallel_model = parallelize(case.model(), torch.device("cpu"), settings=settings)
+    [loss] = parallel_model.forward_backward([case.batch()], [1.0])
+    gradients = {name: weight.grad for name, weight in parallel_model.parameters.items() if weight.grad is not None}
     return loss, {name: getattr(one, "full_tensor", lambda one=one: one)().clone() for name, one in gradients.items()}
 
 

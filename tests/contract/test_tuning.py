@@ -10,10 +10,10 @@ import torch
 from family_cases import METHODS, Case, summed_loss
 
 from hanlin.checkpoint.delta import load_adapter, read_adapter_settings, save_adapter
-from hanlin.core.config import make_recipe
 from hanlin.core.errors import ConfigError
 from hanlin.formats.load import added_parameters, base_parameters
-from hanlin.parts import make_samples
+from hanlin.recipe.reading import make_recipe
+from hanlin.run.components import make_processor
 from hanlin.tuning.apply import apply_tuning, trained_parameters
 
 
@@ -74,7 +74,7 @@ def test_an_adapter_comes_back_from_its_folder(case: Case, tmp_path: Path) -> No
 
 def tune(case: Case, method: str) -> None:
     """What a run does with a method: to its rows, then to its model."""
-    make_samples(recipe_of(case, method), case.family, case.tokenizer, case.config)
+    make_processor(recipe_of(case, method), case.family, case.tokenizer, case.config)
     apply_tuning(case.empty(), METHODS[method], case.family)
 
 

@@ -110,8 +110,8 @@ def _corpus(path: Path, components: Components) -> Path:
 
     if is_corpus(path):
         return path
-    load = LoadTokenizer(parts.recipe.model.family, vocab_path(parts.recipe))
-    return index_in_cache(path, Encoding(load, end=end_id(parts.tokenizer)), parts.recipe.data.cache)
+    load = LoadTokenizer(components.recipe.model.family, vocab_path(components.recipe))
+    return index_in_cache(path, Encoding(load, end=end_id(components.tokenizer)), components.recipe.data.cache)
 
 
 # --- training ---
