@@ -25,8 +25,8 @@ from typing import Any
 import torch
 from script import memory_bytes, read_arguments, report
 
+from hanlin.core.files import write_json
 from hanlin.formats.convert import convert
-from hanlin.formats.files import write_json
 from hanlin.formats.lazy import Lazy
 from hanlin.formats.ranks import write_ranks
 from hanlin.formats.rules import find_moves

@@ -20,7 +20,8 @@ from pathlib import Path
 import torch
 from script import memory_bytes, read_arguments, report
 
-from hanlin.formats.files import write_json, write_pickle
+from hanlin.core.files import write_json
+from hanlin.formats.files import write_pickle
 from hanlin.formats.load import load_into
 from hanlin.formats.rules import rename
 from hanlin.formats.source import read_config

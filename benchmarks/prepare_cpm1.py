@@ -26,8 +26,8 @@ import jieba
 from script import read_arguments, report
 from sentencepiece import SentencePieceProcessor
 
-from hanlin.data.indexing import Encoding, index_texts
-from hanlin.data.sources.megatron import IndexedData, indexed_file, written_index
+from hanlin.data.pretraining.indexed_data import IndexedData, indexed_file, written_index
+from hanlin.data.pretraining.indexing import Encoding, index_texts
 from hanlin.models.family import LoadTokenizer
 
 EOD = 7

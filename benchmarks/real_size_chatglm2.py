@@ -29,7 +29,8 @@ from script import memory_bytes, read_arguments, report
 
 from hanlin.cli.main import main as hanlin
 from hanlin.core.errors import ConfigError
-from hanlin.formats.files import write_json, write_pickle
+from hanlin.core.files import write_json
+from hanlin.formats.files import write_pickle
 from hanlin.formats.load import load_into
 from hanlin.formats.source import read_config
 from hanlin.models.chatglm2 import SIZES, family

@@ -29,7 +29,8 @@ from script import read_arguments, report
 from torch import distributed
 
 from hanlin.core.batch import Batch
-from hanlin.core.ranks import join, leave, peak_memory_bytes
+from hanlin.core.device import peak_memory_bytes
+from hanlin.core.ranks import join, leave
 from hanlin.models.cpm1.config import shape
 from hanlin.models.cpm1.model import Cpm1
 from hanlin.parallel.launch import rank_environment

@@ -29,8 +29,8 @@ from turns import LR, Matrices, Turns, check_agreement, gradient_length, make_st
 
 from hanlin.core.batch import Batch
 from hanlin.data.loader import Loader
-from hanlin.data.sources.megatron import written_index
-from hanlin.data.windows import WindowRequest, open_windows
+from hanlin.data.pretraining.indexed_data import written_index
+from hanlin.data.pretraining.windows import WindowRequest, open_windows
 from hanlin.formats.convert import convert
 from hanlin.formats.load import save_base
 from hanlin.models.cpm1 import family

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from hanlin.cli.main import main
+from hanlin.data.pretraining.indexed_data import IndexForm, written_index
 from hanlin.data.sources.bee import write_bee
-from hanlin.data.sources.megatron import IndexForm, written_index
 
 ITEMS = [[1, 2, 3], [], [4], [5, 6]]
 

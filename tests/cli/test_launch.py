@@ -100,7 +100,7 @@ def test_how_many_processes_are_started(monkeypatch: pytest.MonkeyPatch) -> None
     assert started(None) == 1
     assert started(3) == 3
     assert started(None, data=2, tensor=2) == 4
-    monkeypatch.setattr("hanlin.core.ranks.num_devices", lambda setting: 7)
+    monkeypatch.setattr("hanlin.core.device.num_devices", lambda setting: 7)
     assert started(None, pipe=2) == 6
     assert started(None, pipe=2, is_alone=True) == 1
     assert started(2, is_alone=True) == 2

@@ -14,7 +14,7 @@ import pytest
 import torch
 from tiny_folder import write_original
 
-from hanlin.checkpoint.delta import is_adapter
+from hanlin.adapters.files import is_adapter
 from hanlin.cli.main import main
 from hanlin.formats.files import open_weights
 from hanlin.formats.load import load_into

@@ -12,7 +12,7 @@ import pytest
 import torch
 from cpm2_tiny import RANKING, ROWS, write_original, write_raw, write_rows
 
-from hanlin.checkpoint.delta import is_adapter
+from hanlin.adapters.files import is_adapter
 from hanlin.cli.main import main
 from hanlin.formats.load import load_into
 from hanlin.formats.source import read_config

@@ -9,7 +9,7 @@ import pytest
 import torch
 from family_cases import METHODS, Case, summed_loss
 
-from hanlin.checkpoint.delta import load_adapter, read_adapter_settings, save_adapter
+from hanlin.adapters.files import load_adapter, read_adapter_settings, save_adapter
 from hanlin.core.errors import ConfigError
 from hanlin.formats.load import added_parameters, base_parameters
 from hanlin.recipe.reading import make_recipe

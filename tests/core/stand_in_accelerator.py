@@ -13,8 +13,8 @@ from types import SimpleNamespace
 from torch import distributed
 from torch.utils import backend_registration
 
+from hanlin.core.device import communication_backend, pick_device
 from hanlin.core.errors import ConfigError
-from hanlin.core.ranks import communication_backend, pick_device
 
 
 class Hook(backend_registration._DummyPrivateUse1Hook):

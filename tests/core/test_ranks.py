@@ -13,22 +13,11 @@ import pytest
 import torch
 
 from hanlin.core import ranks
+from hanlin.core.device import communication_backend, pick_device
 from hanlin.core.errors import ConfigError
-from hanlin.core.ranks import (
-    Ranks,
-    communication_backend,
-    first_host,
-    free_port,
-    interface_towards,
-    is_launched,
-    join,
-    pick_device,
-    random_states,
-    read_ranks,
-    restore_random_states,
-    seed_everything,
-    start_log,
-)
+from hanlin.core.logging import start_log
+from hanlin.core.ranks import Ranks, first_host, free_port, interface_towards, is_launched, join, read_ranks
+from hanlin.core.seeds import random_states, restore_random_states, seed_everything
 
 CPU = torch.device("cpu")
 

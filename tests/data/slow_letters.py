@@ -10,8 +10,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from hanlin.data import corpus
-from hanlin.data.indexing import CorpusReport, Encoding, index_texts
+from hanlin.data.pretraining import corpus
+from hanlin.data.pretraining.indexing import CorpusReport, Encoding, index_texts
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from hanlin.core.errors import CheckpointError
+from hanlin.core.files import read_json_object, write_json
 from hanlin.formats.convert import convert
 from hanlin.formats.describe import describe
-from hanlin.formats.files import open_weights, read_json, write_json
+from hanlin.formats.files import open_weights
 from hanlin.formats.load import base_parameters, load_into, save_base
 from hanlin.formats.source import read_config
 from hanlin.models.cpm_bee import family
@@ -85,7 +86,7 @@ def test_names_are_the_originals(original: Path) -> None:
     names = list(torch.load(original / "pytorch_model.bin"))
     assert len(names) == 1 + 1 + 1 + 2 * 5 + 2 * 4
     assert "encoder.layers.2.self_att.self_attention.project_q.weight" in names
-    assert read_json(original / "config.json")["mask_modules"] == [[False, True], [True, False], [False, False]]
+    assert read_json_object(original / "config.json")["mask_modules"] == [[False, True], [True, False], [False, False]]
 
 
 def test_without_a_config_file_shapes_tell_it(original: Path, model: CpmBee, tmp_path: Path) -> None:
@@ -137,7 +138,7 @@ MISFITS = {
 
 
 def change_config(folder: Path, **changes: object) -> None:
-    write_json(folder / "config.json", {**read_json(folder / "config.json"), **changes})
+    write_json(folder / "config.json", {**read_json_object(folder / "config.json"), **changes})
 
 
 @pytest.mark.parametrize("kind", MISFITS)

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from hanlin.core.errors import CheckpointError
-from hanlin.formats.files import open_weights, published, write_pickle, write_safetensors, write_shards
+from hanlin.core.files import published
+from hanlin.formats.files import open_weights, write_pickle, write_safetensors, write_shards
 
 
 def make_tensors() -> dict[str, torch.Tensor]:
@@ -127,10 +128,10 @@ def test_what_fails_half_way_leaves_the_old_target(tmp_path: Path) -> None:
     (target / "old").touch()
     with pytest.raises(CheckpointError, match="exists already"), published(target):
         pass
-    with pytest.raises(FileNotFoundError), published(target, overwrite=True) as beside:
+    with pytest.raises(FileNotFoundError), published(target, "replace") as beside:
         (beside / "in a folder that is not there").touch()
     assert [path.name for path in tmp_path.rglob("*")] == ["folder", "old"]
-    with published(target, overwrite=True) as beside:
+    with published(target, "replace") as beside:
         beside.mkdir()
         (beside / "new").touch()
     assert [path.name for path in tmp_path.rglob("*")] == ["folder", "new"]

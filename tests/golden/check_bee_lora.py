@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hanlin.checkpoint.delta import load_adapter, read_adapter_settings, save_original_delta
+from hanlin.adapters.files import load_adapter, read_adapter_settings, save_original_delta
 from hanlin.formats.files import open_weights
 from hanlin.formats.load import load_into
 from hanlin.formats.source import read_config

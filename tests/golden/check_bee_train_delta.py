@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from check_bee_train_full import assert_same_weights, load_model, train_as_recorded
 
-from hanlin.checkpoint.delta import load_adapter, read_adapter_settings
+from hanlin.adapters.files import load_adapter, read_adapter_settings
 from hanlin.formats.load import base_parameters
 from hanlin.models.cpm_bee import family
 from hanlin.models.cpm_bee.model import CpmBee

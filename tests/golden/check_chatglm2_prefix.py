@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from glm_case import Arrays, arrays_of, assert_close, facts_of, inputs_of, load_model, mean_loss, real_columns
 
-from hanlin.checkpoint.delta import is_adapter, load_adapter, read_adapter_settings, save_original_delta
+from hanlin.adapters.files import is_adapter, load_adapter, read_adapter_settings, save_original_delta
 from hanlin.formats.files import open_weights
 from hanlin.layers.kv_cache import KVCache
 from hanlin.models.chatglm2 import family

@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 from glm_case import arrays_of, assert_close, facts_of, inputs_of, load_model, mean_loss, real_columns
 
+from hanlin.core.files import read_json_object
 from hanlin.formats.convert import convert
-from hanlin.formats.files import open_weights, read_json
+from hanlin.formats.files import open_weights
 from hanlin.formats.source import find_source
 from hanlin.layers.quantised import QuantisedLinear, dequantise, unpack_int4
 from hanlin.models.chatglm2 import family
@@ -19,7 +20,7 @@ def check(case: Path, vocab: Path) -> None:
     del vocab
     atol = facts_of(case)["tolerance"]["logits_atol"]
     inputs, expected = arrays_of(case / "inputs.npz"), arrays_of(case / "expected.npz")
-    folder, bits = case / "quantized", read_json(case / "quantized" / "config.json")["quantization_bit"]
+    folder, bits = case / "quantized", read_json_object(case / "quantized" / "config.json")["quantization_bit"]
     packed = open_weights(folder)
 
     for name in (key.removeprefix("qint.") for key in expected if key.startswith("qint.")):
@@ -44,4 +45,4 @@ def _check_packed(case: Path, bits: int) -> None:
         kept = [name for name in original if not name.endswith("inv_freq")]
         assert sorted(written) == sorted(kept)
         assert all(written[name].equal(original[name]) for name in kept)
-        assert read_json(Path(temporary) / "out" / "config.json")["quantization_bit"] == bits
+        assert read_json_object(Path(temporary) / "out" / "config.json")["quantization_bit"] == bits

@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 from glm_case import arrays_of, assert_close, facts_of, inputs_of, load_model, real_columns
 
+from hanlin.core.files import read_json_object
 from hanlin.formats.convert import convert
-from hanlin.formats.files import open_weights, read_json
+from hanlin.formats.files import open_weights
 from hanlin.formats.source import find_source
 from hanlin.models.chatglm2 import family
 
@@ -37,7 +38,7 @@ def _check_written(source: Path, expected: Path) -> None:
         written, theirs = open_weights(Path(temporary) / "out"), open_weights(expected)
         assert sorted(written) == sorted(theirs)
         assert all(written[name].equal(theirs[name]) for name in theirs)
-        config, known = (read_json(folder / "config.json") for folder in (Path(temporary) / "out", expected))
+        config, known = (read_json_object(folder / "config.json") for folder in (Path(temporary) / "out", expected))
         of_the_writer = ("transformers_version", "dtype")
         assert {name: config.get(name) for name in known if name not in of_the_writer} == {
             name: value for name, value in known.items() if name not in of_the_writer

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hanlin.data.megatron_index import SPLITS, build_index, split_bounds
-from hanlin.data.sources.megatron import IndexedData, indexed_file, written_index
-from hanlin.data.span_corruption import PARTS, Marks, SpanData, corrupt_spans, span_sample, write_spans
+from hanlin.data.pretraining.indexed_data import IndexedData, indexed_file, written_index
+from hanlin.data.pretraining.megatron_index import SPLITS, build_index, split_bounds
+from hanlin.data.pretraining.span_corruption import PARTS, Marks, SpanData, corrupt_spans, span_sample, write_spans
 
 PAD, EOD = 5, 7  # of vocab/cpm1/t5_vocab.txt
 

@@ -77,7 +77,7 @@ def test_a_recipe_may_name_the_file_or_hold_its_keys(tmp_path: Path) -> None:
     [
         ({"ratios": "33_34"}, "three or four numbers"),
         ({"trains_prompts": False}, "neither prompts nor model"),
-        ("nowhere.json", "not readable as JSON"),
+        ("nowhere.json", "cannot be read"),
     ],
 )
 def test_settings_that_cannot_be_meant_are_refused(values: Any, message: str) -> None:

@@ -136,7 +136,7 @@ def test_what_another_program_fills_in_is_not_set():
 
 def test_a_file_that_is_not_json_is_named_with_its_line(tmp_path):
     (tmp_path / "ds.json").write_text('{\n "a": 1,\n}')
-    with pytest.raises(ConfigError, match=r"ds.json:3: not JSON"):
+    with pytest.raises(ConfigError, match=r"ds.json:3: not readable as JSON"):
         read_deepspeed(tmp_path / "ds.json")
 
 

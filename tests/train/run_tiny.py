@@ -10,7 +10,7 @@ import torch
 from tiny_model import TinyLoader, make_batch, tiny_model
 
 from hanlin.checkpoint.state import Checkpointer
-from hanlin.core.ranks import start_log
+from hanlin.core.logging import start_log
 from hanlin.parallel.parallelize import parallelize
 from hanlin.recipe.settings import TrainSettings
 from hanlin.train.loop import Outcome, count_steps, train

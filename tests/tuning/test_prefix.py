@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from hanlin.checkpoint.delta import (
+from hanlin.adapters.files import (
     is_adapter,
     load_adapter,
     read_adapter_settings,
@@ -17,7 +17,7 @@ from hanlin.checkpoint.delta import (
     save_peft,
 )
 from hanlin.core.errors import CheckpointError, ConfigError
-from hanlin.formats.files import read_json, write_json
+from hanlin.core.files import read_json_object, write_json
 from hanlin.formats.load import base_parameters
 from hanlin.layers.kv_cache import KVCache
 from hanlin.models.chatglm2 import family
@@ -102,7 +102,7 @@ def test_adapter_folders_and_the_originals_give_the_prefix_back(tmp_path: Path) 
 def test_a_config_that_does_not_belong_to_the_prefix_is_told(tmp_path: Path) -> None:
     save_original_delta(tuned(), SETTINGS, tmp_path / "theirs", family)
     config = tmp_path / "theirs" / "config.json"
-    write_json(config, {**read_json(config), "pre_seq_len": 64})
+    write_json(config, {**read_json_object(config), "pre_seq_len": 64})
     with pytest.raises(CheckpointError, match=r"pre_seq_len 64.*the tensors have 5"):
         read_adapter_settings(tmp_path / "theirs", family)
 

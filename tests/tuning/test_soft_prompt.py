@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from hanlin.checkpoint.delta import (
+from hanlin.adapters.files import (
     is_adapter,
     load_adapter,
     read_adapter_settings,

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from hanlin.core.errors import ConfigError
 from hanlin.data.mixture_file import is_mixture, read_mixture
-from hanlin.data.windows import is_corpus
+from hanlin.data.pretraining.windows import is_corpus
 from hanlin.recipe.reading import Found, nearest
 from hanlin.recipe.settings import Recipe
 

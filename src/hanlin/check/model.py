@@ -134,7 +134,7 @@ def _reach(recipe: Recipe, config: Any) -> Found:
 def device_problems(recipe: Recipe) -> Found:
     if recipe.run.device in ("auto", "cpu"):
         return
-    from hanlin.core.ranks import pick_device
+    from hanlin.core.device import pick_device
 
     try:
         pick_device(recipe.run.device)

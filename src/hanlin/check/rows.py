@@ -10,8 +10,8 @@ from hanlin.check.files import Purpose, named_files
 from hanlin.core.errors import ConfigError, DataError, HanlinError
 from hanlin.data.expand import records_in
 from hanlin.data.mixture_file import is_mixture, read_mixture
+from hanlin.data.pretraining.windows import check_windows
 from hanlin.data.processor import JoinsExamples
-from hanlin.data.windows import check_windows
 from hanlin.generate.prompts import make_prompt
 from hanlin.recipe.reading import Found
 from hanlin.recipe.settings import DataSettings, Recipe

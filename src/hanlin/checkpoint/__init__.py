@@ -1,1 +1,1 @@
-"""The state of a run on disk: atomic, checksummed."""
+"""The state of a run on disk."""

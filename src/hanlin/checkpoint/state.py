@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -27,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hanlin.core.errors import CheckpointError
-from hanlin.data.files import replaced_file
+from hanlin.core.files import replaced_file, sync
 from hanlin.recipe.settings import Recipe
 
 if TYPE_CHECKING:
@@ -146,7 +145,7 @@ class Checkpointer:
         _write_manifest(beside)
         shutil.rmtree(target, ignore_errors=True)  # a damaged one of the same step
         beside.rename(target)
-        _sync(self.folder)
+        sync(self.folder)
         if is_best:
             self._point("best", target)
         self._point("latest", target)
@@ -170,7 +169,7 @@ class Checkpointer:
     def _point(self, name: str, target: Path) -> None:
         with replaced_file(self.folder / name) as stream:
             stream.write(f"{target.name}\n".encode())
-        _sync(self.folder)
+        sync(self.folder)
 
     def _prune(self, step: int) -> None:
         """Remove old ones, unfinished ones, and later ones (damaged ones that the run went back behind)."""
@@ -225,30 +224,21 @@ def _write_manifest(folder: Path) -> None:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     facts = {}
     for path in files:
-        _sync(path)
+        sync(path)
         facts[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": _sha256(path)}
     _write_json(folder / MANIFEST, {"files": facts})
     for path in (folder / TENSORS, folder):
-        _sync(path)
+        sync(path)
 
 
 def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, ensure_ascii=False, allow_nan=False), encoding="utf-8")
-    _sync(path)
+    sync(path)
 
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _write_tensors(folder: Path, tensors: Mapping[str, torch.Tensor], group: Any = None) -> None:

@@ -9,8 +9,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hanlin.data.indexing import CorpusReport, Encoding
-    from hanlin.data.sources.megatron import IndexForm
+    from hanlin.data.pretraining.indexed_data import IndexForm
+    from hanlin.data.pretraining.indexing import CorpusReport, Encoding
     from hanlin.models.family import LoadTokenizer
 
 INDEXED = ("indexed", "indexed-cached", "indexed-spans")
@@ -62,7 +62,7 @@ def prepare_corpus(args: argparse.Namespace) -> int:
 
 
 def _from_text(args: argparse.Namespace, sources: Sequence[Path], target: Path) -> int:
-    from hanlin.data.indexing import index_texts
+    from hanlin.data.pretraining.indexing import index_texts
 
     is_rewritten = args.to == "indexed-spans" or args.shuffle is not None
     _refuse_existing(args, target)
@@ -82,7 +82,7 @@ def _from_text(args: argparse.Namespace, sources: Sequence[Path], target: Path) 
 def _from_indexed(args: argparse.Namespace, sources: Sequence[Path], target: Path) -> int:
     """Merge, shuffle or corrupt corpora, or write their texts as JSON lines."""
     from hanlin.core.errors import ConfigError
-    from hanlin.data.sources.megatron import IndexedData
+    from hanlin.data.pretraining.indexed_data import IndexedData
 
     if target.suffix in (".jsonl", ".json"):
         return _read_back(args, sources, target)
@@ -97,9 +97,9 @@ def _from_indexed(args: argparse.Namespace, sources: Sequence[Path], target: Pat
 
 
 def _rewrite(args: argparse.Namespace, sources: Sequence[Path], target: Path) -> None:
-    from hanlin.data.indexing import end_id
-    from hanlin.data.sources.megatron import IndexedData, merge_indexed, shuffle_indexed
-    from hanlin.data.span_corruption import write_spans
+    from hanlin.data.pretraining.indexed_data import IndexedData, merge_indexed, shuffle_indexed
+    from hanlin.data.pretraining.indexing import end_id
+    from hanlin.data.pretraining.span_corruption import write_spans
 
     if args.to != "indexed-spans":
         if args.shuffle is None:
@@ -119,8 +119,8 @@ def _rewrite(args: argparse.Namespace, sources: Sequence[Path], target: Path) ->
 
 
 def _read_back(args: argparse.Namespace, sources: Sequence[Path], target: Path) -> int:
+    from hanlin.data.pretraining.indexed_data import IndexedData
     from hanlin.data.sources.jsonl import write_jsonl
-    from hanlin.data.sources.megatron import IndexedData
 
     tokenizer = _tokenizer(args)()
     documents = (data[item] for data in map(IndexedData, sources) for item in range(len(data)))
@@ -130,7 +130,7 @@ def _read_back(args: argparse.Namespace, sources: Sequence[Path], target: Path) 
 
 
 def _encoding(args: argparse.Namespace) -> Encoding:
-    from hanlin.data.indexing import Encoding, end_id
+    from hanlin.data.pretraining.indexing import Encoding, end_id
 
     load, has_spans = _tokenizer(args), args.to == "indexed-spans"
     return Encoding(
@@ -153,7 +153,7 @@ def _tokenizer(args: argparse.Namespace) -> LoadTokenizer:
 
 def _refuse_existing(args: argparse.Namespace, target: Path) -> None:
     from hanlin.core.errors import DataError
-    from hanlin.data.windows import is_corpus
+    from hanlin.data.pretraining.windows import is_corpus
 
     if is_corpus(target):
         raise DataError(f"{target}: a corpus is there already; remove it or choose another name")

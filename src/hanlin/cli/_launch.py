@@ -43,7 +43,9 @@ def on_all_ranks(args: argparse.Namespace, recipe: Recipe, work: Callable[[], in
 
     Raises: ConfigError, RankError; what the work raises.
     """
-    from hanlin.core.ranks import pick_device, read_ranks, start_log
+    from hanlin.core.device import pick_device
+    from hanlin.core.logging import start_log
+    from hanlin.core.ranks import read_ranks
 
     world = read_ranks().world
     to_start = num_to_start(args, recipe)
@@ -65,8 +67,9 @@ def num_to_start(args: argparse.Namespace, recipe: Recipe) -> int:
 
     Raises: ConfigError.
     """
+    from hanlin.core.device import num_devices
     from hanlin.core.errors import ConfigError
-    from hanlin.core.ranks import is_launched, num_devices, read_ranks
+    from hanlin.core.ranks import is_launched, read_ranks
 
     nproc: int | None = args.nproc
     if is_launched():

@@ -17,12 +17,12 @@ def find_family(path: Path) -> Family:
 
     Raises: CheckpointError.
     """
-    from hanlin.formats.files import read_json
+    from hanlin.core.files import read_json_object
     from hanlin.formats.source import is_base, likely_families, open_any, refuse_lookalikes
     from hanlin.models.family import family_names, load_family
 
     if is_base(path):
-        return load_family(read_json(path / "config.json")["family"])
+        return load_family(read_json_object(path / "config.json")["family"])
     families = [load_family(name) for name in family_names()]
     names = list(open_any(path, families))
     found = likely_families(names, families)
@@ -44,7 +44,7 @@ def read_adapter(path: Path, base: Path, family: Family) -> tuple[Any, TuningSet
     import torch
     from torch import nn
 
-    from hanlin.checkpoint.delta import load_adapter, read_adapter_config, read_adapter_settings
+    from hanlin.adapters.files import load_adapter, read_adapter_config, read_adapter_settings
     from hanlin.formats.load import added_parameters
     from hanlin.formats.source import find_source, plain_values, read_config
     from hanlin.tuning.apply import apply_tuning

@@ -3,7 +3,7 @@
 hanlin convert pytorch_model.bin base/ --vocab vocab.txt     an original checkpoint -> a base folder
 hanlin convert base/ out/ --to original                      and back (or --to huggingface)
 hanlin convert base/ merged/ --merge run/best                an adapter worked into its base
-hanlin convert run/best delta.pt --base base/ --to delta     an adapter as the original's delta (or --to peft, adapter)
+hanlin convert run/best files.pt --base base/ --to delta     an adapter as the original's delta (or --to peft, adapter)
 hanlin convert 80000/ out/ --to original --ranks 4           files of model-parallel ranks, divided anew
 hanlin convert run/best out/ --base base/ --to original      soft prompts among the tensors of their base
 """
@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from hanlin.checkpoint.delta import is_adapter
+    from hanlin.adapters.files import is_adapter
     from hanlin.core.errors import ConfigError
 
     if not args.source.exists():
@@ -100,7 +100,7 @@ def _changes(words: list[str]) -> dict[str, Any]:
 def _merge(args: argparse.Namespace) -> None:
     from tempfile import TemporaryDirectory
 
-    from hanlin.checkpoint.delta import read_adapter_config
+    from hanlin.adapters.files import read_adapter_config
     from hanlin.cli._weights import merge_adapter
     from hanlin.formats.format import BASE
     from hanlin.formats.load import base_parameters, save_base
@@ -122,26 +122,26 @@ def _merge(args: argparse.Namespace) -> None:
 
 
 def _convert_adapter(args: argparse.Namespace) -> None:
-    from hanlin.checkpoint import delta
-    from hanlin.checkpoint.soft_prompt import original_prompts
+    from hanlin.adapters import files as adapters
+    from hanlin.adapters.cpm2_prompts import original_prompts
     from hanlin.cli._weights import read_adapter
     from hanlin.core.errors import ConfigError
 
     # Soft prompts may lie among the tensors of a whole model.
-    base = args.base or (None if delta.is_adapter(args.source) else args.source)
+    base = args.base or (None if adapters.is_adapter(args.source) else args.source)
     if base is None:
         raise ConfigError(f"{args.source} is an adapter; name the base that it belongs to with --base")
     family = _family(args, base)
     model, settings = read_adapter(args.source, base, family)
     match args.to:
         case None | "adapter":
-            delta.save_adapter(model, settings, args.target, overwrite=args.overwrite)
+            adapters.save_adapter(model, settings, args.target, overwrite=args.overwrite)
         case "original" if settings.method == "prompt":
             _convert(args, base, original_prompts(model, family))
         case "delta" | "original":
-            delta.save_original_delta(model, settings, args.target, family, overwrite=args.overwrite)
+            adapters.save_original_delta(model, settings, args.target, family, overwrite=args.overwrite)
         case "peft":
-            delta.save_peft(model, settings, args.target, family, overwrite=args.overwrite)
+            adapters.save_peft(model, settings, args.target, family, overwrite=args.overwrite)
         case _:
             raise ConfigError(f"--to {args.to}: an adapter can be written as adapter, delta or peft")
 

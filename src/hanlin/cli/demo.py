@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hanlin.data.pinyin import PhraseData
+    from hanlin.cli._demo_data import PhraseData
 
 HELP = "see it work: train, tune, score and ask small models, in a few minutes"
 
@@ -107,7 +107,7 @@ def _remove(home: Path) -> None:
 
 
 def _write_files(home: Path, pinyin_steps: int, tone_steps: int) -> PhraseData:
-    from hanlin.data.pinyin import write_phrases
+    from hanlin.cli._demo_data import write_phrases
 
     data = write_phrases(home / "data", characters=CHARACTERS, eval_rows=HELD_OUT, seed=SEED)
     for name, text, steps in (("pinyin", PINYIN, pinyin_steps), ("tone", TONE, tone_steps)):
@@ -120,7 +120,7 @@ def _write_files(home: Path, pinyin_steps: int, tone_steps: int) -> PhraseData:
 
 def _pretrain(home: Path, steps: int) -> list[str]:
     """Text -> vocabulary -> pretrained and scored model; returns the lines of the text."""
-    from hanlin.data.pinyin import write_idioms
+    from hanlin.cli._demo_data import write_idioms
 
     text = home / "data" / "idioms.txt"
     idioms = write_idioms(text, characters=IDIOM_CHARACTERS, seed=SEED)

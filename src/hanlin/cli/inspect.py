@@ -138,8 +138,8 @@ def _is_bee_file(path: Path) -> bool:
 
 def _corpus_prefixes(path: Path) -> list[Path]:
     """The prefixes of an indexed corpus that a path names: one, or those of the three files that T5's tool writes."""
-    from hanlin.data.sources.megatron import indexed_file
-    from hanlin.data.span_corruption import PARTS
+    from hanlin.data.pretraining.indexed_data import indexed_file
+    from hanlin.data.pretraining.span_corruption import PARTS
 
     prefix = path.with_suffix("") if path.suffix in (".idx", ".bin") else path
     endings = [f"_{part}" for part in PARTS]
@@ -151,7 +151,7 @@ def _corpus_prefixes(path: Path) -> list[Path]:
 
 
 def _corpus(prefixes: list[Path]) -> Facts:
-    from hanlin.data.sources.megatron import indexed_file
+    from hanlin.data.pretraining.indexed_data import indexed_file
 
     if len(prefixes) == 1:
         yield "kind", "documents as token ids for pretraining (Megatron's indexed data)"
@@ -165,7 +165,7 @@ def _corpus(prefixes: list[Path]) -> Facts:
 
 
 def _index(prefix: Path) -> Facts:
-    from hanlin.data.sources.megatron import indexed_file, read_index
+    from hanlin.data.pretraining.indexed_data import indexed_file, read_index
 
     index, tokens = read_index(indexed_file(prefix, "idx")), indexed_file(prefix, "bin")
     documents, count = len(index.documents) - 1, int(index.sizes.sum())

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from hanlin.core.errors import ConfigError
-    from hanlin.core.ranks import start_log
+    from hanlin.core.logging import start_log
     from hanlin.parallel.launch import Rendezvous, node_commands, run_nodes
     from hanlin.recipe.deepspeed import read_hostfile
 

@@ -15,8 +15,8 @@ from types import ModuleType
 
 import hanlin
 from hanlin import cli
+from hanlin.core.device import keep_blas_quiet
 from hanlin.core.errors import HanlinError
-from hanlin.core.ranks import keep_blas_quiet
 
 # The order of `hanlin --help`, along a user's way; commands that are not named here come last.
 _ORDER = (

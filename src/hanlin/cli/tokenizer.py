@@ -35,8 +35,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _train(args: argparse.Namespace) -> int:
     from hanlin.core.errors import ConfigError, DataError
-    from hanlin.data.corpus import BadText, find_files, read_documents, read_pieces
-    from hanlin.data.files import replaced_file
+    from hanlin.core.files import replaced_file
+    from hanlin.data.pretraining.corpus import BadText, find_files, read_documents, read_pieces
     from hanlin.tokens.training import train_pieces, word_pieces
 
     if args.out.suffix not in (".model", ".txt"):

@@ -17,8 +17,8 @@ from hanlin.core.errors import ConfigError, DataError
 from hanlin.data.mixture import Mixture
 from hanlin.data.pack import SampleNumbers, SingleRows, cpm2_order, plan_rows, pool_rows
 from hanlin.data.prepare import Prepared
+from hanlin.data.pretraining.windows import CorpusWindows
 from hanlin.data.processor import JoinsExamples, Processor, SharesTable
-from hanlin.data.windows import CorpusWindows
 
 NO_EXAMPLES = (1.0,)
 

@@ -25,9 +25,9 @@ import numpy as np
 
 from hanlin.core.batch import Sample
 from hanlin.core.errors import DataError
+from hanlin.core.files import published
 from hanlin.data.cache import SampleArrays, SampleArrayWriter, read_columns
 from hanlin.data.expand import open_part
-from hanlin.data.files import published_folder
 from hanlin.data.pack import padding_share, plan_rows
 from hanlin.data.processor import HasFingerprint, ProcessesMany, Processor, tried
 from hanlin.data.report import Counts, DataReport, make_report
@@ -146,7 +146,8 @@ def prepare(
     folder = settings.cache.expanduser() / fingerprint[:32]
     columns = _read_cache(folder)
     if columns is None:
-        with published_folder(folder) as private:
+        with published(folder, "keep") as private:
+            private.mkdir()
             _encode_all(sources, processor, settings, private, fingerprint, progress)
         columns = read_columns(folder)
         log.info("data encoded samples=%d cache=%s", len(columns.arrays[LENGTHS]), folder)

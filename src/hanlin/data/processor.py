@@ -12,7 +12,7 @@ from hanlin.core.errors import DataError
 
 if TYPE_CHECKING:
     from hanlin.core.batch import Batch
-    from hanlin.data.span_corruption import Marks
+    from hanlin.data.pretraining.span_corruption import Marks
 
 
 Made = TypeVar("Made")
@@ -69,7 +69,7 @@ class SharesTable(Protocol):
 
 @runtime_checkable
 class ReadsTokens(Protocol):
-    """A family that is pretrained on windows of a token corpus (data/windows.py)."""
+    """A family that is pretrained on windows of a token corpus (data/pretraining/windows.py)."""
 
     def window_tokens(self, max_length: int) -> int:
         """How many tokens are cut out of the corpus for one sample; neighbours share one token."""
@@ -85,7 +85,7 @@ class ReadsTokens(Protocol):
 
 @runtime_checkable
 class ReadsSpans(Protocol):
-    """A family that is also pretrained on documents whose spans were taken out beforehand (data/span_corruption.py)."""
+    """A family that is also pretrained on documents whose spans were taken out beforehand (data/pretraining/span_corruption.py)."""
 
     @property
     def marks(self) -> Marks: ...

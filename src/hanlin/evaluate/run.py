@@ -19,7 +19,7 @@ import torch
 from rich.table import Table
 
 from hanlin.core.errors import DataError
-from hanlin.data.files import replaced_file
+from hanlin.core.files import replaced_file
 from hanlin.generate.engine import Engine, naming, show_progress
 from hanlin.recipe.settings import GenerateSettings
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hanlin.core.batch import IGNORED, Sample
-from hanlin.data.windows import CorpusWindows
+from hanlin.data.pretraining.windows import CorpusWindows
 from hanlin.evaluate.run import Metrics, write_metrics
 from hanlin.evaluate.tasks.loss import sample_losses
 from hanlin.generate.engine import Engine

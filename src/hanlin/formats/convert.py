@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hanlin.core.errors import CheckpointError
-from hanlin.formats.files import published, write_json, write_shards, write_weights
+from hanlin.core.files import published, write_json
+from hanlin.formats.files import write_shards, write_weights
 from hanlin.formats.format import BASE, FamilyFacts, Format
 from hanlin.formats.lazy import Joined
 from hanlin.formats.ranks import write_ranks
@@ -50,7 +51,7 @@ def convert(
         raise CheckpointError(f"there is no layout {to!r}; known layouts: {', '.join([BASE, *family.formats])}")
     if ranks != 1 and (to == BASE or not _is_divided(family.formats[to])):
         raise CheckpointError(f"the layout {to!r} is not divided over ranks; leave the number of ranks out")
-    with published(target, overwrite) as beside:
+    with published(target, "replace" if overwrite else "refuse") as beside:
         beside.mkdir()
         if to == BASE:
             write_json(beside / "config.json", {"family": family.name, **asdict(config)})

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from hanlin.core.errors import CheckpointError
-from hanlin.formats.files import Weights, read_json
+from hanlin.core.files import read_json_object
+from hanlin.formats.files import Weights
 from hanlin.formats.format import BASE, FamilyFacts
 from hanlin.formats.load import check_fit
 from hanlin.formats.source import (
@@ -78,7 +79,7 @@ def describe(path: Path, families: Iterable[FamilyFacts]) -> Description:
 
 def _identify(path: Path, weights: Weights, families: list[FamilyFacts]) -> tuple[FamilyFacts | None, str | None, str]:
     if is_base(path):
-        name = read_json(path / "config.json")["family"]
+        name = read_json_object(path / "config.json")["family"]
         family = next((family for family in families if family.name == name), None)
         return family, BASE, f"config.json names the family {name}"
     known = likely_families(weights, families)

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hanlin.core.errors import CheckpointError
+from hanlin.core.files import read_json_object, write_json
 from hanlin.formats.lazy import Lazy, TensorSubset, bytes_of, forget, forget_pages, meta_of
 from hanlin.formats.torch_file import load_torch_file, write_torch_files
 
@@ -76,24 +74,6 @@ def find_weights(folder: Path) -> Path | None:
     return known[0] if known else others[0] if len(others) == 1 else None
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises: CheckpointError.
-    """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path}: not readable as JSON ({error}); write or copy the file again") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path}: a JSON object is expected, this is a {type(values).__name__}")
-    return values
-
-
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(values, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-
-
 def write_safetensors(
     path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
@@ -141,35 +121,6 @@ def write_weights(path: Path, tensors: Mapping[str, torch.Tensor], shard_bytes: 
 def write_pickle(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """An ordered dict of `torch.save`, as the originals write it; never more than one tensor is in memory for it."""
     write_torch_files([path], tensors, lambda _, tensor: [tensor], lambda _, flat: OrderedDict(flat))
-
-
-@contextmanager
-def published(target: Path, overwrite: bool = False) -> Iterator[Path]:
-    """A path beside `target` to write to; it becomes `target` in one step when all went well, else it vanishes.
-
-    Raises: CheckpointError when `target` is there already and must not be overwritten.
-    """
-    target = Path(target)
-    if target.exists() and not overwrite:
-        raise CheckpointError(f"{target}: exists already; choose another target or ask for overwriting")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        yield beside / target.name
-        _swap_in(beside / target.name, target, beside / "replaced")
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-
-
-def _swap_in(new: Path, target: Path, replaced: Path) -> None:
-    if target.exists():
-        target.rename(replaced)
-    try:
-        new.rename(target)
-    except OSError:
-        if replaced.exists():
-            replaced.rename(target)
-        raise
 
 
 def _open_folder(folder: Path) -> Weights:
@@ -235,7 +186,7 @@ class _Pickle(Weights):
 
 class _Shards(Weights):
     def __init__(self, index: Path) -> None:
-        place = read_json(index).get("weight_map")
+        place = read_json_object(index).get("weight_map")
         if not isinstance(place, dict):
             raise CheckpointError(f"{index}: the key weight_map (tensor name -> file) is missing")
         shards = {file: index.parent / file for file in place.values()}

@@ -7,7 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hanlin.formats.files import published, write_json, write_shards
+from hanlin.core.files import published, write_json
+from hanlin.formats.files import write_shards
 from hanlin.formats.format import FamilyFacts
 from hanlin.formats.source import config_of, find_source
 from hanlin.formats.translate import Translated, shapes_of, to_ours
@@ -100,7 +101,7 @@ def save_base(
 
     Raises: CheckpointError when the folder exists.
     """
-    with published(folder, overwrite) as beside:
+    with published(folder, "replace" if overwrite else "refuse") as beside:
         beside.mkdir()
         write_json(beside / "config.json", {"family": family.name, **asdict(config)})
         write_shards(beside, tensors)

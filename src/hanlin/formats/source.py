@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from hanlin.core.errors import CheckpointError
-from hanlin.formats.files import Weights, open_weights, read_json
+from hanlin.core.files import read_json_object
+from hanlin.formats.files import Weights, open_weights
 from hanlin.formats.format import BASE, FamilyFacts, Format
 from hanlin.formats.ranks import RankWeights, find_ranks
 from hanlin.formats.rules import find_moves
@@ -80,7 +81,7 @@ def refuse_lookalikes(path: Path, family: FamilyFacts) -> None:
 def is_base(path: Path) -> bool:
     """Whether this is a base folder of ours."""
     config = Path(path) / "config.json"
-    return config.is_file() and "family" in read_json(config)
+    return config.is_file() and "family" in read_json_object(config)
 
 
 def _home(path: Path) -> Path:
@@ -190,11 +191,11 @@ def _their_values(path: Path, form: Format) -> dict[str, Any]:
     folder = path if path.is_dir() else path.parent
     own = [] if path.is_dir() else [path.with_suffix(".json")]
     found = [*own, *(file for pattern in form.config_files for file in sorted(folder.glob(pattern)))]
-    return next((read_json(file) for file in found if file.is_file()), {})
+    return next((read_json_object(file) for file in found if file.is_file()), {})
 
 
 def _base_values(path: Path, family: FamilyFacts) -> dict[str, Any]:
-    values = read_json(path / "config.json")
+    values = read_json_object(path / "config.json")
     if (found := values.pop("family")) != family.name:
         raise CheckpointError(f"{path}: holds a model of the family {found!r}; {family.name!r} is asked for")
     return values

@@ -6,12 +6,12 @@ drawn at random, which lets them differ.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hanlin.core.errors import ConfigError
+from hanlin.core.files import read_json_object
 
 _KEYS = ("init_scratch", "init_from_vocab", "fix_model", "fix_prompt", "mask_prompt2token", "mask_token2prompt")
 _STACKS = ("enc", "dec")
@@ -28,13 +28,7 @@ def read_prompt_file(path: Path) -> dict[str, Any]:
 
     Raises: ConfigError.
     """
-    try:
-        values = json.loads(path.expanduser().read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: not readable as JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: a JSON object is expected, this is a {type(values).__name__}")
-    return translate(values, str(path))
+    return translate(read_json_object(path.expanduser(), ConfigError), str(path))
 
 
 def translate(values: Mapping[str, Any], place: str) -> dict[str, Any]:

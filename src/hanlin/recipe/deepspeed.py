@@ -6,7 +6,6 @@ no meaning here. A value that is absent gets DeepSpeed's default, which is not a
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hanlin.core.errors import ConfigError
+from hanlin.core.files import read_json
 
 __all__ = ["Translation", "parse_hosts", "read_deepspeed", "read_hostfile", "translate_deepspeed"]
 
@@ -28,12 +28,7 @@ class Translation:
 
 def read_deepspeed(path: Path, data_ranks: int | None = None) -> Translation:
     """Translate a configuration file; see `translate_deepspeed`."""
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}:{error.lineno}: not JSON: {error.msg}") from error
+    config = read_json(path, ConfigError, holds="DeepSpeed's configuration")
     if not isinstance(config, dict):
         raise ConfigError(f"{path}: DeepSpeed's configuration is a JSON object; found {type(config).__name__}")
     try:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from hanlin.data.loader import Loader
     from hanlin.data.mixture import Mixture
     from hanlin.data.prepare import Prepared
-    from hanlin.data.windows import CorpusWindows
+    from hanlin.data.pretraining.windows import CorpusWindows
     from hanlin.evaluate.run import Metrics
     from hanlin.parallel.mesh import Degrees
     from hanlin.parallel.parallel_model import ParallelModel
@@ -82,8 +82,8 @@ def load_data(recipe: Recipe, components: Components, part: DataPart) -> Prepare
 
 
 def _windows(recipe: Recipe, components: Components, part: DataPart) -> CorpusWindows | None:
-    from hanlin.data.megatron_index import split_shares
-    from hanlin.data.windows import WindowRequest, open_windows
+    from hanlin.data.pretraining.megatron_index import split_shares
+    from hanlin.data.pretraining.windows import WindowRequest, open_windows
 
     data, train = recipe.data, recipe.train
     is_own = part != "train" and bool(data.eval)  # files that are held out as a whole
@@ -105,8 +105,8 @@ def _windows(recipe: Recipe, components: Components, part: DataPart) -> CorpusWi
 
 def _corpus(path: Path, components: Components) -> Path:
     """The prefix of indexed data; texts are made such in the cache, unless they lie there from an earlier run."""
-    from hanlin.data.indexing import Encoding, end_id, index_in_cache
-    from hanlin.data.windows import is_corpus
+    from hanlin.data.pretraining.indexing import Encoding, end_id, index_in_cache
+    from hanlin.data.pretraining.windows import is_corpus
 
     if is_corpus(path):
         return path
@@ -119,7 +119,10 @@ def _corpus(path: Path, components: Components) -> Path:
 
 def _train(components: Components, resume: bool) -> int:
     from hanlin.checkpoint.state import Checkpointer, recipe_identity
-    from hanlin.core.ranks import pick_device, read_ranks, seed_everything, set_threads, start_log
+    from hanlin.core.device import pick_device, set_threads
+    from hanlin.core.logging import start_log
+    from hanlin.core.ranks import read_ranks
+    from hanlin.core.seeds import seed_everything
     from hanlin.evaluate.run import weights_fingerprint
     from hanlin.parallel.mesh import Degrees, main_first
     from hanlin.run.weights import base_weights, export, parallelize_tuned
@@ -194,7 +197,7 @@ def _write_samples(components: Components, parallel_model: ParallelModel) -> Wri
 
 def _open_folder(recipe: Recipe, resume: bool) -> None:
     """Make the run folder and write the recipe into it; a restart puts earlier checkpoints aside."""
-    from hanlin.data.files import replaced_file
+    from hanlin.core.files import replaced_file
 
     folder = recipe.run.folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -251,7 +254,7 @@ def _log_start(
 
 
 def _evaluate(components: Components) -> Metrics:
-    from hanlin.core.ranks import start_log
+    from hanlin.core.logging import start_log
     from hanlin.evaluate.run import evaluate
     from hanlin.run.weights import load_engine
 
@@ -275,7 +278,7 @@ def _evaluate(components: Components) -> Metrics:
 
 def _evaluate_windows(components: Components) -> Metrics:
     """Perplexity on the test part or, where there is none, the valid part."""
-    from hanlin.data.windows import CorpusWindows
+    from hanlin.data.pretraining.windows import CorpusWindows
     from hanlin.evaluate.windows import evaluate_windows
     from hanlin.parallel.mesh import main_first
     from hanlin.run.weights import load_engine

@@ -70,7 +70,7 @@ def _soft_prompts(recipe: Recipe, family: Family) -> PromptSettings | None:
         return recipe.tuning.prompt
     if recipe.model.adapter is None:
         return None
-    from hanlin.checkpoint.delta import read_adapter_settings
+    from hanlin.adapters.files import read_adapter_settings
 
     settings = read_adapter_settings(recipe.model.adapter, family)
     return settings.prompt if settings.method == "prompt" else None
@@ -94,7 +94,7 @@ def model_config(recipe: Recipe, family: Family, tokens: int) -> Any:
 def _adapter_config(recipe: Recipe, family: Family) -> dict[str, Any]:
     if recipe.model.adapter is None:
         return {}
-    from hanlin.checkpoint.delta import read_adapter_config
+    from hanlin.adapters.files import read_adapter_config
 
     return read_adapter_config(recipe.model.adapter, family)
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from hanlin.core.device import pick_device, set_threads
 from hanlin.core.errors import ConfigError
-from hanlin.core.ranks import pick_device, read_ranks, set_threads
-from hanlin.formats.files import published
+from hanlin.core.files import published
+from hanlin.core.ranks import read_ranks
 from hanlin.formats.load import added_parameters, base_parameters, load_into, open_ours, save_base
 from hanlin.layers.label_head import label_parameters
 from hanlin.models.common.init_weights import init_weights
@@ -94,7 +95,7 @@ def frozen_model(components: Components, device: torch.device) -> torch.nn.Modul
     model = _base_model(components, dtype) if has_all else _with_few_experts(components, dtype, device)
     adapter = components.recipe.model.adapter
     if adapter is not None:
-        from hanlin.checkpoint.delta import load_adapter
+        from hanlin.adapters.files import load_adapter
 
         apply_tuning(model, _adapter_settings(components, adapter), components.family)
         load_adapter(model, adapter, components.family)
@@ -145,7 +146,7 @@ def export(components: Components, parallel_model: ParallelModel, target: Path) 
 
     Every rank must call it; the main one writes.
     """
-    from hanlin.checkpoint.delta import ADAPTER_FOLDER, save_adapter
+    from hanlin.adapters.files import ADAPTER_FOLDER, save_adapter
 
     tuning = components.recipe.tuning
     model = _gathered(components, parallel_model)
@@ -154,7 +155,7 @@ def export(components: Components, parallel_model: ParallelModel, target: Path) 
     if not tuning.trains_base:
         save_adapter(model, tuning, target, overwrite=True)
         return
-    with published(target, overwrite=True) as beside:
+    with published(target, "replace") as beside:
         save_base(beside, components.family, components.config, base_parameters(model), components.tokenizer)
         if tuning.method != "full":
             save_adapter(model, tuning, beside / ADAPTER_FOLDER)
@@ -231,7 +232,7 @@ def _frozen_sharded(components: Components, device: torch.device, layout: Parall
     parallel_model = parallelize(model, device, precision, layout)
     parallel_model.fill(_base_weights(components, parallel_model.names))
     if adapter is not None:
-        from hanlin.checkpoint.delta import load_adapter
+        from hanlin.adapters.files import load_adapter
 
         tuned = empty()
         fill_additions(tuned)
@@ -272,7 +273,7 @@ def _begin_additions(model: torch.nn.Module, components: Components) -> None:
     if recipe.tuning.method == "prompt":
         _begin_prompts(model, components)
     if recipe.model.adapter is not None:
-        from hanlin.checkpoint.delta import load_adapter
+        from hanlin.adapters.files import load_adapter
 
         load_adapter(model, recipe.model.adapter, components.family)
 
@@ -288,7 +289,7 @@ def _begin_head(model: torch.nn.Module, components: Components) -> None:
 
 
 def _begin_prompts(model: torch.nn.Module, components: Components) -> None:
-    from hanlin.checkpoint.soft_prompt import find_prompts, set_prompts
+    from hanlin.adapters.cpm2_prompts import find_prompts, set_prompts
     from hanlin.tuning.soft_prompt import begin_with_tokens, first_tokens
 
     prompt, base = components.recipe.tuning.prompt, components.recipe.model.base
@@ -304,7 +305,7 @@ def _begin_prompts(model: torch.nn.Module, components: Components) -> None:
 
 def _adapter_settings(components: Components, adapter: Path) -> TuningSettings:
     """Those that the adapter states; how soft prompts are masked, an original's file leaves to the recipe."""
-    from hanlin.checkpoint.delta import read_adapter_settings
+    from hanlin.adapters.files import read_adapter_settings
 
     tuning = components.recipe.tuning
     return tuning if tuning.method == "prompt" else read_adapter_settings(adapter, components.family)

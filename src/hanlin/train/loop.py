@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from hanlin.core.device import peak_memory_bytes
 from hanlin.core.errors import noting
-from hanlin.core.ranks import peak_memory_bytes
 from hanlin.recipe.settings import TrainSettings
 from hanlin.train.run_checkpoints import Batches, RunCheckpoints, TrainProgress
 from hanlin.train.run_logger import RunLogger

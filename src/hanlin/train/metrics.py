@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hanlin.data.files import replaced_file
+from hanlin.core.files import replaced_file
 
 
 class MetricsFile:

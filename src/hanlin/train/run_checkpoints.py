@@ -13,7 +13,7 @@ import torch
 
 from hanlin.checkpoint.state import Checkpointer
 from hanlin.core.batch import Batch
-from hanlin.core.ranks import random_states, restore_random_states, seed_everything
+from hanlin.core.seeds import random_states, restore_random_states, seed_everything
 from hanlin.train.step import Step
 
 log = logging.getLogger(__name__)

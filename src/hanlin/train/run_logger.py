@@ -28,7 +28,7 @@ RECENT_STEPS = 50
 class RunLogger:
     """Shows and writes what happens in a run.
 
-    console: where the live line goes (`core.ranks.start_log` returns it); it must be the one the log lines go to;
+    console: where the live line goes (`core.logging.start_log` returns it); it must be the one the log lines go to;
     writes: metrics and trackers (of several ranks, one must).
     """
 

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from hanlin.core.errors import CheckpointError
+from hanlin.core.files import read_json_object, write_json
 from hanlin.formats.convert import convert
 from hanlin.formats.describe import describe
-from hanlin.formats.files import open_weights, read_json, write_json, write_pickle
+from hanlin.formats.files import open_weights, write_pickle
 from hanlin.formats.load import base_parameters, load_into, save_base
 from hanlin.formats.source import find_source, read_config
 from hanlin.models.chatglm2 import family
@@ -98,7 +99,7 @@ def test_a_missing_shard_and_missing_tensors_are_named(tmp_path: Path, original:
 
 
 def test_another_number_of_kv_groups_is_told_by_the_rows(original: Path) -> None:
-    values = read_json(original / "config.json")
+    values = read_json_object(original / "config.json")
     write_json(original / "config.json", {**values, "multi_query_group_num": 1})
     with pytest.raises(CheckpointError, match=r"query_key_value.*expected 32 \+ 8 \+ 8 rows"):
         reload(original)
@@ -115,7 +116,7 @@ def test_the_first_chatglm_is_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_the_meaning_of_rope_ratio_is_told_by_the_code_beside(original: Path) -> None:
-    values = read_json(original / "config.json")
+    values = read_json_object(original / "config.json")
     write_json(original / "config.json", {**values, "rope_ratio": 4})
     with pytest.raises(CheckpointError, match="rope_ratio"):
         read_config(original, family)

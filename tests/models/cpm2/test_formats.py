@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from hanlin.checkpoint.soft_prompt import find_prompts
+from hanlin.adapters.cpm2_prompts import find_prompts
 from hanlin.formats.ranks import write_ranks
 from hanlin.formats.rules import find_moves
 from hanlin.models.cpm2 import family

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from hanlin.core.errors import DataError
-from hanlin.data.files import replaced_file
+from hanlin.core.files import replaced_file
 from hanlin.data.sources.records import BadRowError
 
 BOM = b"\xef\xbb\xbf"

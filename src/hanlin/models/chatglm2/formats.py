@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hanlin.core.errors import CheckpointError
-from hanlin.formats.files import Weights, read_json
+from hanlin.core.files import read_json_object
+from hanlin.formats.files import Weights
 from hanlin.formats.format import Format
 from hanlin.formats.lazy import meta_of
 from hanlin.formats.rules import Drop, Rename, Rule, SplitHeads, SplitRows
@@ -147,14 +148,14 @@ def tell(folder: Path) -> Told:
 
     Raises: CheckpointError for ChatGLM-6B (v1), for strangers, and when the files do not settle it.
     """
-    return _tell(read_json(folder / "config.json"), folder)
+    return _tell(read_json_object(folder / "config.json"), folder)
 
 
 def _tell(values: Mapping[str, Any], folder: Path) -> Told:
     tokenizer, code = folder / "tokenizer_config.json", folder / _CODE
     return tell_generation(
         values,
-        read_json(tokenizer) if tokenizer.is_file() else None,
+        read_json_object(tokenizer) if tokenizer.is_file() else None,
         code.read_text(encoding="utf-8", errors="replace") if code.is_file() else "",
     )
 

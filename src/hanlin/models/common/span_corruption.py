@@ -1,6 +1,6 @@
 """Span corruption on the fly: a piece of a token stream -> what is read and what is wanted; for all T5-like families.
 
-Each document of the piece is corrupted by itself, as `data/span_corruption.py` does it; spans are numbered through.
+Each document of the piece is corrupted by itself, as `data/pretraining/span_corruption.py` does it; spans are numbered through.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from hanlin.core.errors import ConfigError
-from hanlin.data.span_corruption import SEED, Marks, corrupt_spans
+from hanlin.data.pretraining.span_corruption import SEED, Marks, corrupt_spans
 
 if TYPE_CHECKING:
     import torch

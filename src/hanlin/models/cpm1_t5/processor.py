@@ -15,8 +15,8 @@ import numpy as np
 
 from hanlin.core.batch import IGNORED, Batch, Prompt, PromptBatch, Sample
 from hanlin.core.errors import ConfigError, DataError
+from hanlin.data.pretraining.span_corruption import MIN_TOKENS, Marks, span_sample
 from hanlin.data.processor import tried
-from hanlin.data.span_corruption import MIN_TOKENS, Marks, span_sample
 from hanlin.models.common import encoder_decoder_batch
 from hanlin.models.common.decoder_batch import NO_SPAN, TextCursor
 from hanlin.models.common.span_corruption import Corruption, check_spans, span_tokens

@@ -85,7 +85,7 @@ def _rules_with(of_ffn: Mapping[str, str]) -> list[Rule]:
     rules: list[Rule] = [
         Copies(_EMBEDDINGS, "embedding.weight"),
         Rename("lm_head.weight", "head.weight"),
-        # Prompts are an addition of their own (checkpoint/soft_prompt.py).
+        # Prompts are an addition of their own (adapters/cpm2_prompts.py).
         Drop(PROMPTS),
     ]
     for stack in ("encoder", "decoder"):

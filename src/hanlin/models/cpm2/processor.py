@@ -16,8 +16,8 @@ import numpy as np
 
 from hanlin.core.batch import IGNORED, Batch, Prompt, PromptBatch, Sample
 from hanlin.core.errors import ConfigError, DataError
+from hanlin.data.pretraining.span_corruption import Marks
 from hanlin.data.processor import tried
-from hanlin.data.span_corruption import Marks
 from hanlin.models.common.decoder_batch import NO_SPAN
 from hanlin.models.common.encoder_decoder_batch import make_sample
 from hanlin.models.common.span_corruption import Corruption, span_tokens

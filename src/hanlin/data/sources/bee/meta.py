@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from hanlin.core.errors import DataError
-from hanlin.data.files import replaced_file
+from hanlin.core.files import replaced_file
 from hanlin.data.sources.jsonl import parse_row
 
 META = "meta.bin"

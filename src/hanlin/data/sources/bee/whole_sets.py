@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from hanlin.core.errors import DataError
-from hanlin.data.files import replaced_file
+from hanlin.core.files import replaced_file
 
 from .blocks import map_file
 from .meta import BeeFile, read_meta, write_meta

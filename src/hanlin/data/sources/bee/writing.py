@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hanlin.core.errors import DataError
-from hanlin.data.files import replaced_file
+from hanlin.core.files import replaced_file
 
 from .blocks import MARKER
 from .meta import BLOCK_BYTES, HEAD, META, BeeFile, read_meta, write_meta

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from hanlin.core.errors import DataError
+from hanlin.core.files import read_json
 
-from .raw import field, read_json, read_rows
+from .raw import field, read_rows
 
 _BLANK = re.compile(r"#idiom\d+#")
 _NUM_CANDIDATES = 10
@@ -84,7 +85,7 @@ def _candidates(row: Mapping[str, Any]) -> list[str]:
 
 
 def _answers(path: Path) -> dict[str, int]:
-    return read_json(path.with_name(f"{path.stem}_answer.json"), f"the right idioms of {path.name}")
+    return read_json(path.with_name(f"{path.stem}_answer.json"), DataError, holds=f"the right idioms of {path.name}")
 
 
 def _named(where: str, make: Any, row: Any, answers: Any) -> list[dict[str, Any]]:

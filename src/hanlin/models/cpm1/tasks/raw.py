@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,19 +21,6 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         if not isinstance(row, dict):
             raise DataError(f"{source.where(number)}: expected an object, found {row!r:.40}")
         yield source.where(number), row
-
-
-def read_json(path: Path, what: str) -> Any:
-    """One JSON value; what: says in the message what the file holds.
-
-    Raises: DataError.
-    """
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}; it holds {what}") from None
-    except ValueError as error:
-        raise DataError(f"{path}: not JSON ({error}); it holds {what}") from None
 
 
 def field(row: dict[str, Any], name: str, kind: type, where: str = "") -> Any:

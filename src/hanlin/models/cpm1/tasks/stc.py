@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hanlin.core.errors import DataError
-
-from .raw import read_json
+from hanlin.core.files import read_json
 
 
 def read_dialogues(path: Path) -> Iterator[dict[str, Any]]:
@@ -21,7 +20,7 @@ def read_dialogues(path: Path) -> Iterator[dict[str, Any]]:
     Raises: DataError.
     """
     file, part = _part_of(path)
-    parts = read_json(file, "parts of pairs of a post and a reply")
+    parts = read_json(file, DataError, holds="parts of pairs of a post and a reply")
     if part is None and len(parts) != 1:
         raise DataError(f"{file}: holds {', '.join(parts)}; say which, as in {file}:{next(iter(parts), 'train')}")
     name = part or next(iter(parts))

@@ -28,10 +28,10 @@ from typing import Any, Literal
 import numpy as np
 
 from hanlin.core.errors import ConfigError, DataError
-from hanlin.data.corpus import BadText, CorpusPiece, Per, find_files, read_documents, read_pieces
-from hanlin.data.files import one_at_a_time, replaced_file
+from hanlin.core.files import one_at_a_time, replaced_file
 from hanlin.data.prepare import hash_tokenizer
-from hanlin.data.sources.megatron import IndexForm, indexed_file, token_dtype, written_index
+from hanlin.data.pretraining.corpus import BadText, CorpusPiece, Per, find_files, read_documents, read_pieces
+from hanlin.data.pretraining.indexed_data import IndexForm, indexed_file, token_dtype, written_index
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hanlin.checkpoint.delta import (
+from hanlin.adapters.files import (
     is_adapter,
     load_adapter,
     read_adapter_settings,

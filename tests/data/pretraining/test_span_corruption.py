@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hanlin.data.span_corruption import corrupt_spans
+from hanlin.data.pretraining.span_corruption import corrupt_spans
 
 
 @pytest.mark.parametrize("length", [2, 11, 60])

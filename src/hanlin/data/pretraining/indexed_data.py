@@ -20,7 +20,7 @@ from typing import IO, Literal
 import numpy as np
 
 from hanlin.core.errors import DataError
-from hanlin.data.files import replaced_file
+from hanlin.core.files import replaced_file
 
 IndexForm = Literal["mmap", "cached"]
 

@@ -13,12 +13,12 @@ from letter_family import LetterProcessor
 
 from hanlin.core.batch import Sample
 from hanlin.core.errors import ConfigError, DataError
-from hanlin.data.blend import blend
 from hanlin.data.loader import Loader
-from hanlin.data.megatron_index import build_index, split_documents
-from hanlin.data.sources.megatron import IndexedData, written_index
-from hanlin.data.span_corruption import PARTS, Marks, corrupt_spans
-from hanlin.data.windows import CorpusWindows, WindowRequest, open_windows
+from hanlin.data.pretraining.blend import blend
+from hanlin.data.pretraining.indexed_data import IndexedData, written_index
+from hanlin.data.pretraining.megatron_index import build_index, split_documents
+from hanlin.data.pretraining.span_corruption import PARTS, Marks, corrupt_spans
+from hanlin.data.pretraining.windows import CorpusWindows, WindowRequest, open_windows
 
 LENGTH, VOCAB, SPLIT = 8, 100, "8,1,1"
 

@@ -16,8 +16,8 @@ import slow_letters
 from slow_letters import SlowLetters, index_small_pieces
 
 from hanlin.core.errors import DataError
-from hanlin.data.corpus import ZSTD
-from hanlin.data.sources.megatron import IndexedData, indexed_file
+from hanlin.data.pretraining.corpus import ZSTD
+from hanlin.data.pretraining.indexed_data import IndexedData, indexed_file
 
 TEXTS = ["abc", "de fg", "", "  h\t", "ijklmnop" * 4, "q", "rs\u00e9"]
 

@@ -1,7 +1,7 @@
 """The files of what tuning added: our adapter folder, the originals' files, PEFT's folder.
 
 Our folder: `adapter.safetensors` by our names and `adapter.json` with the tuning settings. Reading knows all of them:
-CPM-Bee's delta, ChatGLM2's prefix (checkpoint/prefix.py), CPM-2's soft prompts (checkpoint/soft_prompt.py).
+CPM-Bee's delta, ChatGLM2's prefix (adapters/chatglm2_prefix.py), CPM-2's soft prompts (adapters/cpm2_prompts.py).
 Each tensor of a file must find its place in the model, and each place its tensor.
 """
 
@@ -11,18 +11,19 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hanlin.checkpoint.prefix import (
+from hanlin.adapters.chatglm2_prefix import (
     LABEL_VALUES,
     is_original_prefix,
     read_prefix_labels,
     read_prefix_values,
     save_original_prefix,
 )
-from hanlin.checkpoint.prefix import our_name as prefix_name
-from hanlin.checkpoint.soft_prompt import NAME as SOFT_PROMPT
-from hanlin.checkpoint.soft_prompt import find_prompts, save_prompt_file
+from hanlin.adapters.chatglm2_prefix import our_name as prefix_name
+from hanlin.adapters.cpm2_prompts import NAME as SOFT_PROMPT
+from hanlin.adapters.cpm2_prompts import find_prompts, save_prompt_file
 from hanlin.core.errors import CheckpointError
-from hanlin.formats.files import open_weights, published, read_json, write_json, write_pickle, write_safetensors
+from hanlin.core.files import published, read_json_object, write_json
+from hanlin.formats.files import open_weights, write_pickle, write_safetensors
 from hanlin.formats.format import FamilyFacts
 from hanlin.formats.load import added_parameters
 from hanlin.formats.megatron import lies_in_ranks
@@ -56,7 +57,7 @@ def save_adapter(model: nn.Module, settings: TuningSettings, folder: Path, *, ov
     tensors = {name: parameter.detach() for name, parameter in added_parameters(model).items()}
     targets = _lora_targets(tensors) if settings.method == "lora" else []
     stated = settings.model_copy(update={"targets": tuple(targets)})
-    with published(folder, overwrite) as beside:
+    with published(folder, "replace" if overwrite else "refuse") as beside:
         beside.mkdir()
         write_safetensors(beside / ADAPTER_WEIGHTS, tensors)
         write_json(beside / ADAPTER_SETTINGS, {**stated.model_dump(mode="json"), **_stated_labels(model)})
@@ -68,7 +69,7 @@ def read_adapter_config(path: Path, family: FamilyFacts) -> dict[str, Any]:
     Raises: CheckpointError.
     """
     if (stated := Path(path) / ADAPTER_SETTINGS).is_file():
-        return read_json(stated).get(CONFIG, {})
+        return read_json_object(stated).get(CONFIG, {})
     return read_prefix_labels(Path(path), family)
 
 
@@ -81,7 +82,7 @@ def read_adapter_settings(path: Path, family: FamilyFacts) -> TuningSettings:
     """
     path = Path(path)
     if (stated := path / ADAPTER_SETTINGS).is_file():
-        return _settings(stated, {name: value for name, value in read_json(stated).items() if name != CONFIG})
+        return _settings(stated, {name: value for name, value in read_json_object(stated).items() if name != CONFIG})
     if is_original_prefix(path):
         return _settings(path, read_prefix_values(path))
     if (prompts := find_prompts(path, family)) is not None:
@@ -92,7 +93,7 @@ def read_adapter_settings(path: Path, family: FamilyFacts) -> TuningSettings:
         raise CheckpointError(f"{path}: one rank for all lora_A is expected, found {sorted(ranks) or 'no lora_A'}")
     alpha, dropout = ORIGINAL_ALPHA, 0.0
     if (stated := path / PEFT_SETTINGS).is_file():
-        values = read_json(stated)
+        values = read_json_object(stated)
         alpha, dropout = values.get("lora_alpha", ORIGINAL_ALPHA), values.get("lora_dropout", 0.0)
     values = {
         "method": "lora",
@@ -141,7 +142,7 @@ def save_original_delta(
         dtype = model.get_parameter(f"{module}.weight").dtype
         adjusted = tensor * (settings.alpha / ORIGINAL_ALPHA) if matrix == "lora_B" else tensor
         tensors[f"{_their_module(module, family, 'original')}.lora.{matrix}"] = adjusted.to(dtype)
-    with published(path, overwrite) as beside:
+    with published(path, "replace" if overwrite else "refuse") as beside:
         write_pickle(beside, tensors)
 
 
@@ -172,7 +173,7 @@ def save_peft(
         "inference_mode": True,
         "base_model_name_or_path": None,
     }
-    with published(folder, overwrite) as beside:
+    with published(folder, "replace" if overwrite else "refuse") as beside:
         beside.mkdir()
         write_safetensors(beside / PEFT_WEIGHTS, tensors)
         write_json(beside / PEFT_SETTINGS, config)

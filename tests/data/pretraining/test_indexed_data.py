@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hanlin.core.errors import DataError
-from hanlin.data.sources.megatron import IndexedData, IndexForm, indexed_file, merge_indexed, written_index
+from hanlin.data.pretraining.indexed_data import IndexedData, IndexForm, indexed_file, merge_indexed, written_index
 
 ITEMS = [[1, 2, 3], [], [4], [5, 6]]
 

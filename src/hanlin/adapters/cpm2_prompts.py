@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hanlin.core.errors import CheckpointError
-from hanlin.formats.files import published, write_pickle
+from hanlin.core.files import published
+from hanlin.formats.files import write_pickle
 from hanlin.formats.format import FamilyFacts
 from hanlin.formats.source import open_theirs
 
@@ -67,5 +68,5 @@ def save_prompt_file(model: nn.Module, path: Path, family: FamilyFacts, *, overw
     Raises: CheckpointError when the family's original has none, or when the file exists.
     """
     tensors = original_prompts(model, family)
-    with published(path, overwrite) as beside:
+    with published(path, "replace" if overwrite else "refuse") as beside:
         write_pickle(beside, tensors)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from hanlin.data.pinyin import write_idioms
+from hanlin.cli._demo_data import write_idioms
 
 pytest.importorskip("pypinyin")
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hanlin.core.errors import CheckpointError
-from hanlin.formats.files import find_weights, open_weights, published, read_json, write_json, write_pickle
+from hanlin.core.files import published, read_json_object, write_json
+from hanlin.formats.files import find_weights, open_weights, write_pickle
 from hanlin.formats.format import FamilyFacts
 from hanlin.formats.load import added_parameters
 from hanlin.formats.rules import rename
@@ -55,7 +56,7 @@ def read_prefix_values(path: Path) -> dict[str, Any]:
     length, has_projection = len(weights[f"{_THEIRS}{_TABLE}"]), f"{_THEIRS}{_PROJECTION}" in weights
     config = path / "config.json"
     if config.is_file():
-        values = read_json(config)
+        values = read_json_object(config)
         stated = values.get("pre_seq_len", length), bool(values.get("prefix_projection", has_projection))
         if stated != (length, has_projection):
             raise CheckpointError(
@@ -98,7 +99,7 @@ def save_original_prefix(model: Any, folder: Path, family: FamilyFacts, *, overw
     values = family.formats["original"].write_config(model.config)
     values["pre_seq_len"] = len(tensors[f"{_THEIRS}{_TABLE}"])
     values["prefix_projection"] = f"{_THEIRS}{_PROJECTION}" in tensors
-    with published(folder, overwrite) as beside:
+    with published(folder, "replace" if overwrite else "refuse") as beside:
         beside.mkdir()
         write_json(beside / "config.json", values)
         write_pickle(beside / "pytorch_model.bin", tensors)

@@ -21,13 +21,13 @@ import numpy as np
 
 from hanlin.core.batch import Sample
 from hanlin.core.errors import ConfigError, DataError
-from hanlin.data.blend import MARGIN, blend
-from hanlin.data.files import published_folder
-from hanlin.data.megatron_index import SampleIndex, build_index, split_documents, split_shares
+from hanlin.core.files import published
+from hanlin.data.pretraining.blend import MARGIN, blend
+from hanlin.data.pretraining.indexed_data import IndexedData, indexed_file
+from hanlin.data.pretraining.megatron_index import SampleIndex, build_index, split_documents, split_shares
+from hanlin.data.pretraining.span_corruption import PARTS, SpanData
 from hanlin.data.processor import Processor, ReadsSpans, ReadsTokens
 from hanlin.data.report import Counts, DataReport
-from hanlin.data.sources.megatron import IndexedData, indexed_file
-from hanlin.data.span_corruption import PARTS, SpanData
 from hanlin.recipe.settings import DataSettings
 
 log = logging.getLogger(__name__)
@@ -204,7 +204,8 @@ class _Corpus:
         facts = [self.fingerprint, self.documents.start, self.documents.stop, self.length, num_windows, self.seed]
         folder = cache.expanduser() / f"index-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]}"
         if not folder.is_dir():
-            with published_folder(folder) as private:
+            with published(folder, "keep") as private:
+                private.mkdir()
                 build_index(self.data.sizes, self.documents, num_windows, self.length, self.seed).save(
                     private / "index"
                 )

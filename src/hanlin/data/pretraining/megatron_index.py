@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from hanlin.core.errors import ConfigError, DataError
-from hanlin.data.files import replaced_file
-from hanlin.data.sources.megatron import IndexedData
+from hanlin.core.files import replaced_file
+from hanlin.data.pretraining.indexed_data import IndexedData
 
 SPLITS = ("train", "valid", "test")
 _PARTS = ("doc_idx", "sample_idx", "shuffle_idx")

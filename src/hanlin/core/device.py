@@ -1,0 +1,110 @@
+"""The device of this process, its memory and its CPU threads. torch is imported only when a function needs it."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from hanlin.core.errors import ConfigError
+from hanlin.core.ranks import is_started_by_srun, read_ranks
+
+if TYPE_CHECKING:
+    import torch
+
+
+def num_devices(setting: str) -> int:
+    """How many devices of this machine `run.device` leaves to choose from; 1 for the CPU."""
+    import torch
+
+    _load_foreign_accelerators()
+    found = torch.accelerator.current_accelerator(check_available=True)
+    is_any = found is not None and setting in ("auto", found.type)
+    return torch.accelerator.device_count() if is_any else 1
+
+
+def _load_foreign_accelerators() -> None:
+    if importlib.util.find_spec("torch_npu"):
+        importlib.import_module("torch_npu")  # it makes "npu" known to torch
+
+
+def pick_device(setting: str, local_rank: int | None = None) -> torch.device:
+    """The device of `run.device`: auto, cpu, or an accelerator by torch's name, with or without a number.
+
+    local_rank: which of this machine's accelerators without a number; None: as the launcher says.
+    Raises: ConfigError when it is not there.
+    """
+    import torch
+
+    _load_foreign_accelerators()
+    found = torch.accelerator.current_accelerator(check_available=True)
+    if setting == "cpu" or (setting == "auto" and found is None):
+        return torch.device("cpu")
+    kind, _, number = setting.partition(":")
+    if found is None or kind not in ("auto", found.type):
+        there = "cpu" if found is None else f"cpu, {found.type}"
+        raise ConfigError(f"run.device: {setting!r} is not available here; available: {there}; or use auto")
+    count = torch.accelerator.device_count()
+    ranks = read_ranks()
+    if number and ranks.world > 1:
+        raise ConfigError(f"run.device: {setting!r} is one device for {ranks.world} processes; write {kind!r}")
+    local_rank = ranks.local_rank if local_rank is None else local_rank
+    if count == 1 and is_started_by_srun():
+        local_rank = 0  # srun can show each process its own device only
+    index = int(number) if number.isdecimal() else local_rank
+    if not number and index >= count:
+        raise ConfigError(
+            f"run.device: process {index} of this machine finds no {found.type} device of its own; "
+            f"there are {count}, so start at most {count} processes here, or use cpu"
+        )
+    if (number and not number.isdecimal()) or index >= count:
+        raise ConfigError(f"run.device: there is no {setting!r}; {found.type} devices here: 0 to {count - 1}")
+    device = torch.device(found.type, index)
+    torch.accelerator.set_device_index(index)
+    return device
+
+
+def communication_backend(device: torch.device) -> str:
+    """What processes with such a device talk through, as torch has registered it: nccl, hccl, gloo, ...
+
+    Raises: ConfigError when torch knows none.
+    """
+    from torch import distributed
+
+    try:
+        return distributed.get_default_backend_for_device(device)
+    except ValueError:
+        raise ConfigError(
+            f"run.device: torch knows nothing through which several {device.type} devices could talk; use one process"
+        ) from None
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory held so far: of the accelerator, else of this process."""
+    import torch
+
+    if device.type != "cpu":
+        return torch.accelerator.max_memory_allocated(device)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # only macOS counts bytes
+
+
+def set_threads(threads: int | None) -> int:
+    """Let torch use this many CPU threads (None: its own choice); return how many it uses."""
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return torch.get_num_threads()
+
+
+def keep_blas_quiet() -> None:
+    """Limit numpy's own thread pool to one thread; only works before numpy is imported.
+
+    Two pools that wait for work by spinning take the cores from each other (torch at 60 % of its speed).
+    """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

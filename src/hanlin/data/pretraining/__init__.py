@@ -1,0 +1,1 @@
+"""Token corpora: texts -> indexed data -> windows."""
