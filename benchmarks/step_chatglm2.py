@@ -151,7 +151,9 @@ class LoraPeer(FullPeer):
 
 
 class PrefixPeer(FullPeer):
-    """A prefix as the KV cache of every layer, which PEFT's prefix tuning gives the model as well; positions begin at 0."""
+    """A prefix as the KV cache of every layer, which PEFT's prefix tuning gives the model as well; positions begin
+    at 0.
+    """
 
     def __init__(self, model: Any, ours: Any) -> None:
         super().__init__(model.requires_grad_(False), ours)

@@ -163,7 +163,8 @@ def test_what_the_model_cannot_read_is_refused(released: Path, tmp_path: Path, c
 @pytest.mark.parametrize("stem", PRETRAINING)
 def test_a_small_twin_of_each_recipe_is_pretrained(stem: str, tmp_path: Path) -> None:
     words = [str(RECIPES / f"{stem}.yaml"), *NO_LAYOUT, "model.size=tiny", "data.max_length=24", "data.eval_windows=4",
-             "train.steps=4", "train.batch_size=4", "train.micro_batch_size=2", "train.eval_every=4", "train.save_every=4",
+             "train.steps=4", "train.batch_size=4", "train.micro_batch_size=2", "train.eval_every=4",
+             "train.save_every=4",
              f"data.train={write_rows(tmp_path / 'texts.jsonl', TEXTS * 20)}", f"model.vocab={vocabulary(tmp_path)}",
              f"run.folder={tmp_path / 'run'}", f"data.cache={tmp_path / 'cache'}"]  # fmt: skip
     assert main(["check", *words]) == 0

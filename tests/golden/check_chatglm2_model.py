@@ -98,7 +98,9 @@ def _check_decoding(model: ChatGlm2, arrays: Arrays, expected: Arrays, atol: flo
 
 
 def _check_chunk(model: ChatGlm2, prompt: Arrays, tokens: torch.Tensor, theirs: torch.Tensor, atol: float) -> None:
-    """Several positions on a KV cache; the original counts them from 0 when positions are left out, we go on counting."""
+    """Several positions on a KV cache; the original counts them from 0 when positions are left out, we go on
+    counting.
+    """
     kv_cache = KVCache()
     model(**inputs_of(prompt), kv_cache=kv_cache)
     positions = torch.arange(tokens.shape[1]).expand_as(tokens)

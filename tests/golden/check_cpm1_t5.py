@@ -88,7 +88,9 @@ def _check_network(
 
 @torch.no_grad()
 def _check_generation(model: Any, given: Arrays, prompt: torch.Tensor, expected: Arrays, atol: float) -> None:
-    """Greedy decoding with a KV cache; the case was made with positions of documents, but everybody seeing everything."""
+    """Greedy decoding with a KV cache; the case was made with positions of documents, but everybody seeing
+    everything.
+    """
     kv_cache, ids, steps = KVCache(), prompt, []
     read = {name: given[name] for name in ("encoder_tokens", "encoder_positions")}
     for _ in range(expected["greedy_step_logits"].shape[1]):

@@ -56,7 +56,8 @@ class LanguageModel(Protocol):
         """Logits `[batch, length, vocab]`; with `labels` and `weights` the summed weighted loss (a fp32 scalar), or
         with `reduction="none"` the loss of each position `[batch, length]`; on a stage without last part the state.
 
-        `kv_cache` (a `layers.kv_cache.KVCache`) makes the call incremental; `logits_to_keep=n` returns the last n columns only.
+        `kv_cache` (a `layers.kv_cache.KVCache`) makes the call incremental; `logits_to_keep=n` returns the last n
+        columns only.
         """
         ...
 

@@ -85,7 +85,9 @@ class ReadsTokens(Protocol):
 
 @runtime_checkable
 class ReadsSpans(Protocol):
-    """A family that is also pretrained on documents whose spans were taken out beforehand (data/pretraining/span_corruption.py)."""
+    """A family that is also pretrained on documents whose spans were taken out beforehand
+    (data/pretraining/span_corruption.py).
+    """
 
     @property
     def marks(self) -> Marks: ...

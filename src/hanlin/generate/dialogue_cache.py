@@ -14,7 +14,8 @@ Column = tuple[int, ...]
 
 
 class DialogueCache:
-    """The KV cache of one dialogue, and the columns that it was made of: a turn that begins with the same ones reads the rest.
+    """The KV cache of one dialogue, and the columns that it was made of: a turn that begins with the same ones reads
+    the rest.
 
     Only for models whose columns never see a later one, as those of all families that can be talked with.
     """

@@ -1,8 +1,8 @@
 """Attention and its masks, over whole rows of a batch or inside windows of them.
 
 A packed row holds samples that never see each other: the square of the whole row is nearly all masked, and the kernels
-do not skip what is masked. `AttentionWindows` lays the samples of a row side by side instead, so that only their own small
-squares are computed. It saves work and changes no number.
+do not skip what is masked. `AttentionWindows` lays the samples of a row side by side instead, so that only their own
+small squares are computed. It saves work and changes no number.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""KV cache of incremental decoding: keys and values of each block, and the inputs that masks are made of, by position."""
+"""KV cache of incremental decoding: keys and values of each block, and the inputs that masks are made of, by
+position.
+"""
 
 from __future__ import annotations
 

@@ -105,7 +105,9 @@ class Processor(Protocol):
 
 @runtime_checkable
 class Converses(Protocol):
-    """Processor of a family that can be talked with: its columns never see a later one (see generate/dialogue_cache.py)."""
+    """Processor of a family that can be talked with: its columns never see a later one (see
+    generate/dialogue_cache.py).
+    """
 
     def ask(self, question: str, history: Sequence[tuple[str, str]]) -> Any:
         """The record of a dialogue's next round; history: the earlier questions and their answers."""
@@ -147,7 +149,9 @@ class RanksCandidates(Protocol):
 
 @runtime_checkable
 class PredictsLabels(Protocol):
-    """Processor of a model whose head says a number of each label, not of each token (models/common/label_processor.py)."""
+    """Processor of a model whose head says a number of each label, not of each token
+    (models/common/label_processor.py).
+    """
 
     labels: Sequence[str]
     label_kind: LabelKind
@@ -164,7 +168,8 @@ class PredictsLabels(Protocol):
 class BeamVariant:
     """What a family's original does in its own way when it searches with beams (generate/beam.py).
 
-    length_includes_prompt: a score is divided by the length of prompt and answer without its end (else of the answer with it);
+    length_includes_prompt: a score is divided by the length of prompt and answer without its end (else of the answer
+    with it);
     end_needs_top_beams: an end counts only if it is among the best candidates, as many as there are beams;
     checks_done_after_ends: whether a better answer is possible is asked after the step's ends were taken (else before);
     ended_beams_leave: an end takes the place of a beam, and the search goes on until no beam is left;

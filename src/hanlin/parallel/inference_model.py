@@ -12,7 +12,8 @@ from hanlin.parallel.parallel_model import ParallelModel
 
 
 class ShardedInferenceModel(nn.Module):
-    """All ranks with the same rows call it alike; each has a `KVCache` of its own, if any, for the blocks that it holds.
+    """All ranks with the same rows call it alike; each has a `KVCache` of its own, if any, for the blocks that it
+    holds.
 
     names: of all weights, in the order of the whole model.
     """

@@ -33,7 +33,8 @@ class PlannedModel:
     def __init__(
         self, recipe: Recipe, columns: SequenceLengths, size: str | None = None, *, keeps_probabilities: bool = False
     ) -> None:
-        """size: a named size of the family in place of the recipe's base; keeps_probabilities: see `trace.TraceSettings`.
+        """size: a named size of the family in place of the recipe's base; keeps_probabilities: see
+        `trace.TraceSettings`.
 
         Raises: ConfigError, CheckpointError.
         """

@@ -20,8 +20,8 @@ Kept = Literal["none", "full", "selective"]
 class Layout:
     """Degrees whose product is the number of ranks; rows are divided over data x expert.
 
-    micro_batch_size: rows of one forward pass; micro_batches: forward passes of a rank in one step; hybrid_ranks: ranks that
-    hold one copy together when it is sharded (None: all that have rows of their own).
+    micro_batch_size: rows of one forward pass; micro_batches: forward passes of a rank in one step; hybrid_ranks: ranks
+    that hold one copy together when it is sharded (None: all that have rows of their own).
     """
 
     data: int = 1

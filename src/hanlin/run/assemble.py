@@ -242,7 +242,8 @@ def _log_start(
     trained, total = parallel_model.count_parameters()
     log.info(
         "run family=%s tuning=%s trained=%s of %s parameters precision=%s device=%s threads=%d",
-        components.family.name, recipe.tuning.method, f"{trained:,}", f"{total:,}", recipe.train.precision, device, threads,
+        components.family.name, recipe.tuning.method, f"{trained:,}", f"{total:,}", recipe.train.precision, device,
+        threads,
     )  # fmt: skip
     log.info(
         "steps=%d rows_per_step=%d max_tokens_per_step=%s folder=%s",

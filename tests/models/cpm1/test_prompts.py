@@ -1,4 +1,6 @@
-"""Soft prompts before the texts of a decoder: packed as alone, with a KV cache as without, learned and shown as text."""
+"""Soft prompts before the texts of a decoder: packed as alone, with a KV cache as without, learned and shown as
+text.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Pretraining samples: windows of equal length over token corpora, in the order of Megatron's index.
 
 A corpus is indexed data (`PREFIX.bin`, `PREFIX.idx`), or the three files of corrupted documents (`PREFIX_context.idx`
-and so on). `CorpusWindows` has the face of `data.prepare.Prepared`, so that the loader does not tell them apart. The order
-is random in itself; a loader that keeps it (shuffle=False) reads as the original does.
+and so on). `CorpusWindows` has the face of `data.prepare.Prepared`, so that the loader does not tell them apart. The
+order is random in itself; a loader that keeps it (shuffle=False) reads as the original does.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Span corruption on the fly: a piece of a token stream -> what is read and what is wanted; for all T5-like families.
 
-Each document of the piece is corrupted by itself, as `data/pretraining/span_corruption.py` does it; spans are numbered through.
+Each document of the piece is corrupted by itself, as `data/pretraining/span_corruption.py` does it; spans are numbered
+through.
 """
 
 from __future__ import annotations

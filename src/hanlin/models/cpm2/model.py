@@ -96,8 +96,8 @@ class Cpm2(nn.Module):
     ) -> torch.Tensor | tuple[torch.Tensor, ...]:
         """Logits `[batch, length, vocab]` of the decoder, or the loss if there are labels (`core.plan.LanguageModel`).
 
-        inputs: the fields of `Inputs`. The encoder runs in the first call with a KV cache only; in the others the state is
-        the decoder's alone.
+        inputs: the fields of `Inputs`. The encoder runs in the first call with a KV cache only; in the others the state
+        is the decoder's alone.
         """
         given = Inputs(**inputs)
         encoded, hidden = self._begin(state, given, kv_cache)
