@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from hanlin.core.errors import DataError
-from hanlin.evaluate.run import evaluate, metrics_table, weights_fingerprint
+from hanlin.evaluate.run import evaluate, metrics_table
+from hanlin.formats.fingerprint import weights_fingerprint
 from hanlin.generate.engine import Engine
 from hanlin.models.cpm_bee import CpmBeeConfig, CpmBeeTokenizer, family
 from hanlin.models.cpm_bee.processor import CpmBeeProcessor

@@ -46,11 +46,11 @@ def read_adapter(path: Path, base: Path, family: Family) -> tuple[Any, TuningSet
 
     from hanlin.adapters.files import load_adapter, read_adapter_config, read_adapter_settings
     from hanlin.formats.load import added_parameters
-    from hanlin.formats.source import find_source, plain_values, read_config
+    from hanlin.formats.source import open_source, plain_values, read_config
     from hanlin.tuning.apply import apply_tuning
 
     settings = read_adapter_settings(path, family)
-    weights = find_source(base, family).weights
+    weights = open_source(base, family).weights
     config = read_config(base, family, {**plain_values(family), **read_adapter_config(path, family)})
     with torch.device("meta"):
         model = family.model()(config).to(weights[next(iter(weights))].dtype)

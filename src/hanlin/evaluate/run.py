@@ -15,11 +15,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.table import Table
 
 from hanlin.core.errors import DataError
 from hanlin.core.files import replaced_file
+from hanlin.formats.fingerprint import weights_fingerprint
 from hanlin.generate.engine import Engine, naming, show_progress
 from hanlin.recipe.settings import GenerateSettings
 
@@ -94,17 +94,6 @@ def metrics_table(metrics: Metrics) -> Table:
             shown = f"{value:,.0f}" if float(value).is_integer() and abs(value) > 1 else f"{value:.4f}"
             table.add_row("" if place else task, name, shown)
     return table
-
-
-def weights_fingerprint(weights: Iterable[tuple[str, torch.Tensor]]) -> str:
-    """A hash of some 64 numbers of every weight; training changes nearly all of them."""
-    digest = hashlib.sha256()
-    for name, weight in weights:
-        flat = weight.detach().flatten()
-        some = flat[:: max(1, flat.numel() // 64)]
-        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
-        digest.update(some.float().cpu().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _predictions(

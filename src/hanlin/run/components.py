@@ -8,19 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from hanlin.core.errors import ConfigError
+from hanlin.formats.source import Source, open_source, read_config
 from hanlin.models.family import Family, TakesPrompts, load_family, make_options
 from hanlin.recipe.settings import PromptSettings, Recipe
 
 
 @dataclass(frozen=True)
 class Components:
-    """What training, evaluation and generation share; no weights yet."""
+    """What training, evaluation and generation share; source: the weights that the recipe starts from, opened once."""
 
     recipe: Recipe
     family: Family
     config: Any
     tokenizer: Any
     processor: Any
+    source: Source | None = None
 
     @cached_property
     def base_config(self) -> Any:
@@ -29,13 +31,12 @@ class Components:
 
         Raises: CheckpointError.
         """
-        model = self.recipe.model
-        if model.base is None or not getattr(self.config, "labels", ()):
+        if self.source is None or not getattr(self.config, "labels", ()):
             return self.config
-        from hanlin.formats.source import read_config
-
-        changes = {name: value for name, value in model.config.items() if not name.startswith("label")}
-        has_labels = bool(read_config(model.base, self.family, changes).labels)
+        given = self.recipe.model.config
+        has_labels = bool(
+            self.source.config({name: given[name] for name in given if not name.startswith("label")}).labels
+        )
         return self.config if has_labels else replace(self.config, labels=())
 
 
@@ -46,8 +47,9 @@ def build_components(recipe: Recipe) -> Components:
     """
     family = load_family(recipe.model.family)
     tokenizer = family.tokenizer(vocab_path(recipe))
-    config = model_config(recipe, family, tokenizer.vocab_size)
-    return Components(recipe, family, config, tokenizer, make_processor(recipe, family, tokenizer, config))
+    source = None if recipe.model.base is None else open_source(recipe.model.base, family)
+    config = model_config(recipe, family, tokenizer.vocab_size, source)
+    return Components(recipe, family, config, tokenizer, make_processor(recipe, family, tokenizer, config), source)
 
 
 def make_processor(recipe: Recipe, family: Family, tokenizer: Any, config: Any) -> Any:
@@ -76,16 +78,16 @@ def _soft_prompts(recipe: Recipe, family: Family) -> PromptSettings | None:
     return settings.prompt if settings.method == "prompt" else None
 
 
-def model_config(recipe: Recipe, family: Family, tokens: int) -> Any:
+def model_config(recipe: Recipe, family: Family, tokens: int, source: Source | None = None) -> Any:
     """The base's configuration or the named size, with the adapter's and the recipe's single values over it.
+
+    source: the base, where it is open already.
 
     A fresh model without a stated vocab_size gets one row per token of the tokenizer.
     """
     changes = {**_adapter_config(recipe, family), **recipe.model.config}
     if recipe.model.base is not None:
-        from hanlin.formats.source import read_config
-
-        return read_config(recipe.model.base, family, changes)
+        return read_config(source or recipe.model.base, family, changes)
     start = family.config() if recipe.model.size is None else family.sizes[recipe.model.size]
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in changes.items()}
     return replace(start, **{"vocab_size": tokens, **values})
