@@ -14,7 +14,7 @@ from hanlin.formats import source
 from hanlin.formats.convert import convert
 from hanlin.formats.fingerprint import Fingerprint, weights_fingerprint
 from hanlin.formats.load import save_base
-from hanlin.formats.ranks import RankWeights
+from hanlin.formats.translate import Translated
 from hanlin.models.chatglm2 import family as chatglm2
 from hanlin.models.cpm2 import family
 from hanlin.models.cpm2.config import Cpm2Config
@@ -40,9 +40,9 @@ def test_ranks_begin_with_the_additions_of_one_process(tuning: dict, tmp_path: P
 def test_a_frozen_base_is_opened_once_and_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened, read = [], []
     base = write_original(tmp_path)
-    real_open, real_read = source.open_theirs, RankWeights.__getitem__
+    real_open, real_read = source.open_theirs, Translated.__getitem__
     monkeypatch.setattr(source, "open_theirs", lambda *given: opened.append(given) or real_open(*given))
-    monkeypatch.setattr(RankWeights, "__getitem__", lambda self, name: read.append(name) or real_read(self, name))
+    monkeypatch.setattr(Translated, "__getitem__", lambda self, name: read.append(name) or real_read(self, name))
     model = {"family": "cpm2", "base": str(base)}
     values = {"model": model, "tuning": {"method": "lora", "rank": 2}, "run": {"folder": str(tmp_path)}}
     components, fingerprint = build_components(make_recipe(values)), Fingerprint()
