@@ -230,12 +230,18 @@ def family_names() -> list[str]:
 
 
 def load_family(name: str) -> Family:
-    """The family of this name, or of the Python file at this path.
+    """The family of this name, or of the Python file at this path, which is run.
 
     Raises: ConfigError.
     """
-    if name.endswith(".py"):
-        return _family_of_file(Path(name))
+    return _family_of_file(Path(name)) if name.endswith(".py") else built_in_family(name)
+
+
+def built_in_family(name: object) -> Family:
+    """The family of this name; what a file says goes through here, so that it cannot name code to be run.
+
+    Raises: ConfigError.
+    """
     if name not in family_names():
         known = ", ".join(family_names())
         raise ConfigError(f"model.family: no family {name!r}; known: {known}, or a path to a .py file")
