@@ -188,7 +188,19 @@ def _make_config(path: Path, family: FamilyFacts, values: dict[str, Any]) -> Any
         if not _is_like(value, defaults[name]):
             wanted = type(defaults[name]).__name__
             raise CheckpointError(f"{path}: config value {name}: {value!r} is not of the type {wanted}")
+    if problems := implausible_values(values):
+        raise CheckpointError(f"{path}: config value {'; '.join(problems)}")
     return family.config(**values)
+
+
+def implausible_values(values: Mapping[str, Any]) -> list[str]:
+    """Numbers of a config that no model has; a model of that shape would take all memory before anything is read."""
+    limits = {name: 10_000 if name.startswith("num_") else 100_000_000 for name in values}
+    return [
+        f"{name}: {value!r} is more than any model has ({limits[name]:,})"
+        for name, value in values.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) > limits[name]
+    ]
 
 
 def _is_like(value: Any, default: Any) -> bool:

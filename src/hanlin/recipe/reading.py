@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from hanlin.core.errors import ConfigError
+from hanlin.core.files import check_regular
 from hanlin.recipe.settings import Recipe
 from hanlin.recipe.unused_settings import unused_settings
 from hanlin.recipe.yaml12 import YamlError, parse_yaml
@@ -156,6 +157,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def _recipe_file(path: Path) -> Path:
     if path.is_dir():
         path = path / "config.yaml"
+    check_regular(path, ConfigError)
     if not path.is_file():
         here = [str(found) for found in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
         close = difflib.get_close_matches(str(path), here, n=1)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hanlin.core.errors import ConfigError
+from hanlin.core.files import check_regular
 from hanlin.formats.source import Source, open_source, read_config
 from hanlin.models.family import Family, TakesPrompts, load_family, make_options
 from hanlin.recipe.settings import PromptSettings, Recipe
@@ -105,4 +106,5 @@ def vocab_path(recipe: Recipe) -> Path:
     path = recipe.model.vocab or recipe.model.base
     if path is None:
         raise ConfigError("model.vocab: name the vocabulary file (there is no model.base folder to take it from)")
+    check_regular(path, ConfigError)
     return path
