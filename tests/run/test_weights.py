@@ -12,15 +12,15 @@ from tiny_folder import write_original as write_chatglm2
 from hanlin.core.errors import ConfigError
 from hanlin.formats.convert import convert
 from hanlin.formats.load import save_base
+from hanlin.generate.methods.greedy import GreedySettings
 from hanlin.models.chatglm2 import family as chatglm2
 from hanlin.models.cpm2 import family
 from hanlin.models.cpm2.config import Cpm2Config
 from hanlin.recipe.reading import make_recipe
-from hanlin.recipe.settings import GenerateSettings
 from hanlin.run.components import build_components
 from hanlin.run.weights import _additions, _tuned_model, load_engine
 
-GREEDY = GenerateSettings(method="greedy", max_new_tokens=6)
+GREEDY = GreedySettings(max_new_tokens=6)
 
 
 @pytest.mark.parametrize("tuning", [{"method": "prompt", "prompt": {"length": 4}}, {"method": "lora", "rank": 2}])
