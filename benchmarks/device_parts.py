@@ -33,7 +33,7 @@ from hanlin.layers.kv_cache import KVCache
 from hanlin.models.family import load_family
 from hanlin.parallel.parallelize import parallelize
 from hanlin.recipe.settings import ParallelSettings, TrainSettings, TuningSettings
-from hanlin.train.optim import AdamW
+from hanlin.train.optimizer import build_optimizer
 from hanlin.train.step import Step, StepReport
 from hanlin.tuning.apply import apply_tuning
 
@@ -280,7 +280,7 @@ def run_two_steps(device: torch.device, precision: Any, model: nn.Module, batch:
     layout = ParallelSettings(checkpoint_activations="full" if precision == "bf16" else "none")
     settings = TrainSettings(steps=9, precision=precision, micro_batch_size=4, lr=1e-3, loss_scale=1024)
     parallel_model = parallelize(copy.deepcopy(model), device, precision, layout)
-    step = Step(parallel_model, AdamW(parallel_model.parameters, settings), settings, 9)
+    step = Step(parallel_model, build_optimizer(parallel_model.parameters, settings.optimizer), settings, 9)
     return [step.run(batch) for _ in range(2)]
 
 
@@ -418,7 +418,7 @@ def time_steps(
     length = 64 if bench.is_tiny else 2048
     settings = TrainSettings(steps=99, precision="bf16", micro_batch_size=1, lr=1e-4)
     parallel_model = parallelize(model, bench.device, "bf16", ParallelSettings(checkpoint_activations=recomputed))
-    step = Step(parallel_model, AdamW(parallel_model.parameters, settings), settings, 99)
+    step = Step(parallel_model, build_optimizer(parallel_model.parameters, settings.optimizer), settings, 99)
     seconds, reports = [], []
     for seed in range(steps):
         batch = draw_rows(bench, config.vocab_size, 2, length, seed)

@@ -63,7 +63,17 @@ def test_help_and_mistakes_answer_without_torch(arguments: list[str], code: int,
 
 @pytest.mark.parametrize(
     "module",
-    ["hanlin.check", "hanlin.run.assemble", "hanlin.models.cpm_bee", "hanlin.data.prepare", "hanlin.core.ranks"],
+    [
+        "hanlin.check",
+        "hanlin.run.assemble",
+        "hanlin.models.cpm_bee",
+        "hanlin.data.prepare",
+        "hanlin.core.ranks",
+        "hanlin.train.optimizers.adamw",
+        "hanlin.generate.methods.beam",
+        "hanlin.generate.methods.greedy",
+        "hanlin.generate.methods.sample",
+    ],
 )
 def test_what_needs_no_tensors_imports_no_torch(module: str) -> None:
     program = f"import sys, {module}; sys.exit('torch' in sys.modules)"

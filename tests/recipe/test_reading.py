@@ -24,8 +24,8 @@ def recipe(tmp_path: Path) -> Path:
 
 
 def test_numbers_are_read_as_yaml_1_2_reads_them(recipe: Path) -> None:
-    loaded = load_recipe(recipe, ["train.lr=1e-4", "train.eps=1E-6", "train.steps=1e3", "run.seed=0x10"])
-    assert (loaded.train.lr, loaded.train.eps, loaded.train.steps, loaded.run.seed) == (1e-4, 1e-6, 1000, 16)
+    loaded = load_recipe(recipe, ["train.lr=1e-4", "train.min_lr=1E-6", "train.steps=1e3", "run.seed=0x10"])
+    assert (loaded.train.lr, loaded.train.min_lr, loaded.train.steps, loaded.run.seed) == (1e-4, 1e-6, 1000, 16)
 
 
 def test_words_that_yaml_1_1_took_as_truth_values_stay_words(recipe: Path) -> None:
@@ -66,7 +66,7 @@ def test_all_mistakes_are_listed_with_their_lines(recipe: Path) -> None:
     [
         ("train.rank=4", "did you mean 'tuning.rank'?"),
         ("train.learning_rate=4", "did you mean 'train.lr'?"),
-        ("train.colour=4", "batch_size, betas"),
+        ("train.colour=4", "batch_size, clip"),
         ("optim.lr=1", "known: data, evaluate"),
         ("trian.lr=1", "did you mean 'train'?"),
         ("lr=1", "did you mean 'train.lr'?"),

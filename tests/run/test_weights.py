@@ -15,15 +15,15 @@ from hanlin.formats.convert import convert
 from hanlin.formats.fingerprint import Fingerprint, weights_fingerprint
 from hanlin.formats.load import save_base
 from hanlin.formats.translate import Translated
+from hanlin.generate.methods.greedy import GreedySettings
 from hanlin.models.chatglm2 import family as chatglm2
 from hanlin.models.cpm2 import family
 from hanlin.models.cpm2.config import Cpm2Config
 from hanlin.recipe.reading import make_recipe
-from hanlin.recipe.settings import GenerateSettings
 from hanlin.run.components import build_components
 from hanlin.run.weights import _additions, _base_model, _tuned_model, load_engine, parallelize_tuned
 
-GREEDY = GenerateSettings(method="greedy", max_new_tokens=6)
+GREEDY = GreedySettings(max_new_tokens=6)
 
 
 @pytest.mark.parametrize("tuning", [{"method": "prompt", "prompt": {"length": 4}}, {"method": "lora", "rank": 2}])

@@ -21,6 +21,7 @@ from hanlin.core.errors import DataError
 from hanlin.core.files import replaced_file
 from hanlin.formats.fingerprint import weights_fingerprint
 from hanlin.generate.engine import Engine, naming, show_progress
+from hanlin.generate.method import find_method
 from hanlin.recipe.settings import GenerateSettings
 
 from .metrics.named import score_corpus, score_texts
@@ -175,7 +176,7 @@ def _key(
     facts: list[Any] = [name, weights, engine.precision, record]
     if TASKS[name].reads_options:
         facts.append(options.model_dump(exclude={"batch_size"}))
-        facts.append([seed, number] if options.method == "sample" else None)
+        facts.append([seed, number] if find_method(options).is_random else None)
     text = json.dumps(facts, ensure_ascii=False, default=lambda ids: ids.tolist())
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

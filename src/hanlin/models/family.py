@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import pkgutil
-import sys
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, get_type_hints, runtime_checkable
 
 import numpy as np
@@ -17,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from hanlin.core.batch import Prompt, PromptBatch, Sample
 from hanlin.core.errors import ConfigError
+from hanlin.core.extensions import import_file
 from hanlin.models.common.label_processor import LabelKind
 from hanlin.recipe.reading import nearest
 
@@ -284,24 +282,10 @@ def _option_problem(name: str, value: Any, kinds: Mapping[str, Any]) -> str:
 
 
 def _family_of_file(path: Path) -> Family:
-    if not path.is_file():
-        raise ConfigError(f"model.family: there is no file {path}")
-    name = str(path.resolve())
-    module = sys.modules.get(name) or _import_file(path, name)
+    try:
+        module = import_file(path)
+    except ConfigError as error:
+        raise ConfigError(f"model.family: {error}") from None
     if not isinstance(getattr(module, "family", None), Family):
         raise ConfigError(f"{path}: it must define `family = Family(...)`; see docs/your_own_model.md")
     return module.family
-
-
-def _import_file(path: Path, name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None, path
-    assert spec.loader is not None, path
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look up there what their annotations mean
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module

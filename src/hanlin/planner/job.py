@@ -15,6 +15,7 @@ from hanlin.planner.trace import Trace, TraceSettings, kinds_of_blocks, shrink, 
 from hanlin.planner.weights import Held, StageWeights, Weight, cut_stages, hold, list_weights, query_heads
 from hanlin.recipe.settings import Recipe
 from hanlin.run.components import model_config
+from hanlin.train.optimizer import find_optimizer
 from hanlin.tuning.apply import apply_tuning
 
 
@@ -76,7 +77,9 @@ class PlannedModel:
     def _hold(self, layout: Layout) -> list[Held]:
         cut = Layout(pipe=layout.pipe, schedule=layout.schedule, stages_per_rank=layout.stages_per_rank)
         most = self.dtype.itemsize if self.gathers_half(layout) else None
-        return [hold(stage, layout, most) for stage in self._cut(cut)]
+        settings = self.recipe.train.optimizer
+        state_bytes = functools.partial(find_optimizer(settings).state_bytes, settings)
+        return [hold(stage, layout, state_bytes, most) for stage in self._cut(cut)]
 
     def _stages(self, layout: Layout) -> list[StageWeights]:
         return cut_stages(self.weights, layout)

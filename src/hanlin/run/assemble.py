@@ -127,7 +127,7 @@ def _train(components: Components, resume: bool) -> int:
     from hanlin.parallel.mesh import Degrees, main_first
     from hanlin.run.weights import export, parallelize_tuned
     from hanlin.train.loop import count_steps, train
-    from hanlin.train.optim import AdamW
+    from hanlin.train.optimizer import build_optimizer
     from hanlin.train.run_checkpoints import RunCheckpoints
     from hanlin.train.run_logger import RunLogger
     from hanlin.train.step import Step, mean_loss
@@ -149,7 +149,7 @@ def _train(components: Components, resume: bool) -> int:
     # The frozen base is not in a checkpoint; it must be the one that the checkpoint was trained on.
     base = None if recipe.tuning.trains_base else Fingerprint()
     parallel_model = parallelize_tuned(components, device, ranks.world, base)
-    optimiser = AdamW(parallel_model.parameters, recipe.train)
+    optimiser = build_optimizer(parallel_model.parameters, recipe.train.optimizer)
     step = Step(parallel_model, optimiser, recipe.train, count_steps(recipe.train, loader), loader.where)
     _log_start(components, parallel_model, step.total_steps, device, threads)
     identity = recipe_identity(recipe)
