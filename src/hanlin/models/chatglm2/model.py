@@ -27,6 +27,7 @@ from hanlin.layers.precision import matmul_dtype
 from hanlin.layers.prefix import PrefixSource
 from hanlin.layers.quantised import QuantisedLinear
 from hanlin.layers.rotary import inverse_frequencies, rotate_pairs
+from hanlin.models.common.init_weights import fill_weights
 
 from .config import ChatGlm2Config
 
@@ -114,24 +115,13 @@ class ChatGlm2(nn.Module):
         return self.head(hidden)
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Fill every parameter that exists as a fresh model has it; the prefix is none of them.
+        """Fill every parameter that exists as a fresh model has it.
 
         Raises: ConfigError for quantised weights, which are never fresh.
         """
         if any(isinstance(module, QuantisedLinear) and not module.weight.is_meta for module in self.modules()):
             raise ConfigError(f"model.config.bits is {self.config.bits}: only weights that exist can be quantised")
-        of_prefix = set() if self.prefix is None else set(self.prefix.modules())
-        for module in self.modules():
-            if module in of_prefix or isinstance(module, QuantisedLinear):
-                continue
-            if isinstance(module, (nn.Embedding, nn.Linear, LanguageModelHead)):
-                nn.init.normal_(module.weight, std=0.02, generator=generator)
-            elif isinstance(module, (WideRmsNorm, LayerNorm)):
-                nn.init.ones_(module.weight)
-            elif isinstance(module, LabelHead):
-                module.init_weights(generator)
-            if isinstance(module, (nn.Linear, LayerNorm)) and module.bias is not None:
-                nn.init.zeros_(module.bias)
+        fill_weights(self, lambda _: 0.02, generator)
 
     def _embed(self, tokens: torch.Tensor) -> torch.Tensor:
         hidden = self.embedding(tokens)

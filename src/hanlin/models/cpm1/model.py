@@ -21,6 +21,7 @@ from hanlin.layers.loss import head_logits, head_loss
 from hanlin.layers.norm import LayerNorm
 from hanlin.layers.prefix import PrefixSource
 from hanlin.layers.soft_prompt import SoftPrompt
+from hanlin.models.common.init_weights import fill_weights, std_by_depth
 
 from .config import Cpm1Config
 
@@ -94,20 +95,8 @@ class Cpm1(nn.Module):
         return head_logits(hidden, pieces) if labels is None else head_loss(hidden, pieces, labels, weights, reduction)
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Fill every parameter that exists as a fresh model has it; the prefix is none of them."""
-        std = self.config.init_std
-        of_prefix = set() if self.prefix is None else set(self.prefix.modules())
-        for name, module in self.named_modules():
-            if module in of_prefix:
-                continue
-            if isinstance(module, nn.Embedding | nn.Linear):
-                is_last = name.endswith((".output", ".down"))
-                spread = std / (2 * self.config.num_layers) ** 0.5 if is_last else std
-                nn.init.normal_(module.weight, std=spread, generator=generator)
-            elif isinstance(module, LayerNorm):
-                nn.init.ones_(module.weight)
-            if isinstance(module, nn.Linear | LayerNorm) and module.bias is not None:
-                nn.init.zeros_(module.bias)
+        """Fill every parameter that exists as a fresh model has it."""
+        fill_weights(self, lambda name: std_by_depth(name, self.config.init_std, self.config.num_layers), generator)
 
     def _embed(self, given: Inputs, kv_cache: KVCache | None) -> torch.Tensor:
         positions, start = given.positions, 0 if kv_cache is None else kv_cache.length

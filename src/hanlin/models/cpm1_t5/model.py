@@ -26,6 +26,7 @@ from hanlin.models.common.encoder_decoder import (
     join_state,
     run_encoder_decoder,
 )
+from hanlin.models.common.init_weights import fill_weights, std_by_depth
 
 from .config import Cpm1T5Config
 
@@ -94,15 +95,7 @@ class Cpm1T5(nn.Module):
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Fill every parameter that exists as a fresh model has it."""
-        std = self.config.init_std
-        for name, module in self.named_modules():
-            if isinstance(module, nn.Embedding | nn.Linear):
-                is_last = name.endswith((".output", ".down"))
-                spread = std / (2 * self.config.num_layers) ** 0.5 if is_last else std
-                nn.init.normal_(module.weight, std=spread, generator=generator)
-            elif isinstance(module, LayerNorm):
-                nn.init.ones_(module.weight)
-                nn.init.zeros_(module.bias)
+        fill_weights(self, lambda name: std_by_depth(name, self.config.init_std, self.config.num_layers), generator)
 
     def embed_encoder(self, given: Inputs) -> torch.Tensor:
         return self._embed(given.encoder_tokens, given.encoder_positions, 0)

@@ -31,6 +31,7 @@ from hanlin.models.common.encoder_decoder import (
     join_state,
     run_encoder_decoder,
 )
+from hanlin.models.common.init_weights import fill_weights, std_by_depth
 
 from .config import Cpm2Config
 
@@ -93,17 +94,13 @@ class Cpm2(nn.Module):
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Fill every parameter that exists as a fresh model has it."""
-        std, biases = self.config.init_std, (self.encoder_bias, self.decoder_bias)
-        smaller = std / (2 * self.config.num_layers) ** 0.5 if self.config.scaled_init else std
-        for name, module in self.named_modules():
-            if isinstance(module, nn.Embedding | nn.Linear):
-                is_last = name.endswith((".output", ".down"))
-                spread = 1.0 if module in biases else smaller if is_last else std
-                nn.init.normal_(module.weight, std=spread, generator=generator)
-            elif isinstance(module, RmsNorm):
-                nn.init.ones_(module.weight)
-            elif isinstance(module, Experts):
-                module.init_centroids(generator)
+        fill_weights(self, self._std, generator)
+
+    def _std(self, name: str) -> float:
+        if name in ("encoder_bias", "decoder_bias"):
+            return 1.0
+        std, num_layers = self.config.init_std, self.config.num_layers
+        return std_by_depth(name, std, num_layers) if self.config.scaled_init else std
 
     def embed_encoder(self, given: Inputs) -> torch.Tensor:
         return self._embed(given.encoder_tokens)

@@ -26,6 +26,7 @@ from hanlin.layers.precision import matmul_dtype
 from hanlin.layers.prefix import PrefixSource
 from hanlin.layers.relative_position import relative_position_bucket
 from hanlin.layers.rotary import inverse_frequencies, rotate_halves
+from hanlin.models.common.init_weights import fill_weights
 
 from .config import CpmBeeConfig
 
@@ -132,13 +133,7 @@ class CpmBee(nn.Module):
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Fill every parameter that exists as a fresh CPM-Bee has it."""
-        for module in self.modules():
-            if isinstance(module, RmsNorm):
-                nn.init.ones_(module.weight)
-            elif isinstance(module, (Linear, PositionBias)):
-                nn.init.normal_(module.weight, generator=generator)
-            elif isinstance(module, SubscriptEmbedding):
-                nn.init.normal_(module.weight, std=0.02, generator=generator)
+        fill_weights(self, lambda name: 0.02 if name == "embedding" else 1.0, generator)
 
     def _mask(self, given: Inputs, kv_cache: KVCache | None) -> AttentionMask:
         windows = None if given.windows is None else AttentionWindows.of(given.windows, given.tokens.shape[1])
