@@ -7,6 +7,7 @@ finishes where the last part exists.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -19,6 +20,23 @@ TensorSplit = Literal["column", "query", "kv", "row", "vocab", "logits", "heads"
 column: by output rows; query: the same, by whole heads; kv: the same, where a head is shared by several ranks if there
 are fewer heads than ranks; row: by input columns; vocab: by vocabulary rows of an embedding; logits: by vocabulary rows
 of a head; heads: by the last dimension, which has one entry per head; experts: by expert.
+"""
+
+_BY_ROWS: dict[str, int | None] = {"weight": 0, "bias": 0, "lora_A": None, "lora_B": 0}
+DIVIDED_DIMENSIONS: dict[TensorSplit, dict[str, int | None]] = {
+    "column": _BY_ROWS,
+    "query": _BY_ROWS,
+    "kv": _BY_ROWS,
+    "row": {"weight": 1, "bias": None, "lora_A": 1, "lora_B": None},
+    "vocab": {"weight": 0},
+    "logits": _BY_ROWS,
+    "heads": {"weight": -1},
+    "experts": {},
+}
+"""Which dimension of a module's parameters its `TensorSplit` divides over tensor ranks.
+
+None: it is whole on every rank, and each rank computes a part of its gradient. A parameter that is not named is whole,
+and its gradient is the same on all ranks.
 """
 
 
@@ -45,6 +63,11 @@ class Plan:
     tied: tuple[tuple[str, str], ...] = ()
     head_dim: int = 1
     whole: tuple[str, ...] = ()
+
+
+def compile_pattern(pattern: str) -> re.Pattern[str]:
+    """What matches the names of the modules that a pattern of a plan stands for."""
+    return re.compile(re.escape(pattern).replace(r"\*", "[^.]+"))
 
 
 class LanguageModel(Protocol):
