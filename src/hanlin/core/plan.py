@@ -1,4 +1,4 @@
-"""Where a model may be cut, split and tied: pure data that a model states and `parallel/` reads.
+"""Where a model may be cut and split: pure data that a model states and `parallel/` reads.
 
 The contract of a model (docs/design.md): single-device code, blocks in an `nn.ModuleDict` keyed "0", "1", ...,
 `forward(*state, **inputs)` that makes the state where the first part exists, runs the blocks that exist and
@@ -46,9 +46,8 @@ class Plan:
 
     first / last: module names that live on the first / last pipeline stage; blocks: the names of the `nn.ModuleDict`s
     of repeated blocks, in the order of the flow (an encoder-decoder has two); shared: small modules that every stage
-    keeps; tied: pairs of parameter names that are one tensor;
-    a module named in both first and last (an embedding that is the head as well) lives on both ends, with its gradients
-    summed;
+    keeps; a module named in both first and last (an embedding that is the head as well) lives on both ends, with its
+    gradients summed;
     tensor: module name pattern (`*` stands for a block's number) -> `TensorSplit`; head_dim: rows of a head in those of
     `query` and `kv`; whole: patterns of linears in `tensor` that read something else than the stream of hidden states
     (the cross attention's keys and values), which is never divided along the text; blocks that have them (a decoder's)
@@ -60,7 +59,6 @@ class Plan:
     last: tuple[str, ...]
     tensor: dict[str, TensorSplit] = field(default_factory=dict)
     shared: tuple[str, ...] = ()
-    tied: tuple[tuple[str, str], ...] = ()
     head_dim: int = 1
     whole: tuple[str, ...] = ()
 
