@@ -11,7 +11,6 @@ that of its decoder each by itself. All ranks have shares of one length, for whi
 
 from __future__ import annotations
 
-import re
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,7 +25,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 from torch.nn import functional
 
 from hanlin.core.errors import ConfigError
-from hanlin.core.plan import Plan, TensorSplit
+from hanlin.core.plan import DIVIDED_DIMENSIONS, Plan, TensorSplit, compile_pattern
 from hanlin.layers.experts import Experts
 from hanlin.layers.prefix import Prefix, PrefixSource
 
@@ -220,20 +219,6 @@ class _DividedParameter:
         return local
 
 
-_COLUMN = {"weight": Shard(0), "bias": Shard(0), "lora_A": Replicate(), "lora_B": Shard(0)}
-_ROW = {"weight": Shard(1), "bias": Replicate(), "lora_A": Shard(1), "lora_B": Replicate()}
-_WHOLE = dict.fromkeys(_COLUMN, Replicate())
-_PLACES: dict[TensorSplit, dict[str, Any]] = {
-    "column": _COLUMN,
-    "query": _COLUMN,
-    "kv": _COLUMN,
-    "row": _ROW,
-    "vocab": {"weight": Shard(0)},
-    "logits": _COLUMN,
-    "heads": {"weight": Shard(1)},
-}
-
-
 def _divide_parameters(
     module: nn.Module,
     split: TensorSplit | None,
@@ -246,18 +231,17 @@ def _divide_parameters(
     parts = []
     for name, parameter in list(module.named_parameters(recurse=False)):
         part = _DividedParameter(module, name, of_stream=of_stream)
-        places = _PLACES.get(split, {}) if split else {}
+        dims = DIVIDED_DIMENSIONS[split] if split else {}
         if split == "kv" and (rows := _shared_heads(module, head_dim, hooks)) is not None:
-            places = _WHOLE
+            dims = {}
             part = replace(part, rows=None if name == "lora_A" else rows, adds=True, of_stream=False)
-        elif name in places:
+        elif name in dims:
             is_bias = split == "row" and name == "bias"
-            is_sum = isinstance(places[name], Replicate)
-            part = replace(part, adds=is_sum, divisor=hooks.size if is_bias else 1, of_stream=False)
+            part = replace(part, adds=dims[name] is None, divisor=hooks.size if is_bias else 1, of_stream=False)
         if id(parameter) not in known:
-            placed = distribute_tensor(
-                parameter.detach(), hooks.mesh, [places.get(name, Replicate())], src_data_rank=None
-            )
+            dim = dims.get(name)
+            place = Replicate() if dim is None else Shard(dim)
+            placed = distribute_tensor(parameter.detach(), hooks.mesh, [place], src_data_rank=None)
             known[id(parameter)] = nn.Parameter(placed, requires_grad=parameter.requires_grad)
         module._parameters[name] = known[id(parameter)]
         if split in ("vocab", "logits") and name == "weight":
@@ -403,7 +387,7 @@ def _splits(model: nn.Module, plan: Plan) -> Iterator[tuple[str, TensorSplit]]:
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:
-    return any(re.fullmatch(re.escape(pattern).replace(r"\*", "[^.]+"), name) for pattern in patterns)
+    return any(compile_pattern(pattern).fullmatch(name) for pattern in patterns)
 
 
 def _runs_of_blocks(model: nn.Module, plan: Plan) -> list[list[nn.Module]]:

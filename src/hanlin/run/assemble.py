@@ -119,12 +119,13 @@ def _corpus(path: Path, components: Components) -> Path:
 
 def _train(components: Components, resume: bool) -> int:
     from hanlin.checkpoint.state import Checkpointer, recipe_identity
+    from hanlin.core.collectives import main_first
     from hanlin.core.device import pick_device, set_threads
     from hanlin.core.logging import start_log
     from hanlin.core.ranks import read_ranks
     from hanlin.core.seeds import seed_everything
     from hanlin.formats.fingerprint import Fingerprint
-    from hanlin.parallel.mesh import Degrees, main_first
+    from hanlin.parallel.mesh import Degrees
     from hanlin.run.weights import export, parallelize_tuned
     from hanlin.train.loop import count_steps, train
     from hanlin.train.optimizer import build_optimizer
@@ -280,9 +281,9 @@ def _evaluate(components: Components) -> Metrics:
 
 def _evaluate_windows(components: Components) -> Metrics:
     """Perplexity on the test part or, where there is none, the valid part."""
+    from hanlin.core.collectives import main_first
     from hanlin.data.pretraining.windows import CorpusWindows
     from hanlin.evaluate.windows import evaluate_windows
-    from hanlin.parallel.mesh import main_first
     from hanlin.run.weights import load_engine
 
     recipe = components.recipe

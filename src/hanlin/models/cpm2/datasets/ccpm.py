@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hanlin.data.convert import ccpm_parts
+from hanlin.models.common.ccpm import ccpm_parts
 from hanlin.recipe.settings import PromptSettings
 
 from ..pieces import Item, Prompts
