@@ -170,6 +170,7 @@ class Attention(nn.Module):
     ) -> torch.Tensor:
         windows = mask.windows
         query, key, value = (linear(normed) for linear in (self.query, self.key, self.value))
+        length = query.shape[1]  # of the whole text, also where `normed` is only a rank's share of it
         if windows is not None:
             query, key, value = (windows.group(part) for part in (query, key, value))
         query, key, value = (
@@ -181,7 +182,7 @@ class Attention(nn.Module):
             key, value = kv_cache.update(name, key, value)
         dropout = self.attention_dropout if self.training else 0.0
         mixed = attention(query, key, value, mask, dropout=dropout)
-        return mixed if windows is None else windows.ungroup(mixed, normed.shape[1])
+        return mixed if windows is None else windows.ungroup(mixed, length)
 
 
 class FeedForward(nn.Module):
