@@ -135,6 +135,22 @@ def test_a_default_of_0_may_be_written_out(value: int, is_right: bool) -> None:
 
 
 @pytest.mark.usefixtures("project")
+@pytest.mark.parametrize(
+    ("changes", "is_right"),
+    [
+        (["train.schedule=linear"], False),
+        (["train.schedule=cosine"], False),
+        (["train.schedule=cosine", "train.schedule_form=cpm1"], False),
+        (["train.schedule=cosine", "train.schedule_form=megatron", "train.min_lr=1e-5"], True),
+        (["train.schedule=linear", "train.steps=8"], True),
+    ],
+)
+def test_steps_behind_the_end_of_the_schedule_are_told(changes: list[str], is_right: bool) -> None:
+    told = [] if is_right else ["train.decay_steps: 8, but the run has 10 steps, and the rate of those behind it is 0"]
+    assert [text.partition(";")[0] for text in problems("train.decay_steps=8", *changes)] == told
+
+
+@pytest.mark.usefixtures("project")
 def test_a_full_disk_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 20))
     assert "0.0 GB free, the run writes at least 0.1 GB" in problems()[0]
