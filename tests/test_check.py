@@ -167,9 +167,50 @@ def test_bad_rows_are_shown_unless_they_are_dropped(project: Path) -> None:
     (project / "train.jsonl").write_text('{"input": "床", "<ans>": "月"}\nnot json\n{"a": 1}\n', encoding="utf-8")
     found = problems("data.eval=[]")
     assert len(found) == 1
-    assert "2 of the first 3 rows cannot be used: train.jsonl:2: not JSON" in found[0]
-    assert "train.jsonl:3: " in found[0]
+    head, second, third, advice = found[0].splitlines()
+    assert head == "data.train: 2 of the 3 rows cannot be used."
+    assert second.strip().startswith("train.jsonl:2: not JSON")
+    assert third.strip().startswith("train.jsonl:3: ")
+    assert "data.bad_rows=drop" in advice
     assert problems("data.eval=[]", "data.bad_rows=drop") == []
+
+
+def test_of_a_long_file_the_first_rows_are_tried(project: Path) -> None:
+    good, bad = '{"input": "床", "<ans>": "月"}\n', '{"a": 1}\n'
+    (project / "train.jsonl").write_text(bad * 60 + good * 40 + bad, encoding="utf-8")
+    lines = problems("data.eval=[]")[0].splitlines()
+    assert lines[0] == "data.train: 60 of the first 100 rows, more were not looked at, cannot be used."
+    assert lines[50].strip().startswith("train.jsonl:50: ")
+    assert lines[51].strip() == "... and 10 more"
+    (project / "train.jsonl").write_text(good * 100 + bad, encoding="utf-8")
+    assert problems("data.eval=[]") == []
+
+
+def test_rows_that_are_dropped_must_leave_some(project: Path) -> None:
+    (project / "train.jsonl").write_text('{"a": 1}\n' * 100, encoding="utf-8")
+    dropping = ("data.eval=[]", "data.bad_rows=drop")
+    assert problems(*dropping)[0].startswith("data.train: No row is left: all were dropped.")
+    with (project / "train.jsonl").open("a", encoding="utf-8") as stream:
+        stream.write('{"input": "床", "<ans>": "月"}\n')
+    assert problems(*dropping) == []
+
+
+def test_rows_that_are_too_long_are_told(project: Path) -> None:
+    (project / "train.jsonl").write_text('{"input": "床", "<ans>": "月"}\n', encoding="utf-8")
+    [found] = problems("data.eval=[]", "data.max_length=10")
+    assert "train.jsonl:1: too long: " in found
+    assert "data.overlong" in found
+
+
+def test_records_that_a_task_cannot_score_are_told(project: Path) -> None:
+    rows = '{"input": "床", "<ans>": ""}\n{"input": "床", "<ans>": "月"}\n'
+    (project / "train.jsonl").write_text(rows, encoding="utf-8")
+    found = problems("evaluate.tasks=[generate,loss]", purpose="evaluate")
+    assert found[0].startswith("data.eval: 1 of the 2 rows cannot be used. train.jsonl:1: ")
+    assert problems("evaluate.tasks=[generate,loss]", "data.bad_rows=drop", purpose="evaluate") == []
+    assert "has no options" in problems("evaluate.tasks=likelihood", purpose="evaluate")[0]
+    assert "evaluate.tasks: records of this family" in problems("evaluate.tasks=rank", purpose="evaluate")[0]
+    assert "evaluate.tasks: classify needs a head" in problems("evaluate.tasks=classify", purpose="evaluate")[0]
 
 
 def test_a_mapping_is_applied_before_rows_are_checked(project: Path) -> None:
@@ -193,7 +234,7 @@ def test_a_list_of_data_sets_is_looked_through(project: Path) -> None:
     ]
     write_mixture(project, transforms=[{"*": "$*"}, {"<ans>": "$title"}])
     [found] = problems(*mixed)
-    assert found.startswith("data.mixture: 诗.a: 3 of the first 3 rows cannot be used: train.jsonl:1: ")
+    assert found.startswith("data.mixture: 诗.a: 3 of the 3 rows cannot be used.\n    train.jsonl:1: ")
     assert "no key 'title'" in found
     write_mixture(project, weight="much")
     [found] = problems(*mixed)

@@ -299,12 +299,22 @@ def _evaluate_windows(components: Components) -> Metrics:
 
 
 def _records(components: Components) -> list[Any]:
-    """The records to score, in the order of the files."""
+    """The records to score, in the order of the files, without those that data.bad_rows drops.
+
+    Raises: ConfigError, DataError that lists the rows that cannot be scored.
+    """
+    from hanlin.data.bad_rows import usable_records
     from hanlin.data.expand import open_part
+    from hanlin.evaluate.scorable import ScoredBy
 
     recipe = components.recipe
+    by = ScoredBy.of(recipe, components.processor, components.config)
+    by.check_tasks()
     share = 1.0 if recipe.evaluate.data else recipe.data.eval_share
     paths = recipe.evaluate.data or recipe.data.eval
     sources = [open_part(path, recipe.data, components.processor, share=share) for path in paths]
-    records = [source[number] for source in sources for number in range(len(source))]
-    return records[: recipe.evaluate.limit]
+    usable = usable_records(sources, by.check, recipe.data.bad_rows, limit=recipe.evaluate.limit)
+    if usable.bad:
+        shown = "; ".join(f"{where}: {reason}" for where, reason in usable.bad[:3])
+        log.warning("rows left out=%d of %d, such as %s", len(usable.bad), usable.num_tried, shown)
+    return usable.records

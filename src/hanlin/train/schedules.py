@@ -40,7 +40,7 @@ class Curve:
         return cls(settings.schedule, settings.lr, steps, warmup, settings.min_lr)
 
 
-def megatron_rate(curve: Curve, number: int) -> float:
+def megatron_rate(curve: Curve, number: float) -> float:
     """The rate of pretraining: it falls from the warm-up's end on, and stays as it is at `steps - warmup`."""
     # kept: the clock stops there, so the fall ends at steps - 2 * warmup and never reaches its own end.
     if curve.warmup > 0 and number <= curve.warmup:
@@ -54,7 +54,7 @@ def megatron_rate(curve: Curve, number: int) -> float:
     return max(rate, curve.least)
 
 
-def tuning_rate(curve: Curve, number: int) -> float:
+def tuning_rate(curve: Curve, number: float) -> float:
     """The rate of fine-tuning: it has no least value and no end; exponential is constant."""
     # kept (cpm1_lr): behind the curve's end linear is below 0; `learning_rate` does not follow it there.
     if curve.warmup > 0 and number <= curve.warmup:
