@@ -266,7 +266,10 @@ def test_records_that_are_no_prompts_are_told_before_training() -> None:
 
 LAYOUTS = [
     ("offload=true", "parallel.offload: only with parallel.shard: parameters"),
-    ("shard=gradients data=4 shard_ranks=3", "parallel.shard_ranks: 3 does not divide parallel.data 4"),
+    (
+        "shard=gradients data=4 shard_ranks=3",
+        "parallel.shard_ranks: 3 does not divide the 4 data ranks; use a divisor of 4",
+    ),
     ("shard_ranks=2", "parallel.shard_ranks: has no effect with parallel.shard none"),
     ("schedule=interleaved", "parallel.schedule: has no effect with parallel.pipe 1"),
     ("pipe=2 stages_per_rank=2", "parallel.stages_per_rank: has no effect with parallel.schedule 1f1b"),
@@ -274,6 +277,9 @@ LAYOUTS = [
     ("data=4 micro_batches=3", "train.batch_size: 8 rows are too few for 3 micro-batches x 4 data ranks: train.b"),
     ("micro_batches=2 train.micro_batch_size=2", "parallel.micro_batches: 2 is given beside train.micro_batch_size 2"),
     ("pipe=2 schedule=interleaved micro_batches=5", "parallel.micro_batches: 5 cannot go through an interleaved"),
+    ("data=4 expert=3", "parallel.expert: 3 does not divide the 4 data ranks; use a divisor of 4"),
+    ("data=2 expert=2", "parallel.expert: this model is no mixture of experts; use 1"),
+    ("data=2 expert=2 shard=parameters offload=true", "parallel.offload: not with parallel.expert"),
     ("tensor=3", "parallel.tensor: 4 heads cannot be divided among 3 ranks; use a divisor of 4 ("),
     ("pipe=3", "parallel.pipe: 2 blocks cannot be cut into 3 stages; use fewer"),
     ("pipe=2 schedule=interleaved", "parallel.pipe: 2 blocks cannot be cut into 4 stages"),

@@ -22,9 +22,6 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from hanlin.check import check
 from hanlin.core.errors import HanlinError
-from hanlin.data.processor import ReadsTokens
-from hanlin.layers.experts import Experts
-from hanlin.models.family import TakesPrompts
 from hanlin.recipe.reading import make_recipe
 from hanlin.recipe.settings import Recipe
 from hanlin.run.assemble import load_data
@@ -48,58 +45,25 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "offload with expert": {"data": 2, "expert": 2, "shard": "parameters", "offload": True},
     "recompute": {"checkpoint_activations": "full"},
 }
-# Where they do not agree yet: check is content, and training refuses.
-UNCHECKED = {
-    "expert": "parallel.expert of a model without a mixture is not looked at",
-    "uneven expert": "parallel.expert is not compared with parallel.data",
-    "offload with expert": "parallel.offload is not compared with parallel.expert",
-    "method": "whether the model takes a prefix or soft prompts is not looked at",
-    "targets": "tuning.targets are not looked for in the model",
-    "length": "the first rows are not compared with data.max_length",
-}
 Refusals = tuple[str, str]
 """What check says and what training says; "" where it is content."""
 
 
-def unchecked(key: str) -> pytest.MarkDecorator:
-    return pytest.mark.xfail(strict=True, reason=UNCHECKED[key], raises=AssertionError)
-
-
 @pytest.mark.parametrize("data", ["records", "corpus"])
 @pytest.mark.parametrize("method", ["full", *METHODS])
-def test_check_and_training_agree_on_methods_and_data(
-    case: Case, method: str, data: str, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    if is_taken_unchecked(case, method, data):
-        request.applymarker(unchecked("method"))
+def test_check_and_training_agree_on_methods_and_data(case: Case, method: str, data: str, tmp_path: Path) -> None:
     assert_agreed(refusals(recipe_of(case, tmp_path, data=data, method=method)))
 
 
-def is_taken_unchecked(case: Case, method: str, data: str) -> bool:
-    """Whether only the model, and not its processor, says that it does not take a method."""
-    if method not in ("prefix", "prompt") or method in case.tuning:
-        return False
-    if method == "prompt":
-        return isinstance(case.processor, TakesPrompts) and data == "records"
-    return isinstance(case.processor, ReadsTokens) or data == "records"
-
-
 @pytest.mark.parametrize("fields", LAYOUTS)
-def test_check_and_training_agree_on_layouts(
-    case: Case, fields: str, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    has_experts = any(isinstance(module, Experts) for module in case.empty().modules())
-    if fields in UNCHECKED and not (fields == "expert" and has_experts):
-        request.applymarker(unchecked(fields))
+def test_check_and_training_agree_on_layouts(case: Case, fields: str, tmp_path: Path) -> None:
     assert_agreed(refusals(recipe_of(case, tmp_path, parallel=LAYOUTS[fields])))
 
 
-@unchecked("targets")
 def test_check_and_training_agree_on_targets_that_are_not_there(case: Case, tmp_path: Path) -> None:
     assert_agreed(refusals(recipe_of(case, tmp_path, method="lora", targets=["no_such_linear"])))
 
 
-@unchecked("length")
 def test_check_and_training_agree_on_a_record_that_is_too_long(case: Case, tmp_path: Path) -> None:
     assert_agreed(refusals(recipe_of(case, tmp_path, max_length=5)))
 
