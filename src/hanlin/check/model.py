@@ -15,7 +15,7 @@ from hanlin.formats.source import is_base, likely_families, open_any
 from hanlin.models.family import Family, family_names, load_family
 from hanlin.recipe.reading import Found, nearest
 from hanlin.recipe.settings import Recipe
-from hanlin.run.components import build_components, make_processor, model_config
+from hanlin.run.components import Components, build_components, make_processor, model_config
 
 _PADDING_ROWS = 1024  # embedding rows that a base may have beyond its tokens
 
@@ -91,7 +91,7 @@ def token_and_row_problems(recipe: Recipe, family: Family, purpose: Purpose) -> 
         key, colon, text = str(error).partition(": ")
         yield (key, text) if colon and key.startswith(("tuning.", "model.")) else ("data.options", str(error))
         return
-    yield from record_problems(recipe, processor, config, purpose)
+    yield from record_problems(Components(recipe, family, config, tokenizer, processor), purpose)
 
 
 def _other_family(recipe: Recipe, family: Family) -> str | None:
@@ -154,7 +154,7 @@ def weight_problems(recipe: Recipe, purpose: Purpose) -> Found:
     assert path is not None, recipe
     rows, tokens = components.config.vocab_size, components.tokenizer.vocab_size
     problems = [*_vocabulary(recipe, rows, tokens, path), *_reach(recipe, components.config)]
-    yield from problems or record_problems(recipe, components.processor, components.config, purpose)
+    yield from problems or record_problems(components, purpose)
 
 
 def tuning_and_layout_problems(recipe: Recipe) -> Found:

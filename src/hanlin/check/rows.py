@@ -12,22 +12,27 @@ from hanlin.data.bad_rows import BadRow, list_bad_rows, try_records
 from hanlin.data.expand import open_first, records_in
 from hanlin.data.mixture_file import is_mixture, read_mixture
 from hanlin.data.prepare import try_rows
-from hanlin.data.pretraining.windows import check_windows
+from hanlin.data.pretraining.indexing import Encoding, end_id, try_texts
+from hanlin.data.pretraining.windows import CorpusPart, check_windows, is_corpus
 from hanlin.data.processor import JoinsExamples
 from hanlin.evaluate.scorable import ScoredBy
 from hanlin.generate.prompts import make_prompt
 from hanlin.recipe.reading import Found
 from hanlin.recipe.settings import DataSettings, Recipe
+from hanlin.run.components import Components
 
 TRIED_ROWS = 100
 """Rows of each data file that are tried."""
+TRIED_DOCUMENTS = 1000
+"""Documents of each text for pretraining that are read, without making tokens of them."""
 _SCAN_BYTES = 1 << 29  # larger files are not opened here: finding their lines takes longer than a check may
 
 
-def record_problems(recipe: Recipe, processor: Any, config: Any, purpose: Purpose) -> Found:
-    yield from _all_rows(recipe, processor, config, purpose)
+def record_problems(components: Components, purpose: Purpose) -> Found:
+    yield from _all_rows(components, purpose)
     if purpose == "train":
-        yield from _sample_texts(recipe, processor, getattr(config, "max_length", None))
+        max_length = getattr(components.config, "max_length", None)
+        yield from _sample_texts(components.recipe, components.processor, max_length)
 
 
 def _sample_texts(recipe: Recipe, processor: Any, max_length: int | None) -> Found:
@@ -40,14 +45,15 @@ def _sample_texts(recipe: Recipe, processor: Any, max_length: int | None) -> Fou
             yield "train.samples", f"entry {number}: {error}"
 
 
-def _all_rows(recipe: Recipe, processor: Any, config: Any, purpose: Purpose) -> Found:
+def _all_rows(components: Components, purpose: Purpose) -> Found:
+    recipe, processor = components.recipe, components.processor
     if purpose == "generate":
         return
     if recipe.data.split is not None:
-        yield from _windows(recipe, processor)
+        yield from _windows(recipe, components, purpose)
         return
     if purpose == "evaluate":
-        yield from _scored_rows(recipe, processor, config)
+        yield from _scored_rows(recipe, processor, components.config)
         return
     if any(recipe.data.in_context[1:]) and not isinstance(processor, JoinsExamples):
         yield "data.in_context", "this family has no in-context samples; leave it at [1.0]"
@@ -74,15 +80,41 @@ def _mixture_rows(settings: DataSettings, processor: Any) -> Iterator[str]:
             yield from (f"{one.name}: {text}" for text in found)
 
 
-def _windows(recipe: Recipe, processor: Any) -> Found:
+def _windows(recipe: Recipe, components: Components, purpose: Purpose) -> Found:
     """What keeps the corpora from being read as windows."""
     try:
-        check_windows(recipe.data, processor)
+        for part in _corpus_parts(recipe.data, purpose):
+            check_windows(recipe.data, components.processor, part)
+            for path in part.files:
+                if path.exists() and not is_corpus(path):
+                    _check_texts(path, components.tokenizer, part)
     except ConfigError as error:
         key, _, text = str(error).partition(": ")
         yield (key, text) if key.startswith("data.") else ("data.split", str(error))
     except DataError as error:
         yield "data.train", str(error)
+
+
+def _corpus_parts(settings: DataSettings, purpose: Purpose) -> Sequence[CorpusPart]:
+    """The parts that a run reads.
+
+    Raises: ConfigError when there is nothing that it could read.
+    """
+    train, valid, test = (CorpusPart.of(settings, part) for part in ("train", "valid", "test"))
+    if purpose == "train" and train is None:
+        raise ConfigError(f"data.split: {settings.split!r} leaves nothing to train on; its first number is 0")
+    if purpose == "evaluate" and valid is test is None:
+        raise ConfigError("data.split: leaves nothing for valid and test; give it three numbers: 949,50,1")
+    wanted = (train, valid) if purpose == "train" else (test or valid,)
+    return [part for part in wanted if part is not None]
+
+
+def _check_texts(path: Path, tokenizer: Any, part: CorpusPart) -> None:
+    """Raises: ConfigError, DataError for texts that cannot be made a corpus, as far as the first ones show it."""
+    end_id(tokenizer)
+    count, is_whole = try_texts(path, Encoding.key, TRIED_DOCUMENTS)
+    if is_whole:
+        part.documents(path, count)
 
 
 def _trained_rows(

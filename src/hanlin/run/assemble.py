@@ -82,24 +82,22 @@ def load_data(recipe: Recipe, components: Components, part: DataPart) -> Prepare
 
 
 def _windows(recipe: Recipe, components: Components, part: DataPart) -> CorpusWindows | None:
-    from hanlin.data.pretraining.megatron_index import split_shares
-    from hanlin.data.pretraining.windows import WindowRequest, open_windows
+    from hanlin.data.pretraining.windows import CorpusPart, WindowRequest, open_windows
 
     data, train = recipe.data, recipe.train
-    is_own = part != "train" and bool(data.eval)  # files that are held out as a whole
-    split, name = ("1", "train") if is_own else (data.split or "", part)
-    if not split_shares(split)[name]:
+    found = CorpusPart.of(data, part)
+    if found is None:
         return None
     wanted = WindowRequest(
-        split,
-        name,
+        found.split,
+        found.part,
         data.max_length,
         recipe.run.seed,
         count=train.steps * train.batch_size if part == "train" and train.steps else None,
         limit=data.eval_windows if part == "valid" else None,
-        weights=() if is_own else data.weights,
+        weights=found.weights,
     )
-    corpora = [_corpus(path, components) for path in (data.eval if is_own else data.train)]
+    corpora = [_corpus(path, components) for path in found.files]
     return open_windows(corpora, components.processor, wanted, components.tokenizer.vocab_size, data.cache)
 
 
