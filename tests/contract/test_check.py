@@ -50,6 +50,15 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "offload with expert": {"data": 2, "expert": 2, "shard": "parameters", "offload": True},
     "recompute": {"checkpoint_activations": "full"},
 }
+KINDS = [
+    *((kind, "error") for kind in ("JSON list", "binary", "mixture", "with a bad row", "all bad", "in context")),
+    *((kind, "drop") for kind in ("with a bad row", "all bad")),
+]
+TASKS = [
+    *((task, "error") for task in ("generate", "likelihood", "loss", "rank", "classify")),
+    ("loss", "drop"),
+    ("likelihood", "drop"),
+]
 Refusals = tuple[str, str]
 """What check says and what training says; "" where it is content."""
 
@@ -73,8 +82,7 @@ def test_check_and_training_agree_on_a_record_that_is_too_long(case: Case, tmp_p
     assert_agreed(refusals(recipe_of(case, tmp_path, max_length=5)))
 
 
-@pytest.mark.parametrize("kind", ["JSON list", "binary", "mixture", "with a bad row", "all bad", "in context"])
-@pytest.mark.parametrize("policy", ["error", "drop"])
+@pytest.mark.parametrize(("kind", "policy"), KINDS)
 def test_check_and_training_agree_on_kinds_of_files(case: Case, kind: str, policy: str, tmp_path: Path) -> None:
     recipe, path = recipe_of(case, tmp_path), tmp_path / "records.jsonl"
     changes: dict[str, Any] = {"bad_rows": policy}
@@ -96,8 +104,10 @@ def test_check_and_training_agree_on_kinds_of_files(case: Case, kind: str, polic
     assert_agreed(refusals(changed(recipe, "data", changes)))
 
 
-@pytest.mark.parametrize("split", ["8,1,1", "1,0,0", "0,1,0", "949,50,1", "1,1,1"])
-@pytest.mark.parametrize("is_indexed", [False, True])
+@pytest.mark.parametrize(
+    ("split", "is_indexed"),
+    [("8,1,1", False), ("1,0,0", False), ("0,1,0", False), ("1,1,1", False), ("949,50,1", True), ("1,1,1", True)],
+)
 def test_check_and_training_agree_on_small_corpora(case: Case, split: str, is_indexed: bool, tmp_path: Path) -> None:
     texts = [text * 9 for text in [*case.texts, *TEXTS]][:4]
     path = write(tmp_path / "four.txt", "".join(f"{text}\n" for text in texts))
@@ -115,8 +125,7 @@ def test_check_and_training_agree_on_first_prompts(case: Case, prompt: dict[str,
     assert_agreed(refusals(changed(recipe, "tuning", begun)))
 
 
-@pytest.mark.parametrize("task", ["generate", "likelihood", "loss", "rank", "classify"])
-@pytest.mark.parametrize("policy", ["error", "drop"])
+@pytest.mark.parametrize(("task", "policy"), TASKS)
 def test_check_and_evaluation_agree(case: Case, task: str, policy: str, tmp_path: Path) -> None:
     recipe, path = recipe_of(case, tmp_path), tmp_path / "records.jsonl"
     if policy == "drop":

@@ -149,6 +149,7 @@ def _scored_rows(recipe: Recipe, processor: Any, config: Any) -> Found:
         return
     key, share = ("evaluate.data", 1.0) if recipe.evaluate.data else ("data.eval", recipe.data.eval_share)
     num_usable, has_more, limit = 0, False, recipe.evaluate.limit
+    dropped: list[BadRow] = []
     for path in filter(_is_opened, recipe.evaluate.data or recipe.data.eval):
         try:
             source, is_whole = open_first(path, recipe.data, processor, TRIED_ROWS, share=share)
@@ -159,9 +160,10 @@ def _scored_rows(recipe: Recipe, processor: Any, config: Any) -> Found:
         num_usable, has_more = num_usable + len(found.records), has_more or not is_whole
         if found.bad and recipe.data.bad_rows == "error":
             yield key, _listing(found.bad, found.num_tried, is_whole)
-            num_usable += 1  # that none is usable needs no saying then
-    if not num_usable and not has_more:
-        yield key, "no row is left: all would be dropped (data.bad_rows: drop)"
+        else:
+            dropped += found.bad
+    if dropped and not num_usable and not has_more:
+        yield key, _indented(list_bad_rows(dropped, "No row is left: all were dropped."))
 
 
 def _is_opened(path: Path) -> bool:
@@ -176,6 +178,6 @@ def _listing(bad: Sequence[BadRow], num_tried: int, is_whole: bool) -> str:
 def _indented(text: str) -> str:
     """Further lines below the problem that they belong to; the only row stays in its line."""
     head, *rows, advice = text.splitlines()
-    return (
-        "\n    ".join([head, *map(str.strip, rows), advice]) if len(rows) > 1 else f"{head} {rows[0].strip()}. {advice}"
-    )
+    if len(rows) == 1:
+        return f"{head} {rows[0].strip()}. {advice}"
+    return "\n    ".join([head, *map(str.strip, rows), advice])
