@@ -49,7 +49,7 @@ def bmtrain_rate(settings: TrainSettings, number: int, end: int) -> float:
     if settings.schedule == "linear":
         return max(peak * (end - number) / span, 0.0)
     if settings.schedule == "cosine":
-        # kept (bee_noam): after its end the curve rises again; `learning_rate` does not follow it there.
+        # kept (bee_noam, cpm2_metrics): after its end the curve rises again; `learning_rate` does not follow it there.
         return peak * 0.5 * (1 + math.cos(math.pi * since / span))
     return peak * EXPONENTIAL_BASE**since if settings.schedule == "exponential" else peak
 
