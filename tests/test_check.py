@@ -135,6 +135,22 @@ def test_a_default_of_0_may_be_written_out(value: int, is_right: bool) -> None:
 
 
 @pytest.mark.usefixtures("project")
+@pytest.mark.parametrize(
+    ("changes", "is_right"),
+    [
+        (["train.schedule=linear"], False),
+        (["train.schedule=cosine"], False),
+        (["train.schedule=cosine", "train.schedule_form=cpm1"], False),
+        (["train.schedule=cosine", "train.schedule_form=megatron", "train.min_lr=1e-5"], True),
+        (["train.schedule=linear", "train.steps=8"], True),
+    ],
+)
+def test_steps_behind_the_end_of_the_schedule_are_told(changes: list[str], is_right: bool) -> None:
+    told = [] if is_right else ["train.decay_steps: 8, but the run has 10 steps, and the rate of those behind it is 0"]
+    assert [text.partition(";")[0] for text in problems("train.decay_steps=8", *changes)] == told
+
+
+@pytest.mark.usefixtures("project")
 def test_a_full_disk_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 20))
     assert "0.0 GB free, the run writes at least 0.1 GB" in problems()[0]
@@ -151,9 +167,50 @@ def test_bad_rows_are_shown_unless_they_are_dropped(project: Path) -> None:
     (project / "train.jsonl").write_text('{"input": "床", "<ans>": "月"}\nnot json\n{"a": 1}\n', encoding="utf-8")
     found = problems("data.eval=[]")
     assert len(found) == 1
-    assert "2 of the first 3 rows cannot be used: train.jsonl:2: not JSON" in found[0]
-    assert "train.jsonl:3: " in found[0]
+    head, second, third, advice = found[0].splitlines()
+    assert head == "data.train: 2 of the 3 rows cannot be used."
+    assert second.strip().startswith("train.jsonl:2: not JSON")
+    assert third.strip().startswith("train.jsonl:3: ")
+    assert "data.bad_rows=drop" in advice
     assert problems("data.eval=[]", "data.bad_rows=drop") == []
+
+
+def test_of_a_long_file_the_first_rows_are_tried(project: Path) -> None:
+    good, bad = '{"input": "床", "<ans>": "月"}\n', '{"a": 1}\n'
+    (project / "train.jsonl").write_text(bad * 60 + good * 40 + bad, encoding="utf-8")
+    lines = problems("data.eval=[]")[0].splitlines()
+    assert lines[0] == "data.train: 60 of the first 100 rows, more were not looked at, cannot be used."
+    assert lines[50].strip().startswith("train.jsonl:50: ")
+    assert lines[51].strip() == "... and 10 more"
+    (project / "train.jsonl").write_text(good * 100 + bad, encoding="utf-8")
+    assert problems("data.eval=[]") == []
+
+
+def test_rows_that_are_dropped_must_leave_some(project: Path) -> None:
+    (project / "train.jsonl").write_text('{"a": 1}\n' * 100, encoding="utf-8")
+    dropping = ("data.eval=[]", "data.bad_rows=drop")
+    assert problems(*dropping)[0].startswith("data.train: No row is left: all were dropped.")
+    with (project / "train.jsonl").open("a", encoding="utf-8") as stream:
+        stream.write('{"input": "床", "<ans>": "月"}\n')
+    assert problems(*dropping) == []
+
+
+def test_rows_that_are_too_long_are_told(project: Path) -> None:
+    (project / "train.jsonl").write_text('{"input": "床", "<ans>": "月"}\n', encoding="utf-8")
+    [found] = problems("data.eval=[]", "data.max_length=10")
+    assert "train.jsonl:1: too long: " in found
+    assert "data.overlong" in found
+
+
+def test_records_that_a_task_cannot_score_are_told(project: Path) -> None:
+    rows = '{"input": "床", "<ans>": ""}\n{"input": "床", "<ans>": "月"}\n'
+    (project / "train.jsonl").write_text(rows, encoding="utf-8")
+    found = problems("evaluate.tasks=[generate,loss]", purpose="evaluate")
+    assert found[0].startswith("data.eval: 1 of the 2 rows cannot be used. train.jsonl:1: ")
+    assert problems("evaluate.tasks=[generate,loss]", "data.bad_rows=drop", purpose="evaluate") == []
+    assert "has no options" in problems("evaluate.tasks=likelihood", purpose="evaluate")[0]
+    assert "evaluate.tasks: records of this family" in problems("evaluate.tasks=rank", purpose="evaluate")[0]
+    assert "evaluate.tasks: classify needs a head" in problems("evaluate.tasks=classify", purpose="evaluate")[0]
 
 
 def test_a_mapping_is_applied_before_rows_are_checked(project: Path) -> None:
@@ -177,7 +234,7 @@ def test_a_list_of_data_sets_is_looked_through(project: Path) -> None:
     ]
     write_mixture(project, transforms=[{"*": "$*"}, {"<ans>": "$title"}])
     [found] = problems(*mixed)
-    assert found.startswith("data.mixture: 诗.a: 3 of the first 3 rows cannot be used: train.jsonl:1: ")
+    assert found.startswith("data.mixture: 诗.a: 3 of the 3 rows cannot be used.\n    train.jsonl:1: ")
     assert "no key 'title'" in found
     write_mixture(project, weight="much")
     [found] = problems(*mixed)
@@ -209,7 +266,10 @@ def test_records_that_are_no_prompts_are_told_before_training() -> None:
 
 LAYOUTS = [
     ("offload=true", "parallel.offload: only with parallel.shard: parameters"),
-    ("shard=gradients data=4 shard_ranks=3", "parallel.shard_ranks: 3 does not divide parallel.data 4"),
+    (
+        "shard=gradients data=4 shard_ranks=3",
+        "parallel.shard_ranks: 3 does not divide the 4 data ranks; use a divisor of 4",
+    ),
     ("shard_ranks=2", "parallel.shard_ranks: has no effect with parallel.shard none"),
     ("schedule=interleaved", "parallel.schedule: has no effect with parallel.pipe 1"),
     ("pipe=2 stages_per_rank=2", "parallel.stages_per_rank: has no effect with parallel.schedule 1f1b"),
@@ -217,6 +277,9 @@ LAYOUTS = [
     ("data=4 micro_batches=3", "train.batch_size: 8 rows are too few for 3 micro-batches x 4 data ranks: train.b"),
     ("micro_batches=2 train.micro_batch_size=2", "parallel.micro_batches: 2 is given beside train.micro_batch_size 2"),
     ("pipe=2 schedule=interleaved micro_batches=5", "parallel.micro_batches: 5 cannot go through an interleaved"),
+    ("data=4 expert=3", "parallel.expert: 3 does not divide the 4 data ranks; use a divisor of 4"),
+    ("data=2 expert=2", "parallel.expert: this model is no mixture of experts; use 1"),
+    ("data=2 expert=2 shard=parameters offload=true", "parallel.offload: not with parallel.expert"),
     ("tensor=3", "parallel.tensor: 4 heads cannot be divided among 3 ranks; use a divisor of 4 ("),
     ("pipe=3", "parallel.pipe: 2 blocks cannot be cut into 3 stages; use fewer"),
     ("pipe=2 schedule=interleaved", "parallel.pipe: 2 blocks cannot be cut into 4 stages"),

@@ -137,7 +137,7 @@ def test_a_slip_gives_one_clear_message(
 
 def test_the_recipe_without_a_slip_is_right(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "recipe.yaml"]) == 0
-    assert capsys.readouterr().out == "recipe.yaml: no problems\n"
+    assert capsys.readouterr().out.startswith("recipe.yaml: no problems (")
 
 
 def test_all_slips_of_a_recipe_are_listed_at_once(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,17 +17,19 @@ from typing import Any
 import pytest
 import torch
 from family_cases import METHODS, TEXTS, Case
+from rich.console import Console
 from torch import distributed
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from hanlin.check import check
-from hanlin.core.errors import HanlinError
-from hanlin.data.processor import ReadsTokens
-from hanlin.layers.experts import Experts
-from hanlin.models.family import TakesPrompts
+from hanlin.core.errors import ConfigError, HanlinError
+from hanlin.data.pretraining.indexing import Encoding, index_texts
+from hanlin.data.sources.bee import write_bee
+from hanlin.models.family import LoadTokenizer
+from hanlin.parallel.mesh import Degrees
 from hanlin.recipe.reading import make_recipe
 from hanlin.recipe.settings import Recipe
-from hanlin.run.assemble import load_data
+from hanlin.run.assemble import _loader, assemble
 from hanlin.run.components import build_components
 from hanlin.run.weights import parallelize_tuned
 
@@ -48,60 +50,107 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "offload with expert": {"data": 2, "expert": 2, "shard": "parameters", "offload": True},
     "recompute": {"checkpoint_activations": "full"},
 }
-# Where they do not agree yet: check is content, and training refuses.
-UNCHECKED = {
-    "expert": "parallel.expert of a model without a mixture is not looked at",
-    "uneven expert": "parallel.expert is not compared with parallel.data",
-    "offload with expert": "parallel.offload is not compared with parallel.expert",
-    "method": "whether the model takes a prefix or soft prompts is not looked at",
-    "targets": "tuning.targets are not looked for in the model",
-    "length": "the first rows are not compared with data.max_length",
-}
+KINDS = [
+    *((kind, "error") for kind in ("JSON list", "binary", "mixture", "with a bad row", "all bad", "in context")),
+    *((kind, "drop") for kind in ("with a bad row", "all bad")),
+]
+TASKS = [
+    *((task, "error") for task in ("generate", "likelihood", "loss", "rank", "classify")),
+    ("loss", "drop"),
+    ("likelihood", "drop"),
+]
 Refusals = tuple[str, str]
 """What check says and what training says; "" where it is content."""
 
 
-def unchecked(key: str) -> pytest.MarkDecorator:
-    return pytest.mark.xfail(strict=True, reason=UNCHECKED[key], raises=AssertionError)
-
-
 @pytest.mark.parametrize("data", ["records", "corpus"])
 @pytest.mark.parametrize("method", ["full", *METHODS])
-def test_check_and_training_agree_on_methods_and_data(
-    case: Case, method: str, data: str, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    if is_taken_unchecked(case, method, data):
-        request.applymarker(unchecked("method"))
+def test_check_and_training_agree_on_methods_and_data(case: Case, method: str, data: str, tmp_path: Path) -> None:
     assert_agreed(refusals(recipe_of(case, tmp_path, data=data, method=method)))
 
 
-def is_taken_unchecked(case: Case, method: str, data: str) -> bool:
-    """Whether only the model, and not its processor, says that it does not take a method."""
-    if method not in ("prefix", "prompt") or method in case.tuning:
-        return False
-    if method == "prompt":
-        return isinstance(case.processor, TakesPrompts) and data == "records"
-    return isinstance(case.processor, ReadsTokens) or data == "records"
-
-
 @pytest.mark.parametrize("fields", LAYOUTS)
-def test_check_and_training_agree_on_layouts(
-    case: Case, fields: str, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    has_experts = any(isinstance(module, Experts) for module in case.empty().modules())
-    if fields in UNCHECKED and not (fields == "expert" and has_experts):
-        request.applymarker(unchecked(fields))
+def test_check_and_training_agree_on_layouts(case: Case, fields: str, tmp_path: Path) -> None:
     assert_agreed(refusals(recipe_of(case, tmp_path, parallel=LAYOUTS[fields])))
 
 
-@unchecked("targets")
 def test_check_and_training_agree_on_targets_that_are_not_there(case: Case, tmp_path: Path) -> None:
     assert_agreed(refusals(recipe_of(case, tmp_path, method="lora", targets=["no_such_linear"])))
 
 
-@unchecked("length")
 def test_check_and_training_agree_on_a_record_that_is_too_long(case: Case, tmp_path: Path) -> None:
     assert_agreed(refusals(recipe_of(case, tmp_path, max_length=5)))
+
+
+@pytest.mark.parametrize(("kind", "policy"), KINDS)
+def test_check_and_training_agree_on_kinds_of_files(case: Case, kind: str, policy: str, tmp_path: Path) -> None:
+    recipe, path = recipe_of(case, tmp_path), tmp_path / "records.jsonl"
+    changes: dict[str, Any] = {"bad_rows": policy}
+    match kind:
+        case "JSON list":
+            changes["train"] = [str(write(tmp_path / "list.json", json.dumps(list(case.records))))]
+        case "binary":
+            write_bee(tmp_path / "binary", "records", case.records)
+            changes["train"] = [str(tmp_path / "binary")]
+        case "mixture":
+            entry = {"task_name": "a", "dataset_name": "b", "path": path.name, "incontext_weight": [1, 1]}
+            changes |= {"train": [], "mixture": str(write(tmp_path / "sets.json", json.dumps([entry])))}
+        case "with a bad row":
+            write(path, path.read_text("utf-8") + '{"nonsense": 1}\n')
+        case "all bad":
+            write(path, '{"nonsense": 1}\n' * 3)
+        case "in context":
+            changes["in_context"] = [0.5, 0.5]
+    assert_agreed(refusals(changed(recipe, "data", changes)))
+
+
+@pytest.mark.parametrize(
+    ("split", "is_indexed"),
+    [("8,1,1", False), ("1,0,0", False), ("0,1,0", False), ("1,1,1", False), ("949,50,1", True), ("1,1,1", True)],
+)
+def test_check_and_training_agree_on_small_corpora(case: Case, split: str, is_indexed: bool, tmp_path: Path) -> None:
+    texts = [text * 9 for text in [*case.texts, *TEXTS]][:4]
+    path = write(tmp_path / "four.txt", "".join(f"{text}\n" for text in texts))
+    recipe = recipe_of(case, tmp_path, data="corpus")
+    if is_indexed:
+        index_texts([path], tmp_path / "four", Encoding(LoadTokenizer(case.name, case.vocab)), progress=False)
+        path = tmp_path / "four"
+    assert_agreed(refusals(changed(recipe, "data", {"train": [str(path)], "split": split})))
+
+
+@pytest.mark.parametrize("prompt", [{"init_token": "no such token"}, {"init_text": "明月"}, {"init_spread": True}])
+def test_check_and_training_agree_on_first_prompts(case: Case, prompt: dict[str, Any], tmp_path: Path) -> None:
+    recipe = recipe_of(case, tmp_path, method="prompt")
+    begun = {"prompt": {"length": 3, "init": "vocabulary", **prompt}}
+    assert_agreed(refusals(changed(recipe, "tuning", begun)))
+
+
+@pytest.mark.parametrize(("task", "policy"), TASKS)
+def test_check_and_evaluation_agree(case: Case, task: str, policy: str, tmp_path: Path) -> None:
+    recipe, path = recipe_of(case, tmp_path), tmp_path / "records.jsonl"
+    if policy == "drop":
+        write(path, path.read_text("utf-8") + '{"nonsense": 1}\n')
+    recipe = changed(recipe, "data", {"train": [], "eval": [str(path)], "bad_rows": policy})
+    recipe = changed(recipe, "generate", {"max_new_tokens": 2, "method": "greedy"})
+    recipe = changed(recipe, "evaluate", {"tasks": [task]})
+    told = "; ".join(f"{problem.key}: {problem.text}" for problem in check(recipe, purpose="evaluate"))
+    try:
+        assemble(recipe).evaluate()
+        refused = ""
+    except HanlinError as error:
+        refused = str(error)
+    assert_agreed((told, refused))
+
+
+def changed(recipe: Recipe, section: str, values: dict[str, Any]) -> Recipe:
+    """The recipe with other settings in a section."""
+    given = recipe.model_dump(mode="json", exclude_unset=True)
+    return make_recipe({**given, section: {**given.get(section, {}), **values}})
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, "utf-8")
+    return path
 
 
 def assert_agreed(told: Refusals) -> None:
@@ -138,8 +187,10 @@ def refusal_of_ranks(recipe: Recipe, world: int) -> str:
 def begin(recipe: Recipe, world: int) -> None:
     """What training does until its first step; alone that one's gradients too."""
     components = build_components(recipe)
-    data = load_data(recipe, components, "train")
-    assert data is not None
+    loaders = [_loader(components, part, Console(quiet=True), Degrees(), 0) for part in ("train", "valid")]
+    if loaders[0] is None:
+        raise ConfigError("nothing to train on")
+    data = loaders[0].prepared
     parallel_model = parallelize_tuned(components, torch.device("cpu"), world)
     if world == 1:
         first = data.get(0)

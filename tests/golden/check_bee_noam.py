@@ -1,4 +1,4 @@
-"""The learning rate of every step, for each of BMTrain's schedules."""
+"""The learning rate of every step, for each of BMTrain's schedules; behind its end a curve is not trained with."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hanlin.recipe.settings import TrainSettings
-from hanlin.train.optim import learning_rate
+from hanlin.train.optim import bmtrain_rate, learning_rate
 
 KINDS = {
     "Noam": "noam",
@@ -32,6 +32,9 @@ def check(case: Path, vocab: Path) -> None:
             decay_steps=schedule["end_iter"],
             first_step_at_zero=True,
         )
-        first = schedule["num_iter"] + 1
-        ours = [learning_rate(settings, step, 10**9) for step in range(first, first + len(schedule["lr"]))]
+        first, end = schedule["num_iter"], schedule["end_iter"]
+        numbers = range(first, first + len(schedule["lr"]))
+        ours = [bmtrain_rate(settings, number, end) for number in numbers]
+        inside = [rate for number, rate in zip(numbers, ours, strict=True) if number <= end]
+        assert [learning_rate(settings, first + place + 1, 10**9) for place in range(len(inside))] == inside
         assert ours == pytest.approx(schedule["lr"], rel=rel, abs=schedule["start_lr"] * rel), schedule["kind"]

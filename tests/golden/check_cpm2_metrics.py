@@ -22,7 +22,7 @@ from hanlin.layers.loss import head_loss
 from hanlin.layers.ranking_loss import pairwise_ranking_loss
 from hanlin.models.cpm2.tokenizer import Cpm2Tokenizer
 from hanlin.recipe.settings import TrainSettings
-from hanlin.train.optim import learning_rate
+from hanlin.train.optim import bmtrain_rate, learning_rate
 
 
 def check(case: Path, vocab: Path) -> None:
@@ -104,13 +104,16 @@ def _check_rates(row: dict[str, Any], atol: float) -> None:
         return  # no recipe of the original uses it; ours is the one of CPM-Bee
     warmup = math.floor(row["warmup_fraction"] * row["num_iters"] / row["grad_accum"]) + 1
     assert warmup == row["warmup_iter"]
+    end = row["num_iters"] + warmup
     settings = TrainSettings(
         lr=row["start_lr"],
         schedule="constant" if row["style"] == "exponential" else row["style"],
         warmup_steps=warmup,
-        decay_steps=row["num_iters"] + warmup,
+        decay_steps=end,
         first_step_at_zero=True,
     )
-    found = [learning_rate(settings, step, len(row["lrs"])) for step in range(1, len(row["lrs"]) + 1)]
+    found = [bmtrain_rate(settings, number, end) for number in range(len(row["lrs"]))]
+    inside = found[: end + 1]
+    assert [learning_rate(settings, number + 1, len(found)) for number in range(len(inside))] == inside
     # The original's linear rate goes on below zero.
     assert found == pytest.approx([max(rate, 0.0) for rate in row["lrs"]], abs=atol), row["style"]

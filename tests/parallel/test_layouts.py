@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CASES, SHAPE, Case, make_batch, make_model
+from cases import CASES, ROWS, SHAPE, Case, make_batch, make_model
 from ranks import run_ranks
 from torch import nn
 
@@ -145,6 +145,20 @@ def test_a_layout_changes_no_number(family: str, layout: str) -> None:
 def test_nor_does_dividing_the_text(family: str, layout: str) -> None:
     settings = {**SEQUENCE[layout], "sequence_parallel": True}
     compare(family, METHODS[family], settings, torch.float64, 1e-12)
+
+
+@pytest.mark.parametrize("family", ["chatglm2", "cpm1"])
+def test_nor_does_dividing_the_text_of_packed_rows(family: str) -> None:
+    """Two samples of three tokens in each row, whose attention runs window by window."""
+
+    def packed(draw: torch.Generator) -> dict[str, torch.Tensor]:
+        return {**CASES[family].inputs(draw), "spans": torch.tensor([0, 0, 0, 1, 1, 1]).expand(ROWS, -1)}
+
+    case, settings = replace(CASES[family], inputs=packed), ParallelSettings(tensor=2, sequence_parallel=True)
+    sharded = run_ranks(2, compute_all, case, METHODS[family], settings, torch.float64)
+    for method in METHODS[family]:
+        expected = compute(case, method, ParallelSettings(), torch.float64)
+        _compare(expected, [results[method] for results in sharded], 1e-12)
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,15 @@
 import pytest
 import torch
+from cases import CASES, METHODS, SHAPE
 from tiny_model import make_batch, tiny_model
 
 from hanlin.core.errors import ConfigError
+from hanlin.models.chatglm2.config import ChatGlm2Config
+from hanlin.models.chatglm2.model import ChatGlm2
 from hanlin.parallel.parallelize import parallelize
+from hanlin.parallel.tensor import division_problems
 from hanlin.recipe.settings import ParallelSettings
+from hanlin.tuning.apply import apply_tuning
 
 CPU = torch.device("cpu")
 
@@ -53,6 +58,17 @@ def test_losses_are_without_dropout_and_gradient():
 def test_degrees_that_are_not_the_processes_are_refused(settings):
     with pytest.raises(ConfigError, match=r"parallel: .* number of processes, which is 1"):
         parallelize(tiny_model(), CPU, "fp32", ParallelSettings(**settings))
+
+
+@pytest.mark.parametrize("method", ["lora", "prefix"])
+def test_packed_weights_are_not_divided(method: str):
+    config = ChatGlm2Config(**SHAPE, num_kv_heads=2, ffn_size=24, bits=8)
+    with torch.device("meta"):
+        model = ChatGlm2(config)
+    apply_tuning(model, METHODS[method], CASES["chatglm2"])
+    problems = list(division_problems(model, 2))
+    assert [key for key, _ in problems] == ["parallel.tensor"]
+    assert problems[0][1].startswith("packed weights cannot be divided; use 1, or unpack the base with model.config.b")
 
 
 def test_a_rank_without_enough_rows_gets_some_without_loss():

@@ -79,6 +79,26 @@ def test_an_unknown_name_gets_a_suggestion(recipe: Path, change: str, suggestion
     assert suggestion in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ("run.threads=100000", "expected less than or equal to 1024"),
+        ("run.seed=9223372036854775808", "expected less than 4294967296"),
+        ("train.steps=1e10", "expected less than or equal to 100000000"),
+        ("train.epochs=1e12", "expected less than or equal to 100000"),
+        ("train.batch_size=1e12", "expected less than or equal to 10000000"),
+        ("train.keep=1e30", "the number is far too large"),
+        ("data.max_length=1e12", "expected less than or equal to 16777216"),
+        ("tuning.rank=1e12", "expected less than or equal to 65536"),
+        ("tuning.prefix_length=1e12", "expected less than or equal to 65536"),
+        ("tuning.prompt={length: 1e12}", "expected less than or equal to 65536"),
+    ],
+)
+def test_numbers_beyond_what_a_machine_can_hold_are_refused(recipe: Path, change: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=f"command line: .*: {reason}; found "):
+        load_recipe(recipe, [change])
+
+
 def test_what_is_right_survives_what_is_wrong(recipe: Path) -> None:
     draft = read_recipe(recipe, ["train.lr=-1", "train.batch_size=3", "tuning=lora"])
     assert [problem.key for problem in draft.problems] == ["tuning", "train.lr"]

@@ -29,6 +29,21 @@ def test_decay_steps_is_the_step_at_rate_zero():
     assert rates(3, schedule="cosine", decay_steps=3)[2] == pytest.approx(0)
 
 
+@pytest.mark.parametrize("warmup", [0, 3])
+@pytest.mark.parametrize("form", ["bmtrain", "megatron", "cpm1"])
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "exponential", "constant"])
+def test_behind_decay_steps_no_rate_rises_or_falls_below_zero(schedule: str, form: str, warmup: int):
+    later = rates(60, schedule=schedule, schedule_form=form, warmup_steps=warmup, decay_steps=10)[9:]
+    assert later == sorted(later, reverse=True)
+    assert min(later) >= 0
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "exponential", "constant"])
+def test_a_warm_up_longer_than_a_run_only_rises(schedule: str):
+    form = {} if schedule in ("exponential", "constant") else {"decay_steps": 8}
+    assert rates(5, schedule=schedule, schedule_form="megatron", warmup_steps=10, **form) == [0, 0.1, 0.2, 0.3, 0.4]
+
+
 def test_noam_peaks_at_lr_over_sqrt_warmup():
     assert max(rates(20, schedule="noam", warmup_steps=4)) == rates(20, schedule="noam", warmup_steps=4)[3] == 1 / 2
 

@@ -68,6 +68,8 @@ def named_files(recipe: Recipe, purpose: Purpose) -> list[tuple[str, Path]]:
         case "train":
             return data
         case "evaluate":
+            if recipe.data.split is not None:
+                return [pair for pair in data if pair[0] == ("data.eval" if recipe.data.eval else "data.train")]
             return scored or [pair for pair in data if pair[0] == "data.eval"]
         case "generate":
             return []

@@ -15,7 +15,7 @@ from hanlin.formats.source import is_base, likely_families, open_any
 from hanlin.models.family import Family, family_names, load_family
 from hanlin.recipe.reading import Found, nearest
 from hanlin.recipe.settings import Recipe
-from hanlin.run.components import build_components, make_processor, model_config
+from hanlin.run.components import Components, build_components, make_processor, model_config
 
 _PADDING_ROWS = 1024  # embedding rows that a base may have beyond its tokens
 
@@ -91,7 +91,7 @@ def token_and_row_problems(recipe: Recipe, family: Family, purpose: Purpose) -> 
         key, colon, text = str(error).partition(": ")
         yield (key, text) if colon and key.startswith(("tuning.", "model.")) else ("data.options", str(error))
         return
-    yield from record_problems(recipe, processor, config, purpose)
+    yield from record_problems(Components(recipe, family, config, tokenizer, processor), purpose)
 
 
 def _other_family(recipe: Recipe, family: Family) -> str | None:
@@ -154,21 +154,37 @@ def weight_problems(recipe: Recipe, purpose: Purpose) -> Found:
     assert path is not None, recipe
     rows, tokens = components.config.vocab_size, components.tokenizer.vocab_size
     problems = [*_vocabulary(recipe, rows, tokens, path), *_reach(recipe, components.config)]
-    yield from problems or record_problems(recipe, components.processor, components.config, purpose)
+    yield from problems or record_problems(components, purpose)
 
 
-def layout_problems(recipe: Recipe) -> Found:
-    """What the plan of the model, made without memory, says to the recipe's degrees."""
-    if recipe.parallel.tensor == recipe.parallel.pipe == 1:
-        return
-    import torch
-
+def tuning_and_layout_problems(recipe: Recipe) -> Found:
+    """What the model, made and tuned without memory, says to the recipe's tuning and layout."""
     from hanlin.parallel.layout_checks import model_problems
+    from hanlin.run.weights import empty_tuned_model
 
-    components = build_components(recipe)
-    with torch.device("meta"):
-        model = components.family.model()(components.config)
+    try:
+        model = empty_tuned_model(build_components(recipe))
+    except HanlinError as error:
+        yield _with_key(error, "model.adapter" if recipe.model.adapter else "tuning")
+        return
     yield from model_problems(model, recipe.parallel)
+
+
+def answering_problems(recipe: Recipe) -> Found:
+    """What the model, made without memory, says to the recipe's adapter."""
+    from hanlin.run.weights import empty_frozen_model
+
+    try:
+        empty_frozen_model(build_components(recipe))
+    except HanlinError as error:
+        yield _with_key(error, "model.adapter")
+
+
+def _with_key(error: HanlinError, key: str) -> tuple[str, str]:
+    """The setting that an error is about, by its own word if it says so, and the rest of it."""
+    named, colon, text = str(error).partition(": ")
+    is_key = bool(colon) and named.partition(".")[0] in Recipe.model_fields and "." in named and " " not in named
+    return (named, text) if is_key else (key, str(error))
 
 
 def _is_original(recipe: Recipe) -> bool:

@@ -1,7 +1,7 @@
 """The problems of a recipe: what is looked at, in which order.
 
-Files and arithmetic are checked without torch; only an original checkpoint and a named device need it, and they are
-looked at last, when all else is right.
+Files and arithmetic are checked without torch; only an original checkpoint, a named device and the model itself, which
+is made on the meta device, need it, and they are looked at last, when all else is right.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from pathlib import Path
 
 from hanlin.check.files import Purpose, data_file_problems, model_file_problems
 from hanlin.check.model import (
+    answering_problems,
     device_problems,
     find_family,
-    layout_problems,
     size_problems,
     token_and_row_problems,
+    tuning_and_layout_problems,
     value_problems,
     weight_problems,
 )
@@ -75,8 +76,8 @@ def check(
             found += [*token_and_row_problems(recipe, family, purpose)]
     if not found and with_torch:
         found += [*device_problems(recipe), *weight_problems(recipe, purpose)]
-    if not found and with_torch and purpose == "train":
-        found += layout_problems(recipe)
+    if not found and with_torch:
+        found += tuning_and_layout_problems(recipe) if purpose == "train" else answering_problems(recipe)
     return [Problem(key, text, _place(key, places)) for key, text in found]
 
 

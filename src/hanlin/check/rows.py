@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from hanlin.check.files import Purpose, named_files
+from hanlin.check.files import Purpose
 from hanlin.core.errors import ConfigError, DataError, HanlinError
-from hanlin.data.expand import records_in
+from hanlin.data.bad_rows import BadRow, list_bad_rows, try_records
+from hanlin.data.expand import open_first, records_in
 from hanlin.data.mixture_file import is_mixture, read_mixture
-from hanlin.data.pretraining.windows import check_windows
+from hanlin.data.prepare import try_rows
+from hanlin.data.pretraining.indexing import Encoding, end_id, try_texts
+from hanlin.data.pretraining.windows import CorpusPart, check_windows, is_corpus
 from hanlin.data.processor import JoinsExamples
+from hanlin.evaluate.scorable import ScoredBy
 from hanlin.generate.prompts import make_prompt
 from hanlin.recipe.reading import Found
 from hanlin.recipe.settings import DataSettings, Recipe
+from hanlin.run.components import Components
 
-_ROWS = 20  # rows of each data file that are tried
-_BAD_ROWS = 3  # of which so many are shown
+TRIED_ROWS = 100
+"""Rows of each data file that are tried."""
+TRIED_DOCUMENTS = 1000
+"""Documents of each text for pretraining that are read, without making tokens of them."""
 _SCAN_BYTES = 1 << 29  # larger files are not opened here: finding their lines takes longer than a check may
 
 
-def record_problems(recipe: Recipe, processor: Any, config: Any, purpose: Purpose) -> Found:
-    yield from _all_rows(recipe, processor, purpose)
+def record_problems(components: Components, purpose: Purpose) -> Found:
+    yield from _all_rows(components, purpose)
     if purpose == "train":
-        yield from _sample_texts(recipe, processor, getattr(config, "max_length", None))
+        max_length = getattr(components.config, "max_length", None)
+        yield from _sample_texts(components.recipe, components.processor, max_length)
 
 
 def _sample_texts(recipe: Recipe, processor: Any, max_length: int | None) -> Found:
@@ -37,15 +45,23 @@ def _sample_texts(recipe: Recipe, processor: Any, max_length: int | None) -> Fou
             yield "train.samples", f"entry {number}: {error}"
 
 
-def _all_rows(recipe: Recipe, processor: Any, purpose: Purpose) -> Found:
-    if recipe.data.split is not None:
-        yield from _windows(recipe, processor)
+def _all_rows(components: Components, purpose: Purpose) -> Found:
+    recipe, processor = components.recipe, components.processor
+    if purpose == "generate":
         return
-    for key, file in named_files(recipe, purpose):
-        if file.exists() and not is_mixture(file):
-            yield from ((key, text) for text in _rows(recipe.data, processor, file))
-    if purpose == "train" and recipe.data.mixture is not None:
-        yield from (("data.mixture", text) for text in _mixture_rows(recipe.data, processor))
+    if recipe.data.split is not None:
+        yield from _windows(recipe, components, purpose)
+        return
+    if purpose == "evaluate":
+        yield from _scored_rows(recipe, processor, components.config)
+        return
+    if any(recipe.data.in_context[1:]) and not isinstance(processor, JoinsExamples):
+        yield "data.in_context", "this family has no in-context samples; leave it at [1.0]"
+    data = recipe.data
+    yield from (("data.train", text) for text in _trained_rows(data, processor, data.train, data.train_share, True))
+    yield from (("data.eval", text) for text in _trained_rows(data, processor, data.eval, data.eval_share, False))
+    if data.mixture is not None:
+        yield from (("data.mixture", text) for text in _mixture_rows(data, processor))
 
 
 def _mixture_rows(settings: DataSettings, processor: Any) -> Iterator[str]:
@@ -59,14 +75,19 @@ def _mixture_rows(settings: DataSettings, processor: Any) -> Iterator[str]:
         if any(one.incontext_weight[1:]) and not isinstance(processor, JoinsExamples):
             yield f"{one.name}: incontext_weight: this family has no in-context samples; leave it at [1.0]"
         for way in one.ways:
-            found = _rows(settings.model_copy(update={"transform": way}), processor, one.path)
+            changed = settings.model_copy(update={"transform": way})
+            found = _trained_rows(changed, processor, [one.path], settings.train_share, True)
             yield from (f"{one.name}: {text}" for text in found)
 
 
-def _windows(recipe: Recipe, processor: Any) -> Found:
+def _windows(recipe: Recipe, components: Components, purpose: Purpose) -> Found:
     """What keeps the corpora from being read as windows."""
     try:
-        check_windows(recipe.data, processor)
+        for part in _corpus_parts(recipe.data, purpose):
+            check_windows(recipe.data, components.processor, part)
+            for path in part.files:
+                if path.exists() and not is_corpus(path):
+                    _check_texts(path, components.tokenizer, part)
     except ConfigError as error:
         key, _, text = str(error).partition(": ")
         yield (key, text) if key.startswith("data.") else ("data.split", str(error))
@@ -74,31 +95,89 @@ def _windows(recipe: Recipe, processor: Any) -> Found:
         yield "data.train", str(error)
 
 
-def _rows(settings: DataSettings, processor: Any, path: Path) -> Iterator[str]:
-    """What is wrong with the first rows of a data file."""
-    if path.is_file() and path.stat().st_size > _SCAN_BYTES:
-        return
-    try:
-        tried = list(_check_rows(settings, processor, path))
-    except DataError as error:
-        yield str(error)
-        return
-    bad = [reason for reason in tried if reason]
-    if bad and (settings.bad_rows == "error" or len(bad) == len(tried)):
-        shown, advice = "; ".join(bad[:_BAD_ROWS]), "correct them or set data.bad_rows: drop"
-        yield f"{len(bad)} of the first {len(tried)} rows cannot be used: {shown}; {advice}"
+def _corpus_parts(settings: DataSettings, purpose: Purpose) -> Sequence[CorpusPart]:
+    """The parts that a run reads.
+
+    Raises: ConfigError when there is nothing that it could read.
+    """
+    train, valid, test = (CorpusPart.of(settings, part) for part in ("train", "valid", "test"))
+    if purpose == "train" and train is None:
+        raise ConfigError(f"data.split: {settings.split!r} leaves nothing to train on; its first number is 0")
+    if purpose == "evaluate" and valid is test is None:
+        raise ConfigError("data.split: leaves nothing for valid and test; give it three numbers: 949,50,1")
+    wanted = (train, valid) if purpose == "train" else (test or valid,)
+    return [part for part in wanted if part is not None]
 
 
-def _check_rows(settings: DataSettings, processor: Any, path: Path) -> Iterator[str]:
-    from hanlin.data.sources.records import BadRowError
-    from hanlin.data.transform import open_transformed
+def _check_texts(path: Path, tokenizer: Any, part: CorpusPart) -> None:
+    """Raises: ConfigError, DataError for texts that cannot be made a corpus, as far as the first ones show it."""
+    end_id(tokenizer)
+    count, is_whole = try_texts(path, Encoding.key, TRIED_DOCUMENTS)
+    if is_whole:
+        part.documents(path, count)
 
-    source = open_transformed(path, settings)
-    for number in range(min(len(source), _ROWS)):
+
+def _trained_rows(
+    settings: DataSettings, processor: Any, files: Sequence[Path], share: float, is_training: bool
+) -> Iterator[str]:
+    """What keeps files from being trained on together, as far as their first rows show it."""
+    limit = settings.train_limit if is_training else None
+    tried, has_more = [], False
+    for path in filter(_is_opened, files):
         try:
-            processor.check(source[number])
-            yield ""
-        except BadRowError as error:
-            yield str(error)
+            source, is_whole = open_first(path, settings, processor, TRIED_ROWS, share=share, limit=limit)
+            tried.append(try_rows(source, processor, settings))
         except DataError as error:
-            yield f"{source.where(number)}: {error}"
+            yield str(error)
+            return
+        has_more |= not is_whole
+        if bad := tried[-1].bad:
+            yield _listing(bad, len(source), is_whole)
+    has_more |= len(tried) < len(files)
+    if tried and not has_more and not any(one.num_samples or one.bad for one in tried):
+        dropped = [row for one in tried for row in one.dropped]
+        yield _indented(list_bad_rows(dropped, "No row is left: all were dropped."))
+
+
+def _scored_rows(recipe: Recipe, processor: Any, config: Any) -> Found:
+    """What keeps records from being scored by the recipe's tasks, as far as the first rows of their files show it."""
+    by = ScoredBy.of(recipe, processor, config)
+    try:
+        by.check_tasks()
+    except ConfigError as error:
+        yield "evaluate.tasks", str(error).removeprefix("evaluate.tasks: ")
+        return
+    key, share = ("evaluate.data", 1.0) if recipe.evaluate.data else ("data.eval", recipe.data.eval_share)
+    num_usable, has_more, limit = 0, False, recipe.evaluate.limit
+    dropped: list[BadRow] = []
+    for path in filter(_is_opened, recipe.evaluate.data or recipe.data.eval):
+        try:
+            source, is_whole = open_first(path, recipe.data, processor, TRIED_ROWS, share=share)
+        except DataError as error:
+            yield key, str(error)
+            return
+        found = try_records([source], by.check, limit=None if limit is None else max(limit - num_usable, 0))
+        num_usable, has_more = num_usable + len(found.records), has_more or not is_whole
+        if found.bad and recipe.data.bad_rows == "error":
+            yield key, _listing(found.bad, found.num_tried, is_whole)
+        else:
+            dropped += found.bad
+    if dropped and not num_usable and not has_more:
+        yield key, _indented(list_bad_rows(dropped, "No row is left: all were dropped."))
+
+
+def _is_opened(path: Path) -> bool:
+    return path.exists() and not is_mixture(path) and not (path.is_file() and path.stat().st_size > _SCAN_BYTES)
+
+
+def _listing(bad: Sequence[BadRow], num_tried: int, is_whole: bool) -> str:
+    looked = f"the {num_tried:,} rows" if is_whole else f"the first {num_tried:,} rows, more were not looked at,"
+    return _indented(list_bad_rows(bad, f"{len(bad):,} of {looked} cannot be used."))
+
+
+def _indented(text: str) -> str:
+    """Further lines below the problem that they belong to; the only row stays in its line."""
+    head, *rows, advice = text.splitlines()
+    if len(rows) == 1:
+        return f"{head} {rows[0].strip()}. {advice}"
+    return "\n    ".join([head, *map(str.strip, rows), advice])

@@ -33,8 +33,24 @@ def length_problems(recipe: Recipe) -> Found:
             f"the rate rises for {train.warmup_steps} steps and has to be back at 0 at step {end}; "
             "lower train.warmup_steps, or use train.schedule constant or noam",
         )
+    yield from _decay_problems(recipe)
     if train.schedule == "noam" and train.schedule_form != "bmtrain":
         yield "train.schedule", f"{train.schedule_form} has no noam; use linear, cosine, exponential or constant"
+
+
+def _decay_problems(recipe: Recipe) -> Found:
+    """Steps at the end of a run in which nothing would be learnt."""
+    train = recipe.train
+    if train.steps is None or train.decay_steps is None or train.steps <= train.decay_steps:
+        return
+    from hanlin.train.optim import learning_rate
+
+    if train.schedule != "noam" and learning_rate(train, train.steps, train.steps) == 0:
+        yield (
+            "train.decay_steps",
+            f"{train.decay_steps}, but the run has {train.steps} steps, and the rate of those behind it is 0; raise "
+            "train.decay_steps or lower train.steps",
+        )
 
 
 def batch_problems(recipe: Recipe) -> Found:

@@ -14,7 +14,7 @@ from hanlin.data.sources import Records
 from hanlin.data.transform import open_transformed
 from hanlin.recipe.settings import DataSettings
 
-__all__ = ["expand", "open_part", "records_in"]
+__all__ = ["expand", "open_first", "open_part", "records_in"]
 
 FindRecords = Callable[[Any], Sequence[Any]]
 
@@ -63,13 +63,46 @@ def open_part(
 
     Raises: DataError when nothing is left.
     """
+    return _records_of(_first_rows(path, settings, share), processor, limit)
+
+
+def open_first(
+    path: Path, settings: DataSettings, processor: Any, most: int, *, share: float = 1.0, limit: int | None = None
+) -> tuple[Records, bool]:
+    """What `open_part` opens, but of its first `most` rows only, and whether these are all.
+
+    Raises: DataError, as `open_part` does.
+    """
+    rows = _first_rows(path, settings, share)
+    if len(rows) <= most:
+        return _records_of(rows, processor, limit), True
+    records = expand(FirstRecords(rows, most), processor)
+    return _at_most(records, limit), limit is not None and len(records) >= limit
+
+
+def _first_rows(path: Path, settings: DataSettings, share: float) -> Records:
+    """The first share of a file's rows, transformed.
+
+    Raises: DataError when it is none.
+    """
     rows = open_transformed(path, settings)
     if not (count := int(share * len(rows))):
         raise DataError(
             f"{path}: {share:g} of its {len(rows)} rows are none; raise data.train_share or data.eval_share"
         )
-    records = expand(FirstRecords(rows, count) if count < len(rows) else rows, processor)
-    return records if limit is None or limit >= len(records) else FirstRecords(records, limit)
+    return _at_most(rows, count)
+
+
+def _records_of(rows: Records, processor: Any, limit: int | None) -> Records:
+    """Raises: DataError when there is none."""
+    records = expand(rows, processor)
+    if len(records) == 0:
+        raise DataError(f"{rows.where(0)}: none of the {len(rows)} rows holds a record to learn or to score")
+    return _at_most(records, limit)
+
+
+def _at_most(records: Records, count: int | None) -> Records:
+    return records if count is None or count >= len(records) else FirstRecords(records, count)
 
 
 def records_in(rows: Iterable[Any], processor: Any) -> list[Any]:
@@ -89,8 +122,6 @@ class _Expanded:
         counts = np.array([_count(source, records, row) for row in range(len(source))], dtype=np.int64)
         self._rows = np.repeat(np.arange(len(source)), counts)
         self._starts = np.cumsum(counts) - counts
-        if len(self._rows) == 0:
-            raise DataError(f"{source.where(0)}: none of the {len(source)} rows holds a record to learn or to score")
 
     @property
     def fingerprint(self) -> str:

@@ -26,6 +26,7 @@ import numpy as np
 from hanlin.core.batch import Sample
 from hanlin.core.errors import DataError
 from hanlin.core.files import published
+from hanlin.data.bad_rows import LISTED_ROWS, BadRow, list_bad_rows
 from hanlin.data.cache import SampleArrays, SampleArrayWriter, read_columns
 from hanlin.data.expand import open_part
 from hanlin.data.pack import padding_share, plan_rows
@@ -38,7 +39,6 @@ log = logging.getLogger(__name__)
 
 VERSION = 1
 """Goes up when the same data and settings would be encoded or stored in another way."""
-LISTED_ROWS = 50
 GROUP_ROWS = 512
 """Rows that are encoded at once."""
 LOSS_TOKENS, LENGTHS, ORIGINS, VARYING = "loss_tokens", "lengths", "origins", "varying"
@@ -154,6 +154,24 @@ def prepare(
     return Prepared(sources, processor, settings, columns)
 
 
+@dataclass(frozen=True)
+class TriedRows:
+    """What `prepare` would do with some rows: those that it would refuse, those that it would drop, how many samples
+    the others make."""
+
+    bad: list[BadRow]
+    dropped: list[BadRow]
+    num_samples: int
+
+
+def try_rows(source: Records, processor: Processor, settings: DataSettings) -> TriedRows:
+    """Encode all rows of a source, and keep nothing of them."""
+    counts, bad = Counts(read=len(source)), []
+    encoded = _encode_rows([source], iter(range(len(source))), processor, settings, counts, bad)
+    num_samples = sum(1 for _ in encoded)
+    return TriedRows(bad, counts.examples, num_samples)
+
+
 def hash_tokenizer(tokenizer: Any) -> str:
     """Hash of what a tokenizer saves of itself."""
     with tempfile.TemporaryDirectory() as scratch:
@@ -223,24 +241,16 @@ def _encode_all(
     fingerprint: str,
     progress: bool,
 ) -> None:
-    bounds = np.cumsum([0, *(len(source) for source in sources)])
-    counts, bad, kept = Counts(read=int(bounds[-1])), [], []
+    num_rows = sum(len(source) for source in sources)
+    counts, bad, kept = Counts(read=num_rows), [], []
     writer = SampleArrayWriter(folder)
-    for rows in _groups(_with_progress(int(bounds[-1]), progress)):
-        records = [tried(_read, sources, bounds, row) for row in rows]
-        for row, record, sample in zip(rows, records, _sample_all(records, processor), strict=True):
-            try:
-                encoded = _encode(record, sample, processor, settings, counts)
-            except DataError as error:
-                _note_bad_row(error, _where(sources, bounds, row), settings, counts, bad)
-                continue
-            for one in encoded:
-                writer.append(one.sample)
-                kept.append((row, one.part, one.varies, one.sample.length, one.sample.loss_tokens))
+    for row, one in _encode_rows(sources, _with_progress(num_rows, progress), processor, settings, counts, bad):
+        writer.append(one.sample)
+        kept.append((row, one.part, one.varies, one.sample.length, one.sample.loss_tokens))
     if bad:
-        raise DataError(_list_bad_rows(bad, counts.read))
+        raise DataError(list_bad_rows(bad, f"{len(bad):,} of {counts.read:,} rows cannot be used."))
     if not kept:
-        raise DataError(_list_bad_rows(counts.examples, counts.read, "No row is left: all were dropped."))
+        raise DataError(list_bad_rows(counts.examples, "No row is left: all were dropped."))
     table = np.array(kept, np.int64)
     per_sample = {
         ORIGINS: table[:, :2],
@@ -249,6 +259,29 @@ def _encode_all(
         LOSS_TOKENS: table[:, 4].astype(np.int32),
     }
     writer.finish(per_sample, {"fingerprint": fingerprint, "counts": dataclasses.asdict(counts)})
+
+
+def _encode_rows(
+    sources: Sequence[Records],
+    numbers: Iterator[int],
+    processor: Processor,
+    settings: DataSettings,
+    counts: Counts,
+    bad: list[BadRow],
+) -> Iterator[tuple[int, _Encoded]]:
+    """The samples of the rows that can be used, each with the number of its row; the others are noted in `counts`, if
+    the settings say that they are dropped, or in `bad`.
+    """
+    bounds = np.cumsum([0, *(len(source) for source in sources)])
+    for rows in _groups(numbers):
+        records = [tried(_read, sources, bounds, row) for row in rows]
+        for row, record, sample in zip(rows, records, _sample_all(records, processor), strict=True):
+            try:
+                encoded = _encode(record, sample, processor, settings, counts)
+            except DataError as error:
+                _note_bad_row(error, _where(sources, bounds, row), settings, counts, bad)
+                continue
+            yield from ((row, one) for one in encoded)
 
 
 def _sample_all(records: Sequence[Any | DataError], processor: Processor) -> list[Sample | DataError]:
@@ -302,7 +335,7 @@ def _with_loss(sample: Sample) -> Sample:
     return sample
 
 
-def _note_bad_row(error: DataError, where: str, settings: DataSettings, counts: Counts, bad: list) -> None:
+def _note_bad_row(error: DataError, where: str, settings: DataSettings, counts: Counts, bad: list[BadRow]) -> None:
     reason = error.reason if isinstance(error, BadRowError) else str(error)
     policy = settings.overlong if isinstance(error, _OverlongError) else settings.bad_rows
     if policy != "drop":
@@ -317,17 +350,6 @@ def _note_bad_row(error: DataError, where: str, settings: DataSettings, counts: 
 def _kind(reason: str) -> str:
     """The reason without what is particular to the row, to count rows by it."""
     return re.sub(r"'[^']*'|\"[^\"]*\"|[\d,]*\d", "…", re.split(r"[:;,(]", reason, maxsplit=1)[0]).strip()
-
-
-def _list_bad_rows(bad: Sequence[tuple[str, str]], num_rows: int, head: str | None = None) -> str:
-    head = head or f"{len(bad):,} of {num_rows:,} rows cannot be used."
-    lines = [f"  {where}: {reason}" for where, reason in bad[:LISTED_ROWS]]
-    if len(bad) > LISTED_ROWS:
-        lines.append(f"  ... and {len(bad) - LISTED_ROWS:,} more")
-    advice = "Correct these rows, or choose what happens to them: data.bad_rows=drop leaves them out"
-    if any(reason.startswith("too long") for _, reason in bad):
-        advice += "; for too long ones raise data.max_length or set data.overlong to drop, truncate or split"
-    return "\n".join([head, *lines, f"{advice}."])
 
 
 def _read(sources: Sequence[Records], bounds: np.ndarray, row: int) -> Any:

@@ -6,7 +6,7 @@ what is balanced is the forward pass of all of them, not that of each.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -24,16 +24,24 @@ def share_experts(model: nn.Module, mesh: Mesh) -> None:
     """
     mixtures = [module for module in model.modules() if isinstance(module, Experts)]
     size, rank = mesh.size("expert"), mesh.rank("expert")
-    if size > 1 and not mixtures:
-        raise ConfigError("parallel.expert: this model is no mixture of experts; use 1")
+    for key, text in expert_problems(model, size):
+        raise ConfigError(f"{key}: {text}")
     for mixture in mixtures:
         count = len(mixture.experts)
-        if count % size:
-            raise ConfigError(f"parallel.expert: {count} experts cannot be divided among {size} ranks")
         for number in range(count):
             if number * size // count != rank:
                 del mixture.experts[str(number)]
         mixture.peers = ExpertRanks(mesh)
+
+
+def expert_problems(model: nn.Module, size: int) -> Iterator[tuple[str, str]]:
+    """Key and text of what keeps a model's experts, also on the meta device, from being divided among so many ranks."""
+    counts = {len(module.experts) for module in model.modules() if isinstance(module, Experts)}
+    if size > 1 and not counts:
+        yield "parallel.expert", "this model is no mixture of experts; use 1"
+    for count in sorted(counts):
+        if count % size:
+            yield "parallel.expert", f"{count} experts cannot be divided among {size} ranks; use a divisor of {count}"
 
 
 def expert_names(model: nn.Module) -> set[str]:

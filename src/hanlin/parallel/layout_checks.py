@@ -16,12 +16,26 @@ FORMULA = "train.batch_size = rows per forward pass x micro-batches x data"
 
 def settings_problems(recipe: Recipe) -> Found:
     """What is wrong with a layout whatever the model; without torch."""
-    layout = recipe.parallel
+    yield from combination_problems(recipe.parallel)
+    if recipe.parallel.data is not None:
+        yield from degree_problems(recipe.parallel, recipe.parallel.data)
+    yield from _batch(recipe)
+
+
+def combination_problems(layout: ParallelSettings) -> Found:
+    """Settings that ask for something that their layout does not have."""
     if layout.offload and layout.shard != "parameters":
         yield "parallel.offload", "only with parallel.shard: parameters; set that or remove it"
-    if layout.shard_ranks and layout.data and layout.data % layout.shard_ranks:
-        yield "parallel.shard_ranks", f"{layout.shard_ranks} does not divide parallel.data {layout.data}; use a divisor"
-    yield from _batch(recipe)
+    elif layout.offload and layout.expert > 1:
+        yield "parallel.offload", "not with parallel.expert, which keeps its experts on the device; remove one of them"
+
+
+def degree_problems(layout: ParallelSettings, data: int) -> Found:
+    """Groups of data ranks that are not equally large."""
+    groups = {"shard_ranks": 1 if layout.shard == "none" else layout.shard_ranks or data, "expert": layout.expert}
+    for name, size in groups.items():
+        if data % size:
+            yield f"parallel.{name}", f"{size} does not divide the {data} data ranks; use a divisor of {data}"
 
 
 def _batch(recipe: Recipe) -> Found:
@@ -51,6 +65,10 @@ def _batch(recipe: Recipe) -> Found:
 
 def model_problems(model: nn.Module, layout: ParallelSettings) -> Found:
     """What is wrong with a layout for a model, which may be on the meta device."""
+    if layout.expert > 1:
+        from hanlin.parallel.experts import expert_problems
+
+        yield from expert_problems(model, layout.expert)
     if layout.tensor > 1:
         from hanlin.parallel.tensor import division_problems
 

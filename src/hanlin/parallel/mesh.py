@@ -16,6 +16,7 @@ from torch import distributed
 
 from hanlin.core.collectives import broadcast_value, gather_values
 from hanlin.core.errors import ConfigError
+from hanlin.parallel.layout_checks import degree_problems
 from hanlin.recipe.settings import ParallelSettings
 
 if TYPE_CHECKING:
@@ -75,9 +76,8 @@ class Degrees:
                 f"which is {world}; start {data * inner} of them, or change a degree"
             )
         shard = 1 if settings.shard == "none" else settings.shard_ranks or data
-        for name, size in (("shard_ranks", shard), ("expert", settings.expert)):
-            if data % size:
-                raise ConfigError(f"parallel.{name}: {size} does not divide the {data} data ranks")
+        for key, text in degree_problems(settings, data):
+            raise ConfigError(f"{key}: {text}")
         return Degrees(settings.pipe, data // shard, shard, settings.tensor, settings.expert)
 
 

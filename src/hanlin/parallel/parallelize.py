@@ -14,6 +14,7 @@ from torch import nn
 from hanlin.core.errors import ConfigError
 from hanlin.core.plan import Plan
 from hanlin.core.ranks import read_ranks
+from hanlin.parallel.layout_checks import combination_problems
 from hanlin.parallel.mesh import Degrees, Mesh
 from hanlin.parallel.parallel_model import ParallelModel
 from hanlin.parallel.recompute import recompute
@@ -40,17 +41,10 @@ def parallelize(
     """
     settings = settings or ParallelSettings()
     mesh = Mesh(Degrees.of(settings, read_ranks().world), device)
-    _refuse(settings)
+    for key, text in combination_problems(settings):
+        raise ConfigError(f"{key}: {text}")
     models = [_apply_layout(one, device, precision, settings, mesh) for one in _cut(model, settings, mesh, copy)]
     return ParallelModel(models, mesh, settings, DTYPES[precision])
-
-
-def _refuse(settings: ParallelSettings) -> None:
-    """Raises: ConfigError for settings that ask for something that this layout does not have."""
-    if settings.offload and settings.shard != "parameters":
-        raise ConfigError("parallel.offload: only with parallel.shard: parameters")
-    if settings.offload and settings.expert > 1:
-        raise ConfigError("parallel.offload: not with parallel.expert, which keeps its experts on the device")
 
 
 def _cut(

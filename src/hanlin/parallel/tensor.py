@@ -417,7 +417,7 @@ def division_problems(model: nn.Module, size: int) -> Iterator[tuple[str, str]]:
 
 
 def _heads_problem(module: nn.Module, split: TensorSplit, head_dim: int, size: int) -> str:
-    if "weight" not in module._parameters:
+    if not module.get_parameter("weight").is_floating_point():
         return "packed weights cannot be divided; use 1, or unpack the base with model.config.bits=0"
     count = module.get_parameter("weight").shape[-1] if split == "heads" else _num_heads(module, head_dim)
     if split in ("query", "heads") and count % size:

@@ -318,6 +318,8 @@ def _reason(detail: ErrorDetails, keys: Sequence[str], values: Mapping[str, Any]
         case "literal_error":
             options = [part.strip("'") for part in detail["ctx"]["expected"].replace(" or ", ", ").split(", ")]  # type: ignore[typeddict-item]
             return f"found {found}, expected one of: {', '.join(options)}" + _close_word(detail["input"], options)
+        case "int_parsing_size":
+            return f"the number is far too large; found {found}"
         case "value_error":
             return f"{detail['msg'].removeprefix('Value error, ')}; found {found}"
         case _:

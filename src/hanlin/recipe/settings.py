@@ -85,7 +85,7 @@ class DataSettings(Settings):
     # How the family reads records: column names, chat template, ... (its options: record.py or processor.py beside it).
     options: dict[str, Any] = Field(default_factory=dict)
     # Tokens per row that the model sees at once.
-    max_length: int = Field(default=1024, gt=0)
+    max_length: int = Field(default=1024, gt=0, le=2**24)
     # A record longer than max_length: stop, leave it out, shorten its longest text, or make several of it.
     overlong: Literal["error", "drop", "truncate", "split"] = "error"
     # A record that cannot be encoded: stop and list all of them, or leave it out and count.
@@ -109,7 +109,7 @@ class PromptSettings(Settings):
     """Soft prompts: how many, where, how they begin, what is trained; also read from CPM-2's JSON files."""
 
     # Number of prompts.
-    length: int = Field(default=100, gt=0)
+    length: int = Field(default=100, gt=0, le=2**16)
     # Shares of them at the places of the data set's template (before, between, after its pieces): [0.33, 0.34, 0.33],
     # or as in the names of the original's files: 33_34_33. Empty: the template's own.
     ratios: tuple[NonNegative, ...] = ()
@@ -170,7 +170,7 @@ class TuningSettings(Settings):
     # block (P-Tuning v2); prompt: vectors among the embedded tokens. With these the base stays as it is.
     method: Literal["full", "lora", "prefix", "prompt"] = "full"
     # Inner size of the low-rank addition.
-    rank: int = Field(default=8, gt=0)
+    rank: int = Field(default=8, gt=0, le=2**16)
     # The addition is multiplied by alpha / rank.
     alpha: float = Field(default=16.0, gt=0)
     # Share that is dropped in training: of the addition's input, or of the prefix (the original ChatGLM2: 0.1).
@@ -180,7 +180,7 @@ class TuningSettings(Settings):
     # original: the addition bypasses the family's scaled linear (CPM-Bee's quirk); scaled: it is scaled like it.
     form: Literal["original", "scaled"] = "original"
     # Keys and values of a prefix, per block.
-    prefix_length: int = Field(default=128, gt=0)
+    prefix_length: int = Field(default=128, gt=0, le=2**16)
     # True: the prefix comes out of two trained linears, which the base's width makes large.
     prefix_projection: bool = False
     # Soft prompts: a section with the settings of `PromptSettings`, or the path of one of CPM-2's JSON files.
@@ -203,11 +203,11 @@ OPTIMIZERS = OneOf("hanlin.train.optimizers", key="name", exports="optimizer", d
 
 class TrainSettings(Settings):
     # Optimiser steps; give this or epochs.
-    steps: int | None = Field(default=None, gt=0)
+    steps: int | None = Field(default=None, gt=0, le=10**8)
     # Passes over the training data.
-    epochs: float | None = Field(default=None, gt=0)
+    epochs: float | None = Field(default=None, gt=0, le=10**5)
     # Rows per optimiser step, over all ranks.
-    batch_size: int = Field(default=8, gt=0)
+    batch_size: int = Field(default=8, gt=0, le=10**7)
     # Rows per forward pass of one rank; batch_size must be a multiple. None: batch_size.
     micro_batch_size: int | None = Field(default=None, gt=0)
     # Peak learning rate (noam: see docs/recipes.md, its peak is lr / sqrt(warmup_steps)).
@@ -337,12 +337,12 @@ class EvaluateSettings(Settings):
 class RunSettings(Settings):
     # Everything a run writes goes here.
     folder: Path
-    # All random numbers of the run come from this.
-    seed: int = Field(default=1234, ge=0)
+    # All random numbers of the run come from this; numpy's generators take no larger ones.
+    seed: int = Field(default=1234, ge=0, lt=2**32)
     # auto: the accelerator that torch finds, else cpu.
     device: str = "auto"
-    # CPU threads; None: torch's choice.
-    threads: int | None = Field(default=None, gt=0)
+    # CPU threads; None: torch's choice. The process dies without a word where the system refuses it so many.
+    threads: int | None = Field(default=None, gt=0, le=1024)
     # Steps between lines in the log.
     log_every: int = Field(default=10, gt=0)
     # Further places that get the metrics (each needs its package).

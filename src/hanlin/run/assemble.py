@@ -95,24 +95,22 @@ def load_data(recipe: Recipe, components: Components, part: DataPart) -> Prepare
 
 
 def _windows(recipe: Recipe, components: Components, part: DataPart) -> CorpusWindows | None:
-    from hanlin.data.pretraining.megatron_index import split_shares
-    from hanlin.data.pretraining.windows import WindowRequest, open_windows
+    from hanlin.data.pretraining.windows import CorpusPart, WindowRequest, open_windows
 
     data, train = recipe.data, recipe.train
-    is_own = part != "train" and bool(data.eval)  # files that are held out as a whole
-    split, name = ("1", "train") if is_own else (data.split or "", part)
-    if not split_shares(split)[name]:
+    found = CorpusPart.of(data, part)
+    if found is None:
         return None
     wanted = WindowRequest(
-        split,
-        name,
+        found.split,
+        found.part,
         data.max_length,
         recipe.run.seed,
         count=train.steps * train.batch_size if part == "train" and train.steps else None,
         limit=data.eval_windows if part == "valid" else None,
-        weights=() if is_own else data.weights,
+        weights=found.weights,
     )
-    corpora = [_corpus(path, components) for path in (data.eval if is_own else data.train)]
+    corpora = [_corpus(path, components) for path in found.files]
     return open_windows(corpora, components.processor, wanted, components.tokenizer.vocab_size, data.cache)
 
 
@@ -311,12 +309,22 @@ def _evaluate_windows(components: Components) -> Metrics:
 
 
 def _records(components: Components) -> list[Any]:
-    """The records to score, in the order of the files."""
+    """The records to score, in the order of the files, without those that data.bad_rows drops.
+
+    Raises: ConfigError, DataError that lists the rows that cannot be scored.
+    """
+    from hanlin.data.bad_rows import usable_records
     from hanlin.data.expand import open_part
+    from hanlin.evaluate.scorable import ScoredBy
 
     recipe = components.recipe
+    by = ScoredBy.of(recipe, components.processor, components.config)
+    by.check_tasks()
     share = 1.0 if recipe.evaluate.data else recipe.data.eval_share
     paths = recipe.evaluate.data or recipe.data.eval
     sources = [open_part(path, recipe.data, components.processor, share=share) for path in paths]
-    records = [source[number] for source in sources for number in range(len(source))]
-    return records[: recipe.evaluate.limit]
+    usable = usable_records(sources, by.check, recipe.data.bad_rows, limit=recipe.evaluate.limit)
+    if usable.bad:
+        shown = "; ".join(f"{where}: {reason}" for where, reason in usable.bad[:3])
+        log.warning("rows left out=%d of %d, such as %s", len(usable.bad), usable.num_tried, shown)
+    return usable.records

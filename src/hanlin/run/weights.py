@@ -43,11 +43,7 @@ def load_engine(recipe: Recipe, components: Components | None = None) -> Engine:
     from hanlin.generate.engine import Engine
 
     components = components or build_components(recipe)
-    if recipe.model.adapter is None and _fresh_head(components):
-        raise ConfigError(
-            "model.config.labels: model.base is a language model and has no head for them; train one first, or name "
-            "the adapter that holds it (model.adapter)"
-        )
+    _refuse_untrained_head(components)
     set_threads(recipe.run.threads)
     device, world = pick_device(recipe.run.device), read_ranks().world
     layout = ParallelSettings(tensor=recipe.parallel.tensor, pipe=recipe.parallel.pipe)
@@ -68,6 +64,28 @@ def load_engine(recipe: Recipe, components: Components | None = None) -> Engine:
         beam_variant=components.family.beam_variant,
         mesh=mesh,
     )
+
+
+def empty_frozen_model(components: Components) -> torch.nn.Module:
+    """The model of `load_engine` on the meta device, to see whether its parts fit each other.
+
+    Raises: ConfigError, CheckpointError.
+    """
+    _refuse_untrained_head(components)
+    return _with_adapter(_empty_model(components), components)
+
+
+def empty_tuned_model(components: Components) -> torch.nn.Module:
+    """The model of `parallelize_tuned` on the meta device, to see whether its parts fit each other and the layout.
+
+    Raises: ConfigError, CheckpointError.
+    """
+    model = _empty_model(components)
+    if components.recipe.model.base is None and not all(one.is_floating_point() for one in model.parameters()):
+        raise ConfigError("model.config: fresh weights cannot be quantised; name a model.base, or set bits to 0")
+    apply_tuning(model, components.recipe.tuning, components.family)
+    _begin_additions(model, components)
+    return model
 
 
 def training_engine(components: Components, parallel_model: ParallelModel) -> Engine:
@@ -94,13 +112,7 @@ def frozen_model(components: Components, device: torch.device) -> torch.nn.Modul
     dtype = DTYPES[components.recipe.train.precision]
     has_all = components.recipe.generate.expert_memory is None
     model = _base_model(components, dtype) if has_all else _with_few_experts(components, dtype, device)
-    adapter = components.recipe.model.adapter
-    if adapter is not None:
-        from hanlin.adapters.files import load_adapter
-
-        apply_tuning(model, _adapter_settings(components, adapter), components.family)
-        load_adapter(model, adapter, components.family)
-    return model.requires_grad_(False).eval().to(device)
+    return _with_adapter(model, components).requires_grad_(False).eval().to(device)
 
 
 def _with_few_experts(components: Components, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
@@ -167,6 +179,26 @@ def export(components: Components, parallel_model: ParallelModel, target: Path) 
 
 
 # --- making ---
+
+
+def _refuse_untrained_head(components: Components) -> None:
+    """Raises: ConfigError for a head for labels without weights."""
+    if components.recipe.model.adapter is None and _fresh_head(components):
+        raise ConfigError(
+            "model.config.labels: model.base is a language model and has no head for them; train one first, or name "
+            "the adapter that holds it (model.adapter)"
+        )
+
+
+def _with_adapter(model: torch.nn.Module, components: Components) -> torch.nn.Module:
+    """The model with the recipe's adapter, if there is one."""
+    adapter = components.recipe.model.adapter
+    if adapter is not None:
+        from hanlin.adapters.files import load_adapter
+
+        apply_tuning(model, _adapter_settings(components, adapter), components.family)
+        load_adapter(model, adapter, components.family)
+    return model
 
 
 def _empty_model(components: Components) -> torch.nn.Module:

@@ -18,12 +18,22 @@ def learning_rate(settings: TrainSettings, step: int, total_steps: int) -> float
 
     linear and cosine are at 0 at `decay_steps`, by default just after the last step.
     """
+    # differs: behind its end a rate stays what it is there; the originals' cosines rise again, CPM-1's linear one falls
+    # below 0.
     if settings.schedule_form != "bmtrain":
         curve = megatron_rate if settings.schedule_form == "megatron" else tuning_rate
-        return curve(Curve.of(settings, total_steps), step - 1)
+        bounds = Curve.of(settings, total_steps)
+        return max(curve(bounds, min(step - 1, bounds.end)), 0.0)
     number = step - 1 if settings.first_step_at_zero else step
     last = total_steps - 1 if settings.first_step_at_zero else total_steps
     end = settings.decay_steps or last + 1
+    if settings.schedule in ("linear", "cosine"):
+        number = min(number, max(end, settings.warmup_steps))
+    return bmtrain_rate(settings, number, end)
+
+
+def bmtrain_rate(settings: TrainSettings, number: int, end: int) -> float:
+    """The rate after `number` steps of a curve that falls until step `end`."""
     peak, warmup = settings.lr, settings.warmup_steps
     if settings.schedule == "noam":
         return _noam(peak, number, warmup)
@@ -33,7 +43,7 @@ def learning_rate(settings: TrainSettings, step: int, total_steps: int) -> float
     if settings.schedule == "linear":
         return max(peak * (end - number) / span, 0.0)
     if settings.schedule == "cosine":
-        # kept: after its end the rate rises again (bee_noam).
+        # kept (bee_noam, cpm2_metrics): after its end the curve rises again; `learning_rate` does not follow it there.
         return peak * 0.5 * (1 + math.cos(math.pi * since / span))
     return peak * EXPONENTIAL_BASE**since if settings.schedule == "exponential" else peak
 

@@ -26,6 +26,11 @@ class Curve:
     warmup: float = 0.0
     least: float = 0.0
 
+    @property
+    def end(self) -> float:
+        """The number at which linear and cosine are at 0, if nothing stops them before; the others have no end."""
+        return self.steps + self.warmup if self.style in ("linear", "cosine") else math.inf
+
     @classmethod
     def of(cls, settings: TrainSettings, total_steps: int) -> Curve:
         assert settings.schedule != "noam", settings.schedule
@@ -35,13 +40,13 @@ class Curve:
         return cls(settings.schedule, settings.lr, steps, warmup, settings.min_lr)
 
 
-def megatron_rate(curve: Curve, number: int) -> float:
+def megatron_rate(curve: Curve, number: float) -> float:
     """The rate of pretraining: it falls from the warm-up's end on, and stays as it is at `steps - warmup`."""
     # kept: the clock stops there, so the fall ends at steps - 2 * warmup and never reaches its own end.
-    number_or_end = min(number, curve.steps - curve.warmup)
     if curve.warmup > 0 and number <= curve.warmup:
-        return curve.peak * number_or_end / curve.warmup
-    since = number_or_end - curve.warmup
+        return curve.peak * number / curve.warmup
+    # differs: a warm-up of more than half the steps, behind whose end the clock stops, would make rates below 0.
+    since = max(min(number, curve.steps - curve.warmup) - curve.warmup, 0)
     if curve.style == "exponential":
         rate = curve.peak * math.exp(-_HALVING * since / curve.steps)
     else:
@@ -49,8 +54,9 @@ def megatron_rate(curve: Curve, number: int) -> float:
     return max(rate, curve.least)
 
 
-def tuning_rate(curve: Curve, number: int) -> float:
+def tuning_rate(curve: Curve, number: float) -> float:
     """The rate of fine-tuning: it has no least value and no end; exponential is constant."""
+    # kept (cpm1_lr): behind the curve's end linear is below 0; `learning_rate` does not follow it there.
     if curve.warmup > 0 and number <= curve.warmup:
         return curve.peak * number / curve.warmup
     return _falling(curve, number - curve.warmup)

@@ -55,7 +55,9 @@ def begin_with_tokens(model: Any, tokens: Sequence[int]) -> None:
     """
     weight, size = model.soft_prompt.weight, model.config.vocab_size
     if surplus := [token for token in tokens if token >= size]:
-        raise ConfigError(f"a prompt cannot begin as token {surplus[0]}: the model has {size}; use fewer prompts")
+        raise ConfigError(
+            f"tuning.prompt: none can begin as token {surplus[0]}, the model has {size}; use fewer prompts"
+        )
     assert len(tokens) == len(weight), (len(tokens), len(weight))
     weight.copy_(model.embedding(torch.tensor(tokens, device=weight.device)))
 

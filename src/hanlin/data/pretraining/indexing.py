@@ -127,6 +127,28 @@ def index_in_cache(path: Path, encoding: Encoding, cache: Path) -> Path:
     return prefix
 
 
+def try_texts(path: Path, key: str, most: int) -> tuple[int, bool]:
+    """Read the first `most` documents of a text file or a folder: how many there are, and whether these are all.
+
+    Raises: DataError, also listing those that cannot be used.
+    """
+    bad, count, has_more = [], 0, False
+    for piece in read_pieces(find_files([path])):
+        for text in read_documents(piece, key):
+            if has_more := count == most:
+                break
+            count += 1
+            if isinstance(text, BadText):
+                bad.append((text.where(piece), text.reason))
+        if has_more:
+            break
+    if bad:
+        raise DataError(_list_bad(bad))
+    if count == 0:
+        raise DataError(f"{path}: the files hold no documents; give text, one document a line or a file")
+    return count, not has_more
+
+
 def end_id(tokenizer: Any, name: str | None = None) -> int:
     """The id that ends a document: of the token `name`, else of the first of the usual ones that the tokenizer has.
 

@@ -137,19 +137,45 @@ def open_windows(
     return CorpusWindows(corpora, shares, total, processor, wanted)
 
 
-def check_windows(settings: DataSettings, processor: Processor) -> None:
+@dataclass(frozen=True)
+class CorpusPart:
+    """The files of one part of the data, and which of their documents it takes: the share `part` of `split`."""
+
+    files: Sequence[Path]
+    split: str
+    part: str
+    weights: Sequence[float] = ()
+
+    @classmethod
+    def of(cls, settings: DataSettings, part: str) -> CorpusPart | None:
+        """None where the part is empty; files that are held out are taken as a whole.
+
+        Raises: ConfigError.
+        """
+        if part != "train" and settings.eval:
+            return cls(settings.eval, "1", "train")
+        split = settings.split or ""
+        return cls(settings.train, split, part, settings.weights) if split_shares(split)[part] else None
+
+    def documents(self, path: Path, num_documents: int) -> range:
+        """Raises: ConfigError; DataError when there are none."""
+        documents = split_documents(self.split, num_documents)[self.part]
+        if not documents:
+            raise DataError(_empty_part(path, self.split, self.part, num_documents))
+        return documents
+
+
+def check_windows(settings: DataSettings, processor: Processor, part: CorpusPart) -> None:
     """Look for what `open_windows` would refuse, as far as it can be seen from the index files.
 
     Raises: ConfigError, DataError.
     """
-    shares = split_shares(settings.split or "")
-    if not shares["train"]:
-        raise ConfigError(f"data.split: {settings.split!r} leaves nothing to train on; its first number is 0")
-    wanted = WindowRequest(settings.split or "", "train", settings.max_length, seed=0, weights=settings.weights)
-    _window_length(processor, settings.max_length, has_spans=False)
-    corpora = [_Corpus(path, processor, wanted, sys.maxsize) for path in settings.train if is_corpus(path)]
-    if len(corpora) == len(settings.train):
-        _shares(corpora, settings.weights)
+    wanted = WindowRequest(part.split, part.part, settings.max_length, seed=0, weights=part.weights)
+    corpora = [_Corpus(path, processor, wanted, sys.maxsize) for path in part.files if is_corpus(path)]
+    if len(corpora) == len(part.files):
+        _shares(corpora, part.weights)
+    else:
+        _window_length(processor, settings.max_length, has_spans=False)
 
 
 def is_corpus(prefix: Path) -> bool:
@@ -170,10 +196,7 @@ class _Corpus:
         self.documents = split_documents(wanted.split, len(self.data))[wanted.part]
         self.num_tokens = int(self.data.sizes[self.documents.start : self.documents.stop].sum(dtype=np.int64))
         if self.num_tokens == 0:
-            raise DataError(
-                f"{prefix}: data.split {wanted.split!r} leaves no tokens for {wanted.part} "
-                f"({len(self.data):,} documents in all); give it a larger share or more documents"
-            )
+            raise DataError(_empty_part(prefix, wanted.split, wanted.part, len(self.data)))
 
     @property
     def pass_windows(self) -> int:
@@ -246,6 +269,13 @@ def _window_length(processor: Processor, max_length: int, has_spans: bool) -> in
     if not isinstance(processor, ReadsTokens):
         raise ConfigError("data.split: this family is not pretrained on token corpora; remove it and give records")
     return processor.window_tokens(max_length) - 1
+
+
+def _empty_part(path: Path, split: str, part: str, num_documents: int) -> str:
+    return (
+        f"{path}: data.split {split!r} leaves no tokens for {part} ({num_documents:,} documents in all); give it a "
+        "larger share or more documents"
+    )
 
 
 def _shares(corpora: Sequence[_Corpus], given: Sequence[float]) -> list[float]:

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 
 from hanlin.core.batch import IGNORED, Sample
-from hanlin.core.errors import DataError
 from hanlin.evaluate.metrics.text import mean, share
+from hanlin.evaluate.scorable import encode, label_processor
 from hanlin.generate.engine import Engine, naming
 from hanlin.models.family import PredictsLabels
 from hanlin.recipe.settings import GenerateSettings
 
-from .loss import by_batches, encode
+from .loss import by_batches
 from .task import Numbered, Prediction, Task
 
 
@@ -25,19 +25,17 @@ def predict(
     once "gold" and "answer" (those above 0.5) are lists; of numbers {"gold": {label: number}, "answer": the same,
     "squared_error": mean over the labels}.
 
-    Raises: DataError when the family's model has no head for labels.
+    Raises: ConfigError when the family's model has no head for labels.
     """
     del seed
-    processor = engine.processor
-    if not isinstance(processor, PredictsLabels):
-        raise DataError("evaluate.tasks: classify needs a head for labels; name these in model.config.labels")
+    processor = label_processor(engine.processor)
     golds: dict[int, list[float]] = {}
 
     def encoded() -> Iterator[tuple[int, Sample]]:
         for number, record in numbered:
             with naming(number):
                 golds[number] = processor.targets(record)
-                yield number, encode(engine, record)
+                yield number, encode(engine.processor, record, engine.max_length)
 
     for number, scores in by_batches(engine, encoded(), options.batch_size, _scores):
         yield number, _row(processor, golds[number], scores)

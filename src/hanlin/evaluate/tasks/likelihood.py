@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from hanlin.core.batch import Sample
-from hanlin.core.errors import DataError
 from hanlin.evaluate.metrics.text import mean, share
+from hanlin.evaluate.scorable import choices, only_answer
 from hanlin.generate.engine import Engine, naming
 from hanlin.recipe.settings import GenerateSettings
 
-from .loss import encode, sample_losses
+from .loss import sample_losses
 from .task import Numbered, Prediction, Task
 
 
@@ -27,9 +26,9 @@ def predict(
     def samples() -> Iterator[tuple[tuple[int, str], Sample]]:
         for number, record in numbered:
             with naming(number):
-                choices = _choices(engine, record)
-                golds[number], options_of[number] = _only_answer(engine, record), list(choices)
-                yield from (((number, option), sample) for option, sample in choices.items())
+                samples_of = choices(engine.processor, record, engine.max_length)
+                golds[number], options_of[number] = only_answer(engine.processor, record), list(samples_of)
+                yield from (((number, option), sample) for option, sample in samples_of.items())
 
     for (number, option), loss, tokens in sample_losses(engine, samples(), options.batch_size):
         scores[number][option] = -loss / tokens
@@ -48,24 +47,6 @@ def summarise(rows: Sequence[Prediction]) -> dict[str, float]:
         "chance": mean([1 / len(row["scores"]) for row in rows]),
         "gold_score": mean([row["scores"][row["gold"]] for row in rows]),
     }
-
-
-def _choices(engine: Engine, record: Any) -> dict[str, Sample]:
-    """The record's options, each as the answer of a sample.
-
-    Raises: DataError.
-    """
-    candidates = engine.processor.candidates(record)
-    choices = {_only_answer(engine, candidate): encode(engine, candidate) for candidate in candidates}
-    gold = _only_answer(engine, record)
-    if gold not in choices:
-        raise DataError(f"its answer {gold!r} is none of its options {', '.join(choices)}")
-    return choices
-
-
-def _only_answer(engine: Engine, record: Any) -> str:
-    [answer] = engine.processor.gold(record)
-    return answer or ""
 
 
 def _row(gold: str, scores: dict[str, float]) -> Prediction:

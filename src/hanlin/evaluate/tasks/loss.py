@@ -9,8 +9,8 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from hanlin.core.batch import IGNORED, Sample
-from hanlin.core.errors import DataError
 from hanlin.evaluate.metrics.text import mean
+from hanlin.evaluate.scorable import encode
 from hanlin.generate.engine import Engine, batches_of, naming
 from hanlin.recipe.settings import GenerateSettings
 
@@ -43,17 +43,6 @@ def summarise(rows: Sequence[Prediction]) -> dict[str, float]:
     }
 
 
-def encode(engine: Engine, record: Any) -> Sample:
-    """The sample of a record that the model can read.
-
-    Raises: DataError.
-    """
-    sample = engine.processor.sample(record)
-    if engine.max_length is not None and sample.length > engine.max_length:
-        raise DataError(f"it has {sample.length} tokens, the model reads at most {engine.max_length}; shorten it")
-    return sample
-
-
 def sample_losses(
     engine: Engine, samples: Iterable[tuple[Any, Sample]], batch_size: int
 ) -> Iterator[tuple[Any, float, float]]:
@@ -84,7 +73,7 @@ def by_batches(
 def _samples(engine: Engine, numbered: Numbered) -> Iterator[tuple[int, Sample]]:
     for number, record in numbered:
         with naming(number):
-            yield number, encode(engine, record)
+            yield number, encode(engine.processor, record, engine.max_length)
 
 
 def _batch_losses(engine: Engine, named_samples: Sequence[tuple[Any, Sample]]) -> list[tuple[Any, float, float]]:

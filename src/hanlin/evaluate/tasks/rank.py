@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hanlin.core.batch import IGNORED, Sample
-from hanlin.core.errors import DataError
 from hanlin.evaluate.metrics.text import mean, share
+from hanlin.evaluate.scorable import ranking_processor
 from hanlin.generate.engine import Engine, batches_of, naming
-from hanlin.models.family import RankedExample, RanksCandidates
+from hanlin.models.family import RankedExample
 from hanlin.recipe.settings import GenerateSettings
 
 from .task import Numbered, Prediction, Task
@@ -21,12 +21,10 @@ def predict(
     """Give {"gold": the better one's name or None, "answer": the winner's, "rank": of the gold one, "scores": by name,
     best first}; among equals the earlier one is the better.
 
-    Raises: DataError when the family's records are not ranked.
+    Raises: ConfigError when the family's records are not ranked.
     """
     del seed
-    processor = engine.processor
-    if not isinstance(processor, RanksCandidates):
-        raise DataError("evaluate.tasks: records of this family cannot be ranked; take generate, likelihood or loss")
+    processor = ranking_processor(engine.processor)
 
     def score(pair: tuple[int, Any]) -> tuple[int, Prediction]:
         number, record = pair

@@ -1,0 +1,74 @@
+"""Rows that cannot be used: how they are listed, and what is left without them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from hanlin.core.errors import DataError
+from hanlin.data.sources import BadRowError, Records
+
+__all__ = ["LISTED_ROWS", "BadRow", "UsableRecords", "list_bad_rows", "try_records", "usable_records"]
+
+LISTED_ROWS = 50
+
+BadRow = tuple[str, str]
+"""File and line of a row, and what is wrong with it."""
+
+
+def list_bad_rows(bad: Sequence[BadRow], head: str) -> str:
+    """The first of the rows, a line each, with how many more there are and what to do."""
+    lines = [f"  {where}: {reason}" for where, reason in bad[:LISTED_ROWS]]
+    if len(bad) > LISTED_ROWS:
+        lines.append(f"  ... and {len(bad) - LISTED_ROWS:,} more")
+    advice = "Correct these rows, or choose what happens to them: data.bad_rows=drop leaves them out"
+    if any(reason.startswith("too long") for _, reason in bad):
+        advice += "; for too long ones raise data.max_length or set data.overlong to drop, truncate or split"
+    return "\n".join([head, *lines, f"{advice}."])
+
+
+@dataclass(frozen=True)
+class UsableRecords:
+    """Records in the order of their files, and the rows that are none; num_tried: both together."""
+
+    records: list[Any]
+    bad: list[BadRow]
+
+    @property
+    def num_tried(self) -> int:
+        return len(self.records) + len(self.bad)
+
+
+def try_records(sources: Sequence[Records], check: Callable[[Any], None], *, limit: int | None = None) -> UsableRecords:
+    """All records, or the first `limit`, that `check` raises no DataError for."""
+    found = UsableRecords([], [])
+    for source, number in ((one, number) for one in sources for number in range(len(one))):
+        if len(found.records) == limit:
+            break
+        try:
+            record = source[number]
+            check(record)
+        except DataError as error:
+            reason = error.reason if isinstance(error, BadRowError) else str(error)
+            found.bad.append((source.where(number), reason))
+        else:
+            found.records.append(record)
+    return found
+
+
+def usable_records(
+    sources: Sequence[Records],
+    check: Callable[[Any], None],
+    policy: Literal["error", "drop"],
+    *,
+    limit: int | None = None,
+) -> UsableRecords:
+    """The same; policy: `data.bad_rows`.
+
+    Raises: DataError that lists the bad rows, unless they are dropped and others are left.
+    """
+    found = try_records(sources, check, limit=limit)
+    if found.bad and (policy == "error" or not found.records):
+        raise DataError(list_bad_rows(found.bad, f"{len(found.bad):,} of {found.num_tried:,} rows cannot be used."))
+    return found
