@@ -88,7 +88,7 @@ SLIPS = [
     Slip("no length", ("train.steps", "say how long to train"), "  steps: 10\n", ""),
     Slip("batch arithmetic", ("train.batch_size", "use 6 or 9"), changes=("train.micro_batch_size=3",)),
     Slip("warm-up without end", ("train.warmup_steps", "step 10"), changes=("train.warmup_steps=10",)),
-    Slip("rank of nothing", ("tuning.rank: has no effect with tuning.method full",), changes=("tuning.rank=8",)),
+    Slip("rank of nothing", ("tuning.rank: is a setting of the method lora",), changes=("tuning.rank=8",)),
     Slip("loss scale in fp32", ("train.loss_scale: has no effect",), changes=("train.loss_scale=1024",)),
     Slip("patience without interval", ("train.patience", "without train.eval_every"), changes=("train.patience=3",)),
     Slip("evaluation of nothing", ("train.eval_every", "without data.eval"), "  eval: [eval.jsonl]\n", "",

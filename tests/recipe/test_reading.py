@@ -48,15 +48,16 @@ def test_home_is_expanded_in_single_paths_and_lists(recipe: Path) -> None:
 
 
 def test_all_mistakes_are_listed_with_their_lines(recipe: Path) -> None:
-    recipe.write_text(MINIMAL + "train:\n  lr: fast\n  stepz: 3\ntuning:\n  rank: 0\n", encoding="utf-8")
+    wrong = "train:\n  lr: fast\n  stepz: 3\ntuning:\n  method: lora\n  rank: 0\n"
+    recipe.write_text(MINIMAL + wrong, encoding="utf-8")
     with pytest.raises(ConfigError) as caught:
         load_recipe(recipe, ["data.overlong=cut"])
     lines = str(caught.value).splitlines()
     assert lines[0] == f"{recipe}: 4 problems"
     assert sorted(line.strip() for line in lines[1:]) == [
+        f"{recipe}:10: tuning.rank: expected greater than 0; found 0",
         f"{recipe}:6: train.lr: expected a valid number, unable to parse string as a number; found 'fast'",
         f"{recipe}:7: train.stepz: there is no such setting; did you mean 'steps'?",
-        f"{recipe}:9: tuning.rank: expected greater than 0; found 0",
         "command line: data.overlong: found 'cut', expected one of: error, drop, truncate, split",
     ]
 

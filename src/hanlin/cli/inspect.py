@@ -76,22 +76,24 @@ def _recipe(path: Path) -> Facts:
 
 
 def _weights(path: Path) -> Facts:
+    from hanlin.adapters.opening import find_format
     from hanlin.formats.describe import describe
     from hanlin.formats.source import open_any
     from hanlin.models.family import family_names, load_family
 
     families = [load_family(name) for name in family_names()]
-    found = describe(path, families)
-    yield "kind", found.kind if found.kind != "model" else "weights of a model"
-    yield "family", f"{found.family or 'unknown'}, layout {found.layout or 'unknown'}"
-    yield "because", found.reason
+    found, adapter = describe(path, families), find_format(path)
+    yield "kind", "weights of a model" if adapter is None else f"adapter: {adapter.title}"
+    if adapter is None:
+        yield "family", f"{found.family or 'unknown'}, layout {found.layout or 'unknown'}"
+        yield "because", found.reason
     if found.lying:
         yield "files", found.lying
     if found.iteration is not None:
         yield "iteration", f"{found.iteration:,}"
-    if found.num_prompts:
+    if found.num_prompts and adapter is None:
         yield "prompts", f"{found.num_prompts} soft prompts lie among the tensors; model.adapter takes them from here"
-    if found.problem:
+    if found.problem and adapter is None:
         yield "problem", found.problem
     yield "parameters", f"{found.num_parameters:,} ({', '.join(found.dtypes)}) in {found.num_tensors} tensors"
     yield "bytes", f"{found.num_bytes:,}"

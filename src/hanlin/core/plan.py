@@ -7,6 +7,7 @@ finishes where the last part exists.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -23,6 +24,17 @@ of a head; heads: by the last dimension, which has one entry per head; experts: 
 
 
 @dataclass(frozen=True)
+class Along:
+    """Which dimension of a parameter that tuning adds to a linear runs along its outputs, which along its inputs.
+
+    None: none does. Tensor ranks divide the one that the linear's own weight is divided by.
+    """
+
+    outputs: int | None = None
+    inputs: int | None = None
+
+
+@dataclass(frozen=True)
 class Plan:
     """What may be done to a model without asking it.
 
@@ -34,7 +46,8 @@ class Plan:
     tensor: module name pattern (`*` stands for a block's number) -> `TensorSplit`; head_dim: rows of a head in those of
     `query` and `kv`; whole: patterns of linears in `tensor` that read something else than the stream of hidden states
     (the cross attention's keys and values), which is never divided along the text; blocks that have them (a decoder's)
-    have a stream of their own.
+    have a stream of their own;
+    added: how what tuning adds to linears is divided with them, by the last part of a parameter's name.
     """
 
     first: tuple[str, ...]
@@ -45,6 +58,7 @@ class Plan:
     tied: tuple[tuple[str, str], ...] = ()
     head_dim: int = 1
     whole: tuple[str, ...] = ()
+    added: Mapping[str, Along] = field(default_factory=dict)
 
 
 class LanguageModel(Protocol):

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import pkgutil
-import sys
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, get_type_hints, runtime_checkable
 
 import numpy as np
@@ -17,12 +14,13 @@ from pydantic import TypeAdapter, ValidationError
 
 from hanlin.core.batch import Prompt, PromptBatch, Sample
 from hanlin.core.errors import ConfigError
+from hanlin.core.python_file import import_file
+from hanlin.data.processor import SoftPrompts
 from hanlin.models.common.label_processor import LabelKind
 from hanlin.recipe.reading import nearest
 
 if TYPE_CHECKING:
     from hanlin.core.batch import Batch
-    from hanlin.recipe.settings import PromptSettings
 
 
 class Tokenizer(Protocol):
@@ -118,7 +116,7 @@ class Converses(Protocol):
 class TakesPrompts(Protocol):
     """Processor of a family whose rows have places for soft prompts (ids below 0, see layers/soft_prompt.py)."""
 
-    def with_prompts(self, prompts: PromptSettings) -> Processor:
+    def with_prompts(self, prompts: SoftPrompts) -> Processor:
         """The same processor with soft prompts in its rows.
 
         Raises: ConfigError when the chosen template has no place for them.
@@ -280,22 +278,7 @@ def _option_problem(name: str, value: Any, kinds: Mapping[str, Any]) -> str:
 def _family_of_file(path: Path) -> Family:
     if not path.is_file():
         raise ConfigError(f"model.family: there is no file {path}")
-    name = str(path.resolve())
-    module = sys.modules.get(name) or _import_file(path, name)
+    module = import_file(path)
     if not isinstance(getattr(module, "family", None), Family):
         raise ConfigError(f"{path}: it must define `family = Family(...)`; see docs/your_own_model.md")
     return module.family
-
-
-def _import_file(path: Path, name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None, path
-    assert spec.loader is not None, path
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look up there what their annotations mean
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module

@@ -21,13 +21,13 @@ from hanlin.planner.layout import Layout
 _ONE = Layout()
 EndPlacement = Literal["first", "last", "ends", "everywhere"]
 
-_OUTPUTS = {"weight": 0, "bias": 0, "lora_B": 0}
+_OUTPUTS = {"weight": 0, "bias": 0}
 # Which dimension of a module's parameters its `TensorSplit` divides; others are whole on every rank.
 _DIMENSIONS: dict[TensorSplit, dict[str, int]] = {
     "column": _OUTPUTS,
     "query": _OUTPUTS,
     "kv": _OUTPUTS,
-    "row": {"weight": 1, "lora_A": 1},
+    "row": {"weight": 1},
     "vocab": {"weight": 0},
     "logits": _OUTPUTS,
     "heads": {"weight": -1},
@@ -187,7 +187,7 @@ def _weight(
             found[split] = match
     experts = found.pop("experts", None)
     split = next(iter(found), None)
-    dim = _DIMENSIONS[split].get(leaf) if split is not None else None
+    dim = _divided_dimension(plan, split, leaf) if split is not None else None
     is_first, num_experts = True, 0
     if experts is not None:
         holder = module[: experts.end()].rstrip(".")
@@ -204,6 +204,13 @@ def _weight(
         num_experts,
     )
     return weight, is_first
+
+
+def _divided_dimension(plan: Plan, split: TensorSplit, leaf: str) -> int | None:
+    along = plan.added.get(leaf)
+    if along is not None:
+        return along.inputs if split == "row" else along.outputs
+    return _DIMENSIONS[split].get(leaf)
 
 
 def query_heads(model: Any) -> set[int]:

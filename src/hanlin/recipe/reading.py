@@ -18,6 +18,7 @@ from pydantic_core import ErrorDetails
 
 from hanlin.core.errors import ConfigError
 from hanlin.recipe.settings import Recipe
+from hanlin.recipe.tuning import TuningMethod, chosen_method, load_method, method_names, methods_with
 from hanlin.recipe.unused_settings import unused_settings
 from hanlin.recipe.yaml12 import YamlError, parse_yaml
 
@@ -183,7 +184,7 @@ def _draft(values: dict[str, Any], problems: list[Problem], places: Mapping[str,
     try:
         return Draft(Recipe.model_validate(values), problems, places)
     except ValidationError as error:
-        problems += [_explain(detail, name, places) for detail in error.errors()]
+        problems += [_explain(detail, name, places, values) for detail in error.errors()]
         return Draft(_salvage(values, error), problems, places)
 
 
@@ -200,12 +201,22 @@ def _apply_overrides(values: dict[str, Any], places: dict[str, str], overrides: 
             problems.append(
                 Problem("", f"{override!r} is not a change of a setting; write train.lr=1e-4", COMMAND_LINE)
             )
-        elif not _put(values, key.split("."), value):
+        elif not _put(_without_other_method(values, places, key, value), key.split("."), value):
             problems.append(Problem(key, "leads through a setting that is not a section", COMMAND_LINE))
         else:
             places[key] = COMMAND_LINE
             places.setdefault(key.split(".")[0], COMMAND_LINE)
     return problems
+
+
+def _without_other_method(values: dict[str, Any], places: Mapping[str, str], key: str, value: Any) -> dict[str, Any]:
+    """The values; with another tuning method on the command line, the file's settings of its own one are gone."""
+    section = values.get("tuning")
+    if key == "tuning.method" and isinstance(section, dict) and value != chosen_method(section):
+        values["tuning"] = {
+            name: setting for name, setting in section.items() if places.get(f"tuning.{name}") == COMMAND_LINE
+        }
+    return values
 
 
 def _put(values: dict[str, Any], keys: Sequence[str], value: Any) -> bool:
@@ -220,23 +231,40 @@ def _put(values: dict[str, Any], keys: Sequence[str], value: Any) -> bool:
 
 def _salvage(values: dict[str, Any], error: ValidationError) -> Recipe | None:
     """The recipe without the settings that are wrong, so that the rest can be checked in the same go."""
-    for detail in error.errors():
-        first, *rest = detail["loc"]
-        if rest and isinstance(values.get(str(first)), dict):
-            values[str(first)].pop(rest[0], None)
-        else:
-            values.pop(str(first), None)
+    removed = [_remove(values, [str(part) for part in detail["loc"]]) for detail in error.errors()]
     try:
         return Recipe.model_validate(values)
-    except ValidationError:
-        return None
+    except ValidationError as rest:  # without its method, other settings of tuning are wrong
+        return _salvage(values, rest) if any(removed) else None
 
 
-def _explain(detail: ErrorDetails, name: str, places: Mapping[str, str]) -> Problem:
+def _remove(values: dict[str, Any], keys: Sequence[str]) -> bool:
+    """Whether there was something to remove."""
+    first, *rest = keys
+    section, key = (values[first], rest[0]) if rest and isinstance(values.get(first), dict) else (values, first)
+    is_there = key in section
+    section.pop(key, None)
+    return is_there
+
+
+def _explain(detail: ErrorDetails, name: str, places: Mapping[str, str], values: Mapping[str, Any]) -> Problem:
     keys = [str(part) for part in detail["loc"]]
     key = ".".join(keys)
     place = next((places[p] for p in (".".join(keys[:n]) for n in range(len(keys), 0, -1)) if p in places), name)
+    if detail["type"] == "extra_forbidden" and keys[0] == "tuning" and len(keys) == 2:
+        return Problem(key, _unknown_of_method(keys[1], values["tuning"]), place)
     return Problem(key, _reason(detail, keys), place)
+
+
+def _unknown_of_method(name: str, section: Mapping[str, Any]) -> str:
+    chosen = chosen_method(section)
+    owners, known = methods_with(name), load_method(chosen).model_fields
+    if owners:
+        return (
+            f"is a setting of the method {' and '.join(owners)}, and tuning.method is {chosen}; "
+            f"set tuning.method: {owners[0]}, or remove it"
+        )
+    return f"the method {chosen} has no such setting{nearest(name, known)}"
 
 
 def _reason(detail: ErrorDetails, keys: Sequence[str]) -> str:
@@ -287,6 +315,8 @@ def _names(parents: Sequence[str]) -> list[str]:
         section = found.annotation if found else None
         if not (isinstance(section, type) and issubclass(section, BaseModel)):
             return []
+    if section is TuningMethod:
+        return sorted({name for method in method_names() for name in load_method(method).model_fields})
     return list(section.model_fields)
 
 

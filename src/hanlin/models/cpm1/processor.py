@@ -15,10 +15,9 @@ import numpy as np
 
 from hanlin.core.batch import IGNORED, Batch, Prompt, PromptBatch, Sample
 from hanlin.core.errors import ConfigError, DataError
-from hanlin.data.processor import tried
+from hanlin.data.processor import SoftPrompts, tried
 from hanlin.models.common import decoder_batch
 from hanlin.models.common.decoder_batch import TextCursor
-from hanlin.recipe.settings import PromptSettings
 
 from .byte_pairs import BytePairTokenizer
 from .config import Cpm1Config
@@ -86,14 +85,14 @@ class Cpm1Processor:
         self.pad = pad_id(tokenizer)
         self.prompts: list[int] = []
 
-    def with_prompts(self, prompts: PromptSettings) -> Cpm1Processor:
+    def with_prompts(self, prompts: SoftPrompts) -> Cpm1Processor:
         """The same samples with soft prompts before each.
 
         Raises: ConfigError for what only an encoder can do with them.
         """
         if prompts.ratios or not (prompts.sees_tokens and prompts.is_seen):
             raise ConfigError(
-                "tuning.prompt: before a decoder's text all prompts stand at one place, see no tokens and are seen; "
+                "tuning.method: before a decoder's text all prompts stand at one place, see no tokens and are seen; "
                 "leave ratios, sees_tokens and is_seen out"
             )
         other = copy.copy(self)
