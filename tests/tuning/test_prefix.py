@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+
 from hanlin.adapters.adapter import load_adapter
 from hanlin.adapters.chatglm2_prefix import PREFIX
 from hanlin.adapters.folder import save_adapter

@@ -210,7 +210,7 @@ class _DividedParameter:
     name: str
     adds: bool = False
     divisor: int = 1
-    rows: slice | None = None
+    rows: tuple[slice, ...] | None = None
     share: VocabularyRows | None = None
     of_stream: bool = False
 
@@ -242,11 +242,14 @@ _PLACES: dict[TensorSplit, dict[str, Any]] = {
 }
 
 
+_LINEAR: tuple[TensorSplit, ...] = ("column", "query", "kv", "row", "logits")
+
+
 def _places_of(split: TensorSplit | None, added: Mapping[str, Along]) -> dict[str, Any]:
     """How the parameters of a module lie over the ranks; others than these are whole."""
-    if split is None:
-        return {}
-    places = dict(_PLACES[split])
+    places = dict(_PLACES.get(split, {})) if split else {}
+    if split not in _LINEAR:
+        return places
     for name, along in added.items():
         dim = along.inputs if split == "row" else along.outputs
         places[name] = Replicate() if dim is None else Shard(dim)
@@ -267,8 +270,7 @@ def _divide_parameters(
     for name, parameter in list(module.named_parameters(recurse=False)):
         part = _DividedParameter(module, name, of_stream=of_stream)
         if shared is not None:
-            has_rows = isinstance(places.get(name), Shard)
-            part = replace(part, rows=shared if has_rows else None, adds=True, of_stream=False)
+            part = replace(part, rows=_along(places.get(name), shared), adds=True, of_stream=False)
         elif name in places:
             is_bias = split == "row" and name == "bias"
             is_sum = isinstance(places[name], Replicate)
@@ -282,6 +284,11 @@ def _divide_parameters(
             part = replace(part, share=VocabularyRows(_first_row(len(parameter), hooks), len(parameter), hooks))
         parts.append(part)
     return parts
+
+
+def _along(place: Any, rows: slice) -> tuple[slice, ...] | None:
+    """The index of rows in the dimension that a placement divides; None: it divides none."""
+    return (*(slice(None),) * place.dim, rows) if isinstance(place, Shard) else None
 
 
 def _first_row(rows: int, hooks: TensorParallelHooks) -> int:
@@ -338,7 +345,7 @@ def _sew(module: nn.Module, split: TensorSplit, hooks: TensorParallelHooks, *, i
     elif split == "row":
         module.register_forward_hook(partial(_leave, hooks))
     elif split == "logits":
-        module.register_forward_pre_hook(lambda _, args: (hooks.enter(args[0]), *args[1:]))
+        module.register_forward_pre_hook(lambda _, args: (hooks.enter(args[0]), *args[1:]), prepend=True)
         module.register_forward_hook(_join_rows)
     elif split == "vocab":
         module.register_forward_pre_hook(_own_rows)

@@ -208,7 +208,7 @@ def _weight(
 
 def _divided_dimension(plan: Plan, split: TensorSplit, leaf: str) -> int | None:
     along = plan.added.get(leaf)
-    if along is not None:
+    if along is not None and split not in ("vocab", "heads"):
         return along.inputs if split == "row" else along.outputs
     return _DIMENSIONS[split].get(leaf)
 
