@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from hanlin.recipe.tuning import method_names
+
 RECIPE = """\
 model: {family: cpm_bee, size: tiny, vocab: vocab.txt}
 data: {train: train.jsonl, eval: eval.jsonl}
@@ -63,7 +65,10 @@ def test_help_and_mistakes_answer_without_torch(arguments: list[str], code: int,
 
 @pytest.mark.parametrize(
     "module",
-    ["hanlin.check", "hanlin.run.assemble", "hanlin.models.cpm_bee", "hanlin.data.prepare", "hanlin.core.ranks"],
+    [
+        *("hanlin.check", "hanlin.run.assemble", "hanlin.models.cpm_bee", "hanlin.data.prepare", "hanlin.core.ranks"),
+        *("hanlin.adapters.opening", *(f"hanlin.tuning.{name}" for name in method_names())),
+    ],
 )
 def test_what_needs_no_tensors_imports_no_torch(module: str) -> None:
     program = f"import sys, {module}; sys.exit('torch' in sys.modules)"

@@ -19,8 +19,8 @@ from hanlin.models.cpm2.model import same_span
 from hanlin.models.cpm2.processor import Cpm2Processor
 from hanlin.models.cpm2.record import Cpm2Options
 from hanlin.models.cpm2.tokenizer import Cpm2Tokenizer
-from hanlin.recipe.settings import DataSettings
 from hanlin.recipe.cpm2_prompts import translate
+from hanlin.recipe.settings import DataSettings
 from hanlin.tuning.prompt import PromptTuning
 
 RANKED = {"sogou_train": "sogou-log", "sogou_test": "sogou-log"}

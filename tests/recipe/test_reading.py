@@ -143,6 +143,47 @@ def test_the_written_recipe_reads_back_equal(recipe: Path) -> None:
     assert "诗" in text
 
 
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (("tuning.method=prefix",), {"method": "prefix", "length": 128, "projection": False, "dropout": 0.0}),
+        (("tuning.length=4", "tuning.method=prefix"), {"method": "prefix", "length": 4}),
+        (("tuning.method=lora", "tuning.alpha=3"), {"method": "lora", "rank": 4, "alpha": 3.0, "dropout": 0.5}),
+        (("tuning={method: full}",), {"method": "full"}),
+    ],
+)
+def test_another_tuning_method_leaves_the_settings_of_the_file_s_behind(
+    recipe: Path, changes: tuple[str, ...], expected: dict[str, object]
+) -> None:
+    recipe.write_text(MINIMAL + "tuning: {method: lora, rank: 4, dropout: 0.5}\n", encoding="utf-8")
+    loaded = load_recipe(recipe, changes)
+    assert expected.items() <= loaded.tuning.model_dump().items()
+    (recipe.parent / "config.yaml").write_text(dump_recipe(loaded), encoding="utf-8")
+    assert load_recipe(recipe.parent) == loaded
+
+
+@pytest.mark.parametrize(
+    ("tuning", "message"),
+    [
+        (
+            "rank: 4",
+            r"tuning.rank: is a setting of the method lora, and tuning.method is full; set tuning.method: lora",
+        ),
+        ("method: lora\n  length: 4", "tuning.length: is a setting of the method prefix and prompt"),
+        ("method: lora\n  rnak: 4", r"tuning.rnak: the method lora has no such setting; did you mean 'rank'\?"),
+        ("method: magic\n  rank: 4", "tuning.method: there is no tuning method 'magic'; known: full, lora, prefix"),
+        ("method: prompt\n  file: nowhere.json", "tuning.file: nowhere.json: cannot be read"),
+    ],
+)
+def test_a_setting_that_the_tuning_method_does_not_have_is_told_with_its_line(
+    recipe: Path, tuning: str, message: str
+) -> None:
+    recipe.write_text(f"{MINIMAL}tuning:\n  {tuning}\n", encoding="utf-8")
+    line = 5 + len(tuning.split("\n")) if "magic" not in tuning else 6
+    with pytest.raises(ConfigError, match=f"recipe.yaml:{line}: {message}"):
+        load_recipe(recipe)
+
+
 def test_the_written_recipe_leaves_out_what_has_no_effect(recipe: Path) -> None:
     written = yaml.safe_load(dump_recipe(load_recipe(recipe)))
     assert written["tuning"] == {"method": "full"}

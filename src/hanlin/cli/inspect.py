@@ -5,8 +5,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hanlin.core.errors import DataError
+
+if TYPE_CHECKING:
+    from hanlin.formats.describe import Description
 
 HELP = "say what a file is, and why"
 
@@ -82,28 +86,31 @@ def _weights(path: Path) -> Facts:
     from hanlin.models.family import family_names, load_family
 
     families = [load_family(name) for name in family_names()]
-    found, adapter = describe(path, families), find_format(path)
-    yield "kind", "weights of a model" if adapter is None else f"adapter: {adapter.title}"
-    if adapter is None:
-        yield "family", f"{found.family or 'unknown'}, layout {found.layout or 'unknown'}"
-        yield "because", found.reason
-    if found.lying:
-        yield "files", found.lying
-    if found.iteration is not None:
-        yield "iteration", f"{found.iteration:,}"
-    if found.num_prompts and adapter is None:
-        yield "prompts", f"{found.num_prompts} soft prompts lie among the tensors; model.adapter takes them from here"
-    if found.problem and adapter is None:
-        yield "problem", found.problem
+    found, form = describe(path, families), find_format(path)
+    yield from _model(found) if form is None else [("kind", f"adapter: {form.title}")]
     yield "parameters", f"{found.num_parameters:,} ({', '.join(found.dtypes)}) in {found.num_tensors} tensors"
     yield "bytes", f"{found.num_bytes:,}"
-    for name, value in found.config.items():
-        yield "config", f"{name}: {value}"
     weights = open_any(path, families)
     for name in list(weights)[:_SHOWN]:
         yield "tensor", f"{name} {list(weights.meta(name).shape)}"
     if found.num_tensors > _SHOWN:
         yield "", f"and {found.num_tensors - _SHOWN} more"
+
+
+def _model(found: Description) -> Facts:
+    yield "kind", "weights of a model"
+    yield "family", f"{found.family or 'unknown'}, layout {found.layout or 'unknown'}"
+    yield "because", found.reason
+    if found.lying:
+        yield "files", found.lying
+    if found.iteration is not None:
+        yield "iteration", f"{found.iteration:,}"
+    if found.num_prompts:
+        yield "prompts", f"{found.num_prompts} soft prompts lie among the tensors; model.adapter takes them from here"
+    if found.problem:
+        yield "problem", found.problem
+    for name, value in found.config.items():
+        yield "config", f"{name}: {value}"
 
 
 def _data(path: Path, reason: str) -> Facts:
