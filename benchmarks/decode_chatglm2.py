@@ -20,8 +20,8 @@ from turns import take_turns
 
 from hanlin.core.batch import Prompt, PromptBatch
 from hanlin.generate.engine import Engine
+from hanlin.generate.methods.greedy import GreedySettings
 from hanlin.models.common import decoder_batch
-from hanlin.recipe.settings import GenerateSettings
 
 NEVER: frozenset[int] = frozenset()
 
@@ -74,7 +74,7 @@ def decode_ours(engine: Engine, prompts: np.ndarray, tokens: int) -> list[list[i
         Prompt(None, {"tokens": row[:-1].astype(np.int32)}, decoder_batch.TextCursor(int(row[-1]), len(row) - 1, NEVER))
         for row in prompts
     ]
-    *_, searches = engine.search(given, GenerateSettings(method="greedy", max_new_tokens=tokens))
+    *_, searches = engine.search(given, GreedySettings(max_new_tokens=tokens))
     return [list(search.best.tokens) for search in searches]
 
 

@@ -27,6 +27,8 @@ from torch.nn import functional
 from hanlin.core.batch import Cursor, Prompt
 from hanlin.generate.beam import Beam, BeamRules, Candidate, advance, start_search
 from hanlin.generate.engine import Engine
+from hanlin.generate.methods.beam import BeamSettings
+from hanlin.generate.methods.greedy import GreedySettings
 from hanlin.generate.sampling import ban_columns
 from hanlin.layers.kv_cache import KVCache
 from hanlin.models.cpm_bee import SIZES, CpmBeeTokenizer, family
@@ -56,8 +58,8 @@ def main() -> None:
     torch.set_num_threads(1)
     engine = make_engine(args.vocab, args.size)
     records = read_records(args.texts, args.records)
-    greedy = GenerateSettings(method="greedy", max_new_tokens=args.tokens, batch_size=args.records)
-    beam = GenerateSettings(method="beam", beams=args.beams, max_new_tokens=args.tokens, batch_size=args.records)
+    greedy = GreedySettings(max_new_tokens=args.tokens, batch_size=args.records)
+    beam = BeamSettings(beams=args.beams, max_new_tokens=args.tokens, batch_size=args.records)
     result = {
         "model": args.size,
         "records": len(records),

@@ -33,8 +33,8 @@ from hanlin.layers.kv_cache import KVCache
 from hanlin.models.family import load_family
 from hanlin.parallel.parallelize import parallelize
 from hanlin.recipe.settings import ParallelSettings, TrainSettings
-from hanlin.recipe.tuning import read_method
-from hanlin.train.optim import AdamW
+from hanlin.recipe.tuning import TUNING_METHODS
+from hanlin.train.optimizer import build_optimizer
 from hanlin.train.step import Step, StepReport
 from hanlin.tuning.apply import apply_tuning
 
@@ -281,7 +281,7 @@ def run_two_steps(device: torch.device, precision: Any, model: nn.Module, batch:
     layout = ParallelSettings(checkpoint_activations="full" if precision == "bf16" else "none")
     settings = TrainSettings(steps=9, precision=precision, micro_batch_size=4, lr=1e-3, loss_scale=1024)
     parallel_model = parallelize(copy.deepcopy(model), device, precision, layout)
-    step = Step(parallel_model, AdamW(parallel_model.parameters, settings), settings, 9)
+    step = Step(parallel_model, build_optimizer(parallel_model.parameters, settings.optimizer), settings, 9)
     return [step.run(batch) for _ in range(2)]
 
 
@@ -298,7 +298,7 @@ def make_large(bench: Bench, method: str, layers: int | None = None) -> tuple[An
     if layers:
         config = replace(config, num_layers=min(layers, config.num_layers))
     with torch.device("meta"):
-        model: Any = apply_tuning(family.model()(config), read_method({"method": method}), family)
+        model: Any = apply_tuning(family.model()(config), TUNING_METHODS.make({"method": method}), family)
     for weight in model.parameters():
         weight.data = weight.data.to(torch.float32 if weight.requires_grad else torch.bfloat16)
     model = model.to_empty(device=bench.device)
@@ -419,7 +419,7 @@ def time_steps(
     length = 64 if bench.is_tiny else 2048
     settings = TrainSettings(steps=99, precision="bf16", micro_batch_size=1, lr=1e-4)
     parallel_model = parallelize(model, bench.device, "bf16", ParallelSettings(checkpoint_activations=recomputed))
-    step = Step(parallel_model, AdamW(parallel_model.parameters, settings), settings, 99)
+    step = Step(parallel_model, build_optimizer(parallel_model.parameters, settings.optimizer), settings, 99)
     seconds, reports = [], []
     for seed in range(steps):
         batch = draw_rows(bench, config.vocab_size, 2, length, seed)

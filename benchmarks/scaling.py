@@ -38,7 +38,7 @@ from hanlin.parallel.mesh import local
 from hanlin.parallel.parallel_model import ParallelModel
 from hanlin.parallel.parallelize import parallelize
 from hanlin.recipe.settings import ParallelSettings, TrainSettings
-from hanlin.train.optim import AdamW
+from hanlin.train.optimizer import Optimizer, build_optimizer
 from hanlin.train.step import Step
 
 CONFIG = shape(256, 4, 4, vocab_size=8192, dropout=0.0, attention_dropout=0.0)
@@ -100,7 +100,7 @@ def run_rank(settings: ParallelSettings, length: int) -> None:
     model.init_weights(torch.Generator().manual_seed(0))
     parallel_model = parallelize(model, device, "fp32", settings)
     train = TrainSettings(steps=100, batch_size=ROWS, lr=1e-3, schedule="constant")
-    optimiser = AdamW(parallel_model.parameters, train)
+    optimiser = build_optimizer(parallel_model.parameters, train.optimizer)
     step = Step(parallel_model, optimiser, train, 100)
     state = state_bytes(parallel_model, optimiser, own_rows(parallel_model, length, seed=0))
     losses = [step.run(own_rows(parallel_model, length, seed=0)).loss]  # warms up
@@ -125,7 +125,7 @@ def own_rows(parallel_model: ParallelModel, length: int, seed: int) -> Batch:
     return batch.split(parallel_model.data_ranks)[parallel_model.mesh.rank("data")]
 
 
-def state_bytes(parallel_model: ParallelModel, optimiser: AdamW, batch: Batch) -> int:
+def state_bytes(parallel_model: ParallelModel, optimiser: Optimizer, batch: Batch) -> int:
     """Of weights, gradients and optimiser on this rank between the backward pass and the update."""
     parts = parallel_model.split(batch, None)
     parallel_model.forward_backward(parts, [1.0] * len(parts))

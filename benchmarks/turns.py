@@ -15,7 +15,8 @@ from torch import nn
 
 from hanlin.parallel.parallelize import parallelize
 from hanlin.recipe.settings import TrainSettings
-from hanlin.train.optim import AdamW
+from hanlin.train.optimizer import build_optimizer
+from hanlin.train.optimizers.adamw import AdamWSettings
 from hanlin.train.step import Step
 
 LR = 1e-4
@@ -68,9 +69,10 @@ class Matrices:
 
 def make_step(model: nn.Module, weight_decay: float = 0.0) -> Step:
     """Our training step, gradients clipped to length 1."""
-    settings = TrainSettings(steps=1000, batch_size=1, lr=LR, schedule="constant", weight_decay=weight_decay)
+    optimizer = AdamWSettings(weight_decay=weight_decay)
+    settings = TrainSettings(steps=1000, batch_size=1, lr=LR, schedule="constant", optimizer=optimizer)
     parallel_model = parallelize(model, torch.device("cpu"))
-    return Step(parallel_model, AdamW(parallel_model.parameters, settings), settings, 1000)
+    return Step(parallel_model, build_optimizer(parallel_model.parameters, settings.optimizer), settings, 1000)
 
 
 def gradient_length(weights: Iterable[nn.Parameter]) -> float:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hanlin.recipe.tuning import method_names
+from hanlin.recipe.tuning import TUNING_METHODS
 
 RECIPE = """\
 model: {family: cpm_bee, size: tiny, vocab: vocab.txt}
@@ -66,8 +66,17 @@ def test_help_and_mistakes_answer_without_torch(arguments: list[str], code: int,
 @pytest.mark.parametrize(
     "module",
     [
-        *("hanlin.check", "hanlin.run.assemble", "hanlin.models.cpm_bee", "hanlin.data.prepare", "hanlin.core.ranks"),
-        *("hanlin.adapters.opening", *(f"hanlin.tuning.{name}" for name in method_names())),
+        "hanlin.check",
+        "hanlin.run.assemble",
+        "hanlin.models.cpm_bee",
+        "hanlin.data.prepare",
+        "hanlin.core.ranks",
+        "hanlin.adapters.opening",
+        *(f"hanlin.tuning.{name}" for name in TUNING_METHODS.names),
+        "hanlin.train.optimizers.adamw",
+        "hanlin.generate.methods.beam",
+        "hanlin.generate.methods.greedy",
+        "hanlin.generate.methods.sample",
     ],
 )
 def test_what_needs_no_tensors_imports_no_torch(module: str) -> None:

@@ -72,6 +72,12 @@ def test_nor_with_lora(home: Path, alone: dict[str, list[float]]) -> None:
     assert losses(home, "lora", "tuning.method=lora", layout="all") == pytest.approx(alone["lora"], rel=1e-5)
 
 
+def test_an_optimizer_in_a_file_of_its_own_works_under_a_layout(home: Path) -> None:
+    lion = ("train.optimizer={name: examples/my_optimizer.py, weight_decay: 0.1}", "train.lr=1e-4")
+    alone = losses(home, "lion alone", *lion)
+    assert losses(home, "lion", *lion, layout="all") == pytest.approx(alone, rel=1e-4)
+
+
 def test_it_learns_its_poems_and_writes_them(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     losses(home, "long", "train.steps=50")
     base = home / "long" / "last"

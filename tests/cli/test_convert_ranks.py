@@ -9,7 +9,7 @@ import torch
 
 from hanlin.cli.main import main
 from hanlin.formats.load import save_base
-from hanlin.formats.source import find_source
+from hanlin.formats.source import open_source
 from hanlin.models.cpm1 import family
 from hanlin.models.cpm1.config import shape
 
@@ -46,12 +46,12 @@ def test_every_form_goes_out_and_in_by_any_of_its_paths(
     told = capsys.readouterr().out
     assert f"cpm1, layout {form}" in told
     assert "iteration    9" in told
-    ours = find_source(base, family).weights
+    ours = open_source(base, family).weights
     inner = out / file.partition("/")[0]
     for number, path in enumerate((out, inner, out / file)):
         again = tmp_path / f"again_{number}"
         assert main(["convert", str(path), str(again), *TOLD]) == 0
-        found = find_source(again, family).weights
+        found = open_source(again, family).weights
         assert all(found[name].equal(ours[name]) for name in ours)
 
 

@@ -16,7 +16,7 @@ from tiny_pieces import small_tokenizer
 from hanlin.cli.main import main
 from hanlin.formats.convert import convert
 from hanlin.formats.load import save_base
-from hanlin.formats.source import find_source
+from hanlin.formats.source import open_source
 from hanlin.models.cpm1 import family
 from hanlin.models.cpm1.config import shape
 from hanlin.models.cpm1.tasks.chid import choice_records, passage_records
@@ -115,11 +115,11 @@ def test_trained_weights_go_into_every_layout_and_back(released: Path, tmp_path:
     words = write_recipe(tmp_path, TEXTS, released, "train.steps=2")
     assert main(["train", *words]) == 0
     trained = tmp_path / "run/last"
-    whole = find_source(trained, family).weights
+    whole = open_source(trained, family).weights
     for layout in ("original", "huggingface", "megatron"):
         assert main(["convert", str(trained), str(tmp_path / layout), "--to", layout]) == 0
         assert main(["convert", str(tmp_path / layout), str(tmp_path / f"{layout}.back")]) == 0
-        back = find_source(tmp_path / f"{layout}.back", family).weights
+        back = open_source(tmp_path / f"{layout}.back", family).weights
         assert sorted(back) == sorted(whole)
         # The program's form fills up the embedding's rows.
         assert all(back[name][: len(whole[name])].equal(whole[name]) for name in whole)

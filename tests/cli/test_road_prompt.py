@@ -15,7 +15,7 @@ from cpm2_tiny import write_original, write_raw
 from hanlin.cli.main import main
 from hanlin.formats.files import open_weights
 from hanlin.formats.ranks import RankWeights, find_ranks
-from hanlin.formats.source import find_source
+from hanlin.formats.source import open_source
 from hanlin.models.cpm2 import family
 from hanlin.models.cpm2.formats import PARTITIONS, PROMPTS
 
@@ -91,7 +91,7 @@ def test_a_base_that_is_trained_along_is_written_with_its_prompts(original: Path
     assert main(["train", str(recipe)]) == 0
     last = tmp_path / "run/last"
     assert list(open_weights(last / "adapter")) == [NAME]
-    before, after = (find_source(path, family).weights for path in (original, last))
+    before, after = (open_source(path, family).weights for path in (original, last))
     assert not after["head.weight"].equal(before["lm_head.weight"].float())
     assert main(["evaluate", str(recipe)]) == 0
     found = loss_of(tmp_path)

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from hanlin.cli.main import main
-from hanlin.formats.files import open_weights
+from hanlin.core.files import write_json
+from hanlin.formats.files import open_weights, write_safetensors
 
 
 @pytest.fixture
@@ -85,3 +86,26 @@ def test_wrong_words_are_explained(
     assert main(["convert", *(argument.format(**places) for argument in arguments)]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["generate", "--base", "{base}", "--record", "{{}}"],
+        ["chat", "--base", "{base}"],
+        ["convert", "{base}", "{out}"],
+        ["inspect", "{base}"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_config_cannot_name_code_to_be_run(command: list[str], tmp_path: Path, capsys) -> None:
+    proof, base = tmp_path / "it_ran", tmp_path / "base"
+    base.mkdir()
+    (tmp_path / "model.py").write_text(f"import os\nos.mkdir({str(proof)!r})\n", "utf-8")
+    write_json(base / "config.json", {"family": str(tmp_path / "model.py")})
+    write_safetensors(base / "model.safetensors", {"a": torch.ones(2)})
+    code = main([word.format(base=base, out=tmp_path / "out") for word in command])
+    assert not proof.exists()
+    if command[0] != "inspect":
+        assert code == 2
+        assert "names the family" in capsys.readouterr().err

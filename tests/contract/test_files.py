@@ -14,7 +14,7 @@ from hanlin.core.errors import CheckpointError
 from hanlin.formats.convert import convert
 from hanlin.formats.format import BASE
 from hanlin.formats.load import base_parameters, load_into, save_base
-from hanlin.formats.source import find_source, is_base, read_config
+from hanlin.formats.source import is_base, open_source, read_config
 
 
 def test_a_base_folder_gives_back_weights_shape_and_tokenizer(case: Case, tmp_path: Path) -> None:
@@ -32,7 +32,7 @@ def test_weights_come_back_from_a_layout_bit_by_bit(case: Case, layout: str, tmp
         assert_not_written(case, layout, tmp_path)
         return
     written = written_in(case, layout, tmp_path)
-    assert find_source(written, case.family).format == layout or layout in case.lossy
+    assert open_source(written, case.family).format == layout or layout in case.lossy
     convert(written, case.family, None, BASE, tmp_path / "back", tokenizer=case.tokenizer)
     back, expected = load(case, tmp_path / "back"), load(case, tmp_path / "base")
     assert_same_shape(back.config, expected.config)

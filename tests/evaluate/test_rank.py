@@ -12,13 +12,13 @@ from hanlin.core.errors import DataError
 from hanlin.evaluate.run import evaluate
 from hanlin.evaluate.tasks import rank
 from hanlin.generate.engine import Engine
+from hanlin.generate.methods.greedy import GreedySettings
 from hanlin.models.cpm2.config import Cpm2Config
 from hanlin.models.cpm2.model import Cpm2
 from hanlin.models.cpm2.processor import Cpm2Processor
 from hanlin.models.cpm2.record import Cpm2Options
-from hanlin.recipe.settings import GenerateSettings
 
-OPTIONS = GenerateSettings(method="greedy", batch_size=2)
+OPTIONS = GreedySettings(batch_size=2)
 PAIRS = [ROWS["sogou-log"][0], ROWS["sogou-log"][3]]
 
 

@@ -8,16 +8,17 @@ import pytest
 import torch
 
 from hanlin.core.errors import DataError
-from hanlin.evaluate.run import evaluate, metrics_table, weights_fingerprint
+from hanlin.evaluate.run import evaluate, metrics_table
+from hanlin.formats.fingerprint import weights_fingerprint
 from hanlin.generate.engine import Engine
+from hanlin.generate.methods.beam import BeamSettings
 from hanlin.models.cpm_bee import CpmBeeConfig, CpmBeeTokenizer, family
 from hanlin.models.cpm_bee.processor import CpmBeeProcessor
-from hanlin.recipe.settings import GenerateSettings
 
 MARKS = ["<pad>", "<unk>", "<mask>", "<sep>", "</n>", "</_>", "<s>", "</s>", "<root>", "<ans>", "<option>"]
 WORDS = [*MARKS, "<", "input", "options", *"今天气好坏abcdx"]
 ALL = ("generate", "likelihood", "loss")
-OPTIONS = GenerateSettings(method="beam", beams=2, max_new_tokens=6)
+OPTIONS = BeamSettings(beams=2, max_new_tokens=6)
 
 
 def options(*texts: str) -> dict[str, str]:

@@ -11,18 +11,18 @@ import torch
 from hanlin.core.batch import Prompt, PromptBatch
 from hanlin.generate.dialogue_cache import DialogueCache
 from hanlin.generate.engine import Engine
+from hanlin.generate.methods.greedy import GreedySettings
 from hanlin.models.chatglm2 import family
 from hanlin.models.chatglm2.config import ChatGlm2Config
 from hanlin.models.common import decoder_batch
 from hanlin.models.common.decoder_batch import TextCursor
-from hanlin.recipe.settings import GenerateSettings
 from hanlin.tuning.apply import apply_tuning
 from hanlin.tuning.prefix import PrefixTuning
 
 CONFIG = ChatGlm2Config(
     vocab_size=50, hidden_size=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, ffn_size=24, max_length=64
 )
-GREEDY = GenerateSettings(method="greedy", max_new_tokens=6)
+GREEDY = GreedySettings(max_new_tokens=6)
 
 
 class Ids:

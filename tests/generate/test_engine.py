@@ -9,6 +9,9 @@ import torch
 from hanlin.core.batch import IGNORED
 from hanlin.core.errors import DataError, HanlinError
 from hanlin.generate.engine import Engine, record_stream
+from hanlin.generate.methods.beam import BeamSettings
+from hanlin.generate.methods.greedy import GreedySettings
+from hanlin.generate.methods.sample import SampleSettings
 from hanlin.models.cpm_bee import CpmBeeConfig, CpmBeeTokenizer, family
 from hanlin.models.cpm_bee.processor import CpmBeeProcessor
 from hanlin.recipe.settings import GenerateSettings
@@ -22,9 +25,9 @@ RECORDS = [
     {"input": "abcdabcd", "<ans>": {"a": {"b": "", "c": ""}, "d": ""}},
     {"input": "x", "<ans>": ""},
 ]
-GREEDY = GenerateSettings(method="greedy", max_new_tokens=12, repetition_penalty=1.2)
-BEAM = GenerateSettings(method="beam", beams=3, max_new_tokens=12, repetition_penalty=1.3, repetition_window=4)
-SAMPLE = GenerateSettings(method="sample", max_new_tokens=12, temperature=1.1, top_k=9, top_p=0.95)
+GREEDY = GreedySettings(max_new_tokens=12, repetition_penalty=1.2)
+BEAM = BeamSettings(beams=3, max_new_tokens=12, repetition_penalty=1.3, repetition_window=4)
+SAMPLE = SampleSettings(max_new_tokens=12, temperature=1.1, top_k=9, top_p=0.95)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +75,7 @@ def test_no_records_give_no_answers(engine: Engine):
 @pytest.mark.parametrize("record", RECORDS[:3] + RECORDS[4:], ids=lambda record: record["input"])
 def test_cached_search_agrees_with_the_training_forward(engine: Engine, record: dict):
     """With the found answers as gold, and no KV cache, each label is the best id at its position."""
-    options = GenerateSettings(method="greedy", max_new_tokens=40)
+    options = GreedySettings(max_new_tokens=40)
     prompt = engine.prompt(record, options)
     *_, [search] = engine.search([prompt], options)
     sample = engine.processor.sample(engine.processor.answer(prompt, search.best.tokens))

@@ -14,13 +14,16 @@ from tiny_pieces import small_tokenizer
 
 from hanlin.core.ranks import read_ranks
 from hanlin.generate.engine import Engine
+from hanlin.generate.methods.beam import BeamSettings
+from hanlin.generate.methods.greedy import GreedySettings
+from hanlin.generate.methods.sample import SampleSettings
 from hanlin.models.chatglm2.tokenizer import ChatGlm2Tokenizer
 from hanlin.models.cpm1.tokenizer import Cpm1WordTokenizer
 from hanlin.models.cpm_bee import CpmBeeTokenizer
 from hanlin.models.family import load_family, make_options
 from hanlin.parallel.inference_model import ShardedInferenceModel
 from hanlin.parallel.parallelize import parallelize
-from hanlin.recipe.settings import GenerateSettings, ParallelSettings
+from hanlin.recipe.settings import ParallelSettings
 from hanlin.recipe.tuning import TuningMethod
 from hanlin.tuning.apply import apply_tuning
 from hanlin.tuning.full import FullTuning
@@ -34,9 +37,9 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "tensor, pipe": {"tensor": 2, "pipe": 2},
 }
 SEARCHES = [
-    GenerateSettings(method="greedy", max_new_tokens=5, batch_size=2),
-    GenerateSettings(method="beam", beams=3, max_new_tokens=5, batch_size=2),
-    GenerateSettings(method="sample", max_new_tokens=5, top_k=20, top_p=0.95, batch_size=2),
+    GreedySettings(max_new_tokens=5, batch_size=2),
+    BeamSettings(beams=3, max_new_tokens=5, batch_size=2),
+    SampleSettings(max_new_tokens=5, top_k=20, top_p=0.95, batch_size=2),
 ]
 MARKS = ["<pad>", "<unk>", "<mask>", "<sep>", "</n>", "</_>", "<s>", "</s>", "<root>", "<ans>", "<option>"]
 POEM = "床前明月光疑是地上霜举头望低思故乡"

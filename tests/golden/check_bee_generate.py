@@ -13,6 +13,7 @@ from hanlin.formats.load import load_into
 from hanlin.formats.source import read_config
 from hanlin.generate.beam import Hypothesis
 from hanlin.generate.engine import Engine
+from hanlin.generate.methods.beam import BeamSettings
 from hanlin.layers.kv_cache import KVCache
 from hanlin.models.cpm_bee import family
 from hanlin.models.cpm_bee.model import CpmBee
@@ -67,8 +68,7 @@ def options_of(
     repetition_penalty: float = 1.0,
     repetition_window: int | None = None,
 ) -> GenerateSettings:
-    return GenerateSettings(
-        method="beam",
+    return BeamSettings(
         beams=beam_size,
         # The original makes room for one </s> and then takes one step more.
         max_new_tokens=max_length + 2,

@@ -17,7 +17,8 @@ from hanlin.models.cpm_bee import family
 from hanlin.models.cpm_bee.model import CpmBee
 from hanlin.parallel.parallelize import parallelize
 from hanlin.recipe.settings import TrainSettings
-from hanlin.train.optim import AdamW
+from hanlin.train.optimizer import build_optimizer
+from hanlin.train.optimizers.adamw import AdamWSettings
 from hanlin.train.step import Step
 
 INPUT_NAMES = {
@@ -57,7 +58,7 @@ def train_as_recorded(model: CpmBee, case: Path, facts: dict[str, Any]) -> None:
     recorded, rel = facts["steps"], facts["tolerance"]["loss_rel"]
     settings = settings_of(facts)
     parallel_model = parallelize(model, torch.device("cpu"))
-    step = Step(parallel_model, AdamW(parallel_model.parameters, settings), settings, len(recorded))
+    step = Step(parallel_model, build_optimizer(parallel_model.parameters, settings.optimizer), settings, len(recorded))
     for theirs, batch in zip(recorded, load_batches(case / "batches.npz", len(recorded)), strict=True):
         ours = step.run(batch)
         assert ours.lr == pytest.approx(theirs["lr"], rel=1e-9)
@@ -73,11 +74,10 @@ def settings_of(facts: dict[str, Any]) -> TrainSettings:
         schedule="noam",
         warmup_steps=hyper["warmup_iters"],
         first_step_at_zero=True,
-        weight_decay=hyper["weight_decay"],
-        decay_all=True,
+        optimizer=AdamWSettings(
+            weight_decay=hyper["weight_decay"], decay_all=True, betas=hyper["betas"], eps=hyper["eps"]
+        ),
         clip=hyper["clip_grad"],
-        betas=hyper["betas"],
-        eps=hyper["eps"],
         loss_mean="batch",
     )
 

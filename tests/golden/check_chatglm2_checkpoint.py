@@ -10,7 +10,7 @@ from glm_case import arrays_of, assert_close, facts_of, inputs_of, load_model, m
 
 from hanlin.formats.convert import convert
 from hanlin.formats.files import open_weights
-from hanlin.formats.source import find_source
+from hanlin.formats.source import open_source
 from hanlin.models.chatglm2 import family
 from hanlin.models.chatglm2.formats import tell
 
@@ -25,7 +25,7 @@ def check(case: Path, vocab: Path) -> None:
     assert {name: [list(weights[name].shape), str(weights[name].dtype)] for name in weights} == facts["keys"]
     for name in weights:
         assert_close(name, weights[name].double().sum(), expected[f"sum.{name}"], 0, rtol=1e-9)
-    assert find_source(folder, family).format == "original"
+    assert open_source(folder, family).format == "original"
     assert tell(folder).generation == "chatglm2"
 
     model, real = load_model(folder), real_columns(inputs)

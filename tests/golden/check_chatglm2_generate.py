@@ -12,6 +12,8 @@ from glm_case import arrays_of, assert_close, facts_of, load_model
 
 from hanlin.core.batch import Prompt, PromptBatch
 from hanlin.generate.engine import Engine
+from hanlin.generate.methods.beam import BeamSettings
+from hanlin.generate.methods.greedy import GreedySettings
 from hanlin.generate.sampling import warp
 from hanlin.models.chatglm2 import family
 from hanlin.models.common import decoder_batch
@@ -46,8 +48,8 @@ def check(case: Path, vocab: Path) -> None:
     )
     model, ids, mask = load_model(case), inputs["input_ids"], inputs["attention_mask"]
     room = arguments["max_length"] - ids.shape[1]
-    greedy = GenerateSettings(method="greedy", max_new_tokens=room)
-    beam = GenerateSettings(method="beam", beams=arguments["num_beams"], max_new_tokens=room)
+    greedy = GreedySettings(max_new_tokens=room)
+    beam = BeamSettings(beams=arguments["num_beams"], max_new_tokens=room)
     end = int(expected["eos_token_id_for_eos_run"])
     for name, stop, options in (
         ("greedy_ids", NO_STOP, greedy),
@@ -79,7 +81,7 @@ def _check_one_row(model: Any, inputs: dict[str, torch.Tensor], streamed: list[i
     for number, row in enumerate(ids):
         prompt = row[mask[number].bool()].tolist()
         if streamed[: len(prompt)] == prompt:
-            options = GenerateSettings(method="greedy", max_new_tokens=len(streamed) - len(prompt))
+            options = GreedySettings(max_new_tokens=len(streamed) - len(prompt))
             given = Rows(ids[number : number + 1], mask[number : number + 1], NO_STOP)
             steps = Engine(model, given).search(given.prompts, options)  # pyright: ignore[reportArgumentType]
             lengths = [len((search.found or search.beams)[0].tokens) for [search] in steps]

@@ -11,7 +11,7 @@ from glm_case import arrays_of, assert_close, facts_of, inputs_of, load_model, m
 from hanlin.core.files import read_json_object
 from hanlin.formats.convert import convert
 from hanlin.formats.files import open_weights
-from hanlin.formats.source import find_source
+from hanlin.formats.source import open_source
 from hanlin.layers.quantised import QuantisedLinear, dequantise, unpack_int4
 from hanlin.models.chatglm2 import family
 
@@ -29,7 +29,7 @@ def check(case: Path, vocab: Path) -> None:
         weight = dequantise(packed[name], packed[f"{name}_scale"].float(), integers.shape[1])
         assert weight.equal(expected[f"dequant.{name}"])
 
-    assert find_source(folder, family).format == "quantized"
+    assert open_source(folder, family).format == "quantized"
     model, real = load_model(folder), real_columns(inputs)
     assert sum(isinstance(module, QuantisedLinear) for module in model.modules()) == 7 * model.config.num_layers
     with torch.no_grad():

@@ -11,7 +11,7 @@ from glm_case import arrays_of, assert_close, facts_of, inputs_of, load_model, r
 from hanlin.core.files import read_json_object
 from hanlin.formats.convert import convert
 from hanlin.formats.files import open_weights
-from hanlin.formats.source import find_source
+from hanlin.formats.source import open_source
 from hanlin.models.chatglm2 import family
 
 
@@ -19,7 +19,7 @@ def check(case: Path, vocab: Path) -> None:
     del vocab
     facts, folder = facts_of(case), case / "hf_glm"
     atol, expected = facts["tolerance"]["fp32_atol_real_tokens"], arrays_of(case / "expected.npz")
-    assert find_source(folder, family).format == "huggingface"
+    assert open_source(folder, family).format == "huggingface"
     model = load_model(folder)
     for kind in ("right", "left", "nomask"):
         arrays = arrays_of(case / "inputs.npz", f"{kind}.")

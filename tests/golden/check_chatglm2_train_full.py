@@ -20,7 +20,8 @@ from hanlin.models.chatglm2.config import ChatGlm2Config
 from hanlin.models.chatglm2.record import ChatGlm2Options
 from hanlin.parallel.parallelize import parallelize
 from hanlin.recipe.settings import TrainSettings
-from hanlin.train.optim import AdamW
+from hanlin.train.optimizer import build_optimizer
+from hanlin.train.optimizers.adamw import AdamWSettings
 from hanlin.train.step import Step
 
 ABSENT = -1
@@ -69,7 +70,8 @@ def train_as_recorded(model: nn.Module, case: Path) -> None:
     settings, batches = settings_of(case), recorded_batches(case)
     assert settings.steps is not None
     parallel_model = parallelize(model, torch.device("cpu"))
-    step = Step(parallel_model, AdamW(parallel_model.parameters, settings), settings, settings.steps)
+    optimiser = build_optimizer(parallel_model.parameters, settings.optimizer)
+    step = Step(parallel_model, optimiser, settings, settings.steps)
     per_step = len(batches) // settings.steps
     losses = expected["step_loss_unrounded"].reshape(settings.steps, per_step).mean(1)
     for number in range(settings.steps):
@@ -92,8 +94,7 @@ def settings_of(case: Path) -> TrainSettings:
         lr=flags.learning_rate,
         schedule="linear",
         first_step_at_zero=True,  # with linear decay and no warm-up: the first step has the full rate
-        weight_decay=0,
-        adamw="huggingface",
+        optimizer=AdamWSettings(weight_decay=0, eps_before_correction=True),
         loss_mean="batch",
     )
 

@@ -25,7 +25,7 @@ from cpm1_case import (
 
 from hanlin.core.batch import IGNORED
 from hanlin.formats.convert import convert
-from hanlin.formats.source import find_source
+from hanlin.formats.source import open_source
 from hanlin.models.cpm1.model import Cpm1
 
 
@@ -97,8 +97,8 @@ def _check_generation(model: Cpm1, prompts: torch.Tensor, expected: Arrays, flag
 
 def _check_layouts(case: Path) -> None:
     """The original's two shards are written from its one, and each layout comes back with the same bits."""
-    whole = find_source(case / "ckpt", FAMILY).weights
-    halves = find_source(case / "ckpt_mp2", FAMILY).weights
+    whole = open_source(case / "ckpt", FAMILY).weights
+    halves = open_source(case / "ckpt_mp2", FAMILY).weights
     assert all(halves[name].equal(whole[name]) for name in whole)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -106,7 +106,7 @@ def _check_layouts(case: Path) -> None:
             convert(case / "ckpt", FAMILY, None, layout, folder / name, ranks=ranks)
             changes: dict[str, Any] = {"vocab_multiple": _multiple(case)}
             convert(folder / name, FAMILY, None, "megatron", folder / f"{name}_back", changes=changes)
-            back = find_source(folder / f"{name}_back", FAMILY).weights
+            back = open_source(folder / f"{name}_back", FAMILY).weights
             assert sorted(back) == sorted(whole)
             assert all(back[tensor].equal(whole[tensor]) for tensor in whole)
         _check_shards(case / "ckpt_mp2", folder / "two")

@@ -12,7 +12,7 @@ from cpm1_case import FAMILY, Arrays, arrays_of, assert_close, check_gradients, 
 from hanlin.core.batch import IGNORED
 from hanlin.formats.convert import convert
 from hanlin.formats.files import open_weights
-from hanlin.formats.source import find_source
+from hanlin.formats.source import open_source
 from hanlin.generate.sampling import warp
 from hanlin.layers.kv_cache import KVCache
 from hanlin.models.cpm1.model import Cpm1
@@ -73,15 +73,15 @@ def _check_generation(model: Cpm1, inputs: Arrays, expected: Arrays, facts: dict
 
 def _check_layouts(case: Path, changes: dict[str, Any]) -> None:
     """One shard -> two, base and hub, and each of them back: the same bits as the original's files."""
-    whole, hub = find_source(case / "ckpt", FAMILY).weights, open_weights(case / "hf")
-    halves = find_source(case / "ckpt_MP2", FAMILY).weights
+    whole, hub = open_source(case / "ckpt", FAMILY).weights, open_weights(case / "hf")
+    halves = open_source(case / "ckpt_MP2", FAMILY).weights
     assert all(halves[name].equal(whole[name]) for name in whole)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         for name, layout, ranks in (("two", "original", 2), ("base", "base", 1), ("hub", "huggingface", 1)):
             convert(case / "ckpt", FAMILY, None, layout, folder / name, changes=changes, ranks=ranks)
             convert(folder / name, FAMILY, None, "original", folder / f"{name}_back")
-            back = find_source(folder / f"{name}_back", FAMILY).weights
+            back = open_source(folder / f"{name}_back", FAMILY).weights
             assert sorted(back) == sorted(whole)
             assert all(back[tensor].equal(whole[tensor]) for tensor in whole)
         written = open_weights(folder / "hub")

@@ -25,7 +25,7 @@ from cpm1_case import (
 
 from hanlin.core.batch import IGNORED
 from hanlin.formats.convert import convert
-from hanlin.formats.source import find_source
+from hanlin.formats.source import open_source
 from hanlin.layers.kv_cache import KVCache
 
 
@@ -102,14 +102,14 @@ def _check_generation(model: Any, given: Arrays, prompt: torch.Tensor, expected:
 
 def _check_layouts(case: Path) -> None:
     """Two shards and our base folder, each written from one shard, come back with the same bits."""
-    whole = find_source(case / "ckpt", T5_FAMILY).weights
-    halves = find_source(case / "ckpt_mp2", T5_FAMILY).weights
+    whole = open_source(case / "ckpt", T5_FAMILY).weights
+    halves = open_source(case / "ckpt_mp2", T5_FAMILY).weights
     assert all(halves[name].equal(whole[name]) for name in whole)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         for name, layout, ranks in (("two", "megatron", 2), ("base", "base", 1)):
             convert(case / "ckpt", T5_FAMILY, None, layout, folder / name, ranks=ranks)
             convert(folder / name, T5_FAMILY, None, "megatron", folder / f"{name}_back")
-            back = find_source(folder / f"{name}_back", T5_FAMILY).weights
+            back = open_source(folder / f"{name}_back", T5_FAMILY).weights
             assert sorted(back) == sorted(whole)
             assert all(back[tensor].equal(whole[tensor]) for tensor in whole)

@@ -27,12 +27,14 @@ from cpm2_case import (
 
 from hanlin.core.batch import Prompt, PromptBatch
 from hanlin.generate.engine import Engine
+from hanlin.generate.methods.beam import BeamSettings
+from hanlin.generate.methods.greedy import GreedySettings
 from hanlin.models.cpm2 import family
 from hanlin.models.cpm2.model import Cpm2
 from hanlin.models.cpm2.processor import AnswerCursor
 from hanlin.parallel.parallelize import parallelize
-from hanlin.recipe.settings import GenerateSettings, TrainSettings
-from hanlin.train.optim import AdamW
+from hanlin.recipe.settings import TrainSettings
+from hanlin.train.optimizer import build_optimizer
 from hanlin.train.step import Step
 
 
@@ -91,8 +93,8 @@ def _check_searches(model: Cpm2, arrays: Arrays, expected: Arrays, facts: dict) 
     """Greedy and beam search of the engine, all rows at once; with beams the original counts its start token."""
     length, engine = facts["out_seq_length"], Engine(model, Rows(arrays, facts), beam_variant=family.beam_variant)
     for name, options in (
-        ("greedy_ids", GenerateSettings(method="greedy", max_new_tokens=length)),
-        ("beam4_ids", GenerateSettings(method="beam", beams=4, max_new_tokens=length - 1)),
+        ("greedy_ids", GreedySettings(max_new_tokens=length)),
+        ("beam4_ids", BeamSettings(beams=4, max_new_tokens=length - 1)),
     ):
         for found, wanted in zip(engine.generate(range(len(arrays["idx"])), options), expected[name], strict=True):
             cut = found[: found.index(facts["pad_id"])] if facts["pad_id"] in found else found
@@ -124,7 +126,8 @@ def _check_training(model: Cpm2, arrays: Arrays, expected: Arrays, facts: dict) 
         lr=float(expected["train_lrs"][-1]), schedule="constant", first_step_at_zero=True, warmup_steps=1
     )
     parallel_model = parallelize(model, torch.device("cpu"))
-    step = Step(parallel_model, AdamW(parallel_model.parameters, settings), settings, len(expected["train_losses"]))
+    optimiser = build_optimizer(parallel_model.parameters, settings.optimizer)
+    step = Step(parallel_model, optimiser, settings, len(expected["train_losses"]))
     for theirs in zip(*(expected[f"train_{name}"].tolist() for name in ("losses", "lrs", "grad_norms")), strict=True):
         ours = step.run(batch_of(arrays))
         assert ours.loss == pytest.approx(theirs[0], abs=facts["tolerance"]["train_loss_atol"])

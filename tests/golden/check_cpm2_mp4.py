@@ -25,7 +25,7 @@ from cpm2_case import (
 
 from hanlin.formats.convert import convert
 from hanlin.formats.ranks import RankWeights, find_ranks
-from hanlin.formats.source import find_source
+from hanlin.formats.source import open_source
 
 
 def check(case: Path, vocab: Path) -> None:
@@ -68,7 +68,7 @@ def _check_division(four: Path, merged: Arrays) -> None:
 
 
 def _assert_same(path: Path, wanted: Arrays, *, one_rank: bool = False) -> None:
-    weights = RankWeights([path], {}) if one_rank else find_source(path, FAMILY).weights
+    weights = RankWeights([path], {}) if one_rank else open_source(path, FAMILY).weights
     assert weights.keys() - wanted.keys() <= {"encoder.prompt_embeds.weight"}
     for name, tensor in wanted.items():
         assert weights[name].equal(tensor), name

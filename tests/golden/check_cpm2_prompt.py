@@ -28,7 +28,8 @@ from hanlin.models.cpm2.pieces import source_of, target_of
 from hanlin.models.cpm2.tokenizer import Cpm2Tokenizer
 from hanlin.parallel.parallelize import parallelize
 from hanlin.recipe.settings import TrainSettings
-from hanlin.train.optim import AdamW
+from hanlin.train.optimizer import build_optimizer
+from hanlin.train.optimizers.adamw import AdamWSettings
 from hanlin.train.step import Step
 from hanlin.tuning.apply import apply_tuning
 from hanlin.tuning.prompt import PromptTuning, begin_with_tokens, first_tokens
@@ -93,13 +94,14 @@ def _check_tuning(model: Cpm2, arrays: Arrays, expected: Arrays, facts: dict[str
         schedule="constant",
         warmup_steps=1,
         first_step_at_zero=True,
-        weight_decay=stated["weight_decay"],
+        optimizer=AdamWSettings(weight_decay=stated["weight_decay"]),
         clip=stated["clip"],
     )
     parallel_model = parallelize(model, torch.device("cpu"))
     assert list(parallel_model.parameters) == ["soft_prompt.weight"]
     counted = _CountsOldGradients(parallel_model, float(expected["grad_norms"][0]))
-    step = Step(counted, AdamW(parallel_model.parameters, settings), settings, stated["steps"])  # pyright: ignore
+    optimiser = build_optimizer(parallel_model.parameters, settings.optimizer)
+    step = Step(counted, optimiser, settings, stated["steps"])  # pyright: ignore
     for loss, rate, norm in zip(*(expected[name].tolist() for name in ("losses", "lrs", "grad_norms")), strict=True):
         ours = step.run(batch_of(arrays))
         assert ours.lr == pytest.approx(rate)

@@ -16,7 +16,9 @@ from hanlin.formats.source import read_config
 from hanlin.models.cpm1_t5.model import Cpm1T5
 from hanlin.models.family import Family, load_family
 from hanlin.recipe.settings import TrainSettings
-from hanlin.train.optim import AdamW, learning_rate
+from hanlin.train.optim import learning_rate
+from hanlin.train.optimizer import build_optimizer
+from hanlin.train.optimizers.adamw import AdamWSettings
 
 Arrays = dict[str, torch.Tensor]
 
@@ -79,10 +81,10 @@ def check_training(model: Any, batches: Sequence[Arrays], facts: dict[str, Any],
         schedule=stated["style"],
         schedule_form="megatron",
         warmup_share=stated["warmup"],
-        weight_decay=stated["weight_decay"],
+        optimizer=AdamWSettings(weight_decay=stated["weight_decay"]),
         clip=stated["clip_grad"],
     )
-    optimiser = AdamW(dict(model.named_parameters()), settings)
+    optimiser = build_optimizer(dict(model.named_parameters()), settings.optimizer)
     for number, batch in enumerate(batches):
         loss = model(**batch) / batch["weights"].sum()
         model.zero_grad()

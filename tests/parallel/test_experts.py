@@ -19,7 +19,7 @@ from hanlin.models.cpm2.model import Cpm2
 from hanlin.parallel.mesh import Degrees
 from hanlin.parallel.parallelize import parallelize
 from hanlin.recipe.settings import ParallelSettings, TrainSettings
-from hanlin.train.optim import AdamW
+from hanlin.train.optimizer import build_optimizer
 from hanlin.train.step import Step
 
 CONFIG = Cpm2Config(**{**SHAPE, "num_layers": 2}, ffn_size=24, init_std=0.3, num_experts=4)
@@ -67,7 +67,7 @@ def train(folder: Path | None, first: int, last: int, layout: dict[str, Any]) ->
     and gets one."""
     settings, train = ParallelSettings(**layout), TrainSettings(steps=STEPS, lr=1e-2, schedule="constant")
     parallel_model = parallelize(make_model(CASE, "full"), torch.device("cpu"), "fp32", settings)
-    step = Step(parallel_model, AdamW(parallel_model.parameters, train), train, STEPS)
+    step = Step(parallel_model, build_optimizer(parallel_model.parameters, train.optimizer), train, STEPS)
     tensors = {**parallel_model.parameters, **step.optimiser.tensors()}
     checkpoints = None if folder is None else Checkpointer(folder)
     if checkpoints is not None and checkpoints.load_latest(tensors) is not None:

@@ -22,7 +22,7 @@ from hanlin.parallel.parallel_model import ParallelModel
 from hanlin.parallel.parallelize import parallelize
 from hanlin.recipe.settings import ParallelSettings, TrainSettings
 from hanlin.train.loop import train
-from hanlin.train.optim import AdamW
+from hanlin.train.optimizer import build_optimizer
 from hanlin.train.run_checkpoints import RunCheckpoints
 from hanlin.train.run_logger import RunLogger
 from hanlin.train.step import Step
@@ -67,7 +67,7 @@ class Batches:
 def run(family: str, folder: Path, layout: ParallelSettings, killed_at: int | None = None) -> None:
     case, settings = CASES[family], TrainSettings(steps=STEPS, lr=1e-2, schedule="constant", save_every=4)
     parallel_model = parallelize(make_model(case, "full"), torch.device("cpu"), "fp32", layout)
-    step = Step(parallel_model, AdamW(parallel_model.parameters, settings), settings, STEPS)
+    step = Step(parallel_model, build_optimizer(parallel_model.parameters, settings.optimizer), settings, STEPS)
     batches = Batches(case, parallel_model, killed_at)
     checkpoints = RunCheckpoints(folder, step, batches, Checkpointer(folder / "checkpoints"), lambda _: None)
     train(

@@ -20,7 +20,7 @@ from hanlin.planner.memory_tracker import MemoryTracker
 from hanlin.planner.trace import TraceSettings, make_inputs
 from hanlin.recipe.reading import make_recipe
 from hanlin.recipe.settings import Recipe
-from hanlin.train.optim import AdamW
+from hanlin.train.optimizer import build_optimizer
 from hanlin.tuning.apply import apply_tuning
 
 LENGTH = 128
@@ -59,7 +59,8 @@ def place_fresh(recipe: Recipe, config: Any) -> ParallelModel:
 def measure(recipe: Recipe, config: Any) -> Measured:
     """Run the passes of one step in this process."""
     parallel_model = place_fresh(recipe, config)
-    optimiser, weights = AdamW(parallel_model.parameters, recipe.train), list(parallel_model.model.parameters())
+    weights = list(parallel_model.model.parameters())
+    optimiser = build_optimizer(parallel_model.parameters, recipe.train.optimizer)
     parts = _batch(parallel_model, recipe, config.vocab_size).split(
         recipe.train.batch_size // (recipe.train.micro_batch_size or 1)
     )
@@ -97,7 +98,8 @@ class RankBytes(TorchDispatchMode):
 def measure_rank(recipe: Recipe, config: Any, micro_batch_size: int, micro_batches: int) -> int:
     """The peak of this rank's tensors in a step after the first one, in bytes."""
     parallel_model = place_fresh(recipe, config)
-    state = [local(tensor) for tensor in AdamW(parallel_model.parameters, recipe.train).tensors().values()]
+    optimiser = build_optimizer(parallel_model.parameters, recipe.train.optimizer)
+    state = [local(tensor) for tensor in optimiser.tensors().values()]
     weights = [local(weight) for model in parallel_model.models for weight in model.parameters()]
     whole = load_family(recipe.model.family).model()(config)  # a stage cannot say what the first one reads
     rows = micro_batch_size * micro_batches

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from measure import job_of, measure, measure_rank, place_fresh, tiny_recipe
@@ -15,6 +17,7 @@ from hanlin.recipe.settings import Recipe
 
 FAMILIES = ["chatglm2", "cpm1", "cpm1_t5", "cpm2", "cpm_bee"]
 TWO_PASSES = "train.batch_size=4"
+MY_OPTIMIZER = Path(__file__).parents[2] / "examples" / "my_optimizer.py"
 
 
 def _planned(recipe: Recipe, world: int = 1) -> list[RankMemory]:
@@ -46,6 +49,13 @@ def test_lora_takes_what_the_plan_says(family: str) -> None:
 @pytest.mark.parametrize("family", ["chatglm2", "cpm1", "cpm_bee"])
 def test_a_prefix_takes_what_the_plan_says(family: str) -> None:
     _agrees(tiny_recipe(family, "tuning.method=prefix"))
+
+
+def test_an_optimizer_of_one_s_own_takes_what_the_plan_says() -> None:
+    recipe = tiny_recipe("chatglm2", f"train.optimizer={MY_OPTIMIZER}")
+    _agrees(recipe)
+    (planned,) = _planned(recipe)
+    assert planned.optimiser == planned.gradients  # one fp32 number beside each weight
 
 
 @pytest.mark.parametrize("family", FAMILIES)

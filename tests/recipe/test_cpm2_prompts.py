@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from hanlin.core.errors import ConfigError
 from hanlin.recipe.cpm2_prompts import read_prompt_file
-from hanlin.recipe.tuning import read_method
+from hanlin.recipe.tuning import TUNING_METHODS
 from hanlin.tuning.prompt import PromptTuning
 
 
@@ -67,9 +67,9 @@ def test_places_may_be_written_as_in_the_originals_names(name: str, shares: tupl
 
 
 def test_a_recipe_may_name_the_file_and_change_single_values(tmp_path: Path) -> None:
-    found = read_method({"method": "prompt", "file": str(write(tmp_path / "a.json")), "length": 4})
+    found = TUNING_METHODS.make({"method": "prompt", "file": str(write(tmp_path / "a.json")), "length": 4})
     assert (found.length, found.ratios) == (4, (0.33, 0.34, 0.33))
-    assert read_method(found.model_dump()) == found
+    assert TUNING_METHODS.make(found.model_dump()) == found
 
 
 @pytest.mark.parametrize(

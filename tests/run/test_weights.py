@@ -10,28 +10,47 @@ from cpm2_tiny import make_tokenizer, write_original
 from tiny_folder import write_original as write_chatglm2
 
 from hanlin.core.errors import ConfigError
+from hanlin.formats import source
 from hanlin.formats.convert import convert
+from hanlin.formats.fingerprint import Fingerprint, weights_fingerprint
 from hanlin.formats.load import save_base
+from hanlin.formats.translate import Translated
+from hanlin.generate.methods.greedy import GreedySettings
 from hanlin.models.chatglm2 import family as chatglm2
 from hanlin.models.cpm2 import family
 from hanlin.models.cpm2.config import Cpm2Config
 from hanlin.recipe.reading import make_recipe
-from hanlin.recipe.settings import GenerateSettings
 from hanlin.run.components import build_components
-from hanlin.run.weights import _additions, _tuned_model, load_engine
+from hanlin.run.weights import _additions, _base_model, _tuned_model, load_engine, parallelize_tuned
 
-GREEDY = GenerateSettings(method="greedy", max_new_tokens=6)
+GREEDY = GreedySettings(max_new_tokens=6)
 
 
 @pytest.mark.parametrize("tuning", [{"method": "prompt", "length": 4}, {"method": "lora", "rank": 2}])
 def test_ranks_begin_with_the_additions_of_one_process(tuning: dict, tmp_path: Path) -> None:
     model = {"family": "cpm2", "base": str(write_original(tmp_path))}
-    parts = build_components(make_recipe({"model": model, "tuning": tuning, "run": {"folder": str(tmp_path)}}))
-    weights = dict(_tuned_model(parts).named_parameters())
-    additions = dict(_additions(parts))
+    components = build_components(make_recipe({"model": model, "tuning": tuning, "run": {"folder": str(tmp_path)}}))
+    weights = dict(_tuned_model(components).named_parameters())
+    additions = dict(_additions(components))
     assert additions
     for name, addition in additions.items():
         assert addition.equal(weights[name].detach()), name
+
+
+def test_a_frozen_base_is_opened_once_and_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, read = [], []
+    base = write_original(tmp_path)
+    real_open, real_read = source.open_theirs, Translated.__getitem__
+    monkeypatch.setattr(source, "open_theirs", lambda *given: opened.append(given) or real_open(*given))
+    monkeypatch.setattr(Translated, "__getitem__", lambda self, name: read.append(name) or real_read(self, name))
+    model = {"family": "cpm2", "base": str(base)}
+    values = {"model": model, "tuning": {"method": "lora", "rank": 2}, "run": {"folder": str(tmp_path)}}
+    components, fingerprint = build_components(make_recipe(values)), Fingerprint()
+    parallelize_tuned(components, torch.device("cpu"), 1, fingerprint)
+    assert len(opened) == 1
+    assert len(read) == len(set(read)) > 0
+    model = _base_model(components, torch.float32)
+    assert fingerprint.value() == weights_fingerprint(model.named_parameters())
 
 
 def test_experts_are_read_when_an_engine_needs_them(tmp_path: Path) -> None:
@@ -71,9 +90,9 @@ def test_ranks_begin_with_the_head_for_labels_of_one_process(tuning: dict, is_cl
     if is_classifier:
         torch.save(torch.load(base / "pytorch_model.bin", weights_only=True) | HEAD, base / "pytorch_model.bin")
     model = {"family": "chatglm2", "base": str(base), "config": {"labels": ["x", "y"]}}
-    parts = build_components(make_recipe({"model": model, "tuning": tuning, "run": {"folder": str(tmp_path)}}))
-    tuned = _tuned_model(parts)
-    weights, additions = dict(tuned.named_parameters()), dict(_additions(parts))
+    components = build_components(make_recipe({"model": model, "tuning": tuning, "run": {"folder": str(tmp_path)}}))
+    tuned = _tuned_model(components)
+    weights, additions = dict(tuned.named_parameters()), dict(_additions(components))
     assert additions.keys() >= {"head.label_weight", "head.label_bias"}
     assert additions.keys() == {name for name, weight in weights.items() if weight.requires_grad}
     for name, addition in additions.items():

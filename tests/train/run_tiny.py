@@ -14,7 +14,7 @@ from hanlin.core.logging import start_log
 from hanlin.parallel.parallelize import parallelize
 from hanlin.recipe.settings import TrainSettings
 from hanlin.train.loop import Outcome, count_steps, train
-from hanlin.train.optim import AdamW
+from hanlin.train.optimizer import build_optimizer
 from hanlin.train.run_checkpoints import RunCheckpoints
 from hanlin.train.run_logger import RunLogger
 from hanlin.train.step import Step, mean_loss
@@ -25,7 +25,8 @@ def run(folder: Path, *, with_eval: bool = True, pause: float = 0.0, **settings)
     made = TrainSettings(**{"steps": 12, "lr": 0.02, "eval_every": 4, "save_every": 3, "warmup_steps": 2, **settings})
     loader = TinyLoader()
     parallel_model = parallelize(tiny_model(dropout=0.2), torch.device("cpu"), made.precision)
-    step = Step(parallel_model, AdamW(parallel_model.parameters, made), made, count_steps(made, loader))
+    optimiser = build_optimizer(parallel_model.parameters, made.optimizer)
+    step = Step(parallel_model, optimiser, made, count_steps(made, loader))
     checkpoints = RunCheckpoints(
         folder, step, loader, Checkpointer(folder / "checkpoints", made.keep), _exporter(parallel_model.model)
     )
@@ -49,6 +50,6 @@ def _exporter(model: torch.nn.Module):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    place_, steps, pause_ = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
+    place_, steps, pause_, optimizer = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), sys.argv[4]
     start_log(place_)
-    sys.exit(run(place_, steps=steps, pause=pause_)[0].exit_code)
+    sys.exit(run(place_, steps=steps, pause=pause_, optimizer=optimizer)[0].exit_code)

@@ -16,6 +16,7 @@ from hanlin.recipe.settings import TrainSettings
 from hanlin.train.loop import EXIT_INTERRUPTED, count_steps
 
 SCRIPT = Path(__file__).with_name("run_tiny.py")
+MY_OPTIMIZER = str(Path(__file__).parents[2] / "examples" / "my_optimizer.py")
 
 
 def lines_of(folder: Path) -> list[dict]:
@@ -130,9 +131,9 @@ def test_steps_of_epochs():
 # --- ended from outside ---
 
 
-def start(folder: Path, steps: int, pause: float) -> subprocess.Popen:
+def start(folder: Path, steps: int, pause: float, optimizer: str = "adamw") -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, str(SCRIPT), str(folder), str(steps), str(pause)], stderr=subprocess.DEVNULL
+        [sys.executable, str(SCRIPT), str(folder), str(steps), str(pause), optimizer], stderr=subprocess.DEVNULL
     )
 
 
@@ -163,12 +164,15 @@ def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, number):
 
 
 @pytest.mark.slow
-def test_killed_again_and_again_the_run_ends_as_if_nothing_had_happened(tmp_path):
+@pytest.mark.parametrize("optimizer", ["adamw", MY_OPTIMIZER], ids=["adamw", "my_optimizer"])
+def test_killed_again_and_again_the_run_ends_as_if_nothing_had_happened(tmp_path, optimizer):
     for kill in range(3):
-        process = start(tmp_path / "killed", steps=12, pause=0.02)
+        process = start(tmp_path / "killed", steps=12, pause=0.02, optimizer=optimizer)
         wait_for_step(tmp_path / "killed", 3 * (kill + 1) + 1, process)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-    _, resumed = run(tmp_path / "killed", steps=12)
-    assert_same_run(run(tmp_path / "whole", steps=12)[1], resumed)
-    assert losses_of(tmp_path / "whole") == losses_of(tmp_path / "killed")
+    _, resumed = run(tmp_path / "killed", steps=12, optimizer=optimizer)
+    assert_same_run(run(tmp_path / "whole", steps=12, optimizer=optimizer)[1], resumed)
+    losses = losses_of(tmp_path / "killed")
+    assert losses_of(tmp_path / "whole") == losses
+    assert losses[12] < losses[1]

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from hanlin.recipe.settings import TrainSettings
-from hanlin.train.optim import AdamW, learning_rate
+from hanlin.train.optim import learning_rate
+from hanlin.train.optimizers.adamw import AdamW, AdamWSettings
 
 
 def rates(total: int = 4, **settings) -> list[float]:
@@ -40,7 +41,7 @@ def test_exponential_and_constant():
 @pytest.mark.parametrize("decay_all", [False, True])
 def test_adamw_equals_torch_with_groups(decay_all: bool):
     torch.manual_seed(0)
-    settings = TrainSettings(weight_decay=0.1, decay_all=decay_all, betas=(0.8, 0.9), eps=1e-6)
+    settings = AdamWSettings(weight_decay=0.1, decay_all=decay_all, betas=(0.8, 0.9), eps=1e-6)
     ours = {"matrix": nn.Parameter(torch.randn(3, 4)), "vector": nn.Parameter(torch.randn(4))}
     theirs = {name: nn.Parameter(weight.detach().clone()) for name, weight in ours.items()}
     groups = [
@@ -63,12 +64,12 @@ def test_adamw_equals_torch_with_groups(decay_all: bool):
 def test_decay_is_decoupled():
     weight = nn.Parameter(torch.ones(1, 1))
     weight.grad = torch.zeros(1, 1)
-    AdamW({"w": weight}, TrainSettings(weight_decay=0.5)).step(0.1)
+    AdamW({"w": weight}, AdamWSettings(weight_decay=0.5)).step(0.1)
     assert math.isclose(weight.item(), 1 - 0.1 * 0.5, rel_tol=1e-6)
 
 
 def test_huggingface_s_adamw_adds_eps_to_the_uncorrected_root():
-    settings = TrainSettings(adamw="huggingface", betas=(0.8, 0.9), eps=1e-2, weight_decay=0)
+    settings = AdamWSettings(eps_before_correction=True, betas=(0.8, 0.9), eps=1e-2, weight_decay=0)
     weight = nn.Parameter(torch.tensor([1.0, -2.0]))
     optimiser, expected, mean, square = AdamW({"w": weight}, settings), weight.detach().clone(), 0.0, 0.0
     for step in range(1, 4):

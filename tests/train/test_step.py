@@ -10,7 +10,7 @@ from tiny_model import break_batch, make_batch, tiny_model
 from hanlin.core.errors import HanlinError
 from hanlin.parallel.parallelize import parallelize
 from hanlin.recipe.settings import TrainSettings
-from hanlin.train.optim import AdamW
+from hanlin.train.optimizer import build_optimizer
 from hanlin.train.step import Step, mean_loss
 
 CPU = torch.device("cpu")
@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 def make_step(model=None, *, total_steps: int = 20, dtype=torch.float32, **settings) -> Step:
     made = TrainSettings(**{"lr": 0.01, "steps": total_steps, **settings})
     parallel_model = parallelize((model or tiny_model()).to(dtype), CPU, made.precision)
-    return Step(parallel_model, AdamW(parallel_model.parameters, made), made, total_steps)
+    return Step(parallel_model, build_optimizer(parallel_model.parameters, made.optimizer), made, total_steps)
 
 
 def weights_of(step: Step) -> dict[str, torch.Tensor]:

@@ -155,7 +155,7 @@ def test_a_layout_changes_no_loss(family: str, layout: tuple[str, ...], home_of:
 def test_its_settings_and_memory_are_known(home_of: Callable[[str], Path], capsys: pytest.CaptureFixture[str]) -> None:
     home = home_of("cpm_bee")
     assert main(["check", *words(home, "run", "tuning.rank=4")]) == 2
-    assert "tuning.rank: is a setting of the method lora" in capsys.readouterr().err
+    assert "tuning.rank: is a setting of method lora" in capsys.readouterr().err
     assert main(["check", *words(home, "run", "tuning.outputz=[key]")]) == 2
     assert "did you mean 'outputs'?" in capsys.readouterr().err
     assert main(["plan", *words(home, "run", "parallel.tensor=2"), "--per-node", "2", "--json"]) == 0

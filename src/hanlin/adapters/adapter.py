@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from hanlin.core.errors import CheckpointError
 from hanlin.formats.format import FamilyFacts
 from hanlin.formats.load import added_parameters
-from hanlin.recipe.tuning import TuningMethod, read_method
+from hanlin.recipe.tuning import TUNING_METHODS, TuningMethod
 
 if TYPE_CHECKING:
     import torch
@@ -66,7 +66,7 @@ def read_settings(path: Path, values: Mapping[str, Any]) -> TuningMethod:
     from pydantic import ValidationError
 
     try:
-        return read_method(values)
+        return TUNING_METHODS.make(values)
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, part['loc']))}: {part['msg']}" for part in error.errors())
         raise CheckpointError(f"{path}: not the settings of an adapter ({problems})") from error

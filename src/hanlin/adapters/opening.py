@@ -9,7 +9,7 @@ from hanlin.adapters.folder import FOLDER
 from hanlin.core.errors import CheckpointError, ConfigError
 from hanlin.formats.format import FamilyFacts
 from hanlin.formats.megatron import lies_in_ranks
-from hanlin.recipe.tuning import TuningMethod, load_method, method_names
+from hanlin.recipe.tuning import TUNING_METHODS, TuningMethod
 
 OURS = "adapter"
 """The word for our adapter folder in `convert --to`."""
@@ -53,5 +53,5 @@ def format_to_write(settings: TuningMethod, word: str) -> AdapterFormat:
 
 def _formats() -> list[AdapterFormat]:
     """Ours first; each once, though `--to` may have two words for it."""
-    of_methods = [form for name in method_names() for form in load_method(name).formats().values()]
+    of_methods = [form for name in TUNING_METHODS.names for form in TUNING_METHODS.load(name).formats().values()]
     return list(dict.fromkeys([FOLDER, *of_methods]))

@@ -79,7 +79,7 @@ def token_and_row_problems(recipe: Recipe, family: Family, purpose: Purpose) -> 
         return  # its configuration may have to be read from the weights: weight_problems does that
     try:
         adapter = find_adapter(recipe, family)
-        config = model_config(recipe, family, tokenizer.vocab_size, adapter)
+        config = model_config(recipe, family, tokenizer.vocab_size, adapter=adapter)
     except HanlinError as error:
         yield "model.base", str(error)
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -14,8 +15,10 @@ import yaml
 from hanlin.core.errors import ConfigError
 from hanlin.recipe.reading import Found, dump_recipe, load_recipe, make_recipe
 from hanlin.recipe.settings import Recipe
+from hanlin.train.optimizer import find_optimizer
 
 _FREE_BYTES = 100 << 20  # a run without a base needs at least this
+_MATRIX = (1024, 1024)  # as good as any to tell how much an optimiser keeps beside it
 
 # What may change between two calls that continue the same run.
 _CHANGEABLE = re.compile(
@@ -54,8 +57,12 @@ def _other_run(recipe: Recipe) -> Found:
         yield "run.folder", f"{folder} holds a run with other settings ({shown}); choose another folder or delete it"
 
 
-def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {f"{section}.{name}": value for section, group in values.items() for name, value in group.items()}
+def _flat(values: Mapping[str, Any], inside: str = "") -> dict[str, Any]:
+    """Dotted keys -> values that are no sections."""
+    flat = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{inside}{name}.") if isinstance(value, Mapping) else {f"{inside}{name}": value}
+    return flat
 
 
 def _disk_space(recipe: Recipe, folder: Path) -> Found:
@@ -69,10 +76,12 @@ def _disk_space(recipe: Recipe, folder: Path) -> Found:
 
 
 def _least_bytes(recipe: Recipe) -> int:
-    """A lower bound: a full run's checkpoints hold weights and two moments, `best` and `last` the weights."""
+    """A lower bound: a full run's checkpoints hold weights and the optimiser's state, `best` and `last` the weights."""
     base = recipe.model.base
     if base is None or not recipe.tuning.trains_base or not base.exists():
         return _FREE_BYTES
     files = [base] if base.is_file() else [*base.glob("*.safetensors"), *base.glob("*.bin"), *base.glob("*.pt")]
     weights = sum(file.stat().st_size for file in files)
-    return max(_FREE_BYTES, weights * (3 * (recipe.train.keep + 1) + 2))
+    optimizer = recipe.train.optimizer
+    state = weights * find_optimizer(optimizer).state_bytes(optimizer, _MATRIX) // (4 * math.prod(_MATRIX))
+    return max(_FREE_BYTES, (weights + state) * (recipe.train.keep + 1) + 2 * weights)

@@ -269,10 +269,11 @@ def _naming(path: Path) -> Iterator[None]:
 
 def _read_tensors(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     from torch.distributed.checkpoint.api import CheckpointException
-    from torch.distributed.checkpoint.filesystem import FileSystemReader
     from torch.distributed.checkpoint.state_dict_loader import load
 
-    reader = FileSystemReader(folder)
+    from hanlin.checkpoint.metadata import MetadataReader
+
+    reader = MetadataReader(folder)
     found = reader.read_metadata().state_dict_metadata
     expected = {name for names in _from_all(list(tensors)) for name in names}
     lacking, unknown = sorted(expected - set(found)), sorted(set(found) - expected)

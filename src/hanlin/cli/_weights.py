@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hanlin.core.errors import CheckpointError
+from hanlin.core.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from hanlin.adapters.adapter import Adapter
@@ -19,10 +19,17 @@ def find_family(path: Path) -> Family:
     """
     from hanlin.core.files import read_json_object
     from hanlin.formats.source import is_base, likely_families, open_any, refuse_lookalikes
-    from hanlin.models.family import family_names, load_family
+    from hanlin.models.family import built_in_family, family_names, load_family
 
     if is_base(path):
-        return load_family(read_json_object(path / "config.json")["family"])
+        name = read_json_object(path / "config.json")["family"]
+        try:
+            return built_in_family(name)
+        except ConfigError:
+            raise CheckpointError(
+                f"{path / 'config.json'}: names the family {name!r}, which is none of {', '.join(family_names())}; "
+                "if it is a model of your own, say where it is: --family FILE.py"
+            ) from None
     families = [load_family(name) for name in family_names()]
     names = list(open_any(path, families))
     found = likely_families(names, families)
@@ -44,10 +51,10 @@ def model_of_adapter(adapter: Adapter, base: Path, family: Family) -> Any:
     import torch
 
     from hanlin.adapters.adapter import load_adapter
-    from hanlin.formats.source import find_source, plain_values, read_config
+    from hanlin.formats.source import open_source, plain_values, read_config
     from hanlin.tuning.apply import apply_tuning, make_additions
 
-    weights = find_source(base, family).weights
+    weights = open_source(base, family).weights
     config = read_config(base, family, {**plain_values(family), **adapter.config})
     with torch.device("meta"):
         model = family.model()(config).to(weights[next(iter(weights))].dtype)

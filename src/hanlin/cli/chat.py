@@ -5,14 +5,14 @@ hanlin chat --base chatglm2-6b                   a model as it is published
 hanlin chat --base chatglm2-6b --adapter prefix  with a prefix or a LoRA on top
 
 "clear" forgets the dialogue, "stop" (or Ctrl-D) ends, Ctrl-C ends an answer. Tokens are drawn (top_p 0.8, temperature
-0.8) unless generate.method is given.
+0.8) unless a run or a recipe has chosen another generate.method than the default.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hanlin.cli._recipe import add_model, recipe_of_model
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     from hanlin.models.family import Converses
     from hanlin.run.weights import load_engine
 
-    engine, options = load_engine(recipe), _chatting(recipe.generate)
+    engine, options = load_engine(recipe), _chatting(recipe.generate, args.words)
     if not isinstance(engine.processor, Converses):
         raise ConfigError(f"model.family: {recipe.model.family} cannot be talked with; use `hanlin generate`")
     history: History = []
@@ -52,13 +52,14 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _chatting(options: GenerateSettings) -> GenerateSettings:
-    """The settings given, over those with which the original chats."""
-    original = {"method": "sample", "top_p": 0.8, "temperature": 0.8, "max_new_tokens": 1024}
-    given = options.model_fields_set
-    if "method" in given:
-        original = {"max_new_tokens": original["max_new_tokens"]}
-    return options.model_copy(update={name: value for name, value in original.items() if name not in given})
+def _chatting(options: GenerateSettings, words: Sequence[str]) -> GenerateSettings:
+    """The settings chosen, over those with which the original chats."""
+    from hanlin.cli._generate import chosen_settings
+    from hanlin.recipe.settings import GENERATE_METHODS
+
+    chosen = chosen_settings(options, words)
+    draws = {"method": "sample", "top_p": 0.8, "temperature": 0.8} if "method" not in chosen else {}
+    return GENERATE_METHODS.make({**draws, "max_new_tokens": 1024, **chosen})
 
 
 def _questions() -> Iterator[str]:

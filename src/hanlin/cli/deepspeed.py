@@ -11,6 +11,7 @@ import json
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 HELP = "read a DeepSpeed configuration as settings of a recipe"
 
@@ -32,9 +33,12 @@ def run(args: argparse.Namespace) -> int:
         return 0
     import yaml
 
-    sections: dict[str, dict[str, object]] = {}
+    sections: dict[str, Any] = {}
     for key, value in translation.settings.items():
-        section, name = key.split(".")
-        sections.setdefault(section, {})[name] = value
+        *inside, name = key.split(".")
+        section = sections
+        for part in inside:
+            section = section.setdefault(part, {})
+        section[name] = value
     print(yaml.safe_dump(sections, sort_keys=False, default_flow_style=False), end="")
     return 0

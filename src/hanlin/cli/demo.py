@@ -48,7 +48,7 @@ model:
   base: {home}/pinyin/best
 data: {{train: {home}/data/tone_train.jsonl, eval: {home}/data/tone_eval.jsonl, max_length: 512}}
 tuning: {{method: lora, rank: 8, targets: [query, key, value, output, gate, up, down]}}
-train: {{steps: {steps}, batch_size: 4, lr: 5e-3, warmup_steps: 20, weight_decay: 0.0, save_every: 200}}
+train: {{steps: {steps}, batch_size: 4, lr: 5e-3, warmup_steps: 20, optimizer: {{weight_decay: 0.0}}, save_every: 200}}
 {common}"""
 
 IDIOMS = """\

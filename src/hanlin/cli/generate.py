@@ -53,7 +53,7 @@ def _answer(args: argparse.Namespace, recipe: Recipe) -> int:
     engine, options = load_engine(recipe), recipe.generate
     records = records_in(given, engine.processor)
     if args.stream:
-        return _stream(engine, records, _streaming(options))
+        return _stream(engine, records, _streaming(options, args.words))
     answered = engine.generate(records, options, recipe.run.seed)
     if engine.mesh.is_main:
         _write(answered, args.output)
@@ -96,9 +96,12 @@ def _parsed(parse: Any, line: bytes, where: str) -> Any:
         raise DataError(f"{where}: {error}") from error
 
 
-def _streaming(options: GenerateSettings) -> GenerateSettings:
+def _streaming(options: GenerateSettings, words: Sequence[str]) -> GenerateSettings:
     """Greedy in place of the default beam search, whose text is known at its end only."""
-    return options if "method" in options.model_fields_set else options.model_copy(update={"method": "greedy"})
+    from hanlin.cli._generate import chosen_settings
+    from hanlin.recipe.settings import GENERATE_METHODS
+
+    return GENERATE_METHODS.make({"method": "greedy", **chosen_settings(options, words)})
 
 
 def _stream(engine: Engine, records: Sequence[Any], options: GenerateSettings) -> int:

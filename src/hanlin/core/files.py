@@ -17,6 +17,7 @@ from typing import IO, Any, Literal
 from hanlin.core.errors import CheckpointError, DataError, HanlinError
 
 __all__ = [
+    "check_regular",
     "one_at_a_time",
     "published",
     "read_json",
@@ -127,11 +128,21 @@ def _writable(path: Path) -> Iterator[None]:
         raise DataError(f"{path}: cannot be written: {error.strerror}; choose another folder") from None
 
 
+def check_regular(path: Path, error: type[HanlinError]) -> None:
+    """See that a path that exists is a file or a folder: a pipe would be waited for, a device never ends.
+
+    Raises: `error`.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise error(f"{path}: is a pipe or a device; write what comes out of it to a file, and name that")
+
+
 def read_json(path: Path, error: type[HanlinError] = CheckpointError, *, holds: str = "") -> Any:
     """One JSON value; holds: says in messages what the file is expected to hold.
 
     Raises: `error`, naming the file and the line.
     """
+    check_regular(path, error)
     expected = f"; it holds {holds}" if holds else "; write or copy the file again"
     try:
         return json.loads(path.read_text(encoding="utf-8"))

@@ -15,12 +15,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.table import Table
 
 from hanlin.core.errors import DataError
 from hanlin.core.files import replaced_file
+from hanlin.formats.fingerprint import weights_fingerprint
 from hanlin.generate.engine import Engine, naming, show_progress
+from hanlin.generate.method import find_method
 from hanlin.recipe.settings import GenerateSettings
 
 from .metrics.named import score_corpus, score_texts
@@ -94,17 +95,6 @@ def metrics_table(metrics: Metrics) -> Table:
             shown = f"{value:,.0f}" if float(value).is_integer() and abs(value) > 1 else f"{value:.4f}"
             table.add_row("" if place else task, name, shown)
     return table
-
-
-def weights_fingerprint(weights: Iterable[tuple[str, torch.Tensor]]) -> str:
-    """A hash of some 64 numbers of every weight; training changes nearly all of them."""
-    digest = hashlib.sha256()
-    for name, weight in weights:
-        flat = weight.detach().flatten()
-        some = flat[:: max(1, flat.numel() // 64)]
-        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
-        digest.update(some.float().cpu().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _predictions(
@@ -186,7 +176,7 @@ def _key(
     facts: list[Any] = [name, weights, engine.precision, record]
     if TASKS[name].reads_options:
         facts.append(options.model_dump(exclude={"batch_size"}))
-        facts.append([seed, number] if options.method == "sample" else None)
+        facts.append([seed, number] if find_method(options).is_random else None)
     text = json.dumps(facts, ensure_ascii=False, default=lambda ids: ids.tolist())
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -14,7 +14,7 @@ from hanlin.formats.files import write_shards, write_weights
 from hanlin.formats.format import BASE, FamilyFacts, Format
 from hanlin.formats.lazy import Joined
 from hanlin.formats.ranks import write_ranks
-from hanlin.formats.source import config_of, find_source, plain_values
+from hanlin.formats.source import open_source, plain_values
 from hanlin.formats.translate import shapes_of, to_ours, to_theirs
 
 if TYPE_CHECKING:
@@ -44,8 +44,8 @@ def convert(
 
     Raises: CheckpointError; the target is whole or not there at all.
     """
-    opened = find_source(source, family, from_)
-    config = config_of(opened, family, {**plain_values(family), **(changes or {})})
+    opened = open_source(source, family, from_)
+    config = opened.config({**plain_values(family), **(changes or {})})
     ours = to_ours(opened, family, config, shapes_of(family, config))
     if to != BASE and to not in family.formats:
         raise CheckpointError(f"there is no layout {to!r}; known layouts: {', '.join([BASE, *family.formats])}")

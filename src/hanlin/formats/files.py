@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hanlin.core.errors import CheckpointError
-from hanlin.core.files import read_json_object, write_json
+from hanlin.core.files import check_regular, read_json_object, write_json
 from hanlin.formats.lazy import Lazy, TensorSubset, bytes_of, forget, forget_pages, meta_of
-from hanlin.formats.torch_file import load_torch_file, write_torch_files
+from hanlin.formats.torch_file import MAX_TENSORS, load_torch_file, write_torch_files
 
 if TYPE_CHECKING:
     import torch
@@ -61,6 +61,7 @@ def open_weights(path: Path) -> Weights:
     path = Path(path)
     if path.is_dir():
         return _open_folder(path)
+    check_regular(path, CheckpointError)
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such file or folder")
     return _open_file(path)
@@ -148,6 +149,8 @@ class _Safetensors(Weights):
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path}: damaged or not a safetensors file ({error}); copy it again") from error
         self._names = list(self._file.keys())
+        if len(self._names) > MAX_TENSORS:
+            raise CheckpointError(f"{path}: lists {len(self._names):,} tensors, more than any model has; not read")
 
     def __getitem__(self, name: str) -> torch.Tensor:
         if name not in self._names:
@@ -189,6 +192,8 @@ class _Shards(Weights):
         place = read_json_object(index).get("weight_map")
         if not isinstance(place, dict):
             raise CheckpointError(f"{index}: the key weight_map (tensor name -> file) is missing")
+        if odd := [file for file in place.values() if not isinstance(file, str) or Path(file).name != file]:
+            raise CheckpointError(f"{index}: names {odd[0]!r}; the files of an index lie in its own folder")
         shards = {file: index.parent / file for file in place.values()}
         if missing := [path.name for path in shards.values() if not path.is_file()]:
             raise CheckpointError(

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from hanlin.core.files import published, write_json
 from hanlin.formats.files import write_shards
+from hanlin.formats.fingerprint import Fingerprint
 from hanlin.formats.format import FamilyFacts
-from hanlin.formats.source import config_of, find_source
+from hanlin.formats.source import Source, open_source
 from hanlin.formats.translate import Translated, shapes_of, to_ours
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 def load_into(
     model: nn.Module,
-    path: Path,
+    path: Path | Source,
     family: FamilyFacts,
     *,
     from_: str | None = None,
@@ -28,6 +29,7 @@ def load_into(
     device: torch.device | str = "cpu",
     wanted: Callable[[str], bool] | None = None,
     config: Any = None,
+    fingerprint: Fingerprint | None = None,
 ) -> None:
     """Fill a model's parameters from weights in any layout of the family, one parameter at a time.
 
@@ -35,30 +37,33 @@ def load_into(
     to the model (`added` of its modules) is not looked for.
     wanted: our name of a tensor -> whether to fill it (None: all of them); the model may then lack some of the others.
     config: that of the weights, where the model has another head than they (None: the model's).
+    fingerprint: takes every tensor into account as it is kept.
 
     Raises: CheckpointError naming missing and surplus tensors, and those of another shape.
     """
-    source = find_source(path, family, from_)
+    source = open_source(path, family, from_)
     is_whole = wanted is None and config is None
-    config = config or getattr(model, "config", None) or config_of(source, family, None)
+    config = config or getattr(model, "config", None) or source.config()
     parameters = base_parameters(model)
     shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
     translated = to_ours(source, family, config, shapes if is_whole else shapes_of(family, config))
     for name, parameter in parameters.items():
         if wanted is None or wanted(name):
-            _fill(model, name, parameter, translated[name], dtype, device)
+            kept = _load_parameter(model, name, parameter, translated[name], dtype, device)
+            if fingerprint is not None:
+                fingerprint.add(name, kept)
             translated.forget(name)
 
 
-def open_ours(path: Path, family: FamilyFacts, *, from_: str | None = None, config: Any = None) -> Translated:
+def open_ours(path: Path | Source, family: FamilyFacts, *, from_: str | None = None, config: Any = None) -> Translated:
     """The tensors of weights on disk under our names, each read when it is asked for; `forget` gives its memory back.
 
     For who wants some of them, in an order of their own: a part of the layers, an expert of a mixture.
     config: that of the model they are for (None: as it is on disk).
     Raises: CheckpointError as `load_into` would.
     """
-    source = find_source(path, family, from_)
-    config = config or config_of(source, family, None)
+    source = open_source(path, family, from_)
+    config = config or source.config()
     return to_ours(source, family, config, shapes_of(family, config))
 
 
@@ -67,8 +72,8 @@ def check_fit(path: Path, family: FamilyFacts, changes: Mapping[str, Any] | None
 
     Raises: CheckpointError as `load_into` would.
     """
-    source = find_source(path, family)
-    config = config_of(source, family, changes)
+    source = open_source(path, family)
+    config = source.config(changes)
     to_ours(source, family, config, shapes_of(family, config))
 
 
@@ -109,17 +114,18 @@ def save_base(
             tokenizer.save(beside)
 
 
-def _fill(
+def _load_parameter(
     model: nn.Module, name: str, parameter: nn.Parameter, tensor: torch.Tensor, dtype: torch.dtype | None, device: Any
-) -> None:
+) -> torch.Tensor:
+    """Returns the tensor as the model keeps it."""
     import torch
     from torch import nn
 
     if not parameter.is_meta:
         with torch.no_grad():
-            parameter.copy_(tensor)
-        return
+            return parameter.copy_(tensor)
     kept = tensor.dtype if dtype is None or not tensor.is_floating_point() else dtype  # quantised ones stay packed
     copy = torch.empty(tensor.shape, dtype=kept, device=device).copy_(tensor)
     owner, _, last = name.rpartition(".")
     model.get_submodule(owner).register_parameter(last, nn.Parameter(copy, parameter.requires_grad))
+    return copy

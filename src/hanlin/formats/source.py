@@ -6,8 +6,9 @@ This file knows no model: a family brings its `Format`s, its config and its mode
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -25,22 +26,42 @@ _SHOWN = 8  # names in a message
 
 @dataclass(frozen=True)
 class Source:
-    """Weights on disk in a known layout."""
+    """Weights on disk in a known layout (`format`) of a family; values: what the JSON beside them says."""
 
     path: Path
+    family: FamilyFacts
     format: str
-    weights: Weights
     values: dict[str, Any]
+    open: Callable[[], Weights]
+
+    @cached_property
+    def weights(self) -> Weights:
+        """The tensors by their own names. Files are opened when this is first asked for.
+
+        Raises: CheckpointError.
+        """
+        return self.open()
+
+    def config(self, changes: Mapping[str, Any] | None = None) -> Any:
+        """The config of the weights: from the JSON beside them, completed from the tensors' shapes.
+
+        changes: single values that win over both.
+        Raises: CheckpointError.
+        """
+        return _config_of(self, changes or {})
 
 
-def find_source(path: Path, family: FamilyFacts, from_: str | None = None) -> Source:
+def open_source(path: Path | Source, family: FamilyFacts, from_: str | None = None) -> Source:
     """Open weights and tell their layout: the given one, our own by its config.json, else by the tensors' names.
 
+    path: what is opened already is taken as it is.
     Raises: CheckpointError.
     """
+    if isinstance(path, Source):
+        return path
     path = _home(Path(path))
     if is_base(path) and from_ in (None, BASE):
-        return Source(path, BASE, open_weights(path), _base_values(path, family))
+        return Source(path, family, BASE, _base_values(path, family), lambda: open_weights(path))
     weights = open_theirs(path, family)
     name = from_ or weights.layout or recognise(weights, family)
     if name is None or name not in family.formats:
@@ -48,7 +69,7 @@ def find_source(path: Path, family: FamilyFacts, from_: str | None = None) -> So
         known = ", ".join([BASE, *family.formats])
         unlike = f"its tensors are called as in no layout of {family.name} (first: {_some(weights)})"
         raise CheckpointError(f"{path}: {unlike if name is None else f'it is not in layout {name!r}'}; known: {known}")
-    return Source(path, name, weights, _their_values(path, family.formats[name]))
+    return Source(path, family, name, _their_values(path, family.formats[name]), lambda: weights)
 
 
 def open_theirs(path: Path, family: FamilyFacts) -> Weights:
@@ -129,26 +150,21 @@ def _num_known(names: Sequence[str], family: FamilyFacts) -> dict[str, int]:
 
 
 def read_config(
-    path: Path, family: FamilyFacts, changes: Mapping[str, Any] | None = None, from_: str | None = None
+    path: Path | Source, family: FamilyFacts, changes: Mapping[str, Any] | None = None, from_: str | None = None
 ) -> Any:
-    """The config of weights on disk: from the JSON beside them, completed from the tensors' shapes.
-
-    changes: single values that win over both.
+    """The config of weights on disk; see `Source.config`.
 
     Raises: CheckpointError.
     """
-    path = _home(Path(path))
-    if is_base(path) and from_ in (None, BASE):
-        return _make_config(path, family, {**_base_values(path, family), **(changes or {})})
-    return config_of(find_source(path, family, from_), family, changes)
+    return open_source(path, family, from_).config(changes)
 
 
-def config_of(source: Source, family: FamilyFacts, changes: Mapping[str, Any] | None) -> Any:
-    values = {**source.values, **(changes or {})}
+def _config_of(source: Source, changes: Mapping[str, Any]) -> Any:
+    values, family = {**source.values, **changes}, source.family
     if source.format != BASE:
         form = family.formats[source.format]
         try:
-            values = {**form.read_config(source.values, source.weights), **(changes or {})}
+            values = {**form.read_config(source.values, source.weights), **changes}
         except CheckpointError as error:
             raise CheckpointError(f"{source.path}: {error}") from error
         if missing := [name for name in form.needed if name not in values]:
@@ -172,7 +188,19 @@ def _make_config(path: Path, family: FamilyFacts, values: dict[str, Any]) -> Any
         if not _is_like(value, defaults[name]):
             wanted = type(defaults[name]).__name__
             raise CheckpointError(f"{path}: config value {name}: {value!r} is not of the type {wanted}")
+    if problems := implausible_values(values):
+        raise CheckpointError(f"{path}: config value {'; '.join(problems)}")
     return family.config(**values)
+
+
+def implausible_values(values: Mapping[str, Any]) -> list[str]:
+    """Numbers of a config that no model has; a model of that shape would take all memory before anything is read."""
+    limits = {name: 10_000 if name.startswith("num_") else 100_000_000 for name in values}
+    return [
+        f"{name}: {value!r} is more than any model has ({limits[name]:,})"
+        for name, value in values.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) > limits[name]
+    ]
 
 
 def _is_like(value: Any, default: Any) -> bool:

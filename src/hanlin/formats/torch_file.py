@@ -25,6 +25,11 @@ from hanlin.formats.lazy import bytes_of, forget, forget_pages, meta_of, twin_of
 if TYPE_CHECKING:
     import torch
 
+MAX_TENSORS = 200_000
+"""More of them in one file is no model, but a file made to exhaust who reads it."""
+
+_MAX_PICKLE_BYTES = 1 << 28  # of names and shapes, without the tensors' data
+
 Flat = dict[str, "torch.Tensor"]
 
 # Where a zip file keeps the checksum of an entry: in the directory at its end, and in the note behind the data.
@@ -42,13 +47,39 @@ def load_torch_file(path: Path, *, has_states: bool = False) -> Any:
     """
     import torch
 
+    is_zip = _check_zip(path)
     try:
         with torch.serialization.safe_globals(_harmless() if has_states else []):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
         raise CheckpointError(_refused(path, error)) from None  # torch's own text advises to read it all the same
     except (RuntimeError, OSError, EOFError, ValueError, LookupError, AttributeError, TypeError) as error:
         raise CheckpointError(_damaged(path, _first_line(error))) from error
+
+
+def _check_zip(path: Path) -> bool:
+    """Whether the file is of today's form, a zip file; its declared sizes are looked at before anything is read.
+
+    Raises: CheckpointError for sizes that no file of torch has.
+    """
+    if not zipfile.is_zipfile(path):
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise CheckpointError(_damaged(path, _first_line(error))) from error
+    if squeezed := [entry for entry in entries if entry.compress_type != zipfile.ZIP_STORED]:
+        packed = max(squeezed, key=lambda entry: entry.file_size)
+        raise CheckpointError(
+            f"{path}: {packed.filename} is compressed ({packed.compress_size:,} bytes for {packed.file_size:,}), which "
+            "torch never does; save it with torch.save, or get it from its author again"
+        )
+    if len(entries) > MAX_TENSORS:
+        raise CheckpointError(f"{path}: holds {len(entries):,} entries, more than any model has tensors; not read")
+    if any(entry.filename.endswith("data.pkl") and entry.file_size > _MAX_PICKLE_BYTES for entry in entries):
+        raise CheckpointError(f"{path}: its list of tensors alone is above {_MAX_PICKLE_BYTES >> 20} MiB; not read")
+    return True
 
 
 def write_torch_files(

@@ -1,4 +1,4 @@
-"""Records in, records with their answers out: one cached, batched loop for greedy search, beam search and sampling.
+"""Records in, records with their answers out: one cached, batched loop for all methods (methods/).
 
 A batch of prompts (padded on the left) goes through the model once; then every step feeds one column per open beam.
 Finished records leave the batch. An answer depends neither on the batch size nor on the other records (up to
@@ -34,8 +34,9 @@ from hanlin.tokens.stream import stream_pieces
 
 from .beam import Beam, BeamRules, Candidate, Search, advance, best_candidates, start_search
 from .dialogue_cache import DialogueCache, columns_of
+from .method import GenerateMethod, find_method
 from .prompts import make_prompt
-from .sampling import ban_columns, draw, penalise_used, warp
+from .sampling import ban_columns, penalise_used
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Item = TypeVar("Item")
@@ -107,11 +108,11 @@ class Engine:
         """The answer's text in pieces while it is written; a newline stands between several answers.
 
         memory: of the dialogue that the record goes on with.
-        Raises: HanlinError for beam search, whose text is not known before its end.
+        Raises: HanlinError for a method whose text is not known before its end (beam search).
         """
-        if options.method == "beam":
+        if not find_method(options).can_stream:
             raise HanlinError(
-                "generate.method: the text of a beam search is not known before its end; "
+                f"generate.method: the text of a {options.method} search is not known before its end; "
                 "choose generate.method=greedy or sample to see it while it is written"
             )
         prompt = self.prompt(record, options)
@@ -138,9 +139,8 @@ class Engine:
 
         streams: one per prompt, read by sampling only; memory: of the dialogue of a single prompt.
         """
-        batch = self.processor.collate_prompts(prompts)
-        beams = options.beams if options.method == "beam" else 1
-        rules = BeamRules(beams, options.max_new_tokens, variant=self.beam_variant)
+        batch, method = self.processor.collate_prompts(prompts), find_method(options)
+        rules = BeamRules(method.num_beams(options), options.max_new_tokens, variant=self.beam_variant)
         reader = _Reader(self.model, batch, self.device, memory)
         searches = [
             start_search(cursor, prompt.length + 1) for prompt, cursor in zip(prompts, batch.cursors, strict=True)
@@ -149,7 +149,7 @@ class Engine:
             with self.inference():
                 logits = reader.read(rows)
                 logits = ban_columns(logits, [batch.banned[row.record] for row in rows])
-                candidates = _choose(_penalise(logits, rows, options), rows, options, streams)
+                candidates = _choose(method, _penalise(logits, rows, options), rows, options, streams)
             for record, best_first in candidates.items():
                 searches[record] = advance(searches[record], best_first, rules)
             yield list(searches)
@@ -303,26 +303,18 @@ def _penalise(logits: torch.Tensor, rows: Sequence[_BeamRow], options: GenerateS
 
 
 def _choose(
-    logits: torch.Tensor, rows: Sequence[_BeamRow], options: GenerateSettings, streams: Sequence[np.random.Generator]
+    method: GenerateMethod,
+    logits: torch.Tensor,
+    rows: Sequence[_BeamRow],
+    options: GenerateSettings,
+    streams: Sequence[np.random.Generator],
 ) -> dict[int, list[Candidate]]:
     """For each open record its candidates, best first.
 
     Raises: HanlinError when the logits are not numbers.
     """
     scores = logits.log_softmax(dim=-1)
-    if options.method == "sample":
-        warped = warp(
-            logits,
-            options.temperature,
-            options.top_k,
-            options.top_p,
-            temperature_last=options.temperature_last,
-        )
-        tokens = draw(warped, [streams[row.record].random() for row in rows])[:, None]
-    else:
-        # Twice the beams, since each beam's end may be among them.
-        count = 2 * options.beams if options.method == "beam" else 1
-        tokens = scores.topk(min(count, scores.shape[-1]), dim=-1).indices
+    tokens = method.propose(logits, scores, options, [streams[row.record] for row in rows] if streams else [])
     sums = scores.gather(-1, tokens) + scores.new_tensor([[row.beam.score] for row in rows])
     return _by_record(rows, tokens.tolist(), sums.tolist())
 

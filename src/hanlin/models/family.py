@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from hanlin.core.batch import Prompt, PromptBatch, Sample
 from hanlin.core.errors import ConfigError
-from hanlin.core.python_file import import_file
+from hanlin.core.extensions import import_file
 from hanlin.data.processor import SoftPrompts
 from hanlin.models.common.label_processor import LabelKind
 from hanlin.recipe.reading import nearest
@@ -228,12 +228,18 @@ def family_names() -> list[str]:
 
 
 def load_family(name: str) -> Family:
-    """The family of this name, or of the Python file at this path.
+    """The family of this name, or of the Python file at this path, which is run.
 
     Raises: ConfigError.
     """
-    if name.endswith(".py"):
-        return _family_of_file(Path(name))
+    return _family_of_file(Path(name)) if name.endswith(".py") else built_in_family(name)
+
+
+def built_in_family(name: object) -> Family:
+    """The family of this name; what a file says goes through here, so that it cannot name code to be run.
+
+    Raises: ConfigError.
+    """
     if name not in family_names():
         known = ", ".join(family_names())
         raise ConfigError(f"model.family: no family {name!r}; known: {known}, or a path to a .py file")
@@ -276,9 +282,10 @@ def _option_problem(name: str, value: Any, kinds: Mapping[str, Any]) -> str:
 
 
 def _family_of_file(path: Path) -> Family:
-    if not path.is_file():
-        raise ConfigError(f"model.family: there is no file {path}")
-    module = import_file(path)
+    try:
+        module = import_file(path)
+    except ConfigError as error:
+        raise ConfigError(f"model.family: {error}") from None
     if not isinstance(getattr(module, "family", None), Family):
         raise ConfigError(f"{path}: it must define `family = Family(...)`; see docs/your_own_model.md")
     return module.family

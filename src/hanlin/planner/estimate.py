@@ -14,8 +14,6 @@ from hanlin.planner.trace import BlockCost, Trace
 from hanlin.planner.weights import Held
 
 FP32 = 4
-MOMENTS = 2
-"""AdamW keeps two fp32 numbers per trained weight."""
 RESERVE_BYTES = int(1.5 * GIB)
 """The device's own: context, libraries, buffers of collectives."""
 FRAGMENTATION = 1.05
@@ -157,7 +155,7 @@ def _memory(share: _RankShare) -> RankMemory:
     passes = layout.micro_batches
     accumulates = share.is_sharded and passes > 1  # each pass adds to whole gradients, the last one divides them
     gradients = FP32 * (held.whole_trained if accumulates else held.held_trained)
-    optimiser = FP32 * (MOMENTS * held.held_trained + held.trained)  # moments, and a count of steps each
+    optimiser = held.optimiser_bytes
     host = held.held_bytes + FP32 * held.held_trained + optimiser if layout.offload else 0
     activations, (casted, casted_late), gathered = _activations(share), _casted(share), _gathered(share)
     backward = share.trace.transient + _reduced(share)

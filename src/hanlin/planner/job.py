@@ -15,6 +15,7 @@ from hanlin.planner.trace import Trace, TraceSettings, kinds_of_blocks, shrink, 
 from hanlin.planner.weights import Held, StageWeights, Weight, cut_stages, hold, list_weights, query_heads
 from hanlin.recipe.settings import Recipe
 from hanlin.run.components import find_adapter, model_config
+from hanlin.train.optimizer import find_optimizer
 from hanlin.tuning.apply import apply_tuning
 
 
@@ -76,7 +77,9 @@ class PlannedModel:
     def _hold(self, layout: Layout) -> list[Held]:
         cut = Layout(pipe=layout.pipe, schedule=layout.schedule, stages_per_rank=layout.stages_per_rank)
         most = self.dtype.itemsize if self.gathers_half(layout) else None
-        return [hold(stage, layout, most) for stage in self._cut(cut)]
+        settings = self.recipe.train.optimizer
+        state_bytes = functools.partial(find_optimizer(settings).state_bytes, settings)
+        return [hold(stage, layout, state_bytes, most) for stage in self._cut(cut)]
 
     def _stages(self, layout: Layout) -> list[StageWeights]:
         return cut_stages(self.weights, layout)
@@ -121,4 +124,4 @@ def _config(recipe: Recipe, family: Family, size: str | None) -> tuple[Any, list
         if model.base is None and "vocab_size" not in model.config:
             notes.append(f"there is no vocabulary here: planned for {tokens:,} tokens")
     planned = recipe.model_copy(update={"model": model})
-    return model_config(planned, family, tokens, find_adapter(planned, family)), notes
+    return model_config(planned, family, tokens, adapter=find_adapter(planned, family)), notes

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,6 +20,8 @@ from hanlin.planner.layout import Layout
 
 _ONE = Layout()
 EndPlacement = Literal["first", "last", "ends", "everywhere"]
+StateBytes = Callable[[Sequence[int]], int]
+"""The shape of a trained weight -> what the optimiser keeps for it."""
 
 _OUTPUTS = {"weight": 0, "bias": 0}
 # Which dimension of a module's parameters its `TensorSplit` divides; others are whole on every rank.
@@ -81,14 +83,15 @@ class Weight:
         """Of a rank, before it is sharded over data ranks."""
         return self.count(layout) * math.prod(self.local_shape(layout))
 
-    def held_elements(self, layout: Layout) -> int:
+    def held_shape(self, layout: Layout) -> tuple[int, ...]:
         """On data rank 0: FSDP divides the first dimension, and the first ranks have the most of it."""
         shape, ranks = self.local_shape(layout), layout.shard_ranks
         if self.num_experts and layout.expert > 1:
             ranks = 1  # parallel/experts.py has divided them already, and FSDP leaves them as they are
-        if ranks == 1 or not shape:
-            return self.whole_elements(layout)
-        return self.count(layout) * math.ceil(shape[0] / ranks) * math.prod(shape[1:])
+        return (math.ceil(shape[0] / ranks), *shape[1:]) if shape else shape
+
+    def held_elements(self, layout: Layout) -> int:
+        return self.count(layout) * math.prod(self.held_shape(layout))
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ class StageWeights:
 class Held:
     """What one rank holds of its stage.
 
-    held_bytes, held_trained: its share of the weights, and elements of the trained ones; trained: their number;
+    held_bytes, held_trained: its share of the weights, and elements of the trained ones; optimiser_bytes: of its state;
     whole_...: the same before they are divided over data ranks, in the dtypes in which they are gathered;
     outside_bytes, block_bytes, block_trained: of these, in no block, and in the largest one; sums: products in its
     blocks whose results are summed over tensor ranks; head: the shape of the output table, [vocabulary, hidden_size].
@@ -119,7 +122,7 @@ class Held:
     stage: StageWeights
     held_bytes: int
     held_trained: int
-    trained: int
+    optimiser_bytes: int
     whole_bytes: int
     whole_trained: int
     outside_bytes: int
@@ -130,7 +133,7 @@ class Held:
     is_head_trained: bool
 
 
-def hold(stage: StageWeights, layout: Layout, gathered_bytes: int | None = None) -> Held:
+def hold(stage: StageWeights, layout: Layout, state_bytes: StateBytes, gathered_bytes: int | None = None) -> Held:
     """The shares of tensor rank 0 and data rank 0.
 
     gathered_bytes: of an element of a block's weight when it is whole (None: as where it is held).
@@ -150,7 +153,11 @@ def hold(stage: StageWeights, layout: Layout, gathered_bytes: int | None = None)
         stage,
         sum(held * weight.element_bytes for weight, _, held in sizes),
         sum(held for weight, _, held in sizes if weight.is_trained),
-        sum(weight.count(layout) for weight in stage.weights if weight.is_trained),
+        sum(
+            weight.count(layout) * state_bytes(weight.held_shape(layout))
+            for weight in stage.weights
+            if weight.is_trained
+        ),
         outside_bytes + sum(block_bytes.values()),
         sum(whole for weight, whole, _ in sizes if weight.is_trained),
         outside_bytes,

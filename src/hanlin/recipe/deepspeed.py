@@ -217,12 +217,12 @@ def _optimiser(given: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
         notes.append("optimizer.params.bias_correction: is always on here")
     settings: dict[str, Any] = {
         "train.lr": float(values.get("lr", 1e-3)),
-        "train.betas": [float(beta) for beta in values.get("betas", (0.9, 0.999))],
-        "train.eps": float(values.get("eps", 1e-8)),
-        "train.weight_decay": float(decay),
+        "train.optimizer.betas": [float(beta) for beta in values.get("betas", (0.9, 0.999))],
+        "train.optimizer.eps": float(values.get("eps", 1e-8)),
+        "train.optimizer.weight_decay": float(decay),
     }
     # DeepSpeed makes no difference between matrices and norms by itself.
-    return {**settings, "train.decay_all": True} if decay else settings
+    return {**settings, "train.optimizer.decay_all": True} if decay else settings
 
 
 _SCHEDULES = {"WarmupLR": "constant", "WarmupDecayLR": "linear", "WarmupCosineLR": "cosine"}

@@ -1,7 +1,8 @@
 """A recipe file and the command line's changes -> a checked `Recipe`, or every mistake in one list.
 
 YAML is read as version 1.2 reads numbers and truth values: `1e-4` is a number, `no` is a word. A key that stands twice
-is a mistake. Relative paths count from the current folder.
+is a mistake. Relative paths count from the current folder. Where the command line chooses another value of a section
+that is one of several (another optimizer), what the file says to the old one alone is left out.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from hanlin.core.errors import ConfigError
+from hanlin.core.files import check_regular
 from hanlin.recipe.settings import Recipe
-from hanlin.recipe.tuning import TuningMethod, chosen_method, load_method, method_names, methods_with
+from hanlin.recipe.union import UNUSABLE, OneOf, find_unions
 from hanlin.recipe.unused_settings import unused_settings
 from hanlin.recipe.yaml12 import YamlError, parse_yaml
 
@@ -57,6 +60,12 @@ _OTHER_NAMES = {
     "lora_alpha": "tuning.alpha",
     "output_dir": "run.folder",
     "model_path": "model.base",
+    "adam_beta1": "train.optimizer.betas",
+    "adam_beta2": "train.optimizer.betas",
+    "adam_epsilon": "train.optimizer.eps",
+    "num_beams": "generate.beams",
+    # What a setting was called before.
+    "adamw": "train.optimizer.eps_before_correction",
 }
 
 
@@ -157,6 +166,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def _recipe_file(path: Path) -> Path:
     if path.is_dir():
         path = path / "config.yaml"
+    check_regular(path, ConfigError)
     if not path.is_file():
         here = [str(found) for found in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
         close = difflib.get_close_matches(str(path), here, n=1)
@@ -190,6 +200,8 @@ def _draft(values: dict[str, Any], problems: list[Problem], places: Mapping[str,
 
 def _apply_overrides(values: dict[str, Any], places: dict[str, str], overrides: Iterable[str]) -> list[Problem]:
     problems = []
+    _spell_out_names(values, places)
+    before = {key: _named(values, key, union) for key, union in _unions().items()}
     for override in overrides:
         key, equals, text = override.partition("=")
         try:
@@ -201,21 +213,52 @@ def _apply_overrides(values: dict[str, Any], places: dict[str, str], overrides: 
             problems.append(
                 Problem("", f"{override!r} is not a change of a setting; write train.lr=1e-4", COMMAND_LINE)
             )
-        elif not _put(_without_other_method(values, places, key, value), key.split("."), value):
+        elif not _put(values, key.split("."), value):
             problems.append(Problem(key, "leads through a setting that is not a section", COMMAND_LINE))
         else:
             places[key] = COMMAND_LINE
             places.setdefault(key.split(".")[0], COMMAND_LINE)
+            _spell_out_names(values, places)
+    _leave_out_replaced(values, places, before)
     return problems
 
 
-def _without_other_method(values: dict[str, Any], places: Mapping[str, str], key: str, value: Any) -> dict[str, Any]:
-    """The values; with another tuning method on the command line, the file's settings of its own one are gone."""
-    section = values.get("tuning")
-    if key == "tuning.method" and isinstance(section, dict) and value != chosen_method(section):
-        values["tuning"] = {
-            name: setting for name, setting in section.items() if places.get(f"tuning.{name}") == COMMAND_LINE
-        }
+def _spell_out_names(values: dict[str, Any], places: dict[str, str]) -> None:
+    """`optimizer: adamw` -> `optimizer: {name: adamw}`, so that single settings can be put beside the name."""
+    for key, union in _unions().items():
+        *parents, last = key.split(".")
+        inside = _at(values, parents)
+        if isinstance(inside, dict) and isinstance(inside.get(last), str):
+            inside[last] = {union.key: inside[last]}
+            places[f"{key}.{union.key}"] = places.get(key, "")
+
+
+def _leave_out_replaced(values: dict[str, Any], places: dict[str, str], before: Mapping[str, Any]) -> None:
+    """What the file says to a value of a section alone, when the command line has chosen another value."""
+    for key, union in _unions().items():
+        section, name = _at(values, key.split(".")), _named(values, key, union)
+        if not isinstance(section, dict) or name == before[key]:
+            continue
+        for setting in set(union.keys_of(before[key])) - set(union.keys_of(name)):
+            if places.get(f"{key}.{setting}") != COMMAND_LINE:
+                section.pop(setting, None)
+
+
+@cache
+def _unions() -> dict[str, OneOf]:
+    return dict(find_unions(Recipe))
+
+
+def _named(values: Mapping[str, Any], key: str, union: OneOf) -> Any:
+    """The value that a section which is one of several names."""
+    section = _at(values, key.split("."))
+    return section.get(union.key, union.default) if isinstance(section, Mapping) else union.default
+
+
+def _at(values: Any, keys: Sequence[str]) -> Any:
+    """What stands at the end of these keys; None if nothing does."""
+    for key in keys:
+        values = values.get(key) if isinstance(values, Mapping) else None
     return values
 
 
@@ -231,47 +274,41 @@ def _put(values: dict[str, Any], keys: Sequence[str], value: Any) -> bool:
 
 def _salvage(values: dict[str, Any], error: ValidationError) -> Recipe | None:
     """The recipe without the settings that are wrong, so that the rest can be checked in the same go."""
-    removed = [_remove(values, [str(part) for part in detail["loc"]]) for detail in error.errors()]
+    for detail in error.errors():
+        *section, name = detail["loc"]
+        union = _unions().get(".".join(map(str, section)))
+        # A section whose name is wrong cannot keep what else stands in it.
+        _remove(values, section if union is not None and name == union.key else detail["loc"])
     try:
         return Recipe.model_validate(values)
-    except ValidationError as rest:  # without its method, other settings of tuning are wrong
-        return _salvage(values, rest) if any(removed) else None
+    except ValidationError:
+        return None
 
 
-def _remove(values: dict[str, Any], keys: Sequence[str]) -> bool:
-    """Whether there was something to remove."""
+def _remove(values: dict[str, Any], keys: Sequence[str | int]) -> None:
+    """Take away what stands at the end of these keys, as far as they lead."""
     first, *rest = keys
-    section, key = (values[first], rest[0]) if rest and isinstance(values.get(first), dict) else (values, first)
-    is_there = key in section
-    section.pop(key, None)
-    return is_there
+    inner = values.get(str(first))
+    if rest and isinstance(inner, dict) and rest[0] in inner:
+        _remove(inner, rest)
+    else:
+        values.pop(str(first), None)
 
 
 def _explain(detail: ErrorDetails, name: str, places: Mapping[str, str], values: Mapping[str, Any]) -> Problem:
     keys = [str(part) for part in detail["loc"]]
     key = ".".join(keys)
     place = next((places[p] for p in (".".join(keys[:n]) for n in range(len(keys), 0, -1)) if p in places), name)
-    if detail["type"] == "extra_forbidden" and keys[0] == "tuning" and len(keys) == 2:
-        return Problem(key, _unknown_of_method(keys[1], values["tuning"]), place)
-    return Problem(key, _reason(detail, keys), place)
+    return Problem(key, _reason(detail, keys, values), place)
 
 
-def _unknown_of_method(name: str, section: Mapping[str, Any]) -> str:
-    chosen = chosen_method(section)
-    owners, known = methods_with(name), load_method(chosen).model_fields
-    if owners:
-        return (
-            f"is a setting of the method {' and '.join(owners)}, and tuning.method is {chosen}; "
-            f"set tuning.method: {owners[0]}, or remove it"
-        )
-    return f"the method {chosen} has no such setting{nearest(name, known)}"
-
-
-def _reason(detail: ErrorDetails, keys: Sequence[str]) -> str:
+def _reason(detail: ErrorDetails, keys: Sequence[str], values: Mapping[str, Any]) -> str:
     found = _shown(detail["input"])
+    if detail["type"] == UNUSABLE:
+        return detail["msg"]
     match detail["type"]:
         case "extra_forbidden":
-            return "there is no such setting" + _nearest_setting(keys)
+            return _unknown_setting(keys, values)
         case "missing":
             return "is missing; it has no default"
         case "model_type" | "model_attributes_type" | "dict_type":
@@ -288,24 +325,47 @@ def _reason(detail: ErrorDetails, keys: Sequence[str]) -> str:
             return f"expected {message}; found {found}"
 
 
+def _unknown_setting(keys: Sequence[str], values: Mapping[str, Any]) -> str:
+    """Whose setting it is if it belongs to another value of its section, else the nearest name."""
+    *parents, name = keys
+    section = ".".join(parents)
+    union = _unions().get(section)
+    if union is None:
+        return "there is no such setting" + _nearest_setting(keys, _names(parents))
+    chosen, owners = _named(values, section, union), union.owners(name)
+    if not owners:
+        return "there is no such setting" + _nearest_setting(keys, union.keys_of(chosen))
+    return (
+        f"is a setting of {union.key} {' or '.join(owners)}, not of {chosen}; remove it, or set "
+        f"{section}.{union.key}: {owners[0]}"
+    )
+
+
 def _close_word(found: Any, options: Sequence[str]) -> str:
     close = difflib.get_close_matches(str(found).lower(), options, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def _nearest_setting(keys: Sequence[str]) -> str:
+def _nearest_setting(keys: Sequence[str], here: Sequence[str]) -> str:
     """The same name in another section first, then a name that looks alike, here before elsewhere."""
-    *parents, name = keys
-    here = _names(parents)
-    everywhere = {f"{section}.{inner}" for section in Recipe.model_fields for inner in _names([section])}
-    same = [key for key in sorted(everywhere) if key.split(".")[1] == name] or [*filter(None, [_OTHER_NAMES.get(name)])]
+    name = keys[-1]
+    everywhere = _everywhere()
+    same = [key for key in everywhere if key.rpartition(".")[2] == name] or [*filter(None, [_OTHER_NAMES.get(name)])]
     if same:
         return f"; did you mean {same[0]!r}?"
     if difflib.get_close_matches(name, here, n=1):
         return nearest(name, here)
-    endings = {**_OTHER_NAMES, **{key.split(".")[1]: key for key in everywhere}}
+    endings = {**_OTHER_NAMES, **{key.rpartition(".")[2]: key for key in everywhere}}
     close = difflib.get_close_matches(name, endings, n=1, cutoff=0.8)
     return f"; did you mean {endings[close[0]]!r}?" if close else nearest(name, here)
+
+
+def _everywhere() -> list[str]:
+    """The dotted keys of all settings, also of those that only some value of their section has."""
+    keys = {f"{section}.{name}" for section in Recipe.model_fields for name in _names([section])}
+    for section, union in _unions().items():
+        keys |= {f"{section}.{name}" for value in union.names for name in union.keys_of(value)}
+    return sorted(keys)
 
 
 def _names(parents: Sequence[str]) -> list[str]:
@@ -315,8 +375,6 @@ def _names(parents: Sequence[str]) -> list[str]:
         section = found.annotation if found else None
         if not (isinstance(section, type) and issubclass(section, BaseModel)):
             return []
-    if section is TuningMethod:
-        return sorted({name for method in method_names() for name in load_method(method).model_fields})
     return list(section.model_fields)
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, SerializeAsAny
+from pydantic import Field
 
 from hanlin.recipe.section import Settings
-from hanlin.recipe.tuning import TuningMethod, default_method, read_method
+from hanlin.recipe.tuning import TUNING_METHODS, TuningMethod
+from hanlin.recipe.union import OneOf
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -78,6 +79,15 @@ class DataSettings(Settings):
         return self.train if self.mixture is None else (self.mixture,)
 
 
+class OptimizerSettings(Settings):
+    """What the settings of all optimizers have in common."""
+
+    name: str
+
+
+OPTIMIZERS = OneOf("hanlin.train.optimizers", key="name", exports="optimizer", default="adamw")
+
+
 class TrainSettings(Settings):
     # Optimiser steps; give this or epochs.
     steps: int | None = Field(default=None, gt=0)
@@ -103,15 +113,9 @@ class TrainSettings(Settings):
     decay_steps: int | None = Field(default=None, gt=0)
     # True: the first step has the rate of step 0, which is 0 (as BMTrain does it).
     first_step_at_zero: bool = False
-    # Decoupled weight decay, on matrices and embeddings only ...
-    weight_decay: float = Field(default=0.01, ge=0)
-    # ... or on all trained weights, norms included (as the original CPM-Bee does it).
-    decay_all: bool = False
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
-    eps: float = Field(default=1e-8, gt=0)
-    # standard: eps is added to the bias-corrected root; huggingface: to the root as it is, as transformers' own AdamW
-    # did, with which the original ChatGLM2 was tuned (differs by 1 % in the first steps).
-    adamw: Literal["standard", "huggingface"] = "standard"
+    # What turns gradients into changes of the weights: a name, or a section with its own settings; each is a file of
+    # train/optimizers/, or a Python file named by its path.
+    optimizer: Annotated[OptimizerSettings, OPTIMIZERS] = Field(default_factory=OPTIMIZERS.make_default)
     # Largest norm of all gradients together; None: no clipping.
     clip: float | None = Field(default=1.0, gt=0)
     # Denominator of the loss: token: all loss tokens of the step; batch: mean of the means of each forward pass
@@ -183,25 +187,23 @@ class ParallelSettings(Settings):
 
 
 class GenerateSettings(Settings):
-    # beam: search with `beams`; sample: draw; greedy: one beam.
-    method: Literal["greedy", "beam", "sample"] = "beam"
-    beams: int = Field(default=3, gt=0)
+    """What the settings of all methods have in common; those of each are in its file of generate/methods/."""
+
+    # beam: search with several beams; sample: draw; greedy: one beam.
+    method: str
     # Tokens of all answers of a record together.
     max_new_tokens: int = Field(default=100, gt=0)
     # Logits of used tokens are divided (or multiplied, below 0) by this; window: only the last n of them.
     repetition_penalty: float = Field(default=1.0, ge=1)
     repetition_window: int | None = Field(default=None, gt=0)
-    temperature: float = Field(default=0.9, gt=0)
-    # 0: off.
-    top_k: int = Field(default=0, ge=0)
-    top_p: float = Field(default=0.9, gt=0, le=1)
-    # True: top_k and top_p look at the logits before the temperature, as the released CPM-1's program does it.
-    temperature_last: bool = False
     # GiB of memory for a mixture's experts: those used last stay, the others are read from disk when a token comes to
     # them; also in `evaluate`. None: all are in memory.
     expert_memory: float | None = Field(default=None, gt=0)
     # Records answered at once.
     batch_size: int = Field(default=8, gt=0)
+
+
+GENERATE_METHODS = OneOf("hanlin.generate.methods", key="method", exports="method", default="beam")
 
 
 class EvaluateSettings(Settings):
@@ -240,11 +242,9 @@ class Recipe(Settings):
     model: ModelSettings
     run: RunSettings
     data: DataSettings = DataSettings()
-    # What is trained; the settings of a method stand in its file under hanlin.tuning (see recipe/tuning.py).
-    tuning: Annotated[SerializeAsAny[TuningMethod], BeforeValidator(read_method)] = Field(
-        default_factory=default_method
-    )
-    train: TrainSettings = TrainSettings()
+    # The settings of each method stand in its file under hanlin.tuning.
+    tuning: Annotated[TuningMethod, TUNING_METHODS] = Field(default_factory=TUNING_METHODS.make_default)
+    train: TrainSettings = Field(default_factory=TrainSettings)
     parallel: ParallelSettings = ParallelSettings()
-    generate: GenerateSettings = GenerateSettings()
+    generate: Annotated[GenerateSettings, GENERATE_METHODS] = Field(default_factory=GENERATE_METHODS.make_default)
     evaluate: EvaluateSettings = EvaluateSettings()

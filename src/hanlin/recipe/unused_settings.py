@@ -66,11 +66,6 @@ def _rules(recipe: Recipe) -> list[tuple[str, Unused, bool]]:
             train.schedule_form != "bmtrain",
         ),
         (
-            "train.decay_all",
-            Unused("train.weight_decay", "with train.weight_decay 0"),
-            train.weight_decay == 0,
-        ),
-        (
             "train.patience",
             Unused("train.eval_every", "without train.eval_every; say how often to evaluate"),
             train.eval_every is None,
@@ -100,16 +95,6 @@ def _rules(recipe: Recipe) -> list[tuple[str, Unused, bool]]:
             "data.transform",
             Unused("data.mixture", "with data.mixture, whose data sets have transforms of their own"),
             recipe.data.mixture is not None and not (recipe.data.eval or recipe.evaluate.data),
-        ),
-        (
-            "generate.beams",
-            Unused("generate.method", f"with generate.method {generate.method}; only beam has beams"),
-            generate.method != "beam",
-        ),
-        (
-            "generate.temperature generate.top_k generate.top_p generate.temperature_last",
-            Unused("generate.method", f"with generate.method {generate.method}; only sample draws tokens"),
-            generate.method != "sample",
         ),
         (
             "evaluate.metrics",

@@ -23,6 +23,10 @@ _NUMBER = {
 }
 
 
+MAX_VALUES = 100_000
+"""A recipe has some hundred."""
+
+
 class YamlError(Exception):
     """Text that is not YAML; `line` counts from 1."""
 
@@ -50,9 +54,12 @@ def parse_yaml(text: str) -> tuple[Any, dict[str, int], list[tuple[str, int]]]:
     loader = _Loader(text)
     try:
         node = loader.get_single_node()
+        _check_size(node)
         values = None if node is None else loader.construct_document(node)
     except yaml.YAMLError as error:
         raise _mistake(error) from error
+    except RecursionError:
+        raise YamlError("it is nested too deeply", 1) from None
     lines: dict[str, int] = {}
     twice = []
     for key, line in _keys(node, ""):
@@ -61,6 +68,32 @@ def parse_yaml(text: str) -> tuple[Any, dict[str, int], list[tuple[str, int]]]:
         else:
             lines[key] = line
     return values, lines, twice
+
+
+def _check_size(root: yaml.Node | None) -> None:
+    """See that aliases do not multiply a few lines to more values than there is memory for.
+
+    Raises: YamlError.
+    """
+    sizes: dict[int, int] = {}
+
+    def size(node: yaml.Node, around: tuple[int, ...]) -> int:
+        if id(node) in around:
+            raise YamlError("an alias that stands inside of what it names", node.start_mark.line + 1)
+        if id(node) not in sizes:
+            inner = (*around, id(node))
+            children = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else []
+            children += node.value if isinstance(node, yaml.SequenceNode) else []
+            sizes[id(node)] = 1 + sum(size(child, inner) for child in children)
+            if sizes[id(node)] > MAX_VALUES:
+                raise YamlError(f"its aliases stand for more than {MAX_VALUES:,} values", node.start_mark.line + 1)
+        return sizes[id(node)]
+
+    if root is not None:
+        try:
+            size(root, ())
+        except RecursionError:
+            raise YamlError("it is nested too deeply", 1) from None
 
 
 def _keys(node: yaml.Node | None, prefix: str, around: tuple[yaml.Node, ...] = ()) -> Iterator[tuple[str, int]]:

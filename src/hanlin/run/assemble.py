@@ -123,11 +123,11 @@ def _train(components: Components, resume: bool) -> int:
     from hanlin.core.logging import start_log
     from hanlin.core.ranks import read_ranks
     from hanlin.core.seeds import seed_everything
-    from hanlin.evaluate.run import weights_fingerprint
+    from hanlin.formats.fingerprint import Fingerprint
     from hanlin.parallel.mesh import Degrees, main_first
-    from hanlin.run.weights import base_weights, export, parallelize_tuned
+    from hanlin.run.weights import export, parallelize_tuned
     from hanlin.train.loop import count_steps, train
-    from hanlin.train.optim import AdamW
+    from hanlin.train.optimizer import build_optimizer
     from hanlin.train.run_checkpoints import RunCheckpoints
     from hanlin.train.run_logger import RunLogger
     from hanlin.train.step import Step, mean_loss
@@ -146,14 +146,15 @@ def _train(components: Components, resume: bool) -> int:
         raise ConfigError("data.split: its first number is 0, so there is nothing to train on")
     # Ranks that compute the same rows drop the same; others must not.
     seed_everything(recipe.run.seed + degrees.place(ranks.rank))
-    parallel_model = parallelize_tuned(components, device, ranks.world)
-    optimiser = AdamW(parallel_model.parameters, recipe.train)
+    # The frozen base is not in a checkpoint; it must be the one that the checkpoint was trained on.
+    base = None if recipe.tuning.trains_base else Fingerprint()
+    parallel_model = parallelize_tuned(components, device, ranks.world, base)
+    optimiser = build_optimizer(parallel_model.parameters, recipe.train.optimizer)
     step = Step(parallel_model, optimiser, recipe.train, count_steps(recipe.train, loader), loader.where)
     _log_start(components, parallel_model, step.total_steps, device, threads)
     identity = recipe_identity(recipe)
-    if not recipe.tuning.trains_base:
-        # The frozen base is not in a checkpoint; it must be the one that the checkpoint was trained on.
-        identity["model.base weights"] = weights_fingerprint(base_weights(components))
+    if base is not None:
+        identity["model.base weights"] = base.value(parallel_model.mesh.gather("all", base.digests))
     checkpointer = Checkpointer(
         folder / "checkpoints", recipe.train.keep, identity, in_background=recipe.train.save_in_background
     )

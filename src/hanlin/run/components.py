@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hanlin.core.errors import ConfigError
+from hanlin.core.files import check_regular
+from hanlin.formats.source import Source, open_source, read_config
 from hanlin.models.family import Family, load_family, make_options
 from hanlin.recipe.settings import Recipe
 
@@ -17,13 +19,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Components:
-    """What training, evaluation and generation share; no weights yet. adapter: the recipe's, opened."""
+    """What training, evaluation and generation share; source, adapter: the weights that the recipe starts from and the
+    adapter on them, opened once.
+    """
 
     recipe: Recipe
     family: Family
     config: Any
     tokenizer: Any
     processor: Any
+    source: Source | None = None
     adapter: Adapter | None = None
 
     @cached_property
@@ -33,13 +38,12 @@ class Components:
 
         Raises: CheckpointError.
         """
-        model = self.recipe.model
-        if model.base is None or not getattr(self.config, "labels", ()):
+        if self.source is None or not getattr(self.config, "labels", ()):
             return self.config
-        from hanlin.formats.source import read_config
-
-        changes = {name: value for name, value in model.config.items() if not name.startswith("label")}
-        has_labels = bool(read_config(model.base, self.family, changes).labels)
+        given = self.recipe.model.config
+        has_labels = bool(
+            self.source.config({name: given[name] for name in given if not name.startswith("label")}).labels
+        )
         return self.config if has_labels else replace(self.config, labels=())
 
 
@@ -50,10 +54,11 @@ def build_components(recipe: Recipe) -> Components:
     """
     family = load_family(recipe.model.family)
     tokenizer = family.tokenizer(vocab_path(recipe))
+    source = None if recipe.model.base is None else open_source(recipe.model.base, family)
     adapter = find_adapter(recipe, family)
-    config = model_config(recipe, family, tokenizer.vocab_size, adapter)
+    config = model_config(recipe, family, tokenizer.vocab_size, source, adapter)
     processor = make_processor(recipe, family, tokenizer, config, adapter)
-    return Components(recipe, family, config, tokenizer, processor, adapter)
+    return Components(recipe, family, config, tokenizer, processor, source, adapter)
 
 
 def find_adapter(recipe: Recipe, family: Family) -> Adapter | None:
@@ -80,16 +85,18 @@ def make_processor(recipe: Recipe, family: Family, tokenizer: Any, config: Any, 
     return adapter.settings.adapt_processor(processor, family)
 
 
-def model_config(recipe: Recipe, family: Family, tokens: int, adapter: Adapter | None = None) -> Any:
+def model_config(
+    recipe: Recipe, family: Family, tokens: int, source: Source | None = None, adapter: Adapter | None = None
+) -> Any:
     """The base's configuration or the named size, with the adapter's and the recipe's single values over it.
+
+    source: the base, where it is open already.
 
     A fresh model without a stated vocab_size gets one row per token of the tokenizer.
     """
     changes = {**(adapter.config if adapter is not None else {}), **recipe.model.config}
     if recipe.model.base is not None:
-        from hanlin.formats.source import read_config
-
-        return read_config(recipe.model.base, family, changes)
+        return read_config(source or recipe.model.base, family, changes)
     start = family.config() if recipe.model.size is None else family.sizes[recipe.model.size]
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in changes.items()}
     return replace(start, **{"vocab_size": tokens, **values})
@@ -99,4 +106,5 @@ def vocab_path(recipe: Recipe) -> Path:
     path = recipe.model.vocab or recipe.model.base
     if path is None:
         raise ConfigError("model.vocab: name the vocabulary file (there is no model.base folder to take it from)")
+    check_regular(path, ConfigError)
     return path

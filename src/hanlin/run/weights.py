@@ -15,6 +15,7 @@ from hanlin.core.device import pick_device, set_threads
 from hanlin.core.errors import ConfigError
 from hanlin.core.files import published
 from hanlin.core.ranks import read_ranks
+from hanlin.formats.fingerprint import Fingerprint
 from hanlin.formats.load import added_parameters, base_parameters, load_into, open_ours, save_base
 from hanlin.layers.label_head import label_parameters
 from hanlin.models.common.init_weights import init_weights
@@ -106,7 +107,7 @@ def _with_few_experts(components: Components, dtype: torch.dtype, device: torch.
     """The base with experts that are read when they are needed."""
     from hanlin.layers.expert_memory import ExpertMemory, expert_weights
 
-    base, limit = components.recipe.model.base, components.recipe.generate.expert_memory
+    base, limit = components.source, components.recipe.generate.expert_memory
     model = _empty_model(components)
     streamed = expert_weights(model)
     if base is None or limit is None or not streamed:
@@ -121,22 +122,26 @@ def _with_few_experts(components: Components, dtype: torch.dtype, device: torch.
     return model
 
 
-def parallelize_tuned(components: Components, device: torch.device, world: int) -> ParallelModel:
+def parallelize_tuned(
+    components: Components, device: torch.device, world: int, fingerprint: Fingerprint | None = None
+) -> ParallelModel:
     """The model with what the tuning method trains, or this rank's share of it; the rest is frozen.
 
+    fingerprint: takes the weights that the recipe starts from into account, as they are kept, while they are read; on
+    several ranks those that this one holds.
     Raises: ConfigError, CheckpointError.
     """
     recipe = components.recipe
     if components.adapter is None and _fresh_head(components):
         log.info("head for labels: drawn fresh from run.seed, since %s is a language model", recipe.model.base)
     if world == 1:
-        return parallelize(_tuned_model(components), device, recipe.train.precision, recipe.parallel)
+        return parallelize(_tuned_model(components, fingerprint), device, recipe.train.precision, recipe.parallel)
 
     def empty() -> torch.nn.Module:
         return apply_tuning(_empty_model(components), recipe.tuning, components.family)
 
     parallel_model = parallelize(empty(), device, recipe.train.precision, recipe.parallel, copy=empty)
-    parallel_model.fill(_base_weights(components, parallel_model.names))
+    parallel_model.fill(_kept(components, parallel_model.names, _base_dtype(components), fingerprint))
     parallel_model.fill(_additions(components))
     return parallel_model
 
@@ -159,13 +164,6 @@ def export(components: Components, parallel_model: ParallelModel, target: Path) 
             save_adapter(model, tuning, beside / ADAPTER_FOLDER)
 
 
-def base_weights(components: Components) -> NamedTensors:
-    """The weights that the recipe starts from, in the precision in which they lie frozen."""
-    dtype = DTYPES[components.recipe.train.precision]
-    names = [name for name, _ in _empty_model(components).named_parameters()]
-    return ((name, weight.to(dtype)) for name, weight in _base_weights(components, names))
-
-
 # --- making ---
 
 
@@ -174,21 +172,41 @@ def _empty_model(components: Components) -> torch.nn.Module:
         return components.family.model()(components.config)
 
 
-def _base_model(components: Components, dtype: torch.dtype) -> torch.nn.Module:
+def _base_model(components: Components, dtype: torch.dtype, fingerprint: Fingerprint | None = None) -> torch.nn.Module:
     """The weights that the recipe starts from: a checkpoint's, or fresh ones from its seed."""
     model, fresh = _empty_model(components), _fresh_head(components)
-    if components.recipe.model.base is not None:
-        base, config = components.recipe.model.base, components.base_config
-        load_into(model, base, components.family, dtype=dtype, config=config, wanted=lambda name: name not in fresh)
-        for name, weight in _base_weights(components, fresh):
-            owner, _, last = name.rpartition(".")
-            model.get_submodule(owner).register_parameter(last, torch.nn.Parameter(weight.to(dtype)))
-        return model
-    model = model.to_empty(device="cpu")
-    with torch.no_grad():
-        for name, weight in _base_weights(components, []):
-            model.get_parameter(name).copy_(weight)
-    return model.to(dtype)
+    if components.source is not None:
+        config = components.base_config
+        load_into(
+            model,
+            components.source,
+            components.family,
+            dtype=dtype,
+            config=config,
+            wanted=lambda name: name not in fresh,
+            fingerprint=fingerprint,
+        )
+    else:
+        model = model.to_empty(device="cpu").to(dtype)
+    for name, weight in _kept(components, fresh, dtype, fingerprint):
+        owner, _, last = name.rpartition(".")
+        model.get_submodule(owner).register_parameter(last, torch.nn.Parameter(weight))
+    return model
+
+
+def _kept(
+    components: Components, names: list[str], dtype: torch.dtype, fingerprint: Fingerprint | None
+) -> NamedTensors:
+    """`_base_weights` in the precision in which they are kept; quantised ones stay packed."""
+    weights = _base_weights(components, names)
+    kept = ((name, weight.to(dtype) if weight.is_floating_point() else weight) for name, weight in weights)
+    return kept if fingerprint is None else fingerprint.passing(kept)
+
+
+def _base_dtype(components: Components) -> torch.dtype:
+    """Trained weights are kept in fp32, frozen ones in the precision of the recipe."""
+    recipe = components.recipe
+    return torch.float32 if recipe.tuning.trains_base else DTYPES[recipe.train.precision]
 
 
 def _base_weights(components: Components, names: list[str]) -> NamedTensors:
@@ -196,11 +214,11 @@ def _base_weights(components: Components, names: list[str]) -> NamedTensors:
 
     To a language model's a fresh head for labels is added, where the recipe has labels.
     """
-    base, fresh = components.recipe.model.base, _fresh_head(components)
-    if base is None:
+    source, fresh = components.source, _fresh_head(components)
+    if source is None:
         yield from init_weights(lambda: _empty_model(components), components.recipe.run.seed)
         return
-    weights = open_ours(base, components.family, config=components.base_config)
+    weights = open_ours(source, components.family, config=components.base_config)
     for name in names:
         if name in weights:
             yield name, weights[name]
@@ -237,9 +255,9 @@ def _frozen_sharded(components: Components, device: torch.device, layout: Parall
     return ShardedInferenceModel(parallel_model, names).requires_grad_(False).eval()
 
 
-def _tuned_model(components: Components) -> torch.nn.Module:
+def _tuned_model(components: Components, fingerprint: Fingerprint | None = None) -> torch.nn.Module:
     recipe = components.recipe
-    model = _base_model(components, torch.float32 if recipe.tuning.trains_base else DTYPES[recipe.train.precision])
+    model = _base_model(components, _base_dtype(components), fingerprint)
     apply_tuning(model, recipe.tuning, components.family, _tuning_generator(components))
     _begin_additions(model, components)
     return model

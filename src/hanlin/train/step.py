@@ -15,7 +15,8 @@ from hanlin.core.batch import Batch
 from hanlin.core.errors import HanlinError
 from hanlin.parallel.parallel_model import ParallelModel
 from hanlin.recipe.settings import TrainSettings
-from hanlin.train.optim import AdamW, learning_rate
+from hanlin.train.optim import learning_rate
+from hanlin.train.optimizer import Optimizer
 from hanlin.train.scale import LossScale
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ class Step:
     def __init__(
         self,
         parallel_model: ParallelModel,
-        optimiser: AdamW,
+        optimiser: Optimizer,
         settings: TrainSettings,
         total_steps: int,
         where: Callable[[Batch], Sequence[str]] | None = None,

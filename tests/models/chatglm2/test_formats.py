@@ -16,7 +16,7 @@ from hanlin.formats.convert import convert
 from hanlin.formats.describe import describe
 from hanlin.formats.files import open_weights, write_pickle
 from hanlin.formats.load import base_parameters, load_into, save_base
-from hanlin.formats.source import find_source, read_config
+from hanlin.formats.source import open_source, read_config
 from hanlin.models.chatglm2 import family
 from hanlin.models.chatglm2 import formats as layouts
 from hanlin.models.chatglm2.config import ChatGlm2Config
@@ -111,7 +111,7 @@ def test_the_first_chatglm_is_refused_by_name(tmp_path: Path) -> None:
     )
     write_pickle(tmp_path / "pytorch_model.bin", {"transformer.word_embeddings.weight": torch.zeros(2, 2)})
     with pytest.raises(CheckpointError, match="ChatGLM-6B, the first one"):
-        find_source(tmp_path, family)
+        open_source(tmp_path, family)
     assert "ChatGLM-6B, the first one" in describe(tmp_path, [family]).reason
 
 
@@ -138,7 +138,7 @@ def test_int8_and_int4_folders_are_close_and_zero_rows_stay(tmp_path: Path) -> N
         convert(tmp_path / "zero", family, None, f"int{bits}", tmp_path / f"int{bits}")
         convert(tmp_path / f"int{bits}", family, None, "base", tmp_path / f"plain{bits}")
         again = reload(tmp_path / f"plain{bits}")
-        assert find_source(tmp_path / f"int{bits}", family).format == "quantized"
+        assert open_source(tmp_path / f"int{bits}", family).format == "quantized"
         for name, tensor in tensors.items():
             difference = (again.get_parameter(name) - tensor).abs().max() / tensor.abs().max()
             assert difference <= limit, name

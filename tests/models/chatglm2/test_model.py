@@ -11,7 +11,7 @@ from hanlin.layers.kv_cache import KVCache
 from hanlin.models.chatglm2 import family
 from hanlin.models.chatglm2.config import ChatGlm2Config
 from hanlin.models.chatglm2.model import ChatGlm2, rotation
-from hanlin.recipe.tuning import read_method
+from hanlin.recipe.tuning import TUNING_METHODS
 from hanlin.tuning.apply import apply_tuning
 
 CONFIG = ChatGlm2Config(
@@ -26,7 +26,7 @@ def make_model(config: ChatGlm2Config = CONFIG, tuning: str = "full", **settings
     for parameter in model.parameters():
         parameter.data.normal_(std=0.3, generator=generator)
     more = {"length": 3} if tuning == "prefix" else {}
-    apply_tuning(model, read_method({"method": tuning, **more, **settings}), family, generator)
+    apply_tuning(model, TUNING_METHODS.make({"method": tuning, **more, **settings}), family, generator)
     return model.double()
 
 

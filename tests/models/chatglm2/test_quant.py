@@ -17,7 +17,7 @@ from hanlin.models.chatglm2 import family
 from hanlin.models.chatglm2.config import ChatGlm2Config
 from hanlin.models.chatglm2.model import ChatGlm2
 from hanlin.parallel.parallelize import parallelize
-from hanlin.recipe.tuning import read_method
+from hanlin.recipe.tuning import TUNING_METHODS
 from hanlin.tuning.apply import apply_tuning, trained_parameters
 from hanlin.tuning.full import FullTuning
 from hanlin.tuning.lora import LoraTuning
@@ -58,7 +58,7 @@ def test_weights_stay_packed_and_answer_as_unpacked_ones(folder: Path) -> None:
 
 @pytest.mark.parametrize(("method", "extra"), [("lora", {"rank": 2}), ("prefix", {"length": 3})])
 def test_adapters_get_the_gradients_that_they_get_on_the_unpacked_base(folder: Path, method: str, extra: dict) -> None:
-    settings = read_method({"method": method, **extra})
+    settings = TUNING_METHODS.make({"method": method, **extra})
     gradients = []
     for model in (load(folder), load(folder, bits=0)):
         apply_tuning(model, settings, family, torch.Generator().manual_seed(1))

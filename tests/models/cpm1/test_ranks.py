@@ -11,7 +11,7 @@ from hanlin.core.errors import CheckpointError
 from hanlin.formats.convert import convert
 from hanlin.formats.describe import describe
 from hanlin.formats.load import save_base
-from hanlin.formats.source import find_source, open_theirs
+from hanlin.formats.source import open_source, open_theirs
 from hanlin.models.cpm1 import family
 from hanlin.models.cpm1.config import shape
 from hanlin.models.cpm1_t5 import family as t5_family
@@ -63,7 +63,7 @@ def test_a_released_form_goes_through_every_number_of_ranks_and_the_hub(tmp_path
 @pytest.mark.parametrize(("of", "config"), [(family, CONFIG), (t5_family, T5_CONFIG)])
 def test_megatrons_forms_on_any_number_of_ranks_keep_our_tensors(tmp_path: Path, of, config) -> None:
     base = write(tmp_path / "base", of, config)
-    ours = find_source(base, of).weights
+    ours = open_source(base, of).weights
     source = base
     for form, ranks, rows in (("megatron", 4, 32), ("deepspeed", 1, 24), ("pipeline", 2, 32), ("megatron", 1, 24)):
         target = tmp_path / f"{form}_{ranks}"
@@ -72,7 +72,7 @@ def test_megatrons_forms_on_any_number_of_ranks_keep_our_tensors(tmp_path: Path,
         assert padded == rows  # a multiple of 8 x ranks
         source = target
     convert(source, of, None, "base", tmp_path / "again", changes={"vocab_size": 24})
-    again = find_source(tmp_path / "again", of).weights
+    again = open_source(tmp_path / "again", of).weights
     assert_same(dict(again), dict(ours))
 
 
@@ -97,5 +97,5 @@ def test_unknown_heads_are_asked_for(tmp_path: Path) -> None:
         convert(tmp_path / "out", family, None, "base", tmp_path / "again")
     convert(tmp_path / "out", family, None, "base", tmp_path / "again", changes={"num_heads": 4, "head_dim": 4})
     assert_same(
-        dict(find_source(tmp_path / "again", family).weights), dict(find_source(tmp_path / "base", family).weights)
+        dict(open_source(tmp_path / "again", family).weights), dict(open_source(tmp_path / "base", family).weights)
     )

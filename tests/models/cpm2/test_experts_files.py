@@ -11,7 +11,7 @@ from hanlin.core.errors import CheckpointError
 from hanlin.formats.convert import convert
 from hanlin.formats.describe import describe
 from hanlin.formats.load import load_into, open_ours, save_base
-from hanlin.formats.source import find_source, read_config
+from hanlin.formats.source import open_source, read_config
 from hanlin.models.cpm2 import family
 from hanlin.models.cpm2.config import Cpm2Config
 
@@ -34,7 +34,7 @@ def test_each_expert_has_its_files_under_the_originals_names(base: Path, tmp_pat
     convert(base, family, None, "experts", tmp_path / "out", ranks=2, iteration=300000)
     files = sorted(file.name for file in (tmp_path / "out/300000").iterdir())
     assert files == [f"mp_rank_{expert:02d}_{rank:02d}_model_states.pt" for expert in range(3) for rank in range(2)]
-    ours = find_source(base, family).weights
+    ours = open_source(base, family).weights
     for expert in range(3):
         file = tmp_path / f"out/300000/mp_rank_{expert:02d}_01_model_states.pt"
         model = torch.load(file, weights_only=True)["model"]
@@ -44,7 +44,7 @@ def test_each_expert_has_its_files_under_the_originals_names(base: Path, tmp_pat
     assert (found.layout, found.iteration, found.problem) == ("experts", 300000, None)
     convert(tmp_path / "out", family, None, "base", tmp_path / "again")
     assert read_config(tmp_path / "again", family).num_experts == 3
-    again = find_source(tmp_path / "again", family).weights
+    again = open_source(tmp_path / "again", family).weights
     assert all(again[name].equal(ours[name]) for name in ours)
 
 
@@ -69,7 +69,7 @@ def test_a_starting_point_gives_every_expert_the_same_weights(base: Path, tmp_pa
     (tmp_path / "out/5/mp_rank_01_00_model_states.pt").rename(start / "mp_rank_00_model_states.pt")
     ours = open_ours(start, family)
     assert all(ours[EXPERT.format(expert)].equal(ours[EXPERT.format(0)]) for expert in range(3))
-    assert ours[EXPERT.format(0)].equal(find_source(base, family).weights[EXPERT.format(1)])
+    assert ours[EXPERT.format(0)].equal(open_source(base, family).weights[EXPERT.format(1)])
 
 
 def test_missing_files_and_the_wrong_layout_are_named(base: Path, tmp_path: Path) -> None:
@@ -78,4 +78,4 @@ def test_missing_files_and_the_wrong_layout_are_named(base: Path, tmp_path: Path
     convert(base, family, None, "experts", tmp_path / "out", ranks=2)
     (tmp_path / "out/1/mp_rank_01_01_model_states.pt").unlink()
     with pytest.raises(CheckpointError, match=r"mp_rank_01_01_model_states\.pt missing"):
-        find_source(tmp_path / "out", family)
+        open_source(tmp_path / "out", family)

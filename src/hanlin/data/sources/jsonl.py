@@ -25,6 +25,11 @@ BOM = b"\xef\xbb\xbf"
 GZIP = b"\x1f\x8b"
 WIDE_BOMS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 SCAN_BYTES = 1 << 26
+MAX_LINE_BYTES = 1 << 25
+"""A longer line is no record; to encode it would take a hundred times its size."""
+
+_MAX_RATIO = 50  # gzip packs text to a third or a tenth
+_SMALLEST_LIMIT = 1 << 28
 CUT_OFF = "not JSON: the file ends in the middle of this row; it was cut off while it was written"
 
 
@@ -46,6 +51,9 @@ class JsonlSource:
         return len(self._starts)
 
     def __getitem__(self, row: int) -> dict[str, Any]:
+        size = int(self._ends[row] - self._starts[row])
+        if size > MAX_LINE_BYTES:
+            raise BadRowError(self.where(row), f"a line of {size:,} bytes; at most {MAX_LINE_BYTES:,} make a record")
         line = self._bytes[self._starts[row] : self._ends[row]]
         try:
             return parse_row(line, is_cut=self._is_cut(row))
@@ -95,7 +103,7 @@ def _read(path: Path) -> Any:
         with path.open("rb") as stream:
             head = stream.read(2)
             if head == GZIP:
-                return gzip.decompress(path.read_bytes())
+                return _unpack(path)
             if head in WIDE_BOMS:
                 raise DataError(f"{path}: the file is {WIDE_BOMS[head]}; save it as UTF-8")
             stream.seek(0, 2)
@@ -104,6 +112,22 @@ def _read(path: Path) -> Any:
         raise DataError(f"{path}: the gzip file is damaged or cut off ({error})") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _unpack(path: Path) -> bytes:
+    """The content of a gzip file; a few MB that stand for GB of the same byte are refused while they are unpacked."""
+    limit = max(_SMALLEST_LIMIT, _MAX_RATIO * path.stat().st_size)
+    pieces, size = [], 0
+    with gzip.open(path) as stream:
+        while piece := stream.read(1 << 24):
+            pieces.append(piece)
+            size += len(piece)
+            if size > limit:
+                raise DataError(
+                    f"{path}: unpacks to more than {_MAX_RATIO} times its size, as no text does; unpack it yourself if "
+                    "it is right"
+                )
+    return b"".join(pieces)
 
 
 def _find_rows(data: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from hanlin.core.errors import DataError
+from hanlin.core.files import check_regular
 from hanlin.data.sources.records import Records
 
 
@@ -30,6 +31,7 @@ def open_records(path: Path) -> Records:
         )
     if not path.exists():
         raise DataError(f"{path}: there is no such file; check the path (it is relative to where you run hanlin)")
+    check_regular(path, DataError)
     if path.name == META:
         return BeeSource(path.parent)
     return JsonListSource(path) if is_json_list(path) else JsonlSource(path)

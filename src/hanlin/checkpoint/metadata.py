@@ -1,0 +1,65 @@
+"""What torch's DCP writes beside the tensors (`.metadata`), read without running anything.
+
+It is a pickle, and a pickle can call any function. Only the classes that DCP itself puts there are let in.
+"""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+
+from hanlin.core.errors import CheckpointError
+
+_ALLOWED = {
+    "torch.distributed.checkpoint.metadata": {
+        "BytesStorageMetadata",
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
+    },
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch.serialization": {"_get_layout"},
+    "torch": {"Size", "float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"},
+    "collections": {"OrderedDict"},
+    "pathlib": {"Path", "PosixPath", "PurePosixPath"},
+    "pathlib._local": {"Path", "PosixPath", "PurePosixPath"},  # Python 3.13
+}
+
+
+class _MetadataUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if name not in _ALLOWED.get(module, ()):
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no checkpoint of torch does")
+        return super().find_class(module, name)
+
+
+class MetadataReader(FileSystemReader):
+    """DCP's reader of files, whose metadata cannot run code."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        """Raises: CheckpointError for a file that is damaged or asks for anything else than metadata."""
+        path = Path(self.path) / ".metadata"
+        try:
+            with path.open("rb") as stream:
+                metadata = _MetadataUnpickler(stream).load()
+        except (OSError, EOFError, ValueError, AttributeError, TypeError, IndexError, pickle.UnpicklingError) as error:
+            raise CheckpointError(
+                f"{path}: not the metadata of a checkpoint: {error}; restore it from a copy"
+            ) from None
+        if not isinstance(metadata, Metadata):
+            raise CheckpointError(f"{path}: not the metadata of a checkpoint; restore it from a copy")
+        for info in (metadata.storage_data or {}).values():
+            if Path(info.relative_path).name != info.relative_path:
+                raise CheckpointError(f"{path}: names {info.relative_path}, which is not in its own folder")
+        if metadata.storage_meta is None:
+            metadata.storage_meta = StorageMeta()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata

@@ -1,0 +1,44 @@
+"""Modules that are chosen in a recipe: by their name in a package, or as a Python file named by its path."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import pkgutil
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from hanlin.core.errors import ConfigError
+
+__all__ = ["import_file", "module_names"]
+
+
+def module_names(package: str) -> list[str]:
+    """The names by which modules of a package (dotted) may be chosen, in the order of the alphabet."""
+    return sorted(found.name for found in pkgutil.iter_modules(importlib.import_module(package).__path__))
+
+
+def import_file(path: Path) -> ModuleType:
+    """The module of a Python file; it is run once in a process.
+
+    Raises: ConfigError when there is no such file.
+    """
+    if not path.is_file():
+        raise ConfigError(f"there is no file {path}")
+    name = str(path.resolve())
+    return sys.modules.get(name) or _run_file(path, name)
+
+
+def _run_file(path: Path, name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None, path
+    assert spec.loader is not None, path
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look up there what their annotations mean
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module

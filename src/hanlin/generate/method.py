@@ -1,0 +1,43 @@
+"""What a file of methods/ exports: how an open answer may go on, for the one loop of engine.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hanlin.recipe.settings import GENERATE_METHODS, GenerateSettings
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    Propose = Callable[[torch.Tensor, torch.Tensor, Any, Sequence[np.random.Generator]], torch.Tensor]
+
+
+def _one_beam(settings: GenerateSettings) -> int:
+    return 1
+
+
+@dataclass(frozen=True)
+class GenerateMethod:
+    """What a file exports as `method`.
+
+    settings: the class of its settings, without torch;
+    propose: (logits, log probabilities, both `[rows, vocab]`, settings, each row's stream of random numbers) -> columns
+    with which the rows may go on, `[rows, candidates]`, enough to fill the beams beside those that end;
+    num_beams: open answers that are kept at each step;
+    is_random: whether an answer depends on the seed;
+    can_stream: whether what is written of an answer stays, so that it can be shown before its end.
+    """
+
+    settings: type[GenerateSettings]
+    propose: Propose
+    num_beams: Callable[[Any], int] = _one_beam
+    is_random: bool = False
+    can_stream: bool = True
+
+
+def find_method(settings: GenerateSettings) -> GenerateMethod:
+    """The method that is meant. Raises: ConfigError."""
+    return GENERATE_METHODS.load(settings.method)

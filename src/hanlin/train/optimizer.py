@@ -1,0 +1,50 @@
+"""What a file of optimizers/ exports, and how a run gets its optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from hanlin.recipe.settings import OPTIMIZERS, OptimizerSettings
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+class Optimizer(Protocol):
+    """Changes weights by their gradients."""
+
+    def step(self, rate: float) -> None:
+        """Change the weights that have a gradient; rate: the learning rate of this step."""
+        ...
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The whole state by flat names; to be saved, or loaded into. Under a layout those of weights are DTensors like
+        them, so that any other layout can read them.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class OptimizerSpec:
+    """What a file exports as `optimizer`.
+
+    settings: the class of its settings, without torch; build: makes the optimizer of named weights by such settings;
+    state_bytes: what it keeps for one weight of this shape, for the planner.
+    """
+
+    settings: type[OptimizerSettings]
+    build: Callable[[Mapping[str, nn.Parameter], Any], Optimizer]
+    state_bytes: Callable[[Any, Sequence[int]], int]
+
+
+def find_optimizer(settings: OptimizerSettings) -> OptimizerSpec:
+    """The optimizer that is meant. Raises: ConfigError."""
+    return OPTIMIZERS.load(settings.name)
+
+
+def build_optimizer(parameters: Mapping[str, nn.Parameter], settings: OptimizerSettings) -> Optimizer:
+    """The optimizer of these weights, with a state that knows of no step yet."""
+    return find_optimizer(settings).build(parameters, settings)
