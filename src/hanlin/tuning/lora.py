@@ -22,7 +22,7 @@ __all__ = ["LoraTuning", "lora_names", "method"]
 class LoraTuning(TuningMethod):
     method: Literal["lora"] = "lora"
     # Inner size of the addition.
-    rank: int = Field(default=8, gt=0)
+    rank: int = Field(default=8, gt=0, le=2**16)
     # The addition is multiplied by alpha / rank.
     alpha: float = Field(default=16.0, gt=0)
     # Share of the addition's input that is dropped in training.

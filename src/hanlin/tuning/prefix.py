@@ -22,7 +22,7 @@ _NAME = "prefix"
 class PrefixTuning(TuningMethod):
     method: Literal["prefix"] = "prefix"
     # Keys and values of a prefix, per block.
-    length: int = Field(default=128, gt=0)
+    length: int = Field(default=128, gt=0, le=2**16)
     # True: the prefix comes out of two trained linears, which the base's width makes large.
     projection: bool = False
     # Share of the prefix that is dropped in training (the original ChatGLM2: 0.1).

@@ -33,7 +33,7 @@ class PromptTuning(TuningMethod):
     # One of CPM-2's JSON files, from which the settings are read; those that stand beside it win.
     file: Path | None = Field(default=None, exclude=True)
     # Number of prompts.
-    length: int = Field(default=100, gt=0)
+    length: int = Field(default=100, gt=0, le=2**16)
     # Shares of them at the places of the data set's template (before, between, after its pieces): [0.33, 0.34, 0.33],
     # or as in the names of the original's files: 33_34_33. Empty: the template's own.
     ratios: tuple[Annotated[float, Field(ge=0)], ...] = ()
@@ -161,7 +161,9 @@ def begin_with_tokens(model: Any, tokens: Sequence[int]) -> None:
 
     weight, size = model.soft_prompt.weight, model.config.vocab_size
     if surplus := [token for token in tokens if token >= size]:
-        raise ConfigError(f"a prompt cannot begin as token {surplus[0]}: the model has {size}; use fewer prompts")
+        raise ConfigError(
+            f"tuning.length: none can begin as token {surplus[0]}, the model has {size}; use fewer prompts"
+        )
     assert len(tokens) == len(weight), (len(tokens), len(weight))
     with torch.no_grad():
         weight.copy_(model.embedding(torch.tensor(tokens, device=weight.device)))
