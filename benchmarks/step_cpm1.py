@@ -33,10 +33,10 @@ from hanlin.data.pretraining.indexed_data import written_index
 from hanlin.data.pretraining.windows import WindowRequest, open_windows
 from hanlin.formats.convert import convert
 from hanlin.formats.load import save_base
+from hanlin.models.common.text_processor import TextProcessor
 from hanlin.models.cpm1 import family
 from hanlin.models.cpm1.config import Cpm1Config, shape
 from hanlin.models.cpm1.model import Cpm1
-from hanlin.models.cpm1.processor import Cpm1Processor
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def make_loader(config: Cpm1Config, rows: Rows, folder: Path) -> Loader:
         for size in rng.integers(50, 800, 1000).tolist():
             writer.add(rng.integers(0, config.vocab_size, size))
             writer.end_document()
-    samples: Any = Cpm1Processor(Ids(config.vocab_size), config)  # pyright: ignore[reportArgumentType]
+    samples: Any = TextProcessor(Ids(config.vocab_size), config)  # pyright: ignore[reportArgumentType]
     wanted = WindowRequest("1,0,0", "train", rows.length, seed=0)
     windows = open_windows([folder / "corpus"], samples, wanted, config.vocab_size, folder)
     return Loader(windows, samples, max_length=rows.length, batch_size=rows.count, shuffle=False, pack=False)

@@ -26,8 +26,8 @@ from torch import nn
 from torch.nn import functional
 
 from hanlin.core.batch import Batch, Sample
-from hanlin.data.convert import ccpm_record
 from hanlin.models.cpm_bee import SIZES, CpmBeeTokenizer, family
+from hanlin.models.cpm_bee.ccpm import ccpm_record
 from hanlin.models.cpm_bee.model import (
     RESIDUAL_DIVISOR,
     Attention,

@@ -14,7 +14,7 @@ from hanlin.layers.attention import AttentionMask, attention, cached_causal_mask
 from hanlin.layers.kv_cache import KVCache
 from hanlin.layers.loss import head_logits, head_loss
 from hanlin.layers.norm import RmsNorm
-from hanlin.models.cpm1.processor import Cpm1Options, Cpm1Processor
+from hanlin.models.common.text_processor import TextOptions, TextProcessor
 from hanlin.models.family import Family
 
 
@@ -115,6 +115,6 @@ class Block(nn.Module):
 
 family = Family(
     name="my_model", title="My model", config=MyConfig, model=lambda: MyModel, tokenizer=Characters.load,
-    processor=Cpm1Processor, options=Cpm1Options,  # records are texts, or prompts with answers
+    processor=TextProcessor, options=TextOptions,  # records are texts, or prompts with answers
     lora_targets=("query", "value"),
 )  # fmt: skip

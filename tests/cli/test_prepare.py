@@ -15,9 +15,10 @@ def write_rows(path: Path, *rows: dict) -> Path:
     return path
 
 
-def test_raw_ccpm_becomes_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("name", ["ccpm", "cpm_bee:ccpm"])
+def test_raw_ccpm_becomes_records(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, target = write_rows(tmp_path / "raw.jsonl", RAW, RAW), tmp_path / "data" / "train.jsonl"
-    assert main(["prepare", "--from", "ccpm", str(source), str(target)]) == 0
+    assert main(["prepare", "--from", name, str(source), str(target)]) == 0
     assert capsys.readouterr().out == f"{target}: 2 rows\n"
     record = json.loads(target.read_text(encoding="utf-8").splitlines()[0])
     assert record["options"] == {"<option_0>": "床前", "<option_1>": "明月光"}
@@ -40,6 +41,7 @@ def test_the_binary_form_is_written_and_read_back(tmp_path: Path) -> None:
         (["--from", "ccpm", "raw.jsonl"], "SOURCE and TARGET"),
         (["--from", "ccpm", "none.jsonl", "out.jsonl"], "there is no such file"),
         (["--from", "ccpm", "odd.jsonl", "out.jsonl"], "odd.jsonl:1: "),
+        (["--from", "ccmp", "raw.jsonl", "out.jsonl"], "unknown; expected one of jsonl, bee, indexed, cpm1:chid"),
     ],
 )
 def test_wrong_words_are_explained(

@@ -50,9 +50,9 @@ def losses(run: Path) -> list[tuple[int, float]]:
     return [(row["step"], row["loss"]) for row in rows if "loss" in row]
 
 
-def test_killed_run_goes_on_with_the_same_losses(tmp_path: Path) -> None:
-    assert main(["train", str(write_recipe(tmp_path, "whole", steps=40))]) == 0
-    recipe = write_recipe(tmp_path, "killed", steps=40)
+def test_killed_run_goes_on_with_the_same_losses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", str(write_recipe(tmp_path, "whole", steps=60))]) == 0
+    recipe = write_recipe(tmp_path, "killed", steps=60)
     process = subprocess.Popen(
         [sys.executable, "-m", "hanlin", "train", str(recipe)],
         stdout=subprocess.DEVNULL,
@@ -62,12 +62,14 @@ def test_killed_run_goes_on_with_the_same_losses(tmp_path: Path) -> None:
     deadline = time.monotonic() + 60
     while not (tmp_path / "killed" / "checkpoints" / "latest").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
+    assert main(["train", str(recipe)]) == 2  # the same command once more, while it runs
+    assert f"is in use by process {process.pid} on " in capsys.readouterr().err
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert len(losses(tmp_path / "killed")) > 0
     assert main(["train", str(recipe)]) == 0
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
-    assert len(losses(tmp_path / "killed")) == 40
+    assert len(losses(tmp_path / "killed")) == 60
 
 
 def test_trained_weights_are_scored_and_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,8 +21,8 @@ from hanlin.models.cpm1 import family
 from hanlin.models.cpm1.config import shape
 from hanlin.models.cpm1.tasks.chid import choice_records, passage_records
 from hanlin.models.cpm1.tasks.stc import dialogue_record
-from hanlin.models.cpm1.tokenizer import Cpm1WordTokenizer
 from hanlin.recipe.reading import load_recipe
+from hanlin.tokens.wordpiece import WordPiece
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 PRETRAINING = sorted(recipe.stem for recipe in RECIPES.glob("cpm1_*_pretrain.yaml"))
@@ -184,7 +184,7 @@ def vocabulary(folder: Path) -> Path:
     """A vocabulary for both networks: words, and tokens that mark spans."""
     letters = sorted({letter for row in TEXTS for letter in row["text"]})
     marks = [f"<s_{number}>" for number in range(8)]
-    Cpm1WordTokenizer(["<unk>", "<pad>", "<eod>", *letters, *marks]).save(folder)
+    WordPiece(["<unk>", "<pad>", "<eod>", *letters, *marks]).save(folder)
     return folder / "vocab.txt"
 
 

@@ -21,9 +21,9 @@ from tiny_pieces import small_tokenizer as cpm1_tokenizer
 from hanlin.core.batch import Batch
 from hanlin.core.errors import HanlinError
 from hanlin.models.chatglm2.tokenizer import ChatGlm2Tokenizer
-from hanlin.models.cpm1.tokenizer import Cpm1WordTokenizer
 from hanlin.models.cpm_bee.tokenizer import CpmBeeTokenizer
 from hanlin.models.family import Family, TakesPrompts, load_family, make_options
+from hanlin.tokens.wordpiece import WordPiece
 from hanlin.tuning.apply import apply_tuning
 from hanlin.tuning.lora import LoraTuning
 from hanlin.tuning.prefix import PrefixTuning
@@ -157,7 +157,7 @@ def _cpm1(folder: Path) -> dict[str, Any]:
 def _cpm1_t5(folder: Path) -> dict[str, Any]:
     words = ["<unk>", "<pad>", "<eod>", *_LETTERS, *(f"<s_{number}>" for number in range(12))]
     return {
-        "vocab": _saved(Cpm1WordTokenizer(words), folder),
+        "vocab": _saved(WordPiece(words), folder),
         "config": {**_SHAPE, "ffn_size": 24, "max_length": 64, **_MEGATRON},
         "records": _pairs("source", "target"),
         "tuning": ("lora",),

@@ -35,7 +35,7 @@ def test_what_it_states_in_vain_is_named(tmp_path: Path) -> None:
 def test_records_of_another_kind_must_be_stated(tmp_path: Path) -> None:
     path = Path(write(tmp_path, "{}"))
     # Now its records have columns of their own.
-    own = "lambda *made: Cpm1Processor(*made[:2], Cpm1Options('verse', 'first', 'second'))"
-    path.write_text(path.read_text("utf-8").replace("processor=Cpm1Processor", f"processor={own}"), "utf-8")
+    own = "lambda *made: TextProcessor(*made[:2], TextOptions('verse', 'first', 'second'))"
+    path.write_text(path.read_text("utf-8").replace("processor=TextProcessor", f"processor={own}"), "utf-8")
     with pytest.raises(AssertionError, match="reads none of the usual records; state some"):
         case_of(str(path), tmp_path)

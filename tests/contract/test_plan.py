@@ -42,12 +42,6 @@ def test_every_weight_is_in_one_of_its_parts(case: Case) -> None:
     assert [name for name, _ in model.named_parameters() if name.partition(".")[0] not in parts] == []
 
 
-def test_its_tied_weights_are_one_tensor(case: Case) -> None:
-    model = case.family.model()(case.config)
-    for one, other in model.plan.tied:
-        assert model.get_parameter(one) is model.get_parameter(other), (one, other)
-
-
 def test_its_patterns_name_modules_with_weights(case: Case) -> None:
     model = case.empty()
     idle = [pattern for pattern in (*model.plan.tensor, *model.plan.whole) if not list(matching(model, pattern))]

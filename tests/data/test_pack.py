@@ -3,11 +3,36 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pytest
 
-from hanlin.data.pack import best_fit, padding_share, plan_rows, pool_rows
+from hanlin.data.pack import padding_share, plan_rows, pool_rows
+
+
+def best_fit(lengths: Iterable[int], *, max_length: int, batch_size: int) -> Iterator[list[list[int]]]:
+    """Batches of packed rows, as the original CPM-Bee makes them while it reads.
+
+    A sample goes into the open row with the least free space that still takes it (the earliest on a tie), else into a
+    new row; as soon as more than `batch_size` rows are open the first `batch_size` are a batch. The rest comes last.
+    """
+    rows: list[list[int]] = []
+    used: list[int] = []
+    for number, length in enumerate(lengths):
+        fitting = [row for row in range(len(rows)) if used[row] + length <= max_length]
+        if fitting:
+            best = max(fitting, key=lambda row: used[row])  # max keeps the first of equals
+            rows[best].append(number)
+            used[best] += length
+        else:
+            rows.append([number])
+            used.append(length)
+        if len(rows) > batch_size:
+            yield rows[:batch_size]
+            rows, used = rows[batch_size:], used[batch_size:]
+    if rows:
+        yield rows
 
 
 def test_best_fit_takes_the_fullest_row_that_fits_and_the_earliest_of_equals() -> None:

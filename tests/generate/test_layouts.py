@@ -18,13 +18,13 @@ from hanlin.generate.methods.beam import BeamSettings
 from hanlin.generate.methods.greedy import GreedySettings
 from hanlin.generate.methods.sample import SampleSettings
 from hanlin.models.chatglm2.tokenizer import ChatGlm2Tokenizer
-from hanlin.models.cpm1.tokenizer import Cpm1WordTokenizer
 from hanlin.models.cpm_bee import CpmBeeTokenizer
 from hanlin.models.family import load_family, make_options
 from hanlin.parallel.inference_model import ShardedInferenceModel
 from hanlin.parallel.parallelize import parallelize
 from hanlin.recipe.settings import ParallelSettings
 from hanlin.recipe.tuning import TuningMethod
+from hanlin.tokens.wordpiece import WordPiece
 from hanlin.tuning.apply import apply_tuning
 from hanlin.tuning.full import FullTuning
 from hanlin.tuning.prefix import PrefixTuning
@@ -57,7 +57,7 @@ FAMILIES = {
     ),
     "cpm1": (small_tokenizer, {"max_length": 64}, [{"prompt": POEM[:length]} for length in (3, 9, 1, 5, 6)]),
     "cpm1_t5": (
-        lambda: Cpm1WordTokenizer(["<unk>", "<pad>", "<eod>", *POEM, *(f"<s_{number}>" for number in range(9))]),
+        lambda: WordPiece(["<unk>", "<pad>", "<eod>", *POEM, *(f"<s_{number}>" for number in range(9))]),
         {"max_length": 64},
         [{"source": POEM[:length]} for length in (3, 9, 1, 5, 6)],
     ),

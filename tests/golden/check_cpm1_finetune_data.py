@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from hanlin.core.batch import IGNORED, Batch
+from hanlin.models.common.text_processor import TextOptions, TextProcessor
 from hanlin.models.cpm1.config import Cpm1Config
-from hanlin.models.cpm1.processor import Cpm1Options, Cpm1Processor
 from hanlin.models.cpm1.tasks.chid import choice_records, passage_records
 from hanlin.models.cpm1.tasks.stc import dialogue_record
 from hanlin.models.cpm1.tokenizer import load_tokenizer
@@ -21,8 +21,8 @@ PAD = 5
 def check(case: Path, vocab: Path) -> None:
     tokenizer = load_tokenizer(vocab / "cpm1")
 
-    def processor(**options: Any) -> Cpm1Processor:
-        return Cpm1Processor(tokenizer, Cpm1Config(), Cpm1Options(**options))
+    def processor(**options: Any) -> TextProcessor:
+        return TextProcessor(tokenizer, Cpm1Config(), TextOptions(**options))
 
     expected = dict(np.load(case / "expected.npz"))
     _check_chid(case, processor(ends=False), expected)
@@ -30,7 +30,7 @@ def check(case: Path, vocab: Path) -> None:
     _check_dialogues(case, processor(overlap=False), expected)
 
 
-def _check_chid(case: Path, processor: Cpm1Processor, expected: dict[str, np.ndarray]) -> None:
+def _check_chid(case: Path, processor: TextProcessor, expected: dict[str, np.ndarray]) -> None:
     rows, answers = _read(case / "chid_raw.json"), _read(case / "chid_answer.json")
     records = [record for row in rows for record in choice_records(row, answers)]
     digits, wanted = _read(case / "chid_finetune.json")
@@ -44,7 +44,7 @@ def _check_chid(case: Path, processor: Cpm1Processor, expected: dict[str, np.nda
     _check_batch(processor.collate([[one] for one in made], expected["chid_input_ids"].shape[1]), "chid", expected)
 
 
-def _check_passages(case: Path, processor: Cpm1Processor) -> None:
+def _check_passages(case: Path, processor: TextProcessor) -> None:
     """Without training: the blank filled with each idiom, all other blanks left out."""
     rows, answers = _read(case / "chid_raw.json"), _read(case / "chid_answer.json")
     wanted = _read(case / "chid_zeroshot.json")
@@ -60,7 +60,7 @@ def _check_passages(case: Path, processor: Cpm1Processor) -> None:
     assert places == list(zip(wanted["sids"], wanted["cids"], strict=True))
 
 
-def _check_dialogues(case: Path, processor: Cpm1Processor, expected: dict[str, np.ndarray]) -> None:
+def _check_dialogues(case: Path, processor: TextProcessor, expected: dict[str, np.ndarray]) -> None:
     facts = _read(case / "stc.json")
     records = [dialogue_record(*pair) for pair in facts["pairs"]]
     assert [record["text"] for record in records] == facts["lines"]

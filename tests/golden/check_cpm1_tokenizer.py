@@ -6,8 +6,9 @@ import json
 import tempfile
 from pathlib import Path
 
-from hanlin.models.cpm1.tokenizer import Cpm1Tokenizer, Cpm1WordTokenizer, load_tokenizer
+from hanlin.models.cpm1.tokenizer import Cpm1Tokenizer, load_tokenizer
 from hanlin.tokens.segments import BLANK, LINE_BREAK
+from hanlin.tokens.wordpiece import WordPiece
 
 
 def check(case: Path, vocab: Path) -> None:
@@ -15,7 +16,7 @@ def check(case: Path, vocab: Path) -> None:
     rows = json.loads((case / "expected.json").read_text())
     folder = vocab / "cpm1"
     released = Cpm1Tokenizer.load(folder / "chinese_vocab.model")
-    words = Cpm1WordTokenizer.load(folder / "t5_vocab.txt")
+    words = WordPiece.load(folder / "t5_vocab.txt")
     for name, tokenizer in (("gpt2", released), ("t5", words)):
         assert tokenizer.vocab_size == facts["special_ids"][f"{name}_vocab_size"]
         for token, id in facts["special_ids"][name].items():
@@ -24,7 +25,7 @@ def check(case: Path, vocab: Path) -> None:
 
     _check_rows(released, rows, "")
     _check_rows(words, rows, "t5_")
-    _check_rows(Cpm1WordTokenizer.load(folder / "vocab.json"), rows, "gpt2_womerge_")
+    _check_rows(WordPiece.load(folder / "vocab.json"), rows, "gpt2_womerge_")
     assert released.encode_many([row["text"] for row in rows]) == [row["ids"] for row in rows]
     with tempfile.TemporaryDirectory() as temporary:
         for tokenizer, prefix in ((released, ""), (words, "t5_")):
@@ -34,7 +35,7 @@ def check(case: Path, vocab: Path) -> None:
             _check_rows(load_tokenizer(saved), rows[:3], prefix)
 
 
-def _check_rows(tokenizer: Cpm1Tokenizer | Cpm1WordTokenizer, rows: list[dict], prefix: str) -> None:
+def _check_rows(tokenizer: Cpm1Tokenizer | WordPiece, rows: list[dict], prefix: str) -> None:
     for row in rows:
         assert tokenizer.encode(row["text"]) == row[f"{prefix}ids"], row["text"]
         assert tokenizer.decode(row[f"{prefix}ids"]) == row[f"{prefix}decoded"], row["text"]

@@ -15,7 +15,7 @@ from hanlin.data.expand import open_part
 from hanlin.layers.soft_prompt import SoftPrompt
 from hanlin.models.cpm2.config import Cpm2Config
 from hanlin.models.cpm2.datasets import sogou
-from hanlin.models.cpm2.model import same_span
+from hanlin.models.cpm2.model import visible_spans
 from hanlin.models.cpm2.processor import Cpm2Processor
 from hanlin.models.cpm2.record import Cpm2Options
 from hanlin.models.cpm2.tokenizer import Cpm2Tokenizer
@@ -117,14 +117,14 @@ def _check_inputs(inputs: Arrays, arrays: Arrays, prompts: PromptTuning | None) 
     for name, theirs in (("encoder_tokens", "enc_input_ids"), ("tokens", "dec_input_ids")):
         assert inputs[name].equal(_cropped(arrays[theirs], inputs[name]).long()), name
     read, own = inputs["encoder_spans"], inputs["spans"]
-    encoder = same_span(read, read)
+    encoder = visible_spans(read, read)
     if prompts is not None:
         shown = SoftPrompt(prompts.length, 1, sees_tokens=prompts.sees_tokens, is_seen=prompts.is_seen)
         encoder = shown.restrict(encoder, inputs["encoder_tokens"])
     sights = {
         "enc_attention_mask": encoder,
-        "dec_attention_mask": same_span(own, own).tril(),
-        "cross_attention_mask": same_span(own, read),
+        "dec_attention_mask": visible_spans(own, own).tril(),
+        "cross_attention_mask": visible_spans(own, read),
     }
     for name, seen in sights.items():
         assert seen.equal(_cropped(arrays[name][:, 0], seen).bool()), name

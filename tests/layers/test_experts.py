@@ -25,7 +25,7 @@ class Expert(nn.Module):
 def make_experts(count: int = 3, size: int = 5) -> Experts:
     torch.manual_seed(0)
     experts = Experts(lambda: Expert(size), count, size)
-    experts.init_centroids(torch.Generator().manual_seed(0))
+    experts.init_weights(torch.Generator().manual_seed(0))
     return experts
 
 

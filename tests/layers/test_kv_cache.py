@@ -29,6 +29,14 @@ def test_rows_are_reordered_and_repeated_in_every_block() -> None:
     assert found[:, :, :5].equal(keys[[1, 1, 0]])
 
 
+def test_keys_are_there_from_the_first_block_on() -> None:
+    kv_cache = KVCache()
+    kv_cache.add_positions(spans=torch.zeros(1, 2))
+    assert not kv_cache.has_keys
+    kv_cache.update("0", torch.zeros(1, 1, 2, 4), torch.zeros(1, 1, 2, 4))
+    assert kv_cache.has_keys
+
+
 def test_what_is_cut_off_is_forgotten_and_a_prefix_stays() -> None:
     kv_cache, keys = KVCache(), torch.randn(1, 1, 7, 4)
     kv_cache.add_positions(spans=torch.zeros(1, 5))

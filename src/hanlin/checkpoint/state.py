@@ -25,6 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hanlin.core.collectives import call_on_main, gather_values, has_ranks, is_main_rank, new_cpu_group, wait_for_all
 from hanlin.core.errors import CheckpointError
 from hanlin.core.files import replaced_file, sync
 from hanlin.recipe.settings import Recipe
@@ -66,7 +67,7 @@ class Checkpointer:
         self._threads = ThreadPoolExecutor(1) if in_background else None
         self._pending: Future[None] | None = None
         # The ranks agree on a checkpoint in the background while they train in the foreground.
-        self._group = _new_group() if in_background else None
+        self._group = new_cpu_group() if in_background else None
 
     def save(
         self, step: int, tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any], *, is_best: bool = False
@@ -85,7 +86,7 @@ class Checkpointer:
             if self._threads is None:
                 _write_tensors(beside / TENSORS, tensors)
                 finish()
-                _wait_for_all()
+                wait_for_all()
                 return
         copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
         self._pending = self._threads.submit(_write_later, beside / TENSORS, copies, self._group, finish)
@@ -106,7 +107,7 @@ class Checkpointer:
         Damaged ones are named in the log and passed over.
         Raises: CheckpointError when all are damaged, when one lacks a tensor, and for a run of another identity.
         """
-        folder = _from_main(self._newest_valid)
+        folder = call_on_main(self._newest_valid)
         if folder is None:
             return None
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
@@ -131,15 +132,15 @@ class Checkpointer:
         )
 
     def _begin(self, beside: Path) -> None:
-        if _is_main():
+        if is_main_rank():
             self.folder.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(beside, ignore_errors=True)
             beside.mkdir()
-        _wait_for_all()
+        wait_for_all()
 
     def _finish(self, beside: Path, target: Path, step: int, values: Mapping[str, Any], *, is_best: bool) -> None:
         """After all ranks have written their tensors: the rest, by the main one."""
-        if not _is_main():
+        if not is_main_rank():
             return
         _write_json(beside / STATE, {"step": step, "identity": self.identity, "values": values})
         _write_manifest(beside)
@@ -248,7 +249,7 @@ def _write_tensors(folder: Path, tensors: Mapping[str, torch.Tensor], group: Any
     from torch.distributed.checkpoint.state_dict_saver import save
 
     with _as_one_process():
-        save(dict(tensors), storage_writer=FileSystemWriter(folder), process_group=group, no_dist=not _are_many())
+        save(dict(tensors), storage_writer=FileSystemWriter(folder), process_group=group, no_dist=not has_ranks())
 
 
 def _write_later(folder: Path, tensors: Mapping[str, torch.Tensor], group: Any, finish: Callable[[], None]) -> None:
@@ -275,7 +276,7 @@ def _read_tensors(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
 
     reader = MetadataReader(folder)
     found = reader.read_metadata().state_dict_metadata
-    expected = {name for names in _from_all(list(tensors)) for name in names}
+    expected = {name for names in gather_values(list(tensors)) for name in names}
     lacking, unknown = sorted(expected - set(found)), sorted(set(found) - expected)
     if lacking or unknown:
         raise CheckpointError(
@@ -284,66 +285,9 @@ def _read_tensors(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
         )
     try:
         with _as_one_process():
-            load(dict(tensors), storage_reader=reader, no_dist=not _are_many())
+            load(dict(tensors), storage_reader=reader, no_dist=not has_ranks())
     except (CheckpointException, ValueError) as error:  # the first is a BaseException; the second tells of shapes
         raise CheckpointError(f"{folder}: cannot be loaded: {error}") from error
-
-
-# --- several ranks ---
-
-
-def _are_many() -> bool:
-    from torch import distributed
-
-    return distributed.is_available() and distributed.is_initialized()
-
-
-def _new_group() -> Any:
-    """All ranks once more, talking through the CPU's memory."""
-    from torch import distributed
-
-    return distributed.new_group(backend="gloo") if _are_many() else None
-
-
-def _is_main() -> bool:
-    from torch import distributed
-
-    return not _are_many() or distributed.get_rank() == 0
-
-
-def _wait_for_all() -> None:
-    from torch import distributed
-
-    if _are_many():
-        distributed.barrier()
-
-
-def _from_all(value: Any) -> list[Any]:
-    """The values of all ranks."""
-    from torch import distributed
-
-    if not _are_many():
-        return [value]
-    values: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(values, value)
-    return values
-
-
-def _from_main(make: Callable[[], Any]) -> Any:
-    """What the main rank makes, on all ranks; its CheckpointError too."""
-    from torch import distributed
-
-    made: list[Any] = [None, None]
-    if _is_main():
-        try:
-            made[0] = make()
-        except CheckpointError as error:
-            made[1] = error
-    if _are_many():
-        distributed.broadcast_object_list(made)
-    if made[1] is not None:
-        raise made[1]
-    return made[0]
 
 
 @contextmanager

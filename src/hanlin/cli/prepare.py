@@ -27,8 +27,7 @@ from hanlin.core.errors import ConfigError
 if TYPE_CHECKING:
     from hanlin.recipe.settings import Recipe
 
-CCPM = ("ccpm", "ccpm-text")
-FORMS = ("jsonl", "bee", "indexed", *CCPM)
+FORMS = ("jsonl", "bee", "indexed")
 
 HELP = "tokenise data and report on them; bring raw files into another form"
 
@@ -38,8 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--from",
         dest="from_",
-        metavar="{" + ",".join(FORMS) + ",FAMILY:DATA}",
-        help="the form of SOURCE; FAMILY:DATA: a raw data set of a family's originals",
+        metavar="{" + ",".join(FORMS) + ",DATA}",
+        help="the form of SOURCE; DATA: a raw data set of a family's originals (FAMILY:DATA where several have it)",
     )
     parser.add_argument("--to", choices=("jsonl", "bee", *INDEXED), help="the form of TARGET (default: jsonl)")
     add_corpus_options(parser)
@@ -86,21 +85,23 @@ def _convert(words: Sequence[str], from_: str | None, to: str | None) -> int:
 
 
 def _write(source: Path, target: Path, from_: str | None) -> int:
-    from hanlin.data.convert import ccpm_record, ccpm_text_record, convert_file
-    from hanlin.data.sources.jsonl import write_jsonl
+    from hanlin.data.convert import convert_file, write_records
 
-    if from_ in CCPM:
-        return convert_file(source, target, ccpm_text_record if from_ == "ccpm-text" else ccpm_record)
     if from_ is None or from_ in FORMS:
         return convert_file(source, target)
-    return write_jsonl(target, _raw_reader(from_)(source))
+    return write_records(target, _raw_reader(from_)(source))
 
 
 def _raw_reader(name: str) -> Callable[[Path], Iterable[Any]]:
-    """What reads the raw data set FAMILY:DATA."""
+    """What reads the raw data set FAMILY:DATA, or DATA if only one family has it.
+
+    Raises: ConfigError.
+    """
     from hanlin.models.family import family_names, load_family
 
     known = {f"{family}:{data}": read for family in family_names() for data, read in load_family(family).raw.items()}
-    if name not in known:
-        raise ConfigError(f"--from {name}: unknown; expected one of {', '.join([*FORMS, *known])}")
-    return known[name]
+    found = [read for full, read in known.items() if name in (full, full.partition(":")[2])]
+    if len(found) != 1:
+        problem = "several families have it" if found else "unknown"
+        raise ConfigError(f"--from {name}: {problem}; expected one of {', '.join([*FORMS, *known])}")
+    return found[0]

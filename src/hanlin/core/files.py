@@ -9,15 +9,18 @@ import json
 import os
 import secrets
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from hanlin.core.errors import CheckpointError, DataError, HanlinError
+from hanlin.core.errors import CheckpointError, ConfigError, DataError, HanlinError
 
 __all__ = [
     "check_regular",
+    "held",
     "one_at_a_time",
     "published",
     "read_json",
@@ -26,6 +29,9 @@ __all__ = [
     "sync",
     "write_json",
 ]
+
+LOCK_FILE = ".lock"
+"""In a folder that one process at a time may write to: who holds it."""
 
 
 @contextmanager
@@ -117,6 +123,34 @@ def one_at_a_time(path: Path) -> Iterator[None]:
         stream = path.open("w")
     with stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold a folder alone, from all processes that ask for it here; the lock of a process that dies goes with it.
+
+    On a network file system it is as good as that system's locks.
+    Raises: ConfigError saying who holds it and since when, DataError when nothing can be written there.
+    """
+    import fcntl  # not on Windows
+
+    with _writable(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        stream = (folder / LOCK_FILE).open("a+", encoding="utf-8")
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stream.seek(0)
+            holder = stream.read().strip() or "another process"
+            raise ConfigError(
+                f"{folder}: is in use by {holder}; wait until it has ended, or choose another folder"
+            ) from None
+        stream.truncate(0)
+        since = datetime.now().astimezone().isoformat(" ", "seconds")
+        stream.write(f"process {os.getpid()} on {socket.gethostname()} since {since}")
+        stream.flush()
         yield
 
 

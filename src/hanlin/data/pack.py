@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import overload
 
 import numpy as np
@@ -34,30 +34,6 @@ class SingleRows(Sequence[SampleNumbers]):
 
     def __getitem__(self, at: int | slice) -> SampleNumbers | list[SampleNumbers]:
         return self.order[at, None].tolist()
-
-
-def best_fit(lengths: Iterable[int], *, max_length: int, batch_size: int) -> Iterator[list[SampleNumbers]]:
-    """Batches of packed rows, as the original CPM-Bee makes them while it reads.
-
-    A sample goes into the open row with the least free space that still takes it (the earliest on a tie), else into a
-    new row; as soon as more than `batch_size` rows are open the first `batch_size` are a batch. The rest comes last.
-    """
-    rows: list[SampleNumbers] = []
-    used: list[int] = []
-    for number, length in enumerate(lengths):
-        fitting = [row for row in range(len(rows)) if used[row] + length <= max_length]
-        if fitting:
-            best = max(fitting, key=lambda row: used[row])  # max keeps the first of equals
-            rows[best].append(number)
-            used[best] += length
-        else:
-            rows.append([number])
-            used.append(length)
-        if len(rows) > batch_size:
-            yield rows[:batch_size]
-            rows, used = rows[batch_size:], used[batch_size:]
-    if rows:
-        yield rows
 
 
 def plan_rows(lengths: np.ndarray, order: np.ndarray, max_length: int) -> list[SampleNumbers]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -64,14 +64,6 @@ class DataReport:
     @property
     def dropped(self) -> int:
         return sum(self.counts.dropped.values())
-
-    @property
-    def loss_share(self) -> float:
-        return self.loss_tokens / max(self.tokens, 1)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, for a JSON file."""
-        return {**asdict(self), "loss_share": self.loss_share}
 
 
 def make_report(

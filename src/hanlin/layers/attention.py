@@ -150,6 +150,14 @@ def causal_mask(queries: int, keys: int, device: torch.device | None = None) -> 
     return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
 
 
+def same_span(queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """Which keys belong to the query's sample: bool `[batch, queries, keys]`; padding sees padding.
+
+    queries, keys: their spans, `[batch, length]` each.
+    """
+    return queries[:, :, None] == keys[:, None, :]
+
+
 def packed_causal_mask(spans: torch.Tensor) -> AttentionMask:
     """Causal mask within each sample of packed rows; a sample is a run of one number in `spans` `[batch, length]`.
 
@@ -179,15 +187,14 @@ def cached_causal_mask(spans: torch.Tensor, known: torch.Tensor) -> AttentionMas
 
     spans: `[batch, new]`; known: `[batch, all]`.
     """
-    visible = spans[:, :, None] == known[:, None, :]
+    visible = same_span(spans, known)
     if spans.shape[1] > 1:
         visible = visible & causal_mask(spans.shape[1], known.shape[1], spans.device)
     return AttentionMask(visible[:, None])
 
 
 def _causal_in_span(spans: torch.Tensor) -> torch.Tensor:
-    is_own = spans[:, :, None] == spans[:, None, :]
-    return (is_own & causal_mask(spans.shape[1], spans.shape[1], spans.device))[:, None]
+    return (same_span(spans, spans) & causal_mask(spans.shape[1], spans.shape[1], spans.device))[:, None]
 
 
 def _runs(spans: torch.Tensor) -> list[list[tuple[int, int]]]:

@@ -101,7 +101,7 @@ class Experts(nn.Module):
         out = self.peers.visit(tokens[order], chosen.bincount(minlength=len(self.centroids)), self._run)
         return out[order.argsort()].view_as(hidden)
 
-    def init_centroids(self, generator: torch.Generator | None = None) -> None:
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
         nn.init.orthogonal_(self.centroids, gain=0.1, generator=generator)
 
     def _run(self, tokens: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:

@@ -57,6 +57,11 @@ class KVCache:
         self._used = dict.fromkeys(self._used, self._prefix_length + length)
 
     @property
+    def has_keys(self) -> bool:
+        """Whether a block has put its keys and values here, in an earlier call."""
+        return bool(self._used)
+
+    @property
     def has_cross_attention(self) -> bool:
         return bool(self._cross_attention_kv)
 

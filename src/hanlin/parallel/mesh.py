@@ -7,14 +7,14 @@ ranks hold them all together, copy ranks the same ones.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import distributed
 
+from hanlin.core.collectives import broadcast_value, gather_values
 from hanlin.core.errors import ConfigError
 from hanlin.recipe.settings import ParallelSettings
 
@@ -154,29 +154,11 @@ class Mesh:
 
     def gather(self, axis: Axis, value: Any) -> list[Any]:
         """Picklable values of all ranks of an axis, in their order."""
-        if self.size(axis) == 1:
-            return [value]
-        values: list[Any] = [None] * self.size(axis)
-        distributed.all_gather_object(values, value, group=self.group(axis))
-        return values
+        return [value] if self.size(axis) == 1 else gather_values(value, self.group(axis))
 
     def from_main(self, value: Any) -> Any:
         """The main rank's picklable value, on all ranks; what the others give does not matter."""
-        values = [value if self.is_main else None]
-        if self.size("all") > 1:
-            distributed.broadcast_object_list(values, src=0)
-        return values[0]
-
-
-@contextmanager
-def main_first() -> Iterator[bool]:
-    """Let the main rank do something (make a folder, fill a cache) before the others; says who it is."""
-    is_main = not distributed.is_initialized() or distributed.get_rank() == 0
-    if not is_main:
-        distributed.barrier()
-    yield is_main
-    if is_main and distributed.is_initialized():
-        distributed.barrier()
+        return value if self.size("all") == 1 else broadcast_value(value)
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:

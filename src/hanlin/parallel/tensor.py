@@ -11,9 +11,8 @@ that of its decoder each by itself. All ranks have shares of one length, for whi
 
 from __future__ import annotations
 
-import re
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,7 +25,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 from torch.nn import functional
 
 from hanlin.core.errors import ConfigError
-from hanlin.core.plan import Along, Plan, TensorSplit
+from hanlin.core.plan import Plan, TensorSplit, compile_pattern, divided_dimensions
 from hanlin.layers.experts import Experts
 
 if TYPE_CHECKING:
@@ -229,33 +228,6 @@ class _DividedParameter:
         return local
 
 
-_COLUMN = {"weight": Shard(0), "bias": Shard(0)}
-_ROW = {"weight": Shard(1), "bias": Replicate()}
-_PLACES: dict[TensorSplit, dict[str, Any]] = {
-    "column": _COLUMN,
-    "query": _COLUMN,
-    "kv": _COLUMN,
-    "row": _ROW,
-    "vocab": {"weight": Shard(0)},
-    "logits": _COLUMN,
-    "heads": {"weight": Shard(1)},
-}
-
-
-_LINEAR: tuple[TensorSplit, ...] = ("column", "query", "kv", "row", "logits")
-
-
-def _places_of(split: TensorSplit | None, added: Mapping[str, Along]) -> dict[str, Any]:
-    """How the parameters of a module lie over the ranks; others than these are whole."""
-    places = dict(_PLACES.get(split, {})) if split else {}
-    if split not in _LINEAR:
-        return places
-    for name, along in added.items():
-        dim = along.inputs if split == "row" else along.outputs
-        places[name] = Replicate() if dim is None else Shard(dim)
-    return places
-
-
 def _divide_parameters(
     module: nn.Module,
     split: TensorSplit | None,
@@ -265,18 +237,18 @@ def _divide_parameters(
     of_stream: bool,
 ) -> list[_DividedParameter]:
     """Make the module's own parameters DTensors; say what its code is to see of them."""
-    parts, places = [], _places_of(split, plan.added)
+    parts, dims = [], divided_dimensions(plan, split) if split else {}
     shared = _shared_heads(module, plan.head_dim, hooks) if split == "kv" else None
     for name, parameter in list(module.named_parameters(recurse=False)):
         part = _DividedParameter(module, name, of_stream=of_stream)
         if shared is not None:
-            part = replace(part, rows=_along(places.get(name), shared), adds=True, of_stream=False)
-        elif name in places:
+            part = replace(part, rows=_along(dims.get(name), shared), adds=True, of_stream=False)
+        elif name in dims:
             is_bias = split == "row" and name == "bias"
-            is_sum = isinstance(places[name], Replicate)
-            part = replace(part, adds=is_sum, divisor=hooks.size if is_bias else 1, of_stream=False)
+            part = replace(part, adds=dims[name] is None, divisor=hooks.size if is_bias else 1, of_stream=False)
         if id(parameter) not in known:
-            place = Replicate() if shared is not None else places.get(name, Replicate())
+            dim = None if shared is not None else dims.get(name)
+            place = Replicate() if dim is None else Shard(dim)
             placed = distribute_tensor(parameter.detach(), hooks.mesh, [place], src_data_rank=None)
             known[id(parameter)] = nn.Parameter(placed, requires_grad=parameter.requires_grad)
         module._parameters[name] = known[id(parameter)]
@@ -286,9 +258,9 @@ def _divide_parameters(
     return parts
 
 
-def _along(place: Any, rows: slice) -> tuple[slice, ...] | None:
-    """The index of rows in the dimension that a placement divides; None: it divides none."""
-    return (*(slice(None),) * place.dim, rows) if isinstance(place, Shard) else None
+def _along(dim: int | None, rows: slice) -> tuple[slice, ...] | None:
+    """The index of rows in a dimension; None: of all."""
+    return None if dim is None else (*(slice(None),) * dim, rows)
 
 
 def _first_row(rows: int, hooks: TensorParallelHooks) -> int:
@@ -422,7 +394,7 @@ def _splits(model: nn.Module, plan: Plan) -> Iterator[tuple[str, TensorSplit]]:
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:
-    return any(re.fullmatch(re.escape(pattern).replace(r"\*", "[^.]+"), name) for pattern in patterns)
+    return any(compile_pattern(pattern).fullmatch(name) for pattern in patterns)
 
 
 def _runs_of_blocks(model: nn.Module, plan: Plan) -> list[list[nn.Module]]:

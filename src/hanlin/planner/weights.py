@@ -14,7 +14,7 @@ from typing import Any, Literal
 from torch import nn
 
 from hanlin.core.errors import ConfigError
-from hanlin.core.plan import Plan, TensorSplit
+from hanlin.core.plan import Plan, TensorSplit, compile_pattern, divided_dimensions
 from hanlin.parallel.pipeline import cut_costs
 from hanlin.planner.layout import Layout
 
@@ -22,18 +22,6 @@ _ONE = Layout()
 EndPlacement = Literal["first", "last", "ends", "everywhere"]
 StateBytes = Callable[[Sequence[int]], int]
 """The shape of a trained weight -> what the optimiser keeps for it."""
-
-_OUTPUTS = {"weight": 0, "bias": 0}
-# Which dimension of a module's parameters its `TensorSplit` divides; others are whole on every rank.
-_DIMENSIONS: dict[TensorSplit, dict[str, int]] = {
-    "column": _OUTPUTS,
-    "query": _OUTPUTS,
-    "kv": _OUTPUTS,
-    "row": {"weight": 1},
-    "vocab": {"weight": 0},
-    "logits": _OUTPUTS,
-    "heads": {"weight": -1},
-}
 
 
 @dataclass(frozen=True)
@@ -173,7 +161,7 @@ def list_weights(model: Any) -> list[Weight]:
     """All parameters of a (meta) model that has a `plan`; tied ones once, those of equal experts once."""
     plan: Plan = model.plan
     numbers = {name: number for number, name in enumerate(block_names(model))}
-    splits = [(_pattern(pattern), split) for pattern, split in plan.tensor.items()]
+    splits = [(compile_pattern(pattern), split) for pattern, split in plan.tensor.items()]
     found = [_weight(model, plan, name, parameter, numbers, splits) for name, parameter in model.named_parameters()]
     return [weight for weight, is_first in found if is_first]
 
@@ -194,7 +182,7 @@ def _weight(
             found[split] = match
     experts = found.pop("experts", None)
     split = next(iter(found), None)
-    dim = _divided_dimension(plan, split, leaf) if split is not None else None
+    dim = divided_dimensions(plan, split).get(leaf) if split is not None else None
     is_first, num_experts = True, 0
     if experts is not None:
         holder = module[: experts.end()].rstrip(".")
@@ -213,16 +201,9 @@ def _weight(
     return weight, is_first
 
 
-def _divided_dimension(plan: Plan, split: TensorSplit, leaf: str) -> int | None:
-    along = plan.added.get(leaf)
-    if along is not None and split not in ("vocab", "heads"):
-        return along.inputs if split == "row" else along.outputs
-    return _DIMENSIONS[split].get(leaf)
-
-
 def query_heads(model: Any) -> set[int]:
     """How many heads the model's attentions have: tensor ranks must divide each of these numbers."""
-    patterns = [_pattern(pattern) for pattern, split in model.plan.tensor.items() if split == "query"]
+    patterns = [compile_pattern(pattern) for pattern, split in model.plan.tensor.items() if split == "query"]
     return {
         module.weight.shape[0] // model.plan.head_dim
         for name, module in model.named_modules()
@@ -233,16 +214,12 @@ def query_heads(model: Any) -> set[int]:
 def seen_shapes(model: Any, layout: Layout) -> dict[str, tuple[int, ...]]:
     """Of every parameter, the shape that one tensor rank computes with."""
     plan: Plan = model.plan
-    splits = [(_pattern(pattern), split) for pattern, split in plan.tensor.items()]
+    splits = [(compile_pattern(pattern), split) for pattern, split in plan.tensor.items()]
     numbers = {name: number for number, name in enumerate(block_names(model))}
     return {
         name: _weight(model, plan, name, weight, numbers, splits)[0].seen_shape(layout)
         for name, weight in model.named_parameters(remove_duplicate=False)
     }
-
-
-def _pattern(pattern: str) -> re.Pattern[str]:
-    return re.compile(re.escape(pattern).replace(r"\*", r"[^.]+"))
 
 
 def _place(plan: Plan, name: str, numbers: dict[str, int]) -> int | EndPlacement:

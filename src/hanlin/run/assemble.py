@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from hanlin.core.errors import ConfigError
+from hanlin.core.files import held, replaced_file
+from hanlin.core.ranks import read_ranks
 from hanlin.models.family import LoadTokenizer
 from hanlin.recipe.reading import dump_recipe
 from hanlin.recipe.settings import Recipe
@@ -39,15 +42,25 @@ class Run:
     resume: bool
 
     def train(self) -> int:
-        """Train to the end of the recipe, or until a signal; return the exit code."""
-        return _train(self.components, self.resume)
+        """Train to the end of the recipe, or until a signal; return the exit code.
+
+        Raises: ConfigError when another process has the run folder; what training raises.
+        """
+        with _alone_in(self.components.recipe.run.folder):
+            return _train(self.components, self.resume)
 
     def evaluate(self) -> Metrics:
         """Score the recipe's weights on its evaluation files; all results go to `evaluation/` of the run folder.
 
         On several processes all must call it, and all get the scores.
         """
-        return _evaluate(self.components)
+        with _alone_in(self.components.recipe.run.folder / "evaluation"):
+            return _evaluate(self.components)
+
+
+def _alone_in(folder: Path) -> AbstractContextManager[None]:
+    """Hold a folder for this run; its main rank does it for all."""
+    return held(folder) if read_ranks().is_main else nullcontext()
 
 
 def assemble(recipe: Recipe, resume: bool = True) -> Run:
@@ -119,12 +132,12 @@ def _corpus(path: Path, components: Components) -> Path:
 
 def _train(components: Components, resume: bool) -> int:
     from hanlin.checkpoint.state import Checkpointer, recipe_identity
+    from hanlin.core.collectives import main_first
     from hanlin.core.device import pick_device, set_threads
     from hanlin.core.logging import start_log
-    from hanlin.core.ranks import read_ranks
     from hanlin.core.seeds import seed_everything
     from hanlin.formats.fingerprint import Fingerprint
-    from hanlin.parallel.mesh import Degrees, main_first
+    from hanlin.parallel.mesh import Degrees
     from hanlin.run.weights import export, parallelize_tuned
     from hanlin.train.loop import count_steps, train
     from hanlin.train.optimizer import build_optimizer
@@ -198,8 +211,6 @@ def _write_samples(components: Components, parallel_model: ParallelModel) -> Wri
 
 def _open_folder(recipe: Recipe, resume: bool) -> None:
     """Make the run folder and write the recipe into it; a restart puts earlier checkpoints aside."""
-    from hanlin.core.files import replaced_file
-
     folder = recipe.run.folder
     folder.mkdir(parents=True, exist_ok=True)
     checkpoints = folder / "checkpoints"
@@ -280,9 +291,9 @@ def _evaluate(components: Components) -> Metrics:
 
 def _evaluate_windows(components: Components) -> Metrics:
     """Perplexity on the test part or, where there is none, the valid part."""
+    from hanlin.core.collectives import main_first
     from hanlin.data.pretraining.windows import CorpusWindows
     from hanlin.evaluate.windows import evaluate_windows
-    from hanlin.parallel.mesh import main_first
     from hanlin.run.weights import load_engine
 
     recipe = components.recipe

@@ -13,6 +13,7 @@ from pathlib import Path
 from hanlin.core.errors import DataError
 from hanlin.tokens.longest_match import LongestMatch
 from hanlin.tokens.segments import cut_segments, join_segments, restore_blanks
+from hanlin.tokens.vocabulary import VOCAB_FILE
 
 UNKNOWN = "<unk>"
 MAX_SEGMENT = 200
@@ -48,6 +49,9 @@ class WordPiece:
             raise DataError(f"{file}: no vocabulary ({error})") from None
         except DataError as error:
             raise DataError(f"{file}: {error}") from None
+
+    def save(self, folder: Path) -> None:
+        (Path(folder) / VOCAB_FILE).write_text("".join(f"{token}\n" for token in self.tokens), encoding="utf-8")
 
     def __reduce__(self) -> tuple[type, tuple[list[str]]]:
         return type(self), (self.tokens,)

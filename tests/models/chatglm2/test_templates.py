@@ -10,7 +10,6 @@ from hanlin.models.chatglm2.templates import (
     make_template,
     read_history,
     split_metadata,
-    tool_arguments,
 )
 
 
@@ -98,10 +97,7 @@ def test_the_oldest_round_goes_first_and_a_system_message_stays():
     assert drop_oldest([system]) is None
 
 
-def test_a_tool_call_is_read_and_not_run():
+def test_a_tool_call_names_its_tool() -> None:
     metadata, content = split_metadata("get_weather\n ```python\ntool_call(city='北京', days=[1, 2])\n```")
     assert metadata == "get_weather"
-    assert tool_arguments(content) == {"city": "北京", "days": [1, 2]}
-    for code in ("tool_call(city=open('x'))", "import os", "f(1)", "f(**x)"):
-        with pytest.raises(ValueError):  # noqa: PT011 - every reason will do
-            tool_arguments(code)
+    assert content == "```python\ntool_call(city='北京', days=[1, 2])\n```"

@@ -13,9 +13,9 @@ from tiny_pieces import small_tokenizer
 from hanlin.core.batch import IGNORED
 from hanlin.core.errors import ConfigError, DataError
 from hanlin.layers.kv_cache import KVCache
+from hanlin.models.common.text_processor import TextProcessor
 from hanlin.models.cpm1 import family
 from hanlin.models.cpm1.config import shape
-from hanlin.models.cpm1.processor import Cpm1Processor
 from hanlin.tuning.apply import apply_tuning, trained_parameters
 from hanlin.tuning.prompt import PromptTuning
 
@@ -24,21 +24,21 @@ RECORDS = [{"prompt": "床前", "answer": "明月"}, {"text": "举头 望 明月
 
 
 @pytest.fixture(scope="module")
-def processor() -> Cpm1Processor:
+def processor() -> TextProcessor:
     tokenizer = small_tokenizer()
     config = shape(16, 2, 2, vocab_size=tokenizer.vocab_size, max_length=64)
-    return Cpm1Processor(tokenizer, config).with_prompts(PromptTuning(length=LENGTH))
+    return TextProcessor(tokenizer, config).with_prompts(PromptTuning(length=LENGTH))
 
 
 @pytest.fixture(scope="module")
-def model(processor: Cpm1Processor) -> Any:
+def model(processor: TextProcessor) -> Any:
     fresh = family.model()(processor.config)
     fresh.init_weights(torch.Generator().manual_seed(0))
     wanted = PromptTuning(length=LENGTH)
     return apply_tuning(fresh, wanted, family, torch.Generator().manual_seed(1)).eval()
 
 
-def test_prompts_stand_first_and_carry_no_loss(processor: Cpm1Processor) -> None:
+def test_prompts_stand_first_and_carry_no_loss(processor: TextProcessor) -> None:
     answered, text = (processor.sample(record) for record in RECORDS)
     for sample in (answered, text):
         assert sample.inputs["tokens"][:LENGTH].tolist() == [-1, -2, -3]
@@ -50,7 +50,7 @@ def test_prompts_stand_first_and_carry_no_loss(processor: Cpm1Processor) -> None
     assert "明月" in shown[1][0]
 
 
-def test_packed_texts_have_the_loss_that_they_have_alone(processor: Cpm1Processor, model: Any) -> None:
+def test_packed_texts_have_the_loss_that_they_have_alone(processor: TextProcessor, model: Any) -> None:
     each = [processor.sample(record) for record in RECORDS]
     total = sum(sample.length for sample in each)
     packed = processor.collate([each], total)
@@ -65,7 +65,7 @@ def test_packed_texts_have_the_loss_that_they_have_alone(processor: Cpm1Processo
     assert model.soft_prompt.weight.grad.abs().sum() > 0
 
 
-def test_a_padded_prompt_with_a_past_is_answered_as_the_whole_text(processor: Cpm1Processor, model: Any) -> None:
+def test_a_padded_prompt_with_a_past_is_answered_as_the_whole_text(processor: TextProcessor, model: Any) -> None:
     prompts = [processor.prompt(record) for record in ({"prompt": "举头 望 明月"}, {"prompt": "床前"})]
     batch, kv_cache = processor.collate_prompts(prompts), KVCache()
     with torch.no_grad():
@@ -77,7 +77,7 @@ def test_a_padded_prompt_with_a_past_is_answered_as_the_whole_text(processor: Cp
             torch.testing.assert_close(found[row], model(tokens=torch.tensor([ids]))[0, -1])
 
 
-def test_prompts_count_in_the_length_and_what_cannot_be_is_refused(processor: Cpm1Processor) -> None:
+def test_prompts_count_in_the_length_and_what_cannot_be_is_refused(processor: TextProcessor) -> None:
     parts = processor.fit(RECORDS[1], LENGTH + 4, "split")
     assert all(processor.sample(part).length <= LENGTH + 4 for part in parts)
     with pytest.raises(DataError, match="3 soft prompts leave no room"):

@@ -68,7 +68,7 @@ def test_texts_stand_after_the_prompts_of_their_classes(tmp_path: Path) -> None:
         ("chid", {**CHID, "candidates": ["甲", "甲"]}, '"candidates": expected up to 10 different idioms'),
         ("tnews", {"sentence": "新闻", "label": "99"}, "its label is none of the 6 in labels.json"),
         ("ocnli", {"sentence1": "a", "label": "neutral"}, '"sentence2": expected a str'),
-        ("nothing", CHID, "expected one of jsonl, bee, indexed, ccpm, ccpm-text, cpm1:chid"),
+        ("nothing", CHID, "expected one of jsonl, bee, indexed, cpm1:chid"),
     ],
 )
 def test_wrong_rows_are_named(kind: str, row: Any, says: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

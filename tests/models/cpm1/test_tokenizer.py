@@ -10,7 +10,8 @@ import pytest
 import sentencepiece
 
 from hanlin.core.errors import DataError
-from hanlin.models.cpm1.tokenizer import Cpm1Tokenizer, Cpm1WordTokenizer, load_tokenizer
+from hanlin.models.cpm1.tokenizer import Cpm1Tokenizer, load_tokenizer
+from hanlin.tokens.wordpiece import WordPiece
 
 TEXT = "清华 大学 是 中国 的 大学 。 ▂ ▃ a b c , 1 2 3"
 
@@ -61,7 +62,7 @@ def test_saved_and_pickled_tokenizers_give_the_same_ids(model_file: Path, tmp_pa
 def test_a_folder_with_words_only_gives_the_word_tokenizer(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="none of"):
         load_tokenizer(tmp_path)
-    Cpm1WordTokenizer(["<unk>", "大学"]).save(tmp_path)
+    WordPiece(["<unk>", "大学"]).save(tmp_path)
     assert load_tokenizer(tmp_path).encode("大学") == [1]
 
 

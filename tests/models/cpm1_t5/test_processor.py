@@ -10,9 +10,9 @@ import pytest
 
 from hanlin.core.batch import IGNORED
 from hanlin.core.errors import ConfigError, DataError
-from hanlin.models.cpm1.tokenizer import Cpm1WordTokenizer
 from hanlin.models.cpm1_t5.config import Cpm1T5Config
 from hanlin.models.cpm1_t5.processor import Cpm1T5Options, Cpm1T5Processor
+from hanlin.tokens.wordpiece import WordPiece
 
 LETTERS = "床前明月光疑是地上霜举头望低思故乡，。"
 MARKS = [f"<s_{number}>" for number in range(12)]
@@ -22,7 +22,7 @@ CONFIG = Cpm1T5Config(vocab_size=len(WORDS), hidden_size=8, num_heads=2, head_di
 
 
 def make(**options: Any) -> Cpm1T5Processor:
-    return Cpm1T5Processor(Cpm1WordTokenizer(WORDS), CONFIG, Cpm1T5Options(**options))
+    return Cpm1T5Processor(WordPiece(WORDS), CONFIG, Cpm1T5Options(**options))
 
 
 def ids(text: str) -> list[int]:
@@ -149,7 +149,7 @@ def test_wrong_records_are_named(record: Any, says: str) -> None:
 
 def test_the_vocabulary_must_mark_spans() -> None:
     with pytest.raises(ConfigError, match="no tokens <s_0>"):
-        Cpm1T5Processor(Cpm1WordTokenizer(["<unk>", "<eod>"]), CONFIG)
+        Cpm1T5Processor(WordPiece(["<unk>", "<eod>"]), CONFIG)
     wrong: list[dict[str, Any]] = [{"density": 1.0}, {"mean_span": 0.5}, {"target_length": 1}, {"source_column": ""}]
     for options in wrong:
         with pytest.raises(ConfigError):

@@ -17,16 +17,17 @@ from torch.nn import functional
 
 from hanlin.core.errors import ConfigError
 from hanlin.core.plan import Plan
-from hanlin.layers.attention import AttentionMask, attention, cached_causal_mask, packed_causal_mask
+from hanlin.layers.block_attention import AttentionContext, attend, causal_mask_of_call, make_attention_context
 from hanlin.layers.kv_cache import KVCache
 from hanlin.layers.label_head import LabelHead
 from hanlin.layers.linear import Linear
 from hanlin.layers.loss import head_loss
 from hanlin.layers.norm import LayerNorm, WideRmsNorm
 from hanlin.layers.precision import matmul_dtype
-from hanlin.layers.prefix import Prefix, PrefixSource
+from hanlin.layers.prefix import PrefixSource
 from hanlin.layers.quantised import QuantisedLinear
 from hanlin.layers.rotary import inverse_frequencies, rotate_pairs
+from hanlin.models.common.init_weights import fill_weights
 
 from .config import ChatGlm2Config
 
@@ -53,7 +54,7 @@ class BlockContext:
 
     cosine: torch.Tensor
     sine: torch.Tensor
-    mask: AttentionMask
+    attention: AttentionContext
 
 
 class ChatGlm2(nn.Module):
@@ -102,12 +103,10 @@ class ChatGlm2(nn.Module):
         inputs: the fields of `Inputs`.
         """
         given = Inputs(**inputs)
-        # The KV cache holds the prefix from its first call on.
-        prefixes = {} if self.prefix is None or (kv_cache is not None and kv_cache.length) else self.prefix()
         hidden = state[0] if state else self._embed(given.tokens)
         context = self._context(given, kv_cache)
         for name, block in self.blocks.items():
-            hidden = block(hidden, context, prefixes.get(name), kv_cache, name)
+            hidden = block(hidden, context, name)
         if self.head is None:
             return hidden
         hidden = self.norm(hidden if logits_to_keep is None else hidden[:, -logits_to_keep:])
@@ -116,24 +115,13 @@ class ChatGlm2(nn.Module):
         return self.head(hidden)
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Fill every parameter that exists as a fresh model has it; the prefix is none of them.
+        """Fill every parameter that exists as a fresh model has it.
 
         Raises: ConfigError for quantised weights, which are never fresh.
         """
         if any(isinstance(module, QuantisedLinear) and not module.weight.is_meta for module in self.modules()):
             raise ConfigError(f"model.config.bits is {self.config.bits}: only weights that exist can be quantised")
-        of_prefix = set() if self.prefix is None else set(self.prefix.modules())
-        for module in self.modules():
-            if module in of_prefix or isinstance(module, QuantisedLinear):
-                continue
-            if isinstance(module, (nn.Embedding, nn.Linear, LanguageModelHead)):
-                nn.init.normal_(module.weight, std=0.02, generator=generator)
-            elif isinstance(module, (WideRmsNorm, LayerNorm)):
-                nn.init.ones_(module.weight)
-            elif isinstance(module, LabelHead):
-                module.init_weights(generator)
-            if isinstance(module, (nn.Linear, LayerNorm)) and module.bias is not None:
-                nn.init.zeros_(module.bias)
+        fill_weights(self, lambda _: 0.02, generator)
 
     def _embed(self, tokens: torch.Tensor) -> torch.Tensor:
         hidden = self.embedding(tokens)
@@ -144,16 +132,8 @@ class ChatGlm2(nn.Module):
         if positions is None:
             positions = torch.arange(start, start + given.tokens.shape[1], device=given.tokens.device)[None]
         cosine, sine = rotation(self.config, positions, matmul_dtype(next(self.parameters())))
-        mask = self._mask(given, kv_cache)
-        if self.prefix is not None:
-            mask = mask.with_prefix(self.prefix.length, given.tokens)
-        return BlockContext(cosine, sine, mask)
-
-    def _mask(self, given: Inputs, kv_cache: KVCache | None) -> AttentionMask:
-        if kv_cache is None:
-            return AttentionMask() if given.spans is None else packed_causal_mask(given.spans)
-        spans = torch.zeros_like(given.tokens) if given.spans is None else given.spans
-        return cached_causal_mask(spans, kv_cache.add_positions(spans=spans)["spans"])
+        mask = causal_mask_of_call(given.tokens, given.spans, kv_cache)
+        return BlockContext(cosine, sine, make_attention_context(mask, given.tokens, self.prefix, kv_cache))
 
 
 class Block(nn.Module):
@@ -162,10 +142,8 @@ class Block(nn.Module):
         self.attention = Attention(config)
         self.ffn = FeedForward(config)
 
-    def forward(
-        self, hidden: torch.Tensor, context: BlockContext, prefix: Prefix | None, kv_cache: KVCache | None, name: str
-    ) -> torch.Tensor:
-        return self.ffn(self.attention(hidden, context, prefix, kv_cache, name))
+    def forward(self, hidden: torch.Tensor, context: BlockContext, name: str) -> torch.Tensor:
+        return self.ffn(self.attention(hidden, context, name))
 
 
 class Attention(nn.Module):
@@ -185,40 +163,15 @@ class Attention(nn.Module):
         self.value = make_linear(config, config.hidden_size, kv_size, has_bias)
         self.output = make_linear(config, inner, config.hidden_size, config.linear_bias)
 
-    def forward(
-        self, hidden: torch.Tensor, context: BlockContext, prefix: Prefix | None, kv_cache: KVCache | None, name: str
-    ) -> torch.Tensor:
+    def forward(self, hidden: torch.Tensor, context: BlockContext, name: str) -> torch.Tensor:
         normed = self.norm(hidden)
         query, key, value = (
             linear(normed).unflatten(-1, (-1, self.head_dim)) for linear in (self.query, self.key, self.value)
         )  # [batch, length, heads, head_dim]
         query, key = (rotate_pairs(part, context.cosine, context.sine) for part in (query, key))
-        mixed = self._mix(query, key, value, context.mask, prefix, kv_cache, name)
+        mixed = attend(context.attention, name, query, key, value)
         residual = normed if self.residual_after_norm else hidden
         return residual + functional.dropout(self.output(mixed), self.dropout, self.training)
-
-    def _mix(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        mask: AttentionMask,
-        prefix: Prefix | None,
-        kv_cache: KVCache | None,
-        name: str,
-    ) -> torch.Tensor:
-        windows, length = mask.windows, query.shape[1]
-        if windows is not None:
-            query, key, value = (
-                windows.group(part.flatten(2)).unflatten(-1, (-1, self.head_dim)) for part in (query, key, value)
-            )
-        query, key, value = (part.transpose(1, 2) for part in (query, key, value))
-        if prefix is not None:
-            key, value = prefix.before(key, value)
-        if kv_cache is not None:
-            key, value = kv_cache.update(name, key, value)
-        mixed = attention(query, key, value, mask)
-        return mixed if windows is None else windows.ungroup(mixed, length)
 
 
 class FeedForward(nn.Module):

@@ -7,7 +7,6 @@ messages and asks again.
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -195,21 +194,6 @@ def split_metadata(text: str) -> tuple[str, str]:
     """ChatGLM3's answer -> (the tool that it calls, or "", and the content)."""
     first, newline, rest = text.partition("\n")
     return (first.strip(), rest.strip()) if newline else ("", text.strip())
-
-
-def tool_arguments(content: str) -> dict[str, Any]:
-    """The arguments of ChatGLM3's tool call (a block of Python with one call, keywords only); nothing is run.
-
-    Raises: ValueError.
-    """
-    code = re.sub(r"^```\w*\n|\n?```$", "", content.strip())
-    try:
-        call = ast.parse(code, mode="eval").body
-    except SyntaxError:
-        raise ValueError(f"no call: {code!r}") from None
-    if not isinstance(call, ast.Call) or call.args or not all(keyword.arg for keyword in call.keywords):
-        raise ValueError(f"no call with keywords only: {code!r}")
-    return {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
 
 
 @cache

@@ -1,4 +1,4 @@
-"""The first values of a model's weights: the same ones in every layout, made block by block."""
+"""The first values of a model's weights: how they are drawn, and the same ones in every layout, made block by block."""
 
 from __future__ import annotations
 
@@ -10,6 +10,39 @@ import torch
 from torch import nn
 
 from hanlin.core.plan import Plan
+from hanlin.layers.experts import Experts
+from hanlin.layers.label_head import LabelHead
+from hanlin.layers.prefix import PrefixSource
+from hanlin.layers.quantised import QuantisedLinear
+from hanlin.layers.soft_prompt import SoftPrompt
+
+_ADDED = (PrefixSource, SoftPrompt)
+
+
+def fill_weights(model: nn.Module, std: Callable[[str], float], generator: torch.Generator | None = None) -> None:
+    """Fill every weight that exists, module by module in their order: matrices from a normal distribution, weights of
+    norms with 1, biases with 0.
+
+    std: of a matrix, by the name of its module. What tuning adds and packed weights, which are never fresh, stay.
+    """
+    added = {part for module in model.modules() if isinstance(module, _ADDED) for part in module.modules()}
+    for name, module in model.named_modules():
+        if module in added or isinstance(module, QuantisedLinear):
+            continue
+        if isinstance(module, LabelHead | Experts):
+            module.init_weights(generator)
+        weight, bias = (module._parameters.get(leaf) for leaf in ("weight", "bias"))
+        if weight is not None and weight.dim() == 1:
+            nn.init.ones_(weight)
+        elif weight is not None:
+            nn.init.normal_(weight, std=std(name), generator=generator)
+        if bias is not None:
+            nn.init.zeros_(bias)
+
+
+def std_by_depth(name: str, std: float, num_layers: int) -> float:
+    """GPT-2's: smaller by sqrt(2 * num_layers) for the linears whose results are added up along the blocks."""
+    return std / (2 * num_layers) ** 0.5 if name.endswith((".output", ".down")) else std
 
 
 def init_weights(

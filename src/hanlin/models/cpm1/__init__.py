@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from hanlin.models.common.text_processor import TextOptions, TextProcessor
 from hanlin.models.family import Family
 
 from .config import SIZES, Cpm1Config
 from .formats import FORMATS
-from .processor import Cpm1Options, Cpm1Processor
 from .tasks import TASKS
 from .tokenizer import load_tokenizer
 
@@ -23,8 +23,8 @@ family = Family(
     config=Cpm1Config,
     model=_model,
     tokenizer=load_tokenizer,
-    processor=Cpm1Processor,
-    options=Cpm1Options,
+    processor=TextProcessor,
+    options=TextOptions,
     formats=FORMATS,
     sizes=SIZES,
     lora_targets=("query", "key", "value"),

@@ -14,13 +14,14 @@ from torch import nn
 from torch.nn import functional
 
 from hanlin.core.plan import Plan
-from hanlin.layers.attention import AttentionMask, attention, cached_causal_mask, packed_causal_mask
+from hanlin.layers.block_attention import AttentionContext, attend, causal_mask_of_call, make_attention_context
 from hanlin.layers.kv_cache import KVCache
 from hanlin.layers.linear import Linear
 from hanlin.layers.loss import head_logits, head_loss
 from hanlin.layers.norm import LayerNorm
-from hanlin.layers.prefix import Prefix, PrefixSource
+from hanlin.layers.prefix import PrefixSource
 from hanlin.layers.soft_prompt import SoftPrompt
+from hanlin.models.common.init_weights import fill_weights, std_by_depth
 
 from .config import Cpm1Config
 
@@ -82,12 +83,11 @@ class Cpm1(nn.Module):
         inputs: the fields of `Inputs`.
         """
         given = Inputs(**inputs)
-        # The KV cache holds the prefix from its first call on.
-        prefixes = {} if self.prefix is None or (kv_cache is not None and kv_cache.length) else self.prefix()
         hidden = state[0] if state else self._embed(given, kv_cache)
-        mask = self._mask(given, kv_cache)
+        mask = causal_mask_of_call(given.tokens, given.spans, kv_cache)
+        context = make_attention_context(mask, given.tokens, self.prefix, kv_cache)
         for name, block in self.blocks.items():
-            hidden = block(hidden, mask, prefixes.get(name), kv_cache, name)
+            hidden = block(hidden, context, name)
         if self.norm is None:
             return hidden
         hidden = self.norm(hidden if logits_to_keep is None else hidden[:, -logits_to_keep:])
@@ -95,20 +95,8 @@ class Cpm1(nn.Module):
         return head_logits(hidden, pieces) if labels is None else head_loss(hidden, pieces, labels, weights, reduction)
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Fill every parameter that exists as a fresh model has it; the prefix is none of them."""
-        std = self.config.init_std
-        of_prefix = set() if self.prefix is None else set(self.prefix.modules())
-        for name, module in self.named_modules():
-            if module in of_prefix:
-                continue
-            if isinstance(module, nn.Embedding | nn.Linear):
-                is_last = name.endswith((".output", ".down"))
-                spread = std / (2 * self.config.num_layers) ** 0.5 if is_last else std
-                nn.init.normal_(module.weight, std=spread, generator=generator)
-            elif isinstance(module, LayerNorm):
-                nn.init.ones_(module.weight)
-            if isinstance(module, nn.Linear | LayerNorm) and module.bias is not None:
-                nn.init.zeros_(module.bias)
+        """Fill every parameter that exists as a fresh model has it."""
+        fill_weights(self, lambda name: std_by_depth(name, self.config.init_std, self.config.num_layers), generator)
 
     def _embed(self, given: Inputs, kv_cache: KVCache | None) -> torch.Tensor:
         positions, start = given.positions, 0 if kv_cache is None else kv_cache.length
@@ -120,14 +108,6 @@ class Cpm1(nn.Module):
         hidden = embedded + self.positions(positions)
         return functional.dropout(hidden, self.config.dropout, self.training)
 
-    def _mask(self, given: Inputs, kv_cache: KVCache | None) -> AttentionMask:
-        if kv_cache is None:
-            mask = AttentionMask() if given.spans is None else packed_causal_mask(given.spans)
-        else:
-            spans = torch.zeros_like(given.tokens) if given.spans is None else given.spans
-            mask = cached_causal_mask(spans, kv_cache.add_positions(spans=spans)["spans"])
-        return mask if self.prefix is None else mask.with_prefix(self.prefix.length, given.tokens)
-
 
 class Block(nn.Module):
     def __init__(self, config: Cpm1Config) -> None:
@@ -135,10 +115,8 @@ class Block(nn.Module):
         self.attention = Attention(config)
         self.ffn = FeedForward(config)
 
-    def forward(
-        self, hidden: torch.Tensor, mask: AttentionMask, prefix: Prefix | None, kv_cache: KVCache | None, name: str
-    ) -> torch.Tensor:
-        return self.ffn(self.attention(hidden, mask, prefix, kv_cache, name))
+    def forward(self, hidden: torch.Tensor, context: AttentionContext, name: str) -> torch.Tensor:
+        return self.ffn(self.attention(hidden, context, name))
 
 
 class Attention(nn.Module):
@@ -157,31 +135,15 @@ class Attention(nn.Module):
         self.value = Linear(config.hidden_size, inner, bias=True)
         self.output = Linear(inner, config.hidden_size, bias=True)
 
-    def forward(
-        self, hidden: torch.Tensor, mask: AttentionMask, prefix: Prefix | None, kv_cache: KVCache | None, name: str
-    ) -> torch.Tensor:
+    def forward(self, hidden: torch.Tensor, context: AttentionContext, name: str) -> torch.Tensor:
         normed = self.norm(hidden)
-        mixed = self._mix(normed, mask, prefix, kv_cache, name)
+        query, key, value = (
+            linear(normed).unflatten(-1, (-1, self.head_dim)) for linear in (self.query, self.key, self.value)
+        )  # [batch, length, heads, head_dim]
+        dropout = self.attention_dropout if self.training else 0.0
+        mixed = attend(context, name, query, key, value, dropout=dropout)
         residual = normed if self.residual_after_norm else hidden
         return residual + functional.dropout(self.output(mixed), self.dropout, self.training)
-
-    def _mix(
-        self, normed: torch.Tensor, mask: AttentionMask, prefix: Prefix | None, kv_cache: KVCache | None, name: str
-    ) -> torch.Tensor:
-        windows = mask.windows
-        query, key, value = (linear(normed) for linear in (self.query, self.key, self.value))
-        if windows is not None:
-            query, key, value = (windows.group(part) for part in (query, key, value))
-        query, key, value = (
-            part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in (query, key, value)
-        )  # [groups, heads, columns, head_dim]
-        if prefix is not None:
-            key, value = prefix.before(key, value)
-        if kv_cache is not None:
-            key, value = kv_cache.update(name, key, value)
-        dropout = self.attention_dropout if self.training else 0.0
-        mixed = attention(query, key, value, mask, dropout=dropout)
-        return mixed if windows is None else windows.ungroup(mixed, normed.shape[1])
 
 
 class FeedForward(nn.Module):

@@ -13,14 +13,15 @@ from functools import cached_property
 from pathlib import Path
 
 from hanlin.core.errors import DataError
+from hanlin.models.common.text_record import EOD, PAD
 from hanlin.tokens.segments import cut_segments, join_segments, restore_blanks
 from hanlin.tokens.sentencepiece import SentencePiece
+from hanlin.tokens.vocabulary import VOCAB_FILE
 from hanlin.tokens.wordpiece import WordPiece
 
 from .byte_pairs import MERGES_FILE, BytePairTokenizer
 
-PIECES_FILE, NAMES_FILE, WORDS_FILE = "chinese_vocab.model", "vocab.json", "vocab.txt"
-PAD, MASK, SEP, EOD = "<pad>", "<mask>", "<sep>", "<eod>"
+PIECES_FILE, NAMES_FILE = "chinese_vocab.model", "vocab.json"
 
 _WORD_START = "\u2581"  # how sentencepiece marks the beginning of a word
 _UNKNOWN_SHOWN = "⁇"
@@ -82,18 +83,7 @@ class Cpm1Tokenizer:
         return restore_blanks(self.pieces.piece(id).replace(_WORD_START, "").replace(" ", ""))
 
 
-class Cpm1WordTokenizer(WordPiece):
-    """The tokenizers of the pretraining program: T5's `vocab.txt`, and GPT-2's `vocab.json` without merges."""
-
-    @classmethod
-    def load(cls, file: Path) -> Cpm1WordTokenizer:
-        return cls(WordPiece.load(file).tokens)
-
-    def save(self, folder: Path) -> None:
-        (Path(folder) / WORDS_FILE).write_text("".join(f"{token}\n" for token in self.tokens), encoding="utf-8")
-
-
-def load_tokenizer(path: Path) -> Cpm1Tokenizer | Cpm1WordTokenizer | BytePairTokenizer:
+def load_tokenizer(path: Path) -> Cpm1Tokenizer | WordPiece | BytePairTokenizer:
     """The tokenizer of a file or a folder: sentencepiece where there is a `.model`, byte pairs where `merges.txt` lies
     beside a `vocab.json`, else word pieces.
 
@@ -104,11 +94,11 @@ def load_tokenizer(path: Path) -> Cpm1Tokenizer | Cpm1WordTokenizer | BytePairTo
     if file.suffix == ".model":
         return Cpm1Tokenizer.load(file)
     has_merges = file.name == NAMES_FILE and file.with_name(MERGES_FILE).is_file()
-    return BytePairTokenizer.load(file) if has_merges else Cpm1WordTokenizer.load(file)
+    return BytePairTokenizer.load(file) if has_merges else WordPiece.load(file)
 
 
 def _vocabulary_file(folder: Path) -> Path:
-    for name in (PIECES_FILE, WORDS_FILE, NAMES_FILE):
+    for name in (PIECES_FILE, VOCAB_FILE, NAMES_FILE):
         if (folder / name).is_file():
             return folder / name
-    raise DataError(f"{folder}: none of {PIECES_FILE}, {WORDS_FILE}, {NAMES_FILE} is in this folder; copy one there")
+    raise DataError(f"{folder}: none of {PIECES_FILE}, {VOCAB_FILE}, {NAMES_FILE} is in this folder; copy one there")

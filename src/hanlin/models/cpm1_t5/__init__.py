@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hanlin.models.cpm1.tokenizer import WORDS_FILE, Cpm1WordTokenizer
 from hanlin.models.family import Family
+from hanlin.tokens.vocabulary import VOCAB_FILE
+from hanlin.tokens.wordpiece import WordPiece
 
 from .config import SIZES, Cpm1T5Config
 from .formats import FORMATS
@@ -18,8 +19,8 @@ def _model() -> type:
     return Cpm1T5
 
 
-def _tokenizer(path: Path) -> Cpm1WordTokenizer:
-    return Cpm1WordTokenizer.load(path / WORDS_FILE if path.is_dir() else path)
+def _tokenizer(path: Path) -> WordPiece:
+    return WordPiece.load(path / VOCAB_FILE if path.is_dir() else path)
 
 
 family = Family(

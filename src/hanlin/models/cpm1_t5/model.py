@@ -15,49 +15,28 @@ from torch import nn
 from torch.nn import functional
 
 from hanlin.core.plan import Plan
-from hanlin.layers.attention import AttentionMask, attention, causal_mask
+from hanlin.layers.attention import AttentionMask, attention, causal_mask, same_span
 from hanlin.layers.kv_cache import KVCache
 from hanlin.layers.linear import Linear
 from hanlin.layers.loss import head_logits, head_loss
 from hanlin.layers.norm import LayerNorm
+from hanlin.models.common.encoder_decoder import (
+    DecoderContext,
+    EncoderDecoderInputs,
+    join_state,
+    run_encoder_decoder,
+)
+from hanlin.models.common.init_weights import fill_weights, std_by_depth
 
 from .config import Cpm1T5Config
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """The tensors of a forward pass, int `[batch, length]` each; encoder and decoder have lengths of their own.
+class Inputs(EncoderDecoderInputs):
+    """positions, encoder_positions: rows of the position table; None: 0, 1, 2, ... (after those in the KV cache)."""
 
-    tokens: what the decoder reads; encoder_tokens: what the encoder reads. positions, encoder_positions: rows of the
-    position table; None: 0, 1, 2, ... (after the positions in the KV cache).
-    spans, encoder_spans: the samples of a row, which never see each other: the same numbers on both sides, -1 =
-    padding; None: a row is one sample. With a KV cache: spans in all calls or in none.
-    """
-
-    tokens: torch.Tensor
-    encoder_tokens: torch.Tensor
     positions: torch.Tensor | None = None
     encoder_positions: torch.Tensor | None = None
-    spans: torch.Tensor | None = None
-    encoder_spans: torch.Tensor | None = None
-
-    @property
-    def own_spans(self) -> torch.Tensor:
-        return torch.zeros_like(self.tokens) if self.spans is None else self.spans
-
-    @property
-    def read_spans(self) -> torch.Tensor:
-        return torch.zeros_like(self.encoder_tokens) if self.encoder_spans is None else self.encoder_spans
-
-
-@dataclass(frozen=True)
-class DecoderContext:
-    """What all decoder blocks share; encoded: None when its keys and values are in the KV cache."""
-
-    self_mask: AttentionMask
-    cross_mask: AttentionMask
-    encoded: torch.Tensor | None
-    kv_cache: KVCache | None
 
 
 class Cpm1T5(nn.Module):
@@ -107,77 +86,49 @@ class Cpm1T5(nn.Module):
         is the decoder's alone.
         """
         given = Inputs(**inputs)
-        encoded, hidden = self._begin(state, given, kv_cache)
-        if encoded is not None:
-            encoded = self._encode(encoded, given)
-            if kv_cache is not None:
-                kv_cache.set_cross_attention("encoder")  # a stage of encoder blocks has nothing else to keep
-        hidden = self._decode(encoded, hidden, given, kv_cache)
+        encoded, hidden = run_encoder_decoder(self, state, given, kv_cache)
         if self.norm is None:
-            return (hidden,) if encoded is None else (encoded, hidden)
+            return join_state(encoded, hidden)
         hidden = self.norm(hidden if logits_to_keep is None else hidden[:, -logits_to_keep:])
         pieces = [(self.embedding.weight, 1.0)]
         return head_logits(hidden, pieces) if labels is None else head_loss(hidden, pieces, labels, weights, reduction)
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Fill every parameter that exists as a fresh model has it."""
-        std = self.config.init_std
-        for name, module in self.named_modules():
-            if isinstance(module, nn.Embedding | nn.Linear):
-                is_last = name.endswith((".output", ".down"))
-                spread = std / (2 * self.config.num_layers) ** 0.5 if is_last else std
-                nn.init.normal_(module.weight, std=spread, generator=generator)
-            elif isinstance(module, LayerNorm):
-                nn.init.ones_(module.weight)
-                nn.init.zeros_(module.bias)
+        fill_weights(self, lambda name: std_by_depth(name, self.config.init_std, self.config.num_layers), generator)
 
-    def _begin(
-        self, state: tuple[torch.Tensor, ...], given: Inputs, kv_cache: KVCache | None
-    ) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """The encoder's state, if it is to run, and the decoder's."""
-        if not state:
-            return self._embed_both(given, kv_cache)
-        *encoder, hidden = state
-        return (encoder[0] if encoder else None), hidden
+    def embed_encoder(self, given: Inputs) -> torch.Tensor:
+        return self._embed(given.encoder_tokens, given.encoder_positions, 0)
 
-    def _embed_both(self, given: Inputs, kv_cache: KVCache | None) -> tuple[torch.Tensor | None, torch.Tensor]:
-        start = 0 if kv_cache is None else kv_cache.length
-        is_encoded = kv_cache is not None and kv_cache.has_cross_attention
-        encoded = None if is_encoded else self._embed(given.encoder_tokens, given.encoder_positions, 0)
-        return encoded, self._embed(given.tokens, given.positions, start)
+    def embed_decoder(self, given: Inputs, start: int) -> torch.Tensor:
+        return self._embed(given.tokens, given.positions, start)
 
-    def _embed(self, tokens: torch.Tensor, positions: torch.Tensor | None, start: int) -> torch.Tensor:
-        if positions is None:
-            positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)[None]
-        hidden = self.embedding(tokens) + self.positions(positions)
-        return functional.dropout(hidden, self.config.dropout, self.training)
-
-    def _encode(self, hidden: torch.Tensor, given: Inputs) -> torch.Tensor:
+    def encode(self, hidden: torch.Tensor, given: Inputs) -> torch.Tensor:
         encoder = [block for block in self.blocks.values() if isinstance(block, EncoderBlock)]
         mask = AttentionMask(same_span(given.read_spans, given.read_spans)[:, None]) if encoder else None
         for block in encoder:
             hidden = block(hidden, mask)
         return hidden
 
-    def _decode(
-        self, encoded: torch.Tensor | None, hidden: torch.Tensor, given: Inputs, kv_cache: KVCache | None
-    ) -> torch.Tensor:
-        decoder = {name: block for name, block in self.blocks.items() if isinstance(block, DecoderBlock)}
-        if not decoder:
-            if kv_cache is not None:
-                kv_cache.add_positions(spans=given.own_spans)  # the columns are counted on every stage
-            return hidden
+    def existing_decoder_blocks(self) -> dict[str, nn.Module]:
+        return {name: block for name, block in self.blocks.items() if isinstance(block, DecoderBlock)}
+
+    def decoder_masks(
+        self, given: Inputs, known: torch.Tensor, hidden: torch.Tensor
+    ) -> tuple[AttentionMask, AttentionMask]:
+        del hidden  # there is no bias whose dtype it would decide
         spans = given.own_spans
-        known = spans if kv_cache is None else kv_cache.add_positions(spans=spans)["spans"]
-        earlier = causal_mask(spans.shape[1], known.shape[1], spans.device)
+        own = same_span(spans, known) & causal_mask(spans.shape[1], known.shape[1], spans.device)
         across = same_span(spans, given.read_spans)
         # Padding behind the last sample finds nothing to look at; no kernel takes that, and its result is never read.
         across = across | ~across.any(-1, keepdim=True)
-        own = same_span(spans, known) & earlier
-        context = DecoderContext(AttentionMask(own[:, None]), AttentionMask(across[:, None]), encoded, kv_cache)
-        for name, block in decoder.items():
-            hidden = block(hidden, context, name)
-        return hidden
+        return AttentionMask(own[:, None]), AttentionMask(across[:, None])
+
+    def _embed(self, tokens: torch.Tensor, positions: torch.Tensor | None, start: int) -> torch.Tensor:
+        if positions is None:
+            positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)[None]
+        hidden = self.embedding(tokens) + self.positions(positions)
+        return functional.dropout(hidden, self.config.dropout, self.training)
 
 
 class EncoderBlock(nn.Module):
@@ -201,18 +152,9 @@ class DecoderBlock(nn.Module):
         hidden = self.attention(hidden, context.self_mask, context.kv_cache, name)
         # kept: the norm of the ffn serves here as well (golden case cpm1_t5).
         normed = self.ffn.norm(hidden)
-        hidden = hidden + self.cross_attention(normed, *self._encoded(context, name), context.cross_mask)
+        key, value = context.cross_attention_kv(name, self.cross_attention.keys_and_values)
+        hidden = hidden + self.cross_attention(normed, key, value, context.cross_mask)
         return self.ffn(hidden)
-
-    def _encoded(self, context: DecoderContext, name: str) -> tuple[torch.Tensor, ...]:
-        """Keys and values of the encoder's output, computed once."""
-        if context.encoded is None:
-            assert context.kv_cache is not None
-            return context.kv_cache.cross_attention(name)
-        pair = self.cross_attention.keys_and_values(context.encoded)
-        if context.kv_cache is not None:
-            context.kv_cache.set_cross_attention(name, *pair)
-        return pair
 
 
 class Attention(nn.Module):
@@ -275,8 +217,3 @@ class FeedForward(nn.Module):
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         inner = functional.gelu(self.up(self.norm(hidden)), approximate=self.approximate)
         return hidden + functional.dropout(self.down(inner), self.dropout, self.training)
-
-
-def same_span(queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-    """Which keys belong to the query's sample: bool `[batch, queries, keys]`; padding sees padding."""
-    return queries[:, :, None] == keys[:, None, :]

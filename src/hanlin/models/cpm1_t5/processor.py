@@ -19,9 +19,9 @@ from hanlin.data.pretraining.span_corruption import MIN_TOKENS, Marks, span_samp
 from hanlin.data.processor import tried
 from hanlin.models.common import encoder_decoder_batch
 from hanlin.models.common.decoder_batch import NO_SPAN, TextCursor
+from hanlin.models.common.documents import count_positions, number_documents
 from hanlin.models.common.span_corruption import Corruption, check_spans, span_tokens
-from hanlin.models.cpm1.documents import count_positions, number_documents
-from hanlin.models.cpm1.record import (
+from hanlin.models.common.text_record import (
     ENDS,
     OPTIONS,
     EncodedAhead,
@@ -33,7 +33,7 @@ from hanlin.models.cpm1.record import (
     text_of,
     texts_of,
 )
-from hanlin.models.cpm1.tokenizer import Cpm1WordTokenizer
+from hanlin.tokens.wordpiece import WordPiece
 
 from .config import Cpm1T5Config
 
@@ -70,9 +70,7 @@ class Cpm1T5Options:
 class Cpm1T5Processor:
     """`hanlin.models.family.Processor` of CPM-1's T5."""
 
-    def __init__(
-        self, tokenizer: Cpm1WordTokenizer, config: Cpm1T5Config, options: Cpm1T5Options | None = None
-    ) -> None:
+    def __init__(self, tokenizer: WordPiece, config: Cpm1T5Config, options: Cpm1T5Options | None = None) -> None:
         """Raises: ConfigError."""
         check_vocabulary(tokenizer, config.vocab_size)
         self.tokenizer: Any = tokenizer

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from hanlin.core.plan import Plan, TensorSplit
-from hanlin.layers.attention import AttentionMask, additive_mask, attention
+from hanlin.layers.attention import AttentionMask, additive_mask, attention, same_span
 from hanlin.layers.experts import Experts
 from hanlin.layers.kv_cache import KVCache
 from hanlin.layers.linear import Linear
@@ -25,46 +25,28 @@ from hanlin.layers.precision import matmul_dtype
 from hanlin.layers.ranking_loss import pairwise_ranking_loss
 from hanlin.layers.relative_position import relative_position_bucket
 from hanlin.layers.soft_prompt import SoftPrompt
+from hanlin.models.common.encoder_decoder import (
+    DecoderContext,
+    EncoderDecoderInputs,
+    join_state,
+    run_encoder_decoder,
+)
+from hanlin.models.common.init_weights import fill_weights, std_by_depth
 
 from .config import Cpm2Config
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """The tensors of a forward pass, int `[batch, length]` each; encoder and decoder have lengths of their own.
+class Inputs(EncoderDecoderInputs):
+    """Tokens of the encoder below 0 are prompts.
 
-    tokens: what the decoder reads; encoder_tokens: what the encoder reads, ids below 0 are prompts.
-    spans, encoder_spans: the samples of a row, which never see each other: numbers from 0 on, the same on both sides;
-    -1 = padding. None: a row is one sample without padding. With a KV cache: spans in all calls or in none.
     lengths: `[batch]`, the ids of both sides without padding, for whoever counts them.
-    rivals: at a labelled position the position whose logit of this label must be smaller; -1 elsewhere. With rivals
+    negatives: at a labelled position the position whose logit of this label must be smaller; -1 elsewhere. With them
     the loss is that of their contests (layers/ranking_loss.py) and not a cross entropy over the vocabulary.
     """
 
-    tokens: torch.Tensor
-    encoder_tokens: torch.Tensor
-    spans: torch.Tensor | None = None
-    encoder_spans: torch.Tensor | None = None
     lengths: torch.Tensor | None = None
     negatives: torch.Tensor | None = None
-
-    @property
-    def own_spans(self) -> torch.Tensor:
-        return torch.zeros_like(self.tokens) if self.spans is None else self.spans
-
-    @property
-    def read_spans(self) -> torch.Tensor:
-        return torch.zeros_like(self.encoder_tokens) if self.encoder_spans is None else self.encoder_spans
-
-
-@dataclass(frozen=True)
-class DecoderContext:
-    """What all decoder blocks share in a forward pass; encoded: None when its keys and values are in the KV cache."""
-
-    self_mask: AttentionMask
-    cross_mask: AttentionMask
-    encoded: torch.Tensor | None
-    kv_cache: KVCache | None
 
 
 class Cpm2(nn.Module):
@@ -100,17 +82,9 @@ class Cpm2(nn.Module):
         is the decoder's alone.
         """
         given = Inputs(**inputs)
-        encoded, hidden = self._begin(state, given, kv_cache)
-        if encoded is not None:
-            encoded = self._encode(encoded, given)
-            if kv_cache is not None:
-                kv_cache.set_cross_attention("encoder")  # a stage of encoder blocks has nothing else to keep
-        if self.decoder_blocks:
-            hidden = self._decode(encoded, hidden, given, kv_cache)
-        elif kv_cache is not None:
-            kv_cache.add_positions(spans=given.own_spans)  # the columns are counted on every stage
+        encoded, hidden = run_encoder_decoder(self, state, given, kv_cache)
         if self.head is None:
-            return (hidden,) if encoded is None else (encoded, hidden)
+            return join_state(encoded, hidden)
         hidden = self._finish(self.decoder_norm, hidden if logits_to_keep is None else hidden[:, -logits_to_keep:])
         if labels is not None and given.negatives is not None:
             return pairwise_ranking_loss(hidden, [(self.head.weight, 1.0)], labels, given.negatives, weights, reduction)
@@ -120,36 +94,22 @@ class Cpm2(nn.Module):
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Fill every parameter that exists as a fresh model has it."""
-        std, biases = self.config.init_std, (self.encoder_bias, self.decoder_bias)
-        smaller = std / (2 * self.config.num_layers) ** 0.5 if self.config.scaled_init else std
-        for name, module in self.named_modules():
-            if isinstance(module, nn.Embedding | nn.Linear):
-                is_last = name.endswith((".output", ".down"))
-                spread = 1.0 if module in biases else smaller if is_last else std
-                nn.init.normal_(module.weight, std=spread, generator=generator)
-            elif isinstance(module, RmsNorm):
-                nn.init.ones_(module.weight)
-            elif isinstance(module, Experts):
-                module.init_centroids(generator)
+        fill_weights(self, self._std, generator)
 
-    def _begin(
-        self, state: tuple[torch.Tensor, ...], given: Inputs, kv_cache: KVCache | None
-    ) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """The encoder's state, if it is to run, and the decoder's."""
-        if not state:
-            return self._embed_both(given, kv_cache)
-        *encoder, hidden = state
-        return (encoder[0] if encoder else None), hidden
+    def _std(self, name: str) -> float:
+        if name in ("encoder_bias", "decoder_bias"):
+            return 1.0
+        std, num_layers = self.config.init_std, self.config.num_layers
+        return std_by_depth(name, std, num_layers) if self.config.scaled_init else std
 
-    def _embed_both(self, given: Inputs, kv_cache: KVCache | None) -> tuple[torch.Tensor | None, torch.Tensor]:
-        is_encoded = kv_cache is not None and kv_cache.has_cross_attention
-        return None if is_encoded else self._embed(given.encoder_tokens), self._embed(given.tokens)
+    def embed_encoder(self, given: Inputs) -> torch.Tensor:
+        return self._embed(given.encoder_tokens)
 
-    def _embed(self, tokens: torch.Tensor) -> torch.Tensor:
-        embedded = self.embedding(tokens) if self.soft_prompt is None else self.soft_prompt(tokens, self.embedding)
-        return functional.dropout(embedded, self.config.dropout, self.training)
+    def embed_decoder(self, given: Inputs, start: int) -> torch.Tensor:
+        del start  # there are no positions, but distances
+        return self._embed(given.tokens)
 
-    def _encode(self, hidden: torch.Tensor, given: Inputs) -> torch.Tensor:
+    def encode(self, hidden: torch.Tensor, given: Inputs) -> torch.Tensor:
         if not self.encoder_blocks:
             return hidden
         mask = self._encoder_mask(given, matmul_dtype(hidden))
@@ -159,38 +119,37 @@ class Cpm2(nn.Module):
         is_last = str(self.config.num_layers - 1) in self.encoder_blocks
         return self._finish(self.encoder_norm, hidden) if is_last else hidden
 
-    def _decode(
-        self, encoded: torch.Tensor | None, hidden: torch.Tensor, given: Inputs, kv_cache: KVCache | None
-    ) -> torch.Tensor:
-        start = 0 if kv_cache is None else kv_cache.length
-        spans = given.own_spans
-        known = spans if kv_cache is None else kv_cache.add_positions(spans=spans)["spans"]
-        dtype = matmul_dtype(hidden)
-        own = self._decoder_mask(spans, known, start, dtype)
-        across = additive_mask(
-            torch.zeros(1, 1, 1, 1, dtype=dtype, device=hidden.device), same_span(spans, given.read_spans)
-        )
-        context = DecoderContext(own, across, encoded, kv_cache)
-        for name, block in self.decoder_blocks.items():
-            hidden = block(hidden, context, name)
-        return hidden
+    def existing_decoder_blocks(self) -> dict[str, nn.Module]:
+        return dict(self.decoder_blocks.items())
+
+    def decoder_masks(
+        self, given: Inputs, known: torch.Tensor, hidden: torch.Tensor
+    ) -> tuple[AttentionMask, AttentionMask]:
+        dtype, spans = matmul_dtype(hidden), given.own_spans
+        no_bias = torch.zeros(1, 1, 1, 1, dtype=dtype, device=hidden.device)
+        return self._decoder_mask(spans, known, dtype), additive_mask(no_bias, visible_spans(spans, given.read_spans))
+
+    def _embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        embedded = self.embedding(tokens) if self.soft_prompt is None else self.soft_prompt(tokens, self.embedding)
+        return functional.dropout(embedded, self.config.dropout, self.training)
 
     def _finish(self, norm: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
         return functional.dropout(norm(hidden), self.config.dropout, self.training)
 
     def _encoder_mask(self, given: Inputs, dtype: torch.dtype) -> AttentionMask:
         spans = given.read_spans
-        visible = same_span(spans, spans)
+        visible = visible_spans(spans, spans)
         if self.soft_prompt is not None:
             visible = self.soft_prompt.restrict(visible, given.encoder_tokens)
         columns = torch.arange(spans.shape[1], device=spans.device)
         buckets = self._buckets(columns[None, :] - columns[:, None], is_causal=False)
         return additive_mask(_bias(self.encoder_bias, buckets, dtype), visible)
 
-    def _decoder_mask(self, spans: torch.Tensor, known: torch.Tensor, start: int, dtype: torch.dtype) -> AttentionMask:
+    def _decoder_mask(self, spans: torch.Tensor, known: torch.Tensor, dtype: torch.dtype) -> AttentionMask:
+        """known: all columns so far, of which those of `spans` are the last."""
         keys = torch.arange(known.shape[1], device=spans.device)
-        offsets = keys[None, :] - (start + torch.arange(spans.shape[1], device=spans.device))[:, None]
-        visible = same_span(spans, known) & (offsets <= 0)
+        offsets = keys[None, :] - keys[-spans.shape[1] :, None]
+        visible = visible_spans(spans, known) & (offsets <= 0)
         return additive_mask(_bias(self.decoder_bias, self._buckets(offsets, is_causal=True), dtype), visible)
 
     def _buckets(self, offsets: torch.Tensor, *, is_causal: bool) -> torch.Tensor:
@@ -241,10 +200,13 @@ class Attention(nn.Module):
         self, hidden: torch.Tensor, mask: AttentionMask, kv_cache: KVCache | None = None, name: str = ""
     ) -> torch.Tensor:
         normed = self.norm(hidden)
-        key, value = self._heads(self.key(normed)), self._heads(self.value(normed))
+        key, value = self.keys_and_values(normed)
         if kv_cache is not None:
             key, value = kv_cache.update(name, key, value)
         return self._mixed(hidden, normed, key, value, mask)
+
+    def keys_and_values(self, source: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._heads(self.key(source)), self._heads(self.value(source))
 
     def _heads(self, vectors: torch.Tensor) -> torch.Tensor:
         return vectors.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # [batch, heads, length, head_dim]
@@ -262,13 +224,7 @@ class CrossAttention(Attention):
     """`Attention` of the decoder to what the encoder made; its keys and values are computed once."""
 
     def forward(self, hidden: torch.Tensor, context: DecoderContext, name: str) -> torch.Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]: other keys
-        if context.encoded is None:
-            assert context.kv_cache is not None
-            key, value = context.kv_cache.cross_attention(name)
-        else:
-            key, value = self._heads(self.key(context.encoded)), self._heads(self.value(context.encoded))
-            if context.kv_cache is not None:
-                context.kv_cache.set_cross_attention(name, key, value)
+        key, value = context.cross_attention_kv(name, self.keys_and_values)
         return self._mixed(hidden, self.norm(hidden), key, value, context.cross_mask)
 
 
@@ -323,9 +279,9 @@ def make_plan(config: Cpm2Config) -> Plan:
     )
 
 
-def same_span(queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+def visible_spans(queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
     """Which keys belong to the query's sample: bool `[batch, queries, keys]`; padding sees nothing."""
-    return (queries[:, :, None] == keys[:, None, :]) & (queries >= 0)[:, :, None]
+    return same_span(queries, keys) & (queries >= 0)[:, :, None]
 
 
 def _bias(table: nn.Module, buckets: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from hanlin.models.family import Family
 
+from .ccpm import read_ccpm
 from .config import SIZES, CpmBeeConfig
 from .formats import FORMATS
 from .processor import CpmBeeOptions, CpmBeeProcessor
@@ -33,4 +35,5 @@ family = Family(
     formats=FORMATS,
     sizes=SIZES,
     lora_targets=("query", "value"),
+    raw={"ccpm": read_ccpm, "ccpm-text": partial(read_ccpm, answers_are_texts=True)},
 )

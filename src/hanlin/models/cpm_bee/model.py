@@ -16,15 +16,17 @@ from torch import nn
 from torch.nn import functional
 
 from hanlin.core.plan import Plan
-from hanlin.layers.attention import AttentionMask, AttentionWindows, additive_mask, attention
+from hanlin.layers.attention import AttentionMask, AttentionWindows, additive_mask
+from hanlin.layers.block_attention import AttentionContext, attend, make_attention_context
 from hanlin.layers.kv_cache import KVCache
 from hanlin.layers.linear import Linear
 from hanlin.layers.loss import HeadPart, head_logits, head_loss
 from hanlin.layers.norm import RmsNorm
 from hanlin.layers.precision import matmul_dtype
-from hanlin.layers.prefix import Prefix, PrefixSource
+from hanlin.layers.prefix import PrefixSource
 from hanlin.layers.relative_position import relative_position_bucket
 from hanlin.layers.rotary import inverse_frequencies, rotate_halves
+from hanlin.models.common.init_weights import fill_weights
 
 from .config import CpmBeeConfig
 
@@ -119,12 +121,10 @@ class CpmBee(nn.Module):
         inputs: the fields of `Inputs`. Labels and logits' columns from vocab_size on are entries of the ext table.
         """
         given = Inputs(**inputs)
-        # The KV cache holds the prefix from its first call on.
-        prefixes = {} if self.prefix is None or (kv_cache is not None and kv_cache.length) else self.prefix()
         hidden = state[0] if state else self.embedding(given.tokens, given.subs)
-        mask = self._mask(given, kv_cache)
+        context = make_attention_context(self._mask(given, kv_cache), given.tokens, self.prefix, kv_cache)
         for name, block in self.blocks.items():
-            hidden = block(hidden, mask, prefixes.get(name), kv_cache, name)
+            hidden = block(hidden, context, name)
         if self.norm is None:
             return hidden
         hidden = self.norm(hidden if logits_to_keep is None else hidden[:, -logits_to_keep:])
@@ -133,21 +133,14 @@ class CpmBee(nn.Module):
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Fill every parameter that exists as a fresh CPM-Bee has it."""
-        for module in self.modules():
-            if isinstance(module, RmsNorm):
-                nn.init.ones_(module.weight)
-            elif isinstance(module, (Linear, PositionBias)):
-                nn.init.normal_(module.weight, generator=generator)
-            elif isinstance(module, SubscriptEmbedding):
-                nn.init.normal_(module.weight, std=0.02, generator=generator)
+        fill_weights(self, lambda name: 0.02 if name == "embedding" else 1.0, generator)
 
     def _mask(self, given: Inputs, kv_cache: KVCache | None) -> AttentionMask:
         windows = None if given.windows is None else AttentionWindows.of(given.windows, given.tokens.shape[1])
         queries, keys = own_columns(given, windows) if kv_cache is None else remembered_columns(given, kv_cache)
         offsets = given.relation_offsets if windows is None else windows.group_numbers(given.relation_offsets)
         relation = relations_between(queries, keys, offsets, given.relations)
-        mask = additive_mask(self.position_bias(queries, keys, relation), visibility(queries, keys), windows)
-        return mask if self.prefix is None else mask.with_prefix(self.prefix.length, given.tokens)
+        return additive_mask(self.position_bias(queries, keys, relation), visibility(queries, keys), windows)
 
     def _head(self, given: Inputs) -> list[HeadPart]:
         pieces: list[HeadPart] = [(self.embedding.weight, self.embedding.scale)]
@@ -164,11 +157,9 @@ class Block(nn.Module):
         self.attention = None if layer in config.removed_attention else Attention(config)
         self.ffn = None if layer in config.removed_ffn else FeedForward(config)
 
-    def forward(
-        self, hidden: torch.Tensor, mask: AttentionMask, prefix: Prefix | None, kv_cache: KVCache | None, name: str
-    ) -> torch.Tensor:
+    def forward(self, hidden: torch.Tensor, context: AttentionContext, name: str) -> torch.Tensor:
         if self.attention is not None:
-            hidden = (hidden + self.attention(hidden, mask, prefix, kv_cache, name)) / RESIDUAL_DIVISOR
+            hidden = (hidden + self.attention(hidden, context, name)) / RESIDUAL_DIVISOR
         if self.ffn is not None:
             hidden = (hidden + self.ffn(hidden)) / RESIDUAL_DIVISOR
         return hidden
@@ -186,24 +177,13 @@ class Attention(nn.Module):
         self.value = _scaled_linear(config.hidden_size, inner)
         self.output = _scaled_linear(inner, config.hidden_size)
 
-    def forward(
-        self, hidden: torch.Tensor, mask: AttentionMask, prefix: Prefix | None, kv_cache: KVCache | None, name: str
-    ) -> torch.Tensor:
+    def forward(self, hidden: torch.Tensor, context: AttentionContext, name: str) -> torch.Tensor:
         normed = self.norm(hidden)
-        projected = [linear(normed) for linear in (self.query, self.key, self.value)]
-        query, key, value = (self._heads(vectors, mask) for vectors in projected)
-        if prefix is not None:
-            key, value = prefix.before(key, value)
-        if kv_cache is not None:
-            key, value = kv_cache.update(name, key, value)
-        mixed = attention(query, key, value, mask, dropout=self.dropout if self.training else 0.0)
-        if mask.windows is not None:
-            mixed = mask.windows.ungroup(mixed, projected[0].shape[1])
-        return self.output(mixed)
-
-    def _heads(self, vectors: torch.Tensor, mask: AttentionMask) -> torch.Tensor:
-        grouped = vectors if mask.windows is None else mask.windows.group(vectors)
-        return grouped.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # [groups, heads, columns, head_dim]
+        query, key, value = (
+            linear(normed).unflatten(-1, (-1, self.head_dim)) for linear in (self.query, self.key, self.value)
+        )  # [batch, length, heads, head_dim]
+        dropout = self.dropout if self.training else 0.0
+        return self.output(attend(context, name, query, key, value, dropout=dropout))
 
 
 class FeedForward(nn.Module):

@@ -14,8 +14,7 @@ from typing import Any
 
 from hanlin.core.errors import DataError
 from hanlin.core.files import read_json
-
-from .raw import field, read_rows
+from hanlin.models.common.raw_rows import field, read_rows
 
 _BLANK = re.compile(r"#idiom\d+#")
 _NUM_CANDIDATES = 10

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hanlin.core.errors import DataError
-
-from .raw import field, read_rows
+from hanlin.models.common.raw_rows import field, read_rows
 
 SEED = 1234
 """Of the classes drawn: the originals' default."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from hanlin.data.convert import ccpm_parts
 from hanlin.data.processor import SoftPrompts
+from hanlin.models.common.ccpm import ccpm_parts
 
 from ..pieces import Item, Prompts
 from .choices import NUMBERS, RATIOS, between, num_choice_prompts, write_choices

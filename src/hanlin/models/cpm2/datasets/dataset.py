@@ -1,10 +1,12 @@
-"""What a data set of CPM-2's fine-tuning is: its template, and where its records hold their answers."""
+"""What a data set of CPM-2's fine-tuning is: its template, and where its records hold their answers; records are never
+changed.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from hanlin.core.errors import DataError
 from hanlin.data.processor import SoftPrompts
@@ -12,22 +14,6 @@ from hanlin.data.processor import SoftPrompts
 from ..pieces import Item, Mark
 
 MakeItems = Callable[[Any, SoftPrompts | None], list[Item]]
-
-
-class AnswerForm(Protocol):
-    """How a record holds its answer; records are never changed."""
-
-    def blank(self, record: Any) -> Any:
-        """The record with some answer, for a record that waits for its own."""
-        ...
-
-    def read(self, record: Any) -> str | None:
-        """The answer as the model says it."""
-        ...
-
-    def write(self, record: Any, text: str) -> Any:
-        """The record with what the model said as its answer."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -42,13 +28,16 @@ class TextAnswer:
     options: str | None = None
 
     def blank(self, record: Any) -> Any:
+        """The record with some answer, for a record that waits for its own."""
         return {**record, self.key: self.before}
 
     def read(self, record: Any) -> str | None:
+        """The answer as the model says it."""
         text = record.get(self.key)
         return None if text is None else text[len(self.before) :]
 
     def write(self, record: Any, text: str) -> Any:
+        """The record with what the model said as its answer."""
         return {**record, self.key: self.before + text}
 
     def candidates(self, record: Any) -> list[Any]:

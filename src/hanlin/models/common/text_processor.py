@@ -1,15 +1,16 @@
-"""CPM-1's records -> arrays, and answers -> records; and pieces of a token stream -> arrays.
+"""Texts, and prompts with answers -> arrays, and answers -> records; and pieces of a token stream -> arrays.
 
-A sample reads all its ids but the last and predicts all but the first, as the originals' samples do.
+For decoders whose vocabulary has an <eod>. A sample reads all its ids but the last and predicts all but the first, as
+the samples of CPM-1's programs do.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -18,15 +19,13 @@ from hanlin.core.errors import ConfigError, DataError
 from hanlin.data.processor import SoftPrompts, tried
 from hanlin.models.common import decoder_batch
 from hanlin.models.common.decoder_batch import TextCursor
-
-from .byte_pairs import BytePairTokenizer
-from .config import Cpm1Config
-from .documents import count_positions, number_documents
-from .record import (
+from hanlin.models.common.documents import count_positions, number_documents
+from hanlin.models.common.text_record import (
     ENDS,
     LABEL,
     OPTIONS,
     EncodedAhead,
+    Vocabulary,
     check_vocabulary,
     end_id,
     named_options,
@@ -35,11 +34,31 @@ from .record import (
     text_of,
     texts_of,
 )
-from .tokenizer import Cpm1Tokenizer, Cpm1WordTokenizer
+
+
+class TextTokenizer(Vocabulary, Protocol):
+    """What is asked of a tokenizer here."""
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def encode_many(self, texts: Sequence[str], /) -> list[list[int]]: ...
+
+    def decode(self, ids: Iterable[int], /) -> str: ...
+
+
+class TextConfig(Protocol):
+    """What is asked of a model's configuration here."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def max_length(self) -> int: ...
 
 
 @dataclass(frozen=True)
-class Cpm1Options:
+class TextOptions:
     """What may be chosen about the samples."""
 
     # Keys of a record: either a text, all of which is learned, or a prompt with its answer, which alone is learned.
@@ -67,25 +86,20 @@ class Cpm1Options:
             raise ConfigError(f"answer_length is {self.answer_length}, expected at least 1 token")
 
 
-class Cpm1Processor:
-    """`hanlin.models.family.Processor` of CPM-1's GPT-2."""
+class TextProcessor:
+    """`hanlin.models.family.Processor` of texts, and of prompts with answers."""
 
-    def __init__(
-        self,
-        tokenizer: Cpm1Tokenizer | Cpm1WordTokenizer | BytePairTokenizer,
-        config: Cpm1Config,
-        options: Cpm1Options | None = None,
-    ) -> None:
+    def __init__(self, tokenizer: TextTokenizer, config: TextConfig, options: TextOptions | None = None) -> None:
         """Raises: ConfigError."""
         check_vocabulary(tokenizer, config.vocab_size)
         self.tokenizer: Any = tokenizer
         self.config = config
-        self.options = options or Cpm1Options()
+        self.options = options or TextOptions()
         self.end = end_id(tokenizer)
         self.pad = pad_id(tokenizer)
         self.prompts: list[int] = []
 
-    def with_prompts(self, prompts: SoftPrompts) -> Cpm1Processor:
+    def with_prompts(self, prompts: SoftPrompts) -> TextProcessor:
         """The same samples with soft prompts before each.
 
         Raises: ConfigError for what only an encoder can do with them.

@@ -1,4 +1,4 @@
-"""Reading raw files: JSON, JSON lines, fields."""
+"""Reading raw files of data sets: the rows of JSON lines, and their fields."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CPM-1's samples: what is learned, how long texts are cut, how rows and prompts look, what an answer becomes."""
+"""Samples of texts: what is learned, how long texts are cut, how rows and prompts look, what an answer becomes."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import pytest
 
 from hanlin.core.batch import IGNORED
 from hanlin.core.errors import ConfigError, DataError
+from hanlin.models.common.text_processor import TextOptions, TextProcessor
 from hanlin.models.cpm1.config import shape
-from hanlin.models.cpm1.processor import Cpm1Options, Cpm1Processor
-from hanlin.models.cpm1.tokenizer import Cpm1WordTokenizer
+from hanlin.tokens.wordpiece import WordPiece
 
 WORDS = ["<unk>", "<pad>", "<eod>", "<mask>", "<sep>", *"床前明月光疑是地上霜，。"]
 PAD, EOD, MASK = 1, 2, 3
 CONFIG = shape(8, 1, 2, vocab_size=len(WORDS) + 3, max_length=16)
 
 
-def make(**options: Any) -> Cpm1Processor:
-    return Cpm1Processor(Cpm1WordTokenizer(WORDS), CONFIG, Cpm1Options(**options))
+def make(**options: Any) -> TextProcessor:
+    return TextProcessor(WordPiece(WORDS), CONFIG, TextOptions(**options))
 
 
 def ids(text: str) -> list[int]:
@@ -168,13 +168,13 @@ def test_what_is_learned_is_shown() -> None:
 
 def test_a_vocabulary_must_fit() -> None:
     with pytest.raises(ConfigError, match="lacks <eod>"):
-        Cpm1Processor(Cpm1WordTokenizer(["<unk>", "床"]), CONFIG)
+        TextProcessor(WordPiece(["<unk>", "床"]), CONFIG)
     with pytest.raises(ConfigError, match="the model only 4"):
-        Cpm1Processor(Cpm1WordTokenizer(WORDS), shape(8, 1, 2, vocab_size=4))
+        TextProcessor(WordPiece(WORDS), shape(8, 1, 2, vocab_size=4))
     with pytest.raises(ConfigError, match="answer_length is 0"):
-        Cpm1Options(answer_length=0)
+        TextOptions(answer_length=0)
     with pytest.raises(ConfigError, match="text_column is empty"):
-        Cpm1Options(text_column="")
+        TextOptions(text_column="")
 
 
 def test_many_records_at_once_are_as_one_by_one() -> None:

@@ -1,4 +1,4 @@
-"""The records of CPM-1's models: texts, questions with answers, options; their columns, pieces and ids.
+"""Records of texts: texts, questions with answers, options; their columns, pieces and ids.
 
 A column holds a text, or a list of pieces: a text (encoded by itself, whatever stands beside it), a number (an id), or
 `{"token": "<mask>"}` (one token of the vocabulary).
@@ -12,14 +12,13 @@ from typing import Any, Protocol
 from hanlin.core.errors import ConfigError, DataError
 from hanlin.data.processor import tried
 
-from .tokenizer import EOD, PAD
-
+PAD, EOD = "<pad>", "<eod>"
 OPTIONS, LABEL, ENDS = "options", "label", "ends"
 """Keys of a record: what may be chosen from, which of them is right, whether an <eod> follows."""
 
 
 class Vocabulary(Protocol):
-    """What is asked of a tokenizer here."""
+    """What is asked of a tokenizer to read a record's columns."""
 
     @property
     def vocab_size(self) -> int: ...
@@ -70,7 +69,7 @@ def end_id(tokenizer: Vocabulary) -> int:
     for token in (EOD, "<|endoftext|>"):
         if (id := tokenizer.find(token)) is not None:
             return id
-    raise ConfigError(f"the vocabulary lacks {EOD}, with which documents end; take a vocabulary of CPM-1")
+    raise ConfigError(f"the vocabulary lacks {EOD}, with which documents end; take one that has it")
 
 
 def pad_id(tokenizer: Vocabulary) -> int:

@@ -1,0 +1,141 @@
+"""The forward pass of encoder-decoders: what runs in which call, and a decoder's look at what the encoder made.
+
+The encoder runs in the first call with a KV cache only; from then on the cache holds the keys and values that each
+decoder block made of its output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import torch
+from torch import nn
+
+from hanlin.layers.attention import AttentionMask
+from hanlin.layers.kv_cache import KVCache
+
+
+@dataclass(frozen=True)
+class EncoderDecoderInputs:
+    """The tensors of a forward pass, int `[batch, length]` each; encoder and decoder have lengths of their own.
+
+    tokens: what the decoder reads; encoder_tokens: what the encoder reads.
+    spans, encoder_spans: the samples of a row, which never see each other: numbers from 0 on, the same on both sides,
+    -1 = padding; None: a row is one sample without padding. With a KV cache: spans in all calls or in none.
+    """
+
+    tokens: torch.Tensor
+    encoder_tokens: torch.Tensor
+    spans: torch.Tensor | None = None
+    encoder_spans: torch.Tensor | None = None
+
+    @property
+    def own_spans(self) -> torch.Tensor:
+        return torch.zeros_like(self.tokens) if self.spans is None else self.spans
+
+    @property
+    def read_spans(self) -> torch.Tensor:
+        return torch.zeros_like(self.encoder_tokens) if self.encoder_spans is None else self.encoder_spans
+
+
+InputsT = TypeVar("InputsT", bound=EncoderDecoderInputs, contravariant=True)
+
+
+@dataclass(frozen=True)
+class DecoderContext:
+    """What all decoder blocks share in a forward pass; encoded: None when its keys and values are in the KV cache."""
+
+    self_mask: AttentionMask
+    cross_mask: AttentionMask
+    encoded: torch.Tensor | None
+    kv_cache: KVCache | None
+
+    def cross_attention_kv(
+        self, name: str, project: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+    ) -> tuple[torch.Tensor, ...]:
+        """A block's keys and values of the encoder's output, projected once."""
+        if self.encoded is None:
+            assert self.kv_cache is not None, "neither the encoder's output nor what was made of it"
+            return self.kv_cache.cross_attention(name)
+        pair = project(self.encoded)
+        if self.kv_cache is not None:
+            self.kv_cache.set_cross_attention(name, *pair)
+        return pair
+
+
+class EncoderDecoder(Protocol[InputsT]):
+    """What a model gives to `run_encoder_decoder`."""
+
+    def embed_encoder(self, given: InputsT) -> torch.Tensor: ...
+
+    def embed_decoder(self, given: InputsT, start: int) -> torch.Tensor:
+        """start: the columns in the KV cache."""
+        ...
+
+    def encode(self, hidden: torch.Tensor, given: InputsT) -> torch.Tensor:
+        """Run the encoder's blocks that exist."""
+        ...
+
+    def existing_decoder_blocks(self) -> Mapping[str, nn.Module]:
+        """By name; called with hidden states, a `DecoderContext` and their name."""
+        ...
+
+    def decoder_masks(
+        self, given: InputsT, known: torch.Tensor, hidden: torch.Tensor
+    ) -> tuple[AttentionMask, AttentionMask]:
+        """Masks of self-attention and of cross attention; known: the spans of all columns so far `[batch, all]`."""
+        ...
+
+
+def run_encoder_decoder(
+    model: EncoderDecoder[InputsT], state: tuple[torch.Tensor, ...], given: InputsT, kv_cache: KVCache | None
+) -> tuple[torch.Tensor | None, torch.Tensor]:
+    """Hidden states of the encoder (None where it ran in an earlier call) and of the decoder, behind the blocks that
+    exist.
+
+    state: those of an earlier stage, none on the first one.
+    """
+    encoded, hidden = _split_state(state) if state else _embed_both(model, given, kv_cache)
+    if encoded is not None:
+        encoded = model.encode(encoded, given)
+        if kv_cache is not None:
+            kv_cache.set_cross_attention("encoder")  # a stage of encoder blocks has nothing else to keep
+    return encoded, _decode(model, encoded, hidden, given, kv_cache)
+
+
+def join_state(encoded: torch.Tensor | None, hidden: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The state that travels to the next stage."""
+    return (hidden,) if encoded is None else (encoded, hidden)
+
+
+def _split_state(state: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor | None, torch.Tensor]:
+    *encoder, hidden = state
+    return (encoder[0] if encoder else None), hidden
+
+
+def _embed_both(
+    model: EncoderDecoder[InputsT], given: InputsT, kv_cache: KVCache | None
+) -> tuple[torch.Tensor | None, torch.Tensor]:
+    is_encoded = kv_cache is not None and kv_cache.has_cross_attention
+    encoded = None if is_encoded else model.embed_encoder(given)
+    return encoded, model.embed_decoder(given, 0 if kv_cache is None else kv_cache.length)
+
+
+def _decode(
+    model: EncoderDecoder[InputsT],
+    encoded: torch.Tensor | None,
+    hidden: torch.Tensor,
+    given: InputsT,
+    kv_cache: KVCache | None,
+) -> torch.Tensor:
+    # The columns are counted on every stage, also where there is no block of the decoder.
+    known = given.own_spans if kv_cache is None else kv_cache.add_positions(spans=given.own_spans)["spans"]
+    blocks = model.existing_decoder_blocks()
+    if not blocks:
+        return hidden
+    context = DecoderContext(*model.decoder_masks(given, known, hidden), encoded, kv_cache)
+    for name, block in blocks.items():
+        hidden = block(hidden, context, name)
+    return hidden

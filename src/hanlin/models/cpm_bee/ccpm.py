@@ -1,0 +1,44 @@
+"""CCPM as CPM-Bee's records, key for key as the original tutorial's data_reformat.py makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hanlin.core.errors import DataError
+from hanlin.models.common.ccpm import ccpm_parts
+from hanlin.models.common.raw_rows import read_rows
+
+QUESTION = "这段话形容了哪句诗的意境？"
+
+
+def read_ccpm(path: Path, *, answers_are_texts: bool = False) -> Iterator[dict[str, Any]]:
+    """answers_are_texts: see `ccpm_record`.
+
+    Raises: DataError naming file and line.
+    """
+    for where, row in read_rows(path):
+        try:
+            record = ccpm_record(row, answer_is_text=answers_are_texts)
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from None
+        yield record
+
+
+def ccpm_record(row: dict[str, Any], *, answer_is_text: bool = False) -> dict[str, Any]:
+    """A record of a raw row of either form; without an answer its answer is left empty.
+
+    answer_is_text: the text of the right choice in place of `<option_N>`: more to learn from in each row, for a small
+    model.
+    Raises: DataError.
+    """
+    text, choices, answer = ccpm_parts(row)
+    if answer is not None and answer not in range(len(choices)):
+        raise DataError(f"the answer is {answer}, but there are the choices 0 to {len(choices) - 1}")
+    return {
+        "input": text,
+        "options": {f"<option_{number}>": choice for number, choice in enumerate(choices)},
+        "question": QUESTION,
+        "<ans>": "" if answer is None else choices[answer] if answer_is_text else f"<option_{answer}>",
+    }
