@@ -32,7 +32,8 @@ from hanlin.core.errors import ConfigError
 from hanlin.layers.kv_cache import KVCache
 from hanlin.models.family import load_family
 from hanlin.parallel.parallelize import parallelize
-from hanlin.recipe.settings import ParallelSettings, TrainSettings, TuningSettings
+from hanlin.recipe.settings import ParallelSettings, TrainSettings
+from hanlin.recipe.tuning import TUNING_METHODS
 from hanlin.train.optimizer import build_optimizer
 from hanlin.train.step import Step, StepReport
 from hanlin.tuning.apply import apply_tuning
@@ -297,7 +298,7 @@ def make_large(bench: Bench, method: str, layers: int | None = None) -> tuple[An
     if layers:
         config = replace(config, num_layers=min(layers, config.num_layers))
     with torch.device("meta"):
-        model: Any = apply_tuning(family.model()(config), TuningSettings.model_validate({"method": method}), family)
+        model: Any = apply_tuning(family.model()(config), TUNING_METHODS.make({"method": method}), family)
     for weight in model.parameters():
         weight.data = weight.data.to(torch.float32 if weight.requires_grad else torch.bfloat16)
     model = model.to_empty(device=bench.device)

@@ -28,7 +28,7 @@ from hanlin.core.batch import IGNORED, Batch, Sample
 from hanlin.models.chatglm2 import family
 from hanlin.models.chatglm2.config import ChatGlm2Config
 from hanlin.models.common import decoder_batch
-from hanlin.recipe.settings import TuningSettings
+from hanlin.recipe.tuning import TUNING_METHODS
 from hanlin.tuning.apply import apply_tuning, trained_parameters
 
 SOURCE, TARGET, PREFIX, RANK = 64, 128, 128, 8
@@ -70,8 +70,8 @@ def draw_samples(count: int) -> list[Sample]:
 
 def compare(config: ChatGlm2Config, tuning: str, samples: list[Sample], rounds: int) -> dict[str, Any]:
     ours, theirs = make_pair(config)
-    extra = {"prefix": {"prefix_length": PREFIX}, "lora": {"rank": RANK}}.get(tuning, {})
-    settings = TuningSettings.model_validate({"method": tuning, **extra})
+    extra = {"prefix": {"length": PREFIX}, "lora": {"rank": RANK}}.get(tuning, {})
+    settings = TUNING_METHODS.make({"method": tuning, **extra})
     apply_tuning(ours, settings, family, torch.Generator().manual_seed(1))
     peer = PEERS[tuning](theirs, ours)
     batch = decoder_batch.collate([samples], sum(sample.length for sample in samples), config.pad_id)

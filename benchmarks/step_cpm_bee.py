@@ -39,8 +39,10 @@ from hanlin.models.cpm_bee.model import (
     visibility,
 )
 from hanlin.models.cpm_bee.processor import CpmBeeProcessor
-from hanlin.recipe.settings import TuningSettings
+from hanlin.recipe.tuning import TuningMethod
 from hanlin.tuning.apply import apply_tuning, trained_parameters
+from hanlin.tuning.full import FullTuning
+from hanlin.tuning.lora import LoraTuning
 
 Loss = Callable[[CpmBee, Batch], torch.Tensor]
 
@@ -68,13 +70,13 @@ def main() -> None:
         "model": args.size,
         "useful_tokens_per_row": round(useful_tokens(batches) / len(batches), 1),
         "labels_per_row": sum(batch.loss_tokens for batch in batches) / len(batches),
-        "full": compare(args.size, TuningSettings(method="full"), batches, args.rounds),
-        "lora": compare(args.size, TuningSettings(method="lora"), batches, args.rounds),
+        "full": compare(args.size, FullTuning(), batches, args.rounds),
+        "lora": compare(args.size, LoraTuning(), batches, args.rounds),
     }
     report(result, args.out)
 
 
-def compare(size: str, settings: TuningSettings, batches: Sequence[Batch], rounds: int) -> dict[str, object]:
+def compare(size: str, settings: TuningMethod, batches: Sequence[Batch], rounds: int) -> dict[str, object]:
     ours, other = (make_model(size, settings) for _ in range(2))
     difference = gradient_difference(ours, other, batches[0])
     assert difference < 1e-4, difference
@@ -99,7 +101,7 @@ def compare(size: str, settings: TuningSettings, batches: Sequence[Batch], round
     }
 
 
-def make_model(size: str, settings: TuningSettings) -> CpmBee:
+def make_model(size: str, settings: TuningMethod) -> CpmBee:
     generator = torch.Generator().manual_seed(0)
     model = CpmBee(SIZES[size])
     model.init_weights(generator)

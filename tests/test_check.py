@@ -68,7 +68,7 @@ def test_a_switch_on_the_command_line_may_idle_settings_of_the_file(project: Pat
     text = RECIPE + "tuning:\n  method: lora\n  rank: 4\n"
     (project / "recipe.yaml").write_text(text, encoding="utf-8")
     check_file("recipe.yaml", ["tuning.method=full"])
-    with pytest.raises(ConfigError, match=r"tuning\.rank: has no effect"):
+    with pytest.raises(ConfigError, match=r"tuning\.rank: is a setting of method lora"):
         check_file("recipe.yaml", ["tuning.method=full", "tuning.rank=4"])
 
 

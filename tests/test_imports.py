@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from hanlin.recipe.tuning import TUNING_METHODS
+
 RECIPE = """\
 model: {family: cpm_bee, size: tiny, vocab: vocab.txt}
 data: {train: train.jsonl, eval: eval.jsonl}
@@ -69,6 +71,8 @@ def test_help_and_mistakes_answer_without_torch(arguments: list[str], code: int,
         "hanlin.models.cpm_bee",
         "hanlin.data.prepare",
         "hanlin.core.ranks",
+        "hanlin.adapters.opening",
+        *(f"hanlin.tuning.{name}" for name in TUNING_METHODS.names),
         "hanlin.train.optimizers.adamw",
         "hanlin.generate.methods.beam",
         "hanlin.generate.methods.greedy",

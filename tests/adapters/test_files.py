@@ -4,30 +4,28 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from hanlin.adapters.files import (
-    is_adapter,
-    load_adapter,
-    read_adapter_settings,
-    save_adapter,
-    save_original_delta,
-    save_peft,
-)
+from hanlin.adapters.adapter import load_adapter
+from hanlin.adapters.cpm_bee_delta import DELTA
+from hanlin.adapters.folder import save_adapter
+from hanlin.adapters.opening import is_adapter, open_adapter
+from hanlin.adapters.peft import PEFT
 from hanlin.core.errors import CheckpointError
 from hanlin.formats.load import added_parameters
 from hanlin.models.cpm_bee import family
 from hanlin.models.cpm_bee.config import CpmBeeConfig
 from hanlin.models.cpm_bee.model import CpmBee
-from hanlin.recipe.settings import TuningSettings
 from hanlin.tuning.apply import apply_tuning
+from hanlin.tuning.lora import LoraTuning
 
 CONFIG = CpmBeeConfig(vocab_size=20, hidden_size=8, num_layers=2, num_heads=2, head_dim=6, ffn_size=10)
 
 
-def tuned(settings: TuningSettings, seed: int = 0) -> CpmBee:
+def tuned(settings: LoraTuning, seed: int = 0) -> CpmBee:
     torch.manual_seed(seed)
     model = CpmBee(CONFIG)
     model.init_weights()
@@ -37,7 +35,7 @@ def tuned(settings: TuningSettings, seed: int = 0) -> CpmBee:
     return model
 
 
-def additions(model: CpmBee, settings: TuningSettings) -> dict[str, torch.Tensor]:
+def additions(model: CpmBee, settings: LoraTuning) -> dict[str, torch.Tensor]:
     """What each tuned linear adds to its output, as one matrix."""
     return {
         name: module.lora_B @ module.lora_A * module.factor
@@ -46,33 +44,34 @@ def additions(model: CpmBee, settings: TuningSettings) -> dict[str, torch.Tensor
     }
 
 
-def write(form: str, model: CpmBee, settings: TuningSettings, folder: Path) -> Path:
+def write(form: str, model: CpmBee, settings: LoraTuning, folder: Path) -> Path:
     if form == "ours":
         save_adapter(model, settings, folder / "adapter")
         return folder / "adapter"
     if form == "peft":
-        save_peft(model, settings, folder / "peft", family)
+        PEFT.save(model, settings, folder / "peft", family)
         return folder / "peft"
-    save_original_delta(model, settings, folder / "delta.pt", family)
+    DELTA.save(model, settings, folder / "delta.pt", family)
     return folder / "delta.pt"
 
 
 @pytest.mark.parametrize("form", ["ours", "peft", "original"])
 @pytest.mark.parametrize("tuning_form", ["original", "scaled"])
 def test_an_adapter_comes_back_with_its_settings(form: str, tuning_form: str, tmp_path: Path) -> None:
-    settings = TuningSettings(method="lora", rank=3, alpha=12, targets=("query", "down"), form=tuning_form)
+    settings = LoraTuning(rank=3, alpha=12, targets=("query", "down"), form=tuning_form)
     model = tuned(settings)
     path = write(form, model, settings, tmp_path)
     assert is_adapter(path)
-    read = read_adapter_settings(path, family)
+    adapter = open_adapter(path, family)
+    read: Any = adapter.settings
     assert (read.rank, set(read.targets)) == (3, {"query", "down"})
     other = tuned(read, seed=1)
-    load_adapter(other, path, family)
+    load_adapter(other, adapter)
     torch.testing.assert_close(additions(other, read), additions(model, settings), atol=1e-6, rtol=1e-5)
 
 
 def test_foreign_forms_have_foreign_names(tmp_path: Path) -> None:
-    settings = TuningSettings(method="lora")
+    settings = LoraTuning()
     model = tuned(settings)
     delta = torch.load(write("original", model, settings, tmp_path))
     assert "encoder.layers.1.self_att.self_attention.project_v.lora.lora_B" in delta
@@ -88,26 +87,26 @@ def test_foreign_forms_have_foreign_names(tmp_path: Path) -> None:
 
 
 def test_every_tensor_must_find_its_place(tmp_path: Path) -> None:
-    settings = TuningSettings(method="lora")
+    settings = LoraTuning()
     path = write("original", tuned(settings), settings, tmp_path)
     tensors = torch.load(path)
     first = next(iter(tensors))
     tensors["typo.lora.lora_A"] = tensors.pop(first)
     torch.save(tensors, path)
     with pytest.raises(CheckpointError, match=r"missing: blocks.0.attention.query.lora_A\n  surplus: typo.lora_A"):
-        load_adapter(tuned(settings), path, family)
+        load_adapter(tuned(settings), open_adapter(path, family))
 
 
 def test_another_rank_is_named(tmp_path: Path) -> None:
-    settings = TuningSettings(method="lora")
+    settings = LoraTuning()
     path = write("ours", tuned(settings), settings, tmp_path)
     with pytest.raises(CheckpointError, match=r"lora_A: found \[8, 8\], expected \[4, 8\]"):
-        load_adapter(tuned(TuningSettings(method="lora", rank=4)), path, family)
+        load_adapter(tuned(LoraTuning(rank=4)), open_adapter(path, family))
 
 
 def test_settings_that_are_none_are_refused(tmp_path: Path) -> None:
-    settings = TuningSettings(method="lora")
+    settings = LoraTuning()
     path = write("ours", tuned(settings), settings, tmp_path)
     (path / "adapter.json").write_text('{"method": "magic"}')
     with pytest.raises(CheckpointError, match="method"):
-        read_adapter_settings(path, family)
+        open_adapter(path, family)

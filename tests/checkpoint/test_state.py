@@ -162,6 +162,5 @@ def test_identity_is_model_data_tuning_and_seed(tmp_path):
     )
     identity = recipe_identity(recipe)
     assert json.loads(json.dumps(identity))["data.train"] == ["a.jsonl"]
-    assert {"model.family", "run.seed"} <= set(identity)
-    assert "tuning.method" not in identity, "a default"
+    assert {"model.family", "tuning.method", "run.seed"} <= set(identity)
     assert not {"data.cache", "data.eval", "run.folder", "train.lr"} & set(identity)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from cpm2_tiny import make_tokenizer, write_raw, write_rows
 
-from hanlin.adapters.files import is_adapter
+from hanlin.adapters.opening import is_adapter
 from hanlin.cli.main import main
 
 RECIPES = Path(__file__).parents[2] / "recipes"

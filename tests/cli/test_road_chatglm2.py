@@ -14,7 +14,7 @@ import pytest
 import torch
 from tiny_folder import write_original
 
-from hanlin.adapters.files import is_adapter
+from hanlin.adapters.opening import is_adapter
 from hanlin.cli.main import main
 from hanlin.formats.files import open_weights
 from hanlin.formats.load import load_into
@@ -56,7 +56,7 @@ class Twin:
 
 
 TWINS = [
-    Twin("chatglm2_adgen_ptuning", ADGEN, ("tuning.prefix_length=4",)),
+    Twin("chatglm2_adgen_ptuning", ADGEN, ("tuning.length=4",)),
     Twin("chatglm2_adgen_full", ADGEN, ("train.lr=1e-2",)),
     Twin("chatglm2_chat_lora", CHAT, ("data.max_length=64", "train.warmup_steps=2", "train.eval_every=4")),
 ]
@@ -262,7 +262,7 @@ CLASSIFIED = {
     "lora": (),
     "full": ("tuning={method: full}", "train.lr=1e-2"),
     "prefix": (
-        "tuning={method: prefix, prefix_length: 4}",
+        "tuning={method: prefix, length: 4}",
         "train.steps=40",
         "train.save_every=40",
         "train.eval_every=40",

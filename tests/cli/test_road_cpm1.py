@@ -127,7 +127,7 @@ def test_trained_weights_go_into_every_layout_and_back(released: Path, tmp_path:
 
 @pytest.mark.parametrize("method", ["lora", "prefix"])
 def test_a_frozen_base_is_tuned_to_choose(method: str, released: Path, tmp_path: Path) -> None:
-    more = ["tuning.prefix_length=4", "train.lr=0.1"] if method == "prefix" else ["train.steps=60"]
+    more = ["tuning.length=4", "train.lr=0.1"] if method == "prefix" else ["train.steps=60"]
     words = write_recipe(tmp_path, QUESTIONS, released, f"tuning.method={method}", "train.steps=40", *more,
                          "evaluate.tasks=[likelihood, generate]", "data.overlong=error",
                          "generate.method=greedy")  # fmt: skip

@@ -12,7 +12,7 @@ import pytest
 import torch
 from cpm2_tiny import RANKING, ROWS, write_original, write_raw, write_rows
 
-from hanlin.adapters.files import is_adapter
+from hanlin.adapters.opening import is_adapter
 from hanlin.cli.main import main
 from hanlin.formats.load import load_into
 from hanlin.formats.source import read_config
@@ -61,7 +61,7 @@ def tiny(recipe: Path, original: Path, folder: Path, *changes: str, dataset: str
     """The recipe's file and the changes that make it tiny; dataset: another than the recipe's own."""
     settings = load_recipe(recipe)
     raw = write_raw(folder, dataset or settings.data.options["dataset"])
-    small = ["tuning.prompt.length=20"] if settings.tuning.method == "prompt" else []
+    small = ["tuning.length=20"] if settings.tuning.method == "prompt" else []
     paths = [f"model.base={original}", f"data.train={raw}", f"data.eval={raw}", f"evaluate.data={raw}"]
     return [
         str(recipe),
@@ -108,7 +108,7 @@ def test_a_recipe_trains_and_scores_its_data_set(recipe: Path, original: Path, t
 def test_prompts_are_tuned_where_the_original_has_none(dataset: str, original: Path, tmp_path: Path) -> None:
     stem = {"sogou-log": "sogou"}.get(dataset, dataset)
     recipe = next(recipe for recipe in RECIPES if recipe.stem == f"cpm2_{stem}_full")
-    words = tiny(recipe, original, tmp_path, "tuning.method=prompt", "tuning.prompt.length=5")
+    words = tiny(recipe, original, tmp_path, "tuning.method=prompt", "tuning.length=5")
     assert main(["train", *words]) == 0
     assert is_adapter(tmp_path / "run/last")
     assert main(["evaluate", *words]) == 0

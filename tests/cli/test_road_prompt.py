@@ -40,12 +40,12 @@ def _log_as_before() -> Iterator[None]:
     ours.propagate = True
 
 
-def write_recipe(folder: Path, base: Path, prompt: object, **model: str) -> Path:
+def write_recipe(folder: Path, base: Path, prompt: dict[str, object], **model: str) -> Path:
     raw = str(write_raw(folder, "lcqmc"))
     recipe = {
         "model": {"family": "cpm2", "base": str(base), **model},
         "data": {"train": raw, "options": {"dataset": "lcqmc"}, "max_length": 64, "cache": str(folder / "cache")},
-        "tuning": {"method": "prompt", "prompt": prompt},
+        "tuning": {"method": "prompt", **prompt},
         "train": {"steps": 2, "batch_size": 2, "lr": 0.1, "warmup_steps": 1},
         "evaluate": {"data": raw, "tasks": ["generate", "loss"]},
         "generate": {"method": "greedy", "max_new_tokens": 1},
@@ -63,7 +63,7 @@ def loss_of(folder: Path) -> float:
 def test_prompts_go_out_to_the_original_and_come_in_again(original: Path, tmp_path: Path) -> None:
     (tmp_path / "lcqmc.json").write_text(json.dumps(ORIGINAL))
     (tmp_path / "data").mkdir()
-    recipe = write_recipe(tmp_path / "data", original, str(tmp_path / "lcqmc.json"))
+    recipe = write_recipe(tmp_path / "data", original, {"file": str(tmp_path / "lcqmc.json")})
     run = tmp_path / "data/run"
     assert main(["train", str(recipe)]) == 0
     weights = open_weights(run / "last")
@@ -110,7 +110,8 @@ def test_prompts_that_stay_begin_as_the_checkpoint_has_them(original: Path, tmp_
     whole = str(tmp_path / "whole")
     assert main(["convert", str(last), whole, "--base", str(original), "--to", "original"]) == 0
     tuned = {"fix_model": False, "fix_prompt": True, "enc": {"prompt_len": 8}}
-    second = write_recipe(folders[1], Path(whole), tuned, vocab=str(original))
+    (tmp_path / "tuned.json").write_text(json.dumps(tuned))
+    second = write_recipe(folders[1], Path(whole), {"file": str(tmp_path / "tuned.json")}, vocab=str(original))
     assert main(["train", str(second)]) == 0
     assert open_weights(folders[1] / "run/last/adapter")[NAME].equal(open_weights(last)[NAME])
 

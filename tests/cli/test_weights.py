@@ -65,7 +65,10 @@ def test_inspect_says_what_and_why(case: Path, capsys: pytest.CaptureFixture[str
     ("arguments", "message"),
     [
         (["{delta}", "out"], "name the base that it belongs to with --base"),
-        (["{delta}", "out", "--base", "{base}", "--to", "huggingface"], "as adapter, delta or peft"),
+        (
+            ["{delta}", "out", "--base", "{base}", "--to", "huggingface"],
+            "as adapter, peft, delta, original",
+        ),
         (["{base}", "out", "--to", "gguf"], "gguf"),
         (["nowhere", "out"], "there is no nowhere"),
     ],

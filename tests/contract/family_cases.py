@@ -23,14 +23,16 @@ from hanlin.core.errors import HanlinError
 from hanlin.models.chatglm2.tokenizer import ChatGlm2Tokenizer
 from hanlin.models.cpm_bee.tokenizer import CpmBeeTokenizer
 from hanlin.models.family import Family, TakesPrompts, load_family, make_options
-from hanlin.recipe.settings import PromptSettings, TuningSettings
 from hanlin.tokens.wordpiece import WordPiece
 from hanlin.tuning.apply import apply_tuning
+from hanlin.tuning.lora import LoraTuning
+from hanlin.tuning.prefix import PrefixTuning
+from hanlin.tuning.prompt import PromptTuning
 
 METHODS = {
-    "lora": TuningSettings(method="lora", rank=2),
-    "prefix": TuningSettings(method="prefix", prefix_length=3),
-    "prompt": TuningSettings(method="prompt", prompt=PromptSettings(length=3)),
+    "lora": LoraTuning(rank=2),
+    "prefix": PrefixTuning(length=3),
+    "prompt": PromptTuning(length=3),
 }
 TEXTS = ("床前明月光，", "疑是地上霜。")
 # Two short ones together are shorter than the long one, so that they may share what a row has for one sample.
@@ -102,8 +104,8 @@ class Case:
         return processor.collate([[sample] for sample in made], max(sample.length for sample in made))
 
     def processor_for(self, method: str | None) -> Any:
-        """The processor, with soft prompts in its rows where the method has such."""
-        return self.processor.with_prompts(METHODS["prompt"].prompt) if method == "prompt" else self.processor
+        """The processor as the method needs its rows."""
+        return self.processor if method is None else METHODS[method].adapt_processor(self.processor, self.family)
 
 
 def summed_loss(model: Any, batch: Batch, **inputs: Any) -> torch.Tensor:

@@ -210,7 +210,7 @@ def recipe_of(
     """A run of one step; only what is asked for is written down, as a user would."""
     tuning: dict[str, Any] = {"method": method, **({"targets": list(targets)} if targets else {})}
     if method == "prompt":
-        tuning["prompt"] = {"length": 3}
+        tuning["length"] = 3
     rows = case.records if data == "records" else [{"text": text} for text in [*case.texts, *TEXTS] * 40]
     path = folder / f"{data}.jsonl"
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")

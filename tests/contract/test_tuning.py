@@ -9,7 +9,9 @@ import pytest
 import torch
 from family_cases import METHODS, Case, summed_loss
 
-from hanlin.adapters.files import load_adapter, read_adapter_settings, save_adapter
+from hanlin.adapters.adapter import load_adapter
+from hanlin.adapters.folder import save_adapter
+from hanlin.adapters.opening import open_adapter
 from hanlin.core.errors import ConfigError
 from hanlin.formats.load import added_parameters, base_parameters
 from hanlin.recipe.reading import make_recipe
@@ -65,9 +67,10 @@ def test_an_adapter_comes_back_from_its_folder(case: Case, tmp_path: Path) -> No
         model = case.model(method).float()
         save_adapter(model, METHODS[method], folder)
         again = case.model().float()
-        apply_tuning(again, read_adapter_settings(folder, case.family), case.family)
+        adapter = open_adapter(folder, case.family)
+        apply_tuning(again, adapter.settings, case.family)
         again.load_state_dict({name: weight.detach() for name, weight in base_parameters(model).items()}, strict=False)
-        load_adapter(again, folder, case.family)
+        load_adapter(again, adapter)
         with torch.no_grad():
             assert again.eval()(**batch.inputs).equal(model(**batch.inputs))
 

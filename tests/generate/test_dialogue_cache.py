@@ -16,8 +16,8 @@ from hanlin.models.chatglm2 import family
 from hanlin.models.chatglm2.config import ChatGlm2Config
 from hanlin.models.common import decoder_batch
 from hanlin.models.common.decoder_batch import TextCursor
-from hanlin.recipe.settings import TuningSettings
 from hanlin.tuning.apply import apply_tuning
+from hanlin.tuning.prefix import PrefixTuning
 
 CONFIG = ChatGlm2Config(
     vocab_size=50, hidden_size=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, ffn_size=24, max_length=64
@@ -58,7 +58,7 @@ def model(request: pytest.FixtureRequest) -> Counting:
     model.init_weights(torch.Generator().manual_seed(0))
     torch.nn.init.normal_(model.embedding.weight, generator=torch.Generator().manual_seed(1))
     if request.param == "prefix":
-        settings = TuningSettings(method="prefix", prefix_length=3)
+        settings = PrefixTuning(length=3)
         apply_tuning(model, settings, family, torch.Generator().manual_seed(2))
     return Counting(model.eval())
 

@@ -22,9 +22,12 @@ from hanlin.models.cpm_bee import CpmBeeTokenizer
 from hanlin.models.family import load_family, make_options
 from hanlin.parallel.inference_model import ShardedInferenceModel
 from hanlin.parallel.parallelize import parallelize
-from hanlin.recipe.settings import ParallelSettings, TuningSettings
+from hanlin.recipe.settings import ParallelSettings
+from hanlin.recipe.tuning import TuningMethod
 from hanlin.tokens.wordpiece import WordPiece
 from hanlin.tuning.apply import apply_tuning
+from hanlin.tuning.full import FullTuning
+from hanlin.tuning.prefix import PrefixTuning
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "data": {"data": 2},
@@ -62,10 +65,10 @@ FAMILIES = {
 }
 
 
-PREFIX = TuningSettings(method="prefix", prefix_length=3)
+PREFIX = PrefixTuning(length=3)
 
 
-def answers(name: str, layout: dict[str, Any] | None, tuning: TuningSettings | None = None) -> list[list[Any]]:
+def answers(name: str, layout: dict[str, Any] | None, tuning: TuningMethod | None = None) -> list[list[Any]]:
     """What one rank gets to know, by search; layout: None for a process alone."""
     family, (make, values, records) = load_family(name), FAMILIES[name]
     tokenizer: Any = make()
@@ -74,7 +77,7 @@ def answers(name: str, layout: dict[str, Any] | None, tuning: TuningSettings | N
     model = family.model()(config).double()
     draw = torch.Generator().manual_seed(5)
     model.init_weights(draw)
-    apply_tuning(model, tuning or TuningSettings(), family, draw)
+    apply_tuning(model, tuning or FullTuning(), family, draw)
     for name, weight in model.named_parameters():
         if weight.dim() > 1:  # so that each answer has many letters
             torch.nn.init.normal_(weight, std=5.0 if "blocks" in name else 1.0, generator=draw)
@@ -91,7 +94,7 @@ def answers(name: str, layout: dict[str, Any] | None, tuning: TuningSettings | N
     return [engine.generate(records[:3], search, seed=3) for search in SEARCHES]
 
 
-def compare(family: str, layout: dict[str, Any], tuning: TuningSettings | None = None) -> None:
+def compare(family: str, layout: dict[str, Any], tuning: TuningMethod | None = None) -> None:
     alone = answers(family, None, tuning)
     settings = ParallelSettings(**layout)
     world = (settings.data or 1) * settings.tensor * settings.pipe

@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from hanlin.adapters.files import load_adapter, read_adapter_settings, save_original_delta
+from hanlin.adapters.adapter import load_adapter
+from hanlin.adapters.cpm_bee_delta import DELTA
+from hanlin.adapters.opening import open_adapter
 from hanlin.formats.files import open_weights
 from hanlin.formats.load import load_into
 from hanlin.formats.source import read_config
+from hanlin.layers.lora import merge_lora
 from hanlin.models.cpm_bee import family
 from hanlin.models.cpm_bee.model import CpmBee
 from hanlin.tuning.apply import apply_tuning, trained_parameters
-from hanlin.tuning.lora import merge_lora
 
 INPUT_NAMES = {
     "input": "tokens",
@@ -44,11 +47,12 @@ def check(case: Path, vocab: Path) -> None:
     atol = facts["tolerance"]["logits_atol"]
 
     assert_close(model(**inputs), expected["logits_base"], atol)
-    settings = read_adapter_settings(delta, family)
+    adapter = open_adapter(delta, family)
+    settings: Any = adapter.settings
     assert (settings.rank, settings.alpha) == (facts["lora"]["lora_r"], facts["lora"]["lora_alpha"])
     apply_tuning(model, settings, family)
     assert_close(model(**inputs), expected["logits_base"], atol)
-    load_adapter(model, delta, family)
+    load_adapter(model, adapter)
     tuned = model(**inputs)
     assert_close(tuned, expected["logits"], atol)
     assert_close(model(**inputs, labels=labels) / (labels != -100).sum(), expected["loss"], atol)
@@ -62,7 +66,7 @@ def check(case: Path, vocab: Path) -> None:
 
 def check_written_back(model: CpmBee, settings, delta: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        save_original_delta(model, settings, Path(folder) / "delta.pt", family)
+        DELTA.save(model, settings, Path(folder) / "delta.pt", family)
         written, original = open_weights(Path(folder) / "delta.pt"), open_weights(delta)
         assert list(written) == list(original)
         assert all(written[name].equal(original[name]) for name in original)

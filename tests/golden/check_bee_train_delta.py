@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from check_bee_train_full import assert_same_weights, load_model, train_as_recorded
 
-from hanlin.adapters.files import load_adapter, read_adapter_settings
+from hanlin.adapters.adapter import load_adapter
+from hanlin.adapters.opening import open_adapter
 from hanlin.formats.load import base_parameters
 from hanlin.models.cpm_bee import family
 from hanlin.models.cpm_bee.model import CpmBee
@@ -28,6 +29,7 @@ def check(case: Path, vocab: Path) -> None:
 
 def load_tuned(case: Path, delta: Path) -> CpmBee:
     model = load_model(case, case / "pytorch_model.bin")
-    apply_tuning(model, read_adapter_settings(delta, family), family)
-    load_adapter(model, delta, family)
+    adapter = open_adapter(delta, family)
+    apply_tuning(model, adapter.settings, family)
+    load_adapter(model, adapter)
     return model

@@ -8,12 +8,14 @@ from pathlib import Path
 import torch
 from glm_case import Arrays, arrays_of, assert_close, facts_of, inputs_of, load_model, mean_loss, real_columns
 
-from hanlin.adapters.files import is_adapter, load_adapter, read_adapter_settings, save_original_delta
+from hanlin.adapters.adapter import load_adapter
+from hanlin.adapters.chatglm2_prefix import PREFIX
+from hanlin.adapters.opening import is_adapter, open_adapter
 from hanlin.formats.files import open_weights
 from hanlin.layers.kv_cache import KVCache
 from hanlin.models.chatglm2 import family
 from hanlin.models.chatglm2.model import ChatGlm2
-from hanlin.recipe.settings import TuningSettings
+from hanlin.recipe.tuning import TuningMethod
 from hanlin.tuning.apply import apply_tuning, trained_parameters
 
 
@@ -47,13 +49,13 @@ def check(case: Path, vocab: Path) -> None:
     _check_written_back(model, settings, checkpoint)
 
 
-def load_tuned(base: Path, checkpoint: Path) -> tuple[ChatGlm2, TuningSettings]:
+def load_tuned(base: Path, checkpoint: Path) -> tuple[ChatGlm2, TuningMethod]:
     assert is_adapter(checkpoint)
     assert not is_adapter(base)
-    model, settings = load_model(base), read_adapter_settings(checkpoint, family)
-    apply_tuning(model, settings, family)
-    load_adapter(model, checkpoint, family)
-    return model.eval(), settings
+    model, adapter = load_model(base), open_adapter(checkpoint, family)
+    apply_tuning(model, adapter.settings, family)
+    load_adapter(model, adapter)
+    return model.eval(), adapter.settings
 
 
 def _check_prefix(model: ChatGlm2, expected: Arrays, atol: float) -> None:
@@ -101,10 +103,10 @@ def _check_greedy(model: ChatGlm2, prompt: Arrays, theirs: torch.Tensor) -> None
     assert ids.tolist() == theirs.tolist()
 
 
-def _check_written_back(model: ChatGlm2, settings: TuningSettings, checkpoint: Path) -> None:
+def _check_written_back(model: ChatGlm2, settings: TuningMethod, checkpoint: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        save_original_delta(model, settings, Path(folder) / "out", family)
+        PREFIX.save(model, settings, Path(folder) / "out", family)
         written, original = open_weights(Path(folder) / "out"), open_weights(checkpoint)
         assert list(written) == list(original)
         assert all(written[name].equal(original[name]) for name in original)
-        assert read_adapter_settings(Path(folder) / "out", family) == settings
+        assert open_adapter(Path(folder) / "out", family).settings == settings

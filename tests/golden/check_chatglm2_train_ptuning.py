@@ -11,8 +11,8 @@ from glm_case import facts_of, load_model
 
 from hanlin.formats.load import base_parameters
 from hanlin.models.chatglm2 import family
-from hanlin.recipe.settings import TuningSettings
 from hanlin.tuning.apply import apply_tuning, trained_parameters
+from hanlin.tuning.prefix import PrefixTuning
 
 THEIRS = "transformer.prefix_encoder."
 
@@ -21,7 +21,7 @@ def check(case: Path, vocab: Path) -> None:
     del vocab
     check_rows(case)
     model = load_model(case / "model")
-    apply_tuning(model, TuningSettings(method="prefix", prefix_length=flags_of(case).pre_seq_len), family)
+    apply_tuning(model, PrefixTuning(length=flags_of(case).pre_seq_len), family)
     start = of_prefix(case / "inputs.npz", f"prefix_init.{THEIRS}")
     with torch.no_grad():
         for name, weight in trained_parameters(model).items():

@@ -19,7 +19,9 @@ from hanlin.models.cpm2.model import visible_spans
 from hanlin.models.cpm2.processor import Cpm2Processor
 from hanlin.models.cpm2.record import Cpm2Options
 from hanlin.models.cpm2.tokenizer import Cpm2Tokenizer
-from hanlin.recipe.settings import DataSettings, PromptSettings
+from hanlin.recipe.cpm2_prompts import translate
+from hanlin.recipe.settings import DataSettings
+from hanlin.tuning.prompt import PromptTuning
 
 RANKED = {"sogou_train": "sogou-log", "sogou_test": "sogou-log"}
 
@@ -48,7 +50,7 @@ def _processor(variant: dict[str, Any], tokenizer: Cpm2Tokenizer) -> Cpm2Process
     options = Cpm2Options(dataset=RANKED.get(name, name))  # pyright: ignore[reportArgumentType]: any of the names
     processor = Cpm2Processor(tokenizer, Cpm2Config(vocab_size=tokenizer.vocab_size), options)
     prompts = variant["prompt_config"]
-    return processor if prompts is None else processor.with_prompts(PromptSettings.model_validate(prompts))
+    return processor if prompts is None else processor.with_prompts(PromptTuning(**translate(prompts, variant["id"])))
 
 
 def _records(path: Path, variant: dict[str, Any], processor: Cpm2Processor) -> list[Any]:
@@ -111,7 +113,7 @@ def _collated(processor: Cpm2Processor, made: Sequence[Sample]) -> Batch:
     return processor.collate([[sample] for sample in made], max(sample.length for sample in made))
 
 
-def _check_inputs(inputs: Arrays, arrays: Arrays, prompts: PromptSettings | None) -> None:
+def _check_inputs(inputs: Arrays, arrays: Arrays, prompts: PromptTuning | None) -> None:
     for name, theirs in (("encoder_tokens", "enc_input_ids"), ("tokens", "dec_input_ids")):
         assert inputs[name].equal(_cropped(arrays[theirs], inputs[name]).long()), name
     read, own = inputs["encoder_spans"], inputs["spans"]

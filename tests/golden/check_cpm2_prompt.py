@@ -20,17 +20,19 @@ from cpm2_case import (
     losses_of,
 )
 
+from hanlin.models.cpm2 import family
 from hanlin.models.cpm2.datasets.lcqmc import make_items
 from hanlin.models.cpm2.formats import PROMPTS
 from hanlin.models.cpm2.model import Cpm2
 from hanlin.models.cpm2.pieces import source_of, target_of
 from hanlin.models.cpm2.tokenizer import Cpm2Tokenizer
 from hanlin.parallel.parallelize import parallelize
-from hanlin.recipe.settings import PromptSettings, TrainSettings
+from hanlin.recipe.settings import TrainSettings
 from hanlin.train.optimizer import build_optimizer
 from hanlin.train.optimizers.adamw import AdamWSettings
 from hanlin.train.step import Step
-from hanlin.tuning.soft_prompt import add_soft_prompt, begin_with_tokens, first_tokens
+from hanlin.tuning.apply import apply_tuning
+from hanlin.tuning.prompt import PromptTuning, begin_with_tokens, first_tokens
 
 
 def check(case: Path, vocab: Path) -> None:
@@ -39,18 +41,18 @@ def check(case: Path, vocab: Path) -> None:
     samples = json.loads((case / "samples.json").read_text())
     inputs, expected = arrays_of(case / "inputs.npz"), arrays_of(case / "expected.npz")
     for name, file in facts["prompt_configs"].items():
-        settings = PromptSettings.model_validate(case / file)
+        settings = PromptTuning.model_validate({"file": case / file})
         if name in samples:
             _check_ids(case / facts["data"], settings, tokenizer, samples[name])
             own, wanted = (_under(name, arrays) for arrays in (inputs, expected))
             _check_network(_tuned(case, settings), own, wanted, facts["tolerance"])
         else:
             _check_start(case, settings, tokenizer, _under(name, expected))
-    main = PromptSettings.model_validate(case / facts["prompt_configs"]["main"])
+    main = PromptTuning.model_validate({"file": case / facts["prompt_configs"]["main"]})
     _check_tuning(_tuned(case, main), _under("main", inputs), _under("tune", expected), facts)
 
 
-def _check_ids(data: Path, settings: PromptSettings, tokenizer: Cpm2Tokenizer, expected: list[dict[str, Any]]) -> None:
+def _check_ids(data: Path, settings: PromptTuning, tokenizer: Cpm2Tokenizer, expected: list[dict[str, Any]]) -> None:
     records = [json.loads(line) for line in data.read_text("utf-8").splitlines()]
     for record, wanted in zip(records, expected, strict=True):
         [item] = make_items(record, settings)
@@ -75,14 +77,14 @@ def _check_network(model: Cpm2, arrays: Arrays, expected: Arrays, tolerance: dic
     assert_gradient("prompts", model.soft_prompt.weight.grad, expected[f"grad/{PROMPTS}"], tolerance["grad_rtol"])
 
 
-def _check_start(case: Path, settings: PromptSettings, tokenizer: Cpm2Tokenizer, expected: Arrays) -> None:
+def _check_start(case: Path, settings: PromptTuning, tokenizer: Cpm2Tokenizer, expected: Arrays) -> None:
     tokens = first_tokens(settings, tokenizer)
     assert tokens == expected["init_ids"].tolist()
     if "prompt_weight" in expected:
         model = load_model(case)
-        prompt = add_soft_prompt(model, settings.length)
+        settings.add_to(model, family)
         begin_with_tokens(model, tokens)
-        assert_close("prompt_weight", prompt.weight, expected["prompt_weight"], 0.0)
+        assert_close("prompt_weight", model.get_parameter("soft_prompt.weight"), expected["prompt_weight"], 0.0)
 
 
 def _check_tuning(model: Cpm2, arrays: Arrays, expected: Arrays, facts: dict[str, Any]) -> None:
@@ -135,11 +137,10 @@ class _CountsOldGradients:
         self._parallel_model.scale_grads(factor)
 
 
-def _tuned(case: Path, settings: PromptSettings) -> Cpm2:
-    model = load_model(case).requires_grad_(settings.trains_model)
-    prompt = add_soft_prompt(model, settings.length, sees_tokens=settings.sees_tokens, is_seen=settings.is_seen)
+def _tuned(case: Path, settings: PromptTuning) -> Cpm2:
+    model = apply_tuning(load_model(case), settings, family)
     with torch.no_grad():
-        prompt.weight.copy_(arrays_of(case / "prompt_embeds.npz")[PROMPTS])
+        model.soft_prompt.weight.copy_(arrays_of(case / "prompt_embeds.npz")[PROMPTS])
     return model.eval()
 
 

@@ -20,8 +20,11 @@ from hanlin.models.cpm2.config import Cpm2Config
 from hanlin.models.cpm2.model import Cpm2
 from hanlin.models.cpm_bee.config import CpmBeeConfig
 from hanlin.models.cpm_bee.model import CpmBee
-from hanlin.recipe.settings import PromptSettings, TuningSettings
 from hanlin.tuning.apply import apply_tuning
+from hanlin.tuning.full import FullTuning
+from hanlin.tuning.lora import LoraTuning
+from hanlin.tuning.prefix import PrefixTuning
+from hanlin.tuning.prompt import PromptTuning
 
 ROWS, LENGTH, VOCAB = 8, 6, 50  # a vocabulary that four ranks cannot divide evenly
 SHAPE: dict[str, Any] = {"vocab_size": VOCAB, "hidden_size": 16, "num_layers": 4, "num_heads": 4, "head_dim": 4}
@@ -97,10 +100,10 @@ CASES = {
 CASES = {name: Case(case.make, case.inputs, case.targets, name) for name, case in CASES.items()}
 
 METHODS = {
-    "full": TuningSettings(),
-    "lora": TuningSettings(method="lora", rank=2),
-    "prefix": TuningSettings(method="prefix", prefix_length=3),
-    "prompt": TuningSettings(method="prompt", prompt=PromptSettings(length=3, sees_tokens=False)),
+    "full": FullTuning(),
+    "lora": LoraTuning(rank=2),
+    "prefix": PrefixTuning(length=3),
+    "prompt": PromptTuning(length=3, sees_tokens=False),
 }
 
 

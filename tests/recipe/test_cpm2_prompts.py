@@ -11,7 +11,8 @@ from pydantic import ValidationError
 
 from hanlin.core.errors import ConfigError
 from hanlin.recipe.cpm2_prompts import read_prompt_file
-from hanlin.recipe.settings import PromptSettings, TuningSettings
+from hanlin.recipe.tuning import TUNING_METHODS
+from hanlin.tuning.prompt import PromptTuning
 
 
 def write(path: Path, **changes: Any) -> Path:
@@ -22,9 +23,9 @@ def write(path: Path, **changes: Any) -> Path:
 
 
 def test_shares_are_cut_off_and_not_rounded(tmp_path: Path) -> None:
-    settings = PromptSettings.model_validate(write(tmp_path / "a.json"))
+    settings = PromptTuning.model_validate({"file": write(tmp_path / "a.json")})
     assert settings.borders(()) == [7, 15, 23]
-    assert PromptSettings(length=10).borders((0.5, 0.5, 0.0)) == [5, 10, 10]
+    assert PromptTuning(length=10).borders((0.5, 0.5, 0.0)) == [5, 10, 10]
 
 
 @pytest.mark.parametrize(
@@ -38,7 +39,7 @@ def test_shares_are_cut_off_and_not_rounded(tmp_path: Path) -> None:
     ],
 )
 def test_every_flag_of_the_original_is_read(tmp_path: Path, changes: dict[str, Any], expected: tuple) -> None:
-    found = PromptSettings.model_validate(write(tmp_path / "a.json", **changes))
+    found = PromptTuning.model_validate({"file": write(tmp_path / "a.json", **changes)})
     assert (found.init, found.trains_model, found.trains_prompts, found.sees_tokens, found.is_seen) == expected
 
 
@@ -62,14 +63,13 @@ def test_what_cannot_be_meant_is_refused(tmp_path: Path, changes: dict[str, Any]
     [("33_34_33", (0.33, 0.34, 0.33)), ("5_5_0", (0.5, 0.5, 0.0)), ("98_2_0", (0.98, 0.02, 0.0))],
 )
 def test_places_may_be_written_as_in_the_originals_names(name: str, shares: tuple[float, ...]) -> None:
-    assert PromptSettings.model_validate({"ratios": name}).ratios == shares
+    assert PromptTuning.model_validate({"ratios": name}).ratios == shares
 
 
-def test_a_recipe_may_name_the_file_or_hold_its_keys(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.json")
-    by_path = TuningSettings.model_validate({"method": "prompt", "prompt": str(path)})
-    by_keys = TuningSettings.model_validate({"method": "prompt", "prompt": json.loads(path.read_text())})
-    assert by_path == by_keys == TuningSettings(**by_path.model_dump())
+def test_a_recipe_may_name_the_file_and_change_single_values(tmp_path: Path) -> None:
+    found = TUNING_METHODS.make({"method": "prompt", "file": str(write(tmp_path / "a.json")), "length": 4})
+    assert (found.length, found.ratios) == (4, (0.33, 0.34, 0.33))
+    assert TUNING_METHODS.make(found.model_dump()) == found
 
 
 @pytest.mark.parametrize(
@@ -77,9 +77,9 @@ def test_a_recipe_may_name_the_file_or_hold_its_keys(tmp_path: Path) -> None:
     [
         ({"ratios": "33_34"}, "three or four numbers"),
         ({"trains_prompts": False}, "neither prompts nor model"),
-        ("nowhere.json", "cannot be read"),
+        ({"file": "nowhere.json"}, "cannot be read"),
     ],
 )
 def test_settings_that_cannot_be_meant_are_refused(values: Any, message: str) -> None:
     with pytest.raises(ValidationError, match=message):
-        PromptSettings.model_validate(values)
+        PromptTuning.model_validate(values)

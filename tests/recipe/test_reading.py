@@ -48,15 +48,16 @@ def test_home_is_expanded_in_single_paths_and_lists(recipe: Path) -> None:
 
 
 def test_all_mistakes_are_listed_with_their_lines(recipe: Path) -> None:
-    recipe.write_text(MINIMAL + "train:\n  lr: fast\n  stepz: 3\ntuning:\n  rank: 0\n", encoding="utf-8")
+    wrong = "train:\n  lr: fast\n  stepz: 3\ntuning:\n  method: lora\n  rank: 0\n"
+    recipe.write_text(MINIMAL + wrong, encoding="utf-8")
     with pytest.raises(ConfigError) as caught:
         load_recipe(recipe, ["data.overlong=cut"])
     lines = str(caught.value).splitlines()
     assert lines[0] == f"{recipe}: 4 problems"
     assert sorted(line.strip() for line in lines[1:]) == [
+        f"{recipe}:10: tuning.rank: expected greater than 0; found 0",
         f"{recipe}:6: train.lr: expected a valid number, unable to parse string as a number; found 'fast'",
         f"{recipe}:7: train.stepz: there is no such setting; did you mean 'steps'?",
-        f"{recipe}:9: tuning.rank: expected greater than 0; found 0",
         "command line: data.overlong: found 'cut', expected one of: error, drop, truncate, split",
     ]
 
@@ -100,8 +101,8 @@ def test_numbers_beyond_what_a_machine_can_hold_are_refused(recipe: Path, change
 
 
 def test_what_is_right_survives_what_is_wrong(recipe: Path) -> None:
-    draft = read_recipe(recipe, ["train.lr=-1", "train.batch_size=3", "tuning=lora"])
-    assert [problem.key for problem in draft.problems] == ["tuning", "train.lr"]
+    draft = read_recipe(recipe, ["train.lr=-1", "train.batch_size=3", "parallel=two"])
+    assert [problem.key for problem in draft.problems] == ["train.lr", "parallel"]
     assert draft.recipe is not None
     assert draft.recipe.train.batch_size == 3
 
@@ -160,6 +161,47 @@ def test_the_written_recipe_reads_back_equal(recipe: Path) -> None:
     (recipe.parent / "config.yaml").write_text(text, encoding="utf-8")
     assert load_recipe(recipe.parent) == loaded
     assert "诗" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (("tuning.method=prefix",), {"method": "prefix", "length": 128, "projection": False, "dropout": 0.5}),
+        (("tuning.length=4", "tuning.method=prefix"), {"method": "prefix", "length": 4}),
+        (("tuning.method=lora", "tuning.alpha=3"), {"method": "lora", "rank": 4, "alpha": 3.0, "dropout": 0.5}),
+        (("tuning={method: full}",), {"method": "full"}),
+    ],
+)
+def test_another_tuning_method_leaves_the_settings_of_the_file_s_behind(
+    recipe: Path, changes: tuple[str, ...], expected: dict[str, object]
+) -> None:
+    recipe.write_text(MINIMAL + "tuning: {method: lora, rank: 4, dropout: 0.5}\n", encoding="utf-8")
+    loaded = load_recipe(recipe, changes)
+    assert expected.items() <= loaded.tuning.model_dump().items()
+    (recipe.parent / "config.yaml").write_text(dump_recipe(loaded), encoding="utf-8")
+    assert load_recipe(recipe.parent) == loaded
+
+
+@pytest.mark.parametrize(
+    ("tuning", "message"),
+    [
+        (
+            "rank: 4",
+            r"tuning.rank: is a setting of method lora, not of full; remove it, or set tuning.method: lora",
+        ),
+        ("method: lora\n  length: 4", "tuning.length: is a setting of method prefix or prompt, not of lora"),
+        ("method: lora\n  rnak: 4", r"tuning.rnak: there is no such setting; did you mean 'rank'\?"),
+        ("method: magic\n  rank: 4", "tuning.method: found 'magic', expected one of: full, lora, prefix"),
+        ("method: prompt\n  file: nowhere.json", "tuning.file: nowhere.json: cannot be read"),
+    ],
+)
+def test_a_setting_that_the_tuning_method_does_not_have_is_told_with_its_line(
+    recipe: Path, tuning: str, message: str
+) -> None:
+    recipe.write_text(f"{MINIMAL}tuning:\n  {tuning}\n", encoding="utf-8")
+    line = 5 + len(tuning.split("\n")) if "magic" not in tuning else 6
+    with pytest.raises(ConfigError, match=f"recipe.yaml:{line}: {message}"):
+        load_recipe(recipe)
 
 
 def test_the_written_recipe_leaves_out_what_has_no_effect(recipe: Path) -> None:

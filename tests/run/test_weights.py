@@ -26,7 +26,7 @@ from hanlin.run.weights import _additions, _base_model, _tuned_model, load_engin
 GREEDY = GreedySettings(max_new_tokens=6)
 
 
-@pytest.mark.parametrize("tuning", [{"method": "prompt", "prompt": {"length": 4}}, {"method": "lora", "rank": 2}])
+@pytest.mark.parametrize("tuning", [{"method": "prompt", "length": 4}, {"method": "lora", "rank": 2}])
 def test_ranks_begin_with_the_additions_of_one_process(tuning: dict, tmp_path: Path) -> None:
     model = {"family": "cpm2", "base": str(write_original(tmp_path))}
     components = build_components(make_recipe({"model": model, "tuning": tuning, "run": {"folder": str(tmp_path)}}))
@@ -82,7 +82,7 @@ def test_expert_memory_without_experts_is_refused(tmp_path: Path) -> None:
         load_engine(make_recipe({**values, "generate": {"expert_memory": 1.0}}))
 
 
-@pytest.mark.parametrize("tuning", [{"method": "lora", "rank": 2}, {"method": "prefix", "prefix_length": 3}])
+@pytest.mark.parametrize("tuning", [{"method": "lora", "rank": 2}, {"method": "prefix", "length": 3}])
 @pytest.mark.parametrize("is_classifier", [False, True])
 def test_ranks_begin_with_the_head_for_labels_of_one_process(tuning: dict, is_classifier: bool, tmp_path: Path) -> None:
     """Drawn fresh for a language model, from the base where it has one; trained and kept beside a frozen base."""

@@ -8,14 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from hanlin.adapters.files import (
-    is_adapter,
-    load_adapter,
-    read_adapter_settings,
-    save_adapter,
-    save_original_delta,
-    save_peft,
-)
+from hanlin.adapters.adapter import load_adapter
+from hanlin.adapters.chatglm2_prefix import PREFIX
+from hanlin.adapters.folder import save_adapter
+from hanlin.adapters.opening import format_to_write, is_adapter, open_adapter
 from hanlin.core.errors import CheckpointError, ConfigError
 from hanlin.core.files import read_json_object, write_json
 from hanlin.formats.load import base_parameters
@@ -26,8 +22,8 @@ from hanlin.models.chatglm2.model import ChatGlm2
 from hanlin.models.cpm_bee import family as bee_family
 from hanlin.models.cpm_bee.config import CpmBeeConfig
 from hanlin.models.cpm_bee.model import CpmBee
-from hanlin.recipe.settings import TuningSettings
 from hanlin.tuning.apply import apply_tuning, trained_parameters
+from hanlin.tuning.prefix import PrefixTuning
 
 CONFIG = ChatGlm2Config(
     vocab_size=30, hidden_size=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, ffn_size=24, max_length=64
@@ -44,10 +40,10 @@ BEE_CONFIG = CpmBeeConfig(
     max_distance=16,
     removed_attention=(1,),
 )
-SETTINGS = TuningSettings(method="prefix", prefix_length=5, prefix_projection=True, dropout=0.1)
+SETTINGS = PrefixTuning(length=5, projection=True, dropout=0.1)
 
 
-def tuned(settings: TuningSettings = SETTINGS, seed: int = 0) -> ChatGlm2:
+def tuned(settings: PrefixTuning = SETTINGS, seed: int = 0) -> ChatGlm2:
     generator = torch.Generator().manual_seed(seed)
     model = ChatGlm2(CONFIG)
     model.init_weights(torch.Generator().manual_seed(0))
@@ -87,30 +83,30 @@ def test_the_prefix_stays_in_fp32_under_autocast() -> None:
 def test_adapter_folders_and_the_originals_give_the_prefix_back(tmp_path: Path) -> None:
     model, tokens = tuned(), torch.arange(6)[None]
     save_adapter(model, SETTINGS, tmp_path / "ours")
-    save_original_delta(model, SETTINGS, tmp_path / "theirs", family)
+    PREFIX.save(model, SETTINGS, tmp_path / "theirs", family)
     for name in ("ours", "theirs"):
         assert is_adapter(tmp_path / name)
-        settings = read_adapter_settings(tmp_path / name, family)
-        assert settings == SETTINGS
-        again = tuned(settings, seed=1)
-        load_adapter(again, tmp_path / name, family)
+        adapter = open_adapter(tmp_path / name, family)
+        assert adapter.settings == SETTINGS
+        again = tuned(SETTINGS, seed=1)
+        load_adapter(again, adapter)
         assert again(tokens=tokens).equal(model(tokens=tokens))
-    with pytest.raises(CheckpointError, match="PEFT"):
-        save_peft(model, SETTINGS, tmp_path / "peft", family)
+    with pytest.raises(ConfigError, match="of a prefix is written as adapter, delta, original"):
+        format_to_write(SETTINGS, "peft")
 
 
 def test_a_config_that_does_not_belong_to_the_prefix_is_told(tmp_path: Path) -> None:
-    save_original_delta(tuned(), SETTINGS, tmp_path / "theirs", family)
+    PREFIX.save(tuned(), SETTINGS, tmp_path / "theirs", family)
     config = tmp_path / "theirs" / "config.json"
     write_json(config, {**read_json_object(config), "pre_seq_len": 64})
     with pytest.raises(CheckpointError, match=r"pre_seq_len 64.*the tensors have 5"):
-        read_adapter_settings(tmp_path / "theirs", family)
+        open_adapter(tmp_path / "theirs", family)
 
 
 def test_a_prefix_of_another_length_is_told(tmp_path: Path) -> None:
     save_adapter(tuned(), SETTINGS, tmp_path / "ours")
     with pytest.raises(CheckpointError, match=r"prefix.embedding.weight: found \[5, 64\], expected \[7, 64\]"):
-        load_adapter(tuned(SETTINGS.model_copy(update={"prefix_length": 7})), tmp_path / "ours", family)
+        load_adapter(tuned(SETTINGS.model_copy(update={"length": 7})), open_adapter(tmp_path / "ours", family))
 
 
 def test_a_model_without_a_place_for_a_prefix_is_told() -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hanlin.adapters.adapter import Adapter, AdapterFormat, read_settings
+from hanlin.adapters.labels import LABEL_VALUES
 from hanlin.core.errors import CheckpointError
 from hanlin.core.files import published, read_json_object, write_json
 from hanlin.formats.files import find_weights, open_weights, write_pickle
@@ -21,23 +23,13 @@ if TYPE_CHECKING:
 
 _THEIRS = "transformer.prefix_encoder."
 _OURS = "prefix."
-LABEL_VALUES = ("labels", "label_kind", "label_dropout")
-"""The values of a configuration that say what a head for labels is."""
 _HEAD = "classifier_head."
 """A head for labels, which the original trains beside the prefix."""
 _TABLE = "embedding.weight"
 _PROJECTION = "trans.0.weight"
 
 
-def our_name(name: str) -> str | None:
-    """Our name of a prefix tensor in either naming; None for any other tensor."""
-    for start in (_THEIRS, _OURS):
-        if name.startswith(start):
-            return _OURS + name.removeprefix(start)
-    return None
-
-
-def is_original_prefix(path: Path) -> bool:
+def _holds(path: Path) -> bool:
     """Whether a file or folder holds the original's prefix and nothing else (a whole model may hold one as well)."""
     if path.is_dir() and find_weights(path) is None:
         return False
@@ -45,7 +37,15 @@ def is_original_prefix(path: Path) -> bool:
     return any(name.startswith(_THEIRS) for name in names) and all(name.startswith((_THEIRS, _HEAD)) for name in names)
 
 
-def read_prefix_values(path: Path) -> dict[str, Any]:
+def _open(path: Path, family: FamilyFacts) -> Adapter | None:
+    if not _holds(path):
+        return None
+    weights = open_weights(path)
+    tensors = {_our_name(name, family): weights[name] for name in weights}
+    return Adapter(path, PREFIX.title, read_settings(path, _settings(path)), tensors, _labels(path, family))
+
+
+def _settings(path: Path) -> dict[str, Any]:
     """The tuning settings that the tensors tell; the `config.json` beside them must agree.
 
     Raises: CheckpointError.
@@ -64,15 +64,15 @@ def read_prefix_values(path: Path) -> dict[str, Any]:
                 f"{length} and {has_projection}; these files do not belong together"
             )
     # The original drops a tenth of the prefix in training.
-    return {"method": "prefix", "prefix_length": length, "prefix_projection": has_projection, "dropout": 0.1}
+    return {"method": "prefix", "length": length, "projection": has_projection, "dropout": 0.1}
 
 
-def read_prefix_labels(path: Path, family: FamilyFacts) -> dict[str, Any]:
+def _labels(path: Path, family: FamilyFacts) -> dict[str, Any]:
     """The values of the model's configuration that the head for labels beside a prefix comes from; {} without one.
 
     Raises: CheckpointError.
     """
-    if not (path / "config.json").is_file() or not is_original_prefix(path):
+    if not (path / "config.json").is_file():
         return {}  # a recipe may name the labels
     if not any(name.startswith(_HEAD) for name in open_weights(path)):
         return {}
@@ -80,11 +80,14 @@ def read_prefix_labels(path: Path, family: FamilyFacts) -> dict[str, Any]:
     return {name: getattr(config, name) for name in LABEL_VALUES}
 
 
-def save_original_prefix(model: Any, folder: Path, family: FamilyFacts, *, overwrite: bool = False) -> None:
-    """Write the prefix of a model as the original's checkpoint folder.
+def _our_name(name: str, family: FamilyFacts) -> str:
+    if name.startswith(_THEIRS):
+        return _OURS + name.removeprefix(_THEIRS)
+    known = (rename(form.rules(family.config()), name, "to_ours") for form in family.formats.values())
+    return next(filter(None, known), name)
 
-    Raises: CheckpointError when the folder exists.
-    """
+
+def _save(model: Any, settings: Any, path: Path, family: FamilyFacts, *, overwrite: bool = False) -> None:
     from hanlin.layers.label_head import label_parameters
 
     tensors = {
@@ -99,7 +102,7 @@ def save_original_prefix(model: Any, folder: Path, family: FamilyFacts, *, overw
     values = family.formats["original"].write_config(model.config)
     values["pre_seq_len"] = len(tensors[f"{_THEIRS}{_TABLE}"])
     values["prefix_projection"] = f"{_THEIRS}{_PROJECTION}" in tensors
-    with published(folder, "replace" if overwrite else "refuse") as beside:
+    with published(path, "replace" if overwrite else "refuse") as beside:
         beside.mkdir()
         write_json(beside / "config.json", values)
         write_pickle(beside / "pytorch_model.bin", tensors)
@@ -107,3 +110,6 @@ def save_original_prefix(model: Any, folder: Path, family: FamilyFacts, *, overw
 
 def _prefix_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: tensor for name, tensor in added_parameters(model).items() if name.startswith(_OURS)}
+
+
+PREFIX = AdapterFormat("the original ChatGLM2's folder of a prefix", _holds, _open, _save)

@@ -5,12 +5,14 @@ A file with that tensor alone, which no original writes, is read and written as 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from hanlin.adapters.adapter import Adapter, AdapterFormat, read_settings
 from hanlin.core.errors import CheckpointError
 from hanlin.core.files import published
-from hanlin.formats.files import write_pickle
+from hanlin.formats.files import open_weights, write_pickle
 from hanlin.formats.format import FamilyFacts
 from hanlin.formats.source import open_theirs
 
@@ -47,7 +49,7 @@ def set_prompts(model: nn.Module, prompts: torch.Tensor, path: Path) -> None:
     weight = model.get_parameter(NAME)
     if weight.shape != prompts.shape:
         found, expected = list(prompts.shape), list(weight.shape)
-        raise CheckpointError(f"{path}: its soft prompts are {found}, the model's {expected}; see tuning.prompt.length")
+        raise CheckpointError(f"{path}: its soft prompts are {found}, the model's {expected}; see tuning.length")
     with torch.no_grad():
         weight.copy_(prompts)
 
@@ -62,11 +64,24 @@ def original_prompts(model: nn.Module, family: FamilyFacts) -> dict[str, torch.T
     return {name: model.get_parameter(NAME).detach()}
 
 
-def save_prompt_file(model: nn.Module, path: Path, family: FamilyFacts, *, overwrite: bool = False) -> None:
-    """Write a file that holds the soft prompts of a model alone, under the original's name.
+def _holds(path: Path) -> bool:
+    """No model is a single tensor; soft prompts are."""
+    return path.is_file() and len(open_weights(path)) == 1
 
-    Raises: CheckpointError when the family's original has none, or when the file exists.
-    """
+
+def _open(path: Path, family: FamilyFacts) -> Adapter | None:
+    prompts = find_prompts(path, family)
+    if prompts is None:
+        return None
+    settings = read_settings(path, {"method": "prompt", "length": len(prompts)})
+    return Adapter(path, PROMPTS.title, settings, {NAME: prompts})
+
+
+def _save(model: nn.Module, settings: Any, path: Path, family: FamilyFacts, *, overwrite: bool = False) -> None:
     tensors = original_prompts(model, family)
     with published(path, "replace" if overwrite else "refuse") as beside:
         write_pickle(beside, tensors)
+
+
+PROMPTS = AdapterFormat("a file with soft prompts under the original CPM-2's name", _holds, _open, _save)
+AMONG_BASE = replace(PROMPTS, title="soft prompts among the tensors of a CPM-2", tensors=original_prompts)

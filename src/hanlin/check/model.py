@@ -11,11 +11,11 @@ from pydantic import TypeAdapter, ValidationError
 from hanlin.check.files import Purpose, read_json
 from hanlin.check.rows import record_problems
 from hanlin.core.errors import ConfigError, HanlinError
-from hanlin.formats.source import is_base, likely_families, open_any
+from hanlin.formats.source import is_base, likely_families, open_any, open_source
 from hanlin.models.family import Family, family_names, load_family
 from hanlin.recipe.reading import Found, nearest
 from hanlin.recipe.settings import Recipe
-from hanlin.run.components import Components, build_components, make_processor, model_config
+from hanlin.run.components import Components, build_components, find_adapter, make_processor, model_config
 
 _PADDING_ROWS = 1024  # embedding rows that a base may have beyond its tokens
 
@@ -78,7 +78,9 @@ def token_and_row_problems(recipe: Recipe, family: Family, purpose: Purpose) -> 
     if _is_original(recipe):
         return  # its configuration may have to be read from the weights: weight_problems does that
     try:
-        config = model_config(recipe, family, tokenizer.vocab_size)
+        adapter = find_adapter(recipe, family)
+        source = None if recipe.model.base is None else open_source(recipe.model.base, family)
+        config = model_config(recipe, family, tokenizer.vocab_size, source, adapter)
     except HanlinError as error:
         yield "model.base", str(error)
         return
@@ -86,12 +88,12 @@ def token_and_row_problems(recipe: Recipe, family: Family, purpose: Purpose) -> 
         yield from problems
         return
     try:
-        processor = make_processor(recipe, family, tokenizer, config)
+        processor = make_processor(recipe, family, tokenizer, config, adapter)
     except ConfigError as error:
         key, colon, text = str(error).partition(": ")
         yield (key, text) if colon and key.startswith(("tuning.", "model.")) else ("data.options", str(error))
         return
-    yield from record_problems(Components(recipe, family, config, tokenizer, processor), purpose)
+    yield from record_problems(Components(recipe, family, config, tokenizer, processor, source, adapter), purpose)
 
 
 def _other_family(recipe: Recipe, family: Family) -> str | None:

@@ -186,7 +186,8 @@ class Checkpointer:
 def recipe_identity(recipe: Recipe) -> dict[str, Any]:
     """What must stay as it was when a run is resumed: model, data, tuning and seed, by dotted key.
 
-    Without defaults, so that a setting that came into being later does not part a run from its checkpoints.
+    Without defaults, so that a setting that came into being later does not part a run from its checkpoints; of tuning
+    the method stands there, since other defaults are those of another method.
     """
     parts = recipe.model_dump(
         mode="json",
@@ -195,7 +196,7 @@ def recipe_identity(recipe: Recipe) -> dict[str, Any]:
         exclude_defaults=True,
     )
     flat = {f"{part}.{key}": value for part, keys in parts.items() for key, value in keys.items()}
-    return {**flat, "run.seed": recipe.run.seed}
+    return {**flat, "tuning.method": recipe.tuning.method, "run.seed": recipe.run.seed}
 
 
 def verify(folder: Path) -> list[str]:

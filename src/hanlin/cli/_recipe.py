@@ -74,7 +74,8 @@ def _weights_folder(recipe: Recipe, weights: str | None) -> Path:
 
 def _pointing_at(recipe: Recipe, weights: Path) -> list[str]:
     """The changes that put weights on top of the recipe's base, or in its place."""
-    from hanlin.adapters.files import ADAPTER_FOLDER, is_adapter
+    from hanlin.adapters.folder import ADAPTER_FOLDER
+    from hanlin.adapters.opening import is_adapter
 
     shown = json.dumps(str(weights), ensure_ascii=False)
     if is_adapter(weights):

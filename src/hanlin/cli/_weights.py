@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from hanlin.core.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
+    from hanlin.adapters.adapter import Adapter
     from hanlin.models.family import Family
-    from hanlin.recipe.settings import TuningSettings
 
 
 def find_family(path: Path) -> Family:
@@ -41,35 +41,30 @@ def find_family(path: Path) -> Family:
     raise CheckpointError(f"{path}: its tensors are called as in {told} (first: {', '.join(names[:3])}); give --family")
 
 
-def read_adapter(path: Path, base: Path, family: Family) -> tuple[Any, TuningSettings]:
-    """A model that has real tensors for the adapter only (the rest on the meta device), and its settings.
+def model_of_adapter(adapter: Adapter, base: Path, family: Family) -> Any:
+    """A model that has real tensors for the adapter only (the rest on the meta device).
 
     A quantised base is taken as plain numbers.
 
     Raises: CheckpointError.
     """
     import torch
-    from torch import nn
 
-    from hanlin.adapters.files import load_adapter, read_adapter_config, read_adapter_settings
-    from hanlin.formats.load import added_parameters
+    from hanlin.adapters.adapter import load_adapter
     from hanlin.formats.source import open_source, plain_values, read_config
-    from hanlin.tuning.apply import apply_tuning
+    from hanlin.tuning.apply import apply_tuning, make_additions
 
-    settings = read_adapter_settings(path, family)
     weights = open_source(base, family).weights
-    config = read_config(base, family, {**plain_values(family), **read_adapter_config(path, family)})
+    config = read_config(base, family, {**plain_values(family), **adapter.config})
     with torch.device("meta"):
         model = family.model()(config).to(weights[next(iter(weights))].dtype)
-    apply_tuning(model, settings, family)
-    for name, parameter in added_parameters(model).items():
-        module, _, last = name.rpartition(".")
-        model.get_submodule(module).register_parameter(last, nn.Parameter(torch.empty_like(parameter, device="cpu")))
-    load_adapter(model, path, family)
-    return model, settings
+    apply_tuning(model, adapter.settings, family)
+    make_additions(model)
+    load_adapter(model, adapter)
+    return model
 
 
-def merge_adapter(path: Path, base: Path, family: Family) -> Any:
+def merge_adapter(adapter: Adapter, base: Path, family: Family) -> Any:
     """The base's model with an adapter worked into its weights.
 
     Raises: CheckpointError.
@@ -77,13 +72,10 @@ def merge_adapter(path: Path, base: Path, family: Family) -> Any:
     from hanlin.formats.load import load_into
     from hanlin.formats.source import plain_values, read_config
     from hanlin.layers.label_head import keep_label_head
-    from hanlin.tuning.lora import merge_lora
 
-    model, settings = read_adapter(path, base, family)
-    if settings.method != "lora":
-        raise CheckpointError(f"{path}: a {settings.method} cannot be worked into weights; use it as model.adapter")
+    model = model_of_adapter(adapter, base, family)
     # Its own configuration: a language model lacks the head for labels that the adapter may bring.
     load_into(model, base, family, config=read_config(base, family, plain_values(family)))
-    merge_lora(model)
+    adapter.settings.merge(model)
     keep_label_head(model)
     return model

@@ -52,12 +52,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from hanlin.adapters.files import is_adapter
+    from hanlin.adapters.opening import OURS, is_adapter
     from hanlin.core.errors import ConfigError
 
     if not args.source.exists():
         raise ConfigError(f"there is no {args.source}")
-    if is_adapter(args.source) or args.to == "adapter":
+    if is_adapter(args.source) or args.to == OURS:
         _convert_adapter(args)
     elif args.merge:
         _merge(args)
@@ -100,15 +100,16 @@ def _changes(words: list[str]) -> dict[str, Any]:
 def _merge(args: argparse.Namespace) -> None:
     from tempfile import TemporaryDirectory
 
-    from hanlin.adapters.files import read_adapter_config
+    from hanlin.adapters.opening import open_adapter
     from hanlin.cli._weights import merge_adapter
     from hanlin.formats.format import BASE
     from hanlin.formats.load import base_parameters, save_base
     from hanlin.formats.source import plain_values, read_config
 
     family = _family(args, args.source)
-    model = merge_adapter(args.merge, args.source, family)
-    config = read_config(args.source, family, {**plain_values(family), **read_adapter_config(args.merge, family)})
+    adapter = open_adapter(args.merge, family)
+    model = merge_adapter(adapter, args.source, family)
+    config = read_config(args.source, family, {**plain_values(family), **adapter.config})
     tokenizer = family.tokenizer(args.vocab or args.source) if args.vocab or args.source.is_dir() else None
     tensors = {name: parameter.detach() for name, parameter in base_parameters(model).items()}
     if args.to in (None, BASE):
@@ -122,28 +123,22 @@ def _merge(args: argparse.Namespace) -> None:
 
 
 def _convert_adapter(args: argparse.Namespace) -> None:
-    from hanlin.adapters import files as adapters
-    from hanlin.adapters.cpm2_prompts import original_prompts
-    from hanlin.cli._weights import read_adapter
+    from hanlin.adapters.opening import OURS, format_to_write, is_adapter, open_adapter
+    from hanlin.cli._weights import model_of_adapter
     from hanlin.core.errors import ConfigError
 
-    # Soft prompts may lie among the tensors of a whole model.
-    base = args.base or (None if adapters.is_adapter(args.source) else args.source)
+    # It may lie among the tensors of a whole model.
+    base = args.base or (None if is_adapter(args.source) else args.source)
     if base is None:
         raise ConfigError(f"{args.source} is an adapter; name the base that it belongs to with --base")
     family = _family(args, base)
-    model, settings = read_adapter(args.source, base, family)
-    match args.to:
-        case None | "adapter":
-            adapters.save_adapter(model, settings, args.target, overwrite=args.overwrite)
-        case "original" if settings.method == "prompt":
-            _convert(args, base, original_prompts(model, family))
-        case "delta" | "original":
-            adapters.save_original_delta(model, settings, args.target, family, overwrite=args.overwrite)
-        case "peft":
-            adapters.save_peft(model, settings, args.target, family, overwrite=args.overwrite)
-        case _:
-            raise ConfigError(f"--to {args.to}: an adapter can be written as adapter, delta or peft")
+    adapter = open_adapter(args.source, family)
+    layout = format_to_write(adapter.settings, args.to or OURS)
+    model = model_of_adapter(adapter, base, family)
+    if layout.tensors is not None:
+        _convert(args, base, layout.tensors(model, family))
+    else:
+        layout.save(model, adapter.settings, args.target, family, overwrite=args.overwrite)
 
 
 def _family(args: argparse.Namespace, source: Path) -> Family:

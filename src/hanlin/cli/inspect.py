@@ -5,8 +5,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hanlin.core.errors import DataError
+
+if TYPE_CHECKING:
+    from hanlin.formats.describe import Description
 
 HELP = "say what a file is, and why"
 
@@ -76,13 +80,25 @@ def _recipe(path: Path) -> Facts:
 
 
 def _weights(path: Path) -> Facts:
+    from hanlin.adapters.opening import find_format
     from hanlin.formats.describe import describe
     from hanlin.formats.source import open_any
     from hanlin.models.family import family_names, load_family
 
     families = [load_family(name) for name in family_names()]
-    found = describe(path, families)
-    yield "kind", found.kind if found.kind != "model" else "weights of a model"
+    found, form = describe(path, families), find_format(path)
+    yield from _model(found) if form is None else [("kind", f"adapter: {form.title}")]
+    yield "parameters", f"{found.num_parameters:,} ({', '.join(found.dtypes)}) in {found.num_tensors} tensors"
+    yield "bytes", f"{found.num_bytes:,}"
+    weights = open_any(path, families)
+    for name in list(weights)[:_SHOWN]:
+        yield "tensor", f"{name} {list(weights.meta(name).shape)}"
+    if found.num_tensors > _SHOWN:
+        yield "", f"and {found.num_tensors - _SHOWN} more"
+
+
+def _model(found: Description) -> Facts:
+    yield "kind", "weights of a model"
     yield "family", f"{found.family or 'unknown'}, layout {found.layout or 'unknown'}"
     yield "because", found.reason
     if found.lying:
@@ -93,15 +109,8 @@ def _weights(path: Path) -> Facts:
         yield "prompts", f"{found.num_prompts} soft prompts lie among the tensors; model.adapter takes them from here"
     if found.problem:
         yield "problem", found.problem
-    yield "parameters", f"{found.num_parameters:,} ({', '.join(found.dtypes)}) in {found.num_tensors} tensors"
-    yield "bytes", f"{found.num_bytes:,}"
     for name, value in found.config.items():
         yield "config", f"{name}: {value}"
-    weights = open_any(path, families)
-    for name in list(weights)[:_SHOWN]:
-        yield "tensor", f"{name} {list(weights.meta(name).shape)}"
-    if found.num_tensors > _SHOWN:
-        yield "", f"and {found.num_tensors - _SHOWN} more"
 
 
 def _data(path: Path, reason: str) -> Facts:

@@ -8,6 +8,7 @@ finishes where the last part exists.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -22,22 +23,29 @@ are fewer heads than ranks; row: by input columns; vocab: by vocabulary rows of 
 of a head; heads: by the last dimension, which has one entry per head; experts: by expert.
 """
 
-_BY_ROWS: dict[str, int | None] = {"weight": 0, "bias": 0, "lora_A": None, "lora_B": 0}
-DIVIDED_DIMENSIONS: dict[TensorSplit, dict[str, int | None]] = {
+_BY_ROWS: dict[str, int | None] = {"weight": 0, "bias": 0}
+_DIVIDED: dict[TensorSplit, dict[str, int | None]] = {
     "column": _BY_ROWS,
     "query": _BY_ROWS,
     "kv": _BY_ROWS,
-    "row": {"weight": 1, "bias": None, "lora_A": 1, "lora_B": None},
+    "row": {"weight": 1, "bias": None},
     "vocab": {"weight": 0},
     "logits": _BY_ROWS,
     "heads": {"weight": -1},
     "experts": {},
 }
-"""Which dimension of a module's parameters its `TensorSplit` divides over tensor ranks.
+_NO_LINEARS: tuple[TensorSplit, ...] = ("vocab", "heads", "experts")
 
-None: it is whole on every rank, and each rank computes a part of its gradient. A parameter that is not named is whole,
-and its gradient is the same on all ranks.
-"""
+
+@dataclass(frozen=True)
+class Along:
+    """Which dimension of a parameter that tuning adds to a linear runs along its outputs, which along its inputs.
+
+    None: none does. Tensor ranks divide the one that the linear's own weight is divided by.
+    """
+
+    outputs: int | None = None
+    inputs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -51,7 +59,8 @@ class Plan:
     tensor: module name pattern (`*` stands for a block's number) -> `TensorSplit`; head_dim: rows of a head in those of
     `query` and `kv`; whole: patterns of linears in `tensor` that read something else than the stream of hidden states
     (the cross attention's keys and values), which is never divided along the text; blocks that have them (a decoder's)
-    have a stream of their own.
+    have a stream of their own;
+    added: how what tuning adds to linears is divided with them, by the last part of a parameter's name.
     """
 
     first: tuple[str, ...]
@@ -61,6 +70,20 @@ class Plan:
     shared: tuple[str, ...] = ()
     head_dim: int = 1
     whole: tuple[str, ...] = ()
+    added: Mapping[str, Along] = field(default_factory=dict)
+
+
+def divided_dimensions(plan: Plan, split: TensorSplit) -> dict[str, int | None]:
+    """Which dimension of a module's parameters its `TensorSplit` divides over tensor ranks.
+
+    None: it is whole on every rank, and each rank computes a part of its gradient. A parameter that is not named is
+    whole, and its gradient is the same on all ranks.
+    """
+    if split in _NO_LINEARS:
+        return _DIVIDED[split]
+    return _DIVIDED[split] | {
+        name: along.inputs if split == "row" else along.outputs for name, along in plan.added.items()
+    }
 
 
 def compile_pattern(pattern: str) -> re.Pattern[str]:

@@ -34,6 +34,27 @@ class Processor(Protocol):
     def show(self, sample: Sample) -> list[tuple[str, bool]]: ...
 
 
+class SoftPrompts(Protocol):
+    """What a family that writes soft prompts into its rows is told of them.
+
+    length: their number; ratios: their shares at the places of a template (empty: the template's own); sees_tokens,
+    is_seen: whether prompts look at tokens, and tokens at prompts.
+    """
+
+    @property
+    def length(self) -> int: ...
+    @property
+    def ratios(self) -> tuple[float, ...]: ...
+    @property
+    def sees_tokens(self) -> bool: ...
+    @property
+    def is_seen(self) -> bool: ...
+
+    def borders(self, default: Sequence[float]) -> list[int]:
+        """The numbers of the first prompt after each place of a template with these default shares."""
+        ...
+
+
 @runtime_checkable
 class HasFingerprint(Protocol):
     """A family whose samples depend on more than record and tokenizer: on its options, on its configuration."""

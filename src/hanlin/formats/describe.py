@@ -1,4 +1,4 @@
-"""What lies at a path, told from the files themselves; the facts behind `hanlin inspect`."""
+"""What weights of a model lie at a path, told from the files themselves; the facts behind `hanlin inspect`."""
 
 from __future__ import annotations
 
@@ -24,13 +24,10 @@ from hanlin.formats.source import (
     refuse_lookalikes,
 )
 
-# What low-rank tuning, prefix tuning and prompt tuning call what they add.
-_ADDED = re.compile(r"lora_|^prefix\.|^transformer\.prefix_encoder\.|^soft_prompt\.")
-
 
 @dataclass(frozen=True)
 class Description:
-    """kind: model or adapter; reason: what gave the layout away; problem: why it cannot be loaded, None if it can.
+    """What weights are. reason: what gave the layout away; problem: why it cannot be loaded, None if it can.
 
     family, layout: None where no family of ours knows the names; lying: how the tensors lie in files, where that is
     worth a word; num_prompts: soft prompts beside the tensors of a model; num_bytes: of the weight files;
@@ -38,7 +35,6 @@ class Description:
     """
 
     path: Path
-    kind: str
     family: str | None
     layout: str | None
     reason: str
@@ -62,19 +58,17 @@ def describe(path: Path, families: Iterable[FamilyFacts]) -> Description:
     path, families = Path(path), list(families)
     weights = open_any(path, families)
     prompts = {form.soft_prompt for family in families for form in family.formats.values()} & weights.keys()
-    if any(_ADDED.search(name) for name in weights) or (prompts and len(weights) == 1):
-        return _described(path, weights, "adapter", None, None, _adapter_reason(weights))
     family, layout, reason = _identify(path, weights, families)
     if family is None:
-        return _described(path, weights, "model", None, None, reason)
+        return _described(path, weights, None, None, reason)
     whole = weights if layout == BASE else open_theirs(path, family)
     facts = {"num_prompts": sum(len(whole.meta(name)) for name in prompts)}
     try:
         config = read_config(path, family)
         check_fit(path, family)
     except CheckpointError as error:
-        return _described(path, whole, "model", family.name, layout, reason, problem=str(error), **facts)
-    return _described(path, whole, "model", family.name, layout, reason, config=asdict(config), **facts)
+        return _described(path, whole, family.name, layout, reason, problem=str(error), **facts)
+    return _described(path, whole, family.name, layout, reason, config=asdict(config), **facts)
 
 
 def _identify(path: Path, weights: Weights, families: list[FamilyFacts]) -> tuple[FamilyFacts | None, str | None, str]:
@@ -96,19 +90,8 @@ def _identify(path: Path, weights: Weights, families: list[FamilyFacts]) -> tupl
     return None, None, f"no known family calls its tensors so (first: {', '.join(list(weights)[:3])})"
 
 
-def _adapter_reason(weights: Weights) -> str:
-    first = next((name for name in weights if _ADDED.search(name)), None)
-    if first is None:
-        return f"the original CPM-2's soft prompts alone ({next(iter(weights))})"
-    if first.startswith("base_model.model."):
-        return f"PEFT's names ({first})"
-    if first.startswith("transformer.prefix_encoder."):
-        return f"the original ChatGLM2's prefix ({first})"
-    return f"the original CPM-Bee's delta ({first})" if ".lora.lora_" in first else f"our names ({first})"
-
-
 def _described(
-    path: Path, weights: Weights, kind: str, family: str | None, layout: str | None, reason: str, **facts: Any
+    path: Path, weights: Weights, family: str | None, layout: str | None, reason: str, **facts: Any
 ) -> Description:
     dtypes: Counter[str] = Counter()
     for name in weights:
@@ -117,7 +100,6 @@ def _described(
     layers = {match[1] for name in weights if (match := re.search(r"(?:^|\.)(\d+)\.", name))}
     return Description(
         path=path,
-        kind=kind,
         family=family,
         layout=layout,
         reason=reason,

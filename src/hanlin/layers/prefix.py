@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -33,3 +34,64 @@ class PrefixSource(nn.Module):
 
     def forward(self) -> dict[str, Prefix]:
         raise NotImplementedError
+
+    def own_part(
+        self, prefixes: dict[str, Prefix], rank: int, size: int, enter: Callable[[torch.Tensor], torch.Tensor]
+    ) -> dict[str, Prefix]:
+        """The keys and values of the heads of one of `size` tensor ranks; see `parallel.tensor.HasOwnPart`."""
+
+        def own(heads: torch.Tensor) -> torch.Tensor:
+            count = max(len(heads) // size, 1)
+            first = rank * len(heads) // size
+            return enter(heads)[first : first + count]
+
+        return {name: replace(one, keys=own(one.keys), values=own(one.values)) for name, one in prefixes.items()}
+
+
+class PrefixEncoder(PrefixSource):
+    """A table of `length` entries, each the keys and values of all blocks; or, with `projection`, their reduced form.
+
+    With `projection` a table row goes through two linears with a tanh between them: width -> hidden_size -> width.
+    Parameters have the shapes and the order of ChatGLM2's original, so its checkpoints fit. They are kept in fp32.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        num_layers: int,
+        num_heads: int,
+        head_dim: int,
+        *,
+        hidden_size: int | None = None,
+        dropout: float = 0.0,
+    ) -> None:
+        """hidden_size: that of the projection, None = no projection; num_heads: of keys and values."""
+        super().__init__()
+        self.length = length
+        self.dropout = dropout
+        self.head_dim = head_dim
+        self.num_layers = num_layers
+        width = 2 * num_layers * num_heads * head_dim
+        self.embedding = nn.Embedding(length, width)
+        self.trans = None
+        if hidden_size is not None:
+            self.trans = nn.Sequential(nn.Linear(width, hidden_size), nn.Tanh(), nn.Linear(hidden_size, width))
+        self.added = tuple(name for name, _ in self.named_parameters())
+
+    def forward(self) -> dict[str, Prefix]:
+        """The prefix of each block by its name ("0", "1", ...)."""
+        with torch.autocast(self.embedding.weight.device.type, enabled=False):
+            table = self.embedding.weight if self.trans is None else self.trans(self.embedding.weight)
+        slots = table.unflatten(-1, (2 * self.num_layers, -1, self.head_dim)).permute(1, 2, 0, 3)
+        dropout = self.dropout if self.training else 0.0
+        return {str(layer): Prefix(slots[2 * layer], slots[2 * layer + 1], dropout) for layer in range(self.num_layers)}
+
+    def init_addition(self, generator: torch.Generator | None = None) -> None:
+        """As torch initialises these modules, which the original leaves as it is."""
+        with torch.no_grad():
+            self.embedding.weight.normal_(generator=generator)
+            for module in self.trans or ():
+                if isinstance(module, nn.Linear):
+                    bound = module.in_features**-0.5
+                    module.weight.uniform_(-bound, bound, generator=generator)
+                    module.bias.uniform_(-bound, bound, generator=generator)

@@ -34,6 +34,3 @@ class SoftPrompt(nn.Module):
         if not self.sees_tokens:
             return visible & (~is_prompt[:, :, None] | is_prompt[:, None, :])
         return visible
-
-    def init_addition(self, generator: torch.Generator | None = None) -> None:
-        nn.init.normal_(self.weight, generator=generator)

@@ -15,12 +15,12 @@ from pydantic import TypeAdapter, ValidationError
 from hanlin.core.batch import Prompt, PromptBatch, Sample
 from hanlin.core.errors import ConfigError
 from hanlin.core.extensions import import_file
+from hanlin.data.processor import SoftPrompts
 from hanlin.models.common.label_processor import LabelKind
 from hanlin.recipe.reading import nearest
 
 if TYPE_CHECKING:
     from hanlin.core.batch import Batch
-    from hanlin.recipe.settings import PromptSettings
 
 
 class Tokenizer(Protocol):
@@ -116,7 +116,7 @@ class Converses(Protocol):
 class TakesPrompts(Protocol):
     """Processor of a family whose rows have places for soft prompts (ids below 0, see layers/soft_prompt.py)."""
 
-    def with_prompts(self, prompts: PromptSettings) -> Processor:
+    def with_prompts(self, prompts: SoftPrompts) -> Processor:
         """The same processor with soft prompts in its rows.
 
         Raises: ConfigError when the chosen template has no place for them.

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import distributed, nn
@@ -25,12 +25,21 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 from torch.nn import functional
 
 from hanlin.core.errors import ConfigError
-from hanlin.core.plan import DIVIDED_DIMENSIONS, Plan, TensorSplit, compile_pattern
+from hanlin.core.plan import Plan, TensorSplit, compile_pattern, divided_dimensions
 from hanlin.layers.experts import Experts
-from hanlin.layers.prefix import Prefix, PrefixSource
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
+
+
+@runtime_checkable
+class HasOwnPart(Protocol):
+    """A module outside the blocks whose parameters are whole on every rank, which uses a part of what it makes."""
+
+    def own_part(self, made: Any, rank: int, size: int, enter: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+        """The part of one rank of `size`; enter: through it a tensor goes that all ranks have, so that the gradients of
+        all are added."""
+        ...
 
 
 def divide(model: nn.Module, mesh: DeviceMesh, *, sequence: bool = False) -> None:
@@ -71,7 +80,7 @@ def _divide_unit(unit: _Unit, plan: Plan, splits: dict[str, TensorSplit], known:
         part
         for name, module in unit.modules
         for part in _divide_parameters(
-            module, splits.get(name), plan.head_dim, hooks, known, unit.in_stream and id(module) not in of_whole
+            module, splits.get(name), plan, hooks, known, unit.in_stream and id(module) not in of_whole
         )
     ]
     _wrap(unit.owner, parts, hooks)
@@ -80,8 +89,8 @@ def _divide_unit(unit: _Unit, plan: Plan, splits: dict[str, TensorSplit], known:
     for name, module in unit.modules:
         if split := splits.get(name):
             _sew(module, split, hooks, is_whole=_matches(name, plan.whole))
-        elif isinstance(module, PrefixSource):
-            module.register_forward_hook(partial(_own_heads, hooks))
+        elif isinstance(module, HasOwnPart):
+            module.register_forward_hook(partial(_take_own_part, hooks))
 
 
 class TensorParallelHooks:
@@ -200,7 +209,7 @@ class _DividedParameter:
     name: str
     adds: bool = False
     divisor: int = 1
-    rows: slice | None = None
+    rows: tuple[slice, ...] | None = None
     share: VocabularyRows | None = None
     of_stream: bool = False
 
@@ -222,24 +231,23 @@ class _DividedParameter:
 def _divide_parameters(
     module: nn.Module,
     split: TensorSplit | None,
-    head_dim: int,
+    plan: Plan,
     hooks: TensorParallelHooks,
     known: dict[int, nn.Parameter],
     of_stream: bool,
 ) -> list[_DividedParameter]:
     """Make the module's own parameters DTensors; say what its code is to see of them."""
-    parts = []
+    parts, dims = [], divided_dimensions(plan, split) if split else {}
+    shared = _shared_heads(module, plan.head_dim, hooks) if split == "kv" else None
     for name, parameter in list(module.named_parameters(recurse=False)):
         part = _DividedParameter(module, name, of_stream=of_stream)
-        dims = DIVIDED_DIMENSIONS[split] if split else {}
-        if split == "kv" and (rows := _shared_heads(module, head_dim, hooks)) is not None:
-            dims = {}
-            part = replace(part, rows=None if name == "lora_A" else rows, adds=True, of_stream=False)
+        if shared is not None:
+            part = replace(part, rows=_along(dims.get(name), shared), adds=True, of_stream=False)
         elif name in dims:
             is_bias = split == "row" and name == "bias"
             part = replace(part, adds=dims[name] is None, divisor=hooks.size if is_bias else 1, of_stream=False)
         if id(parameter) not in known:
-            dim = dims.get(name)
+            dim = None if shared is not None else dims.get(name)
             place = Replicate() if dim is None else Shard(dim)
             placed = distribute_tensor(parameter.detach(), hooks.mesh, [place], src_data_rank=None)
             known[id(parameter)] = nn.Parameter(placed, requires_grad=parameter.requires_grad)
@@ -248,6 +256,11 @@ def _divide_parameters(
             part = replace(part, share=VocabularyRows(_first_row(len(parameter), hooks), len(parameter), hooks))
         parts.append(part)
     return parts
+
+
+def _along(dim: int | None, rows: slice) -> tuple[slice, ...] | None:
+    """The index of rows in a dimension; None: of all."""
+    return None if dim is None else (*(slice(None),) * dim, rows)
 
 
 def _first_row(rows: int, hooks: TensorParallelHooks) -> int:
@@ -299,11 +312,12 @@ def _seen(parts: list[_DividedParameter], hooks: TensorParallelHooks) -> Iterato
 def _sew(module: nn.Module, split: TensorSplit, hooks: TensorParallelHooks, *, is_whole: bool) -> None:
     if split in ("column", "query", "kv"):
         enter = hooks.enter if is_whole else hooks.enter_stream
-        module.register_forward_pre_hook(lambda _, args: (enter(args[0]), *args[1:]))
+        # Before what a tuning method does to the input, whose gradient is then a part of the whole as the weight's.
+        module.register_forward_pre_hook(lambda _, args: (enter(args[0]), *args[1:]), prepend=True)
     elif split == "row":
         module.register_forward_hook(partial(_leave, hooks))
     elif split == "logits":
-        module.register_forward_pre_hook(lambda _, args: (hooks.enter(args[0]), *args[1:]))
+        module.register_forward_pre_hook(lambda _, args: (hooks.enter(args[0]), *args[1:]), prepend=True)
         module.register_forward_hook(_join_rows)
     elif split == "vocab":
         module.register_forward_pre_hook(_own_rows)
@@ -330,15 +344,8 @@ def _sum_rows(module: Any, _: Any, vectors: torch.Tensor) -> torch.Tensor:
     return module.weight.share.hooks.leave(torch.where(is_here[..., None], vectors, 0))
 
 
-def _own_heads(hooks: TensorParallelHooks, _: nn.Module, __: Any, prefixes: dict[str, Prefix]) -> dict[str, Prefix]:
-    """The keys and values of this rank's heads."""
-
-    def own(heads: torch.Tensor) -> torch.Tensor:
-        count = max(len(heads) // hooks.size, 1)
-        first = hooks.rank * len(heads) // hooks.size
-        return hooks.enter(heads)[first : first + count]
-
-    return {name: replace(one, keys=own(one.keys), values=own(one.values)) for name, one in prefixes.items()}
+def _take_own_part(hooks: TensorParallelHooks, module: Any, _: Any, made: Any) -> Any:
+    return module.own_part(made, hooks.rank, hooks.size, hooks.enter)
 
 
 def _give_whole_text(mixture: nn.Module, hooks: TensorParallelHooks) -> None:

@@ -14,7 +14,7 @@ from hanlin.planner.layout import Layout
 from hanlin.planner.trace import Trace, TraceSettings, kinds_of_blocks, shrink, trace, with_experts
 from hanlin.planner.weights import Held, StageWeights, Weight, cut_stages, hold, list_weights, query_heads
 from hanlin.recipe.settings import Recipe
-from hanlin.run.components import model_config
+from hanlin.run.components import find_adapter, model_config
 from hanlin.train.optimizer import find_optimizer
 from hanlin.tuning.apply import apply_tuning
 
@@ -123,4 +123,5 @@ def _config(recipe: Recipe, family: Family, size: str | None) -> tuple[Any, list
         tokens = start.vocab_size
         if model.base is None and "vocab_size" not in model.config:
             notes.append(f"there is no vocabulary here: planned for {tokens:,} tokens")
-    return model_config(recipe.model_copy(update={"model": model}), family, tokens), notes
+    planned = recipe.model_copy(update={"model": model})
+    return model_config(planned, family, tokens, adapter=find_adapter(planned, family)), notes

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from torch import nn
 
 from hanlin.core.errors import ConfigError
-from hanlin.core.plan import DIVIDED_DIMENSIONS, Plan, TensorSplit, compile_pattern
+from hanlin.core.plan import Plan, TensorSplit, compile_pattern, divided_dimensions
 from hanlin.parallel.pipeline import cut_costs
 from hanlin.planner.layout import Layout
 
@@ -182,7 +182,7 @@ def _weight(
             found[split] = match
     experts = found.pop("experts", None)
     split = next(iter(found), None)
-    dim = DIVIDED_DIMENSIONS[split].get(leaf) if split is not None else None
+    dim = divided_dimensions(plan, split).get(leaf) if split is not None else None
     is_first, num_experts = True, 0
     if experts is not None:
         holder = module[: experts.end()].rstrip(".")

@@ -1,4 +1,4 @@
-"""The JSON files that say in CPM-2's program how soft prompts are tuned -> values of `recipe.settings.PromptSettings`.
+"""The JSON files that say in CPM-2's program how soft prompts are tuned -> values of `tuning.prompt.PromptTuning`.
 
 `init_scratch` means there that the prompts copy embeddings that are still random, all the same vector; here they are
 drawn at random, which lets them differ.
@@ -16,11 +16,6 @@ from hanlin.core.files import read_json_object
 _KEYS = ("init_scratch", "init_from_vocab", "fix_model", "fix_prompt", "mask_prompt2token", "mask_token2prompt")
 _STACKS = ("enc", "dec")
 _STACK_KEYS = ("prompt_len", "init_tokens", "default_init_token", "sample_from_vocab", "ratio_list")
-
-
-def is_original(values: Mapping[str, Any]) -> bool:
-    """Whether these are the original's keys and not ours."""
-    return any(key in values for key in (*_KEYS, *_STACKS))
 
 
 def read_prompt_file(path: Path) -> dict[str, Any]:

@@ -5,43 +5,17 @@ Each field's comment gives its unit, the reason of its default and its effect. N
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args, get_origin
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field
 
-from hanlin.core.errors import ConfigError
-from hanlin.recipe.cpm2_prompts import is_original, read_prompt_file, translate
+from hanlin.recipe.section import Settings
+from hanlin.recipe.tuning import TUNING_METHODS, TuningMethod
 from hanlin.recipe.union import OneOf
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 NonNegative = Annotated[float, Field(ge=0)]
-
-
-class Settings(BaseModel):
-    """A frozen group of settings in which an unknown key is an error.
-
-    A single value stands for a list of one; `~` in a path is the home folder.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _read(cls, value: Any, info: ValidationInfo) -> Any:
-        wanted = cls.model_fields[info.field_name or ""].annotation
-        if isinstance(value, bool) and {int, float} & {wanted, *get_args(wanted)}:
-            raise ValueError("a number is expected")  # pydantic would take true as 1
-        is_list = get_origin(wanted) is tuple and get_args(wanted)[-1] is Ellipsis
-        return (value,) if is_list and isinstance(value, str | int | float) else value
-
-    @field_validator("*", mode="after")
-    @classmethod
-    def _expand(cls, value: Any) -> Any:
-        if isinstance(value, tuple):
-            return tuple(part.expanduser() if isinstance(part, Path) else part for part in value)
-        return value.expanduser() if isinstance(value, Path) else value
 
 
 class ModelSettings(Settings):
@@ -103,93 +77,6 @@ class DataSettings(Settings):
     def trained(self) -> tuple[Path, ...]:
         """The files that are trained on, or the list that names them."""
         return self.train if self.mixture is None else (self.mixture,)
-
-
-class PromptSettings(Settings):
-    """Soft prompts: how many, where, how they begin, what is trained; also read from CPM-2's JSON files."""
-
-    # Number of prompts.
-    length: int = Field(default=100, gt=0, le=2**16)
-    # Shares of them at the places of the data set's template (before, between, after its pieces): [0.33, 0.34, 0.33],
-    # or as in the names of the original's files: 33_34_33. Empty: the template's own.
-    ratios: tuple[NonNegative, ...] = ()
-    # vocabulary: as embeddings of tokens; random: as numbers of the embedding's spread; checkpoint: as the prompts that
-    # lie in model.base, or at random where there are none.
-    init: Literal["vocabulary", "random", "checkpoint"] = "random"
-    # vocabulary: a text whose tokens are the first prompts ...
-    init_text: str = ""
-    # ... the token of all other prompts ...
-    init_token: str = "<mask>"
-    # ... or, if this is true, the tokens 100, 200, 300, ... in its place.
-    init_spread: bool = False
-    # True: the base is trained along.
-    trains_model: bool = False
-    # False: the prompts stay as they begin, only the base is trained.
-    trains_prompts: bool = True
-    # Whether prompts look at tokens, and tokens at prompts.
-    sees_tokens: bool = True
-    is_seen: bool = True
-
-    @model_validator(mode="before")
-    @classmethod
-    def _translate(cls, values: Any) -> Any:
-        try:
-            if isinstance(values, str | Path):
-                return read_prompt_file(Path(values))
-            if isinstance(values, Mapping) and is_original(values):
-                return translate(values, "the original's keys")
-        except ConfigError as error:
-            raise ValueError(str(error)) from error
-        if isinstance(values, Mapping) and isinstance(values.get("ratios"), str):
-            return {**values, "ratios": _shares(values["ratios"])}
-        return values
-
-    @model_validator(mode="after")
-    def _trains_something(self) -> Self:
-        if not (self.trains_model or self.trains_prompts):
-            raise ValueError("neither prompts nor model would be trained; set trains_prompts or trains_model")
-        return self
-
-    def borders(self, default: Sequence[float]) -> list[int]:
-        """The numbers of the first prompt after each place of a template with these default shares."""
-        ratios = self.ratios or tuple(default)
-        # kept (cpm2_prompt): sums of floats, cut off and not rounded.
-        return [int(sum(ratios[: place + 1]) * self.length) for place in range(len(ratios))]
-
-
-def _shares(name: str) -> tuple[float, ...]:
-    """33_34_33, 5_5_0 -> shares of their sum."""
-    numbers = name.split("_")
-    if len(numbers) not in (3, 4) or not all(number.isdecimal() for number in numbers) or not any(map(int, numbers)):
-        raise ValueError(f"ratios {name!r}: three or four numbers are expected, such as 33_34_33")
-    return tuple(int(number) / sum(map(int, numbers)) for number in numbers)
-
-
-class TuningSettings(Settings):
-    # full: every weight; lora: low-rank additions to some linears; prefix: keys and values before those of every
-    # block (P-Tuning v2); prompt: vectors among the embedded tokens. With these the base stays as it is.
-    method: Literal["full", "lora", "prefix", "prompt"] = "full"
-    # Inner size of the low-rank addition.
-    rank: int = Field(default=8, gt=0, le=2**16)
-    # The addition is multiplied by alpha / rank.
-    alpha: float = Field(default=16.0, gt=0)
-    # Share that is dropped in training: of the addition's input, or of the prefix (the original ChatGLM2: 0.1).
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    # Last parts of the names of the linears that get an addition. Empty: the family's own choice.
-    targets: tuple[str, ...] = ()
-    # original: the addition bypasses the family's scaled linear (CPM-Bee's quirk); scaled: it is scaled like it.
-    form: Literal["original", "scaled"] = "original"
-    # Keys and values of a prefix, per block.
-    prefix_length: int = Field(default=128, gt=0, le=2**16)
-    # True: the prefix comes out of two trained linears, which the base's width makes large.
-    prefix_projection: bool = False
-    # Soft prompts: a section with the settings of `PromptSettings`, or the path of one of CPM-2's JSON files.
-    prompt: PromptSettings = PromptSettings()
-
-    @property
-    def trains_base(self) -> bool:
-        """Whether a run changes the weights that it starts from."""
-        return self.method == "full" or (self.method == "prompt" and self.prompt.trains_model)
 
 
 class OptimizerSettings(Settings):
@@ -355,7 +242,8 @@ class Recipe(Settings):
     model: ModelSettings
     run: RunSettings
     data: DataSettings = DataSettings()
-    tuning: TuningSettings = TuningSettings()
+    # The settings of each method stand in its file under hanlin.tuning.
+    tuning: Annotated[TuningMethod, TUNING_METHODS] = Field(default_factory=TUNING_METHODS.make_default)
     train: TrainSettings = Field(default_factory=TrainSettings)
     parallel: ParallelSettings = ParallelSettings()
     generate: Annotated[GenerateSettings, GENERATE_METHODS] = Field(default_factory=GENERATE_METHODS.make_default)

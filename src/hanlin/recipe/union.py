@@ -2,8 +2,9 @@
 
 One of its settings names the value of the axis; the others are those of that value, so what means nothing to it cannot
 be written. Each value is a file: a module of a package, or a Python file named by its path. It exports one object whose
-`settings` is the class of its settings (pydantic, no torch); that object's other fields are the business of the room
-that reads them. This room knows the package by its name only, and imports it when a recipe is read.
+`settings` is the class of its settings (pydantic, no torch), or that class itself; what else there is to the object is
+the business of the room that reads it. This room knows the package by its name only, and imports it when a recipe is
+read.
 
 `Annotated[OptimizerSettings, OneOf("hanlin.train.optimizers", key="name", exports="optimizer", default="adamw")]` is
 the type of such a section; `OptimizerSettings` is the base class of all its classes, with what they have in common.
@@ -34,18 +35,19 @@ _FILE = "the path of a Python file"
 @dataclass(frozen=True)
 class OneOf:
     """package: of the modules, dotted; key: the setting that names the value; exports: the name of a module's object;
-    default: the value of a section that names none.
+    default: the value of a section that names none; others: modules of the package that are no values.
     """
 
     package: str
     key: str
     exports: str
     default: str
+    others: tuple[str, ...] = ()
 
     @cached_property
     def names(self) -> list[str]:
         """The values that have a module."""
-        return module_names(self.package)
+        return [name for name in module_names(self.package) if name not in self.others]
 
     def load(self, name: str) -> Any:
         """What the module, or the file, of this name exports.
@@ -59,7 +61,7 @@ class OneOf:
         else:
             raise ConfigError(f"{self.exports}: there is no {name!r}; expected {', '.join(self.names)} or {_FILE}")
         found = getattr(module, self.exports, None)
-        if not isinstance(getattr(found, "settings", None), type):
+        if not isinstance(_settings(found), type):
             raise ConfigError(f"{name}: it must define `{self.exports}`, as the modules of {self.package} do")
         return found
 
@@ -96,7 +98,7 @@ class OneOf:
             expected = " or ".join([*(f"'{known}'" for known in self.names), _FILE])
             raise self._mistake(InitErrorDetails(type="literal_error", ctx={"expected": expected}, input=name))
         try:
-            return self.load(name).settings
+            return _settings(self.load(name))
         except ConfigError as error:
             reason = PydanticCustomError(UNUSABLE, "{reason}", {"reason": str(error)})
             raise self._mistake(InitErrorDetails(type=reason, input=name)) from None
@@ -110,6 +112,10 @@ class OneOf:
             lambda value, serialise: serialise(value), schema=core_schema.any_schema()
         )
         return core_schema.no_info_before_validator_function(self.make, handler(source), serialization=as_it_is)
+
+
+def _settings(found: Any) -> Any:
+    return found if isinstance(found, type) else getattr(found, "settings", None)
 
 
 def find_unions(section: type[BaseModel], inside: str = "") -> Iterator[tuple[str, OneOf]]:

@@ -36,35 +36,6 @@ def _rules(recipe: Recipe) -> list[tuple[str, Unused, bool]]:
             model.base is not None,
         ),
         (
-            "tuning.rank tuning.alpha tuning.dropout tuning.targets tuning.form",
-            Unused("tuning.method", "with tuning.method full; set tuning.method: lora or remove it"),
-            recipe.tuning.method == "full",
-        ),
-        (
-            "tuning.rank tuning.alpha tuning.targets tuning.form",
-            Unused("tuning.method", "with tuning.method prefix; set tuning.method: lora or remove it"),
-            recipe.tuning.method == "prefix",
-        ),
-        (
-            "tuning.rank tuning.alpha tuning.dropout tuning.targets tuning.form",
-            Unused("tuning.method", "with tuning.method prompt; set tuning.method: lora or remove it"),
-            recipe.tuning.method == "prompt",
-        ),
-        (
-            "tuning.prompt",
-            Unused(
-                "tuning.method", f"with tuning.method {recipe.tuning.method}; set tuning.method: prompt or remove it"
-            ),
-            recipe.tuning.method != "prompt",
-        ),
-        (
-            "tuning.prefix_length tuning.prefix_projection",
-            Unused(
-                "tuning.method", f"with tuning.method {recipe.tuning.method}; set tuning.method: prefix or remove it"
-            ),
-            recipe.tuning.method != "prefix",
-        ),
-        (
             "train.loss_scale train.loss_scale_steps train.loss_scale_hysteresis train.loss_scale_min",
             Unused("train.precision", f"with train.precision {train.precision}; only fp16 scales the loss"),
             train.precision != "fp16",

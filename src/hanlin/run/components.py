@@ -5,18 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hanlin.core.errors import ConfigError
 from hanlin.core.files import check_regular
 from hanlin.formats.source import Source, open_source, read_config
-from hanlin.models.family import Family, TakesPrompts, load_family, make_options
-from hanlin.recipe.settings import PromptSettings, Recipe
+from hanlin.models.family import Family, load_family, make_options
+from hanlin.recipe.settings import Recipe
+
+if TYPE_CHECKING:
+    from hanlin.adapters.adapter import Adapter
 
 
 @dataclass(frozen=True)
 class Components:
-    """What training, evaluation and generation share; source: the weights that the recipe starts from, opened once."""
+    """What training, evaluation and generation share; source, adapter: the weights that the recipe starts from and the
+    adapter on them, opened once.
+    """
 
     recipe: Recipe
     family: Family
@@ -24,6 +29,7 @@ class Components:
     tokenizer: Any
     processor: Any
     source: Source | None = None
+    adapter: Adapter | None = None
 
     @cached_property
     def base_config(self) -> Any:
@@ -49,57 +55,51 @@ def build_components(recipe: Recipe) -> Components:
     family = load_family(recipe.model.family)
     tokenizer = family.tokenizer(vocab_path(recipe))
     source = None if recipe.model.base is None else open_source(recipe.model.base, family)
-    config = model_config(recipe, family, tokenizer.vocab_size, source)
-    return Components(recipe, family, config, tokenizer, make_processor(recipe, family, tokenizer, config), source)
+    adapter = find_adapter(recipe, family)
+    config = model_config(recipe, family, tokenizer.vocab_size, source, adapter)
+    processor = make_processor(recipe, family, tokenizer, config, adapter)
+    return Components(recipe, family, config, tokenizer, processor, source, adapter)
 
 
-def make_processor(recipe: Recipe, family: Family, tokenizer: Any, config: Any) -> Any:
-    """The family's samples; with soft prompts in their rows if the recipe tunes, or its adapter holds, such.
+def find_adapter(recipe: Recipe, family: Family) -> Adapter | None:
+    """The recipe's adapter, if it has one.
+
+    Raises: CheckpointError.
+    """
+    if recipe.model.adapter is None:
+        return None
+    from hanlin.adapters.opening import open_adapter
+
+    return open_adapter(recipe.model.adapter, family)
+
+
+def make_processor(recipe: Recipe, family: Family, tokenizer: Any, config: Any, adapter: Adapter | None = None) -> Any:
+    """The family's samples, as the recipe's tuning method and that of its adapter need them.
 
     Raises: ConfigError.
     """
     processor = family.processor(tokenizer, config, make_options(family, recipe.data.options))
-    prompts = _soft_prompts(recipe, family)
-    if prompts is None:
+    processor = recipe.tuning.adapt_processor(processor, family)
+    if adapter is None or adapter.settings.method == recipe.tuning.method:
         return processor
-    if not isinstance(processor, TakesPrompts):
-        raise ConfigError(f"tuning.method: the rows of {family.name} have no place for soft prompts; choose lora")
-    return processor.with_prompts(prompts)
+    return adapter.settings.adapt_processor(processor, family)
 
 
-def _soft_prompts(recipe: Recipe, family: Family) -> PromptSettings | None:
-    """What is known of the soft prompts: the recipe's word, else that of the adapter."""
-    if recipe.tuning.method == "prompt":
-        return recipe.tuning.prompt
-    if recipe.model.adapter is None:
-        return None
-    from hanlin.adapters.files import read_adapter_settings
-
-    settings = read_adapter_settings(recipe.model.adapter, family)
-    return settings.prompt if settings.method == "prompt" else None
-
-
-def model_config(recipe: Recipe, family: Family, tokens: int, source: Source | None = None) -> Any:
+def model_config(
+    recipe: Recipe, family: Family, tokens: int, source: Source | None = None, adapter: Adapter | None = None
+) -> Any:
     """The base's configuration or the named size, with the adapter's and the recipe's single values over it.
 
     source: the base, where it is open already.
 
     A fresh model without a stated vocab_size gets one row per token of the tokenizer.
     """
-    changes = {**_adapter_config(recipe, family), **recipe.model.config}
+    changes = {**(adapter.config if adapter is not None else {}), **recipe.model.config}
     if recipe.model.base is not None:
         return read_config(source or recipe.model.base, family, changes)
     start = family.config() if recipe.model.size is None else family.sizes[recipe.model.size]
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in changes.items()}
     return replace(start, **{"vocab_size": tokens, **values})
-
-
-def _adapter_config(recipe: Recipe, family: Family) -> dict[str, Any]:
-    if recipe.model.adapter is None:
-        return {}
-    from hanlin.adapters.files import read_adapter_config
-
-    return read_adapter_config(recipe.model.adapter, family)
 
 
 def vocab_path(recipe: Recipe) -> Path:

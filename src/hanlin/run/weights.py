@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from hanlin.adapters.adapter import Adapter, load_adapter
+from hanlin.adapters.folder import ADAPTER_FOLDER, save_adapter
 from hanlin.core.device import pick_device, set_threads
 from hanlin.core.errors import ConfigError
 from hanlin.core.files import published
@@ -21,13 +23,14 @@ from hanlin.parallel.inference_model import ShardedInferenceModel
 from hanlin.parallel.mesh import Degrees, Mesh
 from hanlin.parallel.parallel_model import ParallelModel
 from hanlin.parallel.parallelize import DTYPES, parallelize
-from hanlin.recipe.settings import ParallelSettings, TuningSettings
+from hanlin.recipe.settings import ParallelSettings
 from hanlin.run.components import Components, build_components
-from hanlin.tuning.apply import apply_tuning, fill_additions
+from hanlin.tuning.apply import apply_tuning, fill_additions, make_additions
 
 if TYPE_CHECKING:
     from hanlin.generate.engine import Engine
     from hanlin.recipe.settings import Recipe
+    from hanlin.recipe.tuning import TuningMethod
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +147,7 @@ def parallelize_tuned(
     Raises: ConfigError, CheckpointError.
     """
     recipe = components.recipe
-    if recipe.model.adapter is None and _fresh_head(components):
+    if components.adapter is None and _fresh_head(components):
         log.info("head for labels: drawn fresh from run.seed, since %s is a language model", recipe.model.base)
     if world == 1:
         return parallelize(_tuned_model(components, fingerprint), device, recipe.train.precision, recipe.parallel)
@@ -163,8 +166,6 @@ def export(components: Components, parallel_model: ParallelModel, target: Path) 
 
     Every rank must call it; the main one writes.
     """
-    from hanlin.adapters.files import ADAPTER_FOLDER, save_adapter
-
     tuning = components.recipe.tuning
     model = _gathered(components, parallel_model)
     if model is None:
@@ -174,7 +175,7 @@ def export(components: Components, parallel_model: ParallelModel, target: Path) 
         return
     with published(target, "replace") as beside:
         save_base(beside, components.family, components.config, base_parameters(model), components.tokenizer)
-        if tuning.method != "full":
+        if added_parameters(model):
             save_adapter(model, tuning, beside / ADAPTER_FOLDER)
 
 
@@ -183,7 +184,7 @@ def export(components: Components, parallel_model: ParallelModel, target: Path) 
 
 def _refuse_untrained_head(components: Components) -> None:
     """Raises: ConfigError for a head for labels without weights."""
-    if components.recipe.model.adapter is None and _fresh_head(components):
+    if components.adapter is None and _fresh_head(components):
         raise ConfigError(
             "model.config.labels: model.base is a language model and has no head for them; train one first, or name "
             "the adapter that holds it (model.adapter)"
@@ -192,12 +193,9 @@ def _refuse_untrained_head(components: Components) -> None:
 
 def _with_adapter(model: torch.nn.Module, components: Components) -> torch.nn.Module:
     """The model with the recipe's adapter, if there is one."""
-    adapter = components.recipe.model.adapter
-    if adapter is not None:
-        from hanlin.adapters.files import load_adapter
-
-        apply_tuning(model, _adapter_settings(components, adapter), components.family)
-        load_adapter(model, adapter, components.family)
+    if components.adapter is not None:
+        apply_tuning(model, _adapter_settings(components, components.adapter), components.family)
+        load_adapter(model, components.adapter)
     return model
 
 
@@ -269,7 +267,7 @@ def _fresh_head(components: Components) -> list[str]:
 
 def _frozen_sharded(components: Components, device: torch.device, layout: ParallelSettings) -> ShardedInferenceModel:
     """`frozen_model` divided among the ranks, each of which reads its share only."""
-    adapter, family, precision = components.recipe.model.adapter, components.family, components.recipe.train.precision
+    adapter, family, precision = components.adapter, components.family, components.recipe.train.precision
 
     def empty() -> torch.nn.Module:
         model = _empty_model(components)
@@ -282,11 +280,9 @@ def _frozen_sharded(components: Components, device: torch.device, layout: Parall
     parallel_model = parallelize(model, device, precision, layout)
     parallel_model.fill(_base_weights(components, parallel_model.names))
     if adapter is not None:
-        from hanlin.adapters.files import load_adapter
-
         tuned = empty()
-        fill_additions(tuned)
-        load_adapter(tuned, adapter, family)
+        make_additions(tuned)
+        load_adapter(tuned, adapter)
         parallel_model.fill(added_parameters(tuned).items())
     return ShardedInferenceModel(parallel_model, names).requires_grad_(False).eval()
 
@@ -301,16 +297,24 @@ def _tuned_model(components: Components, fingerprint: Fingerprint | None = None)
 
 def _additions(components: Components) -> NamedTensors:
     """What the tuning method adds, with its first values; small, so that every rank makes the whole of it."""
-    model = apply_tuning(_empty_model(components), components.recipe.tuning, components.family)
-    if components.recipe.tuning.method == "prompt":
-        # The first values have the embedding's spread, or are rows of it.
-        for name, weight in _base_weights(components, ["embedding.weight"]):
-            if name == "embedding.weight":
-                model.get_submodule("embedding").weight = torch.nn.Parameter(weight.float())
-    fill_additions(model, _tuning_generator(components))
+    tuning = components.recipe.tuning
+    model = apply_tuning(_empty_model(components), tuning, components.family)
+    _fill_what_is_read(model, components)
+    fill_additions(model, tuning, _tuning_generator(components))
     _begin_head(model, components)
     _begin_additions(model, components)
     return ((name, weight.detach()) for name, weight in added_parameters(model).items())
+
+
+def _fill_what_is_read(model: torch.nn.Module, components: Components) -> None:
+    """Give a model on the meta device the weights of its base that a tuning method reads for its first values."""
+    names = list(components.recipe.tuning.reads_base)
+    if not names:
+        return
+    for name, weight in _base_weights(components, names):
+        if name in names:
+            owner, _, last = name.rpartition(".")
+            model.get_submodule(owner).register_parameter(last, torch.nn.Parameter(weight.float()))
 
 
 def _tuning_generator(components: Components) -> torch.Generator:
@@ -320,12 +324,9 @@ def _tuning_generator(components: Components) -> torch.Generator:
 def _begin_additions(model: torch.nn.Module, components: Components) -> None:
     """Give what a tuning method added the first values that the recipe asks for; it has random ones already."""
     recipe = components.recipe
-    if recipe.tuning.method == "prompt":
-        _begin_prompts(model, components)
-    if recipe.model.adapter is not None:
-        from hanlin.adapters.files import load_adapter
-
-        load_adapter(model, recipe.model.adapter, components.family)
+    recipe.tuning.begin(model, components.tokenizer, components.family, recipe.model.base)
+    if components.adapter is not None:
+        load_adapter(model, components.adapter)
 
 
 @torch.no_grad()
@@ -338,27 +339,8 @@ def _begin_head(model: torch.nn.Module, components: Components) -> None:
                 added[name].copy_(weight)
 
 
-def _begin_prompts(model: torch.nn.Module, components: Components) -> None:
-    from hanlin.adapters.cpm2_prompts import find_prompts, set_prompts
-    from hanlin.tuning.soft_prompt import begin_with_tokens, first_tokens
-
-    prompt, base = components.recipe.tuning.prompt, components.recipe.model.base
-    if prompt.init == "vocabulary":
-        begin_with_tokens(model, first_tokens(prompt, components.tokenizer))
-    elif (
-        prompt.init == "checkpoint"
-        and base is not None
-        and (found := find_prompts(base, components.family)) is not None
-    ):
-        set_prompts(model, found, base)
-
-
-def _adapter_settings(components: Components, adapter: Path) -> TuningSettings:
-    """Those that the adapter states; how soft prompts are masked, an original's file leaves to the recipe."""
-    from hanlin.adapters.files import read_adapter_settings
-
-    tuning = components.recipe.tuning
-    return tuning if tuning.method == "prompt" else read_adapter_settings(adapter, components.family)
+def _adapter_settings(components: Components, adapter: Adapter) -> TuningMethod:
+    return adapter.settings.completed(components.recipe.tuning)
 
 
 def _gathered(components: Components, parallel_model: ParallelModel) -> torch.nn.Module | None:

@@ -1,85 +1,83 @@
-"""Low-rank additions to linears (Hu et al. 2021): the base stays bitwise as it is, two small matrices learn.
-
-In the original CPM-Bee the addition bypasses the linear's factor 1 / sqrt(in_features) (OpenDelta adds it to the
-finished output): `form="original"`. With `form="scaled"` the factor stands before the sum of both.
-"""
+"""Low-rank additions to linears (LoRA, Hu et al. 2021); the linear with its addition is `layers.lora.LoraLinear`."""
 
 from __future__ import annotations
 
-import math
-from typing import Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-import torch
-from torch import nn
-from torch.nn import functional
+from pydantic import Field
 
-from hanlin.layers.linear import Linear
-from hanlin.layers.precision import matmul_dtype
-from hanlin.layers.quantised import linear
+from hanlin.core.errors import ConfigError
+from hanlin.core.plan import Along
+from hanlin.recipe.tuning import TuningMethod
 
-LoraForm = Literal["original", "scaled"]
+if TYPE_CHECKING:
+    from torch import nn
+
+    from hanlin.adapters.adapter import AdapterFormat
+
+__all__ = ["LoraTuning", "lora_names", "method"]
 
 
-class LoraLinear(nn.Linear):
-    """A linear with an addition; `weight` (and `bias`) keep their names, so the base's checkpoints fit as before.
+class LoraTuning(TuningMethod):
+    method: Literal["lora"] = "lora"
+    # Inner size of the addition.
+    rank: int = Field(default=8, gt=0, le=2**16)
+    # The addition is multiplied by alpha / rank.
+    alpha: float = Field(default=16.0, gt=0)
+    # Share of the addition's input that is dropped in training.
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    # Last parts of the names of the linears that get an addition. Empty: the family's own choice.
+    targets: tuple[str, ...] = ()
+    # original: the addition bypasses the family's scaled linear (CPM-Bee's quirk); scaled: it is scaled like it.
+    form: Literal["original", "scaled"] = "original"
 
-    The addition is kept in fp32 whatever the base's dtype.
+    along: ClassVar = {"lora_A": Along(inputs=1), "lora_B": Along(outputs=0)}
+
+    def add_to(self, model: Any, family: Any) -> None:
+        from hanlin.layers.lora import add_lora
+
+        names = lora_names(model, self.targets or family.lora_targets)
+        add_lora(model, names, rank=self.rank, alpha=self.alpha, dropout=self.dropout, form=self.form)
+
+    def resolved(self, added: Iterable[str]) -> Self:
+        """With the targets that the family chose."""
+        targets = {name.split(".")[-2] for name in added if name.rpartition(".")[2] in self.along}
+        return self.model_copy(update={"targets": tuple(sorted(targets))})
+
+    def merge(self, model: Any) -> None:
+        from hanlin.layers.lora import merge_lora
+
+        merge_lora(model)
+
+    @classmethod
+    def formats(cls) -> Mapping[str, AdapterFormat]:
+        from hanlin.adapters.cpm_bee_delta import DELTA
+        from hanlin.adapters.peft import PEFT
+
+        # PEFT's folder states what is assumed of a delta, so it is asked first.
+        return {"peft": PEFT, "delta": DELTA, "original": DELTA}
+
+
+method = LoraTuning
+
+
+def lora_names(model: nn.Module, targets: Sequence[str]) -> list[str]:
+    """The linears whose names end with a target, in the model's order.
+
+    Raises: ConfigError.
     """
+    from torch import nn
 
-    added = ("lora_A", "lora_B")
-    weight_scale: nn.Parameter | None
-
-    def __init__(
-        self, base: nn.Linear, *, rank: int, alpha: float, dropout: float = 0.0, form: LoraForm = "original"
-    ) -> None:
-        super().__init__(base.in_features, base.out_features, bias=base.bias is not None, device="meta")
-        self.weight, self.bias = base.weight, base.bias
-        # That of a quantised base (layers/quantised.py), whose weight stays packed.
-        self.register_parameter("weight_scale", getattr(base, "weight_scale", None))
-        self.scale: float = getattr(base, "scale", 1.0)
-        self.factor = alpha / rank * (self.scale if form == "scaled" else 1.0)
-        self.dropout = dropout
-        on = {"device": base.weight.device, "dtype": torch.float32}
-        self.lora_A = nn.Parameter(torch.empty(rank, base.in_features, **on))
-        self.lora_B = nn.Parameter(torch.empty(base.out_features, rank, **on))
-        self.train(base.training)
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        product = linear(input, self.weight, self.weight_scale, self.bias) * self.scale
-        dropped = functional.dropout(input, self.dropout, self.training).to(matmul_dtype(self.lora_A))
-        addition = functional.linear(functional.linear(dropped, self.lora_A), self.lora_B)
-        return torch.add(product, addition.to(product.dtype), alpha=self.factor)
-
-    def init_addition(self, generator: torch.Generator | None = None) -> None:
-        """Start as nothing: A uniform within 1 / sqrt(in_features), B zero."""
-        bound = 1 / math.sqrt(self.in_features)
-        with torch.no_grad():
-            self.lora_A.uniform_(-bound, bound, generator=generator)
-            self.lora_B.zero_()
-
-    def merged(self) -> Linear:
-        """A plain linear that computes the same; the base must not be quantised."""
-        assert self.weight_scale is None, "load the base with config.bits=0 to merge into it"
-        with torch.device("meta"):
-            plain = Linear(self.in_features, self.out_features, bias=self.bias is not None, scale=self.scale)
-        # The weight is multiplied by `scale` after the product, the addition is not.
-        change = (self.lora_B.double() @ self.lora_A.double()) * (self.factor / self.scale)
-        merged = (self.weight.double() + change).to(self.weight.dtype)
-        plain.weight = nn.Parameter(merged.detach(), requires_grad=self.weight.requires_grad)
-        plain.bias = self.bias
-        return plain.train(self.training)
+    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    available = ", ".join(sorted({name.rpartition(".")[2] for name in linears}))
+    if not targets:
+        raise ConfigError(f"tuning.targets: this family has no default; choose among the linears {available}")
+    idle = [target for target in targets if not any(_ends_with(name, target) for name in linears)]
+    if idle:
+        raise ConfigError(f"tuning.targets: no linear is called {', '.join(idle)}; the model has {available}")
+    return [name for name in linears if any(_ends_with(name, target) for target in targets)]
 
 
-def add_lora(model: nn.Module, names: list[str], *, rank: int, alpha: float, dropout: float, form: LoraForm) -> None:
-    """Put an (uninitialised) addition on each named linear."""
-    for name in names:
-        base = model.get_submodule(name)
-        assert isinstance(base, nn.Linear), (name, base)
-        model.set_submodule(name, LoraLinear(base, rank=rank, alpha=alpha, dropout=dropout, form=form))
-
-
-def merge_lora(model: nn.Module) -> None:
-    """Work every addition into its base weight; the model is as if it had never been tuned this way."""
-    for name, module in list(model.named_modules()):
-        if isinstance(module, LoraLinear):
-            model.set_submodule(name, module.merged())
+def _ends_with(name: str, target: str) -> bool:
+    return name == target or name.endswith(f".{target}")

@@ -1,87 +1,59 @@
-"""Trained keys and values before those of every block (P-Tuning v2, Liu et al. 2021), for any model with a `prefix`.
-
-Parameters have the shapes and the order of ChatGLM2's original, so its checkpoints fit. The prefix is kept in fp32.
-"""
+"""Trained keys and values before those of every block (P-Tuning v2, Liu et al. 2021), for any model with a `prefix`."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import nn
+from pydantic import Field
 
 from hanlin.core.errors import ConfigError
-from hanlin.layers.prefix import Prefix, PrefixSource
+from hanlin.recipe.tuning import TuningMethod
+
+if TYPE_CHECKING:
+    from hanlin.adapters.adapter import AdapterFormat
+
+__all__ = ["PrefixTuning", "method"]
 
 _NAME = "prefix"
 
 
-class PrefixEncoder(PrefixSource):
-    """A table of `length` entries, each the keys and values of all blocks; or, with `projection`, their reduced form.
+class PrefixTuning(TuningMethod):
+    method: Literal["prefix"] = "prefix"
+    # Keys and values of a prefix, per block.
+    length: int = Field(default=128, gt=0, le=2**16)
+    # True: the prefix comes out of two trained linears, which the base's width makes large.
+    projection: bool = False
+    # Share of the prefix that is dropped in training (the original ChatGLM2: 0.1).
+    dropout: float = Field(default=0.0, ge=0, lt=1)
 
-    With `projection` a table row goes through two linears with a tanh between them: width -> hidden_size -> width.
-    """
+    def add_to(self, model: Any, family: Any) -> None:
+        """Every pipeline stage keeps the whole prefix, and every tensor rank, which uses the part of its heads."""
+        if not hasattr(model, _NAME):
+            raise ConfigError("tuning.method: the attention of this family takes no prefix; choose lora or full")
+        import torch
 
-    def __init__(
-        self,
-        length: int,
-        num_layers: int,
-        num_heads: int,
-        head_dim: int,
-        *,
-        hidden_size: int | None = None,
-        dropout: float = 0.0,
-    ) -> None:
-        """hidden_size: that of the projection, None = no projection; num_heads: of keys and values."""
-        super().__init__()
-        self.length = length
-        self.dropout = dropout
-        self.head_dim = head_dim
-        self.num_layers = num_layers
-        width = 2 * num_layers * num_heads * head_dim
-        self.embedding = nn.Embedding(length, width)
-        self.trans = None
-        if hidden_size is not None:
-            self.trans = nn.Sequential(nn.Linear(width, hidden_size), nn.Tanh(), nn.Linear(hidden_size, width))
-        self.added = tuple(name for name, _ in self.named_parameters())
+        from hanlin.layers.prefix import PrefixEncoder
 
-    def forward(self) -> dict[str, Prefix]:
-        """The prefix of each block by its name ("0", "1", ...)."""
-        with torch.autocast(self.embedding.weight.device.type, enabled=False):
-            table = self.embedding.weight if self.trans is None else self.trans(self.embedding.weight)
-        slots = table.unflatten(-1, (2 * self.num_layers, -1, self.head_dim)).permute(1, 2, 0, 3)
-        dropout = self.dropout if self.training else 0.0
-        return {str(layer): Prefix(slots[2 * layer], slots[2 * layer + 1], dropout) for layer in range(self.num_layers)}
+        config = model.config
+        with torch.device(next(model.parameters()).device):
+            encoder = PrefixEncoder(
+                self.length,
+                config.num_layers,
+                getattr(config, "num_kv_heads", config.num_heads),
+                config.head_dim,
+                hidden_size=config.hidden_size if self.projection else None,
+                dropout=self.dropout,
+            )
+        model.prefix = encoder.train(model.training)
+        model.plan = replace(model.plan, shared=(*model.plan.shared, _NAME))
 
-    def init_addition(self, generator: torch.Generator | None = None) -> None:
-        """As torch initialises these modules, which the original leaves as it is."""
-        with torch.no_grad():
-            self.embedding.weight.normal_(generator=generator)
-            for module in self.trans or ():
-                if isinstance(module, nn.Linear):
-                    bound = module.in_features**-0.5
-                    module.weight.uniform_(-bound, bound, generator=generator)
-                    module.bias.uniform_(-bound, bound, generator=generator)
+    @classmethod
+    def formats(cls) -> Mapping[str, AdapterFormat]:
+        from hanlin.adapters.chatglm2_prefix import PREFIX
+
+        return {"delta": PREFIX, "original": PREFIX}
 
 
-def add_prefix(model: Any, length: int, *, projection: bool = False, dropout: float = 0.0) -> None:
-    """Put an (uninitialised) prefix before all blocks of a model; every pipeline stage keeps the whole of it.
-
-    Raises: ConfigError for a model whose attention takes no prefix.
-    """
-    if not hasattr(model, _NAME):
-        raise ConfigError("tuning.method: the attention of this family takes no prefix; choose lora or full")
-    config = model.config
-    like = next(model.parameters())
-    with torch.device(like.device):
-        encoder = PrefixEncoder(
-            length,
-            config.num_layers,
-            getattr(config, "num_kv_heads", config.num_heads),
-            config.head_dim,
-            hidden_size=config.hidden_size if projection else None,
-            dropout=dropout,
-        )
-    model.prefix = encoder.train(model.training)
-    model.plan = replace(model.plan, shared=(*model.plan.shared, _NAME))
+method = PrefixTuning

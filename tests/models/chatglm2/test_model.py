@@ -11,7 +11,7 @@ from hanlin.layers.kv_cache import KVCache
 from hanlin.models.chatglm2 import family
 from hanlin.models.chatglm2.config import ChatGlm2Config
 from hanlin.models.chatglm2.model import ChatGlm2, rotation
-from hanlin.recipe.settings import TuningSettings
+from hanlin.recipe.tuning import TUNING_METHODS
 from hanlin.tuning.apply import apply_tuning
 
 CONFIG = ChatGlm2Config(
@@ -25,7 +25,8 @@ def make_model(config: ChatGlm2Config = CONFIG, tuning: str = "full", **settings
     model.init_weights(generator)
     for parameter in model.parameters():
         parameter.data.normal_(std=0.3, generator=generator)
-    apply_tuning(model, TuningSettings(method=tuning, prefix_length=3, **settings), family, generator)
+    more = {"length": 3} if tuning == "prefix" else {}
+    apply_tuning(model, TUNING_METHODS.make({"method": tuning, **more, **settings}), family, generator)
     return model.double()
 
 

@@ -17,8 +17,10 @@ from hanlin.models.chatglm2 import family
 from hanlin.models.chatglm2.config import ChatGlm2Config
 from hanlin.models.chatglm2.model import ChatGlm2
 from hanlin.parallel.parallelize import parallelize
-from hanlin.recipe.settings import TuningSettings
+from hanlin.recipe.tuning import TUNING_METHODS
 from hanlin.tuning.apply import apply_tuning, trained_parameters
+from hanlin.tuning.full import FullTuning
+from hanlin.tuning.lora import LoraTuning
 
 CONFIG = ChatGlm2Config(
     vocab_size=50, hidden_size=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, ffn_size=24, max_length=64
@@ -54,9 +56,9 @@ def test_weights_stay_packed_and_answer_as_unpacked_ones(folder: Path) -> None:
     torch.testing.assert_close(packed(tokens=TOKENS), plain(tokens=TOKENS))
 
 
-@pytest.mark.parametrize(("method", "extra"), [("lora", {"rank": 2}), ("prefix", {"prefix_length": 3})])
+@pytest.mark.parametrize(("method", "extra"), [("lora", {"rank": 2}), ("prefix", {"length": 3})])
 def test_adapters_get_the_gradients_that_they_get_on_the_unpacked_base(folder: Path, method: str, extra: dict) -> None:
-    settings = TuningSettings.model_validate({"method": method, **extra})
+    settings = TUNING_METHODS.make({"method": method, **extra})
     gradients = []
     for model in (load(folder), load(folder, bits=0)):
         apply_tuning(model, settings, family, torch.Generator().manual_seed(1))
@@ -69,7 +71,7 @@ def test_adapters_get_the_gradients_that_they_get_on_the_unpacked_base(folder: P
 
 def test_half_precision_leaves_packed_weights_as_they_are(folder: Path) -> None:
     model = load(folder, torch.bfloat16)
-    apply_tuning(model, TuningSettings(method="lora", rank=2), family)
+    apply_tuning(model, LoraTuning(rank=2), family)
     parallelize(model, torch.device("cpu"), "bf16")
     before = model.get_parameter("blocks.0.ffn.up.weight").clone()
     with torch.autocast("cpu", torch.bfloat16):
@@ -87,7 +89,7 @@ def test_quantised_weights_are_rewritten_as_plain_ones(folder: Path, tmp_path: P
 
 def test_what_cannot_be_quantised_is_said(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="full cannot train quantised weights"):
-        apply_tuning(load(folder), TuningSettings(method="full"), family)
+        apply_tuning(load(folder), FullTuning(), family)
     with pytest.raises(ConfigError, match="only weights that exist"):
         ChatGlm2(replace(CONFIG, bits=4)).init_weights()
     convert(tmp_path / "base", family, None, "original", tmp_path / "original")

@@ -16,8 +16,8 @@ from hanlin.layers.kv_cache import KVCache
 from hanlin.models.common.text_processor import TextProcessor
 from hanlin.models.cpm1 import family
 from hanlin.models.cpm1.config import shape
-from hanlin.recipe.settings import PromptSettings, TuningSettings
 from hanlin.tuning.apply import apply_tuning, trained_parameters
+from hanlin.tuning.prompt import PromptTuning
 
 LENGTH = 3
 RECORDS = [{"prompt": "床前", "answer": "明月"}, {"text": "举头 望 明月 低头 思 故乡"}]
@@ -27,14 +27,14 @@ RECORDS = [{"prompt": "床前", "answer": "明月"}, {"text": "举头 望 明月
 def processor() -> TextProcessor:
     tokenizer = small_tokenizer()
     config = shape(16, 2, 2, vocab_size=tokenizer.vocab_size, max_length=64)
-    return TextProcessor(tokenizer, config).with_prompts(PromptSettings(length=LENGTH))
+    return TextProcessor(tokenizer, config).with_prompts(PromptTuning(length=LENGTH))
 
 
 @pytest.fixture(scope="module")
 def model(processor: TextProcessor) -> Any:
     fresh = family.model()(processor.config)
     fresh.init_weights(torch.Generator().manual_seed(0))
-    wanted = TuningSettings(method="prompt", prompt=PromptSettings(length=LENGTH))
+    wanted = PromptTuning(length=LENGTH)
     return apply_tuning(fresh, wanted, family, torch.Generator().manual_seed(1)).eval()
 
 
@@ -85,4 +85,4 @@ def test_prompts_count_in_the_length_and_what_cannot_be_is_refused(processor: Te
     with pytest.raises(ConfigError, match="have no place for soft prompts"):
         processor.window_tokens(8)
     with pytest.raises(ConfigError, match="all prompts stand at one place"):
-        processor.with_prompts(PromptSettings(ratios=(0.5, 0.5, 0.0)))
+        processor.with_prompts(PromptTuning(ratios=(0.5, 0.5, 0.0)))

@@ -10,7 +10,7 @@ from hanlin.core.errors import DataError
 from hanlin.models.cpm2.datasets import adgen, c3, ccpm, kdconv, lcqmc, sogou, text_to_text
 from hanlin.models.cpm2.pieces import Mark, Prompts, source_of
 from hanlin.models.cpm2.tokenizer import Cpm2Tokenizer
-from hanlin.recipe.settings import PromptSettings
+from hanlin.tuning.prompt import PromptTuning
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_a_wrong_record_is_named(make_items: Any, record: Any, message: str) -> 
 
 
 def test_prompts_stand_before_a_text_that_has_no_places_for_them() -> None:
-    [item] = kdconv.make_items({"history": "甲", "kg": "乙", "response": "丙"}, PromptSettings(length=4))
+    [item] = kdconv.make_items({"history": "甲", "kg": "乙", "response": "丙"}, PromptTuning(length=4))
     assert item.pieces == [Prompts(0, 4), "历史：甲 图谱：乙"]
     assert item.max_length == kdconv.MAX_LENGTH + 4
 
@@ -88,8 +88,8 @@ def test_pairs_that_teach_nothing_are_left_out() -> None:
 
 def test_prompts_stand_before_between_and_after_the_sentences() -> None:
     record = {"sentence1": "甲", "sentence2": "乙", "label": 1}
-    [item] = lcqmc.make_items(record, PromptSettings(length=4, ratios=(0.25, 0.5, 0.25)))
+    [item] = lcqmc.make_items(record, PromptTuning(length=4, ratios=(0.25, 0.5, 0.25)))
     assert item.pieces == [Prompts(0, 1), "甲", Prompts(1, 3), "乙", Prompts(3, 4)]
-    [apart] = lcqmc.make_items(record, PromptSettings(length=4, ratios=(0.5, 0.0, 0.5)))
+    [apart] = lcqmc.make_items(record, PromptTuning(length=4, ratios=(0.5, 0.0, 0.5)))
     assert apart.pieces == [Prompts(0, 2), "甲", Mark("；"), Prompts(2, 2), "乙", Prompts(2, 4)]
     assert item.answer == [Mark("相似")]

@@ -95,7 +95,7 @@ def test_prompts_are_looked_up_below_zero_and_hide_as_asked() -> None:
     read = torch.tensor([[-1, 7, -3, 8]])
     for sees_tokens, is_seen, hidden in ((True, True, []), (False, True, [(0, 1)]), (True, False, [(1, 0)])):
         prompts = SoftPrompt(3, CONFIG.hidden_size, sees_tokens=sees_tokens, is_seen=is_seen)
-        prompts.init_addition(torch.Generator().manual_seed(1))
+        torch.nn.init.normal_(prompts.weight, generator=torch.Generator().manual_seed(1))
         visible = prompts.restrict(torch.ones(1, 4, 4, dtype=torch.bool), read)[0]
         for query in range(4):
             for key in range(4):

@@ -17,8 +17,7 @@ from hanlin.models.cpm2.model import Cpm2
 from hanlin.models.cpm2.pieces import START_ID
 from hanlin.models.cpm2.processor import Cpm2Processor
 from hanlin.models.cpm2.record import Cpm2Options
-from hanlin.recipe.settings import PromptSettings
-from hanlin.tuning.soft_prompt import add_soft_prompt, begin_at_random
+from hanlin.tuning.prompt import PromptTuning, begin_at_random
 
 TOKENIZER = make_tokenizer()
 CONFIG = Cpm2Config(
@@ -34,7 +33,7 @@ def make_model(num_prompts: int = 0) -> Cpm2:
     model, generator = Cpm2(CONFIG), torch.Generator().manual_seed(0)
     model.init_weights(generator)
     if num_prompts:
-        add_soft_prompt(model, num_prompts)
+        PromptTuning(length=num_prompts).add_to(model, None)
         begin_at_random(model, generator)
     return model.eval()
 
@@ -48,7 +47,7 @@ def records_of(processor: Cpm2Processor, dataset: str) -> list[Any]:
 def test_packed_samples_have_the_losses_of_single_ones(dataset: str, has_prompts: bool) -> None:
     processor, model = make_processor(dataset), make_model(20 if has_prompts else 0)
     if has_prompts:
-        processor = processor.with_prompts(PromptSettings(length=20))
+        processor = processor.with_prompts(PromptTuning(length=20))
     made = [processor.sample(record) for record in records_of(processor, dataset)]
     packed = processor.collate([made], sum(sample.length for sample in made))
     alone = processor.collate([[sample] for sample in made], max(sample.length for sample in made))
@@ -93,7 +92,7 @@ def test_only_the_long_text_is_shortened() -> None:
 
 
 def test_the_report_shows_prompts_by_their_numbers() -> None:
-    processor = make_processor("lcqmc").with_prompts(PromptSettings(length=10, ratios=(0.3, 0.3, 0.4)))
+    processor = make_processor("lcqmc").with_prompts(PromptTuning(length=10, ratios=(0.3, 0.3, 0.4)))
     record = {"sentence1": "天气", "sentence2": "好", "label": 1}
     assert processor.show(processor.sample(record)) == [("[1..3]天气[4..6]好[7..10]", False), ("<s_0>相似", True)]
 
@@ -227,7 +226,7 @@ def test_pieces_of_the_stream_fill_the_encoder_s_columns() -> None:
 
 def test_soft_prompts_have_no_place_in_a_stream() -> None:
     with pytest.raises(ConfigError, match="no place for soft prompts"):
-        make_processor("text").with_prompts(PromptSettings()).window_tokens(40)
+        make_processor("text").with_prompts(PromptTuning()).window_tokens(40)
 
 
 def put_back(context: list[int], tokens: list[int], first: int) -> list[int]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from hanlin.core.batch import IGNORED, Batch, Prompt, PromptBatch, Sample
 from hanlin.core.errors import ConfigError, DataError
-from hanlin.data.processor import tried
+from hanlin.data.processor import SoftPrompts, tried
 from hanlin.models.common import decoder_batch
 from hanlin.models.common.decoder_batch import TextCursor
 from hanlin.models.common.documents import count_positions, number_documents
@@ -34,7 +34,6 @@ from hanlin.models.common.text_record import (
     text_of,
     texts_of,
 )
-from hanlin.recipe.settings import PromptSettings
 
 
 class TextTokenizer(Vocabulary, Protocol):
@@ -100,14 +99,14 @@ class TextProcessor:
         self.pad = pad_id(tokenizer)
         self.prompts: list[int] = []
 
-    def with_prompts(self, prompts: PromptSettings) -> TextProcessor:
+    def with_prompts(self, prompts: SoftPrompts) -> TextProcessor:
         """The same samples with soft prompts before each.
 
         Raises: ConfigError for what only an encoder can do with them.
         """
         if prompts.ratios or not (prompts.sees_tokens and prompts.is_seen):
             raise ConfigError(
-                "tuning.prompt: before a decoder's text all prompts stand at one place, see no tokens and are seen; "
+                "tuning.method: before a decoder's text all prompts stand at one place, see no tokens and are seen; "
                 "leave ratios, sees_tokens and is_seen out"
             )
         other = copy.copy(self)

@@ -17,12 +17,11 @@ import numpy as np
 from hanlin.core.batch import IGNORED, Batch, Prompt, PromptBatch, Sample
 from hanlin.core.errors import ConfigError, DataError
 from hanlin.data.pretraining.span_corruption import Marks
-from hanlin.data.processor import tried
+from hanlin.data.processor import SoftPrompts, tried
 from hanlin.models.common.decoder_batch import NO_SPAN
 from hanlin.models.common.encoder_decoder_batch import make_sample
 from hanlin.models.common.span_corruption import Corruption, span_tokens
 from hanlin.models.family import RankedExample
-from hanlin.recipe.settings import PromptSettings
 
 from . import batch
 from .config import Cpm2Config
@@ -58,7 +57,7 @@ class Cpm2Processor:
         self.config, self.options = config, options or Cpm2Options()
         self.tokenizer = tokenizer if self.options.doubles_lone else tokenizer.without_doubling()
         self.data_set: RawDataset = self.options.data_set
-        self.prompts: PromptSettings | None = None
+        self.prompts: SoftPrompts | None = None
         # Experts share out all positions of a batch, padding too, so all ranks pad to the same lengths.
         self.shares_table = config.num_experts > 0
         first, count = span_tokens(tokenizer)
@@ -70,7 +69,7 @@ class Cpm2Processor:
                 "take the vocabulary that belongs to the model, or set model.config.vocab_size for a fresh one"
             )
 
-    def with_prompts(self, prompts: PromptSettings) -> Cpm2Processor:
+    def with_prompts(self, prompts: SoftPrompts) -> Cpm2Processor:
         """The same samples with soft prompts at the places of the data set's template."""
         other = copy.copy(self)
         other.prompts = prompts

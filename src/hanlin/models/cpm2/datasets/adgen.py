@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from hanlin.recipe.settings import PromptSettings
+from hanlin.data.processor import SoftPrompts
 
 from ..pieces import Item, Mark, Piece, Prompts
 from .dataset import RawDataset, TextAnswer
@@ -18,7 +18,7 @@ from .fields import field
 _COMMA, _COLON, _END = Mark("，"), Mark("："), Mark("；")
 
 
-def make_items(record: Any, prompts: PromptSettings | None = None) -> list[Item]:
+def make_items(record: Any, prompts: SoftPrompts | None = None) -> list[Item]:
     """…；tag，tag；key：value，key：value； none for a record that describes nothing."""
     title, features = field(record, "title", str), field(record, "feature", list)
     tags = field(record, "tags", list) if "tags" in record else []

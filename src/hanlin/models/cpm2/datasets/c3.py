@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from hanlin.core.errors import DataError
-from hanlin.recipe.settings import PromptSettings
+from hanlin.data.processor import SoftPrompts
 
 from ..pieces import Item, Piece, Prompts
 from .choices import NUMBERS, RATIOS, between, num_choice_prompts, write_choices
@@ -32,12 +32,12 @@ def records(row: Any) -> list[dict[str, Any]]:
     return [{**question, "context": row[0][0]} for question in row[1]]
 
 
-def make_items(row: Any, prompts: PromptSettings | None = None) -> list[Item]:
+def make_items(row: Any, prompts: SoftPrompts | None = None) -> list[Item]:
     """Without prompts, one for each question: 问题：…选项：一、…；二、…；文章：…"""
     return [_item(record, prompts) for record in records(row)]
 
 
-def _item(record: Any, prompts: PromptSettings | None) -> Item:
+def _item(record: Any, prompts: SoftPrompts | None) -> Item:
     context, asked = field(record, "context", str), field(record, "question", str)
     choices, answer = field(record, "choice", list), record.get("answer")
     if answer not in choices:

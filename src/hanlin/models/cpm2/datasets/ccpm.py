@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from hanlin.data.processor import SoftPrompts
 from hanlin.models.common.ccpm import ccpm_parts
-from hanlin.recipe.settings import PromptSettings
 
 from ..pieces import Item, Prompts
 from .choices import NUMBERS, RATIOS, between, num_choice_prompts, write_choices
@@ -17,7 +17,7 @@ from .dataset import RawDataset, WordAnswer
 from .fields import chosen, field
 
 
-def make_items(record: Any, prompts: PromptSettings | None = None) -> list[Item]:
+def make_items(record: Any, prompts: SoftPrompts | None = None) -> list[Item]:
     """Without prompts: 选项：一、…；二、…；文章：…"""
     translation, choices = field(record, "translation", str), field(record, "choices", list)
     listed = write_choices(choices, prompts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hanlin.core.errors import DataError
-from hanlin.recipe.settings import PromptSettings
+from hanlin.data.processor import SoftPrompts
 
 from ..pieces import Mark, Piece, Prompts
 
@@ -16,7 +16,7 @@ RATIOS = (0.5, 0.5, 0.0, 0.0)
 _PROMPTS_EACH = 3
 
 
-def write_choices(choices: Sequence[str], prompts: PromptSettings | None = None) -> list[Piece]:
+def write_choices(choices: Sequence[str], prompts: SoftPrompts | None = None) -> list[Piece]:
     """一、...；二、...； with three prompts before each if there are any.
 
     Raises: DataError when there are too many.
@@ -31,14 +31,14 @@ def num_choice_prompts(choices: Sequence[str]) -> int:
     return _PROMPTS_EACH * len(choices)
 
 
-def between(prompts: PromptSettings, place: int) -> list[Piece]:
+def between(prompts: SoftPrompts, place: int) -> list[Piece]:
     """The prompts between two parts of a template, or a mark where no share of them is asked for."""
     borders, ratios = prompts.borders(RATIOS), prompts.ratios or RATIOS
     mark = [] if ratios[place] > 0 else [END]
     return [*mark, Prompts(borders[place - 1], borders[place])]
 
 
-def _choice(number: int, choice: str, prompts: PromptSettings | None) -> list[Piece]:
+def _choice(number: int, choice: str, prompts: SoftPrompts | None) -> list[Piece]:
     first = _PROMPTS_EACH * number
     before = [] if prompts is None else [Prompts(first, first + _PROMPTS_EACH)]
     return [*before, NUMBERS[number], PAUSE, choice, END]

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from hanlin.core.errors import DataError
-from hanlin.recipe.settings import PromptSettings
+from hanlin.data.processor import SoftPrompts
 
 from ..pieces import Item, Mark
 
-MakeItems = Callable[[Any, PromptSettings | None], list[Item]]
+MakeItems = Callable[[Any, SoftPrompts | None], list[Item]]
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class RawDataset:
     records: Callable[[Any], list[Any]] = one_record
     max_length: int | None = None
 
-    def item(self, record: Any, prompts: PromptSettings | None) -> Item:
+    def item(self, record: Any, prompts: SoftPrompts | None) -> Item:
         """Raises: DataError."""
         items = self.make_items(record, prompts)
         if len(items) != 1:

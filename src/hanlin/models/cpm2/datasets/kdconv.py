@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hanlin.recipe.settings import PromptSettings
+from hanlin.data.processor import SoftPrompts
 
 from ..pieces import Item, Prompts
 from .dataset import RawDataset, TextAnswer
@@ -16,7 +16,7 @@ from .fields import field
 MAX_LENGTH = 512
 
 
-def make_items(record: Any, prompts: PromptSettings | None = None) -> list[Item]:
+def make_items(record: Any, prompts: SoftPrompts | None = None) -> list[Item]:
     """历史：… 图谱：…"""
     text = f"历史：{field(record, 'history', object)} 图谱：{field(record, 'kg', object)}"
     # The original has no template with prompts; here they stand before the text and are not cut off.

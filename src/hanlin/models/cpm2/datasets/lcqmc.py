@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from hanlin.recipe.settings import PromptSettings
+from hanlin.data.processor import SoftPrompts
 
 from ..pieces import Item, Mark, Piece, Prompts
 from .dataset import RawDataset, WordAnswer
@@ -18,7 +18,7 @@ WORDS = (Mark("矛盾"), Mark("相似"))
 RATIOS = (0.5, 0.5, 0.0)
 
 
-def make_items(record: Any, prompts: PromptSettings | None = None) -> list[Item]:
+def make_items(record: Any, prompts: SoftPrompts | None = None) -> list[Item]:
     """Without prompts: “…”与“…”的意思<s_0>."""
     first, second = field(record, "sentence1", str), field(record, "sentence2", str)
     if prompts is None:
@@ -29,7 +29,7 @@ def make_items(record: Any, prompts: PromptSettings | None = None) -> list[Item]
     return [Item(pieces, [WORDS[chosen(record, "label", len(WORDS))]], is_closed=False)]
 
 
-def _with_prompts(first: str, second: str, prompts: PromptSettings) -> Sequence[Piece]:
+def _with_prompts(first: str, second: str, prompts: SoftPrompts) -> Sequence[Piece]:
     before, between = prompts.borders(RATIOS)[:2]
     has_middle = (prompts.ratios or RATIOS)[1] > 0
     middle = [] if has_middle else [Mark("；")]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from hanlin.core.errors import DataError
-from hanlin.recipe.settings import PromptSettings
+from hanlin.data.processor import SoftPrompts
 
 from ..pieces import Item, Mark, Prompts
 from .dataset import RawDataset
@@ -39,7 +39,7 @@ def is_ranking(record: Any) -> bool:
     return isinstance(record, dict) and "doc" in record
 
 
-def make_pair(record: Any, prompts: PromptSettings | None = None) -> list[Item]:
+def make_pair(record: Any, prompts: SoftPrompts | None = None) -> list[Item]:
     """The better and the worse title.
 
     Raises: DataError.
@@ -48,7 +48,7 @@ def make_pair(record: Any, prompts: PromptSettings | None = None) -> list[Item]:
     return [_item(query, field(record, key, str), prompts) for key in PAIR]
 
 
-def make_candidates(record: Any, prompts: PromptSettings | None = None) -> list[tuple[int, Item]]:
+def make_candidates(record: Any, prompts: SoftPrompts | None = None) -> list[tuple[int, Item]]:
     """Every title with its number, which stands behind the last dash of its name.
 
     Raises: DataError.
@@ -65,7 +65,7 @@ def _number(name: str) -> int:
     return int(number)
 
 
-def _item(query: str, title: str, prompts: PromptSettings | None) -> Item:
+def _item(query: str, title: str, prompts: SoftPrompts | None) -> Item:
     query, title = (text.replace("\u3000", " ") for text in (query, title))
     # The original has no template with prompts; here they stand before the query.
     before = [] if prompts is None else [Prompts(0, prompts.length)]

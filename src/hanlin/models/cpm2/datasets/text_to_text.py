@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hanlin.recipe.settings import PromptSettings
+from hanlin.data.processor import SoftPrompts
 
 from ..pieces import Item, Piece, Prompts
 from .dataset import RawDataset, TextAnswer
@@ -15,28 +15,28 @@ RATIOS = (1.0, 0.0, 0.0)
 _UNKNOWN = "x="
 
 
-def make_math_items(record: Any, prompts: PromptSettings | None = None) -> list[Item]:
+def make_math_items(record: Any, prompts: SoftPrompts | None = None) -> list[Item]:
     """{"text": "...", "equation": "x=..."}: a problem and its equation, without the x=."""
     equation = field(record, "equation", str)[len(_UNKNOWN) :]
     return [_item(field(record, "text", str), equation, prompts)]
 
 
-def make_lcsts_items(record: Any, prompts: PromptSettings | None = None) -> list[Item]:
+def make_lcsts_items(record: Any, prompts: SoftPrompts | None = None) -> list[Item]:
     """{"text": "...", "summary": "..."}: a message and its summary."""
     return [_item(field(record, "text", str), field(record, "summary", str), prompts)]
 
 
-def make_wmt_items(record: Any, prompts: PromptSettings | None = None) -> list[Item]:
+def make_wmt_items(record: Any, prompts: SoftPrompts | None = None) -> list[Item]:
     """{"source": "Chinese", "target": "English"}."""
     # kept (cpm2_datasets): the original translates what is called target into what is called source.
     return [_item(field(record, "target", str), field(record, "source", str), prompts)]
 
 
-def _item(text: str, answer: str, prompts: PromptSettings | None) -> Item:
+def _item(text: str, answer: str, prompts: SoftPrompts | None) -> Item:
     return Item(_around(text, prompts), [answer], is_closed=True)
 
 
-def _around(text: str, prompts: PromptSettings | None) -> list[Piece]:
+def _around(text: str, prompts: SoftPrompts | None) -> list[Piece]:
     if prompts is None:
         return [text]
     # kept: the second share is ignored.
@@ -56,7 +56,7 @@ def text_to_text(source: str, target: str) -> RawDataset:
     Where a record has `options`, a list or an object of texts, the task likelihood chooses from them.
     """
 
-    def make_items(record: Any, prompts: PromptSettings | None = None) -> list[Item]:
+    def make_items(record: Any, prompts: SoftPrompts | None = None) -> list[Item]:
         return [_item(field(record, source, str), field(record, target, str), prompts)]
 
     return RawDataset(make_items, TextAnswer(target, options="options"), long_text=source)

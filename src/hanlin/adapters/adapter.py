@@ -1,0 +1,103 @@
+"""What a tuning method trained, as it lies in files: `Adapter`; a layout of such files: `AdapterFormat`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from hanlin.core.errors import CheckpointError
+from hanlin.formats.format import FamilyFacts
+from hanlin.formats.load import added_parameters
+from hanlin.recipe.tuning import TUNING_METHODS, TuningMethod
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An opened adapter.
+
+    settings: with these `tuning.apply_tuning` makes room for it in a model; tensors: by our names; format: the title of
+    its layout; config: values of the model's configuration without which it has no place (its labels).
+    """
+
+    path: Path
+    format: str
+    settings: TuningMethod
+    tensors: Mapping[str, torch.Tensor]
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+class SaveAdapter(Protocol):
+    def __call__(
+        self, model: nn.Module, settings: Any, path: Path, family: FamilyFacts, *, overwrite: bool = False
+    ) -> None:
+        """Raises: CheckpointError when the path exists, and for what the layout has no place for."""
+        ...
+
+
+@dataclass(frozen=True)
+class AdapterFormat:
+    """One layout of adapters.
+
+    title: for people; holds: whether a path that exists holds an adapter in it and no whole model; open: the adapter at
+    a path, None where it holds none in this layout (CheckpointError for a broken one); save: writes a model's;
+    tensors: of a layout that keeps them among the tensors of their base: the model's by their names there.
+    """
+
+    title: str
+    holds: Callable[[Path], bool]
+    open: Callable[[Path, FamilyFacts], Adapter | None]
+    save: SaveAdapter
+    tensors: Callable[[nn.Module, FamilyFacts], dict[str, torch.Tensor]] | None = None
+
+
+def read_settings(path: Path, values: Mapping[str, Any]) -> TuningMethod:
+    """The settings of an adapter from their values.
+
+    Raises: CheckpointError.
+    """
+    from pydantic import ValidationError
+
+    try:
+        return TUNING_METHODS.make(values)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, part['loc']))}: {part['msg']}" for part in error.errors())
+        raise CheckpointError(f"{path}: not the settings of an adapter ({problems})") from error
+
+
+def load_adapter(model: nn.Module, adapter: Adapter) -> None:
+    """Fill the additions of a tuned model.
+
+    Raises: CheckpointError naming what is missing, surplus, or of another shape.
+    """
+    import torch
+
+    found, places = dict(adapter.tensors), added_parameters(model)
+    _check_fit(adapter.path, found, places)
+    with torch.no_grad():
+        for name, parameter in places.items():
+            parameter.copy_(found[name])
+
+
+def _check_fit(path: Path, found: Mapping[str, torch.Tensor], places: Mapping[str, torch.Tensor]) -> None:
+    problems = [
+        *(f"missing: {name}" for name in places if name not in found),
+        *(f"surplus: {name}" for name in found if name not in places),
+        *(
+            f"{name}: found {list(found[name].shape)}, expected {list(place.shape)}"
+            for name, place in places.items()
+            if name in found and found[name].shape != place.shape
+        ),
+    ]
+    if problems:
+        listed = "\n  ".join(
+            [*problems[:_SHOWN], *([f"and {len(problems) - _SHOWN} more"] if problems[_SHOWN:] else [])]
+        )
+        raise CheckpointError(f"{path}: the adapter does not fit the model and the settings of tuning\n  {listed}")

@@ -1,0 +1,59 @@
+"""Our adapter folder: `adapter.safetensors` by our names, and `adapter.json` with the settings of the tuning method."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hanlin.adapters.adapter import Adapter, AdapterFormat, read_settings
+from hanlin.adapters.labels import stated_labels
+from hanlin.core.files import published, read_json_object, write_json
+from hanlin.formats.files import open_weights, write_safetensors
+from hanlin.formats.format import FamilyFacts
+from hanlin.formats.load import added_parameters
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from hanlin.recipe.tuning import TuningMethod
+
+WEIGHTS = "adapter.safetensors"
+SETTINGS = "adapter.json"
+CONFIG = "config"
+"""There: values of the model's configuration without which the adapter has no place."""
+ADAPTER_FOLDER = "adapter"
+"""Where in a base folder an adapter lies that was trained together with the base."""
+_TITLE = "our adapter folder"
+
+
+def save_adapter(model: nn.Module, settings: TuningMethod, folder: Path, *, overwrite: bool = False) -> None:
+    """Write our adapter folder in one step.
+
+    Raises: CheckpointError when the folder exists.
+    """
+    tensors = {name: parameter.detach() for name, parameter in added_parameters(model).items()}
+    stated = settings.resolved(tensors).model_dump(mode="json")
+    labels = stated_labels(model)
+    with published(folder, "replace" if overwrite else "refuse") as beside:
+        beside.mkdir()
+        write_safetensors(beside / WEIGHTS, tensors)
+        write_json(beside / SETTINGS, {**stated, **({CONFIG: labels} if labels else {})})
+
+
+def _holds(path: Path) -> bool:
+    return (path / SETTINGS).is_file()
+
+
+def _open(path: Path, family: FamilyFacts) -> Adapter | None:
+    if not _holds(path):
+        return None
+    values = read_json_object(path / SETTINGS)
+    config = values.pop(CONFIG, {})
+    return Adapter(path, _TITLE, read_settings(path / SETTINGS, values), open_weights(path), config)
+
+
+def _save(model: nn.Module, settings: Any, path: Path, family: FamilyFacts, *, overwrite: bool = False) -> None:
+    save_adapter(model, settings, path, overwrite=overwrite)
+
+
+FOLDER = AdapterFormat(_TITLE, _holds, _open, _save)

@@ -1,0 +1,57 @@
+"""An adapter opened from whatever layout it lies in: ours, or one that a tuning method names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hanlin.adapters.adapter import Adapter, AdapterFormat
+from hanlin.adapters.folder import FOLDER
+from hanlin.core.errors import CheckpointError, ConfigError
+from hanlin.formats.format import FamilyFacts
+from hanlin.formats.megatron import lies_in_ranks
+from hanlin.recipe.tuning import TUNING_METHODS, TuningMethod
+
+OURS = "adapter"
+"""The word for our adapter folder in `convert --to`."""
+
+
+def open_adapter(path: Path, family: FamilyFacts) -> Adapter:
+    """The adapter at a path; also what lies among the tensors of a whole model.
+
+    Raises: CheckpointError.
+    """
+    path, known = Path(path), _formats()
+    for form in known:
+        if (adapter := form.open(path, family)) is not None:
+            return adapter
+    raise CheckpointError(f"{path}: holds no adapter; known are {', '.join(form.title for form in known)}")
+
+
+def find_format(path: Path) -> AdapterFormat | None:
+    """The layout of a path that holds an adapter and no whole model; None for any other path."""
+    path = Path(path)
+    if not path.exists() or lies_in_ranks(path):
+        return None
+    return next((form for form in _formats() if form.holds(path)), None)
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether a path holds an adapter and no whole model."""
+    return find_format(path) is not None
+
+
+def format_to_write(settings: TuningMethod, word: str) -> AdapterFormat:
+    """The layout of a method's adapters that `convert --to` calls so.
+
+    Raises: ConfigError.
+    """
+    known = {OURS: FOLDER, **settings.formats()}
+    if word not in known:
+        raise ConfigError(f"--to {word}: the adapter of a {settings.method} is written as {', '.join(known)}")
+    return known[word]
+
+
+def _formats() -> list[AdapterFormat]:
+    """Ours first; each once, though `--to` may have two words for it."""
+    of_methods = [form for name in TUNING_METHODS.names for form in TUNING_METHODS.load(name).formats().values()]
+    return list(dict.fromkeys([FOLDER, *of_methods]))
