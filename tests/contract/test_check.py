@@ -121,7 +121,7 @@ def test_check_and_training_agree_on_small_corpora(case: Case, split: str, is_in
 @pytest.mark.parametrize("prompt", [{"init_token": "no such token"}, {"init_text": "明月"}, {"init_spread": True}])
 def test_check_and_training_agree_on_first_prompts(case: Case, prompt: dict[str, Any], tmp_path: Path) -> None:
     recipe = recipe_of(case, tmp_path, method="prompt")
-    begun = {"prompt": {"length": 3, "init": "vocabulary", **prompt}}
+    begun = {"length": 3, "init": "vocabulary", **prompt}
     assert_agreed(refusals(changed(recipe, "tuning", begun)))
 
 

@@ -44,6 +44,7 @@ def test_a_held_folder_says_who_has_it_until_that_one_is_dead(tmp_path: Path) ->
     for _ in range(2):  # the lock of the dead is gone, and ours goes at the end
         with held(tmp_path / "run"):
             pass
+    assert not list((tmp_path / "run").iterdir())
 
 
 def test_what_fails_leaves_the_target_as_it_was_and_nothing_beside_it(tmp_path: Path) -> None:

@@ -90,9 +90,9 @@ def test_an_unknown_name_gets_a_suggestion(recipe: Path, change: str, suggestion
         ("train.batch_size=1e12", "expected less than or equal to 10000000"),
         ("train.keep=1e30", "the number is far too large"),
         ("data.max_length=1e12", "expected less than or equal to 16777216"),
-        ("tuning.rank=1e12", "expected less than or equal to 65536"),
-        ("tuning.prefix_length=1e12", "expected less than or equal to 65536"),
-        ("tuning.prompt={length: 1e12}", "expected less than or equal to 65536"),
+        ("tuning={method: lora, rank: 1e12}", "expected less than or equal to 65536"),
+        ("tuning={method: prefix, length: 1e12}", "expected less than or equal to 65536"),
+        ("tuning={method: prompt, length: 1e12}", "expected less than or equal to 65536"),
     ],
 )
 def test_numbers_beyond_what_a_machine_can_hold_are_refused(recipe: Path, change: str, reason: str) -> None:

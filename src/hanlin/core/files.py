@@ -133,25 +133,41 @@ def held(folder: Path) -> Iterator[None]:
     On a network file system it is as good as that system's locks.
     Raises: ConfigError saying who holds it and since when, DataError when nothing can be written there.
     """
+    path = folder / LOCK_FILE
+    with _lock(path) as stream:
+        stream.truncate(0)
+        since = datetime.now().astimezone().isoformat(" ", "seconds")
+        stream.write(f"process {os.getpid()} on {socket.gethostname()} since {since}")
+        stream.flush()
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _lock(path: Path) -> IO[str]:
+    """The locked file.
+
+    Raises: ConfigError when another process has it.
+    """
     import fcntl  # not on Windows
 
-    with _writable(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        stream = (folder / LOCK_FILE).open("a+", encoding="utf-8")
-    with stream:
+    while True:
+        with _writable(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stream = path.open("a+", encoding="utf-8")
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             stream.seek(0)
             holder = stream.read().strip() or "another process"
+            stream.close()
             raise ConfigError(
-                f"{folder}: is in use by {holder}; wait until it has ended, or choose another folder"
+                f"{path.parent}: is in use by {holder}; wait until it has ended, or choose another folder"
             ) from None
-        stream.truncate(0)
-        since = datetime.now().astimezone().isoformat(" ", "seconds")
-        stream.write(f"process {os.getpid()} on {socket.gethostname()} since {since}")
-        stream.flush()
-        yield
+        if path.exists() and os.path.samestat(os.fstat(stream.fileno()), path.stat()):
+            return stream
+        stream.close()  # who had it has removed it at its end, meanwhile
 
 
 @contextmanager
