@@ -33,7 +33,7 @@ def length_problems(recipe: Recipe) -> Found:
             f"the rate rises for {train.warmup_steps} steps and has to be back at 0 at step {end}; "
             "lower train.warmup_steps, or use train.schedule constant or noam",
         )
-    if train.schedule == "noam" and train.schedule_form != "bmtrain":
+    if train.schedule == "noam" and train.schedule_form != "standard":
         yield "train.schedule", f"{train.schedule_form} has no noam; use linear, cosine, exponential or constant"
 
 

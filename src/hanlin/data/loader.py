@@ -15,7 +15,7 @@ import numpy as np
 from hanlin.core.batch import IGNORED, Batch, Sample
 from hanlin.core.errors import ConfigError, DataError
 from hanlin.data.mixture import Mixture
-from hanlin.data.pack import SampleNumbers, SingleRows, cpm2_order, plan_rows, pool_rows
+from hanlin.data.pack import SampleNumbers, SingleRows, plan_rows, pool_rows, shuffle_once
 from hanlin.data.prepare import Prepared
 from hanlin.data.pretraining.windows import CorpusWindows
 from hanlin.data.processor import JoinsExamples, Processor, SharesTable
@@ -40,7 +40,7 @@ class Loader:
     """Iterating gives the batches from the current position to the end of the epoch; the next time those of the next.
 
     batch_size: rows of a global batch. shuffle: False keeps the order of the files and draws nothing anew, so that all
-    epochs are equal; cpm2: the order of CPM-2's program, equal in all epochs as well. rank, world: this process takes
+    epochs are equal; once: one order for all epochs (`pack.shuffle_once`). rank, world: this process takes
     its share of each global batch.
     in_context: probabilities of 0, 1, 2, ... other samples of the same file before a sample. A mixture has its own, and
     an order of its own.
@@ -54,7 +54,7 @@ class Loader:
         max_length: int,
         batch_size: int,
         seed: int = 0,
-        shuffle: bool | Literal["cpm2"] = True,
+        shuffle: bool | Literal["once"] = True,
         pack: bool = True,
         in_context: Sequence[float] = NO_EXAMPLES,
         rank: int = 0,
@@ -151,8 +151,8 @@ class Loader:
         return drawn, np.broadcast_to(np.int64(0), drawn.shape)
 
     def _draw_order(self, rng: np.random.Generator, count: int) -> np.ndarray:
-        if self.shuffle == "cpm2":
-            return cpm2_order(count, self.seed)
+        if self.shuffle == "once":
+            return shuffle_once(count, self.seed)
         return rng.permutation(count) if self.shuffle else np.arange(count)
 
     def _example_chances(self) -> np.ndarray:

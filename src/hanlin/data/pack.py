@@ -97,8 +97,8 @@ def pool_rows(lengths: np.ndarray, order: np.ndarray, batch_size: int, rng: np.r
     return SingleRows(np.concatenate([*planned, order[full:]]).astype(np.int64))
 
 
-def cpm2_order(count: int, seed: int) -> np.ndarray:
-    """The order in which CPM-2's program reads `count` samples in every epoch."""
+def shuffle_once(count: int, seed: int) -> np.ndarray:
+    """One order of `count` samples for all epochs, number by number that of CPM-2's program."""
     import torch
 
     generator = torch.Generator()

@@ -57,6 +57,13 @@ _OTHER_NAMES = {
     "output_dir": "run.folder",
     "model_path": "model.base",
 }
+# What values were called before they were named by what they do.
+_OTHER_VALUES = {
+    "bmtrain": ["standard"],
+    "megatron": ["floored"],
+    "cpm1": ["endless"],
+    "cpm2": ["once", "corpus_original"],
+}
 
 
 Found = Iterator[tuple[str, str]]
@@ -261,7 +268,8 @@ def _reason(detail: ErrorDetails, keys: Sequence[str]) -> str:
 
 
 def _close_word(found: Any, options: Sequence[str]) -> str:
-    close = difflib.get_close_matches(str(found).lower(), options, n=1)
+    close = [value for value in _OTHER_VALUES.get(str(found), ()) if value in options]
+    close = close or difflib.get_close_matches(str(found).lower(), options, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 

@@ -82,7 +82,7 @@ def load_data(recipe: Recipe, components: Components, part: DataPart) -> Prepare
 
 
 def _windows(recipe: Recipe, components: Components, part: DataPart) -> CorpusWindows | None:
-    from hanlin.data.pretraining.megatron_index import split_shares
+    from hanlin.data.pretraining.sample_index import split_shares
     from hanlin.data.pretraining.windows import WindowRequest, open_windows
 
     data, train = recipe.data, recipe.train

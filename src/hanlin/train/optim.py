@@ -1,6 +1,6 @@
 """The learning rate of a step, and AdamW (Loshchilov & Hutter 2019, decoupled decay) on torch's fused kernel.
 
-The schedules are BMTrain's (golden case bee_noam), or those of schedules.py.
+The standard schedules are BMTrain's (golden case bee_noam); the others are in schedules.py.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch.optim.adamw import adamw
 
 from hanlin.parallel.mesh import local
 from hanlin.recipe.settings import TrainSettings
-from hanlin.train.schedules import Curve, megatron_rate, tuning_rate
+from hanlin.train.schedules import Curve, endless_rate, floored_rate
 
 EXPONENTIAL_BASE = 0.95
 
@@ -24,8 +24,8 @@ def learning_rate(settings: TrainSettings, step: int, total_steps: int) -> float
 
     linear and cosine are at 0 at `decay_steps`, by default just after the last step.
     """
-    if settings.schedule_form != "bmtrain":
-        curve = megatron_rate if settings.schedule_form == "megatron" else tuning_rate
+    if settings.schedule_form != "standard":
+        curve = floored_rate if settings.schedule_form == "floored" else endless_rate
         return curve(Curve.of(settings, total_steps), step - 1)
     number = step - 1 if settings.first_step_at_zero else step
     last = total_steps - 1 if settings.first_step_at_zero else total_steps

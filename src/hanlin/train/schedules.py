@@ -1,6 +1,6 @@
-"""The learning rates of CPM-1's two programs: pretraining (Megatron's) and fine-tuning. Golden case cpm1_lr.
+"""The learning rates that fall to a floor (as in Megatron) or without an end: CPM-1's pretraining and fine-tuning.
 
-`number` is the number of steps taken before: the first step of all has rate 0 if there is a warm-up.
+`number` is the number of steps taken before: the first step of all has rate 0 if there is a warm-up. Golden case cpm1_lr.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Curve:
         return cls(settings.schedule, settings.lr, steps, warmup, settings.min_lr)
 
 
-def megatron_rate(curve: Curve, number: int) -> float:
-    """The rate of pretraining: it falls from the warm-up's end on, and stays as it is at `steps - warmup`."""
+def floored_rate(curve: Curve, number: int) -> float:
+    """The rate of CPM-1's pretraining: it falls from the warm-up's end on, and stays as it is at `steps - warmup`."""
     # kept: the clock stops there, so the fall ends at steps - 2 * warmup and never reaches its own end.
     number_or_end = min(number, curve.steps - curve.warmup)
     if curve.warmup > 0 and number <= curve.warmup:
@@ -49,8 +49,8 @@ def megatron_rate(curve: Curve, number: int) -> float:
     return max(rate, curve.least)
 
 
-def tuning_rate(curve: Curve, number: int) -> float:
-    """The rate of fine-tuning: it has no least value and no end; exponential is constant."""
+def endless_rate(curve: Curve, number: int) -> float:
+    """The rate of CPM-1's fine-tuning: it has no least value and no end; exponential is constant."""
     if curve.warmup > 0 and number <= curve.warmup:
         return curve.peak * number / curve.warmup
     return _falling(curve, number - curve.warmup)

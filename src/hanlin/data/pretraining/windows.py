@@ -24,7 +24,7 @@ from hanlin.core.errors import ConfigError, DataError
 from hanlin.core.files import published
 from hanlin.data.pretraining.blend import MARGIN, blend
 from hanlin.data.pretraining.indexed_data import IndexedData, indexed_file
-from hanlin.data.pretraining.megatron_index import SampleIndex, build_index, split_documents, split_shares
+from hanlin.data.pretraining.sample_index import SampleIndex, build_index, split_documents, split_shares
 from hanlin.data.pretraining.span_corruption import PARTS, SpanData
 from hanlin.data.processor import Processor, ReadsSpans, ReadsTokens
 from hanlin.data.report import Counts, DataReport

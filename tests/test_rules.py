@@ -1,0 +1,86 @@
+"""What CONTRIBUTING.md asks of the code and a machine can check, beside ruff, pyright and import-linter."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+SOURCES = ROOT / "src/hanlin"
+MODULES = {str(path.relative_to(SOURCES)): path for path in sorted(SOURCES.rglob("*.py"))}
+
+
+@cache
+def parsed(module: str) -> ast.Module:
+    return ast.parse(MODULES[module].read_text(encoding="utf-8"))
+
+
+# Families and originals -----------------------------------------------------------------------------------------------
+
+ORIGINAL = re.compile(
+    r"cpm[-_]?(1|2|ant)|(?<![a-z])bee(?![a-z])|chatglm|(?<![a-z])glm|bmtrain|opendelta|megatron", re.IGNORECASE
+)
+FILE_LAYOUTS = {
+    "adapters/chatglm2_prefix": "the original's prefix checkpoint",
+    "adapters/cpm2_prompts": "the original's checkpoint of soft prompts",
+    "data/sources/bee": "the original's binary data",
+    "formats/megatron": "the checkpoints of a program that several families come from",
+    "recipe/cpm2_prompts": "the original's file of settings of soft prompts",
+}
+KNOWN_ORIGINALS = {
+    ("cli/_corpus.py", "cpm1"): "whose tokenizer `hanlin prepare --to indexed` takes when none is named",
+    ("cli/inspect.py", "_bee"): "tells of data/sources/bee",
+    ("cli/inspect.py", "_is_bee_file"): "tells of data/sources/bee",
+    ("cli/prepare.py", "bee"): "the name of a data layout in --from and --to",
+    ("recipe/reading.py", "bmtrain"): "a value's old name, answered by the new one",
+    ("recipe/reading.py", "cpm1"): "a value's old name, answered by the new one",
+    ("recipe/reading.py", "cpm2"): "a value's old name, answered by the new one",
+    ("recipe/reading.py", "megatron"): "a value's old name, answered by the new one",
+}
+
+
+def test_only_families_know_families_and_originals() -> None:
+    """Docstrings, comments and messages (texts of several words) may cite them; names and values may not."""
+    found = {
+        (module, word)
+        for module in MODULES
+        if not _is_of_a_family(module) and not _is_layout(module)
+        for word in [module, *_names_and_values(parsed(module))]
+        if ORIGINAL.search(word)
+    }
+    assert found == set(KNOWN_ORIGINALS)
+
+
+def _is_of_a_family(module: str) -> bool:
+    return module.startswith("models/") and module.count("/") > 1 and not module.startswith("models/common/")
+
+
+def _is_layout(module: str) -> bool:
+    return any(module.removesuffix(".py") == layout or module.startswith(f"{layout}/") for layout in FILE_LAYOUTS)
+
+
+def _names_and_values(tree: ast.Module) -> Iterator[str]:
+    """Identifiers and one-word strings, without what comes from the module of a file layout."""
+    imported = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    of_layouts = [node for node in imported if _is_layout((node.module or "").replace("hanlin.", "").replace(".", "/"))]
+    known = {name for node in of_layouts for alias in node.names for name in (alias.name, alias.asname)}
+    for node in ast.walk(tree):
+        for word in _words(node):
+            if word not in known and not (isinstance(node, ast.ImportFrom) and node in of_layouts):
+                yield word
+
+
+def _words(node: ast.AST) -> list[str]:
+    match node:
+        case ast.Constant(value=str(text)):
+            return [] if re.search(r"\s", text.strip()) else [text]
+        case ast.ImportFrom(module=module, names=names):
+            return [module or "", *(alias.name for alias in names)]
+        case ast.Name(id=name) | ast.Attribute(attr=name) | ast.arg(arg=name) | ast.keyword(arg=str(name)):
+            return [name]
+        case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+            return [name]
+    return []
