@@ -29,8 +29,8 @@ def _batch(recipe: Recipe) -> Found:
     if layout.micro_batches and recipe.train.micro_batch_size:
         yield (
             "parallel.micro_batches",
-            f"{layout.micro_batches} is given beside train.micro_batch_size {recipe.train.micro_batch_size}, and each of "
-            "them says how a rank's rows are cut; remove one of them",
+            f"{layout.micro_batches} is given beside train.micro_batch_size {recipe.train.micro_batch_size}, and each "
+            "of them says how a rank's rows are cut; remove one of them",
         )
         return
     data, parts = layout.data or 1, layout.micro_batches or 1

@@ -204,8 +204,8 @@ class TrainSettings(Settings):
     lr: float = Field(default=1e-4, gt=0)
     schedule: Literal["noam", "linear", "cosine", "exponential", "constant"] = "cosine"
     # How the rate falls. standard: from the warm-up's end to decay_steps (CPM-Bee); floored: over decay_steps, until it
-    # stops at a floor (CPM-1's pretraining); endless: likewise, without a stop (CPM-1's fine-tuning). The last two count
-    # steps from 0 and know no noam.
+    # stops at a floor (CPM-1's pretraining); endless: likewise, without a stop (CPM-1's fine-tuning). The last two
+    # count steps from 0 and know no noam.
     schedule_form: Literal["standard", "floored", "endless"] = "standard"
     # Steps in which the rate rises from 0.
     warmup_steps: int = Field(default=0, ge=0)

@@ -1,6 +1,7 @@
 """The learning rates that fall to a floor (as in Megatron) or without an end: CPM-1's pretraining and fine-tuning.
 
-`number` is the number of steps taken before: the first step of all has rate 0 if there is a warm-up. Golden case cpm1_lr.
+`number` is the number of steps taken before: the first step of all has rate 0 if there is a warm-up.
+Golden case cpm1_lr.
 """
 
 from __future__ import annotations
