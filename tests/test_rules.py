@@ -84,3 +84,64 @@ def _words(node: ast.AST) -> list[str]:
         case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
             return [name]
     return []
+
+
+# Names that were given up ---------------------------------------------------------------------------------------------
+
+GIVEN_UP_NAMES = {
+    "BeamManner", "Keeper", "Kept", "Parts", "Program", "Samples", "Shares", "SpanSight", "Standing", "Together",
+    "Watch", "Whole", "Worker", "attend", "attend_grouped", "batch_rows", "batch_segments", "describe_parts",
+    "look_at_own", "look_back", "micro_rows", "sees_earlier", "stand_ins", "two_sides",
+}  # fmt: skip
+GIVEN_UP_WORDS = {"blind", "contest", "keeper", "past", "rival", "rivals", "seam", "seams", "settle", "sew", "sight"}
+GIVEN_UP_MODULES = {
+    "assemble.py", "core/config.py", "core/effect.py", "core/fit.py", "core/group.py", "core/joined.py",
+    "layers/buckets.py", "layers/contest.py", "loading.py", "models/fresh.py", "models/rows.py", "models/two_sides.py",
+    "parallel/fit.py", "parallel/group.py", "parallel/place.py", "parallel/shares.py", "parallel/together.py",
+    "parallel/worker.py", "parts.py", "planner/live.py", "planner/stand_ins.py", "tokens/batch_segments.py",
+    "train/keeper.py", "train/watch.py",
+}  # fmt: skip
+THEIR_NAMES = {"past_key_values"}  # transformers' word for a cache
+ANSWERED = {"src/hanlin/recipe/reading.py", "tests/test_rules.py"}  # they have to say what an old name is now
+
+
+def test_names_that_were_given_up_stay_away() -> None:
+    assert not GIVEN_UP_MODULES & set(MODULES)
+    found = {
+        (name, word)
+        for name, tree in _all_python().items()
+        for node in ast.walk(tree)
+        for word in _words(node)
+        if _is_given_up(node, word)
+    }
+    assert not found
+
+
+def test_texts_do_not_use_given_up_names_either() -> None:
+    """Docs, recipes and comments; only names that are no English words."""
+    unmistakable = re.compile("|".join(rf"\b{name}\b" for name in GIVEN_UP_NAMES if re.search("_|[a-z][A-Z]", name)))
+    paths = [path for kind in ("md", "yaml", "py") for path in ROOT.rglob(f"*.{kind}") if _is_ours(path)]
+    texts = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in paths}
+    found = {
+        name: unmistakable.findall(text) for name, text in texts.items() if name not in {*ANSWERED, "CHANGELOG.md"}
+    }
+    assert not {name: words for name, words in found.items() if words}
+
+
+def _is_given_up(node: ast.AST, word: str) -> bool:
+    if isinstance(node, ast.Constant) or word in THEIR_NAMES:
+        return False
+    if isinstance(node, ast.FunctionDef) and word == "place":
+        return True
+    parts = re.findall(r"[A-Z]?[a-z]+", word)
+    return word in GIVEN_UP_NAMES or bool(GIVEN_UP_WORDS & {part.lower() for part in parts})
+
+
+def _all_python() -> dict[str, ast.Module]:
+    paths = [path for path in ROOT.rglob("*.py") if _is_ours(path)]
+    names = {str(path.relative_to(ROOT)): path for path in sorted(paths)}
+    return {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in names.items() if name not in ANSWERED}
+
+
+def _is_ours(path: Path) -> bool:
+    return not any(part.startswith(".") or part == "build" for part in path.relative_to(ROOT).parts)

@@ -145,7 +145,7 @@ def _train(components: Components, resume: bool) -> int:
     if loader is None:
         raise ConfigError("data.split: its first number is 0, so there is nothing to train on")
     # Ranks that compute the same rows drop the same; others must not.
-    seed_everything(recipe.run.seed + degrees.place(ranks.rank))
+    seed_everything(recipe.run.seed + degrees.seed_offset(ranks.rank))
     parallel_model = parallelize_tuned(components, device, ranks.world)
     optimiser = AdamW(parallel_model.parameters, recipe.train)
     step = Step(parallel_model, optimiser, recipe.train, count_steps(recipe.train, loader), loader.where)

@@ -215,8 +215,8 @@ class ChatGlm2Processor:
 
     def ask(self, question: str, history: Sequence[tuple[str, str]]) -> dict[str, Any]:
         """The record of a dialogue's next round."""
-        past = [list(round_) for round_ in history]
-        return {self.options.prompt_column: question, self.options.history_column: past}
+        earlier = [list(round_) for round_ in history]
+        return {self.options.prompt_column: question, self.options.history_column: earlier}
 
     def _prompt_parts(self, record: Any) -> list[TextOrId]:
         return self.template.prompt(self.tokenizer, read_dialogue(record, self.options))

@@ -37,8 +37,8 @@ class Inputs:
     spans, encoder_spans: the samples of a row, which never see each other: numbers from 0 on, the same on both sides;
     -1 = padding. None: a row is one sample without padding. With a KV cache: spans in all calls or in none.
     lengths: `[batch]`, the ids of both sides without padding, for whoever counts them.
-    rivals: at a labelled position the position whose logit of this label must be smaller; -1 elsewhere. With rivals
-    the loss is that of their contests (layers/ranking_loss.py) and not a cross entropy over the vocabulary.
+    negatives: at a labelled position the position whose logit of this label must be smaller; -1 elsewhere. With
+    them the loss ranks pairs (layers/ranking_loss.py) and is no cross entropy over the vocabulary.
     """
 
     tokens: torch.Tensor
