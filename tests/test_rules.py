@@ -145,3 +145,32 @@ def _all_python() -> dict[str, ast.Module]:
 
 def _is_ours(path: Path) -> bool:
     return not any(part.startswith(".") or part == "build" for part in path.relative_to(ROOT).parts)
+
+
+# Types ----------------------------------------------------------------------------------------------------------------
+
+OF_EVERY_MODEL = {"Attention", "Block", "DecoderBlock", "DecoderContext", "EncoderBlock", "FeedForward", "Inputs"}
+
+
+def test_a_public_name_of_a_type_means_one_type() -> None:
+    rooms: dict[str, list[str]] = {}
+    for module in MODULES:
+        for name in _public_types(parsed(module)):
+            rooms.setdefault(name, []).append(module)
+    clashes = {name: found for name, found in rooms.items() if len(found) > 1}
+    of_models = {name for name, found in clashes.items() if all(module.endswith("/model.py") for module in found)}
+    assert set(clashes) == of_models & OF_EVERY_MODEL, clashes
+
+
+def _public_types(tree: ast.Module) -> Iterator[str]:
+    """Classes, and aliases of types: names such as `Tensors = dict[str, Tensor]`; type variables are none."""
+    for node in tree.body:
+        match node:
+            case ast.ClassDef(name=name):
+                pass
+            case ast.Assign(targets=[ast.Name(id=name)], value=value) if not isinstance(value, ast.Call):
+                pass
+            case _:
+                continue
+        if re.match(r"[A-Z]\w*[a-z]", name):
+            yield name

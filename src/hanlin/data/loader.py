@@ -18,7 +18,7 @@ from hanlin.data.mixture import Mixture
 from hanlin.data.pack import SampleNumbers, SingleRows, plan_rows, pool_rows, shuffle_once
 from hanlin.data.prepare import Prepared
 from hanlin.data.pretraining.windows import CorpusWindows
-from hanlin.data.processor import JoinsExamples, Processor, SharesTable
+from hanlin.data.processor import JoinsExamples, SampleProcessor, SharesTable
 
 NO_EXAMPLES = (1.0,)
 
@@ -49,7 +49,7 @@ class Loader:
     def __init__(
         self,
         prepared: Prepared | CorpusWindows | Mixture,
-        processor: Processor,
+        processor: SampleProcessor,
         *,
         max_length: int,
         batch_size: int,

@@ -22,7 +22,7 @@ from hanlin.core.batch import Sample
 from hanlin.core.errors import DataError
 from hanlin.data.mixture_file import MixtureEntry, read_mixture
 from hanlin.data.prepare import Prepared, prepare
-from hanlin.data.processor import Processor
+from hanlin.data.processor import SampleProcessor
 from hanlin.data.report import Counts, DataReport, DrawnSet
 from hanlin.recipe.settings import DataSettings
 
@@ -99,7 +99,7 @@ class Mixture:
         return self._parts[part], number - int(self.source_bounds[part])
 
 
-def open_mixture(settings: DataSettings, processor: Processor, *, tokenizer: Any) -> Mixture:
+def open_mixture(settings: DataSettings, processor: SampleProcessor, *, tokenizer: Any) -> Mixture:
     """Encode the data sets of `data.mixture`, or take them from the cache; those of weight 0 are not looked at.
 
     Raises: ConfigError, DataError that lists the rows of all data sets that cannot be used.
@@ -120,7 +120,9 @@ def open_mixture(settings: DataSettings, processor: Processor, *, tokenizer: Any
     return Mixture(sets, prepared)
 
 
-def _prepare(one: MixtureEntry, way: Any, settings: DataSettings, processor: Processor, tokenizer: Any) -> Prepared:
+def _prepare(
+    one: MixtureEntry, way: Any, settings: DataSettings, processor: SampleProcessor, tokenizer: Any
+) -> Prepared:
     return prepare(
         [one.path],
         processor,

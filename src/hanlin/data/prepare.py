@@ -29,7 +29,7 @@ from hanlin.core.files import published
 from hanlin.data.cache import SampleArrays, SampleArrayWriter, read_columns
 from hanlin.data.expand import open_part
 from hanlin.data.pack import padding_share, plan_rows
-from hanlin.data.processor import HasFingerprint, ProcessesMany, Processor, tried
+from hanlin.data.processor import HasFingerprint, ProcessesMany, SampleProcessor, tried
 from hanlin.data.report import Counts, DataReport, make_report
 from hanlin.data.sources import BadRowError, Records
 from hanlin.recipe.settings import DataSettings
@@ -48,7 +48,7 @@ class Prepared:
     """Encoded samples with random access; a sample knows the row that it came from."""
 
     def __init__(
-        self, sources: Sequence[Records], processor: Processor, settings: DataSettings, columns: SampleArrays
+        self, sources: Sequence[Records], processor: SampleProcessor, settings: DataSettings, columns: SampleArrays
     ) -> None:
         self._sources, self._processor, self._settings, self._columns = sources, processor, settings, columns
         self._bounds = np.cumsum([0, *(len(source) for source in sources)])
@@ -125,7 +125,7 @@ class Prepared:
 
 def prepare(
     files: Sequence[Path],
-    processor: Processor,
+    processor: SampleProcessor,
     settings: DataSettings,
     *,
     tokenizer: Any,
@@ -161,7 +161,7 @@ def hash_tokenizer(tokenizer: Any) -> str:
         return _hash_files(sorted(path for path in Path(scratch).rglob("*") if path.is_file()))
 
 
-def _fingerprint(sources: Sequence[Records], processor: Processor, tokenizer: Any, settings: DataSettings) -> str:
+def _fingerprint(sources: Sequence[Records], processor: SampleProcessor, tokenizer: Any, settings: DataSettings) -> str:
     facts = {
         "version": VERSION,
         "sources": [source.fingerprint for source in sources],
@@ -173,7 +173,7 @@ def _fingerprint(sources: Sequence[Records], processor: Processor, tokenizer: An
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-def _code_of(processor: Processor) -> list[Path]:
+def _code_of(processor: SampleProcessor) -> list[Path]:
     """The files that decide how a record is encoded: the family's folder, or the user's one file."""
     module = sys.modules[type(processor).__module__]
     file = Path(str(module.__file__))
@@ -217,7 +217,7 @@ class _OverlongError(DataError):
 
 def _encode_all(
     sources: Sequence[Records],
-    processor: Processor,
+    processor: SampleProcessor,
     settings: DataSettings,
     folder: Path,
     fingerprint: str,
@@ -251,7 +251,7 @@ def _encode_all(
     writer.finish(per_sample, {"fingerprint": fingerprint, "counts": dataclasses.asdict(counts)})
 
 
-def _sample_all(records: Sequence[Any | DataError], processor: Processor) -> list[Sample | DataError]:
+def _sample_all(records: Sequence[Any | DataError], processor: SampleProcessor) -> list[Sample | DataError]:
     """The sample of each record, or why there is none; a record may be an error already."""
     if not isinstance(processor, ProcessesMany):
         return [tried(_sample, record, processor) for record in records]
@@ -259,7 +259,7 @@ def _sample_all(records: Sequence[Any | DataError], processor: Processor) -> lis
     return [record if isinstance(record, DataError) else next(made) for record in records]
 
 
-def _sample(record: Any | DataError, processor: Processor) -> Sample:
+def _sample(record: Any | DataError, processor: SampleProcessor) -> Sample:
     if isinstance(record, DataError):
         raise record
     processor.check(record)
@@ -267,7 +267,7 @@ def _sample(record: Any | DataError, processor: Processor) -> Sample:
 
 
 def _encode(
-    record: Any, sample: Sample | DataError, processor: Processor, settings: DataSettings, counts: Counts
+    record: Any, sample: Sample | DataError, processor: SampleProcessor, settings: DataSettings, counts: Counts
 ) -> list[_Encoded]:
     """The samples of one record, whose whole sample is known.
 

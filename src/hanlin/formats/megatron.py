@@ -46,7 +46,7 @@ _LAYER = re.compile(r"layer_(\d+)-model_(\d+)-model_states\.pt")
 _FIRST_LAYER = 2
 """Number of the first block in the pipeline's list, after the embedding and a transposition."""
 
-Tensors = dict[str, "torch.Tensor"]
+FlatTensors = dict[str, "torch.Tensor"]
 MegatronForm = Literal["megatron", "deepspeed", "pipeline"]
 FORMS: dict[MegatronForm, str] = {
     "megatron": f"iter_XXXXXXX/mp_rank_XX/{_PLAIN}",
@@ -59,7 +59,7 @@ FORMS: dict[MegatronForm, str] = {
 class Rank:
     """One tensor rank's share; version: of the order of fused rows; arguments: those of the program, where stored."""
 
-    tensors: Tensors
+    tensors: FlatTensors
     version: float = VERSION
     arguments: dict[str, Any] = field(default_factory=dict)
     iteration: int | None = None
@@ -224,7 +224,7 @@ def _place_in_pipeline(name: str, num_layers: int) -> tuple[int, str]:
 
 
 class _Padded(TensorSubset):
-    """Tensors of which the word embedding has a number of rows that is a multiple."""
+    """FlatTensors of which the word embedding has a number of rows that is a multiple."""
 
     ending = "word_embeddings.weight"
 
@@ -313,7 +313,7 @@ def _load(files: Sequence[Path]) -> Rank | None:
     return Rank(_flat(files[0], model), float(version), dict(vars(arguments)), state.get("iteration"))
 
 
-def _layer_tensors(file: Path) -> Tensors:
+def _layer_tensors(file: Path) -> FlatTensors:
     """The tensors of a pipeline's layer by the names of the whole model."""
     import torch
 
@@ -330,10 +330,10 @@ def _layer_tensors(file: Path) -> Tensors:
     return {f"language_model.{prefix}.{name}": tensor for name, tensor in state.items()}
 
 
-def _flat(file: Path, nested: Mapping[str, Any], prefix: str = "") -> Tensors:
+def _flat(file: Path, nested: Mapping[str, Any], prefix: str = "") -> FlatTensors:
     import torch
 
-    flat: Tensors = {}
+    flat: FlatTensors = {}
     for name, value in nested.items():
         if isinstance(value, dict):
             flat |= _flat(file, value, f"{prefix}{name}.")

@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import groupby, islice
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from hanlin.core.errors import DataError, HanlinError
 from hanlin.core.ranks import read_ranks
 from hanlin.layers.kv_cache import KVCache
 from hanlin.layers.linear import store_by_columns
+from hanlin.layers.precision import Precision
 from hanlin.models.family import BeamVariant, Processor
 from hanlin.parallel.inference_model import ShardedInferenceModel
 from hanlin.parallel.mesh import Degrees, Mesh
@@ -37,7 +38,6 @@ from .dialogue_cache import DialogueCache, columns_of
 from .prompts import make_prompt
 from .sampling import ban_columns, draw, penalise_used, warp
 
-Precision = Literal["fp32", "bf16", "fp16"]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 

@@ -12,16 +12,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, get_type_hints, runtime_checkable
 
-import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from hanlin.core.batch import Prompt, PromptBatch, Sample
 from hanlin.core.errors import ConfigError
+from hanlin.data.processor import SampleProcessor
 from hanlin.models.common.label_processor import LabelKind
 from hanlin.recipe.reading import nearest
 
 if TYPE_CHECKING:
-    from hanlin.core.batch import Batch
     from hanlin.recipe.settings import PromptSettings
 
 
@@ -40,38 +39,11 @@ class Tokenizer(Protocol):
         ...
 
 
-class Processor(Protocol):
+class Processor(SampleProcessor, Protocol):
     """How a family turns records into arrays and answers into records."""
-
-    def check(self, record: Any) -> None:
-        """Raises: DataError with what is wrong with the record (the caller adds file and line)."""
-        ...
-
-    def sample(self, record: Any, rng: np.random.Generator | None = None) -> Sample:
-        """Encode a training record; `rng` draws what the family draws anew each epoch (None: draw nothing)."""
-        ...
-
-    def varies(self, record: Any) -> bool:
-        """Whether `sample` depends on `rng`, so that the record must be encoded anew each epoch (length stays)."""
-        ...
-
-    def fit(self, record: Any, max_length: int, policy: str) -> list[Any]:
-        """Records no longer than `max_length` tokens in place of a longer one; `policy` is truncate or split.
-
-        Raises: DataError when it cannot be done without losing the answer.
-        """
-        ...
-
-    def collate(self, rows: Sequence[Sequence[Sample]], length: int) -> Batch:
-        """Rows of packed samples -> tensors `[len(rows), length]`, padded on the right."""
-        ...
 
     def batch_key(self, sample: Sample) -> Hashable:
         """Samples with equal keys leave each other's loss alone when they share a batch; None where all do."""
-        ...
-
-    def show(self, sample: Sample) -> list[tuple[str, bool]]:
-        """The sample as (text, carries loss) pieces for the data report."""
         ...
 
     def prompt(self, record: Any) -> Prompt:

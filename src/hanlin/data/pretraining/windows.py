@@ -26,7 +26,7 @@ from hanlin.data.pretraining.blend import MARGIN, blend
 from hanlin.data.pretraining.indexed_data import IndexedData, indexed_file
 from hanlin.data.pretraining.sample_index import SampleIndex, build_index, split_documents, split_shares
 from hanlin.data.pretraining.span_corruption import PARTS, SpanData
-from hanlin.data.processor import Processor, ReadsSpans, ReadsTokens
+from hanlin.data.processor import ReadsSpans, ReadsTokens, SampleProcessor
 from hanlin.data.report import Counts, DataReport
 from hanlin.recipe.settings import DataSettings
 
@@ -60,7 +60,7 @@ class CorpusWindows:
         corpora: Sequence[_Corpus],
         shares: Sequence[float],
         count: int,
-        processor: Processor,
+        processor: SampleProcessor,
         wanted: WindowRequest,
     ) -> None:
         self._corpora, self._count, self._processor, self._wanted = corpora, count, processor, wanted
@@ -118,7 +118,7 @@ class CorpusWindows:
 
 
 def open_windows(
-    prefixes: Sequence[Path], processor: Processor, wanted: WindowRequest, vocab_size: int, cache: Path
+    prefixes: Sequence[Path], processor: SampleProcessor, wanted: WindowRequest, vocab_size: int, cache: Path
 ) -> CorpusWindows:
     """The wanted windows; their index is kept under `cache`.
 
@@ -137,7 +137,7 @@ def open_windows(
     return CorpusWindows(corpora, shares, total, processor, wanted)
 
 
-def check_windows(settings: DataSettings, processor: Processor) -> None:
+def check_windows(settings: DataSettings, processor: SampleProcessor) -> None:
     """Look for what `open_windows` would refuse, as far as it can be seen from the index files.
 
     Raises: ConfigError, DataError.
@@ -162,7 +162,7 @@ class _Corpus:
 
     index: SampleIndex
 
-    def __init__(self, prefix: Path, processor: Processor, wanted: WindowRequest, vocab_size: int) -> None:
+    def __init__(self, prefix: Path, processor: SampleProcessor, wanted: WindowRequest, vocab_size: int) -> None:
         self.prefix, self.seed, self.vocab_size = prefix, wanted.seed, vocab_size
         self.has_spans = not indexed_file(prefix, "idx").is_file() and is_corpus(prefix)
         self.data = IndexedData(_span_file(prefix) if self.has_spans else prefix)
@@ -237,7 +237,7 @@ class _Corpus:
         return SpanData(self.prefix, self.index, self.processor.marks)
 
 
-def _window_length(processor: Processor, max_length: int, has_spans: bool) -> int:
+def _window_length(processor: SampleProcessor, max_length: int, has_spans: bool) -> int:
     """Tokens from the beginning of a window to that of the next: all of them but one."""
     if has_spans:
         if not isinstance(processor, ReadsSpans):
