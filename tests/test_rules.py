@@ -174,3 +174,25 @@ def _public_types(tree: ast.Module) -> Iterator[str]:
                 continue
         if re.match(r"[A-Z]\w*[a-z]", name):
             yield name
+
+
+# Sizes ----------------------------------------------------------------------------------------------------------------
+
+FILE_LINES, FUNCTION_LINES = 500, 45
+KNOWN_LONG_FUNCTIONS = {("recipe/unused_settings.py", "_rules"): "a table, an entry a rule"}
+
+
+def test_files_are_short() -> None:
+    lines = {module: len(path.read_text(encoding="utf-8").splitlines()) for module, path in MODULES.items()}
+    assert not {module: count for module, count in lines.items() if count > FILE_LINES}
+
+
+def test_functions_are_short() -> None:
+    """The docstring counts; most have 5 to 25 lines."""
+    long = {
+        (module, node.name)
+        for module in MODULES
+        for node in ast.walk(parsed(module))
+        if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno >= FUNCTION_LINES
+    }
+    assert long == set(KNOWN_LONG_FUNCTIONS)

@@ -46,7 +46,7 @@ class Loader:
     an order of its own.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 a batch is a function of all of these
         self,
         prepared: Prepared | CorpusWindows | Mixture,
         processor: SampleProcessor,

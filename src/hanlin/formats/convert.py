@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
 
 
-def convert(
+def convert(  # noqa: PLR0913 a command: what to read, what to write, and its switches
     source: Path,
     family: FamilyFacts,
     from_: str | None,

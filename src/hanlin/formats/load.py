@@ -23,7 +23,6 @@ def load_into(
     path: Path,
     family: FamilyFacts,
     *,
-    from_: str | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     wanted: Callable[[str], bool] | None = None,
@@ -38,7 +37,7 @@ def load_into(
 
     Raises: CheckpointError naming missing and surplus tensors, and those of another shape.
     """
-    source = find_source(path, family, from_)
+    source = find_source(path, family)
     is_whole = wanted is None and config is None
     config = config or getattr(model, "config", None) or config_of(source, family, None)
     parameters = base_parameters(model)
@@ -50,14 +49,14 @@ def load_into(
             translated.forget(name)
 
 
-def open_ours(path: Path, family: FamilyFacts, *, from_: str | None = None, config: Any = None) -> Translated:
+def open_ours(path: Path, family: FamilyFacts, *, config: Any = None) -> Translated:
     """The tensors of weights on disk under our names, each read when it is asked for; `forget` gives its memory back.
 
     For who wants some of them, in an order of their own: a part of the layers, an expert of a mixture.
     config: that of the model they are for (None: as it is on disk).
     Raises: CheckpointError as `load_into` would.
     """
-    source = find_source(path, family, from_)
+    source = find_source(path, family)
     config = config or config_of(source, family, None)
     return to_ours(source, family, config, shapes_of(family, config))
 

@@ -16,6 +16,7 @@ from hanlin.run.components import Components, build_components, vocab_path
 if TYPE_CHECKING:
     import torch
 
+    from hanlin.checkpoint.state import Checkpointer
     from hanlin.data.loader import Loader
     from hanlin.data.mixture import Mixture
     from hanlin.data.prepare import Prepared
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from hanlin.parallel.mesh import Degrees
     from hanlin.parallel.parallel_model import ParallelModel
     from hanlin.train.loop import WriteSamples
+    from hanlin.train.run_logger import RunLogger
 
 log = logging.getLogger(__name__)
 
@@ -118,18 +120,15 @@ def _corpus(path: Path, components: Components) -> Path:
 
 
 def _train(components: Components, resume: bool) -> int:
-    from hanlin.checkpoint.state import Checkpointer, recipe_identity
     from hanlin.core.device import pick_device, set_threads
     from hanlin.core.logging import start_log
     from hanlin.core.ranks import read_ranks
     from hanlin.core.seeds import seed_everything
-    from hanlin.evaluate.run import weights_fingerprint
     from hanlin.parallel.mesh import Degrees, main_first
-    from hanlin.run.weights import base_weights, export, parallelize_tuned
+    from hanlin.run.weights import export, parallelize_tuned
     from hanlin.train.loop import count_steps, train
     from hanlin.train.optim import AdamW
     from hanlin.train.run_checkpoints import RunCheckpoints
-    from hanlin.train.run_logger import RunLogger
     from hanlin.train.step import Step, mean_loss
 
     recipe, folder, ranks = components.recipe, components.recipe.run.folder, read_ranks()
@@ -150,33 +149,42 @@ def _train(components: Components, resume: bool) -> int:
     optimiser = AdamW(parallel_model.parameters, recipe.train)
     step = Step(parallel_model, optimiser, recipe.train, count_steps(recipe.train, loader), loader.where)
     _log_start(components, parallel_model, step.total_steps, device, threads)
-    identity = recipe_identity(recipe)
-    if not recipe.tuning.trains_base:
-        # The frozen base is not in a checkpoint; it must be the one that the checkpoint was trained on.
-        identity["model.base weights"] = weights_fingerprint(base_weights(components))
-    checkpointer = Checkpointer(
-        folder / "checkpoints", recipe.train.keep, identity, in_background=recipe.train.save_in_background
-    )
     outcome = train(
         step,
         loader,
         settings=recipe.train,
         checkpoints=RunCheckpoints(
-            folder, step, loader, checkpointer, lambda target: export(components, parallel_model, target)
+            folder, step, loader, _checkpointer(components), lambda target: export(components, parallel_model, target)
         ),
-        logger=RunLogger(
-            folder,
-            log_every=recipe.run.log_every,
-            console=console,
-            trackers=recipe.run.trackers,
-            writes=ranks.is_main,
-        ),
+        logger=_run_logger(recipe, console, ranks.is_main),
         evaluate=None
         if held_out is None
         else lambda: {"loss": mean_loss(parallel_model, held_out.once(), recipe.train.micro_batch_size)},
         write_samples=_write_samples(components, parallel_model),
     )
     return outcome.exit_code
+
+
+def _checkpointer(components: Components) -> Checkpointer:
+    from hanlin.checkpoint.state import Checkpointer, recipe_identity
+    from hanlin.evaluate.run import weights_fingerprint
+    from hanlin.run.weights import base_weights
+
+    recipe = components.recipe
+    identity = recipe_identity(recipe)
+    if not recipe.tuning.trains_base:
+        # The frozen base is not in a checkpoint; it must be the one that the checkpoint was trained on.
+        identity["model.base weights"] = weights_fingerprint(base_weights(components))
+    return Checkpointer(
+        recipe.run.folder / "checkpoints", recipe.train.keep, identity, in_background=recipe.train.save_in_background
+    )
+
+
+def _run_logger(recipe: Recipe, console: Any, writes: bool) -> RunLogger:
+    from hanlin.train.run_logger import RunLogger
+
+    run = recipe.run
+    return RunLogger(run.folder, log_every=run.log_every, console=console, trackers=run.trackers, writes=writes)
 
 
 def _write_samples(components: Components, parallel_model: ParallelModel) -> WriteSamples | None:

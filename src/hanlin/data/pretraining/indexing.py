@@ -75,7 +75,7 @@ class CorpusReport:
         return int(self.sizes.sum(dtype=np.int64))
 
 
-def index_texts(
+def index_texts(  # noqa: PLR0913 a command: what to read, what to write, and its switches
     paths: Sequence[Path],
     prefix: Path,
     encoding: Encoding,
