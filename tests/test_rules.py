@@ -162,6 +162,23 @@ def test_a_public_name_of_a_type_means_one_type() -> None:
     assert set(clashes) == of_models & OF_EVERY_MODEL, clashes
 
 
+def test_tokenizers_and_processors_have_types() -> None:
+    """Their protocols: core.tokenizer.Tokenizer, data.processor.SampleProcessor, models.family.Processor."""
+    untyped = {
+        (module, node.lineno)
+        for module in MODULES
+        if not _is_of_a_family(module)
+        for node in ast.walk(parsed(module))
+        if isinstance(node, ast.arg | ast.AnnAssign) and re.fullmatch("_?(tokenizer|processor)", _name_of(node))
+        if node.annotation is not None and ast.unparse(node.annotation).startswith("Any")
+    }
+    assert not untyped
+
+
+def _name_of(node: ast.arg | ast.AnnAssign) -> str:
+    return node.arg if isinstance(node, ast.arg) else ast.unparse(node.target)
+
+
 def _public_types(tree: ast.Module) -> Iterator[str]:
     """Classes, and aliases of types: names such as `Tensors = dict[str, Tensor]`; type variables are none."""
     for node in tree.body:

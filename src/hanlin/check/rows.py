@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from hanlin.check.files import Purpose, named_files
 from hanlin.core.errors import ConfigError, DataError, HanlinError
@@ -13,6 +12,7 @@ from hanlin.data.mixture_file import is_mixture, read_mixture
 from hanlin.data.pretraining.windows import check_windows
 from hanlin.data.processor import JoinsExamples
 from hanlin.generate.prompts import make_prompt
+from hanlin.models.family import ModelConfig, Processor
 from hanlin.recipe.reading import Found
 from hanlin.recipe.settings import DataSettings, Recipe
 
@@ -21,13 +21,13 @@ _BAD_ROWS = 3  # of which so many are shown
 _SCAN_BYTES = 1 << 29  # larger files are not opened here: finding their lines takes longer than a check may
 
 
-def record_problems(recipe: Recipe, processor: Any, config: Any, purpose: Purpose) -> Found:
+def record_problems(recipe: Recipe, processor: Processor, config: ModelConfig, purpose: Purpose) -> Found:
     yield from _all_rows(recipe, processor, purpose)
     if purpose == "train":
         yield from _sample_texts(recipe, processor, getattr(config, "max_length", None))
 
 
-def _sample_texts(recipe: Recipe, processor: Any, max_length: int | None) -> Found:
+def _sample_texts(recipe: Recipe, processor: Processor, max_length: int | None) -> Found:
     """Entries of train.samples that the model could not answer."""
     for number, entry in enumerate(recipe.train.samples, start=1):
         try:
@@ -37,7 +37,7 @@ def _sample_texts(recipe: Recipe, processor: Any, max_length: int | None) -> Fou
             yield "train.samples", f"entry {number}: {error}"
 
 
-def _all_rows(recipe: Recipe, processor: Any, purpose: Purpose) -> Found:
+def _all_rows(recipe: Recipe, processor: Processor, purpose: Purpose) -> Found:
     if recipe.data.split is not None:
         yield from _windows(recipe, processor)
         return
@@ -48,7 +48,7 @@ def _all_rows(recipe: Recipe, processor: Any, purpose: Purpose) -> Found:
         yield from (("data.mixture", text) for text in _mixture_rows(recipe.data, processor))
 
 
-def _mixture_rows(settings: DataSettings, processor: Any) -> Iterator[str]:
+def _mixture_rows(settings: DataSettings, processor: Processor) -> Iterator[str]:
     """What is wrong with the first rows of each data set, in each of their forms."""
     assert settings.mixture is not None, settings
     try:
@@ -63,7 +63,7 @@ def _mixture_rows(settings: DataSettings, processor: Any) -> Iterator[str]:
             yield from (f"{one.name}: {text}" for text in found)
 
 
-def _windows(recipe: Recipe, processor: Any) -> Found:
+def _windows(recipe: Recipe, processor: Processor) -> Found:
     """What keeps the corpora from being read as windows."""
     try:
         check_windows(recipe.data, processor)
@@ -74,7 +74,7 @@ def _windows(recipe: Recipe, processor: Any) -> Found:
         yield "data.train", str(error)
 
 
-def _rows(settings: DataSettings, processor: Any, path: Path) -> Iterator[str]:
+def _rows(settings: DataSettings, processor: Processor, path: Path) -> Iterator[str]:
     """What is wrong with the first rows of a data file."""
     if path.is_file() and path.stat().st_size > _SCAN_BYTES:
         return
@@ -89,7 +89,7 @@ def _rows(settings: DataSettings, processor: Any, path: Path) -> Iterator[str]:
         yield f"{len(bad)} of the first {len(tried)} rows cannot be used: {shown}; {advice}"
 
 
-def _check_rows(settings: DataSettings, processor: Any, path: Path) -> Iterator[str]:
+def _check_rows(settings: DataSettings, processor: Processor, path: Path) -> Iterator[str]:
     from hanlin.data.sources.records import BadRowError
     from hanlin.data.transform import open_transformed
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from hanlin.core.batch import Sample
 from hanlin.core.errors import DataError
+from hanlin.core.tokenizer import Tokenizer
 from hanlin.data.mixture_file import MixtureEntry, read_mixture
 from hanlin.data.prepare import Prepared, prepare
 from hanlin.data.processor import SampleProcessor
@@ -99,7 +100,7 @@ class Mixture:
         return self._parts[part], number - int(self.source_bounds[part])
 
 
-def open_mixture(settings: DataSettings, processor: SampleProcessor, *, tokenizer: Any) -> Mixture:
+def open_mixture(settings: DataSettings, processor: SampleProcessor, *, tokenizer: Tokenizer) -> Mixture:
     """Encode the data sets of `data.mixture`, or take them from the cache; those of weight 0 are not looked at.
 
     Raises: ConfigError, DataError that lists the rows of all data sets that cannot be used.
@@ -121,7 +122,7 @@ def open_mixture(settings: DataSettings, processor: SampleProcessor, *, tokenize
 
 
 def _prepare(
-    one: MixtureEntry, way: Any, settings: DataSettings, processor: SampleProcessor, tokenizer: Any
+    one: MixtureEntry, way: Any, settings: DataSettings, processor: SampleProcessor, tokenizer: Tokenizer
 ) -> Prepared:
     return prepare(
         [one.path],

@@ -26,6 +26,7 @@ import numpy as np
 from hanlin.core.batch import Sample
 from hanlin.core.errors import DataError
 from hanlin.core.files import published
+from hanlin.core.tokenizer import Tokenizer
 from hanlin.data.cache import SampleArrays, SampleArrayWriter, read_columns
 from hanlin.data.expand import open_part
 from hanlin.data.pack import padding_share, plan_rows
@@ -128,7 +129,7 @@ def prepare(
     processor: SampleProcessor,
     settings: DataSettings,
     *,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     share: float = 1.0,
     limit: int | None = None,
     progress: bool = True,
@@ -154,14 +155,16 @@ def prepare(
     return Prepared(sources, processor, settings, columns)
 
 
-def hash_tokenizer(tokenizer: Any) -> str:
+def hash_tokenizer(tokenizer: Tokenizer) -> str:
     """Hash of what a tokenizer saves of itself."""
     with tempfile.TemporaryDirectory() as scratch:
         tokenizer.save(Path(scratch))
         return _hash_files(sorted(path for path in Path(scratch).rglob("*") if path.is_file()))
 
 
-def _fingerprint(sources: Sequence[Records], processor: SampleProcessor, tokenizer: Any, settings: DataSettings) -> str:
+def _fingerprint(
+    sources: Sequence[Records], processor: SampleProcessor, tokenizer: Tokenizer, settings: DataSettings
+) -> str:
     facts = {
         "version": VERSION,
         "sources": [source.fingerprint for source in sources],

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hanlin.core.files import published, write_json
+from hanlin.core.tokenizer import Tokenizer
 from hanlin.formats.files import write_shards
 from hanlin.formats.format import FamilyFacts
 from hanlin.formats.source import config_of, find_source
@@ -92,7 +93,7 @@ def save_base(
     family: FamilyFacts,
     config: Any,
     tensors: Mapping[str, torch.Tensor],
-    tokenizer: Any = None,
+    tokenizer: Tokenizer | None = None,
     *,
     overwrite: bool = False,
 ) -> None:

@@ -10,13 +10,15 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Protocol, get_type_hints, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, get_type_hints, runtime_checkable
 
 from pydantic import TypeAdapter, ValidationError
 
 from hanlin.core.batch import Prompt, PromptBatch, Sample
 from hanlin.core.errors import ConfigError
+from hanlin.core.tokenizer import Tokenizer
 from hanlin.data.processor import SampleProcessor
+from hanlin.formats.format import Format
 from hanlin.models.common.label_processor import LabelKind
 from hanlin.recipe.reading import nearest
 
@@ -24,18 +26,16 @@ if TYPE_CHECKING:
     from hanlin.recipe.settings import PromptSettings
 
 
-class Tokenizer(Protocol):
-    """Text <-> ids. Knows no torch."""
+class ModelConfig(Protocol):
+    """A frozen dataclass of plain values; a model whose reach is limited has `max_length`, one with a head for labels
+    `labels`.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     @property
-    def vocab_size(self) -> int: ...
-
-    def encode(self, text: str) -> list[int]: ...
-
-    def decode(self, ids: Iterable[int]) -> str: ...
-
-    def save(self, folder: Path) -> None:
-        """Write the tokenizer's own files into a base folder."""
+    def vocab_size(self) -> int:
+        """Rows of the embedding."""
         ...
 
 
@@ -162,7 +162,7 @@ class Family:
     config: frozen dataclass of plain values; model: returns the class (imports torch only when called),
     built as `model()(config)`; tokenizer: loads one from a file or a folder; processor: built as
     `processor(tokenizer, config, options)`; options: frozen dataclass of what may be chosen about it
-    (`data.options` of a recipe); formats: file layouts by name (`hanlin.formats.format.Format`);
+    (`data.options` of a recipe); formats: file layouts by name;
     sizes: named configurations; lora_targets: names of the linears that low-rank tuning changes by default;
     beam_variant: the rules of its beam search; raw: data sets of its originals by name: what turns a raw file into
     records.
@@ -170,13 +170,13 @@ class Family:
 
     name: str
     title: str
-    config: type
+    config: type[ModelConfig]
     model: Callable[[], type]
-    tokenizer: Callable[[Path], Any]
-    processor: Callable[..., Any]
+    tokenizer: Callable[[Path], Tokenizer]
+    processor: Callable[..., Processor]
     options: type | None = None
-    formats: Mapping[str, Any] = field(default_factory=dict)
-    sizes: Mapping[str, Any] = field(default_factory=dict)
+    formats: Mapping[str, Format] = field(default_factory=dict)
+    sizes: Mapping[str, ModelConfig] = field(default_factory=dict)
     lora_targets: tuple[str, ...] = ()
     beam_variant: BeamVariant = BeamVariant()
     raw: Mapping[str, Callable[[Path], Iterable[Any]]] = field(default_factory=dict)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from hanlin.core.errors import ConfigError
-from hanlin.models.family import Family, TakesPrompts, load_family, make_options
+from hanlin.core.tokenizer import Tokenizer
+from hanlin.models.family import Family, ModelConfig, Processor, TakesPrompts, load_family, make_options
 from hanlin.recipe.settings import PromptSettings, Recipe
 
 
@@ -18,12 +19,12 @@ class Components:
 
     recipe: Recipe
     family: Family
-    config: Any
-    tokenizer: Any
-    processor: Any
+    config: ModelConfig
+    tokenizer: Tokenizer
+    processor: Processor
 
     @cached_property
-    def base_config(self) -> Any:
+    def base_config(self) -> ModelConfig:
         """The configuration of the weights that the recipe starts from: without labels where they are those of a
         language model.
 
@@ -50,7 +51,7 @@ def build_components(recipe: Recipe) -> Components:
     return Components(recipe, family, config, tokenizer, make_processor(recipe, family, tokenizer, config))
 
 
-def make_processor(recipe: Recipe, family: Family, tokenizer: Any, config: Any) -> Any:
+def make_processor(recipe: Recipe, family: Family, tokenizer: Tokenizer, config: ModelConfig) -> Processor:
     """The family's samples; with soft prompts in their rows if the recipe tunes, or its adapter holds, such.
 
     Raises: ConfigError.
@@ -76,7 +77,7 @@ def _soft_prompts(recipe: Recipe, family: Family) -> PromptSettings | None:
     return settings.prompt if settings.method == "prompt" else None
 
 
-def model_config(recipe: Recipe, family: Family, tokens: int) -> Any:
+def model_config(recipe: Recipe, family: Family, tokens: int) -> ModelConfig:
     """The base's configuration or the named size, with the adapter's and the recipe's single values over it.
 
     A fresh model without a stated vocab_size gets one row per token of the tokenizer.

@@ -7,21 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from hanlin.core.errors import ConfigError
+from hanlin.core.tokenizer import FindsTokens, Tokenizer
 from hanlin.layers.soft_prompt import SoftPrompt
 from hanlin.recipe.settings import PromptSettings
 
 NAME = "soft_prompt"
 _COUNTED_ROWS = 4096  # of the embedding; enough to tell its spread
-
-
-class PromptTokenizer(Protocol):
-    def encode(self, text: str) -> list[int]: ...
-    def find(self, token: str) -> int | None: ...
 
 
 def add_soft_prompt(model: Any, length: int, *, sees_tokens: bool = True, is_seen: bool = True) -> SoftPrompt:
@@ -60,7 +56,7 @@ def begin_with_tokens(model: Any, tokens: Sequence[int]) -> None:
     weight.copy_(model.embedding(torch.tensor(tokens, device=weight.device)))
 
 
-def first_tokens(settings: PromptSettings, tokenizer: PromptTokenizer) -> list[int]:
+def first_tokens(settings: PromptSettings, tokenizer: Tokenizer) -> list[int]:
     """For each prompt the token whose embedding it begins with.
 
     Raises: ConfigError for a token that the vocabulary lacks.
@@ -71,7 +67,7 @@ def first_tokens(settings: PromptSettings, tokenizer: PromptTokenizer) -> list[i
         ids += [100 * (number + 1) for number in rest]
     elif not rest:
         return ids
-    elif (default := tokenizer.find(settings.init_token)) is not None:
+    elif isinstance(tokenizer, FindsTokens) and (default := tokenizer.find(settings.init_token)) is not None:
         ids += [default for _ in rest]
     else:
         raise ConfigError(f"tuning.prompt.init_token: {settings.init_token!r} is not in the vocabulary")

@@ -29,6 +29,7 @@ import numpy as np
 
 from hanlin.core.errors import ConfigError, DataError
 from hanlin.core.files import one_at_a_time, replaced_file
+from hanlin.core.tokenizer import FindsTokens, Tokenizer
 from hanlin.data.prepare import hash_tokenizer
 from hanlin.data.pretraining.corpus import BadText, CorpusPiece, Per, find_files, read_documents, read_pieces
 from hanlin.data.pretraining.indexed_data import IndexForm, indexed_file, token_dtype, written_index
@@ -127,13 +128,13 @@ def index_in_cache(path: Path, encoding: Encoding, cache: Path) -> Path:
     return prefix
 
 
-def end_id(tokenizer: Any, name: str | None = None) -> int:
+def end_id(tokenizer: Tokenizer, name: str | None = None) -> int:
     """The id that ends a document: of the token `name`, else of the first of the usual ones that the tokenizer has.
 
     Raises: ConfigError.
     """
     names = [name] if name else ENDS
-    found = [id for one in names if hasattr(tokenizer, "find") and (id := tokenizer.find(one)) is not None]
+    found = [id for one in names if isinstance(tokenizer, FindsTokens) and (id := tokenizer.find(one)) is not None]
     if not found:
         raise ConfigError(f"the vocabulary has no token {' or '.join(names)} that could end a document; name another")
     return found[0]
@@ -157,7 +158,7 @@ class _Encoder:
         manner = (VERSION, self.encoding.key, self.encoding.end, self.encoding.line_break, self.tokenizer_hash)
         return hashlib.sha256(f"{manner}{piece.digest}".encode()).hexdigest()[:32]
 
-    def encode(self, piece: CorpusPiece, digest: str, tokenizer: Any) -> None:
+    def encode(self, piece: CorpusPiece, digest: str, tokenizer: Tokenizer) -> None:
         """Publish the part of a piece."""
         found = list(read_documents(piece, self.encoding.key))
         texts = [self._prepared(text) for text in found if isinstance(text, str)]

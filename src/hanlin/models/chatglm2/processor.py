@@ -152,9 +152,9 @@ class ChatGlm2Processor:
             record, length = shorter, self.sample(shorter).length
         return [record]
 
-    def collate(self, rows_: Sequence[Sequence[Sample]], length: int) -> Batch:
+    def collate(self, rows: Sequence[Sequence[Sample]], length: int) -> Batch:
         """Pack samples into tensors; see `decoder_batch.collate`."""
-        return decoder_batch.collate(rows_, length, self.config.pad_id)
+        return decoder_batch.collate(rows, length, self.config.pad_id)
 
     def batch_key(self, sample: Sample) -> None:
         """All samples leave each other's loss alone."""
