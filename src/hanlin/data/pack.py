@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator, Sequence
-from typing import overload
+from typing import Literal, overload
 
 import numpy as np
 
@@ -14,6 +14,8 @@ POOL_BATCHES = 50
 """Batches whose rows are sorted by length together when rows are not packed."""
 
 SampleNumbers = list[int]
+Shuffle = bool | Literal["once"]
+"""See `data.shuffle` of a recipe."""
 
 
 class SingleRows(Sequence[SampleNumbers]):
@@ -95,6 +97,14 @@ def pool_rows(lengths: np.ndarray, order: np.ndarray, batch_size: int, rng: np.r
         batches = pool[np.argsort(lengths[pool], kind="stable")].reshape(-1, batch_size)
         planned.append(batches[rng.permutation(len(batches))].reshape(-1))
     return SingleRows(np.concatenate([*planned, order[full:]]).astype(np.int64))
+
+
+def draw_each_once(count: int, seed: int, rng: np.random.Generator, shuffle: Shuffle) -> tuple[np.ndarray, np.ndarray]:
+    """An epoch that reads each of `count` samples once: their order, and the pass of each, which is the first."""
+    order = np.arange(count)
+    if shuffle:
+        order = shuffle_once(count, seed) if shuffle == "once" else rng.permutation(count)
+    return order, np.broadcast_to(np.int64(0), order.shape)
 
 
 def shuffle_once(count: int, seed: int) -> np.ndarray:

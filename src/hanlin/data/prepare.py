@@ -16,7 +16,6 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from hanlin.core.files import published
 from hanlin.core.tokenizer import Tokenizer
 from hanlin.data.cache import SampleArrays, SampleArrayWriter, read_columns
 from hanlin.data.expand import open_part
-from hanlin.data.pack import padding_share, plan_rows
+from hanlin.data.pack import Shuffle, draw_each_once, padding_share, plan_rows
 from hanlin.data.processor import HasFingerprint, ProcessesMany, SampleProcessor, tried
 from hanlin.data.report import Counts, DataReport, make_report
 from hanlin.data.sources import BadRowError, Records
@@ -48,6 +47,8 @@ LOSS_TOKENS, LENGTHS, ORIGINS, VARYING = "loss_tokens", "lengths", "origins", "v
 class Prepared:
     """Encoded samples with random access; a sample knows the row that it came from."""
 
+    has_own_order = False
+
     def __init__(
         self, sources: Sequence[Records], processor: SampleProcessor, settings: DataSettings, columns: SampleArrays
     ) -> None:
@@ -57,15 +58,15 @@ class Prepared:
         self._varying = np.array(columns.arrays[VARYING])
         self.lengths = np.array(columns.arrays[LENGTHS])
         self.loss_tokens = np.array(columns.arrays[LOSS_TOKENS])
+        self.identity = self._hash()
+        """Hash of the rows and of the samples' sizes: where it is equal, a place in the data means the same."""
         self.fingerprint: str = columns.facts["fingerprint"]
         """Names the cache: changes with the code too."""
 
     def __len__(self) -> int:
         return len(self.lengths)
 
-    @cached_property
-    def identity(self) -> str:
-        """Hash of the rows and of the samples' sizes: where it is equal, a place in the data means the same."""
+    def _hash(self) -> str:
         digest = hashlib.sha256("".join(source.fingerprint for source in self._sources).encode())
         for array in (self._origins, self.lengths, self.loss_tokens):
             digest.update(np.ascontiguousarray(array).tobytes())
@@ -89,6 +90,13 @@ class Prepared:
         assert sample.length == self.lengths[number], (self.where(number), sample.length, self.lengths[number])
         return sample
 
+    def draw(self, seed: int, epoch: int, rng: np.random.Generator, shuffle: Shuffle) -> tuple[np.ndarray, np.ndarray]:
+        """See `SampleSource`."""
+        return draw_each_once(len(self), seed, rng, shuffle)
+
+    def example_weights(self, in_context: Sequence[float]) -> Sequence[Sequence[float]]:
+        return [in_context] * (len(self.source_bounds) - 1)
+
     def record(self, number: int) -> Any:
         """The record behind a sample, after truncation or splitting."""
         row, part = (int(value) for value in self._origins[number])
@@ -110,7 +118,7 @@ class Prepared:
     def counts(self) -> Counts:
         return Counts(**self._columns.facts["counts"])
 
-    @cached_property
+    @property
     def report(self) -> DataReport:
         return self.report_of(self.counts, self.lengths, self.loss_tokens)
 

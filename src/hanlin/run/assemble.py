@@ -18,9 +18,8 @@ if TYPE_CHECKING:
 
     from hanlin.checkpoint.state import Checkpointer
     from hanlin.data.loader import Loader
-    from hanlin.data.mixture import Mixture
-    from hanlin.data.prepare import Prepared
     from hanlin.data.pretraining.windows import CorpusWindows
+    from hanlin.data.sample_source import SampleSource
     from hanlin.evaluate.run import Metrics
     from hanlin.parallel.mesh import Degrees
     from hanlin.parallel.parallel_model import ParallelModel
@@ -57,7 +56,7 @@ def assemble(recipe: Recipe, resume: bool = True) -> Run:
     return Run(build_components(recipe), resume)
 
 
-def load_data(recipe: Recipe, components: Components, part: DataPart) -> Prepared | Mixture | CorpusWindows | None:
+def load_data(recipe: Recipe, components: Components, part: DataPart) -> SampleSource | None:
     """Tokenised records, from the cache where they lie there, or windows of corpora; None where there are none.
 
     Raises: ConfigError, DataError.
@@ -287,15 +286,14 @@ def _evaluate(components: Components) -> Metrics:
 
 def _evaluate_windows(components: Components) -> Metrics:
     """Perplexity on the test part or, where there is none, the valid part."""
-    from hanlin.data.pretraining.windows import CorpusWindows
     from hanlin.evaluate.windows import evaluate_windows
     from hanlin.parallel.mesh import main_first
     from hanlin.run.weights import load_engine
 
     recipe = components.recipe
     with main_first():
-        windows = load_data(recipe, components, "test") or load_data(recipe, components, "valid")
-    if not isinstance(windows, CorpusWindows):
+        windows = _windows(recipe, components, "test") or _windows(recipe, components, "valid")
+    if windows is None:
         raise ConfigError("data.split: leaves nothing for valid and test; give it three numbers: 949,50,1")
     return evaluate_windows(
         load_engine(recipe, components),

@@ -22,6 +22,7 @@ import numpy as np
 from hanlin.core.batch import Sample
 from hanlin.core.errors import ConfigError, DataError
 from hanlin.core.files import published
+from hanlin.data.pack import Shuffle, draw_each_once
 from hanlin.data.pretraining.blend import MARGIN, blend
 from hanlin.data.pretraining.indexed_data import IndexedData, indexed_file
 from hanlin.data.pretraining.sample_index import SampleIndex, build_index, split_documents, split_shares
@@ -54,6 +55,8 @@ class WindowRequest:
 
 class CorpusWindows:
     """The windows of one part of the corpora, with random access."""
+
+    has_own_order = False
 
     def __init__(
         self,
@@ -91,12 +94,19 @@ class CorpusWindows:
         assert sample.length <= self._wanted.max_length, (self.where(number), sample.length)
         return sample
 
+    def draw(self, seed: int, epoch: int, rng: np.random.Generator, shuffle: Shuffle) -> tuple[np.ndarray, np.ndarray]:
+        """See `SampleSource`."""
+        return draw_each_once(len(self), seed, rng, shuffle)
+
+    def example_weights(self, in_context: Sequence[float]) -> Sequence[Sequence[float]]:
+        return [in_context]
+
     def where(self, number: int) -> str:
         """The corpus and the documents behind a window."""
         corpus, place = self._place(number)
         return corpus.where(place)
 
-    @cached_property
+    @property
     def report(self) -> DataReport:
         first, longest = self.get(0), self._wanted.max_length
         return DataReport(
