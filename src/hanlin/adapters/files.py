@@ -21,7 +21,7 @@ from hanlin.adapters.chatglm2_prefix import (
 from hanlin.adapters.chatglm2_prefix import our_name as prefix_name
 from hanlin.adapters.cpm2_prompts import NAME as SOFT_PROMPT
 from hanlin.adapters.cpm2_prompts import find_prompts, save_prompt_file
-from hanlin.core.errors import CheckpointError
+from hanlin.core.errors import CheckpointError, shorten
 from hanlin.core.files import published, read_json_object, write_json
 from hanlin.formats.files import open_weights, write_pickle, write_safetensors
 from hanlin.formats.format import FamilyFacts
@@ -281,7 +281,5 @@ def _check_fit(path: Path, found: Mapping[str, torch.Tensor], places: Mapping[st
         ),
     ]
     if problems:
-        listed = "\n  ".join(
-            [*problems[:_SHOWN], *([f"and {len(problems) - _SHOWN} more"] if problems[_SHOWN:] else [])]
-        )
+        listed = "\n  ".join(shorten(problems, _SHOWN))
         raise CheckpointError(f"{path}: the adapter does not fit the model and the settings of tuning\n  {listed}")

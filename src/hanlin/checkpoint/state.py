@@ -25,7 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hanlin.core.errors import CheckpointError
+from hanlin.core.errors import CheckpointError, shorten
 from hanlin.core.files import replaced_file, sync
 from hanlin.recipe.settings import Recipe
 
@@ -353,4 +353,4 @@ def _as_one_process() -> Iterator[None]:
 
 
 def _some(names: list[str]) -> str:
-    return (", ".join(names[:3]) or "none") + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return ", ".join(shorten(names)) or "none"

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from hanlin.core.batch import Sample
-from hanlin.core.errors import DataError
+from hanlin.core.errors import DataError, shorten
 from hanlin.core.files import published
 from hanlin.core.tokenizer import Tokenizer
 from hanlin.data.cache import SampleArrays, SampleArrayWriter, read_columns
@@ -332,9 +332,7 @@ def _kind(reason: str) -> str:
 
 def _list_bad_rows(bad: Sequence[tuple[str, str]], num_rows: int, head: str | None = None) -> str:
     head = head or f"{len(bad):,} of {num_rows:,} rows cannot be used."
-    lines = [f"  {where}: {reason}" for where, reason in bad[:LISTED_ROWS]]
-    if len(bad) > LISTED_ROWS:
-        lines.append(f"  ... and {len(bad) - LISTED_ROWS:,} more")
+    lines = [f"  {line}" for line in shorten([f"{where}: {reason}" for where, reason in bad], LISTED_ROWS)]
     advice = "Correct these rows, or choose what happens to them: data.bad_rows=drop leaves them out"
     if any(reason.startswith("too long") for _, reason in bad):
         advice += "; for too long ones raise data.max_length or set data.overlong to drop, truncate or split"

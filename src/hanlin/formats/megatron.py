@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from hanlin.core.errors import CheckpointError
+from hanlin.core.errors import CheckpointError, shorten
 from hanlin.formats.files import Weights
 from hanlin.formats.lazy import Lazy, TensorSubset, forget_pages
 from hanlin.formats.ranks import (
@@ -83,7 +83,9 @@ class MegatronWeights(Weights):
         self._ranks, self._partitions, self._fused = ranks, partitions, fused
         for number, rank in enumerate(ranks):
             if odd := sorted(rank.tensors.keys() ^ ranks[0].tensors.keys()):
-                raise CheckpointError(f"{files[0].parent}: rank {number} has other tensors: {', '.join(odd[:5])}")
+                raise CheckpointError(
+                    f"{files[0].parent}: rank {number} has other tensors: {', '.join(shorten(odd, 5))}"
+                )
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return self._merged(name, [rank.tensors[name] for rank in self._ranks])
@@ -321,7 +323,7 @@ def _layer_tensors(file: Path) -> FlatTensors:
     match = _LAYER.fullmatch(file.name)
     assert match is not None, file
     if odd := [name for name, value in state.items() if not isinstance(value, torch.Tensor)]:
-        raise CheckpointError(f"{file}: {', '.join(odd[:5])}: no tensor")
+        raise CheckpointError(f"{file}: {', '.join(shorten(odd, 5))}: no tensor")
     if "word_embeddings.weight" in state:
         prefix = "embedding"
     else:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import nn
 
-from hanlin.core.errors import ConfigError
+from hanlin.core.errors import ConfigError, shorten
 from hanlin.layers.label_head import train_label_head
 from hanlin.tuning.lora import LoraLinear, add_lora
 from hanlin.tuning.prefix import PrefixEncoder, add_prefix
@@ -62,7 +62,7 @@ def apply_tuning(
 def _refuse_quantised(model: nn.Module) -> nn.Module:
     if packed := [name for name, weight in model.named_parameters() if not weight.is_floating_point()]:
         raise ConfigError(
-            f"tuning.method: full cannot train quantised weights ({packed[0]} and {len(packed) - 1} more); choose lora "
+            f"tuning.method: full cannot train quantised weights ({', '.join(shorten(packed, 1))}); choose lora "
             "or prefix, or unpack the base with model.config.bits=0"
         )
     return model

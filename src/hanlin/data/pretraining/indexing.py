@@ -27,7 +27,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from hanlin.core.errors import ConfigError, DataError
+from hanlin.core.errors import ConfigError, DataError, shorten
 from hanlin.core.files import one_at_a_time, replaced_file
 from hanlin.core.tokenizer import FindsTokens, Tokenizer
 from hanlin.data.prepare import hash_tokenizer
@@ -302,9 +302,7 @@ def _join(
 
 
 def _list_bad(bad: Sequence[tuple[str, str]]) -> str:
-    lines = [f"  {where}: {reason}" for where, reason in bad[:LISTED]]
-    if len(bad) > LISTED:
-        lines.append(f"  ... and {len(bad) - LISTED:,} more")
+    lines = [f"  {line}" for line in shorten([f"{where}: {reason}" for where, reason in bad], LISTED)]
     advice = "Correct them (the rest is kept and not encoded again), or leave them out with --bad-rows drop."
     return "\n".join([f"{len(bad):,} documents cannot be used.", *lines, advice])
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from hanlin.core.batch import Sample
-from hanlin.core.errors import ConfigError, DataError
+from hanlin.core.errors import ConfigError, DataError, shorten
 from hanlin.core.files import published
 from hanlin.data.pack import Shuffle, draw_each_once
 from hanlin.data.pretraining.blend import MARGIN, blend
@@ -239,7 +239,7 @@ class _Corpus:
 
     def where(self, number: int) -> str:
         items = [item for item, _ in self.index.pieces(number, self.data)]
-        return f"{self.prefix}: document {', '.join(map(str, items[:3]))}{', ...' if len(items) > 3 else ''}"
+        return f"{self.prefix}: document {', '.join(shorten([str(item) for item in items]))}"
 
     @cached_property
     def _spans(self) -> SpanData:
