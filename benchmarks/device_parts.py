@@ -153,7 +153,7 @@ def measure_kernels(bench: Bench) -> None:
         with cudnn_attention(bench, is_on):
             for kind in ("causal", "bias", "bias_odd"):
                 bench.keep(f"train_{kind}{suffix(is_on)}", time_shapes(bench, kind))
-            bench.keep(f"decode{suffix(is_on)}", time_growing_past(bench))
+            bench.keep(f"decode{suffix(is_on)}", time_growing_cache(bench))
             broken = count_broken_gradients(bench)
             bench.keep(f"gradients_not_finite{suffix(is_on)}", broken)
             # cuDNN's is a known fault of torch (pytorch#196678), to be told and not to be counted.
@@ -197,7 +197,7 @@ def time_shapes(bench: Bench, kind: str) -> dict[str, list[float]]:
     return {"first_ms": in_ms(firsts), "next_ms": in_ms(nexts)}
 
 
-def time_growing_past(bench: Bench) -> dict[str, list[float]]:
+def time_growing_cache(bench: Bench) -> dict[str, list[float]]:
     """One position looks at a KV cache that is one position longer each time."""
     head_dim = 16 if bench.is_tiny else 128
     seconds = []

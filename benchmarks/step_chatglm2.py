@@ -169,13 +169,13 @@ class PrefixPeer(FullPeer):
         count, length = padded["input_ids"].shape
         own = self.config
         slots = self.table.view(PREFIX, 2 * own.num_layers, own.num_kv_heads, own.head_dim).permute(1, 2, 0, 3)
-        past = DynamicCache(config=self.model.config)
+        cache = DynamicCache(config=self.model.config)
         for layer in range(own.num_layers):
             keys, values = (slots[2 * layer + part].expand(count, -1, -1, -1) for part in (0, 1))
-            past.update(keys, values, layer)
+            cache.update(keys, values, layer)
         positions = torch.arange(length).expand(count, -1)
         seen = torch.ones(count, PREFIX + length, dtype=torch.int64)
-        return self.model(**padded, past_key_values=past, position_ids=positions, attention_mask=seen).loss
+        return self.model(**padded, past_key_values=cache, position_ids=positions, attention_mask=seen).loss
 
 
 PEERS = {"full": FullPeer, "lora": LoraPeer, "prefix": PrefixPeer}

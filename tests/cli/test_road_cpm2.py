@@ -38,7 +38,7 @@ SCORES = {
     "generate": {"exact_match"},
     "likelihood": {"accuracy"},
     "rank": {"rank_accuracy"},
-    "cpm2": {"bleu-4 cpm2", "rouge-l cpm2", "dist-4 cpm2", "f1 cpm2"},
+    "corpus_original": {"bleu-4 original", "rouge-l original", "dist-4 original", "f1 original"},
     "characters": {"bleu-4 characters", "rouge-l characters", "dist-4 characters"},
     "equation": {"equation eval_math", "equation within 1e-6"},
 }

@@ -12,7 +12,7 @@ from letter_family import JoiningProcessor, LetterProcessor, Letters, letters, w
 from hanlin.core.batch import Batch
 from hanlin.core.errors import ConfigError, DataError
 from hanlin.data.loader import Loader
-from hanlin.data.pack import cpm2_order
+from hanlin.data.pack import shuffle_once
 from hanlin.data.prepare import Prepared, prepare
 from hanlin.recipe.settings import DataSettings
 
@@ -62,13 +62,13 @@ def test_epochs_differ_with_shuffling_and_are_equal_without(data: Prepared) -> N
     assert rows_of(two) == rows_of(two)
 
 
-def test_the_order_of_cpm2_is_repeated_in_every_epoch(data: Prepared) -> None:
-    one = loader(data, shuffle="cpm2", pack=False)
+def test_an_order_drawn_once_is_repeated_in_every_epoch(data: Prepared) -> None:
+    one = loader(data, shuffle="once", pack=False)
     first, second = rows_of(one), rows_of(one)
     assert first == second
-    assert [number for batch in first for [number] in batch] == cpm2_order(57, 3).tolist()
-    assert first != rows_of(loader(data, shuffle="cpm2", pack=False, seed=4))
-    packed = [number for batch in rows_of(loader(data, shuffle="cpm2")) for row in batch for number in row]
+    assert [number for batch in first for [number] in batch] == shuffle_once(57, 3).tolist()
+    assert first != rows_of(loader(data, shuffle="once", pack=False, seed=4))
+    packed = [number for batch in rows_of(loader(data, shuffle="once")) for row in batch for number in row]
     assert sorted(packed) == list(range(57))
 
 

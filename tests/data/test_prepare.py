@@ -124,7 +124,7 @@ def test_a_long_list_of_bad_rows_is_cut(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         prepared(tmp_path, path)
     assert str(caught.value).count("no key '<ans>'") == 50
-    assert "... and 50 more" in str(caught.value)
+    assert "\n  and 50 more" in str(caught.value)
 
 
 def test_bad_rows_can_be_dropped_and_are_counted_by_reason(tmp_path: Path) -> None:

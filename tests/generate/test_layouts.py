@@ -111,5 +111,5 @@ def test_a_prefix_stands_before_the_blocks_of_every_rank() -> None:
     compare("chatglm2", LAYOUTS["tensor, pipe"], PREFIX)
 
 
-def test_several_stages_of_a_rank_have_a_past_each() -> None:
+def test_several_stages_of_a_rank_have_a_cache_each() -> None:
     compare("cpm2", {"pipe": 2, "schedule": "interleaved"})

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from hanlin.data.pretraining.indexed_data import IndexedData, IndexForm, indexed_file, written_index
-from hanlin.data.pretraining.megatron_index import SPLITS, SampleIndex, build_index, index_prefix, split_bounds
+from hanlin.data.pretraining.sample_index import SPLITS, SampleIndex, build_index, index_prefix, split_bounds
 
 
 def check(case: Path, vocab: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from hanlin.recipe.settings import TrainSettings
 from hanlin.train.optim import learning_rate
-from hanlin.train.schedules import Curve, megatron_rate, tuning_rate
+from hanlin.train.schedules import Curve, endless_rate, floored_rate
 
 
 def check(case: Path, vocab: Path) -> None:
@@ -18,7 +18,7 @@ def check(case: Path, vocab: Path) -> None:
     facts = json.loads((case / "case.json").read_text())
     rel = float(facts["tolerance"].split()[-1])
     for row in facts["rows"]:
-        rate = megatron_rate if row["scheduler"] == "pretrain" else tuning_rate
+        rate = floored_rate if row["scheduler"] == "pretrain" else endless_rate
         steps, peak = row["total_iters"], row["start_lr"]
         curve = Curve(row["decay_style"], peak, steps, row["warmup"] * steps, row.get("min_lr", 0.0))
         for number, theirs in row["lr_after_n_steps"].items():
@@ -32,6 +32,6 @@ def _settings(row: dict) -> TrainSettings:
         lr=row["start_lr"],
         min_lr=row.get("min_lr", 0.0),
         schedule=row["decay_style"],
-        schedule_form="megatron" if row["scheduler"] == "pretrain" else "cpm1",
+        schedule_form="floored" if row["scheduler"] == "pretrain" else "endless",
         warmup_share=row["warmup"],
     )

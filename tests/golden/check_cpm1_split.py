@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from hanlin.data.pretraining.megatron_index import split_bounds
+from hanlin.data.pretraining.sample_index import split_bounds
 
 
 def check(case: Path, vocab: Path) -> None:

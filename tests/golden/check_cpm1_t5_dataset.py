@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from hanlin.data.pretraining.indexed_data import IndexedData, indexed_file, written_index
-from hanlin.data.pretraining.megatron_index import SPLITS, build_index, split_bounds
+from hanlin.data.pretraining.sample_index import SPLITS, build_index, split_bounds
 from hanlin.data.pretraining.span_corruption import PARTS, Marks, SpanData, corrupt_spans, span_sample, write_spans
 
 PAD, EOD = 5, 7  # of vocab/cpm1/t5_vocab.txt

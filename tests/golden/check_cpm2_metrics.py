@@ -13,7 +13,7 @@ import torch
 from cpm2_case import arrays_of, assert_close, facts_of
 
 from hanlin.core.batch import IGNORED
-from hanlin.data.pack import cpm2_order
+from hanlin.data.pack import shuffle_once
 from hanlin.evaluate.metrics.corpus import corpus_scores, overlap_f1, rouge_l_recall
 from hanlin.evaluate.metrics.equation import has_equal_value, share_of_equal_lines
 from hanlin.evaluate.metrics.text import share
@@ -79,7 +79,7 @@ def _check_samplers(rows: list[dict[str, Any]]) -> None:
     """The slices that the ranks read of each global batch are the order's next samples; both epochs are the same."""
     for _, of_ranks in groupby(rows, key=lambda row: (row["kind"], row.get("seed"), row["n"], row["drop_last"])):
         ranks = list(of_ranks)
-        order = cpm2_order(ranks[0]["n"], ranks[0]["seed"]).tolist() if "seed" in ranks[0] else range(ranks[0]["n"])
+        order = shuffle_once(ranks[0]["n"], ranks[0]["seed"]).tolist() if "seed" in ranks[0] else range(ranks[0]["n"])
         for epoch in ("epoch1", "epoch2"):
             batches = zip_longest(*(rank[epoch] for rank in ranks), fillvalue=())
             read = [number for batch in batches for part in batch for number in part]

@@ -112,7 +112,7 @@ def _check_tuning(model: Cpm2, arrays: Arrays, expected: Arrays, facts: dict[str
 
 
 class _CountsOldGradients:
-    """A worker whose norm counts what the recording left in the frozen weights.
+    """A parallel model whose norm counts what the recording left in the frozen weights.
 
     There the frozen weights still had the gradients of an earlier pass. They were clipped along, but never dropped, so
     that the first norm is 56.6 for prompts of 3.1, and the second is one of sqrt(3.1^2 + 1).

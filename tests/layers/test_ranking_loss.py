@@ -5,7 +5,7 @@ import torch
 from hanlin.layers.ranking_loss import pairwise_ranking_loss
 
 
-def test_the_own_logit_must_beat_the_rivals() -> None:
+def test_the_own_logit_must_beat_the_negatives() -> None:
     generator = torch.Generator().manual_seed(0)
     hidden, head = torch.randn(2, 5, 3, generator=generator), torch.randn(7, 3, generator=generator)
     labels, negatives = torch.full((2, 5), -100), torch.full((2, 5), -1)

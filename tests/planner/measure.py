@@ -47,7 +47,7 @@ def job_of(recipe: Recipe) -> PlannedModel:
     return PlannedModel(recipe, SequenceLengths(recipe.data.max_length), keeps_probabilities=True)
 
 
-def place_fresh(recipe: Recipe, config: Any) -> ParallelModel:
+def parallelize_fresh(recipe: Recipe, config: Any) -> ParallelModel:
     """The recipe's model with fresh weights, or this rank's share of it."""
     family = load_family(recipe.model.family)
     model = family.model()(config)
@@ -58,7 +58,7 @@ def place_fresh(recipe: Recipe, config: Any) -> ParallelModel:
 
 def measure(recipe: Recipe, config: Any) -> Measured:
     """Run the passes of one step in this process."""
-    parallel_model = place_fresh(recipe, config)
+    parallel_model = parallelize_fresh(recipe, config)
     weights = list(parallel_model.model.parameters())
     optimiser = build_optimizer(parallel_model.parameters, recipe.train.optimizer)
     parts = _batch(parallel_model, recipe, config.vocab_size).split(
@@ -97,7 +97,7 @@ class RankBytes(TorchDispatchMode):
 
 def measure_rank(recipe: Recipe, config: Any, micro_batch_size: int, micro_batches: int) -> int:
     """The peak of this rank's tensors in a step after the first one, in bytes."""
-    parallel_model = place_fresh(recipe, config)
+    parallel_model = parallelize_fresh(recipe, config)
     optimiser = build_optimizer(parallel_model.parameters, recipe.train.optimizer)
     state = [local(tensor) for tensor in optimiser.tensors().values()]
     weights = [local(weight) for model in parallel_model.models for weight in model.parameters()]

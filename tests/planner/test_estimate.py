@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from measure import job_of, measure, measure_rank, place_fresh, tiny_recipe
+from measure import job_of, measure, measure_rank, parallelize_fresh, tiny_recipe
 from ranks import run_ranks
 from torch import nn
 
@@ -79,7 +79,7 @@ def test_ranks_hold_what_the_plan_says(family: str, changes: tuple[str, ...], wo
     config = job_of(recipe).config
 
     def held() -> int:
-        parallel_model = place_fresh(recipe, config)
+        parallel_model = parallelize_fresh(recipe, config)
         return sum(_local_bytes(weight) for weight in parallel_model.model.parameters())
 
     planned = [memory.parameters for memory in _planned(recipe, world)]

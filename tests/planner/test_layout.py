@@ -31,7 +31,7 @@ def test_a_recipe_takes_the_data_ranks_that_are_left() -> None:
     assert (layout.micro_batch_size, layout.micro_batches, layout.batch_size) == (2, 4, 32)
 
 
-def test_micro_batches_stand_in_for_micro_rows() -> None:
+def test_micro_batches_stand_in_for_micro_batch_size() -> None:
     layout = layout_of(tiny_recipe("cpm1", "parallel.micro_batches=8", "train.batch_size=32"), 2)
     assert (layout.micro_batch_size, layout.micro_batches) == (2, 8)
 

@@ -72,6 +72,9 @@ def test_all_mistakes_are_listed_with_their_lines(recipe: Path) -> None:
         ("trian.lr=1", "did you mean 'train'?"),
         ("lr=1", "did you mean 'train.lr'?"),
         ("train.schedule=cosin", "did you mean 'cosine'?"),
+        ("train.schedule_form=megatron", "did you mean 'floored'?"),
+        ("data.shuffle=cpm2", "expected one of: True, False, once; did you mean 'once'?"),
+        ("evaluate.metrics=cpm2", "did you mean 'corpus_original'?"),
     ],
 )
 def test_an_unknown_name_gets_a_suggestion(recipe: Path, change: str, suggestion: str) -> None:

@@ -50,6 +50,6 @@ def _exporter(model: torch.nn.Module):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    place_, steps, pause_, optimizer = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), sys.argv[4]
-    start_log(place_)
-    sys.exit(run(place_, steps=steps, pause=pause_, optimizer=optimizer)[0].exit_code)
+    folder, steps, pause_, optimizer = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), sys.argv[4]
+    start_log(folder)
+    sys.exit(run(folder, steps=steps, pause=pause_, optimizer=optimizer)[0].exit_code)

@@ -114,7 +114,7 @@ def test_a_model_without_a_place_for_a_prefix_is_told() -> None:
         apply_tuning(nn.Linear(2, 2), SETTINGS, family)
 
 
-def test_cpm_bee_takes_a_prefix_in_windows_and_with_a_past() -> None:
+def test_cpm_bee_takes_a_prefix_in_windows_and_with_a_cache() -> None:
     model = CpmBee(BEE_CONFIG).double()
     model.init_weights(torch.Generator().manual_seed(0))
     bare = model(**bee_inputs())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -12,7 +11,7 @@ from hanlin.check.files import Purpose, read_json
 from hanlin.check.rows import record_problems
 from hanlin.core.errors import ConfigError, HanlinError
 from hanlin.formats.source import is_base, likely_families, open_any, open_source
-from hanlin.models.family import Family, family_names, load_family
+from hanlin.models.family import Family, ModelConfig, family_names, load_family
 from hanlin.recipe.reading import Found, nearest
 from hanlin.recipe.settings import Recipe
 from hanlin.run.components import Components, build_components, find_adapter, make_processor, model_config
@@ -120,7 +119,7 @@ def _vocabulary(recipe: Recipe, rows: int, tokens: int, path: Path) -> Found:
         yield key, f"{path} has {tokens:,} tokens, but {recipe.model.base} was made for {rows:,}; use its vocabulary"
 
 
-def _reach(recipe: Recipe, config: Any) -> Found:
+def _reach(recipe: Recipe, config: ModelConfig) -> Found:
     limit = getattr(config, "max_length", None)
     if recipe.data.trained and limit is not None and recipe.data.max_length > limit:
         yield (

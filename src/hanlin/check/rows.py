@@ -17,6 +17,7 @@ from hanlin.data.pretraining.windows import CorpusPart, check_windows, is_corpus
 from hanlin.data.processor import JoinsExamples
 from hanlin.evaluate.scorable import ScoredBy
 from hanlin.generate.prompts import make_prompt
+from hanlin.models.family import Processor
 from hanlin.recipe.reading import Found
 from hanlin.recipe.settings import DataSettings, Recipe
 from hanlin.run.components import Components
@@ -35,7 +36,7 @@ def record_problems(components: Components, purpose: Purpose) -> Found:
         yield from _sample_texts(components.recipe, components.processor, max_length)
 
 
-def _sample_texts(recipe: Recipe, processor: Any, max_length: int | None) -> Found:
+def _sample_texts(recipe: Recipe, processor: Processor, max_length: int | None) -> Found:
     """Entries of train.samples that the model could not answer."""
     for number, entry in enumerate(recipe.train.samples, start=1):
         try:
@@ -64,7 +65,7 @@ def _all_rows(components: Components, purpose: Purpose) -> Found:
         yield from (("data.mixture", text) for text in _mixture_rows(data, processor))
 
 
-def _mixture_rows(settings: DataSettings, processor: Any) -> Iterator[str]:
+def _mixture_rows(settings: DataSettings, processor: Processor) -> Iterator[str]:
     """What is wrong with the first rows of each data set, in each of their forms."""
     assert settings.mixture is not None, settings
     try:

@@ -34,7 +34,7 @@ def length_problems(recipe: Recipe) -> Found:
             "lower train.warmup_steps, or use train.schedule constant or noam",
         )
     yield from _decay_problems(recipe)
-    if train.schedule == "noam" and train.schedule_form != "bmtrain":
+    if train.schedule == "noam" and train.schedule_form != "standard":
         yield "train.schedule", f"{train.schedule_form} has no noam; use linear, cosine, exponential or constant"
 
 

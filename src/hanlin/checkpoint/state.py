@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hanlin.core.collectives import call_on_main, gather_values, has_ranks, is_main_rank, new_cpu_group, wait_for_all
-from hanlin.core.errors import CheckpointError
+from hanlin.core.errors import CheckpointError, shorten
 from hanlin.core.files import replaced_file, sync
 from hanlin.recipe.settings import Recipe
 
@@ -299,4 +299,4 @@ def _as_one_process() -> Iterator[None]:
 
 
 def _some(names: list[str]) -> str:
-    return (", ".join(names[:3]) or "none") + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return ", ".join(shorten(names)) or "none"

@@ -5,7 +5,7 @@ Every message says what was found, where (file, line or key), what was expected 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 
@@ -31,6 +31,11 @@ class RankError(HanlinError):
     """This process had to end because another one of the same run did, or is not to be reached."""
 
     exit_code = 3
+
+
+def shorten(items: Sequence[str], shown: int = 3) -> list[str]:
+    """What a message lists of many: the first `shown` items and, where there are others, "and 5 more"."""
+    return [*items[:shown], *([f"and {len(items) - shown:,} more"] if len(items) > shown else [])]
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from hanlin.core.errors import DataError
+from hanlin.data.processor import SampleProcessor
 from hanlin.data.sources import Records
 from hanlin.data.transform import open_transformed
 from hanlin.recipe.settings import DataSettings
@@ -29,7 +30,7 @@ class HoldsSeveral(Protocol):
         ...
 
 
-def expand(source: Records, processor: Any) -> Records:
+def expand(source: Records, processor: SampleProcessor) -> Records:
     """The source of the records that a family's processor finds in each row."""
     records = processor.records if isinstance(processor, HoldsSeveral) else None
     return source if records is None else _Expanded(source, records)
@@ -57,7 +58,7 @@ class FirstRecords:
 
 
 def open_part(
-    path: Path, settings: DataSettings, processor: Any, *, share: float = 1.0, limit: int | None = None
+    path: Path, settings: DataSettings, processor: SampleProcessor, *, share: float = 1.0, limit: int | None = None
 ) -> Records:
     """The records of a file or folder: of its first share of rows the first `limit` records.
 
@@ -105,7 +106,7 @@ def _at_most(records: Records, count: int | None) -> Records:
     return records if count is None or count >= len(records) else FirstRecords(records, count)
 
 
-def records_in(rows: Iterable[Any], processor: Any) -> list[Any]:
+def records_in(rows: Iterable[Any], processor: SampleProcessor) -> list[Any]:
     """The records that a family's processor finds in the rows of a file.
 
     Raises: DataError.

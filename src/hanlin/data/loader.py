@@ -8,17 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from hanlin.core.batch import IGNORED, Batch, Sample
 from hanlin.core.errors import ConfigError, DataError
-from hanlin.data.mixture import Mixture
-from hanlin.data.pack import SampleNumbers, SingleRows, cpm2_order, plan_rows, pool_rows
-from hanlin.data.prepare import Prepared
-from hanlin.data.pretraining.windows import CorpusWindows
-from hanlin.data.processor import JoinsExamples, Processor, SharesTable
+from hanlin.data.pack import SampleNumbers, Shuffle, SingleRows, plan_rows, pool_rows
+from hanlin.data.processor import JoinsExamples, SampleProcessor, SharesTable
+from hanlin.data.sample_source import SampleSource
 
 NO_EXAMPLES = (1.0,)
 
@@ -40,21 +38,21 @@ class Loader:
     """Iterating gives the batches from the current position to the end of the epoch; the next time those of the next.
 
     batch_size: rows of a global batch. shuffle: False keeps the order of the files and draws nothing anew, so that all
-    epochs are equal; cpm2: the order of CPM-2's program, equal in all epochs as well. rank, world: this process takes
+    epochs are equal; once: one order for all epochs (`pack.shuffle_once`). rank, world: this process takes
     its share of each global batch.
-    in_context: probabilities of 0, 1, 2, ... other samples of the same file before a sample. A mixture has its own, and
-    an order of its own.
+    in_context: probabilities of 0, 1, 2, ... other samples of the same file before a sample. A source with an
+    order of its own (a mixture) has its own of these as well.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 a batch is a function of all of these
         self,
-        prepared: Prepared | CorpusWindows | Mixture,
-        processor: Processor,
+        prepared: SampleSource,
+        processor: SampleProcessor,
         *,
         max_length: int,
         batch_size: int,
         seed: int = 0,
-        shuffle: bool | Literal["cpm2"] = True,
+        shuffle: Shuffle = True,
         pack: bool = True,
         in_context: Sequence[float] = NO_EXAMPLES,
         rank: int = 0,
@@ -63,8 +61,8 @@ class Loader:
         self.prepared, self.processor = prepared, processor
         self.max_length, self.batch_size = max_length, batch_size
         self.seed, self.pack = seed, pack
-        is_mixed = isinstance(prepared, Mixture)
-        self.shuffle, self.in_context = (True, NO_EXAMPLES) if is_mixed else (shuffle, tuple(in_context))
+        self.shuffle: Shuffle = prepared.has_own_order or shuffle
+        self.in_context = NO_EXAMPLES if prepared.has_own_order else tuple(in_context)
         self.rank, self.world = rank, world
         self.epoch = 0
         self.batch = 0
@@ -132,7 +130,7 @@ class Loader:
 
     def _plan_anew(self, epoch: int) -> _Epoch:
         rng = np.random.default_rng([self.seed, epoch if self.shuffle else 0])
-        drawn, passes = self._draw(epoch, rng)
+        drawn, passes = self.prepared.draw(self.seed, epoch, rng, self.shuffle)
         examples, places = self._draw_examples(rng, drawn), np.arange(len(drawn))
         if not self.pack and self.shuffle is not True:
             return _Epoch(drawn, passes, SingleRows(places), examples)
@@ -143,23 +141,10 @@ class Loader:
             return _Epoch(drawn, passes, plan_rows(lengths, places, self.max_length), examples)
         return _Epoch(drawn, passes, pool_rows(lengths, places, self.batch_size, rng), examples)
 
-    def _draw(self, epoch: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """The samples of an epoch and their passes."""
-        if isinstance(self.prepared, Mixture):
-            return self.prepared.draw(self.seed, epoch, rng)
-        drawn = self._draw_order(rng, len(self.prepared))
-        return drawn, np.broadcast_to(np.int64(0), drawn.shape)
-
-    def _draw_order(self, rng: np.random.Generator, count: int) -> np.ndarray:
-        if self.shuffle == "cpm2":
-            return cpm2_order(count, self.seed)
-        return rng.permutation(count) if self.shuffle else np.arange(count)
-
     def _example_chances(self) -> np.ndarray:
         """`[sources, most examples + 1]`: the probability of at most 0, 1, 2, ... examples."""
-        num_sources = len(self.prepared.source_bounds) - 1
-        weights = self.prepared.in_context if isinstance(self.prepared, Mixture) else [self.in_context] * num_sources
-        chances = np.zeros((num_sources, max(map(len, weights))))
+        weights = self.prepared.example_weights(self.in_context)
+        chances = np.zeros((len(weights), max(map(len, weights))))
         for row, given in zip(chances, weights, strict=True):
             row[: len(given)] = given
         return np.cumsum(chances, 1) / chances.sum(1, keepdims=True)

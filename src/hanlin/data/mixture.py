@@ -1,4 +1,4 @@
-"""Several data sets read by weight, in the face of `data.prepare.Prepared`: what CPM-Bee is pretrained on.
+"""Several data sets read by weight, as one `SampleSource`: what CPM-Bee is pretrained on.
 
 An epoch draws as many samples as there are, each data set by its share of all weights. Within a data set a pass reads
 each row once, in random order, and the next pass begins where the last one ended, in whatever epoch; with several
@@ -13,22 +13,25 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from hanlin.core.batch import Sample
 from hanlin.core.errors import DataError
+from hanlin.core.tokenizer import Tokenizer
 from hanlin.data.mixture_file import MixtureEntry, read_mixture
+from hanlin.data.pack import Shuffle
 from hanlin.data.prepare import Prepared, prepare
-from hanlin.data.processor import Processor
+from hanlin.data.processor import SampleProcessor
 from hanlin.data.report import Counts, DataReport, DrawnSet
 from hanlin.recipe.settings import DataSettings
 
 
 class Mixture:
     """The samples of all data sets with random access, and what each epoch draws of them."""
+
+    has_own_order = True
 
     def __init__(self, sets: Sequence[MixtureEntry], prepared: Sequence[Sequence[Prepared]]) -> None:
         """prepared: of each data set its rows in each of their forms (`MixtureEntry.ways`)."""
@@ -42,15 +45,12 @@ class Mixture:
         self.loss_tokens = np.concatenate([part.loss_tokens for part in self._parts])
         self.in_context = [one.incontext_weight for one, parts in zip(sets, prepared, strict=True) for _ in parts]
         """Per part, the probabilities of 0, 1, 2, ... worked examples."""
+        facts = [self._shares, self.in_context, [part.identity for part in self._parts]]
+        self.identity = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+        """Hash of all that decides what is drawn: where it is equal, a place in the data means the same."""
 
     def __len__(self) -> int:
         return len(self.lengths)
-
-    @cached_property
-    def identity(self) -> str:
-        """Hash of all that decides what is drawn: where it is equal, a place in the data means the same."""
-        facts = [self._shares, self.in_context, [part.identity for part in self._parts]]
-        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     @property
     def num_varying(self) -> int:
@@ -66,10 +66,10 @@ class Mixture:
         part, place = self._place(number)
         return part.where(place)
 
-    def draw(self, seed: int, epoch: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    def draw(self, seed: int, epoch: int, rng: np.random.Generator, shuffle: Shuffle) -> tuple[np.ndarray, np.ndarray]:
         """The samples of an epoch in the order of `rng`, int64 `[draws]`, and the pass that each of them belongs to.
 
-        A sample occurs once in a pass.
+        A sample occurs once in a pass; the order is always drawn anew.
         """
         drawn = [
             pool.draw(seed, *_stretch(share * self._epoch_size, epoch))
@@ -79,7 +79,10 @@ class Mixture:
         order = rng.permutation(len(numbers))
         return numbers[order], passes[order]
 
-    @cached_property
+    def example_weights(self, in_context: Sequence[float]) -> Sequence[Sequence[float]]:
+        return self.in_context
+
+    @property
     def report(self) -> DataReport:
         first = self._parts[0]
         report = first.report_of(_add([part.counts for part in self._parts]), self.lengths, self.loss_tokens)
@@ -99,7 +102,7 @@ class Mixture:
         return self._parts[part], number - int(self.source_bounds[part])
 
 
-def open_mixture(settings: DataSettings, processor: Processor, *, tokenizer: Any) -> Mixture:
+def open_mixture(settings: DataSettings, processor: SampleProcessor, *, tokenizer: Tokenizer) -> Mixture:
     """Encode the data sets of `data.mixture`, or take them from the cache; those of weight 0 are not looked at.
 
     Raises: ConfigError, DataError that lists the rows of all data sets that cannot be used.
@@ -120,7 +123,9 @@ def open_mixture(settings: DataSettings, processor: Processor, *, tokenizer: Any
     return Mixture(sets, prepared)
 
 
-def _prepare(one: MixtureEntry, way: Any, settings: DataSettings, processor: Processor, tokenizer: Any) -> Prepared:
+def _prepare(
+    one: MixtureEntry, way: Any, settings: DataSettings, processor: SampleProcessor, tokenizer: Tokenizer
+) -> Prepared:
     return prepare(
         [one.path],
         processor,

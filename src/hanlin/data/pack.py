@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Sequence
-from typing import overload
+from typing import Literal, overload
 
 import numpy as np
 
@@ -14,6 +14,8 @@ POOL_BATCHES = 50
 """Batches whose rows are sorted by length together when rows are not packed."""
 
 SampleNumbers = list[int]
+Shuffle = bool | Literal["once"]
+"""See `data.shuffle` of a recipe."""
 
 
 class SingleRows(Sequence[SampleNumbers]):
@@ -73,8 +75,16 @@ def pool_rows(lengths: np.ndarray, order: np.ndarray, batch_size: int, rng: np.r
     return SingleRows(np.concatenate([*planned, order[full:]]).astype(np.int64))
 
 
-def cpm2_order(count: int, seed: int) -> np.ndarray:
-    """The order in which CPM-2's program reads `count` samples in every epoch."""
+def draw_each_once(count: int, seed: int, rng: np.random.Generator, shuffle: Shuffle) -> tuple[np.ndarray, np.ndarray]:
+    """An epoch that reads each of `count` samples once: their order, and the pass of each, which is the first."""
+    order = np.arange(count)
+    if shuffle:
+        order = shuffle_once(count, seed) if shuffle == "once" else rng.permutation(count)
+    return order, np.broadcast_to(np.int64(0), order.shape)
+
+
+def shuffle_once(count: int, seed: int) -> np.ndarray:
+    """One order of `count` samples for all epochs, number by number that of CPM-2's program."""
     import torch
 
     generator = torch.Generator()

@@ -16,7 +16,6 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,11 +25,12 @@ import numpy as np
 from hanlin.core.batch import Sample
 from hanlin.core.errors import DataError
 from hanlin.core.files import published
+from hanlin.core.tokenizer import Tokenizer
 from hanlin.data.bad_rows import LISTED_ROWS, BadRow, list_bad_rows
 from hanlin.data.cache import SampleArrays, SampleArrayWriter, read_columns
 from hanlin.data.expand import open_part
-from hanlin.data.pack import padding_share, plan_rows
-from hanlin.data.processor import HasFingerprint, ProcessesMany, Processor, tried
+from hanlin.data.pack import Shuffle, draw_each_once, padding_share, plan_rows
+from hanlin.data.processor import HasFingerprint, ProcessesMany, SampleProcessor, tried
 from hanlin.data.report import Counts, DataReport, make_report
 from hanlin.data.sources import BadRowError, Records
 from hanlin.recipe.settings import DataSettings
@@ -47,8 +47,10 @@ LOSS_TOKENS, LENGTHS, ORIGINS, VARYING = "loss_tokens", "lengths", "origins", "v
 class Prepared:
     """Encoded samples with random access; a sample knows the row that it came from."""
 
+    has_own_order = False
+
     def __init__(
-        self, sources: Sequence[Records], processor: Processor, settings: DataSettings, columns: SampleArrays
+        self, sources: Sequence[Records], processor: SampleProcessor, settings: DataSettings, columns: SampleArrays
     ) -> None:
         self._sources, self._processor, self._settings, self._columns = sources, processor, settings, columns
         self._bounds = np.cumsum([0, *(len(source) for source in sources)])
@@ -56,15 +58,15 @@ class Prepared:
         self._varying = np.array(columns.arrays[VARYING])
         self.lengths = np.array(columns.arrays[LENGTHS])
         self.loss_tokens = np.array(columns.arrays[LOSS_TOKENS])
+        self.identity = self._hash()
+        """Hash of the rows and of the samples' sizes: where it is equal, a place in the data means the same."""
         self.fingerprint: str = columns.facts["fingerprint"]
         """Names the cache: changes with the code too."""
 
     def __len__(self) -> int:
         return len(self.lengths)
 
-    @cached_property
-    def identity(self) -> str:
-        """Hash of the rows and of the samples' sizes: where it is equal, a place in the data means the same."""
+    def _hash(self) -> str:
         digest = hashlib.sha256("".join(source.fingerprint for source in self._sources).encode())
         for array in (self._origins, self.lengths, self.loss_tokens):
             digest.update(np.ascontiguousarray(array).tobytes())
@@ -88,6 +90,13 @@ class Prepared:
         assert sample.length == self.lengths[number], (self.where(number), sample.length, self.lengths[number])
         return sample
 
+    def draw(self, seed: int, epoch: int, rng: np.random.Generator, shuffle: Shuffle) -> tuple[np.ndarray, np.ndarray]:
+        """See `SampleSource`."""
+        return draw_each_once(len(self), seed, rng, shuffle)
+
+    def example_weights(self, in_context: Sequence[float]) -> Sequence[Sequence[float]]:
+        return [in_context] * (len(self.source_bounds) - 1)
+
     def record(self, number: int) -> Any:
         """The record behind a sample, after truncation or splitting."""
         row, part = (int(value) for value in self._origins[number])
@@ -109,7 +118,7 @@ class Prepared:
     def counts(self) -> Counts:
         return Counts(**self._columns.facts["counts"])
 
-    @cached_property
+    @property
     def report(self) -> DataReport:
         return self.report_of(self.counts, self.lengths, self.loss_tokens)
 
@@ -125,10 +134,10 @@ class Prepared:
 
 def prepare(
     files: Sequence[Path],
-    processor: Processor,
+    processor: SampleProcessor,
     settings: DataSettings,
     *,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     share: float = 1.0,
     limit: int | None = None,
     progress: bool = True,
@@ -164,7 +173,7 @@ class TriedRows:
     num_samples: int
 
 
-def try_rows(source: Records, processor: Processor, settings: DataSettings) -> TriedRows:
+def try_rows(source: Records, processor: SampleProcessor, settings: DataSettings) -> TriedRows:
     """Encode all rows of a source, and keep nothing of them."""
     counts, bad = Counts(read=len(source)), []
     encoded = _encode_rows([source], iter(range(len(source))), processor, settings, counts, bad)
@@ -172,14 +181,16 @@ def try_rows(source: Records, processor: Processor, settings: DataSettings) -> T
     return TriedRows(bad, counts.examples, num_samples)
 
 
-def hash_tokenizer(tokenizer: Any) -> str:
+def hash_tokenizer(tokenizer: Tokenizer) -> str:
     """Hash of what a tokenizer saves of itself."""
     with tempfile.TemporaryDirectory() as scratch:
         tokenizer.save(Path(scratch))
         return _hash_files(sorted(path for path in Path(scratch).rglob("*") if path.is_file()))
 
 
-def _fingerprint(sources: Sequence[Records], processor: Processor, tokenizer: Any, settings: DataSettings) -> str:
+def _fingerprint(
+    sources: Sequence[Records], processor: SampleProcessor, tokenizer: Tokenizer, settings: DataSettings
+) -> str:
     facts = {
         "version": VERSION,
         "sources": [source.fingerprint for source in sources],
@@ -191,7 +202,7 @@ def _fingerprint(sources: Sequence[Records], processor: Processor, tokenizer: An
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-def _code_of(processor: Processor) -> list[Path]:
+def _code_of(processor: SampleProcessor) -> list[Path]:
     """The files that decide how a record is encoded: the family's folder, or the user's one file."""
     module = sys.modules[type(processor).__module__]
     file = Path(str(module.__file__))
@@ -235,7 +246,7 @@ class _OverlongError(DataError):
 
 def _encode_all(
     sources: Sequence[Records],
-    processor: Processor,
+    processor: SampleProcessor,
     settings: DataSettings,
     folder: Path,
     fingerprint: str,
@@ -264,7 +275,7 @@ def _encode_all(
 def _encode_rows(
     sources: Sequence[Records],
     numbers: Iterator[int],
-    processor: Processor,
+    processor: SampleProcessor,
     settings: DataSettings,
     counts: Counts,
     bad: list[BadRow],
@@ -284,7 +295,7 @@ def _encode_rows(
             yield from ((row, one) for one in encoded)
 
 
-def _sample_all(records: Sequence[Any | DataError], processor: Processor) -> list[Sample | DataError]:
+def _sample_all(records: Sequence[Any | DataError], processor: SampleProcessor) -> list[Sample | DataError]:
     """The sample of each record, or why there is none; a record may be an error already."""
     if not isinstance(processor, ProcessesMany):
         return [tried(_sample, record, processor) for record in records]
@@ -292,7 +303,7 @@ def _sample_all(records: Sequence[Any | DataError], processor: Processor) -> lis
     return [record if isinstance(record, DataError) else next(made) for record in records]
 
 
-def _sample(record: Any | DataError, processor: Processor) -> Sample:
+def _sample(record: Any | DataError, processor: SampleProcessor) -> Sample:
     if isinstance(record, DataError):
         raise record
     processor.check(record)
@@ -300,7 +311,7 @@ def _sample(record: Any | DataError, processor: Processor) -> Sample:
 
 
 def _encode(
-    record: Any, sample: Sample | DataError, processor: Processor, settings: DataSettings, counts: Counts
+    record: Any, sample: Sample | DataError, processor: SampleProcessor, settings: DataSettings, counts: Counts
 ) -> list[_Encoded]:
     """The samples of one record, whose whole sample is known.
 

@@ -1,4 +1,7 @@
-"""What the data room asks of a family: the part of `models.family.Processor` that turns records into batches."""
+"""What the data room asks of a family: what turns records into samples and batches.
+
+`models.family.Processor` adds what prompts and answers need.
+"""
 
 from __future__ import annotations
 
@@ -18,20 +21,35 @@ if TYPE_CHECKING:
 Made = TypeVar("Made")
 
 
-class Processor(Protocol):
-    """See `models.family.Processor`, which has the same words and more."""
+class SampleProcessor(Protocol):
+    """How a family turns records into samples and batches."""
 
-    def check(self, record: Any) -> None: ...
+    def check(self, record: Any) -> None:
+        """Raises: DataError with what is wrong with the record (the caller adds file and line)."""
+        ...
 
-    def sample(self, record: Any, rng: np.random.Generator | None = None) -> Sample: ...
+    def sample(self, record: Any, rng: np.random.Generator | None = None) -> Sample:
+        """Encode a training record; `rng` draws what the family draws anew each epoch (None: draw nothing)."""
+        ...
 
-    def varies(self, record: Any) -> bool: ...
+    def varies(self, record: Any) -> bool:
+        """Whether `sample` depends on `rng`, so that the record must be encoded anew each epoch (length stays)."""
+        ...
 
-    def fit(self, record: Any, max_length: int, policy: str) -> list[Any]: ...
+    def fit(self, record: Any, max_length: int, policy: str) -> list[Any]:
+        """Records no longer than `max_length` tokens in place of a longer one; `policy` is truncate or split.
 
-    def collate(self, rows: Sequence[Sequence[Sample]], length: int) -> Batch: ...
+        Raises: DataError when it cannot be done without losing the answer.
+        """
+        ...
 
-    def show(self, sample: Sample) -> list[tuple[str, bool]]: ...
+    def collate(self, rows: Sequence[Sequence[Sample]], length: int) -> Batch:
+        """Rows of packed samples -> tensors `[len(rows), length]`, padded on the right."""
+        ...
+
+    def show(self, sample: Sample) -> list[tuple[str, bool]]:
+        """The sample as (text, carries loss) pieces for the data report."""
+        ...
 
 
 class SoftPrompts(Protocol):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import Any
 
 from hanlin.core.batch import IGNORED, Sample
+from hanlin.core.tokenizer import Tokenizer
 from hanlin.data.pretraining.windows import CorpusWindows
 from hanlin.evaluate.run import Metrics, write_metrics
 from hanlin.evaluate.tasks.loss import sample_losses
@@ -17,7 +17,7 @@ _MARK = re.compile(r"<[^<>\s]+>")
 
 
 def evaluate_windows(
-    engine: Engine, windows: CorpusWindows, tokenizer: Any, *, batch_size: int, folder: Path
+    engine: Engine, windows: CorpusWindows, tokenizer: Tokenizer, *, batch_size: int, folder: Path
 ) -> Metrics:
     """Mean loss per token of all windows and what follows from it; metrics.json goes into `folder`.
 
@@ -40,7 +40,7 @@ def evaluate_windows(
     return {"windows": values}
 
 
-def _count_characters(sample: Sample, tokenizer: Any) -> int:
+def _count_characters(sample: Sample, tokenizer: Tokenizer) -> int:
     ids = sample.labels[sample.labels != IGNORED].tolist()
     marks = {id for id in set(ids) if _MARK.fullmatch(tokenizer.decode([id]))}
     return len(tokenizer.decode([id for id in ids if id not in marks])) + sum(id in marks for id in ids)

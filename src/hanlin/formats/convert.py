@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hanlin.core.errors import CheckpointError
 from hanlin.core.files import published, write_json
+from hanlin.core.tokenizer import Tokenizer
 from hanlin.formats.files import write_shards, write_weights
 from hanlin.formats.format import BASE, FamilyFacts, Format
 from hanlin.formats.lazy import Joined
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
 
-def convert(
+def convert(  # noqa: PLR0913 a command: what to read, what to write, and its switches
     source: Path,
     family: FamilyFacts,
     from_: str | None,
@@ -29,7 +30,7 @@ def convert(
     target: Path,
     *,
     changes: Mapping[str, Any] | None = None,
-    tokenizer: Any = None,
+    tokenizer: Tokenizer | None = None,
     overwrite: bool = False,
     ranks: int = 1,
     iteration: int | None = None,
@@ -78,7 +79,7 @@ def _write_theirs(
         write_weights(folder / form.weights_file, theirs, form.shard_bytes)
 
 
-def _bring_tokenizer(source: Path, folder: Path, family: FamilyFacts, tokenizer: Any) -> None:
+def _bring_tokenizer(source: Path, folder: Path, family: FamilyFacts, tokenizer: Tokenizer | None) -> None:
     if tokenizer is not None:
         tokenizer.save(folder)
         return

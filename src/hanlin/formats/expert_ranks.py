@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hanlin.core.errors import CheckpointError
+from hanlin.core.errors import CheckpointError, shorten
 from hanlin.formats.files import Weights
 from hanlin.formats.lazy import TensorSubset
 from hanlin.formats.ranks import RANK, TRACKER, Partitions, RankWeights, divide_tensor, find_ranks, tracked_folder
@@ -100,7 +100,7 @@ def open_experts(path: Path, partitions: Partitions, mark: str) -> ExpertRankWei
     experts, ranks = (max(place[axis] for place in found) + 1 for axis in (0, 1))
     names = {(e, r): _FILE.format(expert=e, rank=r) for e in range(experts) for r in range(ranks)}
     if lost := [name for place, name in names.items() if place not in found]:
-        raise CheckpointError(f"{folder}: {', '.join(lost[:5])} missing beside the other files; copy them too")
+        raise CheckpointError(f"{folder}: {', '.join(shorten(lost, 5))} missing beside the other files; copy them too")
     return ExpertRankWeights([[found[e, r] for r in range(ranks)] for e in range(experts)], partitions, mark)
 
 

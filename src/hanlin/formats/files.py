@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hanlin.core.errors import CheckpointError
+from hanlin.core.errors import CheckpointError, shorten
 from hanlin.core.files import check_regular, read_json_object, write_json
 from hanlin.formats.lazy import Lazy, TensorSubset, bytes_of, forget, forget_pages, meta_of
 from hanlin.formats.torch_file import MAX_TENSORS, load_torch_file, write_torch_files
@@ -202,7 +202,7 @@ class _Shards(Weights):
         opened = {file: _open_file(path) for file, path in shards.items()}
         lost = [f"{name} ({file})" for name, file in place.items() if name not in opened[file]]
         if lost:
-            raise CheckpointError(f"{index}: lists tensors that are not in their file: {', '.join(lost[:5])}")
+            raise CheckpointError(f"{index}: lists tensors that are not in their file: {', '.join(shorten(lost, 5))}")
         self._place = {name: weights for weights in opened.values() for name in weights}
         self.files = (index, *shards.values())
 
@@ -226,7 +226,7 @@ def _only_tensors(path: Path, loaded: object) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"{path}: names with tensors are expected, this holds a {type(loaded).__name__}")
     odd = [f"{name}: {type(value).__name__}" for name, value in loaded.items() if not isinstance(value, torch.Tensor)]
     if odd:
-        raise CheckpointError(f"{path}: names with tensors are expected; found {', '.join(odd[:5])}")
+        raise CheckpointError(f"{path}: names with tensors are expected; found {', '.join(shorten(odd, 5))}")
     return loaded
 
 

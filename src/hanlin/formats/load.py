@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hanlin.core.files import published, write_json
+from hanlin.core.tokenizer import Tokenizer
 from hanlin.formats.files import write_shards
 from hanlin.formats.fingerprint import Fingerprint
 from hanlin.formats.format import FamilyFacts
@@ -24,16 +25,14 @@ def load_into(
     path: Path | Source,
     family: FamilyFacts,
     *,
-    from_: str | None = None,
     dtype: torch.dtype | None = None,
-    device: torch.device | str = "cpu",
     wanted: Callable[[str], bool] | None = None,
     config: Any = None,
     fingerprint: Fingerprint | None = None,
 ) -> None:
     """Fill a model's parameters from weights in any layout of the family, one parameter at a time.
 
-    A parameter on the meta device is made on `device`, with `dtype` (None: as in the file). What a tuning method added
+    A parameter on the meta device is made on the CPU, with `dtype` (None: as in the file). What a tuning method added
     to the model (`added` of its modules) is not looked for.
     wanted: our name of a tensor -> whether to fill it (None: all of them); the model may then lack some of the others.
     config: that of the weights, where the model has another head than they (None: the model's).
@@ -41,7 +40,7 @@ def load_into(
 
     Raises: CheckpointError naming missing and surplus tensors, and those of another shape.
     """
-    source = open_source(path, family, from_)
+    source = open_source(path, family)
     is_whole = wanted is None and config is None
     config = config or getattr(model, "config", None) or source.config()
     parameters = base_parameters(model)
@@ -49,20 +48,20 @@ def load_into(
     translated = to_ours(source, family, config, shapes if is_whole else shapes_of(family, config))
     for name, parameter in parameters.items():
         if wanted is None or wanted(name):
-            kept = _load_parameter(model, name, parameter, translated[name], dtype, device)
+            kept = _load_parameter(model, name, parameter, translated[name], dtype)
             if fingerprint is not None:
                 fingerprint.add(name, kept)
             translated.forget(name)
 
 
-def open_ours(path: Path | Source, family: FamilyFacts, *, from_: str | None = None, config: Any = None) -> Translated:
+def open_ours(path: Path | Source, family: FamilyFacts, *, config: Any = None) -> Translated:
     """The tensors of weights on disk under our names, each read when it is asked for; `forget` gives its memory back.
 
     For who wants some of them, in an order of their own: a part of the layers, an expert of a mixture.
     config: that of the model they are for (None: as it is on disk).
     Raises: CheckpointError as `load_into` would.
     """
-    source = open_source(path, family, from_)
+    source = open_source(path, family)
     config = config or source.config()
     return to_ours(source, family, config, shapes_of(family, config))
 
@@ -98,7 +97,7 @@ def save_base(
     family: FamilyFacts,
     config: Any,
     tensors: Mapping[str, torch.Tensor],
-    tokenizer: Any = None,
+    tokenizer: Tokenizer | None = None,
     *,
     overwrite: bool = False,
 ) -> None:
@@ -115,7 +114,7 @@ def save_base(
 
 
 def _load_parameter(
-    model: nn.Module, name: str, parameter: nn.Parameter, tensor: torch.Tensor, dtype: torch.dtype | None, device: Any
+    model: nn.Module, name: str, parameter: nn.Parameter, tensor: torch.Tensor, dtype: torch.dtype | None
 ) -> torch.Tensor:
     """Returns the tensor as the model keeps it."""
     import torch
@@ -125,7 +124,7 @@ def _load_parameter(
         with torch.no_grad():
             return parameter.copy_(tensor)
     kept = tensor.dtype if dtype is None or not tensor.is_floating_point() else dtype  # quantised ones stay packed
-    copy = torch.empty(tensor.shape, dtype=kept, device=device).copy_(tensor)
+    copy = torch.empty(tensor.shape, dtype=kept).copy_(tensor)
     owner, _, last = name.rpartition(".")
     model.get_submodule(owner).register_parameter(last, nn.Parameter(copy, parameter.requires_grad))
     return copy

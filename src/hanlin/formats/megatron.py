@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from hanlin.core.errors import CheckpointError
+from hanlin.core.errors import CheckpointError, shorten
 from hanlin.formats.files import Weights
 from hanlin.formats.lazy import Lazy, TensorSubset, forget_pages
 from hanlin.formats.ranks import (
@@ -46,7 +46,7 @@ _LAYER = re.compile(r"layer_(\d+)-model_(\d+)-model_states\.pt")
 _FIRST_LAYER = 2
 """Number of the first block in the pipeline's list, after the embedding and a transposition."""
 
-Tensors = dict[str, "torch.Tensor"]
+FlatTensors = dict[str, "torch.Tensor"]
 MegatronForm = Literal["megatron", "deepspeed", "pipeline"]
 FORMS: dict[MegatronForm, str] = {
     "megatron": f"iter_XXXXXXX/mp_rank_XX/{_PLAIN}",
@@ -59,7 +59,7 @@ FORMS: dict[MegatronForm, str] = {
 class Rank:
     """One tensor rank's share; version: of the order of fused rows; arguments: those of the program, where stored."""
 
-    tensors: Tensors
+    tensors: FlatTensors
     version: float = VERSION
     arguments: dict[str, Any] = field(default_factory=dict)
     iteration: int | None = None
@@ -83,7 +83,9 @@ class MegatronWeights(Weights):
         self._ranks, self._partitions, self._fused = ranks, partitions, fused
         for number, rank in enumerate(ranks):
             if odd := sorted(rank.tensors.keys() ^ ranks[0].tensors.keys()):
-                raise CheckpointError(f"{files[0].parent}: rank {number} has other tensors: {', '.join(odd[:5])}")
+                raise CheckpointError(
+                    f"{files[0].parent}: rank {number} has other tensors: {', '.join(shorten(odd, 5))}"
+                )
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return self._merged(name, [rank.tensors[name] for rank in self._ranks])
@@ -224,7 +226,7 @@ def _place_in_pipeline(name: str, num_layers: int) -> tuple[int, str]:
 
 
 class _Padded(TensorSubset):
-    """Tensors of which the word embedding has a number of rows that is a multiple."""
+    """FlatTensors of which the word embedding has a number of rows that is a multiple."""
 
     ending = "word_embeddings.weight"
 
@@ -313,7 +315,7 @@ def _load(files: Sequence[Path]) -> Rank | None:
     return Rank(_flat(files[0], model), float(version), dict(vars(arguments)), state.get("iteration"))
 
 
-def _layer_tensors(file: Path) -> Tensors:
+def _layer_tensors(file: Path) -> FlatTensors:
     """The tensors of a pipeline's layer by the names of the whole model."""
     import torch
 
@@ -321,7 +323,7 @@ def _layer_tensors(file: Path) -> Tensors:
     match = _LAYER.fullmatch(file.name)
     assert match is not None, file
     if odd := [name for name, value in state.items() if not isinstance(value, torch.Tensor)]:
-        raise CheckpointError(f"{file}: {', '.join(odd[:5])}: no tensor")
+        raise CheckpointError(f"{file}: {', '.join(shorten(odd, 5))}: no tensor")
     if "word_embeddings.weight" in state:
         prefix = "embedding"
     else:
@@ -330,10 +332,10 @@ def _layer_tensors(file: Path) -> Tensors:
     return {f"language_model.{prefix}.{name}": tensor for name, tensor in state.items()}
 
 
-def _flat(file: Path, nested: Mapping[str, Any], prefix: str = "") -> Tensors:
+def _flat(file: Path, nested: Mapping[str, Any], prefix: str = "") -> FlatTensors:
     import torch
 
-    flat: Tensors = {}
+    flat: FlatTensors = {}
     for name, value in nested.items():
         if isinstance(value, dict):
             flat |= _flat(file, value, f"{prefix}{name}.")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hanlin.core.errors import CheckpointError
+from hanlin.core.errors import CheckpointError, shorten
 from hanlin.formats.files import Weights
 from hanlin.formats.lazy import forget_pages
 from hanlin.formats.torch_file import load_torch_file, write_torch_files
@@ -97,7 +97,7 @@ class RankWeights(Weights):
         self.lying = f"{len(files)} model-parallel ranks in {files[0].parent.name}/"
         for file, rank in zip(files, self._ranks, strict=True):
             if odd := sorted(rank.keys() ^ self._ranks[0].keys()):
-                raise CheckpointError(f"{file}: has other tensors than {files[0].name}: {', '.join(odd[:5])}")
+                raise CheckpointError(f"{file}: has other tensors than {files[0].name}: {', '.join(shorten(odd, 5))}")
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return merge_pieces(name, [rank[name] for rank in self._ranks], self._partitions, self.files[0].parent)
@@ -222,7 +222,7 @@ def _tensors_of(path: Path, state: Mapping[str, Any]) -> dict[str, torch.Tensor]
     if not isinstance(module, dict):
         raise CheckpointError(f"{path}: the tensors of a rank are expected under the key module or model")
     if odd := [str(name) for name, value in module.items() if not isinstance(value, torch.Tensor)]:
-        raise CheckpointError(f"{path}: {', '.join(odd[:5])} under module: no tensor")
+        raise CheckpointError(f"{path}: {', '.join(shorten(odd, 5))} under module: no tensor")
     return module
 
 

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from hanlin.core.errors import CheckpointError
+from hanlin.core.errors import CheckpointError, shorten
 from hanlin.core.files import read_json_object
 from hanlin.formats.files import Weights, open_weights
 from hanlin.formats.format import BASE, FamilyFacts, Format
@@ -234,8 +234,8 @@ def _some(names: Iterable[str]) -> str:
 
 
 def with_nearest(names: Sequence[str], others: Sequence[str]) -> str:
-    shown = []
-    for name in names[:_SHOWN]:
-        near = difflib.get_close_matches(name, others, n=1, cutoff=0.8)
-        shown.append(f"{name} (nearest: {near[0]})" if near else name)
-    return ", ".join(shown) + (f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+    listed = shorten(names, _SHOWN)
+    for number, name in enumerate(names[:_SHOWN]):
+        if near := difflib.get_close_matches(name, others, n=1, cutoff=0.8):
+            listed[number] = f"{name} (nearest: {near[0]})"
+    return ", ".join(listed)

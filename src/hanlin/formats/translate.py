@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hanlin.core.errors import CheckpointError
+from hanlin.core.errors import CheckpointError, shorten
 from hanlin.formats.format import BASE, FamilyFacts, Format
 from hanlin.formats.lazy import Lazy, forget, meta_of
 from hanlin.formats.rules import Copies, Drop, Move, Rename, Rule, find_moves, rename
@@ -109,11 +109,10 @@ def _check_shapes(source: Source, translated: Translated, shapes: Mapping[str, t
         found = tuple(translated.meta(name).shape)
         if found != expected:
             their_names = ", ".join(translated.moves[name].sources)
-            wrong.append(f"  {their_names}: found {list(found)}, expected {list(expected)}")
+            wrong.append(f"{their_names}: found {list(found)}, expected {list(expected)}")
     if wrong:
-        more = [f"  and {len(wrong) - _SHOWN} more"] if len(wrong) > _SHOWN else []
-        listed = "\n".join([*wrong[:_SHOWN], *more])
-        raise CheckpointError(f"{source.path}: tensors of another shape than the config says\n{listed}")
+        listed = "\n  ".join(shorten(wrong, _SHOWN))
+        raise CheckpointError(f"{source.path}: tensors of another shape than the config says\n  {listed}")
 
 
 def _check_copies(source: Source, moves: Sequence[Move]) -> None:

@@ -19,7 +19,7 @@ from hanlin.models.family import BeamVariant
 class BeamRules:
     """beams: open answers kept at each step; max_tokens: of all answers of the record together, ends included;
     length_exponent: a found answer scores sum / length ** exponent; stops_early: done as soon as `beams` are found;
-    manner: the family's own.
+    variant: the family's own.
     """
 
     beams: int

@@ -12,20 +12,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import groupby, islice
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
+from torch import nn
 
 from hanlin.core.batch import Prompt, PromptBatch
 from hanlin.core.errors import DataError, HanlinError
 from hanlin.core.ranks import read_ranks
 from hanlin.layers.kv_cache import KVCache
 from hanlin.layers.linear import store_by_columns
+from hanlin.layers.precision import Precision
 from hanlin.models.family import BeamVariant, Processor
 from hanlin.parallel.inference_model import ShardedInferenceModel
 from hanlin.parallel.mesh import Degrees, Mesh
@@ -38,7 +40,6 @@ from .method import GenerateMethod, find_method
 from .prompts import make_prompt
 from .sampling import ban_columns, penalise_used
 
-Precision = Literal["fp32", "bf16", "fp16"]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -59,7 +60,7 @@ class Engine:
 
     def __init__(
         self,
-        model: Any,
+        model: nn.Module,
         processor: Processor,
         device: str | torch.device = "cpu",
         precision: Precision = "fp32",
@@ -190,7 +191,7 @@ class Engine:
             if was_training:
                 self.model.train()
 
-    def _arithmetic(self) -> Any:
+    def _arithmetic(self) -> AbstractContextManager[object]:
         if self.precision == "fp32":
             return nullcontext()
         return torch.autocast(self.device.type, _AUTOCAST[self.precision])
@@ -231,7 +232,9 @@ class _BeamRow(NamedTuple):
 class _Reader:
     """The model, what it has read so far, and the order of its rows."""
 
-    def __init__(self, model: Any, batch: PromptBatch, device: torch.device, memory: DialogueCache | None) -> None:
+    def __init__(
+        self, model: nn.Module, batch: PromptBatch, device: torch.device, memory: DialogueCache | None
+    ) -> None:
         assert memory is None or len(batch.cursors) == 1, "a memory is that of one row"
         self._model = model
         self._memory = memory

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
+
+Precision = Literal["fp32", "bf16", "fp16"]
+"""Of the arithmetic of forward and backward passes; weights are fp32."""
 
 
 def matmul_dtype(tensor: torch.Tensor) -> torch.dtype:

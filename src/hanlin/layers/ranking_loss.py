@@ -21,10 +21,10 @@ def pairwise_ranking_loss(
     weights: torch.Tensor | None = None,
     reduction: Literal["sum", "none"] = "sum",
 ) -> torch.Tensor:
-    """The weighted losses -log sigmoid(own - rival) of the labelled positions: their sum, or `[batch, length]`.
+    """The weighted losses -log sigmoid(own - negative) of the labelled positions: their sum, or `[batch, length]`.
 
-    hidden: `[batch, length, hidden_size]`; pieces: of the head, as in `head_loss`; labels, rivals, weights:
-    `[batch, length]`; a rival is a position of the same row. The logits are the label's, at both positions.
+    hidden: `[batch, length, hidden_size]`; pieces: of the head, as in `head_loss`; labels, negatives, weights:
+    `[batch, length]`; a negative is a position of the same row. The logits are the label's, at both positions.
     """
     labelled = labels != IGNORED
     rows = labelled.nonzero()[:, 0]

@@ -7,69 +7,41 @@ import pkgutil
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, get_type_hints, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, get_type_hints, runtime_checkable
 
-import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from hanlin.core.batch import Prompt, PromptBatch, Sample
 from hanlin.core.errors import ConfigError
 from hanlin.core.extensions import import_file
-from hanlin.data.processor import SoftPrompts
+from hanlin.core.tokenizer import Tokenizer
+from hanlin.data.processor import SampleProcessor, SoftPrompts
+from hanlin.formats.format import Format
 from hanlin.models.common.label_processor import LabelKind
 from hanlin.recipe.reading import nearest
 
 if TYPE_CHECKING:
-    from hanlin.core.batch import Batch
+    pass
 
 
-class Tokenizer(Protocol):
-    """Text <-> ids. Knows no torch."""
+class ModelConfig(Protocol):
+    """A frozen dataclass of plain values; a model whose reach is limited has `max_length`, one with a head for labels
+    `labels`.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     @property
-    def vocab_size(self) -> int: ...
-
-    def encode(self, text: str) -> list[int]: ...
-
-    def decode(self, ids: Iterable[int]) -> str: ...
-
-    def save(self, folder: Path) -> None:
-        """Write the tokenizer's own files into a base folder."""
+    def vocab_size(self) -> int:
+        """Rows of the embedding."""
         ...
 
 
-class Processor(Protocol):
+class Processor(SampleProcessor, Protocol):
     """How a family turns records into arrays and answers into records."""
-
-    def check(self, record: Any) -> None:
-        """Raises: DataError with what is wrong with the record (the caller adds file and line)."""
-        ...
-
-    def sample(self, record: Any, rng: np.random.Generator | None = None) -> Sample:
-        """Encode a training record; `rng` draws what the family draws anew each epoch (None: draw nothing)."""
-        ...
-
-    def varies(self, record: Any) -> bool:
-        """Whether `sample` depends on `rng`, so that the record must be encoded anew each epoch (length stays)."""
-        ...
-
-    def fit(self, record: Any, max_length: int, policy: str) -> list[Any]:
-        """Records no longer than `max_length` tokens in place of a longer one; `policy` is truncate or split.
-
-        Raises: DataError when it cannot be done without losing the answer.
-        """
-        ...
-
-    def collate(self, rows: Sequence[Sequence[Sample]], length: int) -> Batch:
-        """Rows of packed samples -> tensors `[len(rows), length]`, padded on the right."""
-        ...
 
     def batch_key(self, sample: Sample) -> Hashable:
         """Samples with equal keys leave each other's loss alone when they share a batch; None where all do."""
-        ...
-
-    def show(self, sample: Sample) -> list[tuple[str, bool]]:
-        """The sample as (text, carries loss) pieces for the data report."""
         ...
 
     def prompt(self, record: Any) -> Prompt:
@@ -188,7 +160,7 @@ class Family:
     config: frozen dataclass of plain values; model: returns the class (imports torch only when called),
     built as `model()(config)`; tokenizer: loads one from a file or a folder; processor: built as
     `processor(tokenizer, config, options)`; options: frozen dataclass of what may be chosen about it
-    (`data.options` of a recipe); formats: file layouts by name (`hanlin.formats.format.Format`);
+    (`data.options` of a recipe); formats: file layouts by name;
     sizes: named configurations; lora_targets: names of the linears that low-rank tuning changes by default;
     beam_variant: the rules of its beam search; raw: data sets of its originals by name: what turns a raw file into
     records.
@@ -196,13 +168,13 @@ class Family:
 
     name: str
     title: str
-    config: type
+    config: type[ModelConfig]
     model: Callable[[], type]
-    tokenizer: Callable[[Path], Any]
-    processor: Callable[..., Any]
+    tokenizer: Callable[[Path], Tokenizer]
+    processor: Callable[..., Processor]
     options: type | None = None
-    formats: Mapping[str, Any] = field(default_factory=dict)
-    sizes: Mapping[str, Any] = field(default_factory=dict)
+    formats: Mapping[str, Format] = field(default_factory=dict)
+    sizes: Mapping[str, ModelConfig] = field(default_factory=dict)
     lora_targets: tuple[str, ...] = ()
     beam_variant: BeamVariant = BeamVariant()
     raw: Mapping[str, Callable[[Path], Iterable[Any]]] = field(default_factory=dict)

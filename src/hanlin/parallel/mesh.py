@@ -53,7 +53,7 @@ class Degrees:
         """The place on the data axis of a rank of the whole."""
         return rank // self.tensor % self.data
 
-    def place(self, rank: int) -> int:
+    def seed_offset(self, rank: int) -> int:
         """A number that only the tensor ranks with the same rows and blocks share."""
         return rank // self.tensor
 

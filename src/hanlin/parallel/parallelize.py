@@ -6,7 +6,6 @@ Trained weights are fp32, frozen ones are stored in the precision of the arithme
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import nn
@@ -14,13 +13,13 @@ from torch import nn
 from hanlin.core.errors import ConfigError
 from hanlin.core.plan import Plan
 from hanlin.core.ranks import read_ranks
+from hanlin.layers.precision import Precision
 from hanlin.parallel.layout_checks import combination_problems
 from hanlin.parallel.mesh import Degrees, Mesh
 from hanlin.parallel.parallel_model import ParallelModel
 from hanlin.parallel.recompute import recompute
 from hanlin.recipe.settings import ParallelSettings
 
-Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 

@@ -199,14 +199,14 @@ class Pipeline:
             stage = next(stage for stage in self.stages if stage.number == number)
             came = number > 0 and (number - 1) % ranks != own
             state = self._receive((number - 1) % ranks) if came else kept
-            out = stage(*state, **self._own_past(inputs, number))
+            out = stage(*state, **self._own_cache(inputs, number))
             kept = list(out) if isinstance(out, tuple) else [out]
             seen[number] = (state, kept)
             if not stage.is_last and (number + 1) % ranks != own:
                 self._send(kept, (number + 1) % ranks)
         return kept[0] if self.stages[-1].is_last else None
 
-    def _own_past(self, inputs: Mapping[str, Any], number: int) -> Mapping[str, Any]:
+    def _own_cache(self, inputs: Mapping[str, Any], number: int) -> Mapping[str, Any]:
         kv_cache = inputs.get("kv_cache")
         if kv_cache is None or len(self.stages) == 1:
             return inputs

@@ -88,7 +88,7 @@ def _divide_unit(unit: _Unit, plan: Plan, splits: dict[str, TensorSplit], known:
         _give_whole_text(mixture, hooks)
     for name, module in unit.modules:
         if split := splits.get(name):
-            _sew(module, split, hooks, is_whole=_matches(name, plan.whole))
+            _register_hooks(module, split, hooks, is_whole=_matches(name, plan.whole))
         elif isinstance(module, HasOwnPart):
             module.register_forward_hook(partial(_take_own_part, hooks))
 
@@ -309,7 +309,7 @@ def _seen(parts: list[_DividedParameter], hooks: TensorParallelHooks) -> Iterato
 # --- activations ---
 
 
-def _sew(module: nn.Module, split: TensorSplit, hooks: TensorParallelHooks, *, is_whole: bool) -> None:
+def _register_hooks(module: nn.Module, split: TensorSplit, hooks: TensorParallelHooks, *, is_whole: bool) -> None:
     if split in ("column", "query", "kv"):
         enter = hooks.enter if is_whole else hooks.enter_stream
         # Before what a tuning method does to the input, whose gradient is then a part of the whole as the weight's.

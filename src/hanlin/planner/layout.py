@@ -13,7 +13,7 @@ from hanlin.recipe.settings import Recipe
 
 Shard = Literal["none", "gradients", "parameters"]
 Schedule = Literal["gpipe", "1f1b", "interleaved"]
-Kept = Literal["none", "full", "selective"]
+Recomputed = Literal["none", "full", "selective"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Layout:
     micro_batches: int = 1
     sequence_parallel: bool = False
     offload: bool = False
-    checkpoint_activations: Kept = "none"
+    checkpoint_activations: Recomputed = "none"
 
     @property
     def world(self) -> int:
@@ -116,7 +116,7 @@ def layout_of(recipe: Recipe, world: int) -> Layout:
 
 
 def _rows(recipe: Recipe, row_ranks: int) -> tuple[int, int]:
-    """Rows of a forward pass, and passes in a step; what does not divide evenly is rounded up, as the worker does."""
+    """Rows of a forward pass, and passes in a step; what does not divide evenly is rounded up, as a run does."""
     rows, asked = recipe.train.batch_size, recipe.parallel.micro_batches
     if rows < row_ranks:
         raise ConfigError(

@@ -33,10 +33,10 @@ class MemoryTracker(TorchDispatchMode):
             self.products += tensor_bytes(tree_leaves(result)[0])
         for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor) and _key(tensor) not in self._known:
-                self._note(tensor.untyped_storage(), is_copy)
+                self._record(tensor.untyped_storage(), is_copy)
         return result
 
-    def _note(self, storage: torch.UntypedStorage, is_copy: bool) -> None:
+    def _record(self, storage: torch.UntypedStorage, is_copy: bool) -> None:
         key, size = storage._cdata, storage.nbytes()
         self._known.add(key)
         self.live += size

@@ -67,6 +67,13 @@ _OTHER_NAMES = {
     # What a setting was called before.
     "adamw": "train.optimizer.eps_before_correction",
 }
+# What values were called before they were named by what they do.
+_OTHER_VALUES = {
+    "bmtrain": ["standard"],
+    "megatron": ["floored"],
+    "cpm1": ["endless"],
+    "cpm2": ["once", "corpus_original"],
+}
 
 
 Found = Iterator[tuple[str, str]]
@@ -302,7 +309,7 @@ def _explain(detail: ErrorDetails, name: str, places: Mapping[str, str], values:
     return Problem(key, _reason(detail, keys, values), place)
 
 
-def _reason(detail: ErrorDetails, keys: Sequence[str], values: Mapping[str, Any]) -> str:
+def _reason(detail: ErrorDetails, keys: Sequence[str], values: Mapping[str, Any]) -> str:  # noqa: PLR0911 one line for each kind of error
     found = _shown(detail["input"])
     if detail["type"] == UNUSABLE:
         return detail["msg"]
@@ -344,7 +351,8 @@ def _unknown_setting(keys: Sequence[str], values: Mapping[str, Any]) -> str:
 
 
 def _close_word(found: Any, options: Sequence[str]) -> str:
-    close = difflib.get_close_matches(str(found).lower(), options, n=1)
+    close = [value for value in _OTHER_VALUES.get(str(found), ()) if value in options]
+    close = close or difflib.get_close_matches(str(found).lower(), options, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 

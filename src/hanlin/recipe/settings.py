@@ -66,8 +66,8 @@ class DataSettings(Settings):
     bad_rows: Literal["error", "drop"] = "error"
     # Put several samples into one row; they never see each other.
     pack: bool = True
-    # New order in every epoch, drawn from run.seed; cpm2: the one order that CPM-2's program repeats in each of them.
-    shuffle: bool | Literal["cpm2"] = True
+    # New order in every epoch, drawn from run.seed; once: one order, which all epochs repeat (as CPM-2's program does).
+    shuffle: Literal[True, False, "once"] = True
     # Probabilities of 0, 1, 2, ... other samples shown as worked examples before a sample (CPM-Bee).
     in_context: tuple[NonNegative, ...] = Field(default=(1.0,), min_length=1)
     # Tokenised data are kept here under a fingerprint of content and settings.
@@ -100,14 +100,15 @@ class TrainSettings(Settings):
     # Peak learning rate (noam: see docs/recipes.md, its peak is lr / sqrt(warmup_steps)).
     lr: float = Field(default=1e-4, gt=0)
     schedule: Literal["noam", "linear", "cosine", "exponential", "constant"] = "cosine"
-    # Whose curves these are: bmtrain: CPM-Bee's; megatron: those CPM-1 was pretrained with; cpm1: those of its
-    # fine-tuning. The last two count steps from 0 and know no noam.
-    schedule_form: Literal["bmtrain", "megatron", "cpm1"] = "bmtrain"
+    # How the rate falls. standard: from the warm-up's end to decay_steps (CPM-Bee); floored: over decay_steps, until it
+    # stops at a floor (CPM-1's pretraining); endless: likewise, without a stop (CPM-1's fine-tuning). The last two
+    # count steps from 0 and know no noam.
+    schedule_form: Literal["standard", "floored", "endless"] = "standard"
     # Steps in which the rate rises from 0.
     warmup_steps: int = Field(default=0, ge=0)
-    # The same as a share of decay_steps (megatron and cpm1 only); None: warmup_steps.
+    # The same as a share of decay_steps (floored and endless only); None: warmup_steps.
     warmup_share: Fraction | None = None
-    # Below it the rate does not fall after warming up (megatron only).
+    # Below it the rate does not fall after warming up (floored only).
     min_lr: float = Field(default=0.0, ge=0)
     # Step at which linear and cosine reach their end. None: just after the last step.
     decay_steps: int | None = Field(default=None, gt=0)
@@ -214,9 +215,9 @@ class EvaluateSettings(Settings):
     # Files to score; none: data.eval.
     data: tuple[Path, ...] = ()
     # Further scores of the task generate, from 0 to 100: BLEU-4 over characters, ROUGE-1, -2 and -L over jieba's words,
-    # both as the original ChatGLM2 counts them; cpm2: Dist-3 and -4, BLEU-4, F1, ROUGE as CPM-2 counts them;
+    # both as the original ChatGLM2 counts them; corpus_original: Dist-3 and -4, BLEU-4, F1, ROUGE as CPM-2 counts them;
     # characters: these in their standard forms; equation: whether equations have the same value, in both forms.
-    metrics: tuple[Literal["bleu4", "rouge", "cpm2", "characters", "equation"], ...] = ()
+    metrics: tuple[Literal["bleu4", "rouge", "corpus_original", "characters", "equation"], ...] = ()
     # Only the first n records.
     limit: int | None = Field(default=None, gt=0)
 

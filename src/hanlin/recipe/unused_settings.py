@@ -43,27 +43,27 @@ def _rules(recipe: Recipe) -> list[tuple[str, Unused, bool]]:
         (
             "train.decay_steps",
             Unused("train.schedule", f"with train.schedule {train.schedule}, which has no end; use linear or cosine"),
-            train.schedule_form == "bmtrain" and train.schedule not in ("linear", "cosine"),
+            train.schedule_form == "standard" and train.schedule not in ("linear", "cosine"),
         ),
         (
             "train.warmup_share train.min_lr",
-            Unused("train.schedule_form", "with train.schedule_form bmtrain; use megatron, or train.warmup_steps"),
-            train.schedule_form == "bmtrain",
+            Unused("train.schedule_form", "with train.schedule_form standard; use floored, or train.warmup_steps"),
+            train.schedule_form == "standard",
         ),
         (
             "train.min_lr",
-            Unused("train.schedule_form", "with train.schedule_form cpm1, which knows no least rate"),
-            train.schedule_form == "cpm1",
+            Unused("train.schedule_form", "with train.schedule_form endless, which knows no least rate"),
+            train.schedule_form == "endless",
         ),
         (
             "train.warmup_steps",
             Unused("train.warmup_share", "with train.warmup_share; remove one of them"),
-            train.schedule_form != "bmtrain" and train.warmup_share is not None,
+            train.schedule_form != "standard" and train.warmup_share is not None,
         ),
         (
             "train.first_step_at_zero",
             Unused("train.schedule_form", f"with train.schedule_form {train.schedule_form}, which always does so"),
-            train.schedule_form != "bmtrain",
+            train.schedule_form != "standard",
         ),
         (
             "train.patience",

@@ -19,14 +19,15 @@ from hanlin.run.components import Components, build_components, vocab_path
 if TYPE_CHECKING:
     import torch
 
+    from hanlin.checkpoint.state import Checkpointer
     from hanlin.data.loader import Loader
-    from hanlin.data.mixture import Mixture
-    from hanlin.data.prepare import Prepared
     from hanlin.data.pretraining.windows import CorpusWindows
+    from hanlin.data.sample_source import SampleSource
     from hanlin.evaluate.run import Metrics
     from hanlin.parallel.mesh import Degrees
     from hanlin.parallel.parallel_model import ParallelModel
     from hanlin.train.loop import WriteSamples
+    from hanlin.train.run_logger import RunLogger
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ def assemble(recipe: Recipe, resume: bool = True) -> Run:
     return Run(build_components(recipe), resume)
 
 
-def load_data(recipe: Recipe, components: Components, part: DataPart) -> Prepared | Mixture | CorpusWindows | None:
+def load_data(recipe: Recipe, components: Components, part: DataPart) -> SampleSource | None:
     """Tokenised records, from the cache where they lie there, or windows of corpora; None where there are none.
 
     Raises: ConfigError, DataError.
@@ -129,7 +130,6 @@ def _corpus(path: Path, components: Components) -> Path:
 
 
 def _train(components: Components, resume: bool) -> int:
-    from hanlin.checkpoint.state import Checkpointer, recipe_identity
     from hanlin.core.collectives import main_first
     from hanlin.core.device import pick_device, set_threads
     from hanlin.core.logging import start_log
@@ -140,7 +140,6 @@ def _train(components: Components, resume: bool) -> int:
     from hanlin.train.loop import count_steps, train
     from hanlin.train.optimizer import build_optimizer
     from hanlin.train.run_checkpoints import RunCheckpoints
-    from hanlin.train.run_logger import RunLogger
     from hanlin.train.step import Step, mean_loss
 
     recipe, folder, ranks = components.recipe, components.recipe.run.folder, read_ranks()
@@ -156,39 +155,49 @@ def _train(components: Components, resume: bool) -> int:
     if loader is None:
         raise ConfigError("data.split: its first number is 0, so there is nothing to train on")
     # Ranks that compute the same rows drop the same; others must not.
-    seed_everything(recipe.run.seed + degrees.place(ranks.rank))
+    seed_everything(recipe.run.seed + degrees.seed_offset(ranks.rank))
     # The frozen base is not in a checkpoint; it must be the one that the checkpoint was trained on.
     base = None if recipe.tuning.trains_base else Fingerprint()
     parallel_model = parallelize_tuned(components, device, ranks.world, base)
     optimiser = build_optimizer(parallel_model.parameters, recipe.train.optimizer)
     step = Step(parallel_model, optimiser, recipe.train, count_steps(recipe.train, loader), loader.where)
     _log_start(components, parallel_model, step.total_steps, device, threads)
-    identity = recipe_identity(recipe)
-    if base is not None:
-        identity["model.base weights"] = base.value(parallel_model.mesh.gather("all", base.digests))
-    checkpointer = Checkpointer(
-        folder / "checkpoints", recipe.train.keep, identity, in_background=recipe.train.save_in_background
-    )
+    identity = None if base is None else base.value(parallel_model.mesh.gather("all", base.digests))
     outcome = train(
         step,
         loader,
         settings=recipe.train,
         checkpoints=RunCheckpoints(
-            folder, step, loader, checkpointer, lambda target: export(components, parallel_model, target)
-        ),
-        logger=RunLogger(
             folder,
-            log_every=recipe.run.log_every,
-            console=console,
-            trackers=recipe.run.trackers,
-            writes=ranks.is_main,
+            step,
+            loader,
+            _checkpointer(recipe, identity),
+            lambda target: export(components, parallel_model, target),
         ),
+        logger=_run_logger(recipe, console, ranks.is_main),
         evaluate=None
         if held_out is None
         else lambda: {"loss": mean_loss(parallel_model, held_out.once(), recipe.train.micro_batch_size)},
         write_samples=_write_samples(components, parallel_model),
     )
     return outcome.exit_code
+
+
+def _checkpointer(recipe: Recipe, base: str | None) -> Checkpointer:
+    """base: the fingerprint of a frozen base, None where the base is trained."""
+    from hanlin.checkpoint.state import Checkpointer, recipe_identity
+
+    identity = recipe_identity(recipe) | ({} if base is None else {"model.base weights": base})
+    return Checkpointer(
+        recipe.run.folder / "checkpoints", recipe.train.keep, identity, in_background=recipe.train.save_in_background
+    )
+
+
+def _run_logger(recipe: Recipe, console: Any, writes: bool) -> RunLogger:
+    from hanlin.train.run_logger import RunLogger
+
+    run = recipe.run
+    return RunLogger(run.folder, log_every=run.log_every, console=console, trackers=run.trackers, writes=writes)
 
 
 def _write_samples(components: Components, parallel_model: ParallelModel) -> WriteSamples | None:
@@ -290,14 +299,13 @@ def _evaluate(components: Components) -> Metrics:
 def _evaluate_windows(components: Components) -> Metrics:
     """Perplexity on the test part or, where there is none, the valid part."""
     from hanlin.core.collectives import main_first
-    from hanlin.data.pretraining.windows import CorpusWindows
     from hanlin.evaluate.windows import evaluate_windows
     from hanlin.run.weights import load_engine
 
     recipe = components.recipe
     with main_first():
-        windows = load_data(recipe, components, "test") or load_data(recipe, components, "valid")
-    if not isinstance(windows, CorpusWindows):
+        windows = _windows(recipe, components, "test") or _windows(recipe, components, "valid")
+    if windows is None:
         raise ConfigError("data.split: leaves nothing for valid and test; give it three numbers: 949,50,1")
     return evaluate_windows(
         load_engine(recipe, components),

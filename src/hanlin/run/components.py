@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hanlin.core.errors import ConfigError
 from hanlin.core.files import check_regular
+from hanlin.core.tokenizer import Tokenizer
 from hanlin.formats.source import Source, open_source, read_config
-from hanlin.models.family import Family, load_family, make_options
+from hanlin.models.family import Family, ModelConfig, Processor, load_family, make_options
 from hanlin.recipe.settings import Recipe
 
 if TYPE_CHECKING:
@@ -25,14 +26,14 @@ class Components:
 
     recipe: Recipe
     family: Family
-    config: Any
-    tokenizer: Any
-    processor: Any
+    config: ModelConfig
+    tokenizer: Tokenizer
+    processor: Processor
     source: Source | None = None
     adapter: Adapter | None = None
 
     @cached_property
-    def base_config(self) -> Any:
+    def base_config(self) -> ModelConfig:
         """The configuration of the weights that the recipe starts from: without labels where they are those of a
         language model.
 
@@ -73,7 +74,9 @@ def find_adapter(recipe: Recipe, family: Family) -> Adapter | None:
     return open_adapter(recipe.model.adapter, family)
 
 
-def make_processor(recipe: Recipe, family: Family, tokenizer: Any, config: Any, adapter: Adapter | None = None) -> Any:
+def make_processor(
+    recipe: Recipe, family: Family, tokenizer: Tokenizer, config: ModelConfig, adapter: Adapter | None = None
+) -> Processor:
     """The family's samples, as the recipe's tuning method and that of its adapter need them.
 
     Raises: ConfigError.
@@ -87,7 +90,7 @@ def make_processor(recipe: Recipe, family: Family, tokenizer: Any, config: Any, 
 
 def model_config(
     recipe: Recipe, family: Family, tokens: int, source: Source | None = None, adapter: Adapter | None = None
-) -> Any:
+) -> ModelConfig:
     """The base's configuration or the named size, with the adapter's and the recipe's single values over it.
 
     source: the base, where it is open already.

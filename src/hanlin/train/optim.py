@@ -1,6 +1,6 @@
 """The learning rate of a step.
 
-The schedules are BMTrain's (golden case bee_noam), or those of schedules.py.
+The standard schedules are BMTrain's (golden case bee_noam); the others are in schedules.py.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 from hanlin.recipe.settings import TrainSettings
-from hanlin.train.schedules import Curve, megatron_rate, tuning_rate
+from hanlin.train.schedules import Curve, endless_rate, floored_rate
 
 EXPONENTIAL_BASE = 0.95
 
@@ -20,8 +20,8 @@ def learning_rate(settings: TrainSettings, step: int, total_steps: int) -> float
     """
     # differs: behind its end a rate stays what it is there; the originals' cosines rise again, CPM-1's linear one falls
     # below 0.
-    if settings.schedule_form != "bmtrain":
-        curve = megatron_rate if settings.schedule_form == "megatron" else tuning_rate
+    if settings.schedule_form != "standard":
+        curve = floored_rate if settings.schedule_form == "floored" else endless_rate
         bounds = Curve.of(settings, total_steps)
         return max(curve(bounds, min(step - 1, bounds.end)), 0.0)
     number = step - 1 if settings.first_step_at_zero else step

@@ -1,6 +1,7 @@
-"""The learning rates of CPM-1's two programs: pretraining (Megatron's) and fine-tuning. Golden case cpm1_lr.
+"""The learning rates that fall to a floor (as in Megatron) or without an end: CPM-1's pretraining and fine-tuning.
 
 `number` is the number of steps taken before: the first step of all has rate 0 if there is a warm-up.
+Golden case cpm1_lr.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Curve:
         return cls(settings.schedule, settings.lr, steps, warmup, settings.min_lr)
 
 
-def megatron_rate(curve: Curve, number: float) -> float:
+def floored_rate(curve: Curve, number: float) -> float:
     """The rate of pretraining: it falls from the warm-up's end on, and stays as it is at `steps - warmup`."""
     # kept: the clock stops there, so the fall ends at steps - 2 * warmup and never reaches its own end.
     if curve.warmup > 0 and number <= curve.warmup:
@@ -54,7 +55,7 @@ def megatron_rate(curve: Curve, number: float) -> float:
     return max(rate, curve.least)
 
 
-def tuning_rate(curve: Curve, number: float) -> float:
+def endless_rate(curve: Curve, number: float) -> float:
     """The rate of fine-tuning: it has no least value and no end; exponential is constant."""
     # kept (cpm1_lr): behind the curve's end linear is below 0; `learning_rate` does not follow it there.
     if curve.warmup > 0 and number <= curve.warmup:

@@ -15,13 +15,13 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         for number in _ending_signals():
-            self._former[number] = signal.signal(number, self._note)
+            self._former[number] = signal.signal(number, self._remember)
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._restore()
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _remember(self, number: int, frame: FrameType | None) -> None:
         del number, frame
         # No log line here: the signal may have come in the middle of writing one.
         self.requested = True

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from hanlin.core.batch import Batch
-from hanlin.core.errors import HanlinError
+from hanlin.core.errors import HanlinError, shorten
 from hanlin.parallel.parallel_model import ParallelModel
 from hanlin.recipe.settings import TrainSettings
 from hanlin.train.optim import learning_rate
@@ -158,5 +158,4 @@ def _row_numbers(batch: Batch) -> list[str]:
 
 
 def _some(rows: Sequence[str]) -> str:
-    more = f" and {len(rows) - NAMED_ROWS} more" if len(rows) > NAMED_ROWS else ""
-    return f"[{', '.join(rows[:NAMED_ROWS])}{more}]"
+    return f"[{', '.join(shorten(rows, NAMED_ROWS))}]"

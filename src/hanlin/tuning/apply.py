@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import nn
 
-from hanlin.core.errors import ConfigError
+from hanlin.core.errors import ConfigError, shorten
 from hanlin.formats.load import added_parameters
 from hanlin.layers.label_head import train_label_head
 
@@ -50,7 +50,7 @@ def apply_tuning(model: Any, method: TuningMethod, family: HasTargets, generator
 def _refuse_quantised(model: nn.Module, method: TuningMethod) -> None:
     if packed := [name for name, weight in model.named_parameters() if not weight.is_floating_point()]:
         raise ConfigError(
-            f"tuning.method: {method.method} cannot train quantised weights ({packed[0]} and {len(packed) - 1} more); "
+            f"tuning.method: {method.method} cannot train quantised weights ({', '.join(shorten(packed, 1))}); "
             "choose one that leaves the base as it is, or unpack the base with model.config.bits=0"
         )
 

@@ -16,7 +16,7 @@ from hanlin.core.errors import ConfigError, DataError
 from hanlin.data.loader import Loader
 from hanlin.data.pretraining.blend import blend
 from hanlin.data.pretraining.indexed_data import IndexedData, written_index
-from hanlin.data.pretraining.megatron_index import build_index, split_documents
+from hanlin.data.pretraining.sample_index import build_index, split_documents
 from hanlin.data.pretraining.span_corruption import PARTS, Marks, corrupt_spans
 from hanlin.data.pretraining.windows import CorpusWindows, WindowRequest, open_windows
 

@@ -23,13 +23,13 @@ def test_several_answers_count_equally_and_a_missing_one_scores_nothing() -> Non
 
 def test_scores_of_a_corpus_are_of_all_its_texts() -> None:
     found, wanted = [["天气好"], ["天气好"]], [["天气好"], ["天气好"]]
-    scores = score_corpus(["cpm2", "characters", "bleu4"], found, wanted)
+    scores = score_corpus(["corpus_original", "characters", "bleu4"], found, wanted)
     assert scores["dist-3 characters"] == pytest.approx(50)
-    assert scores["dist-3 cpm2"] == 0  # each text's only 3-gram is its last one
+    assert scores["dist-3 original"] == 0  # each text's only 3-gram is its last one
     assert scores["rouge-l characters"] == pytest.approx(100)
-    assert scores["rouge-1 cpm2"] == pytest.approx(100)
+    assert scores["rouge-1 original"] == pytest.approx(100)
     assert not any(name.startswith("bleu-4 characters method3") for name in scores)
-    assert score_texts(["cpm2"], ["天"], ["天"]) == {}
+    assert score_texts(["corpus_original"], ["天"], ["天"]) == {}
 
 
 def test_equations_have_a_value_in_both_forms() -> None:

@@ -69,7 +69,7 @@ def test_gradients_of_packed_samples_are_those_of_each_alone(tuning: str) -> Non
 
 
 @pytest.mark.parametrize("tuning", ["full", "prefix"])
-def test_a_past_read_in_pieces_with_padding_on_the_left_changes_nothing(tuning: str) -> None:
+def test_a_cache_filled_in_pieces_with_padding_on_the_left_changes_nothing(tuning: str) -> None:
     model, tokens = make_model(tuning=tuning), torch.randint(50, (1, 9), generator=torch.Generator().manual_seed(2))
     whole, kv_cache, pieces = model(tokens=tokens), KVCache(), []
     padded = torch.cat((torch.zeros(1, 3, dtype=torch.long), tokens), dim=1)
@@ -81,7 +81,7 @@ def test_a_past_read_in_pieces_with_padding_on_the_left_changes_nothing(tuning: 
     torch.testing.assert_close(torch.cat(pieces, dim=1)[:, 3:], whole)
 
 
-def test_positions_go_on_after_a_past_and_a_prefix_does_not_count() -> None:
+def test_positions_go_on_after_a_cache_and_a_prefix_does_not_count() -> None:
     model, tokens, kv_cache = make_model(tuning="prefix"), torch.arange(7)[None], KVCache()
     pieces = [model(tokens=tokens[:, :4], kv_cache=kv_cache), model(tokens=tokens[:, 4:], kv_cache=kv_cache)]
     torch.testing.assert_close(torch.cat(pieces, dim=1), model(tokens=tokens))

@@ -65,7 +65,7 @@ def test_packed_texts_have_the_loss_that_they_have_alone(processor: TextProcesso
     assert model.soft_prompt.weight.grad.abs().sum() > 0
 
 
-def test_a_padded_prompt_with_a_past_is_answered_as_the_whole_text(processor: TextProcessor, model: Any) -> None:
+def test_a_padded_prompt_with_a_cache_is_answered_as_the_whole_text(processor: TextProcessor, model: Any) -> None:
     prompts = [processor.prompt(record) for record in ({"prompt": "举头 望 明月"}, {"prompt": "床前"})]
     batch, kv_cache = processor.collate_prompts(prompts), KVCache()
     with torch.no_grad():

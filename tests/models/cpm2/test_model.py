@@ -57,7 +57,7 @@ def test_padding_gets_no_gradient() -> None:
     assert all(bool(weight.grad.isfinite().all()) for weight in model.parameters() if weight.grad is not None)
 
 
-def test_the_past_does_not_change_logits() -> None:
+def test_the_cache_does_not_change_logits() -> None:
     model = make_model()
     tokens, read = tokens_of(2, 6, 3), tokens_of(2, 8, 4)
     encoder_spans = torch.tensor([[0] * 8, [0] * 5 + [-1] * 3])

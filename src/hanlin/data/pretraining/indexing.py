@@ -27,8 +27,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from hanlin.core.errors import ConfigError, DataError
+from hanlin.core.errors import ConfigError, DataError, shorten
 from hanlin.core.files import one_at_a_time, replaced_file
+from hanlin.core.tokenizer import FindsTokens, Tokenizer
 from hanlin.data.prepare import hash_tokenizer
 from hanlin.data.pretraining.corpus import BadText, CorpusPiece, Per, find_files, read_documents, read_pieces
 from hanlin.data.pretraining.indexed_data import IndexForm, indexed_file, token_dtype, written_index
@@ -75,7 +76,7 @@ class CorpusReport:
         return int(self.sizes.sum(dtype=np.int64))
 
 
-def index_texts(
+def index_texts(  # noqa: PLR0913 a command: what to read, what to write, and its switches
     paths: Sequence[Path],
     prefix: Path,
     encoding: Encoding,
@@ -149,13 +150,13 @@ def try_texts(path: Path, key: str, most: int) -> tuple[int, bool]:
     return count, not has_more
 
 
-def end_id(tokenizer: Any, name: str | None = None) -> int:
+def end_id(tokenizer: Tokenizer, name: str | None = None) -> int:
     """The id that ends a document: of the token `name`, else of the first of the usual ones that the tokenizer has.
 
     Raises: ConfigError.
     """
     names = [name] if name else ENDS
-    found = [id for one in names if hasattr(tokenizer, "find") and (id := tokenizer.find(one)) is not None]
+    found = [id for one in names if isinstance(tokenizer, FindsTokens) and (id := tokenizer.find(one)) is not None]
     if not found:
         raise ConfigError(f"the vocabulary has no token {' or '.join(names)} that could end a document; name another")
     return found[0]
@@ -179,7 +180,7 @@ class _Encoder:
         manner = (VERSION, self.encoding.key, self.encoding.end, self.encoding.line_break, self.tokenizer_hash)
         return hashlib.sha256(f"{manner}{piece.digest}".encode()).hexdigest()[:32]
 
-    def encode(self, piece: CorpusPiece, digest: str, tokenizer: Any) -> None:
+    def encode(self, piece: CorpusPiece, digest: str, tokenizer: Tokenizer) -> None:
         """Publish the part of a piece."""
         found = list(read_documents(piece, self.encoding.key))
         texts = [self._prepared(text) for text in found if isinstance(text, str)]
@@ -323,9 +324,7 @@ def _join(
 
 
 def _list_bad(bad: Sequence[tuple[str, str]]) -> str:
-    lines = [f"  {where}: {reason}" for where, reason in bad[:LISTED]]
-    if len(bad) > LISTED:
-        lines.append(f"  ... and {len(bad) - LISTED:,} more")
+    lines = [f"  {line}" for line in shorten([f"{where}: {reason}" for where, reason in bad], LISTED)]
     advice = "Correct them (the rest is kept and not encoded again), or leave them out with --bad-rows drop."
     return "\n".join([f"{len(bad):,} documents cannot be used.", *lines, advice])
 

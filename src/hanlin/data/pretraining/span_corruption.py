@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hanlin.data.pretraining.indexed_data import IndexedData, written_index
-from hanlin.data.pretraining.megatron_index import SampleIndex
+from hanlin.data.pretraining.sample_index import SampleIndex
 
 if TYPE_CHECKING:
     import torch

@@ -20,13 +20,14 @@ from pathlib import Path
 import numpy as np
 
 from hanlin.core.batch import Sample
-from hanlin.core.errors import ConfigError, DataError
+from hanlin.core.errors import ConfigError, DataError, shorten
 from hanlin.core.files import published
+from hanlin.data.pack import Shuffle, draw_each_once
 from hanlin.data.pretraining.blend import MARGIN, blend
 from hanlin.data.pretraining.indexed_data import IndexedData, indexed_file
-from hanlin.data.pretraining.megatron_index import SampleIndex, build_index, split_documents, split_shares
+from hanlin.data.pretraining.sample_index import SampleIndex, build_index, split_documents, split_shares
 from hanlin.data.pretraining.span_corruption import PARTS, SpanData
-from hanlin.data.processor import Processor, ReadsSpans, ReadsTokens
+from hanlin.data.processor import ReadsSpans, ReadsTokens, SampleProcessor
 from hanlin.data.report import Counts, DataReport
 from hanlin.recipe.settings import DataSettings
 
@@ -55,12 +56,14 @@ class WindowRequest:
 class CorpusWindows:
     """The windows of one part of the corpora, with random access."""
 
+    has_own_order = False
+
     def __init__(
         self,
         corpora: Sequence[_Corpus],
         shares: Sequence[float],
         count: int,
-        processor: Processor,
+        processor: SampleProcessor,
         wanted: WindowRequest,
     ) -> None:
         self._corpora, self._count, self._processor, self._wanted = corpora, count, processor, wanted
@@ -91,12 +94,19 @@ class CorpusWindows:
         assert sample.length <= self._wanted.max_length, (self.where(number), sample.length)
         return sample
 
+    def draw(self, seed: int, epoch: int, rng: np.random.Generator, shuffle: Shuffle) -> tuple[np.ndarray, np.ndarray]:
+        """See `SampleSource`."""
+        return draw_each_once(len(self), seed, rng, shuffle)
+
+    def example_weights(self, in_context: Sequence[float]) -> Sequence[Sequence[float]]:
+        return [in_context]
+
     def where(self, number: int) -> str:
         """The corpus and the documents behind a window."""
         corpus, place = self._place(number)
         return corpus.where(place)
 
-    @cached_property
+    @property
     def report(self) -> DataReport:
         first, longest = self.get(0), self._wanted.max_length
         return DataReport(
@@ -118,7 +128,7 @@ class CorpusWindows:
 
 
 def open_windows(
-    prefixes: Sequence[Path], processor: Processor, wanted: WindowRequest, vocab_size: int, cache: Path
+    prefixes: Sequence[Path], processor: SampleProcessor, wanted: WindowRequest, vocab_size: int, cache: Path
 ) -> CorpusWindows:
     """The wanted windows; their index is kept under `cache`.
 
@@ -165,7 +175,7 @@ class CorpusPart:
         return documents
 
 
-def check_windows(settings: DataSettings, processor: Processor, part: CorpusPart) -> None:
+def check_windows(settings: DataSettings, processor: SampleProcessor, part: CorpusPart) -> None:
     """Look for what `open_windows` would refuse, as far as it can be seen from the index files.
 
     Raises: ConfigError, DataError.
@@ -188,7 +198,7 @@ class _Corpus:
 
     index: SampleIndex
 
-    def __init__(self, prefix: Path, processor: Processor, wanted: WindowRequest, vocab_size: int) -> None:
+    def __init__(self, prefix: Path, processor: SampleProcessor, wanted: WindowRequest, vocab_size: int) -> None:
         self.prefix, self.seed, self.vocab_size = prefix, wanted.seed, vocab_size
         self.has_spans = not indexed_file(prefix, "idx").is_file() and is_corpus(prefix)
         self.data = IndexedData(_span_file(prefix) if self.has_spans else prefix)
@@ -252,7 +262,7 @@ class _Corpus:
 
     def where(self, number: int) -> str:
         items = [item for item, _ in self.index.pieces(number, self.data)]
-        return f"{self.prefix}: document {', '.join(map(str, items[:3]))}{', ...' if len(items) > 3 else ''}"
+        return f"{self.prefix}: document {', '.join(shorten([str(item) for item in items]))}"
 
     @cached_property
     def _spans(self) -> SpanData:
@@ -260,7 +270,7 @@ class _Corpus:
         return SpanData(self.prefix, self.index, self.processor.marks)
 
 
-def _window_length(processor: Processor, max_length: int, has_spans: bool) -> int:
+def _window_length(processor: SampleProcessor, max_length: int, has_spans: bool) -> int:
     """Tokens from the beginning of a window to that of the next: all of them but one."""
     if has_spans:
         if not isinstance(processor, ReadsSpans):

@@ -32,8 +32,8 @@ def _equation(prediction: str, reference: str) -> Scores:
     }
 
 
-def _cpm2(predictions: Texts, references: Texts) -> Scores:
-    return {f"{name} cpm2": score for name, score in corpus_scores(predictions, references).items()}
+def _corpus_original(predictions: Texts, references: Texts) -> Scores:
+    return {f"{name} original": score for name, score in corpus_scores(predictions, references).items()}
 
 
 def _characters(predictions: Texts, references: Texts) -> Scores:
@@ -43,7 +43,10 @@ def _characters(predictions: Texts, references: Texts) -> Scores:
 NAMED: Mapping[str, Callable[[str, str], Scores]] = {"bleu4": _bleu4, "rouge": _rouge, "equation": _equation}
 """Row, reference -> numbers in 0..100."""
 
-OF_CORPUS: Mapping[str, Callable[[Texts, Texts], Scores]] = {"cpm2": _cpm2, "characters": _characters}
+OF_CORPUS: Mapping[str, Callable[[Texts, Texts], Scores]] = {
+    "corpus_original": _corpus_original,
+    "characters": _characters,
+}
 """All predictions, all references -> numbers in 0..100."""
 
 Answers = Sequence[str | None]

@@ -152,9 +152,9 @@ class ChatGlm2Processor:
             record, length = shorter, self.sample(shorter).length
         return [record]
 
-    def collate(self, rows_: Sequence[Sequence[Sample]], length: int) -> Batch:
+    def collate(self, rows: Sequence[Sequence[Sample]], length: int) -> Batch:
         """Pack samples into tensors; see `decoder_batch.collate`."""
-        return decoder_batch.collate(rows_, length, self.config.pad_id)
+        return decoder_batch.collate(rows, length, self.config.pad_id)
 
     def batch_key(self, sample: Sample) -> None:
         """All samples leave each other's loss alone."""
@@ -215,8 +215,8 @@ class ChatGlm2Processor:
 
     def ask(self, question: str, history: Sequence[tuple[str, str]]) -> dict[str, Any]:
         """The record of a dialogue's next round."""
-        past = [list(round_) for round_ in history]
-        return {self.options.prompt_column: question, self.options.history_column: past}
+        earlier = [list(round_) for round_ in history]
+        return {self.options.prompt_column: question, self.options.history_column: earlier}
 
     def _prompt_parts(self, record: Any) -> list[TextOrId]:
         return self.template.prompt(self.tokenizer, read_dialogue(record, self.options))

@@ -64,10 +64,10 @@ def read_dialogue(record: Any, options: ChatGlm2Options) -> Dialogue:
     """
     question = read_text(record, options.prompt_column)
     try:
-        past = read_history(record.get(options.history_column))
+        earlier = read_history(record.get(options.history_column))
     except DataError as error:
         raise DataError(f'"{options.history_column}": {error}') from None
-    return Dialogue((*past, Message("user", question)), record)
+    return Dialogue((*earlier, Message("user", question)), record)
 
 
 def read_text(record: Any, column: str) -> str:

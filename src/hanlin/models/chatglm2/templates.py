@@ -107,11 +107,11 @@ class TextTemplate:
 
         Raises: DataError.
         """
-        *past, newest = dialogue.messages
+        *earlier, newest = dialogue.messages
         text = self.before
-        for number, (question, answer) in enumerate(_pairs(past), start=1):
+        for number, (question, answer) in enumerate(_pairs(earlier), start=1):
             text += self._round(number, question, dialogue.fields) + answer + GAP
-        return text + self._round(len(past) // 2 + 1, _spoken_by(newest, "user"), dialogue.fields)
+        return text + self._round(len(earlier) // 2 + 1, _spoken_by(newest, "user"), dialogue.fields)
 
     def prompt(self, tokenizer: ChatGlm2Tokenizer, dialogue: Dialogue) -> list[TextOrId]:
         return [*tokenizer.prefix, self.text(dialogue)]

@@ -21,7 +21,7 @@ LabelKind = Literal["one", "several", "number"]
 """One of the labels is right; any number of them are; each has a value."""
 
 
-class Texts(Protocol):
+class TextProcessor(Protocol):
     """What a family's own samples do with the text of a record."""
 
     @property
@@ -70,7 +70,7 @@ class LabelProcessor:
     """`hanlin.models.family.Processor`, and `Labels`, of records with labels."""
 
     def __init__(
-        self, texts: Texts, labels: Sequence[str], kind: LabelKind, columns: LabelKeys, limit: int | None = None
+        self, texts: TextProcessor, labels: Sequence[str], kind: LabelKind, columns: LabelKeys, limit: int | None = None
     ) -> None:
         """limit: tokens; a longer text loses its end. None: none.
 

@@ -8,21 +8,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hanlin.core.errors import ConfigError
+from hanlin.core.tokenizer import FindsTokens
 from hanlin.data.pretraining.span_corruption import SEED, Marks, corrupt_spans
 
 if TYPE_CHECKING:
     import torch
-
-
-class FindsTokens(Protocol):
-    def find(self, token: str) -> int | None:
-        """The id of a token, None if there is none."""
-        ...
 
 
 @dataclass(frozen=True)

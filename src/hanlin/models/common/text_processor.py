@@ -200,9 +200,9 @@ class TextProcessor:
             )
         return [{**record, options.prompt_column: prompt[-keep:]}]
 
-    def collate(self, rows_: Sequence[Sequence[Sample]], length: int) -> Batch:
+    def collate(self, rows: Sequence[Sequence[Sample]], length: int) -> Batch:
         """Pack samples into tensors; see `decoder_batch.collate`."""
-        return decoder_batch.collate(rows_, length, self.pad)
+        return decoder_batch.collate(rows, length, self.pad)
 
     def batch_key(self, sample: Sample) -> None:
         """All samples leave each other's loss alone."""

@@ -19,7 +19,7 @@ _FILLERS = {"spans": NO_SPAN, "encoder_spans": NO_SPAN, "negatives": NO_SPAN}
 
 
 def collate(rows: Sequence[Sequence[Sample]], length: int, pad: int) -> Batch:
-    """Pack samples: tokens, encoder_tokens, their spans, lengths (ids of both sides), rivals where there are any."""
+    """Pack samples: tokens, encoder_tokens, their spans, lengths (ids of both sides), negatives where there are any."""
     import torch
 
     batch = encoder_decoder_batch.collate(rows, length, _fillers(pad))

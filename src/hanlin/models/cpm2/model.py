@@ -41,8 +41,8 @@ class Inputs(EncoderDecoderInputs):
     """Tokens of the encoder below 0 are prompts.
 
     lengths: `[batch]`, the ids of both sides without padding, for whoever counts them.
-    negatives: at a labelled position the position whose logit of this label must be smaller; -1 elsewhere. With them
-    the loss is that of their contests (layers/ranking_loss.py) and not a cross entropy over the vocabulary.
+    negatives: at a labelled position the position whose logit of this label must be smaller; -1 elsewhere. With
+    them the loss ranks pairs (layers/ranking_loss.py) and is no cross entropy over the vocabulary.
     """
 
     lengths: torch.Tensor | None = None

@@ -266,7 +266,7 @@ class Cpm2Processor:
         return 1 / num_labels if self.options.loss == "sample" else 1.0
 
     def _pair(self, record: Any) -> Sample:
-        """Two titles in one sample, in spans of their own: the better one's score must beat its rival's."""
+        """Two titles in one sample, in spans of their own: the better one's score must beat that of the negative."""
         if self._is_ranking(record):
             raise DataError("titles without a better one can be ranked, but not learned from; take the task rank")
         sources, targets = zip(*map(self._sides, sogou.make_pair(record, self.prompts)), strict=True)

@@ -9,7 +9,7 @@ import pytest
 
 from hanlin.core.errors import ConfigError, DataError
 from hanlin.data.pretraining.indexed_data import IndexedData, written_index
-from hanlin.data.pretraining.megatron_index import build_index, split_bounds, split_documents
+from hanlin.data.pretraining.sample_index import build_index, split_bounds, split_documents
 
 
 def test_samples_in_their_place_are_the_documents_one_after_another(tmp_path: Path) -> None:
