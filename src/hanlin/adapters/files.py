@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from hanlin.adapters.chatglm2_prefix import (
     LABEL_VALUES,
     is_original_prefix,
@@ -215,8 +217,6 @@ def _refuse_labels(model: nn.Module) -> None:
 
 
 def _settings(path: Path, values: Mapping[str, Any]) -> TuningSettings:
-    from pydantic import ValidationError
-
     try:
         return TuningSettings(**values)
     except ValidationError as error:

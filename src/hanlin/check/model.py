@@ -9,9 +9,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from hanlin.check.files import Purpose, read_json
 from hanlin.check.rows import record_problems
+from hanlin.core.device import pick_device
 from hanlin.core.errors import ConfigError, HanlinError
 from hanlin.formats.source import is_base, likely_families, open_any
 from hanlin.models.family import Family, ModelConfig, family_names, load_family
+from hanlin.parallel.layout_checks import model_problems
 from hanlin.recipe.reading import Found, nearest
 from hanlin.recipe.settings import Recipe
 from hanlin.run.components import build_components, make_processor, model_config
@@ -133,7 +135,6 @@ def _reach(recipe: Recipe, config: ModelConfig) -> Found:
 def device_problems(recipe: Recipe) -> Found:
     if recipe.run.device in ("auto", "cpu"):
         return
-    from hanlin.core.device import pick_device
 
     try:
         pick_device(recipe.run.device)
@@ -161,8 +162,6 @@ def layout_problems(recipe: Recipe) -> Found:
     if recipe.parallel.tensor == recipe.parallel.pipe == 1:
         return
     import torch
-
-    from hanlin.parallel.layout_checks import model_problems
 
     components = build_components(recipe)
     with torch.device("meta"):

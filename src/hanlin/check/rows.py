@@ -11,6 +11,8 @@ from hanlin.data.expand import records_in
 from hanlin.data.mixture_file import is_mixture, read_mixture
 from hanlin.data.pretraining.windows import check_windows
 from hanlin.data.processor import JoinsExamples
+from hanlin.data.sources.records import BadRowError
+from hanlin.data.transform import open_transformed
 from hanlin.generate.prompts import make_prompt
 from hanlin.models.family import ModelConfig, Processor
 from hanlin.recipe.reading import Found
@@ -90,9 +92,6 @@ def _rows(settings: DataSettings, processor: Processor, path: Path) -> Iterator[
 
 
 def _check_rows(settings: DataSettings, processor: Processor, path: Path) -> Iterator[str]:
-    from hanlin.data.sources.records import BadRowError
-    from hanlin.data.transform import open_transformed
-
     source = open_transformed(path, settings)
     for number in range(min(len(source), _ROWS)):
         try:

@@ -12,7 +12,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
+
+from hanlin.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -53,7 +56,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from hanlin.adapters.files import is_adapter
-    from hanlin.core.errors import ConfigError
 
     if not args.source.exists():
         raise ConfigError(f"there is no {args.source}")
@@ -89,7 +91,6 @@ def _convert(args: argparse.Namespace, source: Path, more: Mapping[str, Tensor] 
 
 
 def _changes(words: list[str]) -> dict[str, Any]:
-    from hanlin.core.errors import ConfigError
     from hanlin.recipe.yaml12 import parse_yaml
 
     if odd := [word for word in words if "=" not in word]:
@@ -98,8 +99,6 @@ def _changes(words: list[str]) -> dict[str, Any]:
 
 
 def _merge(args: argparse.Namespace) -> None:
-    from tempfile import TemporaryDirectory
-
     from hanlin.adapters.files import read_adapter_config
     from hanlin.cli._weights import merge_adapter
     from hanlin.formats.format import BASE
@@ -125,7 +124,6 @@ def _convert_adapter(args: argparse.Namespace) -> None:
     from hanlin.adapters import files as adapters
     from hanlin.adapters.cpm2_prompts import original_prompts
     from hanlin.cli._weights import read_adapter
-    from hanlin.core.errors import ConfigError
 
     # Soft prompts may lie among the tensors of a whole model.
     base = args.base or (None if adapters.is_adapter(args.source) else args.source)

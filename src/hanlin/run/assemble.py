@@ -7,7 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from hanlin.checkpoint.state import Checkpointer, recipe_identity
+from hanlin.core.device import pick_device, set_threads
 from hanlin.core.errors import ConfigError
+from hanlin.core.files import replaced_file
+from hanlin.core.logging import start_log
+from hanlin.core.ranks import read_ranks
+from hanlin.core.seeds import seed_everything
+from hanlin.data.expand import open_part
+from hanlin.data.loader import Loader
+from hanlin.data.mixture import open_mixture
+from hanlin.data.prepare import prepare
+from hanlin.data.pretraining.indexing import Encoding, end_id, index_in_cache
+from hanlin.data.pretraining.sample_index import split_shares
+from hanlin.data.pretraining.windows import WindowRequest, is_corpus, open_windows
+from hanlin.data.report import render_report
 from hanlin.models.family import LoadTokenizer
 from hanlin.recipe.reading import dump_recipe
 from hanlin.recipe.settings import Recipe
@@ -63,8 +77,6 @@ def load_data(recipe: Recipe, components: Components, part: DataPart) -> SampleS
     """
     if recipe.data.split is not None:
         return _windows(recipe, components, part)
-    from hanlin.data.mixture import open_mixture
-    from hanlin.data.prepare import prepare
 
     data, is_training = recipe.data, part == "train"
     if is_training and data.mixture is not None:
@@ -83,9 +95,6 @@ def load_data(recipe: Recipe, components: Components, part: DataPart) -> SampleS
 
 
 def _windows(recipe: Recipe, components: Components, part: DataPart) -> CorpusWindows | None:
-    from hanlin.data.pretraining.sample_index import split_shares
-    from hanlin.data.pretraining.windows import WindowRequest, open_windows
-
     data, train = recipe.data, recipe.train
     is_own = part != "train" and bool(data.eval)  # files that are held out as a whole
     split, name = ("1", "train") if is_own else (data.split or "", part)
@@ -106,9 +115,6 @@ def _windows(recipe: Recipe, components: Components, part: DataPart) -> CorpusWi
 
 def _corpus(path: Path, components: Components) -> Path:
     """The prefix of indexed data; texts are made such in the cache, unless they lie there from an earlier run."""
-    from hanlin.data.pretraining.indexing import Encoding, end_id, index_in_cache
-    from hanlin.data.pretraining.windows import is_corpus
-
     if is_corpus(path):
         return path
     load = LoadTokenizer(components.recipe.model.family, vocab_path(components.recipe))
@@ -119,10 +125,6 @@ def _corpus(path: Path, components: Components) -> Path:
 
 
 def _train(components: Components, resume: bool) -> int:
-    from hanlin.core.device import pick_device, set_threads
-    from hanlin.core.logging import start_log
-    from hanlin.core.ranks import read_ranks
-    from hanlin.core.seeds import seed_everything
     from hanlin.parallel.mesh import Degrees, main_first
     from hanlin.run.weights import export, parallelize_tuned
     from hanlin.train.loop import count_steps, train
@@ -165,7 +167,6 @@ def _train(components: Components, resume: bool) -> int:
 
 
 def _checkpointer(components: Components) -> Checkpointer:
-    from hanlin.checkpoint.state import Checkpointer, recipe_identity
     from hanlin.evaluate.run import weights_fingerprint
     from hanlin.run.weights import base_weights
 
@@ -204,8 +205,6 @@ def _write_samples(components: Components, parallel_model: ParallelModel) -> Wri
 
 def _open_folder(recipe: Recipe, resume: bool) -> None:
     """Make the run folder and write the recipe into it; a restart puts earlier checkpoints aside."""
-    from hanlin.core.files import replaced_file
-
     folder = recipe.run.folder
     folder.mkdir(parents=True, exist_ok=True)
     checkpoints = folder / "checkpoints"
@@ -217,9 +216,6 @@ def _open_folder(recipe: Recipe, resume: bool) -> None:
 
 
 def _loader(components: Components, part: DataPart, console: Any, degrees: Degrees, rank: int) -> Loader | None:
-    from hanlin.data.loader import Loader
-    from hanlin.data.report import render_report
-
     recipe, is_training = components.recipe, part == "train"
     prepared = load_data(recipe, components, part)
     if prepared is None:
@@ -262,7 +258,6 @@ def _log_start(
 
 
 def _evaluate(components: Components) -> Metrics:
-    from hanlin.core.logging import start_log
     from hanlin.evaluate.run import evaluate
     from hanlin.run.weights import load_engine
 
@@ -306,8 +301,6 @@ def _evaluate_windows(components: Components) -> Metrics:
 
 def _records(components: Components) -> list[Any]:
     """The records to score, in the order of the files."""
-    from hanlin.data.expand import open_part
-
     recipe = components.recipe
     share = 1.0 if recipe.evaluate.data else recipe.data.eval_share
     paths = recipe.evaluate.data or recipe.data.eval

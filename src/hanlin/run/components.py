@@ -7,8 +7,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from hanlin.adapters.files import read_adapter_config, read_adapter_settings
 from hanlin.core.errors import ConfigError
 from hanlin.core.tokenizer import Tokenizer
+from hanlin.formats.source import read_config
 from hanlin.models.family import Family, ModelConfig, Processor, TakesPrompts, load_family, make_options
 from hanlin.recipe.settings import PromptSettings, Recipe
 
@@ -33,7 +35,6 @@ class Components:
         model = self.recipe.model
         if model.base is None or not getattr(self.config, "labels", ()):
             return self.config
-        from hanlin.formats.source import read_config
 
         changes = {name: value for name, value in model.config.items() if not name.startswith("label")}
         has_labels = bool(read_config(model.base, self.family, changes).labels)
@@ -71,7 +72,6 @@ def _soft_prompts(recipe: Recipe, family: Family) -> PromptSettings | None:
         return recipe.tuning.prompt
     if recipe.model.adapter is None:
         return None
-    from hanlin.adapters.files import read_adapter_settings
 
     settings = read_adapter_settings(recipe.model.adapter, family)
     return settings.prompt if settings.method == "prompt" else None
@@ -84,8 +84,6 @@ def model_config(recipe: Recipe, family: Family, tokens: int) -> ModelConfig:
     """
     changes = {**_adapter_config(recipe, family), **recipe.model.config}
     if recipe.model.base is not None:
-        from hanlin.formats.source import read_config
-
         return read_config(recipe.model.base, family, changes)
     start = family.config() if recipe.model.size is None else family.sizes[recipe.model.size]
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in changes.items()}
@@ -95,7 +93,6 @@ def model_config(recipe: Recipe, family: Family, tokens: int) -> ModelConfig:
 def _adapter_config(recipe: Recipe, family: Family) -> dict[str, Any]:
     if recipe.model.adapter is None:
         return {}
-    from hanlin.adapters.files import read_adapter_config
 
     return read_adapter_config(recipe.model.adapter, family)
 

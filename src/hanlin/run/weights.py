@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from hanlin.adapters.cpm2_prompts import find_prompts, set_prompts
+from hanlin.adapters.files import ADAPTER_FOLDER, load_adapter, read_adapter_settings, save_adapter
 from hanlin.core.device import pick_device, set_threads
 from hanlin.core.errors import ConfigError
 from hanlin.core.files import published
 from hanlin.core.ranks import read_ranks
 from hanlin.formats.load import added_parameters, base_parameters, load_into, open_ours, save_base
+from hanlin.layers.expert_memory import ExpertMemory, expert_weights
 from hanlin.layers.label_head import label_parameters
 from hanlin.models.common.init_weights import init_weights
 from hanlin.parallel.inference_model import ShardedInferenceModel
@@ -23,6 +26,7 @@ from hanlin.parallel.parallelize import DTYPES, parallelize
 from hanlin.recipe.settings import ParallelSettings, TuningSettings
 from hanlin.run.components import Components, build_components
 from hanlin.tuning.apply import apply_tuning, fill_additions
+from hanlin.tuning.soft_prompt import begin_with_tokens, first_tokens
 
 if TYPE_CHECKING:
     from hanlin.generate.engine import Engine
@@ -95,8 +99,6 @@ def frozen_model(components: Components, device: torch.device) -> torch.nn.Modul
     model = _base_model(components, dtype) if has_all else _with_few_experts(components, dtype, device)
     adapter = components.recipe.model.adapter
     if adapter is not None:
-        from hanlin.adapters.files import load_adapter
-
         apply_tuning(model, _adapter_settings(components, adapter), components.family)
         load_adapter(model, adapter, components.family)
     return model.requires_grad_(False).eval().to(device)
@@ -104,8 +106,6 @@ def frozen_model(components: Components, device: torch.device) -> torch.nn.Modul
 
 def _with_few_experts(components: Components, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
     """The base with experts that are read when they are needed."""
-    from hanlin.layers.expert_memory import ExpertMemory, expert_weights
-
     base, limit = components.recipe.model.base, components.recipe.generate.expert_memory
     model = _empty_model(components)
     streamed = expert_weights(model)
@@ -146,8 +146,6 @@ def export(components: Components, parallel_model: ParallelModel, target: Path) 
 
     Every rank must call it; the main one writes.
     """
-    from hanlin.adapters.files import ADAPTER_FOLDER, save_adapter
-
     tuning = components.recipe.tuning
     model = _gathered(components, parallel_model)
     if model is None:
@@ -232,8 +230,6 @@ def _frozen_sharded(components: Components, device: torch.device, layout: Parall
     parallel_model = parallelize(model, device, precision, layout)
     parallel_model.fill(_base_weights(components, parallel_model.names))
     if adapter is not None:
-        from hanlin.adapters.files import load_adapter
-
         tuned = empty()
         fill_additions(tuned)
         load_adapter(tuned, adapter, family)
@@ -273,8 +269,6 @@ def _begin_additions(model: torch.nn.Module, components: Components) -> None:
     if recipe.tuning.method == "prompt":
         _begin_prompts(model, components)
     if recipe.model.adapter is not None:
-        from hanlin.adapters.files import load_adapter
-
         load_adapter(model, recipe.model.adapter, components.family)
 
 
@@ -289,9 +283,6 @@ def _begin_head(model: torch.nn.Module, components: Components) -> None:
 
 
 def _begin_prompts(model: torch.nn.Module, components: Components) -> None:
-    from hanlin.adapters.cpm2_prompts import find_prompts, set_prompts
-    from hanlin.tuning.soft_prompt import begin_with_tokens, first_tokens
-
     prompt, base = components.recipe.tuning.prompt, components.recipe.model.base
     if prompt.init == "vocabulary":
         begin_with_tokens(model, first_tokens(prompt, components.tokenizer))
@@ -305,8 +296,6 @@ def _begin_prompts(model: torch.nn.Module, components: Components) -> None:
 
 def _adapter_settings(components: Components, adapter: Path) -> TuningSettings:
     """Those that the adapter states; how soft prompts are masked, an original's file leaves to the recipe."""
-    from hanlin.adapters.files import read_adapter_settings
-
     tuning = components.recipe.tuning
     return tuning if tuning.method == "prompt" else read_adapter_settings(adapter, components.family)
 
