@@ -8,6 +8,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from hanlin.core.errors import ConfigError, DataError
+
 if TYPE_CHECKING:
     from hanlin.data.pretraining.indexed_data import IndexForm
     from hanlin.data.pretraining.indexing import CorpusReport, Encoding
@@ -49,8 +51,6 @@ def corpus_options(args: argparse.Namespace) -> list[str]:
 
 def prepare_corpus(args: argparse.Namespace) -> int:
     """Raises: ConfigError, DataError."""
-    from hanlin.core.errors import ConfigError
-
     *sources, target = map(Path, args.words)
     if not sources:
         raise ConfigError("name the sources and, last, the target: the prefix of the files to write")
@@ -81,7 +81,6 @@ def _from_text(args: argparse.Namespace, sources: Sequence[Path], target: Path) 
 
 def _from_indexed(args: argparse.Namespace, sources: Sequence[Path], target: Path) -> int:
     """Merge, shuffle or corrupt corpora, or write their texts as JSON lines."""
-    from hanlin.core.errors import ConfigError
     from hanlin.data.pretraining.indexed_data import IndexedData
 
     if target.suffix in (".jsonl", ".json"):
@@ -143,7 +142,6 @@ def _encoding(args: argparse.Namespace) -> Encoding:
 
 
 def _tokenizer(args: argparse.Namespace) -> LoadTokenizer:
-    from hanlin.core.errors import ConfigError
     from hanlin.models.family import LoadTokenizer
 
     if args.vocab is None:
@@ -152,7 +150,6 @@ def _tokenizer(args: argparse.Namespace) -> LoadTokenizer:
 
 
 def _refuse_existing(args: argparse.Namespace, target: Path) -> None:
-    from hanlin.core.errors import DataError
     from hanlin.data.pretraining.windows import is_corpus
 
     if is_corpus(target):

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from hanlin.core.errors import ConfigError
+
 if TYPE_CHECKING:
     from hanlin.recipe.settings import Recipe
 
@@ -68,7 +70,6 @@ def num_to_start(args: argparse.Namespace, recipe: Recipe) -> int:
     Raises: ConfigError.
     """
     from hanlin.core.device import num_devices
-    from hanlin.core.errors import ConfigError
     from hanlin.core.ranks import is_launched, read_ranks
 
     nproc: int | None = args.nproc

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hanlin.core.errors import ConfigError
+
 if TYPE_CHECKING:
     from hanlin.check import Purpose
     from hanlin.recipe.settings import Recipe
@@ -47,7 +49,6 @@ def with_run_weights(recipe: Path, changes: Iterable[str], weights: str | None, 
     Raises: ConfigError.
     """
     from hanlin.check import check_file
-    from hanlin.core.errors import ConfigError
     from hanlin.recipe.reading import read_recipe
 
     changes = list(changes)
@@ -91,8 +92,6 @@ def recipe_of_model(args: argparse.Namespace) -> Recipe:
 
     Raises: ConfigError.
     """
-    from hanlin.core.errors import ConfigError
-
     changes = [word for word in args.words if "=" in word]
     recipes = [word for word in args.words if "=" not in word]
     if len(recipes) + (args.base is not None) != 1:
@@ -105,7 +104,6 @@ def recipe_of_model(args: argparse.Namespace) -> Recipe:
 def _recipe_of_base(args: argparse.Namespace, changes: Sequence[str]) -> Recipe:
     from hanlin.check import check
     from hanlin.cli._weights import find_family
-    from hanlin.core.errors import ConfigError
     from hanlin.recipe.reading import COMMAND_LINE, listing, make_recipe
 
     model = {"family": args.family or find_family(args.base).name, "base": str(args.base)}

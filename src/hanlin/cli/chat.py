@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hanlin.cli._recipe import add_model, recipe_of_model
+from hanlin.core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from hanlin.generate.engine import Engine
@@ -32,7 +33,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     recipe = recipe_of_model(args)
-    from hanlin.core.errors import ConfigError
     from hanlin.generate.dialogue_cache import DialogueCache
     from hanlin.models.family import Converses
     from hanlin.run.weights import load_engine
@@ -81,8 +81,6 @@ def _fitting(engine: Engine, question: str, history: History, options: GenerateS
 
     Raises: DataError when the question alone leaves none.
     """
-    from hanlin.core.errors import DataError
-
     while True:
         record = engine.processor.ask(question, history)  # pyright: ignore[reportAttributeAccessIssue]  # run() has asked
         try:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from hanlin.cli._launch import add_launch, num_to_start, on_all_ranks
 from hanlin.cli._recipe import add_model, recipe_of_model
+from hanlin.core.errors import DataError
 
 if TYPE_CHECKING:
     from hanlin.generate.engine import Engine
@@ -37,8 +38,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from hanlin.core.errors import DataError
-
     recipe = recipe_of_model(args)
     if not args.record and args.input in (None, "-") and num_to_start(args, recipe) > 1:
         raise DataError("several processes cannot read standard input; name a file with --input, or give --record")
@@ -71,7 +70,6 @@ def _write(answered: Sequence[Any], target: Path | None) -> None:
 
 
 def _records(args: argparse.Namespace) -> list[Any]:
-    from hanlin.core.errors import DataError
     from hanlin.data.sources import open_records
     from hanlin.data.sources.jsonl import parse_row
 
@@ -88,8 +86,6 @@ def _records(args: argparse.Namespace) -> list[Any]:
 
 
 def _parsed(parse: Any, line: bytes, where: str) -> Any:
-    from hanlin.core.errors import DataError
-
     try:
         return parse(line.rstrip(b"\n"))
     except ValueError as error:

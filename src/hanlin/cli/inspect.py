@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -114,8 +115,6 @@ def _model(found: Description) -> Facts:
 
 
 def _data(path: Path, reason: str) -> Facts:
-    import json
-
     from hanlin.data.sources import open_records
 
     source = open_records(path)

@@ -10,6 +10,8 @@ import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
+from hanlin.core.errors import ConfigError
+
 HELP = "train, evaluate or generate on several machines named in a hostfile"
 
 COMMANDS = ("train", "evaluate", "generate")
@@ -30,7 +32,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from hanlin.core.errors import ConfigError
     from hanlin.core.logging import start_log
     from hanlin.parallel.launch import Rendezvous, node_commands, run_nodes
     from hanlin.recipe.deepspeed import read_hostfile
@@ -51,8 +52,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _chosen(hosts: Mapping[str, int], include: str | None, exclude: str | None) -> dict[str, int]:
-    from hanlin.core.errors import ConfigError
-
     named = [host for words in (include, exclude) if words for host in words.split("@")]
     if unknown := sorted(set(named) - set(hosts)):
         raise ConfigError(f"--include, --exclude: {', '.join(unknown)} not in the hostfile ({', '.join(hosts)})")

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from hanlin.cli._recipe import add_recipe
+from hanlin.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -92,7 +93,6 @@ def _count(text: str) -> int:
 
 def _layout(recipe: Recipe, world: int) -> tuple[Layout | None, str]:
     """The recipe's layout; if it states none, and the default is none for so many ranks, why."""
-    from hanlin.core.errors import ConfigError
     from hanlin.planner.layout import layout_of
 
     try:

@@ -11,6 +11,8 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
+from hanlin.core.errors import ConfigError, DataError
+
 HELP = "make a vocabulary from your own texts"
 
 
@@ -34,7 +36,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from hanlin.core.errors import ConfigError, DataError
     from hanlin.core.files import replaced_file
     from hanlin.data.pretraining.corpus import BadText, find_files, read_documents, read_pieces
     from hanlin.tokens.training import train_pieces, word_pieces
@@ -61,7 +62,6 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _build(args: argparse.Namespace) -> int:
-    from hanlin.core.errors import DataError
     from hanlin.tokens.vocabulary import build_vocabulary
 
     for path in args.files:

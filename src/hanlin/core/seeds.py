@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
     import torch
 
 
 def seed_everything(seed: int) -> None:
     """Start the global random numbers of Python, numpy and torch (all devices) from `seed`."""
-    import numpy as np
     import torch
 
     random.seed(seed)
@@ -21,7 +22,6 @@ def seed_everything(seed: int) -> None:
 
 def random_states(device: torch.device) -> dict[str, Any]:
     """The states of all global random numbers, as plain values."""
-    import numpy as np
     import torch
 
     numpy_state: Any = np.random.get_state(legacy=True)
@@ -37,7 +37,6 @@ def random_states(device: torch.device) -> dict[str, Any]:
 
 def restore_random_states(states: dict[str, Any], device: torch.device) -> None:
     """Go on as when `random_states` was called; an accelerator of another kind starts anew."""
-    import numpy as np
     import torch
 
     version, numbers, gauss = states["python"]

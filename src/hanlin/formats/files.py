@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError, safe_open
+
 from hanlin.core.errors import CheckpointError, shorten
 from hanlin.core.files import check_regular, read_json_object, write_json
 from hanlin.formats.lazy import Lazy, TensorSubset, bytes_of, forget, forget_pages, meta_of
@@ -141,8 +143,6 @@ def _open_file(path: Path) -> Weights:
 
 class _Safetensors(Weights):
     def __init__(self, path: Path) -> None:
-        from safetensors import SafetensorError, safe_open
-
         self.files = (path,)
         try:
             self._file = safe_open(str(path), framework="pt")

@@ -19,6 +19,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy._core.multiarray import _reconstruct
+
 from hanlin.core.errors import CheckpointError
 from hanlin.formats.lazy import bytes_of, forget, forget_pages, meta_of, twin_of
 
@@ -170,9 +173,6 @@ def _put_sum(stream: Any, entry: zipfile.ZipInfo, place: int, value: int) -> Non
 
 def _harmless() -> list[Any]:
     """What the states of training programs are pickled with: numbers, sets, arguments; nothing that runs."""
-    import numpy as np
-    from numpy._core.multiarray import _reconstruct  # pyright: ignore[reportAttributeAccessIssue]: numpy's pickles
-
     # A file of numpy 1 names it numpy.core, one of numpy 2 numpy._core.
     named = [(_reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
     numbers = [np.ndarray, np.dtype, type(np.dtype(np.uint32)), type(np.dtype(np.uint8))]

@@ -150,10 +150,7 @@ def _train(components: Components, resume: bool) -> int:
     console = start_log(folder)
     threads = set_threads(recipe.run.threads)
     device = pick_device(recipe.run.device)
-    with main_first():
-        loader, held_out = (_loader(components, part, console, degrees, ranks.rank) for part in ("train", "valid"))
-    if loader is None:
-        raise ConfigError("data.split: its first number is 0, so there is nothing to train on")
+    loader, held_out = _loaders(components, console, degrees, ranks.rank)
     # Ranks that compute the same rows drop the same; others must not.
     seed_everything(recipe.run.seed + degrees.seed_offset(ranks.rank))
     # The frozen base is not in a checkpoint; it must be the one that the checkpoint was trained on.
@@ -181,6 +178,20 @@ def _train(components: Components, resume: bool) -> int:
         write_samples=_write_samples(components, parallel_model),
     )
     return outcome.exit_code
+
+
+def _loaders(components: Components, console: Any, degrees: Degrees, rank: int) -> tuple[Loader, Loader | None]:
+    """Of what is trained on, and of what is watched, if anything is.
+
+    Raises: ConfigError, DataError.
+    """
+    from hanlin.core.collectives import main_first
+
+    with main_first():
+        loader, held_out = (_loader(components, part, console, degrees, rank) for part in ("train", "valid"))
+    if loader is None:
+        raise ConfigError("data.split: its first number is 0, so there is nothing to train on")
+    return loader, held_out
 
 
 def _checkpointer(recipe: Recipe, base: str | None) -> Checkpointer:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+from hanlin.tokens.batch_jieba import batch_segmenter
+
 BLANK, LINE_BREAK = "\u2582", "\u2583"
 
 _WORTHWHILE = 20_000
@@ -27,8 +29,6 @@ def cut_segments(text: str) -> list[str]:
 
 def join_segments(texts: Sequence[str]) -> list[str]:
     """For each text its `cut_segments` with a blank between, which no segment holds; many texts at once are faster."""
-    from hanlin.tokens.batch_jieba import batch_segmenter
-
     is_made = batch_segmenter.cache_info().currsize > 0
     if not is_made and sum(map(len, texts)) < _WORTHWHILE:
         return [" ".join(cut_segments(text)) for text in texts]
