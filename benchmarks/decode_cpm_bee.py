@@ -29,7 +29,7 @@ from hanlin.generate.beam import Beam, BeamRules, Candidate, advance, start_sear
 from hanlin.generate.engine import Engine
 from hanlin.generate.methods.beam import BeamSettings
 from hanlin.generate.methods.greedy import GreedySettings
-from hanlin.generate.sampling import ban_columns
+from hanlin.generate.sampling import ban_ids
 from hanlin.layers.kv_cache import KVCache
 from hanlin.models.cpm_bee import SIZES, CpmBeeTokenizer, family
 from hanlin.models.cpm_bee.model import Inputs, MaskInputs, relations_between, visibility
@@ -128,7 +128,7 @@ def decode_uncached(engine: Engine, prompts: list[Prompt], options: GenerateSett
         # Written columns are no context here, so that the prompt does not see them, as in training.
         inputs |= with_columns(inputs, cursors, is_context=False)
         logits = engine.model(**inputs, kv_cache=KVCache(), logits_to_keep=1)[:, -1]
-        for row, token in enumerate(ban_columns(logits, batch.banned).argmax(-1).tolist()):
+        for row, token in enumerate(ban_ids(logits, batch.banned).argmax(-1).tolist()):
             if not cursors[row].is_done:
                 answers[row] += (token,)
                 cursors[row] = cursors[row].advance(token)
@@ -174,7 +174,7 @@ def decode_as_original(engine: Engine, prompts: list[Prompt], options: GenerateS
         cache.reorder([n // rules.beams * rules.beams + beam.parent for n, beam in enumerate(flat)])
         columns = with_columns({name: t[:, :0] for name, t in inputs.items()}, [beam.cursor for beam in flat])
         logits = forward_as_original(engine.model, {**columns, **constant}, cache)[:, -1]
-        scores = ban_columns(logits, banned).log_softmax(-1)
+        scores = ban_ids(logits, banned).log_softmax(-1)
         scores += torch.tensor([[beam.score] for beam in flat])
         for number, search in enumerate(searches):
             if not search.is_done:

@@ -56,8 +56,8 @@ def main() -> None:
     model.init_weights(torch.Generator().manual_seed(0))
     losses = {name: sum(loss(model, batch).item() for batch in batches) for name, batches in ways.items()}
     assert np.allclose(list(losses.values()), losses["padded"], rtol=1e-4), losses
-    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
-    turns = take_turns({name: lambda b=b: train(model, optimiser, b) for name, b in ways.items()}, args.rounds)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    turns = take_turns({name: lambda b=b: train(model, optimizer, b) for name, b in ways.items()}, args.rounds)
     tokens = sum(int(batch.inputs["lengths"].sum()) for batch in ways["packed"])
     read = sum(len(sample.inputs["encoder_tokens"]) for sample in made)
     report(
@@ -114,12 +114,12 @@ def loss(model: Cpm2, batch: Batch) -> torch.Tensor:
     return model(**batch.inputs, labels=batch.labels, weights=batch.weights)
 
 
-def train(model: Cpm2, optimiser: torch.optim.Optimizer, batches: Sequence[Batch]) -> None:
+def train(model: Cpm2, optimizer: torch.optim.Optimizer, batches: Sequence[Batch]) -> None:
     for batch in batches:
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         (loss(model, batch) / batch.loss_tokens).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
+        optimizer.step()
 
 
 if __name__ == "__main__":

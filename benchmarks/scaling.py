@@ -4,7 +4,7 @@ python benchmarks/scaling.py [--out result.json]
 
 GPT-2 of 4 layers x 256 hidden, vocabulary 8,192, fp32, one thread a process; every layout trains on the same global
 batches of 8 rows x 256 (strong scaling) and must reach the same loss. The layouts take turns.
-state_mib: what lies in tensors of weights, gradients and optimiser, on the rank that holds most; peak_mib: growth of
+state_mib: what lies in tensors of weights, gradients and optimizer, on the rank that holds most; peak_mib: growth of
 that process' resident memory since before the model was made, activations and buffers included. share: of what one
 process holds; sharding divides all, tensor all but norms and positions, pipe all but the embedding, which is on both
 ends. seconds: of a step, by the clock, which needs a core per process; cpu_seconds: of the rank that computes most,
@@ -100,9 +100,9 @@ def run_rank(settings: ParallelSettings, length: int) -> None:
     model.init_weights(torch.Generator().manual_seed(0))
     parallel_model = parallelize(model, device, "fp32", settings)
     train = TrainSettings(steps=100, batch_size=ROWS, lr=1e-3, schedule="constant")
-    optimiser = build_optimizer(parallel_model.parameters, train.optimizer)
-    step = Step(parallel_model, optimiser, train, 100)
-    state = state_bytes(parallel_model, optimiser, own_rows(parallel_model, length, seed=0))
+    optimizer = build_optimizer(parallel_model.parameters, train.optimizer)
+    step = Step(parallel_model, optimizer, train, 100)
+    state = state_bytes(parallel_model, optimizer, own_rows(parallel_model, length, seed=0))
     losses = [step.run(own_rows(parallel_model, length, seed=0)).loss]  # warms up
     seconds, cpu_seconds = [], []
     for number in range(1, STEPS + 1):
@@ -125,13 +125,13 @@ def own_rows(parallel_model: ParallelModel, length: int, seed: int) -> Batch:
     return batch.split(parallel_model.data_ranks)[parallel_model.mesh.rank("data")]
 
 
-def state_bytes(parallel_model: ParallelModel, optimiser: Optimizer, batch: Batch) -> int:
-    """Of weights, gradients and optimiser on this rank between the backward pass and the update."""
+def state_bytes(parallel_model: ParallelModel, optimizer: Optimizer, batch: Batch) -> int:
+    """Of weights, gradients and optimizer on this rank between the backward pass and the update."""
     parts = parallel_model.split(batch, None)
     parallel_model.forward_backward(parts, [1.0] * len(parts))
     weights = list(parallel_model.parameters.values())
     gradients = [weight.grad for weight in weights if weight.grad is not None]
-    held = sum(local(tensor).nbytes for tensor in [*weights, *gradients, *optimiser.tensors().values()])
+    held = sum(local(tensor).nbytes for tensor in [*weights, *gradients, *optimizer.tensors().values()])
     parallel_model.drop_grads()
     return held
 

@@ -78,11 +78,11 @@ def compare(config: ChatGlm2Config, tuning: str, samples: list[Sample], rounds: 
     step = make_step(ours, weight_decay=0.01)
     padded = pad_as_original(samples)
     check_equal(ours, batch, peer, padded)
-    optimisers = {"glm": torch.optim.AdamW(peer.trained(), lr=LR, fused=True)}
+    optimizers = {"glm": torch.optim.AdamW(peer.trained(), lr=LR, fused=True)}
     if tuning == "full":
-        optimisers["glm_unfused"] = torch.optim.AdamW(peer.trained(), lr=LR)
+        optimizers["glm_unfused"] = torch.optim.AdamW(peer.trained(), lr=LR)
     ways: dict[str, Callable[[], object]] = {
-        name: partial(peer_step, peer, padded, optimiser) for name, optimiser in optimisers.items()
+        name: partial(peer_step, peer, padded, optimizer) for name, optimizer in optimizers.items()
     }
     turns = take_turns(ways | {"hanlin": lambda: step.run(batch)}, rounds)
     tokens = sum(sample.length for sample in samples)
@@ -113,11 +113,11 @@ def check_equal(ours: Any, batch: Batch, peer: FullPeer, padded: dict[str, torch
         weight.grad = None
 
 
-def peer_step(peer: FullPeer, padded: dict[str, torch.Tensor], optimiser: torch.optim.Optimizer) -> None:
-    optimiser.zero_grad(set_to_none=True)
+def peer_step(peer: FullPeer, padded: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer) -> None:
+    optimizer.zero_grad(set_to_none=True)
     peer.loss(padded).backward()
     torch.nn.utils.clip_grad_norm_(peer.trained(), 1.0)
-    optimiser.step()
+    optimizer.step()
 
 
 class FullPeer:

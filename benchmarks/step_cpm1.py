@@ -165,12 +165,12 @@ class Peer:
 
     def __init__(self, model: Any, loss: Callable[[Any, torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
         self.model, self.loss = model.train(), loss
-        self.optimiser = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.0, fused=True)
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.0, fused=True)
 
     def step(self, batch: Batch) -> None:
         self.backward(batch)
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimiser.step()
+        self.optimizer.step()
         self.model.zero_grad()
 
     def backward(self, batch: Batch) -> float:

@@ -123,12 +123,12 @@ class Peer:
         left_out, surplus = self.model.load_state_dict(weights, strict=False)
         assert not surplus, surplus
         assert all("embed_tokens" in name for name in left_out), left_out  # both are the shared table
-        self.optimiser = torch.optim.AdamW(self.model.parameters(), lr=LR, weight_decay=0.0, fused=True)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=LR, weight_decay=0.0, fused=True)
 
     def step(self, padded: dict[str, torch.Tensor]) -> None:
         self.backward(padded)
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimiser.step()
+        self.optimizer.step()
         self.model.zero_grad()
 
     def backward(self, padded: dict[str, torch.Tensor]) -> float:

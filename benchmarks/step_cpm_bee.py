@@ -34,7 +34,7 @@ from hanlin.models.cpm_bee.model import (
     Block,
     CpmBee,
     Inputs,
-    own_columns,
+    own_mask_inputs,
     relations_between,
     visibility,
 )
@@ -130,13 +130,13 @@ def useful_tokens(batches: Sequence[Batch]) -> int:
     return sum(int(batch.inputs["lengths"].sum()) for batch in batches)
 
 
-def time_steps(model: CpmBee, batches: Sequence[Batch], loss: Loss, optimiser: torch.optim.Optimizer) -> float:
+def time_steps(model: CpmBee, batches: Sequence[Batch], loss: Loss, optimizer: torch.optim.Optimizer) -> float:
     start = time.perf_counter()
     for batch in batches:
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         loss(model, batch).backward()
         nn.utils.clip_grad_norm_(trained_parameters(model).values(), 1.0)
-        optimiser.step()
+        optimizer.step()
     return time.perf_counter() - start
 
 
@@ -153,7 +153,7 @@ def our_loss(model: CpmBee, batch: Batch) -> torch.Tensor:
 
 def original_loss(model: CpmBee, batch: Batch) -> torch.Tensor:
     given = Inputs(**{**batch.inputs, "windows": None})
-    columns, _ = own_columns(given, None)
+    columns, _ = own_mask_inputs(given, None)
     relation = relations_between(columns, columns, given.relation_offsets, given.relations)
     bias, mask = model.position_bias(columns, columns, relation), visibility(columns, columns)[:, None]
     hidden = model.embedding(given.tokens, given.subs)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from hanlin.adapters.opening import open_adapter
 from hanlin.check import check_file
 from hanlin.core.errors import CheckpointError, ConfigError, DataError
 from hanlin.core.files import read_json, write_json
@@ -119,4 +120,15 @@ def test_a_pickle_of_another_program_never_runs(tmp_path: Path) -> None:
     (tmp_path / "model.bin").write_bytes(pickle.dumps({"a": Runs()}))
     with pytest.raises(CheckpointError):
         open_weights(tmp_path / "model.bin")
+    assert not (tmp_path / "it_ran").exists()
+
+
+def test_an_adapter_cannot_name_code_to_be_run(tmp_path: Path) -> None:
+    (tmp_path / "method.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'it_ran')!r})\n", "utf-8")
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    write_json(adapter / "adapter.json", {"method": str(tmp_path / "method.py")})
+    write_safetensors(adapter / "adapter.safetensors", {"a": torch.ones(1)})
+    with pytest.raises(CheckpointError, match="is not run because an adapter says so"):
+        open_adapter(adapter, load_family("cpm1"))
     assert not (tmp_path / "it_ran").exists()

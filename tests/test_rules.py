@@ -26,6 +26,7 @@ ORIGINAL = re.compile(
 FILE_LAYOUTS = {
     "adapters/chatglm2_prefix": "the original's prefix checkpoint",
     "adapters/cpm2_prompts": "the original's checkpoint of soft prompts",
+    "adapters/cpm_bee_delta": "the original's delta file",
     "data/sources/bee": "the original's binary data",
     "formats/megatron": "the checkpoints of a program that several families come from",
     "recipe/cpm2_prompts": "the original's file of settings of soft prompts",
@@ -167,7 +168,7 @@ def test_tokenizers_and_processors_have_types() -> None:
     untyped = {
         (module, node.lineno)
         for module in MODULES
-        if not _is_of_a_family(module)
+        if not _is_of_a_family(module) and module != "recipe/tuning.py"  # below the rooms that have the protocols
         for node in ast.walk(parsed(module))
         if isinstance(node, ast.arg | ast.AnnAssign) and re.fullmatch("_?(tokenizer|processor)", _name_of(node))
         if node.annotation is not None and ast.unparse(node.annotation).startswith("Any")

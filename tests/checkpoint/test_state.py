@@ -12,7 +12,7 @@ from hanlin.recipe.settings import Recipe
 
 
 def tensors(value: float) -> dict[str, torch.Tensor]:
-    return {"model.a": torch.full((3, 4), value), "optimiser.steps.a": torch.tensor(value)}
+    return {"model.a": torch.full((3, 4), value), "optimizer.steps.a": torch.tensor(value)}
 
 
 def saved(folder: Path, *steps: int, keep: int = 2) -> Checkpointer:
@@ -135,7 +135,7 @@ def test_saving_replaces_a_damaged_checkpoint_and_drops_the_ones_after_it(tmp_pa
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
-        ({"model.a": torch.zeros(3, 4)}, "unknown optimiser.steps.a"),
+        ({"model.a": torch.zeros(3, 4)}, "unknown optimizer.steps.a"),
         ({**tensors(0.0), "model.b": torch.zeros(1)}, "missing model.b"),
         ({**tensors(0.0), "model.a": torch.zeros(3, 5)}, "model.a"),
     ],

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from hanlin.generate.sampling import BANNED, ban_columns, draw, keep_top_k, keep_top_p, penalise_used, warp
+from hanlin.generate.sampling import BANNED, ban_ids, draw, keep_top_k, keep_top_p, penalise_used, warp
 
 INF = torch.inf
 
 
 def test_only_the_banned_columns_of_a_row_are_ruled_out():
     logits = torch.zeros(2, 3)
-    assert ban_columns(logits, [[], [0, 2]]).tolist() == [[0, 0, 0], [BANNED, 0, BANNED]]
+    assert ban_ids(logits, [[], [0, 2]]).tolist() == [[0, 0, 0], [BANNED, 0, BANNED]]
     assert logits.abs().sum() == 0
 
 

@@ -122,7 +122,7 @@ def _check_prompt_batch(processor: CpmBeeProcessor, row: dict) -> None:
         np.testing.assert_array_equal(found[0] if ours.startswith("ext_") else found, expected, err_msg=ours)
     for prompt, expected in zip(prompts, row["result"]["other_info"], strict=True):
         _check_places(prompt, expected)
-        assert {str(column): text for column, text in prompt.state.columns.items()} == expected["ext_table"]
+        assert {str(column): text for column, text in prompt.state.by_id.items()} == expected["ext_table"]
 
 
 def _check_pack(processor: CpmBeeProcessor, pack: dict, arrays: Any) -> None:

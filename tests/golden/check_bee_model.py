@@ -12,7 +12,7 @@ from hanlin.formats.load import load_into
 from hanlin.formats.rules import rename
 from hanlin.formats.source import read_config
 from hanlin.models.cpm_bee import family
-from hanlin.models.cpm_bee.model import CpmBee, Inputs, own_columns, relations_between, visibility
+from hanlin.models.cpm_bee.model import CpmBee, Inputs, own_mask_inputs, relations_between, visibility
 
 INPUT_NAMES = {
     "input": "tokens",
@@ -106,7 +106,7 @@ def _forward_with_hooks(model: CpmBee, inputs: dict[str, torch.Tensor]) -> dict[
 
 
 def _masks(model: CpmBee, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    columns, _ = own_columns(Inputs(**inputs), None)
+    columns, _ = own_mask_inputs(Inputs(**inputs), None)
     relation = relations_between(columns, columns, inputs["relation_offsets"], inputs["relations"])
     return {
         "attention_mask": visibility(columns, columns),

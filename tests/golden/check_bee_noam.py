@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hanlin.recipe.settings import TrainSettings
-from hanlin.train.optim import bmtrain_rate, learning_rate
+from hanlin.train.schedules import learning_rate, standard_rate
 
 KINDS = {
     "Noam": "noam",
@@ -34,7 +34,7 @@ def check(case: Path, vocab: Path) -> None:
         )
         first, end = schedule["num_iter"], schedule["end_iter"]
         numbers = range(first, first + len(schedule["lr"]))
-        ours = [bmtrain_rate(settings, number, end) for number in numbers]
+        ours = [standard_rate(settings, number, end) for number in numbers]
         inside = [rate for number, rate in zip(numbers, ours, strict=True) if number <= end]
         assert [learning_rate(settings, first + place + 1, 10**9) for place in range(len(inside))] == inside
         assert ours == pytest.approx(schedule["lr"], rel=rel, abs=schedule["start_lr"] * rel), schedule["kind"]

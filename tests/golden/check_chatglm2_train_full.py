@@ -70,8 +70,8 @@ def train_as_recorded(model: nn.Module, case: Path) -> None:
     settings, batches = settings_of(case), recorded_batches(case)
     assert settings.steps is not None
     parallel_model = parallelize(model, torch.device("cpu"))
-    optimiser = build_optimizer(parallel_model.parameters, settings.optimizer)
-    step = Step(parallel_model, optimiser, settings, settings.steps)
+    optimizer = build_optimizer(parallel_model.parameters, settings.optimizer)
+    step = Step(parallel_model, optimizer, settings, settings.steps)
     per_step = len(batches) // settings.steps
     losses = expected["step_loss_unrounded"].reshape(settings.steps, per_step).mean(1)
     for number in range(settings.steps):
@@ -119,7 +119,7 @@ def recorded_batches(case: Path) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def as_batch(parts: list[tuple[np.ndarray, np.ndarray]]) -> Batch:
-    """One optimiser step; our labels stand one place before theirs."""
+    """One optimizer step; our labels stand one place before theirs."""
     ids, labels = (np.concatenate(arrays).astype(np.int64) for arrays in zip(*parts, strict=True))
     labels = np.concatenate([labels[:, 1:], np.full_like(labels[:, :1], IGNORED)], axis=1)
     return Batch({"tokens": torch.from_numpy(ids)}, torch.from_numpy(labels), torch.ones(labels.shape))

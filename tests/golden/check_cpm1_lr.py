@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from hanlin.recipe.settings import TrainSettings
-from hanlin.train.optim import learning_rate
-from hanlin.train.schedules import Curve, endless_rate, floored_rate
+from hanlin.train.schedules import Curve, endless_rate, floored_rate, learning_rate
 
 
 def check(case: Path, vocab: Path) -> None:

@@ -126,8 +126,8 @@ def _check_training(model: Cpm2, arrays: Arrays, expected: Arrays, facts: dict) 
         lr=float(expected["train_lrs"][-1]), schedule="constant", first_step_at_zero=True, warmup_steps=1
     )
     parallel_model = parallelize(model, torch.device("cpu"))
-    optimiser = build_optimizer(parallel_model.parameters, settings.optimizer)
-    step = Step(parallel_model, optimiser, settings, len(expected["train_losses"]))
+    optimizer = build_optimizer(parallel_model.parameters, settings.optimizer)
+    step = Step(parallel_model, optimizer, settings, len(expected["train_losses"]))
     for theirs in zip(*(expected[f"train_{name}"].tolist() for name in ("losses", "lrs", "grad_norms")), strict=True):
         ours = step.run(batch_of(arrays))
         assert ours.loss == pytest.approx(theirs[0], abs=facts["tolerance"]["train_loss_atol"])

@@ -22,7 +22,7 @@ from hanlin.layers.loss import head_loss
 from hanlin.layers.ranking_loss import pairwise_ranking_loss
 from hanlin.models.cpm2.tokenizer import Cpm2Tokenizer
 from hanlin.recipe.settings import TrainSettings
-from hanlin.train.optim import bmtrain_rate, learning_rate
+from hanlin.train.schedules import learning_rate, standard_rate
 
 
 def check(case: Path, vocab: Path) -> None:
@@ -112,7 +112,7 @@ def _check_rates(row: dict[str, Any], atol: float) -> None:
         decay_steps=end,
         first_step_at_zero=True,
     )
-    found = [bmtrain_rate(settings, number, end) for number in range(len(row["lrs"]))]
+    found = [standard_rate(settings, number, end) for number in range(len(row["lrs"]))]
     inside = found[: end + 1]
     assert [learning_rate(settings, number + 1, len(found)) for number in range(len(inside))] == inside
     # The original's linear rate goes on below zero.

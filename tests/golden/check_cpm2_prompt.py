@@ -32,7 +32,7 @@ from hanlin.train.optimizer import build_optimizer
 from hanlin.train.optimizers.adamw import AdamWSettings
 from hanlin.train.step import Step
 from hanlin.tuning.apply import apply_tuning
-from hanlin.tuning.prompt import PromptTuning, begin_with_tokens, first_tokens
+from hanlin.tuning.prompt import PromptTuning, first_tokens, init_from_tokens
 
 
 def check(case: Path, vocab: Path) -> None:
@@ -83,7 +83,7 @@ def _check_start(case: Path, settings: PromptTuning, tokenizer: Cpm2Tokenizer, e
     if "prompt_weight" in expected:
         model = load_model(case)
         settings.add_to(model, family)
-        begin_with_tokens(model, tokens)
+        init_from_tokens(model, tokens)
         assert_close("prompt_weight", model.get_parameter("soft_prompt.weight"), expected["prompt_weight"], 0.0)
 
 
@@ -100,8 +100,8 @@ def _check_tuning(model: Cpm2, arrays: Arrays, expected: Arrays, facts: dict[str
     parallel_model = parallelize(model, torch.device("cpu"))
     assert list(parallel_model.parameters) == ["soft_prompt.weight"]
     counted = _CountsOldGradients(parallel_model, float(expected["grad_norms"][0]))
-    optimiser = build_optimizer(parallel_model.parameters, settings.optimizer)
-    step = Step(counted, optimiser, settings, stated["steps"])  # pyright: ignore
+    optimizer = build_optimizer(parallel_model.parameters, settings.optimizer)
+    step = Step(counted, optimizer, settings, stated["steps"])  # pyright: ignore
     for loss, rate, norm in zip(*(expected[name].tolist() for name in ("losses", "lrs", "grad_norms")), strict=True):
         ours = step.run(batch_of(arrays))
         assert ours.lr == pytest.approx(rate)

@@ -16,9 +16,9 @@ from hanlin.formats.source import read_config
 from hanlin.models.cpm1_t5.model import Cpm1T5
 from hanlin.models.family import Family, load_family
 from hanlin.recipe.settings import TrainSettings
-from hanlin.train.optim import learning_rate
 from hanlin.train.optimizer import build_optimizer
 from hanlin.train.optimizers.adamw import AdamWSettings
+from hanlin.train.schedules import learning_rate
 
 Arrays = dict[str, torch.Tensor]
 
@@ -84,14 +84,14 @@ def check_training(model: Any, batches: Sequence[Arrays], facts: dict[str, Any],
         optimizer=AdamWSettings(weight_decay=stated["weight_decay"]),
         clip=stated["clip_grad"],
     )
-    optimiser = build_optimizer(dict(model.named_parameters()), settings.optimizer)
+    optimizer = build_optimizer(dict(model.named_parameters()), settings.optimizer)
     for number, batch in enumerate(batches):
         loss = model(**batch) / batch["weights"].sum()
         model.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), stated["clip_grad"])
         rate = learning_rate(settings, number + 1, stated["train_iters"])
-        optimiser.step(rate)
+        optimizer.step(rate)
         assert_close("lr", torch.tensor(rate), expected["train/train_lr"][number], 1e-9)
         assert_close("loss", loss, expected["train/train_losses"][number], atol)
         assert_close("norm", norm, expected["train/train_grad_norms"][number], atol)

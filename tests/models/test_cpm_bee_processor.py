@@ -79,7 +79,7 @@ def test_writing_the_gold_answers_gives_the_record_back(processor: CpmBeeProcess
     before = copy.deepcopy(record)
     prompts = [processor.prompt(other) for other in (CLOZE, record, CHOICE)]
     batch = processor.collate_prompts(prompts)
-    columns = {text: column for column, text in prompts[1].state.columns.items()}
+    columns = {text: column for column, text in prompts[1].state.by_id.items()}
     chosen, cursor = [], batch.cursors[1]
     for text in processor.gold(record):
         assert text is not None
@@ -97,7 +97,7 @@ def test_writing_the_gold_answers_gives_the_record_back(processor: CpmBeeProcess
 def test_a_cursor_feeds_what_training_saw(processor: CpmBeeProcessor) -> None:
     prompt = processor.prompt(CHOICE)
     batch = processor.collate_prompts([processor.prompt(CLOZE), prompt])
-    column = next(column for column, text in prompt.state.columns.items() if text == "<option_1>")
+    column = next(column for column, text in prompt.state.by_id.items() if text == "<option_1>")
     cursor = batch.cursors[1].advance(column)
     inputs = processor.sample(CHOICE).inputs
     fed = cursor.inputs()

@@ -1,4 +1,4 @@
-"""Experts over ranks: one process' numbers under every layout, through steps of the optimiser and checkpoints."""
+"""Experts over ranks: one process' numbers under every layout, through steps of the optimizer and checkpoints."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def train(folder: Path | None, first: int, last: int, layout: dict[str, Any]) ->
     settings, train = ParallelSettings(**layout), TrainSettings(steps=STEPS, lr=1e-2, schedule="constant")
     parallel_model = parallelize(make_model(CASE, "full"), torch.device("cpu"), "fp32", settings)
     step = Step(parallel_model, build_optimizer(parallel_model.parameters, train.optimizer), train, STEPS)
-    tensors = {**parallel_model.parameters, **step.optimiser.tensors()}
+    tensors = {**parallel_model.parameters, **step.optimizer.tensors()}
     checkpoints = None if folder is None else Checkpointer(folder)
     if checkpoints is not None and checkpoints.load_latest(tensors) is not None:
         step.updates = first

@@ -32,7 +32,7 @@ class Measured:
 
     parameters: int
     gradients: int
-    optimiser: int
+    optimizer: int
     peak: int
 
 
@@ -60,12 +60,12 @@ def measure(recipe: Recipe, config: Any) -> Measured:
     """Run the passes of one step in this process."""
     parallel_model = parallelize_fresh(recipe, config)
     weights = list(parallel_model.model.parameters())
-    optimiser = build_optimizer(parallel_model.parameters, recipe.train.optimizer)
+    optimizer = build_optimizer(parallel_model.parameters, recipe.train.optimizer)
     parts = _batch(parallel_model, recipe, config.vocab_size).split(
         recipe.train.batch_size // (recipe.train.micro_batch_size or 1)
     )
     given = [tensor for part in parts for tensor in (*part.inputs.values(), part.labels, part.weights)]
-    state = list(optimiser.tensors().values())
+    state = list(optimizer.tensors().values())
     live = MemoryTracker(others=(*weights, *state, *given))
     with live:
         parallel_model.forward_backward(parts, [100.0] * len(parts))
@@ -98,8 +98,8 @@ class RankBytes(TorchDispatchMode):
 def measure_rank(recipe: Recipe, config: Any, micro_batch_size: int, micro_batches: int) -> int:
     """The peak of this rank's tensors in a step after the first one, in bytes."""
     parallel_model = parallelize_fresh(recipe, config)
-    optimiser = build_optimizer(parallel_model.parameters, recipe.train.optimizer)
-    state = [local(tensor) for tensor in optimiser.tensors().values()]
+    optimizer = build_optimizer(parallel_model.parameters, recipe.train.optimizer)
+    state = [local(tensor) for tensor in optimizer.tensors().values()]
     weights = [local(weight) for model in parallel_model.models for weight in model.parameters()]
     whole = load_family(recipe.model.family).model()(config)  # a stage cannot say what the first one reads
     rows = micro_batch_size * micro_batches

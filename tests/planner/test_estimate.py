@@ -1,4 +1,4 @@
-"""The plan against real steps on the CPU: weights, gradients and optimiser to the byte, the peak within 10 %."""
+"""The plan against real steps on the CPU: weights, gradients and optimizer to the byte, the peak within 10 %."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def _agrees(recipe: Recipe) -> None:
     measured = measure(recipe, job_of(recipe).config)
     assert planned.parameters == measured.parameters
     assert planned.gradients == measured.gradients
-    assert planned.optimiser == measured.optimiser
+    assert planned.optimizer == measured.optimizer
     assert planned.peak == pytest.approx(measured.peak, rel=0.1)
-    fixed = measured.parameters + measured.optimiser
+    fixed = measured.parameters + measured.optimizer
     assert planned.peak - fixed == pytest.approx(measured.peak - fixed, rel=0.15)  # gradients and activations alone
 
 
@@ -55,7 +55,7 @@ def test_an_optimizer_of_one_s_own_takes_what_the_plan_says() -> None:
     recipe = tiny_recipe("chatglm2", f"train.optimizer={MY_OPTIMIZER}")
     _agrees(recipe)
     (planned,) = _planned(recipe)
-    assert planned.optimiser == planned.gradients  # one fp32 number beside each weight
+    assert planned.optimizer == planned.gradients  # one fp32 number beside each weight
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -127,7 +127,7 @@ def test_sharded_state_falls_with_the_ranks() -> None:
     by_ranks = [
         estimate(job, Layout(data=ranks, shard="parameters", micro_batch_size=1)).ranks[0].memory for ranks in (2, 8)
     ]
-    assert by_ranks[0].optimiser == pytest.approx(4 * by_ranks[1].optimiser, rel=0.01)
+    assert by_ranks[0].optimizer == pytest.approx(4 * by_ranks[1].optimizer, rel=0.01)
 
 
 def test_sequence_parallel_keeps_less() -> None:

@@ -41,7 +41,7 @@ def test_the_198b_model_is_sized() -> None:
     assert not estimate(job, few).fits(device)
     assert estimate(job, many).fits(device)
     state = sum(
-        rank.memory.parameters + rank.memory.gradients + rank.memory.optimiser for rank in estimate(job, many).ranks
+        rank.memory.parameters + rank.memory.gradients + rank.memory.optimizer for rank in estimate(job, many).ranks
     )
     assert state * 8 == pytest.approx(16 * 198_543_978_496, rel=0.01)  # tensor ranks hold norms and biases alike
 

@@ -31,7 +31,7 @@ def losses_of(folder: Path) -> dict[int, float]:
 
 def state_of(step) -> dict[str, torch.Tensor]:
     weights = {name: weight.detach() for name, weight in step.parallel_model.parameters.items()}
-    return {**weights, **step.optimiser.tensors()}
+    return {**weights, **step.optimizer.tensors()}
 
 
 def assert_same_run(first, second) -> None:

@@ -53,7 +53,7 @@ def test_clipping_bounds_the_gradient():
     norms = []
     for clip in (None, 1e-3):
         step = make_step(clip=clip)
-        step.optimiser.step = lambda rate, step=step: norms.append(step.parallel_model.grad_norm())  # type: ignore[method-assign]
+        step.optimizer.step = lambda rate, step=step: norms.append(step.parallel_model.grad_norm())  # type: ignore[method-assign]
         report = step.run(make_batch(0))
         norms.append(report.grad_norm)
     assert norms[0] == pytest.approx(norms[1])
@@ -70,14 +70,14 @@ def test_report_counts_tokens_and_uses_the_schedule():
 def test_a_broken_step_leaves_the_weights_as_they_are_and_names_the_rows(caplog):
     step = make_step(micro_batch_size=2)
     step.run(make_batch(0))
-    before, moments = weights_of(step), {name: t.clone() for name, t in step.optimiser.tensors().items()}
+    before, moments = weights_of(step), {name: t.clone() for name, t in step.optimizer.tensors().items()}
     with caplog.at_level(logging.WARNING, "hanlin"):
         report = step.run(break_batch(make_batch(1), row=1))
     assert report.skipped
     assert math.isnan(report.loss)
     assert step.updates == 1
     assert all(weight.equal(before[name]) for name, weight in weights_of(step).items())
-    assert all(tensor.equal(moments[name]) for name, tensor in step.optimiser.tensors().items())
+    assert all(tensor.equal(moments[name]) for name, tensor in step.optimizer.tensors().items())
     assert "[row 4, row 5]" in caplog.text  # the micro-batch with the broken row, and not the other one
 
 
@@ -133,7 +133,7 @@ def test_frozen_weights_stay_bitwise_equal_and_have_no_gradient():
     step.run(make_batch(0))
     changed = [name for name, weight in weights_of(step).items() if not weight.equal(before[name])]
     assert changed == ["head.weight"]
-    assert list(step.optimiser.parameters) == ["head.weight"]
+    assert list(step.optimizer.parameters) == ["head.weight"]
 
 
 def test_mean_loss_is_per_token_whatever_the_batches():

@@ -70,10 +70,10 @@ def test_merging_keeps_the_function(form: str) -> None:
 def test_the_base_stays_bitwise_the_same_in_training() -> None:
     model = tuned()
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
-    optimiser = torch.optim.AdamW(trained_parameters(model).values(), lr=0.1)
+    optimizer = torch.optim.AdamW(trained_parameters(model).values(), lr=0.1)
     for _ in range(3):
         model(torch.randn(4, 6, dtype=torch.float64)).square().sum().backward()
-        optimiser.step()
+        optimizer.step()
     changed = {name for name, parameter in model.named_parameters() if not parameter.equal(before[name])}
     assert changed == {"first.query.lora_A", "first.query.lora_B"}
 

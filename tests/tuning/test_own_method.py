@@ -22,7 +22,7 @@ from hanlin.formats.load import save_base
 from hanlin.recipe.reading import load_recipe
 from hanlin.run.assemble import assemble
 
-IA3 = Path(__file__).parent / "ia3.py"
+IA3 = Path(__file__).parents[2] / "examples" / "ia3.py"
 FAMILIES = ["chatglm2", "cpm2", "cpm_bee"]
 
 

@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from hanlin.core.errors import CheckpointError
+from pydantic import ValidationError
+
+from hanlin.core.errors import CheckpointError, shorten
+from hanlin.core.extensions import is_imported
 from hanlin.formats.format import FamilyFacts
 from hanlin.formats.load import added_parameters
 from hanlin.recipe.tuning import TUNING_METHODS, TuningMethod
@@ -23,8 +26,8 @@ _SHOWN = 8
 class Adapter:
     """An opened adapter.
 
-    settings: with these `tuning.apply_tuning` makes room for it in a model; tensors: by our names; format: the title of
-    its layout; config: values of the model's configuration without which it has no place (its labels).
+    settings: with these `tuning.apply.apply_tuning` makes room for it in a model; tensors: by our names; format: the
+    title of its layout; config: values of the model's configuration without which it has no place (its labels).
     """
 
     path: Path
@@ -61,10 +64,16 @@ class AdapterFormat:
 def read_settings(path: Path, values: Mapping[str, Any]) -> TuningMethod:
     """The settings of an adapter from their values.
 
+    A method of the user's own is a Python file, which is run: an adapter may name it only after the recipe or the
+    command line did.
     Raises: CheckpointError.
     """
-    from pydantic import ValidationError
-
+    method = values.get(TUNING_METHODS.key)
+    if isinstance(method, str) and method.endswith(".py") and not is_imported(Path(method)):
+        raise CheckpointError(
+            f"{path}: names the Python file {method}, which is not run because an adapter says so; if you trust it, "
+            "name it yourself: --tuning FILE.py, or tuning.method of the recipe"
+        )
     try:
         return TUNING_METHODS.make(values)
     except ValidationError as error:
@@ -97,7 +106,5 @@ def _check_fit(path: Path, found: Mapping[str, torch.Tensor], places: Mapping[st
         ),
     ]
     if problems:
-        listed = "\n  ".join(
-            [*problems[:_SHOWN], *([f"and {len(problems) - _SHOWN} more"] if problems[_SHOWN:] else [])]
-        )
+        listed = "\n  ".join(shorten(problems, _SHOWN))
         raise CheckpointError(f"{path}: the adapter does not fit the model and the settings of tuning\n  {listed}")

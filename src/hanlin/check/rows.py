@@ -8,6 +8,7 @@ from typing import Any
 
 from hanlin.check.files import Purpose
 from hanlin.core.errors import ConfigError, DataError, HanlinError
+from hanlin.core.tokenizer import Tokenizer
 from hanlin.data.bad_rows import BadRow, list_bad_rows, try_records
 from hanlin.data.expand import open_first, records_in
 from hanlin.data.mixture_file import is_mixture, read_mixture
@@ -110,7 +111,7 @@ def _corpus_parts(settings: DataSettings, purpose: Purpose) -> Sequence[CorpusPa
     return [part for part in wanted if part is not None]
 
 
-def _check_texts(path: Path, tokenizer: Any, part: CorpusPart) -> None:
+def _check_texts(path: Path, tokenizer: Tokenizer, part: CorpusPart) -> None:
     """Raises: ConfigError, DataError for texts that cannot be made a corpus, as far as the first ones show it."""
     end_id(tokenizer)
     count, is_whole = try_texts(path, Encoding.key, TRIED_DOCUMENTS)
@@ -119,7 +120,7 @@ def _check_texts(path: Path, tokenizer: Any, part: CorpusPart) -> None:
 
 
 def _trained_rows(
-    settings: DataSettings, processor: Any, files: Sequence[Path], share: float, is_training: bool
+    settings: DataSettings, processor: Processor, files: Sequence[Path], share: float, is_training: bool
 ) -> Iterator[str]:
     """What keeps files from being trained on together, as far as their first rows show it."""
     limit = settings.train_limit if is_training else None
@@ -140,7 +141,7 @@ def _trained_rows(
         yield _indented(list_bad_rows(dropped, "No row is left: all were dropped."))
 
 
-def _scored_rows(recipe: Recipe, processor: Any, config: Any) -> Found:
+def _scored_rows(recipe: Recipe, processor: Processor, config: Any) -> Found:
     """What keeps records from being scored by the recipe's tasks, as far as the first rows of their files show it."""
     by = ScoredBy.of(recipe, processor, config)
     try:

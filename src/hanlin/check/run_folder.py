@@ -18,7 +18,7 @@ from hanlin.recipe.settings import Recipe
 from hanlin.train.optimizer import find_optimizer
 
 _FREE_BYTES = 100 << 20  # a run without a base needs at least this
-_MATRIX = (1024, 1024)  # as good as any to tell how much an optimiser keeps beside it
+_MATRIX = (1024, 1024)  # as good as any to tell how much an optimizer keeps beside it
 
 # What may change between two calls that continue the same run.
 _CHANGEABLE = re.compile(
@@ -76,7 +76,7 @@ def _disk_space(recipe: Recipe, folder: Path) -> Found:
 
 
 def _least_bytes(recipe: Recipe) -> int:
-    """A lower bound: a full run's checkpoints hold weights and the optimiser's state, `best` and `last` the weights."""
+    """A lower bound: a full run's checkpoints hold weights and the optimizer's state, `best` and `last` the weights."""
     base = recipe.model.base
     if base is None or not recipe.tuning.trains_base or not base.exists():
         return _FREE_BYTES

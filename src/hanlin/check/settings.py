@@ -23,7 +23,7 @@ def idle_problems(recipe: Recipe, places: Mapping[str, str]) -> Found:
 def length_problems(recipe: Recipe) -> Found:
     train = recipe.train
     if train.steps is None and train.epochs is None:
-        yield "train.steps", "say how long to train: train.steps (optimiser steps) or train.epochs (passes)"
+        yield "train.steps", "say how long to train: train.steps (optimizer steps) or train.epochs (passes)"
     if train.steps is not None and train.epochs is not None:
         yield "train.epochs", f"both steps ({train.steps}) and epochs ({train.epochs:g}) are given; remove one of them"
     end = train.decay_steps or train.steps
@@ -43,7 +43,7 @@ def _decay_problems(recipe: Recipe) -> Found:
     train = recipe.train
     if train.steps is None or train.decay_steps is None or train.steps <= train.decay_steps:
         return
-    from hanlin.train.optim import learning_rate
+    from hanlin.train.schedules import learning_rate
 
     if train.schedule != "noam" and learning_rate(train, train.steps, train.steps) == 0:
         yield (

@@ -26,7 +26,7 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
         metavar="best|last|base|PATH",
         help="of the recipe's run: best (default; where there is none, last) or last; "
         "base: what the run started from (fresh weights where there is none); or any checkpoint: "
-        "whether it is a prefix, a LoRA or a whole model is told from its files",
+        "whether it is an adapter or a whole model is told from its files",
     )
 
 
@@ -38,9 +38,25 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     add_weights(parser)
     model = parser.add_argument_group("a model without a recipe")
     model.add_argument("--base", type=Path, help="a base folder, or an original checkpoint")
-    model.add_argument("--adapter", type=Path, help="an adapter (LoRA or prefix) on top of it")
+    model.add_argument("--adapter", type=Path, help="what a tuning method trained, on top of it")
     model.add_argument("--vocab", type=Path, help="its vocabulary; default: the base folder's own")
     model.add_argument("--family", help="its family; default: told from the files")
+    add_tuning(model)
+
+
+def add_tuning(parser: argparse._ActionsContainer) -> None:
+    """A tuning method of the user's own, which an adapter may name only then; `run_tuning_file` reads it."""
+    parser.add_argument(
+        "--tuning", type=Path, metavar="FILE.py", help="a tuning method of your own that the adapter names; it is run"
+    )
+
+
+def run_tuning_file(args: argparse.Namespace) -> None:
+    """Raises: ConfigError."""
+    if args.tuning is not None:
+        from hanlin.core.extensions import import_file
+
+        import_file(args.tuning)
 
 
 def with_run_weights(recipe: Path, changes: Iterable[str], weights: str | None, purpose: Purpose) -> Recipe:
@@ -92,6 +108,7 @@ def recipe_of_model(args: argparse.Namespace) -> Recipe:
 
     Raises: ConfigError.
     """
+    run_tuning_file(args)
     changes = [word for word in args.words if "=" in word]
     recipes = [word for word in args.words if "=" not in word]
     if len(recipes) + (args.base is not None) != 1:

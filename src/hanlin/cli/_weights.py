@@ -52,14 +52,14 @@ def model_of_adapter(adapter: Adapter, base: Path, family: Family) -> Any:
 
     from hanlin.adapters.adapter import load_adapter
     from hanlin.formats.source import open_source, plain_values, read_config
-    from hanlin.tuning.apply import apply_tuning, make_additions
+    from hanlin.tuning.apply import allocate_additions, apply_tuning
 
     weights = open_source(base, family).weights
     config = read_config(base, family, {**plain_values(family), **adapter.config})
     with torch.device("meta"):
         model = family.model()(config).to(weights[next(iter(weights))].dtype)
     apply_tuning(model, adapter.settings, family)
-    make_additions(model)
+    allocate_additions(model)
     load_adapter(model, adapter)
     return model
 

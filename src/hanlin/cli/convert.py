@@ -3,7 +3,7 @@
 hanlin convert pytorch_model.bin base/ --vocab vocab.txt     an original checkpoint -> a base folder
 hanlin convert base/ out/ --to original                      and back (or --to huggingface)
 hanlin convert base/ merged/ --merge run/best                an adapter worked into its base
-hanlin convert run/best files.pt --base base/ --to delta     an adapter as the original's delta (or --to peft, adapter)
+hanlin convert run/best delta.pt --base base/ --to delta     an adapter as the original's delta (or --to peft, adapter)
 hanlin convert 80000/ out/ --to original --ranks 4           files of model-parallel ranks, divided anew
 hanlin convert run/best out/ --base base/ --to original      soft prompts among the tensors of their base
 """
@@ -13,6 +13,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from hanlin.cli._recipe import add_tuning, run_tuning_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--from", dest="from_", default=None, metavar="LAYOUT", help="default: told from the files")
     parser.add_argument("--family", help="default: told from the files")
+    add_tuning(parser)
     parser.add_argument("--vocab", type=Path, help="vocabulary to put into the target")
     parser.add_argument("--merge", type=Path, metavar="ADAPTER", help="work this adapter into the weights")
     parser.add_argument("--base", type=Path, help="the base that an adapter belongs to")
@@ -55,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
     from hanlin.adapters.opening import OURS, is_adapter
     from hanlin.core.errors import ConfigError
 
+    run_tuning_file(args)
     if not args.source.exists():
         raise ConfigError(f"there is no {args.source}")
     if is_adapter(args.source) or args.to == OURS:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hanlin.cli._recipe import add_tuning, run_tuning_file
 from hanlin.core.errors import DataError
 
 if TYPE_CHECKING:
@@ -23,9 +24,11 @@ Facts = Iterator[tuple[str, str]]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("paths", nargs="+", type=Path)
+    add_tuning(parser)
 
 
 def run(args: argparse.Namespace) -> int:
+    run_tuning_file(args)
     for path in args.paths:
         print(path)
         for name, value in _facts(path):

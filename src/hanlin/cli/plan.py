@@ -33,7 +33,7 @@ _DEGREES = ("data", "tensor", "pipe", "expert")
 _MEMORY = {
     "parameters": "parameters",
     "gradients": "gradients",
-    "optimiser": "optimiser",
+    "optimizer": "optimizer",
     "copies": "copies of weights",
     "activations": "activations",
     "loss": "head and loss",
@@ -74,8 +74,8 @@ def run(args: argparse.Namespace) -> int:
     device = find_device(args.device)
     recipe = load_recipe(args.recipe, args.changes)
     layout, reason = _layout(recipe, args.nodes * args.per_node)
-    columns = SequenceLengths(recipe.data.max_length, args.encoder_length, args.sample_length)
-    job = PlannedModel(recipe, columns, args.size)
+    lengths = SequenceLengths(recipe.data.max_length, args.encoder_length, args.sample_length)
+    job = PlannedModel(recipe, lengths, args.size)
     own = None if layout is None else estimate(job, layout)
     found = propose(job, device, args.nodes, args.per_node, args.network * 1e9) if args.propose else []
     notes = [*job.notes, *([reason] if reason else [])]
@@ -160,7 +160,7 @@ def _print_tables(
 
     console = Console(highlight=False)
     trained = f"{_elements(job, trained_only=True):,} of {_elements(job, trained_only=False):,} parameters trained"
-    print(f"{args.recipe}: {trained}, {job.recipe.train.precision}, rows of {job.columns.length} tokens")
+    print(f"{args.recipe}: {trained}, {job.recipe.train.precision}, rows of {job.lengths.length} tokens")
     for note in notes:
         print(f"note: {note}")
     if own is not None:

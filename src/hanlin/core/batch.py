@@ -67,7 +67,7 @@ class Batch:
         return float((self.weights * (self.labels != IGNORED)).sum())
 
     def split(self, parts: int) -> list[Batch]:
-        """Cut the batch into `run.components` micro-batches of (nearly) equal size; empty ones are left out."""
+        """Cut the batch into `parts` micro-batches of (nearly) equal size; empty ones are left out."""
         bounds = np.linspace(0, self.size, parts + 1).round().astype(int)
         return [self.part(a, b) for a, b in itertools.pairwise(bounds) if b > a]
 
@@ -112,11 +112,11 @@ class Cursor(Protocol):
         ...
 
     def inputs(self) -> dict[str, int]:
-        """The model's arguments for the next column: one number each, `tokens` among them."""
+        """The model's arguments for the next position: one number each, `tokens` among them."""
         ...
 
     def advance(self, token: int) -> Cursor:
-        """The cursor after `token` (a column of the logits) was chosen."""
+        """The cursor after `token` (an id of the logits) was chosen."""
         ...
 
 
@@ -146,8 +146,8 @@ class Prompt:
 class PromptBatch:
     """Prompts as tensors, padded on the left.
 
-    inputs: `[batch, length, ...]`; cursors: one per prompt, each holds the first column to feed;
-    banned: per prompt the columns of the logits that its answer must not use.
+    inputs: `[batch, length, ...]`; cursors: one per prompt, each holds the first position to feed;
+    banned: per prompt the ids of the logits that its answer must not use.
     """
 
     inputs: dict[str, torch.Tensor]

@@ -11,7 +11,7 @@ from types import ModuleType
 
 from hanlin.core.errors import ConfigError
 
-__all__ = ["import_file", "module_names"]
+__all__ = ["import_file", "is_imported", "module_names"]
 
 
 def module_names(package: str) -> list[str]:
@@ -28,6 +28,11 @@ def import_file(path: Path) -> ModuleType:
         raise ConfigError(f"there is no file {path}")
     name = str(path.resolve())
     return sys.modules.get(name) or _run_file(path, name)
+
+
+def is_imported(path: Path) -> bool:
+    """Whether a Python file was named by the user's recipe or command already, and has been run for that."""
+    return str(path.expanduser().resolve()) in sys.modules
 
 
 def _run_file(path: Path, name: str) -> ModuleType:

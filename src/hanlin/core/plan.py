@@ -101,7 +101,7 @@ class LanguageModel(Protocol):
         with `reduction="none"` the loss of each position `[batch, length]`; on a stage without last part the state.
 
         `kv_cache` (a `layers.kv_cache.KVCache`) makes the call incremental; `logits_to_keep=n` returns the last n
-        columns only.
+        positions only.
         """
         ...
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from hanlin.core.errors import DataError
+from hanlin.core.errors import DataError, shorten
 from hanlin.data.sources import BadRowError, Records
 
 __all__ = ["LISTED_ROWS", "BadRow", "UsableRecords", "list_bad_rows", "try_records", "usable_records"]
@@ -19,9 +19,7 @@ BadRow = tuple[str, str]
 
 def list_bad_rows(bad: Sequence[BadRow], head: str) -> str:
     """The first of the rows, a line each, with how many more there are and what to do."""
-    lines = [f"  {where}: {reason}" for where, reason in bad[:LISTED_ROWS]]
-    if len(bad) > LISTED_ROWS:
-        lines.append(f"  ... and {len(bad) - LISTED_ROWS:,} more")
+    lines = [f"  {line}" for line in shorten([f"{where}: {reason}" for where, reason in bad], LISTED_ROWS)]
     advice = "Correct these rows, or choose what happens to them: data.bad_rows=drop leaves them out"
     if any(reason.startswith("too long") for _, reason in bad):
         advice += "; for too long ones raise data.max_length or set data.overlong to drop, truncate or split"

@@ -68,7 +68,13 @@ def open_part(
 
 
 def open_first(
-    path: Path, settings: DataSettings, processor: Any, most: int, *, share: float = 1.0, limit: int | None = None
+    path: Path,
+    settings: DataSettings,
+    processor: SampleProcessor,
+    most: int,
+    *,
+    share: float = 1.0,
+    limit: int | None = None,
 ) -> tuple[Records, bool]:
     """What `open_part` opens, but of its first `most` rows only, and whether these are all.
 
@@ -94,7 +100,7 @@ def _first_rows(path: Path, settings: DataSettings, share: float) -> Records:
     return _at_most(rows, count)
 
 
-def _records_of(rows: Records, processor: Any, limit: int | None) -> Records:
+def _records_of(rows: Records, processor: SampleProcessor, limit: int | None) -> Records:
     """Raises: DataError when there is none."""
     records = expand(rows, processor)
     if len(records) == 0:

@@ -9,7 +9,7 @@ from typing import Any
 from hanlin.core.batch import Sample
 from hanlin.core.errors import ConfigError, DataError
 from hanlin.generate.prompts import make_prompt
-from hanlin.models.family import PredictsLabels, RanksCandidates
+from hanlin.models.family import PredictsLabels, Processor, RanksCandidates
 from hanlin.recipe.settings import GenerateSettings, Recipe
 
 __all__ = ["ScoredBy", "choices", "encode", "label_processor", "only_answer", "ranking_processor"]
@@ -19,13 +19,13 @@ __all__ = ["ScoredBy", "choices", "encode", "label_processor", "only_answer", "r
 class ScoredBy:
     """What decides whether a record can be scored. max_length: the most tokens that the model reads; None: no limit."""
 
-    processor: Any
+    processor: Processor
     tasks: tuple[str, ...]
     options: GenerateSettings
     max_length: int | None
 
     @classmethod
-    def of(cls, recipe: Recipe, processor: Any, config: Any) -> ScoredBy:
+    def of(cls, recipe: Recipe, processor: Processor, config: Any) -> ScoredBy:
         return cls(processor, recipe.evaluate.tasks, recipe.generate, getattr(config, "max_length", None))
 
     def check_tasks(self) -> None:
@@ -42,7 +42,7 @@ class ScoredBy:
             _CHECKS[task](self, record)
 
 
-def encode(processor: Any, record: Any, max_length: int | None) -> Sample:
+def encode(processor: Processor, record: Any, max_length: int | None) -> Sample:
     """The sample of a record that the model can read.
 
     Raises: DataError.
@@ -53,7 +53,7 @@ def encode(processor: Any, record: Any, max_length: int | None) -> Sample:
     return sample
 
 
-def choices(processor: Any, record: Any, max_length: int | None) -> dict[str, Sample]:
+def choices(processor: Processor, record: Any, max_length: int | None) -> dict[str, Sample]:
     """The record's options, each as the answer of a sample.
 
     Raises: DataError.
@@ -66,19 +66,19 @@ def choices(processor: Any, record: Any, max_length: int | None) -> dict[str, Sa
     return found
 
 
-def only_answer(processor: Any, record: Any) -> str:
+def only_answer(processor: Processor, record: Any) -> str:
     [answer] = processor.gold(record)
     return answer or ""
 
 
-def label_processor(processor: Any) -> PredictsLabels:
+def label_processor(processor: Processor) -> PredictsLabels:
     """Raises: ConfigError."""
     if not isinstance(processor, PredictsLabels):
         raise ConfigError("evaluate.tasks: classify needs a head for labels; name these in model.config.labels")
     return processor
 
 
-def ranking_processor(processor: Any) -> RanksCandidates:
+def ranking_processor(processor: Processor) -> RanksCandidates:
     """Raises: ConfigError."""
     if not isinstance(processor, RanksCandidates):
         raise ConfigError("evaluate.tasks: records of this family cannot be ranked; take generate, likelihood or loss")

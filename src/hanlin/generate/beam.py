@@ -30,7 +30,7 @@ class BeamRules:
 
 
 class Candidate(NamedTuple):
-    """A way to go on: the beam's number, the column of the logits, the sum of log probabilities with it."""
+    """A way to go on: the beam's number, the id that follows, the sum of log probabilities with it."""
 
     beam: int
     token: int
@@ -39,7 +39,7 @@ class Candidate(NamedTuple):
 
 @dataclass(frozen=True)
 class Beam:
-    """An open answer. tokens: the columns chosen; fed: what the model reads after the prompt, its next column too."""
+    """An open answer. tokens: the ids chosen; fed: what the model reads after the prompt, its next position too."""
 
     cursor: Cursor
     fed: tuple[int, ...]

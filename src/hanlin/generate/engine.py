@@ -1,6 +1,6 @@
 """Records in, records with their answers out: one cached, batched loop for all methods (methods/).
 
-A batch of prompts (padded on the left) goes through the model once; then every step feeds one column per open beam.
+A batch of prompts (padded on the left) goes through the model once; then every step feeds one position per open beam.
 Finished records leave the batch. An answer depends neither on the batch size nor on the other records (up to
 floating-point rounding): each record draws from its own stream of random numbers. Records are never changed.
 
@@ -35,10 +35,10 @@ from hanlin.recipe.settings import GenerateSettings
 from hanlin.tokens.stream import stream_pieces
 
 from .beam import Beam, BeamRules, Candidate, Search, advance, best_candidates, start_search
-from .dialogue_cache import DialogueCache, columns_of
+from .dialogue_cache import DialogueCache, positions_of
 from .method import GenerateMethod, find_method
 from .prompts import make_prompt
-from .sampling import ban_columns, penalise_used
+from .sampling import ban_ids, penalise_used
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -149,7 +149,7 @@ class Engine:
         while rows := _open_rows(searches):
             with self.inference():
                 logits = reader.read(rows)
-                logits = ban_columns(logits, [batch.banned[row.record] for row in rows])
+                logits = ban_ids(logits, [batch.banned[row.record] for row in rows])
                 candidates = _choose(method, _penalise(logits, rows, options), rows, options, streams)
             for record, best_first in candidates.items():
                 searches[record] = advance(searches[record], best_first, rules)
@@ -243,18 +243,18 @@ class _Reader:
         self._kv_cache: KVCache | None = None
         self._rows = [_BeamRow(number, Beam.first(cursor)) for number, cursor in enumerate(batch.cursors)]
         # What belongs to the whole record (a relation table) goes along with every step; the rest is in the KV cache.
-        columns = batch.cursors[0].inputs()
-        self._constant = {name: tensor for name, tensor in self._prompt.items() if name not in columns}
+        inputs = batch.cursors[0].inputs()
+        self._constant = {name: tensor for name, tensor in self._prompt.items() if name not in inputs}
 
     def read(self, rows: list[_BeamRow]) -> torch.Tensor:
-        """Feed the next column of every row; logits `[rows, vocab]`, at least fp32."""
+        """Feed the next position of every row; logits `[batch, vocab]`, at least fp32."""
         if self._kv_cache is None:
             self._kv_cache = self._read_prompt()
         self._reorder(rows)
-        columns = self._columns(rows)
-        logits = self._model(**columns, **self._constant, kv_cache=self._kv_cache, logits_to_keep=1)[:, -1]
+        inputs = self._inputs_of(rows)
+        logits = self._model(**inputs, **self._constant, kv_cache=self._kv_cache, logits_to_keep=1)[:, -1]
         if self._memory is not None:
-            self._memory.columns += columns_of(columns)
+            self._memory.positions += positions_of(inputs)
         return logits if logits.dtype == torch.float64 else logits.float()
 
     def _read_prompt(self) -> KVCache:
@@ -263,12 +263,12 @@ class _Reader:
             kv_cache = KVCache()
             self._model(**self._prompt, kv_cache=kv_cache, logits_to_keep=1)
             return kv_cache
-        wanted = columns_of(self._prompt)
-        known = self._memory.begin(wanted)
+        wanted = positions_of(self._prompt)
+        known = self._memory.crop_to(wanted)
         if known < len(wanted):
             rest = {name: tensor[:, known:] for name, tensor in self._prompt.items()}
             self._model(**rest, kv_cache=self._memory.kv_cache, logits_to_keep=1)
-            self._memory.columns += wanted[known:]
+            self._memory.positions += wanted[known:]
         return self._memory.kv_cache
 
     def _reorder(self, rows: list[_BeamRow]) -> None:
@@ -284,11 +284,11 @@ class _Reader:
             self._constant = {name: tensor[chosen] for name, tensor in self._constant.items()}
         self._rows = rows
 
-    def _columns(self, rows: list[_BeamRow]) -> dict[str, torch.Tensor]:
-        columns = [row.beam.cursor.inputs() for row in rows]
+    def _inputs_of(self, rows: list[_BeamRow]) -> dict[str, torch.Tensor]:
+        inputs = [row.beam.cursor.inputs() for row in rows]
         return {
-            name: torch.tensor([[column[name]] for column in columns], dtype=self._dtype(name)).to(self._device)
-            for name in columns[0]
+            name: torch.tensor([[one[name]] for one in inputs], dtype=self._dtype(name)).to(self._device)
+            for name in inputs[0]
         }
 
     def _dtype(self, name: str) -> torch.dtype:

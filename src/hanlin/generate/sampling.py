@@ -1,4 +1,4 @@
-"""From logits to one token: ban, penalise, warm, cut, draw. Pure functions on `[rows, vocab]`.
+"""From logits to one token: ban, penalise, warm, cut, draw. Pure functions on `[batch, vocab]`.
 
 Their order is that of the original CPM-Ant, of Megatron and of the Hugging Face warpers: penalty, temperature, top-k,
 top-p, draw. The released CPM-1's program takes the temperature last.
@@ -11,28 +11,28 @@ from collections.abc import Iterable, Sequence
 import torch
 
 BANNED = -10000.0
-"""The logit of a column that must not be chosen; finite, as the original has it, so that no row is ever all -inf."""
+"""The logit of an id that must not be chosen; finite, as the original has it, so that no row is ever all -inf."""
 
 
-def ban_columns(logits: torch.Tensor, banned: Sequence[Sequence[int]]) -> torch.Tensor:
-    """Rule out the columns `banned[row]` of each row."""
+def ban_ids(logits: torch.Tensor, banned: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Rule out the ids `banned[row]` of each row."""
     if not any(banned):
         return logits
     return logits.index_put(_cells(banned, logits.device), logits.new_tensor(BANNED))
 
 
 def penalise_used(logits: torch.Tensor, used: Sequence[Iterable[int]], penalty: float) -> torch.Tensor:
-    """Make the columns `used[row]` less likely: a positive logit is divided by `penalty`, a negative one multiplied."""
+    """Make the ids `used[row]` less likely: a positive logit is divided by `penalty`, a negative one multiplied."""
     assert penalty >= 1, penalty
     if penalty == 1:
         return logits
-    cells = _cells([sorted(set(columns)) for columns in used], logits.device)
+    cells = _cells([sorted(set(ids)) for ids in used], logits.device)
     values = logits[cells]
     return logits.index_put(cells, torch.where(values < 0, values * penalty, values / penalty))
 
 
 def keep_top_k(logits: torch.Tensor, k: int) -> torch.Tensor:
-    """Rule out (-inf) all columns below the k-th best of their row; 0 keeps all."""
+    """Rule out (-inf) all ids below the k-th best of their row; 0 keeps all."""
     if k == 0 or k >= logits.shape[-1]:
         return logits
     worst_kept = logits.topk(k, dim=-1).values[:, -1:]
@@ -40,13 +40,13 @@ def keep_top_k(logits: torch.Tensor, k: int) -> torch.Tensor:
 
 
 def keep_top_p(logits: torch.Tensor, p: float) -> torch.Tensor:
-    """Rule out (-inf) the columns that are not needed to reach the probability `p`; the best one always stays."""
+    """Rule out (-inf) the ids that are not needed to reach the probability `p`; the best one always stays."""
     if p >= 1:
         return logits
-    ordered, columns = logits.sort(dim=-1, descending=True)
+    ordered, ids = logits.sort(dim=-1, descending=True)
     probabilities = ordered.softmax(dim=-1)
     is_surplus = probabilities.cumsum(dim=-1) - probabilities >= p
-    return logits.masked_fill(is_surplus.scatter(-1, columns, is_surplus), -torch.inf)
+    return logits.masked_fill(is_surplus.scatter(-1, ids, is_surplus), -torch.inf)
 
 
 def warp(
@@ -59,20 +59,20 @@ def warp(
 
 
 def draw(logits: torch.Tensor, uniforms: Sequence[float]) -> torch.Tensor:
-    """Draw one column per row `[rows]`; `uniforms[row]` in [0, 1) decides.
+    """Draw one id per row `[batch]`; `uniforms[row]` in [0, 1) decides.
 
     The numbers come from outside, one stream per record, so that an answer depends neither on its neighbours in the
     batch nor on the device's random generator.
     """
     cumulative = logits.softmax(dim=-1).cumsum(dim=-1)
     total = cumulative[:, -1:]
-    # A uniform number near 1 rounds to 1 in fp32, which would choose a column after the last possible one.
+    # A uniform number near 1 rounds to 1 in fp32, which would choose an id after the last possible one.
     below_total = total.nextafter(torch.zeros_like(total))
     targets = torch.tensor(uniforms, dtype=total.dtype).to(total.device)[:, None] * total
     return torch.searchsorted(cumulative, targets.minimum(below_total), right=True).squeeze(-1)
 
 
-def _cells(columns: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    cells = [(row, column) for row, some in enumerate(columns) for column in some]
+def _cells(ids: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    cells = [(row, id_) for row, some in enumerate(ids) for id_ in some]
     rows, chosen = torch.tensor(cells, dtype=torch.int64).view(-1, 2).to(device).unbind(1)
     return rows, chosen

@@ -27,7 +27,9 @@ class AttentionContext:
 def make_attention_context(
     mask: AttentionMask, tokens: torch.Tensor, prefix: PrefixSource | None, kv_cache: KVCache | None
 ) -> AttentionContext:
-    """mask: of the columns of this call, `tokens` `[batch, length]`, without the prefix; prefix: that of the model."""
+    """mask: of the positions of this call, `tokens` `[batch, length]`, without the prefix; prefix: that of the
+    model.
+    """
     if prefix is None:
         return AttentionContext(mask, {}, kv_cache)
     is_kept = kv_cache is not None and kv_cache.has_keys
@@ -35,7 +37,7 @@ def make_attention_context(
 
 
 def causal_mask_of_call(tokens: torch.Tensor, spans: torch.Tensor | None, kv_cache: KVCache | None) -> AttentionMask:
-    """Causal mask within each sample; the columns of this call are added to the KV cache.
+    """Causal mask within each sample; the positions of this call are added to the KV cache.
 
     tokens, spans: `[batch, length]`; see `packed_causal_mask`; None: a row is one sample.
     """
@@ -45,7 +47,7 @@ def causal_mask_of_call(tokens: torch.Tensor, spans: torch.Tensor | None, kv_cac
     return cached_causal_mask(own, kv_cache.add_positions(spans=own)["spans"])
 
 
-def attend(
+def block_attention(
     context: AttentionContext,
     name: str,
     query: torch.Tensor,
@@ -54,7 +56,7 @@ def attend(
     *,
     dropout: float = 0.0,
 ) -> torch.Tensor:
-    """`attention` of a block's columns, with its prefix and the columns in the KV cache.
+    """`attention` of a block's positions, with its prefix and the positions in the KV cache.
 
     name: the block's; query: `[batch, length, heads, head_dim]`; key, value: `[batch, length, kv_heads, head_dim]`.
     Returns `[batch, length, heads * head_dim]`.
@@ -64,7 +66,7 @@ def attend(
         query, key, value = (
             windows.group(part.flatten(2)).unflatten(-1, part.shape[2:]) for part in (query, key, value)
         )
-    query, key, value = (part.transpose(1, 2) for part in (query, key, value))  # [groups, heads, columns, head_dim]
+    query, key, value = (part.transpose(1, 2) for part in (query, key, value))  # [groups, heads, length, head_dim]
     if name in context.prefixes:
         key, value = context.prefixes[name].before(key, value)
     if context.kv_cache is not None:

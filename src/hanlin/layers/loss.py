@@ -3,8 +3,8 @@
 Only labelled positions are projected. Their gradients are computed in the forward pass, chunk by chunk while the
 logits are there, so the backward pass only multiplies by a number.
 
-A table may be one rank's part of a vocabulary (`Share`): then hidden states, labels and results are those of all ranks
-of the table, and the same on each of them.
+A table may be one rank's part of a vocabulary (`VocabularyPartition`): then hidden states, labels and results are those
+of all ranks of the table, and the same on each of them.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ class Prefix:
     dropout: float = 0.0
 
     def before(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Put the prefix before keys and values `[rows, kv_heads, columns, head_dim]`."""
+        """Put the prefix before keys and values `[batch, kv_heads, length, head_dim]`."""
         return self._joined(self.keys, keys), self._joined(self.values, values)
 
     def _joined(self, prefix: torch.Tensor, own: torch.Tensor) -> torch.Tensor:

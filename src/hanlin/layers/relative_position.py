@@ -1,4 +1,4 @@
-"""Distances between columns -> rows of a position bias table."""
+"""Distances between positions -> rows of a position bias table."""
 
 from __future__ import annotations
 

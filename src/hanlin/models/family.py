@@ -7,7 +7,7 @@ import pkgutil
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, get_type_hints, runtime_checkable
+from typing import Any, ClassVar, Protocol, get_type_hints, runtime_checkable
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -19,9 +19,6 @@ from hanlin.data.processor import SampleProcessor, SoftPrompts
 from hanlin.formats.format import Format
 from hanlin.models.common.label_processor import LabelKind
 from hanlin.recipe.reading import nearest
-
-if TYPE_CHECKING:
-    pass
 
 
 class ModelConfig(Protocol):
@@ -54,11 +51,11 @@ class Processor(SampleProcessor, Protocol):
     def collate_prompts(self, prompts: Sequence[Prompt]) -> PromptBatch: ...
 
     def answer(self, prompt: Prompt, tokens: Sequence[int]) -> Any:
-        """A copy of the prompt's record with the answer written in; `tokens` are the columns chosen, ends included."""
+        """A copy of the prompt's record with the answer written in; `tokens` are the ids chosen, ends included."""
         ...
 
     def answer_texts(self, prompt: Prompt, tokens: Sequence[int]) -> Sequence[str]:
-        """The text of each answer that was begun; `tokens` are the columns chosen so far."""
+        """The text of each answer that was begun; `tokens` are the ids chosen so far."""
         ...
 
     def gold(self, record: Any) -> Sequence[str | None]:
@@ -75,7 +72,7 @@ class Processor(SampleProcessor, Protocol):
 
 @runtime_checkable
 class Converses(Protocol):
-    """Processor of a family that can be talked with: its columns never see a later one (see
+    """Processor of a family that can be talked with: its positions never see a later one (see
     generate/dialogue_cache.py).
     """
 

@@ -1,4 +1,4 @@
-"""Sharding (FSDP2): a data rank holds a share of weights, gradients and optimiser, and gathers what it needs."""
+"""Sharding (FSDP2): a data rank holds a share of weights, gradients and optimizer, and gathers what it needs."""
 
 from __future__ import annotations
 

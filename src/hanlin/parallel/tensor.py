@@ -1,6 +1,6 @@
 """Tensor parallelism: every rank computes with its own rows or columns of the matrices that a `Plan` divides.
 
-The parameters are DTensors, so that checkpoints, sharding and optimiser know where each part belongs. The model's code
+The parameters are DTensors, so that checkpoints, sharding and optimizer know where each part belongs. The model's code
 sees plain tensors, its own part, for as long as one of its blocks runs; DTensor moves the activations between the
 ranks: before a linear divided by rows of its output the gradients of all ranks are added, behind one divided by its
 input the results. Names and code of the model stay as they are.

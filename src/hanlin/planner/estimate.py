@@ -35,7 +35,7 @@ class RankMemory:
 
     parameters: int
     gradients: int
-    optimiser: int
+    optimizer: int
     copies: int
     activations: int
     loss: int
@@ -155,14 +155,14 @@ def _memory(share: _RankShare) -> RankMemory:
     passes = layout.micro_batches
     accumulates = share.is_sharded and passes > 1  # each pass adds to whole gradients, the last one divides them
     gradients = FP32 * (held.whole_trained if accumulates else held.held_trained)
-    optimiser = held.optimiser_bytes
-    host = held.held_bytes + FP32 * held.held_trained + optimiser if layout.offload else 0
+    optimizer = held.optimiser_bytes
+    host = held.held_bytes + FP32 * held.held_trained + optimizer if layout.offload else 0
     activations, (casted, casted_late), gathered = _activations(share), _casted(share), _gathered(share)
     backward = share.trace.transient + _reduced(share)
     if share.recomputes:
         backward += max((cost.kept for cost in share.costs), default=0)
     loss = _loss(share) if held.stage.has_last else 0
-    static = (0 if host else held.held_bytes + optimiser) + gathered
+    static = (0 if host else held.held_bytes + optimizer) + gathered
     # When all activations are there, so are the gradients of an earlier pass, if there was a backward pass yet.
     full = activations + (0 if passes == 1 or layout.waits_for_all else gradients)
     # A first pass makes the last block's gradients in `backward`; further ones add theirs to those that are there.
@@ -172,7 +172,7 @@ def _memory(share: _RankShare) -> RankMemory:
     return RankMemory(
         held.held_bytes,
         gradients,
-        optimiser,
+        optimizer,
         gathered + max(casted, casted_late),
         activations,
         loss,
@@ -226,7 +226,7 @@ def _reduced(share: _RankShare) -> int:
 def _loss(share: _RankShare) -> int:
     """What layers/loss.py holds when its gradients are ready, if every position is labelled."""
     (vocabulary, hidden_size), size = share.held.head, share.dtype_bytes
-    rows = share.layout.micro_batch_size * share.job.columns.length
+    rows = share.layout.micro_batch_size * share.job.lengths.length
     is_mixed = size != FP32
     # The norm's two and the labelled rows; a copy of the table; the gradients of rows and table.
     hidden = rows * hidden_size * 3 * FP32
@@ -274,7 +274,7 @@ def _flops(share: _RankShare) -> float:
     head = 0.0
     if held.stage.has_last:
         products = 3 if held.is_head_trained else 2
-        head = 2.0 * products * layout.micro_batch_size * share.job.columns.length * math.prod(held.head)
+        head = 2.0 * products * layout.micro_batch_size * share.job.lengths.length * math.prod(held.head)
     return layout.micro_batches * (blocks + head)
 
 

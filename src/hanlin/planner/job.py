@@ -32,7 +32,7 @@ class PlannedModel:
     """A recipe's model on the meta device. Traces are remembered: layouts share them."""
 
     def __init__(
-        self, recipe: Recipe, columns: SequenceLengths, size: str | None = None, *, keeps_probabilities: bool = False
+        self, recipe: Recipe, lengths: SequenceLengths, size: str | None = None, *, keeps_probabilities: bool = False
     ) -> None:
         """size: a named size of the family in place of the recipe's base; keeps_probabilities: see
         `trace.TraceSettings`.
@@ -40,7 +40,7 @@ class PlannedModel:
         Raises: ConfigError, CheckpointError.
         """
         family = load_family(recipe.model.family)
-        self.recipe, self.columns, self.keeps_probabilities = recipe, columns, keeps_probabilities
+        self.recipe, self.lengths, self.keeps_probabilities = recipe, lengths, keeps_probabilities
         self.config, self.notes = _config(recipe, family, size)
         self.dtype = DTYPES[recipe.train.precision]
         model = _meta_model(recipe, family, self.config, self.dtype)
@@ -85,12 +85,12 @@ class PlannedModel:
         return cut_stages(self.weights, layout)
 
     def _run(self, layout: Layout, experts: int) -> Trace:
-        columns = self.columns
+        lengths = self.lengths
         run = TraceSettings(
-            columns.length,
-            columns.encoder_length or columns.length,
+            lengths.length,
+            lengths.encoder_length or lengths.length,
             self.dtype,
-            columns.sample_length,
+            lengths.sample_length,
             keeps_probabilities=self.keeps_probabilities,
             experts=experts,
         )

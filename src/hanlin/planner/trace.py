@@ -106,13 +106,14 @@ def shrink(model: Any) -> TraceModel:
 class TraceSettings:
     """How the traced pass is run.
 
-    columns, encoder_columns: of a row; dtype: of the arithmetic; sample_length: columns of a packed row that attend
-    among themselves (0: all); keeps_probabilities: as the CPU's attention does with a trained bias or with dropout,
-    while the kernels of accelerators compute them again; experts: among which a rank's tokens are divided, 1 or 2.
+    length, encoder_length: of a row, in tokens; dtype: of the arithmetic; sample_length: positions of a packed row that
+    attend among themselves (0: all); keeps_probabilities: as the CPU's attention does with a trained bias or with
+    dropout, while the kernels of accelerators compute them again; experts: among which a rank's tokens are divided, 1
+    or 2.
     """
 
-    columns: int
-    encoder_columns: int
+    length: int
+    encoder_length: int
     dtype: torch.dtype
     sample_length: int = 0
     keeps_probabilities: bool = False
@@ -194,18 +195,18 @@ def _narrow_prefix(model: Any, ranks: int) -> None:
 def make_inputs(model: Any, rows: int, run: TraceSettings) -> TraceInputs:
     """What the model's `forward` wants: the fields without default of the `Inputs` beside it, else its own arguments.
 
-    A field is `[rows, columns]`, of truth values if it is called so; `encoder_...` has as many columns as the encoder.
+    A field is `[batch, length]`, of truth values if it is called so; `encoder_...` has the length of the encoder.
     """
     kind = type(model).forward.__globals__.get("Inputs")
     fields = [] if kind is None else dataclasses.fields(kind)
     wanted = [field.name for field in fields if field.default is dataclasses.MISSING] or _named(type(model).forward)
-    columns = {name: run.encoder_columns if name.startswith("encoder_") else run.columns for name in wanted}
+    lengths = {name: run.encoder_length if name.startswith("encoder_") else run.length for name in wanted}
     inputs = {
-        name: torch.zeros(rows, columns[name], dtype=torch.bool if name.startswith(("is_", "has_")) else torch.int64)
+        name: torch.zeros(rows, lengths[name], dtype=torch.bool if name.startswith(("is_", "has_")) else torch.int64)
         for name in wanted
     }
     if run.sample_length and any(field.name == "windows" for field in fields):
-        count = math.ceil(run.columns / run.sample_length)
+        count = math.ceil(run.length / run.sample_length)
         inputs["windows"] = torch.zeros(rows, count, run.sample_length, dtype=torch.int64)
     return inputs
 

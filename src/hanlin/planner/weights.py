@@ -21,7 +21,7 @@ from hanlin.planner.layout import Layout
 _ONE = Layout()
 EndPlacement = Literal["first", "last", "ends", "everywhere"]
 StateBytes = Callable[[Sequence[int]], int]
-"""The shape of a trained weight -> what the optimiser keeps for it."""
+"""The shape of a trained weight -> what the optimizer keeps for it."""
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ def translate_deepspeed(config: Mapping[str, Any], data_ranks: int | None = None
         **_zero(given, notes),
         "train.clip": given.get("gradient_clipping") or None,
         **_precision(given, notes),
-        **_optimiser(given, notes),
+        **_optimizer(given, notes),
         **_schedule(given, notes),
         **_rest(given, notes),
     }
@@ -197,14 +197,14 @@ def _precision(given: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     }
 
 
-# --- optimiser and rate ---
+# --- optimizer and rate ---
 
 
-def _optimiser(given: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
-    optimiser = _section(given, "optimizer")
-    if not optimiser:
+def _optimizer(given: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
+    optimizer = _section(given, "optimizer")
+    if not optimizer:
         return {}
-    kind, values = optimiser.get("type"), _section(optimiser, "params")
+    kind, values = optimizer.get("type"), _section(optimizer, "params")
     decay = values.get("weight_decay", 0.0)
     if kind not in ("Adam", "AdamW"):
         raise ConfigError(f"optimizer.type: there is only AdamW here; found {kind!r}")

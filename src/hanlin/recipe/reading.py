@@ -42,8 +42,6 @@ COMMAND_LINE = "command line"
 # What other trainers call a setting.
 _OTHER_NAMES = {
     "learning_rate": "train.lr",
-    "batch_rows": "train.batch_size",
-    "micro_rows": "train.micro_batch_size",
     "global_batch_size": "train.batch_size",
     "per_device_train_batch_size": "train.micro_batch_size",
     "gradient_accumulation_steps": "train.micro_batch_size",
@@ -66,6 +64,11 @@ _OTHER_NAMES = {
     "num_beams": "generate.beams",
     # What a setting was called before.
     "adamw": "train.optimizer.eps_before_correction",
+    "batch_rows": "train.batch_size",
+    "micro_rows": "train.micro_batch_size",
+    "prefix_length": "tuning.length",
+    "prefix_projection": "tuning.projection",
+    "prompt": "tuning.length",
 }
 # What values were called before they were named by what they do.
 _OTHER_VALUES = {

@@ -23,7 +23,7 @@ class ModelSettings(Settings):
     family: str
     # Weights to start from: a base folder, an original checkpoint file or folder. None: fresh weights.
     base: Path | None = None
-    # Adapter (LoRA) weights to put on top of the base: a run's folder, our delta or the original's file.
+    # What a tuning method trained, on top of the base: our adapter folder, PEFT's, or an original's file.
     adapter: Path | None = None
     # A named size of the family; only for fresh weights.
     size: str | None = None
@@ -89,11 +89,11 @@ OPTIMIZERS = OneOf("hanlin.train.optimizers", key="name", exports="optimizer", d
 
 
 class TrainSettings(Settings):
-    # Optimiser steps; give this or epochs.
+    # Optimizer steps; give this or epochs.
     steps: int | None = Field(default=None, gt=0, le=10**8)
     # Passes over the training data.
     epochs: float | None = Field(default=None, gt=0, le=10**5)
-    # Rows per optimiser step, over all ranks.
+    # Rows per optimizer step, over all ranks.
     batch_size: int = Field(default=8, gt=0, le=10**7)
     # Rows per forward pass of one rank; batch_size must be a multiple. None: batch_size.
     micro_batch_size: int | None = Field(default=None, gt=0)
@@ -122,7 +122,7 @@ class TrainSettings(Settings):
     # Denominator of the loss: token: all loss tokens of the step; batch: mean of the means of each forward pass
     # (as the original CPM-Bee does it).
     loss_mean: Literal["token", "batch"] = "token"
-    # Arithmetic of the forward and backward pass. Trained weights and optimiser are always fp32.
+    # Arithmetic of the forward and backward pass. Trained weights and optimizer are always fp32.
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     # fp16: first loss scale, and the good steps after which it doubles.
     loss_scale: float = Field(default=65536.0, gt=0)
@@ -157,7 +157,7 @@ class ParallelSettings(Settings):
     pipe: int = Field(default=1, gt=0)
     # Neighbouring data ranks that divide a mixture's experts among them; it must divide the number of data ranks.
     expert: int = Field(default=1, gt=0)
-    # What a data rank holds only its share of. none: nothing; gradients: gradients and optimiser, and the weights
+    # What a data rank holds only its share of. none: nothing; gradients: gradients and optimizer, and the weights
     # between steps (ZeRO-2); parameters: the weights within a step too (ZeRO-3). With expert > 1 the experts are
     # divided by that alone.
     shard: Literal["none", "gradients", "parameters"] = "none"
@@ -175,7 +175,7 @@ class ParallelSettings(Settings):
     micro_batches: int | None = Field(default=None, gt=0)
     # Divide what stands between the matrices along the text as well (tensor > 1): fewer activations.
     sequence_parallel: bool = False
-    # Keep weights, gradients and optimiser in the CPU's memory (shard: parameters).
+    # Keep weights, gradients and optimizer in the CPU's memory (shard: parameters).
     offload: bool = False
     # Compute again in the backward pass instead of keeping: full: all but a block's input; selective: all but the
     # results of matrix products.
@@ -190,7 +190,7 @@ class ParallelSettings(Settings):
 class GenerateSettings(Settings):
     """What the settings of all methods have in common; those of each are in its file of generate/methods/."""
 
-    # beam: search with several beams; sample: draw; greedy: one beam.
+    # A file of generate/methods/ (beam, greedy, sample), or a Python file named by its path.
     method: str
     # Tokens of all answers of a record together.
     max_new_tokens: int = Field(default=100, gt=0)

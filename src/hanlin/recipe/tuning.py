@@ -55,7 +55,7 @@ class TuningMethod(Settings):
             if hasattr(module, "init_addition"):
                 module.init_addition(generator)
 
-    def begin(self, model: Any, tokenizer: Any, family: Any, base: Path | None) -> None:
+    def init_from_settings(self, model: Any, tokenizer: Any, family: Any, base: Path | None) -> None:
         """Give it the first values that the settings ask for in place of drawn ones; base: the weights' path."""
 
     def adapt_processor(self, processor: Any, family: Any) -> Any:

@@ -8,13 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from hanlin.core.collectives import main_first
+from hanlin.core.device import pick_device, set_threads
 from hanlin.core.errors import ConfigError
 from hanlin.core.files import held, replaced_file
+from hanlin.core.logging import start_log
 from hanlin.core.ranks import read_ranks
+from hanlin.core.seeds import seed_everything
+from hanlin.formats.fingerprint import Fingerprint
 from hanlin.models.family import LoadTokenizer
 from hanlin.recipe.reading import dump_recipe
 from hanlin.recipe.settings import Recipe
 from hanlin.run.components import Components, build_components, vocab_path
+from hanlin.train.optimizer import build_optimizer
 
 if TYPE_CHECKING:
     import torch
@@ -130,15 +136,9 @@ def _corpus(path: Path, components: Components) -> Path:
 
 
 def _train(components: Components, resume: bool) -> int:
-    from hanlin.core.collectives import main_first
-    from hanlin.core.device import pick_device, set_threads
-    from hanlin.core.logging import start_log
-    from hanlin.core.seeds import seed_everything
-    from hanlin.formats.fingerprint import Fingerprint
     from hanlin.parallel.mesh import Degrees
     from hanlin.run.weights import export, parallelize_tuned
     from hanlin.train.loop import count_steps, train
-    from hanlin.train.optimizer import build_optimizer
     from hanlin.train.run_checkpoints import RunCheckpoints
     from hanlin.train.step import Step, mean_loss
 
@@ -156,8 +156,8 @@ def _train(components: Components, resume: bool) -> int:
     # The frozen base is not in a checkpoint; it must be the one that the checkpoint was trained on.
     base = None if recipe.tuning.trains_base else Fingerprint()
     parallel_model = parallelize_tuned(components, device, ranks.world, base)
-    optimiser = build_optimizer(parallel_model.parameters, recipe.train.optimizer)
-    step = Step(parallel_model, optimiser, recipe.train, count_steps(recipe.train, loader), loader.where)
+    optimizer = build_optimizer(parallel_model.parameters, recipe.train.optimizer)
+    step = Step(parallel_model, optimizer, recipe.train, count_steps(recipe.train, loader), loader.where)
     _log_start(components, parallel_model, step.total_steps, device, threads)
     identity = None if base is None else base.value(parallel_model.mesh.gather("all", base.digests))
     outcome = train(
@@ -185,7 +185,6 @@ def _loaders(components: Components, console: Any, degrees: Degrees, rank: int) 
 
     Raises: ConfigError, DataError.
     """
-    from hanlin.core.collectives import main_first
 
     with main_first():
         loader, held_out = (_loader(components, part, console, degrees, rank) for part in ("train", "valid"))
@@ -285,7 +284,6 @@ def _log_start(
 
 
 def _evaluate(components: Components) -> Metrics:
-    from hanlin.core.logging import start_log
     from hanlin.evaluate.run import evaluate
     from hanlin.run.weights import load_engine
 
@@ -309,7 +307,6 @@ def _evaluate(components: Components) -> Metrics:
 
 def _evaluate_windows(components: Components) -> Metrics:
     """Perplexity on the test part or, where there is none, the valid part."""
-    from hanlin.core.collectives import main_first
     from hanlin.evaluate.windows import evaluate_windows
     from hanlin.run.weights import load_engine
 

@@ -25,7 +25,7 @@ from hanlin.parallel.parallel_model import ParallelModel
 from hanlin.parallel.parallelize import DTYPES, parallelize
 from hanlin.recipe.settings import ParallelSettings
 from hanlin.run.components import Components, build_components
-from hanlin.tuning.apply import apply_tuning, fill_additions, make_additions
+from hanlin.tuning.apply import allocate_additions, apply_tuning, init_additions_of
 
 if TYPE_CHECKING:
     from hanlin.generate.engine import Engine
@@ -87,7 +87,7 @@ def empty_tuned_model(components: Components) -> torch.nn.Module:
     if components.recipe.model.base is None and not all(one.is_floating_point() for one in model.parameters()):
         raise ConfigError("model.config: fresh weights cannot be quantised; name a model.base, or set bits to 0")
     apply_tuning(model, components.recipe.tuning, components.family)
-    _begin_additions(model, components)
+    _init_additions(model, components)
     return model
 
 
@@ -281,7 +281,7 @@ def _frozen_sharded(components: Components, device: torch.device, layout: Parall
     parallel_model.fill(_base_weights(components, parallel_model.names))
     if adapter is not None:
         tuned = empty()
-        make_additions(tuned)
+        allocate_additions(tuned)
         load_adapter(tuned, adapter)
         parallel_model.fill(added_parameters(tuned).items())
     return ShardedInferenceModel(parallel_model, names).requires_grad_(False).eval()
@@ -291,7 +291,7 @@ def _tuned_model(components: Components, fingerprint: Fingerprint | None = None)
     recipe = components.recipe
     model = _base_model(components, _base_dtype(components), fingerprint)
     apply_tuning(model, recipe.tuning, components.family, _tuning_generator(components))
-    _begin_additions(model, components)
+    _init_additions(model, components)
     return model
 
 
@@ -299,14 +299,14 @@ def _additions(components: Components) -> NamedTensors:
     """What the tuning method adds, with its first values; small, so that every rank makes the whole of it."""
     tuning = components.recipe.tuning
     model = apply_tuning(_empty_model(components), tuning, components.family)
-    _fill_what_is_read(model, components)
-    fill_additions(model, tuning, _tuning_generator(components))
-    _begin_head(model, components)
-    _begin_additions(model, components)
+    _load_what_is_read(model, components)
+    init_additions_of(model, tuning, _tuning_generator(components))
+    _init_head(model, components)
+    _init_additions(model, components)
     return ((name, weight.detach()) for name, weight in added_parameters(model).items())
 
 
-def _fill_what_is_read(model: torch.nn.Module, components: Components) -> None:
+def _load_what_is_read(model: torch.nn.Module, components: Components) -> None:
     """Give a model on the meta device the weights of its base that a tuning method reads for its first values."""
     names = list(components.recipe.tuning.reads_base)
     if not names:
@@ -321,16 +321,16 @@ def _tuning_generator(components: Components) -> torch.Generator:
     return torch.Generator().manual_seed(components.recipe.run.seed + 1)
 
 
-def _begin_additions(model: torch.nn.Module, components: Components) -> None:
+def _init_additions(model: torch.nn.Module, components: Components) -> None:
     """Give what a tuning method added the first values that the recipe asks for; it has random ones already."""
     recipe = components.recipe
-    recipe.tuning.begin(model, components.tokenizer, components.family, recipe.model.base)
+    recipe.tuning.init_from_settings(model, components.tokenizer, components.family, recipe.model.base)
     if components.adapter is not None:
         load_adapter(model, components.adapter)
 
 
 @torch.no_grad()
-def _begin_head(model: torch.nn.Module, components: Components) -> None:
+def _init_head(model: torch.nn.Module, components: Components) -> None:
     """Give a head for labels that is trained beside a frozen base its values there, or fresh ones."""
     added = added_parameters(model)
     if names := [name for name in label_parameters(model) if name in added]:

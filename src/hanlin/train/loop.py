@@ -49,7 +49,7 @@ class CountsSteps(Protocol):
 
 
 def count_steps(settings: TrainSettings, loader: CountsSteps) -> int:
-    """The optimiser steps of a whole run."""
+    """The optimizer steps of a whole run."""
     if settings.steps is not None:
         return settings.steps
     assert settings.epochs is not None, "neither steps nor epochs"

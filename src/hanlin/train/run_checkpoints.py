@@ -53,7 +53,7 @@ class TrainProgress:
 
 
 class RunCheckpoints:
-    """Saves and restores a run, bitwise: weights, optimiser, schedule, scaler, random numbers, position in the data.
+    """Saves and restores a run, bitwise: weights, optimizer, schedule, scaler, random numbers, position in the data.
 
     export: writes the model to a folder, replacing what is there.
     """
@@ -119,5 +119,5 @@ class RunCheckpoints:
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         weights = {f"model.{name}": weight.detach() for name, weight in self.step.parallel_model.parameters.items()}
-        state = {f"optimiser.{name}": tensor for name, tensor in self.step.optimiser.tensors().items()}
+        state = {f"optimizer.{name}": tensor for name, tensor in self.step.optimizer.tensors().items()}
         return {**weights, **state}

@@ -1,4 +1,4 @@
-"""One optimiser step: micro-batches, one denominator for all of them, clipping, and no step on broken numbers."""
+"""One optimizer step: micro-batches, one denominator for all of them, clipping, and no step on broken numbers."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from hanlin.core.batch import Batch
 from hanlin.core.errors import HanlinError, shorten
 from hanlin.parallel.parallel_model import ParallelModel
 from hanlin.recipe.settings import TrainSettings
-from hanlin.train.optim import learning_rate
 from hanlin.train.optimizer import Optimizer
 from hanlin.train.scale import LossScale
+from hanlin.train.schedules import learning_rate
 
 log = logging.getLogger(__name__)
 
@@ -52,12 +52,12 @@ class Step:
     def __init__(
         self,
         parallel_model: ParallelModel,
-        optimiser: Optimizer,
+        optimizer: Optimizer,
         settings: TrainSettings,
         total_steps: int,
         where: Callable[[Batch], Sequence[str]] | None = None,
     ) -> None:
-        self.parallel_model, self.optimiser, self.settings = parallel_model, optimiser, settings
+        self.parallel_model, self.optimizer, self.settings = parallel_model, optimizer, settings
         self.total_steps = total_steps
         self.where = where or _row_numbers
         self.scale = LossScale.of(settings)
@@ -88,7 +88,7 @@ class Step:
         return report
 
     def values(self) -> dict[str, Any]:
-        """What a checkpoint must hold besides weights and optimiser."""
+        """What a checkpoint must hold besides weights and optimizer."""
         scale = {"value": self.scale.value, "good_steps": self.scale.good_steps, "spent": self.scale.spent}
         return {"updates": self.updates, "skipped_in_row": self.skipped_in_row, "scale": scale}
 
@@ -111,7 +111,7 @@ class Step:
             factor *= min(1.0, self.settings.clip / (norm + 1e-6))
         if factor != 1:
             self.parallel_model.scale_grads(factor)
-        self.optimiser.step(rate)
+        self.optimizer.step(rate)
         self.updates += 1
 
     def _judge(self, report: StepReport, suspects: Sequence[Batch]) -> None:

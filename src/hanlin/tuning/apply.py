@@ -28,7 +28,7 @@ class HasTargets(Protocol):
 def apply_tuning(model: Any, method: TuningMethod, family: HasTargets, generator: torch.Generator | None = None) -> Any:
     """Prepare a model for training by a method; return it.
 
-    What is added is initialised, except on the meta device (`fill_additions` does it later). A head for labels is
+    What is added is initialised, except on the meta device (`init_additions_of` does it later). A head for labels is
     trained beside a frozen base.
 
     Raises: ConfigError when the model does not take the method, or when quantised weights should be trained.
@@ -55,16 +55,16 @@ def _refuse_quantised(model: nn.Module, method: TuningMethod) -> None:
         )
 
 
-def fill_additions(model: nn.Module, method: TuningMethod, generator: torch.Generator | None = None) -> None:
+def init_additions_of(model: nn.Module, method: TuningMethod, generator: torch.Generator | None = None) -> None:
     """Make what a method added to a model on the meta device, and only that, with its first values.
 
     They are those that `apply_tuning` gives to a model that is there.
     """
-    make_additions(model)
+    allocate_additions(model)
     method.init_additions(model, generator)
 
 
-def make_additions(model: nn.Module) -> None:
+def allocate_additions(model: nn.Module) -> None:
     """Make what a method added to a model on the meta device, and only that, without values."""
     for name, old in added_parameters(model).items():
         owner, _, last = name.rpartition(".")

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     import torch
 
     from hanlin.adapters.adapter import AdapterFormat
+    from hanlin.models.family import Processor
 
-__all__ = ["PromptTuning", "begin_at_random", "begin_with_tokens", "first_tokens", "method"]
+__all__ = ["PromptTuning", "first_tokens", "init_from_tokens", "init_random", "method"]
 
 _NAME = "soft_prompt"
 _COUNTED_ROWS = 4096  # of the embedding; enough to tell its spread
@@ -75,17 +76,17 @@ class PromptTuning(TuningMethod):
         model.plan = replace(model.plan, shared=(*model.plan.shared, _NAME))
 
     def init_additions(self, model: Any, generator: torch.Generator | None) -> None:
-        begin_at_random(model, generator)
+        init_random(model, generator)
 
-    def begin(self, model: Any, tokenizer: Any, family: Any, base: Path | None) -> None:
+    def init_from_settings(self, model: Any, tokenizer: PromptTokenizer, family: Any, base: Path | None) -> None:
         from hanlin.adapters.cpm2_prompts import find_prompts, set_prompts
 
         if self.init == "vocabulary":
-            begin_with_tokens(model, first_tokens(self, tokenizer))
+            init_from_tokens(model, first_tokens(self, tokenizer))
         elif self.init == "checkpoint" and base is not None and (found := find_prompts(base, family)) is not None:
             set_prompts(model, found, base)
 
-    def adapt_processor(self, processor: Any, family: Any) -> Any:
+    def adapt_processor(self, processor: Processor, family: Any) -> Processor:
         """With places for the prompts in its rows."""
         from hanlin.models.family import TakesPrompts
 
@@ -142,7 +143,7 @@ class PromptTokenizer(Protocol):
     def find(self, token: str) -> int | None: ...
 
 
-def begin_at_random(model: Any, generator: torch.Generator | None = None) -> None:
+def init_random(model: Any, generator: torch.Generator | None = None) -> None:
     """Draw the prompts with the spread of the embedding, so that they are neither lost beside tokens nor drown them."""
     # differs: the original draws with a spread of 1, or copies one embedding that is not loaded yet (init_scratch).
     import torch
@@ -152,7 +153,7 @@ def begin_at_random(model: Any, generator: torch.Generator | None = None) -> Non
         model.soft_prompt.weight.normal_(generator=generator).mul_(spread)
 
 
-def begin_with_tokens(model: Any, tokens: Sequence[int]) -> None:
+def init_from_tokens(model: Any, tokens: Sequence[int]) -> None:
     """Let each soft prompt begin as the embedding of a token.
 
     Raises: ConfigError for a token that the model does not have.

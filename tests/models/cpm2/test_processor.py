@@ -17,7 +17,7 @@ from hanlin.models.cpm2.model import Cpm2
 from hanlin.models.cpm2.pieces import START_ID
 from hanlin.models.cpm2.processor import Cpm2Processor
 from hanlin.models.cpm2.record import Cpm2Options
-from hanlin.tuning.prompt import PromptTuning, begin_at_random
+from hanlin.tuning.prompt import PromptTuning, init_random
 
 TOKENIZER = make_tokenizer()
 CONFIG = Cpm2Config(
@@ -34,7 +34,7 @@ def make_model(num_prompts: int = 0) -> Cpm2:
     model.init_weights(generator)
     if num_prompts:
         PromptTuning(length=num_prompts).add_to(model, None)
-        begin_at_random(model, generator)
+        init_random(model, generator)
     return model.eval()
 
 

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from hanlin.core.errors import ConfigError
 from hanlin.core.plan import Plan
-from hanlin.layers.block_attention import AttentionContext, attend, causal_mask_of_call, make_attention_context
+from hanlin.layers.block_attention import AttentionContext, block_attention, causal_mask_of_call, make_attention_context
 from hanlin.layers.kv_cache import KVCache
 from hanlin.layers.label_head import LabelHead
 from hanlin.layers.linear import Linear
@@ -27,7 +27,7 @@ from hanlin.layers.precision import matmul_dtype
 from hanlin.layers.prefix import PrefixSource
 from hanlin.layers.quantised import QuantisedLinear
 from hanlin.layers.rotary import inverse_frequencies, rotate_pairs
-from hanlin.models.common.init_weights import fill_weights
+from hanlin.models.common.init_weights import init_parameters
 
 from .config import ChatGlm2Config
 
@@ -37,8 +37,8 @@ class Inputs:
     """The tensors of a forward pass, int `[batch, length]` each.
 
     positions: they begin at 0 in every sample; None: 0, 1, 2, ... after the positions in the KV cache.
-    spans: the samples of a row, which never see each other: one number from 0 on for each run of columns, -1 = padding
-    (on any side); None: a row is one sample. With a KV cache: in all calls or in none.
+    spans: the samples of a row, which never see each other: one number from 0 on for each run of positions, -1 =
+    padding (on any side); None: a row is one sample. With a KV cache: in all calls or in none.
     targets: float `[batch, length, labels]`, read only by the loss of a head for labels (layers/label_head.py).
     """
 
@@ -121,7 +121,7 @@ class ChatGlm2(nn.Module):
         """
         if any(isinstance(module, QuantisedLinear) and not module.weight.is_meta for module in self.modules()):
             raise ConfigError(f"model.config.bits is {self.config.bits}: only weights that exist can be quantised")
-        fill_weights(self, lambda _: 0.02, generator)
+        init_parameters(self, lambda _: 0.02, generator)
 
     def _embed(self, tokens: torch.Tensor) -> torch.Tensor:
         hidden = self.embedding(tokens)
@@ -169,7 +169,7 @@ class Attention(nn.Module):
             linear(normed).unflatten(-1, (-1, self.head_dim)) for linear in (self.query, self.key, self.value)
         )  # [batch, length, heads, head_dim]
         query, key = (rotate_pairs(part, context.cosine, context.sine) for part in (query, key))
-        mixed = attend(context.attention, name, query, key, value)
+        mixed = block_attention(context.attention, name, query, key, value)
         residual = normed if self.residual_after_norm else hidden
         return residual + functional.dropout(self.output(mixed), self.dropout, self.training)
 

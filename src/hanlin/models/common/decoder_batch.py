@@ -24,7 +24,7 @@ NO_SPAN = -1
 
 @dataclass(frozen=True)
 class TextCursor:
-    """The next column of a decoder: `token` at `position`; ends: the tokens that end the answer."""
+    """The next position of a decoder: `token` at `position`; ends: the tokens that end the answer."""
 
     token: int
     position: int
@@ -39,7 +39,7 @@ class TextCursor:
 
 
 def collate(rows: Sequence[Sequence[Sample]], length: int, pad: int) -> Batch:
-    """Pack samples into `[rows, length]`: tokens, positions, spans.
+    """Pack samples into `[batch, length]`: tokens, positions, spans.
 
     Without spans when every row is one span: padding on the right needs no mask, since nobody looks ahead.
     """
@@ -63,7 +63,7 @@ def collate(rows: Sequence[Sequence[Sample]], length: int, pad: int) -> Batch:
 
 
 def pad_left(prompts: Sequence[np.ndarray], pad: int) -> dict[str, torch.Tensor]:
-    """The tokens of prompts as tokens, positions (0 at padding) and spans; one column at least."""
+    """The tokens of prompts as tokens, positions (0 at padding) and spans; one position at least."""
     length = max(1, *map(len, prompts))
     inputs = _padding((len(prompts), length), pad)
     for number, prompt in enumerate(prompts):

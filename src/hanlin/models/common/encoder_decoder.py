@@ -71,7 +71,7 @@ class EncoderDecoder(Protocol[InputsT]):
     def embed_encoder(self, given: InputsT) -> torch.Tensor: ...
 
     def embed_decoder(self, given: InputsT, start: int) -> torch.Tensor:
-        """start: the columns in the KV cache."""
+        """start: the positions in the KV cache."""
         ...
 
     def encode(self, hidden: torch.Tensor, given: InputsT) -> torch.Tensor:
@@ -85,7 +85,7 @@ class EncoderDecoder(Protocol[InputsT]):
     def decoder_masks(
         self, given: InputsT, known: torch.Tensor, hidden: torch.Tensor
     ) -> tuple[AttentionMask, AttentionMask]:
-        """Masks of self-attention and of cross attention; known: the spans of all columns so far `[batch, all]`."""
+        """Masks of self-attention and of cross attention; known: the spans of all positions so far `[batch, all]`."""
         ...
 
 
@@ -130,7 +130,7 @@ def _decode(
     given: InputsT,
     kv_cache: KVCache | None,
 ) -> torch.Tensor:
-    # The columns are counted on every stage, also where there is no block of the decoder.
+    # The positions are counted on every stage, also where there is no block of the decoder.
     known = given.own_spans if kv_cache is None else kv_cache.add_positions(spans=given.own_spans)["spans"]
     blocks = model.existing_decoder_blocks()
     if not blocks:

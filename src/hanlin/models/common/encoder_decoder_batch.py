@@ -1,6 +1,6 @@
 """Samples of encoder-decoders -> the tensors of a batch, which has two lengths: the encoder's and the decoder's.
 
-A sample takes as many columns of a row as its longer side has ids, so that neither side of a row is too long; each
+A sample takes as many positions of a row as its longer side has ids, so that neither side of a row is too long; each
 side is then padded to the longest of the batch only. Samples of one row never see each other (spans), and positions
 begin at 0 in each; a sample may bring its own, and spans inside of it, numbered from 0. What belongs to the encoder is
 called encoder_tokens, encoder_positions, encoder_spans.
@@ -26,7 +26,7 @@ SIDES = "", "encoder_"
 def make_sample(
     inputs: Arrays, labels: Sequence[int] | np.ndarray, *, weight: float = 1.0, length: int | None = None
 ) -> Sample:
-    """labels: of the decoder; weight: of each label; length: columns that it takes of a row, None: those it needs."""
+    """labels: of the decoder; weight: of each label; length: positions that it takes of a row, None: those it needs."""
     padded = np.full(length or max(map(len, inputs.values())), IGNORED, np.int32)
     padded[: len(labels)] = labels
     given = {name: ids.astype(np.int32) for name, ids in inputs.items()}
@@ -57,11 +57,11 @@ def pad_right(rows: Sequence[Arrays], fillers: Mapping[str, int]) -> dict[str, t
 
 
 def _row(row: Sequence[Sample]) -> dict[str, np.ndarray]:
-    """The samples of a row end to end, on both sides; numbers of spans and columns count from the row's beginning."""
-    parts, column, span = [], 0, 0
+    """The samples of a row end to end, on both sides; numbers of spans and positions count from the row's beginning."""
+    parts, position, span = [], 0, 0
     for sample in row:
-        parts.append(_part(sample, column, span))
-        column += len(parts[-1]["tokens"])
+        parts.append(_part(sample, position, span))
+        position += len(parts[-1]["tokens"])
         span = 1 + max(int(parts[-1][f"{side}spans"].max(initial=span)) for side in SIDES)
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
@@ -72,7 +72,7 @@ def _part(sample: Sample, first_column: int, first_span: int) -> dict[str, np.nd
         size = len(part[f"{side}tokens"])
         part[f"{side}positions"] = sample.inputs.get(f"{side}positions", np.arange(size))
         part[f"{side}spans"] = sample.inputs.get(f"{side}spans", np.zeros(size, np.int64)) + first_span
-    if "negatives" in part:  # columns
+    if "negatives" in part:  # positions
         part["negatives"] = np.where(part["negatives"] < 0, NO_SPAN, part["negatives"] + first_column)
     size = len(part["tokens"])
     return {**part, "labels": sample.labels[:size], "weights": sample.weights[:size]}

@@ -19,7 +19,7 @@ from hanlin.layers.soft_prompt import SoftPrompt
 _ADDED = (PrefixSource, SoftPrompt)
 
 
-def fill_weights(model: nn.Module, std: Callable[[str], float], generator: torch.Generator | None = None) -> None:
+def init_parameters(model: nn.Module, std: Callable[[str], float], generator: torch.Generator | None = None) -> None:
     """Fill every weight that exists, module by module in their order: matrices from a normal distribution, weights of
     norms with 1, biases with 0.
 

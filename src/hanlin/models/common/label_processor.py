@@ -21,7 +21,7 @@ LabelKind = Literal["one", "several", "number"]
 """One of the labels is right; any number of them are; each has a value."""
 
 
-class TextProcessor(Protocol):
+class EncodesPrompts(Protocol):
     """What a family's own samples do with the text of a record."""
 
     @property
@@ -67,10 +67,15 @@ class LabelCursor:
 
 
 class LabelProcessor:
-    """`hanlin.models.family.Processor`, and `Labels`, of records with labels."""
+    """`hanlin.models.family.Processor`, and `PredictsLabels`, of records with labels."""
 
     def __init__(
-        self, texts: TextProcessor, labels: Sequence[str], kind: LabelKind, columns: LabelKeys, limit: int | None = None
+        self,
+        texts: EncodesPrompts,
+        labels: Sequence[str],
+        kind: LabelKind,
+        columns: LabelKeys,
+        limit: int | None = None,
     ) -> None:
         """limit: tokens; a longer text loses its end. None: none.
 

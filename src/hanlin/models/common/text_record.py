@@ -27,11 +27,19 @@ class Vocabulary(Protocol):
 
     def find(self, token: str) -> int | None: ...
 
+    def decode(self, ids: Iterable[int]) -> str: ...
+
+
+class EncodesMany(Vocabulary, Protocol):
+    """A tokenizer that encodes many texts faster than one by one."""
+
+    def encode_many(self, texts: Sequence[str]) -> list[list[int]]: ...
+
 
 class EncodedAhead:
     """A tokenizer that has encoded some texts already, all at once, which is faster."""
 
-    def __init__(self, tokenizer: Any, texts: Iterable[str]) -> None:
+    def __init__(self, tokenizer: EncodesMany, texts: Iterable[str]) -> None:
         self._tokenizer = tokenizer
         distinct = list(dict.fromkeys(texts))
         ids = tried(tokenizer.encode_many, distinct)
@@ -120,7 +128,7 @@ def ids_of(value: Any, tokenizer: Vocabulary) -> list[int]:
     return [id for piece in value for id in _ids_of_piece(piece, tokenizer)]
 
 
-def text_of(value: Any, tokenizer: Any) -> str:
+def text_of(value: Any, tokenizer: Vocabulary) -> str:
     """How a text or a list of pieces reads."""
     if isinstance(value, str):
         return value
@@ -129,7 +137,7 @@ def text_of(value: Any, tokenizer: Any) -> str:
     )
 
 
-def named_options(record: Mapping[str, Any], answer_column: str, tokenizer: Any) -> dict[str, dict[str, Any]]:
+def named_options(record: Mapping[str, Any], answer_column: str, tokenizer: Vocabulary) -> dict[str, dict[str, Any]]:
     """The records that a record's options stand for, by their names.
 
     A list holds answers in place of the record's own; an object holds whole records by their labels.

@@ -14,14 +14,14 @@ from torch import nn
 from torch.nn import functional
 
 from hanlin.core.plan import Plan
-from hanlin.layers.block_attention import AttentionContext, attend, causal_mask_of_call, make_attention_context
+from hanlin.layers.block_attention import AttentionContext, block_attention, causal_mask_of_call, make_attention_context
 from hanlin.layers.kv_cache import KVCache
 from hanlin.layers.linear import Linear
 from hanlin.layers.loss import head_logits, head_loss
 from hanlin.layers.norm import LayerNorm
 from hanlin.layers.prefix import PrefixSource
 from hanlin.layers.soft_prompt import SoftPrompt
-from hanlin.models.common.init_weights import fill_weights, std_by_depth
+from hanlin.models.common.init_weights import init_parameters, std_by_depth
 
 from .config import Cpm1Config
 
@@ -31,8 +31,8 @@ class Inputs:
     """The tensors of a forward pass, int `[batch, length]` each.
 
     positions: rows of the position table; None: 0, 1, 2, ... after the positions in the KV cache.
-    spans: the samples of a row, which never see each other: one number from 0 on for each run of columns, -1 = padding
-    (on any side); None: a row is one sample. With a KV cache: in all calls or in none.
+    spans: the samples of a row, which never see each other: one number from 0 on for each run of positions, -1 =
+    padding (on any side); None: a row is one sample. With a KV cache: in all calls or in none.
     """
 
     tokens: torch.Tensor
@@ -96,7 +96,7 @@ class Cpm1(nn.Module):
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Fill every parameter that exists as a fresh model has it."""
-        fill_weights(self, lambda name: std_by_depth(name, self.config.init_std, self.config.num_layers), generator)
+        init_parameters(self, lambda name: std_by_depth(name, self.config.init_std, self.config.num_layers), generator)
 
     def _embed(self, given: Inputs, kv_cache: KVCache | None) -> torch.Tensor:
         positions, start = given.positions, 0 if kv_cache is None else kv_cache.length
@@ -141,7 +141,7 @@ class Attention(nn.Module):
             linear(normed).unflatten(-1, (-1, self.head_dim)) for linear in (self.query, self.key, self.value)
         )  # [batch, length, heads, head_dim]
         dropout = self.attention_dropout if self.training else 0.0
-        mixed = attend(context, name, query, key, value, dropout=dropout)
+        mixed = block_attention(context, name, query, key, value, dropout=dropout)
         residual = normed if self.residual_after_norm else hidden
         return residual + functional.dropout(self.output(mixed), self.dropout, self.training)
 

@@ -26,7 +26,7 @@ from hanlin.models.common.encoder_decoder import (
     join_state,
     run_encoder_decoder,
 )
-from hanlin.models.common.init_weights import fill_weights, std_by_depth
+from hanlin.models.common.init_weights import init_parameters, std_by_depth
 
 from .config import Cpm1T5Config
 
@@ -95,7 +95,7 @@ class Cpm1T5(nn.Module):
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Fill every parameter that exists as a fresh model has it."""
-        fill_weights(self, lambda name: std_by_depth(name, self.config.init_std, self.config.num_layers), generator)
+        init_parameters(self, lambda name: std_by_depth(name, self.config.init_std, self.config.num_layers), generator)
 
     def embed_encoder(self, given: Inputs) -> torch.Tensor:
         return self._embed(given.encoder_tokens, given.encoder_positions, 0)
@@ -158,7 +158,7 @@ class DecoderBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """From queries' columns to the mixed values, without norm and residual."""
+    """From queries' positions to the mixed values, without norm and residual."""
 
     def __init__(self, config: Cpm1T5Config) -> None:
         super().__init__()
@@ -186,7 +186,7 @@ class Attention(nn.Module):
 
 
 class SelfAttention(Attention):
-    """`Attention` of columns to each other, with norm and residual."""
+    """`Attention` of positions to each other, with norm and residual."""
 
     def __init__(self, config: Cpm1T5Config) -> None:
         super().__init__(config)

@@ -142,7 +142,7 @@ class Cpm1T5Processor:
         """A sample of what is read, int `[length]`, and all that is wanted.
 
         Spans stand as the tokens that mark them, in the context and before each span of the target, which ends with
-        the next such token. length: columns that it takes of a row; None: those of its longer side.
+        the next such token. length: positions that it takes of a row; None: those of its longer side.
         """
         made = span_sample(context, target, self.marks, self._target_columns(len(target) - 1, length))
         labels = np.where((made.tokens == self.marks.end) | (made.labels == self.marks.pad), IGNORED, made.labels)
@@ -198,7 +198,7 @@ class Cpm1T5Processor:
         context = np.array(self._source(record), np.int32)
         if len(context) > self.config.max_length:
             raise DataError(f"its source makes {len(context)} tokens, the model reads {self.config.max_length}")
-        # A column of padding, which nobody sees: what has been read before the first column of the target.
+        # A position of padding, which nobody sees: what has been read before the first position of the target.
         inputs = {
             "tokens": np.array([self.marks.pad]),
             "positions": np.zeros(1, np.int64),

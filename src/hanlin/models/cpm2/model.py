@@ -31,7 +31,7 @@ from hanlin.models.common.encoder_decoder import (
     join_state,
     run_encoder_decoder,
 )
-from hanlin.models.common.init_weights import fill_weights, std_by_depth
+from hanlin.models.common.init_weights import init_parameters, std_by_depth
 
 from .config import Cpm2Config
 
@@ -94,7 +94,7 @@ class Cpm2(nn.Module):
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Fill every parameter that exists as a fresh model has it."""
-        fill_weights(self, self._std, generator)
+        init_parameters(self, self._std, generator)
 
     def _std(self, name: str) -> float:
         if name in ("encoder_bias", "decoder_bias"):
@@ -141,19 +141,19 @@ class Cpm2(nn.Module):
         visible = visible_spans(spans, spans)
         if self.soft_prompt is not None:
             visible = self.soft_prompt.restrict(visible, given.encoder_tokens)
-        columns = torch.arange(spans.shape[1], device=spans.device)
-        buckets = self._buckets(columns[None, :] - columns[:, None], is_causal=False)
+        positions = torch.arange(spans.shape[1], device=spans.device)
+        buckets = self._buckets(positions[None, :] - positions[:, None], is_causal=False)
         return additive_mask(_bias(self.encoder_bias, buckets, dtype), visible)
 
     def _decoder_mask(self, spans: torch.Tensor, known: torch.Tensor, dtype: torch.dtype) -> AttentionMask:
-        """known: all columns so far, of which those of `spans` are the last."""
+        """known: all positions so far, of which those of `spans` are the last."""
         keys = torch.arange(known.shape[1], device=spans.device)
         offsets = keys[None, :] - keys[-spans.shape[1] :, None]
         visible = visible_spans(spans, known) & (offsets <= 0)
         return additive_mask(_bias(self.decoder_bias, self._buckets(offsets, is_causal=True), dtype), visible)
 
     def _buckets(self, offsets: torch.Tensor, *, is_causal: bool) -> torch.Tensor:
-        """Rows of a bias table for key minus query columns; a decoder has all its buckets behind the query."""
+        """Rows of a bias table for key minus query positions; a decoder has all its buckets behind the query."""
         count = self.config.num_distance_buckets
         if is_causal:
             return relative_position_bucket(offsets.clamp(max=0), 2 * count, self.config.max_distance)

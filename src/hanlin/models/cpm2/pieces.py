@@ -59,7 +59,7 @@ def source_of(item: Item, tokenizer: Cpm2Tokenizer) -> list[int]:
 
 
 def target_of(item: Item, tokenizer: Cpm2Tokenizer) -> list[int]:
-    """What the decoder reads and, one column later, says: <s>, <s_0>, the answer, and <s_1> if it is closed."""
+    """What the decoder reads and, one position later, says: <s>, <s_0>, the answer, and <s_1> if it is closed."""
     end = [tokenizer.sentinel(1)] if item.is_closed else []
     return [START_ID, tokenizer.sentinel(0), *ids_of(item.answer, tokenizer), *end]
 

@@ -34,7 +34,7 @@ from .tokenizer import Cpm2Tokenizer
 
 @dataclass(frozen=True)
 class AnswerCursor:
-    """The next column to feed; left: tokens until the answer ends by itself, None: until <s_1>."""
+    """The next position to feed; left: tokens until the answer ends by itself, None: until <s_1>."""
 
     token: int
     end: int
@@ -122,7 +122,7 @@ class Cpm2Processor:
         return False
 
     def window_tokens(self, max_length: int) -> int:
-        """How many ids of a token stream the encoder reads in `max_length` columns, once spans are taken out.
+        """How many ids of a token stream the encoder reads in `max_length` positions, once spans are taken out.
 
         Raises: ConfigError.
         """

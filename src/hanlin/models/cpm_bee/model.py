@@ -2,7 +2,7 @@
 
 Surprising: every linear is divided by sqrt(in_features) at run time; the sum after each residual is divided by 1.05;
 the embedding is rotated by the token's subscript (which <option>, which <mask>), not by its position; the output head
-is the embedding plus one column per entry of the batch's ext table. The original's names: formats.py.
+is the embedding plus one id per entry of the batch's ext table. The original's names: formats.py.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from hanlin.core.plan import Plan
 from hanlin.layers.attention import AttentionMask, AttentionWindows, additive_mask
-from hanlin.layers.block_attention import AttentionContext, attend, make_attention_context
+from hanlin.layers.block_attention import AttentionContext, block_attention, make_attention_context
 from hanlin.layers.kv_cache import KVCache
 from hanlin.layers.linear import Linear
 from hanlin.layers.loss import HeadPart, head_logits, head_loss
@@ -26,7 +26,7 @@ from hanlin.layers.precision import matmul_dtype
 from hanlin.layers.prefix import PrefixSource
 from hanlin.layers.relative_position import relative_position_bucket
 from hanlin.layers.rotary import inverse_frequencies, rotate_halves
-from hanlin.models.common.init_weights import fill_weights
+from hanlin.models.common.init_weights import init_parameters
 
 from .config import CpmBeeConfig
 
@@ -43,7 +43,7 @@ class Inputs:
     Always: tokens, subs, is_context (bool), sample_ids, num_segments, segments, relation_offsets: `[batch, length]`;
     relations `[batch, relations]`; ext_tokens, ext_subs `[batch, entries]`, the same in every row.
     Training: lengths `[batch]`; spans `[batch, length]`, the packed samples of a row; windows `[batch, windows,
-    width]`, the columns that attend among themselves (-1 = padding, None = the whole row).
+    width]`, the positions that block_attention among themselves (-1 = padding, None = the whole row).
     With a KV cache: positions `[batch, length]` inside the segment's text; padding has num_segments 0.
     """
 
@@ -65,7 +65,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class MaskInputs:
-    """What decides who sees whom, per column: `[groups, columns]` each; `exists` is False for padding."""
+    """What decides who sees whom, per position: `[groups, positions]` each; `exists` is False for padding."""
 
     positions: torch.Tensor
     is_context: torch.Tensor
@@ -118,7 +118,7 @@ class CpmBee(nn.Module):
     ) -> torch.Tensor:
         """Logits `[batch, length, vocab + ext entries]`, or the loss if there are labels (`core.plan.LanguageModel`).
 
-        inputs: the fields of `Inputs`. Labels and logits' columns from vocab_size on are entries of the ext table.
+        inputs: the fields of `Inputs`. Labels and ids of the logits from vocab_size on are entries of the ext table.
         """
         given = Inputs(**inputs)
         hidden = state[0] if state else self.embedding(given.tokens, given.subs)
@@ -133,11 +133,11 @@ class CpmBee(nn.Module):
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Fill every parameter that exists as a fresh CPM-Bee has it."""
-        fill_weights(self, lambda name: 0.02 if name == "embedding" else 1.0, generator)
+        init_parameters(self, lambda name: 0.02 if name == "embedding" else 1.0, generator)
 
     def _mask(self, given: Inputs, kv_cache: KVCache | None) -> AttentionMask:
         windows = None if given.windows is None else AttentionWindows.of(given.windows, given.tokens.shape[1])
-        queries, keys = own_columns(given, windows) if kv_cache is None else remembered_columns(given, kv_cache)
+        queries, keys = own_mask_inputs(given, windows) if kv_cache is None else cached_mask_inputs(given, kv_cache)
         offsets = given.relation_offsets if windows is None else windows.group_numbers(given.relation_offsets)
         relation = relations_between(queries, keys, offsets, given.relations)
         return additive_mask(self.position_bias(queries, keys, relation), visibility(queries, keys), windows)
@@ -183,7 +183,7 @@ class Attention(nn.Module):
             linear(normed).unflatten(-1, (-1, self.head_dim)) for linear in (self.query, self.key, self.value)
         )  # [batch, length, heads, head_dim]
         dropout = self.dropout if self.training else 0.0
-        return self.output(attend(context, name, query, key, value, dropout=dropout))
+        return self.output(block_attention(context, name, query, key, value, dropout=dropout))
 
 
 class FeedForward(nn.Module):
@@ -224,7 +224,7 @@ class SubscriptEmbedding(nn.Module):
 
 
 class PositionBias(nn.Module):
-    """The score's bias by distance (inside a segment) or by relation (between segments), one column per head."""
+    """The score's bias by distance (inside a segment) or by relation (between segments), one number per head."""
 
     def __init__(self, config: CpmBeeConfig) -> None:
         super().__init__()
@@ -274,8 +274,8 @@ def _equal(queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
     return queries[:, :, None] == keys[:, None, :]
 
 
-def own_columns(given: Inputs, windows: AttentionWindows | None) -> tuple[MaskInputs, MaskInputs]:
-    """The columns of a training row; queries and keys are the same."""
+def own_mask_inputs(given: Inputs, windows: AttentionWindows | None) -> tuple[MaskInputs, MaskInputs]:
+    """The positions of a training row; queries and keys are the same."""
     positions = torch.arange(given.tokens.shape[1], device=given.tokens.device).expand(given.tokens.shape)
     exists = torch.ones_like(positions, dtype=torch.bool)
     if given.lengths is not None:
@@ -285,12 +285,12 @@ def own_columns(given: Inputs, windows: AttentionWindows | None) -> tuple[MaskIn
     if windows is not None:
         facts = [windows.group_numbers(fact) for fact in facts]
         facts[-1] = facts[-1] & (windows.positions >= 0)
-    columns = MaskInputs(*facts)
-    return columns, columns
+    inputs = MaskInputs(*facts)
+    return inputs, inputs
 
 
-def remembered_columns(given: Inputs, kv_cache: KVCache) -> tuple[MaskInputs, MaskInputs]:
-    """The new columns as queries, all columns so far as keys."""
+def cached_mask_inputs(given: Inputs, kv_cache: KVCache) -> tuple[MaskInputs, MaskInputs]:
+    """The new positions as queries, all positions so far as keys."""
     assert given.positions is not None, "a KV cache needs positions"
     facts = {
         "positions": given.positions,

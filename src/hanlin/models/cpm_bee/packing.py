@@ -56,7 +56,7 @@ def _renumber(inputs: Mapping[str, np.ndarray], known: dict[tuple[int, int], int
 
 
 def make_batch(rows: Sequence[PackedRow], length: int, *, vocab_size: int, start: int) -> Batch:
-    """Pad rows on the right; labels with a sub become columns of the batch's table of (token, sub)."""
+    """Pad rows on the right; labels with a sub become ids of the batch's table of (token, sub)."""
     import torch
 
     joined = [_row(row) for row in rows]
@@ -106,7 +106,7 @@ def _entries(rows: Sequence[Mapping[str, np.ndarray]]) -> dict[Entry, int]:
         has_sub = row["subs"] > 0
         for entry in zip(row["tokens"][has_sub].tolist(), row["subs"][has_sub].tolist(), strict=True):
             entries.setdefault(entry, len(entries))
-    # kept: the original never trains without an extra column, which counts in the softmax (golden bee_encode).
+    # kept: the original never trains without an extra id, which counts in the softmax (golden bee_encode).
     return entries or {(0, 1): 0}
 
 
@@ -118,7 +118,7 @@ def _label_by_column(row: dict[str, np.ndarray], entries: dict[Entry, int], voca
 
 
 def _windows(rows: Sequence[PackedRow], length: int) -> np.ndarray | None:
-    """Columns that attend among themselves: int64 `[rows, windows, longest sample]`, -1 beyond the end.
+    """Positions that attend among themselves: int64 `[batch, windows, longest sample]`, -1 beyond the end.
 
     Neighbours share a window while they fit; the model keeps their spans apart. None where windows save nothing.
     """

@@ -23,7 +23,7 @@ from . import answers
 from .answers import ANSWER
 from .config import CpmBeeConfig
 from .packing import PackedRow, join_samples, make_batch, tensors
-from .prompts import Entry, PromptState, Slots, columns_of, first_cursor, split_answers
+from .prompts import Entry, PromptState, Slots, first_cursor, split_answers, strings_by_id
 from .record import Segment, Shuffler, answer_paths, relation_table, segments, with_value
 from .tokenizer import CpmBeeTokenizer, unescape
 
@@ -148,7 +148,7 @@ class CpmBeeProcessor:
         return join_samples(main, examples)
 
     def batch_key(self, sample: Sample) -> frozenset[Entry]:
-        """The sample's own entries of the ext table: all entries of a batch are columns of each row's logits."""
+        """The sample's own entries of the ext table: all entries of a batch are ids of each row's logits."""
         tokens, subs = sample.inputs["tokens"], sample.inputs["subs"]
         return frozenset((int(tokens[place]), int(subs[place])) for place in np.flatnonzero(subs))
 
@@ -178,12 +178,12 @@ class CpmBeeProcessor:
         slots = Slots(encoded.answers, encoded.num_segments, self.config.vocab_size, self._start, self._end)
         strings = self._strings(encoded)
         entries = [entry for entry in strings if entry[1]]
-        columns = columns_of(strings, entries, self.config.vocab_size)
+        by_id = strings_by_id(strings, entries, self.config.vocab_size)
         return Prompt(
             record,
             _prompt_inputs(encoded),
             first_cursor(slots, entries),
-            PromptState(slots, tuple(paths), strings, columns),
+            PromptState(slots, tuple(paths), strings, by_id),
         )
 
     def collate_prompts(self, prompts: Sequence[Prompt]) -> PromptBatch:
@@ -196,8 +196,8 @@ class CpmBeeProcessor:
         inputs["relations"] = np.stack([_pad(p.inputs["relations"], longest, "right") for p in prompts])
         inputs["ext_tokens"], inputs["ext_subs"] = (np.tile(table[:, part], (len(prompts), 1)) for part in (0, 1))
         for prompt in prompts:
-            prompt.state.columns.clear()
-            prompt.state.columns.update(columns_of(prompt.state.strings, entries, self.config.vocab_size))
+            prompt.state.by_id.clear()
+            prompt.state.by_id.update(strings_by_id(prompt.state.strings, entries, self.config.vocab_size))
         return PromptBatch(
             tensors(inputs),
             [first_cursor(prompt.state.slots, entries) for prompt in prompts],
@@ -213,9 +213,9 @@ class CpmBeeProcessor:
         return record
 
     def answer_texts(self, prompt: Prompt, tokens: Sequence[int]) -> list[str]:
-        """The text of each answer that was begun; `tokens` are the columns chosen so far."""
+        """The text of each answer that was begun; `tokens` are the ids chosen so far."""
         begun = split_answers(tokens, self._end)
-        return [self._shown(self.tokenizer.decode(answer, prompt.state.columns)) for answer in begun]
+        return [self._shown(self.tokenizer.decode(answer, prompt.state.by_id)) for answer in begun]
 
     def gold(self, record: Any) -> list[str | None]:
         """The texts of a record's answers, in the form in which `answer` writes them."""
@@ -301,9 +301,9 @@ class CpmBeeProcessor:
         return {entry: text for entry, text in found if entry[0] != self.tokenizer.mark_id(ANSWER)}
 
     def _banned(self, prompt: Prompt, num_entries: int) -> list[int]:
-        own = prompt.state.columns
+        own = prompt.state.by_id
         known, end = self.tokenizer.vocab_size, self.config.vocab_size + num_entries
-        return [column for column in (self._unknown, *range(known, end)) if column not in own]
+        return [id_ for id_ in (self._unknown, *range(known, end)) if id_ not in own]
 
     def _truncate(self, record: Any, texts: Sequence[Segment], excess: int) -> Any:
         cuttable = [(text, self.tokenizer.tokenize(self._source(text))) for text in texts if text.role == "text"]

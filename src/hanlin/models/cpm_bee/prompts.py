@@ -1,7 +1,7 @@
-"""Where a CPM-Bee answer stands while it is written, and which logits columns a prompt's own strings have.
+"""Where a CPM-Bee answer stands while it is written, and which ids of the logits a prompt's own strings have.
 
 A record may have several answers. Each is written in its own segment, from <s> at position 0 to </s>; after the last
-</s> the cursor is done. Column `vocab_size` + j of the logits is entry j of the batch's table of (token, sub).
+</s> the cursor is done. Id `vocab_size` + j of the logits is entry j of the batch's table of (token, sub).
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ Entry = tuple[int, int]
 
 @dataclass(frozen=True)
 class Slots:
-    """The answers of one prompt and what its columns stand for.
+    """The answers of one prompt and what its ids stand for.
 
-    segments: of each answer, in the order of writing; entries: (token, sub) of the columns from `vocab_size` on.
+    segments: of each answer, in the order of writing; entries: (token, sub) of the ids from `vocab_size` on.
     """
 
     segments: tuple[int, ...]
@@ -32,7 +32,7 @@ class Slots:
 
 @dataclass(frozen=True)
 class BeeCursor:
-    """The next column to feed: `token`, `sub` at `position` of answer number `slot`."""
+    """The next position to feed: `token`, `sub` at `position` of answer number `slot`."""
 
     slots: Slots
     token: int
@@ -45,7 +45,7 @@ class BeeCursor:
         return self.slot == len(self.slots.segments)
 
     def inputs(self) -> dict[str, int]:
-        """The next column's arguments; a cursor that is done gives one of its last answer, for padding beams."""
+        """The next position's arguments; a cursor that is done gives one of its last answer, for padding beams."""
         # kept: what is generated is fed as context, so only the positions keep it causal (golden bee_generate).
         return {
             "tokens": self.token,
@@ -72,14 +72,14 @@ class PromptState:
     """What is needed to write a prompt's answers and to put them back.
 
     slots: where they are written; paths: where they belong in the record; strings: what (token, sub) stands for in
-    this record; columns: the same by column of the logits. The columns follow the batch that the prompt was last
+    this record; by_id: the same by id of the logits. The ids follow the batch that the prompt was last
     collated into, since the batch decides which of them a string has.
     """
 
     slots: Slots
     paths: tuple[Path, ...]
     strings: dict[Entry, str]
-    columns: dict[int, str] = field(default_factory=dict)
+    by_id: dict[int, str] = field(default_factory=dict)
 
 
 def first_cursor(slots: Slots, entries: Sequence[Entry] = ()) -> BeeCursor:
@@ -87,8 +87,8 @@ def first_cursor(slots: Slots, entries: Sequence[Entry] = ()) -> BeeCursor:
     return BeeCursor(replace(slots, entries=tuple(entries)), slots.start)
 
 
-def columns_of(strings: dict[Entry, str], entries: Sequence[Entry], vocab_size: int) -> dict[int, str]:
-    """The column of each of a prompt's strings: that of its entry, or of the plain token for sub 0."""
+def strings_by_id(strings: dict[Entry, str], entries: Sequence[Entry], vocab_size: int) -> dict[int, str]:
+    """The string of each id: that of its entry, or of the plain token for sub 0."""
     place = {entry: vocab_size + i for i, entry in enumerate(entries)}
     return {place[entry] if entry[1] else entry[0]: text for entry, text in strings.items()}
 
