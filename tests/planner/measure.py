@@ -11,10 +11,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hanlin.core.batch import Batch
+from hanlin.layers.precision import DTYPES
 from hanlin.models.family import load_family
 from hanlin.parallel.mesh import local
 from hanlin.parallel.parallel_model import ParallelModel
-from hanlin.parallel.parallelize import DTYPES, parallelize
+from hanlin.parallel.parallelize import parallelize
 from hanlin.planner.job import PlannedModel, SequenceLengths
 from hanlin.planner.memory_tracker import MemoryTracker
 from hanlin.planner.trace import TraceSettings, make_inputs

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 LINE = "%(asctime)s %(levelname)s %(message)s"
 
 
-def start_log(folder: Path | None = None, ranks: Ranks | None = None, *, level: int = logging.INFO) -> Console:
+def start_log(folder: Path | None = None, ranks: Ranks | None = None) -> Console:
     """Send our log lines to the terminal and to `folder`/log.txt, on the main rank only; return the terminal.
 
     A live display must use the returned console, so that log lines appear above it. Calling it again replaces the
@@ -27,7 +27,7 @@ def start_log(folder: Path | None = None, ranks: Ranks | None = None, *, level: 
     for handler in list(ours.handlers):
         ours.removeHandler(handler)
         handler.close()
-    ours.setLevel(level)
+    ours.setLevel(logging.INFO)
     ours.propagate = False
     is_main = (ranks or read_ranks()).is_main
     console = Console(stderr=True, quiet=not is_main)

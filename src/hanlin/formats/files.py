@@ -77,11 +77,9 @@ def find_weights(folder: Path) -> Path | None:
     return known[0] if known else others[0] if len(others) == 1 else None
 
 
-def write_safetensors(
-    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
-) -> None:
+def write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Write tensor by tensor; never more than one of them is in memory for it."""
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name in tensors:
         tensor = meta_of(tensors, name)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hanlin.core.files import published, write_json
+from hanlin.core.parameters import set_parameter
 from hanlin.core.tokenizer import Tokenizer
 from hanlin.formats.files import write_shards
 from hanlin.formats.fingerprint import Fingerprint
@@ -66,13 +67,13 @@ def open_ours(path: Path | Source, family: FamilyFacts, *, config: Any = None) -
     return to_ours(source, family, config, shapes_of(family, config))
 
 
-def check_fit(path: Path, family: FamilyFacts, changes: Mapping[str, Any] | None = None) -> None:
+def check_fit(path: Path, family: FamilyFacts) -> None:
     """See that weights on disk are whole and fit their config, without loading them.
 
     Raises: CheckpointError as `load_into` would.
     """
     source = open_source(path, family)
-    config = source.config(changes)
+    config = source.config()
     to_ours(source, family, config, shapes_of(family, config))
 
 
@@ -118,13 +119,11 @@ def _load_parameter(
 ) -> torch.Tensor:
     """Returns the tensor as the model keeps it."""
     import torch
-    from torch import nn
 
     if not parameter.is_meta:
         with torch.no_grad():
             return parameter.copy_(tensor)
     kept = tensor.dtype if dtype is None or not tensor.is_floating_point() else dtype  # quantised ones stay packed
     copy = torch.empty(tensor.shape, dtype=kept).copy_(tensor)
-    owner, _, last = name.rpartition(".")
-    model.get_submodule(owner).register_parameter(last, nn.Parameter(copy, parameter.requires_grad))
+    set_parameter(model, name, copy, requires_grad=parameter.requires_grad)
     return copy

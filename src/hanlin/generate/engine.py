@@ -27,7 +27,7 @@ from hanlin.core.errors import DataError, HanlinError
 from hanlin.core.ranks import read_ranks
 from hanlin.layers.kv_cache import KVCache
 from hanlin.layers.linear import store_by_columns
-from hanlin.layers.precision import Precision
+from hanlin.layers.precision import DTYPES, Precision
 from hanlin.models.family import BeamVariant, Processor
 from hanlin.parallel.inference_model import ShardedInferenceModel
 from hanlin.parallel.mesh import Degrees, Mesh
@@ -43,7 +43,6 @@ from .sampling import ban_ids, penalise_used
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # Batches that are encoded ahead and sorted by length together.
 _BATCHES_AHEAD = 64
 # Batches of a data rank before it tells the others: some take longer than others, but what was told is not lost.
@@ -194,7 +193,7 @@ class Engine:
     def _arithmetic(self) -> AbstractContextManager[object]:
         if self.precision == "fp32":
             return nullcontext()
-        return torch.autocast(self.device.type, _AUTOCAST[self.precision])
+        return torch.autocast(self.device.type, DTYPES[self.precision])
 
 
 def batches_of(items: Sequence[Item], size: int) -> list[Sequence[Item]]:

@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from hanlin.core.parameters import set_parameter
 from hanlin.layers.experts import Experts
 
 _STAYS = "norm."
@@ -74,14 +75,14 @@ class ExpertMemory:
             self._drop(*self._held.popitem(last=False), device)
         for inner in self._names[name]:
             full = f"{name}.{inner}"
-            _put(module, inner, self.weights[full].to(device, self.dtype, copy=True))
+            set_parameter(module, inner, self.weights[full].to(device, self.dtype, copy=True), requires_grad=False)
             self.weights.forget(full)
         self._held[name] = module
         self.read += 1
 
     def _drop(self, name: str, module: nn.Module, device: torch.device) -> None:
         for inner in self._names[name]:
-            _put(module, inner, torch.empty(0, dtype=self.dtype, device=device))
+            set_parameter(module, inner, torch.empty(0, dtype=self.dtype, device=device), requires_grad=False)
 
 
 def expert_weights(model: nn.Module) -> Mapping[str, nn.Parameter]:
@@ -99,8 +100,3 @@ def _split(name: str) -> tuple[str, str, str]:
     head, _, tail = name.partition(".experts.")
     number, dot, inner = tail.partition(".")
     return f"{head}.experts.{number}", dot, inner
-
-
-def _put(module: nn.Module, name: str, values: torch.Tensor) -> None:
-    owner, _, last = name.rpartition(".")
-    module.get_submodule(owner).register_parameter(last, nn.Parameter(values, requires_grad=False))

@@ -9,6 +9,8 @@ import torch
 Precision = Literal["fp32", "bf16", "fp16"]
 """Of the arithmetic of forward and backward passes; weights are fp32."""
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 def matmul_dtype(tensor: torch.Tensor) -> torch.dtype:
     """The dtype of matrix products with `tensor`: autocast's inside autocast, else the tensor's own."""

@@ -13,14 +13,12 @@ from torch import nn
 from hanlin.core.errors import ConfigError
 from hanlin.core.plan import Plan
 from hanlin.core.ranks import read_ranks
-from hanlin.layers.precision import Precision
+from hanlin.layers.precision import DTYPES, Precision
 from hanlin.parallel.layout_checks import combination_problems
 from hanlin.parallel.mesh import Degrees, Mesh
 from hanlin.parallel.parallel_model import ParallelModel
 from hanlin.parallel.recompute import recompute
 from hanlin.recipe.settings import ParallelSettings
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def parallelize(

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from hanlin.layers.precision import DTYPES
 from hanlin.models.family import Family, load_family
-from hanlin.parallel.parallelize import DTYPES
 from hanlin.planner.layout import Layout
 from hanlin.planner.trace import Trace, TraceSettings, kinds_of_blocks, shrink, trace, with_experts
 from hanlin.planner.weights import Held, StageWeights, Weight, cut_stages, hold, list_weights, query_heads

@@ -14,15 +14,17 @@ from hanlin.adapters.folder import ADAPTER_FOLDER, save_adapter
 from hanlin.core.device import pick_device, set_threads
 from hanlin.core.errors import ConfigError
 from hanlin.core.files import published
+from hanlin.core.parameters import set_parameter
 from hanlin.core.ranks import read_ranks
 from hanlin.formats.fingerprint import Fingerprint
 from hanlin.formats.load import added_parameters, base_parameters, load_into, open_ours, save_base
 from hanlin.layers.label_head import label_parameters
+from hanlin.layers.precision import DTYPES
 from hanlin.models.common.init_weights import init_weights
 from hanlin.parallel.inference_model import ShardedInferenceModel
 from hanlin.parallel.mesh import Degrees, Mesh
 from hanlin.parallel.parallel_model import ParallelModel
-from hanlin.parallel.parallelize import DTYPES, parallelize
+from hanlin.parallel.parallelize import parallelize
 from hanlin.recipe.settings import ParallelSettings
 from hanlin.run.components import Components, build_components
 from hanlin.tuning.apply import allocate_additions, apply_tuning, init_additions_of
@@ -221,8 +223,7 @@ def _base_model(components: Components, dtype: torch.dtype, fingerprint: Fingerp
     else:
         model = model.to_empty(device="cpu").to(dtype)
     for name, weight in _kept(components, fresh, dtype, fingerprint):
-        owner, _, last = name.rpartition(".")
-        model.get_submodule(owner).register_parameter(last, torch.nn.Parameter(weight))
+        set_parameter(model, name, weight)
     return model
 
 
@@ -313,8 +314,7 @@ def _load_what_is_read(model: torch.nn.Module, components: Components) -> None:
         return
     for name, weight in _base_weights(components, names):
         if name in names:
-            owner, _, last = name.rpartition(".")
-            model.get_submodule(owner).register_parameter(last, torch.nn.Parameter(weight.float()))
+            set_parameter(model, name, weight.float())
 
 
 def _tuning_generator(components: Components) -> torch.Generator:
@@ -352,6 +352,5 @@ def _gathered(components: Components, parallel_model: ParallelModel) -> torch.nn
     names = None if tuning.trains_base else list(added_parameters(model))
     for name, weight in parallel_model.gather(names):
         if parallel_model.mesh.is_main:
-            module, _, last = name.rpartition(".")
-            model.get_submodule(module)._parameters[last] = torch.nn.Parameter(weight, requires_grad=False)
+            set_parameter(model, name, weight, requires_grad=False)
     return model if parallel_model.mesh.is_main else None

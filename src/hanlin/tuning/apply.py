@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from hanlin.core.errors import ConfigError, shorten
+from hanlin.core.parameters import set_parameter
 from hanlin.formats.load import added_parameters
 from hanlin.layers.label_head import train_label_head
 
@@ -67,9 +68,7 @@ def init_additions_of(model: nn.Module, method: TuningMethod, generator: torch.G
 def allocate_additions(model: nn.Module) -> None:
     """Make what a method added to a model on the meta device, and only that, without values."""
     for name, old in added_parameters(model).items():
-        owner, _, last = name.rpartition(".")
-        made = nn.Parameter(torch.empty_like(old, device="cpu"), requires_grad=old.requires_grad)
-        model.get_submodule(owner).register_parameter(last, made)
+        set_parameter(model, name, torch.empty_like(old, device="cpu"), requires_grad=old.requires_grad)
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 from hanlin.core.plan import Plan
-from hanlin.layers.attention import AttentionMask, AttentionWindows, additive_mask
+from hanlin.layers.attention import AttentionMask, AttentionWindows, additive_mask, same_span
 from hanlin.layers.block_attention import AttentionContext, block_attention, make_attention_context
 from hanlin.layers.kv_cache import KVCache
 from hanlin.layers.linear import Linear
@@ -250,9 +250,9 @@ def visibility(queries: MaskInputs, keys: MaskInputs) -> torch.Tensor:
     """
     is_earlier = keys.positions[:, None, :] <= queries.positions[:, :, None]
     by_role = keys.is_context[:, None, :] | (~queries.is_context[:, :, None] & is_earlier)
-    by_sample = (queries.sample_ids == 0)[:, :, None] | _equal(queries.sample_ids, keys.sample_ids)
+    by_sample = (queries.sample_ids == 0)[:, :, None] | same_span(queries.sample_ids, keys.sample_ids)
     exists = queries.exists[:, :, None] & keys.exists[:, None, :]
-    return by_role & by_sample & _equal(queries.spans, keys.spans) & exists
+    return by_role & by_sample & same_span(queries.spans, keys.spans) & exists
 
 
 def relations_between(
@@ -262,16 +262,12 @@ def relations_between(
 
     offsets: `[groups, queries]`, where the query's table starts in its row of `relations` `[rows, relations]`.
     """
-    is_same = _equal(queries.sample_ids, keys.sample_ids) & _equal(queries.spans, keys.spans)
+    is_same = same_span(queries.sample_ids, keys.sample_ids) & same_span(queries.spans, keys.spans)
     starts = queries.segments * queries.num_segments + offsets
     places = torch.where(is_same, starts[:, :, None] + keys.segments[:, None, :], 0).long()
     groups_per_row = len(starts) // len(relations)
     rows = torch.arange(len(starts), device=relations.device) // groups_per_row * relations.shape[1]
     return torch.where(is_same, relations.flatten()[places + rows[:, None, None]].long(), OTHER_SAMPLE)
-
-
-def _equal(queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-    return queries[:, :, None] == keys[:, None, :]
 
 
 def own_mask_inputs(given: Inputs, windows: AttentionWindows | None) -> tuple[MaskInputs, MaskInputs]:
