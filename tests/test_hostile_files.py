@@ -132,3 +132,26 @@ def test_an_adapter_cannot_name_code_to_be_run(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is not run because an adapter says so"):
         open_adapter(adapter, load_family("cpm1"))
     assert not (tmp_path / "it_ran").exists()
+
+
+def test_json_that_is_nested_too_deeply_is_said(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("[" * 100_000, "utf-8")
+    with pytest.raises(CheckpointError, match="nested too deeply"):
+        read_json(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("class method: pass", "must define `method`"),
+        ("def method(", "cannot be used"),
+        ("raise SystemExit(3)", "ends the program"),
+    ],
+)
+def test_a_file_that_is_no_method_is_a_problem_of_the_recipe(content: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(content, "utf-8")
+    (tmp_path / "recipe.yaml").write_text(
+        f"model: {{family: cpm1, vocab: x}}\nrun: {{folder: x}}\ntuning: {{method: {tmp_path / 'own.py'}}}\n", "utf-8"
+    )
+    with pytest.raises(ConfigError, match=says):
+        check_file(tmp_path / "recipe.yaml", [])

@@ -53,7 +53,7 @@ def test_code_in_it_is_refused_and_does_not_run(folder: Path, nested: bool) -> N
     assert not proof.exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"\x80", b"garbage", pickle.dumps({"a": 1})])
+@pytest.mark.parametrize("content", [b"", b"\x80", b"garbage", pickle.dumps({"a": 1}), b"\x80\x04Nr\xff\xff\xff\x7f."])
 def test_damage_is_said(folder: Path, content: bytes) -> None:
     (folder / ".metadata").write_bytes(content)
     with pytest.raises(CheckpointError, match="not the metadata of a checkpoint"):
@@ -66,4 +66,13 @@ def test_tensors_lie_in_the_folder_itself(folder: Path) -> None:
         info.relative_path = f"../{info.relative_path}"
     (folder / ".metadata").write_bytes(pickle.dumps(metadata))
     with pytest.raises(CheckpointError, match="not in its own folder"):
+        MetadataReader(folder).read_metadata()
+
+
+@pytest.mark.parametrize("odd", [[1], 3, {"a": object}, {"a": 1}])
+def test_odd_tables_are_damage(folder: Path, odd: object) -> None:
+    metadata = FileSystemReader(folder).read_metadata()
+    metadata.storage_data = odd
+    (folder / ".metadata").write_bytes(pickle.dumps(metadata))
+    with pytest.raises(CheckpointError):
         MetadataReader(folder).read_metadata()

@@ -144,7 +144,7 @@ def test_what_was_predicted_is_not_predicted_again(engine: Engine, tmp_path: Pat
     assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-@pytest.mark.parametrize("change", ["weights", "options", "record"])
+@pytest.mark.parametrize("change", ["weights", "options", "record", "network"])
 def test_what_changed_is_predicted_again(engine: Engine, tmp_path: Path, change: str):
     counted = Counted(engine.processor)
     evaluate(Engine(engine.model, counted), RECORDS, ["generate"], OPTIONS, tmp_path)
@@ -157,7 +157,8 @@ def test_what_changed_is_predicted_again(engine: Engine, tmp_path: Path, change:
     try:
         if change == "weights":
             engine.model.norm.weight.data[3] *= 1.5
-        evaluate(Engine(engine.model, counted), records, ["generate"], settings, tmp_path)
+        network = "another configuration" if change == "network" else ""
+        evaluate(Engine(engine.model, counted), records, ["generate"], settings, tmp_path, network=network)
     finally:
         engine.model.norm.weight.data.copy_(before)
     assert counted.prompted == 5 + (1 if change == "record" else 5)

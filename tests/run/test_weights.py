@@ -117,3 +117,16 @@ def test_a_quantised_base_gets_a_fresh_head_for_labels(tmp_path: Path) -> None:
 
 
 HEAD = {"classifier_head.weight": torch.ones(2, 32).half(), "classifier_head.bias": torch.ones(2).half()}
+
+
+def test_the_identity_follows_what_the_tensors_do_not_say(tmp_path: Path) -> None:
+    base = {"family": "cpm2", "base": str(write_original(tmp_path))}
+
+    def identity(**changes: object) -> str:
+        return build_components(make_recipe({"model": base, "run": {"folder": str(tmp_path)}, **changes})).identity()
+
+    plain = identity()
+    assert identity() == plain
+    assert identity(generate={"method": "greedy"}) == plain
+    assert identity(data={"options": {"dataset": "ccpm"}}) != plain
+    assert identity(model={**base, "config": {"norm_eps": 0.5}}) != plain

@@ -34,6 +34,13 @@ _ALLOWED = {
 }
 
 
+# What a damaged pickle raises.
+_DAMAGE = (
+    OSError, EOFError, ValueError, AttributeError, TypeError, LookupError, MemoryError, RecursionError,
+    pickle.UnpicklingError,
+)  # fmt: skip
+
+
 class _MetadataUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if name not in _ALLOWED.get(module, ()):
@@ -50,16 +57,26 @@ class MetadataReader(FileSystemReader):
         try:
             with path.open("rb") as stream:
                 metadata = _MetadataUnpickler(stream).load()
-        except (OSError, EOFError, ValueError, AttributeError, TypeError, IndexError, pickle.UnpicklingError) as error:
+        except _DAMAGE as error:
             raise CheckpointError(
                 f"{path}: not the metadata of a checkpoint: {error}; restore it from a copy"
             ) from None
         if not isinstance(metadata, Metadata):
             raise CheckpointError(f"{path}: not the metadata of a checkpoint; restore it from a copy")
-        for info in (metadata.storage_data or {}).values():
-            if Path(info.relative_path).name != info.relative_path:
-                raise CheckpointError(f"{path}: names {info.relative_path}, which is not in its own folder")
+        try:
+            outside = [info.relative_path for info in metadata.storage_data.values() if _leads_out(info.relative_path)]
+            list(metadata.state_dict_metadata)
+        except _DAMAGE as error:
+            raise CheckpointError(
+                f"{path}: not the metadata of a checkpoint: {error}; restore it from a copy"
+            ) from None
+        if outside:
+            raise CheckpointError(f"{path}: names {outside[0]}, which is not in its own folder")
         if metadata.storage_meta is None:
             metadata.storage_meta = StorageMeta()
         metadata.storage_meta.load_id = self.load_id
         return metadata
+
+
+def _leads_out(file: str) -> bool:
+    return Path(file).name != file

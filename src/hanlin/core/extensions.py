@@ -24,6 +24,7 @@ def import_file(path: Path) -> ModuleType:
 
     Raises: ConfigError when there is no such file.
     """
+    path = _expanded(path)
     if not path.is_file():
         raise ConfigError(f"there is no file {path}")
     name = str(path.resolve())
@@ -32,7 +33,15 @@ def import_file(path: Path) -> ModuleType:
 
 def is_imported(path: Path) -> bool:
     """Whether a Python file was named by the user's recipe or command already, and has been run for that."""
-    return str(path.expanduser().resolve()) in sys.modules
+    return str(_expanded(path).resolve()) in sys.modules
+
+
+def _expanded(path: Path) -> Path:
+    """`~` is the home folder; a user that this machine does not know leaves the path as it is."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        return path
 
 
 def _run_file(path: Path, name: str) -> ModuleType:
@@ -43,6 +52,10 @@ def _run_file(path: Path, name: str) -> ModuleType:
     sys.modules[name] = module  # dataclasses look up there what their annotations mean
     try:
         spec.loader.exec_module(module)
+    except (SyntaxError, SystemExit) as error:
+        del sys.modules[name]
+        where = f"{path}:{error.lineno}: {error.msg}" if isinstance(error, SyntaxError) else f"{path}: ends the program"
+        raise ConfigError(f"{where}; this file cannot be used") from error
     except BaseException:
         del sys.modules[name]
         raise

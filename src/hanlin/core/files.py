@@ -200,6 +200,8 @@ def read_json(path: Path, error: type[HanlinError] = CheckpointError, *, holds: 
         raise error(f"{path}: cannot be read: {found.strerror}{expected}") from None
     except json.JSONDecodeError as found:
         raise error(f"{path}:{found.lineno}: not readable as JSON ({found.msg}){expected}") from None
+    except RecursionError:
+        raise error(f"{path}: not readable as JSON (nested too deeply){expected}") from None
     except ValueError as found:
         raise error(f"{path}: not readable as JSON ({found}){expected}") from None
 

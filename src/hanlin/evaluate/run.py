@@ -43,7 +43,7 @@ Metrics = dict[str, dict[str, float]]
 """Task -> metric -> number."""
 
 
-def evaluate(
+def evaluate(  # noqa: PLR0913 what is scored, how, and where to
     engine: Engine,
     records: Sequence[Any],
     tasks: Sequence[str],
@@ -52,10 +52,12 @@ def evaluate(
     *,
     seed: int = 0,
     metrics: Sequence[str] = (),
+    network: str = "",
 ) -> Metrics:
     """Score the model on the records, each with its gold answer, by the named tasks; write all of it into `folder`.
 
-    metrics: further scores of texts by name (metrics/named.py), for tasks that compare texts.
+    metrics: further scores of texts by name (metrics/named.py), for tasks that compare texts; network: what decides the
+    answers besides the weights (`Components.identity`), so that those of another model are not used again.
     Raises: DataError for a record without gold answer or, where the task needs them, without options.
     """
     if not records:
@@ -63,7 +65,7 @@ def evaluate(
     for number, record in enumerate(records):
         with naming(number):
             engine.processor.check(record)
-    weights = engine.mesh.from_main(weights_fingerprint(engine.weights()))
+    weights = network + engine.mesh.from_main(weights_fingerprint(engine.weights()))
     results = {}
     for name in tasks:
         task = TASKS[name]

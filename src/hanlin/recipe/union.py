@@ -55,13 +55,14 @@ class OneOf:
         Raises: ConfigError.
         """
         if name.endswith(".py"):
-            module = import_file(Path(name).expanduser())
+            module = import_file(Path(name))
         elif name in self.names:
             module = importlib.import_module(f"{self.package}.{name}")
         else:
             raise ConfigError(f"{self.exports}: there is no {name!r}; expected {', '.join(self.names)} or {_FILE}")
         found = getattr(module, self.exports, None)
-        if not isinstance(_settings(found), type):
+        settings = _settings(found)
+        if not (isinstance(settings, type) and issubclass(settings, BaseModel) and self.key in settings.model_fields):
             raise ConfigError(f"{name}: it must define `{self.exports}`, as the modules of {self.package} do")
         return found
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -168,7 +168,7 @@ def _train(components: Components, resume: bool) -> int:
             folder,
             step,
             loader,
-            _checkpointer(recipe, identity),
+            _checkpointer(components, identity),
             lambda target: export(components, parallel_model, target),
         ),
         logger=_run_logger(recipe, console, ranks.is_main),
@@ -193,11 +193,14 @@ def _loaders(components: Components, console: Any, degrees: Degrees, rank: int) 
     return loader, held_out
 
 
-def _checkpointer(recipe: Recipe, base: str | None) -> Checkpointer:
+def _checkpointer(components: Components, base: str | None) -> Checkpointer:
     """base: the fingerprint of a frozen base, None where the base is trained."""
     from hanlin.checkpoint.state import Checkpointer, recipe_identity
 
+    recipe = components.recipe
     identity = recipe_identity(recipe) | ({} if base is None else {"model.base weights": base})
+    if recipe.model.base is not None:  # the recipe does not say what its config.json does
+        identity["model.base config"] = asdict(components.config)
     return Checkpointer(
         recipe.run.folder / "checkpoints", recipe.train.keep, identity, in_background=recipe.train.save_in_background
     )
@@ -302,6 +305,7 @@ def _evaluate(components: Components) -> Metrics:
         folder,
         seed=recipe.run.seed,
         metrics=recipe.evaluate.metrics,
+        network=components.identity(),
     )
 
 

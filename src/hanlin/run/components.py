@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +12,7 @@ from typing import TYPE_CHECKING
 from hanlin.core.errors import ConfigError
 from hanlin.core.files import check_regular
 from hanlin.core.tokenizer import Tokenizer
+from hanlin.data.prepare import hash_tokenizer
 from hanlin.formats.source import Source, open_source, read_config
 from hanlin.models.family import Family, ModelConfig, Processor, load_family, make_options
 from hanlin.recipe.settings import Recipe
@@ -46,6 +49,21 @@ class Components:
             self.source.config({name: given[name] for name in given if not name.startswith("label")}).labels
         )
         return self.config if has_labels else replace(self.config, labels=())
+
+    def identity(self) -> str:
+        """Hash of all that decides the model's answers besides its tensors: configuration, tokenizer, how records are
+        read, the adapter's settings; and which files experts are read from while it answers.
+        """
+        recipe, adapter = self.recipe, self.adapter
+        streamed = self.source.weights.files if self.source and recipe.generate.expert_memory is not None else ()
+        facts = [
+            asdict(self.config),
+            hash_tokenizer(self.tokenizer),
+            recipe.data.options,
+            None if adapter is None else adapter.settings.model_dump(mode="json"),
+            [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in streamed],
+        ]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def build_components(recipe: Recipe) -> Components:
