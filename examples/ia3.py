@@ -46,10 +46,10 @@ class Ia3(TuningMethod):
             linear.ia3_inputs = None
 
     def _linears(self, model: nn.Module, names: tuple[str, ...]) -> Iterator[Any]:
-        found = [module for name, module in model.named_modules() if name.rpartition(".")[2] in names]
-        if names and not found:
-            raise ConfigError(f"tuning.method: the model has no linear called {' or '.join(names)}")
-        yield from found
+        found = {name: module for name, module in model.named_modules() if name.rpartition(".")[2] in names}
+        if missing := set(names) - {name.rpartition(".")[2] for name in found}:
+            raise ConfigError(f"tuning.method: the model has no linear called {' or '.join(sorted(missing))}")
+        yield from found.values()
 
 
 method = Ia3

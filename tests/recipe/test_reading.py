@@ -7,6 +7,7 @@ import yaml
 
 from hanlin.core.errors import ConfigError
 from hanlin.recipe.reading import dump_recipe, listing, load_recipe, read_recipe
+from hanlin.recipe.yaml12 import parse_yaml
 
 MINIMAL = """\
 model:
@@ -211,3 +212,31 @@ def test_the_written_recipe_leaves_out_what_has_no_effect(recipe: Path) -> None:
     written = yaml.safe_load(dump_recipe(load_recipe(recipe)))
     assert written["tuning"] == {"method": "full"}
     assert "loss_scale" not in written["train"]
+
+
+@pytest.mark.parametrize(
+    ("change", "key", "says"),
+    [
+        ("tuning={method: lroa, rank: 2}", "tuning.method", "did you mean 'lora'"),
+        ("generate={method: smaple}", "generate.method", "did you mean 'sample'"),
+        ("train.optimizer={name: admw}", "train.optimizer.name", "did you mean 'adamw'"),
+        ("tuning={method: full, rank: 64}", "tuning.rank", "is a setting of method lora, not of full"),
+        (
+            "generate={method: sample, top_k: 5, beams: 2}",
+            "generate.beams",
+            "is a setting of method beam, not of sample",
+        ),
+    ],
+)
+def test_a_section_typed_whole_is_judged_whole(recipe: Path, change: str, key: str, says: str) -> None:
+    given = ["tuning={method: lora, rank: 4}", "generate={method: beam, beams: 4}"]
+    for before in ([], given):
+        draft = read_recipe(recipe, [*before, change])
+        found = [problem for problem in draft.problems if problem.key == key]
+        assert found, [problem.key for problem in draft.problems]
+        assert says in found[0].text
+        assert found[0].place == "command line"
+
+
+def test_digits_with_underscores_are_a_text() -> None:
+    assert parse_yaml("ratios: 33_34_33")[0] == {"ratios": "33_34_33"}

@@ -55,6 +55,8 @@ _OTHER_NAMES = {
     "eval_interval": "train.eval_every",
     "max_seq_length": "data.max_length",
     "lora_r": "tuning.rank",
+    "pre_seq_len": "tuning.length",
+    "do_sample": "generate.method",
     "lora_alpha": "tuning.alpha",
     "output_dir": "run.folder",
     "model_path": "model.base",
@@ -226,11 +228,19 @@ def _apply_overrides(values: dict[str, Any], places: dict[str, str], overrides: 
         elif not _put(values, key.split("."), value):
             problems.append(Problem(key, "leads through a setting that is not a section", COMMAND_LINE))
         else:
-            places[key] = COMMAND_LINE
+            places |= dict.fromkeys(_keys_inside(key, value), COMMAND_LINE)
             places.setdefault(key.split(".")[0], COMMAND_LINE)
             _spell_out_names(values, places)
     _leave_out_replaced(values, places, before)
     return problems
+
+
+def _keys_inside(key: str, value: Any) -> Iterator[str]:
+    """The key of a value, and those of all settings in it."""
+    yield key
+    if isinstance(value, Mapping):
+        for inner, part in value.items():
+            yield from _keys_inside(f"{key}.{inner}", part)
 
 
 def _spell_out_names(values: dict[str, Any], places: dict[str, str]) -> None:
@@ -249,7 +259,9 @@ def _leave_out_replaced(values: dict[str, Any], places: dict[str, str], before: 
         section, name = _at(values, key.split(".")), _named(values, key, union)
         if not isinstance(section, dict) or name == before[key]:
             continue
-        for setting in set(union.keys_of(before[key])) - set(union.keys_of(name)):
+        known = union.keys_of(name)
+        replaced = set(union.keys_of(before[key])) - {union.key, *known} if known else ()
+        for setting in replaced:
             if places.get(f"{key}.{setting}") != COMMAND_LINE:
                 section.pop(setting, None)
 

@@ -132,6 +132,8 @@ class PromptTuning(TuningMethod):
     def _trains_something(self) -> Self:
         if not (self.trains_model or self.trains_prompts):
             raise ValueError("neither prompts nor model would be trained; set trains_prompts or trains_model")
+        if self.ratios and len(self.ratios) not in (3, 4):
+            raise ValueError(f"ratios {list(self.ratios)}: three or four numbers are expected, such as 33_34_33")
         return self
 
 
