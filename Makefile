@@ -17,8 +17,16 @@ help: ## list the targets
 demo: $(INSTALLED) ## data, a small model trained, tuned and scored, in a few minutes on a CPU
 	$(RUN)/hanlin demo $(ARGS)
 
+# The tests of several ranks fork them from pytest; they have a process of their own, in which no other test ran before.
+FORKING := tests/cli tests/parallel tests/planner
+
 test: $(INSTALLED) ## all tests (ARGS="-k name" for some of them)
+ifeq ($(ARGS),)
+	$(RUN)/python -m pytest tests $(FORKING:%=--ignore %)
+	$(RUN)/python -m pytest $(FORKING)
+else
 	$(RUN)/python -m pytest $(ARGS)
+endif
 
 check: $(INSTALLED) ## style, types, imports
 	$(RUN)/ruff check .
