@@ -57,14 +57,10 @@ class MetadataReader(FileSystemReader):
         try:
             with path.open("rb") as stream:
                 metadata = _MetadataUnpickler(stream).load()
-        except _DAMAGE as error:
-            raise CheckpointError(
-                f"{path}: not the metadata of a checkpoint: {error}; restore it from a copy"
-            ) from None
-        if not isinstance(metadata, Metadata):
-            raise CheckpointError(f"{path}: not the metadata of a checkpoint; restore it from a copy")
-        try:
-            outside = [info.relative_path for info in metadata.storage_data.values() if _leads_out(info.relative_path)]
+            if not isinstance(metadata, Metadata):
+                raise TypeError(f"it is a {type(metadata).__name__}")
+            files = [info.relative_path for info in metadata.storage_data.values()]
+            outside = [file for file in files if Path(file).name != file]
             list(metadata.state_dict_metadata)
         except _DAMAGE as error:
             raise CheckpointError(
@@ -76,7 +72,3 @@ class MetadataReader(FileSystemReader):
             metadata.storage_meta = StorageMeta()
         metadata.storage_meta.load_id = self.load_id
         return metadata
-
-
-def _leads_out(file: str) -> bool:
-    return Path(file).name != file

@@ -185,7 +185,6 @@ def _loaders(components: Components, console: Any, degrees: Degrees, rank: int) 
 
     Raises: ConfigError, DataError.
     """
-
     with main_first():
         loader, held_out = (_loader(components, part, console, degrees, rank) for part in ("train", "valid"))
     if loader is None:

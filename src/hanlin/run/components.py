@@ -111,9 +111,8 @@ def model_config(
 ) -> ModelConfig:
     """The base's configuration or the named size, with the adapter's and the recipe's single values over it.
 
-    source: the base, where it is open already.
-
-    A fresh model without a stated vocab_size gets one row per token of the tokenizer.
+    source: the base, where it is open already. A fresh model without a stated vocab_size gets one row per token of the
+    tokenizer.
     """
     changes = {**(adapter.config if adapter is not None else {}), **recipe.model.config}
     if recipe.model.base is not None:
