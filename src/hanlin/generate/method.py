@@ -25,7 +25,7 @@ class GenerateMethod:
 
     settings: the class of its settings, without torch;
     propose: (logits, log probabilities, both `[batch, vocab]`, settings, each row's stream of random numbers) ->
-    positions with which the rows may go on, `[rows, candidates]`, enough to fill the beams beside those that end;
+    ids with which the rows may go on, `[batch, candidates]`, enough to fill the beams beside those that end;
     num_beams: open answers that are kept at each step;
     is_random: whether an answer depends on the seed;
     can_stream: whether what is written of an answer stays, so that it can be shown before its end.

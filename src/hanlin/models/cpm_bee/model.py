@@ -43,7 +43,7 @@ class Inputs:
     Always: tokens, subs, is_context (bool), sample_ids, num_segments, segments, relation_offsets: `[batch, length]`;
     relations `[batch, relations]`; ext_tokens, ext_subs `[batch, entries]`, the same in every row.
     Training: lengths `[batch]`; spans `[batch, length]`, the packed samples of a row; windows `[batch, windows,
-    width]`, the positions that block_attention among themselves (-1 = padding, None = the whole row).
+    width]`, the positions that attend among themselves (-1 = padding, None = the whole row).
     With a KV cache: positions `[batch, length]` inside the segment's text; padding has num_segments 0.
     """
 
