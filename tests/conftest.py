@@ -1,8 +1,10 @@
-"""What all tests share: one thread, and the folder of files that may not be distributed with the project."""
+"""What all tests share: one thread, an untouched log, and the files that may not be distributed with the project."""
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,18 @@ SHARED = Path(__file__).parents[2] / "shared"
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes more than two seconds")
+
+
+@pytest.fixture(autouse=True)
+def _log_as_before() -> Iterator[None]:
+    """A command sends the log to its own targets; what is left of them at the end of a test is closed."""
+    yield
+    ours = logging.getLogger("hanlin")
+    for handler in list(ours.handlers):
+        ours.removeHandler(handler)
+        handler.close()
+    ours.propagate = True
+    ours.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

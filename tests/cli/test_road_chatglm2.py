@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import logging
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -68,14 +66,6 @@ COMMON = ("train.steps=8", "train.save_every=8", "train.batch_size=4", "train.pr
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model in the layout of THUDM/chatglm2-6b."""
     return write_original(tmp_path_factory.mktemp("chatglm2") / "original")
-
-
-@pytest.fixture(autouse=True)
-def _log_as_before() -> Iterator[None]:
-    yield
-    ours = logging.getLogger("hanlin")
-    ours.handlers.clear()
-    ours.propagate = True
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +50,6 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_base(folder / "base", family, config, dict(model.named_parameters()), tokenizer)
     convert(folder / "base", family, None, "original", folder / "released", tokenizer=tokenizer, ranks=2)
     return folder / "released"
-
-
-@pytest.fixture(autouse=True)
-def _log_as_before() -> Iterator[None]:
-    yield
-    ours = logging.getLogger("hanlin")
-    ours.handlers.clear()
-    ours.propagate = True
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,14 +29,6 @@ GOOD = {"prompt": "你好", "response": "你好，世界！", "history": []}
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_original(tmp_path_factory.mktemp("chatglm2") / "original")
-
-
-@pytest.fixture(autouse=True)
-def _log_as_before() -> Iterator[None]:
-    yield
-    ours = logging.getLogger("hanlin")
-    ours.handlers.clear()
-    ours.propagate = True
 
 
 @pytest.fixture

@@ -33,15 +33,6 @@ def _no_launcher(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
-@pytest.fixture
-def _log_as_before():
-    yield
-    ours = logging.getLogger("hanlin")
-    ours.handlers.clear()
-    ours.propagate = True
-    ours.setLevel(logging.NOTSET)
-
-
 def test_alone_without_a_launcher(monkeypatch):
     monkeypatch.setenv("SLURM_PROCID", "0")  # a batch script that runs us without srun
     monkeypatch.setenv("SLURM_NTASKS", "8")
@@ -131,7 +122,6 @@ def test_random_numbers_go_on_where_they_were():
     assert draw() == expected
 
 
-@pytest.mark.usefixtures("_log_as_before")
 def test_the_log_goes_to_the_file_on_the_main_rank_only(tmp_path, capsys):
     start_log(tmp_path / "main", Ranks(0, 2, 0))
     logging.getLogger("hanlin.train").info("step=%d", 1)

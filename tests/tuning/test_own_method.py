@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +37,6 @@ def home_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         return homes[family]
 
     return make
-
-
-@pytest.fixture(autouse=True)
-def _log_as_before() -> Iterator[None]:
-    yield
-    ours = logging.getLogger("hanlin")
-    ours.handlers.clear()
-    ours.propagate = True
 
 
 def write_recipe(case: Case, home: Path) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hanlin.core.errors import ConfigError, DataError
+from hanlin.models.common.text_record import check_column_names
 
 from .templates import Dialogue, Message, read_history
 
@@ -42,9 +43,7 @@ class ChatGlm2Options:
                 raise ConfigError(f"{name} is {value}, expected at least {least} tokens")
         if self.learn_padding and not self.compatible:
             raise ConfigError("learn_padding has an effect only with compatible: true; leave one or set the other")
-        for name in ("prompt_column", "response_column", "history_column", "template"):
-            if not getattr(self, name):
-                raise ConfigError(f"{name} is empty; leave it out to get the default")
+        check_column_names(self, ("prompt_column", "response_column", "history_column", "template"))
 
     @property
     def source_length(self) -> int:

@@ -26,13 +26,14 @@ from hanlin.models.common.text_record import (
     OPTIONS,
     EncodedAhead,
     Vocabulary,
+    check_column_names,
+    check_max_length,
     check_vocabulary,
     end_id,
     named_options,
     pad_id,
     read_column,
     text_of,
-    texts_of,
 )
 
 
@@ -79,9 +80,7 @@ class TextOptions:
     eod_mask_loss: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("text_column", "prompt_column", "answer_column"):
-            if not getattr(self, name):
-                raise ConfigError(f"{name} is empty; leave it out to get the default")
+        check_column_names(self, ("text_column", "prompt_column", "answer_column"))
         if self.answer_length is not None and self.answer_length < 1:
             raise ConfigError(f"answer_length is {self.answer_length}, expected at least 1 token")
 
@@ -142,10 +141,11 @@ class TextProcessor:
 
     def process_many(self, records: Sequence[Any]) -> list[Sample | DataError]:
         """`sample` of many records, their texts encoded at once; of one that cannot be used, its error."""
-        options, twin = self.options, copy.copy(self)
+        options = self.options
         columns = (options.text_column, options.prompt_column, options.answer_column)
-        twin.tokenizer = EncodedAhead(self.tokenizer, texts_of(records, columns))
-        return [tried(twin.sample, record) for record in records]
+        ahead = copy.copy(self)
+        ahead.tokenizer = EncodedAhead(self.tokenizer, records, columns)
+        return [tried(ahead.sample, record) for record in records]
 
     def varies(self, record: Any) -> bool:
         return False
@@ -157,11 +157,7 @@ class TextProcessor:
         """
         if self.prompts:
             raise ConfigError("tuning.method: pieces of a token stream have no place for soft prompts; choose lora")
-        if max_length > self.config.max_length:
-            raise ConfigError(
-                f"data.max_length is {max_length}, the model has only {self.config.max_length} positions; lower it, or "
-                "set model.config.max_length for a fresh model"
-            )
+        check_max_length(max_length, self.config.max_length)
         return max_length + 1
 
     def window(self, tokens: np.ndarray, rng: np.random.Generator | None = None) -> Sample:

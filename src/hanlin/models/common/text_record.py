@@ -37,11 +37,11 @@ class EncodesMany(Vocabulary, Protocol):
 
 
 class EncodedAhead:
-    """A tokenizer that has encoded some texts already, all at once, which is faster."""
+    """A tokenizer that has encoded the texts in some columns of records already, all at once, which is faster."""
 
-    def __init__(self, tokenizer: EncodesMany, texts: Iterable[str]) -> None:
+    def __init__(self, tokenizer: EncodesMany, records: Iterable[Any], columns: Sequence[str]) -> None:
         self._tokenizer = tokenizer
-        distinct = list(dict.fromkeys(texts))
+        distinct = list(dict.fromkeys(_texts_of(records, columns)))
         ids = tried(tokenizer.encode_many, distinct)
         # One text that cannot be encoded spoils them all: then each is encoded when it is asked for.
         self._known = {} if isinstance(ids, DataError) else dict(zip(distinct, ids, strict=True))
@@ -61,8 +61,7 @@ class EncodedAhead:
         return self._tokenizer.find(token)
 
 
-def texts_of(records: Iterable[Any], columns: Sequence[str]) -> Iterator[str]:
-    """The texts in these columns of records."""
+def _texts_of(records: Iterable[Any], columns: Sequence[str]) -> Iterator[str]:
     for record in records:
         values = [record.get(column) for column in columns] if isinstance(record, Mapping) else []
         for value in values:
@@ -96,6 +95,28 @@ def check_vocabulary(tokenizer: Vocabulary, vocab_size: int) -> None:
             f"the vocabulary has {tokenizer.vocab_size} tokens, the model only {vocab_size} (vocab_size); take the "
             "vocabulary that belongs to the model, or set model.config.vocab_size for a fresh one"
         )
+
+
+def check_max_length(max_length: int, num_positions: int) -> None:
+    """Whether the model has a position for every token of a row.
+
+    Raises: ConfigError.
+    """
+    if max_length > num_positions:
+        raise ConfigError(
+            f"data.max_length is {max_length}, the model has only {num_positions} positions; lower it, or set "
+            "model.config.max_length for a fresh model"
+        )
+
+
+def check_column_names(options: Any, names: Iterable[str]) -> None:
+    """Whether each of these options names a column.
+
+    Raises: ConfigError.
+    """
+    for name in names:
+        if not getattr(options, name):
+            raise ConfigError(f"{name} is empty; leave it out to get the default")
 
 
 def read_column(record: Any, column: str, tokenizer: Vocabulary, *, may_be_empty: bool = False) -> list[int]:

@@ -25,13 +25,14 @@ from hanlin.models.common.text_record import (
     ENDS,
     OPTIONS,
     EncodedAhead,
+    check_column_names,
+    check_max_length,
     check_vocabulary,
     end_id,
     named_options,
     pad_id,
     read_column,
     text_of,
-    texts_of,
 )
 from hanlin.tokens.wordpiece import WordPiece
 
@@ -59,9 +60,7 @@ class Cpm1T5Options:
     reset_attention_mask: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("text_column", "source_column", "target_column"):
-            if not getattr(self, name):
-                raise ConfigError(f"{name} is empty; leave it out to get the default")
+        check_column_names(self, ("text_column", "source_column", "target_column"))
         check_spans(self.density, self.mean_span)
         if self.target_length is not None and self.target_length < 2:
             raise ConfigError(f"target_length is {self.target_length}, expected at least 2 tokens")
@@ -110,10 +109,11 @@ class Cpm1T5Processor:
 
     def process_many(self, records: Sequence[Any]) -> list[Sample | DataError]:
         """`sample` of many records, their texts encoded at once; of one that cannot be used, its error."""
-        options, twin = self.options, copy.copy(self)
+        options = self.options
         columns = (options.text_column, options.source_column, options.target_column)
-        twin.tokenizer = EncodedAhead(self.tokenizer, texts_of(records, columns))
-        return [tried(twin.sample, record) for record in records]
+        ahead = copy.copy(self)
+        ahead.tokenizer = EncodedAhead(self.tokenizer, records, columns)
+        return [tried(ahead.sample, record) for record in records]
 
     def varies(self, record: Any) -> bool:
         return self._is_text(record)
@@ -123,11 +123,7 @@ class Cpm1T5Processor:
 
         Raises: ConfigError.
         """
-        if max_length > self.config.max_length:
-            raise ConfigError(
-                f"data.max_length is {max_length}, the model has only {self.config.max_length} positions; lower it, or "
-                "set model.config.max_length for a fresh model"
-            )
+        check_max_length(max_length, self.config.max_length)
         return self.corruption.tokens_for(max_length)
 
     def window(self, tokens: np.ndarray, rng: np.random.Generator | None = None) -> Sample:
