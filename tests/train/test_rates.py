@@ -1,4 +1,6 @@
 import math
+import random
+from typing import Any
 
 import pytest
 import torch
@@ -36,6 +38,35 @@ def test_behind_decay_steps_no_rate_rises_or_falls_below_zero(schedule: str, for
     later = rates(60, schedule=schedule, schedule_form=form, warmup_steps=warmup, decay_steps=10)[9:]
     assert later == sorted(later, reverse=True)
     assert min(later) >= 0
+
+
+def random_curve(draw: random.Random) -> dict[str, Any]:
+    form = draw.choice(["standard", "floored", "endless"])
+    names = ["linear", "cosine", "exponential", "constant", *(["noam"] if form == "standard" else [])]
+    settings = {"schedule": draw.choice(names), "schedule_form": form, "first_step_at_zero": draw.random() < 0.5}
+    if draw.random() < 0.5:
+        settings["decay_steps"] = draw.randint(1, 40)
+    if form != "standard" and draw.random() < 0.5:
+        settings["warmup_share"] = draw.random()
+    else:
+        settings["warmup_steps"] = draw.randint(0, 40)
+    if form == "floored":
+        settings["min_lr"] = draw.choice([0, 0.1, 0.5])
+    return settings
+
+
+def test_every_curve_rises_once_falls_once_and_keeps_above_its_floor():
+    draw = random.Random(0)
+    for _ in range(1000):
+        settings, total = random_curve(draw), draw.randint(1, 40)
+        made = TrainSettings(lr=1.0, **settings)
+        found = [learning_rate(made, step, total) for step in range(1, 100)]  # also behind its end
+        top = found.index(max(found))
+        assert found[: top + 1] == sorted(found[: top + 1]), settings
+        assert found[top:] == sorted(found[top:], reverse=True), settings
+        assert min(found) >= 0, settings
+        assert min(found[top:]) >= made.min_lr, settings
+        assert max(found) <= 1 + 1e-12, settings
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "exponential", "constant"])

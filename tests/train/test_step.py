@@ -61,6 +61,23 @@ def test_clipping_bounds_the_gradient():
     assert norms[3] == norms[1]
 
 
+@pytest.mark.parametrize("clip", [1e-3, 1e3])
+def test_clipping_shortens_a_long_gradient_and_leaves_a_short_one_as_it_is(clip: float):
+    """Looks at what the optimizer gets: the changes of AdamW are the same for any factor."""
+    given: list[dict[str, torch.Tensor]] = []
+    for limit in (None, clip):
+        step = make_step(clip=limit)
+        weights = step.parallel_model.parameters
+        step.optimizer.step = lambda rate, weights=weights: given.append(  # type: ignore[method-assign]
+            {name: weight.grad.clone() for name, weight in weights.items() if weight.grad is not None}
+        )
+        norm = step.run(make_batch(0)).grad_norm
+    assert 1e-3 < norm < 1e3
+    factor = min(1.0, clip / (norm + 1e-6))
+    for name, plain in given[0].items():
+        torch.testing.assert_close(given[1][name], plain * factor, rtol=1e-6 if factor < 1 else 0, atol=0)
+
+
 def test_report_counts_tokens_and_uses_the_schedule():
     report = make_step(schedule="constant").run(make_batch(0, rows=3))
     assert (report.tokens, report.lr, report.skipped) == (18, 0.01, False)
