@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
 from hanlin.core.errors import ConfigError
+from hanlin.core.json_text import parse_json
 from hanlin.data.mixture_file import is_mixture, read_mixture
 from hanlin.data.pretraining.windows import is_corpus
 from hanlin.recipe.reading import Found, nearest
@@ -85,7 +85,7 @@ def _missing(path: Path) -> str:
 
 def read_json(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}  # what is wrong with it is said when the weights are opened
     return values if isinstance(values, dict) else {}

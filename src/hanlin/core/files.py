@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from hanlin.core.errors import CheckpointError, ConfigError, DataError, HanlinError
+from hanlin.core.json_text import parse_json
 
 __all__ = [
     "check_regular",
@@ -195,13 +196,11 @@ def read_json(path: Path, error: type[HanlinError] = CheckpointError, *, holds: 
     check_regular(path, error)
     expected = f"; it holds {holds}" if holds else "; write or copy the file again"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except OSError as found:
         raise error(f"{path}: cannot be read: {found.strerror}{expected}") from None
     except json.JSONDecodeError as found:
         raise error(f"{path}:{found.lineno}: not readable as JSON ({found.msg}){expected}") from None
-    except RecursionError:
-        raise error(f"{path}: not readable as JSON (nested too deeply){expected}") from None
     except ValueError as found:
         raise error(f"{path}: not readable as JSON ({found}){expected}") from None
 

@@ -102,6 +102,9 @@ def read_mixture(path: Path) -> list[MixtureEntry]:
     for number in range(len(entries)):
         try:
             one = MixtureEntry.model_validate(entries[number])
+        except DataError as error:
+            problems.append(str(error))
+            continue
         except ValidationError as error:
             problems += [f"{entries.where(number)}: {_explain(detail)}" for detail in error.errors()]
             continue

@@ -6,7 +6,6 @@ by frequency, with CPM-Bee's special tokens.
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hanlin.core.errors import DataError
+from hanlin.core.json_text import parse_json
 
 __all__ = ["VOCAB_FILE", "build_vocabulary", "read_vocabulary"]
 
@@ -39,13 +39,13 @@ def read_vocabulary(path: Path) -> tuple[Path, list[str]]:
 def build_vocabulary(files: Iterable[Path], size: int, min_count: int = 1) -> list[str]:
     """Specials, then at most `size` tokens in all, the most frequent ones of all texts and keys in the JSONL files.
 
-    Raises: OSError, json.JSONDecodeError for files that are not JSON lines.
+    Raises: OSError, ValueError for files that are not JSON lines.
     """
     counts: Counter[str] = Counter()
     for path in files:
         with path.open(encoding="utf-8") as lines:
             for line in lines:
-                for text in _texts(json.loads(line)):
+                for text in _texts(parse_json(line)):
                     counts.update(_WORD.findall(text))
     # "\n" and " " are the specials </n> and </_>; "<" is always in, since "<<" stands for it.
     for known in ("\n", " ", "<"):

@@ -6,7 +6,6 @@ Only columns of lists of whole numbers are read. The files are mapped, not loade
 from __future__ import annotations
 
 import hashlib
-import json
 import mmap
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from hanlin.core.errors import DataError
+from hanlin.core.json_text import parse_json
 from hanlin.data.sources.arrow_stream import read_parts
 from hanlin.data.sources.records import BadRowError
 
@@ -71,7 +71,7 @@ def _files(folder: Path) -> list[Path]:
     """The data files in the order of state.json, by name without it."""
     found = sorted(folder.glob("*.arrow"))
     try:
-        listed = json.loads((folder / STATE).read_text("utf-8"))["_data_files"]
+        listed = parse_json((folder / STATE).read_text("utf-8"))["_data_files"]
         files = [folder / Path(file["filename"]).name for file in listed]
     except FileNotFoundError:
         files = found

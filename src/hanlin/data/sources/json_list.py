@@ -1,29 +1,31 @@
-"""A JSON file that is one list of records, as many published data sets are; read whole."""
+"""A JSON file that is one list of records, as many published data sets are; read whole, by the rules of JSON lines."""
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
 from hanlin.core.errors import DataError
+from hanlin.core.json_text import decode_utf8, parse_json_at, skip_value
+from hanlin.data.sources.jsonl import BOM, GZIP, MAX_LINE_BYTES, read_unpacked
+from hanlin.data.sources.records import BadRowError
 
 _BLANK = " \t\r\n"
 
 
 class JsonListSource:
-    """The entries of the list; each knows its line."""
+    """The entries of the list; each knows its line. One that breaks a rule of ours is a bad row."""
 
     def __init__(self, path: Path) -> None:
         """Raises: DataError when the file is no JSON list, with the line where it ceases to be one."""
         self.path = path
-        data = path.read_bytes()
+        data = bytes(read_unpacked(path))
         self.fingerprint = hashlib.sha256(data).hexdigest()
-        try:
-            text = data.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path}: not UTF-8 (byte {error.start}); save the file as UTF-8") from None
+        text = _decode(path, data.removeprefix(BOM))
         try:
             self._records, starts = _parse(text)
         except json.JSONDecodeError as error:
@@ -36,34 +38,81 @@ class JsonListSource:
         return len(self._records)
 
     def __getitem__(self, row: int) -> Any:
-        return self._records[row]
+        record = self._records[row]
+        if isinstance(record, _BadEntry):
+            raise BadRowError(self.where(row), record.reason)
+        return record
 
     def where(self, row: int) -> str:
         return f"{self.path}:{self._lines[row]} (entry {row + 1})"
 
 
 def is_json_list(path: Path) -> bool:
-    """Whether the first character of a file is a bracket."""
+    """Whether the first character of a file, unpacked, is a bracket."""
     with path.open("rb") as stream:
-        return stream.read(256).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
+        start = stream.read(256)
+    if start[:2] == GZIP:
+        try:
+            with gzip.open(path) as stream:
+                start = stream.read(256)
+        except (OSError, EOFError, zlib.error):
+            return False  # what is wrong with it is said when it is read
+    return start.removeprefix(BOM).lstrip()[:1] == b"["
+
+
+class _BadEntry:
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+
+def _decode(path: Path, data: bytes) -> str:
+    """The file's text.
+
+    Raises: DataError that names the line.
+    """
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        number, begin = data.count(b"\n", 0, error.start) + 1, data.rfind(b"\n", 0, error.start) + 1
+    try:
+        return decode_utf8(data[begin:].partition(b"\n")[0])
+    except ValueError as error:
+        raise DataError(f"{path}:{number}: {error}") from None
 
 
 def _parse(text: str) -> tuple[list[Any], list[int]]:
     """The entries and where each begins."""
-    decoder, records, starts = json.JSONDecoder(), [], []
+    records, starts = [], []
     at = _skip(text, text.index("[") + 1)
     while text[at : at + 1] != "]":
-        record, end = decoder.raw_decode(text, at)
+        record, end = _entry(text, at)
         records.append(record)
         starts.append(at)
         at = _skip(text, end)
         if text[at : at + 1] == ",":
             at = _skip(text, at + 1)
+            if text[at : at + 1] == "]":
+                raise json.JSONDecodeError("a comma stands before the list's end", text, at)
         elif text[at : at + 1] != "]":
             raise json.JSONDecodeError("a comma or the list's end is expected", text, at)
     if rest := text[at + 1 :].strip(_BLANK):
         raise json.JSONDecodeError(f"{rest[:20]!r} stands behind the list's end", text, at + 1)
     return records, starts
+
+
+def _entry(text: str, at: int) -> tuple[Any, int]:
+    """One entry, and where it ends; a `_BadEntry` for what is JSON but breaks another rule."""
+    try:
+        record, end = parse_json_at(text, at)
+    except json.JSONDecodeError:
+        raise
+    except ValueError as error:
+        if text[at] not in "[{":  # NaN and its like: nothing says where it ends
+            raise json.JSONDecodeError(str(error), text, at) from None
+        return _BadEntry(str(error)), skip_value(text, at)
+    if end - at > MAX_LINE_BYTES:
+        return _BadEntry(f"an entry of {end - at:,} characters; at most {MAX_LINE_BYTES:,} make a record"), end
+    return record, end
 
 
 def _skip(text: str, at: int) -> int:

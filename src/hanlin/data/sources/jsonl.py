@@ -19,6 +19,7 @@ import numpy as np
 
 from hanlin.core.errors import DataError
 from hanlin.core.files import replaced_file
+from hanlin.core.json_text import decode_utf8, parse_json
 from hanlin.data.sources.records import BadRowError
 
 BOM = b"\xef\xbb\xbf"
@@ -38,7 +39,7 @@ class JsonlSource:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._bytes = _read(path)
+        self._bytes = read_unpacked(path)
         self._starts, self._ends, self._lines = _find_rows(self._bytes)
         if len(self._starts) == 0:
             raise DataError(f"{path}: the file holds no rows; expected one JSON object a line")
@@ -75,15 +76,11 @@ def parse_row(line: bytes, *, is_cut: bool = False) -> dict[str, Any]:
     """
     text = _decode(line, is_cut)
     try:
-        record = _DECODER.decode(text.strip(" \t\r"))
+        record = parse_json(text.strip(" \t\r"))
     except json.JSONDecodeError as error:
         raise ValueError(_explain(error, text, is_cut)) from None
-    except RecursionError:
-        raise ValueError("nested too deeply to be read") from None
     if not isinstance(record, dict):
         raise ValueError(f"expected an object {{...}}, found {_kind(record)}; write one object a line")
-    if "\\u" in text:
-        _refuse_surrogates(record)
     return record
 
 
@@ -97,8 +94,11 @@ def write_jsonl(path: Path, records: Iterable[Any]) -> int:
     return count
 
 
-def _read(path: Path) -> Any:
-    """The whole (unpacked) file as something that slices to bytes: a memory map where possible."""
+def read_unpacked(path: Path) -> Any:
+    """The whole (unpacked) file as something that slices to bytes: a memory map where possible.
+
+    Raises: DataError.
+    """
     try:
         with path.open("rb") as stream:
             head = stream.read(2)
@@ -151,24 +151,22 @@ def _find_rows(data: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def _decode(line: bytes, is_cut: bool) -> str:
     try:
-        text = line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        if is_cut and error.reason == "unexpected end of data":
+        text = decode_utf8(line)
+    except ValueError:
+        if is_cut and _is_cut_in_character(line):
             raise ValueError(CUT_OFF) from None
-        raise ValueError(
-            f"not UTF-8: byte 0x{line[error.start]:02x} at byte {error.start + 1} of the line{_guess_encoding(line)}"
-        ) from None
+        raise
     if "\0" in text:
         raise ValueError(f"NUL byte at column {text.index(chr(0)) + 1}; the file is damaged or not text")
     return text
 
 
-def _guess_encoding(line: bytes) -> str:
+def _is_cut_in_character(line: bytes) -> bool:
     try:
-        line.decode("gb18030")
-    except UnicodeDecodeError:
-        return ""
-    return " (it reads as GB18030; save the file as UTF-8)"
+        line.decode()
+    except UnicodeDecodeError as error:
+        return error.reason == "unexpected end of data"
+    return False
 
 
 def _explain(error: json.JSONDecodeError, text: str, is_cut: bool) -> str:
@@ -193,29 +191,6 @@ def _near(error: json.JSONDecodeError) -> str:
     return f", near {near!r}" if near.strip() else ""
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    record = dict(pairs)
-    if len(record) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"duplicate key {twice!r}; only one of its values could be kept")
-    return record
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"not JSON: {name} is no JSON number")
-
-
-def _refuse_surrogates(record: Any) -> None:
-    try:
-        json.dumps(record, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"half a character: \\u{ord(error.object[error.start]):04x} without its other half") from None
-
-
 def _kind(value: Any) -> str:
     names = {list: "a list", str: "a string", bool: "true or false", type(None): "null"}
     return names.get(type(value), "a number")
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)

@@ -7,6 +7,7 @@ import pickle
 from io import BytesIO
 from typing import Any, Literal
 
+from hanlin.core.json_text import check_json_value
 from hanlin.data.sources.jsonl import parse_row
 
 PROTOCOL = 4  # what Python 3.8+ wrote by default, the age of the original
@@ -71,6 +72,7 @@ def _unpickle(payload: bytes) -> Any:
     if stream.tell() != len(payload):
         raise _BrokenPickleError(f"the pickle is damaged ({len(payload) - stream.tell()} bytes follow its end)")
     _refuse_odd_values(value, len(payload))
+    check_json_value(value)
     return value
 
 
