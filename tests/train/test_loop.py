@@ -77,6 +77,11 @@ def test_metrics_have_a_line_per_step_and_per_evaluation(tmp_path):
     assert wanted <= set(lines[0])
 
 
+def test_the_making_of_batches_is_measured(tmp_path):
+    run(tmp_path, steps=2, pause=0.05)
+    assert all(line["data_seconds"] >= 0.05 for line in lines_of(tmp_path) if "loss" in line)
+
+
 def test_training_ends_when_the_evaluation_stops_improving_and_stays_ended(tmp_path):
     settings = {"steps": 200, "lr": 1e-12, "eval_every": 1, "patience": 3, "schedule": "constant", "warmup_steps": 0}
     outcome, _ = run(tmp_path, **settings)

@@ -2,9 +2,13 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
+from hanlin.train import signals as module
 from hanlin.train.signals import StopSignals
 
 
@@ -17,13 +21,46 @@ def _terminal():
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_the_first_signal_is_remembered_and_the_former_handlers_come_back(number):
+def test_a_signal_is_remembered_and_the_former_handlers_come_back(number):
     before = signal.getsignal(number)
     with StopSignals() as signals:
         os.kill(os.getpid(), number)
         assert signals.requested
-        assert signal.getsignal(number) is before
     assert signal.getsignal(number) is before
+
+
+def test_signals_that_come_together_count_as_one():
+    with StopSignals() as signals:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            os.kill(os.getpid(), number)
+    assert signals.requested
+
+
+def test_a_later_signal_ends_as_it_would_have_without(monkeypatch):
+    monkeypatch.setattr(module, "TOGETHER_SECONDS", 0.02)
+    with pytest.raises(KeyboardInterrupt), StopSignals():
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.03)
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+# A step that never ends: a call that waits in C, signals or not, and gives Python's handlers no chance (a lock that the thread has already).
+def test_a_later_signal_ends_a_step_that_never_ends():
+    lock = "import ctypes; libc = ctypes.CDLL(None); mutex = ctypes.create_string_buffer(256); "
+    waits = f"{lock}libc.pthread_mutex_lock(mutex); print('ready', flush=True); libc.pthread_mutex_lock(mutex)"
+    program = (
+        "from hanlin.train import signals\n"
+        "signals.TOGETHER_SECONDS = signals.LAST_WORD_SECONDS = 0.05\n"
+        f"with signals.StopSignals():\n    {waits}\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as stuck:
+        assert stuck.stdout is not None
+        assert stuck.stdout.readline() == "ready\n"
+        stuck.send_signal(signal.SIGTERM)
+        time.sleep(0.1)
+        assert stuck.poll() is None
+        stuck.send_signal(signal.SIGTERM)
+        assert stuck.wait(timeout=5) == 128 + signal.SIGTERM
 
 
 def test_nohup_lets_a_run_outlive_its_terminal():

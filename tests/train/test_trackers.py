@@ -12,8 +12,8 @@ from hanlin.train.step import StepReport
 from hanlin.train.trackers import check_trackers, open_trackers
 
 
-def report(loss: float = 2.0) -> StepReport:
-    return StepReport(loss, 0.1, 1.5, 60, 12.0, False, 1.0, 0.5)
+def report(loss: float = 2.0, data_seconds: float = 0.0) -> StepReport:
+    return StepReport(loss, 0.1, 1.5, 60, 12.0, False, 1.0, 0.5, data_seconds)
 
 
 def test_a_missing_package_is_named_with_what_to_install(monkeypatch):
@@ -75,3 +75,15 @@ def test_services_work_without_a_network(tmp_path, monkeypatch, name, variable):
     monkeypatch.setenv(variable, "offline")
     write_some(name, tmp_path)
     assert any((tmp_path / name).iterdir())
+
+
+@pytest.mark.parametrize(("data_seconds", "speed", "left", "shown"), [(0.7, 50, 6, "0.7"), (0.01, 118, 3, None)])
+def test_speed_and_remaining_time_count_the_making_of_batches(tmp_path, caplog, data_seconds, speed, left, shown):
+    logger = RunLogger(tmp_path, log_every=1, console=Console(file=(tmp_path / "screen").open("w")))
+    with caplog.at_level(logging.INFO, "hanlin"), logger.open(0, 6):
+        logger.step(1, report(data_seconds=data_seconds))
+    [row] = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert row["tokens_per_second"] == round(60 / (0.5 + data_seconds), 1)
+    assert (row["seconds"], row["data_seconds"]) == (0.5, data_seconds)
+    facts = dict(word.split("=") for word in caplog.messages[-1].split())
+    assert (facts["tokens/s"], facts["eta"], facts.get("data_seconds")) == (str(speed), f"0:00:0{left}", shown)

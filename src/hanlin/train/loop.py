@@ -5,17 +5,18 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
+from hanlin.core.batch import Batch
 from hanlin.core.device import peak_memory_bytes
 from hanlin.core.errors import noting
 from hanlin.recipe.settings import TrainSettings
 from hanlin.train.run_checkpoints import Batches, RunCheckpoints, TrainProgress
 from hanlin.train.run_logger import RunLogger
 from hanlin.train.signals import StopSignals
-from hanlin.train.step import Step
+from hanlin.train.step import Step, StepReport
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ def train(
     in_step = noting(lambda: f"step={progress.step + 1}")
     with in_step, StopSignals() as signals, logger.open(progress.step, step.total_steps):
         while (end := _end(progress, step, settings, signals)) is None:
-            report = step.run(next(batches))
+            report = _timed_step(step, batches)
             progress = progress.after_step()
             logger.step(progress.step, report)
             is_last = progress.step == step.total_steps
@@ -98,6 +99,14 @@ def train(
         peak_memory_bytes(step.parallel_model.device) / 2**30,
     )  # fmt: skip
     return Outcome(progress, end)
+
+
+def _timed_step(step: Step, batches: Iterator[Batch]) -> StepReport:
+    """One step, with the time in which its batch was made or waited for."""
+    start = time.perf_counter()
+    batch = next(batches)
+    data_seconds = time.perf_counter() - start
+    return replace(step.run(batch), data_seconds=data_seconds)
 
 
 def _end(

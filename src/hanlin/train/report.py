@@ -27,6 +27,7 @@ CURVES = {
     "lr": "learning rate",
     "grad_norm": "gradient norm before clipping",
     "tokens_per_second": "tokens per second",
+    "data_seconds": "seconds that a step waits for its batch",
 }
 # The first one that is installed is used, so that Chinese names of runs can be read.
 _FONTS = ["Noto Sans CJK SC", "Source Han Sans SC", "WenQuanYi Zen Hei", "Microsoft YaHei", "PingFang SC", "SimHei"]

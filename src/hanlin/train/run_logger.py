@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 RECENT_STEPS = 50
 """Steps over which speed and the remaining time are averaged."""
 
+SLOW_DATA_SHARE = 0.05
+"""Of the time of a step; where batches take more than that, the log line says so."""
+
 
 class RunLogger:
     """Shows and writes what happens in a run.
@@ -70,12 +73,13 @@ class RunLogger:
     def step(self, number: int, report: StepReport) -> None:
         """After each step."""
         self._recent.append(report)
-        self._write(number, {**asdict(report), "tokens_per_second": round(report.tokens / report.seconds, 1)})
+        self._write(number, {**asdict(report), "tokens_per_second": round(report.tokens / _seconds(report), 1)})
         facts = {
             "loss": f"{report.loss:.4f}",
             "lr": f"{report.lr:.3g}",
             "grad_norm": f"{report.grad_norm:.3g}",
             "tokens/s": f"{self.tokens_per_second:,.0f}",
+            **self._slow_data(),
             "eta": str(timedelta(seconds=round(self._seconds_left(number)))),
         }
         line = " ".join(f"{name}={value}" for name, value in facts.items())
@@ -91,13 +95,25 @@ class RunLogger:
 
     @property
     def tokens_per_second(self) -> float:
-        """Over the last steps, without evaluations and checkpoints."""
-        seconds = math.fsum(report.seconds for report in self._recent)
+        """Over the last steps, the making of their batches included, without evaluations and checkpoints."""
+        seconds = math.fsum(map(_seconds, self._recent))
         return sum(report.tokens for report in self._recent) / seconds if seconds else 0.0
 
     def _seconds_left(self, number: int) -> float:
-        return math.fsum(report.seconds for report in self._recent) / len(self._recent) * (self._total_steps - number)
+        return math.fsum(map(_seconds, self._recent)) / len(self._recent) * (self._total_steps - number)
+
+    def _slow_data(self) -> dict[str, str]:
+        """How long a step waits for its batch, where that is worth a look."""
+        waited = math.fsum(report.data_seconds for report in self._recent)
+        if waited < SLOW_DATA_SHARE * math.fsum(map(_seconds, self._recent)):
+            return {}
+        return {"data_seconds": f"{waited / len(self._recent):.3g}"}
 
     def _write(self, number: int, values: Mapping[str, Any]) -> None:
         for output in self._outputs:
             output.write(number, values)
+
+
+def _seconds(report: StepReport) -> float:
+    """From the end of one step to that of the next, but for evaluations and checkpoints."""
+    return report.data_seconds + report.seconds

@@ -30,7 +30,8 @@ class StepReport:
     """What one step did; over all ranks.
 
     loss: before the step; lr: the rate used; grad_norm: before clipping; tokens: without padding; loss_tokens: sum of
-    the weights in the loss; skipped: a number was not finite, the weights are as before; scale: of the loss (fp16).
+    the weights in the loss; skipped: a number was not finite, the weights are as before; scale: of the loss (fp16);
+    data_seconds: this process waited for the batch before the step, whose own time is `seconds`.
     """
 
     loss: float
@@ -41,6 +42,7 @@ class StepReport:
     skipped: bool
     scale: float
     seconds: float
+    data_seconds: float = 0.0
 
 
 class Step:
