@@ -13,13 +13,14 @@ import pytest
 import torch
 
 from hanlin.adapters.opening import open_adapter
-from hanlin.check import check_file
+from hanlin.check import check, check_file
 from hanlin.core.errors import CheckpointError, ConfigError, DataError
 from hanlin.core.files import read_json, write_json
 from hanlin.data.sources import open_records
 from hanlin.formats.files import open_weights, write_safetensors
 from hanlin.formats.source import read_config
 from hanlin.models.family import load_family
+from hanlin.recipe.reading import make_recipe
 from hanlin.recipe.yaml12 import YamlError, parse_yaml
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -82,6 +83,29 @@ def test_a_config_of_no_model_is_refused(value: float, tmp_path: Path) -> None:
     write_safetensors(tmp_path / "model.safetensors", {"a": torch.ones(1)})
     with pytest.raises(CheckpointError, match="config value num_layers: "):
         read_config(tmp_path, load_family("cpm1"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("dropout", 2.0),
+        ("attention_dropout", float("nan")),
+        ("dropout", -0.1),
+        ("norm_eps", float("nan")),
+        ("init_std", -1.0),
+        ("num_heads", 0),
+        ("max_length", -1),
+        ("vocab_multiple", 0),
+    ],
+)
+def test_a_number_that_no_model_can_compute_with_is_refused(name: str, value: float, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"family": "cpm1", name: value}), "utf-8")
+    write_safetensors(tmp_path / "model.safetensors", {"a": torch.ones(1)})
+    with pytest.raises(CheckpointError, match=f"config value {name}: .*; found"):
+        read_config(tmp_path, load_family("cpm1"))
+    given = {name: value}
+    recipe = make_recipe({"model": {"family": "cpm1", "vocab": "x", "config": given}, "run": {"folder": "x"}})
+    assert f"model.config.{name}" in [problem.key for problem in check(recipe)]
 
 
 def test_a_gzip_bomb_is_refused_while_it_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ import yaml
 from hanlin.cli._launch import num_to_start
 from hanlin.cli.main import main
 from hanlin.core.errors import ConfigError
+from hanlin.parallel.launch import _travels
 from hanlin.recipe.reading import make_recipe
 
 BARE = {"model": {"family": "cpm_bee"}, "run": {"folder": "run", "device": "cpu"}}
@@ -34,8 +35,9 @@ def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_launch_prints_one_command_per_machine(
     hostfile: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("PYTHONPATH", "OMP_NUM_THREADS"):
-        monkeypatch.delenv(name, raising=False)
+    for name in os.environ:
+        if _travels(name):
+            monkeypatch.delenv(name)
     monkeypatch.setenv("NCCL_SOCKET_IFNAME", "eth1")
     assert main(["launch", "--hostfile", str(hostfile), "--port", "29501", "train", "my recipe.yaml", "--restart"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -48,6 +50,23 @@ def test_launch_prints_one_command_per_machine(
         f"{start} --rdzv-conf is_host=1 --local-addr node0 --nproc-per-node 4 {end}",
         f"{start} --rdzv-conf is_host=0 --local-addr node1 --nproc-per-node 2 {end}",
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "goes_along"),
+    [
+        ("CUDA_VISIBLE_DEVICES", True),
+        ("PYTORCH_CUDA_ALLOC_CONF", True),
+        ("ASCEND_RT_VISIBLE_DEVICES", True),
+        ("HF_HOME", True),
+        ("TORCHINDUCTOR_CACHE_DIR", True),
+        ("HF_TOKEN", False),
+        ("WANDB_API_KEY", False),
+        ("HOME", False),
+    ],
+)
+def test_what_decides_a_run_goes_along_and_no_secret(name: str, goes_along: bool) -> None:
+    assert _travels(name) == goes_along
 
 
 @pytest.mark.parametrize(
@@ -104,8 +123,8 @@ def test_how_many_processes_are_started(monkeypatch: pytest.MonkeyPatch) -> None
     assert started(None, pipe=2) == 6
     assert started(None, pipe=2, is_alone=True) == 1
     assert started(2, is_alone=True) == 2
-    with pytest.raises(ConfigError, match="--nproc 0"):
-        started(0)
+    with pytest.raises(ConfigError, match=r"100,000 processes, and one machine starts at most 1,024"):
+        started(None, data=100_000)
 
 
 def test_a_launcher_has_the_last_word_about_the_number(monkeypatch: pytest.MonkeyPatch) -> None:

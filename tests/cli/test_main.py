@@ -55,6 +55,32 @@ def test_a_defect_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -
         cli.main(["doctor"])
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "r.yaml", "--nproc", "100000"],
+        ["train", "r.yaml", "--nproc", "0"],
+        ["train", "r.yaml", "--timeout", "1e20"],
+        ["train", "r.yaml", "--timeout", "nan"],
+        ["train", "r.yaml", "--max-restarts", "-1"],
+        ["prepare", "a", "b", "--to", "indexed", "--workers", "100000"],
+        ["prepare", "a", "b", "--to", "indexed", "--shuffle", "-1"],
+        ["prepare", "a", "b", "--to", "indexed-spans", "--span-length", "0"],
+        ["convert", "a", "b", "--ranks", "1000000000000"],
+        ["launch", "--hostfile", "h", "--port", "70000", "train", "r.yaml"],
+        ["plan", "r.yaml", "--nodes", "1e9"],
+    ],
+    ids=" ".join,
+)
+def test_a_number_that_no_machine_bears_is_told_from_its_option(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(words)
+    assert ended.value.code == 2
+    assert "number from" in capsys.readouterr().err
+
+
 def test_doctor_finds_this_machine_well(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["doctor"]) == 0
     assert "matmul cpu" in capsys.readouterr().out

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 
 from hanlin.core.errors import ConfigError
-from hanlin.recipe.reading import dump_recipe, listing, load_recipe, read_recipe
+from hanlin.recipe.reading import dump_recipe, listing, load_recipe, make_recipe, read_recipe
+from hanlin.recipe.settings import GENERATE_METHODS, OPTIMIZERS, Recipe
+from hanlin.recipe.tuning import TUNING_METHODS
 from hanlin.recipe.yaml12 import parse_yaml
 
 MINIMAL = """\
@@ -102,6 +105,34 @@ def test_an_unknown_name_gets_a_suggestion(recipe: Path, change: str, suggestion
 def test_numbers_beyond_what_a_machine_can_hold_are_refused(recipe: Path, change: str, reason: str) -> None:
     with pytest.raises(ConfigError, match=f"command line: .*: {reason}; found "):
         load_recipe(recipe, [change])
+
+
+def number_settings() -> list[tuple[str, str]]:
+    """What chooses the value of a section, and the key of each of its settings that is a number."""
+    choices = [
+        "run.log_every=1",
+        *(f"tuning.method={name}" for name in TUNING_METHODS.names),
+        *(f"generate.method={name}" for name in GENERATE_METHODS.names),
+        *(f"train.optimizer.name={name}" for name in OPTIMIZERS.names),
+    ]
+    found: dict[str, str] = {}
+    for choice in choices:
+        made = make_recipe({"model": {"family": "cpm_bee"}, "run": {"folder": "out"}}, [choice])
+        sections = {name: getattr(made, name) for name in Recipe.model_fields} | {"train.optimizer": made.train.optimizer}
+        for section, settings in sections.items():
+            for name, field in type(settings).model_fields.items():
+                if {int, float} & {field.annotation, *get_args(field.annotation)}:
+                    found.setdefault(f"{section}.{name}", choice)
+    return [(choice, key) for key, choice in found.items()]
+
+
+@pytest.mark.parametrize("number", ["1e18", "1e300", "-1e18", ".nan", ".inf"])
+def test_no_setting_takes_a_number_that_arithmetic_cannot_bear(recipe: Path, number: str) -> None:
+    settings = number_settings()
+    assert len(settings) > 40
+    for choice, key in settings:
+        with pytest.raises(ConfigError, match=f"{key}: "):
+            load_recipe(recipe, [choice, f"{key}={number}"])
 
 
 def test_what_is_right_survives_what_is_wrong(recipe: Path) -> None:

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from hanlin.check.files import Purpose, read_json
 from hanlin.check.rows import record_problems
 from hanlin.core.errors import ConfigError, HanlinError
-from hanlin.formats.source import is_base, likely_families, open_any, open_source
+from hanlin.formats.source import implausible_values, is_base, likely_families, open_any, open_source
 from hanlin.models.family import Family, ModelConfig, family_names, load_family
 from hanlin.recipe.reading import Found, nearest
 from hanlin.recipe.settings import Recipe
@@ -52,12 +52,8 @@ def value_problems(recipe: Recipe, family: Family) -> Found:
         for detail in error.errors():
             if detail["loc"] and detail["loc"][0] in given:
                 yield f"model.config.{detail['loc'][0]}", f"{detail['msg']}; found {detail['input']!r}"
-    default = family.config()
-    for name, value in given.items():
-        is_size = name.startswith("num_") or name.endswith(("_size", "_dim"))
-        # A default of 0 means that there is none of them (experts).
-        if is_size and isinstance(value, int) and value <= 0 and value != getattr(default, name):
-            yield f"model.config.{name}", f"must be greater than 0; found {value}"
+    for name, text in implausible_values(given, dataclasses.asdict(family.config())).items():
+        yield f"model.config.{name}", text
 
 
 def token_and_row_problems(recipe: Recipe, family: Family, purpose: Purpose) -> Found:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from hanlin.cli._numbers import MAX_PROCESSES, real, whole
 from hanlin.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,20 +21,20 @@ def add_launch(parser: argparse.ArgumentParser, *, is_alone: bool = False) -> No
     group = parser.add_argument_group("several processes")
     group.add_argument(
         "--nproc",
-        type=int,
+        type=whole(1, MAX_PROCESSES),
         metavar="N",
         help=f"processes on this machine; default: {default}. torchrun, srun and Kubernetes say it themselves",
     )
     group.add_argument(
         "--timeout",
-        type=float,
+        type=real(1, 10**7),
         default=1800,
         metavar="SECONDS",
         help="a process that keeps the others waiting for longer is taken for lost (default: %(default).0f)",
     )
     group.add_argument(
         "--max-restarts",
-        type=int,
+        type=whole(0),
         default=0,
         metavar="N",
         help="start all processes anew after a failure; they go on from what is saved (default: %(default)s)",
@@ -78,11 +79,14 @@ def num_to_start(args: argparse.Namespace, recipe: Recipe) -> int:
         if nproc not in (None, world):
             raise ConfigError(f"--nproc {nproc}: a launcher has already started {world} processes; remove --nproc")
         return 1
-    if nproc is not None and nproc < 1:
-        raise ConfigError(f"--nproc {nproc}: at least one process is needed")
     if nproc is not None or args.is_alone:
         return nproc or 1
     layout = recipe.parallel
     per_copy = layout.tensor * layout.pipe
     copies = layout.data or max(layout.expert, num_devices(recipe.run.device) // per_copy)
+    if copies * per_copy > MAX_PROCESSES:
+        raise ConfigError(
+            f"parallel: data x tensor x pipe are {copies * per_copy:,} processes, and one machine starts at most "
+            f"{MAX_PROCESSES:,}; lower them, or start it on several machines: hanlin launch"
+        )
     return copies * per_copy

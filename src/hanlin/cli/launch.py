@@ -10,6 +10,7 @@ import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
+from hanlin.cli._numbers import whole
 from hanlin.core.errors import ConfigError
 
 HELP = "train, evaluate or generate on several machines named in a hostfile"
@@ -24,9 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--include", metavar="HOST@HOST", help="only these hosts of the file")
     parser.add_argument("--exclude", metavar="HOST@HOST", help="all hosts of the file but these")
     parser.add_argument("--master", metavar="ADDRESS", help="where all meet; default: the first host")
-    parser.add_argument("--port", type=int, default=29500, help="a free port there (default: %(default)s)")
+    parser.add_argument("--port", type=whole(1, 65_535), default=29500, help="a free port there (default: %(default)s)")
     parser.add_argument(
-        "--max-restarts", type=int, default=0, metavar="N", help="as of torchrun (default: %(default)s)"
+        "--max-restarts", type=whole(0), default=0, metavar="N", help="as of torchrun (default: %(default)s)"
     )
     parser.add_argument("what", nargs=argparse.REMAINDER, metavar="train RECIPE ...", help="the command to run")
 

@@ -11,6 +11,7 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
+from hanlin.cli._numbers import real, whole
 from hanlin.core.errors import ConfigError, DataError
 
 HELP = "make a vocabulary from your own texts"
@@ -21,14 +22,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     train = actions.add_parser("train", help="learn pieces: sentencepiece over jieba's words")
     train.add_argument("files", nargs="+", type=Path, help="text or JSON lines, also packed, or folders of them")
     train.add_argument("--out", type=Path, required=True, help="the file: .model for sentencepiece, .txt for T5")
-    train.add_argument("--size", type=int, default=8_000, help="pieces at most (default: %(default)s)")
-    train.add_argument("--coverage", type=float, default=0.9995, help="share of characters that are pieces")
+    train.add_argument("--size", type=whole(1, 10**7), default=8_000, help="pieces at most (default: %(default)s)")
+    train.add_argument("--coverage", type=real(0.5, 1), default=0.9995, help="share of characters that are pieces")
     train.add_argument("--key", default="text", help="key of the text in JSON lines (default: %(default)s)")
     build = actions.add_parser("build", help="count characters and words, keep the most frequent ones")
     build.add_argument("files", nargs="+", type=Path, help="JSONL files")
     build.add_argument("--out", type=Path, required=True, help="the vocabulary file to write, one token a line")
-    build.add_argument("--size", type=int, default=20_000, help="tokens at most (default: %(default)s)")
-    build.add_argument("--min-count", type=int, default=1, help="leave out rarer tokens (default: %(default)s)")
+    build.add_argument("--size", type=whole(1, 10**7), default=20_000, help="tokens at most (default: %(default)s)")
+    build.add_argument("--min-count", type=whole(), default=1, help="leave out rarer tokens (default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -188,19 +188,38 @@ def _make_config(path: Path, family: FamilyFacts, values: dict[str, Any]) -> Any
         if not _is_like(value, defaults[name]):
             wanted = type(defaults[name]).__name__
             raise CheckpointError(f"{path}: config value {name}: {value!r} is not of the type {wanted}")
-    if problems := implausible_values(values):
-        raise CheckpointError(f"{path}: config value {'; '.join(problems)}")
+    if problems := implausible_values(values, defaults):
+        told = "; ".join(f"{name}: {text}" for name, text in problems.items())
+        raise CheckpointError(f"{path}: config value {told}")
     return family.config(**values)
 
 
-def implausible_values(values: Mapping[str, Any]) -> list[str]:
-    """Numbers of a config that no model has; a model of that shape would take all memory before anything is read."""
-    limits = {name: 10_000 if name.startswith("num_") else 100_000_000 for name in values}
-    return [
-        f"{name}: {value!r} is more than any model has ({limits[name]:,})"
-        for name, value in values.items()
-        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) > limits[name]
-    ]
+def implausible_values(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, str]:
+    """Numbers of a config that no model has, by name, with what is wrong with them.
+
+    A model of a giant shape would take all memory before anything is read; a dropout of 2 would end the first step.
+    """
+    problems = {name: _implausible(name, value, defaults.get(name)) for name, value in values.items()}
+    return {name: f"{text}; found {values[name]!r}" for name, text in problems.items() if text}
+
+
+def _implausible(name: str, value: Any, default: Any) -> str:  # noqa: PLR0911 one line for each kind of number
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return ""
+    limit = 10_000 if name.startswith("num_") else 100_000_000
+    if not abs(value) <= limit:  # nor is what is no number
+        return f"no model has more than {limit:,}"
+    is_size = name.startswith(("num_", "max_")) or name.endswith(("_size", "_dim", "_multiple"))
+    # A default of 0 means that there is none of them (experts).
+    if is_size and value <= 0 and value != default:
+        return "must be greater than 0"
+    if "dropout" in name and not 0 <= value < 1:
+        return "a share of at least 0 and less than 1 is expected"
+    if name.endswith("_share") and not 0 < value <= 1:
+        return "a share of more than 0 and at most 1 is expected"
+    if name.endswith(("_base", "_divisor")) and value <= 0:
+        return "must be greater than 0"
+    return "must not be less than 0" if name.endswith(("_eps", "_std")) and value < 0 else ""
 
 
 def _is_like(value: Any, default: Any) -> bool:

@@ -90,7 +90,7 @@ def node_commands(hosts: Mapping[str, int], words: Sequence[str], meeting: Rende
     Python and the current folder must be at the same place on all machines; what the environment says to Python and to
     the communication goes with the command.
     """
-    said = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith(_TRAVELLING)]
+    said = [f"{name}={value}" for name, value in sorted(os.environ.items()) if _travels(name)]
     # torchrun's agents else keep one store for all attempts, where a new rank finds the address of a dead one.
     said.append("TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1")
     said.append(f"TORCH_ELASTIC_SHUTDOWN_TIMEOUT={SAVING_SECONDS}")
@@ -105,7 +105,18 @@ def node_commands(hosts: Mapping[str, int], words: Sequence[str], meeting: Rende
     return commands
 
 
-_TRAVELLING = ("PYTHONPATH", "OMP_", "NCCL_", "GLOO_", "HCCL_", "TORCH_", "ASCEND_")
+_TRAVELLING = (
+    *("PYTHON", "OMP_", "MKL_", "TORCH", "PYTORCH_", "HF_", "HANLIN_"),
+    *("CUDA_", "CUBLAS_", "NVIDIA_", "NCCL_", "GLOO_", "UCX_", "ASCEND_", "HCCL_"),
+)
+_SECRETS = ("TOKEN", "KEY", "SECRET", "PASSWORD")
+# The command line of a process can be read by everyone on its machine, and ours is printed.
+
+
+def _travels(name: str) -> bool:
+    """Whether a variable of our environment is told to the other machines."""
+    is_secret = not set(_SECRETS).isdisjoint(name.split("_"))
+    return name.startswith(_TRAVELLING) and not is_secret
 
 
 def run_nodes(commands: Mapping[str, str]) -> int:

@@ -9,6 +9,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, fie
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 
+MAX_NUMBER = 10**15
+"""No setting needs a larger one, and arithmetic with it stays within 64 bits."""
+
+
 class Settings(BaseModel):
     """A frozen group of settings in which an unknown key is an error.
 
@@ -28,10 +32,22 @@ class Settings(BaseModel):
 
     @field_validator("*", mode="after")
     @classmethod
+    def _bound(cls, value: Any) -> Any:
+        """A setting without a limit of its own has that of all."""
+        if any(_is_far_too_large(number) for number in (value if isinstance(value, tuple) else [value])):
+            raise ValueError("the number is far too large")
+        return value
+
+    @field_validator("*", mode="after")
+    @classmethod
     def _expand(cls, value: Any) -> Any:
         if isinstance(value, tuple):
             return tuple(part.expanduser() if isinstance(part, Path) else part for part in value)
         return value.expanduser() if isinstance(value, Path) else value
+
+
+def _is_far_too_large(number: Any) -> bool:
+    return isinstance(number, int | float) and abs(number) > MAX_NUMBER
 
 
 def mistake(key: str, text: str, found: Any) -> ValidationError:

@@ -193,7 +193,7 @@ class GenerateSettings(Settings):
     # A file of generate/methods/ (beam, greedy, sample), or a Python file named by its path.
     method: str
     # Tokens of all answers of a record together.
-    max_new_tokens: int = Field(default=100, gt=0)
+    max_new_tokens: int = Field(default=100, gt=0, le=2**24)
     # Logits of used tokens are divided (or multiplied, below 0) by this; window: only the last n of them.
     repetition_penalty: float = Field(default=1.0, ge=1)
     repetition_window: int | None = Field(default=None, gt=0)
@@ -201,7 +201,7 @@ class GenerateSettings(Settings):
     # them; also in `evaluate`. None: all are in memory.
     expert_memory: float | None = Field(default=None, gt=0)
     # Records answered at once.
-    batch_size: int = Field(default=8, gt=0)
+    batch_size: int = Field(default=8, gt=0, le=10**6)
 
 
 GENERATE_METHODS = OneOf("hanlin.generate.methods", key="method", exports="method", default="beam")

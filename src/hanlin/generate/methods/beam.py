@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class BeamSettings(GenerateSettings):
     method: Literal["beam"] = "beam"
     # Open answers that are kept at each step.
-    beams: int = Field(default=3, gt=0)
+    beams: int = Field(default=3, gt=0, le=1024)
 
 
 def _propose(
