@@ -118,7 +118,8 @@ def number_settings() -> list[tuple[str, str]]:
     found: dict[str, str] = {}
     for choice in choices:
         made = make_recipe({"model": {"family": "cpm_bee"}, "run": {"folder": "out"}}, [choice])
-        sections = {name: getattr(made, name) for name in Recipe.model_fields} | {"train.optimizer": made.train.optimizer}
+        sections = {name: getattr(made, name) for name in Recipe.model_fields}
+        sections["train.optimizer"] = made.train.optimizer
         for section, settings in sections.items():
             for name, field in type(settings).model_fields.items():
                 if {int, float} & {field.annotation, *get_args(field.annotation)}:

@@ -38,22 +38,32 @@ def test_signals_that_come_together_count_as_one():
 
 def test_a_later_signal_ends_as_it_would_have_without(monkeypatch):
     monkeypatch.setattr(module, "TOGETHER_SECONDS", 0.02)
-    with pytest.raises(KeyboardInterrupt), StopSignals():
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(0.03)
-        os.kill(os.getpid(), signal.SIGINT)
+
+    def signal_twice() -> None:
+        with StopSignals():
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.03)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        signal_twice()
 
 
-# A step that never ends: a call that waits in C, signals or not, and gives Python's handlers no chance (a lock that the thread has already).
+# Waits in C for a lock that the thread has already, signals or not, as for a rank that never answers.
+STUCK = """
+import ctypes
+from hanlin.train import signals
+signals.TOGETHER_SECONDS = signals.LAST_WORD_SECONDS = 0.05
+libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(256)
+with signals.StopSignals():
+    libc.pthread_mutex_lock(mutex)
+    print("ready", flush=True)
+    libc.pthread_mutex_lock(mutex)
+"""
+
+
 def test_a_later_signal_ends_a_step_that_never_ends():
-    lock = "import ctypes; libc = ctypes.CDLL(None); mutex = ctypes.create_string_buffer(256); "
-    waits = f"{lock}libc.pthread_mutex_lock(mutex); print('ready', flush=True); libc.pthread_mutex_lock(mutex)"
-    program = (
-        "from hanlin.train import signals\n"
-        "signals.TOGETHER_SECONDS = signals.LAST_WORD_SECONDS = 0.05\n"
-        f"with signals.StopSignals():\n    {waits}\n"
-    )
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as stuck:
+    with subprocess.Popen([sys.executable, "-c", STUCK], stdout=subprocess.PIPE, text=True) as stuck:
         assert stuck.stdout is not None
         assert stuck.stdout.readline() == "ready\n"
         stuck.send_signal(signal.SIGTERM)

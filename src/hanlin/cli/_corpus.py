@@ -37,11 +37,16 @@ def add_corpus_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--eod", metavar="TOKEN", help="the token that does so (default: <eod>, <|endoftext|> or </s>)")
     group.add_argument(
-        "--workers", type=whole(1, MAX_PROCESSES), metavar="N", help="processes (default: by the CPUs and the size of the files)"
+        "--workers",
+        type=whole(1, MAX_PROCESSES),
+        metavar="N",
+        help="processes (default: by the CPUs and the size of the files)",
     )
     group.add_argument("--drop-bad-rows", action="store_true", help="leave them out; else the job stops and lists them")
     group.add_argument("--shuffle", type=whole(0, 2**32 - 1), metavar="SEED", help="put the documents in random order")
-    group.add_argument("--span-density", type=real(0.001, 0.999), help="indexed-spans: share of tokens taken out (default: 0.15)")
+    group.add_argument(
+        "--span-density", type=real(0.001, 0.999), help="indexed-spans: share of tokens taken out (default: 0.15)"
+    )
     group.add_argument("--span-length", type=real(1, 10**6), help="indexed-spans: mean tokens of a span (default: 3)")
 
 

@@ -42,8 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vocab", type=Path, help="vocabulary to put into the target")
     parser.add_argument("--merge", type=Path, metavar="ADAPTER", help="work this adapter into the weights")
     parser.add_argument("--base", type=Path, help="the base that an adapter belongs to")
-    parser.add_argument("--ranks", type=whole(1, 10_000), default=1, help="model-parallel ranks to divide over; default: 1")
-    parser.add_argument("--iteration", type=whole(0, 10**12), help="of the training program, for file names; default: the source's")
+    parser.add_argument(
+        "--ranks", type=whole(1, 10_000), default=1, help="model-parallel ranks to divide over; default: 1"
+    )
+    parser.add_argument(
+        "--iteration", type=whole(0, 10**12), help="of the training program, for file names; default: the source's"
+    )
     parser.add_argument(
         "--config",
         action="append",

@@ -20,7 +20,9 @@ HELP = "read a DeepSpeed configuration as settings of a recipe"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, help="DeepSpeed's JSON file")
-    parser.add_argument("--data", type=whole(), metavar="N", help="ranks that divide the rows of a batch among themselves")
+    parser.add_argument(
+        "--data", type=whole(), metavar="N", help="ranks that divide the rows of a batch among themselves"
+    )
     parser.add_argument("--one-line", action="store_true", help="print KEY=VALUE words for a command line")
 
 

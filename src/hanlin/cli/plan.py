@@ -55,12 +55,20 @@ _TRAFFIC = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser)
     parser.add_argument("--nodes", type=whole(1, 100_000), default=1, help="machines (default 1)")
-    parser.add_argument("--per-node", type=whole(1, MAX_PROCESSES), default=1, help="devices of each machine (default 1)")
+    parser.add_argument(
+        "--per-node", type=whole(1, MAX_PROCESSES), default=1, help="devices of each machine (default 1)"
+    )
     parser.add_argument("--device", default="A100-80", help="its name (default A100-80; another name lists all)")
-    parser.add_argument("--network", type=real(0.001, 10**6), default=25.0, metavar="GB/S", help="per device, between machines (25)")
+    parser.add_argument(
+        "--network", type=real(0.001, 10**6), default=25.0, metavar="GB/S", help="per device, between machines (25)"
+    )
     parser.add_argument("--size", help="a named size of the family in place of the recipe's base")
-    parser.add_argument("--encoder-length", type=whole(1, 2**24), help="tokens that an encoder reads (default: data.max_length)")
-    parser.add_argument("--sample-length", type=whole(1, 2**24), default=0, help="tokens of a usual sample in a packed row")
+    parser.add_argument(
+        "--encoder-length", type=whole(1, 2**24), help="tokens that an encoder reads (default: data.max_length)"
+    )
+    parser.add_argument(
+        "--sample-length", type=whole(1, 2**24), default=0, help="tokens of a usual sample in a packed row"
+    )
     parser.add_argument("--propose", type=whole(0), default=8, metavar="N", help="so many layouts that fit (default 8)")
     parser.add_argument("--json", action="store_true", help="everything as JSON, in bytes and seconds")
 

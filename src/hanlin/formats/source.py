@@ -203,7 +203,7 @@ def implausible_values(values: Mapping[str, Any], defaults: Mapping[str, Any]) -
     return {name: f"{text}; found {values[name]!r}" for name, text in problems.items() if text}
 
 
-def _implausible(name: str, value: Any, default: Any) -> str:  # noqa: PLR0911 one line for each kind of number
+def _implausible(name: str, value: Any, default: Any) -> str:
     if not isinstance(value, int | float) or isinstance(value, bool):
         return ""
     limit = 10_000 if name.startswith("num_") else 100_000_000

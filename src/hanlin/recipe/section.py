@@ -8,7 +8,6 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-
 MAX_NUMBER = 10**15
 """No setting needs a larger one, and arithmetic with it stays within 64 bits."""
 
