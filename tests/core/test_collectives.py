@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from hanlin.core.collectives import (
     new_cpu_group,
     wait_for_all,
 )
-from hanlin.core.errors import CheckpointError
+from hanlin.core.errors import CheckpointError, HanlinError
 
 
 def fail() -> None:
@@ -47,3 +48,23 @@ def test_ranks_hear_each_other() -> None:
         return {"gathered": gather_values(rank), "main": broadcast_value(rank + 5), "made": call_on_main(lambda: rank)}
 
     assert run_ranks(2, talk) == [{"gathered": [0, 1], "main": 5, "made": 0}] * 2
+
+
+@pytest.mark.parametrize("kind", [CheckpointError, ZeroDivisionError])
+def test_ranks_do_not_wait_for_a_main_rank_that_failed(kind: type[Exception]) -> None:
+    def work() -> tuple[str, bool]:
+        start = time.monotonic()
+        try:
+            with main_first() as is_main:
+                if is_main:
+                    raise kind("no such file")
+        except (HanlinError, ZeroDivisionError) as error:
+            waited = time.monotonic() - start
+            time.sleep(1 if is_main_rank() else 0)  # it lives on for a while
+            return f"{type(error).__name__}: {error}", waited < 0.9
+        return "nothing", False
+
+    main, other = run_ranks(2, work)
+    assert main == (f"{kind.__name__}: no such file", True)
+    expected = main[0] if kind is CheckpointError else f"RankError: rank 0 failed: {main[0]}"
+    assert other == (expected, True)

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from hanlin.core import files
 from hanlin.core.errors import CheckpointError, ConfigError, DataError
-from hanlin.core.files import held, published, replaced_file
+from hanlin.core.files import published, remove_leftovers, replaced_file
+from hanlin.core.locks import held
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from hanlin.core.files import held
+from hanlin.core.locks import held
 with held(Path(sys.argv[1])):
     print(1, flush=True)
     time.sleep(60)
@@ -94,3 +101,92 @@ def test_a_place_that_cannot_be_written_to_is_said(tmp_path: Path) -> None:
         pass
     with pytest.raises(DataError, match="cannot be written"), held(tmp_path / "file" / "inner"):
         pass
+
+
+def in_a_process_killed_at(call: int, work: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Do the work in a process that is killed at its `call`-th rename or fsync; whether it came that far."""
+    if (child := os.fork()) == 0:
+        calls = itertools.count(1)
+
+        def counted(real: Callable[..., Any]) -> Callable[..., Any]:
+            return lambda *given: os.kill(os.getpid(), signal.SIGKILL) if next(calls) == call else real(*given)
+
+        for place, name in ((os, "fsync"), (os, "rename"), (os, "replace"), (files, "_rename")):
+            monkeypatch.setattr(place, name, counted(getattr(place, name)))
+        with suppress(BaseException):
+            work()
+        os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+def write_folder(target: Path, content: str) -> None:
+    with published(target, "replace") as private:
+        private.mkdir()
+        (private / "one").write_text(content)
+        (private / "two").write_text(content)
+
+
+def contents(folder: Path) -> list[str]:
+    return [(folder / name).read_text() for name in ("one", "two")]
+
+
+@pytest.mark.parametrize("can_exchange", [True, False])
+def test_a_kill_leaves_the_old_or_the_new_and_its_traces_go(
+    tmp_path: Path, can_exchange: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not can_exchange:
+        monkeypatch.setattr(files, "_LIBC", None)
+    target = tmp_path / "best"
+    for call in itertools.count(1):
+        write_folder(target, "old")
+        if not in_a_process_killed_at(call, lambda: write_folder(target, "new"), monkeypatch):
+            break
+        assert not can_exchange or target.exists()
+        remove_leftovers(tmp_path)
+        assert contents(target) in (["old"] * 2, ["new"] * 2)
+        assert [path.name for path in tmp_path.iterdir()] == ["best"]
+    assert call > 5
+
+
+def test_a_killed_file_leaves_the_old_or_the_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(content: bytes) -> None:
+        with replaced_file(tmp_path / "file") as stream:
+            stream.write(content)
+
+    for call in itertools.count(1):
+        write(b"old")
+        if not in_a_process_killed_at(call, lambda: write(b"new"), monkeypatch):
+            break
+        assert (tmp_path / "file").read_bytes() in (b"old", b"new")
+        remove_leftovers(tmp_path)
+        assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert call > 2
+
+
+def test_what_a_living_process_writes_is_no_leftover(tmp_path: Path) -> None:
+    (tmp_path / ".folder.hidden").write_text("not ours")
+    with published(tmp_path / "folder") as private:
+        private.mkdir()
+        with replaced_file(tmp_path / "folder_2") as stream:
+            remove_leftovers(tmp_path)
+            stream.write(b"1")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".folder.hidden", "folder", "folder_2"]
+
+
+@pytest.mark.parametrize("can_exchange", [True, False])
+def test_a_target_that_came_meanwhile_is_not_replaced_unasked(
+    tmp_path: Path, can_exchange: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not can_exchange:
+        monkeypatch.setattr(files, "_LIBC", None)
+
+    def publish(make: Callable[[Path], Any]) -> None:
+        with published(tmp_path / "target") as private:
+            private.write_text("ours")
+            make(tmp_path / "target")
+
+    for make in (Path.mkdir, Path.touch):
+        with pytest.raises(CheckpointError, match="exists already"):
+            publish(make)
+        shutil.rmtree(tmp_path / "target") if (tmp_path / "target").is_dir() else (tmp_path / "target").unlink()
+    assert not list(tmp_path.iterdir())

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from hanlin.cli._numbers import MAX_PROCESSES, real, whole
 from hanlin.core.errors import ConfigError, DataError
+from hanlin.core.files import private_folder, written_alone
 
 if TYPE_CHECKING:
     from hanlin.data.pretraining.indexed_data import IndexForm
@@ -62,9 +62,10 @@ def prepare_corpus(args: argparse.Namespace) -> int:
         raise ConfigError("name the sources and, last, the target: the prefix of the files to write")
     if target.suffix in (".bin", ".idx"):
         raise ConfigError(f"{target}: the target is a prefix, without {target.suffix}")
-    if args.from_ == "indexed":
-        return _from_indexed(args, sources, target)
-    return _from_text(args, sources, target)
+    with written_alone(target):
+        if args.from_ == "indexed":
+            return _from_indexed(args, sources, target)
+        return _from_text(args, sources, target)
 
 
 def _from_text(args: argparse.Namespace, sources: Sequence[Path], target: Path) -> int:
@@ -112,10 +113,10 @@ def _rewrite(args: argparse.Namespace, sources: Sequence[Path], target: Path) ->
         else:
             shuffle_indexed(sources, target, args.shuffle, _form(args))
         return
-    with TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
+    with private_folder(target) as folder:
         plain = sources[0]
         if len(sources) > 1 or args.shuffle is not None:
-            plain = Path(folder) / "plain"
+            plain = folder / "plain"
             _rewrite(argparse.Namespace(**{**vars(args), "to": "indexed"}), sources, plain)
         tokenizer = _tokenizer(args)()
         manner = {"density": args.span_density, "mean_span": args.span_length}

@@ -62,16 +62,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from hanlin.adapters.opening import OURS, is_adapter
     from hanlin.core.errors import ConfigError
+    from hanlin.core.files import written_alone
 
     run_tuning_file(args)
     if not args.source.exists():
         raise ConfigError(f"there is no {args.source}")
-    if is_adapter(args.source) or args.to == OURS:
-        _convert_adapter(args)
-    elif args.merge:
-        _merge(args)
-    else:
-        _convert(args, args.source)
+    with written_alone(args.target):
+        if is_adapter(args.source) or args.to == OURS:
+            _convert_adapter(args)
+        elif args.merge:
+            _merge(args)
+        else:
+            _convert(args, args.source)
     print(f"{args.target}: written")
     return 0
 
@@ -107,10 +109,9 @@ def _changes(words: list[str]) -> dict[str, Any]:
 
 
 def _merge(args: argparse.Namespace) -> None:
-    from tempfile import TemporaryDirectory
-
     from hanlin.adapters.opening import open_adapter
     from hanlin.cli._weights import merge_adapter
+    from hanlin.core.files import private_folder
     from hanlin.formats.format import BASE
     from hanlin.formats.load import base_parameters, save_base
     from hanlin.formats.source import plain_values, read_config
@@ -124,9 +125,8 @@ def _merge(args: argparse.Namespace) -> None:
     if args.to in (None, BASE):
         save_base(args.target, family, config, tensors, tokenizer, overwrite=args.overwrite)
         return
-    args.target.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=args.target.parent) as scratch:
-        merged = Path(scratch) / "merged"
+    with private_folder(args.target) as scratch:
+        merged = scratch / "merged"
         save_base(merged, family, config, tensors, tokenizer)
         _convert(args, merged)
 

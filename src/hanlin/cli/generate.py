@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from hanlin.cli._launch import add_launch, num_to_start, on_all_ranks
 from hanlin.cli._recipe import add_model, recipe_of_model
+from hanlin.core.collectives import entered_on_main
 from hanlin.core.errors import DataError
+from hanlin.core.files import written_alone
 
 if TYPE_CHECKING:
     from hanlin.generate.engine import Engine
@@ -41,7 +43,15 @@ def run(args: argparse.Namespace) -> int:
     recipe = recipe_of_model(args)
     if not args.record and args.input in (None, "-") and num_to_start(args, recipe) > 1:
         raise DataError("several processes cannot read standard input; name a file with --input, or give --record")
-    return on_all_ranks(args, recipe, lambda: _answer(args, recipe))
+    return on_all_ranks(args, recipe, lambda: _answer_alone(args, recipe))
+
+
+def _answer_alone(args: argparse.Namespace, recipe: Recipe) -> int:
+    """`_answer`, while no other process writes to --output."""
+    if args.output is None:
+        return _answer(args, recipe)
+    with entered_on_main(written_alone(args.output)):
+        return _answer(args, recipe)
 
 
 def _answer(args: argparse.Namespace, recipe: Recipe) -> int:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from hanlin.cli._corpus import INDEXED, add_corpus_options, corpus_options, prepare_corpus
 from hanlin.core.errors import ConfigError
+from hanlin.core.files import written_alone
 
 if TYPE_CHECKING:
     from hanlin.recipe.settings import Recipe
@@ -80,7 +81,8 @@ def _convert(words: Sequence[str], from_: str | None, to: str | None) -> int:
     if is_jsonl == (to == "bee"):
         wanted = "FOLDER/NAME (no .jsonl)" if to == "bee" else "a name that ends with .jsonl"
         raise ConfigError(f"{target}: the target of --to {to or 'jsonl'} is {wanted}")
-    print(f"{target}: {_write(source, target, from_):,} rows")
+    with written_alone(target if is_jsonl else target.parent):
+        print(f"{target}: {_write(source, target, from_):,} rows")
     return 0
 
 

@@ -6,10 +6,10 @@ Every rank must call these, in the same order. Tensors have their own ways (para
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from hanlin.core.errors import HanlinError
+from hanlin.core.errors import HanlinError, RankError
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -66,26 +66,48 @@ def broadcast_value(value: Any) -> Any:
 def call_on_main(make: Callable[[], Any]) -> Any:
     """What the main rank makes, on all ranks.
 
-    Raises: HanlinError on all ranks, where it is raised on the main one.
+    Raises: on all ranks, where it is raised on the main one (`main_first`).
     """
     made: Any = None
-    if is_main_rank():
-        try:
+    with main_first() as is_main:
+        if is_main:
             made = make()
-        except HanlinError as error:
-            made = error
-    made = broadcast_value(made)
-    if isinstance(made, HanlinError):
-        raise made
-    return made
+    return broadcast_value(made)
 
 
 @contextmanager
 def main_first() -> Iterator[bool]:
-    """Let the main rank do something (make a folder, fill a cache) before the others; says who it is."""
-    is_main = is_main_rank()
-    if not is_main:
-        wait_for_all()
-    yield is_main
-    if is_main:
-        wait_for_all()
+    """Let the main rank do something (make a folder, fill a cache) before the others; says who it is.
+
+    Raises: where the main rank fails the others do too, at once: with its HanlinError, or with a RankError that tells
+    of any other error.
+    """
+    if not is_main_rank():
+        failure = broadcast_value(None)
+        if failure is not None:
+            raise failure
+        yield False
+        return
+    try:
+        yield True
+    except BaseException as error:
+        broadcast_value(error if isinstance(error, HanlinError) else _told_to_others(error))
+        raise
+    broadcast_value(None)
+
+
+@contextmanager
+def entered_on_main(context: AbstractContextManager[object]) -> Iterator[None]:
+    """A block before which the main rank enters `context` for all (a lock), and after which it leaves it.
+
+    Raises: on all ranks, where entering fails.
+    """
+    with ExitStack() as stack:
+        with main_first() as is_main:
+            if is_main:
+                stack.enter_context(context)
+        yield
+
+
+def _told_to_others(error: BaseException) -> RankError:
+    return RankError(f"rank 0 failed: {type(error).__name__}: {error}")

@@ -1,38 +1,47 @@
 """Files and folders that appear whole or not at all, JSON that names its file when it cannot be read.
 
 Whatever is published is on the disk (fsync) before it gets its name, and so is the name before the function returns.
+Until then it lies beside its place under a hidden name of its own (`.NAME.xxxxxxxx.tmp`), which its process holds: what
+a killed process has left is told by that, and removed when the same target is written again.
 """
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import json
 import os
+import re
 import secrets
 import shutil
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import datetime
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from hanlin.core.errors import CheckpointError, ConfigError, DataError, HanlinError
+from hanlin.core.errors import CheckpointError, HanlinError
 from hanlin.core.json_text import parse_json
+from hanlin.core.locks import LOCK_FILE, lock_file, try_lock, writable
 
 __all__ = [
     "check_regular",
-    "held",
-    "one_at_a_time",
+    "private_folder",
     "published",
     "read_json",
     "read_json_object",
+    "remove_leftovers",
     "replaced_file",
     "sync",
     "write_json",
+    "written_alone",
 ]
 
-LOCK_FILE = ".lock"
-"""In a folder that one process at a time may write to: who holds it."""
+IfExists = Literal["refuse", "replace", "keep"]
+
+_PRIVATE = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.tmp")
+_REPLACED = "replaced"
+_EXCHANGE, _NO_REPLACE = 2, 1  # flags of Linux's renameat2
 
 
 @contextmanager
@@ -41,63 +50,161 @@ def replaced_file(path: Path) -> Iterator[IO[bytes]]:
 
     Raises: DataError when nothing can be written there.
     """
-    private = _private(path)
-    with _writable(path):
+    with writable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        stream = private.open("xb")
-    try:
-        with stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        private.replace(path)
-        sync(path.parent)
-    except BaseException:
-        private.unlink(missing_ok=True)
-        raise
+    with _private(path, lambda private: private.open("xb").close()) as private:
+        try:
+            with private.open("wb") as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            private.replace(path)
+            sync(path.parent)
+        except BaseException:
+            private.unlink(missing_ok=True)
+            raise
 
 
 @contextmanager
-def published(target: Path, if_exists: Literal["refuse", "replace", "keep"] = "refuse") -> Iterator[Path]:
+def private_folder(target: Path) -> Iterator[Path]:
+    """A hidden folder beside `target` for as long as the block lasts; what a killed process left of one goes first.
+
+    Raises: DataError when nothing can be written there.
+    """
+    remove_leftovers(target.parent, target.name)
+    with _private(target, lambda private: private.mkdir(parents=True)) as private:
+        try:
+            yield private
+        finally:
+            shutil.rmtree(private, ignore_errors=True)
+
+
+@contextmanager
+def published(target: Path, if_exists: IfExists = "refuse") -> Iterator[Path]:
     """A path beside `target` to write a file or a folder to; it becomes `target` in one step if all goes well.
 
     Else it vanishes. if_exists: what becomes of a `target` that is there by then; keep: it stays, since another process
-    that makes the same was faster.
+    that makes the same was faster. What is replaced is there until the new one is (on file systems that can exchange
+    two names; on others there is nothing for a moment, and a kill then is mended when the target is written again).
     Raises: CheckpointError when `target` is there already and is to be refused, DataError when nothing can be written.
     """
     target = Path(target)
     if if_exists == "refuse" and target.exists():
-        raise CheckpointError(f"{target}: exists already; choose another target or ask for overwriting")
-    private = _private(target)
-    with _writable(target):
-        private.mkdir(parents=True)
-    try:
+        raise _exists(target)
+    with private_folder(target) as private:
         yield private / target.name
         _sync_all(private / target.name)
-        _swap_in(private / target.name, target, private / "replaced", if_exists)
+        sync(private)
+        _put_in_place(private / target.name, target, private / _REPLACED, if_exists)
         sync(target.parent)
-    finally:
-        shutil.rmtree(private, ignore_errors=True)
 
 
-def _swap_in(new: Path, target: Path, replaced: Path, if_exists: str) -> None:
-    if target.exists():
-        if if_exists == "keep":
-            return
-        target.rename(replaced)
+@contextmanager
+def written_alone(target: Path) -> Iterator[None]:
+    """Write a file or a folder alone, from all processes that ask for it here; what killed ones have left goes first.
+
+    target: may also be what the names of several files begin with.
+    Raises: ConfigError saying who writes it and since when, DataError when nothing can be written there.
+    """
+    place = target.absolute()
+    with lock_file(place.with_name(f".{place.name}{LOCK_FILE}"), target):
+        remove_leftovers(place.parent, place.name)
+        yield
+
+
+def remove_leftovers(folder: Path, name: str = "") -> None:
+    """Remove what processes that are dead have left of files and folders whose names begin with `name`.
+
+    A whole folder that was about to replace another one gets its place.
+    """
+    names = os.listdir(folder) if folder.is_dir() else []
+    for found in filter(None, map(_PRIVATE.fullmatch, names)):
+        if found["name"].startswith(name):
+            with suppress(FileNotFoundError, PermissionError):
+                _remove_if_left(folder / found[0], folder / found["name"])
+
+
+def _remove_if_left(private: Path, target: Path) -> None:
+    handle = os.open(private, os.O_RDONLY)
     try:
-        new.rename(target)
-    except OSError:
-        if if_exists == "keep" and target.exists():
+        if try_lock(handle) != "ours":
             return
-        if replaced.exists():
-            replaced.rename(target)
-        raise
+        if (private / _REPLACED).exists() and not target.exists():
+            (private / target.name).rename(target)
+            sync(target.parent)
+        if private.is_dir():
+            shutil.rmtree(private)
+        else:
+            private.unlink()
+    finally:
+        os.close(handle)
 
 
-def _private(path: Path) -> Path:
-    """A hidden name beside `path` that nobody else has; what is made under it has the process's usual permissions."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+@contextmanager
+def _private(path: Path, make: Callable[[Path], None]) -> Iterator[Path]:
+    """A hidden path beside `path` that nobody else has, held until the block ends.
+
+    What is made under it has the process's usual permissions.
+    """
+    while True:
+        private = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        with writable(path):
+            make(private)
+        if (handle := _hold(private)) is not None:
+            break
+    try:
+        yield private
+    finally:
+        os.close(handle)
+
+
+def _hold(private: Path) -> int | None:
+    """The locked handle; None when another process took the path for a leftover before."""
+    with suppress(FileNotFoundError):
+        handle = os.open(private, os.O_RDONLY)
+        if try_lock(handle) != "taken" and private.exists():
+            return handle
+        os.close(handle)
+    return None
+
+
+def _put_in_place(new: Path, target: Path, replaced: Path, if_exists: IfExists) -> None:
+    if if_exists == "replace" and target.exists():
+        if not _rename(new, target, _EXCHANGE):
+            target.rename(replaced)
+            new.rename(target)
+        return
+    try:
+        if not _rename(new, target, _NO_REPLACE):
+            if target.exists():
+                raise FileExistsError
+            new.rename(target)
+    except FileExistsError:
+        if if_exists == "refuse":
+            raise _exists(target) from None
+
+
+def _exists(target: Path) -> CheckpointError:
+    return CheckpointError(f"{target}: exists already; choose another target or ask for overwriting")
+
+
+def _rename(source: Path, target: Path, flag: int) -> bool:
+    """Linux's renameat2; False where the system or the file system does not have it.
+
+    Raises: OSError.
+    """
+    if not hasattr(_LIBC, "renameat2"):
+        return False
+    here = -100  # AT_FDCWD
+    if _LIBC.renameat2(here, os.fsencode(source), here, os.fsencode(target), flag) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
+        return False
+    raise OSError(number, os.strerror(number), str(target))
+
+
+_LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 
 def _sync_all(path: Path) -> None:
@@ -112,71 +219,6 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-@contextmanager
-def one_at_a_time(path: Path) -> Iterator[None]:
-    """Wait until no other process of this machine is in such a block with the same `path`, a file made for this."""
-    import fcntl  # not on Windows
-
-    with _writable(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        stream = path.open("w")
-    with stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
-
-
-@contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Hold a folder alone, from all processes that ask for it here; the lock of a process that dies goes with it.
-
-    On a network file system it is as good as that system's locks.
-    Raises: ConfigError saying who holds it and since when, DataError when nothing can be written there.
-    """
-    path = folder / LOCK_FILE
-    with _lock(path) as stream:
-        stream.truncate(0)
-        since = datetime.now().astimezone().isoformat(" ", "seconds")
-        stream.write(f"process {os.getpid()} on {socket.gethostname()} since {since}")
-        stream.flush()
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-
-
-def _lock(path: Path) -> IO[str]:
-    """The locked file.
-
-    Raises: ConfigError when another process has it.
-    """
-    import fcntl  # not on Windows
-
-    while True:
-        with _writable(path.parent):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            stream = path.open("a+", encoding="utf-8")
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            stream.seek(0)
-            holder = stream.read().strip() or "another process"
-            stream.close()
-            raise ConfigError(
-                f"{path.parent}: is in use by {holder}; wait until it has ended, or choose another folder"
-            ) from None
-        if path.exists() and os.path.samestat(os.fstat(stream.fileno()), path.stat()):
-            return stream
-        stream.close()  # who had it has removed it at its end, meanwhile
-
-
-@contextmanager
-def _writable(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error.strerror}; choose another folder") from None
 
 
 def check_regular(path: Path, error: type[HanlinError]) -> None:

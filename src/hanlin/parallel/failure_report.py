@@ -56,7 +56,7 @@ def report_failures(device: torch.device, *, timeout_seconds: float = 1800) -> I
             raise
         raise RankError(_verdict(store, ranks, reason)) from error
     except BaseException as error:
-        _tell(store, ranks, FailureReason(_in_short(error), is_lost=False))
+        _tell(store, ranks, FailureReason(_in_short(error), is_lost=isinstance(error, RankError)))
         raise
 
 

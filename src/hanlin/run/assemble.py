@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from hanlin.core.collectives import main_first
+from hanlin.core.collectives import entered_on_main, main_first
 from hanlin.core.device import pick_device, set_threads
 from hanlin.core.errors import ConfigError
-from hanlin.core.files import held, replaced_file
+from hanlin.core.files import remove_leftovers, replaced_file
+from hanlin.core.locks import held
 from hanlin.core.logging import start_log
 from hanlin.core.ranks import read_ranks
 from hanlin.core.seeds import seed_everything
@@ -53,7 +55,7 @@ class Run:
 
         Raises: ConfigError when another process has the run folder; what training raises.
         """
-        with _alone_in(self.components.recipe.run.folder):
+        with entered_on_main(_alone_in(self.components.recipe.run.folder)):
             return _train(self.components, self.resume)
 
     def evaluate(self) -> Metrics:
@@ -61,13 +63,20 @@ class Run:
 
         On several processes all must call it, and all get the scores.
         """
-        with _alone_in(self.components.recipe.run.folder / "evaluation"):
+        with entered_on_main(_alone_in(self.components.recipe.run.folder / "evaluation")):
             return _evaluate(self.components)
 
 
-def _alone_in(folder: Path) -> AbstractContextManager[None]:
-    """Hold a folder for this run; its main rank does it for all."""
-    return held(folder) if read_ranks().is_main else nullcontext()
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process, and remove what killed ones have left there.
+
+    Raises: ConfigError when another process has it.
+    """
+    with held(folder):
+        for inner in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
+            remove_leftovers(inner)
+        yield
 
 
 def assemble(recipe: Recipe, resume: bool = True) -> Run:

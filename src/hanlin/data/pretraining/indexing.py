@@ -28,7 +28,8 @@ from typing import Any, Literal
 import numpy as np
 
 from hanlin.core.errors import ConfigError, DataError, shorten
-from hanlin.core.files import one_at_a_time, replaced_file
+from hanlin.core.files import replaced_file
+from hanlin.core.locks import one_at_a_time
 from hanlin.core.tokenizer import FindsTokens, Tokenizer
 from hanlin.data.prepare import hash_tokenizer
 from hanlin.data.pretraining.corpus import BadText, CorpusPiece, Per, find_files, read_documents, read_pieces

@@ -1,0 +1,112 @@
+"""Locks that a process holds on files and folders of its own, and that go with it when it dies.
+
+On a network file system they are as good as that system's locks.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import IO, Literal
+
+from hanlin.core.errors import ConfigError, DataError
+
+__all__ = ["LOCK_FILE", "held", "lock_file", "one_at_a_time", "try_lock", "writable"]
+
+log = logging.getLogger(__name__)
+
+LOCK_FILE = ".lock"
+"""In a folder that one process at a time may write to: who holds it."""
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold a folder alone, from all processes that ask for it here.
+
+    Raises: ConfigError saying who holds it and since when, DataError when nothing can be written there.
+    """
+    with lock_file(folder / LOCK_FILE, folder):
+        yield
+
+
+@contextmanager
+def lock_file(path: Path, target: Path) -> Iterator[None]:
+    """Hold `path`, a file made for this that says who has it, while something is done to `target`.
+
+    Raises: ConfigError when another process has it, DataError when nothing can be written there.
+    """
+    with _locked(path, target) as stream:
+        stream.truncate(0)
+        since = datetime.now().astimezone().isoformat(" ", "seconds")
+        stream.write(f"process {os.getpid()} on {socket.gethostname()} since {since}")
+        stream.flush()
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def one_at_a_time(path: Path) -> Iterator[None]:
+    """Wait until no other process of this machine is in such a block with the same `path`, a file made for this."""
+    import fcntl  # not on Windows
+
+    with writable(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stream = path.open("w")
+    with stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def try_lock(stream: IO[str] | int) -> Literal["ours", "taken", "unknown"]:
+    """Lock an open file or folder (a stream or a handle) until it is closed.
+
+    taken: another process has it; unknown: the file system has no locks.
+    """
+    import fcntl  # not on Windows
+
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return "taken"
+    except OSError:
+        return "unknown"
+    return "ours"
+
+
+@contextmanager
+def writable(path: Path) -> Iterator[None]:
+    """Raises: DataError saying that nothing can be written to `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written: {error.strerror}; choose another folder") from None
+
+
+def _locked(path: Path, target: Path) -> IO[str]:
+    """The locked file.
+
+    Raises: ConfigError when another process has it.
+    """
+    while True:
+        with writable(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stream = path.open("a+", encoding="utf-8", errors="replace")
+        state = try_lock(stream)
+        if state == "unknown":
+            log.warning("%s: the file system has no locks; see that no other process writes there", path.parent)
+            return stream
+        if state == "taken":
+            stream.seek(0)
+            holder = stream.read().strip() or "another process"
+            stream.close()
+            raise ConfigError(f"{target}: is in use by {holder}; wait until it has ended, or choose another one")
+        if path.exists() and os.path.samestat(os.fstat(stream.fileno()), path.stat()):
+            return stream
+        stream.close()  # who had it has removed it at its end, meanwhile
