@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -74,18 +75,68 @@ def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
         open_megatron(tmp_path, PARTITIONS, PARTS)
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_every_form_that_is_written_is_read_as_itself(tmp_path: Path, form: MegatronForm, ranks: int) -> None:
-    tensors = {
+def model_tensors() -> dict[str, torch.Tensor]:
+    return {
         WORDS: torch.randn(8, 2),
         "language_model.embedding.position_embeddings.weight": torch.randn(3, 2),
         **{f"language_model.transformer.layers.{i}.input_layernorm.weight": torch.randn(2) for i in range(2)},
         FUSED: torch.randn(12, 2),
         "language_model.transformer.final_layernorm.weight": torch.randn(2),
     }
+
+
+def write_form(folder: Path, form: MegatronForm, ranks: int, tensors: dict[str, torch.Tensor] | None = None) -> None:
     arguments = {"make_vocab_size_divisible_by": 4}
-    write_megatron(tmp_path, tensors, PARTITIONS, arguments, form=form, ranks=ranks, iteration=70)
+    write_megatron(folder, tensors or model_tensors(), PARTITIONS, arguments, form=form, ranks=ranks, iteration=70)
+
+
+@pytest.mark.parametrize(
+    ("form", "lost", "told"),
+    [
+        ("megatron", "iter_0000070/mp_rank_01", r"mp_rank_01/model_optim_rng\.pt missing"),
+        ("deepspeed", "global_step70/mp_rank_01_model_states.pt", r"mp_rank_01_model_states\.pt missing"),
+        ("pipeline", "global_step70/layer_03-model_01-model_states.pt", r"layer_03-model_01-model_states\.pt missing"),
+        ("pipeline", "global_step70/layer_03-*", r"layer_03-model_00-model_states\.pt, layer_03-model_01"),
+        ("pipeline", "global_step70/layer_05-*", r"that of the last layer \(the final norm\) missing"),
+        ("pipeline", "global_step70/layer_00-*", r"layer_00-model_00-model_states\.pt, layer_00-model_01"),
+        ("pipeline", "global_step70/layer_*-model_01-*", "layer files of 1 tensor ranks, but .* says 2"),
+    ],
+)
+def test_what_is_missing_of_a_set_is_named(tmp_path: Path, form: MegatronForm, lost: str, told: str) -> None:
+    write_form(tmp_path, form, 2)
+    for path in tmp_path.glob(lost):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(CheckpointError, match=told):
+        open_megatron(tmp_path, PARTITIONS, PARTS)
+
+
+def test_layer_files_of_unequal_shares_are_not_merged(tmp_path: Path) -> None:
+    write_form(tmp_path, "pipeline", 2)
+    file = tmp_path / "global_step70" / "layer_00-model_01-model_states.pt"
+    torch.save({**torch.load(file), "word_embeddings.weight": torch.zeros(3, 2)}, file)
+    with pytest.raises(CheckpointError, match=r"rank 1 has .* another shape: language_model\.embedding\.word"):
+        open_megatron(tmp_path, PARTITIONS, PARTS)
+
+
+@pytest.mark.parametrize("form", ["megatron", "deepspeed"])
+def test_one_file_may_have_any_name(tmp_path: Path, form: MegatronForm) -> None:
+    tensors = model_tensors()
+    for ranks in (1, 2):
+        write_form(tmp_path / str(ranks), form, ranks, tensors)
+        next((tmp_path / str(ranks)).rglob("*.pt")).rename(tmp_path / f"of_{ranks}.pt")
+    weights = open_megatron(tmp_path / "of_1.pt", PARTITIONS, PARTS)
+    assert weights is not None
+    assert weights.layout == form
+    assert all(weights[name].equal(tensor) for name, tensor in tensors.items())
+    with pytest.raises(CheckpointError, match="holds the share of one of 2 model-parallel ranks"):
+        open_megatron(tmp_path / "of_2.pt", PARTITIONS, PARTS)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_every_form_that_is_written_is_read_as_itself(tmp_path: Path, form: MegatronForm, ranks: int) -> None:
+    tensors = model_tensors()
+    write_form(tmp_path, form, ranks, tensors)
     weights = open_megatron(tmp_path, PARTITIONS, PARTS)
     assert weights is not None
     assert (weights.layout, weights.iteration) == (form, 70)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from hanlin.core.errors import CheckpointError
+from hanlin.formats.files import open_weights
 from hanlin.formats.lazy import Lazy, TensorSubset
 from hanlin.formats.torch_file import load_torch_file, write_torch_files
 
@@ -103,3 +104,49 @@ def test_what_would_run_code_is_refused_by_name(
     with pytest.raises(CheckpointError, match=r"x\.pt: holds (posix|nt)\.mkdir beside tensors and is refused"):
         load_torch_file(tmp_path / "x.pt", has_states=has_states)
     assert not (tmp_path / "ran").exists()
+
+
+def flip(path: Path, offset: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 1
+    path.write_bytes(content)
+
+
+def place_of(path: Path, number: int) -> int:
+    """Where the bytes of a tensor of ones lie."""
+    return path.read_bytes().find(torch.full((50,), float(number)).numpy().tobytes())
+
+
+def test_data_are_compared_with_their_checksum_when_they_are_read(tmp_path: Path) -> None:
+    tensors = {"first": torch.full((50,), 3.0), "second": torch.full((50,), 5.0), "view": torch.zeros(4, 4)[:, 1]}
+    torch.save({**tensors, "twin": tensors["second"]}, tmp_path / "x.pt")
+    flip(tmp_path / "x.pt", place_of(tmp_path / "x.pt", 5) + 7)
+    weights = open_weights(tmp_path / "x.pt")
+    assert weights["first"].equal(tensors["first"])
+    assert weights["view"].equal(tensors["view"])
+    assert weights.meta("twin").shape == (50,)  # which reads nothing
+    with pytest.raises(CheckpointError, match=r"x\.pt: damaged: the data of twin \(x/data/1\) have the checksum"):
+        weights["twin"]
+
+
+def test_files_without_checksums_and_old_ones_are_read(tmp_path: Path) -> None:
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(TENSORS, tmp_path / "without.pt")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    torch.save(TENSORS, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    for name in ("without.pt", "old.pt"):
+        weights = open_weights(tmp_path / name)
+        assert all(weights[name].equal(tensor) for name, tensor in TENSORS.items())
+
+
+def test_a_list_that_claims_more_data_than_there_are_is_refused(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(16), "b": torch.zeros(16)}, tmp_path / "x.pt")
+    changed = tmp_path / "changed.pt"
+    with zipfile.ZipFile(tmp_path / "x.pt") as old, zipfile.ZipFile(changed, "w") as new:
+        for entry in old.infolist():
+            content = old.read(entry)
+            new.writestr(entry, content[:32] if entry.filename.endswith("data/0") else content)
+    with pytest.raises(CheckpointError, match="damaged or not a torch file"):
+        load_torch_file(changed)

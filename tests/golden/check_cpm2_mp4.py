@@ -64,11 +64,11 @@ def _check_division(four: Path, merged: Arrays) -> None:
             _assert_same(target, merged)
             source = target
         for ours, theirs in zip(find_ranks(source), find_ranks(four), strict=True):
-            _assert_same(ours, dict(RankWeights([theirs], {})), one_rank=True)
+            _assert_same(ours, dict(RankWeights([theirs], {}, whole=False)), one_rank=True)
 
 
 def _assert_same(path: Path, wanted: Arrays, *, one_rank: bool = False) -> None:
-    weights = RankWeights([path], {}) if one_rank else open_source(path, FAMILY).weights
+    weights = RankWeights([path], {}, whole=False) if one_rank else open_source(path, FAMILY).weights
     assert weights.keys() - wanted.keys() <= {"encoder.prompt_embeds.weight"}
     for name, tensor in wanted.items():
         assert weights[name].equal(tensor), name

@@ -80,7 +80,13 @@ class ExpertRankWeights(Weights):
 
     def _group(self, expert: int) -> RankWeights:
         if expert not in self._opened:
-            self._opened[expert] = RankWeights(self._files[expert], self._partitions)
+            opened = RankWeights(self._files[expert], self._partitions)
+            if self._opened and opened.iteration != self.iteration:
+                raise CheckpointError(
+                    f"{self._files[expert][0]}: is of iteration {opened.iteration}, but {self._files[0][0].name} of "
+                    f"{self.iteration}; copy the files of one checkpoint"
+                )
+            self._opened[expert] = opened
         return self._opened[expert]
 
 
@@ -92,7 +98,7 @@ def open_experts(path: Path, partitions: Partitions, mark: str) -> ExpertRankWei
     folder = tracked_folder(Path(path), _PATTERN)
     if folder is None:
         files = find_ranks(path) if tracked_folder(Path(path), RANK) else []
-        is_start = bool(files) and any(mark in name for name in RankWeights(files[:1], {}))
+        is_start = bool(files) and any(mark in name for name in RankWeights(files[:1], {}, whole=False))
         return ExpertRankWeights([files], partitions, mark) if is_start else None
     found = {
         tuple(map(int, match.groups())): file for file in folder.iterdir() if (match := _PATTERN.fullmatch(file.name))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,7 +17,9 @@ from safetensors import SafetensorError, safe_open
 from hanlin.core.errors import CheckpointError, shorten
 from hanlin.core.files import check_regular, read_json_object, write_json
 from hanlin.formats.lazy import Lazy, TensorSubset, bytes_of, forget, forget_pages, meta_of
-from hanlin.formats.torch_file import MAX_TENSORS, load_torch_file, write_torch_files
+from hanlin.formats.torch_file import MAX_TENSORS, write_torch_files
+from hanlin.formats.training_file import check_single, mapped, open_training_file, wrapper_of
+from hanlin.formats.whereabouts import explain_missing, is_state
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +28,8 @@ SHARD_BYTES = 5 * 10**9
 """A safetensors file grows to this size before the next one is begun (the hub's habit)."""
 
 _WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin", "adapter.safetensors", "adapter_model.safetensors")
-_WEIGHT_ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+TORCH_ENDINGS = (".bin", ".pt", ".pth", ".ckpt")
+_WEIGHT_ENDINGS = (".safetensors", *TORCH_ENDINGS)
 _DTYPE_WORDS = {
     "float64": "F64",
     "float32": "F32",
@@ -46,13 +48,15 @@ class Weights(Lazy):
     """Tensors by name, each read when it is asked for; `files` are those that hold them.
 
     layout: the name of the layout where the way of files alone tells it; lying: how the files lie, where that is worth
-    a word; iteration: of the training program, where it is stored.
+    a word; iteration: of the training program, where it is stored; hint: what to look at first when the tensors do not
+    fit their model.
     """
 
     files: tuple[Path, ...]
     layout: str | None = None
     lying: str = ""
     iteration: int | None = None
+    hint: str = ""
 
 
 def open_weights(path: Path) -> Weights:
@@ -61,20 +65,26 @@ def open_weights(path: Path) -> Weights:
     Raises: CheckpointError naming the file when there is none, or when it is damaged or unsafe to read.
     """
     path = Path(path)
-    if path.is_dir():
-        return _open_folder(path)
     check_regular(path, CheckpointError)
-    if not path.is_file():
+    if not path.exists():
         raise CheckpointError(f"{path}: there is no such file or folder")
-    return _open_file(path)
+    weights = _open_folder(path) if path.is_dir() else _open_file(path)
+    while prefix := wrapper_of(weights):
+        weights = _Unwrapped(weights, prefix)
+    return weights
 
 
 def find_weights(folder: Path) -> Path | None:
     """The one weights file (or the index of the shards) in a folder; None when there is none, or no clear one."""
+    files = [path for path in sorted(folder.iterdir()) if path.suffix in _WEIGHT_ENDINGS and path.is_file()]
+    others = [path for path in files if not is_state(path.name)]
+    return find_named_weights(folder) or (others[0] if len(others) == 1 else None)
+
+
+def find_named_weights(folder: Path) -> Path | None:
+    """The weights file in a folder, or the index of the shards, that has one of the usual names."""
     candidates = [folder / f"{name}{suffix}" for suffix in (".index.json", "") for name in _WEIGHT_NAMES]
-    known = [path for path in candidates if path.is_file()]
-    others = [path for path in sorted(folder.iterdir()) if path.is_file() and path.suffix in _WEIGHT_ENDINGS]
-    return known[0] if known else others[0] if len(others) == 1 else None
+    return next((path for path in candidates if path.is_file()), None)
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -129,7 +139,9 @@ def _open_folder(folder: Path) -> Weights:
     if path is None:
         found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
         expected = f"{', '.join(_WEIGHT_NAMES[:2])} or one file {'/'.join(_WEIGHT_ENDINGS[:3])}"
-        raise CheckpointError(f"{folder}: no weights; expected {expected}; found: {found}")
+        raise CheckpointError(
+            f"{folder}: no weights; {explain_missing(folder) or f'expected {expected}; found: {found}'}"
+        )
     return _Shards(path) if path.name.endswith(".index.json") else _open_file(path)
 
 
@@ -168,8 +180,11 @@ class _Safetensors(Weights):
 class _Pickle(Weights):
     def __init__(self, path: Path) -> None:
         self.files = (path,)
-        self._tensors = _only_tensors(path, load_torch_file(path))
-        self._is_mapped = zipfile.is_zipfile(path)
+        opened = open_training_file(path)
+        check_single(opened)
+        self.iteration = opened.iteration
+        self.lying = f"the tensors lie under the key {opened.key}" if opened.key else ""
+        self._tensors = mapped(opened)
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return self._tensors[name]
@@ -180,9 +195,11 @@ class _Pickle(Weights):
     def __len__(self) -> int:
         return len(self._tensors)
 
+    def meta(self, name: str) -> torch.Tensor:
+        return self._tensors.meta(name)
+
     def forget(self, name: str) -> None:
-        if self._is_mapped:
-            forget_pages(self._tensors[name])
+        self._tensors.forget(name)
 
 
 class _Shards(Weights):
@@ -213,19 +230,34 @@ class _Shards(Weights):
     def __len__(self) -> int:
         return len(self._place)
 
+    def meta(self, name: str) -> torch.Tensor:
+        return self._place[name].meta(name)
+
     def forget(self, name: str) -> None:
         self._place[name].forget(name)
 
 
-def _only_tensors(path: Path, loaded: object) -> dict[str, torch.Tensor]:
-    import torch
+class _Unwrapped(Weights):
+    """Weights whose names all begin with what a wrapper of the model put there."""
 
-    if not isinstance(loaded, dict):
-        raise CheckpointError(f"{path}: names with tensors are expected, this holds a {type(loaded).__name__}")
-    odd = [f"{name}: {type(value).__name__}" for name, value in loaded.items() if not isinstance(value, torch.Tensor)]
-    if odd:
-        raise CheckpointError(f"{path}: names with tensors are expected; found {', '.join(shorten(odd, 5))}")
-    return loaded
+    def __init__(self, weights: Weights, prefix: str) -> None:
+        self.files, self.lying, self.iteration = weights.files, weights.lying, weights.iteration
+        self._weights, self._prefix = weights, prefix
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._weights[f"{self._prefix}{name}"]
+
+    def __iter__(self) -> Iterator[str]:
+        return (name.removeprefix(self._prefix) for name in self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)
+
+    def meta(self, name: str) -> torch.Tensor:
+        return self._weights.meta(f"{self._prefix}{name}")
+
+    def forget(self, name: str) -> None:
+        self._weights.forget(f"{self._prefix}{name}")
 
 
 def _divide(sizes: Mapping[str, int], limit: int) -> list[list[str]]:

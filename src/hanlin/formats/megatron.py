@@ -21,18 +21,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from hanlin.core.errors import CheckpointError, shorten
-from hanlin.formats.files import Weights
-from hanlin.formats.lazy import Lazy, TensorSubset, forget_pages
+from hanlin.formats.files import TORCH_ENDINGS, Weights, find_named_weights
+from hanlin.formats.lazy import Lazy, TensorSubset
 from hanlin.formats.ranks import (
     TRACKER,
+    UNSTATED,
     Partitions,
     deepspeed_state,
     divide_tensor,
-    load_state,
     merge_pieces,
     tracked_folder,
 )
-from hanlin.formats.torch_file import write_torch_files
+from hanlin.formats.torch_file import MappedTensors, write_torch_files
+from hanlin.formats.training_file import TrainingFile, check_set, check_single, mapped, open_training_file
 
 if TYPE_CHECKING:
     import torch
@@ -46,7 +47,9 @@ _LAYER = re.compile(r"layer_(\d+)-model_(\d+)-model_states\.pt")
 _FIRST_LAYER = 2
 """Number of the first block in the pipeline's list, after the embedding and a transposition."""
 
-FlatTensors = dict[str, "torch.Tensor"]
+_SHOWN = 5
+_MAX_TAG = 200
+
 MegatronForm = Literal["megatron", "deepspeed", "pipeline"]
 FORMS: dict[MegatronForm, str] = {
     "megatron": f"iter_XXXXXXX/mp_rank_XX/{_PLAIN}",
@@ -59,7 +62,7 @@ FORMS: dict[MegatronForm, str] = {
 class Rank:
     """One tensor rank's share; version: of the order of fused rows; arguments: those of the program, where stored."""
 
-    tensors: FlatTensors
+    tensors: MappedTensors
     version: float = VERSION
     arguments: dict[str, Any] = field(default_factory=dict)
     iteration: int | None = None
@@ -72,26 +75,30 @@ class MegatronWeights(Weights):
     """
 
     def __init__(
-        self, files: Sequence[Path], ranks: Sequence[Rank], partitions: Partitions, fused: Mapping[str, int]
+        self,
+        files: Sequence[Path],
+        form: MegatronForm,
+        ranks: Sequence[Rank],
+        partitions: Partitions,
+        fused: Mapping[str, int],
+        remark: str = "",
     ) -> None:
         self.files = tuple(files)
-        form = _form_of(files[0])
         self.layout = form
-        self.lying = f"{FORMS[form]}: {len(ranks)} tensor rank{'s' if len(ranks) > 1 else ''}, {len(files)} files"
+        self.lying = (
+            f"{FORMS[form]}: {len(ranks)} tensor rank{'s' if len(ranks) > 1 else ''}, {len(files)} files{remark}"
+        )
         self.iteration = ranks[0].iteration
         self.arguments = ranks[0].arguments
         self._ranks, self._partitions, self._fused = ranks, partitions, fused
-        for number, rank in enumerate(ranks):
-            if odd := sorted(rank.tensors.keys() ^ ranks[0].tensors.keys()):
-                raise CheckpointError(
-                    f"{files[0].parent}: rank {number} has other tensors: {', '.join(shorten(odd, 5))}"
-                )
+        if len(ranks) == 1 and form == "pipeline":
+            self.hint = UNSTATED
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return self._merged(name, [rank.tensors[name] for rank in self._ranks])
 
     def meta(self, name: str) -> torch.Tensor:
-        return self._merged(name, [rank.tensors[name].to("meta") for rank in self._ranks])
+        return self._merged(name, [rank.tensors.meta(name) for rank in self._ranks])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._ranks[0].tensors)
@@ -101,7 +108,7 @@ class MegatronWeights(Weights):
 
     def forget(self, name: str) -> None:
         for rank in self._ranks:
-            forget_pages(rank.tensors[name])
+            rank.tensors.forget(name)
 
     def _merged(self, name: str, pieces: Sequence[torch.Tensor]) -> torch.Tensor:
         parts = next((parts for ending, parts in self._fused.items() if name.endswith(ending)), None)
@@ -123,24 +130,44 @@ class MegatronWeights(Weights):
 
 
 def open_megatron(path: Path, partitions: Partitions, fused: Mapping[str, int]) -> MegatronWeights | None:
-    """The weights at a path: the folder with the tracker, that of an iteration, or a file in it; None for other ones.
+    """The weights at a path: the folder with the tracker, that of an iteration, a file in it, or one file of any name
+    that holds all of them; None for other ones.
 
     Raises: CheckpointError.
     """
-    folder = _iteration(Path(path))
+    path = Path(path)
+    folder = _iteration(path)
     if folder is None:
-        return None
+        return _open_single(path, partitions, fused)
     by_rank = _plain_files(folder) or _layer_files(folder) or _state_files(folder)
     if not by_rank:
         return None
     lost = [rank for rank in range(max(by_rank) + 1) if rank not in by_rank]
     if lost:
         raise CheckpointError(f"{folder}: nothing of tensor rank {', '.join(map(str, lost))}; copy its files too")
-    ranks = [_load(by_rank[rank]) for rank in sorted(by_rank)]
-    if any(rank is None for rank in ranks):
-        return None
     files = [file for rank in sorted(by_rank) for file in by_rank[rank]]
-    return MegatronWeights(files, [rank for rank in ranks if rank is not None], partitions, fused)
+    if _LAYER.fullmatch(files[0].name):
+        ranks, remark = _layer_ranks(folder, by_rank)
+        return MegatronWeights(files, "pipeline", ranks, partitions, fused, remark)
+    opened = [open_training_file(file) for file in files]
+    if not all(map(_is_ours, opened)):
+        return None
+    form: MegatronForm = "megatron" if files[0].name == _PLAIN else "deepspeed"
+    check_set(opened, _plain_name if form == "megatron" else _state_name)
+    ranks = [_rank(one, form) for one in opened]
+    return MegatronWeights(files, form, ranks, partitions, fused)
+
+
+def _open_single(path: Path, partitions: Partitions, fused: Mapping[str, int]) -> MegatronWeights | None:
+    """A file of any name that holds the nested dicts."""
+    if path.suffix not in TORCH_ENDINGS or not path.is_file():
+        return None
+    opened = open_training_file(path)
+    if opened.key is None or not _is_ours(opened):
+        return None
+    check_single(opened)
+    form: MegatronForm = "megatron" if opened.key == "model" else "deepspeed"
+    return MegatronWeights([path], form, [_rank(opened, form)], partitions, fused)
 
 
 def lies_in_ranks(path: Path) -> bool:
@@ -171,28 +198,37 @@ def write_megatron(
     def share(name: str, whole: torch.Tensor) -> list[torch.Tensor]:
         return divide_tensor(name, whole, partitions, ranks)
 
+    rows = next(len(padded.meta(name)) for name in padded if name.endswith(_Padded.ending))
+    stored = argparse.Namespace(**arguments, padded_vocab_size=rows, model_parallel_size=ranks)
     if form == "megatron":
-        rows = next(len(padded.meta(name)) for name in padded if name.endswith(_Padded.ending))
-        stored = argparse.Namespace(**arguments, padded_vocab_size=rows, model_parallel_size=ranks)
         head = {"args": stored, "checkpoint_version": VERSION, "iteration": iteration}
-        files = [inner / f"mp_rank_{rank:02d}" / _PLAIN for rank in range(ranks)]
+        files = [inner / _plain_name(rank) for rank in range(ranks)]
         for file in files:
             file.parent.mkdir()
         write_torch_files(files, padded, share, lambda _, flat: {**head, "model": _nested(flat)})
     elif form == "deepspeed":
-        files = _state_paths(inner, ranks)
+        files = [inner / _state_name(rank) for rank in range(ranks)]
         write_torch_files(files, padded, share, lambda _, flat: deepspeed_state(_nested(flat), ranks, iteration))
     else:
         _write_layers(inner, padded, share, ranks)
-        state = deepspeed_state(None, ranks, iteration)
-        write_torch_files(_state_paths(inner, ranks), TensorSubset(padded, []), share, lambda *_: state)
+        state = {**deepspeed_state(None, ranks, iteration), "args": stored}
+        files = [inner / _state_name(rank) for rank in range(ranks)]
+        write_torch_files(files, TensorSubset(padded, []), share, lambda *_: state)
     if form != "megatron":
         (folder / _STEPS).write_text(inner.name, encoding="utf-8")
     (folder / TRACKER).write_text(str(iteration), encoding="utf-8")
 
 
-def _state_paths(folder: Path, ranks: int) -> list[Path]:
-    return [folder / f"mp_rank_{rank:02d}_model_states.pt" for rank in range(ranks)]
+def _plain_name(rank: int) -> str:
+    return f"mp_rank_{rank:02d}/{_PLAIN}"
+
+
+def _state_name(rank: int) -> str:
+    return f"mp_rank_{rank:02d}_model_states.pt"
+
+
+def _layer_name(number: int, rank: int) -> str:
+    return f"layer_{number:02d}-model_{rank:02d}-model_states.pt"
 
 
 def _write_layers(
@@ -205,7 +241,7 @@ def _write_layers(
         number, inside = _place_in_pipeline(name, count)
         layers.setdefault(number, {})[name] = inside
     for number, names in sorted(layers.items()):
-        files = [folder / f"layer_{number:02d}-model_{rank:02d}-model_states.pt" for rank in range(ranks)]
+        files = [folder / _layer_name(number, rank) for rank in range(ranks)]
         write_torch_files(
             files,
             TensorSubset(tensors, names),
@@ -226,7 +262,7 @@ def _place_in_pipeline(name: str, num_layers: int) -> tuple[int, str]:
 
 
 class _Padded(TensorSubset):
-    """FlatTensors of which the word embedding has a number of rows that is a multiple."""
+    """Tensors of which the word embedding has a number of rows that is a multiple."""
 
     ending = "word_embeddings.weight"
 
@@ -255,7 +291,7 @@ def _iteration(path: Path) -> Path | None:
     if path.is_file():
         lies_here = _LAYER.fullmatch(path.name) or _STATE_RANK.fullmatch(path.name)
         return path.parent.parent if path.name == _PLAIN else path.parent if lies_here else None
-    if not path.is_dir():
+    if not path.is_dir() or find_named_weights(path) is not None:
         return None
     if _plain_files(path) or _layer_files(path) or _state_files(path):
         return path
@@ -266,10 +302,10 @@ def _iteration(path: Path) -> Path | None:
 def _tags(folder: Path) -> Iterator[str]:
     """The names of iteration folders that the tracker files of a checkpoint may mean."""
     if (folder / TRACKER).is_file():
-        tag = (folder / TRACKER).read_text(encoding="utf-8").strip()
+        tag = (folder / TRACKER).read_text(encoding="utf-8", errors="replace").strip()[:_MAX_TAG]
         yield f"iter_{int(tag):07d}" if tag.isdecimal() else "release"
     if (folder / _STEPS).is_file():
-        tag = (folder / _STEPS).read_text(encoding="utf-8").strip()
+        tag = (folder / _STEPS).read_text(encoding="utf-8", errors="replace").strip()[:_MAX_TAG]
         if tag and Path(tag).name == tag:
             yield tag
 
@@ -280,8 +316,12 @@ def _plain_files(folder: Path) -> dict[int, list[Path]]:
 
 
 def _state_files(folder: Path) -> dict[int, list[Path]]:
+    return {rank: [file] for rank, file in _state_paths_of(folder).items()}
+
+
+def _state_paths_of(folder: Path) -> dict[int, Path]:
     matches = {entry: _STATE_RANK.fullmatch(entry.name) for entry in folder.iterdir()}
-    return {int(match[1]): [file] for file, match in matches.items() if match}
+    return {int(match[1]): file for file, match in matches.items() if match}
 
 
 def _layer_files(folder: Path) -> dict[int, list[Path]]:
@@ -292,58 +332,84 @@ def _layer_files(folder: Path) -> dict[int, list[Path]]:
     return files
 
 
-def _form_of(file: Path) -> MegatronForm:
-    return "megatron" if file.name == _PLAIN else "pipeline" if _LAYER.fullmatch(file.name) else "deepspeed"
+def _layer_number(file: Path) -> int:
+    match = _LAYER.fullmatch(file.name)
+    assert match is not None, file
+    return int(match[1])
 
 
 # --- what the files hold ---
 
 
-def _load(files: Sequence[Path]) -> Rank | None:
-    """One rank's tensors; None when these are files of another program."""
-    if _LAYER.fullmatch(files[0].name):
-        step = re.search(r"\d+$", files[0].parent.name)
-        tensors = {name: tensor for file in files for name, tensor in _layer_tensors(file).items()}
-        return Rank(tensors, iteration=int(step[0]) if step else None)
-    state = load_state(files[0])
-    is_plain = files[0].name == _PLAIN
-    model = state.get("model" if is_plain else "module")
-    if not isinstance(model, dict) or "language_model" not in model:
-        return None
-    arguments = state.get("args", argparse.Namespace())
-    version = state.get("checkpoint_version", 0 if is_plain else VERSION)
-    return Rank(_flat(files[0], model), float(version), dict(vars(arguments)), state.get("iteration"))
+def _is_ours(opened: TrainingFile) -> bool:
+    """Whether a file holds this program's nested dicts."""
+    return any(name.startswith("language_model.") for name in opened.tensors)
 
 
-def _layer_tensors(file: Path) -> FlatTensors:
-    """The tensors of a pipeline's layer by the names of the whole model."""
-    import torch
-
-    state = load_state(file)
-    match = _LAYER.fullmatch(file.name)
-    assert match is not None, file
-    if odd := [name for name, value in state.items() if not isinstance(value, torch.Tensor)]:
-        raise CheckpointError(f"{file}: {', '.join(shorten(odd, 5))}: no tensor")
-    if "word_embeddings.weight" in state:
-        prefix = "embedding"
-    else:
-        is_last = set(state) <= {"weight", "bias"}
-        prefix = "transformer." + ("final_layernorm" if is_last else f"layers.{int(match[1]) - _FIRST_LAYER}")
-    return {f"language_model.{prefix}.{name}": tensor for name, tensor in state.items()}
+def _rank(opened: TrainingFile, form: MegatronForm) -> Rank:
+    version = opened.others.get("checkpoint_version", 0 if form == "megatron" else VERSION)
+    return Rank(mapped(opened), float(version), opened.arguments, opened.iteration)
 
 
-def _flat(file: Path, nested: Mapping[str, Any], prefix: str = "") -> FlatTensors:
-    import torch
+def _layer_ranks(folder: Path, by_rank: Mapping[int, Sequence[Path]]) -> tuple[list[Rank], str]:
+    """The shares that lie in layer files, and what is to be said of their number.
 
-    flat: FlatTensors = {}
-    for name, value in nested.items():
-        if isinstance(value, dict):
-            flat |= _flat(file, value, f"{prefix}{name}.")
-        elif isinstance(value, torch.Tensor):
-            flat[f"{prefix}{name}"] = value
-        else:
-            raise CheckpointError(f"{file}: {prefix}{name} is a {type(value).__name__}, no tensor")
-    return flat
+    Raises: CheckpointError naming the files that are missing.
+    """
+    states = [open_training_file(file) for _, file in sorted(_state_paths_of(folder).items())]
+    arguments = states[0].arguments if states else {}
+    stated = states[0].num_ranks if states else None
+    told = next((one.arguments.get("model_parallel_size") for one in states), None)
+    if (told and told != len(by_rank)) or (stated and (stated < len(by_rank) or stated % len(by_rank))):
+        raise CheckpointError(
+            f"{folder}: layer files of {len(by_rank)} tensor ranks, but {states[0].file.path.name} says "
+            f"{told or stated}; copy the files of all ranks, of one checkpoint"
+        )
+    remark = f"; of {stated} ranks, so with {stated // len(by_rank)} stages" if stated and not told else ""
+    opened = {rank: {_layer_number(file): open_training_file(file) for file in by_rank[rank]} for rank in by_rank}
+    last = {number for files in opened.values() for number, one in files.items() if _is_last(one)}
+    # Between the last block and the final norm a transposition has its number.
+    end = max(last, default=_FIRST_LAYER + 1)
+    wanted = {0, *range(_FIRST_LAYER, end - 1), *last}
+    lost = [_layer_name(number, rank) for rank in opened for number in sorted(wanted - opened[rank].keys())]
+    lost += [] if last else ["that of the last layer (the final norm)"]
+    if lost:
+        raise CheckpointError(f"{folder}: {', '.join(shorten(lost, _SHOWN))} missing beside the others; copy them too")
+    shares = [_share(opened[rank]) for rank in sorted(opened)]
+    for rank, share in enumerate(shares):
+        _check_share(folder, rank, share, shares[0])
+    step = re.search(r"\d+$", folder.name)
+    iteration = int(step[0]) if step else None
+    return [Rank(share, arguments=arguments, iteration=iteration) for share in shares], remark
+
+
+def _share(files: Mapping[int, TrainingFile]) -> MappedTensors:
+    """One rank's tensors by the names of the whole model."""
+    return MappedTensors(
+        (one.file, {f"language_model.{_prefix(number, one)}.{name}": tensor for name, tensor in one.tensors.items()})
+        for number, one in sorted(files.items())
+    )
+
+
+def _check_share(folder: Path, rank: int, share: MappedTensors, first: MappedTensors) -> None:
+    odd = sorted(share.keys() ^ first.keys())
+    odd += [name for name in first if name in share and share.meta(name).shape != first.meta(name).shape]
+    if odd:
+        raise CheckpointError(
+            f"{folder}: tensor rank {rank} has other tensors than rank 0, or of another shape: "
+            f"{', '.join(shorten(odd, _SHOWN))}; copy the files of one checkpoint"
+        )
+
+
+def _prefix(number: int, one: TrainingFile) -> str:
+    if "word_embeddings.weight" in one.tensors:
+        return "embedding"
+    return "transformer." + ("final_layernorm" if _is_last(one) else f"layers.{number - _FIRST_LAYER}")
+
+
+def _is_last(one: TrainingFile) -> bool:
+    """Whether a layer's file is that of the final norm."""
+    return bool(one.tensors) and set(one.tensors) <= {"weight", "bias"}
 
 
 def _nested(flat: Mapping[str, torch.Tensor]) -> dict[str, Any]:

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hanlin.core.errors import CheckpointError, shorten
-from hanlin.formats.files import Weights
-from hanlin.formats.lazy import forget_pages
-from hanlin.formats.torch_file import load_torch_file, write_torch_files
+from hanlin.core.errors import CheckpointError
+from hanlin.formats.files import Weights, find_named_weights
+from hanlin.formats.torch_file import write_torch_files
+from hanlin.formats.training_file import check_set, mapped, open_training_file
+from hanlin.formats.whereabouts import explain_missing
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 TRACKER = "latest_checkpointed_iteration.txt"
 _TRACKERS = (TRACKER, "latest")
 _RANK_FILE = "mp_rank_{rank:02d}_model_states.pt"
+UNSTATED = "The files do not say how many belong together: if there were more of them, copy the others too."
+_MAX_TAG = 200
 RANK = re.compile(r"mp_rank_(\d+)_model_states\.pt")
 
 
@@ -73,11 +76,8 @@ def find_ranks(path: Path) -> list[Path]:
     path = Path(path)
     folder = tracked_folder(path, RANK)
     if folder is None:
-        if path.is_dir() and (named := _named(path)) is not None and not named.is_dir():
-            raise CheckpointError(
-                f"{path}: its tracker file names the folder {named.name!r}, which is not there; correct it or copy the "
-                "folder"
-            )
+        if path.is_dir() and find_named_weights(path) is None and (tracker := _tracker(path)) is not None:
+            _refuse_tracker(path, tracker)
         return []
     found = {int(match[1]): file for file in folder.iterdir() if (match := RANK.fullmatch(file.name))}
     if lost := [_RANK_FILE.format(rank=rank) for rank in range(max(found, default=-1) + 1) if rank not in found]:
@@ -88,22 +88,27 @@ def find_ranks(path: Path) -> list[Path]:
 class RankWeights(Weights):
     """The tensors of all ranks, merged one by one when they are asked for."""
 
-    def __init__(self, files: Sequence[Path], partitions: Partitions) -> None:
+    def __init__(self, files: Sequence[Path], partitions: Partitions, *, whole: bool = True) -> None:
+        """whole: the files are all of a checkpoint, which is checked; False: some, to be looked at.
+
+        Raises: CheckpointError.
+        """
         self.files = tuple(files)
         self._partitions = partitions
-        states = [load_state(file) for file in files]
-        self._ranks = [_tensors_of(file, state) for file, state in zip(files, states, strict=True)]
-        self.iteration = _iteration_of(states[0], files[0])
+        opened = [open_training_file(file) for file in files]
+        if whole:
+            check_set(opened, lambda rank: _RANK_FILE.format(rank=rank))
+        self._ranks = [mapped(one) for one in opened]
+        self.iteration = opened[0].iteration if opened[0].iteration is not None else _number_of(files[0].parent)
+        if opened[0].num_ranks is None:
+            self.hint = UNSTATED
         self.lying = f"{len(files)} model-parallel ranks in {files[0].parent.name}/"
-        for file, rank in zip(files, self._ranks, strict=True):
-            if odd := sorted(rank.keys() ^ self._ranks[0].keys()):
-                raise CheckpointError(f"{file}: has other tensors than {files[0].name}: {', '.join(shorten(odd, 5))}")
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return merge_pieces(name, [rank[name] for rank in self._ranks], self._partitions, self.files[0].parent)
 
     def meta(self, name: str) -> torch.Tensor:
-        pieces = [rank[name].to("meta") for rank in self._ranks]
+        pieces = [rank.meta(name) for rank in self._ranks]
         return merge_pieces(name, pieces, self._partitions, self.files[0].parent)
 
     def __iter__(self) -> Iterator[str]:
@@ -114,7 +119,7 @@ class RankWeights(Weights):
 
     def forget(self, name: str) -> None:
         for rank in self._ranks:
-            forget_pages(rank[name])
+            rank.forget(name)
 
 
 def merge_pieces(name: str, pieces: Sequence[torch.Tensor], partitions: Partitions, where: Path) -> torch.Tensor:
@@ -187,47 +192,46 @@ def tracked_folder(path: Path, pattern: re.Pattern[str]) -> Path | None:
     """
     if not path.is_dir():
         return path.parent if path.is_file() and pattern.fullmatch(path.name) else None
+    if find_named_weights(path) is not None:
+        return None  # as transformers' trainer leaves them, beside what DeepSpeed needs to go on
     found = path if _holds(path, pattern) else _named(path)
     return found if found is not None and found.is_dir() and _holds(found, pattern) else None
 
 
 def _named(folder: Path) -> Path | None:
     """The folder that a tracker file names; None without such a file."""
-    tracker = next((folder / name for name in _TRACKERS if (folder / name).is_file()), None)
-    if tracker is None:
-        return None
-    tag = tracker.read_text(encoding="utf-8").strip()
-    return folder / (Path(tag).name or "nothing")
+    tracker = _tracker(folder)
+    tag = "" if tracker is None else _tag(tracker)
+    return folder / Path(tag).name if Path(tag).name else None
+
+
+def _tracker(folder: Path) -> Path | None:
+    return next((folder / name for name in _TRACKERS if (folder / name).is_file()), None)
+
+
+def _tag(tracker: Path) -> str:
+    return tracker.read_text(encoding="utf-8", errors="replace").strip()[:_MAX_TAG]
+
+
+def _refuse_tracker(folder: Path, tracker: Path) -> None:
+    """Say why the folder that a tracker file names has no files of ranks.
+
+    Raises: CheckpointError.
+    """
+    named, tag = _named(folder), _tag(tracker)
+    if named is not None and named.is_dir():
+        problem = f"the folder {tag!r} has no such files as it names"
+    else:
+        problem = f"it names the folder {tag!r}, which is not there" if tag else "it is empty"
+    advice = explain_missing(folder) or "write the name of the iteration's folder into it, or copy that folder"
+    raise CheckpointError(f"{tracker}: {problem}; {advice}")
 
 
 def _holds(folder: Path, pattern: re.Pattern[str]) -> bool:
     return any(pattern.fullmatch(file.name) for file in folder.iterdir())
 
 
-def load_state(path: Path) -> dict[str, Any]:
-    """What a rank's file holds, its tensors mapped.
-
-    Raises: CheckpointError.
-    """
-    loaded = load_torch_file(path, has_states=True)
-    if not isinstance(loaded, dict):
-        raise CheckpointError(f"{path}: the state of a rank is expected, this holds a {type(loaded).__name__}")
-    return loaded
-
-
-def _tensors_of(path: Path, state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    import torch
-
-    module = state.get("module", state.get("model"))
-    if not isinstance(module, dict):
-        raise CheckpointError(f"{path}: the tensors of a rank are expected under the key module or model")
-    if odd := [str(name) for name, value in module.items() if not isinstance(value, torch.Tensor)]:
-        raise CheckpointError(f"{path}: {', '.join(shorten(odd, 5))} under module: no tensor")
-    return module
-
-
-def _iteration_of(state: Mapping[str, Any], file: Path) -> int | None:
-    """The one that is stored, else that after which the folder is named."""
-    number = re.search(r"\d+$", file.parent.name)
-    stored = state.get("iteration", int(number[0]) if number else None)
-    return stored if isinstance(stored, int) else None
+def _number_of(folder: Path) -> int | None:
+    """The iteration after which a folder is named."""
+    number = re.search(r"\d+$", folder.name)
+    return int(number[0]) if number else None

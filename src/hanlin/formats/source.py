@@ -84,9 +84,9 @@ def open_theirs(path: Path, family: FamilyFacts) -> Weights:
     if not files:
         return open_weights(path)
     partitions = next((form.partitions for form in family.formats.values() if form.partitions is not None), None)
-    if partitions is None:
+    if partitions is None and len(files) > 1:
         raise CheckpointError(f"{path}: divided over model-parallel ranks; no layout of {family.name} is")
-    return RankWeights(files, partitions)
+    return RankWeights(files, partitions or {})
 
 
 def refuse_lookalikes(path: Path, family: FamilyFacts) -> None:

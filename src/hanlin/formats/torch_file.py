@@ -13,9 +13,10 @@ import os
 import pickle
 import re
 import struct
+import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ import numpy as np
 from numpy._core.multiarray import _reconstruct
 
 from hanlin.core.errors import CheckpointError
-from hanlin.formats.lazy import bytes_of, forget, forget_pages, meta_of, twin_of
+from hanlin.formats.lazy import Lazy, bytes_of, forget, forget_pages, meta_of, twin_of
 
 if TYPE_CHECKING:
     import torch
@@ -39,10 +40,73 @@ Flat = dict[str, "torch.Tensor"]
 _DIRECTORY_ENTRY = struct.Struct("<4s12xI8x3H12x")
 _LOCAL_LENGTHS = struct.Struct("<26x2H")
 _NOTE = b"PK\x07\x08"
+_LOCAL_BYTES = 30
+_DATA = re.compile(r"(^|/)data/\d+$")
 
 
-def load_torch_file(path: Path, *, has_states: bool = False) -> Any:
-    """What a file holds, its tensors mapped where the form allows it (files of torch before 1.6 cannot be).
+class TorchFile:
+    """What a file of `torch.save` holds (`content`), its tensors mapped where the form allows it (files of torch before
+    1.6 cannot be).
+    """
+
+    def __init__(self, path: Path, content: Any, entries: Mapping[int, zipfile.ZipInfo] | None) -> None:
+        """entries: address of the data of a storage -> where they lie in the file; None: they are not mapped."""
+        self.path = path
+        self.content = content
+        self._is_mapped = entries is not None
+        self._unchecked = dict(entries or {})
+
+    def check(self, tensor: torch.Tensor, name: str) -> None:
+        """See that the data under a tensor of this file are those that were written; they are read once for it.
+
+        Raises: CheckpointError.
+        """
+        import torch
+
+        storage = tensor.untyped_storage()
+        entry = self._unchecked.pop(storage.data_ptr(), None)
+        if entry is None:
+            return
+        found = zlib.crc32(bytes_of(torch.empty(0, dtype=torch.uint8, device="cpu").set_(storage)))
+        if found != entry.CRC:
+            raise CheckpointError(
+                f"{self.path}: damaged: the data of {name} ({entry.filename}) have the checksum {found:08x}, but the "
+                f"file says {entry.CRC:08x}; copy it again"
+            )
+
+    def forget(self, tensor: torch.Tensor) -> None:
+        """Give back the memory that reading a tensor took; it is read again when touched."""
+        if self._is_mapped:
+            forget_pages(tensor)
+
+
+class MappedTensors(Lazy):
+    """Tensors of one or several files by name; each is compared with its file's checksum when it is first read."""
+
+    def __init__(self, files: Iterable[tuple[TorchFile, Flat]]) -> None:
+        self._places = {name: (file, tensor) for file, tensors in files for name, tensor in tensors.items()}
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        file, tensor = self._places[name]
+        file.check(tensor, name)
+        return tensor
+
+    def meta(self, name: str) -> torch.Tensor:
+        return self._places[name][1].to("meta")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def forget(self, name: str) -> None:
+        file, tensor = self._places[name]
+        file.forget(tensor)
+
+
+def load_torch_file(path: Path, *, has_states: bool = False) -> TorchFile:
+    """Open a file without running code of its.
 
     has_states: read also what training programs keep beside tensors: states of random numbers, sets, arguments.
 
@@ -50,23 +114,33 @@ def load_torch_file(path: Path, *, has_states: bool = False) -> Any:
     """
     import torch
 
-    is_zip = _check_zip(path)
+    archive = _open_zip(path)
+    storages: dict[int, int] = {}
+
+    def keep(storage: Any, location: str) -> Any:
+        """On the CPU, wherever it lay when it was saved."""
+        del location
+        if storage.nbytes():
+            storages[storage.data_ptr()] = storage.nbytes()
+        return storage
+
     try:
         with torch.serialization.safe_globals(_harmless() if has_states else []):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+            content = torch.load(path, map_location=keep, weights_only=True, mmap=archive is not None)
     except pickle.UnpicklingError as error:
         raise CheckpointError(_refused(path, error)) from None  # torch's own text advises to read it all the same
     except (RuntimeError, OSError, EOFError, ValueError, LookupError, AttributeError, TypeError) as error:
         raise CheckpointError(_damaged(path, _first_line(error))) from error
+    return TorchFile(path, content, None if archive is None else _entries(archive, path, storages))
 
 
-def _check_zip(path: Path) -> bool:
-    """Whether the file is of today's form, a zip file; its declared sizes are looked at before anything is read.
+def _open_zip(path: Path) -> zipfile.ZipFile | None:
+    """The directory of a file of today's form, a zip file; its declared sizes are looked at before anything is read.
 
     Raises: CheckpointError for sizes that no file of torch has.
     """
     if not zipfile.is_zipfile(path):
-        return False
+        return None
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
@@ -82,7 +156,39 @@ def _check_zip(path: Path) -> bool:
         raise CheckpointError(f"{path}: holds {len(entries):,} entries, more than any model has tensors; not read")
     if any(entry.filename.endswith("data.pkl") and entry.file_size > _MAX_PICKLE_BYTES for entry in entries):
         raise CheckpointError(f"{path}: its list of tensors alone is above {_MAX_PICKLE_BYTES >> 20} MiB; not read")
-    return True
+    return archive
+
+
+def _entries(archive: zipfile.ZipFile, path: Path, storages: Mapping[int, int]) -> dict[int, zipfile.ZipInfo]:
+    """The entry of each storage that has a checksum to compare with; storages: address and size of each.
+
+    The file is mapped as a whole, so that addresses differ from places in the file by one number.
+    Raises: CheckpointError when a storage is not as large as its entry.
+    """
+    entries = archive.infolist()
+    filled = [entry for entry in entries if _DATA.search(entry.filename) and entry.file_size]
+    order = next((entry for entry in entries if entry.filename.endswith("/byteorder")), None)
+    if order is not None and order.CRC not in (0, zlib.crc32(sys.byteorder.encode())):
+        return {}  # of a machine with the other order of bytes: they were turned round in memory
+    with path.open("rb") as stream:
+        places = {_data_place(stream, entry): entry for entry in filled}
+    first = min(storages, default=0)
+    for place in sorted(places):
+        base = first - place
+        if base % mmap.PAGESIZE == 0 and all(address - base in places for address in storages):
+            found = {address: places[address - base] for address in storages}
+            break
+    else:
+        return {}
+    if wrong := [entry for address, entry in found.items() if entry.file_size != storages[address]]:
+        raise CheckpointError(_damaged(path, f"{wrong[0].filename} is not as large as its list of tensors says"))
+    # Without its checksums, which torch leaves out on demand, there are zeros.
+    return {address: entry for address, entry in found.items() if entry.CRC}
+
+
+def _data_place(stream: Any, entry: zipfile.ZipInfo) -> int:
+    stream.seek(entry.header_offset)
+    return entry.header_offset + _LOCAL_BYTES + sum(_LOCAL_LENGTHS.unpack(stream.read(_LOCAL_BYTES)))
 
 
 def write_torch_files(
@@ -125,7 +231,7 @@ def _lay_out(file: Path, holes: Flat, state: Any) -> Flat:
     with torch.serialization.skip_data():
         torch.save(state, file)
     with torch.serialization.set_default_mmap_options(mmap.MAP_SHARED):
-        mapped = load_torch_file(file, has_states=True)
+        mapped = load_torch_file(file, has_states=True).content
     names = {id(hole): name for name, hole in holes.items()}
     return {names[id(hole)]: place for hole, place in _pairs(state, mapped)}
 
@@ -144,7 +250,7 @@ def _seal(file: Path, sums: Sequence[int]) -> None:
     """Put the checksums of the tensors, in their order, where the holes' were; see that all is on the disk."""
     with zipfile.ZipFile(file) as archive:
         entries, place = archive.infolist(), archive.start_dir
-    filled = [entry for entry in entries if re.search(r"/data/\d+$", entry.filename) and entry.file_size]
+    filled = [entry for entry in entries if _DATA.search(entry.filename) and entry.file_size]
     filled.sort(key=lambda entry: entry.header_offset)
     assert len(filled) == len(sums), (file, len(filled), len(sums))
     by_name = {entry.filename: value for entry, value in zip(filled, sums, strict=True)}
@@ -163,8 +269,7 @@ def _put_sum(stream: Any, entry: zipfile.ZipInfo, place: int, value: int) -> Non
     packed = struct.pack("<I", value)
     stream.seek(place + 16)
     stream.write(packed)
-    stream.seek(entry.header_offset)
-    note = entry.header_offset + 30 + sum(_LOCAL_LENGTHS.unpack(stream.read(30))) + entry.file_size
+    note = _data_place(stream, entry) + entry.file_size
     stream.seek(note)
     if stream.read(4) == _NOTE:
         stream.seek(note + 4)

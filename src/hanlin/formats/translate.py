@@ -94,6 +94,7 @@ def _check_names(
     if surplus:
         lines.append(f"  surplus, {len(surplus)}: {with_nearest(surplus, missing)}")
     lines.append("  Compare the config beside the weights with the file; `hanlin inspect` shows what it holds.")
+    lines += [f"  {source.weights.hint}"] if source.weights.hint else []
     raise CheckpointError("\n".join(lines))
 
 
@@ -111,7 +112,7 @@ def _check_shapes(source: Source, translated: Translated, shapes: Mapping[str, t
             their_names = ", ".join(translated.moves[name].sources)
             wrong.append(f"{their_names}: found {list(found)}, expected {list(expected)}")
     if wrong:
-        listed = "\n  ".join(shorten(wrong, _SHOWN))
+        listed = "\n  ".join([*shorten(wrong, _SHOWN), *([source.weights.hint] if source.weights.hint else [])])
         raise CheckpointError(f"{source.path}: tensors of another shape than the config says\n  {listed}")
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from hanlin.core.errors import CheckpointError
 from hanlin.formats.files import Weights
 from hanlin.formats.format import Format
+from hanlin.formats.lazy import meta_of
 from hanlin.formats.megatron import FORMS, MegatronForm, MegatronWeights, open_megatron, write_megatron
 from hanlin.formats.ranks import Partition
 from hanlin.formats.rules import Drop, FirstRows, Rename, Rule, SplitHeads, SplitRows, Transposed
@@ -221,12 +222,19 @@ def inferred(weights: Mapping[str, torch.Tensor], prefix: str) -> dict[str, Any]
     up = [name for name in weights if name.endswith("mlp.dense_h_to_4h.weight")]
     if missing := [name for name in (embedding, positions) if name not in weights] or ([] if up else ["mlp"]):
         raise CheckpointError(f"the tensor {missing[0]} is missing; these are no weights of CPM-1")
+    vocab_size, hidden_size = meta_of(weights, embedding).shape
+    for name in (name for name in weights if name.endswith("attention.dense.weight")):
+        if (columns := meta_of(weights, name).shape[1]) != hidden_size:
+            raise CheckpointError(
+                f"{name} has {columns} columns, but the hidden size is {hidden_size}: a share of the heads; copy the "
+                "files of all model-parallel ranks"
+            )
     return {
-        "vocab_size": weights[embedding].shape[0],
-        "hidden_size": weights[embedding].shape[1],
-        "max_length": weights[positions].shape[0],
+        "vocab_size": vocab_size,
+        "hidden_size": hidden_size,
+        "max_length": meta_of(weights, positions).shape[0],
         "num_layers": len(up),
-        "ffn_size": weights[up[0]].shape[0],
+        "ffn_size": meta_of(weights, up[0]).shape[0],
     }
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hanlin.core.errors import CheckpointError
 from hanlin.formats.files import Weights
 from hanlin.formats.format import Format
+from hanlin.formats.lazy import meta_of
 from hanlin.formats.megatron import FORMS, MegatronForm, MegatronWeights, open_megatron, write_megatron
 from hanlin.formats.ranks import Partition
 from hanlin.formats.rules import FirstRows, Rename, Rule, SplitHeads
@@ -87,11 +88,11 @@ def _inferred(weights: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     if embedding not in weights or positions not in weights or not up:
         raise CheckpointError("the embeddings or the blocks are missing; these are no weights of CPM-1's T5")
     return {
-        "vocab_size": weights[embedding].shape[0],
-        "hidden_size": weights[embedding].shape[1],
-        "max_length": weights[positions].shape[0],
+        "vocab_size": meta_of(weights, embedding).shape[0],
+        "hidden_size": meta_of(weights, embedding).shape[1],
+        "max_length": meta_of(weights, positions).shape[0],
         "num_layers": len(up) // 2,
-        "ffn_size": weights[up[0]].shape[0],
+        "ffn_size": meta_of(weights, up[0]).shape[0],
     }
 
 

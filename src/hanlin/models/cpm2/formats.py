@@ -10,6 +10,7 @@ from hanlin.core.errors import CheckpointError
 from hanlin.formats.expert_ranks import open_experts, write_experts
 from hanlin.formats.files import Weights
 from hanlin.formats.format import Format
+from hanlin.formats.lazy import meta_of
 from hanlin.formats.ranks import Partition
 from hanlin.formats.rules import Copies, Drop, Rename, Rule, SplitRows
 
@@ -132,9 +133,10 @@ def _inferred(weights: Mapping[str, torch.Tensor]) -> dict[str, Any]:
 
 
 def _needed(weights: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
+    """Its shape, as a tensor without data."""
     if name not in weights:
         raise CheckpointError(f"the tensor {name} is missing; these are no weights of CPM-2")
-    return weights[name]
+    return meta_of(weights, name)
 
 
 def _write_dense_config(config: Cpm2Config) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hanlin.core.errors import CheckpointError
 from hanlin.formats.format import Format
+from hanlin.formats.lazy import meta_of
 from hanlin.formats.rules import Drop, Rename, Rule
 
 from .config import CpmBeeConfig
@@ -73,7 +74,7 @@ def _read_config(values: Mapping[str, Any], weights: Mapping[str, torch.Tensor])
         if len(values.get("mask_modules") or []) not in (0, told["num_layers"]):
             raise CheckpointError(f"config: mask_modules has {len(values['mask_modules'])} pairs, not one per layer")
         return told
-    return {**_inferred({name.removeprefix("cpmbee."): weights[name] for name in weights}), **told}
+    return {**_inferred({name.removeprefix("cpmbee."): meta_of(weights, name) for name in weights}), **told}
 
 
 def _write_config(keys: Mapping[str, str]) -> Callable[[CpmBeeConfig], dict[str, Any]]:
