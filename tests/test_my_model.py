@@ -95,5 +95,6 @@ def test_it_is_pretrained_on_texts_as_they_are(home: Path) -> None:
 
 
 def test_its_memory_can_be_planned(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", "examples/my_model.yaml", "--per-node", "2", "--json", "parallel.tensor=2"]) == 0
+    words = ["plan", "examples/my_model.yaml", "--trust-code", "--per-node", "2", "--json", "parallel.tensor=2"]
+    assert main(words) == 0
     assert json.loads(capsys.readouterr().out)

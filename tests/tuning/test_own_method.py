@@ -62,6 +62,11 @@ def words(home: Path, run: str, *changes: str) -> list[str]:
     return [str(home / "recipe.yaml"), f"run.folder={home / run}", *changes]
 
 
+def trusted(home: Path, run: str, *changes: str) -> list[str]:
+    """The words of a command that may run the method that the recipe names."""
+    return [*words(home, run, *changes), "--trust-code"]
+
+
 def losses(home: Path, run: str) -> list[float]:
     rows = map(json.loads, (home / run / "metrics.jsonl").read_text("utf-8").splitlines())
     return [row["loss"] for row in rows if "loss" in row]
@@ -77,9 +82,9 @@ def test_it_trains_goes_on_and_is_scored_and_asked(
     family: str, home_of: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     home = home_of(family)
-    assert main(["train", *words(home, "run")]) == 0
-    assert main(["train", *words(home, "part", "train.steps=3")]) == 0
-    assert main(["train", *words(home, "part")]) == 0
+    assert main(["train", *trusted(home, "run")]) == 0
+    assert main(["train", *trusted(home, "part", "train.steps=3")]) == 0
+    assert main(["train", *trusted(home, "part")]) == 0
     assert losses(home, "part") == pytest.approx(losses(home, "run"), rel=1e-6)
     assert load_recipe(home / "run") == load_recipe(home / "recipe.yaml", [f"run.folder={home / 'run'}"])
 
@@ -88,12 +93,12 @@ def test_it_trains_goes_on_and_is_scored_and_asked(
     vectors = open_weights(last)
     assert {name.rpartition(".")[2] for name in vectors} == {"ia3_outputs", "ia3_inputs"}
     assert any(not vectors[name].allclose(torch.ones(1)) for name in vectors)
-    tuned, untuned = score(home, *words(home, "run")), score(home, *words(home, "run"), "--weights", "base")
+    tuned, untuned = score(home, *trusted(home, "run")), score(home, *trusted(home, "run"), "--weights", "base")
     assert tuned < untuned
 
     record = (home / "rows.jsonl").read_text("utf-8").splitlines()[0]
     capsys.readouterr()
-    assert main(["generate", *words(home, "run"), "--record", record]) == 0
+    assert main(["generate", *trusted(home, "run"), "--record", record]) == 0
     assert json.loads(capsys.readouterr().out)
 
 
@@ -103,17 +108,17 @@ def test_its_adapter_is_copied_merged_and_shown(
 ) -> None:
     home = home_of(family)
     if not (home / "run/last").exists():
-        assert main(["train", *words(home, "run")]) == 0
-    base, last = str(home / "base"), str(home / "run/last")
-    tuned = score(home, *words(home, "run"))
-    assert main(["convert", last, str(home / "copy"), "--base", base]) == 0
-    assert score(home, *words(home, "run"), "--weights", str(home / "copy")) == tuned
-    assert main(["convert", base, str(home / "merged"), "--merge", last]) == 0
-    assert score(home, *words(home, "run"), "--weights", str(home / "merged")) == pytest.approx(tuned, rel=1e-4)
+        assert main(["train", *trusted(home, "run")]) == 0
+    base, last, own = str(home / "base"), str(home / "run/last"), ["--tuning", str(IA3)]
+    tuned = score(home, *trusted(home, "run"))
+    assert main(["convert", last, str(home / "copy"), "--base", base, *own]) == 0
+    assert score(home, *trusted(home, "run"), "--weights", str(home / "copy")) == tuned
+    assert main(["convert", base, str(home / "merged"), "--merge", last, *own]) == 0
+    assert score(home, *trusted(home, "run"), "--weights", str(home / "merged")) == pytest.approx(tuned, rel=1e-4)
     capsys.readouterr()
-    assert main(["inspect", last]) == 0
+    assert main(["inspect", last, *own]) == 0
     assert "our adapter folder" in capsys.readouterr().out
-    assert main(["convert", last, str(home / "peft"), "--base", base, "--to", "peft"]) == 2
+    assert main(["convert", last, str(home / "peft"), "--base", base, "--to", "peft", *own]) == 2
     assert "is written as adapter" in capsys.readouterr().err
 
 
@@ -130,7 +135,7 @@ def test_its_adapter_is_copied_merged_and_shown(
 def test_a_layout_changes_no_loss(family: str, layout: tuple[str, ...], home_of: Callable[[str], Path]) -> None:
     home = home_of(family)
     if not (home / "alone").exists():
-        assert main(["train", *words(home, "alone", "train.steps=3")]) == 0
+        assert main(["train", *trusted(home, "alone", "train.steps=3")]) == 0
     run = "-".join(layout)
     path, *changes = words(home, run, "train.steps=3", *(f"parallel.{part}" for part in layout))
     recipe = check_file(path, changes, "train")
@@ -145,15 +150,15 @@ def test_a_layout_changes_no_loss(family: str, layout: tuple[str, ...], home_of:
 
 def test_its_settings_and_memory_are_known(home_of: Callable[[str], Path], capsys: pytest.CaptureFixture[str]) -> None:
     home = home_of("cpm_bee")
-    assert main(["check", *words(home, "run", "tuning.rank=4")]) == 2
+    assert main(["check", *trusted(home, "run", "tuning.rank=4")]) == 2
     assert "tuning.rank: is a setting of method lora" in capsys.readouterr().err
-    assert main(["check", *words(home, "run", "tuning.outputz=[key]")]) == 2
+    assert main(["check", *trusted(home, "run", "tuning.outputz=[key]")]) == 2
     assert "did you mean 'outputs'?" in capsys.readouterr().err
-    assert main(["plan", *words(home, "run", "parallel.tensor=2"), "--per-node", "2", "--json"]) == 0
+    assert main(["plan", *trusted(home, "run", "parallel.tensor=2"), "--per-node", "2", "--json"]) == 0
 
 
 def test_a_file_that_defines_no_method_is_told(home_of: Callable[[str], Path], tmp_path: Path, capsys: Any) -> None:
     home = home_of("cpm_bee")
     (tmp_path / "empty.py").write_text("")
-    assert main(["check", *words(home, "run", f"tuning.method={tmp_path / 'empty.py'}")]) == 2
+    assert main(["check", *trusted(home, "run", f"tuning.method={tmp_path / 'empty.py'}")]) == 2
     assert "it must define `method`" in capsys.readouterr().err

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hanlin.core.errors import ConfigError
+from hanlin.core.extensions import why_untrusted
 from hanlin.core.json_text import parse_json
 from hanlin.data.mixture_file import is_mixture, read_mixture
 from hanlin.data.pretraining.windows import is_corpus
@@ -52,13 +53,18 @@ def data_file_problems(recipe: Recipe, purpose: Purpose) -> Found:
             yield key, _missing(path)
         elif is_mixture(path):
             yield key, f"{path} is a list of data sets; name it in data.mixture"
-    if isinstance(recipe.data.transform, Path) and not recipe.data.transform.is_file():
-        yield "data.transform", _missing(recipe.data.transform)
+    if isinstance(script := recipe.data.transform, Path):
+        yield from _script_problems(script)
     if purpose == "train" and recipe.data.mixture is not None:
         try:
             read_mixture(recipe.data.mixture)
         except ConfigError as error:
             yield "data.mixture", str(error)
+
+
+def _script_problems(script: Path) -> Found:
+    if reason := why_untrusted(script) if script.is_file() else _missing(script):
+        yield "data.transform", reason
 
 
 def named_files(recipe: Recipe, purpose: Purpose) -> list[tuple[str, Path]]:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hanlin.cli._trust import add_trust
 from hanlin.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 def add_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", type=Path, help="a recipe (YAML), or a run folder, which stands for its recipe")
     parser.add_argument("changes", nargs="*", metavar="KEY=VALUE", help="settings to change: train.lr=1e-4")
+    add_trust(parser)
 
 
 def add_weights(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +38,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "words", nargs="*", metavar="RECIPE KEY=VALUE", help="a recipe or a run folder, and settings to change"
     )
     add_weights(parser)
+    add_trust(parser)
     model = parser.add_argument_group("a model without a recipe")
     model.add_argument("--base", type=Path, help="a base folder, or an original checkpoint")
     model.add_argument("--adapter", type=Path, help="what a tuning method trained, on top of it")
@@ -68,8 +71,9 @@ def with_run_weights(recipe: Path, changes: Iterable[str], weights: str | None, 
     from hanlin.recipe.reading import read_recipe
 
     changes = list(changes)
-    draft = read_recipe(recipe, changes).recipe
-    if draft is not None and weights != "base":
+    read = read_recipe(recipe, changes)
+    draft = read.recipe
+    if draft is not None and not read.problems and weights != "base":  # else check_file lists all problems
         folder = _weights_folder(draft, weights)
         if folder.exists():
             changes += _pointing_at(draft, folder)

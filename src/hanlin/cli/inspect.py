@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hanlin.cli._recipe import add_tuning, run_tuning_file
+from hanlin.cli._trust import add_trust
 from hanlin.core.errors import DataError
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ Facts = Iterator[tuple[str, str]]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("paths", nargs="+", type=Path)
     add_tuning(parser)
+    add_trust(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -15,8 +15,10 @@ from types import ModuleType
 
 import hanlin
 from hanlin import cli
+from hanlin.cli._trust import trusted_files
 from hanlin.core.device import keep_blas_quiet
 from hanlin.core.errors import HanlinError
+from hanlin.core.extensions import trusting
 
 # The order of `hanlin --help`, along a user's way; commands that are not named here come last.
 _ORDER = (
@@ -35,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = _parse(argv)
         args.argv = argv  # a command that starts further processes gives it to them
-        return args.run(args)
+        with trusting(trusted_files(args)):
+            return args.run(args)
     except HanlinError as error:
         print(_in_red(f"hanlin: {error}"), file=sys.stderr)
         return error.exit_code

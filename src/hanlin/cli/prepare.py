@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hanlin.cli._corpus import INDEXED, add_corpus_options, corpus_options, prepare_corpus
+from hanlin.cli._trust import add_trust
 from hanlin.core.errors import ConfigError
 from hanlin.core.files import written_alone
 
@@ -43,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--to", choices=("jsonl", "bee", *INDEXED), help="the form of TARGET (default: jsonl)")
     add_corpus_options(parser)
+    add_trust(parser)
 
 
 def run(args: argparse.Namespace) -> int:

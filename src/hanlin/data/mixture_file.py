@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from hanlin.core.errors import ConfigError, DataError
+from hanlin.core.extensions import why_untrusted
 from hanlin.data.sources.json_list import JsonListSource, is_json_list
 from hanlin.data.transform import check_mapping
 from hanlin.recipe.settings import NonNegative, Settings
@@ -109,7 +110,7 @@ def read_mixture(path: Path) -> list[MixtureEntry]:
             problems += [f"{entries.where(number)}: {_explain(detail)}" for detail in error.errors()]
             continue
         sets.append(one.model_copy(update=_paths(one, path.parent)))
-        problems += [f"{entries.where(number)}: {text}" for text in _missing(sets[-1])]
+        problems += [f"{entries.where(number)}: {text}" for text in _unusable(sets[-1])]
     problems = problems or _disagreements(sets, path)
     if problems:
         raise ConfigError("\n  ".join(problems))
@@ -132,13 +133,15 @@ def _paths(one: MixtureEntry, folder: Path) -> dict[str, Path]:
     return {"path": folder / one.path, **transforms}
 
 
-def _missing(one: MixtureEntry) -> list[str]:
+def _unusable(one: MixtureEntry) -> list[str]:
     named = {"path": one.path, "transforms": one.transforms}
-    return [
+    missing = [
         f"{key}: there is no {path}; a relative path counts from the folder of the list"
         for key, path in named.items()
         if isinstance(path, Path) and not path.exists()
     ]
+    reason = why_untrusted(one.transforms) if isinstance(one.transforms, Path) else ""
+    return [*missing, f"transforms: {reason}"] if reason and not missing else missing
 
 
 def _disagreements(sets: Sequence[MixtureEntry], path: Path) -> list[str]:

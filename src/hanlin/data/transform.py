@@ -10,7 +10,6 @@ Both are the forms of CPM-Bee's lists of data sets (see golden case bee_dataset 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from hanlin.core.errors import DataError, noting
+from hanlin.core.extensions import import_file
 from hanlin.data.sources import Records, open_records
 from hanlin.recipe.settings import DataSettings
 
@@ -113,14 +113,12 @@ class Scripted:
 
 @lru_cache
 def _load(script: Path) -> Transform:
-    """Raises: DataError."""
+    """Raises: DataError, ConfigError."""
     if not script.is_file():
         raise DataError(f"there is no {script}; name a Python file with transform(data, num_sample, r)")
-    spec = importlib.util.spec_from_file_location(script.stem, script)
-    if spec is None or spec.loader is None:
+    if script.suffix != ".py":
         raise DataError(f"{script}: is no Python file; its name must end with .py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = import_file(script)
     if not callable(getattr(module, "transform", None)):
         raise DataError(f"{script}: has no function transform(data, num_sample, r)")
     return module.transform
