@@ -1,12 +1,7 @@
-"""Encoded samples on disk: per field one flat, memory-mapped .npy file, and where each sample begins in it.
-
-A cache folder is complete or absent: it is written beside its place and renamed. `cache.json` is its manifest.
-"""
+"""Encoded samples on disk: per field one flat .npy file, and where each sample begins in it; a sealed folder."""
 
 from __future__ import annotations
 
-import json
-import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,10 +9,11 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from hanlin.core.batch import Sample
+from hanlin.core.errors import DataError
+from hanlin.data.file_array import FileArray
+from hanlin.data.sealed_folder import read_seal, seal
 
-MANIFEST = "cache.json"
 LABELS, WEIGHTS, STARTS = "labels", "weights", "starts"
-CHECK_BYTES = 1 << 24
 
 
 @dataclass
@@ -27,8 +23,8 @@ class SampleArrays:
     Fields of one entry per token share the starts of the labels. facts: small things about the whole.
     """
 
-    arrays: dict[str, np.ndarray]
-    starts: dict[str, np.ndarray]
+    arrays: dict[str, FileArray]
+    starts: dict[str, FileArray]
     facts: dict[str, Any]
 
     def sample(self, number: int) -> Sample:
@@ -39,12 +35,12 @@ class SampleArrays:
 
     def _part(self, name: str, number: int) -> np.ndarray:
         starts = self.starts.get(name, self.starts[LABELS])
-        return np.array(self.arrays[name][starts[number] : starts[number + 1]])
+        return self.arrays[name][starts[number] : starts[number + 1]]
 
 
 @dataclass
 class SampleArrayWriter:
-    """Appends samples to the files of a folder; `finish` writes the manifest, without which it is no cache."""
+    """Appends samples to the files of a folder; `finish` seals it."""
 
     folder: Path
     _files: dict[str, _GrowingArray] = field(default_factory=dict)
@@ -72,27 +68,19 @@ class SampleArrayWriter:
         for name, values in per_sample.items():
             np.save(self.folder / f"{name}.npy", values)
         inputs = [name for name in self._files if name not in (LABELS, WEIGHTS)]
-        files = {path.name: _state_of(path) for path in sorted(self.folder.glob("*.npy"))}
-        manifest = {"files": files, "facts": {**facts, "inputs": inputs}}
-        (self.folder / MANIFEST).write_text(json.dumps(manifest, ensure_ascii=False), "utf-8")
+        seal(self.folder, {**facts, "inputs": inputs})
 
 
 def read_columns(folder: Path) -> SampleArrays:
-    """Open a cache after comparing each file with the manifest.
+    """Open a cache after comparing each file with the seal.
 
     Raises: ValueError saying what is damaged.
     """
+    names, facts = read_seal(folder)
     try:
-        manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
-        files, facts = manifest["files"], manifest["facts"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{MANIFEST} cannot be read ({type(error).__name__})") from None
-    for name, state in files.items():
-        if not (folder / name).is_file():
-            raise ValueError(f"{name} is missing")
-        if _state_of(folder / name) != state:
-            raise ValueError(f"{name} has changed since it was written")
-    arrays = {name.removesuffix(".npy"): np.load(folder / name, mmap_mode="r") for name in files}
+        arrays = {name.removesuffix(".npy"): FileArray.of_npy(folder / name) for name in names}
+    except DataError as error:
+        raise ValueError(str(error)) from None
     ending = f".{STARTS}"
     starts = {name.removesuffix(ending): values for name, values in arrays.items() if name.endswith(ending)}
     return SampleArrays({name: values for name, values in arrays.items() if not name.endswith(ending)}, starts, facts)
@@ -119,12 +107,3 @@ class _GrowingArray:
     def _write_header(self) -> None:
         about = {"descr": np.lib.format.dtype_to_descr(self._dtype), "fortran_order": False, "shape": (self._size,)}
         np.lib.format.write_array_header_1_0(self._stream, about)
-
-
-def _state_of(path: Path) -> list[int]:
-    """Size and checksum of a file."""
-    checksum = 0
-    with path.open("rb") as stream:
-        while part := stream.read(CHECK_BYTES):
-            checksum = zlib.crc32(part, checksum)
-    return [path.stat().st_size, checksum]

@@ -11,7 +11,6 @@ import hashlib
 import json
 import logging
 import re
-import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -24,7 +23,6 @@ import numpy as np
 
 from hanlin.core.batch import Sample
 from hanlin.core.errors import DataError
-from hanlin.core.files import published
 from hanlin.core.tokenizer import Tokenizer
 from hanlin.data.bad_rows import LISTED_ROWS, BadRow, list_bad_rows
 from hanlin.data.cache import SampleArrays, SampleArrayWriter, read_columns
@@ -32,12 +30,13 @@ from hanlin.data.expand import open_part
 from hanlin.data.pack import Shuffle, draw_each_once, padding_share, plan_rows
 from hanlin.data.processor import HasFingerprint, ProcessesMany, SampleProcessor, tried
 from hanlin.data.report import Counts, DataReport, make_report
+from hanlin.data.sealed_folder import open_or_make
 from hanlin.data.sources import BadRowError, Records
 from hanlin.recipe.settings import DataSettings
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 """Goes up when the same data and settings would be encoded or stored in another way."""
 GROUP_ROWS = 512
 """Rows that are encoded at once."""
@@ -54,7 +53,7 @@ class Prepared:
     ) -> None:
         self._sources, self._processor, self._settings, self._columns = sources, processor, settings, columns
         self._bounds = np.cumsum([0, *(len(source) for source in sources)])
-        self._origins = columns.arrays[ORIGINS]  # [samples, 2]: row over all sources, part of that row
+        self._origins = np.array(columns.arrays[ORIGINS])  # [samples, 2]: row over all sources, part of that row
         self._varying = np.array(columns.arrays[VARYING])
         self.lengths = np.array(columns.arrays[LENGTHS])
         self.loss_tokens = np.array(columns.arrays[LOSS_TOKENS])
@@ -153,12 +152,13 @@ def prepare(
     sources = [open_part(path, settings, processor, share=share, limit=limit) for path in files]
     fingerprint = _fingerprint(sources, processor, tokenizer, settings)
     folder = settings.cache.expanduser() / fingerprint[:32]
-    columns = _read_cache(folder)
-    if columns is None:
-        with published(folder, "keep") as private:
-            private.mkdir()
-            _encode_all(sources, processor, settings, private, fingerprint, progress)
-        columns = read_columns(folder)
+    columns, is_new = open_or_make(
+        folder,
+        read_columns,
+        lambda private: _encode_all(sources, processor, settings, private, fingerprint, progress),
+        "encoded samples",
+    )
+    if is_new:
         log.info("data encoded samples=%d cache=%s", len(columns.arrays[LENGTHS]), folder)
     return Prepared(sources, processor, settings, columns)
 
@@ -215,17 +215,6 @@ def _hash_files(files: Sequence[Path]) -> str:
         data = path.read_bytes()
         digest.update(f"{path.name}\0{len(data)}\0".encode() + data)
     return digest.hexdigest()
-
-
-def _read_cache(folder: Path) -> SampleArrays | None:
-    if not folder.is_dir():
-        return None
-    try:
-        return read_columns(folder)
-    except ValueError as error:
-        log.warning("the cached data in %s are damaged (%s); they are encoded again", folder, error)
-        shutil.rmtree(folder)
-        return None
 
 
 # --- encoding ---

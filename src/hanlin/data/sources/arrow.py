@@ -1,12 +1,11 @@
 """Folders that the `datasets` library wrote with `save_to_disk`: rows of ids that were tokenised before.
 
-Only columns of lists of whole numbers are read. The files are mapped, not loaded.
+Only columns of lists of whole numbers are read. The files are not loaded: a row is read when it is asked for.
 """
 
 from __future__ import annotations
 
 import hashlib
-import mmap
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 
 from hanlin.core.errors import DataError
 from hanlin.core.json_text import parse_json
+from hanlin.data.file_array import FileBytes
 from hanlin.data.sources.arrow_stream import read_parts
 from hanlin.data.sources.records import BadRowError
 
@@ -26,8 +26,8 @@ class ArrowSource:
     def __init__(self, folder: Path) -> None:
         """Raises: DataError."""
         self.path = folder
-        self._maps = {path: _map(path) for path in _files(folder)}
-        self._parts = [part for path, data in self._maps.items() for part in read_parts(path, data)]
+        self._contents = {path: _open(path) for path in _files(folder)}
+        self._parts = [part for path, data in self._contents.items() for part in read_parts(path, data)]
         sizes = [len(next(iter(part.columns.values()))[0]) - 1 for part in self._parts]
         self._bounds = np.cumsum([0, *sizes])
         if len(self) == 0:
@@ -36,8 +36,9 @@ class ArrowSource:
     @property
     def fingerprint(self) -> str:
         digest = hashlib.sha256()
-        for data in self._maps.values():
-            digest.update(data)
+        for data in self._contents.values():
+            for chunk in data.chunks():
+                digest.update(chunk)
         return digest.hexdigest()
 
     def __len__(self) -> int:
@@ -84,8 +85,8 @@ def _files(folder: Path) -> list[Path]:
     return files
 
 
-def _map(path: Path) -> Any:
-    with path.open("rb") as stream:
-        if path.stat().st_size == 0:
-            raise DataError(f"{path}: the file is empty; copy it again")
-        return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+def _open(path: Path) -> FileBytes:
+    found = FileBytes(path)
+    if len(found) == 0:
+        raise DataError(f"{path}: the file is empty; copy it again")
+    return found

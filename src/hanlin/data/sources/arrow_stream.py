@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from hanlin.core.errors import DataError
+from hanlin.data.file_array import FileArray, FileBytes
 
 FILE_MAGIC = b"ARROW1\0\0"  # the file format: a stream after these bytes, and a footer that is not needed
 CONTINUES = 0xFFFFFFFF
@@ -38,11 +39,11 @@ class RecordBatch:
 
     file: Path
     first: int
-    columns: dict[str, tuple[np.ndarray, np.ndarray]]
+    columns: dict[str, tuple[FileArray | np.ndarray, FileArray]]
 
 
-def read_parts(path: Path, data: Any) -> Iterator[RecordBatch]:
-    """The record batches of a file, as views of `data`, its content.
+def read_parts(path: Path, data: FileBytes) -> Iterator[RecordBatch]:
+    """The record batches of a file; their columns are read from it when they are asked for.
 
     Raises: DataError.
     """
@@ -61,20 +62,20 @@ def read_parts(path: Path, data: Any) -> Iterator[RecordBatch]:
             raise _damaged(path) from None
 
 
-def _messages(path: Path, data: Any) -> Iterator[tuple[int, _Table, int]]:
+def _messages(path: Path, data: FileBytes) -> Iterator[tuple[int, _Table, int]]:
     """Kind, head and where the body starts, of every message of a file.
 
     Raises: DataError when the file is cut off.
     """
     at = len(FILE_MAGIC) if data[: len(FILE_MAGIC)] == FILE_MAGIC else 0
     while at + 8 <= len(data):
-        mark, size = struct.unpack_from("<Ii", data, at)
+        mark, size = struct.unpack("<Ii", data[at : at + 8])
         if mark != CONTINUES:
             raise DataError(f"{path}: no Arrow stream at byte {at:,}; the file is damaged or of another kind")
         if size == 0:
             return
         try:
-            message = _Table.root(data, at + 8)
+            message = _Table.root(data[at + 8 : at + 8 + max(size, 0)], 0)
             kind, head, length = message.number(1, "B"), message.table(2), message.number(3, "q")
         except (struct.error, IndexError):
             raise _damaged(path) from None
@@ -99,7 +100,9 @@ def _read_column(field: _Table) -> _Column:
     return _Column(name, np.dtype("<i4" if kind == LIST else "<i8"), np.dtype(f"<{sign}{bits // 8}"))
 
 
-def _read_batch(head: _Table, body: int, columns: list[_Column], data: Any) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def _read_batch(
+    head: _Table, body: int, columns: list[_Column], data: FileBytes
+) -> dict[str, tuple[FileArray | np.ndarray, FileArray]]:
     """The arrays of a record batch: a list column has 2 nodes (length, nulls) and 4 buffers (offset, length)."""
     nodes, buffers = head.pairs(1), head.pairs(2)
     if head.has(3):
@@ -120,10 +123,10 @@ def _read_batch(head: _Table, body: int, columns: list[_Column], data: Any) -> d
     return arrays
 
 
-def _array(data: Any, dtype: np.dtype, start: int, count: int) -> np.ndarray:
+def _array(data: FileBytes, dtype: np.dtype, start: int, count: int) -> FileArray:
     if not 0 <= start <= start + count * dtype.itemsize <= len(data):
         raise ValueError("a column lies outside the file; it was cut off or is damaged")
-    return np.frombuffer(data, dtype, count, start)
+    return FileArray(data, dtype, (count,), start)
 
 
 def _damaged(path: Path) -> DataError:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import mmap
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 from hanlin.core.errors import DataError
 from hanlin.core.files import replaced_file
 from hanlin.core.json_text import decode_utf8, parse_json
+from hanlin.data.file_array import FileBytes
 from hanlin.data.sources.records import BadRowError
 
 BOM = b"\xef\xbb\xbf"
@@ -46,7 +46,7 @@ class JsonlSource:
 
     @property
     def fingerprint(self) -> str:
-        return hashlib.sha256(self._bytes).hexdigest()
+        return self._bytes.sha256 if isinstance(self._bytes, FileBytes) else hashlib.sha256(self._bytes).hexdigest()
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -94,8 +94,8 @@ def write_jsonl(path: Path, records: Iterable[Any]) -> int:
     return count
 
 
-def read_unpacked(path: Path) -> Any:
-    """The whole (unpacked) file as something that slices to bytes: a memory map where possible.
+def read_unpacked(path: Path) -> bytes | FileBytes:
+    """The whole (unpacked) file as something that slices to bytes.
 
     Raises: DataError.
     """
@@ -106,8 +106,7 @@ def read_unpacked(path: Path) -> Any:
                 return _unpack(path)
             if head in WIDE_BOMS:
                 raise DataError(f"{path}: the file is {WIDE_BOMS[head]}; save it as UTF-8")
-            stream.seek(0, 2)
-            return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) if stream.tell() else b""
+            return FileBytes(path)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path}: the gzip file is damaged or cut off ({error})") from None
     except OSError as error:
@@ -130,22 +129,24 @@ def _unpack(path: Path) -> bytes:
     return b"".join(pieces)
 
 
-def _find_rows(data: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _find_rows(data: bytes | FileBytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Start, end (line feed not included) and line number of every line that is not blank."""
-    if len(data) == 0:
-        nothing = np.zeros(0, np.int64)
-        return nothing, nothing, nothing
-    codes = np.frombuffer(data, np.uint8)
-    feeds = [at + np.flatnonzero(codes[at : at + SCAN_BYTES] == 0x0A) for at in range(0, len(codes), SCAN_BYTES)]
-    ends = np.concatenate([*feeds, [len(codes)]])
+    feeds = [
+        at + np.flatnonzero(np.frombuffer(data[at : at + SCAN_BYTES], np.uint8) == 0x0A)
+        for at in range(0, len(data), SCAN_BYTES)
+    ]
+    ends = np.concatenate([*feeds, [len(data)]]).astype(np.int64)
     starts = np.concatenate([[0], ends[:-1] + 1])
     if data[:3] == BOM:
         starts[0] = 3
-    starts_blank = starts >= ends
-    starts_blank[~starts_blank] = codes[starts[~starts_blank]] <= 0x20
-    for line in np.flatnonzero(starts_blank):  # few: lines that begin with white space
-        starts_blank[line] = not bytes(data[starts[line] : ends[line]]).strip(b" \t\r")
-    kept = np.flatnonzero(~starts_blank)
+    is_blank = starts >= ends
+    for at in range(0, len(data), SCAN_BYTES):  # the first byte of each line, piece by piece
+        codes = np.frombuffer(data[at : at + SCAN_BYTES], np.uint8)
+        inside = np.flatnonzero((starts >= at) & (starts < at + len(codes)) & ~is_blank)
+        is_blank[inside] = codes[starts[inside] - at] <= 0x20
+    for line in np.flatnonzero(is_blank & (starts < ends)):  # few: lines that begin with white space
+        is_blank[line] = not data[starts[line] : ends[line]].strip(b" \t\r")
+    kept = np.flatnonzero(~is_blank)
     return starts[kept], ends[kept], kept + 1
 
 

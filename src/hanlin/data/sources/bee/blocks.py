@@ -1,20 +1,23 @@
-"""A data file as it lies there: mapped into memory, and the records of a block."""
+"""A data file as it lies there, and the records of a block."""
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from hanlin.core.errors import DataError
+from hanlin.data.file_array import FileBytes
 
 from .meta import HEAD, META, BeeFile
 
 MARKER, BLOCK_END = 0x1F, 0x00
 
 
-def map_file(folder: Path, file: BeeFile) -> Any:
+def open_file(folder: Path, file: BeeFile) -> FileBytes:
+    """Its blocks.
+
+    Raises: DataError when they are not all there.
+    """
     path = folder / file.file_name
     if not path.is_file():
         raise DataError(f"{path}: {META} lists this file, but it is missing; restore it, or use `compact_bee`")
@@ -24,10 +27,7 @@ def map_file(folder: Path, file: BeeFile) -> Any:
             f"{path}: cut off in block {file.block_begin + size // file.block_size} at offset "
             f"{size % file.block_size}: {size:,} bytes, {META} says {expected:,}; copy it again"
         )
-    if expected == 0:
-        return b""
-    with path.open("rb") as stream:
-        return mmap.mmap(stream.fileno(), expected, access=mmap.ACCESS_READ)
+    return FileBytes(path, expected)
 
 
 def records(block: bytes, path: str, file: BeeFile, number: int, offset: int = 0) -> Iterator[tuple[int, int]]:

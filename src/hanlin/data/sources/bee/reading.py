@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from hanlin.core.errors import DataError
+from hanlin.data.file_array import FileBytes
 from hanlin.data.sources.records import BadRowError
 
-from .blocks import map_file, records
+from .blocks import open_file, records
 from .meta import HEAD, META, BeeFile, read_meta
 from .payload import read_payload
 
@@ -26,8 +27,8 @@ class BeeSource:
     def __init__(self, folder: Path) -> None:
         self.path = folder
         self._files = [file for file in read_meta(folder) if not file.mask]
-        self._maps = [map_file(folder, file) for file in self._files]
-        places = [_find_records(folder, file, data) for file, data in zip(self._files, self._maps, strict=True)]
+        self._contents = [open_file(folder, file) for file in self._files]
+        places = [_find_records(folder, file, data) for file, data in zip(self._files, self._contents, strict=True)]
         self._bounds = np.cumsum([0, *(len(found) for found in places)])
         self._places = np.concatenate([np.zeros((0, 2), np.int64), *places])
         if len(self) == 0:
@@ -36,9 +37,10 @@ class BeeSource:
     @property
     def fingerprint(self) -> str:
         digest = hashlib.sha256()
-        for file, data in zip(self._files, self._maps, strict=True):
+        for file, data in zip(self._files, self._contents, strict=True):
             digest.update(json.dumps(asdict(file)).encode())
-            digest.update(data)
+            for chunk in data.chunks():
+                digest.update(chunk)
         return digest.hexdigest()
 
     def __len__(self) -> int:
@@ -47,7 +49,7 @@ class BeeSource:
     def __getitem__(self, row: int) -> dict[str, Any]:
         start, size = (int(value) for value in self._places[row])
         try:
-            record = read_payload(self._maps[self._file_of(row)][start : start + size])
+            record = read_payload(self._contents[self._file_of(row)][start : start + size])
         except ValueError as error:
             raise BadRowError(self.where(row), str(error)) from None
         if not isinstance(record, dict):
@@ -64,7 +66,7 @@ class BeeSource:
         return int(np.searchsorted(self._bounds, row, side="right")) - 1
 
 
-def _find_records(folder: Path, file: BeeFile, data: Any) -> np.ndarray:
+def _find_records(folder: Path, file: BeeFile, data: FileBytes) -> np.ndarray:
     """`[rows, 2]`: where each payload starts in the file, and its size."""
     found = []
     for block in range(file.num_blocks):
@@ -107,7 +109,7 @@ class BeeReader:
             assert self._block is not None
             file = self._file_of(self._block)
             number = self._block - file.block_begin
-            block = map_file(self._folder, file)[number * file.block_size : (number + 1) * file.block_size]
+            block = open_file(self._folder, file)[number * file.block_size : (number + 1) * file.block_size]
             path = f"{self._folder / file.file_name}"
             for start, size in records(block, path, file, number, self._offset):
                 self._offset = start + size

@@ -11,7 +11,7 @@ import numpy as np
 from hanlin.core.errors import DataError
 from hanlin.core.files import replaced_file
 
-from .blocks import map_file
+from .blocks import open_file
 from .meta import BeeFile, read_meta, write_meta
 from .reading import BeeSource
 from .writing import write_bee
@@ -48,7 +48,8 @@ def merge_bee(target: Path, source: Path) -> list[str]:
     for file in read_meta(source):
         name = _free_name(target, file.file_name, files)
         with replaced_file(target / name) as stream:
-            stream.write(map_file(source, file))
+            for chunk in open_file(source, file).chunks():
+                stream.write(chunk)
         files = _renumber([*files, replace(file, file_name=name)])
         write_meta(target, files)
         names.append(name)

@@ -1,0 +1,147 @@
+"""Bytes and arrays of a file, read when they are asked for.
+
+Nothing is mapped: a mapped file that another program shortens kills the process (SIGBUS), at whatever step it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hanlin.core.errors import DataError
+
+CHUNK_BYTES = 1 << 24
+
+
+class FileBytes:
+    """The bytes of a file as it was when it was opened; slices like `bytes`, `[size]`.
+
+    A file that was removed or replaced meanwhile is still read; one that became shorter is an error.
+    """
+
+    def __init__(self, path: Path, size: int | None = None) -> None:
+        """size: of the part from the beginning that is read; None: all.
+
+        Raises: DataError.
+        """
+        self.path = path
+        try:
+            self._handle = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+        self._size = os.fstat(self._handle).st_size if size is None else size
+
+    def __del__(self) -> None:
+        if hasattr(self, "_handle"):
+            os.close(self._handle)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __bytes__(self) -> bytes:
+        return self[:]
+
+    def __getitem__(self, part: slice) -> bytes:
+        start, end, step = part.indices(self._size)
+        assert step == 1, part
+        return self.read(start, max(end - start, 0))
+
+    def read(self, start: int, size: int) -> bytes:
+        """Exactly `size` bytes.
+
+        Raises: DataError when the file does not have them any more, or the disk does not give them.
+        """
+        pieces, left = [], size
+        while left:
+            try:
+                piece = os.pread(self._handle, left, start + size - left)
+            except OSError as error:
+                raise DataError(f"{self.path}: cannot be read: {error.strerror}") from None
+            if not piece:
+                raise DataError(
+                    f"{self.path}: became shorter while it was in use: {os.fstat(self._handle).st_size:,} bytes, there "
+                    f"were {self._size:,}; leave data alone while they are read, restore the file, and go on"
+                )
+            pieces.append(piece)
+            left -= len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def chunks(self, size: int = CHUNK_BYTES) -> Iterator[bytes]:
+        """All bytes, piece by piece."""
+        for start in range(0, self._size, size):
+            yield self[start : start + size]
+
+    @property
+    def sha256(self) -> str:
+        """Of all bytes, read for it."""
+        digest = hashlib.sha256()
+        for chunk in self.chunks():
+            digest.update(chunk)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class FileArray:
+    """An array in a file, `[length, ...]`, of which slices and single entries along its first dimension are read.
+
+    offset: of its first byte.
+    """
+
+    file: FileBytes
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    offset: int = 0
+
+    @classmethod
+    def of_npy(cls, path: Path) -> FileArray:
+        """Raises: DataError for a file that is no whole .npy file of numbers."""
+        try:
+            with path.open("rb") as stream:
+                version = np.lib.format.read_magic(stream)
+                read = _HEADERS[version]
+                shape, is_fortran, dtype = read(stream)
+                offset = stream.tell()
+        except (OSError, ValueError, KeyError, SyntaxError, TypeError) as error:
+            raise DataError(f"{path}: no .npy file: {error}") from None
+        found = cls(FileBytes(path), dtype, shape, offset)
+        if dtype.hasobject or (is_fortran and len(shape) > 1) or len(found.file) != offset + found.nbytes:
+            raise DataError(f"{path}: no whole .npy file of numbers: {shape} of {dtype} in {len(found.file):,} bytes")
+        return found
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def __getitem__(self, part: int | np.integer | slice) -> Any:
+        """One entry, or a slice of them: an array of one's own."""
+        if not isinstance(part, slice):
+            place = int(part)
+            assert 0 <= place < len(self), (place, self.shape)
+            return self._read(place, 1)[0]
+        start, end, step = part.indices(len(self))
+        assert step == 1, part
+        return self._read(start, max(end - start, 0))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self[:] if dtype is None else self[:].astype(dtype)
+
+    def _read(self, start: int, count: int) -> np.ndarray:
+        entry = math.prod(self.shape[1:]) * self.dtype.itemsize
+        content = self.file.read(self.offset + start * entry, count * entry)
+        return np.frombuffer(bytearray(content), self.dtype).reshape(count, *self.shape[1:])
+
+
+_HEADERS: dict[tuple[int, int], Callable] = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
