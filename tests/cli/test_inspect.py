@@ -14,8 +14,19 @@ ITEMS = [[1, 2, 3], [], [4], [5, 6]]
 
 
 def write(prefix: Path, form: IndexForm = "mmap") -> Path:
+    return write_items(prefix, ITEMS, form)
+
+
+def write_t5(prefix: Path) -> None:
+    """Two documents with one and two spans taken out; 100 is the first number of a span."""
+    write_items(Path(f"{prefix}_context"), [[5, 100], [6, 7, 100, 8, 101]])
+    write_items(Path(f"{prefix}_target"), [[100, 1, 2], [100, 3, 101, 4]])
+    write_items(Path(f"{prefix}_target_offset"), [[0, 3], [0, 2, 2, 2]])
+
+
+def write_items(prefix: Path, items: list[list[int]], form: IndexForm = "mmap") -> Path:
     with written_index(prefix, form, 100) as writer:
-        for item in ITEMS:
+        for item in items:
             writer.add(item)
             writer.end_document()
     return prefix
@@ -51,22 +62,27 @@ def test_files_that_do_not_belong_together_are_told(tmp_path: Path, capsys: pyte
     write(tmp_path / "data")
     tokens = tmp_path / "data.bin"
     tokens.write_bytes(tokens.read_bytes()[:-2])
-    assert facts(tokens, capsys)["bytes"] == "data.bin: 10 bytes, but the index says 12: cut off; copy it again"
-    tokens.write_bytes(bytes(20))
-    assert facts(tokens, capsys)["bytes"].startswith("data.bin: 20 bytes, but the index says 12: the rest is never")
+    assert facts(tokens, capsys)["problem"].startswith(f"{tokens}: 10 bytes, its index speaks of 12: it was cut off")
+    tokens.write_bytes(bytes(24))
+    assert "the ids are likely int32, the index says uint16" in facts(tokens, capsys)["problem"]
     tokens.unlink()
-    assert facts(tmp_path / "data.idx", capsys)["problem"] == f"{tokens} is missing; copy both files"
+    assert facts(tmp_path / "data.idx", capsys)["problem"] == f"{tokens}: is not there, but its .idx file is; copy both"
 
 
 @pytest.mark.parametrize("name", ["t5", "t5_context.idx", "t5_target.bin", "t5_target_offset"])
 def test_the_three_files_of_a_t5_are_told(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    for part in ("context", "target", "target_offset"):
-        write(tmp_path / f"t5_{part}")
+    write_t5(tmp_path / "t5")
     found = facts(tmp_path / name, capsys)
     assert found["kind"].startswith("documents for a T5 with spans taken out, in three files")
     assert found["t5_context"] == (
-        "form mmap (MMIDIDX); documents 4; tokens 6, 1.5 a document; dtype uint16; "
-        "bytes t5_context.bin: 12 bytes, as the index says"
+        "form mmap (MMIDIDX); documents 2; tokens 7, 3.5 a document; dtype uint16; "
+        "bytes t5_context.bin: 14 bytes, as the index says"
+    )
+    assert "problem" not in found
+    write_items(tmp_path / "t5_target_offset", [[0, 3], [0, 2]])
+    problem = facts(tmp_path / name, capsys)["problem"]
+    assert problem.startswith(
+        f"{tmp_path}/t5_context: document 1: its places of spans are not as many as t5_target_offset has"
     )
     (tmp_path / "t5_target.idx").unlink()
     capsys.readouterr()

@@ -6,6 +6,7 @@ import json
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -108,3 +109,29 @@ def test_a_corpus_without_a_split_is_explained(recipe: Path, capsys: pytest.Capt
     assert main(["check", str(recipe), *changes, "data.split=null"]) != 0
     shown = capsys.readouterr()
     assert "is a token corpus; say how to divide it" in shown.out + shown.err
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [("int32", "the ids are likely int32, the index says uint16"), ("vocabulary", "but the tokenizer has")],
+)
+def test_check_prepare_and_train_refuse_the_same_corpora(
+    recipe: Path, damage: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = recipe.parent
+    corpus, vocab = folder / "corpus", str(folder / "vocab.txt")
+    assert main(["prepare", "--to", "indexed", str(folder / "poems.txt"), str(corpus), "--vocab", vocab]) == 0
+    ids = np.fromfile(f"{corpus}.bin", "<u2")
+    if damage == "int32":
+        ids.astype("<i4").tofile(f"{corpus}.bin")
+    else:
+        ids[-1] = 60_000
+        ids.tofile(f"{corpus}.bin")
+    changes = [f"data.train=[{corpus}]"]
+    back = ["prepare", "--from", "indexed", str(corpus), str(folder / "back.jsonl"), "--vocab", vocab]
+    for command in (["check", str(recipe), *changes], ["train", str(recipe), *changes], back):
+        capsys.readouterr()
+        assert main(command) == 2
+        assert said in capsys.readouterr().err
+    assert not (folder / "run" / "checkpoints").exists()
+    assert not (folder / "back.jsonl").exists()

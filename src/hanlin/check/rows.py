@@ -86,7 +86,7 @@ def _windows(recipe: Recipe, components: Components, purpose: Purpose) -> Found:
     """What keeps the corpora from being read as windows."""
     try:
         for part in _corpus_parts(recipe.data, purpose):
-            check_windows(recipe.data, components.processor, part)
+            check_windows(recipe.data, components.processor, part, components.tokenizer.vocab_size)
             for path in part.files:
                 if path.exists() and not is_corpus(path):
                     _check_texts(path, components.tokenizer, part)

@@ -103,6 +103,7 @@ def _from_indexed(args: argparse.Namespace, sources: Sequence[Path], target: Pat
 
 
 def _rewrite(args: argparse.Namespace, sources: Sequence[Path], target: Path) -> None:
+    from hanlin.data.pretraining.corpus_checks import check_first_ids
     from hanlin.data.pretraining.indexed_data import IndexedData, merge_indexed, shuffle_indexed
     from hanlin.data.pretraining.indexing import end_id
     from hanlin.data.pretraining.span_corruption import write_spans
@@ -118,18 +119,22 @@ def _rewrite(args: argparse.Namespace, sources: Sequence[Path], target: Path) ->
         if len(sources) > 1 or args.shuffle is not None:
             plain = folder / "plain"
             _rewrite(argparse.Namespace(**{**vars(args), "to": "indexed"}), sources, plain)
-        tokenizer = _tokenizer(args)()
+        tokenizer, documents = _tokenizer(args)(), IndexedData(plain)
+        check_first_ids(documents, tokenizer.vocab_size)
         manner = {"density": args.span_density, "mean_span": args.span_length}
-        count = write_spans(IndexedData(plain), target, tokenizer.vocab_size, end_id(tokenizer, args.eod), **manner)
+        count = write_spans(documents, target, tokenizer.vocab_size, end_id(tokenizer, args.eod), **manner)
     print(f"{target}_context, _target, _target_offset: {count:,} documents")
 
 
 def _read_back(args: argparse.Namespace, sources: Sequence[Path], target: Path) -> int:
+    from hanlin.data.pretraining.corpus_checks import check_first_ids
     from hanlin.data.pretraining.indexed_data import IndexedData
     from hanlin.data.sources.jsonl import write_jsonl
 
-    tokenizer = _tokenizer(args)()
-    documents = (data[item] for data in map(IndexedData, sources) for item in range(len(data)))
+    tokenizer, corpora = _tokenizer(args)(), [IndexedData(source) for source in sources]
+    for data in corpora:
+        check_first_ids(data, tokenizer.vocab_size)
+    documents = (data[item] for data in corpora for item in range(len(data)))
     count = write_jsonl(target, ({args.key: tokenizer.decode(ids.tolist())} for ids in documents))
     print(f"{target}: {count:,} rows")
     return 0

@@ -164,7 +164,8 @@ def _corpus_prefixes(path: Path) -> list[Path]:
 
 
 def _corpus(prefixes: list[Path]) -> Facts:
-    from hanlin.data.pretraining.indexed_data import indexed_file
+    from hanlin.data.pretraining.corpus_checks import check_spans
+    from hanlin.data.pretraining.indexed_data import IndexedData, indexed_file
 
     if len(prefixes) == 1:
         yield "kind", "documents as token ids for pretraining (Megatron's indexed data)"
@@ -175,10 +176,14 @@ def _corpus(prefixes: list[Path]) -> Facts:
         has_index = indexed_file(prefix, "idx").is_file()
         facts = _index(prefix) if has_index else [("problem", "its .idx file is missing; copy all six files")]
         yield prefix.name, "; ".join(f"{name} {value}" for name, value in facts)
+    try:
+        check_spans([IndexedData(prefix) for prefix in prefixes])
+    except DataError as error:
+        yield "problem", str(error)
 
 
 def _index(prefix: Path) -> Facts:
-    from hanlin.data.pretraining.indexed_data import indexed_file, read_index
+    from hanlin.data.pretraining.indexed_data import IndexedData, indexed_file, read_index
 
     index, tokens = read_index(indexed_file(prefix, "idx")), indexed_file(prefix, "bin")
     documents, count = len(index.documents) - 1, int(index.sizes.sum())
@@ -186,11 +191,12 @@ def _index(prefix: Path) -> Facts:
     yield "documents", f"{documents:,}" + (f" in {len(index.sizes):,} items" if len(index.sizes) != documents else "")
     yield "tokens", f"{count:,}" + (f", {count / documents:,.1f} a document" if documents else "")
     yield "dtype", str(index.dtype)
-    if not tokens.is_file():
-        yield "problem", f"{tokens} is missing; copy both files"
+    try:
+        IndexedData(prefix)
+    except DataError as error:
+        yield "problem", str(error)
         return
-    wanted = int((index.starts + index.sizes).max(initial=0)) * index.dtype.itemsize
-    yield "bytes", f"{tokens.name}: {_agreement(tokens.stat().st_size, wanted, 'the index')}"
+    yield "bytes", f"{tokens.name}: {tokens.stat().st_size:,} bytes, as the index says"
 
 
 def _agreement(size: int, wanted: int, says: str) -> str:

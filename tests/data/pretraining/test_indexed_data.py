@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from hanlin.core.errors import DataError
-from hanlin.data.pretraining.indexed_data import IndexedData, IndexForm, indexed_file, merge_indexed, written_index
+from hanlin.data.pretraining.indexed_data import (
+    IndexedData,
+    IndexForm,
+    indexed_file,
+    merge_indexed,
+    shuffle_indexed,
+    written_index,
+)
 
 ITEMS = [[1, 2, 3], [], [4], [5, 6]]
 
@@ -72,14 +79,80 @@ def test_a_cut_file_is_named(tmp_path: Path) -> None:
         IndexedData(prefix)
 
 
-def test_items_of_merged_files_with_gaps_are_kept(tmp_path: Path) -> None:
-    prefix = write(tmp_path / "data", items=[[1, 2], [3]])
+HEAD, ENTRY = 34, 8  # bytes of the head of an index, and of its entries behind the 4 sizes of 4 bytes
+
+
+@pytest.mark.parametrize(
+    ("place", "content", "said"),
+    [
+        (17, np.array([4], "u1"), "in the middle of an id of 4 bytes, int32"),
+        (17, np.array([7], "u1"), "the dtype is float64, ids of tokens are whole numbers"),
+        (HEAD, np.array([-3], "<i4"), "item 0 is said to have -3 tokens"),
+        (HEAD, np.array([2], "<i4"), "item 1 is said to begin at token 3, the items before it have 2"),
+        (HEAD + 16 + 16, np.array([4], "<i8"), "item 2 is said to begin at token 2, the items before it have 3"),
+        (HEAD + 16 + 16, np.array([7], "<i8"), "in the middle of an id of 2 bytes, uint16"),
+        (HEAD + 16 + 32, np.array([1], "<i8"), "the documents do not divide the 4 items"),
+        (HEAD + 16 + 32 + 8, np.array([3], "<i8"), "the documents do not divide the 4 items"),
+        (HEAD + 16 + 32 + 32, np.array([9], "<i8"), "the documents do not divide the 4 items"),
+        (9 + 8 + 1, np.array([2**64 - 1], "<u8"), "damaged or cut off"),
+        (HEAD + 16 + 32 + 40, np.array([0], "<i8"), "8 bytes follow its tables"),
+    ],
+)
+def test_an_index_that_contradicts_itself_is_refused(
+    tmp_path: Path, place: int, content: np.ndarray, said: str
+) -> None:
+    prefix = write(tmp_path / "data")
     index = indexed_file(prefix, "idx")
-    content = bytearray(index.read_bytes())
-    # The second item now lies one token further: 34 bytes of head, 2 sizes, then the places in bytes.
-    content[34 + 8 + 8 : 34 + 8 + 16] = np.array([6], "<i8").tobytes()
-    index.write_bytes(content)
-    tokens = indexed_file(prefix, "bin")
-    tokens.write_bytes(np.array([1, 2, 0, 3], "<u2").tobytes())
-    merge_indexed([prefix], tmp_path / "whole")
-    assert [IndexedData(tmp_path / "whole")[i].tolist() for i in range(2)] == [[1, 2], [3]]
+    damaged = bytearray(index.read_bytes())
+    damaged[place : place + content.nbytes] = content.tobytes()
+    index.write_bytes(damaged)
+    with pytest.raises(DataError, match=said):
+        IndexedData(prefix)
+
+
+def test_the_older_form_is_held_to_the_same(tmp_path: Path) -> None:
+    prefix = write(tmp_path / "data", "cached")
+    index = indexed_file(prefix, "idx")
+    whole = index.read_bytes()
+    for place in range(56, len(whole), 8):
+        damaged = bytearray(whole)
+        damaged[place] ^= 2
+        index.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"data\.idx: damaged or cut off"):
+            IndexedData(prefix)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "said"),
+    [("<i4", "24 bytes, its index speaks of 12: the ids are likely int32, the index says uint16"), ("<i8", "int64")],
+)
+def test_the_likely_dtype_of_the_bytes_is_named(tmp_path: Path, dtype: str, said: str) -> None:
+    prefix = write(tmp_path / "data")
+    indexed_file(prefix, "bin").write_bytes(np.arange(6).astype(dtype).tobytes())
+    with pytest.raises(DataError, match=said):
+        IndexedData(prefix)
+    wide = write(tmp_path / "wide", vocab_size=None)
+    indexed_file(wide, "bin").write_bytes(bytes(12))
+    with pytest.raises(DataError, match="12 bytes, its index speaks of 24: the ids are likely uint16, the index says"):
+        IndexedData(wide)
+    indexed_file(wide, "bin").write_bytes(bytes(28))
+    with pytest.raises(DataError, match="28 bytes, its index speaks of 24: the rest would never be read"):
+        IndexedData(wide)
+
+
+def test_without_ends_of_documents_each_item_is_one(tmp_path: Path) -> None:
+    """As the original's merging leaves it."""
+    with written_index(tmp_path / "merged", vocab_size=100) as writer:
+        for item in ITEMS:
+            writer.add(item)
+    shuffle_indexed([tmp_path / "merged"], tmp_path / "shuffled", 0)
+    data = IndexedData(tmp_path / "shuffled")
+    assert sorted(data[i].tolist() for i in range(len(data))) == sorted(ITEMS)
+    assert len(data.documents) == 5
+
+
+def test_a_file_that_becomes_shorter_while_it_is_read_ends_in_a_message(tmp_path: Path) -> None:
+    data = IndexedData(write(tmp_path / "data"))
+    indexed_file(data.prefix, "bin").write_bytes(b"")
+    with pytest.raises(DataError, match=r"data\.bin: became shorter while it was in use: 0 bytes, there were 12"):
+        data[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from slow_letters import SlowLetters, index_small_pieces
 from hanlin.core.errors import DataError
 from hanlin.data.pretraining.corpus import ZSTD
 from hanlin.data.pretraining.indexed_data import IndexedData, indexed_file
+from hanlin.data.pretraining.indexing import Encoding, index_in_cache
 
 TEXTS = ["abc", "de fg", "", "  h\t", "ijklmnop" * 4, "q", "rs\u00e9"]
 
@@ -66,6 +68,42 @@ def test_processes_write_what_one_writes(tmp_path: Path) -> None:
     index_small_pieces([path], tmp_path / "one", end=35)
     index_small_pieces([path], tmp_path / "two", end=35, workers=2)
     assert content(tmp_path / "one") == content(tmp_path / "two")
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
+def test_a_damaged_part_is_encoded_again(tmp_path: Path, damage: str) -> None:
+    path = write_lines(tmp_path / "a.txt", [*TEXTS * 4, "end"])
+    bad = tmp_path / "b.jsonl"
+    bad.write_text("no json")
+    with pytest.raises(DataError, match="1 documents cannot be used"):
+        index_small_pieces([path, bad], tmp_path / "out")
+    part = max((tmp_path / "out.parts").glob("*.npz"), key=lambda one: one.stat().st_size)
+    content_of = bytearray(part.read_bytes())
+    content_of[len(content_of) // 3] ^= 16
+    part.write_bytes({"flip": content_of, "cut": content_of[:-40], "empty": b""}[damage])
+    bad.write_text('{"text": "z"}')
+    index_small_pieces([path, bad], tmp_path / "out")
+    index_small_pieces([path, bad], tmp_path / "anew")
+    assert content(tmp_path / "out") == content(tmp_path / "anew")
+
+
+@pytest.mark.parametrize("name", ["documents.bin", "documents.idx", "cache.json"])
+def test_a_damaged_corpus_of_the_cache_is_made_again(
+    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, encoding = write_lines(tmp_path / "a.txt"), Encoding(SlowLetters())
+    prefix = index_in_cache(path, encoding, tmp_path / "cache")
+    whole = content(prefix)
+    file = prefix.parent / name
+    damaged = bytearray(file.read_bytes())
+    damaged[-2] ^= 1
+    file.write_bytes(damaged)
+    with caplog.at_level(logging.WARNING):
+        assert content(index_in_cache(path, encoding, tmp_path / "cache")) == whole
+    assert "damaged" in caplog.text
+    caplog.clear()
+    assert content(index_in_cache(path, encoding, tmp_path / "cache")) == whole
+    assert not caplog.text
 
 
 def test_a_killed_job_goes_on_where_it_was(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -154,7 +155,82 @@ def test_mistakes_are_named(tmp_path: Path, corpus: Path) -> None:
     with pytest.raises(ConfigError, match=r"data\.weights: 1 weights .* for 2 corpora"):
         open_part(tmp_path, corpus, corpus, weights=(1,))
     wanted = WindowRequest(SPLIT, "train", LENGTH, 5)
-    with pytest.raises(DataError, match=r"a: document .*: id \d+, but the tokenizer has 20 tokens"):
+    with pytest.raises(DataError, match=r"a: document \d+, token \d+: id \d+, but the tokenizer has 20 tokens"):
         open_windows([corpus], TokenProcessor(), wanted, 20, tmp_path / "cache")
     with pytest.raises(ConfigError, match=r"data\.split: this family"):
         open_windows([corpus], LetterProcessor(), wanted, VOCAB, tmp_path / "cache")
+
+
+def test_an_id_outside_the_vocabulary_is_found_before_its_window_comes(tmp_path: Path) -> None:
+    items = documents(40, 0)
+    items[39][-1] = VOCAB + 3  # of the test part, the last token of all
+    corpus = write_corpus(tmp_path / "a", items)
+    with pytest.raises(DataError, match=rf"a: document 39, token \d+: id 103, but the tokenizer has {VOCAB} tokens"):
+        open_part(tmp_path, corpus, count=5)
+
+
+@pytest.mark.parametrize("name", ["index_doc_idx", "index_sample_idx", "index_shuffle_idx", "cache"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
+def test_a_damaged_index_of_windows_is_made_again(
+    tmp_path: Path, corpus: Path, name: str, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = read(open_part(tmp_path, corpus, count=300))
+    file = next((tmp_path / "cache").glob(f"index-*/{name}.*"))
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    if damage == "remove":
+        file.unlink()
+    else:
+        file.write_bytes(content if damage == "flip" else content[:-8])
+    with caplog.at_level(logging.WARNING):
+        assert read(open_part(tmp_path, corpus, count=300)) == before
+    assert "the index of windows" in caplog.text
+    assert "damaged" in caplog.text
+    assert read(open_part(tmp_path, corpus, count=300)) == before
+
+
+def test_every_byte_of_a_corpus_is_its_identity(tmp_path: Path) -> None:
+    many = [[2] * 1_000_000, [3] * 1_000_000]
+    identity = open_part(tmp_path, write_corpus(tmp_path / "a", many), split="1", count=5).identity
+    many[0][-1] = 4
+    assert open_part(tmp_path, write_corpus(tmp_path / "a", many), split="1", count=5).identity != identity
+
+
+def span_files() -> list[list[list[int]]]:
+    """Of 13 documents with one to eight spans."""
+    rng, generator = np.random.default_rng(1), torch.Generator().manual_seed(0)
+    texts = [
+        rng.integers(2, 90, size=size).tolist() for size in (20, 90, 40, 60, 100, 50, 90, 80, 40, 150, 30, 70, 120)
+    ]
+    made = [corrupt_spans([*ids, 1], VOCAB, generator) for ids in texts]
+    return [list(items) for items in zip(*((m.context, m.target, m.offsets) for m in made), strict=True)]
+
+
+def check_wrong_spans(folder: Path, files: list[list[list[int]]], said: str) -> None:
+    for part, items in zip(PARTS, files, strict=True):
+        write_corpus(folder / f"c_{part}", items)
+    with pytest.raises(DataError, match=said):
+        open_part(folder, folder / "c", split="1", count=5)
+
+
+def test_three_files_of_different_runs_are_refused(tmp_path: Path) -> None:
+    context, target, offsets = span_files()
+    check_wrong_spans(
+        tmp_path,
+        [context, target, offsets[:-1]],
+        "documents of the three files: c_context 13, c_target 13, c_target_offset 12",
+    )
+    check_wrong_spans(tmp_path, [context, target, [*offsets[:-1], offsets[-1][:-1]]], "document 12: an odd count")
+    check_wrong_spans(tmp_path, [context[::-1], target, offsets], "c_context: document 0: its places of spans are not")
+    assert len(offsets[1]) == len(offsets[6])
+    swapped = [target[{1: 6, 6: 1}.get(place, place)] for place in range(13)]
+    check_wrong_spans(tmp_path, [context, swapped, offsets], "c_target: document 1: its ")
+    other = [list(ids) for ids in context]
+    other[3][other[3].index(VOCAB)] = VOCAB + 1
+    check_wrong_spans(tmp_path, [other, target, offsets], "c_context: document 3: its spans are not numbered on")
+    other = [list(ids) for ids in offsets]
+    other[5][0] += 1
+    check_wrong_spans(tmp_path, [context, target, other], "c_target_offset: document 5: its spans do not follow")
+    other = [list(ids) for ids in target]
+    other[6][:2] = other[6][1::-1]
+    check_wrong_spans(tmp_path, [context, other, offsets], "c_target: document 6: its spans begin elsewhere")

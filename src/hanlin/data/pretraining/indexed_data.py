@@ -1,19 +1,16 @@
 """Megatron's indexed data: `<prefix>.bin`, the token ids of all items back to back, and `<prefix>.idx`, where they lie.
 
 Two forms are read and written, to the byte: `mmap` (one size an item) and `cached`, which its original also calls lazy
-(older; the same items, wider tables). Either is memory-mapped here. See golden case
-cpm1_indexed_dataset.
+(older; the same items, wider tables). Of either only what is asked for is read. See golden case cpm1_indexed_dataset.
 """
 
 from __future__ import annotations
 
-import shutil
 import struct
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import IO, Literal
 
@@ -21,6 +18,8 @@ import numpy as np
 
 from hanlin.core.errors import DataError
 from hanlin.core.files import replaced_file
+from hanlin.data.file_array import FileArray, FileBytes
+from hanlin.data.pretraining.corpus_checks import check_bytes, check_tables
 
 IndexForm = Literal["mmap", "cached"]
 
@@ -62,11 +61,11 @@ def read_index(path: Path) -> Index:
             f"{path}: cannot be read: {error.strerror}; give the prefix of a .bin and an .idx file"
         ) from None
     try:
-        if content.startswith(MMAP_MAGIC):
-            return _read_mmap(content)
-        if content.startswith(CACHED_MAGIC):
-            return _read_cached(content)
-    except (struct.error, ValueError) as error:
+        if content.startswith((MMAP_MAGIC, CACHED_MAGIC)):
+            index = _read_mmap(content) if content.startswith(MMAP_MAGIC) else _read_cached(content)
+            check_tables(index)
+            return index
+    except (struct.error, ValueError, OverflowError) as error:
         raise DataError(f"{path}: damaged or cut off ({error}); copy it again or prepare the data anew") from None
     raise DataError(f"{path}: no index of Megatron's, it begins with {content[:9]!r}")
 
@@ -75,8 +74,11 @@ def _read_mmap(content: bytes) -> Index:
     _, version, code, items, bounds = _MMAP_HEAD.unpack_from(content)
     dtype = _dtype_of(version, code)
     tables = _Tables(content, _MMAP_HEAD.size)
-    sizes, pointers = tables.take("<i4", items), tables.take("<i8", items)
-    return Index("mmap", dtype, sizes, pointers // dtype.itemsize, tables.take("<i8", bounds))
+    sizes, pointers, documents = tables.take("<i4", items), tables.take("<i8", items), tables.take("<i8", bounds)
+    tables.end()
+    if (pointers % dtype.itemsize).any():
+        raise ValueError(f"an item is said to begin in the middle of an id of {dtype.itemsize} bytes, {dtype}")
+    return Index("mmap", dtype, sizes, pointers // dtype.itemsize, documents)
 
 
 def _read_cached(content: bytes) -> Index:
@@ -85,10 +87,13 @@ def _read_cached(content: bytes) -> Index:
     if element_bytes != dtype.itemsize:
         raise ValueError(f"elements of {element_bytes} bytes are not of the dtype {dtype}")
     tables = _Tables(content, _CACHED_HEAD.size)
-    tables.take("<i8", items + 1)  # where the dimensions of each item stand; an item's size follows from the offsets
-    offsets = tables.take("<i8", items + 1)
-    tables.take("<i8", num_sizes)
-    return Index("cached", dtype, np.diff(offsets), offsets[:-1], tables.take("<i8", bounds))
+    places, offsets = tables.take("<i8", items + 1), tables.take("<i8", items + 1)
+    dimensions, documents = tables.take("<i8", num_sizes), tables.take("<i8", bounds)
+    tables.end()
+    sizes = np.diff(offsets)
+    if not np.array_equal(places, np.arange(items + 1)) or not np.array_equal(dimensions, sizes):
+        raise ValueError("the sizes of the items contradict where they begin, or these are no lists of ids")
+    return Index("cached", dtype, sizes, offsets[:-1], documents)
 
 
 def _dtype_of(version: int, code: int) -> np.dtype:
@@ -96,7 +101,10 @@ def _dtype_of(version: int, code: int) -> np.dtype:
         raise ValueError(f"version {version}, expected {VERSION}")
     if code not in _DTYPES:
         raise ValueError(f"dtype code {code}, expected one of {', '.join(map(str, _DTYPES))}")
-    return np.dtype(_DTYPES[code])
+    dtype = np.dtype(_DTYPES[code])
+    if dtype.kind == "f":
+        raise ValueError(f"the dtype is {dtype}, ids of tokens are whole numbers")
+    return dtype
 
 
 class _Tables:
@@ -110,9 +118,14 @@ class _Tables:
         self._start += table.nbytes
         return table
 
+    def end(self) -> None:
+        """Raises: ValueError when something follows."""
+        if self._start != len(self._content):
+            raise ValueError(f"{len(self._content) - self._start:,} bytes follow its tables")
+
 
 class IndexedData:
-    """Items by number, each an array of token ids; the .bin file is mapped, not read."""
+    """Items by number, each an array of token ids; the .bin file is read as far as it is asked for."""
 
     def __init__(self, prefix: Path) -> None:
         """prefix: the path of both files without their endings.
@@ -121,7 +134,13 @@ class IndexedData:
         """
         self.prefix = Path(prefix)
         self.index = read_index(indexed_file(prefix, "idx"))
-        self._check_size()
+        path = indexed_file(self.prefix, "bin")
+        if not path.is_file():
+            raise DataError(f"{path}: is not there, but its .idx file is; copy both")
+        content = FileBytes(path)
+        check_bytes(path, len(content), self.index)
+        self.tokens = FileArray(content, self.index.dtype, (len(content) // self.index.dtype.itemsize,))
+        """The ids of all items, back to back."""
 
     def __len__(self) -> int:
         return len(self.index.sizes)
@@ -134,26 +153,21 @@ class IndexedData:
         start, size = int(self.index.starts[item]), int(self.index.sizes[item])
         end = size if length is None else offset + length
         assert 0 <= offset <= end <= size, (item, offset, length, size)
-        return self._tokens[start + offset : start + end]
+        return self.tokens[start + offset : start + end]
 
     @property
     def sizes(self) -> np.ndarray:
         return self.index.sizes
 
-    @cached_property
-    def _tokens(self) -> np.ndarray:
-        path = indexed_file(self.prefix, "bin")
-        # An empty file cannot be mapped.
-        return np.memmap(path, self.index.dtype, "r") if path.stat().st_size else np.empty(0, self.index.dtype)
+    @property
+    def documents(self) -> np.ndarray:
+        """As in the index; of one that knows no ends of documents each item is one."""
+        known = self.index.documents
+        return known if len(known) > 1 else np.arange(len(self) + 1)
 
-    def _check_size(self) -> None:
-        path = indexed_file(self.prefix, "bin")
-        if not path.is_file():
-            raise DataError(f"{path}: is not there, but its .idx file is; copy both")
-        ends = self.index.starts + self.index.sizes
-        wanted = int(ends.max(initial=0)) * self.index.dtype.itemsize
-        if (found := path.stat().st_size) < wanted:
-            raise DataError(f"{path}: {found:,} bytes, its index speaks of {wanted:,}; copy both files again")
+    @property
+    def files(self) -> list[Path]:
+        return [indexed_file(self.prefix, ending) for ending in ("idx", "bin")]
 
 
 class IndexedWriter:
@@ -194,15 +208,15 @@ class IndexedWriter:
         Raises: DataError for an id that the dtype cannot hold.
         """
         before = len(self.sizes)
-        if _is_gapless(data.index) and data.index.dtype == self.dtype:
-            with indexed_file(data.prefix, "bin").open("rb") as source:
-                shutil.copyfileobj(source, self._stream)
+        if data.index.dtype == self.dtype:
+            for chunk in data.tokens.file.chunks():
+                self._stream.write(chunk)
             self.sizes.extend(data.sizes.tolist())
         else:
             for item in range(len(data)):
                 self.add(data[item])
         # differs: the original forgets where the documents end.
-        self.documents.extend((data.index.documents[1:] + before).tolist())
+        self.documents.extend((data.documents[1:] + before).tolist())
 
 
 @contextmanager
@@ -237,11 +251,11 @@ def shuffle_indexed(prefixes: Sequence[Path], target: Path, seed: int, form: Ind
     Raises: DataError.
     """
     parts = [IndexedData(prefix) for prefix in prefixes]
-    bounds = np.cumsum([0, *(len(part.index.documents) - 1 for part in parts)])
+    bounds = np.cumsum([0, *(len(part.documents) - 1 for part in parts)])
     with _written_alike(parts, target, form) as writer:
         for number in np.random.default_rng(seed).permutation(bounds[-1]).tolist():
             at = int(np.searchsorted(bounds, number, side="right")) - 1
-            first, end = parts[at].index.documents[number - bounds[at] :][:2].tolist()
+            first, end = parts[at].documents[number - bounds[at] :][:2].tolist()
             for item in range(first, end):
                 writer.add(parts[at][item])
             writer.end_document()
@@ -264,10 +278,6 @@ def _written_alike(parts: Sequence[IndexedData], target: Path, form: IndexForm) 
             raise DataError(f"{part.prefix}: holds {part.index.dtype}, the others {first}; prepare them alike")
     with written_index(target, form, 0 if form == "mmap" and first == token_dtype(0) else None) as writer:
         yield writer
-
-
-def _is_gapless(index: Index) -> bool:
-    return bool((index.starts == np.cumsum(index.sizes) - index.sizes).all())
 
 
 def _mmap_bytes(writer: IndexedWriter) -> bytes:

@@ -16,6 +16,8 @@ import shutil
 import signal
 import threading
 import time
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -34,6 +36,7 @@ from hanlin.core.tokenizer import FindsTokens, Tokenizer
 from hanlin.data.prepare import hash_tokenizer
 from hanlin.data.pretraining.corpus import BadText, CorpusPiece, Per, find_files, read_documents, read_pieces
 from hanlin.data.pretraining.indexed_data import IndexForm, indexed_file, token_dtype, written_index
+from hanlin.data.sealed_folder import read_seal, seal
 
 log = logging.getLogger(__name__)
 
@@ -123,10 +126,22 @@ def index_in_cache(path: Path, encoding: Encoding, cache: Path) -> Path:
     found.update(repr(manner).encode())
     prefix = cache.expanduser() / f"corpus-{found.hexdigest()[:32]}" / "documents"
     with one_at_a_time(Path(f"{prefix}.lock")):  # the other ranks of a run wait here
-        if not indexed_file(prefix, "idx").is_file():
+        if not _is_whole(prefix):
             report = index_texts([path], prefix, encoding)
+            seal(prefix.parent, {})
             log.info("corpus encoded documents=%d tokens=%d cache=%s", len(report.sizes), report.tokens, prefix)
     return prefix
+
+
+def _is_whole(prefix: Path) -> bool:
+    """Whether a corpus lies in its folder of the cache as it was written there."""
+    try:
+        read_seal(prefix.parent)
+    except ValueError as error:
+        if indexed_file(prefix, "idx").is_file():
+            log.warning("the corpus in %s: damaged (%s); made again", prefix.parent, error)
+        return False
+    return True
 
 
 def try_texts(path: Path, key: str, most: int) -> tuple[int, bool]:
@@ -175,6 +190,14 @@ class _Encoder:
     def part(self, digest: str) -> Path:
         """The file of a piece."""
         return self.parts / f"{digest}.npz"
+
+    def is_done(self, digest: str) -> bool:
+        """Whether the part of a piece lies there, whole by its own checksums."""
+        try:
+            with np.load(self.part(digest)) as part:
+                return all(part[name] is not None for name in part.files)
+        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error):
+            return False
 
     def digest(self, piece: CorpusPiece) -> str:
         """Names what becomes of a piece."""
@@ -243,7 +266,7 @@ class _Job:
 def _jobs(files: Sequence[Path], encoder: _Encoder, digests: list[str]) -> Iterator[_Job]:
     for number, piece in enumerate(read_pieces(files, encoder.encoding.per)):
         digests.append(encoder.digest(piece))
-        yield _Job(number, piece, digests[-1], encoder.part(digests[-1]).exists())
+        yield _Job(number, piece, digests[-1], encoder.is_done(digests[-1]))
 
 
 def _here(jobs: Iterator[_Job], encoder: _Encoder) -> Iterator[_Job]:

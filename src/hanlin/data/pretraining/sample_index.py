@@ -15,6 +15,7 @@ import numpy as np
 
 from hanlin.core.errors import ConfigError, DataError
 from hanlin.core.files import replaced_file
+from hanlin.data.file_array import FileArray
 from hanlin.data.pretraining.indexed_data import IndexedData
 
 SPLITS = ("train", "valid", "test")
@@ -67,9 +68,9 @@ class SampleIndex:
     `documents`, token inside the item), `[samples + 1, 2]`; order: the numbers of the samples as they are given out.
     """
 
-    documents: np.ndarray
-    samples: np.ndarray
-    order: np.ndarray
+    documents: np.ndarray | FileArray
+    samples: np.ndarray | FileArray
+    order: np.ndarray | FileArray
 
     def __len__(self) -> int:
         return len(self.order)
@@ -96,17 +97,14 @@ class SampleIndex:
 
     @classmethod
     def load(cls, prefix: Path) -> SampleIndex | None:
-        """The index that lies there, mapped; None unless it is whole.
+        """The index that lies there; None unless all files of it do.
 
         Raises: DataError for a damaged file.
         """
         paths = [_index_file(prefix, part) for part in _PARTS]
         if not all(path.is_file() for path in paths):
             return None
-        try:
-            return cls(*(np.load(path, mmap_mode="r", allow_pickle=False) for path in paths))
-        except (ValueError, EOFError) as error:
-            raise DataError(f"{prefix}_*.npy: damaged ({error}); remove these files, they are made anew") from None
+        return cls(*(FileArray.of_npy(path) for path in paths))
 
 
 def build_index(sizes: np.ndarray, items: Sequence[int], num_samples: int, length: int, seed: int) -> SampleIndex:

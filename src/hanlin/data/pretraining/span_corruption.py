@@ -122,7 +122,7 @@ class SpanData:
     """Pairs out of the three files that corrupted documents were written to: `<prefix>_context` and so on."""
 
     def __init__(self, prefix: Path, index: SampleIndex, marks: Marks) -> None:
-        self.contexts, self.targets, self.offsets = (IndexedData(Path(f"{prefix}_{part}")) for part in PARTS)
+        self.contexts, self.targets, self.offsets = open_spans(prefix)
         self.index, self.marks = index, marks
 
     def __len__(self) -> int:
@@ -145,6 +145,14 @@ class SpanData:
         """The tokens of a document's span, without its number."""
         start, size = self.offsets.get(item, 2 * number, 2).tolist()
         return self.targets.get(item, start + 1, size - 1).tolist()
+
+
+def open_spans(prefix: Path) -> list[IndexedData]:
+    """The three files of corrupted documents, in the order of `PARTS`.
+
+    Raises: DataError.
+    """
+    return [IndexedData(Path(f"{prefix}_{part}")) for part in PARTS]
 
 
 def _span_lengths(num_tokens: int, num_spans: int, generator: torch.Generator) -> list[int]:

@@ -21,19 +21,22 @@ import numpy as np
 
 from hanlin.core.batch import Sample
 from hanlin.core.errors import ConfigError, DataError, shorten
-from hanlin.core.files import published
+from hanlin.core.remembered import remembered
 from hanlin.data.pack import Shuffle, draw_each_once
 from hanlin.data.pretraining.blend import MARGIN, blend
+from hanlin.data.pretraining.corpus_checks import check_first_ids, check_ids, check_spans, read_facts
 from hanlin.data.pretraining.indexed_data import IndexedData, indexed_file
 from hanlin.data.pretraining.sample_index import SampleIndex, build_index, split_documents, split_shares
-from hanlin.data.pretraining.span_corruption import PARTS, SpanData
+from hanlin.data.pretraining.span_corruption import PARTS, SpanData, open_spans
 from hanlin.data.processor import ReadsSpans, ReadsTokens, SampleProcessor
 from hanlin.data.report import Counts, DataReport
+from hanlin.data.sealed_folder import open_or_make, read_seal, seal
 from hanlin.recipe.settings import DataSettings
 
 log = logging.getLogger(__name__)
 
-_HASHED_BYTES = 1 << 20  # of either end of a .bin file; its .idx file is hashed as a whole
+CHECKED_TOKENS = 1 << 29
+"""Of a corpus that are read before a run, in a few seconds; a run reads all."""
 
 
 @dataclass(frozen=True)
@@ -132,12 +135,14 @@ def open_windows(
 ) -> CorpusWindows:
     """The wanted windows; their index is kept under `cache`.
 
-    vocab_size: of the tokenizer; an id beyond it is an error when its window is read.
+    vocab_size: of the tokenizer; an id beyond it is an error.
     Raises: ConfigError, DataError.
     """
     corpora = [_Corpus(prefix, processor, wanted, vocab_size) for prefix in prefixes]
     shares = _shares(corpora, wanted.weights)
     total = wanted.count or min(sum(corpus.pass_windows for corpus in corpora), wanted.limit or sys.maxsize)
+    for corpus in corpora:
+        corpus.check_content(cache)
     for corpus, share in zip(corpora, shares, strict=True):
         corpus.make_index(math.ceil(total * share * MARGIN) if len(corpora) > 1 else total, cache)
         log.info(
@@ -175,17 +180,19 @@ class CorpusPart:
         return documents
 
 
-def check_windows(settings: DataSettings, processor: SampleProcessor, part: CorpusPart) -> None:
-    """Look for what `open_windows` would refuse, as far as it can be seen from the index files.
+def check_windows(settings: DataSettings, processor: SampleProcessor, part: CorpusPart, vocab_size: int) -> None:
+    """Look for what `open_windows` would refuse; of a large corpus in its first `CHECKED_TOKENS`.
 
     Raises: ConfigError, DataError.
     """
     wanted = WindowRequest(part.split, part.part, settings.max_length, seed=0, weights=part.weights)
-    corpora = [_Corpus(path, processor, wanted, sys.maxsize) for path in part.files if is_corpus(path)]
+    corpora = [_Corpus(path, processor, wanted, vocab_size) for path in part.files if is_corpus(path)]
     if len(corpora) == len(part.files):
         _shares(corpora, part.weights)
     else:
         _window_length(processor, settings.max_length, has_spans=False)
+    for corpus in corpora:
+        corpus.check_first()
 
 
 def is_corpus(prefix: Path) -> bool:
@@ -194,9 +201,11 @@ def is_corpus(prefix: Path) -> bool:
 
 
 class _Corpus:
-    """One part of one corpus; `make_index` comes before all that asks for a window."""
+    """One part of one corpus; `check_content` and `make_index` come before all that asks for a window."""
 
     index: SampleIndex
+    fingerprint: str
+    """Hash of all bytes."""
 
     def __init__(self, prefix: Path, processor: SampleProcessor, wanted: WindowRequest, vocab_size: int) -> None:
         self.prefix, self.seed, self.vocab_size = prefix, wanted.seed, vocab_size
@@ -222,43 +231,52 @@ class _Corpus:
         """What decides which tokens a window holds."""
         return [self.fingerprint, self.documents.start, self.documents.stop, self.length, self.passes]
 
-    @cached_property
-    def fingerprint(self) -> str:
-        digest = hashlib.sha256(indexed_file(self.data.prefix, "idx").read_bytes())
-        path = indexed_file(self.data.prefix, "bin")
-        with path.open("rb") as stream:
-            for start in (0, max(path.stat().st_size - _HASHED_BYTES, 0)):
-                stream.seek(start)
-                digest.update(stream.read(_HASHED_BYTES))
-        return digest.hexdigest()
+    def check_first(self) -> None:
+        """As `check_content`, of the first `CHECKED_TOKENS`; of a larger corpus of spans only whether it has all files.
+
+        Raises: DataError.
+        """
+        if not self.has_spans:
+            check_first_ids(self.data, self.vocab_size, CHECKED_TOKENS)
+            return
+        assert isinstance(self.processor, ReadsSpans)
+        parts = open_spans(self.prefix)
+        if len(self.data.tokens) <= CHECKED_TOKENS:
+            check_spans(parts, self.processor.marks.vocab_size)
+
+    def check_content(self, cache: Path) -> None:
+        """Read all of it, unless `cache` remembers it.
+
+        Raises: DataError for ids that are no tokens, and for files that are not of one run.
+        """
+        parts = [self.data]
+        if self.has_spans:
+            assert isinstance(self.processor, ReadsSpans)
+            parts, marks = open_spans(self.prefix), self.processor.marks
+            files = [path for part in parts for path in part.files]
+            remembered(cache, files, f"spans 1 {marks.vocab_size}", lambda: check_spans(parts, marks.vocab_size))
+        facts = [read_facts(part, cache) for part in parts]
+        if not self.has_spans:
+            check_ids(self.data, facts[0], self.vocab_size)
+        self.fingerprint = hashlib.sha256("".join(one.digest for one in facts).encode()).hexdigest()
 
     def make_index(self, num_windows: int, cache: Path) -> None:
         """Build the index, or map the one that an earlier run has left."""
         facts = [self.fingerprint, self.documents.start, self.documents.stop, self.length, num_windows, self.seed]
         folder = cache.expanduser() / f"index-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]}"
-        if not folder.is_dir():
-            with published(folder, "keep") as private:
-                private.mkdir()
-                build_index(self.data.sizes, self.documents, num_windows, self.length, self.seed).save(
-                    private / "index"
-                )
-        index = SampleIndex.load(folder / "index")
-        if index is None:
-            raise DataError(f"{folder}: files are missing; remove this folder, it is made anew")
-        self.index = index
+
+        def make(private: Path) -> None:
+            build_index(self.data.sizes, self.documents, num_windows, self.length, self.seed).save(private / "index")
+            seal(private, {})
+
+        self.index, _ = open_or_make(folder, _read_index, make, "the index of windows")
 
     def sample(self, number: int, rng: np.random.Generator) -> Sample:
         if self.has_spans:
             assert isinstance(self.processor, ReadsSpans)
             return self.processor.pair(*self._spans.pair(number))
         assert isinstance(self.processor, ReadsTokens)
-        tokens = self.index.tokens(number, self.data)
-        if int(tokens.max()) >= self.vocab_size:
-            raise DataError(
-                f"{self.where(number)}: id {int(tokens.max())}, but the tokenizer has {self.vocab_size:,} tokens; "
-                "prepare the data with the same vocabulary"
-            )
-        return self.processor.window(tokens, rng)
+        return self.processor.window(self.index.tokens(number, self.data), rng)
 
     def where(self, number: int) -> str:
         items = [item for item, _ in self.index.pieces(number, self.data)]
@@ -268,6 +286,15 @@ class _Corpus:
     def _spans(self) -> SpanData:
         assert isinstance(self.processor, ReadsSpans)
         return SpanData(self.prefix, self.index, self.processor.marks)
+
+
+def _read_index(folder: Path) -> SampleIndex:
+    """Raises: ValueError for a damaged one."""
+    read_seal(folder)
+    index = SampleIndex.load(folder / "index")
+    if index is None:
+        raise ValueError("files are missing")
+    return index
 
 
 def _window_length(processor: SampleProcessor, max_length: int, has_spans: bool) -> int:

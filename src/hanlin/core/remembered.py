@@ -1,0 +1,68 @@
+"""What was found out by reading whole files, kept until one of them changes.
+
+A file counts as unchanged while its size, its two times and its inode are those of the time when it was read. One that
+was written a moment ago may change once more within the resolution of these times: of such nothing is kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hanlin.core.errors import DataError
+from hanlin.core.files import replaced_file
+
+log = logging.getLogger(__name__)
+
+_SETTLED_SECONDS = 2.0
+
+
+def remembered(cache: Path, files: Sequence[Path], question: str, find_out: Callable[[], Any]) -> Any:
+    """The answer to a question about the content of files: a value of JSON, from `cache` if it lies there.
+
+    question: all that the answer depends on besides the files. A cache that cannot be written is done without.
+    Raises: what `find_out` raises.
+    """
+    asked = json.dumps([question, [str(path.absolute()) for path in files]])
+    path = cache.expanduser() / "remembered" / f"{hashlib.sha256(asked.encode()).hexdigest()[:32]}.json"
+    state = _state(files)
+    known = _read(path)
+    if known is not None and known[0] == state:
+        return known[1]
+    found = find_out()
+    if state == _state(files) and time.time_ns() - max(max(one[1:3]) for one in state) > _SETTLED_SECONDS * 1e9:
+        _write(path, [state, found])
+    return found
+
+
+def _state(files: Sequence[Path]) -> list[list[int]]:
+    states = [path.stat() for path in files]
+    return [[one.st_size, one.st_mtime_ns, one.st_ctime_ns, one.st_ino, one.st_dev] for one in states]
+
+
+def _read(path: Path) -> list[Any] | None:
+    """State and answer; None unless they lie there as they were written."""
+    try:
+        checksum, _, content = path.read_bytes().partition(b" ")
+        return json.loads(content) if checksum == _checksum(content) else None
+    except (OSError, ValueError):
+        return None
+
+
+def _write(path: Path, known: list[Any]) -> None:
+    content = json.dumps(known).encode()
+    try:
+        with replaced_file(path) as stream:
+            stream.write(_checksum(content) + b" " + content)
+    except (OSError, DataError) as error:
+        log.warning("what was found out is not remembered: %s", error)
+
+
+def _checksum(content: bytes) -> bytes:
+    return f"{zlib.crc32(content):08x}".encode()
