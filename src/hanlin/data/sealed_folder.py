@@ -80,7 +80,9 @@ def _read(folder: Path, read: Callable[[Path], Opened], what: str) -> Opened | N
         return read(folder)
     except ValueError as error:
         log.warning("%s in %s: damaged (%s); made again", what, folder, error)
-    aside = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+    aside = folder.with_name(
+        f".{folder.name}.{secrets.token_hex(4)}.tmp"
+    )  # removed as any leftover, should this process die
     with suppress(FileNotFoundError):  # another process has found the same
         folder.rename(aside)
         shutil.rmtree(aside)
