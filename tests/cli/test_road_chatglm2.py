@@ -191,9 +191,30 @@ def test_a_long_chat_loses_its_oldest_rounds(
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
     words = ["generate.method=greedy", "generate.max_new_tokens=40", "run.threads=1"]
     assert main(["chat", "--base", str(original), *words]) == 0
-    monkeypatch.setattr("sys.stdin", io.StringIO("你好" * 2000))
-    assert main(["chat", "--base", str(original), *words]) == 2
-    assert "shorten" in capsys.readouterr().err
+
+
+def test_a_question_that_cannot_be_answered_does_not_end_a_chat(
+    original: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    lines = ["你好" * 2000, "你".encode()[:2], b"\xc4\xe3\xba\xc3", "a\0b", "世界"]
+    typed = b"\n".join(line if isinstance(line, bytes) else line.encode() for line in lines)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(typed), encoding="utf-8"))
+    words = ["generate.method=greedy", "generate.max_new_tokens=3", "run.threads=1"]
+    assert main(["chat", "--base", str(original), *words]) == 0
+    streams = capsys.readouterr()
+    complaints = [line for line in streams.err.splitlines() if line.startswith("hanlin:")]
+    says = ("shorten", "0xe4 at column 1", "0xc4 at column 1", "NUL")
+    assert len(complaints) == len(says)
+    assert all(part in line for part, line in zip(says, complaints, strict=True)), complaints
+    assert streams.out.count("\n") >= 1
+
+
+def test_a_record_on_the_command_line_that_is_no_utf8_is_said(
+    original: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = '{"prompt": "你好"}'.encode()[:13].decode(errors="surrogateescape") + '"}'
+    assert main(["generate", "--base", str(original), "--record", record, "run.threads=1"]) == 2
+    assert "--record:1: not UTF-8: byte 0xe4" in capsys.readouterr().err
 
 
 def test_a_family_without_dialogues_cannot_be_talked_with(

@@ -4,7 +4,8 @@ hanlin chat runs/chat                            the model that a run has traine
 hanlin chat --base chatglm2-6b                   a model as it is published
 hanlin chat --base chatglm2-6b --adapter prefix  with a prefix or a LoRA on top
 
-"clear" forgets the dialogue, "stop" (or Ctrl-D) ends, Ctrl-C ends an answer. Tokens are drawn (top_p 0.8, temperature
+"clear" forgets the dialogue, "stop" (or Ctrl-D) ends, Ctrl-C ends an answer. A question that cannot be answered (too
+long, no UTF-8) is said, and the next one is asked for. Tokens are drawn (top_p 0.8, temperature
 0.8) unless a run or a recipe has chosen another generate.method than the default.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any
 
 from hanlin.cli._recipe import add_model, recipe_of_model
@@ -46,7 +48,11 @@ def run(args: argparse.Namespace) -> int:
         if question == "clear":
             history = []
             continue
-        history, record = _fitting(engine, question, history, options)
+        try:
+            history, record = _fitting(engine, question, history, options)
+        except DataError as error:
+            _complain(str(error))
+            continue
         answer = _say(engine.stream(record, options, seed=recipe.run.seed + number, memory=memory))
         history = [*history, (question, answer)]
     return 0
@@ -63,8 +69,10 @@ def _chatting(options: GenerateSettings, words: Sequence[str]) -> GenerateSettin
 
 
 def _questions() -> Iterator[str]:
-    """What the user writes, until "stop" or the end of the input."""
+    """What the user writes, until "stop" or the end of the input; what is no text is said and left out."""
     is_terminal = sys.stdin.isatty()
+    if isinstance(sys.stdin, TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
     while True:
         try:
             line = input("> " if is_terminal else "").strip()
@@ -72,8 +80,25 @@ def _questions() -> Iterator[str]:
             return
         if line == "stop":
             return
-        if line:
+        if problem := _not_text(line):
+            _complain(problem)
+        elif line:
             yield line
+
+
+def _not_text(line: str) -> str:
+    """What is wrong with a line that is no text: a terminal's backspace may leave half of a character."""
+    try:
+        line.encode()
+    except UnicodeEncodeError as error:
+        code = ord(line[error.start])
+        found = f"the byte 0x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"  # noqa: PLR2004
+        return f"half a character or bytes that are no UTF-8 ({found} at column {error.start + 1}); write it again"
+    return "a NUL byte; write it again" if "\0" in line else ""
+
+
+def _complain(problem: str) -> None:
+    print(f"hanlin: {problem}", file=sys.stderr, flush=True)
 
 
 def _fitting(engine: Engine, question: str, history: History, options: GenerateSettings) -> tuple[History, Any]:

@@ -90,7 +90,7 @@ def _records(args: argparse.Namespace) -> list[Any]:
         return [source[row] for row in range(len(source))]
     if not args.record and not args.input and sys.stdin.isatty():
         raise DataError("no records; give --record '{...}', --input FILE, or pipe JSON lines into standard input")
-    lines = enumerate([text.encode() for text in args.record] or sys.stdin.buffer, start=1)
+    lines = enumerate([text.encode(errors="surrogateescape") for text in args.record] or sys.stdin.buffer, start=1)
     name = "--record" if args.record else "standard input"
     return [_parsed(parse_row, line, f"{name}:{number}") for number, line in lines if line.strip()]
 
