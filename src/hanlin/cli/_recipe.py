@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -120,6 +121,19 @@ def recipe_of_model(args: argparse.Namespace) -> Recipe:
     if recipes:
         return with_run_weights(Path(recipes[0]), changes, args.weights, "generate")
     return _recipe_of_base(args, changes)
+
+
+def say_remark(recipe: Recipe) -> None:
+    """Write to stderr what was told of a checked recipe's base from clues in its folder, if anything was."""
+    from hanlin.core.ranks import read_ranks
+    from hanlin.formats.source import open_source
+    from hanlin.models.family import load_family
+
+    base = recipe.model.base
+    if base is None or not read_ranks().is_main:
+        return
+    if remark := open_source(base, load_family(recipe.model.family)).remark:
+        print(f"{base}: {remark}", file=sys.stderr)
 
 
 def _recipe_of_base(args: argparse.Namespace, changes: Sequence[str]) -> Recipe:

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any
 
-from hanlin.cli._recipe import add_model, recipe_of_model
+from hanlin.cli._recipe import add_model, recipe_of_model, say_remark
 from hanlin.core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     recipe = recipe_of_model(args)
+    say_remark(recipe)
     from hanlin.generate.dialogue_cache import DialogueCache
     from hanlin.models.family import Converses
     from hanlin.run.weights import load_engine
@@ -92,7 +93,7 @@ def _not_text(line: str) -> str:
         line.encode()
     except UnicodeEncodeError as error:
         code = ord(line[error.start])
-        found = f"the byte 0x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"  # noqa: PLR2004
+        found = f"the byte 0x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
         return f"half a character or bytes that are no UTF-8 ({found} at column {error.start + 1}); write it again"
     return "a NUL byte; write it again" if "\0" in line else ""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from hanlin.cli._recipe import add_recipe
+from hanlin.cli._recipe import add_recipe, say_remark
 
 HELP = "list every problem of a recipe"
 
@@ -22,5 +22,6 @@ def run(args: argparse.Namespace) -> int:
     if args.show:
         print(dump_recipe(recipe))
         return 0
+    say_remark(recipe)
     print(f"{args.recipe}: no problems (of each data file the first {TRIED_ROWS} rows were tried, a run tries all)")
     return 0

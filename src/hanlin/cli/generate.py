@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hanlin.cli._launch import add_launch, num_to_start, on_all_ranks
-from hanlin.cli._recipe import add_model, recipe_of_model
+from hanlin.cli._recipe import add_model, recipe_of_model, say_remark
 from hanlin.core.collectives import entered_on_main
 from hanlin.core.errors import DataError
 from hanlin.core.files import written_alone
@@ -59,6 +59,7 @@ def _answer(args: argparse.Namespace, recipe: Recipe) -> int:
     from hanlin.run.weights import load_engine
 
     given = _records(args)
+    say_remark(recipe)
     engine, options = load_engine(recipe), recipe.generate
     records = records_in(given, engine.processor)
     if args.stream:

@@ -107,6 +107,8 @@ def _model(found: Description) -> Facts:
     yield "kind", "weights of a model"
     yield "family", f"{found.family or 'unknown'}, layout {found.layout or 'unknown'}"
     yield "because", found.reason
+    if found.remark:
+        yield "told", found.remark
     if found.lying:
         yield "files", found.lying
     if found.iteration is not None:

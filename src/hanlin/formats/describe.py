@@ -18,8 +18,8 @@ from hanlin.formats.source import (
     is_base,
     likely_families,
     open_any,
+    open_source,
     open_theirs,
-    read_config,
     recognise,
     refuse_lookalikes,
 )
@@ -31,7 +31,8 @@ class Description:
 
     family, layout: None where no family of ours knows the names; lying: how the tensors lie in files, where that is
     worth a word; num_prompts: soft prompts beside the tensors of a model; num_bytes: of the weight files;
-    dtypes: how many parameters of each; config: of our family, in our names.
+    dtypes: how many parameters of each; config: of our family, in our names; remark: what was told of the model from
+    clues in its folder, and why.
     """
 
     path: Path
@@ -48,6 +49,7 @@ class Description:
     lying: str = ""
     iteration: int | None = None
     num_prompts: int = 0
+    remark: str = ""
 
 
 def describe(path: Path, families: Iterable[FamilyFacts]) -> Description:
@@ -62,9 +64,11 @@ def describe(path: Path, families: Iterable[FamilyFacts]) -> Description:
     if family is None:
         return _described(path, weights, None, None, reason)
     whole = weights if layout == BASE else open_theirs(path, family)
-    facts = {"num_prompts": sum(len(whole.meta(name)) for name in prompts)}
+    facts: dict[str, Any] = {"num_prompts": sum(len(whole.meta(name)) for name in prompts)}
     try:
-        config = read_config(path, family)
+        source = open_source(path, family)
+        config = source.config()
+        facts["remark"] = source.remark
         check_fit(path, family)
     except CheckpointError as error:
         return _described(path, whole, family.name, layout, reason, problem=str(error), **facts)

@@ -10,6 +10,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
@@ -48,8 +49,8 @@ class Weights(Lazy):
     """Tensors by name, each read when it is asked for; `files` are those that hold them.
 
     layout: the name of the layout where the way of files alone tells it; lying: how the files lie, where that is worth
-    a word; iteration: of the training program, where it is stored; hint: what to look at first when the tensors do not
-    fit their model.
+    a word; iteration: of the training program, and arguments: those it was given, where they are stored; hint: what to
+    look at first when the tensors do not fit their model.
     """
 
     files: tuple[Path, ...]
@@ -57,6 +58,7 @@ class Weights(Lazy):
     lying: str = ""
     iteration: int | None = None
     hint: str = ""
+    arguments: Mapping[str, Any] = MappingProxyType({})
 
 
 def open_weights(path: Path) -> Weights:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from hanlin.formats.config_keys import ConfigKeys
 from hanlin.formats.files import Weights
 from hanlin.formats.ranks import Partitions
 from hanlin.formats.rules import Rule
@@ -25,6 +26,8 @@ class Format:
     rules: config -> the two-way table of names (its names must not depend on the config, how it cuts tensors may);
     read_config: (their JSON values or {}, weights) -> values of our config, missing ones left out;
     write_config: our config -> their JSON values;
+    config_keys: what is known of the keys of their JSON and of the arguments in their files: any other one that is not
+    switched off is refused;
     config_files: where their JSON may lie beside the weights, best first (`*` allowed); the first is the one we write;
     weights_file: the name we write, its ending says the kind; shard_bytes: above it shards with an index are written
     instead (None: never); tokenizer_files: copied along where they are;
@@ -33,6 +36,7 @@ class Format:
     open: the weights at a path if they lie there in a way of files that only this layout has, else None;
     write: writes our config and their tensors into a folder, for so many ranks and as of an iteration, where that is
     not done as above;
+    remark: (their JSON values or {}, weights) -> what was told of the model from clues in its folder, and why;
     needed: values of our config that no default may stand for, since these files may lack them;
     soft_prompt: their name of the tensor with soft prompts, which lies among those of the model where it was tuned so.
     """
@@ -41,6 +45,7 @@ class Format:
     rules: Callable[[Any], Sequence[Rule]]
     read_config: Callable[[Mapping[str, Any], Mapping[str, torch.Tensor]], dict[str, Any]]
     write_config: Callable[[Any], dict[str, Any]]
+    config_keys: ConfigKeys = field(default_factory=ConfigKeys)
     config_files: tuple[str, ...] = ("config.json",)
     weights_file: str = "pytorch_model.bin"
     shard_bytes: int | None = None
@@ -49,6 +54,7 @@ class Format:
     partitions: Partitions | None = None
     open: Callable[[Path], Weights | None] | None = None
     write: Callable[[Path, Any, Mapping[str, torch.Tensor], int, int], None] | None = None
+    remark: Callable[[Mapping[str, Any], Weights], str] | None = None
     needed: tuple[str, ...] = ()
     soft_prompt: str | None = None
 

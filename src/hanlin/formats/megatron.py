@@ -38,6 +38,25 @@ from hanlin.formats.training_file import TrainingFile, check_set, check_single, 
 if TYPE_CHECKING:
     import torch
 
+_ARGUMENTS = """
+DDP_impl adam_beta1 adam_beta2 adam_eps adlr_autoresume adlr_autoresume_interval apply_query_key_layer_scaling
+attention_softmax_in_fp32 batch_size bert_load bias_dropout_fusion block_data_path checkpoint_activations
+checkpoint_in_cpu checkpoint_num_layers clip_grad contigious_checkpointing cpu_optimizer cpu_torch_adam data_impl
+data_path dec_seq_length deepspeed deepspeed_activation_checkpointing deepspeed_config
+distribute_checkpointed_activations distributed_backend dynamic_loss_scale enc_seq_length eod_mask_loss eval_interval
+eval_iters exit_interval faiss_use_gpu finetune fp16 fp16_lm_cross_entropy fp32_allreduce gas greedy hysteresis
+ict_head_size ict_load indexer_batch_size indexer_log_interval lazy_mpu_init load local_rank log_interval loss_scale
+loss_scale_window lr lr_decay_iters lr_decay_style mask_prob merge_file min_lr min_scale mmap_warmup
+model_parallel_size no_load_optim no_load_rng no_save_optim no_save_rng num_workers onnx_safe out_seq_length
+override_lr_scheduler padded_vocab_size param_sharing_style params_dtype partition_activations pipe_parallel_size
+profile_backward query_in_block_prob rank recompute report_topk_accuracies reset_attention_mask reset_position_ids
+save save_interval scaled_masked_softmax_fusion scaled_upper_triang_masked_softmax_fusion seed seq_length
+short_seq_prob split synchronize_each_layer temperature tensorboard_dir titles_data_path tokenizer_type top_k top_p
+train_iters use_checkpoint_lr_scheduler use_cpu_initialization use_one_sent_docs vocab_file warmup weight_decay
+world_size zero_allgather_bucket_size zero_contigious_gradients zero_reduce_bucket_size zero_reduce_scatter zero_stage
+"""
+ARGUMENTS_WITHOUT_EFFECT = frozenset(_ARGUMENTS.split())
+"""The program's arguments that change no number of a trained model; how it was trained is a recipe's matter here."""
 VERSION = 2.0
 _PLAIN, _STEPS = "model_optim_rng.pt", "latest"
 _PLAIN_RANK = re.compile(r"mp_rank_(\d+)")

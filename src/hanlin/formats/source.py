@@ -42,6 +42,15 @@ class Source:
         """
         return self.open()
 
+    @property
+    def remark(self) -> str:
+        """What was told of the model from clues in its folder, and why; empty where its files say all.
+
+        Raises: CheckpointError.
+        """
+        tell = None if self.format == BASE else self.family.formats[self.format].remark
+        return "" if tell is None else tell(self.values, self.weights)
+
     def config(self, changes: Mapping[str, Any] | None = None) -> Any:
         """The config of the weights: from the JSON beside them, completed from the tensors' shapes.
 
@@ -165,6 +174,7 @@ def _config_of(source: Source, changes: Mapping[str, Any]) -> Any:
         form = family.formats[source.format]
         try:
             values = {**form.read_config(source.values, source.weights), **changes}
+            form.config_keys.check({**source.weights.arguments, **source.values}, _config_name(source.path, form))
         except CheckpointError as error:
             raise CheckpointError(f"{source.path}: {error}") from error
         if missing := [name for name in form.needed if name not in values]:
@@ -235,10 +245,21 @@ def plain_values(family: FamilyFacts) -> dict[str, int]:
 
 
 def _their_values(path: Path, form: Format) -> dict[str, Any]:
+    file = _config_file(path, form)
+    return {} if file is None else read_json_object(file)
+
+
+def _config_name(path: Path, form: Format) -> str:
+    """What a message calls the place of a config, or of the arguments in the weights."""
+    file = _config_file(path, form)
+    return f"the arguments in the weights (a {form.config_files[0]} beside them wins)" if file is None else file.name
+
+
+def _config_file(path: Path, form: Format) -> Path | None:
     folder = path if path.is_dir() else path.parent
     own = [] if path.is_dir() else [path.with_suffix(".json")]
     found = [*own, *(file for pattern in form.config_files for file in sorted(folder.glob(pattern)))]
-    return next((read_json_object(file) for file in found if file.is_file()), {})
+    return next((file for file in found if file.is_file()), None)
 
 
 def _base_values(path: Path, family: FamilyFacts) -> dict[str, Any]:

@@ -280,6 +280,7 @@ def _log_start(
 ) -> None:
     recipe = components.recipe
     trained, total = parallel_model.count_parameters()
+    _log_remark(components)
     log.info(
         "run family=%s tuning=%s trained=%s of %s parameters precision=%s device=%s threads=%d",
         components.family.name, recipe.tuning.method, f"{trained:,}", f"{total:,}", recipe.train.precision, device,
@@ -291,6 +292,12 @@ def _log_start(
     )  # fmt: skip
 
 
+def _log_remark(components: Components) -> None:
+    """Say what was told of the base from clues in its folder."""
+    if components.source is not None and (remark := components.source.remark):
+        log.info("model.base=%s %s", components.recipe.model.base, remark)
+
+
 # --- evaluation ---
 
 
@@ -300,6 +307,7 @@ def _evaluate(components: Components) -> Metrics:
 
     recipe = components.recipe
     start_log()
+    _log_remark(components)
     if recipe.data.split is not None:
         return _evaluate_windows(components)
     records = _records(components)

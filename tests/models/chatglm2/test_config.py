@@ -4,7 +4,8 @@ from dataclasses import replace
 import pytest
 
 from hanlin.core.errors import CheckpointError
-from hanlin.models.chatglm2.config import SIZES, ChatGlm2Config, from_original, tell_generation, to_original
+from hanlin.models.chatglm2.config import SIZES, ChatGlm2Config, from_original, to_original
+from hanlin.models.chatglm2.generation import tell_generation
 
 ORIGINAL = {"model_type": "chatglm", "padded_vocab_size": 65024, "multi_query_attention": True}
 
@@ -77,7 +78,6 @@ def test_the_generation_is_told_from_the_folder(extra, tokenizer, code, generati
         ({**ORIGINAL, "num_layers": "28"}, "num_layers is '28'"),
         ({**ORIGINAL, "multi_query_group_num": 3}, "no multiple of"),
         ({**ORIGINAL, "kv_channels": 6}, "kv_channels is 6"),
-        ({**ORIGINAL, "tie_word_embeddings": True}, "tie_word_embeddings"),
     ],
 )
 def test_what_it_is_not_is_refused(values, message):

@@ -20,6 +20,7 @@ from hanlin.formats.source import open_source, read_config
 from hanlin.models.chatglm2 import family
 from hanlin.models.chatglm2 import formats as layouts
 from hanlin.models.chatglm2.config import ChatGlm2Config
+from hanlin.models.chatglm2.generation import GENERATION_KEY
 from hanlin.models.chatglm2.model import ChatGlm2
 
 CONFIG = ChatGlm2Config(
@@ -57,6 +58,9 @@ def reload(folder: Path) -> ChatGlm2:
         {"fused_by_head": True, "num_kv_heads": 4},
         {"linear_bias": True, "norm": "layer", "has_final_norm": False, "residual_after_norm": True},
         {"generation": "chatglm3", "rotary_base": 500000.0},
+        {"generation": "chatglm2", "position_divisor": 4.0},
+        {"generation": "codegeex2"},
+        {"generation": "glm4", "rotary_base": 500000.0, "end_ids": (30, 36)},
         {"qkv_bias": False, "fp32_residual": True},
     ],
 )
@@ -64,8 +68,6 @@ def test_the_original_layout_gives_back_every_variant(tmp_path: Path, changes: d
     config = replace(CONFIG, **changes)
     model = save_model(tmp_path / "base", config)
     convert(tmp_path / "base", family, None, "original", tmp_path / "there")
-    if config.generation != "chatglm2":
-        write_json(tmp_path / "there" / "tokenizer_config.json", {"name_or_path": f"THUDM/{config.generation}-6b"})
     again = reload(tmp_path / "there")
     assert again.config == config
     for name, parameter in model.named_parameters():
@@ -117,6 +119,7 @@ def test_the_first_chatglm_is_refused_by_name(tmp_path: Path) -> None:
 
 def test_the_meaning_of_rope_ratio_is_told_by_the_code_beside(original: Path) -> None:
     values = read_json_object(original / "config.json")
+    del values[GENERATION_KEY]
     write_json(original / "config.json", {**values, "rope_ratio": 4})
     with pytest.raises(CheckpointError, match="rope_ratio"):
         read_config(original, family)

@@ -1,21 +1,19 @@
-"""The shape of a ChatGLM2 and of the models that share it, and which of them a `model_type: chatglm` config describes.
+"""The shape of a ChatGLM2 and of the models that share it, from and to the original's `config.json`.
 
-The originals of five different models write the same `model_type`, and one key (`rope_ratio`) means a divisor of the
-positions in one and a factor of the rotation's base in the others. So the generation is told from everything that lies
-in the folder, with the reason; where that does not suffice, nothing is guessed.
+Which of the models it is, is told in generation.py.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 from hanlin.core.errors import CheckpointError
+from hanlin.formats.config_keys import TRANSFORMERS_KEYS, ConfigKeys
 from hanlin.models.common.label_processor import LabelKind
 
-Generation = Literal["chatglm2", "chatglm3", "codegeex2", "glm4"]
+from .generation import GENERATION_KEY, Generation, tell_generation
 
 ROTARY_BASE = 10000.0
 
@@ -72,20 +70,13 @@ class ChatGlm2Config:
     fused_by_head: bool = False
 
 
-@dataclass(frozen=True)
-class Told:
-    """Which generation a config describes, and why we think so."""
-
-    generation: Generation
-    reason: str
-
-
 def from_original(values: Mapping[str, Any], generation: Generation | None = None) -> ChatGlm2Config:
     """The shape that an original `config.json` states.
 
     generation: what `tell_generation` found with the help of the other files; None: told from the config alone.
     Raises: CheckpointError.
     """
+    refuse_strangers(values)
     generation = generation or tell_generation(values).generation
     known = {ours: values[name] for name, ours in _NAMES.items() if values.get(name) is not None}
     is_grouped = values.get("multi_query_attention", False)
@@ -126,6 +117,7 @@ def to_original(config: ChatGlm2Config) -> dict[str, Any]:
         "tie_word_embeddings": False,
         "use_cache": True,
         "vocab_size": config.vocab_size,
+        GENERATION_KEY: config.generation,
     }
     if config.labels:
         values |= _labels_to_original(config)
@@ -145,39 +137,11 @@ def _labels_to_original(config: ChatGlm2Config) -> dict[str, Any]:
     }
 
 
-def tell_generation(
-    values: Mapping[str, Any], tokenizer_config: Mapping[str, Any] | None = None, model_code: str = ""
-) -> Told:
-    """Tell which model a `model_type: chatglm` config describes.
+def refuse_strangers(values: Mapping[str, Any]) -> None:
+    """See that a config.json is of this family.
 
-    tokenizer_config: the folder's `tokenizer_config.json`; model_code: the text of its `modeling_chatglm.py`, which is
-    searched, never run.
-    Raises: CheckpointError for ChatGLM-6B (v1), for other models, and when the files do not settle it.
+    Raises: CheckpointError for ChatGLM-6B (v1), and for other models.
     """
-    _refuse_strangers(values)
-    tokenizer_config = tokenizer_config or {}
-    if values.get("padded_vocab_size", 0) >= 151552:
-        return Told("glm4", f"padded_vocab_size is {values['padded_vocab_size']}")
-    if named := _told_by_name(values, tokenizer_config):
-        return named
-    if "interleaved_qkv" in values or "rotary_percent" in values:
-        return Told("codegeex2", "the config has keys that only CodeGeeX2 writes (interleaved_qkv, rotary_percent)")
-    if "<|user|>" in str(tokenizer_config):
-        return Told("chatglm3", "tokenizer_config.json lists <|user|>")
-    if re.search(r"base\s*\*\s*(self\.)?rope_ratio", model_code):
-        return Told("chatglm3", "modeling_chatglm.py multiplies the rotation's base by rope_ratio")
-    if re.search(r"/\s*(self\.)?rope_ratio", model_code):
-        return Told("chatglm2", "modeling_chatglm.py divides the positions by rope_ratio")
-    if values.get("rope_ratio") not in (None, 1):
-        raise CheckpointError(
-            f"config.json: rope_ratio is {values['rope_ratio']}, which divides the positions in ChatGLM2-6B-32K but "
-            "multiplies the rotation's base in ChatGLM3-6B-32K, and nothing here says which of them this is; "
-            'set "_name_or_path" in config.json to its original name (such as "THUDM/chatglm2-6b-32k")'
-        )
-    return Told("chatglm2", "nothing sets it apart from ChatGLM2-6B (ChatGLM3-6B differs in its chat template only)")
-
-
-def _refuse_strangers(values: Mapping[str, Any]) -> None:
     kind = values.get("model_type", "chatglm")
     if kind != "chatglm":
         raise CheckpointError(f'config.json: model_type is {kind!r}, expected "chatglm"; choose the family that fits')
@@ -191,16 +155,6 @@ def _refuse_strangers(values: Mapping[str, Any]) -> None:
             "config.json: neither multi_query_attention nor padded_vocab_size is in it, so this is no ChatGLM2 or "
             "later; look at the folder with `hanlin inspect`"
         )
-
-
-def _told_by_name(values: Mapping[str, Any], tokenizer_config: Mapping[str, Any]) -> Told | None:
-    places = {"config.json": values.get("_name_or_path"), "tokenizer_config.json": tokenizer_config.get("name_or_path")}
-    for file, name in places.items():
-        plain = str(name or "").lower().replace("-", "").replace("_", "")
-        for generation in ("glm4", "codegeex2", "chatglm3", "chatglm2"):
-            if generation in plain:
-                return Told(generation, f"{file} names it {name!r}")
-    return None
 
 
 def _rotation(ratio: float, generation: Generation) -> dict[str, float]:
@@ -225,8 +179,8 @@ def _check(shape: ChatGlm2Config, values: Mapping[str, Any]) -> None:
         raise CheckpointError(f"config.json: kv_channels is {shape.head_dim}, expected a multiple of 4")
     if (bits := values.get("quantization_bit")) not in (None, 0, 4, 8):
         raise CheckpointError(f"config.json: quantization_bit is {bits!r}, expected 0 (plain numbers), 4 or 8")
-    if values.get("tie_word_embeddings"):
-        raise CheckpointError("config.json: tie_word_embeddings is true; in all models of this shape it is false")
+    if (count := values.get("num_hidden_layers", shape.num_layers)) != shape.num_layers:
+        raise CheckpointError(f"config.json: num_layers is {shape.num_layers}, but num_hidden_layers is {count}")
     assert shape.generation in get_args(Generation), shape.generation
 
 
@@ -255,6 +209,28 @@ LABEL_KINDS: dict[str, LabelKind] = {
     "multi_label_classification": "several",
     "regression": "number",
 }
+
+ORIGINAL_KEYS = ConfigKeys(
+    read=(
+        *_NAMES,
+        *("multi_query_attention", "multi_query_group_num", "rmsnorm", "rope_ratio", "quantization_bit"),
+        *("classifier_dropout", "num_hidden_layers", GENERATION_KEY),
+    ),
+    harmless=(
+        *TRANSFORMERS_KEYS,
+        # The first two scale scores and undo it; the third is not applied with torch 2, the fourth a kernel's choice.
+        *("apply_query_key_layer_scaling", "attention_softmax_in_fp32", "attention_dropout", "bias_dropout_fusion"),
+        # It is padded_vocab_size; and what a prefix is, is told from the prefix.
+        *("vocab_size", "pre_seq_len", "prefix_projection"),
+    ),
+    neutral={
+        "model_type": ("chatglm",),
+        "original_rope": (True,),
+        "interleaved_qkv": (False,),
+        "rotary_percent": (0.5,),
+        "tie_word_embeddings": (False,),
+    },
+)
 
 # What the original's configuration class takes for a key that is absent, where it is not our default.
 _CLASS_DEFAULTS = {"max_length": 2048, "qkv_bias": False}

@@ -2,33 +2,42 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hanlin.core.errors import CheckpointError
 from hanlin.core.files import read_json_object
+from hanlin.formats.config_keys import TRANSFORMERS_KEYS, ConfigKeys
 from hanlin.formats.files import Weights
 from hanlin.formats.format import Format
 from hanlin.formats.lazy import meta_of
 from hanlin.formats.rules import Drop, Rename, Rule, SplitHeads, SplitRows
 
-from .config import LABEL_KINDS, ROTARY_BASE, ChatGlm2Config, Told, from_original, tell_generation, to_original
+from .config import (
+    LABEL_KINDS,
+    ORIGINAL_KEYS,
+    ROTARY_BASE,
+    ChatGlm2Config,
+    from_original,
+    refuse_strangers,
+    to_original,
+)
+from .generation import GENERATION_KEY, Told, tell_generation
 from .quant import Quantised
+from .tokenizer import SETTINGS_FILE, byte_ranks_in
 
 if TYPE_CHECKING:
     import torch
 
     from hanlin.layers.quantised import Bits
 
-log = logging.getLogger(__name__)
-
 _ReadConfig = Callable[[Mapping[str, Any], Mapping[str, "torch.Tensor"]], dict[str, Any]]
 
 _SHARD_BYTES = 2 * 10**9
 _TOKENIZER_FILES = ("tokenizer.model", "ice_text.model", "tokenizer_config.json")
-_CODE = "modeling_chatglm.py"
+_CODE = ("configuration_*.py", "modeling_*.py", "tokenization_*.py")
+_CODE_BYTES = 1 << 20  # of a Python file; no original's has a tenth of it
 
 _LAYER = "transformer.encoder.layers.{i}."
 _NORMS = {
@@ -74,8 +83,21 @@ _GLM_KEYS = {
     "attention_bias": "qkv_bias",
     "pad_token_id": "pad_id",
 }
-_GENERATION_KEY = "chatglm_generation"
-"""Ours in a Glm config: which of the models it was, since nothing else there says it."""
+_GLM_CONFIG_KEYS = ConfigKeys(
+    read=(
+        *_GLM_KEYS,
+        *("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor", "rope_type", "factor"),
+        GENERATION_KEY,
+    ),
+    harmless=TRANSFORMERS_KEYS,
+    neutral={
+        "model_type": ("glm",),
+        "hidden_act": ("silu",),
+        "attention_dropout": (0,),
+        "tie_word_embeddings": (False,),
+    },
+)
+_ROPE_KEYS = ConfigKeys(read=("rope_theta", "partial_rotary_factor", "rope_type", "type", "factor"))
 
 
 def _original_rules(config: ChatGlm2Config) -> list[Rule]:
@@ -148,16 +170,35 @@ def tell(folder: Path) -> Told:
 
     Raises: CheckpointError for ChatGLM-6B (v1), for strangers, and when the files do not settle it.
     """
-    return _tell(read_json_object(folder / "config.json"), folder)
+    values = read_json_object(folder / "config.json")
+    refuse_strangers(values)
+    return _tell(values, folder)
 
 
 def _tell(values: Mapping[str, Any], folder: Path) -> Told:
-    tokenizer, code = folder / "tokenizer_config.json", folder / _CODE
-    return tell_generation(
-        values,
-        read_json_object(tokenizer) if tokenizer.is_file() else None,
-        code.read_text(encoding="utf-8", errors="replace") if code.is_file() else "",
-    )
+    tokenizer = folder / SETTINGS_FILE
+    try:
+        return tell_generation(
+            values,
+            read_json_object(tokenizer) if tokenizer.is_file() else None,
+            "\n".join(_text(path) for pattern in _CODE for path in sorted(folder.glob(pattern))),
+            byte_ranks_in(folder),
+        )
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: {error}") from None
+
+
+def _text(path: Path) -> str:
+    """The text of a Python file, which is searched and never run."""
+    if not path.is_file():
+        return ""
+    with path.open("rb") as stream:
+        return stream.read(_CODE_BYTES).decode(errors="replace")
+
+
+def _remark(values: Mapping[str, Any], weights: Weights) -> str:
+    told = _tell(values, weights.files[0].parent)
+    return f"generation {told.generation}: {told.reason}"
 
 
 def _read_quantised(values: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> dict[str, Any]:
@@ -169,7 +210,7 @@ def _read_quantised(values: Mapping[str, Any], weights: Mapping[str, torch.Tenso
 
 def _refuse_strangers(values: Mapping[str, Any]) -> None:
     if values.get("model_type") == "chatglm":
-        tell_generation(values)
+        refuse_strangers(values)
 
 
 def _read_original(values: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> dict[str, Any]:
@@ -177,8 +218,8 @@ def _read_original(values: Mapping[str, Any], weights: Mapping[str, torch.Tensor
     folder = weights.files[0].parent
     if not values:
         raise CheckpointError(f"{folder}: no config.json beside the weights; the tensors alone do not tell the shape")
+    refuse_strangers(values)
     told = _tell(values, folder)
-    log.info("%s: generation=%s, since %s", folder, told.generation, told.reason)
     return {**vars(from_original(values, told.generation)), **_read_labels(values, weights)}
 
 
@@ -208,15 +249,17 @@ def _read_glm(values: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) ->
     if missing := [theirs for theirs in _GLM_KEYS if theirs not in values and theirs != "pad_token_id"]:
         raise CheckpointError(f"config.json: {', '.join(missing)} missing; take the config.json of this GlmForCausalLM")
     told = {ours: values[theirs] for theirs, ours in _GLM_KEYS.items() if values.get(theirs) is not None}
-    rope = {**values, **(values.get("rope_scaling") or {}), **(values.get("rope_parameters") or {})}
-    kind = rope.get("rope_type", "default")
+    inner = {**(values.get("rope_scaling") or {}), **(values.get("rope_parameters") or {})}
+    _ROPE_KEYS.check(inner, "config.json: rope_parameters")
+    rope = {**values, **inner}
+    kind = rope.get("rope_type") or rope.get("type") or "default"
     if kind not in ("default", "linear"):
         raise CheckpointError(f"config.json: rope_type is {kind!r}; only default and linear are known here")
     ends = values.get("eos_token_id", 2)
-    is_glm4 = told["vocab_size"] >= 151552
+    assert isinstance(weights, Weights), weights
     return {
         **told,
-        "generation": values.get(_GENERATION_KEY, "glm4" if is_glm4 else "chatglm2"),
+        "generation": _tell(values, weights.files[0].parent).generation,
         "rotary_base": rope.get("rope_theta", ROTARY_BASE),
         "rotary_share": rope.get("partial_rotary_factor", 0.5),
         "position_divisor": rope.get("factor", 1.0) if kind == "linear" else 1.0,
@@ -248,7 +291,7 @@ def _write_glm(config: ChatGlm2Config) -> dict[str, Any]:
         "initializer_range": 0.02,
         "tie_word_embeddings": False,
         "use_cache": True,
-        _GENERATION_KEY: config.generation,
+        GENERATION_KEY: config.generation,
     }
 
 
@@ -279,6 +322,8 @@ def _original(
         rules=rules,
         read_config=read_config,
         write_config=_write_original(bits),
+        config_keys=ORIGINAL_KEYS,
+        remark=_remark,
         shard_bytes=_SHARD_BYTES,
         tokenizer_files=_TOKENIZER_FILES,
         refuse=_refuse_strangers,
@@ -292,6 +337,8 @@ FORMATS = {
         rules=_glm_rules,
         read_config=_read_glm,
         write_config=_write_glm,
+        config_keys=_GLM_CONFIG_KEYS,
+        remark=_remark,
         weights_file="model.safetensors",
         shard_bytes=_SHARD_BYTES,
         tokenizer_files=_TOKENIZER_FILES,

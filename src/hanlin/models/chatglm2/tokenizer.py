@@ -12,8 +12,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from hanlin.core.errors import DataError
+from hanlin.core.files import read_json_object
 from hanlin.tokens.byte_ranks import LINE, ByteRanks
 from hanlin.tokens.sentencepiece import SentencePiece
+
+from .generation import named_generation
 
 # The second is what documents of the time call it, left over from ChatGLM-6B (v1).
 MODEL_FILES = ("tokenizer.model", "ice_text.model")
@@ -147,7 +150,21 @@ def _model_file(folder: Path) -> Path:
     raise DataError(f"{folder}: no {MODEL_FILES[0]} in this folder; copy it from the model's original folder")
 
 
+def byte_ranks_in(folder: Path) -> bool | None:
+    """Whether the vocabulary in a folder is one of byte strings with ranks; None where none lies there."""
+    found = next((folder / name for name in MODEL_FILES if (folder / name).is_file()), None)
+    if found is None:
+        return None
+    with found.open("rb") as stream:
+        return LINE.match(stream.read(1 << 12)) is not None
+
+
 def _lists_roles(settings: Path) -> bool:
-    """Whether a tokenizer_config.json is ChatGLM3's."""
-    text = settings.read_text("utf-8") if settings.is_file() else ""
-    return "<|user|>" in text or "chatglm3" in text
+    """Whether a tokenizer_config.json is ChatGLM3's.
+
+    Raises: DataError.
+    """
+    if not settings.is_file():
+        return False
+    values = read_json_object(settings, DataError)
+    return "<|user|>" in str(values) or named_generation(values.get("name_or_path")) == "chatglm3"

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hanlin.core.errors import CheckpointError
+from hanlin.formats.config_keys import TRANSFORMERS_KEYS, ConfigKeys
 from hanlin.formats.files import Weights
 from hanlin.formats.format import Format
 from hanlin.formats.lazy import meta_of
-from hanlin.formats.megatron import FORMS, MegatronForm, MegatronWeights, open_megatron, write_megatron
+from hanlin.formats.megatron import ARGUMENTS_WITHOUT_EFFECT, FORMS, MegatronForm, open_megatron, write_megatron
 from hanlin.formats.ranks import Partition
 from hanlin.formats.rules import Drop, FirstRows, Rename, Rule, SplitHeads, SplitRows, Transposed
 
@@ -88,6 +89,26 @@ _MEGATRON_NAMES = {
 }
 _HEADS = ("num_heads", "head_dim")
 _TANH_FLAGS = ("openai_gelu", "bias_gelu_fusion")
+_RELEASED_KEYS = ConfigKeys(read=(*_NAMES, "gelu"), harmless=("seq_length",))
+_HUB_KEYS = ConfigKeys(
+    read=(*_HUB_NAMES, "activation_function", "n_inner", "embd_pdrop"),
+    harmless=(
+        *TRANSFORMERS_KEYS,
+        *("n_ctx", "reorder_and_upcast_attn"),
+        *(f"summary_{part}" for part in ("activation", "first_dropout", "proj_to_labels", "type", "use_proj")),
+    ),
+    neutral={
+        "model_type": ("gpt2",),
+        "scale_attn_weights": (True,),
+        "scale_attn_by_inverse_layer_idx": (False,),
+        "tie_word_embeddings": (True,),
+    },
+)
+_MEGATRON_KEYS = ConfigKeys(
+    read=(*_MEGATRON_NAMES, *_TANH_FLAGS, "num_unique_layers"),
+    # The program's GPT-2 does not look at the last three.
+    harmless=(*ARGUMENTS_WITHOUT_EFFECT, "kv_hidden_size", "ff_hidden_size", "hidden_bias"),
+)
 
 
 def part_names(part: str, names: Sequence[str] = QUERY_KEY_VALUE) -> list[str]:
@@ -165,6 +186,8 @@ def _read_hub(values: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) ->
         raise CheckpointError(f"config.json: activation_function {function!r}; known: {', '.join(_HUB_GELU)}")
     found = {ours: values[theirs] for theirs, ours in _HUB_NAMES.items() if theirs in values}
     size = found.get("hidden_size", 768)
+    if (after := values.get("resid_pdrop", 0.1)) != (first := values.get("embd_pdrop", 0.1)):
+        raise CheckpointError(f"config.json: embd_pdrop is {first} and resid_pdrop {after}; here one dropout is both")
     return with_heads({**found, "gelu": _HUB_GELU[function], "ffn_size": values.get("n_inner") or 4 * size})
 
 
@@ -181,7 +204,7 @@ def _write_hub(config: Cpm1Config) -> dict[str, Any]:
 
 def _read_megatron(values: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     """The program's arguments, where the file has them; values: those that we wrote beside it."""
-    arguments = weights.arguments if isinstance(weights, MegatronWeights) else {}
+    arguments = weights.arguments if isinstance(weights, Weights) else {}
     if arguments.get("num_unique_layers") not in (None, arguments.get("num_layers")):
         raise CheckpointError("its layers share weights (--num-unique-layers), which is not supported")
     given = {**arguments, **values}
@@ -251,6 +274,7 @@ FORMATS = {
         rules=_released_rules,
         read_config=_read_released,
         write_config=_write_released,
+        config_keys=_RELEASED_KEYS,
         config_files=("cpm1_config.json", "../cpm1_config.json"),
         partitions=PARTITIONS,
         tokenizer_files=TOKENIZER_FILES,
@@ -261,6 +285,7 @@ FORMATS = {
         rules=_hub_rules,
         read_config=_read_hub,
         write_config=_write_hub,
+        config_keys=_HUB_KEYS,
         tokenizer_files=TOKENIZER_FILES,
     ),
     **{
@@ -269,6 +294,7 @@ FORMATS = {
             rules=_megatron_rules,
             read_config=_read_megatron,
             write_config=_write_megatron_config,
+            config_keys=_MEGATRON_KEYS,
             config_files=("cpm1_config.json", "../cpm1_config.json"),
             open=_open_megatron,
             write=partial(_write_megatron, form),

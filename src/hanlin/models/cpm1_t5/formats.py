@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hanlin.core.errors import CheckpointError
+from hanlin.formats.config_keys import ConfigKeys
 from hanlin.formats.files import Weights
 from hanlin.formats.format import Format
 from hanlin.formats.lazy import meta_of
-from hanlin.formats.megatron import FORMS, MegatronForm, MegatronWeights, open_megatron, write_megatron
+from hanlin.formats.megatron import ARGUMENTS_WITHOUT_EFFECT, FORMS, MegatronForm, open_megatron, write_megatron
 from hanlin.formats.ranks import Partition
 from hanlin.formats.rules import FirstRows, Rename, Rule, SplitHeads
 
@@ -43,6 +44,11 @@ _NAMES = {
     "init_method_std": "init_std",
     "make_vocab_size_divisible_by": "vocab_multiple",
 }
+# kept: the T5 does not look at bias_gelu_fusion, which has an effect on the program's GPT-2 alone.
+_KEYS = ConfigKeys(
+    read=(*_NAMES, "openai_gelu", "hidden_bias", "num_unique_layers"),
+    harmless=(*ARGUMENTS_WITHOUT_EFFECT, "bias_gelu_fusion"),
+)
 
 _FUSED = {"query_key_value.weight": 3, "cross_attention.key_value.weight": 2}
 _PARTITIONS = {
@@ -73,7 +79,7 @@ def _rules(config: Cpm1T5Config) -> list[Rule]:
 
 def _read_config(values: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     """The program's arguments, where the file has them; values: those that we wrote beside it."""
-    given = {**(weights.arguments if isinstance(weights, MegatronWeights) else {}), **values}
+    given = {**(weights.arguments if isinstance(weights, Weights) else {}), **values}
     if given.get("hidden_bias"):
         raise CheckpointError("made with --hidden-bias, with which the original itself cannot run a T5")
     if given.get("num_unique_layers") not in (None, given.get("num_layers")):
@@ -123,6 +129,7 @@ FORMATS = {
         rules=_rules,
         read_config=_read_config,
         write_config=_write_config,
+        config_keys=_KEYS,
         config_files=("cpm1_config.json", "../cpm1_config.json"),
         open=_open,
         write=partial(_write, form),

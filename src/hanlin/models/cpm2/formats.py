@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hanlin.core.errors import CheckpointError
+from hanlin.formats.config_keys import ConfigKeys
 from hanlin.formats.expert_ranks import open_experts, write_experts
 from hanlin.formats.files import Weights
 from hanlin.formats.format import Format
@@ -52,6 +53,15 @@ _KEYS = {
     "use_scaled_init_for_output_weights": "scaled_init",
     "relative_attention_num_buckets": "num_distance_buckets",
 }
+_CONFIG_KEYS = ConfigKeys(
+    read=_KEYS,
+    # What the original reads and does not use.
+    harmless=(
+        *("num_decoder_layers", "feed_forward_proj", "initializer_factor", "max_position_embeddings", "use_cache"),
+        *("do_dim_trick", "vocab_size"),
+    ),
+    neutral={"relative_attention_max_distance": (128,)},
+)
 
 PARTITIONS = {
     "word_embeds.weight": Partition(),
@@ -173,6 +183,7 @@ FORMATS = {
         rules=_rules,
         read_config=_read_config,
         write_config=_write_dense_config,
+        config_keys=_CONFIG_KEYS,
         config_files=("cpm2_config.json", "cpm2_config*.json", "../cpm2_config*.json"),
         partitions=PARTITIONS,
         tokenizer_files=("vocab.txt",),
@@ -183,6 +194,7 @@ FORMATS = {
         rules=_expert_rules,
         read_config=_read_config,
         write_config=_write_expert_config,
+        config_keys=_CONFIG_KEYS,
         config_files=("cpm2_config.json", "cpm2_config*.json", "../cpm2_config*.json"),
         open=_open_experts,
         write=_write_experts,

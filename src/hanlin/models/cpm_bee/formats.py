@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from hanlin.core.errors import CheckpointError
+from hanlin.formats.config_keys import TRANSFORMERS_KEYS, ConfigKeys
 from hanlin.formats.format import Format
 from hanlin.formats.lazy import meta_of
 from hanlin.formats.rules import Drop, Rename, Rule
@@ -49,6 +50,13 @@ _HUGGING_FACE_KEYS = {
     **_SHARED_KEYS,
 }
 
+_BOTH_KEYS = {**_HUGGING_FACE_KEYS, **_ORIGINAL_KEYS}
+_CONFIG_KEYS = ConfigKeys(
+    read=(*_BOTH_KEYS, "mask_modules"),
+    harmless=(*TRANSFORMERS_KEYS, "init_std"),
+    neutral={"distance_scale": (16,), "model_type": ("cpmbee",), "tie_word_embeddings": (True,)},
+)
+
 
 def _original_rules(config: CpmBeeConfig) -> list[Rule]:
     return [Rename(theirs, ours) for theirs, ours in _NAMES.items()]
@@ -64,10 +72,10 @@ def _read_config(values: Mapping[str, Any], weights: Mapping[str, torch.Tensor])
 
     Without JSON nothing tells eps, max_distance and the two halves of the bias table: the published values are taken.
     """
-    if values.get("distance_scale", 16) != 16:
-        raise CheckpointError(f"config: distance_scale is {values['distance_scale']}, every CPM-Bee has 16")
-    keys = {**_HUGGING_FACE_KEYS, **_ORIGINAL_KEYS}
-    told = {ours: values[theirs] for theirs, ours in keys.items() if theirs in values}
+    told: dict[str, Any] = {}
+    for theirs, ours in _BOTH_KEYS.items():
+        if theirs in values and told.setdefault(ours, values[theirs]) != values[theirs]:
+            raise CheckpointError(f"config: {theirs} is {values[theirs]}, but its other spelling is {told[ours]}")
     if values.get("mask_modules") is not None:
         told |= _removed(values["mask_modules"])
     if "num_layers" in told:
@@ -148,6 +156,7 @@ FORMATS = {
         rules=_original_rules,
         read_config=_read_config,
         write_config=_write_config(_ORIGINAL_KEYS),
+        config_keys=_CONFIG_KEYS,
         config_files=("config.json", "cpm-bee-*.json"),
         tokenizer_files=("vocab.txt", "bee.txt"),
     ),
@@ -156,6 +165,7 @@ FORMATS = {
         rules=_hugging_face_rules,
         read_config=_read_config,
         write_config=_write_hugging_face,
+        config_keys=_CONFIG_KEYS,
         tokenizer_files=("vocab.txt",),
     ),
 }
