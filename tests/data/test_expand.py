@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from hanlin.core.errors import DataError
-from hanlin.data.expand import open_part
+from hanlin.data.expand import open_part, records_in
+from hanlin.data.sources import LeftOutError
 from hanlin.recipe.settings import DataSettings
 
 
@@ -59,3 +60,25 @@ def test_nothing_to_read_is_said(tmp_path: Path) -> None:
         open_part(write(tmp_path, "a", "b"), DataSettings(), Letters(), share=0.3)
     with pytest.raises(DataError, match="none of the 2 rows holds a record"):
         open_part(write(tmp_path, "", ""), DataSettings(), Letters())
+
+
+class Choosy(Letters):
+    """The same, but a row that begins with a dash is left out."""
+
+    def records(self, row: Any) -> list[str]:
+        if row["text"].startswith("-"):
+            raise LeftOutError("begins with a dash")
+        return super().records(row)
+
+
+def test_rows_that_hold_nothing_are_left_out_and_counted(tmp_path: Path) -> None:
+    path = write(tmp_path, "ab", "-", "", "12", "c", "-", "d")
+    whole = open_part(path, DataSettings(), Choosy())
+    assert (len(whole), whole.num_rows, whole.num_in_file) == (5, 7, 7)
+    assert whole.left_out == [
+        (f"{path}:2", "begins with a dash"), (f"{path}:3", "it holds no record"), (f"{path}:6", "begins with a dash"),
+    ]  # fmt: skip
+    first = open_part(path, DataSettings(), Choosy(), limit=3)
+    assert (len(first), first.num_rows, first.num_in_file) == (3, 4, 7)
+    assert first.left_out == whole.left_out[:2]
+    assert records_in([{"text": "-"}, {"text": "a"}], Choosy()) == ["a"]

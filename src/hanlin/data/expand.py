@@ -10,12 +10,13 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from hanlin.core.errors import DataError
+from hanlin.data.bad_rows import BadRow
 from hanlin.data.processor import SampleProcessor
-from hanlin.data.sources import Records
+from hanlin.data.sources import LeftOutError, Records
 from hanlin.data.transform import open_transformed
 from hanlin.recipe.settings import DataSettings
 
-__all__ = ["expand", "open_first", "open_part", "records_in"]
+__all__ = ["FileRecords", "open_first", "open_part", "records_in"]
 
 FindRecords = Callable[[Any], Sequence[Any]]
 
@@ -26,14 +27,8 @@ class HoldsSeveral(Protocol):
 
     @property
     def records(self) -> FindRecords | None:
-        """Finds the records in a row; None where each row is one."""
+        """Finds the records in a row, and raises LeftOutError for a row of none; None where each row is one."""
         ...
-
-
-def expand(source: Records, processor: SampleProcessor) -> Records:
-    """The source of the records that a family's processor finds in each row."""
-    records = processor.records if isinstance(processor, HoldsSeveral) else None
-    return source if records is None else _Expanded(source, records)
 
 
 @dataclass(frozen=True)
@@ -57,14 +52,40 @@ class FirstRecords:
         return self.source.where(row)
 
 
+@dataclass(frozen=True)
+class FileRecords:
+    """The records that are read of a file. `num_rows`: the rows that hold them, and the `left_out` ones between them;
+    num_in_file: all rows of the file.
+    """
+
+    records: Records
+    num_rows: int
+    num_in_file: int
+    left_out: Sequence[BadRow] = ()
+
+    @property
+    def fingerprint(self) -> str:
+        return self.records.fingerprint
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, number: int) -> Any:
+        return self.records[number]
+
+    def where(self, number: int) -> str:
+        return self.records.where(number)
+
+
 def open_part(
     path: Path, settings: DataSettings, processor: SampleProcessor, *, share: float = 1.0, limit: int | None = None
-) -> Records:
+) -> FileRecords:
     """The records of a file or folder: of its first share of rows the first `limit` records.
 
     Raises: DataError when nothing is left.
     """
-    return _records_of(_first_rows(path, settings, share), processor, limit)
+    rows = open_transformed(path, settings)
+    return _find_some(_first_share(path, rows, share), processor, limit, len(rows))
 
 
 def open_first(
@@ -75,41 +96,19 @@ def open_first(
     *,
     share: float = 1.0,
     limit: int | None = None,
-) -> tuple[Records, bool]:
+) -> tuple[FileRecords, bool]:
     """What `open_part` opens, but of its first `most` rows only, and whether these are all.
 
     Raises: DataError, as `open_part` does.
     """
-    rows = _first_rows(path, settings, share)
-    if len(rows) <= most:
-        return _records_of(rows, processor, limit), True
-    records = expand(FirstRecords(rows, most), processor)
-    return _at_most(records, limit), limit is not None and len(records) >= limit
-
-
-def _first_rows(path: Path, settings: DataSettings, share: float) -> Records:
-    """The first share of a file's rows, transformed.
-
-    Raises: DataError when it is none.
-    """
     rows = open_transformed(path, settings)
-    if not (count := int(share * len(rows))):
-        raise DataError(
-            f"{path}: {share:g} of its {len(rows)} rows are none; raise data.train_share or data.eval_share"
-        )
-    return _at_most(rows, count)
-
-
-def _records_of(rows: Records, processor: SampleProcessor, limit: int | None) -> Records:
-    """Raises: DataError when there is none."""
-    records = expand(rows, processor)
-    if len(records) == 0:
-        raise DataError(f"{rows.where(0)}: none of the {len(rows)} rows holds a record to learn or to score")
-    return _at_most(records, limit)
-
-
-def _at_most(records: Records, count: int | None) -> Records:
-    return records if count is None or count >= len(records) else FirstRecords(records, count)
+    part = _first_share(path, rows, share)
+    if len(part) <= most:
+        return _find_some(part, processor, limit, len(rows)), True
+    found = _find(FirstRecords(part, most), processor, None, len(rows))
+    if limit is None or len(found) < limit:
+        return found, False
+    return _find(FirstRecords(part, most), processor, limit, len(rows)), True
 
 
 def records_in(rows: Iterable[Any], processor: SampleProcessor) -> list[Any]:
@@ -118,16 +117,51 @@ def records_in(rows: Iterable[Any], processor: SampleProcessor) -> list[Any]:
     Raises: DataError.
     """
     records = processor.records if isinstance(processor, HoldsSeveral) else None
-    return list(rows) if records is None else [record for row in rows for record in records(row)]
+    return list(rows) if records is None else [record for row in rows for record in _of_row(records, row)]
 
 
-class _Expanded:
-    """Reads every row once to count; a row that cannot be read counts as one record, and fails again as such."""
+def _of_row(records: FindRecords, row: Any) -> Sequence[Any]:
+    try:
+        return records(row)
+    except LeftOutError:
+        return []
 
-    def __init__(self, source: Records, records: FindRecords) -> None:
+
+def _first_share(path: Path, rows: Records, share: float) -> Records:
+    """Raises: DataError when it is none."""
+    if not (count := int(share * len(rows))):
+        raise DataError(
+            f"{path}: {share:g} of its {len(rows)} rows are none; raise data.train_share or data.eval_share"
+        )
+    return rows if count == len(rows) else FirstRecords(rows, count)
+
+
+def _find_some(rows: Records, processor: SampleProcessor, limit: int | None, num_in_file: int) -> FileRecords:
+    """Raises: DataError when there are none."""
+    found = _find(rows, processor, limit, num_in_file)
+    if len(found) == 0:
+        raise DataError(f"{rows.where(0)}: none of the {found.num_rows} rows holds a record to learn or to score")
+    return found
+
+
+def _find(rows: Records, processor: SampleProcessor, limit: int | None, num_in_file: int) -> FileRecords:
+    """The records of some rows; those of several in a row are counted by reading every row once."""
+    records = processor.records if isinstance(processor, HoldsSeveral) else None
+    if records is None:
+        count = len(rows) if limit is None else min(limit, len(rows))
+        return FileRecords(rows if count == len(rows) else FirstRecords(rows, count), count, num_in_file)
+    counts, left_out = _count_all(rows, records, limit)
+    found = _RecordsOfRows(rows, records, counts)
+    first = found if limit is None else FirstRecords(found, min(limit, len(found)))
+    return FileRecords(first, len(counts), num_in_file, left_out)
+
+
+class _RecordsOfRows:
+    """Several records a row; a row that cannot be read counts as one record, and fails again as such."""
+
+    def __init__(self, source: Records, records: FindRecords, counts: np.ndarray) -> None:
         self._source, self._records = source, records
-        counts = np.array([_count(source, records, row) for row in range(len(source))], dtype=np.int64)
-        self._rows = np.repeat(np.arange(len(source)), counts)
+        self._rows = np.repeat(np.arange(len(counts)), counts)
         self._starts = np.cumsum(counts) - counts
 
     @property
@@ -145,8 +179,21 @@ class _Expanded:
         return self._source.where(int(self._rows[number]))
 
 
-def _count(source: Records, records: FindRecords, row: int) -> int:
-    try:
-        return len(records(source[row]))
-    except DataError:
-        return 1
+def _count_all(rows: Records, records: FindRecords, limit: int | None) -> tuple[np.ndarray, list[BadRow]]:
+    """How many records each row holds, up to the one with record number `limit`, and the rows of none."""
+    counts, left_out, total = [], [], 0
+    for row in range(len(rows)):
+        if total == limit:
+            break
+        try:
+            counts.append(len(records(rows[row])))
+            reason = "it holds no record"
+        except LeftOutError as error:
+            counts.append(0)
+            reason = str(error)
+        except DataError:
+            counts.append(1)
+        if counts[-1] == 0:
+            left_out.append((rows.where(row), reason))
+        total = total + counts[-1] if limit is None else min(total + counts[-1], limit)
+    return np.array(counts, np.int64), left_out

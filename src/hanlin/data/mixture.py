@@ -188,6 +188,8 @@ def _shares(sets: Sequence[MixtureEntry], sizes: Sequence[float]) -> list[float]
 
 def _add(parts: Sequence[Counts]) -> Counts:
     return Counts(
+        in_files=sum(part.in_files for part in parts),
+        rows=sum(part.rows for part in parts),
         read=sum(part.read for part in parts),
         dropped=dict(sum((Counter(part.dropped) for part in parts), Counter())),
         examples=[example for part in parts for example in part.examples],

@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import re
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -24,9 +23,9 @@ import numpy as np
 from hanlin.core.batch import Sample
 from hanlin.core.errors import DataError
 from hanlin.core.tokenizer import Tokenizer
-from hanlin.data.bad_rows import LISTED_ROWS, BadRow, list_bad_rows
+from hanlin.data.bad_rows import BadRow, list_bad_rows
 from hanlin.data.cache import SampleArrays, SampleArrayWriter, read_columns
-from hanlin.data.expand import open_part
+from hanlin.data.expand import FileRecords, open_part
 from hanlin.data.pack import Shuffle, draw_each_once, padding_share, plan_rows
 from hanlin.data.processor import HasFingerprint, ProcessesMany, SampleProcessor, tried
 from hanlin.data.report import Counts, DataReport, make_report
@@ -173,9 +172,9 @@ class TriedRows:
     num_samples: int
 
 
-def try_rows(source: Records, processor: SampleProcessor, settings: DataSettings) -> TriedRows:
+def try_rows(source: FileRecords, processor: SampleProcessor, settings: DataSettings) -> TriedRows:
     """Encode all rows of a source, and keep nothing of them."""
-    counts, bad = Counts(read=len(source)), []
+    counts, bad = _count([source]), []
     encoded = _encode_rows([source], iter(range(len(source))), processor, settings, counts, bad)
     num_samples = sum(1 for _ in encoded)
     return TriedRows(bad, counts.examples, num_samples)
@@ -234,7 +233,7 @@ class _OverlongError(DataError):
 
 
 def _encode_all(
-    sources: Sequence[Records],
+    sources: Sequence[FileRecords],
     processor: SampleProcessor,
     settings: DataSettings,
     folder: Path,
@@ -242,7 +241,7 @@ def _encode_all(
     progress: bool,
 ) -> None:
     num_rows = sum(len(source) for source in sources)
-    counts, bad, kept = Counts(read=num_rows), [], []
+    counts, bad, kept = _count(sources), [], []
     writer = SampleArrayWriter(folder)
     for row, one in _encode_rows(sources, _with_progress(num_rows, progress), processor, settings, counts, bad):
         writer.append(one.sample)
@@ -259,6 +258,16 @@ def _encode_all(
         LOSS_TOKENS: table[:, 4].astype(np.int32),
     }
     writer.finish(per_sample, {"fingerprint": fingerprint, "counts": dataclasses.asdict(counts)})
+
+
+def _count(sources: Sequence[FileRecords]) -> Counts:
+    """What is known before anything is encoded: how much there is, and what holds nothing."""
+    counts = Counts(rows=sum(source.num_rows for source in sources), in_files=sum(one.num_in_file for one in sources))
+    for source in sources:
+        counts.read += len(source) + len(source.left_out)
+        for where, reason in source.left_out:
+            counts.drop(where, reason)
+    return counts
 
 
 def _encode_rows(
@@ -341,15 +350,7 @@ def _note_bad_row(error: DataError, where: str, settings: DataSettings, counts: 
     if policy != "drop":
         bad.append((where, reason))
         return
-    kind = _kind(reason)
-    counts.dropped[kind] = counts.dropped.get(kind, 0) + 1
-    if len(counts.examples) < LISTED_ROWS:
-        counts.examples.append((where, reason))
-
-
-def _kind(reason: str) -> str:
-    """The reason without what is particular to the row, to count rows by it."""
-    return re.sub(r"'[^']*'|\"[^\"]*\"|[\d,]*\d", "…", re.split(r"[:;,(]", reason, maxsplit=1)[0]).strip()
+    counts.drop(where, reason)
 
 
 def _read(sources: Sequence[Records], bounds: np.ndarray, row: int) -> Any:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from hanlin.data.bad_rows import LISTED_ROWS
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -19,13 +22,16 @@ BAR_WIDTH = 32
 
 @dataclass
 class Counts:
-    """What happened to the rows while they were encoded; rows that fit are counted nowhere.
+    """What happened to the records while they were encoded; those that fit are counted nowhere.
 
-    dropped: rows left out by reason; examples: (where, reason) of the first of them; truncated, split: long rows that
-    were shortened or became several; parts: samples that the split rows became; cut_tokens: tokens that truncation
-    took away.
+    in_files: rows of all files; rows: those of them that were read; read: the records that they hold, and the rows that
+    hold none; dropped: records and rows left out by reason; examples: (where, reason) of the first of them; truncated,
+    split: long rows that were shortened or became several; parts: samples that these became; cut_tokens: tokens
+    that truncation took away.
     """
 
+    in_files: int = 0
+    rows: int = 0
     read: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
     examples: list[tuple[str, str]] = field(default_factory=list)
@@ -33,6 +39,13 @@ class Counts:
     cut_tokens: int = 0
     split: int = 0
     parts: int = 0
+
+    def drop(self, where: str, reason: str) -> None:
+        """Note a row that is left out."""
+        kind = _kind(reason)
+        self.dropped[kind] = self.dropped.get(kind, 0) + 1
+        if len(self.examples) < LISTED_ROWS:
+            self.examples.append((where, reason))
 
 
 @dataclass(frozen=True)
@@ -127,7 +140,7 @@ def _facts(report: DataReport) -> RenderableType:
 
 def _fact_rows(report: DataReport) -> list[tuple[str, str]]:
     counts, at = report.counts, report.lengths
-    rows = [("rows read", f"{counts.read:,}"), ("samples used", f"{report.samples:,}")]
+    rows = [("rows read", _rows_read(counts)), ("samples used", f"{report.samples:,}")]
     rows += [
         ("rows dropped", f"{number:,} ({number / counts.read:.1%}): {why}") for why, number in counts.dropped.items()
     ]
@@ -145,6 +158,18 @@ def _fact_rows(report: DataReport) -> list[tuple[str, str]]:
         ("rows of the model", f"{report.max_length:,} tokens, {report.padding:.1%} of them padding"),
         *((one.name, f"{one.share:.1%} of what is drawn, {one.passes:,.3g} passes an epoch") for one in report.sets),
     ]
+
+
+def _rows_read(counts: Counts) -> str:
+    rows = f"{counts.rows:,}"
+    if counts.rows < counts.in_files:
+        rows += f" of {counts.in_files:,} (data.train_share, train_limit and eval_share leave the others out)"
+    return rows if counts.read == counts.rows else f"{rows}, with {counts.read:,} records"
+
+
+def _kind(reason: str) -> str:
+    """The reason without what is particular to the row, to count rows by it."""
+    return re.sub(r"'[^']*'|\"[^\"]*\"|[\d,]*\d", "…", re.split(r"[:;,(]", reason, maxsplit=1)[0]).strip()
 
 
 def _share(part: int, whole: int) -> str:

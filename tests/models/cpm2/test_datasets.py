@@ -7,10 +7,13 @@ from typing import Any
 import pytest
 
 from hanlin.core.errors import DataError
+from hanlin.data.sources import LeftOutError
 from hanlin.models.cpm2.datasets import adgen, c3, ccpm, kdconv, lcqmc, sogou, text_to_text
 from hanlin.models.cpm2.pieces import Mark, Prompts, source_of
 from hanlin.models.cpm2.tokenizer import Cpm2Tokenizer
 from hanlin.tuning.prompt import PromptTuning
+
+ADVERT = {"title": "甲", "tags": [], "feature": [], "desc": "乙"}
 
 
 @pytest.mark.parametrize(
@@ -37,6 +40,18 @@ from hanlin.tuning.prompt import PromptTuning
         (c3.make_items, [["甲"], [{"question": "乙", "choice": ["丙"], "answer": "丁"}], "1"], "'丁' is none of the"),
         (c3.make_items, {"question": "乙"}, "the key 'context' is missing"),
         (text_to_text.make_math_items, {"text": "甲"}, "the key 'equation' is missing"),
+        (
+            text_to_text.make_math_items,
+            {"text": "甲", "equation": "5+3"},
+            "must begin with 'x='; found '5\\+3'",
+        ),
+        (adgen.make_items, {**ADVERT, "feature": ["xy"]}, "pairs of texts, .*; found 'xy' in it"),
+        (adgen.make_items, {**ADVERT, "feature": [["x"]]}, "pairs of texts"),
+        (adgen.make_items, {**ADVERT, "feature": [["x", 3]]}, "pairs of texts"),
+        (adgen.make_items, {**ADVERT, "tags": [5]}, "'tags' must be a list of texts; found 5 in it"),
+        (ccpm.make_items, {"translation": "甲", "choices": ["乙", None], "answer": 0}, "found None in it"),
+        (c3.make_items, {"context": "甲", "question": "乙", "choice": [1], "answer": 1}, "found 1 in it"),
+        (c3.make_items, "甲乙", "a list of texts, questions and an id"),
         (kdconv.make_items, {"kg": 1, "response": "甲"}, "the key 'history' is missing"),
     ],
 )
@@ -55,8 +70,13 @@ def test_a_row_of_c3_holds_its_questions() -> None:
     first, second = c3.records([["甲", "乙"], [{"question": "丙"}, {"question": "丁"}], "1"])
     assert (first, second) == ({"question": "丙", "context": "甲"}, {"question": "丁", "context": "甲"})
     assert c3.records(first) == [first]
-    with pytest.raises(DataError, match="a list of texts, questions and an id"):
-        c3.records(["甲"])
+    assert c3.records([["甲"], [{"question": "丙"}, 5], "1"]) == [
+        {"question": "丙", "context": "甲"},
+        {"question": 5, "context": "甲"},
+    ]
+    for wrong in (["甲"], ["甲", [{}], "1"], [[], [{}], "1"]):
+        with pytest.raises(DataError, match="a list of texts, questions and an id"):
+            c3.records(wrong)
 
 
 def test_an_advertisement_of_nothing_is_dropped() -> None:
@@ -80,8 +100,10 @@ def test_a_mark_that_the_vocabulary_lacks_is_named() -> None:
 
 
 def test_pairs_that_teach_nothing_are_left_out() -> None:
-    assert sogou.records({"query": "甲", "pos_doc": "乙", "neg_doc": "乙"}) == []
-    assert sogou.records({"query": "锟斤拷", "pos_doc": "乙", "neg_doc": "丙"}) == []
+    with pytest.raises(LeftOutError, match="are the same"):
+        sogou.records({"query": "甲", "pos_doc": "乙", "neg_doc": "乙"})
+    with pytest.raises(LeftOutError, match="broken encoding"):
+        sogou.records({"query": "锟斤拷", "pos_doc": "乙", "neg_doc": "丙"})
     with pytest.raises(DataError, match="the key 'neg_doc' is missing"):
         sogou.records({"query": "甲", "pos_doc": "乙"})
 

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+from io import StringIO
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from cpm2_tiny import RANKING, ROWS, make_tokenizer
+from cpm2_tiny import RANKING, ROWS, make_tokenizer, write_rows
+from rich.console import Console
 
 from hanlin.core.batch import IGNORED
 from hanlin.core.errors import ConfigError, DataError
+from hanlin.data.expand import records_in
+from hanlin.data.prepare import prepare
+from hanlin.data.report import render_report
+from hanlin.data.sources import LeftOutError
 from hanlin.models.cpm2.config import Cpm2Config
 from hanlin.models.cpm2.model import Cpm2
 from hanlin.models.cpm2.pieces import START_ID
 from hanlin.models.cpm2.processor import Cpm2Processor
 from hanlin.models.cpm2.record import Cpm2Options
+from hanlin.recipe.settings import DataSettings
 from hanlin.tuning.prompt import PromptTuning, init_random
 
 TOKENIZER = make_tokenizer()
@@ -39,7 +47,7 @@ def make_model(num_prompts: int = 0) -> Cpm2:
 
 
 def records_of(processor: Cpm2Processor, dataset: str) -> list[Any]:
-    return [record for row in ROWS[dataset] for record in processor.data_set.records(row)]
+    return records_in(ROWS[dataset], processor)
 
 
 @pytest.mark.parametrize("has_prompts", [False, True])
@@ -158,7 +166,9 @@ def test_long_pairs_are_left_out() -> None:
     processor = make_processor("sogou-log")
     assert processor.records is not None
     short, long = ({"query": "书", "pos_doc": "书" * count, "neg_doc": "山"} for count in (100, 200))
-    assert [len(processor.records(record)) for record in (short, long)] == [1, 0]
+    assert processor.records(short) == [short]
+    with pytest.raises(LeftOutError, match="more than 150 tokens"):
+        processor.records(long)
 
 
 def test_wrong_options_are_named() -> None:
@@ -246,3 +256,30 @@ def test_the_options_of_any_record_are_its_candidates(options: Any) -> None:
     for bad in ({**record, "options": [1]}, {**record, "options": []}, {"input": "诗", "<ans>": "一"}):
         with pytest.raises(DataError, match="'options' must list the texts that likelihood chooses from"):
             processor.candidates(bad)
+
+
+def test_rows_that_are_left_out_stand_in_the_report(tmp_path: Path) -> None:
+    rows = [*ROWS["adgen"], {"title": "裙", "feature": [["颜色", 5]], "desc": "白"}, {**ROWS["adgen"][0], "desc": " "}]
+    path = write_rows(tmp_path / "adgen.json", rows)
+    settings = DataSettings(max_length=64, cache=tmp_path / "cache", bad_rows="drop")
+    processor = make_processor("adgen")
+    for _ in ("encoded", "from the cache"):
+        report = prepare([path], processor, settings, tokenizer=processor.tokenizer, progress=False).report
+        assert (report.counts.rows, report.counts.read, report.samples, report.dropped) == (5, 5, 2, 3)
+        assert tuple(report.counts.examples[0]) == (f"{path}:2", "title, tags and feature are empty")
+        assert sorted(where for where, _ in report.counts.examples) == [f"{path}:{line}" for line in (2, 4, 5)]
+
+
+def test_of_a_row_of_several_records_only_the_bad_one_goes(tmp_path: Path) -> None:
+    [texts, questions, name] = ROWS["c3"][0]
+    path = write_rows(tmp_path / "c3.json", [[texts, [*questions, "去哪里"], name]], as_list=True)
+    settings = DataSettings(max_length=64, cache=tmp_path / "cache")
+    processor = make_processor("c3")
+    with pytest.raises(DataError, match=r"c3.json:1 \(entry 1\): the key 'choice' is missing"):
+        prepare([path], processor, settings, tokenizer=processor.tokenizer, progress=False)
+    dropping = settings.model_copy(update={"bad_rows": "drop"})
+    report = prepare([path], processor, dropping, tokenizer=processor.tokenizer, progress=False).report
+    assert (report.counts.rows, report.counts.read, report.samples, report.dropped) == (1, 3, 2, 1)
+    shown = StringIO()
+    Console(file=shown, width=200).print(render_report(report))
+    assert "1, with 3 records" in shown.getvalue()

@@ -16,6 +16,10 @@ class BadRowError(DataError):
         self.reason = reason
 
 
+class LeftOutError(DataError):
+    """A row that holds nothing to learn or to score, and is left out and counted whatever `data.bad_rows` says."""
+
+
 class Records(Protocol):
     """Rows of one file or folder, numbered from 0 in the file's own order."""
 

@@ -71,7 +71,10 @@ def read_row(record: Mapping[str, Any], vocab_size: int) -> TokensAndLabels:
 
     Raises: DataError.
     """
-    tokens, labels = np.asarray(record[INPUT_IDS]), np.asarray(record[LABELS])
+    try:
+        tokens, labels = np.asarray(record[INPUT_IDS]), np.asarray(record[LABELS])
+    except (ValueError, OverflowError):  # lists in lists of different lengths, numbers of no dtype
+        raise DataError(f"{INPUT_IDS} and {LABELS}: expected lists of whole numbers") from None
     if tokens.ndim != 1 or tokens.dtype.kind not in "iu" or labels.dtype.kind not in "iu" or not tokens.size:
         raise DataError(f"{INPUT_IDS} and {LABELS}: expected lists of whole numbers")
     if tokens.shape != labels.shape:

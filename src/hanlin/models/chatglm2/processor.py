@@ -16,6 +16,7 @@ from hanlin.core.batch import IGNORED, Batch, Prompt, PromptBatch, Sample
 from hanlin.core.errors import ConfigError, DataError
 from hanlin.data.processor import tried
 from hanlin.models.common import decoder_batch
+from hanlin.models.common.answers import check_answer
 from hanlin.models.common.decoder_batch import TextCursor
 from hanlin.models.common.label_processor import LabelKeys, LabelProcessor
 
@@ -89,6 +90,7 @@ class ChatGlm2Processor:
     def _parts(self, record: Any) -> tuple[list[TextOrId], list[TextOrId]]:
         """Prompt and answer before they are encoded."""
         answer = read_text(record, self.options.response_column)
+        check_answer(answer, self.options.response_column)
         return self._prompt_parts(record), self.template.answer(self.tokenizer, answer)
 
     def _sample_of(self, record: Any, prompt: list[int], answer: list[int]) -> Sample:

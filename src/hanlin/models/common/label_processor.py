@@ -9,13 +9,14 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import isfinite
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from hanlin.core.batch import IGNORED, Batch, Cursor, Prompt, PromptBatch, Sample
 from hanlin.core.errors import ConfigError, DataError
+
+_LARGEST = float(np.finfo(np.float32).max)
 
 LabelKind = Literal["one", "several", "number"]
 """One of the labels is right; any number of them are; each has a value."""
@@ -209,7 +210,7 @@ class LabelProcessor:
     def _numbers(self, value: Any) -> list[float]:
         values = value if isinstance(value, list) else [value]
         are_numbers = all(isinstance(one, int | float) and not isinstance(one, bool) for one in values)
-        if len(values) != len(self.labels) or not are_numbers or not all(map(isfinite, values)):
+        if len(values) != len(self.labels) or not are_numbers or not all(map(_fits, values)):
             wanted = "a number" if len(self.labels) == 1 else f"{len(self.labels)} numbers, of {', '.join(self.labels)}"
             raise DataError(f'"{self.columns.label}": expected {wanted}, found {value!r:.40}')
         return [float(one) for one in values]
@@ -230,3 +231,8 @@ class LabelProcessor:
         if not size:
             raise DataError(f'too long: all but its "{column}" makes more than {limit} tokens; shorten the rest')
         return {**record, column: record[column][:size]}
+
+
+def _fits(value: float) -> bool:
+    """Whether the model's numbers reach so far; NaN does not."""
+    return abs(value) <= _LARGEST

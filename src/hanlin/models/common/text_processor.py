@@ -30,9 +30,11 @@ from hanlin.models.common.text_record import (
     check_max_length,
     check_vocabulary,
     end_id,
+    ends_of,
     named_options,
     pad_id,
     read_column,
+    read_learned,
     text_of,
 )
 
@@ -262,10 +264,10 @@ class TextProcessor:
         options = self.options
         column = self._text_or(record, options.answer_column)
         given = [] if column == options.text_column else self._given(record, options.prompt_column)
-        learned = read_column(record, column, self.tokenizer)
+        learned = read_learned(record, column, self.tokenizer)
         if given and options.answer_length is not None and len(learned) > options.answer_length:
             learned = learned[: options.answer_length]
-        elif record.get(ENDS, options.ends):
+        elif ends_of(record, options.ends):
             learned = [*learned, self.end]
         if len(given) + len(learned) < 2:
             raise DataError("a single token, from which nothing can be learned")

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from hanlin.core.errors import ConfigError, DataError
 from hanlin.data.processor import tried
+from hanlin.models.common.answers import check_answer
 
 PAD, EOD = "<pad>", "<eod>"
 OPTIONS, LABEL, ENDS = "options", "label", "ends"
@@ -137,6 +138,16 @@ def read_column(record: Any, column: str, tokenizer: Vocabulary, *, may_be_empty
     return ids
 
 
+def read_learned(record: Any, column: str, tokenizer: Vocabulary) -> list[int]:
+    """The ids of a column that is learned, which holds more than white space.
+
+    Raises: DataError naming the column.
+    """
+    ids = read_column(record, column, tokenizer, may_be_empty=True)
+    check_answer(record[column] if isinstance(record[column], str) else "…" * len(ids), column)
+    return ids
+
+
 def ids_of(value: Any, tokenizer: Vocabulary) -> list[int]:
     """The ids of a text or of a list of pieces.
 
@@ -166,10 +177,31 @@ def named_options(record: Mapping[str, Any], answer_column: str, tokenizer: Voca
     """
     options = record.get(OPTIONS)
     if isinstance(options, Mapping) and options:
+        if odd := [label for label, option in options.items() if not isinstance(option, Mapping)]:
+            raise DataError(f'"{OPTIONS}": expected a record under {odd[0]!r:.40}, found {options[odd[0]]!r:.40}')
         return {str(label): {**option, LABEL: str(label)} for label, option in options.items()}
-    if isinstance(options, Sequence) and not isinstance(options, str) and options:
-        return {text_of(option, tokenizer): {**record, answer_column: option} for option in options}
+    if isinstance(options, list) and options:
+        return {_option_text(option, tokenizer): {**record, answer_column: option} for option in options}
     raise DataError(f'"{OPTIONS}": expected a list of answers, or an object of records by their labels')
+
+
+def _option_text(option: Any, tokenizer: Vocabulary) -> str:
+    try:
+        ids_of(option, tokenizer)
+    except DataError as error:
+        raise DataError(f'"{OPTIONS}": {error}') from None
+    return text_of(option, tokenizer)
+
+
+def ends_of(record: Mapping[str, Any], default: bool) -> bool:
+    """Whether an <eod> follows a record's text or answer.
+
+    Raises: DataError.
+    """
+    ends = record.get(ENDS, default)
+    if not isinstance(ends, bool):
+        raise DataError(f'"{ENDS}": expected true or false, found {ends!r:.40}')
+    return ends
 
 
 def _ids_of_piece(piece: Any, tokenizer: Vocabulary) -> list[int]:

@@ -29,9 +29,11 @@ from hanlin.models.common.text_record import (
     check_max_length,
     check_vocabulary,
     end_id,
+    ends_of,
     named_options,
     pad_id,
     read_column,
+    read_learned,
     text_of,
 )
 from hanlin.tokens.wordpiece import WordPiece
@@ -264,8 +266,8 @@ class Cpm1T5Processor:
         return ids if is_marked else [*ids, self.marks.first_span]
 
     def _ended(self, record: Any, column: str) -> list[int]:
-        ids = read_column(record, column, self.tokenizer)
-        return [*ids, self.marks.end] if record.get(ENDS, self.options.ends) else ids
+        ids = read_learned(record, column, self.tokenizer)
+        return [*ids, self.marks.end] if ends_of(record, self.options.ends) else ids
 
     def _unused_mark(self, context: Sequence[int]) -> int:
         first = self.marks.first_span

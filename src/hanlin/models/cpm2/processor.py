@@ -18,6 +18,8 @@ from hanlin.core.batch import IGNORED, Batch, Prompt, PromptBatch, Sample
 from hanlin.core.errors import ConfigError, DataError
 from hanlin.data.pretraining.span_corruption import Marks
 from hanlin.data.processor import SoftPrompts, tried
+from hanlin.data.sources.records import LeftOutError
+from hanlin.models.common.answers import check_answer
 from hanlin.models.common.decoder_batch import NO_SPAN
 from hanlin.models.common.encoder_decoder_batch import make_sample
 from hanlin.models.common.span_corruption import Corruption, span_tokens
@@ -106,6 +108,8 @@ class Cpm2Processor:
         if self.data_set.answer is None:
             return self._pair(record)
         item = self.data_set.item(record, self.prompts)
+        if all(isinstance(piece, str) for piece in item.answer):
+            check_answer("".join(map(str, item.answer)), self.data_set.answer.key)
         target = self._target(item)
         weight = self._weight(len(target) - 1)
         return make_sample(_inputs(self._source(item), target[:-1]), target[1:], weight=weight)
@@ -247,10 +251,13 @@ class Cpm2Processor:
         return RankedExample([name for name, _ in named], [self._scored(item) for _, item in named], best)
 
     def _records(self, row: Any) -> list[Any]:
+        """Raises: LeftOutError for a row of none, DataError for one that cannot be read."""
         found, limit = self.data_set.records(row), self.data_set.max_length
         if limit is None or any(map(self._is_ranking, found)):
             return found
-        return [record for record in found if self._longest_source(record) <= limit]
+        if kept := [record for record in found if self._longest_source(record) <= limit]:
+            return kept
+        raise LeftOutError(f"query and title have more than {limit} tokens")
 
     def _items(self, record: Any) -> list[Item]:
         return self.data_set.make_items(record, self.prompts)

@@ -18,6 +18,7 @@ import numpy as np
 from hanlin.core.batch import IGNORED, Batch, Prompt, PromptBatch, Sample
 from hanlin.core.errors import ConfigError, DataError
 from hanlin.data.processor import tried
+from hanlin.models.common.answers import check_answer
 
 from . import answers
 from .answers import ANSWER
@@ -110,8 +111,8 @@ class CpmBeeProcessor:
     def _checked(self, record: Any) -> Encoded:
         paths = answer_paths(record)
         encoded = self.encode(record)
-        if paths == [(ANSWER,)] and not record[ANSWER]:
-            raise DataError('"<ans>" is empty: this row has no answer to learn (rows like it are for generate)')
+        if paths == [(ANSWER,)]:
+            check_answer(record[ANSWER], ANSWER)
         return encoded
 
     def sample(self, record: Any, rng: Shuffler | None = None) -> Sample:

@@ -15,21 +15,24 @@ from hanlin.data.processor import SoftPrompts
 from ..pieces import Item, Piece, Prompts
 from .choices import NUMBERS, RATIOS, between, num_choice_prompts, write_choices
 from .dataset import RawDataset, WordAnswer
-from .fields import field
+from .fields import field, texts
 
 MAX_LENGTH = 768
 
 
-def records(row: Any) -> list[dict[str, Any]]:
+def records(row: Any) -> list[Any]:
     """The questions of a row of the file, or one that was taken out of it before.
 
     Raises: DataError.
     """
     if isinstance(row, dict):
         return [row]
-    if not isinstance(row, list) or len(row) < 2 or not row[0] or not isinstance(row[1], list):
+    is_row = isinstance(row, list) and len(row) >= 2 and all(isinstance(part, list) for part in row[:2])
+    if not is_row or not row[0]:
         raise DataError("a list of texts, questions and an id is expected")
-    return [{**question, "context": row[0][0]} for question in row[1]]
+    context, questions = row[0][0], row[1]
+    # A question that is no object is a bad record, and the only one of its row.
+    return [{**(one if isinstance(one, dict) else {"question": one}), "context": context} for one in questions]
 
 
 def make_items(row: Any, prompts: SoftPrompts | None = None) -> list[Item]:
@@ -39,7 +42,7 @@ def make_items(row: Any, prompts: SoftPrompts | None = None) -> list[Item]:
 
 def _item(record: Any, prompts: SoftPrompts | None) -> Item:
     context, asked = field(record, "context", str), field(record, "question", str)
-    choices, answer = field(record, "choice", list), record.get("answer")
+    choices, answer = texts(record, "choice"), record.get("answer")
     if answer not in choices:
         raise DataError(f"the answer {answer!r} is none of the options")
     listed = write_choices(choices, prompts)
@@ -53,7 +56,7 @@ def _item(record: Any, prompts: SoftPrompts | None) -> Item:
 
 
 def _options(record: Any) -> list[Any]:
-    return field(record, "choice", list)
+    return texts(record, "choice")
 
 
 DATA_SET = RawDataset(make_items, WordAnswer("answer", NUMBERS, _options), long_text="context", records=records)

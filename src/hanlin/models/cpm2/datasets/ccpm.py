@@ -14,12 +14,12 @@ from hanlin.models.common.ccpm import ccpm_parts
 from ..pieces import Item, Prompts
 from .choices import NUMBERS, RATIOS, between, num_choice_prompts, write_choices
 from .dataset import RawDataset, WordAnswer
-from .fields import chosen, field
+from .fields import chosen, field, texts
 
 
 def make_items(record: Any, prompts: SoftPrompts | None = None) -> list[Item]:
     """Without prompts: 选项：一、…；二、…；文章：…"""
-    translation, choices = field(record, "translation", str), field(record, "choices", list)
+    translation, choices = field(record, "translation", str), texts(record, "choices")
     listed = write_choices(choices, prompts)
     if prompts is None:
         pieces = ["选项：", *listed, "文章：", translation]
@@ -31,7 +31,7 @@ def make_items(record: Any, prompts: SoftPrompts | None = None) -> list[Item]:
 
 
 def _options(record: Any) -> range:
-    return range(len(field(record, "choices", list)))
+    return range(len(texts(record, "choices")))
 
 
 def _records(row: Any) -> list[Any]:

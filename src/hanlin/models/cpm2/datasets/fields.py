@@ -24,6 +24,17 @@ def field(record: Any, key: str, kind: type[Value]) -> Value:
     return value
 
 
+def texts(record: Any, key: str) -> list[str]:
+    """A list of texts.
+
+    Raises: DataError.
+    """
+    values = field(record, key, list)
+    if odd := [value for value in values if not isinstance(value, str)]:
+        raise DataError(f"{key!r} must be a list of texts; found {_short(odd[0])} in it")
+    return values
+
+
 def chosen(record: Any, key: str, count: int) -> int:
     """A whole number from 0 to below `count`.
 

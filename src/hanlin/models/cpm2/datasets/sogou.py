@@ -11,6 +11,7 @@ from typing import Any
 
 from hanlin.core.errors import DataError
 from hanlin.data.processor import SoftPrompts
+from hanlin.data.sources.records import LeftOutError
 
 from ..pieces import Item, Mark, Prompts
 from .dataset import RawDataset
@@ -27,11 +28,18 @@ _BROKEN = ("锟斤拷", "\ufffd")
 
 
 def records(record: Any) -> list[Any]:
-    """The record; nothing for one without a difference or with a broken query."""
+    """The record alone.
+
+    Raises: LeftOutError for one that the original leaves out: without a difference, or with a broken query.
+    """
     if is_ranking(record):
         return [record]
     query, better, worse = (field(record, key, str) for key in ("query", *PAIR))
-    return [] if better == worse or any(mark in query for mark in _BROKEN) else [record]
+    if better == worse:
+        raise LeftOutError("pos_doc and neg_doc are the same")
+    if any(mark in query for mark in _BROKEN):
+        raise LeftOutError("its query holds what a broken encoding leaves behind")
+    return [record]
 
 
 def is_ranking(record: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from hanlin.core.errors import DataError
 from hanlin.data.processor import SoftPrompts
 
 from ..pieces import Item, Piece, Prompts
@@ -17,7 +18,10 @@ _UNKNOWN = "x="
 
 def make_math_items(record: Any, prompts: SoftPrompts | None = None) -> list[Item]:
     """{"text": "...", "equation": "x=..."}: a problem and its equation, without the x=."""
-    equation = field(record, "equation", str)[len(_UNKNOWN) :]
+    equation = field(record, "equation", str)
+    if not equation.startswith(_UNKNOWN):
+        raise DataError(f"'equation' must begin with {_UNKNOWN!r}; found {equation!r:.60}")
+    equation = equation[len(_UNKNOWN) :]
     return [_item(field(record, "text", str), equation, prompts)]
 
 
