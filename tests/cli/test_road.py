@@ -119,4 +119,7 @@ def test_an_adapter_goes_on_only_on_its_own_base(tmp_path: Path, capsys: pytest.
     weights = load_file(tmp_path / "base" / "model.safetensors")
     save_file({name: tensor + 1 for name, tensor in weights.items()}, tmp_path / "base" / "model.safetensors")
     assert main(["train", str(write_recipe(tmp_path, "run", steps=6, **changes))]) == 2
+    assert "not as it was written: model.safetensors" in capsys.readouterr().err
+    (tmp_path / "base" / "manifest.json").unlink()
+    assert main(["train", str(write_recipe(tmp_path, "run", steps=6, **changes))]) == 2
     assert "model.base weights" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import torch
 
 from hanlin.core.errors import CheckpointError
 from hanlin.core.files import read_json_object, write_json
+from hanlin.core.manifest import MANIFEST
 from hanlin.formats.convert import convert
 from hanlin.formats.describe import describe
 from hanlin.formats.files import open_weights
@@ -48,6 +50,7 @@ def original(model: CpmBee, tmp_path: Path) -> Path:
     """A folder in the original's layout."""
     save_base(tmp_path / "first", family, CONFIG, base_parameters(model))
     convert(tmp_path / "first", family, None, "original", tmp_path / "original")
+    (tmp_path / "original" / MANIFEST).unlink()  # the originals have none
     return tmp_path / "original"
 
 
@@ -64,7 +67,8 @@ def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
 
 
 def rewrite(folder: Path, change: Callable[[Tensors], object]) -> Path:
-    """Change the tensors of an original folder."""
+    """Change the tensors of an original folder, on purpose."""
+    (folder / MANIFEST).unlink(missing_ok=True)
     tensors = torch.load(folder / "pytorch_model.bin")
     change(tensors)
     torch.save(tensors, folder / "pytorch_model.bin")
@@ -197,3 +201,20 @@ def test_describe_tells_layout_and_size(original: Path, model: CpmBee) -> None:
     assert (told.num_layers, told.dtypes) == (3, {"float16": sum(p.numel() for p in model.parameters())})
     rewrite(original, lambda tensors: tensors.pop(Q))
     assert Q in str(describe(original, [family]).problem)
+
+
+@pytest.mark.parametrize("layout", ["base", "original", "huggingface"])
+def test_a_converted_folder_that_was_changed_is_not_taken_for_it(
+    original: Path, model: CpmBee, layout: str, tmp_path: Path
+) -> None:
+    written = tmp_path / "written"
+    convert(original, family, None, layout, written)
+    file = next(path for path in written.iterdir() if path.suffix in (".bin", ".safetensors"))
+    content, weight = file.read_bytes(), model.blocks["1"].ffn.up.weight.detach().numpy().tobytes()
+    assert weight in content
+    file.write_bytes(content.replace(weight, bytes(len(weight))))
+    with pytest.raises(CheckpointError, match=re.escape(file.name)):
+        load(written)
+    with pytest.raises(CheckpointError, match=re.escape(file.name)):
+        convert(written, family, None, "base", tmp_path / "again")
+    assert not (tmp_path / "again").exists()

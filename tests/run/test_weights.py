@@ -9,7 +9,8 @@ import torch
 from cpm2_tiny import make_tokenizer, write_original
 from tiny_folder import write_original as write_chatglm2
 
-from hanlin.core.errors import ConfigError
+from hanlin.check import check
+from hanlin.core.errors import CheckpointError, ConfigError
 from hanlin.formats import source
 from hanlin.formats.convert import convert
 from hanlin.formats.fingerprint import Fingerprint, weights_fingerprint
@@ -130,3 +131,20 @@ def test_the_identity_follows_what_the_tensors_do_not_say(tmp_path: Path) -> Non
     assert identity(generate={"method": "greedy"}) == plain
     assert identity(data={"options": {"dataset": "ccpm"}}) != plain
     assert identity(model={**base, "config": {"norm_eps": 0.5}}) != plain
+
+
+def test_damaged_weights_of_ours_are_refused_by_check_and_by_whoever_loads_them(tmp_path: Path) -> None:
+    base = write_chatglm2(tmp_path / "original")
+    convert(base, chatglm2, None, "base", tmp_path / "base")
+    values = {"model": {"family": "chatglm2", "base": str(tmp_path / "base")}, "run": {"folder": str(tmp_path)}}
+    recipe = make_recipe(values)
+    assert not check(recipe, purpose="generate")
+    file = tmp_path / "base" / "model.safetensors"
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    [problem] = check(recipe, purpose="generate")
+    assert problem.key == "model.base"
+    assert "model.safetensors was changed" in problem.text
+    for load in (load_engine, lambda recipe: parallelize_tuned(build_components(recipe), torch.device("cpu"), 1)):
+        with pytest.raises(CheckpointError, match=r"model\.safetensors was changed"):
+            load(recipe)

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from hanlin.core.errors import CheckpointError, shorten
 from hanlin.core.extensions import is_imported
+from hanlin.core.manifest import check_manifest
 from hanlin.formats.format import FamilyFacts
 from hanlin.formats.load import added_parameters
 from hanlin.recipe.tuning import TUNING_METHODS, TuningMethod
@@ -84,12 +85,13 @@ def read_settings(path: Path, values: Mapping[str, Any]) -> TuningMethod:
 def load_adapter(model: nn.Module, adapter: Adapter) -> None:
     """Fill the additions of a tuned model.
 
-    Raises: CheckpointError naming what is missing, surplus, or of another shape.
+    Raises: CheckpointError naming what is missing, surplus, or of another shape, and files that were changed.
     """
     import torch
 
     found, places = dict(adapter.tensors), added_parameters(model)
     _check_fit(adapter.path, found, places)
+    check_manifest(adapter.path)
     with torch.no_grad():
         for name, parameter in places.items():
             parameter.copy_(found[name])

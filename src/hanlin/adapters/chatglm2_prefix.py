@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from hanlin.adapters.adapter import Adapter, AdapterFormat, read_settings
 from hanlin.adapters.labels import LABEL_VALUES
 from hanlin.core.errors import CheckpointError
-from hanlin.core.files import published, read_json_object, write_json
+from hanlin.core.files import read_json_object, write_json
+from hanlin.core.manifest import published_folder
 from hanlin.formats.files import find_weights, open_weights, write_pickle
 from hanlin.formats.format import FamilyFacts
 from hanlin.formats.load import added_parameters
@@ -102,8 +103,7 @@ def _save(model: Any, settings: Any, path: Path, family: FamilyFacts, *, overwri
     values = family.formats["original"].write_config(model.config)
     values["pre_seq_len"] = len(tensors[f"{_THEIRS}{_TABLE}"])
     values["prefix_projection"] = f"{_THEIRS}{_PROJECTION}" in tensors
-    with published(path, "replace" if overwrite else "refuse") as beside:
-        beside.mkdir()
+    with published_folder(path, overwrite=overwrite) as beside:
         write_json(beside / "config.json", values)
         write_pickle(beside / "pytorch_model.bin", tensors)
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from hanlin.adapters.adapter import Adapter, AdapterFormat, read_settings
 from hanlin.adapters.labels import stated_labels
-from hanlin.core.files import published, read_json_object, write_json
+from hanlin.core.files import read_json_object, write_json
+from hanlin.core.manifest import published_folder
 from hanlin.formats.files import open_weights, write_safetensors
 from hanlin.formats.format import FamilyFacts
 from hanlin.formats.load import added_parameters
@@ -34,8 +35,7 @@ def save_adapter(model: nn.Module, settings: TuningMethod, folder: Path, *, over
     tensors = {name: parameter.detach() for name, parameter in added_parameters(model).items()}
     stated = settings.resolved(tensors).model_dump(mode="json")
     labels = stated_labels(model)
-    with published(folder, "replace" if overwrite else "refuse") as beside:
-        beside.mkdir()
+    with published_folder(folder, overwrite=overwrite) as beside:
         write_safetensors(beside / WEIGHTS, tensors)
         write_json(beside / SETTINGS, {**stated, **({CONFIG: labels} if labels else {})})
 

@@ -9,7 +9,8 @@ from hanlin.adapters.adapter import Adapter, AdapterFormat, read_settings
 from hanlin.adapters.cpm_bee_delta import ORIGINAL_ALPHA
 from hanlin.adapters.labels import refuse_labels
 from hanlin.adapters.lora_names import PEFT_PREFIX, bypassing, find_additions, read_rank, their_module
-from hanlin.core.files import published, read_json_object, write_json
+from hanlin.core.files import read_json_object, write_json
+from hanlin.core.manifest import published_folder
 from hanlin.formats.files import write_safetensors
 from hanlin.formats.format import FamilyFacts
 
@@ -58,8 +59,7 @@ def _save(model: nn.Module, settings: Any, path: Path, family: FamilyFacts, *, o
         "inference_mode": True,
         "base_model_name_or_path": None,
     }
-    with published(path, "replace" if overwrite else "refuse") as beside:
-        beside.mkdir()
+    with published_folder(path, overwrite=overwrite) as beside:
         write_safetensors(beside / _WEIGHTS, tensors)
         write_json(beside / _SETTINGS, config)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from hanlin.core.errors import ConfigError
+from hanlin.core.errors import CheckpointError, ConfigError
 from hanlin.core.extensions import why_untrusted
 from hanlin.core.json_text import parse_json
+from hanlin.core.manifest import check_manifest
 from hanlin.data.mixture_file import is_mixture, read_mixture
 from hanlin.data.pretraining.windows import is_corpus
 from hanlin.recipe.reading import Found, nearest
@@ -28,6 +29,17 @@ def model_file_problems(recipe: Recipe) -> Found:
         yield "model.vocab", f"name the vocabulary (model.base is a single file: {model.base})"
     if model.base is not None and model.base.is_dir():
         yield from _shards(model.base)
+
+
+def damaged_weights(recipe: Recipe) -> Found:
+    """Weights that are not as they were written; those of ours and converted ones carry a list of their bytes."""
+    for name in ("base", "adapter"):
+        path: Path | None = getattr(recipe.model, name)
+        try:
+            if path is not None:
+                check_manifest(path)
+        except CheckpointError as error:
+            yield f"model.{name}", str(error)
 
 
 def _shards(folder: Path) -> Found:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from hanlin.check.files import Purpose, data_file_problems, model_file_problems
+from hanlin.check.files import Purpose, damaged_weights, data_file_problems, model_file_problems
 from hanlin.check.model import (
     answering_problems,
     device_problems,
@@ -76,6 +76,8 @@ def check(
             found += [*token_and_row_problems(recipe, family, purpose)]
     if not found and with_torch:
         found += [*device_problems(recipe), *weight_problems(recipe, purpose)]
+    if not found and with_torch:
+        found += damaged_weights(recipe)
     if not found and with_torch:
         found += tuning_and_layout_problems(recipe) if purpose == "train" else answering_problems(recipe)
     return [Problem(key, text, _place(key, places)) for key, text in found]

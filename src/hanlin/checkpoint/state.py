@@ -12,7 +12,6 @@ DCP's own index is a pickle, so resume only from folders that your own runs wrot
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import shutil
@@ -28,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from hanlin.core.collectives import call_on_main, gather_values, has_ranks, is_main_rank, new_cpu_group, wait_for_all
 from hanlin.core.errors import CheckpointError, shorten
 from hanlin.core.files import replaced_file, sync
+from hanlin.core.manifest import manifest_problems, write_manifest
 from hanlin.recipe.settings import Recipe
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-TENSORS, STATE, MANIFEST = "tensors", "state.json", "manifest.json"
+TENSORS, STATE = "tensors", "state.json"
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ class Checkpointer:
         if not is_main_rank():
             return
         _write_json(beside / STATE, {"step": step, "identity": self.identity, "values": values})
-        _write_manifest(beside)
+        write_manifest(beside)
         shutil.rmtree(target, ignore_errors=True)  # a damaged one of the same step
         beside.rename(target)
         sync(self.folder)
@@ -201,46 +201,14 @@ def recipe_identity(recipe: Recipe) -> dict[str, Any]:
 
 def verify(folder: Path) -> list[str]:
     """What is wrong with a checkpoint's files; nothing if it is valid."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        listed = {name: (facts["size"], facts["sha256"]) for name, facts in manifest["files"].items()}
-    except FileNotFoundError:
-        return [f"{MANIFEST} is missing"]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return [f"{MANIFEST} cannot be read"]
-    if STATE not in listed or not any(name.startswith(f"{TENSORS}/") for name in listed):
-        return [f"{MANIFEST} is incomplete"]
-    return [problem for name, facts in listed.items() if (problem := _problem(folder, name, *facts))]
-
-
-def _problem(folder: Path, name: str, size: int, digest: str) -> str | None:
-    path = folder / name
-    if not path.is_file():
-        return f"{name} is missing"
-    if path.stat().st_size != size:
-        return f"{name} has {path.stat().st_size:,} bytes instead of {size:,}"
-    return None if _sha256(path) == digest else f"{name} was changed (its sha256 is another)"
-
-
-def _write_manifest(folder: Path) -> None:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    facts = {}
-    for path in files:
-        sync(path)
-        facts[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": _sha256(path)}
-    _write_json(folder / MANIFEST, {"files": facts})
-    for path in (folder / TENSORS, folder):
-        sync(path)
+    return manifest_problems(
+        folder, lambda listed: STATE in listed and any(name.startswith(f"{TENSORS}/") for name in listed)
+    )
 
 
 def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, ensure_ascii=False, allow_nan=False), encoding="utf-8")
     sync(path)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _write_tensors(folder: Path, tensors: Mapping[str, torch.Tensor], group: Any = None) -> None:

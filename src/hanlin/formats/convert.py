@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hanlin.core.errors import CheckpointError
-from hanlin.core.files import published, write_json
+from hanlin.core.files import write_json
+from hanlin.core.manifest import check_manifest, published_folder
 from hanlin.core.tokenizer import Tokenizer
 from hanlin.formats.files import write_shards, write_weights
 from hanlin.formats.format import BASE, FamilyFacts, Format
@@ -48,12 +49,12 @@ def convert(  # noqa: PLR0913 a command: what to read, what to write, and its sw
     opened = open_source(source, family, from_)
     config = opened.config({**plain_values(family), **(changes or {})})
     ours = to_ours(opened, family, config, shapes_of(family, config))
+    check_manifest(opened.path)
     if to != BASE and to not in family.formats:
         raise CheckpointError(f"there is no layout {to!r}; known layouts: {', '.join([BASE, *family.formats])}")
     if ranks != 1 and (to == BASE or not _is_divided(family.formats[to])):
         raise CheckpointError(f"the layout {to!r} is not divided over ranks; leave the number of ranks out")
-    with published(target, "replace" if overwrite else "refuse") as beside:
-        beside.mkdir()
+    with published_folder(target, overwrite=overwrite) as beside:
         if to == BASE:
             write_json(beside / "config.json", {"family": family.name, **asdict(config)})
             write_shards(beside, ours)

@@ -7,7 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hanlin.core.files import published, write_json
+from hanlin.core.files import write_json
+from hanlin.core.manifest import check_manifest, published_folder
 from hanlin.core.parameters import set_parameter
 from hanlin.core.tokenizer import Tokenizer
 from hanlin.formats.files import write_shards
@@ -39,7 +40,8 @@ def load_into(
     config: that of the weights, where the model has another head than they (None: the model's).
     fingerprint: takes every tensor into account as it is kept.
 
-    Raises: CheckpointError naming missing and surplus tensors, and those of another shape.
+    Raises: CheckpointError naming missing and surplus tensors, those of another shape and, where all are wanted, files
+    that are not as their manifest says.
     """
     source = open_source(path, family)
     is_whole = wanted is None and config is None
@@ -47,6 +49,8 @@ def load_into(
     parameters = base_parameters(model)
     shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
     translated = to_ours(source, family, config, shapes if is_whole else shapes_of(family, config))
+    if wanted is None:
+        check_manifest(source.path)
     for name, parameter in parameters.items():
         if wanted is None or wanted(name):
             kept = _load_parameter(model, name, parameter, translated[name], dtype)
@@ -106,8 +110,7 @@ def save_base(
 
     Raises: CheckpointError when the folder exists.
     """
-    with published(folder, "replace" if overwrite else "refuse") as beside:
-        beside.mkdir()
+    with published_folder(folder, overwrite=overwrite) as beside:
         write_json(beside / "config.json", {"family": family.name, **asdict(config)})
         write_shards(beside, tensors)
         if tokenizer is not None:

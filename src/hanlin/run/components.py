@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from hanlin.core.errors import ConfigError
 from hanlin.core.files import check_regular
+from hanlin.core.manifest import check_manifest
 from hanlin.core.tokenizer import Tokenizer
 from hanlin.data.prepare import hash_tokenizer
 from hanlin.formats.source import Source, open_source, read_config
@@ -123,8 +124,14 @@ def model_config(
 
 
 def vocab_path(recipe: Recipe) -> Path:
+    """Where the tokenizer's files lie.
+
+    Raises: ConfigError, CheckpointError when they are not as they were written.
+    """
     path = recipe.model.vocab or recipe.model.base
     if path is None:
         raise ConfigError("model.vocab: name the vocabulary file (there is no model.base folder to take it from)")
     check_regular(path, ConfigError)
+    if recipe.model.vocab is not None:
+        check_manifest(path)
     return path

@@ -14,6 +14,7 @@ from hanlin.adapters.folder import ADAPTER_FOLDER, save_adapter
 from hanlin.core.device import pick_device, set_threads
 from hanlin.core.errors import ConfigError
 from hanlin.core.files import published
+from hanlin.core.manifest import check_manifest
 from hanlin.core.parameters import set_parameter
 from hanlin.core.ranks import read_ranks
 from hanlin.formats.fingerprint import Fingerprint
@@ -49,6 +50,7 @@ def load_engine(recipe: Recipe, components: Components | None = None) -> Engine:
 
     components = components or build_components(recipe)
     _refuse_untrained_head(components)
+    _refuse_changed_base(components)
     set_threads(recipe.run.threads)
     device, world = pick_device(recipe.run.device), read_ranks().world
     layout = ParallelSettings(tensor=recipe.parallel.tensor, pipe=recipe.parallel.pipe)
@@ -149,6 +151,7 @@ def parallelize_tuned(
     Raises: ConfigError, CheckpointError.
     """
     recipe = components.recipe
+    _refuse_changed_base(components)
     if components.adapter is None and _fresh_head(components):
         log.info("head for labels: drawn fresh from run.seed, since %s is a language model", recipe.model.base)
     if world == 1:
@@ -191,6 +194,12 @@ def _refuse_untrained_head(components: Components) -> None:
             "model.config.labels: model.base is a language model and has no head for them; train one first, or name "
             "the adapter that holds it (model.adapter)"
         )
+
+
+def _refuse_changed_base(components: Components) -> None:
+    """Raises: CheckpointError for a base that is not as its manifest says, whichever part of it this rank reads."""
+    if components.source is not None:
+        check_manifest(components.source.path)
 
 
 def _with_adapter(model: torch.nn.Module, components: Components) -> torch.nn.Module:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from chatglm2_pieces import small_pieces
 
+from hanlin.core.manifest import MANIFEST
 from hanlin.formats.convert import convert
 from hanlin.formats.load import save_base
 from hanlin.models.chatglm2 import family
@@ -33,4 +34,5 @@ def write_original(folder: Path) -> Path:
     save_base(base, family, config, dict(model.named_parameters()), tokenizer)
     convert(base, family, None, "original", folder, tokenizer=tokenizer)
     shutil.rmtree(base)
+    (folder / MANIFEST).unlink()  # the originals have none
     return folder

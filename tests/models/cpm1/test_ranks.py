@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from hanlin.core.errors import CheckpointError
+from hanlin.core.manifest import MANIFEST
 from hanlin.formats.convert import convert
 from hanlin.formats.describe import describe
 from hanlin.formats.load import save_base
@@ -92,7 +93,8 @@ def test_inspection_tells_the_family_the_form_and_the_iteration(tmp_path: Path, 
 
 def test_unknown_heads_are_asked_for(tmp_path: Path) -> None:
     convert(write(tmp_path / "base"), family, None, "original", tmp_path / "out")
-    (tmp_path / "out" / "cpm1_config.json").unlink()
+    for name in ("cpm1_config.json", MANIFEST):  # as the released one
+        (tmp_path / "out" / name).unlink()
     with pytest.raises(CheckpointError, match=r"do not tell num_heads and head_dim; give them: --config num_heads="):
         convert(tmp_path / "out", family, None, "base", tmp_path / "again")
     convert(tmp_path / "out", family, None, "base", tmp_path / "again", changes={"num_heads": 4, "head_dim": 4})

@@ -1,0 +1,169 @@
+"""`manifest.json` of a folder: the size and sha256 of each of its files, so that a changed one is not taken for it.
+
+Folders of weights are read with `check_manifest`. A file that was hashed once is not hashed again on this machine as
+long as its size, times and inode are the same (`~/.cache/hanlin/hashed`); `manifest_problems` alone hashes always.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from hanlin.core.errors import CheckpointError, DataError, shorten
+from hanlin.core.files import published, read_json_object, replaced_file, sync
+
+__all__ = ["MANIFEST", "check_manifest", "manifest_problems", "published_folder", "write_manifest"]
+
+MANIFEST = "manifest.json"
+
+MIN_REMEMBERED_BYTES = 1 << 24
+"""Folders with less than this are hashed each time; it takes milliseconds."""
+
+_HASHED = Path("~/.cache/hanlin/hashed")
+_TICK_SECONDS = 2.0  # a file that was written later than this before it was hashed may change without a new time
+_LEVELS = 3  # of folders between a manifest and a file that is named by its path
+
+Listed = dict[str, tuple[int, str]]
+"""File -> size and sha256."""
+
+
+@contextmanager
+def published_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A folder to write files to; with its manifest it becomes `target` in one step, as `published` says.
+
+    Raises: CheckpointError when `target` exists, DataError when nothing can be written there.
+    """
+    with published(target, "replace" if overwrite else "refuse") as beside:
+        beside.mkdir()
+        yield beside
+        write_manifest(beside)
+
+
+def write_manifest(folder: Path) -> None:
+    """List all files in a folder; they and the list are on the disk when it returns."""
+    facts = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        sync(path)
+        facts[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": _sha256(path)}
+    path = folder / MANIFEST
+    path.write_text(json.dumps({"files": facts}, ensure_ascii=False, indent=1), encoding="utf-8")
+    for part in (path, *(path for path in folder.rglob("*") if path.is_dir()), folder):
+        sync(part)
+
+
+def manifest_problems(folder: Path, has_all: Callable[[Listed], bool] = lambda _: True) -> list[str]:
+    """What is wrong with the files of a folder that has a manifest; nothing if all are as they were written.
+
+    has_all: whether the files that the manifest lists are all that there must be.
+    """
+    try:
+        listed = _listed(read_json_object(folder / MANIFEST)) if (folder / MANIFEST).is_file() else None
+    except CheckpointError:
+        return [f"{MANIFEST} cannot be read"]
+    if listed is None:
+        return [f"{MANIFEST} cannot be read" if (folder / MANIFEST).is_file() else f"{MANIFEST} is missing"]
+    if not has_all(listed):
+        return [f"{MANIFEST} is incomplete"]
+    return _differing(folder, listed, _sha256)
+
+
+def check_manifest(path: Path) -> None:
+    """See that the folder of `path`, or `path` itself, is as it was written; one without a manifest is not looked at.
+
+    Raises: CheckpointError saying what was changed.
+    """
+    path = Path(path).absolute()
+    for folder in [path, *path.parents][: _LEVELS + 1]:
+        if not (folder / MANIFEST).is_file():
+            continue
+        try:
+            listed = _listed(read_json_object(folder / MANIFEST))
+        except CheckpointError as error:
+            if folder != path:  # another program's
+                continue
+            raise CheckpointError(f"{error}, or remove it to read the folder unchecked") from None
+        inner = path.relative_to(folder).as_posix()
+        if listed is not None and (folder == path or any(f"{name}/".startswith(f"{inner}/") for name in listed)):
+            _check(folder, listed)
+            return
+
+
+def _check(folder: Path, listed: Listed) -> None:
+    if sum(size for size, _ in listed.values()) < MIN_REMEMBERED_BYTES:
+        problems = _differing(folder, listed, _sha256)
+    else:
+        memory = _Memory(folder)
+        problems = _differing(folder, listed, memory.sha256)
+        memory.save()
+    if problems:
+        raise CheckpointError(
+            f"{folder}: not as it was written: {'; '.join(shorten(problems))}; restore it from a copy, or, if this was "
+            f"changed on purpose, remove its {MANIFEST}"
+        )
+
+
+def _listed(values: dict[str, Any]) -> Listed | None:
+    """None for what is another program's."""
+    try:
+        return {name: (int(facts["size"]), str(facts["sha256"])) for name, facts in values["files"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _differing(folder: Path, listed: Listed, sha256: Callable[[Path], str]) -> list[str]:
+    def problem(name: str) -> str | None:
+        path, (size, digest) = folder / name, listed[name]
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size:,} bytes instead of {size:,}"
+        return None if sha256(path) == digest else f"{name} was changed (its sha256 is another)"
+
+    with ThreadPoolExecutor(4) as threads:  # hashing leaves the other threads alone
+        return [found for found in threads.map(problem, listed) if found is not None]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+class _Memory:
+    """The hashes of a folder's files as they were, under what tells that they still are."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self._path = folder, None
+        self._known: dict[str, list[Any]] = {}
+        with suppress(RuntimeError):  # no home
+            name = hashlib.sha256(os.fsencode(folder)).hexdigest()[:32]
+            self._path = _HASHED.expanduser() / f"{name}.json"
+        if self._path is not None and self._path.is_file():
+            with suppress(CheckpointError):
+                self._known = read_json_object(self._path)
+
+    def sha256(self, path: Path) -> str:
+        name, state = path.relative_to(self.folder).as_posix(), _state(path)
+        known = self._known.get(name)
+        if isinstance(known, list) and known[:-1] == state and isinstance(known[-1], str):
+            return known[-1]
+        digest, now = _sha256(path), time.time_ns()
+        if now - max(state[1], state[2]) > _TICK_SECONDS * 1e9 and _state(path) == state:
+            self._known[name] = [*state, digest]
+        return digest
+
+    def save(self) -> None:
+        if self._path is not None and self._known:
+            with suppress(DataError), replaced_file(self._path) as stream:
+                stream.write(json.dumps(self._known, ensure_ascii=False).encode())
+
+
+def _state(path: Path) -> list[int]:
+    found = path.stat()
+    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
