@@ -182,7 +182,7 @@ def test_the_fingerprint_follows_the_weights(engine: Engine):
         (
             {"input": "a", "options": options("b"), "<ans>": "c"},
             "likelihood",
-            "record 2: .*none of its options <option_0>",
+            "record 2: .*none of the options <option_0>",
         ),
     ],
 )

@@ -50,9 +50,10 @@ PACKED = {
 def check(case: Path, vocab: Path) -> None:
     tokenizer = CpmBeeTokenizer.load(vocab / "bee" / "bee.txt")
     config = replace(CpmBeeConfig(), vocab_size=tokenizer.vocab_size)
-    # The original refuses <name> with an unknown name; we do so when asked to be strict.
-    processor = CpmBeeProcessor(tokenizer, config, CpmBeeOptions(strict=True))
-    deep = CpmBeeProcessor(tokenizer, config, CpmBeeOptions(strict=True, max_depth=16))
+    # The original refuses <name> with an unknown name, and looks at no other marks.
+    options = CpmBeeOptions(strict=True, control_marks=True, free_answers=True)
+    processor = CpmBeeProcessor(tokenizer, config, options)
+    deep = CpmBeeProcessor(tokenizer, config, replace(options, max_depth=16))
     for row in _read(case / "training.json"):
         _check_training(processor, deep, row)
     for row in _read(case / "generation.json"):

@@ -9,6 +9,9 @@ import pytest
 
 from hanlin.core.errors import DataError
 from hanlin.models.cpm_bee.ccpm import ccpm_record, read_ccpm
+from hanlin.models.cpm_bee.config import CpmBeeConfig
+from hanlin.models.cpm_bee.processor import CpmBeeProcessor
+from hanlin.models.cpm_bee.tokenizer import REQUIRED, CpmBeeTokenizer, unescape
 
 RAW = {"target": "1", "input": "[翻译]清晨还是西北风。[0]清晨西北转[1]河岳西来转[2]凌晨从北固[3]西北转银潢[答案]"}
 FIELDS = {
@@ -56,3 +59,14 @@ def test_a_row_of_another_form_is_named(tmp_path: Path, row: dict, reason: str) 
     with pytest.raises(DataError, match=reason) as caught:
         list(read_ccpm(source))
     assert str(caught.value).startswith(f"{source}:2: ")
+
+
+def test_what_is_written_can_be_trained_on() -> None:
+    row = {"translation": "a<b</s>", "choices": ["<option_1>", "<", "丙", "<mask>"], "answer": 1}
+    tokenizer = CpmBeeTokenizer([*REQUIRED, "<option>", "<", *"abcs/>_丙", *map(str, range(10))])
+    processor = CpmBeeProcessor(tokenizer, CpmBeeConfig(vocab_size=tokenizer.vocab_size))
+    for is_text in (False, True):
+        record = ccpm_record(row, answer_is_text=is_text)
+        processor.check(record)
+        assert [unescape(text) for text in record["options"].values()] == row["choices"]
+        assert tokenizer.marks_in(record["input"]) == []

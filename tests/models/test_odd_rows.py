@@ -14,6 +14,7 @@ from cpm2_tiny import RANKING, ROWS, make_tokenizer
 
 from hanlin.core.errors import DataError
 from hanlin.data.expand import records_in
+from hanlin.data.processor import NotesRecords
 from hanlin.evaluate.scorable import choices
 from hanlin.generate.prompts import make_prompt
 from hanlin.models.chatglm2.config import ChatGlm2Config
@@ -190,6 +191,8 @@ def try_all(processor: Any, record: Any) -> bool:
         [made] = processor.process_many([record])
         assert isinstance(made, DataError) == is_error(outcome(processor.sample, record)) or is_error(checked), record
     if not is_error(checked):
+        if isinstance(processor, NotesRecords):
+            outcome(processor.notes, record)
         outcome(processor.varies, record)
         outcome(processor.gold, record)
         outcome(choices, processor, record, 512)

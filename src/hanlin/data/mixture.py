@@ -197,4 +197,5 @@ def _add(parts: Sequence[Counts]) -> Counts:
         cut_tokens=sum(part.cut_tokens for part in parts),
         split=sum(part.split for part in parts),
         parts=sum(part.parts for part in parts),
+        notes=dict(sum((Counter(part.notes) for part in parts), Counter())),
     )

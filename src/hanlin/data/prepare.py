@@ -27,7 +27,7 @@ from hanlin.data.bad_rows import BadRow, list_bad_rows
 from hanlin.data.cache import SampleArrays, SampleArrayWriter, read_columns
 from hanlin.data.expand import FileRecords, open_part
 from hanlin.data.pack import Shuffle, draw_each_once, padding_share, plan_rows
-from hanlin.data.processor import HasFingerprint, ProcessesMany, SampleProcessor, tried
+from hanlin.data.processor import HasFingerprint, NotesRecords, ProcessesMany, SampleProcessor, tried
 from hanlin.data.report import Counts, DataReport, make_report
 from hanlin.data.sealed_folder import open_or_make
 from hanlin.data.sources import BadRowError, Records
@@ -290,6 +290,8 @@ def _encode_rows(
             except DataError as error:
                 _note_bad_row(error, _where(sources, bounds, row), settings, counts, bad)
                 continue
+            for note in processor.notes(record) if isinstance(processor, NotesRecords) else ():
+                counts.note(note)
             yield from ((row, one) for one in encoded)
 
 

@@ -82,6 +82,15 @@ class HasFingerprint(Protocol):
 
 
 @runtime_checkable
+class NotesRecords(Protocol):
+    """A family that can tell of a record that it is read otherwise than was probably meant."""
+
+    def notes(self, record: Any) -> Sequence[str]:
+        """What is to be said of a record that can be used; equal notes are counted together."""
+        ...
+
+
+@runtime_checkable
 class ProcessesMany(Protocol):
     """A family that encodes many records faster than one by one."""
 

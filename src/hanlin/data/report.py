@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hanlin.core.errors import shorten
 from hanlin.data.bad_rows import LISTED_ROWS
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 BARS = 12
 BAR_WIDTH = 32
+SHOWN_NOTES = 10
+_MOST_NOTES = 1000
 
 
 @dataclass
@@ -27,7 +30,7 @@ class Counts:
     in_files: rows of all files; rows: those of them that were read; read: the records that they hold, and the rows that
     hold none; dropped: records and rows left out by reason; examples: (where, reason) of the first of them; truncated,
     split: long rows that were shortened or became several; parts: samples that these became; cut_tokens: tokens
-    that truncation took away.
+    that truncation took away; notes: what may be wrong with rows that are used, and how many rows.
     """
 
     in_files: int = 0
@@ -39,6 +42,12 @@ class Counts:
     cut_tokens: int = 0
     split: int = 0
     parts: int = 0
+    notes: dict[str, int] = field(default_factory=dict)
+
+    def note(self, text: str) -> None:
+        """Note what may be wrong with a record that is used."""
+        known = text if text in self.notes or len(self.notes) < _MOST_NOTES else "and others"
+        self.notes[known] = self.notes.get(known, 0) + 1
 
     def drop(self, where: str, reason: str) -> None:
         """Note a row that is left out."""
@@ -145,6 +154,8 @@ def _fact_rows(report: DataReport) -> list[tuple[str, str]]:
         ("rows dropped", f"{number:,} ({number / counts.read:.1%}): {why}") for why, number in counts.dropped.items()
     ]
     rows += [("  such as", f"{where}: {reason}") for where, reason in counts.examples[:3]]
+    shown = [f"{number:,} rows: {note}" for note, number in sorted(counts.notes.items(), key=lambda one: -one[1])]
+    rows += [("note", text) for text in shorten(shown, SHOWN_NOTES)]
     if counts.truncated:
         rows.append(
             ("rows truncated", f"{_share(counts.truncated, counts.read)}, {counts.cut_tokens:,} tokens cut away")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from hanlin.core.errors import DataError
@@ -22,17 +23,22 @@ def candidates(record: dict[str, Any]) -> list[dict[str, Any]]:
 
     Raises: DataError when the record has no options or more than one answer.
     """
-    key = next((key for key in OPTION_KEYS if isinstance(record.get(key), dict) and record[key]), None)
-    if key is None:
+    options = options_of(record)
+    if not options:
         raise DataError(
             'it has no options to choose from; expected a dict under one of "' + '", "'.join(OPTION_KEYS) + '", '
             'such as {"<option_0>": "...", "<option_1>": "..."}'
         )
     if not isinstance(record.get(ANSWER), str):
         raise DataError('options can be compared for one answer only; expected a text under "<ans>"')
-    options = record[key]
     answers = options.values() if record[ANSWER] in options.values() else options
     return [{**record, ANSWER: answer} for answer in answers]
+
+
+def options_of(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a record, name -> text; none if it has none."""
+    key = next((key for key in OPTION_KEYS if isinstance(record.get(key), dict) and record[key]), None)
+    return {} if key is None else record[key]
 
 
 def _leaves(value: Any) -> list[str | None]:

@@ -10,6 +10,8 @@ from hanlin.core.errors import DataError
 from hanlin.models.common.ccpm import ccpm_parts
 from hanlin.models.common.raw_rows import read_rows
 
+from .tokenizer import escape
+
 QUESTION = "这段话形容了哪句诗的意境？"
 
 
@@ -36,6 +38,8 @@ def ccpm_record(row: dict[str, Any], *, answer_is_text: bool = False) -> dict[st
     text, choices, answer = ccpm_parts(row)
     if answer is not None and answer not in range(len(choices)):
         raise DataError(f"the answer is {answer}, but there are the choices 0 to {len(choices) - 1}")
+    # What is "<" in the file is no mark: escaped, so that the records can be trained on.
+    text, choices = escape(text), [escape(choice) for choice in choices]
     return {
         "input": text,
         "options": {f"<option_{number}>": choice for number, choice in enumerate(choices)},

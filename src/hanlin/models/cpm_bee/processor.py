@@ -23,9 +23,10 @@ from hanlin.models.common.answers import check_answer
 from . import answers
 from .answers import ANSWER
 from .config import CpmBeeConfig
+from .marks import check_answers, check_blanks, check_control_marks, misspelt_marks
 from .packing import PackedRow, join_samples, make_batch, tensors
 from .prompts import Entry, PromptState, Slots, first_cursor, split_answers, strings_by_id
-from .record import Segment, Shuffler, answer_paths, relation_table, segments, with_value
+from .record import Path, Segment, Shuffler, answer_paths, relation_table, segments, with_value
 from .tokenizer import CpmBeeTokenizer, unescape
 
 _PER_TOKEN = ("tokens", "subs", "positions", "is_context", "segments", "num_segments", "sample_ids", "relation_offsets")
@@ -61,6 +62,11 @@ class CpmBeeOptions:
     # True: refuse <name> that is neither a mark of the vocabulary nor a numbered one, as the original does; else it is
     # taken literally.
     strict: bool = False
+    # True: <s>, </s>, <root>, <ans>, <pad>, <unk> and <eod>, bare or numbered, may stand in texts and keys, where they
+    # act as the program's own; else such a record is a bad one.
+    control_marks: bool = False
+    # True: an answer need be none of the record's options, and blanks need no answers of their own.
+    free_answers: bool = False
     # True: write "<" in answers as "<"; else as "<<", the form that records have.
     unescape_answers: bool = False
 
@@ -111,9 +117,24 @@ class CpmBeeProcessor:
     def _checked(self, record: Any) -> Encoded:
         paths = answer_paths(record)
         encoded = self.encode(record)
+        self._check_marks(record, paths)
         if paths == [(ANSWER,)]:
             check_answer(record[ANSWER], ANSWER)
         return encoded
+
+    def _check_marks(self, record: Any, paths: Sequence[Path], *, is_prompt: bool = False) -> None:
+        """Raises: DataError for marks that no record may hold, for answers that fit neither options nor blanks."""
+        parts = segments(record)
+        if not self.options.control_marks:
+            check_control_marks(parts, self.tokenizer)
+        if not self.options.free_answers:
+            check_blanks(parts, paths, self.tokenizer)
+            if not is_prompt:
+                check_answers(record, parts, self.tokenizer)
+
+    def notes(self, record: Any) -> list[str]:
+        """What is probably not meant as it is read: misspelt marks."""
+        return misspelt_marks(segments(record), self.tokenizer)
 
     def sample(self, record: Any, rng: Shuffler | None = None) -> Sample:
         """Encode a training record; `rng` shuffles the dicts of answers.
@@ -172,6 +193,9 @@ class CpmBeeProcessor:
         """
         paths = answer_paths(record)
         marked = record
+        for path in paths:
+            marked = with_value(marked, path, "")
+        self._check_marks(marked, paths, is_prompt=True)
         for number, path in enumerate(paths, start=1):
             # kept: the places count as <ans_1>, ... in the numbering of the record's own marks (golden bee_encode).
             marked = with_value(marked, path, f"<ans_{number}>")

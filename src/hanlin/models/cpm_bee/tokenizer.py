@@ -133,6 +133,10 @@ class CpmBeeTokenizer:
         if "<" in text:
             _scan(text)
 
+    def marks_in(self, text: str) -> list[str]:
+        """Each <name> of a text that is not escaped, known or not, in its order."""
+        return [] if "<" not in text else [mark for part in _PARTS.finditer(text) if (mark := part.group("mark"))]
+
     def escape_unknown_marks(self, text: str) -> str:
         """Make <name> literal where it is neither a mark of the vocabulary nor a numbered one such as <mask_3>."""
         if "<" not in text:
