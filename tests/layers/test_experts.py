@@ -43,6 +43,15 @@ def test_equal_scores_are_assigned_all_the_same() -> None:
     assert sorted(assign_balanced(torch.zeros(12, 3)).tolist()) == list(range(12))
 
 
+def test_the_last_digit_of_a_score_decides_nothing() -> None:
+    draw = torch.Generator().manual_seed(3)
+    for _ in range(20):
+        scores = torch.randn(64, 4, generator=draw, dtype=torch.float64)
+        scores[40:] = scores[40]  # as padding, which is all alike
+        noise = 1e-15 * torch.randn(scores.shape, generator=draw, dtype=torch.float64)
+        assert assign_balanced(scores + noise).equal(assign_balanced(scores))
+
+
 def test_dealing_loses_no_token_and_parts_neighbours() -> None:
     groups = deal(18, 3)
     assert sorted(groups.flatten().tolist()) == list(range(18))

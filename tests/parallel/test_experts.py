@@ -105,7 +105,8 @@ def test_a_run_on_two_processes_goes_on_on_any_other_number(
 
 
 def assert_same(found: dict[str, Any], expected: dict[str, Any], first: int) -> None:
-    assert found["losses"] == pytest.approx(expected["losses"][first:], rel=1e-11)
+    # Adam enlarges the last digits, which differ, from step to step; another expert for one token shows in the third.
+    assert found["losses"] == pytest.approx(expected["losses"][first:], rel=1e-10)
     assert set(found["weights"]) == set(expected["weights"])
     for name, weight in expected["weights"].items():
         torch.testing.assert_close(found["weights"][name], weight, rtol=1e-9, atol=1e-10)

@@ -21,6 +21,8 @@ from torch.func import functional_call
 # Rounds of the auction in which winners keep what they won; then a rule that ends soon.
 _STRICT_ROUNDS = 100
 _LEAST_STEP = 1e-4
+# Of the span of all scores; with the prices that an auction adds up they stay within the digits of fp32.
+_SCORE_BITS = 20
 
 ExpertRun = Callable[[torch.Tensor, Sequence[int]], torch.Tensor]
 """The experts of a process: tokens `[tokens, hidden_size]`, the first expert's first, and how many each has."""
@@ -164,8 +166,7 @@ def assign_balanced(scores: torch.Tensor) -> torch.Tensor:
     assert share * experts == tokens, (tokens, experts)
     if experts == 1:
         return torch.arange(tokens, device=scores.device)
-    liking = scores.detach().t().contiguous()
-    step = ((liking.max() - liking.min()) / 50).clamp(min=_LEAST_STEP)
+    liking, step = _in_whole_steps(scores.detach().t().contiguous())
     values, cost, won, rounds = liking.clone(), liking.new_zeros(tokens), None, 0
     while True:
         best, chosen = values.topk(share + 1, dim=1)
@@ -181,6 +182,17 @@ def assign_balanced(scores: torch.Tensor) -> torch.Tensor:
         won = (bidders * tokens + torch.arange(tokens, device=scores.device))[has_bid]
         values.view(-1)[won] = liking.max() if rounds < _STRICT_ROUNDS else liking.view(-1)[won]
         rounds += 1
+
+
+def _in_whole_steps(liking: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores and the least raise of a bid, both multiples of one power of two, so that sums of them are exact.
+
+    An auction makes ties by itself. Exact ones fall by the order of the tokens, others by the last digit of a score,
+    which depends on how many tokens were multiplied at once.
+    """
+    span = liking.max() - liking.min()
+    unit = torch.exp2(torch.frexp(span.clamp(min=_LEAST_STEP)).exponent.to(liking.dtype) - _SCORE_BITS)
+    return (liking / unit).round() * unit, ((span / 50).clamp(min=_LEAST_STEP) / unit).round() * unit
 
 
 def _without_repeats(assigned: torch.Tensor) -> torch.Tensor:

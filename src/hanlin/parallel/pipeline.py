@@ -6,9 +6,9 @@ hidden states travel; of several tensor ranks each sends its share of them. The 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,12 +18,16 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGP
 from hanlin.core.errors import ConfigError
 from hanlin.core.plan import Plan
 from hanlin.parallel.mesh import Mesh
+from hanlin.parallel.shard import release_gathered
+from hanlin.parallel.state_shapes import States, StateShapes
 
 if TYPE_CHECKING:
     from hanlin.core.batch import Batch
 
 _HEADER = 8
 """Numbers that announce a tensor: its dimensions, the place of its dtype, whether it bears a gradient."""
+KEPT_SCHEDULES = 8
+"""Batches of a data set of many lengths have no two shapes alike."""
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -58,7 +62,7 @@ def stage_blocks(model: nn.Module, stages: int) -> list[list[str]]:
         raise ConfigError(f"parallel.pipe: {len(names)} blocks cannot be cut into {stages} stages; use fewer")
     costs = [_size(model.get_submodule(name)) for name in names]
     bounds = cut_costs(costs, stages, sum(_size(getattr(model, name)) for name in plan.last))
-    return [names[begin:end] for begin, end in itertools.pairwise(bounds)]
+    return [names[begin:end] for begin, end in pairwise(bounds)]
 
 
 def cut_costs(costs: Sequence[int], stages: int, last: int = 0) -> list[int]:
@@ -100,17 +104,22 @@ class Stage(nn.Module):
         self.is_last = number == count - 1
         ranks, size = mesh.size("tensor"), getattr(getattr(model, "config", None), "hidden_size", 1)
         self._is_shared = ranks > 1 and size % ranks == 0
+        self.told: list[torch.Size] | None = None
+        """The shapes that the next stage has made room for."""
 
     def forward(self, *state: torch.Tensor, **inputs: Any) -> Any:
         out = self.model(*(self._move(one, to_whole=True) for one in state), **inputs)
         if self.is_last:
             return out
-        return tuple(self._move(one, to_whole=False) for one in (out if isinstance(out, tuple) else (out,)))
+        made = tuple(self._move(one, to_whole=False) for one in (out if isinstance(out, tuple) else (out,)))
+        shapes = [one.shape for one in made]
+        assert self.told is None or shapes == self.told, f"stage {self.number} makes {shapes}, told were {self.told}"
+        return made
 
     def _move(self, hidden: torch.Tensor, *, to_whole: bool) -> torch.Tensor:
         """A state between the tensor ranks' shares of its last dimension and the whole."""
         if not self._is_shared:
-            return hidden
+            return hidden.contiguous()
         from torch.distributed.tensor import DTensor, Replicate, Shard
 
         here, there = Replicate(), Shard(hidden.ndim - 1)
@@ -123,12 +132,13 @@ class Stage(nn.Module):
 class Pipeline:
     """This rank's stages, and the schedules that run them.
 
-    Schedules are kept for each shape of the batch, since torch fixes the shapes of what is sent.
+    torch fixes the shapes of what a schedule sends, and each holds memory for it: those used last are kept.
     """
 
     def __init__(self, stages: Sequence[Stage], count: int, mesh: Mesh, schedule: str) -> None:
         self.stages, self.count, self.mesh, self.schedule = list(stages), count, mesh, schedule
-        self._made: dict[Any, Any] = {}
+        self._shapes = StateShapes()
+        self._made: dict[Any, Any] = {}  # by the number of parts and the shapes of states, the one used last at the end
 
     def forward_backward(self, parts: Sequence[Batch], factors: Sequence[float]) -> torch.Tensor:
         """Add the gradients of the sum of factor x loss over parts of one shape; return the losses `[parts]`."""
@@ -158,28 +168,44 @@ class Pipeline:
             return self._from_end(self._pass_on(inputs, {}))
 
     def _schedule(self, inputs: Mapping[str, torch.Tensor], parts: int) -> Any:
-        key = (parts, *((name, tuple(tensor.shape)) for name, tensor in inputs.items()))
-        if key not in self._made:
-            first = {name: tensor[: len(tensor) // parts] for name, tensor in inputs.items()}
-            self._made[key] = self._new_schedule(first, parts)
+        states = self._states({name: tensor[: len(tensor) // parts] for name, tensor in inputs.items()})
+        for stage, out in zip(self.stages, states[1::2], strict=True):
+            stage.told = None if stage.is_last else [state.shape for state in out]
+            # A new schedule of torch's does so, and other data ranks may have none now: then all must.
+            release_gathered(stage)
+        key = (parts, *(tuple(state.shape) for state in chain(*states)))
+        self._made[key] = self._made.pop(key, None) or self._new_schedule(states, parts)
+        if len(self._made) > KEPT_SCHEDULES:
+            del self._made[next(iter(self._made))]
         return self._made[key]
 
-    def _new_schedule(self, inputs: Mapping[str, torch.Tensor], parts: int) -> Any:
-        """A schedule for such parts; what the stages exchange is found by sending one part through."""
+    def _states(self, inputs: Mapping[str, torch.Tensor]) -> States:
+        """What goes into and comes out of this rank's stages for a part of a batch.
+
+        If any rank does not know, all send a part through and look: on the way stages gather weights, or assign tokens
+        to experts, together with those of other data ranks, whose batches have other shapes.
+        """
+        told = self._shapes.tell(inputs)
+        if not self.mesh.maximum("all", float(told is None)):
+            assert told is not None
+            return told
         seen: dict[int, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
         with _same_random_numbers(self.mesh.device):
             self._pass_on(inputs, seen)
+        return self._shapes.learn(inputs, [group for stage in self.stages for group in seen[stage.number]])
+
+    def _new_schedule(self, states: States, parts: int) -> Any:
         made: list[Any] = [
             PipelineStage(
                 stage,
                 stage.number,
                 self.count,
                 self.mesh.device,
-                input_args=tuple(_like(one) for one in seen[stage.number][0]),
-                output_args=tuple(_like(one) for one in seen[stage.number][1]),
+                input_args=given,
+                output_args=out,
                 group=self.mesh.group("pipe"),
             )
-            for stage in self.stages
+            for stage, given, out in zip(self.stages, states[::2], states[1::2], strict=True)
         ]
         options = {"loss_fn": _scaled, "scale_grads": False}
         if self.schedule == "interleaved":
@@ -192,6 +218,8 @@ class Pipeline:
     ) -> torch.Tensor | None:
         """Run the stages one after the other; the last one's result, where this rank has it."""
         ranks, own = self.mesh.size("pipe"), self.mesh.rank("pipe")
+        for stage in self.stages:
+            stage.told = None  # each state is announced
         kept: list[torch.Tensor] = []
         for number in range(self.count):
             if number % ranks != own:
@@ -264,10 +292,6 @@ def _scaled(loss: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
 
 def _joined(inputs: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     return {name: torch.cat([part[name] for part in inputs]) for name in inputs[0]}
-
-
-def _like(tensor: torch.Tensor) -> torch.Tensor:
-    return torch.empty_like(tensor, device="meta").requires_grad_(tensor.requires_grad)
 
 
 @contextmanager

@@ -55,3 +55,10 @@ def reduce_gradients(stage: nn.Module, *, now: bool) -> None:
     assert isinstance(stage, FSDPModule)
     stage.set_requires_gradient_sync(now)
     stage.set_is_last_backward(now)
+
+
+def release_gathered(stage: nn.Module) -> None:
+    """Let go of weights that a pass without gradients has left gathered."""
+    for module in stage.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
