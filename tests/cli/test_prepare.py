@@ -6,8 +6,16 @@ from pathlib import Path
 import pytest
 
 from hanlin.cli.main import main
+from hanlin.data.sources import open_records
 
 RAW = {"target": "1", "input": "[翻译]月光[0]床前[1]明月光[答案]"}
+
+
+def run(words: list[str]) -> int:
+    try:
+        return main(words)
+    except SystemExit as end:  # of argparse
+        return int(str(end.code))
 
 
 def write_rows(path: Path, *rows: dict) -> Path:
@@ -29,19 +37,39 @@ def test_the_binary_form_is_written_and_read_back(tmp_path: Path) -> None:
     source, binary, back = tmp_path / "a.jsonl", tmp_path / "bee" / "train", tmp_path / "b.jsonl"
     write_rows(source, {"input": "床", "<ans>": "月"}, {"input": "前", "<ans>": "光"})
     assert main(["prepare", "--to", "bee", str(source), str(binary)]) == 0
-    assert main(["prepare", "--from", "bee", str(binary.parent), str(back)]) == 0
+    assert main(["prepare", "--from", "bee", str(binary), str(back)]) == 0
     assert back.read_bytes() == source.read_bytes()
+
+
+@pytest.mark.parametrize("to", ["jsonl", "bee"])
+def test_all_files_of_a_folder_are_converted(to: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw, target = tmp_path / "raw", tmp_path / "data"
+    raw.mkdir()
+    for name, count in (("train", 3), ("eval", 1)):
+        write_rows(raw / f"{name}.jsonl", *([RAW] * count))
+    (raw / "README.md").write_text("no rows")
+    assert main(["prepare", "--from", "ccpm", "--to", to, str(raw), str(target)]) == 0
+    ending = "" if to == "bee" else ".jsonl"
+    assert capsys.readouterr().out == "".join(
+        f"{target}/{name}{ending}: {n} rows\n" for name, n in (("eval", 1), ("train", 3))
+    )
+    assert [len(open_records(target / f"{name}{ending}")) for name in ("train", "eval")] == [3, 1]
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--to", "bee", "raw.jsonl", "out.jsonl"], "FOLDER/NAME"),
+        (["--to", "bee", "raw.jsonl", "out.jsonl"], "is a folder"),
+        (["--from", "ccpm", "empty", "out"], "no data set, and no files in"),
+        (["--from", "ccpm", "raw.jsonl", "out.jsonl", "--bad-rows", "no"], "invalid choice"),
         (["--from", "bee", "raw.jsonl", "out"], "ends with .jsonl"),
         (["--from", "ccpm", "raw.jsonl"], "SOURCE and TARGET"),
         (["--from", "ccpm", "none.jsonl", "out.jsonl"], "there is no such file"),
         (["--from", "ccpm", "odd.jsonl", "out.jsonl"], "odd.jsonl:1: "),
-        (["--from", "ccmp", "raw.jsonl", "out.jsonl"], "unknown; expected one of jsonl, bee, indexed, cpm1:chid"),
+        (
+            ["--from", "ccmp", "raw.jsonl", "out.jsonl"],
+            "unknown; expected one of jsonl, bee, arrow, indexed, cpm1:chid",
+        ),
     ],
 )
 def test_wrong_words_are_explained(
@@ -54,7 +82,8 @@ def test_wrong_words_are_explained(
     monkeypatch.chdir(tmp_path)
     write_rows(tmp_path / "raw.jsonl", RAW)
     write_rows(tmp_path / "odd.jsonl", {"a": 1})
-    assert main(["prepare", *words]) == 2
+    (tmp_path / "empty").mkdir()
+    assert run(["prepare", *words]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out.jsonl").exists()
 

@@ -5,7 +5,8 @@ hanlin prepare --from ccpm raw/train.jsonl data/train.jsonl  raw CCPM rows -> re
 hanlin prepare --from ccpm-text raw.jsonl data.jsonl         the same, with the right choice's text as the answer
 hanlin prepare --from cpm1:chid raw/train.json train.jsonl   a data set of CPM-1's originals -> records
 hanlin prepare --from bee bee_data/train train.jsonl         the original binary form -> JSON lines
-hanlin prepare --to bee train.jsonl bee_data/train           and back: a data file in the folder bee_data
+hanlin prepare --to bee train.jsonl bee_data/train           and back: the folder bee_data/train is the data set
+hanlin prepare --from ccpm --to bee raw/ bee_data/           all files of a folder, each into a place of its own name
 
 Token corpora for pretraining, PREFIX.bin and PREFIX.idx in Megatron's layout:
 hanlin prepare --to indexed texts/ more.jsonl.gz PREFIX --vocab V   one document a line; a stopped job goes on
@@ -19,7 +20,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 from hanlin.cli._corpus import INDEXED, add_corpus_options, corpus_options, prepare_corpus
 from hanlin.cli._trust import add_trust
@@ -27,9 +28,11 @@ from hanlin.core.errors import ConfigError
 from hanlin.core.files import written_alone
 
 if TYPE_CHECKING:
+    from hanlin.data.convert import MadeRow
     from hanlin.recipe.settings import Recipe
 
-FORMS = ("jsonl", "bee", "indexed")
+FORMS = ("jsonl", "bee", "arrow", "indexed")
+_FILES = (".jsonl", ".json", ".gz")
 
 HELP = "tokenise data and report on them; bring raw files into another form"
 
@@ -43,6 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the form of SOURCE; DATA: a raw data set of a family's originals (FAMILY:DATA where several have it)",
     )
     parser.add_argument("--to", choices=("jsonl", "bee", *INDEXED), help="the form of TARGET (default: jsonl)")
+    parser.add_argument(
+        "--bad-rows", choices=("error", "drop"), help="of SOURCE: list them and stop (default), or leave them out"
+    )
     add_corpus_options(parser)
     add_trust(parser)
 
@@ -53,7 +59,9 @@ def run(args: argparse.Namespace) -> int:
     if given := corpus_options(args):
         raise ConfigError(f"{', '.join(given)}: only with --to indexed, indexed-cached or indexed-spans")
     if args.from_ or args.to:
-        return _convert(args.words, args.from_, args.to)
+        return _convert(args.words, args.from_, args.to, args.bad_rows or "error")
+    if args.bad_rows:
+        raise ConfigError("--bad-rows: only with --from or --to; a recipe says it with data.bad_rows")
     from hanlin.check import check_file
 
     return _prepare(check_file(args.words[0], args.words[1:]))
@@ -75,28 +83,52 @@ def _prepare(recipe: Recipe) -> int:
     return 0
 
 
-def _convert(words: Sequence[str], from_: str | None, to: str | None) -> int:
+def _convert(words: Sequence[str], from_: str | None, to: str | None, bad_rows: Literal["error", "drop"]) -> int:
+    from hanlin.data.convert import convert_rows
+
     if len(words) != 2:
         raise ConfigError(f"--from and --to need two paths, SOURCE and TARGET; found {len(words)}")
     source, target = map(Path, words)
-    is_jsonl = target.suffix in (".jsonl", ".json")
-    if is_jsonl == (to == "bee"):
-        wanted = "FOLDER/NAME (no .jsonl)" if to == "bee" else "a name that ends with .jsonl"
-        raise ConfigError(f"{target}: the target of --to {to or 'jsonl'} is {wanted}")
-    with written_alone(target if is_jsonl else target.parent):
-        print(f"{target}: {_write(source, target, from_):,} rows")
+    read = _reader(from_)
+    for one, written in _pairs(source, target, to or "jsonl"):
+        with written_alone(written):
+            print(f"{written}: {convert_rows(read(one), written, bad_rows)}")
     return 0
 
 
-def _write(source: Path, target: Path, from_: str | None) -> int:
-    from hanlin.data.convert import convert_file, write_records
+def _pairs(source: Path, target: Path, to: str) -> list[tuple[Path, Path]]:
+    """Which file or data set becomes which; those of a folder keep their names.
 
-    if from_ is None or from_ in FORMS:
-        return convert_file(source, target)
-    return write_records(target, _raw_reader(from_)(source))
+    Raises: ConfigError.
+    """
+    from hanlin.data.convert import is_jsonl
+    from hanlin.data.sources.opening import is_data_folder
+    from hanlin.models.common.raw_rows import is_beside
+
+    is_folder = source.is_dir() and not is_data_folder(source)
+    if is_jsonl(target) == (is_folder or to == "bee"):
+        wanted = "a folder" if is_folder or to == "bee" else "a name that ends with .jsonl"
+        raise ConfigError(f"{target}: the target of --to {to} is {wanted}")
+    if not is_folder:
+        return [(source, target)]
+    files = [file for file in sorted(source.iterdir()) if file.suffix in _FILES and not is_beside(file)]
+    names = [file.name.partition(".")[0] for file in files]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ConfigError(f"{source}: several files are named {twice[0]}; rename them, or convert them one by one")
+    if not files:
+        raise ConfigError(f"{source}: no data set, and no files in {', '.join(_FILES)} in it")
+    return [
+        (file, target / (name if to == "bee" else f"{name}.jsonl")) for file, name in zip(files, names, strict=True)
+    ]
 
 
-def _raw_reader(name: str) -> Callable[[Path], Iterable[Any]]:
+def _reader(from_: str | None) -> Callable[[Path], Iterable[MadeRow]]:
+    from hanlin.data.convert import rows_of
+
+    return rows_of if from_ is None or from_ in FORMS else _raw_reader(from_)
+
+
+def _raw_reader(name: str) -> Callable[[Path], Iterable[MadeRow]]:
     """What reads the raw data set FAMILY:DATA, or DATA if only one family has it.
 
     Raises: ConfigError.

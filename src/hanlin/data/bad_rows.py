@@ -17,9 +17,11 @@ BadRow = tuple[str, str]
 """File and line of a row, and what is wrong with it."""
 
 
-def list_bad_rows(bad: Sequence[BadRow], head: str) -> str:
-    """The first of the rows, a line each, with how many more there are and what to do."""
+def list_bad_rows(bad: Sequence[BadRow], head: str, *, advice: str = "") -> str:
+    """The first of the rows, a line each, how many more there are and what to do; advice: in place of recipes'."""
     lines = [f"  {line}" for line in shorten([f"{where}: {reason}" for where, reason in bad], LISTED_ROWS)]
+    if advice:
+        return "\n".join([head, *lines, f"{advice}."])
     advice = "Correct these rows, or choose what happens to them: data.bad_rows=drop leaves them out"
     if any(reason.startswith("too long") for _, reason in bad):
         advice += "; for too long ones raise data.max_length or set data.overlong to drop, truncate or split"

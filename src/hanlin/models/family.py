@@ -15,6 +15,7 @@ from hanlin.core.batch import Prompt, PromptBatch, Sample
 from hanlin.core.errors import ConfigError
 from hanlin.core.extensions import import_file
 from hanlin.core.tokenizer import Tokenizer
+from hanlin.data.convert import MadeRow
 from hanlin.data.processor import SampleProcessor, SoftPrompts
 from hanlin.formats.format import Format
 from hanlin.models.common.label_processor import LabelKind
@@ -159,8 +160,8 @@ class Family:
     `processor(tokenizer, config, options)`; options: frozen dataclass of what may be chosen about it
     (`data.options` of a recipe); formats: file layouts by name;
     sizes: named configurations; lora_targets: names of the linears that low-rank tuning changes by default;
-    beam_variant: the rules of its beam search; raw: data sets of its originals by name: what turns a raw file into
-    records.
+    beam_variant: the rules of its beam search; raw: data sets of its originals by name: what turns the rows
+    of a raw file into records.
     """
 
     name: str
@@ -174,7 +175,7 @@ class Family:
     sizes: Mapping[str, ModelConfig] = field(default_factory=dict)
     lora_targets: tuple[str, ...] = ()
     beam_variant: BeamVariant = BeamVariant()
-    raw: Mapping[str, Callable[[Path], Iterable[Any]]] = field(default_factory=dict)
+    raw: Mapping[str, Callable[[Path], Iterable[MadeRow]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,17 @@ def test_texts_stand_after_the_prompts_of_their_classes(tmp_path: Path) -> None:
         ("chid", {**CHID, "candidates": ["甲", "甲"]}, '"candidates": expected up to 10 different idioms'),
         ("tnews", {"sentence": "新闻", "label": "99"}, "its label is none of the 6 in labels.json"),
         ("ocnli", {"sentence1": "a", "label": "neutral"}, '"sentence2": expected a str'),
-        ("nothing", CHID, "expected one of jsonl, bee, indexed, cpm1:chid"),
+        (
+            "ocnli",
+            {"sentence1": "a", "sentence2": "b", "label": "nonsense"},
+            "expected entailment, contradiction, neutral or -",
+        ),
+        ("ocnli", {"sentence1": "a", "sentence2": " ", "label": "neutral"}, '"sentence2" is empty'),
+        ("tnews", {"sentence": "", "label": "101"}, '"sentence" is empty'),
+        ("iflytek", {"sentence": "应用", "label_des": ["类1"]}, "its label is none of the 6 in labels.json"),
+        ("chid", {**CHID, "content": [5]}, "expected a list of texts, found 5"),
+        ("chid", {**CHID, "candidates": ["甲", None]}, "expected texts that are not empty"),
+        ("nothing", CHID, "expected one of jsonl, bee, arrow, indexed, cpm1:chid"),
     ],
 )
 def test_wrong_rows_are_named(kind: str, row: Any, says: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -77,3 +87,30 @@ def test_wrong_rows_are_named(kind: str, row: Any, says: str, tmp_path: Path, ca
     write(tmp_path / "labels.json", *LABELS)
     assert main(["prepare", "--from", f"cpm1:{kind}", str(raw), str(tmp_path / "out.jsonl")]) == 2
     assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [-1, 3, 12, True, "1", 1.0, None])
+def test_an_answer_of_chid_is_the_number_of_a_candidate(
+    number: Any, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    raw = write(tmp_path / "dev.json", CHID, {**CHID, "content": ["他#idiom000001#。"]})
+    write(tmp_path / "dev_answer.json", {"#idiom000001#": 0, "#idiom000002#": number})
+    command = ["prepare", "--from", "cpm1:chid", str(raw), str(tmp_path / "out.jsonl")]
+    assert main(command) == 2
+    assert f"dev.json:1: the answer to #idiom000002# is {number!r}" in capsys.readouterr().err
+    assert main([*command, "--bad-rows", "drop"]) == 0
+    assert "1 rows, 1 left out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("pair", [["你好", None], ["你好"], "你好", ["你好", "  "], ["", "好"], {"post": "a"}])
+def test_a_pair_of_stc_is_two_texts(pair: Any, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    raw = write(tmp_path / "STC.json", {"train": [["你 好", "好"], pair]})
+    assert main(["prepare", "--from", "cpm1:stc", str(raw), str(tmp_path / "out.jsonl")]) == 2
+    assert "STC.json: train 2: expected a post and a reply" in capsys.readouterr().err
+
+
+def test_rows_without_a_label_that_was_agreed_on_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    rows = [{"sentence1": "下雨了", "sentence2": "地湿", "label": label} for label in ("entailment", "-")]
+    raw = write(tmp_path / "ocnli.json", *rows)
+    assert main(["prepare", "--from", "cpm1:ocnli", str(raw), str(tmp_path / "out.jsonl")]) == 0
+    assert "1 rows, 1 left out" in capsys.readouterr().out

@@ -9,6 +9,14 @@ from hanlin.core.files import check_regular
 from hanlin.data.sources.records import Records
 
 
+def is_data_folder(path: Path) -> bool:
+    """Whether a folder is a data set, not only a place where some lie."""
+    from hanlin.data.sources.arrow import is_arrow_folder
+    from hanlin.data.sources.bee import META
+
+    return (path / META).is_file() or is_arrow_folder(path)
+
+
 def open_records(path: Path) -> Records:
     """Open JSON lines (also gzipped), a JSON list, a folder of the original CPM-Bee binary form or of `save_to_disk`.
 

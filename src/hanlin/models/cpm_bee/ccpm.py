@@ -7,25 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from hanlin.core.errors import DataError
+from hanlin.data.convert import MadeRow
 from hanlin.models.common.ccpm import ccpm_parts
-from hanlin.models.common.raw_rows import read_rows
+from hanlin.models.common.raw_rows import make_rows
 
 from .tokenizer import escape
 
 QUESTION = "这段话形容了哪句诗的意境？"
 
 
-def read_ccpm(path: Path, *, answers_are_texts: bool = False) -> Iterator[dict[str, Any]]:
-    """answers_are_texts: see `ccpm_record`.
-
-    Raises: DataError naming file and line.
-    """
-    for where, row in read_rows(path):
-        try:
-            record = ccpm_record(row, answer_is_text=answers_are_texts)
-        except DataError as error:
-            raise DataError(f"{where}: {error}") from None
-        yield record
+def read_ccpm(path: Path, *, answers_are_texts: bool = False) -> Iterator[MadeRow]:
+    """The record of each row; answers_are_texts: see `ccpm_record`."""
+    return make_rows(path, lambda row: [ccpm_record(row, answer_is_text=answers_are_texts)])
 
 
 def ccpm_record(row: dict[str, Any], *, answer_is_text: bool = False) -> dict[str, Any]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+
+from hanlin.data.convert import MadeRow
 
 from .chid import read_choices, read_passages
 from .classes import read_iflytek, read_ocnli, read_tnews
 from .stc import read_dialogues
 
-TASKS: dict[str, Callable[[Path], Iterator[dict[str, Any]]]] = {
+TASKS: dict[str, Callable[[Path], Iterator[MadeRow]]] = {
     "chid": read_choices,
     "chid-zero-shot": read_passages,
     "stc": read_dialogues,

@@ -14,37 +14,39 @@ from typing import Any
 
 from hanlin.core.errors import DataError
 from hanlin.core.files import read_json
-from hanlin.models.common.raw_rows import field, read_rows
+from hanlin.data.convert import MadeRow
+from hanlin.models.common.raw_rows import field, make_rows
 
 _BLANK = re.compile(r"#idiom\d+#")
 _NUM_CANDIDATES = 10
 
 
-def read_choices(path: Path) -> Iterator[dict[str, Any]]:
+def read_choices(path: Path) -> Iterator[MadeRow]:
     """Questions for tuning; score them by likelihood.
 
-    Raises: DataError.
+    Raises: DataError for a file of answers that cannot be read.
     """
     answers = _answers(path)
-    for where, row in read_rows(path):
-        yield from _named(where, choice_records, row, answers)
+    return make_rows(path, lambda row: choice_records(row, answers))
 
 
-def read_passages(path: Path) -> Iterator[dict[str, Any]]:
+def read_passages(path: Path) -> Iterator[MadeRow]:
     """Passages to compare without tuning.
 
-    Raises: DataError.
+    Raises: as `read_choices`.
     """
     answers = _answers(path)
-    for where, row in read_rows(path):
-        yield from _named(where, passage_records, row, answers)
+    return make_rows(path, lambda row: passage_records(row, answers))
 
 
-def choice_records(row: Mapping[str, Any], answers: Mapping[str, int]) -> list[dict[str, Any]]:
-    """One question for each blank of a row; the other blanks are left out."""
+def choice_records(row: Mapping[str, Any], answers: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One question for each blank of a row; the other blanks are left out.
+
+    Raises: DataError.
+    """
     idioms, records = _candidates(row), []
     listed = [piece for number, idiom in enumerate(idioms) for piece in (f"选项{number}:", idiom, {"token": "<sep>"})]
-    for before, after, right in _blanks(row, answers):
+    for before, after, right in _blanks(row, answers, len(idioms)):
         passage = ["上下文:", before, {"token": "<mask>"}, after, {"token": "<eod>"}]
         prompt = [*passage, *listed, {"token": "<mask>"}, "答案是:"]
         options = [_digit(number) for number in range(len(idioms))]
@@ -52,12 +54,15 @@ def choice_records(row: Mapping[str, Any], answers: Mapping[str, int]) -> list[d
     return records
 
 
-def passage_records(row: Mapping[str, Any], answers: Mapping[str, int]) -> list[dict[str, Any]]:
-    """One comparison for each blank: the passage with each idiom in it."""
+def passage_records(row: Mapping[str, Any], answers: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One comparison for each blank: the passage with each idiom in it.
+
+    Raises: DataError.
+    """
     idioms = _candidates(row)
     return [
         {"options": {idiom: {"text": f"{before}{idiom}{after}"} for idiom in idioms}, "label": idioms[right]}
-        for before, after, right in _blanks(row, answers)
+        for before, after, right in _blanks(row, answers, len(idioms))
     ]
 
 
@@ -66,29 +71,41 @@ def _digit(number: int) -> list[dict[str, str]]:
     return [{"token": f"\u2581{number}"}]
 
 
-def _blanks(row: Mapping[str, Any], answers: Mapping[str, int]) -> Iterator[tuple[str, str, int]]:
+def _blanks(row: Mapping[str, Any], answers: Mapping[str, Any], num_idioms: int) -> Iterator[tuple[str, str, int]]:
     """What stands before and after each blank, and the number of the right idiom."""
     for passage in field(dict(row), "content", list):
+        if not isinstance(passage, str):
+            raise DataError(f'"content": expected a list of texts, found {passage!r:.40} in it')
         for blank in _BLANK.finditer(passage):
-            if blank.group() not in answers:
-                raise DataError(f"the file of answers has none for {blank.group()}")
+            right = _right(blank.group(), answers, num_idioms)
             before, after = (_BLANK.sub("", part) for part in (passage[: blank.start()], passage[blank.end() :]))
-            yield before.strip(), after.strip(), int(answers[blank.group()])
+            yield before.strip(), after.strip(), right
 
 
 def _candidates(row: Mapping[str, Any]) -> list[str]:
-    idioms = [str(idiom).strip() for idiom in field(dict(row), "candidates", list)]
+    idioms = [idiom.strip() for idiom in field(dict(row), "candidates", list) if isinstance(idiom, str)]
+    if len(idioms) < len(row["candidates"]) or "" in idioms:
+        raise DataError('"candidates": expected texts that are not empty')
     if len(idioms) > _NUM_CANDIDATES or len(set(idioms)) < len(idioms):
         raise DataError(f'"candidates": expected up to {_NUM_CANDIDATES} different idioms, found {len(idioms)}')
     return idioms
 
 
-def _answers(path: Path) -> dict[str, int]:
-    return read_json(path.with_name(f"{path.stem}_answer.json"), DataError, holds=f"the right idioms of {path.name}")
+def _right(blank: str, answers: Mapping[str, Any], num_idioms: int) -> int:
+    """The number of the idiom that belongs to a blank."""
+    if blank not in answers:
+        raise DataError(f"the file of answers has none for {blank}")
+    number = answers[blank]
+    if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < num_idioms:
+        raise DataError(
+            f"the answer to {blank} is {number!r:.40}, expected the number of a candidate, 0 to {num_idioms - 1}"
+        )
+    return number
 
 
-def _named(where: str, make: Any, row: Any, answers: Any) -> list[dict[str, Any]]:
-    try:
-        return make(row, answers)
-    except DataError as error:
-        raise DataError(f"{where}: {error}") from None
+def _answers(path: Path) -> dict[str, Any]:
+    file = path.with_name(f"{path.stem}_answer.json")
+    answers = read_json(file, DataError, holds=f"the right idioms of {path.name}")
+    if not isinstance(answers, dict):
+        raise DataError(f'{file}: expected an object {{"#idiom000001#": number of the candidate, ...}}')
+    return answers

@@ -12,24 +12,33 @@ from typing import Any
 
 from hanlin.core.errors import DataError
 from hanlin.core.files import read_json
+from hanlin.data.convert import MadeRow
+from hanlin.data.processor import tried
 
 
-def read_dialogues(path: Path) -> Iterator[dict[str, Any]]:
+def read_dialogues(path: Path) -> Iterator[MadeRow]:
     """path: a file that holds one part, or `FILE:PART`.
 
-    Raises: DataError.
+    Raises: DataError when the file has not the form, or not the part.
     """
     file, part = _part_of(path)
     parts = read_json(file, DataError, holds="parts of pairs of a post and a reply")
+    if not isinstance(parts, dict) or not all(isinstance(pairs, list) for pairs in parts.values()):
+        raise DataError(f'{file}: expected {{"train": [[post, reply], ...], ...}}')
     if part is None and len(parts) != 1:
         raise DataError(f"{file}: holds {', '.join(parts)}; say which, as in {file}:{next(iter(parts), 'train')}")
     name = part or next(iter(parts))
     if name not in parts:
         raise DataError(f"{file}: holds no {name!r}, but {', '.join(parts)}")
     for number, pair in enumerate(parts[name], start=1):
-        if not isinstance(pair, list) or len(pair) != 2:
-            raise DataError(f"{file}: {name} {number}: expected a post and a reply, found {pair!r:.40}")
-        yield dialogue_record(*pair)
+        yield f"{file}: {name} {number}", tried(_records, pair)
+
+
+def _records(pair: Any) -> list[dict[str, Any]]:
+    is_pair = isinstance(pair, list) and len(pair) == 2 and all(isinstance(side, str) for side in pair)
+    if not is_pair or not all(side.strip() for side in pair):
+        raise DataError(f"expected a post and a reply, found {pair!r:.40}")
+    return [dialogue_record(*pair)]
 
 
 def dialogue_record(post: str, reply: str) -> dict[str, Any]:
