@@ -117,7 +117,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_others(tmp_path, monkeyp
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(CheckpointError, match="No space left on device"):
+    with pytest.raises(CheckpointError, match="no space is left on its disk; make room"):
         checkpointer.save(2, tensors(2.0), {})
     monkeypatch.undo()
     assert checkpointer.load_latest(tensors(0.0)) == Saved(1, {"position": [1, 1]})

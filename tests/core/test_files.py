@@ -95,12 +95,11 @@ def test_permissions_are_those_of_the_process(tmp_path: Path) -> None:
     assert (tmp_path / "folder").stat().st_mode & 0o777 == 0o750
 
 
-def test_a_place_that_cannot_be_written_to_is_said(tmp_path: Path) -> None:
+@pytest.mark.parametrize("write", [replaced_file, held], ids=["file", "lock"])
+def test_a_place_that_cannot_be_written_to_is_said(tmp_path: Path, write: Any) -> None:
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(DataError, match="cannot be written"), replaced_file(tmp_path / "file" / "inner"):
-        pass
-    with pytest.raises(DataError, match="cannot be written"), held(tmp_path / "file" / "inner"):
-        pass
+    with pytest.raises(DataError, match=r"file(/inner)?: cannot be written: .* a folder is expected"):
+        write(tmp_path / "file" / "inner").__enter__()
 
 
 def in_a_process_killed_at(call: int, work: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> bool:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from hanlin.core.errors import CheckpointError, ConfigError
 from hanlin.core.extensions import why_untrusted
+from hanlin.core.files import missing_link
 from hanlin.core.json_text import parse_json
 from hanlin.core.manifest import check_manifest
 from hanlin.data.mixture_file import is_mixture, read_mixture
@@ -97,6 +98,8 @@ def _missing(path: Path) -> str:
     folder, name = path.parent, path.name
     beside = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
     where = "" if path.is_absolute() else f" (that is {path.absolute()})"
+    if link := missing_link(path):
+        return f"there is no {path}{link}; mend the link, or name the file itself"
     close = nearest(name, beside) if beside else ""
     return f"there is no {path}{where}" + (close if "did you mean" in close else "; check the path")
 

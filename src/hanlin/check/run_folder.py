@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from typing import Any
 import yaml
 
 from hanlin.core.errors import ConfigError
+from hanlin.core.files import may_write
 from hanlin.recipe.reading import Found, dump_recipe, load_recipe, make_recipe
 from hanlin.recipe.settings import Recipe
 from hanlin.train.optimizer import find_optimizer
@@ -32,7 +32,7 @@ def folder_problems(recipe: Recipe) -> Found:
         existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
         if not existing.is_dir():
             yield key, f"{folder.absolute()} cannot be made: {existing} is a file; choose another folder"
-        elif not os.access(existing, os.W_OK | os.X_OK):
+        elif not may_write(existing):
             yield key, f"no permission to write into {existing}; choose another folder"
         elif key == "run.folder":
             yield from _other_run(recipe)

@@ -7,7 +7,7 @@ A checkpoint is written to NNNNNN.tmp, its files are synced and hashed into the 
 moves after that and old ones go last. Only trained weights are in it; the frozen base is not.
 Of several ranks each writes its own part of the tensors, the main one does all else; the folder must be one that all
 of them see.
-DCP's own index is a pickle, so resume only from folders that your own runs wrote.
+DCP's own index is a pickle, which is read without running anything (checkpoint/metadata.py).
 """
 
 from __future__ import annotations
@@ -28,10 +28,12 @@ from hanlin.core.collectives import call_on_main, gather_values, has_ranks, is_m
 from hanlin.core.errors import CheckpointError, shorten
 from hanlin.core.files import replaced_file, sync
 from hanlin.core.manifest import manifest_problems, write_manifest
+from hanlin.core.os_errors import explain, reason_of
 from hanlin.recipe.settings import Recipe
 
 if TYPE_CHECKING:
     import torch
+    from torch.distributed.checkpoint.api import CheckpointException
 
 log = logging.getLogger(__name__)
 
@@ -232,8 +234,17 @@ def _naming(path: Path) -> Iterator[None]:
 
     try:
         yield
-    except (OSError, CheckpointException) as error:  # the second is a BaseException
-        raise CheckpointError(f"{path}: cannot be written: {error}; make room, then resume the run") from error
+    except OSError as error:
+        raise CheckpointError(f"{explain(error, path, 'write')}; then resume the run") from error
+    except CheckpointException as error:  # a BaseException
+        raise CheckpointError(f"{path}: cannot be written: {_reasons(error)}; then resume the run") from error
+
+
+def _reasons(error: CheckpointException) -> str:
+    """What went wrong on each rank, without torch's tracebacks."""
+    found = {rank: failure for rank, (failure, _) in error.failures.items()}
+    told = {rank: reason_of(one, "write") if isinstance(one, OSError) else f"{one}" for rank, one in found.items()}
+    return "; ".join(f"rank {rank}: {text}" if len(told) > 1 else text for rank, text in told.items())
 
 
 def _read_tensors(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:

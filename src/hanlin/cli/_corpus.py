@@ -174,9 +174,10 @@ def _form(args: argparse.Namespace) -> IndexForm:
 
 def _show(report: CorpusReport, target: Path) -> None:
     import numpy as np
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from hanlin.core.terminal import screen
 
     p10, p50, p90 = np.percentile(report.sizes, [10, 50, 90]).round().astype(int).tolist()
     documents, tokens = len(report.sizes), report.tokens
@@ -198,4 +199,4 @@ def _show(report: CorpusReport, target: Path) -> None:
         ),
     ):
         table.add_row(name, Text(value))
-    Console().print(table)
+    screen().print(table)

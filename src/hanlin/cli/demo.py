@@ -170,21 +170,22 @@ def _exact_match(path: Path) -> float:
 
 
 def _show(home: Path, data: PhraseData, scores: dict[str, tuple[float, float]]) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from hanlin.core.terminal import screen
 
     table = Table("task", "tuning", "before", "after", title=f"exact match on {HELD_OUT} held-out phrases")
     table.add_row("pinyin", "full, from scratch", *(f"{value:.1%}" for value in scores["pinyin"]))
     table.add_row("tone", "LoRA on that base", *(f"{value:.1%}" for value in scores["tone"]))
-    console = Console()
+    console = screen()
     console.print("", table)
     console.print(f"Looking up each character's commonest reading would score {data.lookup_accuracy:.1%} (pinyin).\n")
 
 
 def _show_idioms(home: Path, idioms: list[str]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
+    from hanlin.core.terminal import screen
     from hanlin.evaluate.ngrams import CharacterModel
 
     scores = json.loads((home / "idioms/evaluation/metrics.json").read_text(encoding="utf-8"))["windows"]
@@ -193,7 +194,7 @@ def _show_idioms(home: Path, idioms: list[str]) -> None:
     for order, name in ((1, "counted characters"), (5, "counted runs of up to 5 (Kneser-Ney)")):
         table.add_row(name, f"{CharacterModel(idioms[:first], order).perplexity(idioms[first:]):.0f}")
     table.add_row("GPT-2, pretrained", f"{scores['character_perplexity']:.0f}")
-    console = Console()
+    console = screen()
     console.print(table)
     console.print("What it wrote along the way (not all of it is in a dictionary):")
     for line in (home / "idioms/samples.jsonl").read_text(encoding="utf-8").splitlines():
@@ -210,6 +211,6 @@ def _show_end(home: Path, seconds: float) -> None:
 
 
 def _say(text: str, style: str | None = None) -> None:
-    from rich.console import Console
+    from hanlin.core.terminal import screen
 
-    Console().print(text, style=style, highlight=False)
+    screen().print(text, style=style, highlight=False)

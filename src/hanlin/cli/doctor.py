@@ -25,15 +25,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from rich.console import Console
     from rich.table import Table
+
+    from hanlin.core.terminal import screen
 
     table = Table(show_header=False)
     is_well = True
     for name, value, is_right in _findings():
         is_well &= is_right
         table.add_row(name, value, "[green]ok[/green]" if is_right else "[red]wrong[/red]")
-    Console().print(table)
+    screen().print(table)
     return 0 if is_well else 1
 
 

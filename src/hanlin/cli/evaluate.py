@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from hanlin.cli._launch import add_launch, on_all_ranks
 from hanlin.cli._recipe import add_recipe, add_weights, with_run_weights
+from hanlin.core.files import check_target, replaced_file
 
 if TYPE_CHECKING:
     from hanlin.recipe.settings import Recipe
@@ -30,19 +31,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     recipe = with_run_weights(args.recipe, args.changes, args.weights, "evaluate")
+    if args.json:
+        check_target(args.json)
     return on_all_ranks(args, recipe, lambda: _score(recipe, args.json))
 
 
 def _score(recipe: Recipe, target: Path | None) -> int:
-    from rich.console import Console
-
     from hanlin.core.ranks import read_ranks
+    from hanlin.core.terminal import screen
     from hanlin.evaluate.run import metrics_table
     from hanlin.run.assemble import assemble
 
     scores = assemble(recipe).evaluate()
     if read_ranks().is_main:
-        Console().print(metrics_table(scores))
         if target:
-            target.write_text(json.dumps(scores, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+            with replaced_file(target) as stream:
+                stream.write(json.dumps(scores, ensure_ascii=False, indent=2).encode() + b"\n")
+        screen().print(metrics_table(scores))
     return 0

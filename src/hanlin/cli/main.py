@@ -19,6 +19,8 @@ from hanlin.cli._trust import trusted_files
 from hanlin.core.device import keep_blas_quiet
 from hanlin.core.errors import HanlinError
 from hanlin.core.extensions import trusting
+from hanlin.core.os_errors import explain
+from hanlin.core.terminal import mute, steady_streams
 
 # The order of `hanlin --help`, along a user's way; commands that are not named here come last.
 _ORDER = (
@@ -26,6 +28,7 @@ _ORDER = (
     *("train", "launch", "deepspeed", "evaluate", "generate", "chat", "report", "inspect", "convert"),
 )
 _NOT_COMMANDS = {"main"}
+_LOCALE = "the locale of this terminal ({}) cannot name the file {!r}; set PYTHONUTF8=1, or LC_ALL=C.UTF-8"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,20 +37,48 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     keep_blas_quiet()
+    with steady_streams():
+        try:
+            code = _run(argv)
+            sys.stdout.flush()
+            return code
+        except HanlinError as error:
+            print(_in_red(f"hanlin: {error}"), file=sys.stderr)
+            return error.exit_code
+        except KeyboardInterrupt:
+            print("hanlin: interrupted", file=sys.stderr)
+            return 130
+        except BrokenPipeError:  # the reader of our output has gone, as `| head` does
+            mute(sys.stdout)
+            return 141
+        except UnicodeEncodeError as error:
+            if error.encoding == "utf-8":
+                raise
+            print(_in_red(f"hanlin: {_LOCALE.format(error.encoding, error.object)}"), file=sys.stderr)
+            return HanlinError.exit_code
+        except OSError as error:
+            print(_in_red(f"hanlin: {explain(error)}"), file=sys.stderr)
+            _drop_unwritable()
+            return HanlinError.exit_code
+
+
+def _drop_unwritable() -> None:
+    """Python would try standard output again at its end, and complain in its own way."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        mute(sys.stdout)
+
+
+def _run(argv: Sequence[str]) -> int:
     try:
         args = _parse(argv)
-        args.argv = argv  # a command that starts further processes gives it to them
-        with trusting(trusted_files(args)):
-            return args.run(args)
-    except HanlinError as error:
-        print(_in_red(f"hanlin: {error}"), file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("hanlin: interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader of our output has gone, as `| head` does
-        sys.stderr.close()
-        return 141
+    except SystemExit:
+        sys.stdout.flush()  # the help
+        raise
+    args.argv = argv  # a command that starts further processes gives it to them
+    with trusting(trusted_files(args)):
+        return args.run(args)
 
 
 def command_names() -> list[str]:

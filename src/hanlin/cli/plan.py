@@ -158,9 +158,9 @@ def _print_tables(
     found: Sequence[Proposal],
     notes: list[str],
 ) -> None:
-    from rich.console import Console
+    from hanlin.core.terminal import screen
 
-    console = Console(highlight=False)
+    console = screen(highlight=False)
     trained = f"{_elements(job, trained_only=True):,} of {_elements(job, trained_only=False):,} parameters trained"
     print(f"{args.recipe}: {trained}, {job.recipe.train.precision}, rows of {job.lengths.length} tokens")
     for note in notes:

@@ -68,13 +68,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _prepare(recipe: Recipe) -> int:
-    from rich.console import Console
-
+    from hanlin.core.terminal import screen
     from hanlin.data.report import render_report
     from hanlin.run.assemble import load_data
     from hanlin.run.components import build_components
 
-    components, console = build_components(recipe), Console()
+    components, console = build_components(recipe), screen()
     trained, watched = load_data(recipe, components, "train"), load_data(recipe, components, "valid")
     for name, prepared in (("train", trained), ("eval", watched)):
         if prepared is not None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from hanlin.core.files import check_target
+
 HELP = "one page with the curves of runs and the settings that differ"
 
 
@@ -17,6 +19,7 @@ def run(args: argparse.Namespace) -> int:
     from hanlin.train.report import write_report
 
     output = args.output or args.runs[0] / "report.html"
+    check_target(output)
     page, picture = write_report(args.runs, output)
     print(f"{page}\n{picture}")
     return 0

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from hanlin.cli._numbers import real, whole
 from hanlin.core.errors import ConfigError, DataError
+from hanlin.core.files import check_target, replaced_file
 
 HELP = "make a vocabulary from your own texts"
 
@@ -33,11 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    check_target(args.out)
     return _train(args) if args.action == "train" else _build(args)
 
 
 def _train(args: argparse.Namespace) -> int:
-    from hanlin.core.files import replaced_file
     from hanlin.data.pretraining.corpus import BadText, find_files, read_documents, read_pieces
     from hanlin.tokens.training import train_pieces, word_pieces
 
@@ -72,7 +73,7 @@ def _build(args: argparse.Namespace) -> int:
         tokens = build_vocabulary(args.files, args.size, args.min_count)
     except ValueError as error:
         raise DataError(f"a file is not JSON lines in UTF-8: {error}; `hanlin check` names the row") from error
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text("\n".join(tokens) + "\n", encoding="utf-8")
+    with replaced_file(args.out) as stream:
+        stream.write("".join(f"{token}\n" for token in tokens).encode())
     print(f"{args.out}: {len(tokens):,} tokens")
     return 0

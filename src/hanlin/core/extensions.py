@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import pkgutil
 import sys
 from collections.abc import Iterable, Iterator
@@ -18,6 +19,7 @@ from pathlib import Path
 from types import ModuleType
 
 from hanlin.core.errors import ConfigError
+from hanlin.core.files import expanded
 
 __all__ = ["import_file", "is_imported", "module_names", "trusting", "why_untrusted"]
 
@@ -35,7 +37,7 @@ def import_file(path: Path) -> ModuleType:
 
     Raises: ConfigError when there is no such file, or it is not to be run.
     """
-    path = _expanded(path)
+    path = expanded(path)
     if not path.is_file():
         raise ConfigError(f"there is no file {path}")
     if reason := why_untrusted(path):
@@ -71,15 +73,7 @@ def is_imported(path: Path) -> bool:
 
 
 def _identity(path: Path) -> str:
-    return str(_expanded(path).resolve())
-
-
-def _expanded(path: Path) -> Path:
-    """`~` is the home folder; a user that this machine does not know leaves the path as it is."""
-    try:
-        return path.expanduser()
-    except RuntimeError:
-        return path
+    return os.path.realpath(expanded(path))
 
 
 def _run_file(path: Path, name: str) -> ModuleType:

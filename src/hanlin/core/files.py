@@ -23,9 +23,15 @@ from typing import IO, Any, Literal
 from hanlin.core.errors import CheckpointError, HanlinError
 from hanlin.core.json_text import parse_json
 from hanlin.core.locks import LOCK_FILE, lock_file, try_lock, writable
+from hanlin.core.os_errors import naming, reason_of
 
 __all__ = [
+    "check_readable",
     "check_regular",
+    "check_target",
+    "expanded",
+    "may_write",
+    "missing_link",
     "private_folder",
     "published",
     "read_json",
@@ -48,11 +54,20 @@ _EXCHANGE, _NO_REPLACE = 2, 1  # flags of Linux's renameat2
 def replaced_file(path: Path) -> Iterator[IO[bytes]]:
     """A stream to a private file beside `path`, renamed to it at the end and removed on any error.
 
-    Raises: DataError when nothing can be written there.
+    A symbolic link stays, and what it leads to is replaced; a device or a pipe is written to as it is.
+    Raises: DataError when nothing can be written there; OSError naming `path` when that is found out later.
     """
+    path = _followed(path)
     with writable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    with _private(path, lambda private: private.open("xb").close()) as private:
+        is_replaced = path.is_file() or not path.exists()
+        if not is_replaced:
+            path.open("wb").close()  # of a folder it says what is wrong
+    if not is_replaced:
+        with naming(path), path.open("wb") as stream:
+            yield stream
+        return
+    with naming(path), _private(path, lambda private: private.open("xb").close()) as private:
         try:
             with private.open("wb") as stream:
                 yield stream
@@ -63,6 +78,52 @@ def replaced_file(path: Path) -> Iterator[IO[bytes]]:
         except BaseException:
             private.unlink(missing_ok=True)
             raise
+
+
+def check_readable(path: Path) -> None:
+    """Raises: OSError, which readers of other programs would take for a damaged file."""
+    path.open("rb").close()
+
+
+def expanded(path: Path) -> Path:
+    """`~` is the home folder; a user that this machine does not know leaves the path as it is."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        return path
+
+
+def check_target(path: Path) -> Path:
+    """The path of a file that is to be written, where its symbolic links lead to; nothing is written yet.
+
+    Raises: DataError when it is a folder, or there is no permission to write it.
+    """
+    with writable(path):
+        path = _followed(path)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "", str(path))
+        existing = next(parent for parent in (path, *path.absolute().parents) if os.path.lexists(parent))
+        if existing != path and not existing.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "", str(path))
+        if not may_write(existing):
+            raise PermissionError(errno.EACCES, "", str(existing))
+    return path
+
+
+def may_write(path: Path) -> bool:
+    """Whether this process has the permission to write a file, or into a folder."""
+    mode = os.W_OK | (os.X_OK if path.is_dir() else 0)
+    return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
+
+
+def missing_link(path: Path) -> str:
+    """What to add to "there is no such file" where the name is there, but leads nowhere."""
+    return f" (it is a symbolic link to {os.readlink(path)}, which is not there)" if path.is_symlink() else ""
+
+
+def _followed(path: Path) -> Path:
+    """Where a symbolic link leads to; another path as it is."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path  # resolve() fails where links lead in a circle
 
 
 @contextmanager
@@ -88,10 +149,10 @@ def published(target: Path, if_exists: IfExists = "refuse") -> Iterator[Path]:
     two names; on others there is nothing for a moment, and a kill then is mended when the target is written again).
     Raises: CheckpointError when `target` is there already and is to be refused, DataError when nothing can be written.
     """
-    target = Path(target)
+    target = _followed(Path(target))
     if if_exists == "refuse" and target.exists():
         raise _exists(target)
-    with private_folder(target) as private:
+    with naming(target), private_folder(target) as private:
         yield private / target.name
         _sync_all(private / target.name)
         sync(private)
@@ -240,7 +301,8 @@ def read_json(path: Path, error: type[HanlinError] = CheckpointError, *, holds: 
     try:
         return parse_json(path.read_text(encoding="utf-8"))
     except OSError as found:
-        raise error(f"{path}: cannot be read: {found.strerror}{expected}") from None
+        more = f"; it holds {holds}" if holds else ""
+        raise error(f"{path}: cannot be read: {reason_of(found, 'read')}{more}") from None
     except json.JSONDecodeError as found:
         raise error(f"{path}:{found.lineno}: not readable as JSON ({found.msg}){expected}") from None
     except ValueError as found:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Literal
 
 from hanlin.core.errors import ConfigError, DataError
+from hanlin.core.os_errors import explain
 
 __all__ = ["LOCK_FILE", "held", "lock_file", "one_at_a_time", "try_lock", "writable"]
 
@@ -41,10 +42,11 @@ def lock_file(path: Path, target: Path) -> Iterator[None]:
     Raises: ConfigError when another process has it, DataError when nothing can be written there.
     """
     with _locked(path, target) as stream:
-        stream.truncate(0)
         since = datetime.now().astimezone().isoformat(" ", "seconds")
-        stream.write(f"process {os.getpid()} on {socket.gethostname()} since {since}")
-        stream.flush()
+        with writable(path):
+            stream.truncate(0)
+            stream.write(f"process {os.getpid()} on {socket.gethostname()} since {since}")
+            stream.flush()
         try:
             yield
         finally:
@@ -86,7 +88,7 @@ def writable(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error.strerror}; choose another folder") from None
+        raise DataError(explain(error, path, "write")) from None
 
 
 def _locked(path: Path, target: Path) -> IO[str]:

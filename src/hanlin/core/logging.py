@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hanlin.core.os_errors import explain
 from hanlin.core.ranks import Ranks, read_ranks
 
 if TYPE_CHECKING:
@@ -37,10 +39,30 @@ def start_log(folder: Path | None = None, ranks: Ranks | None = None) -> Console
     ours.addHandler(_terminal_handler(console))
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(folder / "log.txt", encoding="utf-8")
+        handler = _LogFile(folder / "log.txt", encoding="utf-8")
         handler.setFormatter(logging.Formatter(LINE))
         ours.addHandler(handler)
     return console
+
+
+class _LogFile(logging.FileHandler):
+    """A log that cannot be written to ends nothing: it is said once, where there is a terminal."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # logging's name
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._is_told:
+            self._is_told = True
+            print(
+                f"{explain(error, Path(self.baseFilename), 'write')}; the run goes on without its log", file=sys.stderr
+            )
+
+    def close(self) -> None:
+        with suppress(OSError):  # it has been told
+            super().close()
+
+    _is_told = False
 
 
 def _terminal_handler(console: Console) -> logging.Handler:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from hanlin.core.errors import CheckpointError, shorten
-from hanlin.core.files import check_regular, read_json_object, write_json
+from hanlin.core.files import check_readable, check_regular, read_json_object, write_json
 from hanlin.formats.lazy import Lazy, TensorSubset, bytes_of, forget, forget_pages, meta_of
 from hanlin.formats.torch_file import MAX_TENSORS, write_torch_files
 from hanlin.formats.training_file import check_single, mapped, open_training_file, wrapper_of
@@ -156,6 +156,7 @@ def _open_file(path: Path) -> Weights:
 class _Safetensors(Weights):
     def __init__(self, path: Path) -> None:
         self.files = (path,)
+        check_readable(path)
         try:
             self._file = safe_open(str(path), framework="pt")
         except (SafetensorError, OSError) as error:

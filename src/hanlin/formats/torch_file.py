@@ -24,6 +24,8 @@ import numpy as np
 from numpy._core.multiarray import _reconstruct
 
 from hanlin.core.errors import CheckpointError
+from hanlin.core.files import check_readable
+from hanlin.core.os_errors import naming
 from hanlin.formats.lazy import Lazy, bytes_of, forget, forget_pages, meta_of, twin_of
 
 if TYPE_CHECKING:
@@ -114,6 +116,7 @@ def load_torch_file(path: Path, *, has_states: bool = False) -> TorchFile:
     """
     import torch
 
+    check_readable(path)
     archive = _open_zip(path)
     storages: dict[int, int] = {}
 
@@ -228,12 +231,25 @@ def _lay_out(file: Path, holes: Flat, state: Any) -> Flat:
     """Write a file without the data of its tensors; return these as mapped: what is put into them is in the file."""
     import torch
 
-    with torch.serialization.skip_data():
-        torch.save(state, file)
+    try:
+        with torch.serialization.skip_data():
+            torch.save(state, file)
+    except RuntimeError:
+        _ask_for_the_reason(file)
+        raise
     with torch.serialization.set_default_mmap_options(mmap.MAP_SHARED):
         mapped = load_torch_file(file, has_states=True).content
     names = {id(hole): name for name, hole in holes.items()}
     return {names[id(hole)]: place for hole, place in _pairs(state, mapped)}
+
+
+def _ask_for_the_reason(file: Path) -> None:
+    """torch does not say why it could not write; the system does, when it is asked once more.
+
+    Raises: OSError.
+    """
+    with naming(file), file.open("ab") as stream:
+        stream.write(bytes(1 << 20))
 
 
 def _pairs(saved: Any, loaded: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

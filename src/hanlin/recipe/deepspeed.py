@@ -14,6 +14,7 @@ from typing import Any
 
 from hanlin.core.errors import ConfigError
 from hanlin.core.files import read_json
+from hanlin.core.os_errors import explain
 
 __all__ = ["Translation", "parse_hosts", "read_deepspeed", "read_hostfile", "translate_deepspeed"]
 
@@ -277,7 +278,7 @@ def read_hostfile(path: Path) -> dict[str, int]:
     try:
         return parse_hosts(path.read_text(encoding="utf-8"), str(path))
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+        raise ConfigError(explain(error, path, "read")) from error
 
 
 def parse_hosts(text: str, name: str = "hostfile") -> dict[str, int]:

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from hanlin.core.errors import ConfigError
-from hanlin.core.files import check_regular
+from hanlin.core.files import check_regular, expanded, missing_link
 from hanlin.recipe.settings import Recipe
 from hanlin.recipe.union import UNUSABLE, OneOf, find_unions
 from hanlin.recipe.unused_settings import unused_settings
@@ -130,7 +130,7 @@ def read_recipe(path: Path | str, overrides: Iterable[str] = ()) -> Draft:
 
     Raises: ConfigError when the file cannot be read or is not YAML.
     """
-    path = _recipe_file(Path(path).expanduser())
+    path = _recipe_file(expanded(Path(path)))
     values, lines, problems = _parse(path)
     places = {key: f"{path}:{line}" for key, line in lines.items()}
     problems += _apply_overrides(values, places, overrides)
@@ -181,8 +181,9 @@ def _recipe_file(path: Path) -> Path:
     check_regular(path, ConfigError)
     if not path.is_file():
         here = [str(found) for found in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
-        close = difflib.get_close_matches(str(path), here, n=1)
-        raise ConfigError(f"{path}: there is no such recipe" + (f"; did you mean {close[0]}?" if close else ""))
+        close = [] if path.exists() or path.is_symlink() else difflib.get_close_matches(str(path), here, n=1)
+        near = f"; did you mean {close[0]}?" if close else ""
+        raise ConfigError(f"{path}: there is no such recipe{missing_link(path)}{near}")
     return path
 
 

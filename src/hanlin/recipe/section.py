@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -10,6 +11,8 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 MAX_NUMBER = 10**15
 """No setting needs a larger one, and arithmetic with it stays within 64 bits."""
+
+MAX_NAME_BYTES = 255
 
 
 class Settings(BaseModel):
@@ -41,12 +44,27 @@ class Settings(BaseModel):
     @classmethod
     def _expand(cls, value: Any) -> Any:
         if isinstance(value, tuple):
-            return tuple(part.expanduser() if isinstance(part, Path) else part for part in value)
-        return value.expanduser() if isinstance(value, Path) else value
+            return tuple(_usable(part) if isinstance(part, Path) else part for part in value)
+        return _usable(value) if isinstance(value, Path) else value
 
 
 def _is_far_too_large(number: Any) -> bool:
     return isinstance(number, int | float) and abs(number) > MAX_NUMBER
+
+
+def _usable(path: Path) -> Path:
+    """A path with `~` expanded.
+
+    Raises: ValueError for what no file system takes.
+    """
+    if "\0" in str(path):
+        raise ValueError("a path without NUL bytes is expected")
+    if any(len(os.fsencode(part)) > MAX_NAME_BYTES for part in path.parts):
+        raise ValueError(f"a name in a path has at most {MAX_NAME_BYTES} bytes (a Chinese character takes 3)")
+    try:
+        return path.expanduser()
+    except RuntimeError as error:  # ~somebody
+        raise ValueError(str(error)) from None
 
 
 def mistake(key: str, text: str, found: Any) -> ValidationError:

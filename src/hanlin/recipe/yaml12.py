@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import yaml
+from yaml.reader import ReaderError
 
 __all__ = ["YamlError", "parse_yaml"]
 
@@ -51,13 +52,15 @@ def parse_yaml(text: str) -> tuple[Any, dict[str, int], list[tuple[str, int]]]:
 
     Raises: YamlError.
     """
-    loader = _Loader(text)
     try:
+        loader = _Loader(text)
         node = loader.get_single_node()
         _check_size(node)
         values = None if node is None else loader.construct_document(node)
     except yaml.YAMLError as error:
-        raise _mistake(error) from error
+        raise _mistake(error, text) from error
+    except (ValueError, AttributeError, LookupError, TypeError) as error:  # !!int x, !!timestamp x
+        raise YamlError(f"a value is not what its tag (!!...) says: {error}", 1) from None
     except RecursionError:
         raise YamlError("it is nested too deeply", 1) from None
     lines: dict[str, int] = {}
@@ -105,7 +108,10 @@ def _keys(node: yaml.Node | None, prefix: str, around: tuple[yaml.Node, ...] = (
         yield from _keys(value, f"{name}.", (*around, node))
 
 
-def _mistake(error: yaml.YAMLError) -> YamlError:
+def _mistake(error: yaml.YAMLError, text: str) -> YamlError:
+    if isinstance(error, ReaderError):
+        line = text.count("\n", 0, error.position) + 1
+        return YamlError(f"a character that no text has (U+{int(error.character):04X}); remove it", line)
     mark = getattr(error, "problem_mark", None)
     problem = getattr(error, "problem", None) or str(error).splitlines()[0]
     if "\\t" in problem:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import html
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -17,6 +18,7 @@ from typing import Any
 import yaml
 
 from hanlin.core.errors import DataError
+from hanlin.core.files import replaced_file
 
 __all__ = ["draw_curves", "read_run", "write_report"]
 
@@ -61,22 +63,22 @@ def write_report(folders: Sequence[Path], page: Path) -> tuple[Path, Path]:
 
     Raises: DataError for a folder that is no run.
     """
-    names = [folder.resolve().name for folder in folders]
+    names = [Path(os.path.realpath(folder)).name for folder in folders]
     runs = [
         read_run(folder, name if names.count(name) == 1 else str(folder))
         for folder, name in zip(folders, names, strict=True)
     ]
     picture = draw_curves(runs)
-    page.parent.mkdir(parents=True, exist_ok=True)
     text = _PAGE.format(
         title=html.escape(", ".join(run.name for run in runs)),
         results=_table(["run", "steps", *_result_names(runs)], _result_rows(runs)),
         picture=base64.b64encode(picture).decode(),
         settings=_settings_table(runs),
     )
-    page.write_text(text, encoding="utf-8")
     image = page.with_suffix(".png")
-    image.write_bytes(picture)
+    for file, content in ((page, text.encode()), (image, picture)):
+        with replaced_file(file) as stream:
+            stream.write(content)
     return page, image
 
 
@@ -97,7 +99,7 @@ def read_run(folder: Path, name: str = "") -> RunCurves:
     }
     if not curves:
         raise DataError(f"{path}: no metrics yet; train first")
-    return RunCurves(name or folder.resolve().name, curves, _settings(folder / "config.yaml"))
+    return RunCurves(name or Path(os.path.realpath(folder)).name, curves, _settings(folder / "config.yaml"))
 
 
 def draw_curves(runs: Sequence[RunCurves]) -> bytes:

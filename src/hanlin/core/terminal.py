@@ -1,0 +1,93 @@
+"""Standard output and standard error as they are found: closed, full, a pipe whose reader has gone, not in UTF-8.
+
+What a command has computed must not be lost for want of a place to show it. So nothing ends because standard error
+cannot be written to; standard output is in UTF-8 wherever it is no terminal, and a terminal that lacks a character
+shows another one.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["mute", "screen", "steady_streams"]
+
+
+@contextmanager
+def steady_streams() -> Iterator[None]:
+    """Standard output and error for a command."""
+    _occupy_closed_handles()
+    out, err = sys.stdout, sys.stderr
+    sys.stdout = out or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # as long as the process
+    for stream in (out, err):
+        _encode_all(stream)
+    sys.stderr = SteadyStream(err)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = out, err
+
+
+def screen(**options: Any) -> Console:
+    """The console that writes to standard output; options: rich's."""
+    from rich.console import Console
+
+    class Screen(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # rich ends the program with a code of its own
+
+    return Screen(**options)
+
+
+def mute(stream: Any) -> None:
+    """Let what is still to be written to a stream, at the end of the process too, go nowhere."""
+    with suppress(OSError, ValueError, AttributeError):  # it has no handle
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+class SteadyStream:
+    """A text stream that drops what it cannot write."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with suppress(OSError, ValueError, AttributeError):  # full or gone; closed; none
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError, AttributeError):
+            self._stream.flush()
+
+    def isatty(self) -> bool:
+        return self._stream is not None and not self._stream.closed and self._stream.isatty()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _occupy_closed_handles() -> None:
+    """Else the next file that is opened takes the place of standard output."""
+    for handle in range(3):
+        try:
+            os.fstat(handle)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free one
+
+
+def _encode_all(stream: Any) -> None:
+    """Let a stream take every character."""
+    if not isinstance(stream, io.TextIOWrapper):
+        return
+    if stream.isatty():
+        stream.reconfigure(errors="replace")
+    else:
+        stream.reconfigure(encoding="utf-8", errors="backslashreplace")
