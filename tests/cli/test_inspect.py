@@ -1,14 +1,26 @@
-"""`inspect` on data for pretraining: which form, how much, and whether the files belong together."""
+"""`inspect`: data for pretraining, how much and whether the files belong together; weights and what is in them."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from hanlin.adapters.folder import save_adapter
 from hanlin.cli.main import main
 from hanlin.data.pretraining.indexed_data import IndexForm, written_index
 from hanlin.data.sources.bee import write_bee
+from hanlin.formats.convert import convert
+from hanlin.formats.load import save_base
+from hanlin.models.cpm1 import family as cpm1
+from hanlin.models.cpm1.config import shape
+from hanlin.models.cpm2 import family as cpm2
+from hanlin.models.cpm2.config import Cpm2Config
+from hanlin.models.family import Family
+from hanlin.tuning.apply import apply_tuning
+from hanlin.tuning.lora import LoraTuning
 
 ITEMS = [[1, 2, 3], [], [4], [5, 6]]
 
@@ -97,3 +109,52 @@ def test_the_binary_form_of_cpm_bee_is_told(tmp_path: Path, capsys: pytest.Captu
         assert found["kind"].startswith("data (CPM-Bee's binary form")
         assert found["rows"] == "3"
         assert found["file"] == "a: 3 rows, blocks of 40 bytes; 80 bytes, as meta.bin says"
+
+
+def lines(path: Path, capsys: pytest.CaptureFixture[str], *words: str) -> list[str]:
+    assert main(["inspect", *words, str(path)]) == 0
+    return [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+
+
+def write_model(folder: Path, of: Family, config: Any, **changes: torch.Tensor) -> Path:
+    model = of.model()(config)
+    model.init_weights(torch.Generator().manual_seed(0))
+    save_base(folder, of, config, {**{name: one.detach() for name, one in model.named_parameters()}, **changes})
+    return folder
+
+
+CPM1 = shape(16, 2, 4, vocab_size=24, max_length=8)
+
+
+def test_the_values_are_read_on_demand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = {"norm.bias": torch.tensor([torch.nan, torch.inf] + [1.0] * 14)}
+    base = write_model(tmp_path / "base", cpm1, CPM1, **broken)
+    assert not any("NaN" in line or line.startswith("values") for line in lines(base, capsys))
+    told = lines(base, capsys, "--values")
+    assert "no numbers norm.bias: 1 NaN, 1 inf of 16 numbers" in told
+    assert "zeros blocks.0.attention.query.bias" in told  # fresh biases are
+    convert(base, cpm1, None, "original", tmp_path / "out", ranks=2)
+    told = lines(tmp_path / "out", capsys, "--values")
+    assert any(line.startswith("values 1 of 28 tensors hold no numbers: transformer.final_layernorm") for line in told)
+    assert "tensor word_embeddings.weight [24, 16]" in told  # of all ranks together
+
+
+def test_copies_of_a_tensor_are_counted_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = Cpm2Config(vocab_size=40, hidden_size=16, num_layers=1, num_heads=2, head_dim=8, ffn_size=24)
+    base = write_model(tmp_path / "base", cpm2, config)
+    convert(base, cpm2, None, "original", tmp_path / "out")
+    counts = [
+        next(line for line in lines(path, capsys) if line.startswith("parameters "))
+        for path in (base, tmp_path / "out")
+    ]
+    assert len({line.partition(" (")[0] for line in counts}) == 1
+
+
+def test_the_family_of_an_adapter_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = apply_tuning(cpm1.model()(CPM1), LoraTuning(rank=2), cpm1, torch.Generator().manual_seed(1))
+    save_adapter(model, LoraTuning(rank=2), tmp_path / "ours")
+    told = lines(tmp_path / "ours", capsys)
+    assert any(line.startswith("family ") and "cpm1" in line for line in told)
+    assert any(line.startswith("settings method: lora, rank: 2") for line in told)
+    told = lines(tmp_path / "ours", capsys, "--values")
+    assert "zeros blocks.0.attention.query.lora_B" in told

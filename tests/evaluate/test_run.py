@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -7,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from hanlin.core.errors import DataError
-from hanlin.evaluate.run import evaluate, metrics_table
+from hanlin.core.errors import DataError, HanlinError
+from hanlin.evaluate.run import evaluate, metrics_table, write_metrics
 from hanlin.formats.fingerprint import weights_fingerprint
 from hanlin.generate.engine import Engine
 from hanlin.generate.methods.beam import BeamSettings
@@ -210,3 +211,17 @@ def test_further_metrics_stand_beside_each_answer_and_are_averaged(engine: Engin
     before = (tmp_path / "predictions" / "generate.jsonl").read_bytes()
     assert evaluate(engine, RECORDS, ("generate", "loss"), OPTIONS, tmp_path, metrics=("bleu4",)) == results
     assert (tmp_path / "predictions" / "generate.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("task", ["loss", "likelihood"])
+def test_a_loss_that_is_no_number_is_no_result(engine: Engine, tmp_path: Path, task: str) -> None:
+    broken = Engine(copy.deepcopy(engine.model), engine.processor)
+    torch.nn.init.constant_(broken.model.norm.weight, torch.nan)
+    with pytest.raises(HanlinError, match="not numbers"):
+        evaluate(broken, RECORDS, [task], OPTIONS, tmp_path)
+    assert not (tmp_path / "metrics.json").exists()
+
+
+def test_what_has_no_value_is_null(tmp_path: Path) -> None:
+    write_metrics(tmp_path, {"loss": {"loss": math.nan, "tokens": 0.0}})
+    assert json.loads((tmp_path / "metrics.json").read_text()) == {"loss": {"loss": None, "tokens": 0.0}}

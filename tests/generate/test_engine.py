@@ -138,11 +138,12 @@ def test_a_record_that_is_no_prompt_is_named(engine: Engine):
         engine.generate([RECORDS[0], {"input": "x"}], GREEDY)
 
 
-def test_logits_that_are_no_numbers_are_an_error(engine: Engine):
+@pytest.mark.parametrize("options", [BEAM, GREEDY, SAMPLE], ids=lambda options: options.method)
+def test_logits_that_are_no_numbers_are_an_error(engine: Engine, options: GenerateSettings):
     broken = Engine(copy.deepcopy(engine.model), engine.processor)
     torch.nn.init.constant_(broken.model.norm.weight, torch.nan)
-    with pytest.raises(HanlinError, match="not numbers"):
-        broken.generate(RECORDS[:1], BEAM)
+    with pytest.raises(HanlinError, match=r"not numbers .*hanlin inspect --values"):
+        broken.generate(RECORDS[:1], options)
 
 
 def test_a_model_in_training_goes_on_training(engine: Engine):

@@ -14,6 +14,7 @@ from hanlin.core.extensions import is_imported
 from hanlin.core.manifest import check_manifest
 from hanlin.formats.format import FamilyFacts
 from hanlin.formats.load import added_parameters
+from hanlin.formats.values import refuse_broken
 from hanlin.recipe.tuning import TUNING_METHODS, TuningMethod
 
 if TYPE_CHECKING:
@@ -52,7 +53,8 @@ class AdapterFormat:
 
     title: for people; holds: whether a path that exists holds an adapter in it and no whole model; open: the adapter at
     a path, None where it holds none in this layout (CheckpointError for a broken one); save: writes a model's;
-    tensors: of a layout that keeps them among the tensors of their base: the model's by their names there.
+    tensors: of a layout that keeps them among the tensors of their base: the model's by their names there; family: the
+    name of the one family whose adapters lie so, if there is one.
     """
 
     title: str
@@ -60,6 +62,7 @@ class AdapterFormat:
     open: Callable[[Path, FamilyFacts], Adapter | None]
     save: SaveAdapter
     tensors: Callable[[nn.Module, FamilyFacts], dict[str, torch.Tensor]] | None = None
+    family: str | None = None
 
 
 def read_settings(path: Path, values: Mapping[str, Any]) -> TuningMethod:
@@ -85,7 +88,7 @@ def read_settings(path: Path, values: Mapping[str, Any]) -> TuningMethod:
 def load_adapter(model: nn.Module, adapter: Adapter) -> None:
     """Fill the additions of a tuned model.
 
-    Raises: CheckpointError naming what is missing, surplus, or of another shape, and files that were changed.
+    Raises: CheckpointError naming what is missing, surplus, of another shape or no number, and files that changed.
     """
     import torch
 
@@ -94,7 +97,7 @@ def load_adapter(model: nn.Module, adapter: Adapter) -> None:
     check_manifest(adapter.path)
     with torch.no_grad():
         for name, parameter in places.items():
-            parameter.copy_(found[name])
+            parameter.copy_(refuse_broken(adapter.path, name, found[name]))
 
 
 def _check_fit(path: Path, found: Mapping[str, torch.Tensor], places: Mapping[str, torch.Tensor]) -> None:

@@ -112,4 +112,4 @@ def _prefix_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: tensor for name, tensor in added_parameters(model).items() if name.startswith(_OURS)}
 
 
-PREFIX = AdapterFormat("the original ChatGLM2's folder of a prefix", _holds, _open, _save)
+PREFIX = AdapterFormat("the original ChatGLM2's folder of a prefix", _holds, _open, _save, family="chatglm2")

@@ -83,5 +83,5 @@ def _save(model: nn.Module, settings: Any, path: Path, family: FamilyFacts, *, o
         write_pickle(beside, tensors)
 
 
-PROMPTS = AdapterFormat("a file with soft prompts under the original CPM-2's name", _holds, _open, _save)
+PROMPTS = AdapterFormat("a file with soft prompts under the original CPM-2's name", _holds, _open, _save, family="cpm2")
 AMONG_BASE = replace(PROMPTS, title="soft prompts among the tensors of a CPM-2", tensors=original_prompts)

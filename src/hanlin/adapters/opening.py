@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hanlin.adapters.adapter import Adapter, AdapterFormat
 from hanlin.adapters.folder import FOLDER
 from hanlin.core.errors import CheckpointError, ConfigError
 from hanlin.formats.format import FamilyFacts
 from hanlin.formats.megatron import lies_in_ranks
+from hanlin.formats.translate import shapes_of
 from hanlin.recipe.tuning import TUNING_METHODS, TuningMethod
+
+if TYPE_CHECKING:
+    from hanlin.models.family import Family
 
 OURS = "adapter"
 """The word for our adapter folder in `convert --to`."""
@@ -38,6 +45,26 @@ def find_format(path: Path) -> AdapterFormat | None:
 def is_adapter(path: Path) -> bool:
     """Whether a path holds an adapter and no whole model."""
     return find_format(path) is not None
+
+
+def find_families(path: Path, form: AdapterFormat, families: Iterable[Family]) -> list[Family]:
+    """The families that an adapter can be of: that of its layout, else those that have all modules that it changes."""
+    families = list(families)
+    if form.family is not None:
+        return [family for family in families if family.name == form.family]
+    return [family for family in families if _changes_modules_of(path, form, family)]
+
+
+def _changes_modules_of(path: Path, form: AdapterFormat, family: Family) -> bool:
+    adapter = form.open(path, family)
+    smallest = min(family.sizes.values(), key=lambda config: getattr(config, "num_layers", 0), default=family.config())
+    known = {_numberless(name) for name in shapes_of(family, smallest)}
+    names = [] if adapter is None else [_numberless(name) for name in adapter.tensors]
+    return bool(names) and all(name in known or f"{name.rpartition('.')[0]}.weight" in known for name in names)
+
+
+def _numberless(name: str) -> str:
+    return re.sub(r"\d+", "N", name)
 
 
 def format_to_write(settings: TuningMethod, word: str) -> AdapterFormat:

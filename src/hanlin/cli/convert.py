@@ -11,6 +11,7 @@ hanlin convert run/best out/ --base base/ --to original      soft prompts among 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +21,9 @@ from hanlin.cli._recipe import add_tuning, run_tuning_file
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from torch import Tensor
+    import torch
 
+    from hanlin.formats.source import Source
     from hanlin.models.family import Family
 
 HELP = "rewrite weights from one layout to another; merge an adapter"
@@ -56,6 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a value of the model that wins over the source's: num_heads=16, where files do not tell it; "
         "vocab_size=30000 leaves out the rows that fill the embedding up",
     )
+    parser.add_argument(
+        "--dtype", choices=["fp32", "bf16", "fp16"], help="of the numbers that are written; default: the source's"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace the target")
 
 
@@ -73,18 +78,18 @@ def run(args: argparse.Namespace) -> int:
         elif args.merge:
             _merge(args)
         else:
-            _convert(args, args.source)
-    print(f"{args.target}: written")
+            _convert(args, args.source, _family(args, args.source))
     return 0
 
 
-def _convert(args: argparse.Namespace, source: Path, more: Mapping[str, Tensor] | None = None) -> None:
+def _convert(
+    args: argparse.Namespace, source: Path | Source, family: Family, more: Mapping[str, torch.Tensor] | None = None
+) -> None:
     """more: tensors to write along under the names given."""
     from hanlin.formats.convert import convert
     from hanlin.formats.format import BASE
 
-    family = _family(args, source)
-    convert(
+    found = convert(
         source,
         family,
         args.from_,
@@ -96,7 +101,22 @@ def _convert(args: argparse.Namespace, source: Path, more: Mapping[str, Tensor] 
         ranks=args.ranks,
         iteration=args.iteration,
         more=more,
+        dtype=_dtype(args),
     )
+    size = sum(file.stat().st_size for file in args.target.rglob("*") if file.is_file())
+    print(f"{args.target}: written, {found.dtype}, {size:,} bytes")
+    if found.bits and (args.to or "") != f"int{found.bits}":
+        print(
+            f"  the source's weights of {found.bits} bits were unpacked; what rounding had taken from them is not back"
+        )
+    if told := str(found.values):
+        print(f"hanlin: {args.source}: {told}; they were written as they are", file=sys.stderr)
+
+
+def _dtype(args: argparse.Namespace) -> torch.dtype | None:
+    from hanlin.layers.precision import DTYPES
+
+    return DTYPES[args.dtype] if args.dtype else None
 
 
 def _changes(words: list[str]) -> dict[str, Any]:
@@ -111,24 +131,16 @@ def _changes(words: list[str]) -> dict[str, Any]:
 def _merge(args: argparse.Namespace) -> None:
     from hanlin.adapters.opening import open_adapter
     from hanlin.cli._weights import merge_adapter
-    from hanlin.core.files import private_folder
-    from hanlin.formats.format import BASE
-    from hanlin.formats.load import base_parameters, save_base
+    from hanlin.formats.convert import held_source
+    from hanlin.formats.load import base_parameters
     from hanlin.formats.source import plain_values, read_config
 
     family = _family(args, args.source)
     adapter = open_adapter(args.merge, family)
     model = merge_adapter(adapter, args.source, family)
     config = read_config(args.source, family, {**plain_values(family), **adapter.config})
-    tokenizer = family.tokenizer(args.vocab or args.source) if args.vocab or args.source.is_dir() else None
-    tensors = {name: parameter.detach() for name, parameter in base_parameters(model).items()}
-    if args.to in (None, BASE):
-        save_base(args.target, family, config, tensors, tokenizer, overwrite=args.overwrite)
-        return
-    with private_folder(args.target) as scratch:
-        merged = scratch / "merged"
-        save_base(merged, family, config, tensors, tokenizer)
-        _convert(args, merged)
+    merged = {name: parameter.detach() for name, parameter in base_parameters(model).items()}
+    _convert(args, held_source(args.source, family, config, merged), family)
 
 
 def _convert_adapter(args: argparse.Namespace) -> None:
@@ -145,9 +157,12 @@ def _convert_adapter(args: argparse.Namespace) -> None:
     layout = format_to_write(adapter.settings, args.to or OURS)
     model = model_of_adapter(adapter, base, family)
     if layout.tensors is not None:
-        _convert(args, base, layout.tensors(model, family))
+        _convert(args, base, family, layout.tensors(model, family))
     else:
+        if args.dtype:
+            raise ConfigError("--dtype: an adapter is written in the dtype that it has; remove it")
         layout.save(model, adapter.settings, args.target, family, overwrite=args.overwrite)
+        print(f"{args.target}: written")
 
 
 def _family(args: argparse.Namespace, source: Path) -> Family:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,18 +13,21 @@ from hanlin.cli._trust import add_trust
 from hanlin.core.errors import DataError
 
 if TYPE_CHECKING:
+    from hanlin.adapters.adapter import AdapterFormat
     from hanlin.formats.describe import Description
+    from hanlin.formats.values import ValueReport
+    from hanlin.models.family import Family
 
 HELP = "say what a file is, and why"
 
 _WEIGHT_ENDINGS = (".bin", ".pt", ".pth", ".ckpt", ".safetensors")
-_SHOWN = 6
 
 Facts = Iterator[tuple[str, str]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("paths", nargs="+", type=Path)
+    parser.add_argument("--values", action="store_true", help="of weights: read all numbers; count NaN, inf and zeros")
     add_tuning(parser)
     add_trust(parser)
 
@@ -33,22 +36,22 @@ def run(args: argparse.Namespace) -> int:
     run_tuning_file(args)
     for path in args.paths:
         print(path)
-        for name, value in _facts(path):
+        for name, value in _facts(path, args.values):
             print(f"  {name:<12} {value}")
     return 0
 
 
-def _facts(path: Path) -> Facts:
+def _facts(path: Path, reads_values: bool) -> Facts:
     if prefixes := _corpus_prefixes(path):
         return _corpus(prefixes)
     if not path.exists():
         raise DataError(f"there is no {path}")
     if path.is_dir():
-        return _folder(path)
+        return _folder(path, reads_values)
     if _is_bee_file(path):
         return _bee(path.parent)
     if path.suffix in _WEIGHT_ENDINGS or path.name.endswith(".index.json"):
-        return _weights(path)
+        return _weights(path, reads_values)
     if path.suffix in (".yaml", ".yml"):
         return _recipe(path)
     if path.suffix == ".txt":
@@ -56,14 +59,14 @@ def _facts(path: Path) -> Facts:
     return _data(path, "any other file is read as JSON lines")
 
 
-def _folder(path: Path) -> Facts:
+def _folder(path: Path, reads_values: bool) -> Facts:
     if (path / "meta.bin").is_file():
         return _bee(path)
     if any(path.glob("*.arrow")):
         return _data(path, "it holds .arrow files, as the datasets library's save_to_disk writes them")
     if (path / "config.yaml").is_file():
         return _run(path)
-    return _weights(path)
+    return _weights(path, reads_values)
 
 
 def _run(path: Path) -> Facts:
@@ -85,22 +88,41 @@ def _recipe(path: Path) -> Facts:
     yield "data.train", ", ".join(map(str, recipe.data.trained)) or "none"
 
 
-def _weights(path: Path) -> Facts:
+def _weights(path: Path, reads_values: bool) -> Facts:
     from hanlin.adapters.opening import find_format
     from hanlin.formats.describe import describe
-    from hanlin.formats.source import open_any
     from hanlin.models.family import family_names, load_family
 
     families = [load_family(name) for name in family_names()]
-    found, form = describe(path, families), find_format(path)
-    yield from _model(found) if form is None else [("kind", f"adapter: {form.title}")]
+    found, form = describe(path, families, reads_values=reads_values), find_format(path)
+    yield from _model(found) if form is None else _adapter(path, form, families)
     yield "parameters", f"{found.num_parameters:,} ({', '.join(found.dtypes)}) in {found.num_tensors} tensors"
     yield "bytes", f"{found.num_bytes:,}"
-    weights = open_any(path, families)
-    for name in list(weights)[:_SHOWN]:
-        yield "tensor", f"{name} {list(weights.meta(name).shape)}"
-    if found.num_tensors > _SHOWN:
-        yield "", f"and {found.num_tensors - _SHOWN} more"
+    if found.values is not None:
+        yield from _values(found.values)
+    for name, shape in found.shapes.items():
+        yield "tensor", f"{name} {shape}"
+    if found.num_tensors > len(found.shapes):
+        yield "", f"and {found.num_tensors - len(found.shapes)} more"
+
+
+def _values(report: ValueReport) -> Facts:
+    yield "values", f"{str(report) or 'all are numbers'}; {len(report.zeros)} tensors hold nothing but zeros"
+    for line in report.broken_lines():
+        yield "no numbers", line
+    for name in sorted(report.zeros):
+        yield "zeros", name
+
+
+def _adapter(path: Path, form: AdapterFormat, families: Sequence[Family]) -> Facts:
+    from hanlin.adapters.opening import find_families, open_adapter
+
+    known = find_families(path, form, families)
+    yield "kind", f"adapter: {form.title}"
+    if known:
+        yield "family", " or ".join(family.name for family in known)
+        settings = open_adapter(path, known[0]).settings.model_dump(mode="json", exclude_none=True)
+        yield "settings", ", ".join(f"{name}: {value}" for name, value in settings.items())
 
 
 def _model(found: Description) -> Facts:

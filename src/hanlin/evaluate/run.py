@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,15 @@ def evaluate(  # noqa: PLR0913 what is scored, how, and where to
 
 def write_metrics(folder: Path, metrics: Metrics) -> None:
     with replaced_file(folder / "metrics.json") as stream:
-        stream.write((json.dumps(metrics, indent=2) + "\n").encode())
+        stream.write((json.dumps(_with_null(metrics), indent=2, allow_nan=False) + "\n").encode())
+
+
+def _with_null(metrics: Metrics) -> dict[str, dict[str, float | None]]:
+    """What has no value, such as a mean over nothing, is null: JSON has no NaN."""
+    return {
+        task: {name: value if math.isfinite(value) else None for name, value in values.items()}
+        for task, values in metrics.items()
+    }
 
 
 def metrics_table(metrics: Metrics) -> Table:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,19 +12,34 @@ from hanlin.core.errors import CheckpointError
 from hanlin.core.files import write_json
 from hanlin.core.manifest import check_manifest, published_folder
 from hanlin.core.tokenizer import Tokenizer
-from hanlin.formats.files import write_shards, write_weights
+from hanlin.formats.files import Weights, write_weights
 from hanlin.formats.format import BASE, FamilyFacts, Format
 from hanlin.formats.lazy import Joined
+from hanlin.formats.load import write_base
 from hanlin.formats.ranks import write_ranks
-from hanlin.formats.source import open_source, plain_values
+from hanlin.formats.source import Source, open_source, plain_values
 from hanlin.formats.translate import shapes_of, to_ours, to_theirs
+from hanlin.formats.values import Cast, ValueReport, stored_dtype
 
 if TYPE_CHECKING:
     import torch
 
 
+@dataclass(frozen=True)
+class Converted:
+    """What there is to say of weights that were written.
+
+    dtype: of the plain numbers; values: what was found in them; bits: of the source's quantised ones, which are plain
+    numbers or packed anew in the target (0: it had none).
+    """
+
+    dtype: str
+    values: ValueReport
+    bits: int = 0
+
+
 def convert(  # noqa: PLR0913 a command: what to read, what to write, and its switches
-    source: Path,
+    source: Path | Source,
     family: FamilyFacts,
     from_: str | None,
     to: str,
@@ -36,19 +51,24 @@ def convert(  # noqa: PLR0913 a command: what to read, what to write, and its sw
     ranks: int = 1,
     iteration: int | None = None,
     more: Mapping[str, torch.Tensor] | None = None,
-) -> None:
+    dtype: torch.dtype | None = None,
+) -> Converted:
     """Rewrite weights from one layout (None: told from the files) as the folder `target` in layout `to`.
 
+    source: where they lie, or what was opened or put together already (`held_source`);
     changes: config values that win over the source's; tokenizer: written along (None: the source's files are copied);
     ranks: model-parallel ranks to divide the tensors over, where the layout can; iteration: of the training program,
     for its file names (None: the source's, else 1); more: tensors that are written along under these names of theirs
-    (soft prompts), to every rank.
+    (soft prompts), to every rank; dtype: of the plain numbers that are written (None: the source's).
 
     Raises: CheckpointError; the target is whole or not there at all.
     """
     opened = open_source(source, family, from_)
     config = opened.config({**plain_values(family), **(changes or {})})
-    ours = to_ours(opened, family, config, shapes_of(family, config))
+    bits = getattr(opened.config(changes), "bits", 0)
+    if dtype is None and bits:
+        dtype = _dtype_of(opened.weights)  # of the scales, since what is unpacked is computed in fp32
+    ours = Cast(opened.path, to_ours(opened, family, config, shapes_of(family, config)), dtype)
     check_manifest(opened.path)
     if to != BASE and to not in family.formats:
         raise CheckpointError(f"there is no layout {to!r}; known layouts: {', '.join([BASE, *family.formats])}")
@@ -56,13 +76,12 @@ def convert(  # noqa: PLR0913 a command: what to read, what to write, and its sw
         raise CheckpointError(f"the layout {to!r} is not divided over ranks; leave the number of ranks out")
     with published_folder(target, overwrite=overwrite) as beside:
         if to == BASE:
-            write_json(beside / "config.json", {"family": family.name, **asdict(config)})
-            write_shards(beside, ours)
+            write_base(beside, family, config, ours)
         else:
-            form, number = family.formats[to], iteration or opened.weights.iteration or 1
-            write_json(beside / form.config_files[0], form.write_config(config))
-            _write_theirs(beside, form, config, Joined(to_theirs(form, config, ours), more or {}), ranks, number)
+            number = iteration or opened.weights.iteration or 1
+            _write_theirs(beside, family.formats[to], config, ours, more or {}, ranks, number)
         _bring_tokenizer(opened.path, beside, family, tokenizer)
+    return Converted(stored_dtype(ours), ours.report, bits)
 
 
 def _is_divided(form: Format) -> bool:
@@ -70,8 +89,17 @@ def _is_divided(form: Format) -> bool:
 
 
 def _write_theirs(
-    folder: Path, form: Format, config: Any, theirs: Mapping[str, torch.Tensor], ranks: int, iteration: int
+    folder: Path,
+    form: Format,
+    config: Any,
+    ours: Mapping[str, torch.Tensor],
+    more: Mapping[str, torch.Tensor],
+    ranks: int,
+    iteration: int,
 ) -> None:
+    stated = {} if form.dtype_key is None else {form.dtype_key: stored_dtype(ours)}
+    write_json(folder / form.config_files[0], {**form.write_config(config), **stated})
+    theirs = Joined(to_theirs(form, config, ours), more)
     if form.write is not None:
         form.write(folder, config, theirs, ranks, iteration)
     elif form.partitions is not None:
@@ -80,7 +108,38 @@ def _write_theirs(
         write_weights(folder / form.weights_file, theirs, form.shard_bytes)
 
 
-def _bring_tokenizer(source: Path, folder: Path, family: FamilyFacts, tokenizer: Tokenizer | None) -> None:
+def _dtype_of(tensors: Mapping[str, torch.Tensor]) -> torch.dtype | None:
+    import torch
+
+    word = stored_dtype(tensors)
+    return getattr(torch, word) if word else None
+
+
+def held_source(path: Path, family: FamilyFacts, config: Any, tensors: Mapping[str, torch.Tensor]) -> Source:
+    """Weights in memory, by our names; path: where the files lie from which they were made."""
+    return Source(path, family, BASE, asdict(config), lambda: _Held(tensors))
+
+
+class _Held(Weights):
+    """Tensors in memory."""
+
+    files = ()
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        self._tensors = tensors
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+def _bring_tokenizer(source: Path, folder: Path, family: FamilyFacts, tokenizer: Tokenizer | None = None) -> None:
+    """Write the tokenizer into a folder, or copy the files of one that lie beside weights (`source`), as they are."""
     if tokenizer is not None:
         tokenizer.save(folder)
         return

@@ -13,6 +13,7 @@ from hanlin.core.errors import CheckpointError
 from hanlin.core.files import read_json_object
 from hanlin.formats.files import Weights
 from hanlin.formats.format import BASE, FamilyFacts
+from hanlin.formats.lazy import Joined, Lazy, TensorSubset
 from hanlin.formats.load import check_fit
 from hanlin.formats.source import (
     is_base,
@@ -23,6 +24,9 @@ from hanlin.formats.source import (
     recognise,
     refuse_lookalikes,
 )
+from hanlin.formats.values import ValueReport, count_values
+
+_SHOWN = 6
 
 
 @dataclass(frozen=True)
@@ -31,8 +35,9 @@ class Description:
 
     family, layout: None where no family of ours knows the names; lying: how the tensors lie in files, where that is
     worth a word; num_prompts: soft prompts beside the tensors of a model; num_bytes: of the weight files;
-    dtypes: how many parameters of each; config: of our family, in our names; remark: what was told of the model from
-    clues in its folder, and why.
+    num_tensors: in the files; dtypes: how many parameters of each, copies of one counted once; shapes: of the first
+    tensors, whole ones; config: of our family, in our names; remark: what was told
+    of the model from clues in its folder, and why; values: what is in the tensors, where that was asked for.
     """
 
     path: Path
@@ -50,10 +55,14 @@ class Description:
     iteration: int | None = None
     num_prompts: int = 0
     remark: str = ""
+    shapes: dict[str, list[int]] = field(default_factory=dict)
+    values: ValueReport | None = None
 
 
-def describe(path: Path, families: Iterable[FamilyFacts]) -> Description:
+def describe(path: Path, families: Iterable[FamilyFacts], *, reads_values: bool = False) -> Description:
     """Say which layout of which family a file or folder is in, and whether it is whole.
+
+    reads_values: look at all numbers too, which reads the files once.
 
     Raises: CheckpointError when there are no readable weights.
     """
@@ -61,18 +70,21 @@ def describe(path: Path, families: Iterable[FamilyFacts]) -> Description:
     weights = open_any(path, families)
     prompts = {form.soft_prompt for family in families for form in family.formats.values()} & weights.keys()
     family, layout, reason = _identify(path, weights, families)
+    whole = weights if family is None or layout == BASE else open_theirs(path, family)
+    facts: dict[str, Any] = {"values": count_values(whole) if reads_values else None}
     if family is None:
-        return _described(path, weights, None, None, reason)
-    whole = weights if layout == BASE else open_theirs(path, family)
-    facts: dict[str, Any] = {"num_prompts": sum(len(whole.meta(name)) for name in prompts)}
+        return _described(path, whole, whole, None, None, reason, **facts)
+    facts["num_prompts"] = sum(len(whole.meta(name)) for name in prompts)
     try:
         source = open_source(path, family)
         config = source.config()
         facts["remark"] = source.remark
-        check_fit(path, family)
+        ours = check_fit(path, family)
     except CheckpointError as error:
-        return _described(path, whole, family.name, layout, reason, problem=str(error), **facts)
-    return _described(path, whole, family.name, layout, reason, config=asdict(config), **facts)
+        return _described(path, whole, whole, family.name, layout, reason, problem=str(error), **facts)
+    prompt_tensors = TensorSubset(whole, [name for name in whole if name in prompts])
+    once = Joined(ours, prompt_tensors)
+    return _described(path, whole, once, family.name, layout, reason, config=asdict(config), **facts)
 
 
 def _identify(path: Path, weights: Weights, families: list[FamilyFacts]) -> tuple[FamilyFacts | None, str | None, str]:
@@ -95,11 +107,12 @@ def _identify(path: Path, weights: Weights, families: list[FamilyFacts]) -> tupl
 
 
 def _described(
-    path: Path, weights: Weights, family: str | None, layout: str | None, reason: str, **facts: Any
+    path: Path, weights: Weights, once: Lazy, family: str | None, layout: str | None, reason: str, **facts: Any
 ) -> Description:
+    """once: the same tensors, of which each is there once."""
     dtypes: Counter[str] = Counter()
-    for name in weights:
-        tensor = weights.meta(name)
+    for name in once:
+        tensor = once.meta(name)
         dtypes[str(tensor.dtype).removeprefix("torch.")] += tensor.numel()
     layers = {match[1] for name in weights if (match := re.search(r"(?:^|\.)(\d+)\.", name))}
     return Description(
@@ -114,5 +127,6 @@ def _described(
         dtypes=dict(dtypes),
         lying=weights.lying,
         iteration=weights.iteration,
+        shapes={name: list(weights.meta(name).shape) for name in list(weights)[:_SHOWN]},
         **facts,
     )

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 BASE = "base"
 """The name of our own layout: `config.json` with the family, `model.safetensors`, the tokenizer's files."""
+DTYPE_KEY = "dtype"
+"""In its `config.json`: the dtype of the weights, for people and other programs; we tell it from the weights."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Format:
     not done as above;
     remark: (their JSON values or {}, weights) -> what was told of the model from clues in its folder, and why;
     needed: values of our config that no default may stand for, since these files may lack them;
+    dtype_key: under which their JSON says the dtype of the weights, by torch's word (None: it does not);
     soft_prompt: their name of the tensor with soft prompts, which lies among those of the model where it was tuned so.
     """
 
@@ -56,6 +59,7 @@ class Format:
     write: Callable[[Path, Any, Mapping[str, torch.Tensor], int, int], None] | None = None
     remark: Callable[[Mapping[str, Any], Weights], str] | None = None
     needed: tuple[str, ...] = ()
+    dtype_key: str | None = None
     soft_prompt: str | None = None
 
 

@@ -97,6 +97,14 @@ def bytes_of(tensor: torch.Tensor) -> memoryview:
     return flat.view(torch.uint8).numpy().data
 
 
+def is_copy(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Whether two tensors have the same shape and numbers, also where these are NaN."""
+    if first.equal(second):
+        return True
+    same_kind = first.shape == second.shape and first.dtype == second.dtype
+    return same_kind and bytes_of(first) == bytes_of(second)
+
+
 def forget_pages(tensor: torch.Tensor) -> None:
     """Let the system take back the pages of a mapped tensor.
 

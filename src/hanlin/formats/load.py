@@ -13,9 +13,11 @@ from hanlin.core.parameters import set_parameter
 from hanlin.core.tokenizer import Tokenizer
 from hanlin.formats.files import write_shards
 from hanlin.formats.fingerprint import Fingerprint
-from hanlin.formats.format import FamilyFacts
+from hanlin.formats.format import DTYPE_KEY, FamilyFacts
+from hanlin.formats.lazy import Lazy
 from hanlin.formats.source import Source, open_source
-from hanlin.formats.translate import Translated, shapes_of, to_ours
+from hanlin.formats.translate import shapes_of, to_ours
+from hanlin.formats.values import Sound, cast, stored_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -40,8 +42,8 @@ def load_into(
     config: that of the weights, where the model has another head than they (None: the model's).
     fingerprint: takes every tensor into account as it is kept.
 
-    Raises: CheckpointError naming missing and surplus tensors, those of another shape and, where all are wanted, files
-    that are not as their manifest says.
+    Raises: CheckpointError naming missing and surplus tensors, those of another shape, one that holds something else
+    than numbers, or such as `dtype` cannot hold, and, where all are wanted, files that are not as their manifest says.
     """
     source = open_source(path, family)
     is_whole = wanted is None and config is None
@@ -53,32 +55,32 @@ def load_into(
         check_manifest(source.path)
     for name, parameter in parameters.items():
         if wanted is None or wanted(name):
-            kept = _load_parameter(model, name, parameter, translated[name], dtype)
+            kept = _load_parameter(model, name, parameter, cast(source.path, name, translated[name], dtype))
             if fingerprint is not None:
                 fingerprint.add(name, kept)
             translated.forget(name)
 
 
-def open_ours(path: Path | Source, family: FamilyFacts, *, config: Any = None) -> Translated:
+def open_ours(path: Path | Source, family: FamilyFacts, *, config: Any = None) -> Sound:
     """The tensors of weights on disk under our names, each read when it is asked for; `forget` gives its memory back.
 
     For who wants some of them, in an order of their own: a part of the layers, an expert of a mixture.
     config: that of the model they are for (None: as it is on disk).
-    Raises: CheckpointError as `load_into` would.
+    Raises: CheckpointError as `load_into` would, also when a tensor is read that holds something else than numbers.
     """
     source = open_source(path, family)
     config = config or source.config()
-    return to_ours(source, family, config, shapes_of(family, config))
+    return Sound(source.path, to_ours(source, family, config, shapes_of(family, config)))
 
 
-def check_fit(path: Path, family: FamilyFacts) -> None:
-    """See that weights on disk are whole and fit their config, without loading them.
+def check_fit(path: Path, family: FamilyFacts) -> Lazy:
+    """See that weights on disk are whole and fit their config, without loading them; the tensors by our names.
 
     Raises: CheckpointError as `load_into` would.
     """
     source = open_source(path, family)
     config = source.config()
-    to_ours(source, family, config, shapes_of(family, config))
+    return to_ours(source, family, config, shapes_of(family, config))
 
 
 def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -111,22 +113,25 @@ def save_base(
     Raises: CheckpointError when the folder exists.
     """
     with published_folder(folder, overwrite=overwrite) as beside:
-        write_json(beside / "config.json", {"family": family.name, **asdict(config)})
-        write_shards(beside, tensors)
+        write_base(beside, family, config, tensors)
         if tokenizer is not None:
             tokenizer.save(beside)
 
 
-def _load_parameter(
-    model: nn.Module, name: str, parameter: nn.Parameter, tensor: torch.Tensor, dtype: torch.dtype | None
-) -> torch.Tensor:
+def write_base(folder: Path, family: FamilyFacts, config: Any, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write what makes a folder a base folder: the configuration, with the dtype of the weights, and these."""
+    values = {"family": family.name, DTYPE_KEY: stored_dtype(tensors), **asdict(config)}
+    write_json(folder / "config.json", values)
+    write_shards(folder, tensors)
+
+
+def _load_parameter(model: nn.Module, name: str, parameter: nn.Parameter, tensor: torch.Tensor) -> torch.Tensor:
     """Returns the tensor as the model keeps it."""
     import torch
 
     if not parameter.is_meta:
         with torch.no_grad():
             return parameter.copy_(tensor)
-    kept = tensor.dtype if dtype is None or not tensor.is_floating_point() else dtype  # quantised ones stay packed
-    copy = torch.empty(tensor.shape, dtype=kept).copy_(tensor)
+    copy = torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor)
     set_parameter(model, name, copy, requires_grad=parameter.requires_grad)
     return copy

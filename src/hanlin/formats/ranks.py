@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from hanlin.core.errors import CheckpointError
 from hanlin.formats.files import Weights, find_named_weights
+from hanlin.formats.lazy import is_copy
 from hanlin.formats.torch_file import write_torch_files
 from hanlin.formats.training_file import check_set, mapped, open_training_file
 from hanlin.formats.whereabouts import explain_missing
@@ -102,7 +103,7 @@ class RankWeights(Weights):
         self.iteration = opened[0].iteration if opened[0].iteration is not None else _number_of(files[0].parent)
         if opened[0].num_ranks is None:
             self.hint = UNSTATED
-        self.lying = f"{len(files)} model-parallel ranks in {files[0].parent.name}/"
+        self.lying = f"{len(files)} model-parallel rank{'s' if len(files) > 1 else ''} in {files[0].parent.name}/"
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return merge_pieces(name, [rank[name] for rank in self._ranks], self._partitions, self.files[0].parent)
@@ -130,7 +131,7 @@ def merge_pieces(name: str, pieces: Sequence[torch.Tensor], partitions: Partitio
     partition = partition_of(name, partitions)
     if len(pieces) > 1 and partition is not None:
         return partition.merge(pieces)
-    if any(not piece.is_meta and not piece.equal(pieces[0]) for piece in pieces[1:]):
+    if any(not piece.is_meta and not is_copy(piece, pieces[0]) for piece in pieces[1:]):
         raise CheckpointError(f"{where}: {name} must be the same on all ranks, but differs")
     return pieces[0]
 

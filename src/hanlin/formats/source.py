@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 from hanlin.core.errors import CheckpointError, shorten
 from hanlin.core.files import read_json_object
 from hanlin.formats.files import Weights, open_weights
-from hanlin.formats.format import BASE, FamilyFacts, Format
+from hanlin.formats.format import BASE, DTYPE_KEY, FamilyFacts, Format
 from hanlin.formats.ranks import RankWeights, find_ranks
 from hanlin.formats.rules import find_moves
 
@@ -266,6 +266,7 @@ def _base_values(path: Path, family: FamilyFacts) -> dict[str, Any]:
     values = read_json_object(path / "config.json")
     if (found := values.pop("family")) != family.name:
         raise CheckpointError(f"{path}: holds a model of the family {found!r}; {family.name!r} is asked for")
+    values.pop(DTYPE_KEY, None)
     return values
 
 

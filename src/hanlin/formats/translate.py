@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from hanlin.core.errors import CheckpointError, shorten
 from hanlin.formats.format import BASE, FamilyFacts, Format
-from hanlin.formats.lazy import Lazy, forget, meta_of
+from hanlin.formats.lazy import Lazy, forget, is_copy, meta_of
 from hanlin.formats.rules import Copies, Drop, Move, Rename, Rule, find_moves, rename
 from hanlin.formats.source import Source, with_nearest
 
@@ -120,5 +120,5 @@ def _check_copies(source: Source, moves: Sequence[Move]) -> None:
     for move in moves:
         if isinstance(move.rule, Drop) and move.rule.same_as is not None:
             dropped, kept = move.sources[0], move.rule.same_as
-            if not source.weights[dropped].equal(source.weights[kept]):
+            if not is_copy(source.weights[dropped], source.weights[kept]):
                 raise CheckpointError(f"{source.path}: {dropped} must be a copy of {kept} in this family, but differs")

@@ -10,7 +10,6 @@ the results of the others. So the numbers are those of one process to the last b
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import groupby, islice
@@ -201,6 +200,19 @@ def batches_of(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
+def check_numbers(values: torch.Tensor) -> torch.Tensor:
+    """What a model says, if it is numbers.
+
+    Raises: HanlinError for NaN and infinity.
+    """
+    if not bool(values.isfinite().all()):
+        raise HanlinError(
+            "the model's answers are not numbers (NaN or inf): its weights are damaged, or too large for fp16; look at "
+            "them with `hanlin inspect --values`, or choose train.precision bf16 or fp32"
+        )
+    return values
+
+
 def show_progress(items: Iterable[Item], title: str, total: int) -> Iterable[Item]:
     """The items, with a bar on the main rank's terminal that counts them."""
     console = Console(stderr=True, quiet=not read_ranks().is_main)
@@ -316,6 +328,7 @@ def _choose(
     Raises: HanlinError when the logits are not numbers.
     """
     scores = logits.log_softmax(dim=-1)
+    check_numbers(scores.amax(dim=-1))
     tokens = method.propose(logits, scores, options, [streams[row.record] for row in rows] if streams else [])
     sums = scores.gather(-1, tokens) + scores.new_tensor([[row.beam.score] for row in rows])
     return _by_record(rows, tokens.tolist(), sums.tolist())
@@ -324,11 +337,6 @@ def _choose(
 def _by_record(
     rows: Sequence[_BeamRow], tokens: list[list[int]], sums: list[list[float]]
 ) -> dict[int, list[Candidate]]:
-    if any(math.isnan(row[0]) for row in sums):
-        raise HanlinError(
-            "the model's logits are not numbers (NaN): its weights are damaged, or too large for fp16; "
-            "look at the weights with `hanlin inspect`, or choose precision bf16 or fp32"
-        )
     candidates = {}
     for record, group in groupby(range(len(rows)), key=lambda number: rows[number].record):
         own = list(group)

@@ -82,9 +82,13 @@ def test_half_precision_leaves_packed_weights_as_they_are(folder: Path) -> None:
 
 
 def test_quantised_weights_are_rewritten_as_plain_ones(folder: Path, tmp_path: Path) -> None:
-    convert(folder, family, None, "base", tmp_path / "plain")
-    assert read_config(tmp_path / "plain", family).bits == 0
-    torch.testing.assert_close(load(tmp_path / "plain")(tokens=TOKENS), load(folder)(tokens=TOKENS))
+    for layout in ("base", "original"):
+        target = tmp_path / f"plain_{layout}"
+        written = convert(folder, family, None, layout, target)
+        assert (written.dtype, written.bits) == ("float16", read_config(folder, family).bits)
+        assert read_config(target, family).bits == 0
+        plain, exact = base_parameters(load(target)), base_parameters(load(folder, bits=0))
+        assert all(plain[name].equal(weight.half().float()) for name, weight in exact.items())
 
 
 def test_what_cannot_be_quantised_is_said(folder: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from hanlin.core.batch import IGNORED, Sample
 from hanlin.evaluate.metrics.text import mean, share
 from hanlin.evaluate.scorable import encode, label_processor
-from hanlin.generate.engine import Engine, naming
+from hanlin.generate.engine import Engine, check_numbers, naming
 from hanlin.models.family import PredictsLabels
 from hanlin.recipe.settings import GenerateSettings
 
@@ -51,8 +51,8 @@ def summarise(rows: Sequence[Prediction]) -> dict[str, float]:
 def _scores(engine: Engine, named: Sequence[tuple[int, Sample]]) -> list[tuple[int, torch.Tensor]]:
     batch = engine.processor.collate([[sample] for _, sample in named], named[0][1].length).to(engine.device)
     with engine.inference():
-        scores = engine.model(**batch.inputs)
-    return list(zip([number for number, _ in named], scores[batch.labels != IGNORED].cpu(), strict=True))
+        scores = check_numbers(engine.model(**batch.inputs)[batch.labels != IGNORED])
+    return list(zip([number for number, _ in named], scores.cpu(), strict=True))
 
 
 def _row(processor: PredictsLabels, targets: Sequence[float], scores: torch.Tensor) -> Prediction:

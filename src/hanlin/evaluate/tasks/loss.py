@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from hanlin.core.batch import IGNORED, Sample
 from hanlin.evaluate.metrics.text import mean
 from hanlin.evaluate.scorable import encode
-from hanlin.generate.engine import Engine, batches_of, naming
+from hanlin.generate.engine import Engine, batches_of, check_numbers, naming
 from hanlin.recipe.settings import GenerateSettings
 
 from .task import Numbered, Prediction, Task
@@ -83,7 +83,7 @@ def _batch_losses(engine: Engine, named_samples: Sequence[tuple[Any, Sample]]) -
         losses = engine.model(**batch.inputs, labels=batch.labels, reduction="none") * batch.weights
     tokens = (batch.weights * (batch.labels != IGNORED)).sum(-1)
     names = [name for name, _ in named_samples]
-    return list(zip(names, losses.sum(-1).tolist(), tokens.tolist(), strict=True))
+    return list(zip(names, check_numbers(losses.sum(-1)).tolist(), tokens.tolist(), strict=True))
 
 
 TASK = Task(predict, summarise)

@@ -8,7 +8,7 @@ from typing import Any
 from hanlin.core.batch import IGNORED, Sample
 from hanlin.evaluate.metrics.text import mean, share
 from hanlin.evaluate.scorable import ranking_processor
-from hanlin.generate.engine import Engine, batches_of, naming
+from hanlin.generate.engine import Engine, batches_of, check_numbers, naming
 from hanlin.models.family import RankedExample
 from hanlin.recipe.settings import GenerateSettings
 
@@ -53,7 +53,7 @@ def _scores(engine: Engine, samples: Sequence[Sample]) -> list[float]:
     with engine.inference():
         logits = engine.model(**batch.inputs)
     labelled = batch.labels != IGNORED
-    return logits[labelled].gather(-1, batch.labels[labelled][:, None])[:, 0].tolist()
+    return check_numbers(logits[labelled].gather(-1, batch.labels[labelled][:, None])[:, 0]).tolist()
 
 
 def _row(ranked_example: RankedExample, scores: dict[str, float]) -> Prediction:

@@ -286,6 +286,7 @@ FORMATS = {
         read_config=_read_hub,
         write_config=_write_hub,
         config_keys=_HUB_KEYS,
+        dtype_key="torch_dtype",
         tokenizer_files=TOKENIZER_FILES,
     ),
     **{

@@ -166,6 +166,7 @@ FORMATS = {
         read_config=_read_config,
         write_config=_write_hugging_face,
         config_keys=_CONFIG_KEYS,
+        dtype_key="torch_dtype",
         tokenizer_files=("vocab.txt",),
     ),
 }
