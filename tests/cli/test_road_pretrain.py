@@ -135,3 +135,19 @@ def test_check_prepare_and_train_refuse_the_same_corpora(
         assert said in capsys.readouterr().err
     assert not (folder / "run" / "checkpoints").exists()
     assert not (folder / "back.jsonl").exists()
+
+
+def test_a_run_does_not_go_on_with_another_vocabulary(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where the data are ids, which do not tell what they stood for."""
+    folder = recipe.parent
+    vocab = folder / "vocab.txt"
+    words = [str(folder / "poems.txt"), str(folder / "corpus"), "--vocab", str(vocab)]
+    assert main(["prepare", "--to", "indexed", *words]) == 0
+    changes = [f"data.train=[{folder / 'corpus'}]", "train.steps=2"]
+    assert main(["train", str(recipe), *changes]) == 0
+    tokens = vocab.read_text(encoding="utf-8").split("\n")
+    tokens[-3:-1] = tokens[-2:-4:-1]
+    vocab.write_text("\n".join(tokens), encoding="utf-8")
+    capsys.readouterr()
+    assert main(["train", str(recipe), *changes, "train.steps=4"]) == 2
+    assert "model.vocab content" in capsys.readouterr().err

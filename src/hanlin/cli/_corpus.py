@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -162,9 +163,11 @@ def _tokenizer(args: argparse.Namespace) -> LoadTokenizer:
 
 
 def _refuse_existing(args: argparse.Namespace, target: Path) -> None:
+    from hanlin.data.pretraining.indexing import parts_folder
     from hanlin.data.pretraining.windows import is_corpus
 
     if is_corpus(target):
+        shutil.rmtree(parts_folder(target), ignore_errors=True)  # a job that was killed in its last moment leaves them
         raise DataError(f"{target}: a corpus is there already; remove it or choose another name")
 
 

@@ -17,6 +17,7 @@ from hanlin.core.locks import held
 from hanlin.core.logging import start_log
 from hanlin.core.ranks import read_ranks
 from hanlin.core.seeds import seed_everything
+from hanlin.data.prepare import hash_tokenizer
 from hanlin.formats.fingerprint import Fingerprint
 from hanlin.models.family import LoadTokenizer
 from hanlin.recipe.reading import dump_recipe
@@ -206,7 +207,9 @@ def _checkpointer(components: Components, base: str | None) -> Checkpointer:
     from hanlin.checkpoint.state import Checkpointer, recipe_identity
 
     recipe = components.recipe
-    identity = recipe_identity(recipe) | ({} if base is None else {"model.base weights": base})
+    identity = recipe_identity(recipe) | {"model.vocab content": hash_tokenizer(components.tokenizer)}
+    if base is not None:
+        identity["model.base weights"] = base
     if recipe.model.base is not None:  # the recipe does not say what its config.json does
         identity["model.base config"] = asdict(components.config)
     return Checkpointer(

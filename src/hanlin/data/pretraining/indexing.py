@@ -99,7 +99,7 @@ def index_texts(  # noqa: PLR0913 a command: what to read, what to write, and it
     """
     start, files = time.perf_counter(), find_files(paths)
     tokenizer = encoding.load()
-    encoder = _Encoder(encoding, Path(f"{prefix}.parts"), token_dtype(tokenizer.vocab_size), hash_tokenizer(tokenizer))
+    encoder = _Encoder(encoding, parts_folder(prefix), token_dtype(tokenizer.vocab_size), hash_tokenizer(tokenizer))
     encoder.parts.mkdir(parents=True, exist_ok=True)
     digests, bad, num_reused = _encode_all(files, encoder, workers or _count_workers(files), progress)
     if bad and bad_rows == "error":
@@ -111,6 +111,11 @@ def index_texts(  # noqa: PLR0913 a command: what to read, what to write, and it
     shutil.rmtree(encoder.parts)
     seconds = time.perf_counter() - start
     return CorpusReport(len(files), sizes, characters, bad, num_reused / len(digests), seconds)
+
+
+def parts_folder(prefix: Path) -> Path:
+    """Where what is encoded lies until the corpus is whole."""
+    return Path(f"{prefix}.parts")
 
 
 def index_in_cache(path: Path, encoding: Encoding, cache: Path) -> Path:
