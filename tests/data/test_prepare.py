@@ -139,8 +139,18 @@ def test_bad_rows_can_be_dropped_and_are_counted_by_reason(tmp_path: Path) -> No
 
 def test_dropping_every_row_is_an_error(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "a.jsonl", [{"text": "a"}])
-    with pytest.raises(DataError, match="No row is left"):
+    with pytest.raises(DataError, match="No row is left") as caught:
         prepared(tmp_path, path, bad_rows="drop")
+    assert str(caught.value).endswith("Correct some of them, or name other files.")
+    long = write_rows(tmp_path / "b.jsonl", [{"text": "a" * 40, "<ans>": "b"}])
+    with pytest.raises(DataError, match=r"raise data.max_length or set data.overlong to truncate or split\.$"):
+        prepared(tmp_path, long, overlong="drop")
+
+
+def test_bad_rows_at_the_beginning_are_dropped_like_others(tmp_path: Path) -> None:
+    rows = [{"text": "a"}] * 120 + [{"text": "a", "<ans>": "b"}]
+    made = prepared(tmp_path, write_rows(tmp_path / "a.jsonl", rows), bad_rows="drop")
+    assert (len(made), made.report.dropped) == (1, 120)
 
 
 LONG = [{"text": "abcdefghij", "<ans>": "z"}, {"text": "ab", "<ans>": "z"}]

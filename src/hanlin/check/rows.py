@@ -9,7 +9,7 @@ from typing import Any
 from hanlin.check.files import Purpose
 from hanlin.core.errors import ConfigError, DataError, HanlinError
 from hanlin.core.tokenizer import Tokenizer
-from hanlin.data.bad_rows import BadRow, list_bad_rows, try_records
+from hanlin.data.bad_rows import BadRow, list_bad_rows, list_dropped, try_records
 from hanlin.data.expand import open_first, records_in
 from hanlin.data.mixture_file import is_mixture, read_mixture
 from hanlin.data.prepare import try_rows
@@ -138,7 +138,7 @@ def _trained_rows(
     has_more |= len(tried) < len(files)
     if tried and not has_more and not any(one.num_samples or one.bad for one in tried):
         dropped = [row for one in tried for row in one.dropped]
-        yield _indented(list_bad_rows(dropped, "No row is left: all were dropped."))
+        yield _indented(list_dropped(dropped))
 
 
 def _scored_rows(recipe: Recipe, processor: Processor, config: Any) -> Found:
@@ -165,7 +165,7 @@ def _scored_rows(recipe: Recipe, processor: Processor, config: Any) -> Found:
         else:
             dropped += found.bad
     if dropped and not num_usable and not has_more:
-        yield key, _indented(list_bad_rows(dropped, "No row is left: all were dropped."))
+        yield key, _indented(list_dropped(dropped))
 
 
 def _is_opened(path: Path) -> bool:

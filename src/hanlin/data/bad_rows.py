@@ -9,7 +9,7 @@ from typing import Any, Literal
 from hanlin.core.errors import DataError, shorten
 from hanlin.data.sources import BadRowError, Records
 
-__all__ = ["LISTED_ROWS", "BadRow", "UsableRecords", "list_bad_rows", "try_records", "usable_records"]
+__all__ = ["LISTED_ROWS", "BadRow", "UsableRecords", "list_bad_rows", "list_dropped", "try_records", "usable_records"]
 
 LISTED_ROWS = 50
 
@@ -26,6 +26,16 @@ def list_bad_rows(bad: Sequence[BadRow], head: str, *, advice: str = "") -> str:
     if any(reason.startswith("too long") for _, reason in bad):
         advice += "; for too long ones raise data.max_length or set data.overlong to drop, truncate or split"
     return "\n".join([head, *lines, f"{advice}."])
+
+
+def list_dropped(dropped: Sequence[BadRow]) -> str:
+    """What is said when the settings drop bad rows and no other row is left."""
+    is_too_long = any(reason.startswith("too long") for _, reason in dropped)
+    longer = (
+        "; for too long ones raise data.max_length or set data.overlong to truncate or split" if is_too_long else ""
+    )
+    advice = f"Correct some of them, or name other files{longer}"
+    return list_bad_rows(dropped, "No row is left: all were dropped.", advice=advice)
 
 
 @dataclass(frozen=True)
@@ -69,6 +79,8 @@ def usable_records(
     Raises: DataError that lists the bad rows, unless they are dropped and others are left.
     """
     found = try_records(sources, check, limit=limit)
-    if found.bad and (policy == "error" or not found.records):
+    if found.bad and policy == "drop" and not found.records:
+        raise DataError(list_dropped(found.bad))
+    if found.bad and policy == "error":
         raise DataError(list_bad_rows(found.bad, f"{len(found.bad):,} of {found.num_tried:,} rows cannot be used."))
     return found

@@ -23,7 +23,7 @@ import numpy as np
 from hanlin.core.batch import Sample
 from hanlin.core.errors import DataError
 from hanlin.core.tokenizer import Tokenizer
-from hanlin.data.bad_rows import BadRow, list_bad_rows
+from hanlin.data.bad_rows import BadRow, list_bad_rows, list_dropped
 from hanlin.data.cache import SampleArrays, SampleArrayWriter, read_columns
 from hanlin.data.expand import FileRecords, open_part
 from hanlin.data.pack import Shuffle, draw_each_once, padding_share, plan_rows
@@ -249,7 +249,7 @@ def _encode_all(
     if bad:
         raise DataError(list_bad_rows(bad, f"{len(bad):,} of {counts.read:,} rows cannot be used."))
     if not kept:
-        raise DataError(list_bad_rows(counts.examples, "No row is left: all were dropped."))
+        raise DataError(list_dropped(counts.examples))
     table = np.array(kept, np.int64)
     per_sample = {
         ORIGINS: table[:, :2],

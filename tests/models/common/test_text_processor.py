@@ -193,3 +193,16 @@ def test_many_records_at_once_are_as_one_by_one() -> None:
         else:
             assert found.inputs["tokens"].tolist() == processor.sample(record).inputs["tokens"].tolist()
             assert found.labels.tolist() == processor.sample(record).labels.tolist()
+
+
+@pytest.mark.parametrize("answer", ["光", ["明", "月"], [{"token": "<mask>"}]])
+def test_an_answer_is_one_of_its_options(answer: Any) -> None:
+    record = {"prompt": "床", "options": ["明", ["月"]]}
+    processor = make()
+    for good in ("明", ["明"], "月"):
+        processor.check({**record, "answer": good})
+    with pytest.raises(DataError, match="is none of the options 明, 月"):
+        processor.check({**record, "answer": answer})
+    [error] = processor.process_many([{**record, "answer": answer}])
+    assert isinstance(error, DataError)
+    assert processor.prompt(record)

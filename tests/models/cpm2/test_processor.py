@@ -283,3 +283,11 @@ def test_of_a_row_of_several_records_only_the_bad_one_goes(tmp_path: Path) -> No
     shown = StringIO()
     Console(file=shown, width=200).print(render_report(report))
     assert "1, with 3 records" in shown.getvalue()
+
+
+def test_an_answer_is_one_of_its_options() -> None:
+    processor, record = make_processor("text"), {"source": "天气", "options": ["好", "山"]}
+    processor.check({**record, "target": "好"})
+    processor.check({"source": "天气", "target": "书", "options": None})
+    with pytest.raises(DataError, match="'target': '书' is none of the options in 'options'"):
+        processor.check({**record, "target": "书"})

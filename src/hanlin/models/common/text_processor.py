@@ -28,6 +28,7 @@ from hanlin.models.common.text_record import (
     Vocabulary,
     check_column_names,
     check_max_length,
+    check_options,
     check_vocabulary,
     end_id,
     ends_of,
@@ -126,6 +127,7 @@ class TextProcessor:
         """
         self._ids(record)
         if OPTIONS in record:
+            check_options(record, self.options.answer_column, self.tokenizer)
             for option in self.candidates(record):
                 self._ids(option)
 
@@ -147,7 +149,12 @@ class TextProcessor:
         columns = (options.text_column, options.prompt_column, options.answer_column)
         ahead = copy.copy(self)
         ahead.tokenizer = EncodedAhead(self.tokenizer, records, columns)
-        return [tried(ahead.sample, record) for record in records]
+        return [tried(ahead._checked, record) for record in records]
+
+    def _checked(self, record: Any) -> Sample:
+        if isinstance(record, Mapping) and OPTIONS in record:
+            self.check(record)
+        return self.sample(record)
 
     def varies(self, record: Any) -> bool:
         return False

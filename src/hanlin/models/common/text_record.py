@@ -193,6 +193,19 @@ def _option_text(option: Any, tokenizer: Vocabulary) -> str:
     return text_of(option, tokenizer)
 
 
+def check_options(record: Mapping[str, Any], answer_column: str, tokenizer: Vocabulary) -> None:
+    """Whether the answer of a record that lists options is one of them; a record without either is right.
+
+    Raises: DataError.
+    """
+    if not isinstance(record.get(OPTIONS), list) or answer_column not in record:
+        return
+    options = named_options(record, answer_column, tokenizer)
+    answer = _option_text(record[answer_column], tokenizer)
+    if answer not in options:
+        raise DataError(f'"{answer_column}": {answer!r:.40} is none of the options {", ".join(options):.80}')
+
+
 def ends_of(record: Mapping[str, Any], default: bool) -> bool:
     """Whether an <eod> follows a record's text or answer.
 

@@ -27,6 +27,7 @@ from hanlin.models.common.text_record import (
     EncodedAhead,
     check_column_names,
     check_max_length,
+    check_options,
     check_vocabulary,
     end_id,
     ends_of,
@@ -95,6 +96,7 @@ class Cpm1T5Processor:
             return
         self._sides(record)
         if OPTIONS in record:
+            check_options(record, self.options.target_column, self.tokenizer)
             for option in self.candidates(record):
                 self._sides(option)
 
@@ -115,7 +117,12 @@ class Cpm1T5Processor:
         columns = (options.text_column, options.source_column, options.target_column)
         ahead = copy.copy(self)
         ahead.tokenizer = EncodedAhead(self.tokenizer, records, columns)
-        return [tried(ahead.sample, record) for record in records]
+        return [tried(ahead._checked, record) for record in records]
+
+    def _checked(self, record: Any) -> Sample:
+        if isinstance(record, Mapping) and OPTIONS in record:
+            self.check(record)
+        return self.sample(record)
 
     def varies(self, record: Any) -> bool:
         return self._is_text(record)

@@ -110,6 +110,8 @@ class Cpm2Processor:
         item = self.data_set.item(record, self.prompts)
         if all(isinstance(piece, str) for piece in item.answer):
             check_answer("".join(map(str, item.answer)), self.data_set.answer.key)
+        if isinstance(self.data_set.answer, TextAnswer):
+            self.data_set.answer.check(record)
         target = self._target(item)
         weight = self._weight(len(target) - 1)
         return make_sample(_inputs(self._source(item), target[:-1]), target[1:], weight=weight)

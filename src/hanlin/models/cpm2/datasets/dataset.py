@@ -40,6 +40,17 @@ class TextAnswer:
         """The record with what the model said as its answer."""
         return {**record, self.key: self.before + text}
 
+    def check(self, record: Any) -> None:
+        """Whether the answer is one of the record's options, if it has any.
+
+        Raises: DataError.
+        """
+        if self.options is None or not isinstance(record.get(self.options), list | dict):
+            return
+        texts = [self.read(one) for one in self.candidates(record)]
+        if self.read(record) not in texts:
+            raise DataError(f"{self.key!r}: {self.read(record)!r:.40} is none of the options in {self.options!r}")
+
     def candidates(self, record: Any) -> list[Any]:
         """One copy of the record for each text that it lets choose from.
 
