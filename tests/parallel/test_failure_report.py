@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import signal
 import socket
 import time
@@ -106,6 +107,19 @@ def test_a_hung_rank_is_named_after_the_time_out():
 
     told = joined(3, body, timeout_seconds=4)
     assert all("rank 1 does not answer: killed, or it hangs; step=7" in told[rank] for rank in (0, 2))
+
+
+@pytest.mark.usefixtures("_meeting_place")
+def test_ranks_that_wait_for_different_things_are_told_with_their_collectives():
+    def body():
+        add_one()
+        if distributed.get_rank() == 1:
+            distributed.recv(torch.ones(1), src=0)
+        return add_one()
+
+    for text in joined(2, body, timeout_seconds=1.5):
+        assert "waited for different things: rank 0: step=7 RuntimeError: " in text
+        assert re.search(r"rank 0: step=7 .* in all_reduce, called in .*; rank 1: step=7 .* in recv, called in ", text)
 
 
 @pytest.mark.usefixtures("_meeting_place")

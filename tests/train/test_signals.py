@@ -73,6 +73,50 @@ def test_a_later_signal_ends_a_step_that_never_ends():
         assert stuck.wait(timeout=5) == 128 + signal.SIGTERM
 
 
+# As above, but only one signal comes.
+STUCK_STEP = """
+import ctypes, logging
+from hanlin.train import signals
+signals.FIRST_STEP_SECONDS = signals.LOOK_SECONDS = 0.05
+logging.basicConfig(format="%(message)s")
+libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(256)
+with signals.StopSignals() as watched, watched.step():
+    libc.pthread_mutex_lock(mutex)
+    print("ready", flush=True)
+    libc.pthread_mutex_lock(mutex)
+"""
+
+
+def test_one_signal_ends_a_step_that_never_ends_and_says_where_it_waits():
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", STUCK_STEP], **pipes) as stuck:
+        assert stuck.stdout is not None
+        assert stuck.stdout.readline() == "ready\n"
+        stuck.send_signal(signal.SIGTERM)
+        _, told = stuck.communicate(timeout=5)
+    assert stuck.returncode == 128 + signal.SIGTERM
+    assert "the step has not ended for 0 s: it waits in <string>:10 (<module>); ended without saving" in told
+
+
+def test_a_step_may_take_ten_times_the_longest_and_a_minute_at_least(monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    signals = StopSignals()
+    with signals.step():
+        now += 299
+        assert signals._seconds_too_long() == 0
+        now += 2
+        assert signals._seconds_too_long() == 301
+        now -= 281  # it took 20 s in the end
+    with signals.step():
+        now += 199
+        assert signals._seconds_too_long() == 0
+        now += 2
+        assert signals._seconds_too_long() == 201
+    now += 1000
+    assert signals._seconds_too_long() == 0  # between steps the checkpoint may take its time
+
+
 def test_nohup_lets_a_run_outlive_its_terminal():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

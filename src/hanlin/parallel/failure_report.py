@@ -10,14 +10,16 @@ from __future__ import annotations
 import json
 import re
 import time
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from hanlin.core.errors import RankError
+from hanlin.core.errors import RankError, shorten
 from hanlin.core.ranks import Ranks, interfaces, join, leave, read_ranks
+from hanlin.core.waiting import describe_wait
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
 
 ROLL_CALL_SECONDS = 5.0
 """A rank that has not answered after this time is dead or hangs."""
+
+NAMED_RANKS = 8
+"""Ranks of which a message says what they waited for."""
 
 _NETWORK_WORDS = ("gloo", "connection closed", "connection reset", "connectfullmesh", "nccl", "hccl", "socket")
 
@@ -67,10 +72,13 @@ def _is_of_network(error: RuntimeError) -> bool:
 
 
 def _in_short(error: BaseException) -> str:
-    """Notes (`step=12`), type and first line of an error, without the place in gloo's files and gloo's advice."""
+    """Notes (`step=12`), type and first line of an error, without the place in gloo's files and gloo's advice; where it
+    was raised by a collective, which."""
     first = str(error).strip().split("\n")[0].split(". This is typically")[0]
     text = re.sub(r"^\[[^\]]*\.\w+:\d+\] ", "", first)[:300]
-    return " ".join([*getattr(error, "__notes__", ()), f"{type(error).__name__}: {text}"])
+    waited = describe_wait(traceback.extract_tb(error.__traceback__))
+    told = f"{type(error).__name__}: {text}{f' in {waited}' if waited else ''}"
+    return " ".join([*getattr(error, "__notes__", ()), told])
 
 
 # --- the roll call ---
@@ -100,7 +108,11 @@ def _verdict(store: Store | None, ranks: Ranks, own: FailureReason) -> str:
         return f"{here} was ended: {'; '.join(guilty)}"
     if silent:
         return f"{here} was ended: rank {', '.join(silent)} does not answer: killed, or it hangs; {own.text}"
-    return f"{here} was ended: the network failed between living ranks: {own.text}{_interface_hint()}"
+    every = shorten([f"rank {rank}: {reason.text}" for rank, reason in sorted(reasons.items())], NAMED_RANKS)
+    return (
+        f"{here} was ended: living ranks lost each other, by the network or because they waited for different things: "
+        f"{'; '.join(every)}{_interface_hint()}"
+    )
 
 
 def _wait_for_all(store: Store, ranks: Ranks) -> Mapping[int, FailureReason]:

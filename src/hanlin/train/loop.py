@@ -80,7 +80,8 @@ def train(
     in_step = noting(lambda: f"step={progress.step + 1}")
     with in_step, StopSignals() as signals, logger.open(progress.step, step.total_steps):
         while (end := _end(progress, step, settings, signals)) is None:
-            report = _timed_step(step, batches)
+            with signals.step():
+                report = _timed_step(step, batches)
             progress = progress.after_step()
             logger.step(progress.step, report)
             is_last = progress.step == step.total_steps
@@ -117,7 +118,8 @@ def _end(
     if settings.patience is not None and progress.worse >= settings.patience:
         return "patience"
     # A signal may reach one rank only; all must stop at the same step.
-    is_interrupted = step.parallel_model.any(bool(signals.requested))
+    with signals.step():
+        is_interrupted = step.parallel_model.any(bool(signals.requested))
     if is_interrupted:
         log.warning("interrupted after step=%d: saving; a second signal ends at once", progress.step)
     return "signal" if is_interrupted else None
