@@ -274,7 +274,7 @@ def differences(found: Sequence[dict[str, Any]], expected: dict[str, Any]) -> It
             yield f"{name} differs by {gap:.3g}"
 
 
-def run_cell(cell: Cell, steps: int, timeout_seconds: float = 60) -> tuple[str, str]:
+def run_cell(cell: Cell, steps: int, timeout_seconds: float = 240) -> tuple[str, str]:
     """What became of a cell, and what there is to say about it."""
     told, world = problems(cell), world_of(cell.settings)
 

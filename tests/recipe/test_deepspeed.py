@@ -115,7 +115,7 @@ def test_what_is_left_out_is_told():
     config = {
         "wall_clock_breakdown": True,
         "zero_optimization": {"stage": 1, "overlap_comm": True},
-        "fp16": {"enabled": True, "loss_scale": 128},
+        "fp16": {"enabled": True, "auto_cast": True},
         "gradient_clipping": "auto",
         "train_batch": 3,
     }
@@ -124,11 +124,21 @@ def test_what_is_left_out_is_told():
         "wall_clock_breakdown: has no meaning",
         "zero_optimization.overlap_comm",
         "stage 1: shard: gradients",
-        "loss_scale 128: no fixed scale",
+        "fp16.auto_cast: cannot be had",
         "gradient_clipping: is auto",
         "train_batch: is unknown",
     ):
         assert expected in notes
+
+
+def test_a_fixed_loss_scale_stays_and_consecutive_hysteresis_is_taken_over():
+    fixed = {"fp16": {"enabled": True, "loss_scale": 128, "hysteresis": 2}}
+    assert translate_deepspeed(fixed).settings == {
+        "train.precision": "fp16", "train.loss_scale": 128.0, "train.loss_scale_steps": None, "parallel.shard": "none",
+        "train.clip": None,
+    }  # fmt: skip
+    counted = {"fp16": {"enabled": True, "consecutive_hysteresis": True, "hysteresis": 3}}
+    assert translate_deepspeed(counted).settings["train.loss_scale_consecutive"] is True
 
 
 def test_what_another_program_fills_in_is_not_set():

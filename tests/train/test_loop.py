@@ -77,6 +77,21 @@ def test_metrics_have_a_line_per_step_and_per_evaluation(tmp_path):
     assert wanted <= set(lines[0])
 
 
+def test_weights_and_gradients_are_inspected_every_n_steps(tmp_path, caplog):
+    def lines() -> list[dict]:
+        return [json.loads(line) for line in (tmp_path / "parameters.jsonl").read_text().splitlines()]
+
+    with caplog.at_level("INFO", "hanlin"):
+        run(tmp_path, steps=5, decay_steps=12, inspect_every=2)
+    with (tmp_path / "parameters.jsonl").open("a") as stream:
+        stream.write('{"step": 6}\n')  # after the checkpoint, then killed
+    _, step = run(tmp_path, steps=8, decay_steps=12, inspect_every=2)
+    assert [line["step"] for line in lines()] == [2, 4, 6, 8]
+    assert set(lines()[0]["weights"]) == set(lines()[0]["gradients"]) == set(step.parallel_model.parameters)
+    assert set(lines()[0]["weights"]["head.weight"]) == {"max", "min", "std", "mean"}
+    assert "gradient std" in caplog.text
+
+
 def test_the_making_of_batches_is_measured(tmp_path):
     run(tmp_path, steps=2, pause=0.05)
     assert all(line["data_seconds"] >= 0.05 for line in lines_of(tmp_path) if "loss" in line)

@@ -48,10 +48,13 @@ class Gradients:
     @torch.no_grad()
     def norm(self) -> float:
         """The length of all gradients as one vector, over all ranks; not finite if any of them is not."""
-        grads = {name: weight.grad for name, weight in self.weights.items() if self._counts(name, weight)}
-        counted = [local(grad) for grad in grads.values() if grad is not None]
+        counted = [local(weight.grad) for weight in self.counted().values() if weight.grad is not None]
         square = nn.utils.get_total_norm(counted).item() ** 2 if counted else 0.0
         return self._mesh.sum("all", [square])[0] ** 0.5
+
+    def counted(self) -> dict[str, nn.Parameter]:
+        """The weights, of those that several ranks hold alike only where this rank is the one to count them."""
+        return {name: weight for name, weight in self.weights.items() if self._counts(name, weight)}
 
     @torch.no_grad()
     def scale(self, factor: float) -> None:

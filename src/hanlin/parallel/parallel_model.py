@@ -12,6 +12,7 @@ from torch import nn
 from hanlin.core.batch import Batch
 from hanlin.parallel.gradients import Gradients
 from hanlin.parallel.mesh import Mesh
+from hanlin.parallel.parameter_statistics import ParameterStatistics, parameter_statistics
 from hanlin.parallel.sharded_parameters import ShardedParameters
 from hanlin.recipe.settings import ParallelSettings
 
@@ -125,6 +126,10 @@ class ParallelModel:
     def grad_norm(self) -> float:
         """The length of all gradients as one vector, over all ranks; not finite if any of them is not."""
         return self._gradients.norm()
+
+    def parameter_statistics(self, gradient_scale: float = 1.0) -> dict[str, ParameterStatistics]:
+        """Of each trained weight and its gradient, `gradient_scale` times too large; every rank must call it."""
+        return parameter_statistics(self._gradients.counted(), self.mesh, gradient_scale)
 
     def scale_grads(self, factor: float) -> None:
         self._gradients.scale(factor)

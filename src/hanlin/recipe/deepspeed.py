@@ -184,14 +184,16 @@ def _precision(given: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
         return {"train.precision": "bf16" if is_bf16 else "fp32"}
     if is_bf16:
         raise ConfigError("fp16 and bf16 are both enabled; keep one of them")
-    if fixed := fp16.get("loss_scale", 0):
-        notes.append(f"fp16.loss_scale {fixed}: no fixed scale here; the dynamic one starts with it")
-    for key in ("consecutive_hysteresis", "auto_cast", "fp16_master_weights_and_grads"):
+    for key in ("auto_cast", "fp16_master_weights_and_grads"):
         if fp16.get(key):
             notes.append(f"fp16.{key}: cannot be had here; left out")
+    if fixed := fp16.get("loss_scale", 0):
+        return {"train.precision": "fp16", "train.loss_scale": float(fixed), "train.loss_scale_steps": None}
+    consecutive = fp16.get("consecutive_hysteresis", False) and fp16.get("hysteresis", 2) > 1
     return {
         "train.precision": "fp16",
-        "train.loss_scale": float(fixed or 2 ** fp16.get("initial_scale_power", 16)),
+        "train.loss_scale": float(2 ** fp16.get("initial_scale_power", 16)),
+        **({"train.loss_scale_consecutive": True} if consecutive else {}),
         "train.loss_scale_steps": fp16.get("loss_scale_window", 1000),
         "train.loss_scale_hysteresis": fp16.get("hysteresis", 2),
         "train.loss_scale_min": float(fp16.get("min_loss_scale", 1)),

@@ -124,11 +124,13 @@ class TrainSettings(Settings):
     loss_mean: Literal["token", "batch"] = "token"
     # Arithmetic of the forward and backward pass. Trained weights and optimizer are always fp32.
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    # fp16: first loss scale, and the good steps after which it doubles.
+    # fp16: first loss scale, and the good steps after which it doubles; None: it never changes.
     loss_scale: float = Field(default=65536.0, gt=0)
-    loss_scale_steps: int = Field(default=512, gt=0)
-    # Overflows until it halves, counted anew when it has doubled (Megatron and DeepSpeed: 2); its least value.
+    loss_scale_steps: int | None = Field(default=512, gt=0)
+    # Overflows until it halves, counted anew when it has doubled (Megatron and DeepSpeed: 2) ...
     loss_scale_hysteresis: int = Field(default=1, gt=0)
+    # ... or after every good step (Megatron's and DeepSpeed's consecutive_hysteresis); its least value.
+    loss_scale_consecutive: bool = False
     loss_scale_min: float = Field(default=1.0, gt=0)
     # Steps between evaluations of data.eval; None: at the end only.
     eval_every: int | None = Field(default=None, gt=0)
@@ -137,6 +139,9 @@ class TrainSettings(Settings):
     samples: tuple[dict[str, Any], ...] = ()
     # Evaluations without a better loss after which training ends; None: never.
     patience: int | None = Field(default=None, gt=0)
+    # Steps between tables of the largest, least, spread and mean of every trained weight and its gradient, in the log
+    # and in parameters.jsonl; None: none.
+    inspect_every: int | None = Field(default=None, gt=0)
     # Steps between checkpoints; None: at the end only.
     save_every: int | None = Field(default=None, gt=0)
     # Go on training while a checkpoint is written; needs memory of the CPU for a copy of it.

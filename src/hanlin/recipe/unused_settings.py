@@ -36,7 +36,18 @@ def _rules(recipe: Recipe) -> list[tuple[str, Unused, bool]]:
             model.base is not None,
         ),
         (
-            "train.loss_scale train.loss_scale_steps train.loss_scale_hysteresis train.loss_scale_min",
+            "train.loss_scale_consecutive",
+            Unused("train.loss_scale_hysteresis", "with train.loss_scale_hysteresis 1; set that to 2 or more"),
+            train.loss_scale_hysteresis == 1,
+        ),
+        (
+            "train.loss_scale_hysteresis train.loss_scale_consecutive train.loss_scale_min",
+            Unused("train.loss_scale_steps", "with train.loss_scale_steps null, which keeps the scale as it is"),
+            train.loss_scale_steps is None,
+        ),
+        (
+            "train.loss_scale train.loss_scale_steps train.loss_scale_hysteresis train.loss_scale_consecutive "
+            "train.loss_scale_min",
             Unused("train.precision", f"with train.precision {train.precision}; only fp16 scales the loss"),
             train.precision != "fp16",
         ),

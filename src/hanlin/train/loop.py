@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, Protocol
 
 from hanlin.core.batch import Batch
@@ -16,7 +17,7 @@ from hanlin.recipe.settings import TrainSettings
 from hanlin.train.run_checkpoints import Batches, RunCheckpoints, TrainProgress
 from hanlin.train.run_logger import RunLogger
 from hanlin.train.signals import StopSignals
-from hanlin.train.step import Step, StepReport
+from hanlin.train.step import Inspect, Step, StepReport
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +82,9 @@ def train(
     with in_step, StopSignals() as signals, logger.open(progress.step, step.total_steps):
         while (end := _end(progress, step, settings, signals)) is None:
             with signals.step():
-                report = _timed_step(step, batches)
+                number = progress.step + 1
+                inspect = partial(logger.parameters, number) if _is_due(number, settings.inspect_every) else None
+                report = _timed_step(step, batches, inspect)
             progress = progress.after_step()
             logger.step(progress.step, report)
             is_last = progress.step == step.total_steps
@@ -102,12 +105,12 @@ def train(
     return Outcome(progress, end)
 
 
-def _timed_step(step: Step, batches: Iterator[Batch]) -> StepReport:
+def _timed_step(step: Step, batches: Iterator[Batch], inspect: Inspect | None) -> StepReport:
     """One step, with the time in which its batch was made or waited for."""
     start = time.perf_counter()
     batch = next(batches)
     data_seconds = time.perf_counter() - start
-    return replace(step.run(batch), data_seconds=data_seconds)
+    return replace(step.run(batch, inspect), data_seconds=data_seconds)
 
 
 def _end(

@@ -15,7 +15,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from hanlin.parallel.parameter_statistics import ParameterStatistics
 from hanlin.train.metrics import MetricsFile
+from hanlin.train.parameter_table import as_table, as_values
 from hanlin.train.step import StepReport
 from hanlin.train.trackers import Tracker, open_trackers
 
@@ -48,7 +50,8 @@ class RunLogger:
         self.console = console or Console(stderr=True)
         self._recent: deque[StepReport] = deque(maxlen=RECENT_STEPS)
         self._outputs: list[MetricsFile | Tracker] = []
-        self._total_steps = 0
+        self._inspected: MetricsFile | None = None
+        self._total_steps = self._first_step = 0
         self._live = Progress(
             TextColumn("step"), MofNCompleteColumn(), BarColumn(bar_width=20), TextColumn("{task.fields[facts]}"),
             console=self.console, disable=not self.console.is_terminal, refresh_per_second=2, transient=True,
@@ -58,7 +61,7 @@ class RunLogger:
     @contextmanager
     def open(self, first_step: int, total_steps: int) -> Iterator[None]:
         """Watch the steps after `first_step`; what was written of them before is dropped."""
-        self._total_steps = total_steps
+        self._total_steps, self._first_step = total_steps, first_step
         self._outputs = [MetricsFile(self.folder / "metrics.jsonl", first_step)] if self.writes else []
         self._live.update(self._line, completed=first_step, total=total_steps)
         try:
@@ -67,7 +70,7 @@ class RunLogger:
             with self._live:
                 yield
         finally:
-            for output in self._outputs:
+            for output in (*self._outputs, *([self._inspected] if self._inspected else [])):
                 output.close()
 
     def step(self, number: int, report: StepReport) -> None:
@@ -86,6 +89,15 @@ class RunLogger:
         self._live.update(self._line, completed=number, facts=line)
         if number % self.log_every == 0 or number == self._total_steps:
             log.info("step=%d/%d %s", number, self._total_steps, line)
+
+    def parameters(self, number: int, found: Mapping[str, ParameterStatistics]) -> None:
+        """In a step: what weights and gradients look like, as a table in the log and a line of parameters.jsonl."""
+        if not self.writes:
+            return
+        if self._inspected is None:
+            self._inspected = MetricsFile(self.folder / "parameters.jsonl", self._first_step)
+        self._inspected.write(number, as_values(found))
+        log.info("step=%d weights and gradients:\n%s", number, as_table(found))
 
     def evaluation(self, number: int, metrics: Mapping[str, float], *, is_best: bool) -> None:
         """After each evaluation."""

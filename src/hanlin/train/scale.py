@@ -12,7 +12,7 @@ class LossScale:
     """A factor that halves on overflow (not below `least`) and doubles after `patience` good steps in a row.
 
     patience 0: it never changes; hysteresis: overflows it takes to halve it for the first time after a doubling, as in
-    Megatron and DeepSpeed (golden case cpm1_loss_scaler); spent: those that were had.
+    Megatron and DeepSpeed (golden case cpm1_loss_scaler); consecutive: after a good step; spent: those that were had.
     """
 
     value: float = 1.0
@@ -21,6 +21,7 @@ class LossScale:
     hysteresis: int = 1
     least: float = 1.0
     spent: int = 0
+    consecutive: bool = False
 
     @classmethod
     def of(cls, settings: TrainSettings) -> LossScale:
@@ -29,9 +30,10 @@ class LossScale:
             return cls()
         return cls(
             settings.loss_scale,
-            settings.loss_scale_steps,
+            settings.loss_scale_steps or 0,
             hysteresis=settings.loss_scale_hysteresis,
             least=settings.loss_scale_min,
+            consecutive=settings.loss_scale_consecutive,
         )
 
     def after(self, is_finite: bool) -> LossScale:
@@ -44,4 +46,4 @@ class LossScale:
             return replace(self, value=max(self.value / 2, self.least), good_steps=0)
         if self.good_steps + 1 == self.patience:
             return replace(self, value=self.value * 2, good_steps=0, spent=0)
-        return replace(self, good_steps=self.good_steps + 1)
+        return replace(self, good_steps=self.good_steps + 1, spent=0 if self.consecutive else self.spent)

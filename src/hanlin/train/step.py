@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from hanlin.core.batch import Batch
 from hanlin.core.errors import HanlinError, shorten
 from hanlin.parallel.parallel_model import ParallelModel
+from hanlin.parallel.parameter_statistics import ParameterStatistics
 from hanlin.recipe.settings import TrainSettings
 from hanlin.train.optimizer import Optimizer
 from hanlin.train.scale import LossScale
@@ -23,6 +24,10 @@ log = logging.getLogger(__name__)
 
 NAMED_ROWS = 20
 """Rows of a skipped batch that a message names."""
+
+
+Inspect = Callable[[Mapping[str, ParameterStatistics]], None]
+"""Takes the statistics of a step: weights before it, gradients of the loss before clipping, by name."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +71,10 @@ class Step:
         self.updates = 0
         self.skipped_in_row = 0
 
-    def run(self, batch: Batch) -> StepReport:
+    def run(self, batch: Batch, inspect: Inspect | None = None) -> StepReport:
         """Train on one batch (this rank's share of it).
 
+        inspect: gets the statistics of weights and gradients; of all ranks or of none.
         Raises: HanlinError after `max_skipped` broken steps in a row.
         """
         start = time.perf_counter()
@@ -77,6 +83,8 @@ class Step:
         losses = self._accumulate(parts, loss_tokens)
         (loss,) = self.parallel_model.sum_over_data([math.fsum(losses)])
         norm, scale = self.parallel_model.grad_norm() / self.scale.value, self.scale.value
+        if inspect is not None:
+            inspect(self.parallel_model.parameter_statistics(scale))
         rate = learning_rate(self.settings, self.updates + 1, self.total_steps)
         is_finite = math.isfinite(loss) and math.isfinite(norm)
         if is_finite:
