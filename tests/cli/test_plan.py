@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from hanlin.cli.main import main
+from hanlin.planner.layout import layout_of
+from hanlin.recipe.reading import load_recipe
 
 RECIPE = """\
 model: {family: chatglm2, size: tiny, config: {vocab_size: 2000}}
@@ -28,6 +31,7 @@ def test_the_tables_say_what_fits(recipe: str, capsys: pytest.CaptureFixture[str
     assert "global batch: 16 rows = 2 per forward pass x 2 micro-batches x 4 data ranks" in shown
     assert "fits H200-141" in shown
     assert "recompute" in shown
+    assert "'parallel={data: 4}' train.micro_batch_size=" in shown
 
 
 def test_json_holds_every_number(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -63,3 +67,31 @@ def test_a_recipe_without_its_files_is_planned_by_the_config(
     shown = capsys.readouterr().out
     assert "nowhere/base is not here" in shown
     assert "9,6" in shown  # 9.6 billion parameters
+
+
+EXPERTS = """\
+model:
+  family: cpm2
+  config: {hidden_size: 64, num_layers: 2, num_heads: 2, head_dim: 32, ffn_size: 128, vocab_size: 200, num_experts: 2}
+data: {max_length: 64}
+train: {batch_size: 4}
+parallel: {schedule: interleaved, pipe: 2, micro_batches: 2, checkpoint_activations: selective}
+run: {folder: run}
+"""
+
+
+def test_a_proposal_is_settings_that_a_recipe_takes_and_that_mean_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Experts too, and where the recipe's own section has other settings."""
+    (tmp_path / "recipe.yaml").write_text(EXPERTS, encoding="utf-8")
+    arguments = ["plan", str(tmp_path / "recipe.yaml"), "--per-node", "4", "--propose", "30", "--json"]
+    assert main(arguments) == 0
+    told = json.loads(capsys.readouterr().out)
+    proposals = told["proposals"]
+    assert any(proposal["layout"]["expert"] > 1 for proposal in proposals)
+    for proposal in (told["plan"], *proposals):
+        layout = proposal["layout"]
+        assert layout["data"] * layout["tensor"] * layout["pipe"] == 4
+        recipe = load_recipe(tmp_path / "recipe.yaml", proposal["settings"])
+        assert asdict(layout_of(recipe, 4)) == layout

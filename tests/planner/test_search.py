@@ -48,7 +48,7 @@ def test_the_198b_model_is_sized() -> None:
 
 def test_experts_are_divided_over_their_ranks() -> None:
     job = PlannedModel(tiny_recipe("cpm2", "model.config.num_experts=4"), SequenceLengths(128))
-    whole, quarter = (estimate(job, Layout(expert=ranks)).ranks[0] for ranks in (1, 4))
+    whole, quarter = (estimate(job, Layout(data=4, expert=ranks)).ranks[0] for ranks in (1, 4))
     experts = sum(weight.whole_elements(Layout()) for weight in job.weights if weight.num_experts)
     assert whole.memory.parameters - quarter.memory.parameters == experts * 4 * 3 // 4
     assert whole.traffic.expert == 0

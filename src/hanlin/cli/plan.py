@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,7 @@ HELP = "what a layout needs in memory, traffic and time, before anything runs"
 
 _GIB = 1 << 30
 _SHOWN_RANKS = 4
-_DEGREES = ("data", "tensor", "pipe", "expert")
+_DEGREES = ("data", "tensor", "pipe")
 _MEMORY = {
     "parameters": "parameters",
     "gradients": "gradients",
@@ -120,6 +121,7 @@ def _print_json(
         seconds = result.step_seconds(device, args.per_node, args.network * 1e9)
         return {
             "layout": asdict(result.layout),
+            "settings": result.layout.as_settings(),
             "ranks": [asdict(rank) for rank in result.ranks],
             "peak_bytes": result.peak,
             "bubble": result.layout.bubble(),
@@ -172,6 +174,10 @@ def _print_tables(
             print(line)
     if args.propose:
         console.print(_proposals_table(found, device, args) if found else _advice(job, device))
+        if found:
+            print("as settings, in the same order, to add to a command:")
+        for proposal in found:
+            print(shlex.join(proposal.estimate.layout.as_settings()))
 
 
 def _ranks_table(own: Estimate) -> Table:
@@ -211,7 +217,7 @@ def _verdict(own: Estimate, batch_size: int, device: Device, args: argparse.Name
     layout = own.layout
     yield (
         f"global batch: {layout.batch_size} rows = {layout.micro_batch_size} per forward pass x {layout.micro_batches} "
-        f"micro-batches x {layout.row_ranks} data ranks (train.batch_size: {batch_size})"
+        f"micro-batches x {layout.data} data ranks (train.batch_size: {batch_size})"
     )
     if layout.pipe > 1:
         yield f"pipeline: each rank waits {layout.bubble():.1%} of the step ({layout.schedule})"
@@ -224,15 +230,17 @@ def _verdict(own: Estimate, batch_size: int, device: Device, args: argparse.Name
 def _proposals_table(found: Sequence[Proposal], device: Device, args: argparse.Namespace) -> Table:
     from rich.table import Table
 
-    degrees = [name for name in _DEGREES if name != "expert" or any(each.estimate.layout.expert > 1 for each in found)]
-    title = f"fits {args.nodes} x {args.per_node} {device.name}: {' x '.join(degrees)}"
+    title = f"fits {args.nodes} x {args.per_node} {device.name}: {' x '.join(_DEGREES)}"
+    has_experts = any(each.estimate.layout.expert > 1 for each in found)
     table = Table(title=title, title_justify="left")
-    for name in ("layout", "shard", "recompute", "rows", "GiB", "sent", "bubble", "step"):
+    names = ("layout", *(["expert"] if has_experts else []), "shard", "recompute", "rows", "GiB", "sent", "bubble")
+    for name in (*names, "step"):
         table.add_column(name, justify="left" if name in ("layout", "shard", "recompute") else "right", no_wrap=True)
     for proposal in found:
         layout = proposal.estimate.layout
         table.add_row(
-            "x".join(str(getattr(layout, name)) for name in degrees),
+            "x".join(str(getattr(layout, name)) for name in _DEGREES),
+            *([str(layout.expert)] if has_experts else []),
             layout.shard,
             layout.checkpoint_activations,
             f"{layout.micro_batch_size} x {layout.micro_batches}",
@@ -242,6 +250,7 @@ def _proposals_table(found: Sequence[Proposal], device: Device, args: argparse.N
             _time(proposal.step_seconds),
         )
     table.caption = "rows: of a forward pass x micro-batches; GiB: peak; sent: GiB per step"
+    table.caption += "; expert: of the data ranks" if has_experts else ""
     return table
 
 
@@ -253,15 +262,15 @@ def _advice(job: PlannedModel, device: Device) -> str:
 
 
 def _describe(layout: Layout) -> str:
-    degrees = " x ".join(f"{name} {getattr(layout, name)}" for name in _DEGREES[:3])
-    expert = f" x expert {layout.expert}" if layout.expert > 1 else ""
+    degrees = " x ".join(f"{name} {getattr(layout, name)}" for name in _DEGREES)
     chosen = [
+        f"experts among {layout.expert} data ranks" if layout.expert > 1 else "",
         f"shard {layout.shard}" if layout.shard != "none" else "",
         "sequence parallel" if layout.sequence_parallel else "",
         "offload" if layout.offload else "",
         f"checkpoint {layout.checkpoint_activations}" if layout.checkpoint_activations != "none" else "",
     ]
-    return ", ".join([degrees + expert, *filter(None, chosen)])
+    return ", ".join([degrees, *filter(None, chosen)])
 
 
 def _time(seconds: float) -> str:

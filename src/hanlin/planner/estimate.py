@@ -243,7 +243,7 @@ def _loss(share: _RankShare) -> int:
 def _traffic(share: _RankShare) -> Traffic:
     layout, held, size = share.layout, share.held, share.dtype_bytes
     passes, recomputes = layout.micro_batches, layout.checkpoint_activations == "full"
-    shards, replicas = layout.shard_ranks, layout.row_ranks // layout.shard_ranks
+    shards, replicas = layout.shard_ranks, layout.data // layout.shard_ranks
     times = 2 if layout.shard == "parameters" else 1
     gather = _ring(shards) * held.whole_bytes * times * passes
     scatter = _ring(shards) * FP32 * held.whole_trained
@@ -283,7 +283,7 @@ def _seconds(rank: RankPlan, layout: Layout, device: Device, per_node: int, netw
         return device.link_bytes if span <= per_node else network_bytes
 
     compute = rank.flops / (device.flops * EFFICIENCY)
-    traffic, over_data = rank.traffic, link(layout.tensor * layout.row_ranks)
+    traffic, over_data = rank.traffic, link(layout.tensor * layout.data)
     waited = traffic.tensor / link(layout.tensor) + traffic.expert / link(layout.tensor * layout.expert)
     sharded = (traffic.gather + traffic.scatter) / over_data
     piped = traffic.pipe / link(layout.world)

@@ -18,7 +18,7 @@ Recomputed = Literal["none", "full", "selective"]
 
 @dataclass(frozen=True)
 class Layout:
-    """Degrees whose product is the number of ranks; rows are divided over data x expert.
+    """Degrees as in a recipe: data x tensor x pipe is the number of ranks, expert divides the data ranks.
 
     micro_batch_size: rows of one forward pass; micro_batches: forward passes of a rank in one step; hybrid_ranks: ranks
     that hold one copy together when it is sharded (None: all that have rows of their own).
@@ -40,16 +40,23 @@ class Layout:
 
     @property
     def world(self) -> int:
-        return self.data * self.tensor * self.pipe * self.expert
-
-    @property
-    def row_ranks(self) -> int:
-        """Among how many ranks the rows of a batch are divided."""
-        return self.data * self.expert
+        return self.data * self.tensor * self.pipe
 
     @property
     def batch_size(self) -> int:
-        return self.micro_batch_size * self.micro_batches * self.row_ranks
+        return self.micro_batch_size * self.micro_batches * self.data
+
+    def as_settings(self) -> list[str]:
+        """What a command line changes of a recipe to have this layout: the section `parallel`, the rows of a pass."""
+        usual, given = Layout(), {"data": self.data}
+        names = ["tensor", "expert", "shard", "sequence_parallel", "offload", "checkpoint_activations", "pipe"]
+        if self.pipe > 1:
+            names += ["schedule", *(["stages_per_rank"] if self.schedule == "interleaved" else [])]
+        given |= {name: getattr(self, name) for name in names if getattr(self, name) != getattr(usual, name)}
+        if self.hybrid_ranks is not None:
+            given["shard_ranks"] = self.hybrid_ranks
+        section = ", ".join(f"{name}: {str(value).lower()}" for name, value in given.items())
+        return [f"parallel={{{section}}}", f"train.micro_batch_size={self.micro_batch_size}"]
 
     @property
     def stages(self) -> int:
@@ -64,7 +71,7 @@ class Layout:
     @property
     def shard_ranks(self) -> int:
         """Ranks that hold one copy of the weights together."""
-        return 1 if self.shard == "none" else self.hybrid_ranks or self.row_ranks
+        return 1 if self.shard == "none" else self.hybrid_ranks or self.data
 
     def bubble(self) -> float:
         """Share of the step in which a rank waits for the pipeline to fill and to drain.
@@ -99,12 +106,12 @@ def layout_of(recipe: Recipe, world: int) -> Layout:
         raise ConfigError(f"{error} (the global batch is {FORMULA})") from None
     micro_batch_size, micro_batches = _rows(recipe, degrees.data)
     return Layout(
-        data=degrees.copy,
+        data=degrees.data,
         tensor=asked.tensor,
         pipe=asked.pipe,
         expert=asked.expert,
         shard=asked.shard,
-        hybrid_ranks=degrees.shard if degrees.replicate > 1 else None,
+        hybrid_ranks=degrees.shard if asked.shard != "none" and degrees.replicate > 1 else None,
         schedule=asked.schedule,
         stages_per_rank=asked.stages_per_rank,
         micro_batch_size=micro_batch_size,
@@ -115,13 +122,13 @@ def layout_of(recipe: Recipe, world: int) -> Layout:
     )
 
 
-def _rows(recipe: Recipe, row_ranks: int) -> tuple[int, int]:
+def _rows(recipe: Recipe, data: int) -> tuple[int, int]:
     """Rows of a forward pass, and passes in a step; what does not divide evenly is rounded up, as a run does."""
     rows, asked = recipe.train.batch_size, recipe.parallel.micro_batches
-    if rows < row_ranks:
+    if rows < data:
         raise ConfigError(
-            f"train.batch_size: {rows} rows are too few for {row_ranks} data ranks; the global batch is {FORMULA}"
+            f"train.batch_size: {rows} rows are too few for {data} data ranks; the global batch is {FORMULA}"
         )
-    own = math.ceil(rows / row_ranks)
+    own = math.ceil(rows / data)
     passes = asked or math.ceil(own / (recipe.train.micro_batch_size or own))
     return math.ceil(own / passes), passes

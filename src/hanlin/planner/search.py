@@ -42,12 +42,12 @@ def _complexity(layout: Layout) -> tuple[int, ...]:
 def _layouts(job: PlannedModel, world: int, per_node: int) -> Iterator[Layout]:
     settings = job.recipe.parallel
     for degrees in _degrees(job, world, per_node):
-        own, rest = divmod(job.recipe.train.batch_size, degrees.row_ranks)
+        own, rest = divmod(job.recipe.train.batch_size, degrees.data)
         for micro_batch_size in () if rest or not own else _halves(own):
             layout = replace(degrees, micro_batch_size=micro_batch_size, micro_batches=own // micro_batch_size)
             if layout.pipe > layout.micro_batches:
                 continue  # 1F1B wants one at least for every stage
-            for shard in ("none", "gradients", "parameters") if layout.row_ranks > 1 else ("none",):
+            for shard in ("none", "gradients", "parameters") if layout.data > 1 else ("none",):
                 if shard == "parameters" and layout.pipe > 1:
                     continue  # every micro-batch would gather the stage's weights anew
                 for kept in ("none", "full"):
@@ -67,7 +67,7 @@ def _degrees(job: PlannedModel, world: int, per_node: int) -> Iterator[Layout]:
         for expert in _divisors(job.num_experts) if job.num_experts else [1]:
             for pipe in _divisors(world):
                 if world % (tensor * expert * pipe) == 0 and pipe <= len(job.kinds):
-                    yield Layout(data=world // (tensor * expert * pipe), tensor=tensor, pipe=pipe, expert=expert)
+                    yield Layout(data=world // (tensor * pipe), tensor=tensor, pipe=pipe, expert=expert)
 
 
 def _divisors(number: int) -> list[int]:
