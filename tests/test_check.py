@@ -151,6 +151,12 @@ def test_steps_behind_the_end_of_the_schedule_are_told(changes: list[str], is_ri
 
 
 @pytest.mark.usefixtures("project")
+def test_counting_padding_needs_a_family_that_counts_the_prompt() -> None:
+    [problem] = problems("generate.count_padding=true")
+    assert problem.startswith("generate.count_padding: has no effect with cpm_bee")
+
+
+@pytest.mark.usefixtures("project")
 def test_a_full_disk_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 20))
     assert "0.0 GB free, the run writes at least 0.1 GB" in problems()[0]

@@ -14,6 +14,7 @@ from hanlin.generate.methods.greedy import GreedySettings
 from hanlin.generate.methods.sample import SampleSettings
 from hanlin.models.cpm_bee import CpmBeeConfig, CpmBeeTokenizer, family
 from hanlin.models.cpm_bee.processor import CpmBeeProcessor
+from hanlin.models.family import BeamVariant
 from hanlin.recipe.settings import GenerateSettings
 
 MARKS = ["<pad>", "<unk>", "<mask>", "<sep>", "</n>", "</_>", "<s>", "</s>", "<root>", "<ans>", "<option>"]
@@ -58,6 +59,21 @@ def test_answers_do_not_depend_on_the_batch_size(engine: Engine, options: Genera
     sharded = engine.generate(RECORDS, options.model_copy(update={"batch_size": 4}), seed=3)
     assert alone == sharded
     assert alone != RECORDS
+
+
+def test_counting_padding_divides_all_scores_of_a_batch_by_the_longest_prompt(engine: Engine):
+    """The tokens are the same here: with one beam no two scores are compared."""
+    counting = Engine(engine.model, engine.processor, beam_variant=BeamVariant(length_includes_prompt=True))
+    options = BeamSettings(beams=1, max_new_tokens=12)
+    prompts = [counting.prompt(record, options) for record in (RECORDS[0], RECORDS[3], RECORDS[4])]
+    *_, plain = counting.search(prompts, options)
+    *_, padded = counting.search(prompts, options.model_copy(update={"count_padding": True}))
+    end, longest = engine.processor.tokenizer.marks["</s>"], max(prompt.length for prompt in prompts)  # type: ignore[attr-defined]
+    for prompt, one, other in zip(prompts, plain, padded, strict=True):
+        assert one.best.tokens == other.best.tokens
+        new = 1 + len(one.best.tokens) - (one.best.tokens[-1] == end)
+        assert one.best.score * (prompt.length + new) == pytest.approx(other.best.score * (longest + new))
+    assert len({prompt.length for prompt in prompts}) > 1
 
 
 def test_records_keep_their_order_and_are_not_changed(engine: Engine):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from golden_case import Case, Reading, close
 
 from hanlin.formats.load import load_into
 from hanlin.formats.source import read_config
@@ -35,31 +35,41 @@ COLUMNS = {
 }
 
 
-def check(case: Path, vocab: Path) -> None:
-    tolerance = json.loads((case / "case.json").read_text())["tolerance"]
-    model = load_model(case)
-    processor = CpmBeeProcessor(family.tokenizer(case / "vocab.txt"), model.config)
-    for given in json.loads((case / "cases.json").read_text()):
-        check_search(Engine(model, processor), given, tolerance["score_atol"])
-    check_incremental_forward(model, case, tolerance["inference_logits_atol"])
+def check(case: Case, vocab: Path) -> None:
+    del vocab
+    model = load_model(case.weights())
+    if case.holds("cases.json", "vocab.txt"):
+        processor = CpmBeeProcessor(family.tokenizer(case / "vocab.txt"), model.config)
+        atol = case.tolerance("score_atol", default=1e-3)
+        for given, raw in zip(case.json("cases.json"), case.data("cases.json"), strict=True):
+            check_search(Engine(model, processor), given, raw["data"], atol)
+    if case.holds("inference_inputs.npz"):
+        atol = case.tolerance("inference_logits_atol", default=2e-4)
+        check_incremental_forward(
+            model, case.arrays("inference_inputs.npz"), case.arrays("inference_expected.npz"), atol
+        )
 
 
-def load_model(case: Path) -> CpmBee:
-    model = CpmBee(read_config(case / "pytorch_model.bin", family))
-    load_into(model, case / "pytorch_model.bin", family)
+def load_model(folder: Path) -> CpmBee:
+    model = CpmBee(read_config(folder / "pytorch_model.bin", family))
+    load_into(model, folder / "pytorch_model.bin", family)
     return model.eval()
 
 
-def check_search(engine: Engine, given: dict[str, Any], score_atol: float) -> None:
-    options = options_of(**given["kwargs"])
-    prompts = [engine.prompt(record, options) for record in given["data"]]
+def check_search(engine: Engine, given: dict[str, Any], records: list[Any], score_atol: float) -> None:
+    options = options_of(**dict(given.get("kwargs", {}).items()))
+    assert given["data"] == records
+    prompts = [engine.prompt(record, options) for record in records]
     *_, searches = engine.search(prompts, options)
     found = [search.best for search in searches]
     expected = given["expected"]
-    np.testing.assert_allclose([best.score for best in found], expected["scores"], atol=score_atol, rtol=0)
-    if given["stable_in_fp64"]:
-        assert [numbered_ids(best, engine) for best in found] == expected["ids"], given
-        assert engine.generate(given["data"], options) == expected["result"], given
+    if "scores" in expected:
+        np.testing.assert_allclose([best.score for best in found], expected["scores"], atol=score_atol, rtol=0)
+    if given.get("stable_in_fp64", True):
+        ids = [numbered_ids(best, engine) for best in found]
+        assert ids == expected.get("ids", ids), given
+        if "result" in expected:
+            assert engine.generate(records, options) == expected["result"], given
 
 
 def options_of(
@@ -88,23 +98,32 @@ def numbered_ids(best: Hypothesis, engine: Engine) -> list[list[int]]:
 
 
 @torch.inference_mode()
-def check_incremental_forward(model: CpmBee, case: Path, atol: float) -> None:
-    given, expected = np.load(case / "inference_inputs.npz"), np.load(case / "inference_expected.npz")
+def check_incremental_forward(model: CpmBee, given: Reading, expected: Reading, atol: float) -> None:
     rows = len(given["prefix.input"])
     constant = {
-        "relations": torch.from_numpy(given["prefix.segment_rel"]),
-        "ext_tokens": torch.from_numpy(given["prefix.batch_ext_table_ids"]).expand(rows, -1),
-        "ext_subs": torch.from_numpy(given["prefix.batch_ext_table_sub"]).expand(rows, -1),
+        "relations": given["prefix.segment_rel"],
+        "ext_tokens": given["prefix.batch_ext_table_ids"].expand(rows, -1),
+        "ext_subs": given["prefix.batch_ext_table_sub"].expand(rows, -1),
     }
+    hidden: list[torch.Tensor] = []
+    assert model.norm is not None
+    hook = model.norm.register_forward_hook(lambda _module, _args, output: hidden.append(output))
     kv_cache = KVCache()
-    for part in sorted({name.split(".")[0] for name in given}):
-        logits = model(**columns_of_part(given, part), **constant, kv_cache=kv_cache)
-        is_real = given[f"{part}.num_segments"] != 0
-        np.testing.assert_allclose(
-            logits.numpy()[is_real], expected[f"{part}.logits"][is_real], atol=atol, rtol=0, err_msg=part
-        )
+    for part in parts_of(given):
+        columns = columns_of_part(given.under(f"{part}."))
+        logits = model(**columns, **constant, kv_cache=kv_cache)
+        is_real = columns["num_segments"] != 0
+        close(f"{part}.logits", logits, expected, atol, rtol=0, where=is_real)
+        close(f"{part}.hidden", hidden.pop(), expected, atol, rtol=0, where=is_real)
+    hook.remove()
 
 
-def columns_of_part(given: Any, part: str) -> dict[str, torch.Tensor]:
-    columns = {ours: given[f"{part}.{name}"] for name, ours in COLUMNS.items() if f"{part}.{name}" in given}
-    return {name: torch.from_numpy(a.astype(bool if name == "is_context" else a.dtype)) for name, a in columns.items()}
+def parts_of(given: Reading) -> list[str]:
+    """prefix, step0, step1, ... step10."""
+    steps = {name.split(".")[0] for name in given} - {"prefix"}
+    return ["prefix", *sorted(steps, key=lambda name: int(name.removeprefix("step")))]
+
+
+def columns_of_part(given: Reading) -> dict[str, torch.Tensor]:
+    columns = {ours: given[theirs] for theirs, ours in COLUMNS.items() if theirs in given}
+    return columns | {"is_context": columns["is_context"].bool()}

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
+from golden_case import Case
 
 from hanlin.recipe.settings import TrainSettings
 from hanlin.train.schedules import learning_rate, standard_rate
@@ -20,11 +20,10 @@ KINDS = {
 }
 
 
-def check(case: Path, vocab: Path) -> None:
+def check(case: Case, vocab: Path) -> None:
     del vocab
-    facts = json.loads((case / "case.json").read_text())
-    rel = float(facts["tolerance"].split()[-1])
-    for schedule in facts["schedules"]:
+    rel = case.tolerance("rel", default=1e-12)
+    for schedule in case.facts["schedules"]:
         settings = TrainSettings(
             lr=schedule["start_lr"],
             schedule=KINDS[schedule["kind"]],  # pyright: ignore[reportArgumentType]

@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from glm_case import Arrays, arrays_of, assert_close, facts_of, inputs_of, load_model, mean_loss, real_columns
+from glm_case import (
+    gradient_atol,
+    inputs_of,
+    kinds_of,
+    load_model,
+    logits_atol,
+    mean_loss,
+    next_positions,
+    prompt_of,
+    real_columns,
+)
+from golden_case import Case, Reading, close
 
 from hanlin.adapters.adapter import load_adapter
 from hanlin.adapters.chatglm2_prefix import PREFIX
@@ -18,34 +30,34 @@ from hanlin.models.chatglm2.model import ChatGlm2
 from hanlin.recipe.tuning import TuningMethod
 from hanlin.tuning.apply import apply_tuning, trained_parameters
 
+THEIRS = "transformer.prefix_encoder."
 
-def check(case: Path, vocab: Path) -> None:
+
+def check(case: Case, vocab: Path) -> None:
     del vocab
-    facts = facts_of(case)
-    atol, atol_gradient = (facts["tolerance"][f"suggested_{kind}"] for kind in ("fp32_atol_logits", "atol_grad"))
-    [checkpoint] = case.glob("checkpoint-*")
+    atol = logits_atol(case)
+    checkpoint = case.one("checkpoint-*")
+    assert checkpoint is not None, "there is no checkpoint-*"
     model, settings = load_tuned(case / "base", checkpoint)
-    inputs, expected = case / "inputs.npz", arrays_of(case / "expected.npz")
-
-    assert [
-        f"transformer.prefix_encoder.{name.removeprefix('prefix.')}" for name in trained_parameters(model)
-    ] == facts["trainable"]
-    _check_prefix(model, expected, atol)
-    for kind in ("train", "left"):
-        arrays = arrays_of(inputs, f"{kind}.")
-        real = real_columns(arrays)
-        assert_close(kind, model(**inputs_of(arrays))[real], expected[f"{kind}.logits"][real], atol)
-        loss = mean_loss(model, arrays)
-        assert_close(f"{kind}.loss", loss, expected[f"{kind}.loss"], atol)
-        model.zero_grad()
-        loss.backward()
-        for name in facts["trainable"]:
-            ours = model.get_parameter(name.replace("transformer.prefix_encoder.", "prefix.")).grad
-            assert ours is not None
-            assert_close(name, ours, expected[f"{kind}.grad.{name}"], atol_gradient)
-            assert_close(name, ours.norm(), expected[f"{kind}.gradnorm.{name}"], atol_gradient)
+    inputs, expected = case.arrays("inputs.npz"), case.arrays()
+    trained = [name.replace("prefix.", THEIRS, 1) for name in trained_parameters(model)]
+    assert trained == case.facts.get("trainable", trained)
+    _check_prefix(model, expected.under("prefix."), atol)
+    for kind in kinds_of(inputs):
+        arrays, wanted = inputs.under(f"{kind}."), expected.under(f"{kind}.")
+        close("logits", model(**inputs_of(arrays)), wanted, atol, where=real_columns(arrays))
+        if "labels" in arrays:
+            loss = mean_loss(model, arrays)
+            close("loss", loss, wanted, atol)
+            model.zero_grad()
+            loss.backward()
+            for name in trained:
+                gradient = model.get_parameter(name.replace(THEIRS, "prefix.")).grad
+                assert gradient is not None
+                close(f"grad.{name}", gradient, wanted, gradient_atol(case))
+                close(f"gradnorm.{name}", gradient.norm(), wanted, gradient_atol(case))
     with torch.no_grad():
-        _check_decoding(model, arrays_of(inputs, "decode."), expected, atol)
+        _check_decoding(model, inputs.under("decode."), expected, atol)
     _check_written_back(model, settings, checkpoint)
 
 
@@ -58,48 +70,46 @@ def load_tuned(base: Path, checkpoint: Path) -> tuple[ChatGlm2, TuningMethod]:
     return model.eval(), adapter.settings
 
 
-def _check_prefix(model: ChatGlm2, expected: Arrays, atol: float) -> None:
+def _check_prefix(model: ChatGlm2, wanted: Reading, atol: float) -> None:
+    """What the encoder puts out for all blocks, and each block's keys and values, the same in every row."""
     assert model.prefix is not None
     prefixes = model.prefix()
-    last = str(len(prefixes) - 1)
-    for name, ours in (
-        ("k_layer0", prefixes["0"].keys),
-        ("v_layer0", prefixes["0"].values),
-        ("k_last", prefixes[last].keys),
-        ("v_last", prefixes[last].values),
-    ):
-        theirs = expected[f"prefix.{name}"]  # [length, batch, heads, head_dim], the same in every row
-        assert_close(name, ours.transpose(0, 1), theirs[:, 0], atol)
+    pairs = [(prefixes[block].keys, prefixes[block].values) for block in prefixes]  # [heads, length, head_dim] each
+    if "output" in wanted:
+        whole = torch.stack([part.transpose(0, 1) for pair in pairs for part in pair], dim=1)
+        close("output", whole.flatten(1).expand_as(wanted["output"]), wanted, atol)
+    for place, pair in {**{f"layer{i}": pair for i, pair in enumerate(pairs)}, "last": pairs[-1]}.items():
+        for kind, ours in zip("kv", pair, strict=True):
+            if (name := f"{kind}_{place}") in wanted:  # [length, batch, heads, head_dim]
+                close(name, ours.transpose(0, 1)[:, None].expand_as(wanted[name]), wanted, atol)
 
 
-def _check_decoding(model: ChatGlm2, arrays: Arrays, expected: Arrays, atol: float) -> None:
-    prompt = {
-        "input_ids": arrays["prompt_ids"],
-        "attention_mask": arrays["prompt_mask"],
-        "position_ids": arrays["prompt_position_ids"],
-    }
+def _check_decoding(model: ChatGlm2, arrays: Reading, expected: Reading, atol: float) -> None:
+    if "prompt_ids" not in arrays:
+        return
+    prompt, wanted = prompt_of(arrays), expected.under("decode.")
     kv_cache = KVCache()
     steps = [model(**inputs_of(prompt), kv_cache=kv_cache, logits_to_keep=1)]
-    keys, _ = kv_cache.update(
-        "0", *(torch.empty(len(steps[0]), model.config.num_kv_heads, 0, model.config.head_dim),) * 2
-    )
-    assert keys.shape[2] == int(expected["decode.cache_len_after_prefill"])
-    positions = arrays["prompt_position_ids"][:, -1:]
-    for column in arrays["next_ids"].split(1, dim=1):
-        positions = positions + 1
+    empty = torch.empty(len(steps[0]), model.config.num_kv_heads, 0, model.config.head_dim)
+    keys, _ = kv_cache.update("0", empty, empty)
+    close("cache_len_after_prefill", keys.shape[2], wanted, 0)
+    positions = next_positions(prompt)
+    for column in arrays["next_ids"].split(1, dim=1) if "next_ids" in arrays else ():
         steps.append(model(tokens=column, positions=positions, spans=torch.zeros_like(column), kv_cache=kv_cache))
-    assert_close("decode.steps", torch.cat(steps, dim=1), expected["decode.step_logits"], atol)
-    _check_greedy(model, prompt, expected["generate.greedy_ids"])
+        positions = positions + 1
+    close("step_logits", torch.cat(steps, dim=1), wanted, atol)
+    if "generate.greedy_ids" in expected:
+        _check_greedy(model, prompt, expected["generate.greedy_ids"])
 
 
-def _check_greedy(model: ChatGlm2, prompt: Arrays, theirs: torch.Tensor) -> None:
+def _check_greedy(model: ChatGlm2, prompt: Mapping[str, torch.Tensor], theirs: torch.Tensor) -> None:
     kv_cache, ids = KVCache(), prompt["input_ids"]
-    logits = model(**inputs_of(prompt), kv_cache=kv_cache)
-    positions = prompt["position_ids"][:, -1:]
+    logits, positions = model(**inputs_of(prompt), kv_cache=kv_cache), next_positions(prompt)
     while ids.shape[1] < theirs.shape[1]:
-        column, positions = logits[:, -1].argmax(-1, keepdim=True), positions + 1
+        column = logits[:, -1].argmax(-1, keepdim=True)
         ids = torch.cat((ids, column), dim=1)
         logits = model(tokens=column, positions=positions, spans=torch.zeros_like(column), kv_cache=kv_cache)
+        positions = positions + 1
     assert ids.tolist() == theirs.tolist()
 
 

@@ -1,140 +1,102 @@
 """GPT-2 of the pretraining program: all forms of its files, logits, loss, gradients, texts, training, and back.
 
-The same check serves the case with reset positions and masks, whose documents are samples of their own here.
+The same check serves the cases with reset positions and masks, whose documents are samples of their own here.
 """
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
 from cpm1_case import (
     FAMILY,
     Arrays,
-    arrays_of,
-    assert_close,
     check_gradients,
+    check_layouts,
     check_training,
     documents,
-    facts_of,
     load_model,
+    models,
     positions,
+    tolerances,
 )
+from golden_case import Case, Reading, close, same
 
 from hanlin.core.batch import IGNORED
-from hanlin.formats.convert import convert
-from hanlin.formats.source import open_source
+from hanlin.layers.attention import causal_mask, same_span
 from hanlin.models.cpm1.model import Cpm1
 
 
-def check(case: Path, vocab: Path) -> None:
+def check(case: Case, vocab: Path) -> None:
     del vocab
-    facts = facts_of(case)
-    flags, atol = facts["argv"], facts["measured"]["suggested_atol"]
-    inputs, expected = arrays_of(case / "inputs.npz"), arrays_of(case / "expected.npz")
-    size, heads = (int(flags[flags.index(flag) + 1]) for flag in ("--hidden-size", "--num-attention-heads"))
-    # DeepSpeed's files lack the program's arguments.
-    changes = {"num_heads": heads, "head_dim": size // heads, "gelu": "tanh" if "--openai-gelu" in flags else "erf"}
-    eod = facts["config"]["eod_id"]
-    for folder in sorted(path for path in case.iterdir() if path.is_dir()):
-        model = load_model(folder, changes if "ds" in folder.name else {})
-        assert vars(model.config) == {**vars(model.config), **changes}
-        _check_network(model, inputs["text"], expected, flags, eod, atol)
-        _check_generation(model, inputs["prompts"], expected, flags, eod)
-    if facts["train"] is not None:
-        batches = [
-            {
-                "tokens": text[:, :-1],
-                "labels": text[:, 1:],
-                "weights": torch.ones_like(text[:, 1:], dtype=torch.float32),
-            }
-            for text in inputs["train_text"]
-        ]
-        check_training(load_model(case / "ckpt", {}), batches, facts, expected)
-    _check_layouts(case)
+    inputs, expected = case.arrays("inputs.npz"), case.arrays()
+    for folder, model in models(case):
+        if "text" in inputs:
+            _check_network(model, _given(case, inputs["text"]), expected, tolerances(case))
+        if "prompts" in inputs:
+            for ending in ("", "_recompute"):
+                _check_generation(case, model, inputs["prompts"], expected, ending)
+        if folder.name == "ckpt" and "train_text" in inputs:
+            batches = [_given(case, text) for text in inputs["train_text"]]
+            check_training(load_model(folder, {}), batches, case, expected)
+    changes = {"vocab_multiple": case.flag("make-vocab-size-divisible-by", int, 128)}
+    check_layouts(case, FAMILY, ("megatron", "original", "huggingface"), changes)
+    case.set_aside(r"args\.txt", "case.json holds the same flags")
 
 
-def _check_network(
-    model: Cpm1, text: torch.Tensor, expected: Arrays, flags: list[str], eod: int, atol: dict[str, float]
-) -> None:
+def _given(case: Case, text: torch.Tensor) -> Arrays:
+    """What the model is called with: documents end at <eod>, which has no loss if the flags say so."""
     tokens, labels = text[:, :-1], text[:, 1:]
-    is_end = tokens == eod
-    given = {"tokens": tokens, "positions": positions(is_end & ("--reset-position-ids" in flags))}
-    if "--reset-attention-mask" in flags:
+    is_end = tokens == case.facts["config"]["eod_id"]
+    weights = ~is_end if case.flag("eod-mask-loss", bool) else torch.ones_like(is_end)
+    given = {"tokens": tokens, "positions": positions(is_end & bool(case.flag("reset-position-ids", bool)))}
+    if case.flag("reset-attention-mask", bool):
         given["spans"] = documents(is_end)
-    assert given["positions"].equal(expected["position_ids"])
-    weights = (tokens != eod).float() if "--eod-mask-loss" in flags else torch.ones_like(tokens, dtype=torch.float32)
-    assert weights.equal(expected["loss_mask"])
-    assert_close("logits", model(**given), expected["logits"], atol["logits"])
-    losses = model(**given, labels=labels, reduction="none")
-    assert_close("token_losses", losses, expected["token_losses"], atol["loss"])
-    loss = model(**given, labels=labels.masked_fill(weights == 0, IGNORED), weights=weights) / weights.sum()
-    assert_close("loss", loss, expected["loss"], atol["loss"])
+    return given | {"labels": labels.masked_fill(~weights, IGNORED), "weights": weights.float()}
+
+
+def _check_network(model: Cpm1, batch: Arrays, expected: Reading, atol: dict[str, float]) -> None:
+    given = {name: array for name, array in batch.items() if name not in ("labels", "weights")}
+    same("position_ids", given["positions"], expected)
+    same("loss_mask", batch["weights"], expected)
+    spans = given.get("spans", torch.zeros_like(given["tokens"])[:1])
+    seen = same_span(spans, spans) & causal_mask(spans.shape[1], spans.shape[1])
+    if "attention_mask_blocked" in expected:
+        rows = len(expected["attention_mask_blocked"])
+        same("attention_mask_blocked", ~seen[:, None].expand(rows, -1, -1, -1), expected)
+    close("logits", model(**given), expected, atol["logits"])
+    if "token_losses" in expected:  # also of the tokens that the mask leaves out
+        following = batch["tokens"].roll(-1, 1)
+        following[:, -1] = torch.where(batch["labels"][:, -1] == IGNORED, 0, batch["labels"][:, -1])
+        losses = model(**given, labels=following, reduction="none")
+        known = torch.ones_like(losses, dtype=torch.bool)
+        known[:, -1] = batch["labels"][:, -1] != IGNORED
+        close("token_losses", losses, expected, atol["loss"], where=known)
+    loss = model(**batch) / batch["weights"].sum()
+    close("loss", loss, expected, atol["loss"])
     check_gradients(model, loss, "megatron", expected, atol["grads"])
 
 
 @torch.no_grad()
-def _check_generation(model: Cpm1, prompts: torch.Tensor, expected: Arrays, flags: list[str], eod: int) -> None:
+def _check_generation(case: Case, model: Cpm1, prompts: torch.Tensor, expected: Reading, ending: str) -> None:
     """Greedy continuation of each prompt by itself: the rows of the original's batch are independent.
 
     The original finds documents and positions once, in the prompts padded with <eod>; with its reset flags every new
     column after the first is thus alone at position 0. We feed what it fed; our own generation does not do so.
     """
-    rows, lengths = expected["greedy_tokens"], expected["greedy_lengths"]
-    for prompt, row, length in zip(prompts, rows, lengths.tolist(), strict=True):
+    if f"greedy_tokens{ending}" not in expected:
+        return
+    eod, rows = case.facts["config"]["eod_id"], expected[f"greedy_tokens{ending}"].tolist()
+    lengths = expected.get(f"greedy_lengths{ending}", torch.tensor([len(row) for row in rows])).tolist()
+    for prompt, row, length in zip(prompts, rows, lengths, strict=True):
         ids = prompt[prompt >= 0].tolist()
+        # Without an end a text has its full length, which is one less than the array's.
+        assert eod in row[len(ids) :] or length == len(row) - 1, f"greedy_lengths{ending}"
         padded = torch.tensor([ids + [eod] * (length - len(ids))])
         is_end = padded == eod
-        places = positions(is_end & ("--reset-position-ids" in flags))
-        spans = documents(is_end & ("--reset-attention-mask" in flags))
+        places = positions(is_end & bool(case.flag("reset-position-ids", bool)))
+        spans = documents(is_end & bool(case.flag("reset-attention-mask", bool)))
         while len(ids) < length:
             own = {"tokens": torch.tensor([ids]), "positions": places[:, : len(ids)], "spans": spans[:, : len(ids)]}
             ids.append(int(model(**own, logits_to_keep=1)[0, -1].argmax()))
-        assert ids == row[:length].tolist()
-
-
-def _check_layouts(case: Path) -> None:
-    """The original's two shards are written from its one, and each layout comes back with the same bits."""
-    whole = open_source(case / "ckpt", FAMILY).weights
-    halves = open_source(case / "ckpt_mp2", FAMILY).weights
-    assert all(halves[name].equal(whole[name]) for name in whole)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        for name, layout, ranks in (("two", "megatron", 2), ("released", "original", 4), ("hub", "huggingface", 1)):
-            convert(case / "ckpt", FAMILY, None, layout, folder / name, ranks=ranks)
-            changes: dict[str, Any] = {"vocab_multiple": _multiple(case)}
-            convert(folder / name, FAMILY, None, "megatron", folder / f"{name}_back", changes=changes)
-            back = open_source(folder / f"{name}_back", FAMILY).weights
-            assert sorted(back) == sorted(whole)
-            assert all(back[tensor].equal(whole[tensor]) for tensor in whole)
-        _check_shards(case / "ckpt_mp2", folder / "two")
-
-
-def _multiple(case: Path) -> int:
-    flags = facts_of(case)["argv"]
-    return int(flags[flags.index("--make-vocab-size-divisible-by") + 1])
-
-
-def _check_shards(theirs: Path, ours: Path) -> None:
-    compared = (
-        "num_layers", "hidden_size", "num_attention_heads", "max_position_embeddings", "make_vocab_size_divisible_by",
-        "padded_vocab_size", "tokenizer_type", "model_parallel_size",
-    )  # fmt: skip
-    for file in sorted(theirs.rglob("model_optim_rng.pt")):
-        [written] = [path for path in ours.rglob(file.name) if path.parent.name == file.parent.name]
-        states = [torch.load(path, weights_only=False) for path in (file, written)]
-        assert states[1]["checkpoint_version"] == states[0]["checkpoint_version"]
-        arguments = [vars(state["args"]) for state in states]
-        assert [arguments[1][name] for name in compared] == [arguments[0][name] for name in compared]
-        models = [_flat(state["model"]) for state in states]
-        assert list(models[0]) == list(models[1])
-        assert all(models[0][name].equal(models[1][name]) for name in models[0])
-
-
-def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, torch.Tensor]:
-    flat: dict[str, torch.Tensor] = {}
-    for name, value in nested.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return dict(sorted(flat.items()))
+        assert ids[:length] == row[:length], f"greedy_tokens{ending}"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+
+from golden_case import Case
 
 from hanlin.data.pretraining.sample_index import split_bounds
 
 
-def check(case: Path, vocab: Path) -> None:
+def check(case: Case, vocab: Path) -> None:
     del vocab
-    for split, num_documents, bounds in json.loads((case / "case.json").read_text())["rows"]:
+    for split, num_documents, bounds in case.facts["rows"]:
         assert split_bounds(split, num_documents) == bounds, (split, num_documents)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from cpm2_case import Arrays, arrays_of
+from cpm2_case import Arrays, check_masks
+from golden_case import Case, Reading, needed
 
 from hanlin.core.batch import IGNORED, Batch, Sample
 from hanlin.data.expand import open_part
@@ -23,21 +23,32 @@ from hanlin.recipe.cpm2_prompts import translate
 from hanlin.recipe.settings import DataSettings
 from hanlin.tuning.prompt import PromptTuning
 
+PAD = 5
 RANKED = {"sogou_train": "sogou-log", "sogou_test": "sogou-log"}
 
 
-def check(case: Path, vocab: Path) -> None:
-    tokenizers = {name: Cpm2Tokenizer.load(vocab / "cpm2" / name) for name in ("cn", "cn_en")}
-    for variant in json.loads((case / "samples.json").read_text("utf-8")):
-        processor = _processor(variant, tokenizers[variant["tokenizer"]])
-        records = _records(case / variant["raw"], variant, processor)
-        arrays = arrays_of(case / "expected.npz", f"{variant['id']}/")
-        if variant["id"].endswith("/infer"):
+def check(case: Case, vocab: Path) -> None:
+    expected, variants, data = case.arrays(), case.json("samples.json"), case.data("samples.json")
+    names = {variant["tokenizer"] for variant in variants}
+    tokenizers = {name: Cpm2Tokenizer.load(needed(vocab / "cpm2" / name)) for name in names}
+    for variant, plain in zip(variants, data, strict=True):
+        processor = _processor(plain, tokenizers[variant["tokenizer"]])
+        if not case.holds(variant["raw"]):
+            continue
+        records = _records(case / variant["raw"], plain, processor)
+        arrays = expected.under(f"{variant['id']}/")
+        if variant["kwargs"].get("do_infer") or variant["id"].endswith("/infer"):
             _check_prompts(records, processor, variant["samples"], arrays)
         elif variant["split"] == "test":
             _check_ranked_examples(records, processor, variant["samples"], arrays)
         else:
             _check_training(records, processor, variant, arrays)
+    case.set_aside(r"samples\.json: \[\]\.(prompt_config|kwargs|note).*", "given to ours as they are")
+    case.set_aside(
+        r"samples\.json: \[\]\.(max_...|eval_batch_size|split).*", "how far the original pads, and fills batches"
+    )
+    case.set_aside(r"samples\.json: .*\.enc_attention_mask", "of a sample; that of the batch is compared")
+    case.set_aside(r"expected\.npz: .*/(idx|qidx|cidx)", "the rows' numbers, which samples.json tells too")
 
 
 def _cropped(array: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
@@ -60,7 +71,7 @@ def _records(path: Path, variant: dict[str, Any], processor: Cpm2Processor) -> l
     return [source[number] for number in range(len(source))]
 
 
-def _check_training(records: list[Any], processor: Cpm2Processor, variant: dict[str, Any], arrays: Arrays) -> None:
+def _check_training(records: list[Any], processor: Cpm2Processor, variant: dict[str, Any], arrays: Reading) -> None:
     made = [processor.sample(record) for record in records]
     for sample, wanted in zip(made, variant["samples"], strict=True):
         if "pos_input_idx" in wanted:
@@ -70,13 +81,32 @@ def _check_training(records: list[Any], processor: Cpm2Processor, variant: dict[
         assert sample.inputs["encoder_tokens"].tolist() == wanted["enc_input_ids"], variant["id"]
         assert sample.inputs["tokens"].tolist() == wanted["dec_input_ids"]
         assert sample.labels[: len(wanted["label_ids"])].tolist() == wanted["label_ids"]
-    if not variant["id"].startswith("sogou"):
+    if variant["id"].startswith("sogou"):
+        _check_pairs(variant["samples"], arrays)
+    elif arrays:
         batch = _collated(processor, made)
         _check_inputs(batch.inputs, arrays, processor.prompts)
         _check_loss(batch, arrays)
 
 
-def _check_prompts(records: list[Any], processor: Cpm2Processor, wanted: list[dict[str, Any]], arrays: Arrays) -> None:
+def _check_pairs(wanted: list[dict[str, Any]], arrays: Reading) -> None:
+    """In the original's batch the better ones come first; ours keeps each pair in a row of its own."""
+    check_masks(arrays)
+    if not all(name in arrays for name in ("enc_input_ids", "enc_attention_mask", "dec_input_ids")):
+        return
+    there = arrays["enc_attention_mask"][:, 0].any(1)
+    found = [ids[kept.bool()].tolist() for ids, kept in zip(arrays["enc_input_ids"], there, strict=True)]
+    halves = ("pos_input_idx", "neg_input_idx")
+    assert found in (
+        [row[half] for half in halves for row in wanted],
+        [row[half] for row in wanted for half in halves],
+    )
+    assert arrays["dec_input_ids"].tolist() == [row["dec_input_ids"] for row in wanted] * 2
+    assert not arrays.get("loss_mask", torch.zeros(1)).any()  # its loss is that of the scores
+    assert arrays.get("labels", torch.tensor(PAD)).eq(PAD).all()
+
+
+def _check_prompts(records: list[Any], processor: Cpm2Processor, wanted: list[dict[str, Any]], arrays: Reading) -> None:
     """The original fills the list with copies of its first sample (idx -1), so that batches are full."""
     assert len(records) == len([row for row in wanted if row["idx"] != -1])
     prompts = [processor.prompt(_without_answer(record, processor)) for record in records]
@@ -84,12 +114,19 @@ def _check_prompts(records: list[Any], processor: Cpm2Processor, wanted: list[di
         assert prompt.inputs["encoder_tokens"].tolist() == row["enc_input_ids"]
         fed = [*prompt.inputs["tokens"].tolist(), prompt.cursor.inputs()["tokens"]]
         assert fed == row["dec_input_ids"][: len(fed)]
-    inputs = processor.collate_prompts(prompts).inputs
-    assert inputs["encoder_tokens"].tolist() == arrays["enc_input_ids"][: len(prompts)].tolist()
+        # An empty answer: the marks around a <pad>.
+        assert row.get("label_ids", fed[1:])[: len(fed) - 1] == fed[1:]
+    check_masks(arrays)
+    if "enc_input_ids" in arrays:
+        inputs = processor.collate_prompts(prompts).inputs
+        assert inputs["encoder_tokens"].tolist() == arrays["enc_input_ids"][: len(prompts)].tolist()
+    if "dec_input_ids" in arrays:
+        theirs = [row["dec_input_ids"] for row in wanted]
+        assert [row[: len(ids)] for row, ids in zip(arrays["dec_input_ids"].tolist(), theirs, strict=True)] == theirs
 
 
 def _check_ranked_examples(
-    records: list[Any], processor: Cpm2Processor, wanted: list[dict[str, Any]], arrays: Arrays
+    records: list[Any], processor: Cpm2Processor, wanted: list[dict[str, Any]], arrays: Reading
 ) -> None:
     ranked_examples = [(record["query_id"], processor.ranked_example(record)) for record in records]
     ranked = [
@@ -101,7 +138,8 @@ def _check_ranked_examples(
         assert (query, number) == (row["qidx"], row["cidx"])
         assert sample.inputs["encoder_tokens"].tolist() == row["enc_input_ids"]
         assert sample.inputs["tokens"].tolist() == row["dec_input_ids"]
-    _check_inputs(_collated(processor, [sample for _, _, sample in ranked]).inputs, arrays, None)
+    if arrays:
+        _check_inputs(_collated(processor, [sample for _, _, sample in ranked]).inputs, arrays, None)
 
 
 def _without_answer(record: Any, processor: Cpm2Processor) -> Any:
@@ -113,9 +151,9 @@ def _collated(processor: Cpm2Processor, made: Sequence[Sample]) -> Batch:
     return processor.collate([[sample] for sample in made], max(sample.length for sample in made))
 
 
-def _check_inputs(inputs: Arrays, arrays: Arrays, prompts: PromptTuning | None) -> None:
+def _check_inputs(inputs: Arrays, arrays: Reading, prompts: PromptTuning | None) -> None:
     for name, theirs in (("encoder_tokens", "enc_input_ids"), ("tokens", "dec_input_ids")):
-        assert inputs[name].equal(_cropped(arrays[theirs], inputs[name]).long()), name
+        assert theirs not in arrays or inputs[name].equal(_cropped(arrays[theirs], inputs[name]).long()), name
     read, own = inputs["encoder_spans"], inputs["spans"]
     encoder = visible_spans(read, read)
     if prompts is not None:
@@ -127,12 +165,14 @@ def _check_inputs(inputs: Arrays, arrays: Arrays, prompts: PromptTuning | None) 
         "cross_attention_mask": visible_spans(own, read),
     }
     for name, seen in sights.items():
-        assert seen.equal(_cropped(arrays[name][:, 0], seen).bool()), name
+        assert name not in arrays or seen.equal(_cropped(arrays[name][:, 0], seen).bool()), name
     assert inputs["lengths"].equal((read >= 0).sum(1) + (own >= 0).sum(1))
 
 
-def _check_loss(batch: Batch, arrays: Arrays) -> None:
+def _check_loss(batch: Batch, arrays: Reading) -> None:
     """The mean over samples of the mean over their labels."""
+    if "loss_mask" not in arrays or "labels" not in arrays:
+        return
     mask, labels = (_cropped(arrays[name], batch.labels) for name in ("loss_mask", "labels"))
     mask = mask.bool()
     assert batch.labels.equal(torch.where(mask, labels.long(), IGNORED))

@@ -1,73 +1,72 @@
-"""A CPM-2 in four files: merged bit for bit, run, divided again over 1, 2 and 4 ranks bit for bit."""
+"""A CPM-2 in several files: merged bit for bit, run, divided again over 1, 2 and 4 ranks bit for bit."""
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
-import pytest
+import torch
 from cpm2_case import (
     FAMILY,
-    Arrays,
-    arrays_of,
     as_original,
-    assert_close,
-    assert_gradient,
     assert_greedy,
-    batch_of,
-    facts_of,
+    check_loss,
+    check_masks,
+    gradient_close,
     greedy,
     inputs_of,
     load_model,
-    losses_of,
-    row_losses_of,
 )
+from golden_case import Case, close
 
 from hanlin.formats.convert import convert
 from hanlin.formats.ranks import RankWeights, find_ranks
 from hanlin.formats.source import open_source
 
 
-def check(case: Path, vocab: Path) -> None:
+def check(case: Case, vocab: Path) -> None:
     del vocab
-    facts, inputs, expected = facts_of(case), arrays_of(case / "inputs.npz"), arrays_of(case / "expected.npz")
-    merged = arrays_of(case / "merged_weights.npz")
-    _assert_same(case / "cpm2", merged)
-    _check_division(case / "cpm2", merged)
+    inputs, expected, merged = case.arrays("inputs.npz"), case.arrays(), case.arrays("merged_weights.npz")
+    weights = dict(merged.items()) or dict(open_source(case / "cpm2", FAMILY).weights)
+    _assert_same(case / "cpm2", weights)
+    _check_division(case / "cpm2", weights)
 
-    model = load_model(case)
-    batch, real = batch_of(inputs), inputs_of(inputs)["spans"] >= 0
-    logits = model(**batch.inputs)
-    assert_close("logits", logits[real], expected["lm_logits"][real], facts["tolerance"]["logits_atol"])
-    loss = losses_of(model, batch)
-    assert_close("loss", loss, expected["loss"], facts["tolerance"]["logits_atol"])
-    assert_close("losses", row_losses_of(model, batch), expected["loss_batch"], facts["tolerance"]["logits_atol"])
-    loss.backward()
-    gradients = as_original(model, {name: weight.grad for name, weight in model.named_parameters()})
-    for name, theirs in expected.items():
-        if name.startswith("grad/"):
-            ours = gradients[name.removeprefix("grad/")]
-            assert_gradient(name, ours, theirs, facts["tolerance"]["grad_rtol"])
-    norm = sum(float(weight.grad.double().square().sum()) for weight in model.parameters() if weight.grad is not None)
-    assert norm**0.5 == pytest.approx(float(expected["single_rank_grad_norm"]), rel=facts["tolerance"]["grad_rtol"])
-    ids = greedy(model, inputs_of(inputs), facts["out_seq_length"])
-    assert_greedy(ids, expected["greedy_ids"], facts["sentinel0"] + 1, facts["pad_id"])
+    model, atol, rtol = load_model(case), case.tolerance("logits_atol", default=5e-5), 1e-3
+    check_masks(inputs)
+    given = inputs_of(inputs)
+    close("lm_logits", model(**given), expected, atol, 0, where=given["spans"] >= 0)
+    if "labels" in inputs and "loss_mask" in inputs:
+        check_loss(model, inputs, expected, atol).backward()
+    rtol = case.tolerance("grad_rtol", default=rtol)
+    found = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+    if found:
+        for name, gradient in as_original(model, found).items():
+            gradient_close(f"grad/{name}", gradient, expected, rtol)
+        norm = torch.stack([gradient.norm() for gradient in found.values()]).norm()
+        close("single_rank_grad_norm", norm, expected, 0, rtol)
+    case.set_aside(r"inputs\.npz: idx", "the rows' numbers")
+    case.set_aside(r".*mp4_grad_norm", "the original's clipping counts the position bias of rank 0 only")
+    if "greedy_ids" in expected:
+        ids = greedy(model, given, case.facts["out_seq_length"])
+        assert_greedy(ids, expected["greedy_ids"], case.facts["sentinel0"] + 1, case.facts["pad_id"])
 
 
-def _check_division(four: Path, merged: Arrays) -> None:
+def _check_division(divided: Path, weights: Mapping[str, torch.Tensor]) -> None:
+    own = len(find_ranks(divided))
     with tempfile.TemporaryDirectory() as scratch:
-        source = four
-        for ranks in (1, 2, 4):
+        source = divided
+        for ranks in sorted({1, 2, own}):
             target = Path(scratch) / str(ranks)
             convert(source, FAMILY, None, "original", target, ranks=ranks)
             assert len(find_ranks(target)) == ranks
-            _assert_same(target, merged)
+            _assert_same(target, weights)
             source = target
-        for ours, theirs in zip(find_ranks(source), find_ranks(four), strict=True):
+        for ours, theirs in zip(find_ranks(Path(scratch) / str(own)), find_ranks(divided), strict=True):
             _assert_same(ours, dict(RankWeights([theirs], {}, whole=False)), one_rank=True)
 
 
-def _assert_same(path: Path, wanted: Arrays, *, one_rank: bool = False) -> None:
+def _assert_same(path: Path, wanted: Mapping[str, torch.Tensor], *, one_rank: bool = False) -> None:
     weights = RankWeights([path], {}, whole=False) if one_rank else open_source(path, FAMILY).weights
     assert weights.keys() - wanted.keys() <= {"encoder.prompt_embeds.weight"}
     for name, tensor in wanted.items():

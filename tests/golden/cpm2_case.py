@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from golden_case import Case, Reading, close, same
 
 from hanlin.core.batch import IGNORED, Batch
 from hanlin.formats.load import load_into
@@ -17,7 +15,7 @@ from hanlin.formats.source import read_config
 from hanlin.layers.kv_cache import KVCache
 from hanlin.models.cpm2.config import Cpm2Config
 from hanlin.models.cpm2.formats import FORMATS
-from hanlin.models.cpm2.model import Cpm2
+from hanlin.models.cpm2.model import Cpm2, visible_spans
 from hanlin.models.family import Family
 
 Arrays = dict[str, torch.Tensor]
@@ -33,39 +31,48 @@ FAMILY = Family(
 )
 
 
-def facts_of(case: Path) -> dict[str, Any]:
-    return json.loads((case / "case.json").read_text())
-
-
-def arrays_of(path: Path, prefix: str = "") -> Arrays:
-    """The arrays of a file whose names begin with `prefix`, without it."""
-    return {
-        name.removeprefix(prefix): torch.from_numpy(np.asarray(array))
-        for name, array in np.load(path).items()
-        if name.startswith(prefix)
-    }
-
-
-def load_model(case: Path) -> Cpm2:
+def load_model(case: Case) -> Cpm2:
+    """The checkpoint in `cpm2/`; its configuration lies beside."""
+    case.set_aside(r"cpm2_config\.json", "read along with the checkpoint where it is")
+    folder = case / "cpm2"
     with torch.device("meta"):
-        model = Cpm2(read_config(case / "cpm2", FAMILY))
-    load_into(model, case / "cpm2", FAMILY, dtype=torch.float32)
+        model = Cpm2(read_config(folder, FAMILY))
+    load_into(model, folder, FAMILY, dtype=torch.float32)
     return model.eval()
 
 
-def inputs_of(arrays: Arrays) -> Arrays:
+def inputs_of(arrays: Mapping[str, torch.Tensor]) -> Arrays:
     """Whatever has a key in the original's masks is no padding."""
-    encoder = arrays["enc_attention_mask"][:, 0].any(1)
-    decoder = arrays["dec_attention_mask"][:, 0].any(1)
     return {
         "tokens": arrays["dec_input_ids"],
         "encoder_tokens": arrays["enc_input_ids"],
-        "spans": decoder.long() - 1,
-        "encoder_spans": encoder.long() - 1,
+        "spans": spans_of(arrays["dec_attention_mask"]),
+        "encoder_spans": spans_of(arrays["enc_attention_mask"]),
     }
 
 
-def batch_of(arrays: Arrays) -> Batch:
+def spans_of(mask: torch.Tensor) -> torch.Tensor:
+    """0 where somebody looks, -1 elsewhere: `[batch, length]` of the original's `[batch, 1, queries, keys]`."""
+    return mask[:, 0].any(1).long() - 1
+
+
+def check_masks(arrays: Reading) -> None:
+    """Who sees whom, made anew from which positions are there; `arrays` are the original's."""
+    if "enc_attention_mask" not in arrays or "dec_attention_mask" not in arrays:
+        return
+    read, own = (spans_of(arrays[f"{side}_attention_mask"]) for side in ("enc", "dec"))
+    sights = {
+        "enc_attention_mask": visible_spans(read, read),
+        "dec_attention_mask": visible_spans(own, own).tril(),
+        "cross_attention_mask": visible_spans(own, read),
+    }
+    for name, seen in sights.items():
+        # The original's padding sees what the rest sees; nobody reads that.
+        real = (own if name != "enc_attention_mask" else read) >= 0
+        same(name, seen[:, None], arrays, where=real[:, None])
+
+
+def batch_of(arrays: Mapping[str, torch.Tensor]) -> Batch:
     """The loss is the mean over the rows of the means over their labels."""
     mask = arrays["loss_mask"]
     labels = torch.where(mask > 0, arrays["labels"], IGNORED)
@@ -134,13 +141,19 @@ def _cut(tokens: list[int], end: int, pad: int) -> list[int]:
     return answer[: answer.index(pad)] if pad in answer else answer
 
 
-def assert_close(name: str, ours: torch.Tensor, theirs: torch.Tensor, atol: float, rtol: float = 0.0) -> None:
-    torch.testing.assert_close(
-        ours.detach().double(), theirs.double(), atol=atol, rtol=rtol, msg=lambda text: f"{name}: {text}"
-    )
+def check_loss(model: Cpm2, arrays: Reading, expected: Reading, atol: float) -> torch.Tensor:
+    """The mean of the means of the rows, and these. `arrays` has labels and loss_mask."""
+    batch = batch_of(arrays)
+    loss = losses_of(model, batch)
+    close("loss", loss, expected, atol, 0)
+    close("loss_batch", row_losses_of(model, batch), expected, atol, 0)
+    return loss
 
 
-def assert_gradient(name: str, ours: torch.Tensor, theirs: torch.Tensor, rtol: float) -> None:
-    """Relative to the length of the tensor's whole gradient."""
+def gradient_close(name: str, ours: torch.Tensor, expected: Reading, rtol: float) -> None:
+    """Relative to the length of the tensor's whole gradient, if the case has it."""
+    if name not in expected:
+        return
+    theirs = expected[name]
     difference = float((ours - theirs).double().norm())
     assert difference <= rtol * float(theirs.double().norm()) + 1e-9, f"{name}: differs by {difference:.3g}"

@@ -11,6 +11,7 @@ from hanlin.check.files import Purpose, read_json
 from hanlin.check.rows import record_problems
 from hanlin.core.errors import ConfigError, HanlinError
 from hanlin.formats.source import implausible_values, is_base, likely_families, open_any, open_source
+from hanlin.generate.method import find_method
 from hanlin.models.family import Family, ModelConfig, family_names, load_family
 from hanlin.recipe.reading import Found, nearest
 from hanlin.recipe.settings import Recipe
@@ -54,6 +55,11 @@ def value_problems(recipe: Recipe, family: Family) -> Found:
                 yield f"model.config.{detail['loc'][0]}", f"{detail['msg']}; found {detail['input']!r}"
     for name, text in implausible_values(given, dataclasses.asdict(family.config())).items():
         yield f"model.config.{name}", text
+
+
+def search_problems(recipe: Recipe, family: Family) -> Found:
+    if find_method(recipe.generate).counts_padding(recipe.generate) and not family.beam_variant.length_includes_prompt:
+        yield "generate.count_padding", f"has no effect with {family.name}, whose scores count the answer alone"
 
 
 def token_and_row_problems(recipe: Recipe, family: Family, purpose: Purpose) -> Found:

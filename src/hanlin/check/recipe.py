@@ -14,6 +14,7 @@ from hanlin.check.model import (
     answering_problems,
     device_problems,
     find_family,
+    search_problems,
     size_problems,
     token_and_row_problems,
     tuning_and_layout_problems,
@@ -71,7 +72,7 @@ def check(
     family = find_family(recipe, found)
     if family is not None:
         found += [*size_problems(recipe, family), *value_problems(recipe, family)]
-        found += option_problems(family, recipe.data.options)
+        found += [*search_problems(recipe, family), *option_problems(family, recipe.data.options)]
         if not any(key.startswith(("model.", "data.options", "data.transform")) for key, _ in found):
             found += [*token_and_row_problems(recipe, family, purpose)]
     if not found and with_torch:

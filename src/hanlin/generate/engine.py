@@ -141,9 +141,10 @@ class Engine:
         batch, method = self.processor.collate_prompts(prompts), find_method(options)
         rules = BeamRules(method.num_beams(options), options.max_new_tokens, variant=self.beam_variant)
         reader = _Reader(self.model, batch, self.device, memory)
-        searches = [
-            start_search(cursor, prompt.length + 1) for prompt, cursor in zip(prompts, batch.cursors, strict=True)
-        ]
+        lengths = [prompt.length + 1 for prompt in prompts]
+        if method.counts_padding(options):
+            lengths = [max(lengths)] * len(lengths)
+        searches = [start_search(cursor, length) for cursor, length in zip(batch.cursors, lengths, strict=True)]
         while rows := _open_rows(searches):
             with self.inference():
                 logits = reader.read(rows)

@@ -19,6 +19,10 @@ def _one_beam(settings: GenerateSettings) -> int:
     return 1
 
 
+def _no_padding(settings: GenerateSettings) -> bool:
+    return False
+
+
 @dataclass(frozen=True)
 class GenerateMethod:
     """What a file exports as `method`.
@@ -28,7 +32,8 @@ class GenerateMethod:
     ids with which the rows may go on, `[batch, candidates]`, enough to fill the beams beside those that end;
     num_beams: open answers that are kept at each step;
     is_random: whether an answer depends on the seed;
-    can_stream: whether what is written of an answer stays, so that it can be shown before its end.
+    can_stream: whether what is written of an answer stays, so that it can be shown before its end;
+    counts_padding: whether a length that a score is divided by counts the padding of the batch.
     """
 
     settings: type[GenerateSettings]
@@ -36,6 +41,7 @@ class GenerateMethod:
     num_beams: Callable[[Any], int] = _one_beam
     is_random: bool = False
     can_stream: bool = True
+    counts_padding: Callable[[Any], bool] = _no_padding
 
 
 def find_method(settings: GenerateSettings) -> GenerateMethod:

@@ -24,9 +24,11 @@ def learning_rate(settings: TrainSettings, step: int, total_steps: int) -> float
     # differs: behind its end a rate stays what it is there; the originals' cosines rise again, CPM-1's linear one falls
     # below 0.
     if settings.schedule_form != "standard":
-        curve = floored_rate if settings.schedule_form == "floored" else endless_rate
         bounds = Curve.of(settings, total_steps)
-        return max(curve(bounds, min(step - 1, bounds.end)), 0.0)
+        number = min(step - 1, bounds.end)
+        if settings.schedule_form == "endless":
+            return max(endless_rate(bounds, number), 0.0)
+        return _without_fall(bounds, number) if 2 * bounds.warmup > bounds.steps else floored_rate(bounds, number)
     number = step - 1 if settings.first_step_at_zero else step
     last = total_steps - 1 if settings.first_step_at_zero else total_steps
     end = settings.decay_steps or last + 1
@@ -88,16 +90,24 @@ class Curve:
 
 def floored_rate(curve: Curve, number: float) -> float:
     """The rate of pretraining: it falls from the warm-up's end on, and stays as it is at `steps - warmup`."""
-    # kept: the clock stops there, so the fall ends at steps - 2 * warmup and never reaches its own end.
+    # kept (cpm1_lr): the clock stops there, so the fall ends at steps - 2 * warmup and never reaches its own end; after
+    # a warm-up of more than half the steps the rate is above its peak. `learning_rate` does not follow it there.
+    reached = min(number, curve.steps - curve.warmup)
     if curve.warmup > 0 and number <= curve.warmup:
-        return curve.peak * number / curve.warmup
-    # differs: a warm-up of more than half the steps, behind whose end the clock stops, would make rates below 0.
-    since = max(min(number, curve.steps - curve.warmup) - curve.warmup, 0)
+        return curve.peak * reached / curve.warmup
+    since = reached - curve.warmup
     if curve.style == "exponential":
         rate = curve.peak * math.exp(-_HALVING * since / curve.steps)
     else:
         rate = _falling(curve, since)
     return max(rate, curve.least)
+
+
+def _without_fall(curve: Curve, number: float) -> float:
+    """The floored rate where the warm-up takes more than half the steps: it rises to the peak and stays there."""
+    if number <= curve.warmup:
+        return curve.peak * number / curve.warmup
+    return max(curve.peak, curve.least)
 
 
 def endless_rate(curve: Curve, number: float) -> float:

@@ -19,6 +19,9 @@ class BeamSettings(GenerateSettings):
     method: Literal["beam"] = "beam"
     # Open answers that are kept at each step.
     beams: int = Field(default=3, gt=0, le=1024)
+    # Where a score is divided by the length of prompt and answer (ChatGLM): also count the padding that makes a batch's
+    # prompts equally long, as the original does. An answer then depends on the prompts beside it.
+    count_padding: bool = False
 
 
 def _propose(
@@ -32,4 +35,8 @@ def _num_beams(settings: BeamSettings) -> int:
     return settings.beams
 
 
-method = GenerateMethod(BeamSettings, _propose, _num_beams, can_stream=False)
+def _counts_padding(settings: BeamSettings) -> bool:
+    return settings.count_padding
+
+
+method = GenerateMethod(BeamSettings, _propose, _num_beams, can_stream=False, counts_padding=_counts_padding)
