@@ -86,6 +86,8 @@ def test_it_learns_its_poems_and_writes_them(home: Path, capsys: pytest.CaptureF
     capsys.readouterr()
     assert main(["inspect", str(base)]) == 0
     assert "my_model" in capsys.readouterr().out
+    assert main(["inspect", str(base), "--family", "examples/my_model.py"]) == 0
+    assert "family       my_model, layout base" in capsys.readouterr().out
 
 
 def test_it_is_pretrained_on_texts_as_they_are(home: Path) -> None:

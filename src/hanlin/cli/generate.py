@@ -1,28 +1,35 @@
 """Write the answers of records, from JSON lines to JSON lines.
 
 hanlin generate recipe.yaml --input questions.jsonl --output answers.jsonl
+hanlin generate run --input questions.jsonl --output answers.jsonl data.bad_rows=drop
+my_program | hanlin generate run | another_program
 hanlin generate --base FOLDER --record '{"input": "今天天气", "<ans>": ""}' --stream
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hanlin.cli._answers import identity_of, in_order, open_output, ready_lines, text_output
 from hanlin.cli._launch import add_launch, num_to_start, on_all_ranks
 from hanlin.cli._recipe import add_model, recipe_of_model, say_remark
 from hanlin.core.collectives import entered_on_main
 from hanlin.core.errors import DataError
-from hanlin.core.files import written_alone
+from hanlin.core.files import check_target, written_alone
 
 if TYPE_CHECKING:
     from hanlin.generate.engine import Engine
     from hanlin.recipe.settings import GenerateSettings, Recipe
+    from hanlin.run.components import Components
+
+BATCHES_AHEAD = 8
+"""That are sorted by length together, and so the most that a killed command answers anew."""
 
 HELP = "write answers: JSON lines in, JSON lines out"
 
@@ -32,7 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     records = parser.add_argument_group("records")
     records.add_argument("--record", action="append", default=[], metavar="JSON", help="a record; may be repeated")
     records.add_argument("--input", metavar="FILE", help="JSON lines; - (default): standard input")
-    records.add_argument("--output", type=Path, metavar="FILE", help="default: standard output")
+    records.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="default: standard output; after a kill the same command goes on with it",
+    )
     records.add_argument(
         "--stream", action="store_true", help="write the answer's text while it is made (no beam search)"
     )
@@ -43,64 +55,149 @@ def run(args: argparse.Namespace) -> int:
     recipe = recipe_of_model(args)
     if not args.record and args.input in (None, "-") and num_to_start(args, recipe) > 1:
         raise DataError("several processes cannot read standard input; name a file with --input, or give --record")
-    return on_all_ranks(args, recipe, lambda: _answer_alone(args, recipe))
+    from hanlin.run.memory import answering_memory
+
+    def work() -> int:
+        with answering_memory(recipe):
+            return _answer_alone(args, recipe)
+
+    return on_all_ranks(args, recipe, work)
 
 
 def _answer_alone(args: argparse.Namespace, recipe: Recipe) -> int:
     """`_answer`, while no other process writes to --output."""
-    if args.output is None:
+    if args.output is None or (args.output.exists() and not args.output.is_file()):
         return _answer(args, recipe)
     with entered_on_main(written_alone(args.output)):
         return _answer(args, recipe)
 
 
 def _answer(args: argparse.Namespace, recipe: Recipe) -> int:
-    from hanlin.data.expand import records_in
+    from hanlin.run.components import build_components
     from hanlin.run.weights import load_engine
-
-    given = _records(args)
-    say_remark(recipe)
-    engine, options = load_engine(recipe), recipe.generate
-    records = records_in(given, engine.processor)
-    if args.stream:
-        return _stream(engine, records, _streaming(options, args.words))
-    answered = engine.generate(records, options, recipe.run.seed)
-    if engine.mesh.is_main:
-        _write(answered, args.output)
-    return 0
-
-
-def _write(answered: Sequence[Any], target: Path | None) -> None:
-    if target is None:
-        sys.stdout.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in answered)
-        return
-    from hanlin.data.sources.jsonl import write_jsonl
-
-    count = write_jsonl(target, answered)
-    print(f"{target}: {count:,} records", file=sys.stderr)
-
-
-def _records(args: argparse.Namespace) -> list[Any]:
-    from hanlin.data.sources import open_records
-    from hanlin.data.sources.jsonl import parse_row
 
     if args.record and args.input:
         raise DataError("give --record or --input, not both")
-    if args.input and args.input != "-":
-        source = open_records(Path(args.input))
-        return [source[row] for row in range(len(source))]
-    if not args.record and not args.input and sys.stdin.isatty():
-        raise DataError("no records; give --record '{...}', --input FILE, or pipe JSON lines into standard input")
-    lines = enumerate([text.encode(errors="surrogateescape") for text in args.record] or sys.stdin.buffer, start=1)
+    if args.output is not None:
+        check_target(args.output)
+    components = build_components(recipe)
+    given = _rows_of_file(args.input, components) if args.input not in (None, "-") else None
+    lines = _lines(args, recipe) if given is None else ()
     name = "--record" if args.record else "standard input"
-    return [_parsed(parse_row, line, f"{name}:{number}") for number, line in lines if line.strip()]
+    say_remark(recipe)
+    engine = load_engine(recipe, components)
+    if args.stream:
+        records = _checked(lines, components, name) if given is None else (given.records,)
+        return _stream(engine, chain.from_iterable(records), _streaming(recipe.generate, args.words), args.output)
+    if given is not None:
+        return _answer_file(engine, components, given, args.output)
+    return _answer_lines(engine, components, _checked(lines, components, name), args.output)
 
 
-def _parsed(parse: Any, line: bytes, where: str) -> Any:
-    try:
-        return parse(line.rstrip(b"\n"))
-    except ValueError as error:
-        raise DataError(f"{where}: {error}") from error
+# --- a file: checked whole before the weights are read, gone on with after a kill ---
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The records of a file that can be asked, and the hash of its content."""
+
+    records: Sequence[Any]
+    fingerprint: str
+
+
+def _rows_of_file(path: str, components: Components) -> _Rows:
+    """Raises: DataError listing the rows that cannot be asked, unless data.bad_rows drops them."""
+    from hanlin.data.bad_rows import list_bad_rows, usable_records
+    from hanlin.data.expand import open_part
+
+    settings = components.recipe.data.model_copy(update={"transform": {}})  # of training data
+    source = open_part(Path(path), settings, components.processor)
+    usable = usable_records([source], lambda record: _check_record(record, components), settings.bad_rows)
+    if left_out := [*source.left_out, *usable.bad]:
+        print(list_bad_rows(left_out, f"{len(left_out):,} rows are left out."), file=sys.stderr)
+    return _Rows(usable.records, source.fingerprint)
+
+
+def _check_record(record: Any, components: Components) -> None:
+    """Raises: DataError."""
+    from hanlin.generate.prompts import make_prompt
+
+    make_prompt(
+        components.processor, record, components.recipe.generate, getattr(components.config, "max_length", None)
+    )
+
+
+def _answer_file(engine: Engine, components: Components, rows: _Rows, target: Path | None) -> int:
+    from hanlin.generate.engine import show_progress
+
+    recipe, is_main = components.recipe, engine.mesh.is_main
+    identity = identity_of(components, rows.fingerprint)
+    with open_output(target if is_main else None, identity) as output:
+        done = engine.mesh.from_main(output.num_done)
+        if done and is_main:
+            print(f"{target}: going on behind the {done:,} answers that are there", file=sys.stderr)
+        wanted = range(done, len(rows.records))
+        numbered = ((number, rows.records[number]) for number in wanted)
+        answers = engine.answers(numbered, recipe.generate, recipe.run.seed, batches_ahead=BATCHES_AHEAD)
+        for record in in_order(show_progress(answers, "generate", len(wanted)), wanted):
+            if is_main:
+                output.write(record)
+        if is_main:
+            output.finish(len(rows.records))
+    return 0
+
+
+# --- lines: answered as they come ---
+
+_Lines = Iterable[Sequence[tuple[int, bytes]]]
+
+
+def _lines(args: argparse.Namespace, recipe: Recipe) -> _Lines:
+    if args.record:
+        return [list(enumerate((text.encode(errors="surrogateescape") for text in args.record), start=1))]
+    if args.input is None and sys.stdin.isatty():
+        raise DataError("no records; give --record '{...}', --input FILE, or pipe JSON lines into standard input")
+    return ready_lines(sys.stdin.buffer, recipe.generate.batch_size)
+
+
+def _checked(groups: _Lines, components: Components, name: str) -> Iterator[list[Any]]:
+    """The records of each group of lines; name: where these come from.
+
+    Raises: DataError for the first bad line, after those before it, unless data.bad_rows drops them.
+    """
+    from hanlin.data.expand import records_in
+    from hanlin.data.sources.jsonl import parse_row
+
+    for lines in groups:
+        records: list[Any] = []
+        for number, line in lines:
+            try:
+                found = records_in([parse_row(line)], components.processor)
+                for record in found:
+                    _check_record(record, components)
+            except (ValueError, DataError) as error:
+                bad = DataError(f"{name}:{number}: {error}")
+                if components.recipe.data.bad_rows == "error":
+                    yield records
+                    raise bad from None
+                print(f"left out: {bad}", file=sys.stderr)
+                continue
+            records += found
+        yield records
+
+
+def _answer_lines(engine: Engine, components: Components, groups: Iterable[list[Any]], target: Path | None) -> int:
+    recipe, count = components.recipe, 0
+    with open_output(target if engine.mesh.is_main else None, None) as output:
+        for records in groups:
+            wanted = range(count, count + len(records))
+            answers = engine.answers(zip(wanted, records, strict=True), recipe.generate, recipe.run.seed)
+            for record in in_order(answers, wanted):
+                if engine.mesh.is_main:
+                    output.write(record)
+            count += len(records)
+        output.finish(count)
+    return 0
 
 
 def _streaming(options: GenerateSettings, words: Sequence[str]) -> GenerateSettings:
@@ -111,10 +208,11 @@ def _streaming(options: GenerateSettings, words: Sequence[str]) -> GenerateSetti
     return GENERATE_METHODS.make({"method": "greedy", **chosen_settings(options, words)})
 
 
-def _stream(engine: Engine, records: Sequence[Any], options: GenerateSettings) -> int:
-    """Print each answer's text as it is made; all ranks must call it, the main one prints."""
-    for record in records:
-        for piece in chain(engine.stream(record, options), ["\n"]):
-            if engine.mesh.is_main:
-                print(piece, end="", flush=True)
+def _stream(engine: Engine, records: Iterable[Any], options: GenerateSettings, target: Path | None) -> int:
+    """Write each answer's text as it is made; all ranks must call it, the main one writes."""
+    with text_output(target if engine.mesh.is_main else None) as output:
+        for record in records:
+            for piece in chain(engine.stream(record, options), ["\n"]):
+                if engine.mesh.is_main:
+                    print(piece, end="", flush=True, file=output)
     return 0

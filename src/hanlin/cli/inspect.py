@@ -28,6 +28,7 @@ Facts = Iterator[tuple[str, str]]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("paths", nargs="+", type=Path)
     parser.add_argument("--values", action="store_true", help="of weights: read all numbers; count NaN, inf and zeros")
+    parser.add_argument("--family", help="whose weights they are: a name, or the .py file of a model of your own")
     add_tuning(parser)
     add_trust(parser)
 
@@ -36,22 +37,22 @@ def run(args: argparse.Namespace) -> int:
     run_tuning_file(args)
     for path in args.paths:
         print(path)
-        for name, value in _facts(path, args.values):
+        for name, value in _facts(path, args.values, args.family):
             print(f"  {name:<12} {value}")
     return 0
 
 
-def _facts(path: Path, reads_values: bool) -> Facts:
+def _facts(path: Path, reads_values: bool, family: str | None) -> Facts:
     if prefixes := _corpus_prefixes(path):
         return _corpus(prefixes)
     if not path.exists():
         raise DataError(f"there is no {path}")
     if path.is_dir():
-        return _folder(path, reads_values)
+        return _folder(path, reads_values, family)
     if _is_bee_file(path):
         return _bee(path.parent)
     if path.suffix in _WEIGHT_ENDINGS or path.name.endswith(".index.json"):
-        return _weights(path, reads_values)
+        return _weights(path, reads_values, family)
     if path.suffix in (".yaml", ".yml"):
         return _recipe(path)
     if path.suffix == ".txt":
@@ -59,14 +60,14 @@ def _facts(path: Path, reads_values: bool) -> Facts:
     return _data(path, "any other file is read as JSON lines")
 
 
-def _folder(path: Path, reads_values: bool) -> Facts:
+def _folder(path: Path, reads_values: bool, family: str | None) -> Facts:
     if (path / "meta.bin").is_file():
         return _bee(path)
     if any(path.glob("*.arrow")):
         return _data(path, "it holds .arrow files, as the datasets library's save_to_disk writes them")
     if (path / "config.yaml").is_file():
         return _run(path)
-    return _weights(path, reads_values)
+    return _weights(path, reads_values, family)
 
 
 def _run(path: Path) -> Facts:
@@ -88,12 +89,12 @@ def _recipe(path: Path) -> Facts:
     yield "data.train", ", ".join(map(str, recipe.data.trained)) or "none"
 
 
-def _weights(path: Path, reads_values: bool) -> Facts:
+def _weights(path: Path, reads_values: bool, family: str | None) -> Facts:
     from hanlin.adapters.opening import find_format
     from hanlin.formats.describe import describe
     from hanlin.models.family import family_names, load_family
 
-    families = [load_family(name) for name in family_names()]
+    families = [load_family(name) for name in ([family] if family else family_names())]
     found, form = describe(path, families, reads_values=reads_values), find_format(path)
     yield from _model(found) if form is None else _adapter(path, form, families)
     yield "parameters", f"{found.num_parameters:,} ({', '.join(found.dtypes)}) in {found.num_tensors} tensors"

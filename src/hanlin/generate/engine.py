@@ -87,14 +87,20 @@ class Engine:
         return [answered[number] for number in range(len(records))]
 
     def answers(
-        self, numbered: Iterable[tuple[int, Any]], options: GenerateSettings, seed: int = 0
+        self,
+        numbered: Iterable[tuple[int, Any]],
+        options: GenerateSettings,
+        seed: int = 0,
+        *,
+        batches_ahead: int = _BATCHES_AHEAD,
     ) -> Iterator[tuple[int, Any]]:
         """Yield (number, copy of the record with its answer) as soon as it is known, longest prompts first.
 
-        The number names the record in messages and, with `seed`, fixes its random numbers.
+        The number names the record in messages and, with `seed`, fixes its random numbers. batches_ahead: so many are
+        encoded and sorted by length together; with fewer the answers come more in order, and somewhat slower.
         """
         numbered = iter(numbered)
-        while ahead := list(islice(numbered, _BATCHES_AHEAD * options.batch_size)):
+        while ahead := list(islice(numbered, batches_ahead * options.batch_size)):
             prompts = [(number, self.prompt(record, options, number)) for number, record in ahead]
             prompts.sort(key=lambda pair: -pair[1].size)
             batches = batches_of(prompts, options.batch_size)

@@ -23,6 +23,7 @@ from hanlin.models.family import LoadTokenizer
 from hanlin.recipe.reading import dump_recipe
 from hanlin.recipe.settings import Recipe
 from hanlin.run.components import Components, build_components, vocab_path
+from hanlin.run.memory import answering_memory, training_memory
 from hanlin.train.optimizer import build_optimizer
 
 if TYPE_CHECKING:
@@ -56,7 +57,8 @@ class Run:
 
         Raises: ConfigError when another process has the run folder; what training raises.
         """
-        with entered_on_main(_alone_in(self.components.recipe.run.folder)):
+        recipe = self.components.recipe
+        with entered_on_main(_alone_in(recipe.run.folder)), training_memory(recipe):
             return _train(self.components, self.resume)
 
     def evaluate(self) -> Metrics:
@@ -64,7 +66,8 @@ class Run:
 
         On several processes all must call it, and all get the scores.
         """
-        with entered_on_main(_alone_in(self.components.recipe.run.folder / "evaluation")):
+        recipe = self.components.recipe
+        with entered_on_main(_alone_in(recipe.run.folder / "evaluation")), answering_memory(recipe):
             return _evaluate(self.components)
 
 
