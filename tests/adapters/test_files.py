@@ -90,10 +90,14 @@ def test_every_tensor_must_find_its_place(tmp_path: Path) -> None:
     settings = LoraTuning()
     path = write("original", tuned(settings), settings, tmp_path)
     tensors = torch.load(path)
-    first = next(iter(tensors))
-    tensors["typo.lora.lora_A"] = tensors.pop(first)
+    first = next(iter(tensors)).removesuffix("lora_A")
+    tensors["typo.lora.lora_A"] = tensors.pop(f"{first}lora_A")
     torch.save(tensors, path)
-    with pytest.raises(CheckpointError, match=r"missing: blocks.0.attention.query.lora_A\n  surplus: typo.lora_A"):
+    with pytest.raises(CheckpointError, match=f"only one is there: {first.removesuffix('.lora.')}, typo"):
+        open_adapter(path, family)
+    tensors["typo.lora.lora_B"] = tensors.pop(f"{first}lora_B")
+    torch.save(tensors, path)
+    with pytest.raises(CheckpointError, match=r"missing: blocks.0.attention.query.lora_A\n(.*\n)+.*surplus: typo"):
         load_adapter(tuned(settings), open_adapter(path, family))
 
 

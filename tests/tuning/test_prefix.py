@@ -91,8 +91,8 @@ def test_adapter_folders_and_the_originals_give_the_prefix_back(tmp_path: Path) 
         again = tuned(SETTINGS, seed=1)
         load_adapter(again, adapter)
         assert again(tokens=tokens).equal(model(tokens=tokens))
-    with pytest.raises(ConfigError, match="of a prefix is written as adapter, delta, original"):
-        format_to_write(SETTINGS, "peft")
+    with pytest.raises(ConfigError, match="of a prefix is written as adapter, peft, delta, original"):
+        format_to_write(SETTINGS, "ckpt")
 
 
 def test_a_config_that_does_not_belong_to_the_prefix_is_told(tmp_path: Path) -> None:

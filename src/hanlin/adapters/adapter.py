@@ -52,14 +52,15 @@ class AdapterFormat:
     """One layout of adapters.
 
     title: for people; holds: whether a path that exists holds an adapter in it and no whole model; open: the adapter at
-    a path, None where it holds none in this layout (CheckpointError for a broken one); save: writes a model's;
+    a path for a base of this configuration (None: the family's default), None where it holds none in this layout
+    (CheckpointError for a broken one); save: writes a model's;
     tensors: of a layout that keeps them among the tensors of their base: the model's by their names there; family: the
     name of the one family whose adapters lie so, if there is one.
     """
 
     title: str
     holds: Callable[[Path], bool]
-    open: Callable[[Path, FamilyFacts], Adapter | None]
+    open: Callable[[Path, FamilyFacts, Any], Adapter | None]
     save: SaveAdapter
     tensors: Callable[[nn.Module, FamilyFacts], dict[str, torch.Tensor]] | None = None
     family: str | None = None

@@ -69,7 +69,7 @@ def _holds(path: Path) -> bool:
     return path.is_file() and len(open_weights(path)) == 1
 
 
-def _open(path: Path, family: FamilyFacts) -> Adapter | None:
+def _open(path: Path, family: FamilyFacts, config: Any) -> Adapter | None:
     prompts = find_prompts(path, family)
     if prompts is None:
         return None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hanlin.adapters.adapter import Adapter, AdapterFormat, read_settings
 from hanlin.adapters.labels import refuse_labels
-from hanlin.adapters.lora_names import bypassing, find_additions, has_additions, read_rank, their_module
+from hanlin.adapters.lora_names import bypassing, has_additions, one_rank, read_additions, their_module
 from hanlin.core.files import published
 from hanlin.formats.files import write_pickle
 from hanlin.formats.format import FamilyFacts
@@ -20,16 +20,16 @@ ORIGINAL_ALPHA = 16.0
 _TITLE = "a delta file of low-rank additions, as the original CPM-Bee writes them"
 
 
-def _open(path: Path, family: FamilyFacts) -> Adapter | None:
-    tensors = find_additions(path, family)
-    if not tensors:
+def _open(path: Path, family: FamilyFacts, config: Any) -> Adapter | None:
+    if (additions := read_additions(path)) is None:
         return None
     values = {
         "method": "lora",
-        "rank": read_rank(path, tensors),
+        "rank": one_rank(path, additions),
         "alpha": ORIGINAL_ALPHA,
         "form": "original",  # OpenDelta adds to the finished output
     }
+    tensors = additions.ours(family, config)
     return Adapter(path, _TITLE, read_settings(path, values).resolved(tensors), tensors)
 
 

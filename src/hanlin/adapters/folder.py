@@ -44,12 +44,12 @@ def _holds(path: Path) -> bool:
     return (path / SETTINGS).is_file()
 
 
-def _open(path: Path, family: FamilyFacts) -> Adapter | None:
+def _open(path: Path, family: FamilyFacts, config: Any) -> Adapter | None:
     if not _holds(path):
         return None
     values = read_json_object(path / SETTINGS)
-    config = values.pop(CONFIG, {})
-    return Adapter(path, _TITLE, read_settings(path / SETTINGS, values), open_weights(path), config)
+    labels = values.pop(CONFIG, {})
+    return Adapter(path, _TITLE, read_settings(path / SETTINGS, values), open_weights(path), labels)
 
 
 def _save(model: nn.Module, settings: Any, path: Path, family: FamilyFacts, *, overwrite: bool = False) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hanlin.adapters.adapter import Adapter, AdapterFormat
 from hanlin.adapters.folder import FOLDER
@@ -18,25 +18,52 @@ from hanlin.recipe.tuning import TUNING_METHODS, TuningMethod
 if TYPE_CHECKING:
     from hanlin.models.family import Family
 
+_RECIPE, _STATE, _RESULTS = "config.yaml", "state.json", ("best", "last")
 OURS = "adapter"
 """The word for our adapter folder in `convert --to`."""
 
 
-def open_adapter(path: Path, family: FamilyFacts) -> Adapter:
-    """The adapter at a path; also what lies among the tensors of a whole model.
+def open_adapter(path: Path, family: FamilyFacts, config: Any = None) -> Adapter:
+    """The adapter at a path; also what lies among the tensors of a whole model, and the best one of a run folder.
 
+    config: that of its base, by which foreign layouts cut fused tensors; None: the family's default.
     Raises: CheckpointError.
     """
-    path, known = Path(path), _formats()
+    path, known = of_run(Path(path)), _formats()
     for form in known:
-        if (adapter := form.open(path, family)) is not None:
+        if (adapter := form.open(path, family, config)) is not None:
             return adapter
     raise CheckpointError(f"{path}: holds no adapter; known are {', '.join(form.title for form in known)}")
+
+
+def of_run(path: Path) -> Path:
+    """What a run has trained best, where a path is its folder; any other path as it is.
+
+    Raises: CheckpointError for a run that has not trained an adapter, and for a checkpoint to go on from.
+    """
+    if (path / _STATE).is_file():
+        run = path.parent.parent
+        raise CheckpointError(
+            f"{path}: a checkpoint from which its run goes on (weights, optimizer, place in the data); what it has "
+            f"trained is {run / _RESULTS[0]} or {run / _RESULTS[1]}, which `hanlin train {run}` writes"
+        )
+    if not (path / _RECIPE).is_file():
+        return path
+    there = [path / name for name in _RESULTS if (path / name).is_dir()]
+    if not there:
+        raise CheckpointError(f"{path}: a run folder without best/ and last/; train first: hanlin train {path}")
+    if not FOLDER.holds(there[0]):
+        raise CheckpointError(
+            f"{path}: this run has trained a whole model, which is no adapter; name {there[0]} as base"
+        )
+    return there[0]
 
 
 def find_format(path: Path) -> AdapterFormat | None:
     """The layout of a path that holds an adapter and no whole model; None for any other path."""
     path = Path(path)
+    if (path / _RECIPE).is_file():
+        return FOLDER if any(FOLDER.holds(path / name) for name in _RESULTS) else None
     if not path.exists() or lies_in_ranks(path):
         return None
     return next((form for form in _formats() if form.holds(path)), None)
@@ -56,7 +83,10 @@ def find_families(path: Path, form: AdapterFormat, families: Iterable[Family]) -
 
 
 def _changes_modules_of(path: Path, form: AdapterFormat, family: Family) -> bool:
-    adapter = form.open(path, family)
+    try:
+        adapter = form.open(path, family, None)
+    except CheckpointError:
+        return False
     smallest = min(family.sizes.values(), key=lambda config: getattr(config, "num_layers", 0), default=family.config())
     known = {_numberless(name) for name in shapes_of(family, smallest)}
     names = [] if adapter is None else [_numberless(name) for name in adapter.tensors]

@@ -79,11 +79,11 @@ def token_and_row_problems(recipe: Recipe, family: Family, purpose: Purpose) -> 
     if _is_original(recipe):
         return  # its configuration may have to be read from the weights: weight_problems does that
     try:
-        adapter = find_adapter(recipe, family)
         source = None if recipe.model.base is None else open_source(recipe.model.base, family)
+        adapter = find_adapter(recipe, family, source)
         config = model_config(recipe, family, tokenizer.vocab_size, source, adapter)
     except HanlinError as error:
-        yield "model.base", str(error)
+        yield _with_key(error, "model.base")
         return
     if problems := [*_vocabulary(recipe, config.vocab_size, tokenizer.vocab_size, path), *_reach(recipe, config)]:
         yield from problems
@@ -151,7 +151,7 @@ def weight_problems(recipe: Recipe, purpose: Purpose) -> Found:
     try:
         components = build_components(recipe)
     except HanlinError as error:
-        yield "model.base", str(error)
+        yield _with_key(error, "model.base")
         return
     path = recipe.model.vocab or recipe.model.base
     assert path is not None, recipe

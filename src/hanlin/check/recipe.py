@@ -29,6 +29,7 @@ from hanlin.parallel.layout_checks import settings_problems
 from hanlin.recipe.reading import Draft, Problem, listing, read_recipe
 from hanlin.recipe.settings import Recipe
 from hanlin.recipe.unused_settings import unused_settings
+from hanlin.run.components import warm_start
 
 
 def check_file(path: Path | str, overrides: Iterable[str] = (), purpose: Purpose | None = None) -> Recipe:
@@ -38,13 +39,16 @@ def check_file(path: Path | str, overrides: Iterable[str] = (), purpose: Purpose
     Raises: ConfigError that lists all problems.
     """
     draft = read_recipe(path, overrides)
-    problems = list(draft.problems)
-    if draft.recipe is not None:
-        found = check(draft.recipe, draft.places, purpose=purpose, with_torch=not draft.problems)
-        problems += [problem for problem in found if not draft.problems or not _follows(problem, draft, draft.recipe)]
-    if problems or draft.recipe is None:
+    problems, recipe = list(draft.problems), draft.recipe
+    if recipe is not None:
+        purpose = purpose or _purpose(recipe)
+        recipe, contrary = warm_start(recipe) if purpose == "train" and not problems else (recipe, [])
+        problems += [Problem(key, text, _place(key, draft.places)) for key, text in contrary]
+        found = check(recipe, draft.places, purpose=purpose, with_torch=not problems)
+        problems += [problem for problem in found if not draft.problems or not _follows(problem, draft, recipe)]
+    if problems or recipe is None:
         raise ConfigError(listing(problems, path))
-    return draft.recipe
+    return recipe
 
 
 def check(
@@ -59,7 +63,7 @@ def check(
     places: where each key stands; with_torch: look at the device and at original weights too, which takes seconds.
     """
     places = places or {}
-    purpose = purpose or ("train" if recipe.data.trained or "train" in recipe.model_fields_set else "evaluate")
+    purpose = purpose or _purpose(recipe)
     found = [*idle_problems(recipe, places), *model_file_problems(recipe), *data_file_problems(recipe, purpose)]
     if purpose == "train":
         found += [
@@ -82,6 +86,10 @@ def check(
     if not found and with_torch:
         found += tuning_and_layout_problems(recipe) if purpose == "train" else answering_problems(recipe)
     return [Problem(key, text, _place(key, places)) for key, text in found]
+
+
+def _purpose(recipe: Recipe) -> Purpose:
+    return "train" if recipe.data.trained or "train" in recipe.model_fields_set else "evaluate"
 
 
 def _place(key: str, places: Mapping[str, str]) -> str:

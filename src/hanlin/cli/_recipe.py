@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hanlin.cli._trust import add_trust
-from hanlin.core.errors import ConfigError
+from hanlin.core.errors import ConfigError, HanlinError
 
 if TYPE_CHECKING:
     from hanlin.check import Purpose
@@ -105,7 +105,20 @@ def _pointing_at(recipe: Recipe, weights: Path) -> list[str]:
     if is_adapter(weights / ADAPTER_FOLDER):
         inner = json.dumps(str(weights / ADAPTER_FOLDER), ensure_ascii=False)
         return [f"model.base={shown}", f"model.adapter={inner}"]
+    if _holds_adapter_too(recipe, weights):
+        return [f"model.base={shown}", f"model.adapter={shown}"]
     return [f"model.base={shown}", *(["model.adapter=null"] if recipe.model.adapter else [])]
+
+
+def _holds_adapter_too(recipe: Recipe, weights: Path) -> bool:
+    """Whether what a tuning method has trained lies among the tensors of a whole model."""
+    from hanlin.formats.source import open_source
+    from hanlin.models.family import load_family
+
+    try:
+        return bool(open_source(weights, load_family(recipe.model.family)).tuned_names)
+    except HanlinError:
+        return False  # what is wrong with it is said when it is checked as a base
 
 
 def recipe_of_model(args: argparse.Namespace) -> Recipe:

@@ -56,8 +56,10 @@ def model_of_adapter(adapter: Adapter, base: Path, family: Family) -> Any:
 
     weights = open_source(base, family).weights
     config = read_config(base, family, {**plain_values(family), **adapter.config})
+    dtypes = (weights.meta(name).dtype for name in weights)
+    dtype = next((dtype for dtype in dtypes if dtype.is_floating_point), torch.float32)  # packed weights have none
     with torch.device("meta"):
-        model = family.model()(config).to(weights[next(iter(weights))].dtype)
+        model = family.model()(config).to(dtype)
     apply_tuning(model, adapter.settings, family)
     allocate_additions(model)
     load_adapter(model, adapter)

@@ -136,7 +136,7 @@ def _merge(args: argparse.Namespace) -> None:
     from hanlin.formats.source import plain_values, read_config
 
     family = _family(args, args.source)
-    adapter = open_adapter(args.merge, family)
+    adapter = open_adapter(args.merge, family, read_config(args.source, family))
     model = merge_adapter(adapter, args.source, family)
     config = read_config(args.source, family, {**plain_values(family), **adapter.config})
     merged = {name: parameter.detach() for name, parameter in base_parameters(model).items()}
@@ -147,13 +147,14 @@ def _convert_adapter(args: argparse.Namespace) -> None:
     from hanlin.adapters.opening import OURS, format_to_write, is_adapter, open_adapter
     from hanlin.cli._weights import model_of_adapter
     from hanlin.core.errors import ConfigError
+    from hanlin.formats.source import read_config
 
     # It may lie among the tensors of a whole model.
     base = args.base or (None if is_adapter(args.source) else args.source)
     if base is None:
         raise ConfigError(f"{args.source} is an adapter; name the base that it belongs to with --base")
     family = _family(args, base)
-    adapter = open_adapter(args.source, family)
+    adapter = open_adapter(args.source, family, read_config(base, family))
     layout = format_to_write(adapter.settings, args.to or OURS)
     model = model_of_adapter(adapter, base, family)
     if layout.tensors is not None:

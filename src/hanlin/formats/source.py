@@ -48,8 +48,24 @@ class Source:
 
         Raises: CheckpointError.
         """
-        tell = None if self.format == BASE else self.family.formats[self.format].remark
-        return "" if tell is None else tell(self.values, self.weights)
+        if self.format == BASE:
+            return ""
+        tell = self.family.formats[self.format].remark
+        told = [] if tell is None else [tell(self.values, self.weights)]
+        idle = "among its tensors is what a tuning method trained; name these files as model.adapter too to use it"
+        return "; ".join([*told, *(f"{name} {idle}" for name in self.tuned_names[:1])])
+
+    @property
+    def tuned_names(self) -> list[str]:
+        """The tensors among those of the model that a tuning method has added: an adapter may be opened from them."""
+        if self.format == BASE:
+            return []
+        form = self.family.formats[self.format]
+        return [
+            name
+            for name in self.weights
+            if name == form.soft_prompt or (form.prefix is not None and name.startswith(form.prefix))
+        ]
 
     def config(self, changes: Mapping[str, Any] | None = None) -> Any:
         """The config of the weights: from the JSON beside them, completed from the tensors' shapes.

@@ -33,6 +33,9 @@ class TuningMethod(Settings):
     """How the parameters that it adds to linears are divided over tensor ranks, by the last part of their names. Others
     are whole on every rank."""
 
+    fixed: ClassVar[tuple[str, ...]] = ()
+    """The settings without which what was trained means something else: who goes on from it must have the same."""
+
     reads_base: ClassVar[tuple[str, ...]] = ()
     """The parameters of the base whose values the first values of what is added come from."""
 

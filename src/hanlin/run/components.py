@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hanlin.core.errors import ConfigError
+from hanlin.core.errors import ConfigError, HanlinError
 from hanlin.core.files import check_regular
 from hanlin.core.manifest import check_manifest
 from hanlin.core.tokenizer import Tokenizer
@@ -75,14 +77,14 @@ def build_components(recipe: Recipe) -> Components:
     family = load_family(recipe.model.family)
     tokenizer = family.tokenizer(vocab_path(recipe))
     source = None if recipe.model.base is None else open_source(recipe.model.base, family)
-    adapter = find_adapter(recipe, family)
+    adapter = find_adapter(recipe, family, source)
     config = model_config(recipe, family, tokenizer.vocab_size, source, adapter)
     processor = make_processor(recipe, family, tokenizer, config, adapter)
     return Components(recipe, family, config, tokenizer, processor, source, adapter)
 
 
-def find_adapter(recipe: Recipe, family: Family) -> Adapter | None:
-    """The recipe's adapter, if it has one.
+def find_adapter(recipe: Recipe, family: Family, source: Source | None = None) -> Adapter | None:
+    """The recipe's adapter, if it has one; source: its base, where that is open.
 
     Raises: CheckpointError.
     """
@@ -90,7 +92,60 @@ def find_adapter(recipe: Recipe, family: Family) -> Adapter | None:
         return None
     from hanlin.adapters.opening import open_adapter
 
-    return open_adapter(recipe.model.adapter, family)
+    config = None if source is None else source.config()
+    with blaming("model.adapter"):
+        return open_adapter(recipe.model.adapter, family, config)
+
+
+@contextmanager
+def blaming(key: str) -> Iterator[None]:
+    """Let an error name the setting that it is about, in place of one of the recipe's tuning."""
+    try:
+        yield
+    except HanlinError as error:
+        named, colon, text = str(error).partition(": ")
+        raise type(error)(f"{key}: {text if colon and named.startswith('tuning.') else error}") from error
+
+
+def warm_start(recipe: Recipe) -> tuple[Recipe, list[tuple[str, str]]]:
+    """A recipe that trains an adapter on, with those of its settings that the adapter fixes; and key and text of what
+    the recipe says otherwise. What is wrong with the adapter itself is found where it is opened.
+    """
+    if recipe.model.adapter is None:
+        return recipe, []
+    try:
+        family = load_family(recipe.model.family)
+        source = None if recipe.model.base is None else open_source(recipe.model.base, family)
+        adapter = find_adapter(recipe, family, source)
+    except HanlinError:
+        return recipe, []
+    if adapter is None:
+        return recipe, []
+    here, there = recipe.tuning, adapter.settings
+    if type(here) is not type(there):
+        text = (
+            f"{here.method}, but model.adapter is a {there.method}; go on with that method, or work it into the base "
+            "first: hanlin convert BASE MERGED --merge ADAPTER"
+        )
+        return recipe, [("tuning.method", text)]
+    fixed = {name: getattr(there, name) for name in there.fixed if name in there.model_fields_set}
+    stated = {name: getattr(here, name) for name in fixed if name in here.model_fields_set}
+    problems = [
+        (f"tuning.{name}", f"{_shown(value)}, but model.adapter was trained with {_shown(fixed[name])}; leave it out")
+        for name, value in stated.items()
+        if not _is_same(value, fixed[name])
+    ]
+    return recipe.model_copy(update={"tuning": here.model_copy(update=fixed)}), problems
+
+
+def _is_same(here: object, there: object) -> bool:
+    if isinstance(here, tuple) and isinstance(there, tuple):
+        return not here or sorted(map(str, here)) == sorted(map(str, there))  # nothing: the family's own choice
+    return here == there
+
+
+def _shown(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def make_processor(
@@ -104,7 +159,8 @@ def make_processor(
     processor = recipe.tuning.adapt_processor(processor, family)
     if adapter is None or adapter.settings.method == recipe.tuning.method:
         return processor
-    return adapter.settings.adapt_processor(processor, family)
+    with blaming("model.adapter"):
+        return adapter.settings.adapt_processor(processor, family)
 
 
 def model_config(

@@ -27,7 +27,7 @@ from hanlin.parallel.mesh import Degrees, Mesh
 from hanlin.parallel.parallel_model import ParallelModel
 from hanlin.parallel.parallelize import parallelize
 from hanlin.recipe.settings import ParallelSettings
-from hanlin.run.components import Components, build_components
+from hanlin.run.components import Components, blaming, build_components
 from hanlin.tuning.apply import allocate_additions, apply_tuning, init_additions_of
 
 if TYPE_CHECKING:
@@ -205,8 +205,9 @@ def _refuse_changed_base(components: Components) -> None:
 def _with_adapter(model: torch.nn.Module, components: Components) -> torch.nn.Module:
     """The model with the recipe's adapter, if there is one."""
     if components.adapter is not None:
-        apply_tuning(model, _adapter_settings(components, components.adapter), components.family)
-        load_adapter(model, components.adapter)
+        with blaming("model.adapter"):
+            apply_tuning(model, _adapter_settings(components, components.adapter), components.family)
+            load_adapter(model, components.adapter)
     return model
 
 

@@ -32,6 +32,7 @@ class LoraTuning(TuningMethod):
     # original: the addition bypasses the family's scaled linear (CPM-Bee's quirk); scaled: it is scaled like it.
     form: Literal["original", "scaled"] = "original"
 
+    fixed: ClassVar = ("rank", "alpha", "targets", "form")
     along: ClassVar = {"lora_A": Along(inputs=1), "lora_B": Along(outputs=0)}
 
     def add_to(self, model: Any, family: Any) -> None:

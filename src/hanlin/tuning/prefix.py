@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -27,6 +27,8 @@ class PrefixTuning(TuningMethod):
     projection: bool = False
     # Share of the prefix that is dropped in training (the original ChatGLM2: 0.1).
     dropout: float = Field(default=0.0, ge=0, lt=1)
+
+    fixed: ClassVar = ("length", "projection")
 
     def add_to(self, model: Any, family: Any) -> None:
         """Every pipeline stage keeps the whole prefix, and every tensor rank, which uses the part of its heads."""
@@ -52,8 +54,9 @@ class PrefixTuning(TuningMethod):
     @classmethod
     def formats(cls) -> Mapping[str, AdapterFormat]:
         from hanlin.adapters.chatglm2_prefix import PREFIX
+        from hanlin.adapters.peft_prefix import PEFT_PREFIX_TUNING
 
-        return {"delta": PREFIX, "original": PREFIX}
+        return {"peft": PEFT_PREFIX_TUNING, "delta": PREFIX, "original": PREFIX}
 
 
 method = PrefixTuning

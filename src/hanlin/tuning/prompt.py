@@ -55,6 +55,7 @@ class PromptTuning(TuningMethod):
     sees_tokens: bool = True
     is_seen: bool = True
 
+    fixed: ClassVar = ("length", "ratios", "sees_tokens", "is_seen")
     reads_base: ClassVar = ("embedding.weight",)
 
     @property

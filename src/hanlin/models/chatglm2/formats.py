@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 _ReadConfig = Callable[[Mapping[str, Any], Mapping[str, "torch.Tensor"]], dict[str, Any]]
 
+_PREFIX = "transformer.prefix_encoder."
 _SHARD_BYTES = 2 * 10**9
 _TOKENIZER_FILES = ("tokenizer.model", "ice_text.model", "tokenizer_config.json")
 _CODE = ("configuration_*.py", "modeling_*.py", "tokenization_*.py")
@@ -142,6 +143,8 @@ def _other_rules(config: ChatGlm2Config) -> list[Rule]:
         *_linears(config, "bias"),
         # Only its dtype is used there, which we take from the config.
         Drop("transformer.rotary_pos_emb.inv_freq"),
+        # A trained prefix is an adapter of its own (adapters/chatglm2_prefix.py).
+        *(Drop(f"{_PREFIX}{part}") for part in ("embedding.weight", "trans.{n}.weight", "trans.{n}.bias")),
     ]
 
 
@@ -325,6 +328,7 @@ def _original(
         config_keys=ORIGINAL_KEYS,
         remark=_remark,
         dtype_key="torch_dtype",
+        prefix=_PREFIX,
         shard_bytes=_SHARD_BYTES,
         tokenizer_files=_TOKENIZER_FILES,
         refuse=_refuse_strangers,
