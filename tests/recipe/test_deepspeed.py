@@ -164,3 +164,21 @@ def test_hosts_and_their_slots():
 def test_a_wrong_hostfile(text, message):
     with pytest.raises(ConfigError, match=message):
         parse_hosts(text)
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        {"amp": {"enabled": True}},
+        {"progressive_layer_drop": {"enabled": True, "theta": 0.5}},
+        {"compression_training": {"weight_quantization": {"shared_parameters": {"enabled": True}}}},
+        {"sparse_attention": {"mode": "fixed"}},
+    ],
+)
+def test_what_changes_the_numbers_and_is_not_had_is_refused(section: dict) -> None:
+    with pytest.raises(ConfigError, match=f"{next(iter(section))}: changes what is learnt"):
+        translate_deepspeed(section)
+
+
+def test_what_is_switched_off_is_not_refused() -> None:
+    translate_deepspeed({"amp": {"enabled": False}, "compression_training": {"x": {"enabled": False}}})

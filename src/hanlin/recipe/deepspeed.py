@@ -45,6 +45,10 @@ def translate_deepspeed(config: Mapping[str, Any], data_ranks: int | None = None
     Raises: ConfigError for what contradicts itself, or cannot be had here and would change the result.
     """
     given, auto = _without_auto(config)
+    if changing := [key for key in _CHANGES_NUMBERS if _is_on(given.get(key))]:
+        raise ConfigError(
+            f"{', '.join(changing)}: changes what is learnt and is not had here; take it out to train without it"
+        )
     notes = [f"{key}: is auto, which another program fills in; our setting keeps its value" for key in auto]
     settings = {
         **_batch(given, data_ranks),
@@ -59,6 +63,20 @@ def translate_deepspeed(config: Mapping[str, Any], data_ranks: int | None = None
     settings = {key: value for key, value in settings.items() if not key.startswith(kept)}
     notes += [f"{key}: {_NO_MEANING.get(key, 'is unknown here; left out')}" for key in given if key not in _READ]
     return Translation(settings, notes)
+
+
+_CHANGES_NUMBERS = (
+    *("amp", "compression_training", "curriculum_learning", "data_efficiency", "progressive_layer_drop"),
+    *("quantize_training", "sparse_attention"),
+)
+
+
+def _is_on(value: Any) -> bool:
+    """Whether a section of DeepSpeed's, or one inside it, is switched on; one without a switch is."""
+    if not isinstance(value, Mapping):
+        return bool(value)
+    inner = [_is_on(part) for part in value.values() if isinstance(part, Mapping)]
+    return bool(value["enabled"]) if "enabled" in value else any(inner) if inner else bool(value)
 
 
 _READ = {

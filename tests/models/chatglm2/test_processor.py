@@ -1,3 +1,4 @@
+import json
 from typing import Any
 
 import numpy as np
@@ -198,3 +199,23 @@ def test_many_records_get_the_samples_of_each(make, options):
         expected = processor.sample(record)
         assert found.inputs["tokens"].tolist() == expected.inputs["tokens"].tolist()
         assert found.labels.tolist() == expected.labels.tolist()
+
+
+def test_a_rows_system_and_tools_are_a_system_message(make):
+    roles, tools = make(template="roles"), [{"name": "a"}]
+    history = [{"role": "system", "content": "简单", "tools": tools}]
+    expected = roles.sample({**RECORD, "history": history}).inputs["tokens"].tolist()
+    for stated in (tools, json.dumps(tools)):
+        assert roles.sample({**RECORD, "system": "简单", "tools": stated}).inputs["tokens"].tolist() == expected
+    with pytest.raises(DataError, match="beside a system message of the history"):
+        roles.sample({**RECORD, "system": "简单", "history": history})
+    with pytest.raises(DataError, match="no place in this template"):
+        make().sample({**RECORD, "system": "简单"})
+    assert make(template="{system}：{question}").sample({**RECORD, "system": "简单"}).length
+
+
+def test_columns_that_nothing_reads_are_told(make):
+    extra = {**RECORD, "id": 3, "system": "", "source": "x"}
+    assert make().notes(extra) == ['column "id" is not read', 'column "source" is not read']
+    assert make(template="{source}{question}").notes(extra) == ['column "id" is not read']
+    assert make(compatible=True).notes({**RECORD, "tools": []}) == ['column "tools" is not read']

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from hanlin.core.errors import ConfigError, DataError
@@ -101,3 +103,53 @@ def test_a_tool_call_names_its_tool() -> None:
     metadata, content = split_metadata("get_weather\n ```python\ntool_call(city='北京', days=[1, 2])\n```")
     assert metadata == "get_weather"
     assert content == "```python\ntool_call(city='北京', days=[1, 2])\n```"
+
+
+FUNCTION = {"type": "function", "function": {"name": "get_weather", "parameters": {"city": "北京"}}}
+
+
+def test_glm4_lists_tools_in_its_own_words_before_the_system_message():
+    messages = read_history([{"role": "system", "content": "简单", "tools": [FUNCTION]}])
+    (_, _, listed), (role, _, content) = RoleTemplate(is_glm4=True)._spoken(messages[0])
+    assert listed.startswith("你是一个名为 ChatGLM 的人工智能助手。")
+    text = json.dumps(FUNCTION["function"], indent=4, ensure_ascii=False)
+    assert listed.endswith(
+        f"\n\n# 可用工具\n\n## get_weather\n\n{text}\n在调用上述函数时，请使用 Json 格式表示调用的参数。"
+    )
+    assert (role, content) == ("system", "简单")
+    assert make_template("auto", "glm4") == RoleTemplate(is_glm4=True)
+    with pytest.raises(DataError, match="python"):
+        RoleTemplate(is_glm4=True)._spoken(Message("system", "", tools=[{"type": "python"}]))
+
+
+@pytest.mark.parametrize("tools", [[FUNCTION], json.dumps([FUNCTION], ensure_ascii=False)])
+def test_tools_may_be_json_in_a_string(tools):
+    [message] = read_history([{"role": "system", "content": "", "tools": tools}])
+    assert message.tools == [FUNCTION]
+
+
+@pytest.mark.parametrize(
+    ("message", "says"),
+    [
+        ({"role": "assistant", "content": "", "tool_calls": [{"id": 1}]}, 'nothing reads "tool_calls"'),
+        ({"role": "user", "content": "甲", "loss": True}, 'nothing reads "loss"'),
+        ({"role": "user", "content": "甲", "tools": [FUNCTION]}, "tools stand in a system message"),
+        ({"role": "system", "content": "甲", "tools": "{no json"}, "a string that is no JSON"),
+        ({"role": "system", "content": "甲", "tools": 3}, "expected a list of descriptions, found a number"),
+    ],
+)
+def test_what_nothing_reads_of_a_message_is_refused(message, says):
+    with pytest.raises(DataError, match=says):
+        read_history([message])
+
+
+def test_keys_without_a_value_are_not_refused():
+    assert read_history([{"role": "user", "content": "甲", "tool_calls": None, "tools": []}]) == (
+        Message("user", "甲"),
+    )
+
+
+def test_metadata_has_no_place_in_rounds():
+    history = [{"role": "user", "content": "甲"}, {"role": "assistant", "content": "乙", "metadata": "f"}]
+    with pytest.raises(DataError, match="have a place in the template roles"):
+        text("rounds", "丙", history)

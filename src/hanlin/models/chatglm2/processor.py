@@ -19,11 +19,12 @@ from hanlin.models.common import decoder_batch
 from hanlin.models.common.answers import check_answer
 from hanlin.models.common.decoder_batch import TextCursor
 from hanlin.models.common.label_processor import LabelKeys, LabelProcessor
+from hanlin.models.common.text_record import unread_columns
 
 from .config import ChatGlm2Config
 from .original import is_row, make_sample, read_row, reference_ids, train_row
-from .record import ChatGlm2Options, read_dialogue, read_text
-from .templates import RoleTemplate, drop_oldest, make_template
+from .record import TOOLS, ChatGlm2Options, read_dialogue, read_text, with_system
+from .templates import SYSTEM, RoleTemplate, TextTemplate, drop_oldest, make_template
 from .tokenizer import ChatGlm2Tokenizer, TextOrId
 
 # What ChatGLM2 was trained to say in place of its date, and what the original's chat makes of it.
@@ -127,6 +128,20 @@ class ChatGlm2Processor:
             learn_padding=self.options.learn_padding,
         )
 
+    @property
+    def _columns(self) -> set[str]:
+        """The columns that the options name."""
+        options = self.options
+        named = self.template.columns if isinstance(self.template, TextTemplate) else frozenset()
+        return {options.prompt_column, options.response_column, options.history_column, *named}
+
+    def notes(self, record: Any) -> list[str]:
+        """The columns of a record that nothing reads."""
+        if is_row(record):
+            return []
+        known = self._columns | (set() if self.options.compatible else {SYSTEM, TOOLS})
+        return unread_columns(record, known)
+
     def varies(self, record: Any) -> bool:
         return False
 
@@ -221,7 +236,11 @@ class ChatGlm2Processor:
         return {self.options.prompt_column: question, self.options.history_column: earlier}
 
     def _prompt_parts(self, record: Any) -> list[TextOrId]:
-        return self.template.prompt(self.tokenizer, read_dialogue(record, self.options))
+        dialogue = read_dialogue(record, self.options)
+        # kept (chatglm2_preprocess): the original's scripts look at their three columns alone.
+        if not self.options.compatible and not {SYSTEM, TOOLS} & self._columns:
+            dialogue = with_system(dialogue)
+        return self.template.prompt(self.tokenizer, dialogue)
 
     def encode_prompt(self, record: Any) -> list[int]:
         """The tokens of a record without its answer, however many they are.

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hanlin.core.errors import ConfigError, DataError
 from hanlin.models.common.text_record import check_column_names
 
-from .templates import Dialogue, Message, read_history
+from .templates import SYSTEM, USER, Dialogue, Message, read_history, read_tools
+
+TOOLS = "tools"
+"""A column of a row, as `system` is: the descriptions of tools, or JSON of them."""
 
 # The original's defaults of max_source_length and max_target_length, taken in compatible mode.
 SOURCE_LENGTH, TARGET_LENGTH = 1024, 128
@@ -66,7 +69,22 @@ def read_dialogue(record: Any, options: ChatGlm2Options) -> Dialogue:
         earlier = read_history(record.get(options.history_column))
     except DataError as error:
         raise DataError(f'"{options.history_column}": {error}') from None
-    return Dialogue((*earlier, Message("user", question)), record)
+    return Dialogue((*earlier, Message(USER, question)), record)
+
+
+def with_system(dialogue: Dialogue) -> Dialogue:
+    """The dialogue after what the columns `system` and `tools` of its row say, if there are any.
+
+    Raises: DataError.
+    """
+    text, tools = dialogue.fields.get(SYSTEM), read_tools(dialogue.fields.get(TOOLS))
+    if text in (None, "") and tools is None:
+        return dialogue
+    if not isinstance(text, str | None):
+        raise DataError(f'"{SYSTEM}": expected a string, found {text!r:.40}')
+    if any(message.role == SYSTEM for message in dialogue.messages):
+        raise DataError(f'"{SYSTEM}" or "{TOOLS}" stands beside a system message of the history; keep one of them')
+    return replace(dialogue, messages=(Message(SYSTEM, text or "", tools=tools), *dialogue.messages))
 
 
 def read_text(record: Any, column: str) -> str:

@@ -1,4 +1,5 @@
-"""Dialogues -> the ids of a prompt: ChatGLM2's numbered rounds, ChatGLM3's roles, a plain text, or a user's own form.
+"""Dialogues -> the ids of a prompt: ChatGLM2's numbered rounds, the roles of ChatGLM3 and of GLM-4, a plain text, or a
+user's own form.
 
 A template turns a `Dialogue` (earlier messages and the newest question) into the parts of a prompt, and an answer into
 parts: ids, and texts that are encoded later, many at once. It knows nothing of lengths: `processor.py` drops the oldest
@@ -16,12 +17,21 @@ from string import Formatter
 from typing import Any, Protocol
 
 from hanlin.core.errors import ConfigError, DataError
+from hanlin.core.json_text import parse_json
 
 from .tokenizer import ROLES, ChatGlm2Tokenizer, TextOrId
 
 ROUNDS = "[Round {round}]\n\n问：{question}\n\n答："
 PLAIN = "{question}"
 NAMED = ("rounds", "roles", "plain")
+USER, ASSISTANT, SYSTEM = "user", "assistant", "system"
+_MESSAGE_KEYS = ("role", "content", "metadata", "tools")
+# GLM-4's own words for its tools.
+_GLM4_SYSTEM = (
+    "你是一个名为 ChatGLM 的人工智能助手。你是基于智谱AI训练的语言模型 GLM-4 模型开发的，"
+    "你的任务是针对用户的问题和要求提供适当的答复和支持。\n\n# 可用工具"
+)
+_GLM4_FUNCTION = "\n\n## {name}\n\n{text}\n在调用上述函数时，请使用 Json 格式表示调用的参数。"
 GAP = "\n\n"
 """Between an answer and the next round."""
 
@@ -79,7 +89,7 @@ def make_template(name: str, generation: str, before: str = "") -> Template:
         raise ConfigError(
             f"a text before every prompt ({before!r}) has no place in the template roles; use a system message"
         )
-    return RoleTemplate()
+    return RoleTemplate(is_glm4=generation == "glm4")
 
 
 @dataclass(frozen=True)
@@ -107,6 +117,8 @@ class TextTemplate:
 
         Raises: DataError.
         """
+        for message in dialogue.messages:
+            _refuse_roles(message)
         *earlier, newest = dialogue.messages
         text = self.before
         for number, (question, answer) in enumerate(_pairs(earlier), start=1):
@@ -115,6 +127,11 @@ class TextTemplate:
 
     def prompt(self, tokenizer: ChatGlm2Tokenizer, dialogue: Dialogue) -> list[TextOrId]:
         return [*tokenizer.prefix, self.text(dialogue)]
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """The columns that it names."""
+        return frozenset(column for _, column in _cut(self.form) if column is not None)
 
     def answer(self, tokenizer: ChatGlm2Tokenizer, text: str) -> list[TextOrId]:
         return [text]
@@ -140,13 +157,19 @@ class TextTemplate:
 
 @dataclass(frozen=True)
 class RoleTemplate:
-    """ChatGLM3's form: a role's token, its metadata and a newline, the content; each encoded on its own."""
+    """ChatGLM3's form: a role's token, its metadata and a newline, the content; each encoded on its own.
+
+    is_glm4: GLM-4's, which lists its tools in words of its own, before what the system message says.
+    """
+
+    is_glm4: bool = False
 
     def prompt(self, tokenizer: ChatGlm2Tokenizer, dialogue: Dialogue) -> list[TextOrId]:
         parts: list[TextOrId] = list(tokenizer.prefix)
         for message in dialogue.messages:
-            parts += self._message(tokenizer, message)
-        return [*parts, tokenizer.role("assistant")]
+            for role, metadata, content in self._spoken(message):
+                parts += [tokenizer.role(role), f"{metadata}\n", content]
+        return [*parts, tokenizer.role(ASSISTANT)]
 
     def answer(self, tokenizer: ChatGlm2Tokenizer, text: str) -> list[TextOrId]:
         return ["\n", text]
@@ -156,13 +179,18 @@ class RoleTemplate:
         return text.strip() if metadata else content
 
     def ends(self, tokenizer: ChatGlm2Tokenizer) -> tuple[int, ...]:
-        return tokenizer.role("user"), tokenizer.role("observation")
+        return tokenizer.role(USER), tokenizer.role("observation")
 
-    def _message(self, tokenizer: ChatGlm2Tokenizer, message: Message) -> list[TextOrId]:
-        content = message.content
-        if message.tools is not None:
-            content += "\n" + json.dumps(message.tools, indent=4, ensure_ascii=False)
-        return [tokenizer.role(message.role), f"{message.metadata}\n", content]
+    def _spoken(self, message: Message) -> list[tuple[str, str, str]]:
+        """A message as role, metadata and content; with tools it may be two."""
+        if message.tools is None:
+            return [(message.role, message.metadata, message.content)]
+        if not self.is_glm4:
+            tools = json.dumps(message.tools, indent=4, ensure_ascii=False)
+            return [(message.role, message.metadata, f"{message.content}\n{tools}")]
+        tools = message.tools if isinstance(message.tools, list) else [message.tools]
+        listed = (message.role, "", _GLM4_SYSTEM + "".join(map(_glm4_function, tools)))
+        return [listed, *([(message.role, "", message.content)] if message.content else [])]
 
 
 def read_history(history: Any) -> tuple[Message, ...]:
@@ -211,10 +239,50 @@ def _pairs(messages: Sequence[Message]) -> list[tuple[str, str]]:
 
 def _spoken_by(message: Message, role: str) -> str:
     if message.role != role:
-        raise DataError(
-            f"found the role {message.role!r} instead of {role!r}; only the template roles (ChatGLM3) has others"
-        )
+        raise DataError(f"found the role {message.role!r} instead of {role!r}; questions and answers come in turns")
     return message.content
+
+
+def _refuse_roles(message: Message) -> None:
+    """Raises: DataError for what has a place in the template roles alone."""
+    if message.role not in (USER, ASSISTANT):
+        raise DataError(
+            f"a message of the role {message.role!r} has no place in this template; only the template roles (ChatGLM3, "
+            "GLM-4) has others"
+        )
+    if message.metadata or message.tools is not None:
+        raise DataError("metadata and tools of a message have a place in the template roles (ChatGLM3, GLM-4) alone")
+
+
+def _glm4_function(tool: Any) -> str:
+    """What GLM-4's system message says of one tool.
+
+    Raises: DataError.
+    """
+    function = tool.get("function") if isinstance(tool, Mapping) and tool.get("type") == "function" else tool
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise DataError(
+            f'tools: expected {{"type": "function", "function": {{"name": ...}}}}, found {tool!r:.60}; what GLM-4 '
+            "says of its other tools is written into the system message"
+        )
+    return _GLM4_FUNCTION.format(name=function["name"], text=json.dumps(function, indent=4, ensure_ascii=False))
+
+
+def read_tools(value: Any) -> Any:
+    """The descriptions of tools, which may be written as JSON in a string; None where there are none.
+
+    Raises: DataError.
+    """
+    if isinstance(value, str) and value.strip():
+        try:
+            value = parse_json(value)
+        except ValueError as error:
+            raise DataError(f"tools: a string that is no JSON ({error}); write a list of descriptions") from None
+    if value in (None, "", [], {}) or (isinstance(value, str) and not value.strip()):
+        return None
+    if not isinstance(value, list | dict):
+        raise DataError(f"tools: expected a list of descriptions, found {_kind(value)}")
+    return value
 
 
 def _pair(item: Any, number: int) -> list[Message]:
@@ -233,7 +301,15 @@ def _message(item: Mapping[str, Any], number: int) -> Message:
         raise DataError(f"item {number}: role is {role!r}, expected one of {', '.join(ROLES)}")
     if not isinstance(content, str) or not isinstance(metadata, str):
         raise DataError(f"item {number}: expected content (and metadata) to be strings, found {_kind(content)}")
-    return Message(role, content, metadata, item.get("tools"))
+    if unread := [key for key, value in item.items() if key not in _MESSAGE_KEYS and value not in (None, "", [], {})]:
+        raise DataError(
+            f'item {number}: nothing reads "{unread[0]}" of a message (only {", ".join(_MESSAGE_KEYS)}); a call of a '
+            'tool is written {"role": "assistant", "metadata": "its name", "content": "its arguments"}'
+        )
+    tools = read_tools(item.get("tools"))
+    if tools is not None and role != SYSTEM:
+        raise DataError(f"item {number}: tools stand in a system message, found them with the role {role!r}")
+    return Message(role, content, metadata, tools)
 
 
 def _kind(value: Any) -> str:

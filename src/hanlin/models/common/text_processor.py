@@ -37,6 +37,7 @@ from hanlin.models.common.text_record import (
     read_column,
     read_learned,
     text_of,
+    unread_columns,
 )
 
 
@@ -155,6 +156,12 @@ class TextProcessor:
         if isinstance(record, Mapping) and OPTIONS in record:
             self.check(record)
         return self.sample(record)
+
+    def notes(self, record: Any) -> list[str]:
+        """The columns of a record that nothing reads."""
+        options = self.options
+        known = (options.text_column, options.prompt_column, options.answer_column)
+        return unread_columns(record, (*known, OPTIONS, LABEL, ENDS))
 
     def varies(self, record: Any) -> bool:
         return False

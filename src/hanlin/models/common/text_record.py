@@ -120,6 +120,12 @@ def check_column_names(options: Any, names: Iterable[str]) -> None:
             raise ConfigError(f"{name} is empty; leave it out to get the default")
 
 
+def unread_columns(record: Any, known: Iterable[str]) -> list[str]:
+    """What is to be said of a record of whose columns nothing reads some; known: those that are read."""
+    read = set(known)
+    return [f'column "{name}" is not read' for name in record if name not in read]
+
+
 def read_column(record: Any, column: str, tokenizer: Vocabulary, *, may_be_empty: bool = False) -> list[int]:
     """The ids of a column.
 

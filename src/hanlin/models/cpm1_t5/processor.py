@@ -23,6 +23,7 @@ from hanlin.models.common.documents import count_positions, number_documents
 from hanlin.models.common.span_corruption import Corruption, check_spans, span_tokens
 from hanlin.models.common.text_record import (
     ENDS,
+    LABEL,
     OPTIONS,
     EncodedAhead,
     check_column_names,
@@ -36,6 +37,7 @@ from hanlin.models.common.text_record import (
     read_column,
     read_learned,
     text_of,
+    unread_columns,
 )
 from hanlin.tokens.wordpiece import WordPiece
 
@@ -123,6 +125,12 @@ class Cpm1T5Processor:
         if isinstance(record, Mapping) and OPTIONS in record:
             self.check(record)
         return self.sample(record)
+
+    def notes(self, record: Any) -> list[str]:
+        """The columns of a record that nothing reads."""
+        options = self.options
+        known = (options.text_column, options.source_column, options.target_column)
+        return unread_columns(record, (*known, OPTIONS, LABEL, ENDS))
 
     def varies(self, record: Any) -> bool:
         return self._is_text(record)
