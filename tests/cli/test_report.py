@@ -58,3 +58,15 @@ def test_a_resumed_run_counts_a_repeated_step_once(tmp_path: Path) -> None:
 def test_a_folder_without_metrics_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(tmp_path)]) == 2
     assert "no metrics.jsonl" in capsys.readouterr().err
+
+
+def test_damage_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+    run = write_run(tmp_path / "run", 0.1, [3.0, 2.0, 1.0])
+    lines = (run / "metrics.jsonl").read_bytes().split(b"\n")
+    (run / "metrics.jsonl").write_bytes(b"\n".join([b"\xff" + lines[0], *lines[1:]]))
+    assert main(["report", str(run)]) == 0
+    assert "metrics.jsonl:1: 1 of 5 lines cannot be read and are left out" in caplog.text
+    for content in (b"\xff", b"bad_ro", b"a: [", b"a: &a [*a]"):
+        (run / "config.yaml").write_bytes(content)
+        assert main(["report", str(run)]) == 2
+        assert "config.yaml: no recipe can be read from it" in capsys.readouterr().err

@@ -15,7 +15,7 @@ from hanlin.generate.method import find_method
 from hanlin.models.family import Family, ModelConfig, family_names, load_family
 from hanlin.recipe.reading import Found, nearest
 from hanlin.recipe.settings import Recipe
-from hanlin.run.components import Components, build_components, find_adapter, make_processor, model_config
+from hanlin.run.components import Components, build_components, find_adapter, make_processor, model_config, vocab_path
 
 _PADDING_ROWS = 1024  # embedding rows that a base may have beyond its tokens
 
@@ -63,10 +63,9 @@ def search_problems(recipe: Recipe, family: Family) -> Found:
 
 
 def token_and_row_problems(recipe: Recipe, family: Family, purpose: Purpose) -> Found:
-    path = recipe.model.vocab or recipe.model.base
-    assert path is not None, "model_file_problems has found this"
     key = "model.vocab" if recipe.model.vocab else "model.base"
     try:
+        path = vocab_path(recipe)
         tokenizer = family.tokenizer(path)
     except HanlinError as error:
         other = _other_family(recipe, family)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import html
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,12 +16,13 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from hanlin.core.errors import DataError
 from hanlin.core.files import replaced_file
+from hanlin.recipe.yaml12 import YamlError, parse_yaml
 
 __all__ = ["draw_curves", "read_run", "write_report"]
+
+log = logging.getLogger(__name__)
 
 # Metric -> title of its curve; what no run has is left out.
 CURVES = {
@@ -91,11 +93,17 @@ def read_run(folder: Path, name: str = "") -> RunCurves:
     if not path.is_file():
         raise DataError(f"{folder}: no run folder, it has no metrics.jsonl (written by hanlin train)")
     values: dict[str, dict[int, float]] = {name: {} for name in CURVES}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        for metric, step, value in _points(line):
+    lines = path.read_bytes().splitlines()
+    found = [_points(line) for line in lines]
+    if damaged := [number for number, points in enumerate(found[:-1], start=1) if points is None]:
+        log.warning("%s:%d: %d of %d lines cannot be read and are left out", path, damaged[0], len(damaged), len(lines))
+    for points in found:
+        for metric, step, value in points or ():
             values[metric][step] = value  # a resumed run writes its last steps again
     curves = {
-        metric: (sorted(found), [found[step] for step in sorted(found)]) for metric, found in values.items() if found
+        metric: (sorted(by_step), [by_step[step] for step in sorted(by_step)])
+        for metric, by_step in values.items()
+        if by_step
     }
     if not curves:
         raise DataError(f"{path}: no metrics yet; train first")
@@ -159,21 +167,29 @@ def _installed_fonts() -> list[str]:
     return [name for name in _FONTS if name in installed]
 
 
-def _points(line: str) -> list[tuple[str, int, float]]:
+def _points(line: bytes) -> list[tuple[str, int, float]] | None:
+    """Metric, step and value of what a line holds of the curves; None for a line that cannot be read.
+
+    The last one may be such a line, where the run was killed.
+    """
     try:
         row = json.loads(line)
-    except ValueError:
-        return []  # the last line of a run that was killed
-    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-        return []
-    return [(name, row["step"], float(row[name])) for name in CURVES if isinstance(row.get(name), int | float)]
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            return None
+        return [(name, row["step"], float(row[name])) for name in CURVES if isinstance(row.get(name), int | float)]
+    except (ValueError, OverflowError, RecursionError):
+        return None
 
 
 def _settings(path: Path) -> dict[str, Any]:
+    """Raises: DataError."""
     if not path.is_file():
         return {}
-    groups = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return {f"{group}.{name}": value for group, values in groups.items() for name, value in values.items()}
+    try:
+        groups, _, _ = parse_yaml(path.read_text(encoding="utf-8"))
+        return {f"{group}.{name}": value for group, values in groups.items() for name, value in values.items()}
+    except (UnicodeDecodeError, YamlError, AttributeError) as error:
+        raise DataError(f"{path}: no recipe can be read from it ({error}); restore it, or remove it") from None
 
 
 def _result_names(runs: Sequence[RunCurves]) -> list[str]:
