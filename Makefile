@@ -9,7 +9,7 @@ ARGS ?=
 RUN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help demo test check bench docs clean
+.PHONY: help demo test check bench drill docs clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/'
@@ -36,6 +36,9 @@ check: $(INSTALLED) ## style, types, imports
 
 bench: $(INSTALLED) ## a benchmark, as ratios within one run (NAME=step_cpm1 ARGS="--rounds 3"; ARGS=--smoke: does it run?)
 	$(RUN)/python benchmarks/$(NAME).py $(ARGS)
+
+drill: $(INSTALLED) ## kills, damage, hostile files, full disks, fuzzing: an hour on two cores (ARGS="--scale 0.1" for less)
+	$(RUN)/python tests/drills/drill.py $(ARGS)
 
 docs: $(INSTALLED) ## links, commands and recipes that the docs name exist
 	$(RUN)/python -m pytest tests/test_docs.py
