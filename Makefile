@@ -39,6 +39,9 @@ bench: $(INSTALLED) ## a benchmark, as ratios within one run (NAME=step_cpm1 ARG
 
 drill: $(INSTALLED) ## kills, damage, hostile files, full disks, fuzzing: an hour on two cores (ARGS="--scale 0.1" for less)
 	$(RUN)/python tests/drills/drill.py $(ARGS)
+ifeq ($(ARGS),)
+	$(RUN)/python tests/drills/layouts.py --sample 200
+endif
 
 docs: $(INSTALLED) ## links, commands and recipes that the docs name exist
 	$(RUN)/python -m pytest tests/test_docs.py
