@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from chatglm2_pieces import small_pieces
 
 from hanlin.cli.main import main
 from hanlin.data.sources import open_records
@@ -153,3 +154,21 @@ def test_wrong_words_about_corpora_are_explained(
     (tmp_path / "a.txt").write_text(POEM[0], encoding="utf-8")
     assert main(["prepare", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_rows_of_a_recipe_become_a_folder_of_ids(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(small_pieces().model)
+    rows = [{"prompt": "你好", "response": "世界"}, {"prompt": "颜色", "response": " "}]
+    source, recipe = write_rows(tmp_path / "rows.jsonl", *rows), tmp_path / "recipe.yaml"
+    sizes = "{vocab_size: 512, hidden_size: 8, num_layers: 1, num_heads: 2, num_kv_heads: 1, head_dim: 4, ffn_size: 8}"
+    recipe.write_text(
+        f"model: {{family: chatglm2, vocab: {tmp_path}/tokenizer.model, config: {sizes}}}\n"
+        f"data: {{train: [{source}], max_length: 64, cache: {tmp_path}/cache, bad_rows: drop}}\n"
+        f"train: {{steps: 1}}\nrun: {{folder: {tmp_path}/run}}\n"
+    )
+    words = ["prepare", "--to", "arrow", str(recipe), str(tmp_path / "ids")]
+    assert main(words) == 0
+    assert capsys.readouterr().out == f"{tmp_path}/ids/train_datasets: 1 rows, 1 left out\n"
+    assert open_records(tmp_path / "ids" / "train_datasets")[0].keys() == {"input_ids", "labels"}
+    assert main(words[:-1]) == 2
+    assert "--to arrow needs a recipe and a folder to write" in capsys.readouterr().err

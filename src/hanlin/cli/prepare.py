@@ -6,6 +6,7 @@ hanlin prepare --from ccpm-text raw.jsonl data.jsonl         the same, with the 
 hanlin prepare --from cpm1:chid raw/train.json train.jsonl   a data set of CPM-1's originals -> records
 hanlin prepare --from bee bee_data/train train.jsonl         the original binary form -> JSON lines
 hanlin prepare --to bee train.jsonl bee_data/train           and back: the folder bee_data/train is the data set
+hanlin prepare --to arrow recipe.yaml FOLDER KEY=VALUE       a recipe's rows as ids, in ChatGLM2's preprocessed form
 hanlin prepare --from ccpm --to bee raw/ bee_data/           all files of a folder, each into a place of its own name
 
 Token corpora for pretraining, PREFIX.bin and PREFIX.idx in Megatron's layout:
@@ -29,6 +30,7 @@ from hanlin.core.files import written_alone
 
 if TYPE_CHECKING:
     from hanlin.data.convert import MadeRow
+    from hanlin.data.report import DataReport
     from hanlin.recipe.settings import Recipe
 
 FORMS = ("jsonl", "bee", "arrow", "indexed")
@@ -45,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="{" + ",".join(FORMS) + ",DATA}",
         help="the form of SOURCE; DATA: a raw data set of a family's originals (FAMILY:DATA where several have it)",
     )
-    parser.add_argument("--to", choices=("jsonl", "bee", *INDEXED), help="the form of TARGET (default: jsonl)")
+    parser.add_argument("--to", choices=("jsonl", "bee", "arrow", *INDEXED), help="the form of TARGET (default: jsonl)")
     parser.add_argument(
         "--bad-rows", choices=("error", "drop"), help="of SOURCE: list them and stop (default), or leave them out"
     )
@@ -58,6 +60,8 @@ def run(args: argparse.Namespace) -> int:
         return prepare_corpus(args)
     if given := corpus_options(args):
         raise ConfigError(f"{', '.join(given)}: only with --to indexed, indexed-cached or indexed-spans")
+    if args.to == "arrow":
+        return _store(args.words)
     if args.from_ or args.to:
         return _convert(args.words, args.from_, args.to, args.bad_rows or "error")
     if args.bad_rows:
@@ -80,6 +84,41 @@ def _prepare(recipe: Recipe) -> int:
             files: Sequence[Path] = recipe.data.eval if name == "eval" and recipe.data.eval else recipe.data.trained
             console.print(render_report(prepared.report, f"data.{name}: {', '.join(map(str, files))}"))
     return 0
+
+
+def _store(words: Sequence[str]) -> int:
+    """Write the samples of data.train and data.eval as folders of rows of ids."""
+    from hanlin.check import check_file
+    from hanlin.data.prepare import Prepared
+    from hanlin.data.processor import StoresRows
+    from hanlin.data.sources.arrow_writing import write_arrow
+    from hanlin.run.assemble import load_data
+    from hanlin.run.components import build_components
+
+    paths = [word for word in words if "=" not in word]
+    if len(paths) != 2:
+        raise ConfigError(f"--to arrow needs a recipe and a folder to write; found {' '.join(paths) or 'neither'}")
+    recipe = check_file(paths[0], [word for word in words if "=" in word])
+    components = build_components(recipe)
+    processor = components.processor
+    if not isinstance(processor, StoresRows) or recipe.data.split is not None or recipe.data.mixture is not None:
+        raise ConfigError(
+            f"--to arrow: {recipe.model.family} keeps no rows of ids of these data; train on them as they are"
+        )
+    parts = (
+        (load_data(recipe, components, "train"), "train_datasets"),
+        (load_data(recipe, components, "valid"), "validation_datasets"),
+    )
+    for prepared, name in parts:
+        if isinstance(prepared, Prepared):
+            target = Path(paths[1]) / name
+            rows = (processor.stored_row(prepared.record(number)) for number in range(len(prepared)))
+            print(f"{target}: {write_arrow(target, rows):,} rows{_left_out(prepared.report)}")
+    return 0
+
+
+def _left_out(report: DataReport) -> str:
+    return f", {report.dropped:,} left out" if report.dropped else ""
 
 
 def _convert(words: Sequence[str], from_: str | None, to: str | None, bad_rows: Literal["error", "drop"]) -> int:

@@ -100,6 +100,18 @@ class ProcessesMany(Protocol):
 
 
 @runtime_checkable
+class StoresRows(Protocol):
+    """A family whose original keeps records as rows of ids (data/sources/arrow_writing.py)."""
+
+    def stored_row(self, record: Any) -> dict[str, list[int]]:
+        """The columns of a record's row; read again, it makes the sample of the record.
+
+        Raises: DataError.
+        """
+        ...
+
+
+@runtime_checkable
 class JoinsExamples(Protocol):
     """A family that can show other samples as worked examples before one."""
 

@@ -219,3 +219,19 @@ def test_columns_that_nothing_reads_are_told(make):
     assert make().notes(extra) == ['column "id" is not read', 'column "source" is not read']
     assert make(template="{source}{question}").notes(extra) == ['column "id" is not read']
     assert make(compatible=True).notes({**RECORD, "tools": []}) == ['column "tools" is not read']
+
+
+@pytest.mark.parametrize("compatible", [False, True])
+def test_a_stored_row_makes_the_sample_of_its_record(tokenizer: ChatGlm2Tokenizer, compatible: bool) -> None:
+    options = ChatGlm2Options(compatible=compatible, prompt_length=24, answer_length=8)
+    processor = ChatGlm2Processor(tokenizer, ChatGlm2Config(), options)
+    for record in (
+        {"prompt": "你好", "response": "世界"},
+        {"prompt": "颜色", "response": "黑色九分裤，简单百搭。" * 3},
+    ):
+        row, sample = processor.stored_row(record), processor.sample(record)
+        assert len(row["input_ids"]) == len(row["labels"])
+        again = processor.sample({name: np.array(values) for name, values in row.items()})
+        np.testing.assert_array_equal(again.inputs["tokens"], sample.inputs["tokens"])
+        np.testing.assert_array_equal(again.labels, sample.labels)
+        np.testing.assert_array_equal(again.weights, sample.weights)

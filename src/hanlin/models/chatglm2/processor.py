@@ -22,7 +22,7 @@ from hanlin.models.common.label_processor import LabelKeys, LabelProcessor
 from hanlin.models.common.text_record import unread_columns
 
 from .config import ChatGlm2Config
-from .original import is_row, make_sample, read_row, reference_ids, train_row
+from .original import INPUT_IDS, LABELS, is_row, make_sample, read_row, reference_ids, train_row
 from .record import TOOLS, ChatGlm2Options, read_dialogue, read_text, with_system
 from .templates import SYSTEM, RoleTemplate, TextTemplate, drop_oldest, make_template
 from .tokenizer import ChatGlm2Tokenizer, TextOrId
@@ -115,6 +115,20 @@ class ChatGlm2Processor:
         Raises: DataError.
         """
         return self._original_row(*self.tokenizer.encode_parts(self._parts(record)), row_length=row_length)
+
+    def stored_row(self, record: Any) -> dict[str, list[int]]:
+        """A record as a row of the Ascend version's preprocessed data sets: padded in compatible mode alone.
+
+        Raises: DataError.
+        """
+        if self.options.compatible and not is_row(record):
+            # kept: preprocess.py pads to one token less than a row that was cut on both sides has.
+            length = self.options.source_length + self.options.target_length
+            tokens, labels = self.original_row(record, length)
+        else:
+            sample = self.sample(record)
+            tokens, labels = sample.inputs["tokens"].tolist(), [IGNORED, *sample.labels[:-1].tolist()]
+        return {INPUT_IDS: tokens, LABELS: labels}
 
     def _original_row(
         self, prompt: list[int], answer: list[int], row_length: int | None = None
