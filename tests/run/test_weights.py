@@ -54,6 +54,25 @@ def test_a_frozen_base_is_opened_once_and_read_once(tmp_path: Path, monkeypatch:
     assert fingerprint.value() == weights_fingerprint(model.named_parameters())
 
 
+def test_it_is_said_that_a_half_base_is_trained_and_written_in_fp32(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer, base = make_tokenizer(), tmp_path / "base"
+    config = Cpm2Config(
+        vocab_size=tokenizer.vocab_size, hidden_size=16, num_layers=1, num_heads=2, head_dim=8, ffn_size=24
+    )
+    model = family.model()(config)
+    model.init_weights(torch.Generator().manual_seed(0))
+    half = {name: weight.detach().half() for name, weight in model.named_parameters()}
+    save_base(base, family, config, half, tokenizer)
+    caplog.set_level("INFO", "hanlin")
+    for method, is_said in (("lora", False), ("full", True)):
+        values = {"model": {"family": "cpm2", "base": str(base)}, "tuning": {"method": method}}
+        recipe = make_recipe({**values, "run": {"folder": str(tmp_path / "run")}})
+        parallelize_tuned(build_components(recipe), torch.device("cpu"), 1)
+        assert ("float16; its weights are trained and written in float32" in caplog.text) == is_said
+
+
 def test_experts_are_read_when_an_engine_needs_them(tmp_path: Path) -> None:
     tokenizer, base = make_tokenizer(), tmp_path / "base"
     config = Cpm2Config(

@@ -14,7 +14,7 @@ from hanlin.core.manifest import check_manifest, published_folder
 from hanlin.core.tokenizer import Tokenizer
 from hanlin.formats.files import Weights, write_weights
 from hanlin.formats.format import BASE, FamilyFacts, Format
-from hanlin.formats.lazy import Joined
+from hanlin.formats.lazy import Joined, Lazy, TensorSubset
 from hanlin.formats.load import write_base
 from hanlin.formats.ranks import write_ranks
 from hanlin.formats.source import Source, open_source, plain_values
@@ -23,6 +23,9 @@ from hanlin.formats.values import Cast, ValueReport, stored_dtype
 
 if TYPE_CHECKING:
     import torch
+
+
+_ROWS = "vocab_size"
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ def convert(  # noqa: PLR0913 a command: what to read, what to write, and its sw
     bits = getattr(opened.config(changes), "bits", 0)
     if dtype is None and bits:
         dtype = _dtype_of(opened.weights)  # of the scales, since what is unpacked is computed in fp32
-    ours = Cast(opened.path, to_ours(opened, family, config, shapes_of(family, config)), dtype)
+    ours = Cast(opened.path, _ours(opened, family, config, changes or {}), dtype)
     check_manifest(opened.path)
     if to != BASE and to not in family.formats:
         raise CheckpointError(f"there is no layout {to!r}; known layouts: {', '.join([BASE, *family.formats])}")
@@ -82,6 +85,32 @@ def convert(  # noqa: PLR0913 a command: what to read, what to write, and its sw
             _write_theirs(beside, family.formats[to], config, ours, more or {}, ranks, number)
         _bring_tokenizer(opened.path, beside, family, tokenizer)
     return Converted(stored_dtype(ours), ours.report, bits)
+
+
+def _ours(opened: Source, family: FamilyFacts, config: Any, changes: Mapping[str, Any]) -> Lazy:
+    """The source's tensors by our names; without the last rows of the vocabulary, where fewer are asked for."""
+    shapes = shapes_of(family, config)
+    if _ROWS not in changes:
+        return to_ours(opened, family, config, shapes)
+    others = {name: value for name, value in changes.items() if name != _ROWS}
+    own = opened.config({**plain_values(family), **others})
+    if getattr(own, _ROWS) <= changes[_ROWS]:
+        return to_ours(opened, family, config, shapes)
+    return _FirstRows(to_ours(opened, family, own, shapes_of(family, own)), shapes)
+
+
+class _FirstRows(TensorSubset):
+    """Tensors of which those are cut that have more rows than their shape says."""
+
+    def __init__(self, tensors: Lazy, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        super().__init__(tensors, tensors)
+        self._shapes = shapes
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return super().__getitem__(name)[: self._shapes[name][0]]
+
+    def meta(self, name: str) -> torch.Tensor:
+        return super().meta(name)[: self._shapes[name][0]]
 
 
 def _is_divided(form: Format) -> bool:

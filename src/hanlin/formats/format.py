@@ -41,6 +41,7 @@ class Format:
     remark: (their JSON values or {}, weights) -> what was told of the model from clues in its folder, and why;
     needed: values of our config that no default may stand for, since these files may lack them;
     dtype_key: under which their JSON says the dtype of the weights, by torch's word (None: it does not);
+    head_rows: how many rows all heads of a layer have together, told from the shapes (needed: num_heads or head_dim);
     soft_prompt: their name of the tensor with soft prompts, which lies among those of the model where it was tuned so;
     prefix: what the names of the tensors of a trained prefix begin with, which may lie there too.
     """
@@ -61,6 +62,7 @@ class Format:
     remark: Callable[[Mapping[str, Any], Weights], str] | None = None
     needed: tuple[str, ...] = ()
     dtype_key: str | None = None
+    head_rows: Callable[[Mapping[str, torch.Tensor]], int] | None = None
     soft_prompt: str | None = None
     prefix: str | None = None
 

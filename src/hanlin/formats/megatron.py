@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from hanlin.core.errors import CheckpointError, shorten
 from hanlin.formats.files import TORCH_ENDINGS, Weights, find_named_weights
-from hanlin.formats.lazy import Lazy, TensorSubset
+from hanlin.formats.lazy import Lazy, TensorSubset, meta_of
 from hanlin.formats.ranks import (
     TRACKER,
     UNSTATED,
@@ -187,6 +187,14 @@ def _open_single(path: Path, partitions: Partitions, fused: Mapping[str, int]) -
     check_single(opened)
     form: MegatronForm = "megatron" if opened.key == "model" else "deepspeed"
     return MegatronWeights([path], form, [_rank(opened, form)], partitions, fused)
+
+
+def head_rows(weights: Mapping[str, torch.Tensor]) -> int:
+    """How many rows the heads of a layer have together, in the query's part of the fused projection."""
+    fused = next((name for name in weights if name.endswith("attention.query_key_value.weight")), None)
+    if fused is None:
+        raise CheckpointError("no tensor attention.query_key_value.weight is there; copy all files")
+    return len(meta_of(weights, fused)) // 3
 
 
 def lies_in_ranks(path: Path) -> bool:

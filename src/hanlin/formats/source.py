@@ -193,12 +193,30 @@ def _config_of(source: Source, changes: Mapping[str, Any]) -> Any:
             form.config_keys.check({**source.weights.arguments, **source.values}, _config_name(source.path, form))
         except CheckpointError as error:
             raise CheckpointError(f"{source.path}: {error}") from error
+        if form.head_rows is not None:
+            values = _with_head_size(source.path, values, changes, form.head_rows(source.weights))
         if missing := [name for name in form.needed if name not in values]:
             raise CheckpointError(
                 f"{source.path}: the files do not tell {' and '.join(missing)}; give them: --config "
                 f"{missing[0]}=... of convert, model.config of a recipe, or {form.config_files[0]} beside the weights"
             )
     return _make_config(source.path, family, values)
+
+
+def _with_head_size(path: Path, values: dict[str, Any], changes: Mapping[str, Any], rows: int) -> dict[str, Any]:
+    """The number and the size of heads, where one of them is told; what is asked for wins over what was read.
+
+    rows: of all heads together.
+    Raises: CheckpointError when they do not come out even.
+    """
+    told = changes if {"num_heads", "head_dim"} & changes.keys() else values
+    known = [name for name in ("num_heads", "head_dim") if isinstance(told.get(name), int) and told[name] > 0]
+    if len(known) != 1:
+        return values
+    other = "head_dim" if known == ["num_heads"] else "num_heads"
+    if rows % told[known[0]]:
+        raise CheckpointError(f"{path}: {known[0]} {told[known[0]]} does not divide the {rows} rows of all heads")
+    return {**values, other: rows // told[known[0]]}
 
 
 def _make_config(path: Path, family: FamilyFacts, values: dict[str, Any]) -> Any:

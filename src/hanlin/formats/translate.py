@@ -20,6 +20,18 @@ if TYPE_CHECKING:
     import torch
 
 _SHOWN = 8  # tensors in a message
+_PACKED_ENDINGS = (
+    ".SCB",
+    ".weight_format",
+    ".absmax",
+    ".quant_map",
+    ".qweight",
+    ".qzeros",
+    ".g_idx",
+    "_scale",
+    ".scales",
+)
+_PACKED = "Another program has quantised these weights, in a form that is not read here; get the fp16 or bf16 ones."
 
 
 @dataclass(frozen=True)
@@ -61,6 +73,8 @@ def to_ours(source: Source, family: FamilyFacts, config: Any, shapes: Mapping[st
     translated = Translated(source.weights, {target: move for move in moves for target in move.targets})
     _check_names(source, rules, moves, translated, shapes)
     _check_shapes(source, translated, shapes)
+    if source.format != BASE and not getattr(config, "bits", 0):
+        _refuse_packed(source, translated, shapes)
     _check_copies(source, moves)
     return translated
 
@@ -94,6 +108,8 @@ def _check_names(
     if surplus:
         lines.append(f"  surplus, {len(surplus)}: {with_nearest(surplus, missing)}")
     lines.append("  Compare the config beside the weights with the file; `hanlin inspect` shows what it holds.")
+    if any(name.endswith(_PACKED_ENDINGS) for name in surplus):
+        lines.append(f"  {_PACKED}")
     lines += [f"  {source.weights.hint}"] if source.weights.hint else []
     raise CheckpointError("\n".join(lines))
 
@@ -114,6 +130,15 @@ def _check_shapes(source: Source, translated: Translated, shapes: Mapping[str, t
     if wrong:
         listed = "\n  ".join([*shorten(wrong, _SHOWN), *([source.weights.hint] if source.weights.hint else [])])
         raise CheckpointError(f"{source.path}: tensors of another shape than the config says\n  {listed}")
+
+
+def _refuse_packed(source: Source, translated: Translated, shapes: Mapping[str, object]) -> None:
+    """Whole numbers would be taken for weights a hundred times too large."""
+    for name in shapes:
+        found = translated.meta(name)
+        if not found.is_floating_point():
+            theirs, word = translated.moves[name].sources[0], str(found.dtype).removeprefix("torch.")
+            raise CheckpointError(f"{source.path}: {theirs} is of {word}, plain numbers are expected. {_PACKED}")
 
 
 def _check_copies(source: Source, moves: Sequence[Move]) -> None:

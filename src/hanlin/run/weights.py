@@ -19,6 +19,7 @@ from hanlin.core.parameters import set_parameter
 from hanlin.core.ranks import read_ranks
 from hanlin.formats.fingerprint import Fingerprint
 from hanlin.formats.load import added_parameters, base_parameters, load_into, open_ours, save_base
+from hanlin.formats.values import stored_dtype
 from hanlin.layers.label_head import label_parameters
 from hanlin.layers.precision import DTYPES
 from hanlin.models.common.init_weights import init_weights
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from hanlin.recipe.tuning import TuningMethod
 
 log = logging.getLogger(__name__)
+
+_HALF = ("float16", "bfloat16")
 
 NamedTensors = Iterator[tuple[str, torch.Tensor]]
 
@@ -154,6 +157,7 @@ def parallelize_tuned(
     _refuse_changed_base(components)
     if components.adapter is None and _fresh_head(components):
         log.info("head for labels: drawn fresh from run.seed, since %s is a language model", recipe.model.base)
+    _say_precision(components)
     if world == 1:
         return parallelize(_tuned_model(components, fingerprint), device, recipe.train.precision, recipe.parallel)
 
@@ -269,6 +273,21 @@ def _base_weights(components: Components, names: list[str]) -> NamedTensors:
     if set(fresh) & set(names):
         part = fresh[0].partition(".")[0]
         yield from init_weights(lambda: _empty_model(components), components.recipe.run.seed, part)
+
+
+def _say_precision(components: Components) -> None:
+    """Tell where what is written takes more room than what it came from."""
+    recipe, source = components.recipe, components.source
+    if source is None or not recipe.tuning.trains_base or stored_dtype(source.weights) not in _HALF:
+        return
+    count = sum(weight.numel() for weight in _empty_model(components).parameters())
+    log.info(
+        "the base is in %s; its weights are trained and written in float32, %.3g GB in best/ and again in last/; "
+        "hanlin convert %s OUT --dtype fp16 halves that afterwards",
+        stored_dtype(source.weights),
+        4 * count / 1e9,
+        recipe.run.folder / "best",
+    )
 
 
 def _fresh_head(components: Components) -> list[str]:

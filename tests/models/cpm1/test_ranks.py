@@ -11,6 +11,7 @@ from hanlin.core.errors import CheckpointError
 from hanlin.core.manifest import MANIFEST
 from hanlin.formats.convert import convert
 from hanlin.formats.describe import describe
+from hanlin.formats.files import open_weights
 from hanlin.formats.load import save_base
 from hanlin.formats.source import open_source, open_theirs
 from hanlin.models.cpm1 import family
@@ -91,13 +92,47 @@ def test_inspection_tells_the_family_the_form_and_the_iteration(tmp_path: Path, 
     assert ("2 " in found.lying) == (ranks == 2)
 
 
-def test_unknown_heads_are_asked_for(tmp_path: Path) -> None:
-    convert(write(tmp_path / "base"), family, None, "original", tmp_path / "out")
-    for name in ("cpm1_config.json", MANIFEST):  # as the released one
-        (tmp_path / "out" / name).unlink()
-    with pytest.raises(CheckpointError, match=r"do not tell num_heads and head_dim; give them: --config num_heads="):
-        convert(tmp_path / "out", family, None, "base", tmp_path / "again")
-    convert(tmp_path / "out", family, None, "base", tmp_path / "again", changes={"num_heads": 4, "head_dim": 4})
-    assert_same(
-        dict(open_source(tmp_path / "again", family).weights), dict(open_source(tmp_path / "base", family).weights)
-    )
+@pytest.mark.parametrize(("of", "config"), [(family, CONFIG), (t5_family, T5_CONFIG)])
+def test_unknown_heads_are_asked_for(tmp_path: Path, of, config) -> None:
+    base, out = write(tmp_path / "base", of, config), tmp_path / "out"
+    convert(base, of, None, "deepspeed", out)
+    for name in ("cpm1_config.json", MANIFEST):
+        (out / name).unlink()
+    with pytest.raises(CheckpointError, match=r"do not tell num_heads( and head_dim)?; give .*: --config num_heads="):
+        convert(out, of, None, "base", tmp_path / "again")
+    with pytest.raises(CheckpointError, match=r"num_heads 7 does not divide the \d+ rows of all heads"):
+        convert(out, of, None, "base", tmp_path / "again", changes={"num_heads": 7})
+    for number, changes in enumerate(({"num_heads": 4}, {"head_dim": config.head_dim})):
+        convert(out, of, None, "base", tmp_path / str(number), changes=changes)
+        again = open_source(tmp_path / str(number), of)
+        assert (again.config().num_heads, again.config().head_dim) == (4, config.head_dim)
+        assert_same(dict(again.weights), dict(open_source(base, of).weights))
+
+
+def test_rows_that_fill_a_vocabulary_up_can_be_left_out_of_any_layout(tmp_path: Path) -> None:
+    base = write(tmp_path / "base")
+    convert(base, family, None, "megatron", tmp_path / "meg", ranks=4)
+    convert(tmp_path / "meg", family, None, "base", tmp_path / "padded")
+    padded = open_source(tmp_path / "padded", family)
+    assert padded.config().vocab_size == 32
+    for layout in ("base", "original", "huggingface", "megatron"):
+        convert(tmp_path / "padded", family, None, layout, tmp_path / f"in_{layout}")
+        convert(tmp_path / f"in_{layout}", family, None, "base", tmp_path / f"cut_{layout}", changes={"vocab_size": 24})
+        cut = open_source(tmp_path / f"cut_{layout}", family)
+        assert cut.config().vocab_size == 24
+        assert_same(dict(cut.weights), dict(open_source(base, family).weights))
+    with pytest.raises(CheckpointError, match="another shape"):
+        convert(tmp_path / "padded", family, None, "base", tmp_path / "more", changes={"vocab_size": 40})
+
+
+def test_weights_that_another_program_quantised_are_not_taken_for_numbers(tmp_path: Path) -> None:
+    convert(write(tmp_path / "base"), family, None, "huggingface", tmp_path / "hub")
+    tensors = {name: tensor.clone() for name, tensor in open_weights(tmp_path / "hub").items()}
+    name = "transformer.h.0.mlp.c_fc.weight"
+    torch.save({**tensors, name: tensors[name].mul(100).to(torch.int8)}, tmp_path / "hub" / "pytorch_model.bin")
+    (tmp_path / "hub" / MANIFEST).unlink()
+    with pytest.raises(CheckpointError, match=r"c_fc\.weight is of int8, plain numbers are expected.*get the fp16"):
+        convert(tmp_path / "hub", family, None, "base", tmp_path / "out")
+    torch.save({**tensors, "transformer.h.0.mlp.c_fc.SCB": torch.ones(3)}, tmp_path / "hub" / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"Another program has quantised these weights"):
+        convert(tmp_path / "hub", family, None, "base", tmp_path / "out")

@@ -51,6 +51,11 @@ def test_markers_are_silent_but_the_end_of_a_document_is_shown(model_file: Path)
     assert tokenizer.decode([*(id for id in ids if id is not None), 10**6, -1]) == "<eod>"
 
 
+def test_the_file_may_be_called_as_transformers_calls_it(model_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "spiece.model").write_bytes(model_file.read_bytes())
+    assert load_tokenizer(tmp_path).fingerprint == Cpm1Tokenizer.load(model_file).fingerprint
+
+
 def test_saved_and_pickled_tokenizers_give_the_same_ids(model_file: Path, tmp_path: Path) -> None:
     tokenizer = Cpm1Tokenizer.load(model_file)
     tokenizer.save(tmp_path)

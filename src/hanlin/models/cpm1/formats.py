@@ -16,7 +16,14 @@ from hanlin.formats.config_keys import TRANSFORMERS_KEYS, ConfigKeys
 from hanlin.formats.files import Weights
 from hanlin.formats.format import Format
 from hanlin.formats.lazy import meta_of
-from hanlin.formats.megatron import ARGUMENTS_WITHOUT_EFFECT, FORMS, MegatronForm, open_megatron, write_megatron
+from hanlin.formats.megatron import (
+    ARGUMENTS_WITHOUT_EFFECT,
+    FORMS,
+    MegatronForm,
+    head_rows,
+    open_megatron,
+    write_megatron,
+)
 from hanlin.formats.ranks import Partition
 from hanlin.formats.rules import Drop, FirstRows, Rename, Rule, SplitHeads, SplitRows, Transposed
 
@@ -25,7 +32,7 @@ from .config import SIZES, Cpm1Config
 if TYPE_CHECKING:
     import torch
 
-TOKENIZER_FILES = ("chinese_vocab.model", "vocab.json", "merges.txt", "vocab.txt")
+TOKENIZER_FILES = ("chinese_vocab.model", "spiece.model", "vocab.json", "merges.txt", "vocab.txt")
 
 QUERY_KEY_VALUE = ("query", "key", "value")
 _OUR = "blocks.{i}."
@@ -279,6 +286,7 @@ FORMATS = {
         partitions=PARTITIONS,
         tokenizer_files=TOKENIZER_FILES,
         needed=_HEADS,
+        head_rows=head_rows,
     ),
     "huggingface": Format(
         title="transformers' GPT2LMHeadModel (TsinghuaAI/CPM-Generate)",
@@ -301,6 +309,7 @@ FORMATS = {
             write=partial(_write_megatron, form),
             tokenizer_files=TOKENIZER_FILES,
             needed=_HEADS,
+            head_rows=head_rows,
         )
         for form, title in FORMS.items()
     },

@@ -22,6 +22,8 @@ from hanlin.tokens.wordpiece import WordPiece
 from .byte_pairs import MERGES_FILE, BytePairTokenizer
 
 PIECES_FILE, NAMES_FILE = "chinese_vocab.model", "vocab.json"
+_HUB_PIECES_FILE = "spiece.model"
+"""What transformers' CpmTokenizer calls the same file."""
 
 _WORD_START = "\u2581"  # how sentencepiece marks the beginning of a word
 _UNKNOWN_SHOWN = "⁇"
@@ -98,7 +100,8 @@ def load_tokenizer(path: Path) -> Cpm1Tokenizer | WordPiece | BytePairTokenizer:
 
 
 def _vocabulary_file(folder: Path) -> Path:
-    for name in (PIECES_FILE, VOCAB_FILE, NAMES_FILE):
+    names = (PIECES_FILE, _HUB_PIECES_FILE, VOCAB_FILE, NAMES_FILE)
+    for name in names:
         if (folder / name).is_file():
             return folder / name
-    raise DataError(f"{folder}: none of {PIECES_FILE}, {VOCAB_FILE}, {NAMES_FILE} is in this folder; copy one there")
+    raise DataError(f"{folder}: none of {', '.join(names)} is in this folder; copy one there")

@@ -12,7 +12,14 @@ from hanlin.formats.config_keys import ConfigKeys
 from hanlin.formats.files import Weights
 from hanlin.formats.format import Format
 from hanlin.formats.lazy import meta_of
-from hanlin.formats.megatron import ARGUMENTS_WITHOUT_EFFECT, FORMS, MegatronForm, open_megatron, write_megatron
+from hanlin.formats.megatron import (
+    ARGUMENTS_WITHOUT_EFFECT,
+    FORMS,
+    MegatronForm,
+    head_rows,
+    open_megatron,
+    write_megatron,
+)
 from hanlin.formats.ranks import Partition
 from hanlin.formats.rules import FirstRows, Rename, Rule, SplitHeads
 
@@ -135,6 +142,7 @@ FORMATS = {
         write=partial(_write, form),
         tokenizer_files=("vocab.txt",),
         needed=("num_heads", "head_dim"),
+        head_rows=head_rows,
     )
     for form, title in FORMS.items()
 }
