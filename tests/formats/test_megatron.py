@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import enum
 import shutil
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -124,10 +127,13 @@ def test_one_file_may_have_any_name(tmp_path: Path, form: MegatronForm) -> None:
     for ranks in (1, 2):
         write_form(tmp_path / str(ranks), form, ranks, tensors)
         next((tmp_path / str(ranks)).rglob("*.pt")).rename(tmp_path / f"of_{ranks}.pt")
-    weights = open_megatron(tmp_path / "of_1.pt", PARTITIONS, PARTS)
-    assert weights is not None
-    assert weights.layout == form
-    assert all(weights[name].equal(tensor) for name, tensor in tensors.items())
+    (tmp_path / "alone").mkdir()
+    shutil.copy(tmp_path / "of_1.pt", tmp_path / "alone" / "gpt.pt")
+    for path in (tmp_path / "of_1.pt", tmp_path / "alone"):
+        weights = open_megatron(path, PARTITIONS, PARTS)
+        assert weights is not None
+        assert weights.layout == form
+        assert all(weights[name].equal(tensor) for name, tensor in tensors.items())
     with pytest.raises(CheckpointError, match="holds the share of one of 2 model-parallel ranks"):
         open_megatron(tmp_path / "of_2.pt", PARTITIONS, PARTS)
 
@@ -142,3 +148,21 @@ def test_every_form_that_is_written_is_read_as_itself(tmp_path: Path, form: Mega
     assert (weights.layout, weights.iteration) == (form, 70)
     assert set(weights) == set(tensors)
     assert all(weights[name].equal(tensor) for name, tensor in tensors.items())
+
+
+def test_arguments_of_newer_programs_are_read_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    enums = types.ModuleType("megatron.model.enums")
+    for name in ("megatron", "megatron.model"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, enums.__name__, enums)
+    kind = enum.Enum("LayerType", {"encoder": 1}, module=enums.__name__)
+    enums.LayerType = kind  # pyright: ignore[reportAttributeAccessIssue]
+    write_form(tmp_path, "megatron", 1)
+    file = next(tmp_path.rglob("*.pt"))
+    state = torch.load(file, weights_only=False)
+    state["args"].layer_type, state["args"].params_dtype = kind.encoder, torch.float16  # pyright: ignore[reportAttributeAccessIssue]
+    torch.save(state, file)
+    weights = open_megatron(tmp_path, PARTITIONS, PARTS)
+    assert weights is not None
+    assert weights.arguments["make_vocab_size_divisible_by"] == 4
+    assert weights.arguments["params_dtype"] == torch.float16

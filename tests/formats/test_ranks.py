@@ -174,3 +174,20 @@ def test_several_files_of_weights_are_named(tmp_path: Path) -> None:
         torch.save(TENSORS, tmp_path / name)
     with pytest.raises(CheckpointError, match=r"several could be meant: a\.pt, b\.pt; name one of them"):
         open_weights(tmp_path)
+
+
+def test_files_written_without_deepspeed_are_the_same_set(tmp_path: Path) -> None:
+    write_ranks(tmp_path / "new", TENSORS, PARTITIONS, 2, iteration=7)
+    for rank, file in enumerate(find_ranks(tmp_path / "new")):
+        place = tmp_path / "plain" / "iter_0000007" / f"mp_rank_{rank:02d}" / "model_optim_rng.pt"
+        place.parent.mkdir(parents=True)
+        torch.save({"iteration": 7, "model": torch.load(file)["module"]}, place)
+    (tmp_path / "plain" / "latest_checkpointed_iteration.txt").write_text("7")
+    inner = tmp_path / "plain" / "iter_0000007"
+    for path in (tmp_path / "plain", inner, inner / "mp_rank_01" / "model_optim_rng.pt"):
+        weights = RankWeights(find_ranks(path), PARTITIONS)
+        assert (len(weights.files), weights.iteration) == (2, 7)
+        torch.testing.assert_close(dict(weights), TENSORS, rtol=0, atol=0)
+    (inner / "mp_rank_00" / "model_optim_rng.pt").unlink()
+    with pytest.raises(CheckpointError, match=r"mp_rank_00/model_optim_rng\.pt missing"):
+        find_ranks(inner)

@@ -21,15 +21,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from hanlin.core.errors import CheckpointError, shorten
-from hanlin.formats.files import TORCH_ENDINGS, Weights, find_named_weights
+from hanlin.formats.files import TORCH_ENDINGS, Weights, find_named_weights, find_weights
 from hanlin.formats.lazy import Lazy, TensorSubset, meta_of
 from hanlin.formats.ranks import (
+    PLAIN,
     TRACKER,
     UNSTATED,
     Partitions,
     deepspeed_state,
     divide_tensor,
     merge_pieces,
+    plain_files,
+    plain_name,
+    state_name,
     tracked_folder,
 )
 from hanlin.formats.torch_file import MappedTensors, write_torch_files
@@ -58,10 +62,15 @@ world_size zero_allgather_bucket_size zero_contigious_gradients zero_reduce_buck
 ARGUMENTS_WITHOUT_EFFECT = frozenset(_ARGUMENTS.split())
 """The program's arguments that change no number of a trained model; how it was trained is a recipe's matter here."""
 VERSION = 2.0
-_PLAIN, _STEPS = "model_optim_rng.pt", "latest"
-_PLAIN_RANK = re.compile(r"mp_rank_(\d+)")
+_STEPS = "latest"
 _STATE_RANK = re.compile(r"mp_rank_(\d+)_model_states\.pt")
 _ANY_RANK = re.compile(r"mp_rank_\d+(_\d+)?_model_states\.pt")
+_ENUMS = [
+    f"megatron.{room}.{name}"
+    for room in ("model.enums", "core.enums", "core.transformer.enums", "core.model_parallel_config")
+    for name in ("AttnBackend", "AttnMaskType", "AttnType", "LayerType", "ModelType", "PositionEmbeddingType")
+]
+"""Kinds of values among the arguments that newer programs of the family store."""
 _LAYER = re.compile(r"layer_(\d+)-model_(\d+)-model_states\.pt")
 _FIRST_LAYER = 2
 """Number of the first block in the pipeline's list, after the embedding and a transposition."""
@@ -71,7 +80,7 @@ _MAX_TAG = 200
 
 MegatronForm = Literal["megatron", "deepspeed", "pipeline"]
 FORMS: dict[MegatronForm, str] = {
-    "megatron": f"iter_XXXXXXX/mp_rank_XX/{_PLAIN}",
+    "megatron": f"iter_XXXXXXX/mp_rank_XX/{PLAIN}",
     "deepspeed": "DeepSpeed's global_stepN/mp_rank_XX_model_states.pt",
     "pipeline": "layer files of DeepSpeed's pipeline, global_stepN/layer_XX-model_XX-model_states.pt",
 }
@@ -168,25 +177,26 @@ def open_megatron(path: Path, partitions: Partitions, fused: Mapping[str, int]) 
     if _LAYER.fullmatch(files[0].name):
         ranks, remark = _layer_ranks(folder, by_rank)
         return MegatronWeights(files, "pipeline", ranks, partitions, fused, remark)
-    opened = [open_training_file(file) for file in files]
+    opened = [open_training_file(file, _ENUMS) for file in files]
     if not all(map(_is_ours, opened)):
         return None
-    form: MegatronForm = "megatron" if files[0].name == _PLAIN else "deepspeed"
-    check_set(opened, _plain_name if form == "megatron" else _state_name)
+    form: MegatronForm = "megatron" if files[0].name == PLAIN else "deepspeed"
+    check_set(opened, plain_name if form == "megatron" else state_name)
     ranks = [_rank(one, form) for one in opened]
     return MegatronWeights(files, form, ranks, partitions, fused)
 
 
 def _open_single(path: Path, partitions: Partitions, fused: Mapping[str, int]) -> MegatronWeights | None:
-    """A file of any name that holds the nested dicts."""
-    if path.suffix not in TORCH_ENDINGS or not path.is_file():
+    """A file of any name that holds the nested dicts, or the one file of weights in a folder."""
+    file = find_weights(path) if path.is_dir() else path
+    if file is None or file.suffix not in TORCH_ENDINGS or not file.is_file():
         return None
-    opened = open_training_file(path)
+    opened = open_training_file(file, _ENUMS)
     if opened.key is None or not _is_ours(opened):
         return None
     check_single(opened)
     form: MegatronForm = "megatron" if opened.key == "model" else "deepspeed"
-    return MegatronWeights([path], form, [_rank(opened, form)], partitions, fused)
+    return MegatronWeights([file], form, [_rank(opened, form)], partitions, fused)
 
 
 def head_rows(weights: Mapping[str, torch.Tensor]) -> int:
@@ -229,29 +239,21 @@ def write_megatron(
     stored = argparse.Namespace(**arguments, padded_vocab_size=rows, model_parallel_size=ranks)
     if form == "megatron":
         head = {"args": stored, "checkpoint_version": VERSION, "iteration": iteration}
-        files = [inner / _plain_name(rank) for rank in range(ranks)]
+        files = [inner / plain_name(rank) for rank in range(ranks)]
         for file in files:
             file.parent.mkdir()
         write_torch_files(files, padded, share, lambda _, flat: {**head, "model": _nested(flat)})
     elif form == "deepspeed":
-        files = [inner / _state_name(rank) for rank in range(ranks)]
+        files = [inner / state_name(rank) for rank in range(ranks)]
         write_torch_files(files, padded, share, lambda _, flat: deepspeed_state(_nested(flat), ranks, iteration))
     else:
         _write_layers(inner, padded, share, ranks)
         state = {**deepspeed_state(None, ranks, iteration), "args": stored}
-        files = [inner / _state_name(rank) for rank in range(ranks)]
+        files = [inner / state_name(rank) for rank in range(ranks)]
         write_torch_files(files, TensorSubset(padded, []), share, lambda *_: state)
     if form != "megatron":
         (folder / _STEPS).write_text(inner.name, encoding="utf-8")
     (folder / TRACKER).write_text(str(iteration), encoding="utf-8")
-
-
-def _plain_name(rank: int) -> str:
-    return f"mp_rank_{rank:02d}/{_PLAIN}"
-
-
-def _state_name(rank: int) -> str:
-    return f"mp_rank_{rank:02d}_model_states.pt"
 
 
 def _layer_name(number: int, rank: int) -> str:
@@ -317,7 +319,7 @@ def _iteration(path: Path) -> Path | None:
     """The folder of an iteration."""
     if path.is_file():
         lies_here = _LAYER.fullmatch(path.name) or _STATE_RANK.fullmatch(path.name)
-        return path.parent.parent if path.name == _PLAIN else path.parent if lies_here else None
+        return path.parent.parent if path.name == PLAIN else path.parent if lies_here else None
     if not path.is_dir() or find_named_weights(path) is not None:
         return None
     if _plain_files(path) or _layer_files(path) or _state_files(path):
@@ -338,8 +340,7 @@ def _tags(folder: Path) -> Iterator[str]:
 
 
 def _plain_files(folder: Path) -> dict[int, list[Path]]:
-    matches = {entry / _PLAIN: _PLAIN_RANK.fullmatch(entry.name) for entry in folder.iterdir()}
-    return {int(match[1]): [file] for file, match in matches.items() if match and file.is_file()}
+    return {rank: [file] for rank, file in plain_files(folder).items()}
 
 
 def _state_files(folder: Path) -> dict[int, list[Path]]:

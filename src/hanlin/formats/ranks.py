@@ -2,13 +2,14 @@
 
 `DIR/latest_checkpointed_iteration.txt` (or DeepSpeed's `DIR/latest`) names a folder that holds
 `mp_rank_00_model_states.pt`, `mp_rank_01_model_states.pt`, ... A file has the tensors under "module" (or "model") and,
-beside them, states of random numbers and schedules; these are read with an allow-list and thrown away.
+beside them, states of random numbers and schedules; these are read with an allow-list and thrown away. Without
+DeepSpeed the programs write `iter_0000010/mp_rank_00/model_optim_rng.pt`, ...
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 
 TRACKER = "latest_checkpointed_iteration.txt"
 _TRACKERS = (TRACKER, "latest")
-_RANK_FILE = "mp_rank_{rank:02d}_model_states.pt"
+PLAIN = "model_optim_rng.pt"
+_PLAIN_RANK = re.compile(r"mp_rank_(\d+)")
 UNSTATED = "The files do not say how many belong together: if there were more of them, copy the others too."
 _MAX_TAG = 200
 RANK = re.compile(r"mp_rank_(\d+)_model_states\.pt")
@@ -75,13 +77,49 @@ def find_ranks(path: Path) -> list[Path]:
     Raises: CheckpointError when the tracker names a folder that is not there, or when a rank's file is missing.
     """
     path = Path(path)
+    if (plain := plain_folder(path)) is not None:
+        return _without_gaps(plain, plain_files(plain), plain_name)
     folder = tracked_folder(path, RANK)
     if folder is None:
         if path.is_dir() and find_named_weights(path) is None and (tracker := _tracker(path)) is not None:
             _refuse_tracker(path, tracker)
         return []
     found = {int(match[1]): file for file in folder.iterdir() if (match := RANK.fullmatch(file.name))}
-    if lost := [_RANK_FILE.format(rank=rank) for rank in range(max(found, default=-1) + 1) if rank not in found]:
+    return _without_gaps(folder, found, state_name)
+
+
+def state_name(rank: int) -> str:
+    """The name of a rank's file as DeepSpeed writes it, below the folder of an iteration."""
+    return f"mp_rank_{rank:02d}_model_states.pt"
+
+
+def plain_name(rank: int) -> str:
+    """The same without DeepSpeed."""
+    return f"mp_rank_{rank:02d}/{PLAIN}"
+
+
+def plain_folder(path: Path) -> Path | None:
+    """The folder of an iteration with files that were written without DeepSpeed; None where a path means none.
+
+    path: that folder, the one with the tracker file, or one of the files.
+    """
+    if path.is_file():
+        return path.parent.parent if path.name == PLAIN and _PLAIN_RANK.fullmatch(path.parent.name) else None
+    if not path.is_dir() or find_named_weights(path) is not None:
+        return None
+    tag = _tag(path / TRACKER) if (path / TRACKER).is_file() else ""
+    folders = [path, path / (f"iter_{int(tag):07d}" if tag.isdecimal() else "release")]
+    return next((folder for folder in folders if folder.is_dir() and plain_files(folder)), None)
+
+
+def plain_files(folder: Path) -> dict[int, Path]:
+    """The files of an iteration's folder that were written without DeepSpeed, by their rank."""
+    matches = {entry / PLAIN: _PLAIN_RANK.fullmatch(entry.name) for entry in folder.iterdir()}
+    return {int(match[1]): file for file, match in matches.items() if match and file.is_file()}
+
+
+def _without_gaps(folder: Path, found: Mapping[int, Path], name: Callable[[int], str]) -> list[Path]:
+    if lost := [name(rank) for rank in range(max(found, default=-1) + 1) if rank not in found]:
         raise CheckpointError(f"{folder}: {', '.join(lost)} missing beside the files of other ranks; copy them too")
     return [found[rank] for rank in sorted(found)]
 
@@ -96,14 +134,16 @@ class RankWeights(Weights):
         """
         self.files = tuple(files)
         self._partitions = partitions
+        is_plain = files[0].name == PLAIN
+        folder = files[0].parent.parent if is_plain else files[0].parent
         opened = [open_training_file(file) for file in files]
         if whole:
-            check_set(opened, lambda rank: _RANK_FILE.format(rank=rank))
+            check_set(opened, plain_name if is_plain else state_name)
         self._ranks = [mapped(one) for one in opened]
-        self.iteration = opened[0].iteration if opened[0].iteration is not None else _number_of(files[0].parent)
+        self.iteration = opened[0].iteration if opened[0].iteration is not None else _number_of(folder)
         if opened[0].num_ranks is None:
             self.hint = UNSTATED
-        self.lying = f"{len(files)} model-parallel rank{'s' if len(files) > 1 else ''} in {files[0].parent.name}/"
+        self.lying = f"{len(files)} model-parallel rank{'s' if len(files) > 1 else ''} in {folder.name}/"
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return merge_pieces(name, [rank[name] for rank in self._ranks], self._partitions, self.files[0].parent)
@@ -162,7 +202,7 @@ def write_ranks(
     inner = folder / str(iteration)
     inner.mkdir(parents=True)
     write_torch_files(
-        [inner / _RANK_FILE.format(rank=rank) for rank in range(ranks)],
+        [inner / state_name(rank) for rank in range(ranks)],
         tensors,
         lambda name, whole: divide_tensor(name, whole, partitions, ranks),
         lambda _, module: deepspeed_state(module, ranks, iteration),

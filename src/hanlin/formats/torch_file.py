@@ -82,6 +82,13 @@ class TorchFile:
             forget_pages(tensor)
 
 
+class Ignored:
+    """In the place of a value of a class that we neither have nor need."""
+
+    def __init__(self, *values: object) -> None:
+        del values
+
+
 class MappedTensors(Lazy):
     """Tensors of one or several files by name; each is compared with its file's checksum when it is first read."""
 
@@ -107,10 +114,11 @@ class MappedTensors(Lazy):
         file.forget(tensor)
 
 
-def load_torch_file(path: Path, *, has_states: bool = False) -> TorchFile:
+def load_torch_file(path: Path, *, has_states: bool = False, ignored: Sequence[str] = ()) -> TorchFile:
     """Open a file without running code of its.
 
-    has_states: read also what training programs keep beside tensors: states of random numbers, sets, arguments.
+    has_states: read also what training programs keep beside tensors: states of random numbers, sets, arguments;
+    ignored: full names of classes whose values are read over: an `Ignored` stands in their place.
 
     Raises: CheckpointError naming what would run code, or the damage.
     """
@@ -128,7 +136,9 @@ def load_torch_file(path: Path, *, has_states: bool = False) -> TorchFile:
         return storage
 
     try:
-        with torch.serialization.safe_globals(_harmless() if has_states else []):
+        with torch.serialization.safe_globals(
+            [*(_harmless() if has_states else []), *((Ignored, name) for name in ignored)]
+        ):
             content = torch.load(path, map_location=keep, weights_only=True, mmap=archive is not None)
     except pickle.UnpicklingError as error:
         raise CheckpointError(_refused(path, error)) from None  # torch's own text advises to read it all the same

@@ -55,12 +55,14 @@ class TrainingFile:
         return next((number for value in stated if (number := _whole(value))), None)
 
 
-def open_training_file(path: Path) -> TrainingFile:
+def open_training_file(path: Path, ignored: Sequence[str] = ()) -> TrainingFile:
     """Open a file of `torch.save` that holds the tensors of a model.
+
+    ignored: full names of further classes whose values may lie beside the tensors; nothing is made of them.
 
     Raises: CheckpointError for one that holds none, or would run code, or is damaged.
     """
-    file = load_torch_file(path, has_states=True)
+    file = load_torch_file(path, has_states=True, ignored=ignored)
     content = file.content
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: names with tensors are expected, this holds a {type(content).__name__}")
