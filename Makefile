@@ -9,7 +9,7 @@ ARGS ?=
 RUN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help demo test check bench drill docs clean
+.PHONY: help demo test check mutants bench drill docs clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/'
@@ -33,6 +33,9 @@ check: $(INSTALLED) ## style, types, imports
 	$(RUN)/ruff format --check .
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(RUN)/pyright
 	$(RUN)/lint-imports
+
+mutants: $(INSTALLED) ## break one line after another; do the unit tests notice? (ARGS=step.py: some of them)
+	$(RUN)/python tests/mutants.py $(ARGS)
 
 bench: $(INSTALLED) ## a benchmark, as ratios within one run (NAME=step_cpm1 ARGS="--rounds 3"; ARGS=--smoke: does it run?)
 	$(RUN)/python benchmarks/$(NAME).py $(ARGS)

@@ -11,6 +11,7 @@ from hanlin.core.errors import HanlinError
 from hanlin.parallel.parallelize import parallelize
 from hanlin.recipe.settings import TrainSettings
 from hanlin.train.optimizer import build_optimizer
+from hanlin.train.schedules import learning_rate
 from hanlin.train.step import Step, mean_loss
 
 CPU = torch.device("cpu")
@@ -76,6 +77,23 @@ def test_clipping_shortens_a_long_gradient_and_leaves_a_short_one_as_it_is(clip:
     factor = min(1.0, clip / (norm + 1e-6))
     for name, plain in given[0].items():
         torch.testing.assert_close(given[1][name], plain * factor, rtol=1e-6 if factor < 1 else 0, atol=0)
+
+
+def test_the_optimizer_gets_gradients_without_the_loss_scale():
+    given: list[torch.Tensor] = []
+    for scale in (1, 1024):
+        step = make_step(precision="fp16", loss_scale=scale, clip=None)
+        weight = step.parallel_model.parameters["head.weight"]
+        step.optimizer.step = lambda rate, weight=weight: given.append(weight.grad.clone())  # type: ignore[method-assign]
+        step.run(make_batch(0))
+    torch.testing.assert_close(given[0], given[1], rtol=2e-2, atol=1e-4)  # fp16 rounds small gradients
+
+
+def test_every_update_has_the_rate_of_its_number():
+    step = make_step(total_steps=3, schedule="linear", warmup_steps=2)
+    found = [step.run(make_batch(number)).lr for number in range(3)]
+    assert found == [learning_rate(step.settings, number, 3) for number in (1, 2, 3)]
+    assert len(set(found)) == 2  # up, and down again
 
 
 def test_report_counts_tokens_and_uses_the_schedule():

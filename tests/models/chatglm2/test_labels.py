@@ -277,6 +277,7 @@ def test_long_texts_lose_their_end_and_keep_their_template(tokenizer) -> None:
         ("one", ("好", "好"), {}, "'好' stands there twice"),
         ("one", ("好",), {}, "one label alone leaves nothing to choose"),
         ("one", ("好", "坏"), {"answer_length": 8}, "answer_length has no effect on labels"),
+        ("one", ("好", "坏"), {"eval_prompt_length": 8}, "eval_prompt_length has no effect on labels"),
         ("one", ("好", "坏"), {"compatible": True}, "compatible has no effect on labels"),
     ],
 )

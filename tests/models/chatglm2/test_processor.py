@@ -97,6 +97,25 @@ def test_pre_tokenised_rows_are_taken_as_they_are(make):
     assert np.array_equal(again.labels, processor.sample(RECORD).labels)
 
 
+def test_evaluation_has_lengths_of_its_own(make):
+    """The original's evaluate_finetune.sh asks with 256 + 256 tokens what was trained with 64 + 64."""
+    trained = {"compatible": True, "prompt_length": 6, "answer_length": 4}
+    short, own = make(**trained), make(**trained, eval_prompt_length=12, eval_answer_length=9)
+    record = {"prompt": "好" * 40, "response": "你好" * 20}
+    assert short.original_row(record) == own.original_row(record)
+    assert [one.prompt(record).length + 1 for one in (short, own)] == [6, 12]
+    golds = [one.gold(record)[0] for one in (short, own)]
+    assert golds[1].startswith(golds[0])
+    assert len(golds[0]) < len(golds[1]) < len(record["response"])
+    # Without compatible the oldest rounds go, and no reference is cut.
+    plain = make(prompt_length=60, eval_prompt_length=30)
+    assert plain.prompt(DIALOGUE).length < 30
+    with pytest.raises(ConfigError, match="eval_answer_length"):
+        make(eval_answer_length=9)
+    with pytest.raises(ConfigError, match="eval_prompt_length is 2"):
+        make(eval_prompt_length=2)
+
+
 def test_unpacked_rows_need_no_mask(make):
     processor = make()
     batch = processor.collate([[processor.sample(RECORD)], [processor.sample(DIALOGUE)]], 64)

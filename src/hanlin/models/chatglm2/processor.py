@@ -209,9 +209,9 @@ class ChatGlm2Processor:
         """
         ids = self.encode_prompt(record)
         if self.options.compatible:
-            ids = ids[: self.options.source_length]
+            ids = ids[: self.options.asked_length or self.options.source_length]
         else:
-            ids = self._shortened(record, ids, self.options.prompt_length or self.config.max_length - 1)
+            ids = self._shortened(record, ids, self.options.asked_length or self.config.max_length - 1)
         ends = frozenset((*self.config.end_ids, *self.template.ends(self.tokenizer)))
         cursor = TextCursor(ids[-1], len(ids) - 1, ends)
         return Prompt(record, {"tokens": np.array(ids[:-1], dtype=np.int32)}, cursor)
@@ -233,12 +233,12 @@ class ChatGlm2Processor:
         return [text if self.options.compatible else self.template.read_answer(text)]
 
     def gold(self, record: Any) -> list[str | None]:
-        """The record's answer; in compatible mode as the original compares it, cut to target_length."""
+        """The record's answer; in compatible mode as the original compares it, cut to reference_length."""
         text = record.get(self.options.response_column)
         if text is None or not self.options.compatible:
             return [text]
         [answer] = self.tokenizer.encode_parts([self.template.answer(self.tokenizer, text)])
-        ids = reference_ids(self.tokenizer.prefix, answer, self.options.target_length)
+        ids = reference_ids(self.tokenizer.prefix, answer, self.options.reference_length)
         return [self.tokenizer.decode(ids)]
 
     def candidates(self, record: Any) -> list[Any]:
@@ -272,7 +272,7 @@ class ChatGlm2Processor:
         while limit is not None and len(ids) > limit:
             shorter = self._without_oldest(record)
             if shorter is None:
-                where = "prompt_length" if self.options.prompt_length else "the model's max_length"
+                where = "prompt_length" if self.options.asked_length else "the model's max_length"
                 raise DataError(
                     f"the newest question alone makes {len(ids)} tokens, {where} allows {limit}; shorten it"
                 )
@@ -291,8 +291,8 @@ def label_processor(processor: ChatGlm2Processor) -> LabelProcessor:
     Raises: ConfigError.
     """
     options, config = processor.options, processor.config
-    if options.compatible or options.answer_length is not None:
-        name = "compatible" if options.compatible else "answer_length"
+    without_effect = ("compatible", "answer_length", "eval_prompt_length")
+    if (name := next((name for name in without_effect if getattr(options, name)), None)) is not None:
         raise ConfigError(f"{name} has no effect on labels (model.config.labels); remove it")
     columns = LabelKeys(options.prompt_column, options.response_column)
     return LabelProcessor(processor, config.labels, config.label_kind, columns, options.prompt_length)

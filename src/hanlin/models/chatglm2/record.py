@@ -34,6 +34,10 @@ class ChatGlm2Options:
     prompt_length: int | None = None
     # Tokens. A longer answer is cut, and its end is then not learned.
     answer_length: int | None = None
+    # The same where answers are generated and scored, as the original's evaluation has lengths of its own
+    # (--max_source_length of evaluate.sh, --val_max_target_length). None: prompt_length, answer_length.
+    eval_prompt_length: int | None = None
+    eval_answer_length: int | None = None
     # True: the original's ids and labels, cut where it cuts them (from the right, even the mark before the answer).
     compatible: bool = False
     # Only with compatible: prompt and padding count in the loss, with 0 as their label (ignore_pad_token_for_loss off).
@@ -41,9 +45,12 @@ class ChatGlm2Options:
 
     def __post_init__(self) -> None:
         for name, least in (("prompt_length", 3), ("answer_length", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ConfigError(f"{name} is {value}, expected at least {least} tokens")
+            for key in (name, f"eval_{name}"):
+                value = getattr(self, key)
+                if value is not None and value < least:
+                    raise ConfigError(f"{key} is {value}, expected at least {least} tokens")
+        if self.eval_answer_length is not None and not self.compatible:
+            raise ConfigError("eval_answer_length cuts references, with compatible: true only; leave it or set that")
         if self.learn_padding and not self.compatible:
             raise ConfigError("learn_padding has an effect only with compatible: true; leave one or set the other")
         check_column_names(self, ("prompt_column", "response_column", "history_column", "template"))
@@ -57,6 +64,16 @@ class ChatGlm2Options:
     def target_length(self) -> int:
         """Compatible mode's limit of the answer."""
         return self.answer_length or TARGET_LENGTH
+
+    @property
+    def asked_length(self) -> int | None:
+        """The limit of a prompt whose answer is generated; None: the model's."""
+        return self.eval_prompt_length or self.prompt_length
+
+    @property
+    def reference_length(self) -> int:
+        """Compatible mode's limit of what an answer is compared with."""
+        return self.eval_answer_length or self.target_length
 
 
 def read_dialogue(record: Any, options: ChatGlm2Options) -> Dialogue:
