@@ -1,3 +1,4 @@
+import itertools
 import json
 import logging
 import shutil
@@ -5,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from kills import killed_at
 
 from hanlin.checkpoint.state import Checkpointer, Saved, recipe_identity, verify
 from hanlin.core.errors import CheckpointError
+from hanlin.core.manifest import write_manifest
 from hanlin.recipe.settings import Recipe
 
 
@@ -164,3 +167,74 @@ def test_identity_is_model_data_tuning_and_seed(tmp_path):
     assert json.loads(json.dumps(identity))["data.train"] == ["a.jsonl"]
     assert {"model.family", "tuning.method", "run.seed"} <= set(identity)
     assert not {"data.cache", "data.eval", "run.folder", "train.lr"} & set(identity)
+
+
+def test_the_best_one_stays_although_its_pointer_is_damaged(tmp_path):
+    checkpointer = Checkpointer(tmp_path, keep=1)
+    checkpointer.save(1, tensors(1.0), {}, is_best=True)
+    (tmp_path / "best").write_bytes(b"\xff\xfe\n")
+    for step in (2, 3):
+        checkpointer.save(step, tensors(0.0), {})
+    assert names(tmp_path) == ["000001", "000003", "best", "latest"]
+    tmp_path.with_name(f"saved.{tmp_path.name}.json").write_text("[")
+    (tmp_path / "best").write_text("000001\n")
+    checkpointer.save(4, tensors(0.0), {})
+    assert names(tmp_path) == ["000001", "000004", "best", "latest"]
+
+
+def test_lost_checkpoints_are_told_and_a_run_without_any_does_not_begin_again(tmp_path, caplog):
+    checkpointer = saved(tmp_path, 1, 2)
+    shutil.rmtree(tmp_path / "000002")
+    with caplog.at_level(logging.ERROR, "hanlin"):
+        assert checkpointer.load_latest(tensors(0.0)) == Saved(1, {"position": [1, 1]})
+    assert "checkpoints are gone: 000002" in caplog.text
+    shutil.rmtree(tmp_path / "000001")
+    with pytest.raises(CheckpointError, match=r"has saved checkpoints .* begin anew with --restart"):
+        checkpointer.load_latest(tensors(0.0))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state.update(newer=1), "has newer, which is not known here"),
+        (lambda state: state.pop("settings"), "lacks settings"),
+        (lambda state: state.update(step="1"), "step. is a str"),
+        (lambda state: [state.pop(name) for name in list(state)], "lacks step"),
+    ],
+)
+def test_the_state_of_another_version_is_refused_by_what_differs(tmp_path, change, message):
+    checkpointer = saved(tmp_path, 1)
+    path = tmp_path / "000001" / "state.json"
+    state = json.loads(path.read_text())
+    change(state)
+    path.write_text(json.dumps(state))
+    write_manifest(tmp_path / "000001")
+    with pytest.raises(CheckpointError, match=rf"state\.json: .*{message}.*another version"):
+        checkpointer.load_latest(tensors(0.0))
+
+
+def test_other_settings_are_told_and_taken_on_request(tmp_path, caplog):
+    Checkpointer(tmp_path, settings={"train.lr": 0.1, "train.old": 1}).save(1, tensors(0.0), {})
+    settings = {"train.lr": 0.2, "train.new": 1}
+    with pytest.raises(CheckpointError, match=r"other settings \(train.lr: 0.1 -> 0.2\).*--change"):
+        Checkpointer(tmp_path, settings=settings).load_latest(tensors(0.0))
+    with caplog.at_level(logging.WARNING, "hanlin"):
+        assert Checkpointer(tmp_path, settings=settings, may_change=True).load_latest(tensors(0.0)) is not None
+    assert "with other settings: train.lr: 0.1 -> 0.2" in caplog.text
+
+
+def test_a_kill_leaves_a_valid_checkpoint(tmp_path, monkeypatch):
+    for call in itertools.count(1, 2):
+        folder = tmp_path / str(call)
+        checkpointer = saved(folder, 2, keep=1)
+        is_killed = killed_at(call, lambda to=checkpointer: to.save(3, tensors(3.0), {"position": [1, 3]}), monkeypatch)
+        loaded = checkpointer.load_latest(tensors(0.0))
+        assert loaded is not None
+        assert loaded.step in (2, 3)
+        assert not is_killed or loaded.values == {"position": [1, loaded.step]}
+        checkpointer.save(4, tensors(4.0), {})
+        assert names(folder)[-2:] == ["000004", "latest"]
+        assert not list(folder.glob("*.tmp"))
+        if not is_killed:
+            break
+    assert call > 10

@@ -9,11 +9,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from kills import killed_at
 
 from hanlin.core import files
 from hanlin.core.errors import CheckpointError, ConfigError, DataError
@@ -102,22 +102,6 @@ def test_a_place_that_cannot_be_written_to_is_said(tmp_path: Path, write: Any) -
         write(tmp_path / "file" / "inner").__enter__()
 
 
-def in_a_process_killed_at(call: int, work: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Do the work in a process that is killed at its `call`-th rename or fsync; whether it came that far."""
-    if (child := os.fork()) == 0:
-        calls = itertools.count(1)
-
-        def counted(real: Callable[..., Any]) -> Callable[..., Any]:
-            return lambda *given: os.kill(os.getpid(), signal.SIGKILL) if next(calls) == call else real(*given)
-
-        for place, name in ((os, "fsync"), (os, "rename"), (os, "replace"), (files, "_rename")):
-            monkeypatch.setattr(place, name, counted(getattr(place, name)))
-        with suppress(BaseException):
-            work()
-        os._exit(0)
-    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
-
-
 def write_folder(target: Path, content: str) -> None:
     with published(target, "replace") as private:
         private.mkdir()
@@ -138,7 +122,7 @@ def test_a_kill_leaves_the_old_or_the_new_and_its_traces_go(
     target = tmp_path / "best"
     for call in itertools.count(1):
         write_folder(target, "old")
-        if not in_a_process_killed_at(call, lambda: write_folder(target, "new"), monkeypatch):
+        if not killed_at(call, lambda: write_folder(target, "new"), monkeypatch):
             break
         assert not can_exchange or target.exists()
         remove_leftovers(tmp_path)
@@ -154,7 +138,7 @@ def test_a_killed_file_leaves_the_old_or_the_new(tmp_path: Path, monkeypatch: py
 
     for call in itertools.count(1):
         write(b"old")
-        if not in_a_process_killed_at(call, lambda: write(b"new"), monkeypatch):
+        if not killed_at(call, lambda: write(b"new"), monkeypatch):
             break
         assert (tmp_path / "file").read_bytes() in (b"old", b"new")
         remove_leftovers(tmp_path)

@@ -1,5 +1,7 @@
 import json
+import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,9 +13,11 @@ import torch
 from run_tiny import run
 from tiny_model import TinyLoader, break_batch
 
-from hanlin.core.errors import HanlinError
+from hanlin.core.errors import CheckpointError, HanlinError
+from hanlin.core.manifest import write_manifest
 from hanlin.recipe.settings import TrainSettings
 from hanlin.train.loop import EXIT_INTERRUPTED, count_steps
+from hanlin.train.metrics import MetricsFile
 
 SCRIPT = Path(__file__).with_name("run_tiny.py")
 MY_OPTIMIZER = str(Path(__file__).parents[2] / "examples" / "my_optimizer.py")
@@ -196,3 +200,67 @@ def test_killed_again_and_again_the_run_ends_as_if_nothing_had_happened(tmp_path
     losses = losses_of(tmp_path / "killed")
     assert losses_of(tmp_path / "whole") == losses
     assert losses[12] < losses[1]
+
+
+def test_a_shortened_or_damaged_metrics_file_is_told_and_kept(tmp_path, caplog):
+    run(tmp_path, steps=6, decay_steps=12)
+    path = tmp_path / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    damaged = b"".join([*lines[:1], b"\0\xff not a line\n", *lines[4:]])
+    path.write_bytes(damaged)
+    with caplog.at_level(logging.ERROR, "hanlin"):
+        run(tmp_path, steps=8, decay_steps=12)
+    assert "lines of steps are missing: 2-4" in caplog.text
+    assert "damaged lines are left out (2)" in caplog.text
+    assert (tmp_path / "metrics.damaged.jsonl").read_bytes() == damaged
+    assert sorted(losses_of(tmp_path)) == [1, 5, 6, 7, 8]
+
+
+def test_a_metrics_file_that_an_editor_replaced_is_followed(tmp_path, caplog):
+    file = MetricsFile(tmp_path / "metrics.jsonl", 0)
+    file.write(1, {})
+    (tmp_path / "new").write_bytes((tmp_path / "metrics.jsonl").read_bytes())
+    (tmp_path / "new").replace(tmp_path / "metrics.jsonl")
+    with caplog.at_level(logging.ERROR, "hanlin"):
+        file.write(2, {})
+    assert [line["step"] for line in lines_of(tmp_path)] == [1, 2]
+    assert "was removed or replaced" in caplog.text
+    file.close()
+
+
+@pytest.mark.parametrize("is_made_again", [True, False])
+def test_a_run_whose_folder_is_removed_ends_at_the_next_write(tmp_path, is_made_again, monkeypatch):
+    def removing(self, step, values, real=MetricsFile.write):
+        if step == 3:
+            shutil.rmtree(tmp_path / "run")
+            if is_made_again:
+                (tmp_path / "run").mkdir()
+        real(self, step, values)
+
+    monkeypatch.setattr(MetricsFile, "write", removing)
+    with pytest.raises(CheckpointError, match="run: was removed or replaced while the run was writing there"):
+        run(tmp_path / "run", steps=6)
+    assert not list(tmp_path.rglob("*.safetensors"))
+    assert (tmp_path / "run").exists() == is_made_again
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda values: values["progress"].update(newer=1), "has progress.newer"),
+        (lambda values: values["step"].pop("updates"), "lacks step.updates"),
+        (lambda values: values["loader"].update(number="x"), "loader.number. is a str"),
+        (lambda values: values["random"][0].pop("torch"), "lacks torch"),
+        (lambda values: values["random"][0].update(torch="xy"), "not states of random numbers"),
+        (lambda values: values.pop("random"), "lacks random"),
+    ],
+)
+def test_a_checkpoint_of_another_version_is_refused_by_what_differs(tmp_path, change, message):
+    run(tmp_path, steps=3)
+    folder = tmp_path / "checkpoints" / "000003"
+    state = json.loads((folder / "state.json").read_text())
+    change(state["values"])
+    (folder / "state.json").write_text(json.dumps(state))
+    write_manifest(folder)
+    with pytest.raises(CheckpointError, match=rf"state\.json: .*{message}"):
+        run(tmp_path, steps=6)

@@ -30,11 +30,14 @@ from hanlin.recipe.reading import Draft, Problem, listing, read_recipe
 from hanlin.recipe.settings import Recipe
 from hanlin.recipe.unused_settings import unused_settings
 from hanlin.run.components import warm_start
+from hanlin.run.folder import Start
 
 
-def check_file(path: Path | str, overrides: Iterable[str] = (), purpose: Purpose | None = None) -> Recipe:
+def check_file(
+    path: Path | str, overrides: Iterable[str] = (), purpose: Purpose | None = None, *, start: Start = "resume"
+) -> Recipe:
     """Read and check a recipe; purpose None: train when the recipe has a section `train` or training data,
-    else evaluate.
+    else evaluate; start: how training would begin where the run folder holds a run.
 
     Raises: ConfigError that lists all problems.
     """
@@ -44,7 +47,7 @@ def check_file(path: Path | str, overrides: Iterable[str] = (), purpose: Purpose
         purpose = purpose or _purpose(recipe)
         recipe, contrary = warm_start(recipe) if purpose == "train" and not problems else (recipe, [])
         problems += [Problem(key, text, _place(key, draft.places)) for key, text in contrary]
-        found = check(recipe, draft.places, purpose=purpose, with_torch=not problems)
+        found = check(recipe, draft.places, purpose=purpose, with_torch=not problems, start=start)
         problems += [problem for problem in found if not draft.problems or not _follows(problem, draft, recipe)]
     if problems or recipe is None:
         raise ConfigError(listing(problems, path))
@@ -57,6 +60,7 @@ def check(
     *,
     purpose: Purpose | None = None,
     with_torch: bool = True,
+    start: Start = "resume",
 ) -> list[Problem]:
     """All problems of a recipe whose values are right one by one.
 
@@ -70,7 +74,7 @@ def check(
             *length_problems(recipe),
             *batch_problems(recipe),
             *settings_problems(recipe),
-            *folder_problems(recipe),
+            *folder_problems(recipe, start),
             *tracker_problems(recipe),
         ]
     family = find_family(recipe, found)

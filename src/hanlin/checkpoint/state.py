@@ -1,7 +1,8 @@
 """The state of a run on disk: torch DCP files and `state.json`, complete or not there at all.
 
     checkpoints/000100/   tensors/ (DCP; readable under any layout), state.json (plain values), manifest.json
-    checkpoints/latest    the number of the newest one; `best`: of the one that must stay
+    checkpoints/latest    the number of the newest one; `best`: of the one that must stay (for people)
+    saved.checkpoints.json    which there must be (checkpoint/saved.py)
 
 A checkpoint is written to NNNNNN.tmp, its files are synced and hashed into the manifest, then it is renamed; `latest`
 moves after that and old ones go last. Only trained weights are in it; the frozen base is not.
@@ -19,14 +20,15 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hanlin.checkpoint.saved import SavedSteps, checkpoint_folders, lost_checkpoints, read_saved, refuse_lost
 from hanlin.core.collectives import call_on_main, gather_values, has_ranks, is_main_rank, new_cpu_group, wait_for_all
 from hanlin.core.errors import CheckpointError, shorten
-from hanlin.core.files import replaced_file, sync
+from hanlin.core.files import read_json_object, remove_leftovers, replaced_file, sync
 from hanlin.core.manifest import manifest_problems, write_manifest
 from hanlin.core.os_errors import explain, reason_of
 from hanlin.recipe.settings import Recipe
@@ -42,17 +44,19 @@ TENSORS, STATE = "tensors", "state.json"
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint that was read: its step and its plain values."""
+    """A checkpoint that was read: its step, its plain values, and the file that holds them."""
 
     step: int
     values: dict[str, Any]
+    path: Path = field(default=Path(), compare=False)
 
 
 class Checkpointer:
     """Writes and reads the checkpoints of one run.
 
-    keep: how many newest ones stay, besides the best; identity: what must be equal for a resume to make sense
-    (`recipe_identity`), by dotted key; in_background: `save` returns when the values are copied to the CPU's memory,
+    folder: `checkpoints` of a run folder. keep: how many newest ones stay, besides the best; identity: what must be
+    equal for a resume to make sense (`recipe_identity`), by dotted key; settings: what must be equal unless may_change
+    says that other ones are wanted; in_background: `save` returns when the values are copied to the CPU's memory,
     the next one and `wait` wait for what is still written.
     """
 
@@ -62,21 +66,29 @@ class Checkpointer:
         keep: int = 2,
         identity: Mapping[str, Any] | None = None,
         *,
+        settings: Mapping[str, Any] | None = None,
+        may_change: bool = False,
         in_background: bool = False,
     ) -> None:
-        self.folder, self.keep, self.in_background = folder, keep, in_background
+        self.folder, self.keep, self.in_background, self.may_change = folder, keep, in_background, may_change
         self.identity = json.loads(json.dumps(dict(identity or {})))
+        self.settings = json.loads(json.dumps(dict(settings or {})))
         self._threads = ThreadPoolExecutor(1) if in_background else None
         self._pending: Future[None] | None = None
         # The ranks agree on a checkpoint in the background while they train in the foreground.
         self._group = new_cpu_group() if in_background else None
 
     def save(
-        self, step: int, tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any], *, is_best: bool = False
+        self,
+        step: int,
+        tensors: Mapping[str, torch.Tensor],
+        values: Mapping[str, Any],
+        *,
+        is_best: bool = False,
     ) -> None:
         """Publish a checkpoint; remove those that are no longer kept. Every rank must call it.
 
-        values: plain, as JSON holds them; those of the main rank count.
+        values: plain, as JSON holds them; those of the main rank count. is_best: it stays until there is a better one.
         Raises: CheckpointError when it cannot be written; the earlier ones stay.
         """
         self.wait()
@@ -104,21 +116,26 @@ class Checkpointer:
                 pending.result()
 
     def load_latest(self, tensors: Mapping[str, torch.Tensor]) -> Saved | None:
-        """Fill `tensors` from the newest valid checkpoint; None if there is none at all.
+        """Fill `tensors` from the newest valid checkpoint; None if there never was one.
 
-        Damaged ones are named in the log and passed over.
-        Raises: CheckpointError when all are damaged, when one lacks a tensor, and for a run of another identity.
+        Damaged and lost ones are named in the log and passed over.
+        Raises: CheckpointError when all are damaged or lost, when one lacks a tensor or was written by another version,
+        and for a run of another identity or other settings.
         """
         folder = call_on_main(self._newest_valid)
         if folder is None:
             return None
-        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        state = read_json_object(folder / STATE)
+        check_keys(folder / STATE, state, {"step": 0, "identity": {}, "settings": {}, "values": {}})
         self._check_identity(folder, state["identity"])
+        self._check_settings(folder, state["settings"])
         _read_tensors(folder / TENSORS, tensors)
-        return Saved(state["step"], state["values"])
+        return Saved(state["step"], state["values"], folder / STATE)
 
     def _newest_valid(self) -> Path | None:
-        folders = self._folders()
+        folders = checkpoint_folders(self.folder)
+        refuse_lost(self.folder)
+        self._tell_lost()
         for folder in reversed(folders):
             if problems := verify(folder):
                 log.error("checkpoint %s is damaged and not used: %s", folder, "; ".join(problems))
@@ -133,9 +150,19 @@ class Checkpointer:
             "restore one from a copy, or remove the folder to start anew"
         )
 
+    def _tell_lost(self) -> None:
+        try:
+            lost = lost_checkpoints(self.folder)
+        except CheckpointError as error:
+            log.error("%s", error)
+            return
+        if lost:
+            log.error("%s: checkpoints are gone: %s", self.folder, ", ".join(f"{step:06}" for step in lost))
+
     def _begin(self, beside: Path) -> None:
         if is_main_rank():
             self.folder.mkdir(parents=True, exist_ok=True)
+            sync(self.folder.parent)
             shutil.rmtree(beside, ignore_errors=True)
             beside.mkdir()
         wait_for_all()
@@ -144,7 +171,8 @@ class Checkpointer:
         """After all ranks have written their tensors: the rest, by the main one."""
         if not is_main_rank():
             return
-        _write_json(beside / STATE, {"step": step, "identity": self.identity, "values": values})
+        state = {"step": step, "identity": self.identity, "settings": self.settings, "values": values}
+        _write_json(beside / STATE, state)
         write_manifest(beside)
         shutil.rmtree(target, ignore_errors=True)  # a damaged one of the same step
         beside.rename(target)
@@ -152,13 +180,7 @@ class Checkpointer:
         if is_best:
             self._point("best", target)
         self._point("latest", target)
-        self._prune(step)
-
-    def _folders(self) -> list[Path]:
-        if not self.folder.is_dir():
-            return []
-        found = [path for path in self.folder.iterdir() if path.name.isdecimal() and path.is_dir()]
-        return sorted(found, key=lambda path: int(path.name))
+        self._prune(step, is_best=is_best)
 
     def _check_identity(self, folder: Path, was: Mapping[str, Any]) -> None:
         changed = [key for key in sorted({*was, *self.identity}) if was.get(key) != self.identity.get(key)]
@@ -169,20 +191,42 @@ class Checkpointer:
                 + "\nset them back to resume this run, or choose another run.folder for a new one"
             )
 
+    def _check_settings(self, folder: Path, was: Mapping[str, Any]) -> None:
+        """Settings that one side does not know came into being, or went, with another version."""
+        keys = sorted(was.keys() & self.settings.keys())
+        changed = [f"{key}: {was[key]} -> {self.settings[key]}" for key in keys if was[key] != self.settings[key]]
+        if changed and not self.may_change:
+            raise CheckpointError(
+                f"{folder} was written with other settings ({'; '.join(shorten(changed, 4))}); set them back, or go on "
+                "with the new ones (--change)"
+            )
+        if changed:
+            log.warning("going on from %s with other settings: %s", folder, "; ".join(changed))
+
+    def _best_step(self) -> int | None:
+        try:
+            saved = read_saved(self.folder)
+        except CheckpointError as error:
+            log.error("%s; written anew", error)
+            saved = None
+        return _read_pointer(self.folder / "best") if saved is None else saved.best
+
     def _point(self, name: str, target: Path) -> None:
         with replaced_file(self.folder / name) as stream:
             stream.write(f"{target.name}\n".encode())
         sync(self.folder)
 
-    def _prune(self, step: int) -> None:
+    def _prune(self, step: int, *, is_best: bool) -> None:
         """Remove old ones, unfinished ones, and later ones (damaged ones that the run went back behind)."""
-        folders = self._folders()
-        kept = [path for path in folders if int(path.name) <= step][-self.keep :]
-        best = self.folder / "best"
-        best_name = best.read_text().strip() if best.is_file() else None
-        unfinished = self.folder.glob("*.tmp")
-        for path in [*unfinished, *(path for path in folders if path not in kept and path.name != best_name)]:
+        folders = {int(path.name): path for path in checkpoint_folders(self.folder)}
+        best = step if is_best else self._best_step()
+        kept = {*[number for number in folders if number <= step][-self.keep :], *({best} & folders.keys())}
+        SavedSteps(tuple(sorted(kept)), best if best in kept else None).write(self.folder)
+        for number in folders.keys() - kept:  # what is half removed must not look like a checkpoint
+            folders[number].rename(folders[number].with_suffix(".tmp"))
+        for path in self.folder.glob("[0-9]*.tmp"):
             shutil.rmtree(path)
+        remove_leftovers(self.folder)
 
 
 def recipe_identity(recipe: Recipe) -> dict[str, Any]:
@@ -199,6 +243,36 @@ def recipe_identity(recipe: Recipe) -> dict[str, Any]:
     )
     flat = {f"{part}.{key}": value for part, keys in parts.items() for key, value in keys.items()}
     return {**flat, "tuning.method": recipe.tuning.method, "run.seed": recipe.run.seed}
+
+
+def _read_pointer(path: Path) -> int | None:
+    name = path.read_bytes().decode("ascii", "replace").strip() if path.is_file() else ""
+    return int(name) if name.isdecimal() else None
+
+
+def check_keys(path: Path, found: Any, like: Any, inside: str = "") -> None:
+    """See that plain values of a checkpoint are of the kind, and have the keys, that this version writes.
+
+    like: such values; an empty dict stands for any, None for anything.
+    Raises: CheckpointError naming what is missing, unknown, or of another kind.
+    """
+    if like is None:
+        return
+    kind = (int, float) if type(like) in (int, float) else type(like)
+    problems = []
+    if not isinstance(found, kind):
+        problems = [f"{inside or 'it'} is a {type(found).__name__}"]
+    elif isinstance(like, Mapping) and like:
+        problems = [f"lacks {inside}{key}" for key in like if key not in found]
+        problems += [f"has {inside}{key}, which is not known here" for key in found if key not in like]
+    if problems:
+        raise CheckpointError(
+            f"{path}: {'; '.join(shorten(problems))}; another version has written it: go on with that one, or restore "
+            "the checkpoint from a copy"
+        )
+    if isinstance(like, Mapping):
+        for key, value in like.items():
+            check_keys(path, found[key], value, f"{inside}{key}.")
 
 
 def verify(folder: Path) -> list[str]:

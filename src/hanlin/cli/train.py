@@ -7,16 +7,26 @@ used; under torchrun, srun or Kubernetes this is one of the processes they start
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from hanlin.cli._launch import add_launch, on_all_ranks
 from hanlin.cli._recipe import add_recipe
+
+if TYPE_CHECKING:
+    from hanlin.run.folder import Start
 
 HELP = "train, or go on with a stopped run"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser)
-    parser.add_argument("--restart", action="store_true", help="start anew although the run folder holds checkpoints")
+    begin = parser.add_mutually_exclusive_group()
+    begin.add_argument(
+        "--restart", action="store_true", help="begin anew; the run that is there is kept in RUN/former/NUMBER"
+    )
+    begin.add_argument(
+        "--change", action="store_true", help="go on with the run that is there although settings of train are others"
+    )
     add_launch(parser)
 
 
@@ -24,8 +34,8 @@ def run(args: argparse.Namespace) -> int:
     from hanlin.check import check_file
     from hanlin.core.ranks import num_restarts
 
-    recipe = check_file(args.recipe, args.changes, "train")
+    start: Start = "change" if args.change else "restart" if args.restart and not num_restarts() else "resume"
+    recipe = check_file(args.recipe, args.changes, "train", start=start)
     from hanlin.run.assemble import assemble
 
-    resume = not args.restart or num_restarts() > 0
-    return on_all_ranks(args, recipe, lambda: assemble(recipe, resume=resume).train())
+    return on_all_ranks(args, recipe, lambda: assemble(recipe, start).train())

@@ -49,7 +49,7 @@ def published_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]
 def write_manifest(folder: Path) -> None:
     """List all files in a folder; they and the list are on the disk when it returns."""
     facts = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST):
         sync(path)
         facts[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": _sha256(path)}
     path = folder / MANIFEST

@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from hanlin.core.collectives import entered_on_main, main_first
+from hanlin.checkpoint.saved import CHECKPOINTS
+from hanlin.core.collectives import call_on_main, entered_on_main, main_first
 from hanlin.core.device import pick_device, set_threads
 from hanlin.core.errors import ConfigError
-from hanlin.core.files import remove_leftovers, replaced_file
+from hanlin.core.files import remove_leftovers
 from hanlin.core.locks import held
 from hanlin.core.logging import start_log
 from hanlin.core.ranks import read_ranks
@@ -20,9 +21,9 @@ from hanlin.core.seeds import seed_everything
 from hanlin.data.prepare import hash_tokenizer
 from hanlin.formats.fingerprint import Fingerprint
 from hanlin.models.family import LoadTokenizer
-from hanlin.recipe.reading import dump_recipe
 from hanlin.recipe.settings import Recipe
 from hanlin.run.components import Components, build_components, vocab_path
+from hanlin.run.folder import Start, open_run_folder, train_settings
 from hanlin.run.memory import answering_memory, training_memory
 from hanlin.train.optimizer import build_optimizer
 
@@ -50,7 +51,7 @@ class Run:
     """A recipe that is ready to be trained or scored."""
 
     components: Components
-    resume: bool
+    start: Start = "resume"
 
     def train(self) -> int:
         """Train to the end of the recipe, or until a signal; return the exit code.
@@ -59,7 +60,7 @@ class Run:
         """
         recipe = self.components.recipe
         with entered_on_main(_alone_in(recipe.run.folder)), training_memory(recipe):
-            return _train(self.components, self.resume)
+            return _train(self.components, self.start)
 
     def evaluate(self) -> Metrics:
         """Score the recipe's weights on its evaluation files; all results go to `evaluation/` of the run folder.
@@ -83,9 +84,9 @@ def _alone_in(folder: Path) -> Iterator[None]:
         yield
 
 
-def assemble(recipe: Recipe, resume: bool = True) -> Run:
-    """The run of a checked recipe; resume: go on from its newest checkpoint if there is one."""
-    return Run(build_components(recipe), resume)
+def assemble(recipe: Recipe, start: Start = "resume") -> Run:
+    """The run of a checked recipe; start: how training begins where its folder holds a run."""
+    return Run(build_components(recipe), start)
 
 
 def load_data(recipe: Recipe, components: Components, part: DataPart) -> SampleSource | None:
@@ -148,7 +149,7 @@ def _corpus(path: Path, components: Components) -> Path:
 # --- training ---
 
 
-def _train(components: Components, resume: bool) -> int:
+def _train(components: Components, start: Start) -> int:
     from hanlin.parallel.mesh import Degrees
     from hanlin.run.weights import export, parallelize_tuned
     from hanlin.train.loop import count_steps, train
@@ -157,10 +158,10 @@ def _train(components: Components, resume: bool) -> int:
 
     recipe, folder, ranks = components.recipe, components.recipe.run.folder, read_ranks()
     degrees = Degrees.of(recipe.parallel, ranks.world)
-    with main_first() as is_first:
-        if is_first:
-            _open_folder(recipe, resume)
+    changed = call_on_main(lambda: open_run_folder(recipe, start))
     console = start_log(folder)
+    if changed:
+        log.warning("settings that are others than at the last start: %s", "; ".join(changed))
     threads = set_threads(recipe.run.threads)
     device = pick_device(recipe.run.device)
     loader, held_out = _loaders(components, console, degrees, ranks.rank)
@@ -181,7 +182,7 @@ def _train(components: Components, resume: bool) -> int:
             folder,
             step,
             loader,
-            _checkpointer(components, identity),
+            _checkpointer(components, identity, start),
             lambda target: export(components, parallel_model, target),
         ),
         logger=_run_logger(recipe, console, ranks.is_main),
@@ -205,7 +206,7 @@ def _loaders(components: Components, console: Any, degrees: Degrees, rank: int) 
     return loader, held_out
 
 
-def _checkpointer(components: Components, base: str | None) -> Checkpointer:
+def _checkpointer(components: Components, base: str | None, start: Start) -> Checkpointer:
     """base: the fingerprint of a frozen base, None where the base is trained."""
     from hanlin.checkpoint.state import Checkpointer, recipe_identity
 
@@ -216,7 +217,12 @@ def _checkpointer(components: Components, base: str | None) -> Checkpointer:
     if recipe.model.base is not None:  # the recipe does not say what its config.json does
         identity["model.base config"] = asdict(components.config)
     return Checkpointer(
-        recipe.run.folder / "checkpoints", recipe.train.keep, identity, in_background=recipe.train.save_in_background
+        recipe.run.folder / CHECKPOINTS,
+        recipe.train.keep,
+        identity,
+        settings=train_settings(recipe),
+        may_change=start == "change",
+        in_background=recipe.train.save_in_background,
     )
 
 
@@ -241,18 +247,6 @@ def _write_samples(components: Components, parallel_model: ParallelModel) -> Wri
         seed=recipe.run.seed,
         folder=recipe.run.folder if is_main else None,
     ).write
-
-
-def _open_folder(recipe: Recipe, resume: bool) -> None:
-    """Make the run folder and write the recipe into it; a restart puts earlier checkpoints aside."""
-    folder = recipe.run.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    checkpoints = folder / "checkpoints"
-    if not resume and checkpoints.exists():
-        number = next(n for n in range(1, 10_000) if not (folder / f"checkpoints.{n}").exists())
-        checkpoints.rename(folder / f"checkpoints.{number}")
-    with replaced_file(folder / "config.yaml") as stream:
-        stream.write(dump_recipe(recipe).encode())
 
 
 def _loader(components: Components, part: DataPart, console: Any, degrees: Degrees, rank: int) -> Loader | None:

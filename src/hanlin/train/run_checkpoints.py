@@ -11,8 +11,9 @@ from typing import Any, Protocol
 
 import torch
 
-from hanlin.checkpoint.state import Checkpointer
+from hanlin.checkpoint.state import Checkpointer, Saved, check_keys
 from hanlin.core.batch import Batch
+from hanlin.core.errors import CheckpointError
 from hanlin.core.seeds import random_states, restore_random_states, seed_everything
 from hanlin.train.step import Step
 
@@ -74,9 +75,11 @@ class RunCheckpoints:
         if saved is None:
             return TrainProgress()
         values = saved.values
+        like = {"progress": asdict(TrainProgress()), "step": self.step.values(), "loader": self.loader.state_dict()}
+        check_keys(saved.path, values, {**like, "random": []})
         self.step.restore(values["step"])
         self.loader.load_state_dict(values["loader"])
-        self._restore_random(values["random"], saved.step)
+        self._restore_random(values["random"], saved)
         self._saved_step = saved.step
         log.info("resumed at step=%d of %d from %s", saved.step, self.step.total_steps, self.checkpointer.folder)
         return TrainProgress(**values["progress"])
@@ -100,22 +103,32 @@ class RunCheckpoints:
         self.checkpointer.wait()
 
     def export(self, name: str) -> None:
-        """Write the model as it is to `last` or `best`."""
+        """Write the model as it is to `last` or `best`.
+
+        Raises: CheckpointError when the run folder is gone.
+        """
+        if not self.folder.is_dir():
+            raise CheckpointError(f"{self.folder}: was removed while the run was writing there")
         self.write_model(self.folder / name)
         log.info("wrote %s", self.folder / name)
 
-    def _restore_random(self, states: list[dict[str, Any]], step: int) -> None:
+    def _restore_random(self, states: list[dict[str, Any]], saved: Saved) -> None:
         """Each rank's own random numbers; under another layout new ones, which depend on the step."""
         parallel_model = self.step.parallel_model
         if len(states) == parallel_model.mesh.size("all"):
-            restore_random_states(states[parallel_model.mesh.rank("all")], parallel_model.device)
+            own = states[parallel_model.mesh.rank("all")]
+            check_keys(saved.path, own, random_states(parallel_model.device) | dict.fromkeys(own))
+            try:
+                restore_random_states(own, parallel_model.device)
+            except (ValueError, TypeError, LookupError, RuntimeError) as error:
+                raise CheckpointError(f"{saved.path}: not states of random numbers ({error})") from error
             return
         log.warning(
             "resumed on %d ranks, saved on %d: what is dropped is drawn anew",
             parallel_model.mesh.size("all"),
             len(states),
         )
-        seed_everything(torch.initial_seed() + 1_000_003 * step)
+        seed_everything(torch.initial_seed() + 1_000_003 * saved.step)
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         weights = {f"model.{name}": weight.detach() for name, weight in self.step.parallel_model.parameters.items()}

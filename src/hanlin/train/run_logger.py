@@ -15,8 +15,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from hanlin.core.errors import shorten
 from hanlin.parallel.parameter_statistics import ParameterStatistics
-from hanlin.train.metrics import MetricsFile
+from hanlin.train.metrics import MetricsFile, missing_steps
 from hanlin.train.parameter_table import as_table, as_values
 from hanlin.train.step import StepReport
 from hanlin.train.trackers import Tracker, open_trackers
@@ -62,7 +63,7 @@ class RunLogger:
     def open(self, first_step: int, total_steps: int) -> Iterator[None]:
         """Watch the steps after `first_step`; what was written of them before is dropped."""
         self._total_steps, self._first_step = total_steps, first_step
-        self._outputs = [MetricsFile(self.folder / "metrics.jsonl", first_step)] if self.writes else []
+        self._outputs = [self._open_metrics(first_step)] if self.writes else []
         self._live.update(self._line, completed=first_step, total=total_steps)
         try:
             if self.writes:
@@ -72,6 +73,12 @@ class RunLogger:
         finally:
             for output in (*self._outputs, *([self._inspected] if self._inspected else [])):
                 output.close()
+
+    def _open_metrics(self, first_step: int) -> MetricsFile:
+        path = self.folder / "metrics.jsonl"
+        if missing := missing_steps(path, first_step):
+            log.error("%s: lines of steps are missing: %s", path, ", ".join(shorten(missing)))
+        return MetricsFile(path, first_step)
 
     def step(self, number: int, report: StepReport) -> None:
         """After each step."""

@@ -1,0 +1,148 @@
+"""The run folder: what a former run has left in it, and how the next start of the same command goes about that."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from hanlin.checkpoint.saved import CHECKPOINTS, checkpoint_folders, refuse_lost
+from hanlin.core.errors import ConfigError, shorten
+from hanlin.core.files import replaced_file, sync
+from hanlin.recipe.reading import dump_recipe, load_recipe, make_recipe
+from hanlin.recipe.settings import Recipe
+
+__all__ = ["FORMER", "Start", "open_run_folder", "refuse_other_run", "train_settings"]
+
+Start = Literal["resume", "change", "restart"]
+"""How a run begins in a folder that holds one: it goes on; it goes on with other settings of `train`; it begins anew,
+and the former one is set aside.
+"""
+
+FORMER = "former"
+"""In the run folder: former runs, each a run folder by itself, by number."""
+
+_CONFIG = "config.yaml"
+_WRITTEN = (
+    *(_CONFIG, "log.txt", "metrics.jsonl", "metrics.damaged.jsonl", "samples.jsonl", "samples.damaged.jsonl"),
+    *("parameters.jsonl", "parameters.damaged.jsonl"),
+    *(CHECKPOINTS, f"saved.{CHECKPOINTS}.json", "best", "last", "evaluation", "report.html", "report.png"),
+    *("tensorboard", "wandb", "swanlab"),
+)
+"""All that a run writes; whatever else lies in its folder (a recipe, data) is the user's and stays."""
+
+# What may change between two starts of the same run without a word to ask for it.
+_FREE = re.compile(
+    r"(generate|evaluate)\..*|run\.(?!seed).*|data\.(cache|eval)"
+    r"|parallel\..*|train\.(steps|epochs|micro_batch_size|eval_every|samples|patience|save_every|save_in_background|keep|max_skipped)"
+)
+# What changes the numbers, but leaves a checkpoint's weights and place in the data their meaning.
+_ON_REQUEST = re.compile(r"train\.(?!batch_size).*")
+
+
+def refuse_other_run(recipe: Recipe, start: Start) -> None:
+    """See that a run can begin in its folder as it is asked to.
+
+    Raises: ConfigError when a run with other settings is there, CheckpointError when its checkpoints are gone.
+    """
+    folder = recipe.run.folder
+    if start == "restart" or _is_half_set_aside(folder):
+        return
+    refuse_lost(folder / CHECKPOINTS)
+    if not checkpoint_folders(folder / CHECKPOINTS):
+        return
+    refused = {
+        key: values
+        for key, values in _changes(recipe).items()
+        if not _FREE.fullmatch(key) and not (start == "change" and _ON_REQUEST.fullmatch(key))
+    }
+    if refused:
+        ways = ["set them back", "choose another folder", f"begin anew (--restart; what is there goes to {FORMER}/)"]
+        if all(map(_ON_REQUEST.fullmatch, refused)):
+            ways.insert(1, "go on with the new ones (--change)")
+        raise ConfigError(
+            f"{folder} holds a run with other settings ({'; '.join(shorten(_shown(refused), 4))}); "
+            f"{', '.join(ways[:-1])} or {ways[-1]}"
+        )
+
+
+def open_run_folder(recipe: Recipe, start: Start) -> list[str]:
+    """Make the folder ready for the run, and write the recipe into it; whoever calls this holds the folder.
+
+    Returns the settings that are others than at the last start, as old -> new.
+    Raises: as `refuse_other_run`.
+    """
+    folder = recipe.run.folder
+    refuse_other_run(recipe, start)
+    if start == "restart" or _is_half_set_aside(folder):
+        _set_aside(folder)
+    changed = _changes(recipe) if checkpoint_folders(folder / CHECKPOINTS) else {}
+    with replaced_file(folder / _CONFIG) as stream:
+        stream.write(dump_recipe(recipe).encode())
+    return _shown(changed)
+
+
+def train_settings(recipe: Recipe) -> dict[str, Any]:
+    """The settings of `train` that change the numbers, by dotted key."""
+    settings = _flat({"train": recipe.train.model_dump(mode="json")})
+    return {key: value for key, value in settings.items() if not _FREE.fullmatch(key)}
+
+
+def _is_half_set_aside(folder: Path) -> bool:
+    """Whether a restart was killed while it did so; it is brought to its end before anything else."""
+    return any((folder / FORMER).glob("*.part"))
+
+
+def _set_aside(folder: Path) -> None:
+    """Move what a run has written to `former/NUMBER`; one that a kill cut short is brought to its end."""
+    found = [folder / name for name in _WRITTEN if (folder / name).exists()]
+    former = folder / FORMER
+    begun = next(former.glob("*.part"), None)
+    if begun is None:
+        if not found:
+            return
+        numbers = [int(path.name) for path in former.glob("[0-9]*") if path.name.isdecimal()]
+        begun = former / f"{max(numbers, default=0) + 1}.part"
+        begun.mkdir(parents=True)
+    for path in found:
+        path.rename(begun / path.name)
+    sync(begun)
+    begun.rename(begun.with_suffix(""))
+    sync(former)
+    sync(folder)
+
+
+def _changes(recipe: Recipe) -> dict[str, tuple[Any, Any]]:
+    """The settings that are not those with which the folder's run was started last: key -> old, new.
+
+    Raises: ConfigError when these cannot be read.
+    """
+    folder = recipe.run.folder
+    if not (folder / _CONFIG).is_file():
+        return {}
+    try:
+        # Through the settings, so that one that came into being after that run has its default on both sides.
+        there = _flat(load_recipe(folder).model_dump(mode="json"))
+    except ConfigError as error:
+        raise ConfigError(
+            f"{folder} holds a run whose {_CONFIG} cannot be read ({error}); restore it, choose another folder, or "
+            "begin anew (--restart)"
+        ) from None
+    here = _flat(make_recipe(yaml.safe_load(dump_recipe(recipe))).model_dump(mode="json"))
+    keys = sorted(here.keys() | there.keys())
+    return {key: (there.get(key), here.get(key)) for key in keys if here.get(key) != there.get(key)}
+
+
+def _shown(changes: Mapping[str, tuple[Any, Any]]) -> list[str]:
+    return [f"{key}: {old} -> {new}" for key, (old, new) in changes.items()]
+
+
+def _flat(values: Mapping[str, Any], inside: str = "") -> dict[str, Any]:
+    """Dotted keys -> values that are no sections."""
+    flat = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{inside}{name}.") if isinstance(value, Mapping) else {f"{inside}{name}": value}
+    return flat
