@@ -173,3 +173,11 @@ def test_a_target_that_came_meanwhile_is_not_replaced_unasked(
             publish(make)
         shutil.rmtree(tmp_path / "target") if (tmp_path / "target").is_dir() else (tmp_path / "target").unlink()
     assert not list(tmp_path.iterdir())
+
+
+def test_links_that_a_kill_left_go_and_what_they_lead_to_stays(tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    for name, target in (("a", "kept"), ("b", "nowhere")):
+        (tmp_path / f".{name}.0123abcd.tmp").symlink_to(target)
+    remove_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import math
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from hanlin.core.errors import DataError, HanlinError
+from hanlin.evaluate.results import EvaluatedFiles
 from hanlin.evaluate.run import evaluate, metrics_table, write_metrics
 from hanlin.formats.fingerprint import weights_fingerprint
 from hanlin.generate.engine import Engine
@@ -225,3 +227,39 @@ def test_a_loss_that_is_no_number_is_no_result(engine: Engine, tmp_path: Path, t
 def test_what_has_no_value_is_null(tmp_path: Path) -> None:
     write_metrics(tmp_path, {"loss": {"loss": math.nan, "tokens": 0.0}})
     assert json.loads((tmp_path / "metrics.json").read_text()) == {"loss": {"loss": None, "tokens": 0.0}}
+
+
+def test_results_say_whose_they_are_and_those_of_others_stay(engine: Engine, tmp_path: Path, caplog):
+    counted = Counted(engine.processor)
+
+    def score(records: list[dict], network: str = "") -> Path:
+        files = EvaluatedFiles(("run/best",), ("rows.jsonl",))
+        evaluate(Engine(engine.model, counted), records, ["generate"], OPTIONS, tmp_path, network=network, files=files)
+        return (tmp_path / "predictions").resolve().parent
+
+    first = score(RECORDS)
+    kept = {path: path.read_bytes() for path in first.rglob("*") if path.is_file()}
+    about = json.loads((first / "about.json").read_text())
+    assert about["weights"]["files"] == ["run/best"]
+    assert about["data"]["files"] == ["rows.jsonl"]
+    other_data, other_weights = score(RECORDS[:3]), score(RECORDS, "another model")
+    assert len({first, other_data, other_weights}) == 3
+    assert all(path.name.startswith("best-") for path in (first, other_data, other_weights))
+    assert json.loads((other_weights / "about.json").read_text())["data"] == about["data"]
+    assert json.loads((other_data / "about.json").read_text())["weights"] == about["weights"]
+    assert {path: path.read_bytes() for path in kept} == kept
+    assert counted.prompted == 5 + 0 + 5  # the same weights had answered those records
+    with caplog.at_level(logging.INFO, "hanlin"):
+        assert score(RECORDS) == first
+    assert "predictions reused=5 left=0" in caplog.text
+    assert str(first.name) in caplog.text
+    assert counted.prompted == 10
+    assert json.loads((tmp_path / "metrics.json").read_text())["generate"]["records"] == 5
+
+
+def test_results_of_before_are_kept(engine: Engine, tmp_path: Path):
+    (tmp_path / "predictions").mkdir()
+    (tmp_path / "metrics.json").write_text("{}")
+    evaluate(engine, RECORDS, ["loss"], OPTIONS, tmp_path)
+    assert (tmp_path / "metrics.before.json").read_text() == "{}"
+    assert (tmp_path / "predictions.before").is_dir()

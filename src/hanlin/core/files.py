@@ -186,6 +186,9 @@ def remove_leftovers(folder: Path, name: str = "") -> None:
 
 
 def _remove_if_left(private: Path, target: Path) -> None:
+    if private.is_symlink():  # only folders that are held have such
+        private.unlink()
+        return
     handle = os.open(private, os.O_RDONLY)
     try:
         if try_lock(handle) != "ours":

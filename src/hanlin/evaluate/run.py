@@ -1,7 +1,8 @@
 """Score a model on records: a predictions file per task, written as it goes, and metrics.json.
 
-Folder: predictions/<task>.jsonl (one line per record, in order, with the gold answer), metrics.json. Until a task is
-complete its lines lie in <task>.jsonl.part; when run again, lines of the same weights, settings and record are reused.
+Folder (evaluate/results.py): for each pair of weights and data predictions/<task>.jsonl (one line per record, in order,
+with the gold answer), metrics.json. Until a task is complete its lines lie in <task>.jsonl.part; when run again, lines
+of the same weights, settings and record are reused, from whichever of them.
 
 On several ranks the data ranks share the work and all know all rows; the main rank alone reads and writes the folder.
 """
@@ -27,6 +28,7 @@ from hanlin.recipe.settings import GenerateSettings
 
 from .metrics.named import score_corpus, score_texts
 from .metrics.text import mean
+from .results import METRICS, NO_FILES, PREDICTIONS, About, EvaluatedFiles, Identity, all_predictions, open_results
 from .tasks import classify, generate, likelihood, loss, rank
 from .tasks.task import Prediction, Task
 
@@ -54,11 +56,13 @@ def evaluate(  # noqa: PLR0913 what is scored, how, and where to
     seed: int = 0,
     metrics: Sequence[str] = (),
     network: str = "",
+    files: EvaluatedFiles = NO_FILES,
 ) -> Metrics:
     """Score the model on the records, each with its gold answer, by the named tasks; write all of it into `folder`.
 
     metrics: further scores of texts by name (metrics/named.py), for tasks that compare texts; network: what decides the
-    answers besides the weights (`Components.identity`), so that those of another model are not used again.
+    answers besides the weights (`Components.identity`), so that those of another model are not used again;
+    files: what both came from.
     Raises: DataError for a record without gold answer or, where the task needs them, without options.
     """
     if not records:
@@ -67,11 +71,13 @@ def evaluate(  # noqa: PLR0913 what is scored, how, and where to
         with naming(number):
             engine.processor.check(record)
     weights = network + engine.mesh.from_main(weights_fingerprint(engine.weights()))
+    about = About(Identity.of(files.weights, weights), Identity.of(files.data, _as_json(list(records))))
+    own = open_results(folder, about) if engine.mesh.is_main else folder / about.name
     results = {}
     for name in tasks:
         task = TASKS[name]
         keys = [_key(name, weights, engine, options, seed, number, record) for number, record in enumerate(records)]
-        path = folder / "predictions" / f"{name}.jsonl"
+        path = own / PREDICTIONS / f"{name}.jsonl"
         rows = _predictions(task, engine, records, options, seed, keys, path)
         results[name] = {"records": len(rows), **task.summarise(rows)}
         if metrics and task.compares_texts:
@@ -81,12 +87,13 @@ def evaluate(  # noqa: PLR0913 what is scored, how, and where to
                 _write(path, ({**row, "scores": own} for row, own in zip(rows, scores, strict=True)))
         log.info("evaluated task=%s %s", name, " ".join(f"{key}={value:.4g}" for key, value in results[name].items()))
     if engine.mesh.is_main:
-        write_metrics(folder, results)
+        write_metrics(own, results)
+        log.info("results folder=%s %s", own, about)
     return results
 
 
 def write_metrics(folder: Path, metrics: Metrics) -> None:
-    with replaced_file(folder / "metrics.json") as stream:
+    with replaced_file(folder / METRICS) as stream:
         stream.write((json.dumps(_with_null(metrics), indent=2, allow_nan=False) + "\n").encode())
 
 
@@ -119,11 +126,13 @@ def _predictions(
 ) -> list[Prediction]:
     """All rows in order, known ones reused; `path` holds them at the end."""
     part, is_main = path.with_name(path.name + ".part"), engine.mesh.is_main
-    found = {row["key"]: row for row in (*_read(path), *_read(part))} if is_main else {}
+    files = all_predictions(path.parent.parent, path.stem) if is_main else ()
+    found = {row["key"]: row for file in files for row in _read(file)}
     known = engine.mesh.from_main(found)
     missing = [number for number, key in enumerate(keys) if key not in known]
     if len(missing) < len(keys):
-        log.info("predictions reused=%d left=%d file=%s", len(keys) - len(missing), len(missing), path)
+        counts = len(keys) - len(missing), len(missing)
+        log.info("predictions reused=%d left=%d, of the same weights, settings and records; %s", *counts, path)
     predicted = task.predict(engine, ((number, records[number]) for number in missing), options, seed)
     shown = show_progress(predicted, path.stem, len(missing))
     named = (_named_row(number, keys, row) for number, row in shown)
@@ -188,8 +197,11 @@ def _key(
     if TASKS[name].reads_options:
         facts.append(options.model_dump(exclude={"batch_size"}))
         facts.append([seed, number] if find_method(options).is_random else None)
-    text = json.dumps(facts, ensure_ascii=False, default=lambda ids: ids.tolist())
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(_as_json(facts).encode()).hexdigest()[:16]
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=lambda ids: ids.tolist())
 
 
 def _named_row(number: int, keys: Sequence[str], row: Prediction) -> Prediction:

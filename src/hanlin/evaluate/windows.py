@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from pathlib import Path
@@ -9,17 +10,29 @@ from pathlib import Path
 from hanlin.core.batch import IGNORED, Sample
 from hanlin.core.tokenizer import Tokenizer
 from hanlin.data.pretraining.windows import CorpusWindows
+from hanlin.evaluate.results import NO_FILES, About, EvaluatedFiles, Identity, open_results
 from hanlin.evaluate.run import Metrics, write_metrics
 from hanlin.evaluate.tasks.loss import sample_losses
+from hanlin.formats.fingerprint import weights_fingerprint
 from hanlin.generate.engine import Engine
+
+log = logging.getLogger(__name__)
 
 _MARK = re.compile(r"<[^<>\s]+>")
 
 
 def evaluate_windows(
-    engine: Engine, windows: CorpusWindows, tokenizer: Tokenizer, *, batch_size: int, folder: Path
+    engine: Engine,
+    windows: CorpusWindows,
+    tokenizer: Tokenizer,
+    *,
+    batch_size: int,
+    folder: Path,
+    network: str = "",
+    files: EvaluatedFiles = NO_FILES,
 ) -> Metrics:
-    """Mean loss per token of all windows and what follows from it; metrics.json goes into `folder`.
+    """Mean loss per token of all windows and what follows from it; metrics.json goes into a folder of its own inside
+    `folder`. network, files: as `evaluate` takes them.
 
     A token that is shown as <name>, such as <eod> and <unk>, counts as one character.
     """
@@ -35,8 +48,12 @@ def evaluate_windows(
         "characters": characters,
         "character_perplexity": _perplexity(loss / characters),
     }
+    weights = network + engine.mesh.from_main(weights_fingerprint(engine.weights()))
+    about = About(Identity.of(files.weights, weights), Identity(files.data, windows.identity))
     if engine.mesh.is_main:
-        write_metrics(folder, {"windows": values})
+        own = open_results(folder, about)
+        write_metrics(own, {"windows": values})
+        log.info("results folder=%s %s", own, about)
     return {"windows": values}
 
 

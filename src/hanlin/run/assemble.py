@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from hanlin.data.loader import Loader
     from hanlin.data.pretraining.windows import CorpusWindows
     from hanlin.data.sample_source import SampleSource
+    from hanlin.evaluate.results import EvaluatedFiles
     from hanlin.evaluate.run import Metrics
     from hanlin.parallel.mesh import Degrees
     from hanlin.parallel.parallel_model import ParallelModel
@@ -322,7 +323,15 @@ def _evaluate(components: Components) -> Metrics:
         seed=recipe.run.seed,
         metrics=recipe.evaluate.metrics,
         network=components.identity(),
+        files=_evaluated_files(recipe, recipe.evaluate.data or recipe.data.eval),
     )
+
+
+def _evaluated_files(recipe: Recipe, data: Sequence[Path]) -> EvaluatedFiles:
+    from hanlin.evaluate.results import EvaluatedFiles
+
+    weights = [path for path in (recipe.model.base, recipe.model.adapter) if path is not None]
+    return EvaluatedFiles(tuple(map(str, weights)), tuple(map(str, data)))
 
 
 def _evaluate_windows(components: Components) -> Metrics:
@@ -341,6 +350,8 @@ def _evaluate_windows(components: Components) -> Metrics:
         components.tokenizer,
         batch_size=recipe.generate.batch_size,
         folder=recipe.run.folder / "evaluation",
+        network=components.identity(),
+        files=_evaluated_files(recipe, recipe.data.trained),
     )
 
 

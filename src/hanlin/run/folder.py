@@ -37,7 +37,7 @@ _WRITTEN = (
 # What may change between two starts of the same run without a word to ask for it.
 _FREE = re.compile(
     r"(generate|evaluate)\..*|run\.(?!seed).*|data\.(cache|eval)"
-    r"|parallel\..*|train\.(steps|epochs|micro_batch_size|eval_every|samples|patience|save_every|save_in_background|keep|max_skipped)"
+    r"|parallel\..*|train\.(steps|epochs|micro_batch_size|eval_every|inspect_every|samples|patience|save_every|save_in_background|keep|max_skipped)"
 )
 # What changes the numbers, but leaves a checkpoint's weights and place in the data their meaning.
 _ON_REQUEST = re.compile(r"train\.(?!batch_size).*")
