@@ -140,7 +140,7 @@ def test_a_slip_gives_one_clear_message(slip: Slip, project: Path, capsys: pytes
 def test_a_prompt_longer_than_the_model_is_said(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     long = json.dumps({"prompt": "你好世界" * 300})
     assert main(["generate", "--base", "model", "--record", long, "run.threads=1"]) == 2
-    assert "record 1: the newest question alone makes" in capsys.readouterr().err
+    assert "--record:1: the newest question alone makes" in capsys.readouterr().err
 
 
 def test_a_prefix_of_another_model_is_said(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
