@@ -129,7 +129,7 @@ def _convert(words: Sequence[str], from_: str | None, to: str | None, bad_rows: 
     source, target = map(Path, words)
     read = _reader(from_)
     for one, written in _pairs(source, target, to or "jsonl"):
-        with written_alone(written):
+        with written_alone(written.parent if to == "bee" else written):  # all files of a data set share a list of them
             print(f"{written}: {convert_rows(read(one), written, bad_rows)}")
     return 0
 
