@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,28 @@ def test_a_key_that_changes_the_arithmetic_is_refused_by_name(
     write_json(folder / "config.json", {**read_json_object(folder / "config.json"), **values})
     with pytest.raises(CheckpointError, match=says):
         read_config(folder, family)
+
+
+ODD = [None, "4", "", -1, 0, True, 4.5, 1e30, [], [1], {}, {"a": 1}]
+
+
+@pytest.mark.parametrize(("name", "layout"), [("cpm1", "huggingface"), ("cpm1", "original"), ("cpm_bee", "original")])
+def test_a_value_of_the_wrong_kind_is_refused_for_every_key(name: str, layout: str, tmp_path: Path) -> None:
+    family = load_family(name)
+    config = (
+        shape(16, 1, 2, vocab_size=16, max_length=8)
+        if name == "cpm1"
+        else CpmBeeConfig(vocab_size=20, hidden_size=8, num_layers=1, num_heads=2, head_dim=6, ffn_size=10)
+    )
+    folder = written(tmp_path, family, config, layout)
+    file = next(file for file in sorted(folder.glob("*.json")) if "config" in file.name)
+    values = read_json_object(file)
+    for key in values:
+        left_out = {other: value for other, value in values.items() if other != key}
+        for odd in [left_out, *({**values, key: value} for value in ODD)]:
+            write_json(file, odd)
+            with contextlib.suppress(CheckpointError):  # anything else fails the test
+                read_config(folder, family)
 
 
 def test_arguments_in_the_weights_are_looked_at_and_can_be_outweighed(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ class ConfigKeys:
         if found:
             raise CheckpointError(
                 f"{where}: says what is not computed here: {'; '.join(shorten(found, _SHOWN))}. Take weights without "
-                "it; if you know that it changes nothing in this model, take it out of the file (or set it to null)"
+                "it; if you know that it changes nothing in this model, take it out of the file"
             )
 
     def _problem(self, name: str, value: Any) -> str:

@@ -162,6 +162,23 @@ def test_the_config_survives_transformers_layout(tmp_path: Path) -> None:
     assert read_config(tmp_path / "glm", family) == config
 
 
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"rope_scaling": {"type": "linear", "factor": 4.0}}, "says rope_type 'default', but it is 'linear'"),
+        ({"rope_scaling": {"rope_theta": 500.0}}, "says rope_theta 10000.0, but it is 500.0"),
+        ({"rope_parameters": [1]}, r"rope_parameters is \[1\], expected an object"),
+    ],
+)
+def test_two_words_on_the_rotation_that_differ_are_refused(values: dict, says: str, tmp_path: Path) -> None:
+    save_model(tmp_path / "base", CONFIG)
+    convert(tmp_path / "base", family, None, "huggingface", tmp_path / "glm")
+    file = tmp_path / "glm" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+    with pytest.raises(CheckpointError, match=says):
+        read_config(tmp_path / "glm", family)
+
+
 @pytest.mark.parametrize("changes", [{}, {"position_divisor": 4.0}, {"fused_by_head": True, "num_kv_heads": 4}])
 def test_transformers_computes_the_same_logits(tmp_path: Path, changes: dict) -> None:
     transformers = pytest.importorskip("transformers", reason="needs the package transformers")

@@ -252,10 +252,8 @@ def _read_glm(values: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) ->
     if missing := [theirs for theirs in _GLM_KEYS if theirs not in values and theirs != "pad_token_id"]:
         raise CheckpointError(f"config.json: {', '.join(missing)} missing; take the config.json of this GlmForCausalLM")
     told = {ours: values[theirs] for theirs, ours in _GLM_KEYS.items() if values.get(theirs) is not None}
-    inner = {**(values.get("rope_scaling") or {}), **(values.get("rope_parameters") or {})}
-    _ROPE_KEYS.check(inner, "config.json: rope_parameters")
-    rope = {**values, **inner}
-    kind = rope.get("rope_type") or rope.get("type") or "default"
+    rope = {**values, **_rope(values)}
+    kind = rope.get("rope_type") or "default"
     if kind not in ("default", "linear"):
         raise CheckpointError(f"config.json: rope_type is {kind!r}; only default and linear are known here")
     ends = values.get("eos_token_id", 2)
@@ -268,6 +266,26 @@ def _read_glm(values: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) ->
         "position_divisor": rope.get("factor", 1.0) if kind == "linear" else 1.0,
         "end_ids": tuple(ends) if isinstance(ends, list) else (ends,),
     }
+
+
+def _rope(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What version 4 (rope_scaling, type) and 5 (rope_parameters, rope_type) say of the rotation.
+
+    Raises: CheckpointError where they differ, or say what is not computed here.
+    """
+    told: dict[str, Any] = {}
+    for name in ("rope_scaling", "rope_parameters"):
+        if not isinstance(stated := values.get(name) or {}, Mapping):
+            raise CheckpointError(f"config.json: {name} is {stated!r:.40}, expected an object")
+        _ROPE_KEYS.check(stated, f"config.json: {name}")
+        for key, value in stated.items():
+            ours = "rope_type" if key == "type" else key
+            if told.setdefault(ours, value) != value:
+                raise CheckpointError(
+                    f"config.json: {name} says {key} {value!r:.40}, but it is {told[ours]!r:.40} in the same file "
+                    "(rope_scaling is version 4 of transformers, rope_parameters version 5); leave the right one"
+                )
+    return told
 
 
 def _write_glm(config: ChatGlm2Config) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from hanlin.core.errors import CheckpointError
 from hanlin.formats.config_keys import TRANSFORMERS_KEYS, ConfigKeys
@@ -189,13 +189,14 @@ def _read_hub(values: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) ->
     if not values:
         raise CheckpointError("no config.json beside the weights; the tensors alone do not tell the number of heads")
     function = values.get("activation_function", "gelu_new")
-    if function not in _HUB_GELU:
+    if not isinstance(function, str) or function not in _HUB_GELU:
         raise CheckpointError(f"config.json: activation_function {function!r}; known: {', '.join(_HUB_GELU)}")
     found = {ours: values[theirs] for theirs, ours in _HUB_NAMES.items() if theirs in values}
-    size = found.get("hidden_size", 768)
+    size = found.setdefault("hidden_size", 768)
     if (after := values.get("resid_pdrop", 0.1)) != (first := values.get("embd_pdrop", 0.1)):
         raise CheckpointError(f"config.json: embd_pdrop is {first} and resid_pdrop {after}; here one dropout is both")
-    return with_heads({**found, "gelu": _HUB_GELU[function], "ffn_size": values.get("n_inner") or 4 * size})
+    width = values.get("n_inner") or (4 * size if _is_count(size) else size)
+    return with_heads({**found, "gelu": _HUB_GELU[function], "ffn_size": width})
 
 
 def _write_hub(config: Cpm1Config) -> dict[str, Any]:
@@ -269,10 +270,20 @@ def inferred(weights: Mapping[str, torch.Tensor], prefix: str) -> dict[str, Any]
 
 
 def with_heads(values: dict[str, Any]) -> dict[str, Any]:
-    """The values with a number and a size of heads, if they say it or are those of a published size."""
-    published = {size.hidden_size: size.num_heads for name, size in SIZES.items() if name != "tiny"}
-    heads = values.get("num_heads", published.get(values["hidden_size"]))
-    return values if heads is None else {**values, "num_heads": heads, "head_dim": values["hidden_size"] // heads}
+    """The values with a number and a size of heads, if they say it or are those of a published size.
+
+    What is no number is left for the check of all values.
+    """
+    published = [(size.hidden_size, size.num_heads) for name, size in SIZES.items() if name != "tiny"]
+    size, heads = values["hidden_size"], values.get("num_heads")
+    if "num_heads" not in values:
+        heads = next((number for width, number in published if width == size), None)
+        values = values if heads is None else {**values, "num_heads": heads}
+    return {**values, "head_dim": size // heads} if _is_count(size) and _is_count(heads) else values
+
+
+def _is_count(value: object) -> TypeGuard[int]:
+    return type(value) is int and value > 0
 
 
 FORMATS = {
