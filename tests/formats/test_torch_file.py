@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import zipfile
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -150,3 +151,30 @@ def test_a_list_that_claims_more_data_than_there_are_is_refused(tmp_path: Path) 
             new.writestr(entry, content[:32] if entry.filename.endswith("data/0") else content)
     with pytest.raises(CheckpointError, match="damaged or not a torch file"):
         load_torch_file(changed)
+
+
+ONES = torch.ones(4)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: torch.zeros(1).expand(10**12), r"stands for 4,000,000,000,000 bytes, of which 4 are in the file"),
+        (ONES.to_sparse, "is sparse"),
+        (lambda: torch.quantize_per_tensor(ONES, 0.1, 0, torch.qint8), "is quantised in a form of torch's own"),
+        (lambda: torch.empty(4, device="meta"), "has a shape and no data"),
+        (lambda: torch._neg_view(ONES), "is written with the other sign"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_a_tensor_that_is_no_array_of_numbers_is_refused_by_name(
+    make: Callable[[], torch.Tensor], says: str, tmp_path: Path
+) -> None:
+    torch.save({"a": ONES, "odd": make()}, tmp_path / "x.bin")
+    with pytest.raises(CheckpointError, match=f"x.bin: odd {says}"):
+        open_weights(tmp_path / "x.bin")
+
+
+def test_a_tensor_that_repeats_a_row_is_read(tmp_path: Path) -> None:
+    torch.save({"a": ONES.expand(3, 4)}, tmp_path / "x.bin")
+    assert open_weights(tmp_path / "x.bin")["a"].equal(torch.ones(3, 4))

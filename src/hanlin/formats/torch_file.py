@@ -35,6 +35,7 @@ MAX_TENSORS = 200_000
 """More of them in one file is no model, but a file made to exhaust who reads it."""
 
 _MAX_PICKLE_BYTES = 1 << 28  # of names and shapes, without the tensors' data
+_MAX_REPEATED_BYTES = 1 << 24  # of a tensor whose numbers are written once and stand for many
 
 Flat = dict[str, "torch.Tensor"]
 
@@ -93,7 +94,11 @@ class MappedTensors(Lazy):
     """Tensors of one or several files by name; each is compared with its file's checksum when it is first read."""
 
     def __init__(self, files: Iterable[tuple[TorchFile, Flat]]) -> None:
+        """Raises: CheckpointError for a tensor that is not an array of numbers as they lie in its file."""
         self._places = {name: (file, tensor) for file, tensors in files for name, tensor in tensors.items()}
+        for name, (file, tensor) in self._places.items():
+            if odd := _oddity(tensor):
+                raise CheckpointError(f"{file.path}: {name} {odd}; save it as a plain tensor, or get it so")
 
     def __getitem__(self, name: str) -> torch.Tensor:
         file, tensor = self._places[name]
@@ -112,6 +117,22 @@ class MappedTensors(Lazy):
     def forget(self, name: str) -> None:
         file, tensor = self._places[name]
         file.forget(tensor)
+
+
+def _oddity(tensor: torch.Tensor) -> str:
+    """What keeps a tensor from being read as an array of numbers; "" where nothing does."""
+    import torch
+
+    if tensor.is_nested or tensor.layout is not torch.strided:
+        return f"is {'nested' if tensor.is_nested else 'sparse'}"
+    if tensor.is_quantized or tensor.is_meta:
+        return "is quantised in a form of torch's own" if tensor.is_quantized else "has a shape and no data"
+    if tensor.is_neg() or tensor.is_conj():
+        return "is written with the other sign"
+    size, written = tensor.numel() * tensor.itemsize, tensor.untyped_storage().nbytes()
+    if size > max(written, _MAX_REPEATED_BYTES):
+        return f"stands for {size:,} bytes, of which {written:,} are in the file"
+    return ""
 
 
 def load_torch_file(path: Path, *, has_states: bool = False, ignored: Sequence[str] = ()) -> TorchFile:

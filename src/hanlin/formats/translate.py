@@ -133,10 +133,10 @@ def _check_shapes(source: Source, translated: Translated, shapes: Mapping[str, t
 
 
 def _refuse_packed(source: Source, translated: Translated, shapes: Mapping[str, object]) -> None:
-    """Whole numbers would be taken for weights a hundred times too large."""
+    """Whole numbers, and such of one byte, would be taken for weights a hundred times too large."""
     for name in shapes:
         found = translated.meta(name)
-        if not found.is_floating_point():
+        if not found.is_floating_point() or found.itemsize < 2:
             theirs, word = translated.moves[name].sources[0], str(found.dtype).removeprefix("torch.")
             raise CheckpointError(f"{source.path}: {theirs} is of {word}, plain numbers are expected. {_PACKED}")
 
