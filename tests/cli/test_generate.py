@@ -92,6 +92,15 @@ def test_bad_rows_are_named_and_can_be_left_out(project: Path, capsys: pytest.Ca
     assert [json.loads(line)["id"] for line in told.out.splitlines()] == ["0", "3"]
 
 
+def test_rows_of_training_are_told_that_they_are_no_records(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (project / "rows.jsonl").write_text('{"instruction": "床前", "output": ""}\n', encoding="utf-8")
+    transform = "data.transform={input: $instruction, <ans>: $output}"
+    assert main([*ASK, "--input", "rows.jsonl", transform]) == 2
+    told = capsys.readouterr().err
+    assert 'rows.jsonl:1: no "<ans>"' in told
+    assert "without data.transform" in told
+
+
 def test_it_is_a_filter_in_a_pipe(project: Path) -> None:
     """A program that waits for each answer before it asks again gets them, also behind a bad line."""
     command = [sys.executable, "-m", "hanlin", *ASK, "generate.batch_size=8", "data.bad_rows=drop"]

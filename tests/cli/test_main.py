@@ -36,6 +36,12 @@ def test_an_unknown_command_lists_the_known_ones(capsys: pytest.CaptureFixture[s
     assert "'train'" in capsys.readouterr().err
 
 
+def test_a_recipe_alone_is_asked_for_where_none_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["check"])
+    assert "required: recipe\n" in capsys.readouterr().err
+
+
 def test_a_users_mistake_is_a_message_and_exit_code_2(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

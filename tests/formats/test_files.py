@@ -135,3 +135,17 @@ def test_what_fails_half_way_leaves_the_old_target(tmp_path: Path) -> None:
         beside.mkdir()
         (beside / "new").touch()
     assert [path.name for path in tmp_path.rglob("*")] == ["folder", "new"]
+
+
+@pytest.mark.parametrize("named", ["run/checkpoints", "run/checkpoints/000010"])
+def test_a_checkpoint_in_the_place_of_weights_is_told_with_what_to_name(named: str, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "run/checkpoints/000010"
+    (checkpoint / "tensors").mkdir(parents=True)
+    (checkpoint / "state.json").touch()
+    (tmp_path / "run/checkpoints/latest").write_text("000010")
+    (tmp_path / "run/config.yaml").touch()
+    with pytest.raises(CheckpointError, match="go on from, which writes last/"):
+        open_weights(tmp_path / named)
+    (tmp_path / "run/last").mkdir()
+    with pytest.raises(CheckpointError, match=r"weights for use lie in .*run/last"):
+        open_weights(tmp_path / named)

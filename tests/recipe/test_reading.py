@@ -199,6 +199,19 @@ def test_the_written_recipe_reads_back_equal(recipe: Path) -> None:
     assert "诗" in text
 
 
+def test_the_recipe_of_a_run_folder_is_of_the_run_in_there_wherever_it_was_moved_to(tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    (moved / "checkpoints").mkdir(parents=True)
+    (moved / "config.yaml").write_text(MINIMAL, encoding="utf-8")
+    assert load_recipe(moved).run.folder == moved
+    assert load_recipe(moved, ["run.folder=runs/second"]).run.folder == Path("runs/second")
+
+
+def test_a_folder_in_which_no_run_has_written_is_not_taken_for_a_run(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(MINIMAL, encoding="utf-8")
+    assert load_recipe(tmp_path).run.folder == Path("out")
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [

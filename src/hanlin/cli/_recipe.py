@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", type=Path, help="a recipe (YAML), or a run folder, which stands for its recipe")
-    parser.add_argument("changes", nargs="*", metavar="KEY=VALUE", help="settings to change: train.lr=1e-4")
+    parser.add_argument("changes", nargs="*", default=[], metavar="KEY=VALUE", help="settings to change: train.lr=1e-4")
     add_trust(parser)
 
 
@@ -28,7 +28,7 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
         "--weights",
         metavar="best|last|base|PATH",
         help="of the recipe's run: best (default; where there is none, last) or last; "
-        "base: what the run started from (fresh weights where there is none); or any checkpoint: "
+        "base: what the run started from (fresh weights where there is none); or any weights: "
         "whether it is an adapter or a whole model is told from its files",
     )
 

@@ -122,9 +122,13 @@ def _check_record(record: Any, components: Components) -> None:
     """Raises: DataError."""
     from hanlin.generate.prompts import make_prompt
 
-    make_prompt(
-        components.processor, record, components.recipe.generate, getattr(components.config, "max_length", None)
-    )
+    longest = getattr(components.config, "max_length", None)
+    try:
+        make_prompt(components.processor, record, components.recipe.generate, longest)
+    except DataError as error:
+        if components.recipe.data.transform:
+            raise DataError(f"{error} (the rows here are records as they are, without data.transform)") from None
+        raise
 
 
 def _answer_file(engine: Engine, components: Components, rows: _Rows, target: Path | None) -> int:

@@ -43,11 +43,11 @@ def lock_file(path: Path, target: Path) -> Iterator[None]:
     """
     with _locked(path, target) as stream:
         since = datetime.now().astimezone().isoformat(" ", "seconds")
-        with writable(path):
-            stream.truncate(0)
-            stream.write(f"process {os.getpid()} on {socket.gethostname()} since {since}")
-            stream.flush()
+        holder = f"process {os.getpid()} on {socket.gethostname()} since {since}"
         try:
+            with writable(path):
+                stream.truncate(0)
+                os.write(stream.fileno(), holder.encode())  # past the stream, which would try again when it is closed
             yield
         finally:
             path.unlink(missing_ok=True)

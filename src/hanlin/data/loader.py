@@ -109,13 +109,16 @@ class Loader:
         if state["data"] != self.prepared.identity:
             raise DataError(
                 "the checkpoint was made with other training data (content, tokenizer or data settings changed), so "
-                "its position means nothing here; resume with the same data, or start a new run from its weights"
+                "its position means nothing here; resume with the same data, begin anew (--restart), or start another "
+                "run from its weights (another run.folder, and last/ of this one as model.base, or as model.adapter)"
             )
         order = self._order()
         changed = [name for name in order if _plain(state["order"].get(name)) != order[name]]
         if changed:
             was = ", ".join(f"{name}={state['order'].get(name)} (now {order[name]})" for name in changed)
-            raise DataError(f"the checkpoint was made with {was}; resume with the same values, or start a new run")
+            raise DataError(
+                f"the checkpoint was made with {was}; resume with the same values, or begin anew (--restart)"
+            )
         self.epoch, self.batch = int(state["epoch"]), int(state["batch"])
 
     def _order(self) -> dict[str, Any]:

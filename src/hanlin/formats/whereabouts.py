@@ -31,6 +31,8 @@ def is_state(name: str) -> bool:
 
 def explain_missing(folder: Path) -> str:
     """A sentence on what lies in or below a folder without readable weights, and the command that reads it; ''."""
+    if any((place / "state.json").is_file() and (place / "tensors").is_dir() for place in (folder, *folder.glob("*"))):
+        return _of_checkpoints(folder)
     found = _found(folder)
     if not found:
         return ""
@@ -75,6 +77,15 @@ def _files(folder: Path) -> Iterator[tuple[Path, str]]:
             if seen > _MOST:
                 return
             yield Path(place), name
+
+
+def _of_checkpoints(folder: Path) -> str:
+    run = next((place for place in (folder.parent, folder.parent.parent) if (place / "config.yaml").is_file()), None)
+    written = [] if run is None else [str(run / name) for name in ("best", "last") if (run / name).is_dir()]
+    told = (
+        f"weights for use lie in {' and '.join(written)}" if written else "which writes last/ at its end or at Ctrl-C"
+    )
+    return f"a run's checkpoint is for hanlin train to go on from{';' if written else ','} {told}"
 
 
 def _of_optimizer(folder: Path, names: list[str]) -> str:

@@ -126,12 +126,15 @@ def load_recipe(path: Path | str, overrides: Iterable[str] = ()) -> Recipe:
 
 
 def read_recipe(path: Path | str, overrides: Iterable[str] = ()) -> Draft:
-    """Read a recipe as far as it can be read.
+    """Read a recipe as far as it can be read; that of a run folder, wherever it was moved to, is of the run in there.
 
     Raises: ConfigError when the file cannot be read or is not YAML.
     """
-    path = _recipe_file(expanded(Path(path)))
+    given = expanded(Path(path))
+    path = _recipe_file(given)
     values, lines, problems = _parse(path)
+    if _is_run(given) and isinstance(values.setdefault("run", {}), dict):
+        values["run"]["folder"] = str(given)
     places = {key: f"{path}:{line}" for key, line in lines.items()}
     problems += _apply_overrides(values, places, overrides)
     return _draft(values, problems, places, str(path))
@@ -173,6 +176,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if close:
         return f"; did you mean {close[0]!r}?"
     return f"; known: {', '.join(known)}" if known else ""
+
+
+def _is_run(path: Path) -> bool:
+    """Whether a run has written here; a recipe of the user's own may be called config.yaml too."""
+    return any((path / name).exists() for name in ("checkpoints", "best", "last", "log.txt"))
 
 
 def _recipe_file(path: Path) -> Path:
