@@ -16,8 +16,10 @@ from tiny_model import TinyLoader, break_batch
 from hanlin.core.errors import CheckpointError, HanlinError
 from hanlin.core.manifest import write_manifest
 from hanlin.recipe.settings import TrainSettings
+from hanlin.train import loop
 from hanlin.train.loop import EXIT_INTERRUPTED, count_steps
 from hanlin.train.metrics import MetricsFile
+from hanlin.train.signals import StopSignals
 
 SCRIPT = Path(__file__).with_name("run_tiny.py")
 MY_OPTIMIZER = str(Path(__file__).parents[2] / "examples" / "my_optimizer.py")
@@ -71,6 +73,22 @@ def test_a_run_shorter_than_all_intervals_leaves_last_and_best(tmp_path):
         saved = torch.load(tmp_path / name / "model.pt")
         assert saved["head.weight"].equal(step.parallel_model.model.head.weight)
     assert (tmp_path / "checkpoints" / "000002").is_dir()
+
+
+def test_asking_the_ranks_does_not_tell_how_long_a_step_takes(tmp_path, monkeypatch):
+    class Watched(StopSignals):
+        def __enter__(self):
+            watched.append(self)
+            return super().__enter__()
+
+    watched, longest, forever = [], [], TinyLoader.forever
+    monkeypatch.setattr(loop, "StopSignals", Watched)
+    monkeypatch.setattr(
+        TinyLoader, "forever", lambda self: (longest.append(watched[0]._longest) or batch for batch in forever(self))
+    )
+    run(tmp_path, steps=2)
+    assert longest[0] is None, "the first step, which takes longest, must have its own limit"
+    assert longest[1] > 0
 
 
 def test_metrics_have_a_line_per_step_and_per_evaluation(tmp_path):

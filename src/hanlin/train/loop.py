@@ -121,7 +121,7 @@ def _end(
     if settings.patience is not None and progress.worse >= settings.patience:
         return "patience"
     # A signal may reach one rank only; all must stop at the same step.
-    with signals.step():
+    with signals.step(counts=False):
         is_interrupted = step.parallel_model.any(bool(signals.requested))
     if is_interrupted:
         log.warning("interrupted after step=%d: saving; a second signal ends at once", progress.step)
