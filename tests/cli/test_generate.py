@@ -77,6 +77,22 @@ def test_an_output_that_was_cut_off_is_gone_on_with(project: Path, capsys: pytes
     assert not list(project.glob(".*"))
 
 
+def test_answers_of_another_adapter_file_are_not_gone_on_with(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "encoder.layers.0.self_att.self_attention.project_q.lora.lora_"
+    command = [*ASK, "model.adapter=delta.pt", "--input", "rows.jsonl", "--output", "parts.jsonl"]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for scale, more in ((0.5, 1500), (5.0, limits[0])):
+        torch.save({f"{name}A": torch.ones(2, 8) * scale, f"{name}B": torch.ones(8, 2)}, project / "delta.pt")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (more, limits[1]))
+        try:
+            assert main(command) == 2
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "holds the first answers of a command with another input, model or settings" in capsys.readouterr().err
+
+
 def test_bad_rows_are_named_and_can_be_left_out(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = (project / "rows.jsonl").read_text(encoding="utf-8").splitlines()[:4]
     lines[1], lines[2] = '{"input": ', '{"input": 3, "<ans>": ""}'

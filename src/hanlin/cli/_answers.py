@@ -123,9 +123,10 @@ def _keep_whole_lines(path: Path) -> int:
 
 def identity_of(components: Components, records: str) -> str:
     """Hash of all that decides the answers; records: their fingerprint. Of weights the files' sizes and times count."""
+    adapter = components.recipe.model.adapter
     files = [
         *(components.source.weights.files if components.source is not None else ()),
-        *(sorted(components.recipe.model.adapter.rglob("*")) if components.recipe.model.adapter else ()),
+        *(() if adapter is None else [adapter] if adapter.is_file() else sorted(adapter.rglob("*"))),
     ]
     facts = [
         records,
