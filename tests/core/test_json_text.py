@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import pickle
+import time
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,13 @@ def test_what_is_right_is_read_as_it_is() -> None:
     assert skip_value(f"x{GOOD}, 7", 1) == 1 + len(GOOD)
     with pytest.raises(json.JSONDecodeError, match="Extra data"):
         parse_json("{} 7")
+
+
+def test_a_text_without_end_is_looked_through_once() -> None:
+    start = time.monotonic()
+    with pytest.raises(json.JSONDecodeError, match="has no end"):
+        skip_value('{"a": "' + '\\"' * 100_000, 0)
+    assert time.monotonic() - start < 2
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ __all__ = ["MOST_LEVELS", "check_json_value", "decode_utf8", "parse_json", "pars
 MOST_LEVELS = 100
 """Of lists and objects in each other."""
 
-_TOKENS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
+# A text without an end is one token too: else each quotation mark in it would be tried, each to the end.
+_TOKENS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[\]{}]', re.DOTALL)
 _CLOSED_BY = {"[": "]", "{": "}"}
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hanlin.core.errors import DataError
-from hanlin.data.sources import BadRowError, open_records
+from hanlin.data.sources import BadRowError, jsonl, open_records
 from hanlin.data.sources.jsonl import write_jsonl
 
 ROWS = [{"text": "一"}, {"text": "二\n三"}, {"text": "🀄 x", "n": {"a": [1, 2.5, None, True]}}]
@@ -28,7 +28,11 @@ LINES = [json.dumps(row, ensure_ascii=False).encode() for row in ROWS]
     ],
     ids=["plain", "no last line end", "mark and CRLF", "blank lines", "indented", "gzip"],
 )
-def test_rows_are_found_with_their_line_numbers(tmp_path: Path, data: bytes, numbers: list[int]) -> None:
+@pytest.mark.parametrize("scan_bytes", [jsonl.SCAN_BYTES, 7])
+def test_rows_are_found_with_their_line_numbers(
+    tmp_path: Path, data: bytes, numbers: list[int], scan_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jsonl, "SCAN_BYTES", scan_bytes)
     path = tmp_path / "rows.jsonl"
     path.write_bytes(data)
     source = open_records(path)

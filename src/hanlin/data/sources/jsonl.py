@@ -11,6 +11,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,10 @@ class JsonlSource:
 
     @property
     def fingerprint(self) -> str:
+        return self._sha256
+
+    @cached_property
+    def _sha256(self) -> str:
         return self._bytes.sha256 if isinstance(self._bytes, FileBytes) else hashlib.sha256(self._bytes).hexdigest()
 
     def __len__(self) -> int:
@@ -142,7 +147,8 @@ def _find_rows(data: bytes | FileBytes) -> tuple[np.ndarray, np.ndarray, np.ndar
     is_blank = starts >= ends
     for at in range(0, len(data), SCAN_BYTES):  # the first byte of each line, piece by piece
         codes = np.frombuffer(data[at : at + SCAN_BYTES], np.uint8)
-        inside = np.flatnonzero((starts >= at) & (starts < at + len(codes)) & ~is_blank)
+        first, end = np.searchsorted(starts, [at, at + len(codes)])
+        inside = first + np.flatnonzero(~is_blank[first:end])
         is_blank[inside] = codes[starts[inside] - at] <= 0x20
     for line in np.flatnonzero(is_blank & (starts < ends)):  # few: lines that begin with white space
         is_blank[line] = not data[starts[line] : ends[line]].strip(b" \t\r")
