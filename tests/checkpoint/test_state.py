@@ -135,6 +135,14 @@ def test_saving_replaces_a_damaged_checkpoint_and_drops_the_ones_after_it(tmp_pa
     assert verify(tmp_path / "000002") == []
 
 
+def test_a_later_damaged_checkpoint_goes_though_a_killed_one_of_its_step_is_there(tmp_path):
+    checkpointer = saved(tmp_path, 1, 3)
+    truncate(tmp_path / "000003" / "state.json")
+    shutil.copytree(tmp_path / "000001", tmp_path / "000003.tmp")
+    checkpointer.save(2, tensors(2.0), {})
+    assert names(tmp_path) == ["000001", "000002", "latest"]
+
+
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from kills import killed_at
 
-from hanlin.core import files
+from hanlin.core import files, locks
 from hanlin.core.errors import CheckpointError, ConfigError, DataError
 from hanlin.core.files import published, remove_leftovers, replaced_file
 from hanlin.core.locks import held
@@ -193,3 +193,24 @@ def test_links_that_a_kill_left_go_and_what_they_lead_to_stays(tmp_path: Path) -
         (tmp_path / f".{name}.0123abcd.tmp").symlink_to(target)
     remove_leftovers(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+@pytest.mark.parametrize("name", ["replaced", ".replaced"])
+def test_what_was_half_written_never_gets_its_place_whatever_it_is_called(tmp_path: Path, name: str) -> None:
+    (tmp_path / f".{name}.0123abcd.tmp" / name).mkdir(parents=True)
+    remove_leftovers(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_lock_whose_holder_ends_at_that_moment_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def removed_meanwhile(stream: Any) -> str:
+        if "first" not in seen:
+            seen.append("first")
+            (tmp_path / ".lock").unlink()
+        return "ours"
+
+    seen: list[str] = []
+    monkeypatch.setattr(Path, "exists", lambda _: True)
+    monkeypatch.setattr(locks, "try_lock", removed_meanwhile)
+    with held(tmp_path):
+        assert seen

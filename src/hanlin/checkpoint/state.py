@@ -222,11 +222,15 @@ class Checkpointer:
         best = step if is_best else self._best_step()
         kept = {*[number for number in folders if number <= step][-self.keep :], *({best} & folders.keys())}
         SavedSteps(tuple(sorted(kept)), best if best in kept else None).write(self.folder)
+        self._remove_unfinished()  # one may have the name that is given next
         for number in folders.keys() - kept:  # what is half removed must not look like a checkpoint
             folders[number].rename(folders[number].with_suffix(".tmp"))
+        self._remove_unfinished()
+        remove_leftovers(self.folder)
+
+    def _remove_unfinished(self) -> None:
         for path in self.folder.glob("[0-9]*.tmp"):
             shutil.rmtree(path)
-        remove_leftovers(self.folder)
 
 
 def recipe_identity(recipe: Recipe) -> dict[str, Any]:

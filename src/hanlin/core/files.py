@@ -46,7 +46,8 @@ __all__ = [
 IfExists = Literal["refuse", "replace", "keep"]
 
 _PRIVATE = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.tmp")
-_REPLACED = "replaced"
+_REPLACED = ".replaced"
+"""Behind the name of what is written: a suffix, so that no target can be called so."""
 _EXCHANGE, _NO_REPLACE = 2, 1  # flags of Linux's renameat2
 
 
@@ -156,7 +157,7 @@ def published(target: Path, if_exists: IfExists = "refuse") -> Iterator[Path]:
         yield private / target.name
         _sync_all(private / target.name)
         sync(private)
-        _put_in_place(private / target.name, target, private / _REPLACED, if_exists)
+        _put_in_place(private / target.name, target, private / f"{target.name}{_REPLACED}", if_exists)
         sync(target.parent)
 
 
@@ -193,7 +194,7 @@ def _remove_if_left(private: Path, target: Path) -> None:
     try:
         if try_lock(handle) != "ours":
             return
-        if (private / _REPLACED).exists() and not target.exists():
+        if (private / f"{target.name}{_REPLACED}").exists() and not target.exists():
             (private / target.name).rename(target)
             sync(target.parent)
         if private.is_dir():

@@ -9,7 +9,7 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Literal
@@ -109,6 +109,7 @@ def _locked(path: Path, target: Path) -> IO[str]:
             holder = stream.read().strip() or "another process"
             stream.close()
             raise ConfigError(f"{target}: is in use by {holder}; wait until it has ended, or choose another one")
-        if path.exists() and os.path.samestat(os.fstat(stream.fileno()), path.stat()):
-            return stream
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(stream.fileno()), path.stat()):
+                return stream
         stream.close()  # who had it has removed it at its end, meanwhile
