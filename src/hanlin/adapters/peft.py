@@ -110,17 +110,27 @@ def _factor(path: Path, stated: Mapping[str, Any], module: str, rank: int) -> fl
 
     Raises: CheckpointError where the rank is not the stated one.
     """
-    wanted = _of_pattern(stated.get("rank_pattern"), module, stated.get("r", rank))
+    wanted = _of_pattern(path, stated, "rank_pattern", module, stated.get("r", rank))
     if wanted != rank:
         raise CheckpointError(f"{path / SETTINGS}: says rank {wanted} for {module}, whose lora_A has {rank} rows")
-    alpha = _of_pattern(stated.get("alpha_pattern"), module, stated["lora_alpha"])
+    alpha = _of_pattern(path, stated, "alpha_pattern", module, stated["lora_alpha"])
     return alpha / (math.sqrt(rank) if stated.get("use_rslora") else rank)
 
 
-def _of_pattern(pattern: Mapping[str, Any] | None, module: str, otherwise: Any) -> Any:
-    """The value of the first key of PEFT's pattern that is the end of a module's name, or fits it as an expression."""
-    for key, value in (pattern or {}).items():
-        if re.match(rf"(.*\.)?({key})$", module):
+def _of_pattern(path: Path, stated: Mapping[str, Any], name: str, module: str, otherwise: float) -> float:
+    """The value of the first key of PEFT's pattern that is the end of a module's name, or fits it as an expression.
+
+    Raises: CheckpointError for what is no pattern.
+    """
+    pattern = stated.get(name) or {}
+    if not isinstance(pattern, Mapping) or not all(type(value) in (int, float) for value in pattern.values()):
+        raise CheckpointError(f"{path / SETTINGS}: {name} is {pattern!r:.60}, expected modules and a number for each")
+    for key, value in pattern.items():
+        try:
+            found = re.match(rf"(.*\.)?({key})$", module)
+        except re.error as error:
+            raise CheckpointError(f"{path / SETTINGS}: {name}: {key!r:.40} is no expression ({error})") from None
+        if found:
             return value
     return otherwise
 
