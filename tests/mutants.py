@@ -35,6 +35,7 @@ SCALE = "tests/train/test_scale.py tests/train/test_step.py"
 LOOP = "tests/train/test_loop.py"
 BEE = "tests/models/test_cpm_bee_masks.py tests/models/test_cpm_bee_model.py"
 ATTENTION = "tests/layers"
+BUCKETS = "tests/layers/test_relative_position.py"
 BEAM = "tests/generate/test_beam.py tests/generate/test_engine.py"
 
 MUTATIONS = [
@@ -137,9 +138,9 @@ MUTATIONS = [
     Mutation(
         "models/cpm_bee/model.py", "positions < given.lengths[:, None]", "positions <= given.lengths[:, None]", BEE
     ),
-    Mutation("layers/relative_position.py", "+ half * (offset > 0)", "+ half * (offset >= 0)", BEE),
-    Mutation("layers/relative_position.py", ".clamp(max=half - 1)", ".clamp(max=half)", BEE),
-    Mutation("layers/relative_position.py", "distance < exact", "distance <= exact", BEE),
+    Mutation("layers/relative_position.py", "+ half * (offset > 0)", "+ half * (offset >= 0)", BUCKETS),
+    Mutation("layers/relative_position.py", ".clamp(max=half - 1)", ".clamp(max=half)", BUCKETS),
+    Mutation("layers/relative_position.py", "math.log(max_distance / exact)", "math.log(max_distance)", BUCKETS),
     Mutation("layers/attention.py", ".tril(keys - queries)", ".tril()", ATTENTION),
     Mutation("layers/attention.py", "hidden = ~visible & ~empty[..., None]", "hidden = ~visible", ATTENTION),
     Mutation(

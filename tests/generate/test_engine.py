@@ -84,6 +84,14 @@ def test_records_keep_their_order_and_are_not_changed(engine: Engine):
     assert list(answered[3]["<ans>"]["a"]) == ["b", "c"]
 
 
+def test_only_tokens_of_the_window_are_penalised(engine: Engine):
+    penalised = GREEDY.model_copy(update={"repetition_penalty": 3.0})
+    windows = (None, 1, 3, 1000)
+    found = {n: engine.generate(RECORDS, penalised.model_copy(update={"repetition_window": n})) for n in windows}
+    assert found[None] == found[1000]
+    assert found[1] != found[3] != found[None]
+
+
 def test_no_records_give_no_answers(engine: Engine):
     assert engine.generate([], GREEDY) == []
 

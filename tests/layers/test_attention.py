@@ -36,6 +36,29 @@ def test_a_query_that_sees_nothing_gets_zero_and_harms_no_gradient() -> None:
     assert (bias.grad[:, :, 1] == 0).all()
 
 
+def test_no_row_of_a_bias_is_closed_from_end_to_end() -> None:
+    """It would be NaN in kernels that do not look out for it."""
+    visible = torch.tensor([[[True, False], [False, False]]])
+    mask = additive_mask(torch.zeros(1, 1, 2, 2), visible)
+    assert mask.mask is not None
+    assert mask.mask[0, 0].tolist() == [[0, -torch.inf], [0, 0]]
+    assert mask.empty_queries is not None
+    assert mask.empty_queries.tolist() == [[False, True]]
+
+
+def test_keys_of_a_prefix_stand_first_and_are_seen_by_all() -> None:
+    tokens = torch.zeros(1, 2, dtype=torch.long)
+    causal = causal_mask(2, 2)[None, None]
+    seen = [[True, True, True, False], [True, True, True, True]]
+    for mask in (AttentionMask(causal), AttentionMask()):
+        longer = mask.with_prefix(2, tokens).mask
+        assert longer is not None
+        assert longer[0, 0].tolist() == seen
+    biased = AttentionMask(torch.full((1, 1, 2, 2), 3.0)).with_prefix(1, tokens).mask
+    assert biased is not None
+    assert biased[0, 0].tolist() == [[0, 3, 3], [0, 3, 3]]
+
+
 def test_shared_heads_and_the_lone_query_equal_the_written_out_softmax() -> None:
     torch.manual_seed(0)
     key, value = (torch.randn(2, 2, 5, 4, dtype=torch.float64) for _ in range(2))

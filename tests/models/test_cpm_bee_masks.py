@@ -35,7 +35,7 @@ CONFIG = CpmBeeConfig(
 PARTS = {
     0: [(0, 0, True, 3), (0, 1, True, 2), (0, 2, False, 3), (1, 0, True, 2), (1, 1, False, 2), (2, 0, True, 1),
         (2, 1, False, 3)],
-    1: [(0, 0, True, 2), (0, 1, False, 4), (1, 0, True, 2), (1, 1, False, 1)],
+    1: [(0, 0, True, 2), (0, 1, False, 4), (0, 2, True, 2), (1, 0, True, 2), (1, 1, False, 1)],
 }  # fmt: skip
 PADDING = 3
 

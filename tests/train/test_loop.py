@@ -1,5 +1,6 @@
 import json
 import logging
+import math
 import os
 import shutil
 import signal
@@ -19,6 +20,7 @@ from hanlin.recipe.settings import TrainSettings
 from hanlin.train import loop
 from hanlin.train.loop import EXIT_INTERRUPTED, count_steps
 from hanlin.train.metrics import MetricsFile
+from hanlin.train.run_checkpoints import TrainProgress
 from hanlin.train.signals import StopSignals
 
 SCRIPT = Path(__file__).with_name("run_tiny.py")
@@ -126,6 +128,14 @@ def test_training_ends_when_the_evaluation_stops_improving_and_stays_ended(tmp_p
     assert outcome.progress.step == (outcome.progress.best_step or 0) + 3  # no evaluation more, none less
     again, _ = run(tmp_path, **settings)
     assert again == outcome
+
+
+def test_a_better_evaluation_makes_up_for_the_worse_ones_before_it():
+    progress = TrainProgress()
+    for loss, worse in ((3.0, 0), (4.0, 1), (math.nan, 2), (2.0, 0), (2.0, 1)):
+        progress = progress.after_step().after_evaluation(loss)
+        assert progress.worse == worse
+    assert (progress.best_loss, progress.best_step) == (2.0, 4)
 
 
 def test_best_is_the_best_evaluation_and_last_the_last(tmp_path):

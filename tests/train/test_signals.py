@@ -14,10 +14,12 @@ from hanlin.train.signals import StopSignals
 
 @pytest.fixture(autouse=True)
 def _terminal():
-    """As in a terminal, also where nohup runs the tests."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    """As in a terminal, also where nohup or a shell's background runs the tests, which let signals be ignored."""
+    usual = {signal.SIGHUP: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
     yield
-    signal.signal(signal.SIGHUP, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])

@@ -124,6 +124,16 @@ def test_infinite_gradient_with_finite_loss_is_skipped():
     assert all(weight.equal(before[name]) for name, weight in weights_of(step).items())
 
 
+def test_infinite_loss_with_finite_gradient_is_skipped():
+    step = make_step()
+    step.parallel_model.model.register_forward_hook(lambda model, given, loss: loss + math.inf)
+    before = weights_of(step)
+    report = step.run(make_batch(0))
+    assert report.skipped
+    assert math.isfinite(report.grad_norm)
+    assert all(weight.equal(before[name]) for name, weight in weights_of(step).items())
+
+
 def test_training_stops_after_too_many_broken_steps_in_a_row():
     step = make_step(max_skipped=2)
     step.run(break_batch(make_batch(0)))
