@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,15 @@ def test_a_held_folder_says_who_has_it_until_that_one_is_dead(tmp_path: Path) ->
         with held(tmp_path / "run"):
             pass
     assert not list((tmp_path / "run").iterdir())
+
+
+def test_a_folder_whose_holder_is_just_dying_is_taken(tmp_path: Path) -> None:
+    process = hold_elsewhere(tmp_path)
+    killer = threading.Timer(0.1, process.kill)
+    killer.start()
+    with held(tmp_path):
+        assert process.wait() == -signal.SIGKILL
+    killer.join()
 
 
 def test_what_fails_leaves_the_target_as_it_was_and_nothing_beside_it(tmp_path: Path) -> None:

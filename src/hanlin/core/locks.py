@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -23,6 +24,9 @@ log = logging.getLogger(__name__)
 
 LOCK_FILE = ".lock"
 """In a folder that one process at a time may write to: who holds it."""
+
+_MOMENT_SECONDS = 1.0
+"""So long the ranks of a command that was killed may take to die with it."""
 
 
 @contextmanager
@@ -94,8 +98,9 @@ def writable(path: Path) -> Iterator[None]:
 def _locked(path: Path, target: Path) -> IO[str]:
     """The locked file.
 
-    Raises: ConfigError when another process has it.
+    Raises: ConfigError when another process has it, and does not give it up within a moment.
     """
+    limit = time.monotonic() + _MOMENT_SECONDS
     while True:
         with writable(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -104,6 +109,10 @@ def _locked(path: Path, target: Path) -> IO[str]:
         if state == "unknown":
             log.warning("%s: the file system has no locks; see that no other process writes there", path.parent)
             return stream
+        if state == "taken" and time.monotonic() < limit:
+            stream.close()
+            time.sleep(0.02)
+            continue
         if state == "taken":
             stream.seek(0)
             holder = stream.read().strip() or "another process"
