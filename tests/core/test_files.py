@@ -19,7 +19,7 @@ from kills import killed_at
 
 from hanlin.core import files, locks
 from hanlin.core.errors import CheckpointError, ConfigError, DataError
-from hanlin.core.files import published, remove_leftovers, replaced_file
+from hanlin.core.files import published, remove_leftovers, replaced_file, written_alone
 from hanlin.core.locks import held
 
 HOLD = """
@@ -224,3 +224,13 @@ def test_a_lock_whose_holder_ends_at_that_moment_is_taken(tmp_path: Path, monkey
     monkeypatch.setattr(locks, "try_lock", removed_meanwhile)
     with held(tmp_path):
         assert seen
+
+
+def test_what_killed_processes_left_of_a_hidden_file_beside_a_target_goes_too(tmp_path: Path) -> None:
+    left = tmp_path / "..out.jsonl.unfinished.0123abcd.tmp"
+    left.write_text("half")
+    other = tmp_path / "..other.0123abcd.tmp"
+    other.write_text("of another target")
+    with written_alone(tmp_path / "out.jsonl"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == [other.name]

@@ -171,6 +171,7 @@ def written_alone(target: Path) -> Iterator[None]:
     place = target.absolute()
     with lock_file(place.with_name(f".{place.name}{LOCK_FILE}"), target):
         remove_leftovers(place.parent, place.name)
+        remove_leftovers(place.parent, f".{place.name}")  # of the hidden file of what is not finished
         yield
 
 
