@@ -98,7 +98,7 @@ def test_a_lora_of_a_fused_linear_adds_what_it_adds_in_peft(
         torch.testing.assert_close(found[f"{module}.weight"], own * outer @ inner, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("pattern", [[1], {"query_key_value": "8"}, {"query_key_value": None}, {"(": 8}])
+@pytest.mark.parametrize("pattern", [[1], {"query_key_value": "8"}, {"query_key_value": None}, {"(": 8}, {"(.*)*x": 8}])
 @pytest.mark.parametrize("name", ["alpha_pattern", "rank_pattern"])
 def test_what_is_no_pattern_is_refused_by_name(name: str, pattern: object, tmp_path: Path) -> None:
     path = write_peft(tmp_path / "peft", FUSED, **{name: pattern})

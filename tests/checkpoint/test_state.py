@@ -205,7 +205,7 @@ def test_lost_checkpoints_are_told_and_a_run_without_any_does_not_begin_again(tm
     ("change", "message"),
     [
         (lambda state: state.update(newer=1), "has newer, which is not known here"),
-        (lambda state: state.pop("settings"), "lacks settings"),
+        (lambda state: state.pop("identity"), "lacks identity"),
         (lambda state: state.update(step="1"), "step. is a str"),
         (lambda state: [state.pop(name) for name in list(state)], "lacks step"),
     ],
@@ -219,6 +219,16 @@ def test_the_state_of_another_version_is_refused_by_what_differs(tmp_path, chang
     write_manifest(tmp_path / "000001")
     with pytest.raises(CheckpointError, match=rf"state\.json: .*{message}.*another version"):
         checkpointer.load_latest(tensors(0.0))
+
+
+def test_a_checkpoint_from_before_settings_were_kept_is_gone_on_with(tmp_path):
+    checkpointer = saved(tmp_path, 1)
+    path = tmp_path / "000001" / "state.json"
+    state = json.loads(path.read_text())
+    del state["settings"]
+    path.write_text(json.dumps(state))
+    write_manifest(tmp_path / "000001")
+    assert checkpointer.load_latest(tensors(0.0)) == Saved(1, {"position": [1, 1]})
 
 
 def test_other_settings_are_told_and_taken_on_request(tmp_path, caplog):

@@ -70,6 +70,13 @@ def test_a_damaged_manifest_is_refused(folder: Path, content: str) -> None:
     assert manifest_problems(folder) == [f"{MANIFEST} cannot be read"]
 
 
+@pytest.mark.parametrize("content", ["{}", '{"files": {}}'])
+def test_an_emptied_manifest_is_refused(folder: Path, content: str) -> None:
+    (folder / MANIFEST).write_text(content)
+    with pytest.raises(CheckpointError, match=r"manifest\.json: lists no files"):
+        check_manifest(folder)
+
+
 @pytest.mark.parametrize("values", [{"name": "an app"}, {"files": ["a.js"]}, {"files": {"a.js": "sha"}}])
 def test_another_programs_manifest_is_not_looked_at(folder: Path, values: dict) -> None:
     (folder / MANIFEST).write_text(json.dumps(values))

@@ -82,6 +82,20 @@ def test_a_set_of_which_only_some_files_are_there_is_named(tmp_path: Path) -> No
         open_weights(tmp_path / "second.pt")
 
 
+def test_numbers_that_no_set_has_are_not_counted_up_to(tmp_path: Path) -> None:
+    write_ranks(tmp_path / "new", TENSORS, PARTITIONS, 2)
+    files = find_ranks(tmp_path / "new")
+    for file in files:
+        change(file, mp_world_size=10**10)
+    with pytest.raises(
+        CheckpointError, match=r"one of 10000000000 files .*mp_rank_06_model_states\.pt, \.\.\. missing"
+    ):
+        RankWeights(files, PARTITIONS)
+    files[1].rename(files[1].with_name("mp_rank_9999999999_model_states.pt"))
+    with pytest.raises(CheckpointError, match=r"mp_rank_05_model_states\.pt, \.\.\. missing"):
+        find_ranks(tmp_path / "new")
+
+
 def change(file: Path, **changes: object) -> None:
     torch.save({**torch.load(file, weights_only=False), **changes}, file)
 

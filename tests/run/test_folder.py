@@ -92,6 +92,14 @@ def test_a_run_without_its_checkpoints_does_not_begin_again_unasked(run: Path, i
     open_run_folder(recipe(run), "resume")
 
 
+def test_nor_does_a_finished_run_that_has_no_word_of_them(run: Path) -> None:
+    shutil.rmtree(run / "checkpoints")
+    (run / "saved.checkpoints.json").unlink()
+    (run / "last").mkdir(exist_ok=True)
+    with pytest.raises(CheckpointError, match=r"its run has saved checkpoints \(last says so\)"):
+        open_run_folder(recipe(run), "resume")
+
+
 def test_a_restart_keeps_the_whole_former_run(run: Path) -> None:
     former = contents(run)
     former.pop("mine.txt")

@@ -34,6 +34,10 @@ COMMON_KEYS = (
 )
 """What PEFT writes into any adapter_config.json, and what changes nothing."""
 _BEGINNINGS = "corda_config eva_config loftq_config megatron_config megatron_core qalora_group_size"
+_PLAIN = r"(?:[\w^$|-]|\\?\.|\([\w.|\\-]*\))*"
+_SIMPLE = re.compile(rf"(?=.{{0,300}}$){_PLAIN}(?:(?:\.\*|\\d\+){_PLAIN}){{0,3}}")
+"""What a key of a pattern may look like: expressions from a file must not search for ever."""
+
 _KEYS = ConfigKeys(
     read=("r", "lora_alpha", "lora_dropout", "use_rslora", "alpha_pattern", "rank_pattern"),
     harmless=(
@@ -83,8 +87,10 @@ def _as_one(path: Path, stated: Mapping[str, Any], additions: Additions) -> tupl
 
     Raises: CheckpointError.
     """
-    if not isinstance(stated.get("lora_alpha"), int | float):
-        raise CheckpointError(f"{path / SETTINGS}: lora_alpha is {stated.get('lora_alpha')!r}, expected a number")
+    if type(stated.get("lora_alpha")) not in (int, float) or not stated["lora_alpha"]:
+        raise CheckpointError(
+            f"{path / SETTINGS}: lora_alpha is {stated.get('lora_alpha')!r}, expected a number other than 0"
+        )
     factors = {module: _factor(path, stated, module, len(inner)) for module, (inner, _) in additions.pairs.items()}
     rank = max(len(inner) for inner, _ in additions.pairs.values())
     alphas = {factor * rank for factor in factors.values()}
@@ -126,6 +132,11 @@ def _of_pattern(path: Path, stated: Mapping[str, Any], name: str, module: str, o
     if not isinstance(pattern, Mapping) or not all(type(value) in (int, float) for value in pattern.values()):
         raise CheckpointError(f"{path / SETTINGS}: {name} is {pattern!r:.60}, expected modules and a number for each")
     for key, value in pattern.items():
+        if not _SIMPLE.fullmatch(key):
+            raise CheckpointError(
+                f"{path / SETTINGS}: {name}: {key!r:.40} is no name of modules as PEFT's are; name them, or "
+                "write them with dots, .* and \\d+ (three times at most)"
+            )
         try:
             found = re.match(rf"(.*\.)?({key})$", module)
         except re.error as error:

@@ -57,9 +57,10 @@ def refuse_lost(folder: Path) -> None:
 
     Raises: CheckpointError saying what to do.
     """
-    if _path(folder).is_file() and not checkpoint_folders(folder):
+    signs = [path.name for path in (_path(folder), folder.with_name("last")) if path.exists()]
+    if signs and not checkpoint_folders(folder):
         raise CheckpointError(
-            f"{folder.parent}: its run has saved checkpoints ({_path(folder).name} says so), but {folder} holds none; "
+            f"{folder.parent}: its run has saved checkpoints ({signs[0]} says so), but {folder} holds none; "
             "restore that folder from a copy, or begin anew with --restart, which keeps what else is there in former/"
         )
 

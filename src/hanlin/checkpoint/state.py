@@ -125,7 +125,8 @@ class Checkpointer:
         folder = call_on_main(self._newest_valid)
         if folder is None:
             return None
-        state = read_json_object(folder / STATE)
+        # Of a checkpoint without settings, from before they were kept, none are compared.
+        state = {"settings": {}, **read_json_object(folder / STATE)}
         check_keys(folder / STATE, state, {"step": 0, "identity": {}, "settings": {}, "values": {}})
         self._check_identity(folder, state["identity"])
         self._check_settings(folder, state["settings"])

@@ -89,6 +89,8 @@ def check_manifest(path: Path) -> None:
             if folder != path:  # another program's
                 continue
             raise CheckpointError(f"{error}, or remove it to read the folder unchecked") from None
+        if listed is not None and not listed and folder == path:
+            raise CheckpointError(f"{folder / MANIFEST}: lists no files; restore it from a copy, or remove it")
         inner = path.relative_to(folder).as_posix()
         if listed is not None and (folder == path or any(f"{name}/".startswith(f"{inner}/") for name in listed)):
             _check(folder, listed)
@@ -110,7 +112,9 @@ def _check(folder: Path, listed: Listed) -> None:
 
 
 def _listed(values: dict[str, Any]) -> Listed | None:
-    """None for what is another program's."""
+    """None for what is another program's; nothing where all was taken out."""
+    if not values:
+        return {}
     try:
         return {name: (int(facts["size"]), str(facts["sha256"])) for name, facts in values["files"].items()}
     except (ValueError, KeyError, TypeError, AttributeError):

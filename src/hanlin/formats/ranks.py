@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ PLAIN = "model_optim_rng.pt"
 _PLAIN_RANK = re.compile(r"mp_rank_(\d+)")
 UNSTATED = "The files do not say how many belong together: if there were more of them, copy the others too."
 _MAX_TAG = 200
+_SHOWN = 5
 RANK = re.compile(r"mp_rank_(\d+)_model_states\.pt")
 
 
@@ -119,8 +121,10 @@ def plain_files(folder: Path) -> dict[int, Path]:
 
 
 def _without_gaps(folder: Path, found: Mapping[int, Path], name: Callable[[int], str]) -> list[Path]:
-    if lost := [name(rank) for rank in range(max(found, default=-1) + 1) if rank not in found]:
-        raise CheckpointError(f"{folder}: {', '.join(lost)} missing beside the files of other ranks; copy them too")
+    gaps = (name(rank) for rank in range(max(found, default=-1) + 1) if rank not in found)
+    if lost := list(islice(gaps, _SHOWN + 1)):  # a name may say any number
+        shown = ", ".join(lost[:_SHOWN]) + (", ..." if len(lost) > _SHOWN else "")
+        raise CheckpointError(f"{folder}: {shown} missing beside the files of other ranks; copy them too")
     return [found[rank] for rank in sorted(found)]
 
 

@@ -92,10 +92,11 @@ def check_set(opened: Sequence[TrainingFile], rank_file: Callable[[int], str]) -
     _check_alike("number of ranks", {path: one.num_ranks for path, one in zip(paths, opened, strict=True)})
     stated = next((one.num_ranks for one in opened if one.num_ranks is not None), len(opened))
     if stated > len(opened):
-        lost = [rank_file(rank) for rank in range(len(opened), stated)]
+        lost = [rank_file(rank) for rank in range(len(opened), min(stated, len(opened) + _SHOWN))]
+        more = ", ..." if stated > len(opened) + _SHOWN else ""
         raise CheckpointError(
             f"{paths[0]}: is one of {stated} files that belong together, as it says itself, but only {len(opened)} "
-            f"{'is' if len(opened) == 1 else 'are'} there: {', '.join(shorten(lost, _SHOWN))} missing; copy them too"
+            f"{'is' if len(opened) == 1 else 'are'} there: {', '.join(lost)}{more} missing; copy them too"
         )
     if stated < len(opened):
         raise CheckpointError(

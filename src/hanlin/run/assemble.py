@@ -60,7 +60,7 @@ class Run:
         Raises: ConfigError when another process has the run folder; what training raises.
         """
         recipe = self.components.recipe
-        with entered_on_main(_alone_in(recipe.run.folder)), training_memory(recipe):
+        with entered_on_main(_alone_in(recipe.run.folder, CHECKPOINTS)), training_memory(recipe):
             return _train(self.components, self.start)
 
     def evaluate(self) -> Metrics:
@@ -74,13 +74,13 @@ class Run:
 
 
 @contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process, and remove what killed ones have left there.
+def _alone_in(folder: Path, parts: str = "**/") -> Iterator[None]:
+    """Hold a folder for this process, and remove what killed ones have left in it and in its `parts` (a pattern).
 
     Raises: ConfigError when another process has it.
     """
     with held(folder):
-        for inner in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
+        for inner in (folder, *folder.glob(parts)):
             remove_leftovers(inner)
         yield
 

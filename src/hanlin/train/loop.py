@@ -81,10 +81,9 @@ def train(
     in_step = noting(lambda: f"step={progress.step + 1}")
     with in_step, StopSignals() as signals, logger.open(progress.step, step.total_steps):
         while (end := _end(progress, step, settings, signals)) is None:
-            with signals.step():
-                number = progress.step + 1
-                inspect = partial(logger.parameters, number) if _is_due(number, settings.inspect_every) else None
-                report = _timed_step(step, batches, inspect)
+            number = progress.step + 1
+            inspect = partial(logger.parameters, number) if _is_due(number, settings.inspect_every) else None
+            report = _timed_step(step, batches, signals, inspect)
             progress = progress.after_step()
             logger.step(progress.step, report)
             is_last = progress.step == step.total_steps
@@ -105,12 +104,13 @@ def train(
     return Outcome(progress, end)
 
 
-def _timed_step(step: Step, batches: Iterator[Batch], inspect: Inspect | None) -> StepReport:
+def _timed_step(step: Step, batches: Iterator[Batch], signals: StopSignals, inspect: Inspect | None) -> StepReport:
     """One step, with the time in which its batch was made or waited for."""
     start = time.perf_counter()
     batch = next(batches)
     data_seconds = time.perf_counter() - start
-    return replace(step.run(batch, inspect), data_seconds=data_seconds)
+    with signals.step():
+        return replace(step.run(batch, inspect), data_seconds=data_seconds)
 
 
 def _end(

@@ -51,6 +51,7 @@ def test_a_long_dialogue_loses_its_oldest_rounds_and_never_its_question(make):
 
 def test_what_cannot_be_shortened_is_refused(make):
     alone = make().sample({**DIALOGUE, "history": []}).length
+    assert make().sample({**DIALOGUE, "history": ""}).length == alone
     with pytest.raises(DataError, match="newest question and its answer alone"):
         make().fit(DIALOGUE, alone - 1, "truncate")
     with pytest.raises(DataError, match="cannot be split"):

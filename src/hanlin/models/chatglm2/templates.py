@@ -198,7 +198,7 @@ def read_history(history: Any) -> tuple[Message, ...]:
 
     Raises: DataError naming the item.
     """
-    if history is None:
+    if history in (None, ""):  # as the original's scripts take it
         return ()
     if not isinstance(history, list):
         raise DataError(f"expected a list of [question, answer] pairs, found {_kind(history)}")
