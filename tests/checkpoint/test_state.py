@@ -256,3 +256,20 @@ def test_a_kill_leaves_a_valid_checkpoint(tmp_path, monkeypatch):
         if not is_killed:
             break
     assert call > 10
+
+
+def test_what_a_kill_after_a_checkpoint_left_undone_is_done_when_the_run_goes_on(tmp_path):
+    whole, killed = tmp_path / "whole" / "checkpoints", tmp_path / "killed" / "checkpoints"
+    saved(whole, 1, 2).save(3, tensors(3.0), {}, is_best=True)
+    saved(killed, 1, 2)
+    before = tmp_path / "before"
+    shutil.copytree(killed.parent, before)
+    Checkpointer(killed, keep=2).save(3, tensors(3.0), {}, is_best=True)
+    shutil.copytree(before, killed.parent, dirs_exist_ok=True)  # the pointers and what is removed, as before it
+    again = Checkpointer(killed, keep=2)
+    loaded = again.load_latest(tensors(0.0))
+    assert loaded is not None
+    again.complete(loaded.step, is_best=True)
+    assert names(killed) == names(whole) == ["000002", "000003", "best", "latest"]
+    for name in ("checkpoints/best", "checkpoints/latest", "saved.checkpoints.json"):
+        assert (killed.parent / name).read_bytes() == (whole.parent / name).read_bytes()

@@ -20,8 +20,7 @@ from trials import Kill, Tally, Trial, copy_of, run
 from worlds import remove
 
 _UNLIKE = ("data_seconds", "step_seconds", "tokens_per_second", "memory", "seconds", "eta", "time")
-# Of checkpoints the last one is compared, through what comes out of it: a kill in the very last save leaves one more.
-_NOT_COMPARED = ("log.txt", "remembered/", "/checkpoints/")
+_NOT_COMPARED = ("log.txt", "remembered/")
 
 
 @dataclass(frozen=True)

@@ -178,10 +178,7 @@ class Checkpointer:
         shutil.rmtree(target, ignore_errors=True)  # a damaged one of the same step
         beside.rename(target)
         sync(self.folder)
-        if is_best:
-            self._point("best", target)
-        self._point("latest", target)
-        self._prune(step, is_best=is_best)
+        self._announce(target, is_best=is_best)
 
     def _check_identity(self, folder: Path, was: Mapping[str, Any]) -> None:
         changed = [key for key in sorted({*was, *self.identity}) if was.get(key) != self.identity.get(key)]
@@ -203,6 +200,20 @@ class Checkpointer:
             )
         if changed:
             log.warning("going on from %s with other settings: %s", folder, "; ".join(changed))
+
+    def complete(self, step: int, *, is_best: bool) -> None:
+        """Do what the process that wrote the newest checkpoint, of `step`, was killed before: pointers to it, and the
+        removal of older ones. is_best: as `save` was told.
+        """
+        if is_main_rank() and step == int(checkpoint_folders(self.folder)[-1].name):
+            with _naming(self.folder):
+                self._announce(self.folder / f"{step:06}", is_best=is_best)
+
+    def _announce(self, target: Path, *, is_best: bool) -> None:
+        if is_best:
+            self._point("best", target)
+        self._point("latest", target)
+        self._prune(int(target.name), is_best=is_best)
 
     def _best_step(self) -> int | None:
         try:

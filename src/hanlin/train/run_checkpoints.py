@@ -82,7 +82,9 @@ class RunCheckpoints:
         self._restore_random(values["random"], saved)
         self._saved_step = saved.step
         log.info("resumed at step=%d of %d from %s", saved.step, self.step.total_steps, self.checkpointer.folder)
-        return TrainProgress(**values["progress"])
+        progress = TrainProgress(**values["progress"])
+        self.checkpointer.complete(saved.step, is_best=progress.is_best)
+        return progress
 
     def save(self, progress: TrainProgress) -> None:
         """Write a checkpoint of this step, if there is none yet."""
