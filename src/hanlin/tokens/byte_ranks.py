@@ -28,7 +28,7 @@ class ByteRanks:
         Raises: DataError, also where the package tiktoken is missing.
         """
         self.model, self.pattern = model, pattern
-        ranks = _read_ranks(model)
+        self.ranks = ranks = _read_ranks(model)
         try:
             import tiktoken
         except ImportError:
