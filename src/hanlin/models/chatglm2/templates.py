@@ -27,11 +27,11 @@ NAMED = ("rounds", "roles", "plain")
 USER, ASSISTANT, SYSTEM = "user", "assistant", "system"
 _MESSAGE_KEYS = ("role", "content", "metadata", "tools")
 # GLM-4's own words for its tools.
-_GLM4_SYSTEM = (
+GLM4_SYSTEM = (
     "你是一个名为 ChatGLM 的人工智能助手。你是基于智谱AI训练的语言模型 GLM-4 模型开发的，"
     "你的任务是针对用户的问题和要求提供适当的答复和支持。\n\n# 可用工具"
 )
-_GLM4_FUNCTION = "\n\n## {name}\n\n{text}\n在调用上述函数时，请使用 Json 格式表示调用的参数。"
+GLM4_FUNCTION = "\n\n## {name}\n\n{text}\n在调用上述函数时，请使用 Json 格式表示调用的参数。"
 GAP = "\n\n"
 """Between an answer and the next round."""
 
@@ -189,7 +189,7 @@ class RoleTemplate:
             tools = json.dumps(message.tools, indent=4, ensure_ascii=False)
             return [(message.role, message.metadata, f"{message.content}\n{tools}")]
         tools = message.tools if isinstance(message.tools, list) else [message.tools]
-        listed = (message.role, "", _GLM4_SYSTEM + "".join(map(_glm4_function, tools)))
+        listed = (message.role, "", GLM4_SYSTEM + "".join(map(_glm4_function, tools)))
         return [listed, *([(message.role, "", message.content)] if message.content else [])]
 
 
@@ -265,7 +265,7 @@ def _glm4_function(tool: Any) -> str:
             f'tools: expected {{"type": "function", "function": {{"name": ...}}}}, found {tool!r:.60}; what GLM-4 '
             "says of its other tools is written into the system message"
         )
-    return _GLM4_FUNCTION.format(name=function["name"], text=json.dumps(function, indent=4, ensure_ascii=False))
+    return GLM4_FUNCTION.format(name=function["name"], text=json.dumps(function, indent=4, ensure_ascii=False))
 
 
 def read_tools(value: Any) -> Any:
