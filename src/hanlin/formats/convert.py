@@ -78,12 +78,12 @@ def convert(  # noqa: PLR0913 a command: what to read, what to write, and its sw
     if ranks != 1 and (to == BASE or not _is_divided(family.formats[to])):
         raise CheckpointError(f"the layout {to!r} is not divided over ranks; leave the number of ranks out")
     with published_folder(target, overwrite=overwrite) as beside:
+        _bring_tokenizer(opened.path, beside, family, tokenizer)
         if to == BASE:
             write_base(beside, family, config, ours)
         else:
             number = iteration or opened.weights.iteration or 1
             _write_theirs(beside, family.formats[to], config, ours, more or {}, ranks, number)
-        _bring_tokenizer(opened.path, beside, family, tokenizer)
     return Converted(stored_dtype(ours), ours.report, bits)
 
 
@@ -135,6 +135,8 @@ def _write_theirs(
         write_ranks(folder, theirs, form.partitions, ranks, iteration)
     else:
         write_weights(folder / form.weights_file, theirs, form.shard_bytes)
+    if form.companions is not None:
+        form.companions(folder, config)
 
 
 def _dtype_of(tensors: Mapping[str, torch.Tensor]) -> torch.dtype | None:

@@ -38,6 +38,7 @@ class Format:
     open: the weights at a path if they lie there in a way of files that only this layout has, else None;
     write: writes our config and their tensors into a folder, for so many ranks and as of an iteration, where that is
     not done as above;
+    companions: (a folder with weights, JSON and tokenizer, our config) -> writes what their programs read besides;
     remark: (their JSON values or {}, weights) -> what was told of the model from clues in its folder, and why;
     needed: values of our config that no default may stand for, since these files may lack them;
     dtype_key: under which their JSON says the dtype of the weights, by torch's word (None: it does not);
@@ -59,6 +60,7 @@ class Format:
     partitions: Partitions | None = None
     open: Callable[[Path], Weights | None] | None = None
     write: Callable[[Path, Any, Mapping[str, torch.Tensor], int, int], None] | None = None
+    companions: Callable[[Path, Any], None] | None = None
     remark: Callable[[Mapping[str, Any], Weights], str] | None = None
     needed: tuple[str, ...] = ()
     dtype_key: str | None = None

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from hanlin.core.errors import DataError
 
-__all__ = ["Piece", "SentencePieceFile", "read_file"]
+__all__ = ["FilePiece", "SentencePieceFile", "read_file"]
 
 PieceKind = Literal["normal", "unknown", "control", "user-defined", "unused", "byte"]
 _KINDS: tuple[PieceKind, ...] = ("normal", "unknown", "control", "user-defined", "unused", "byte")  # from 1 on
@@ -17,7 +17,7 @@ _ALGORITHMS = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
 
 
 @dataclass(frozen=True)
-class Piece:
+class FilePiece:
     """score: of a byte-pair model, the piece with the best one is made first."""
 
     text: str
@@ -29,7 +29,7 @@ class Piece:
 class SentencePieceFile:
     """The pieces in the order of their ids, and what else decides how a text is cut."""
 
-    pieces: tuple[Piece, ...]
+    pieces: tuple[FilePiece, ...]
     algorithm: str
     has_charmap: bool
     adds_space_before: bool
@@ -59,8 +59,8 @@ def read_file(model: bytes) -> SentencePieceFile:
         raise DataError("the sentencepiece model is damaged, or of a kind that is unknown here") from None
 
 
-def _piece(values: dict[int, Any]) -> Piece:
-    return Piece(values[1].decode(), struct.unpack("<f", values[2])[0], _KINDS[values.get(3, 1) - 1])
+def _piece(values: dict[int, Any]) -> FilePiece:
+    return FilePiece(values[1].decode(), struct.unpack("<f", values[2])[0], _KINDS[values.get(3, 1) - 1])
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, Any]]:

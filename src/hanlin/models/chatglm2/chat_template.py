@@ -17,7 +17,9 @@ _TEXT = """\
 {%- macro text(content) -%}
 {%- if content is string -%}{{ content }}
 {%- else -%}{%- for part in content -%}
-{%- if part.type != 'text' -%}{{ raise_exception('only text can be read, found a part of type ' ~ part.type) }}{%- endif -%}
+{%- if part.type != 'text' -%}
+{{ raise_exception('only text can be read, found a part of type ' ~ part.type) }}
+{%- endif -%}
 {{ part.text }}
 {%- endfor -%}{%- endif -%}
 {%- endmacro -%}

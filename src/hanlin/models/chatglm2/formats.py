@@ -24,6 +24,7 @@ from .config import (
     to_original,
 )
 from .generation import GENERATION_KEY, Told, tell_generation
+from .huggingface import write_companions
 from .quant import Quantised
 from .tokenizer import SETTINGS_FILE, byte_ranks_in
 
@@ -361,6 +362,7 @@ FORMATS = {
         read_config=_read_glm,
         write_config=_write_glm,
         config_keys=_GLM_CONFIG_KEYS,
+        companions=write_companions,
         remark=_remark,
         dtype_key="torch_dtype",
         weights_file="model.safetensors",
