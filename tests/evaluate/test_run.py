@@ -147,6 +147,19 @@ def test_what_was_predicted_is_not_predicted_again(engine: Engine, tmp_path: Pat
     assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+@pytest.mark.parametrize("name", ["answer", "correct", "key", "sum"])
+def test_a_line_that_was_altered_on_the_disk_is_made_again(engine: Engine, tmp_path: Path, name: str, caplog):
+    counted = Counted(engine.processor)
+    whole = evaluate(Engine(engine.model, counted), RECORDS, ["generate"], OPTIONS, tmp_path)
+    path = (tmp_path / "predictions" / "generate.jsonl").resolve()
+    before = path.read_bytes()
+    path.write_bytes(before.replace(f'"{name}"'.encode(), f'"{name}s"'.encode(), 1))
+    assert evaluate(Engine(engine.model, counted), RECORDS, ["generate"], OPTIONS, tmp_path) == whole
+    assert counted.prompted == 5 + 1
+    assert path.read_bytes() == before
+    assert "line 1 is not as it was written" in caplog.text
+
+
 @pytest.mark.parametrize("change", ["weights", "options", "record", "network"])
 def test_what_changed_is_predicted_again(engine: Engine, tmp_path: Path, change: str):
     counted = Counted(engine.processor)

@@ -42,6 +42,9 @@ TASKS: dict[str, Task] = {
     "classify": classify.TASK,
 }
 
+_SUM = "sum"
+"""In each line of predictions: the check sum of the rest of it, since it is used again."""
+
 Metrics = dict[str, dict[str, float]]
 """Task -> metric -> number."""
 
@@ -172,21 +175,24 @@ def _write(path: Path, rows: Iterable[Prediction]) -> None:
 
 
 def _read(path: Path) -> Iterator[Prediction]:
-    """The lines of a predictions file; a last one that was cut off is left out."""
+    """The lines of a predictions file; a last one that was cut off, and those that were changed, are left out."""
     if not path.is_file():
         return
     with path.open("rb") as stream:
-        for line in stream:
+        for number, line in enumerate(stream, start=1):
             if not line.endswith(b"\n"):
                 return
             try:
                 row = json.loads(line)
-                row["key"]
-            except (ValueError, KeyError, TypeError):
+                is_whole = row.pop(_SUM, None) == _sum_of(row)
+            except (ValueError, AttributeError):
                 raise DataError(
                     f"{path}: this is no predictions file; move it away, or choose another folder"
                 ) from None
-            yield row
+            if is_whole:
+                yield row
+            else:
+                log.warning("%s: line %d is not as it was written, and is made again", path, number)
 
 
 def _key(
@@ -209,4 +215,9 @@ def _named_row(number: int, keys: Sequence[str], row: Prediction) -> Prediction:
 
 
 def _line(row: Mapping[str, Any]) -> bytes:
-    return (json.dumps(row, ensure_ascii=False) + "\n").encode()
+    values = {name: value for name, value in row.items() if name != _SUM}
+    return (json.dumps(values | {_SUM: _sum_of(values)}, ensure_ascii=False) + "\n").encode()
+
+
+def _sum_of(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, ensure_ascii=False).encode()).hexdigest()[:16]
