@@ -64,6 +64,22 @@ def test_relations_count_the_steps_to_the_common_ancestor() -> None:
     assert table.diagonal().tolist() == [0] * 5
 
 
+def test_relations_of_a_large_record_are_those_of_a_small_one() -> None:
+    depths = (0, *(1, 2, 3, 3, 2) * 40)
+    table, small = (relation_table(one, 8).reshape(len(one), -1) for one in (depths, depths[:31]))
+    np.testing.assert_array_equal(table[:31, :31], small)
+    assert table[1, 196] == table[1, 6]
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_record_of_too_many_keys_is_refused_before_they_are_related(processor: CpmBeeProcessor, inside: bool) -> None:
+    many = {f"k{number}": "a" for number in range(5000)}
+    record = {"input": "a", "<ans>": many} if inside else {**many, "<ans>": "a"}
+    for read in (processor.check, processor.sample, processor.prompt):
+        with pytest.raises(DataError, match="more than 4,096 keys and texts"):
+            read(record)
+
+
 @pytest.mark.parametrize("record", RECORDS)
 def test_the_prompt_is_the_context_of_the_training_sample(processor: CpmBeeProcessor, record: dict) -> None:
     sample, prompt = processor.sample(record), processor.prompt(record)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple, Protocol
+from itertools import islice
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -17,8 +18,13 @@ from hanlin.core.errors import DataError
 from .answers import ANSWER
 
 ROOT = "<root>"
+MOST_SEGMENTS = 4096
+"""Of a record; its table of relations has the square of them."""
+_KEPT_SEGMENTS = 64
+"""Tables of so many are small, and the same trees come again and again."""
 
 Path = tuple[str, ...]
+Part = TypeVar("Part")
 
 
 class Shuffler(Protocol):
@@ -39,17 +45,17 @@ class Segment(NamedTuple):
 def segments(record: Any, rng: Shuffler | None = None) -> list[Segment]:
     """The segments of a record; `rng` shuffles each dict below "<ans>", the outer before the inner.
 
-    Raises: DataError with the key of what is neither a text nor a dict.
+    Raises: DataError with the key of what is neither a text nor a dict, and for more segments than a model can relate.
     """
     if not isinstance(record, Mapping):
         raise DataError(f'a record is a dict such as {{"input": "...", "<ans>": "..."}}, found {_name(record)}')
-    return [Segment(ROOT, 0, "key", ()), *_walk(record, (), rng)]
+    return _bounded([Segment(ROOT, 0, "key", ()), *islice(_walk(record, (), rng), MOST_SEGMENTS)])
 
 
 def answer_paths(record: Any) -> list[Path]:
     """The keys that lead to each answer, whatever stands there.
 
-    Raises: DataError when there is no place for an answer.
+    Raises: DataError when there is no place for an answer, and as `segments` for too many.
     """
     if not isinstance(record, Mapping):
         raise DataError(f'a record is a dict such as {{"input": "...", "<ans>": "..."}}, found {_name(record)}')
@@ -57,7 +63,7 @@ def answer_paths(record: Any) -> list[Path]:
         close = difflib.get_close_matches(ANSWER, [str(key) for key in record], 1, 0.4)
         hint = f'; is "{close[0]}" meant?' if close else ""
         raise DataError(f'no "<ans>" at the top of the record; its keys are {", ".join(map(str, record))}{hint}')
-    paths = list(_leaves(record[ANSWER], (ANSWER,)))
+    paths = _bounded(list(islice(_leaves(record[ANSWER], (ANSWER,)), MOST_SEGMENTS + 1)))
     if not paths:
         raise DataError('"<ans>" holds no place for an answer: give it a text, or a dict with texts')
     return paths
@@ -69,7 +75,16 @@ def with_value(record: Mapping[str, Any], path: Path, value: Any) -> dict[str, A
     return {**record, key: with_value(record[key], tuple(rest), value) if rest else value}
 
 
-@lru_cache(maxsize=1024)
+def _bounded(found: list[Part]) -> list[Part]:
+    """Raises: DataError."""
+    if len(found) > MOST_SEGMENTS:
+        raise DataError(
+            f"the record has more than {MOST_SEGMENTS:,} keys and texts, each of which is related to each other one; "
+            "divide it into several"
+        )
+    return found
+
+
 def relation_table(depths: tuple[int, ...], max_depth: int) -> np.ndarray:
     """The relation of each segment to each other one: int32 `[segments * segments]`, read-only.
 
@@ -77,16 +92,24 @@ def relation_table(depths: tuple[int, ...], max_depth: int) -> np.ndarray:
     to the lowest common ancestor and from there to the second, both at most max_depth - 1, the relation is
     up * max_depth + down + 1; 0 for a segment and itself. (1 is what the model takes for another sample.)
     """
-    depth = np.array(depths)
-    ancestors = _ancestors(depth)
-    shared = (ancestors[:, None] == ancestors[None, :]).sum(-1) - 1
-    shared = np.minimum(shared, depth)  # depth of the lowest common ancestor
+    return (_kept_table if len(depths) <= _KEPT_SEGMENTS else _make_table)(depths, max_depth)
+
+
+def _make_table(depths: tuple[int, ...], max_depth: int) -> np.ndarray:
+    depth = np.array(depths, dtype=np.int32)
+    shared = np.full((len(depth), len(depth)), -1, dtype=np.int32)
+    for level in _ancestors(depth).T:
+        shared += level[:, None] == level
+    np.minimum(shared, depth, out=shared)  # depth of the lowest common ancestor
     up = np.minimum(depth[:, None] - shared, max_depth - 1)
-    down = np.minimum(depth[None, :] - shared, max_depth - 1)
-    steps = up * max_depth + down
-    table = np.where(steps == 0, 0, steps + 1).astype(np.int32).ravel()
+    down = np.minimum(depth - shared, max_depth - 1)
+    table = up * max_depth + down
+    table += table > 0
     table.setflags(write=False)
-    return table
+    return table.ravel()
+
+
+_kept_table = lru_cache(maxsize=1024)(_make_table)
 
 
 def _ancestors(depth: np.ndarray) -> np.ndarray:
