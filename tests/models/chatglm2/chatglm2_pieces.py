@@ -1,7 +1,8 @@
-"""A small sentencepiece model of ChatGLM2's kind, trained in a moment."""
+"""Small vocabularies of ChatGLM2's kind (sentencepiece, trained in a moment) and of GLM-4's (bytes with ranks)."""
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
 from functools import cache
 from io import BytesIO
@@ -21,3 +22,10 @@ def small_pieces(lines: Sequence[str] = LINES, vocab_size: int = 340) -> Sentenc
         normalization_rule_name="identity", remove_extra_whitespaces=False, split_digits=True, minloglevel=2,
     )  # fmt: skip
     return SentencePiece(model.getvalue())
+
+
+def small_byte_ranks() -> bytes:
+    """GLM-4's tokenizer.model: the 256 bytes, and joined: 你, 好, 你好, ab."""
+    tokens = [bytes([byte]) for byte in range(256)]
+    tokens += ["你".encode()[:2], "你".encode(), "好".encode()[:2], "好".encode(), "你好".encode(), b"ab"]
+    return b"".join(base64.b64encode(token) + f" {rank}\n".encode() for rank, token in enumerate(tokens))

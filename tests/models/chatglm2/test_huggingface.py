@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from chatglm2_pieces import small_byte_ranks
 from jinja2.exceptions import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -23,7 +24,8 @@ from hanlin.models.chatglm2.config import ChatGlm2Config
 from hanlin.models.chatglm2.model import ChatGlm2
 from hanlin.models.chatglm2.processor import ChatGlm2Processor
 from hanlin.models.chatglm2.record import ChatGlm2Options
-from hanlin.models.chatglm2.tokenizer import ChatGlm2Tokenizer
+from hanlin.models.chatglm2.tokenizer import GLM4_PATTERN, ChatGlm2Tokenizer
+from hanlin.tokens.byte_ranks import ByteRanks
 
 SMALL = ChatGlm2Config(
     vocab_size=480, hidden_size=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, ffn_size=24, max_length=256
@@ -45,9 +47,12 @@ def export(folder: Path, tokenizer: ChatGlm2Tokenizer, generation: Any) -> tuple
     return model, config
 
 
-@pytest.fixture(scope="module", params=["chatglm2", "codegeex2", "chatglm3"])
+@pytest.fixture(scope="module", params=["chatglm2", "codegeex2", "chatglm3", "glm4"])
 def exported(request: pytest.FixtureRequest, tokenizer: ChatGlm2Tokenizer, tmp_path_factory: Any) -> Any:
     folder = tmp_path_factory.mktemp("glm") / "out"
+    if request.param == "glm4":
+        pytest.importorskip("tiktoken", reason="needs the package tiktoken")
+        tokenizer = ChatGlm2Tokenizer(ByteRanks(small_byte_ranks(), GLM4_PATTERN))
     model, config = export(folder, tokenizer, request.param)
     own = ChatGlm2Processor(tokenizer, config, ChatGlm2Options())
     return folder, model, own, AutoTokenizer.from_pretrained(folder)
@@ -86,7 +91,7 @@ def test_roles_and_tools_have_the_ids_of_ours_where_there_is_a_place_for_them(ex
     asked = {"role": "user", "content": "好吗"}
     record = {"prompt": "好吗", "history": [{**said[0], "tools": TOOLS}, said[1], called, seen, ANSWER]}
     messages = [*said, called, {**seen, "role": "tool"}, ANSWER, asked]
-    if own.config.generation != "chatglm3":
+    if own.config.generation not in ("chatglm3", "glm4"):
         for given, tools in ((said, None), ([asked], TOOLS), ([asked, asked], None)):
             with pytest.raises(TemplateError, match=r"expected in turn|no form for tools"):
                 theirs.apply_chat_template(given, tools=tools)

@@ -1,7 +1,7 @@
-import base64
 import pickle
 
 import pytest
+from chatglm2_pieces import small_byte_ranks
 
 from hanlin.core.errors import DataError
 from hanlin.models.chatglm2.config import ChatGlm2Config
@@ -85,11 +85,7 @@ def test_many_texts_at_once_get_the_same_ids(tokenizer):
 
 
 def glm4_file(folder):
-    """The 256 bytes, and joined: 你, 好, 你好, ab."""
-    tokens = [bytes([byte]) for byte in range(256)]
-    tokens += ["你".encode()[:2], "你".encode(), "好".encode()[:2], "好".encode(), "你好".encode(), b"ab"]
-    lines = [base64.b64encode(token) + f" {rank}\n".encode() for rank, token in enumerate(tokens)]
-    (folder / "tokenizer.model").write_bytes(b"".join(lines))
+    (folder / "tokenizer.model").write_bytes(small_byte_ranks())
     return folder
 
 

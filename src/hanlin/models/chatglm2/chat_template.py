@@ -44,19 +44,19 @@ _TURNS = """\
 """
 
 _ROLES = """\
-{%- set own = namespace(tools=tools or none) -%}
 {%- macro said(role, metadata, content) -%}
 {{ '<|' ~ role ~ '|>' ~ metadata ~ '\\n' }}{%- if content -%}{{ $GAP ~ content }}{%- endif -%}
 {%- endmacro -%}
+$SYSTEM
 {{ '[gMASK]<sop>' }}
-{%- if own.tools and (not messages or messages[0].role != 'system') -%}{{ system('', own.tools) }}{%- endif -%}
+{%- if tools and (not messages or messages[0].role != 'system') -%}{{ system('', tools) }}{%- endif -%}
 {%- for message in messages -%}
 {%- if message.role not in ('system', 'user', 'assistant', 'observation', 'tool') -%}
 {{ raise_exception('unknown role ' ~ message.role) }}
 {%- elif message.tool_calls -%}
 {{ raise_exception('a call of a tool is written with "metadata", its name, and "content", its arguments') }}
 {%- elif message.role == 'system' -%}
-{{ system(text(message.content), message.tools or (own.tools if loop.first else none)) }}
+{{ system(text(message.content), message.tools or (tools if loop.first else none)) }}
 {%- else -%}
 {%- set role = 'observation' if message.role == 'tool' else message.role -%}
 {{ said(role, message.metadata or '', text(message.content)) }}
@@ -93,8 +93,7 @@ def chat_template(generation: str) -> str:
         gap, end = ("", "<|endoftext|>") if generation == "glm4" else (" ", "</s>")
         function = "(" + _quoted(GLM4_FUNCTION).replace("{name}", "' ~ function.name ~ '") + ")"
         function = function.replace("{text}", "' ~ (function | tojson(indent=4)) ~ '")
-        head, _, rest = _ROLES.partition("{{ '[gMASK]<sop>' }}")
-        text = _TEXT + head + _SYSTEM[generation] + "{{ '[gMASK]<sop>' }}" + rest
+        text = _TEXT + _ROLES.replace("$SYSTEM\n", _SYSTEM[generation])
         values = {"GAP": _quoted(gap), "END": _quoted(end), "LISTED": _quoted(GLM4_SYSTEM), "FUNCTION": function}
     else:
         numbered = generation == "chatglm2"
