@@ -96,7 +96,7 @@ def test_large_files_are_hashed_once_and_again_when_they_change(
     hashed: list[str] = []
     real: Callable[[Path], str] = manifest._sha256
     monkeypatch.setattr(manifest, "_sha256", lambda path: hashed.append(path.name) or real(path))
-    monkeypatch.setattr(manifest, "_HASHED", tmp_path / "hashed")
+    monkeypatch.setattr(manifest, "_CACHE", tmp_path / "hashed")
     monkeypatch.setattr(manifest, "MIN_REMEMBERED_BYTES", 1)
     check_manifest(folder)
     assert len(hashed) == 3
@@ -111,6 +111,7 @@ def test_large_files_are_hashed_once_and_again_when_they_change(
     with pytest.raises(CheckpointError, match=r"model\.bin was changed"):
         check_manifest(folder)
     assert hashed[6:] == ["model.bin"]
-    next((tmp_path / "hashed").iterdir()).write_text("{")
+    for known in (tmp_path / "hashed" / "remembered").iterdir():
+        known.write_text("{")
     with pytest.raises(CheckpointError, match=r"model\.bin was changed"):
         check_manifest(folder)

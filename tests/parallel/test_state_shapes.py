@@ -33,6 +33,15 @@ def told(shapes: StateShapes, *sizes: int) -> list[tuple[int, ...]] | None:
     return None if found is None else [tuple(state.shape) for group in found for state in group]
 
 
+def test_what_no_input_explains_is_looked_at_for_ever_and_not_kept_for_ever() -> None:
+    shapes = StateShapes()
+    for length in range(200):
+        shapes.learn(inputs(2, length, length), [[torch.zeros(2, length // 3)]])
+        shapes.learn(inputs(2, 7, 7), [[torch.zeros(2, 2)]])
+        assert length < 3 or told(shapes, 2, 9, 9) is None
+    assert [len(seen) for seen in shapes._seen.values()] == [32]
+
+
 def test_nothing_is_told_of_what_was_never_seen() -> None:
     shapes = StateShapes()
     assert told(shapes, 2, 5, 7) is None

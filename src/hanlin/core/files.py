@@ -22,8 +22,8 @@ from typing import IO, Any, Literal
 
 from hanlin.core.errors import CheckpointError, HanlinError
 from hanlin.core.json_text import parse_json
-from hanlin.core.locks import LOCK_FILE, lock_file, try_lock, writable
-from hanlin.core.os_errors import naming, reason_of
+from hanlin.core.locks import LOCK_FILE, lock_file, try_lock
+from hanlin.core.os_errors import naming, reason_of, writable
 
 __all__ = [
     "check_readable",
@@ -33,6 +33,7 @@ __all__ = [
     "may_write",
     "missing_link",
     "private_folder",
+    "private_name",
     "published",
     "read_json",
     "read_json_object",
@@ -127,6 +128,11 @@ def _followed(path: Path) -> Path:
     return Path(os.path.realpath(path)) if path.is_symlink() else path  # resolve() fails where links lead in a circle
 
 
+def private_name(path: Path) -> Path:
+    """A hidden name beside `path` that nobody else has; what is left under it is removed as any leftover."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+
 @contextmanager
 def private_folder(target: Path) -> Iterator[Path]:
     """A hidden folder beside `target` for as long as the block lasts; what a killed process left of one goes first.
@@ -213,7 +219,7 @@ def _private(path: Path, make: Callable[[Path], None]) -> Iterator[Path]:
     What is made under it has the process's usual permissions.
     """
     while True:
-        private = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        private = private_name(path)
         with writable(path):
             make(private)
         if (handle := _hold(private)) is not None:

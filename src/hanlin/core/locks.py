@@ -15,10 +15,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO, Literal
 
-from hanlin.core.errors import ConfigError, DataError
-from hanlin.core.os_errors import explain
+from hanlin.core.errors import ConfigError
+from hanlin.core.os_errors import writable
 
-__all__ = ["LOCK_FILE", "held", "lock_file", "one_at_a_time", "try_lock", "writable"]
+__all__ = ["LOCK_FILE", "held", "lock_file", "one_at_a_time", "try_lock"]
 
 log = logging.getLogger(__name__)
 
@@ -84,15 +84,6 @@ def try_lock(stream: IO[str] | int) -> Literal["ours", "taken", "unknown"]:
     except OSError:
         return "unknown"
     return "ours"
-
-
-@contextmanager
-def writable(path: Path) -> Iterator[None]:
-    """Raises: DataError saying that nothing can be written to `path`."""
-    try:
-        yield
-    except OSError as error:
-        raise DataError(explain(error, path, "write")) from None
 
 
 def _locked(path: Path, target: Path) -> IO[str]:

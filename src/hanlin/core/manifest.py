@@ -1,23 +1,22 @@
 """`manifest.json` of a folder: the size and sha256 of each of its files, so that a changed one is not taken for it.
 
 Folders of weights are read with `check_manifest`. A file that was hashed once is not hashed again on this machine as
-long as its size, times and inode are the same (`~/.cache/hanlin/hashed`); `manifest_problems` alone hashes always.
+long as its size, times and inode are the same (core/remembered.py); `manifest_problems` alone hashes always.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hanlin.core.errors import CheckpointError, DataError, shorten
-from hanlin.core.files import published, read_json_object, replaced_file, sync
+from hanlin.core.errors import CheckpointError, shorten
+from hanlin.core.files import published, read_json_object, sync
+from hanlin.core.remembered import remembered
 
 __all__ = ["MANIFEST", "check_manifest", "manifest_problems", "published_folder", "write_manifest"]
 
@@ -26,8 +25,7 @@ MANIFEST = "manifest.json"
 MIN_REMEMBERED_BYTES = 1 << 24
 """Folders with less than this are hashed each time; it takes milliseconds."""
 
-_HASHED = Path("~/.cache/hanlin/hashed")
-_TICK_SECONDS = 2.0  # a file that was written later than this before it was hashed may change without a new time
+_CACHE = Path("~/.cache/hanlin")
 _LEVELS = 3  # of folders between a manifest and a file that is named by its path
 
 Listed = dict[str, tuple[int, str]]
@@ -98,13 +96,8 @@ def check_manifest(path: Path) -> None:
 
 
 def _check(folder: Path, listed: Listed) -> None:
-    if sum(size for size, _ in listed.values()) < MIN_REMEMBERED_BYTES:
-        problems = _differing(folder, listed, _sha256)
-    else:
-        memory = _Memory(folder)
-        problems = _differing(folder, listed, memory.sha256)
-        memory.save()
-    if problems:
+    is_small = sum(size for size, _ in listed.values()) < MIN_REMEMBERED_BYTES
+    if problems := _differing(folder, listed, _sha256 if is_small else _remembered_sha256):
         raise CheckpointError(
             f"{folder}: not as it was written: {'; '.join(shorten(problems))}; restore it from a copy, or, if this was "
             f"changed on purpose, remove its {MANIFEST}"
@@ -139,35 +132,5 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-class _Memory:
-    """The hashes of a folder's files as they were, under what tells that they still are."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self._path = folder, None
-        self._known: dict[str, list[Any]] = {}
-        with suppress(RuntimeError):  # no home
-            name = hashlib.sha256(os.fsencode(folder)).hexdigest()[:32]
-            self._path = _HASHED.expanduser() / f"{name}.json"
-        if self._path is not None and self._path.is_file():
-            with suppress(CheckpointError):
-                self._known = read_json_object(self._path)
-
-    def sha256(self, path: Path) -> str:
-        name, state = path.relative_to(self.folder).as_posix(), _state(path)
-        known = self._known.get(name)
-        if isinstance(known, list) and known[:-1] == state and isinstance(known[-1], str):
-            return known[-1]
-        digest, now = _sha256(path), time.time_ns()
-        if now - max(state[1], state[2]) > _TICK_SECONDS * 1e9 and _state(path) == state:
-            self._known[name] = [*state, digest]
-        return digest
-
-    def save(self) -> None:
-        if self._path is not None and self._known:
-            with suppress(DataError), replaced_file(self._path) as stream:
-                stream.write(json.dumps(self._known, ensure_ascii=False).encode())
-
-
-def _state(path: Path) -> list[int]:
-    found = path.stat()
-    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+def _remembered_sha256(path: Path) -> str:
+    return remembered(_CACHE, [path], "sha256", lambda: _sha256(path))

@@ -13,7 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-__all__ = ["explain", "naming", "reason_of"]
+from hanlin.core.errors import DataError
+
+__all__ = ["explain", "naming", "reason_of", "writable"]
 
 _SHOWN_CHARACTERS = 200
 
@@ -72,6 +74,15 @@ def naming(path: Path) -> Iterator[None]:
         if error.filename is None and error.errno is not None:
             error.filename = str(path)
         raise
+
+
+@contextmanager
+def writable(path: Path) -> Iterator[None]:
+    """Raises: DataError saying that nothing can be written to `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(explain(error, path, "write")) from None
 
 
 def _shorten(name: str) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hanlin.core.errors import DataError
-from hanlin.core.files import replaced_file
+from hanlin.core.files import expanded, replaced_file
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ def remembered(cache: Path, files: Sequence[Path], question: str, find_out: Call
     Raises: what `find_out` raises.
     """
     asked = json.dumps([question, [str(path.absolute()) for path in files]])
-    path = cache.expanduser() / "remembered" / f"{hashlib.sha256(asked.encode()).hexdigest()[:32]}.json"
+    path = expanded(cache) / "remembered" / f"{hashlib.sha256(asked.encode()).hexdigest()[:32]}.json"
     state = _state(files)
     known = _read(path)
     if known is not None and known[0] == state:

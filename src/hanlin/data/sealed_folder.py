@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import secrets
 import shutil
 import zlib
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hanlin.core.errors import DataError
-from hanlin.core.files import published, replaced_file
+from hanlin.core.files import private_name, published, replaced_file
 from hanlin.data.file_array import FileBytes
 
 log = logging.getLogger(__name__)
@@ -80,9 +79,7 @@ def _read(folder: Path, read: Callable[[Path], Opened], what: str) -> Opened | N
         return read(folder)
     except ValueError as error:
         log.warning("%s in %s: damaged (%s); made again", what, folder, error)
-    aside = folder.with_name(
-        f".{folder.name}.{secrets.token_hex(4)}.tmp"
-    )  # removed as any leftover, should this process die
+    aside = private_name(folder)
     with suppress(FileNotFoundError):  # another process has found the same
         folder.rename(aside)
         shutil.rmtree(aside)

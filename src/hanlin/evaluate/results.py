@@ -10,13 +10,12 @@ import hashlib
 import json
 import os
 import re
-import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from hanlin.core.files import replaced_file
+from hanlin.core.files import private_name, replaced_file
 
 __all__ = [
     "METRICS",
@@ -99,7 +98,7 @@ def _link(path: Path, target: Path) -> None:
     """Let a link lead to another place, in one step; where links cannot be made there is none."""
     if path.exists() and not path.is_symlink():  # written before results lay apart
         path.rename(path.with_name(f"{path.stem}.before{path.suffix}"))
-    private = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    private = private_name(path)
     with suppress(OSError, NotImplementedError):
         os.symlink(target, private)
         private.replace(path)

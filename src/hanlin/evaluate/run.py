@@ -216,8 +216,8 @@ def _named_row(number: int, keys: Sequence[str], row: Prediction) -> Prediction:
 
 def _line(row: Mapping[str, Any]) -> bytes:
     values = {name: value for name, value in row.items() if name != _SUM}
-    return (json.dumps(values | {_SUM: _sum_of(values)}, ensure_ascii=False) + "\n").encode()
+    return (_as_json(values | {_SUM: _sum_of(values)}) + "\n").encode()
 
 
 def _sum_of(values: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(values, ensure_ascii=False).encode()).hexdigest()[:16]
+    return hashlib.sha256(_as_json(values).encode()).hexdigest()[:16]

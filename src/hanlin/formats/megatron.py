@@ -25,14 +25,17 @@ from hanlin.formats.files import TORCH_ENDINGS, Weights, find_named_weights, fin
 from hanlin.formats.lazy import Lazy, TensorSubset, meta_of
 from hanlin.formats.ranks import (
     PLAIN,
+    RANK,
     TRACKER,
     UNSTATED,
     Partitions,
     deepspeed_state,
     divide_tensor,
+    iteration_name,
     merge_pieces,
     plain_files,
     plain_name,
+    read_tag,
     state_name,
     tracked_folder,
 )
@@ -63,7 +66,6 @@ ARGUMENTS_WITHOUT_EFFECT = frozenset(_ARGUMENTS.split())
 """The program's arguments that change no number of a trained model; how it was trained is a recipe's matter here."""
 VERSION = 2.0
 _STEPS = "latest"
-_STATE_RANK = re.compile(r"mp_rank_(\d+)_model_states\.pt")
 _ANY_RANK = re.compile(r"mp_rank_\d+(_\d+)?_model_states\.pt")
 _ENUMS = [
     f"megatron.{room}.{name}"
@@ -76,7 +78,6 @@ _FIRST_LAYER = 2
 """Number of the first block in the pipeline's list, after the embedding and a transposition."""
 
 _SHOWN = 5
-_MAX_TAG = 200
 
 MegatronForm = Literal["megatron", "deepspeed", "pipeline"]
 FORMS: dict[MegatronForm, str] = {
@@ -318,7 +319,7 @@ class _Padded(TensorSubset):
 def _iteration(path: Path) -> Path | None:
     """The folder of an iteration."""
     if path.is_file():
-        lies_here = _LAYER.fullmatch(path.name) or _STATE_RANK.fullmatch(path.name)
+        lies_here = _LAYER.fullmatch(path.name) or RANK.fullmatch(path.name)
         return path.parent.parent if path.name == PLAIN else path.parent if lies_here else None
     if not path.is_dir() or find_named_weights(path) is not None:
         return None
@@ -331,10 +332,9 @@ def _iteration(path: Path) -> Path | None:
 def _tags(folder: Path) -> Iterator[str]:
     """The names of iteration folders that the tracker files of a checkpoint may mean."""
     if (folder / TRACKER).is_file():
-        tag = (folder / TRACKER).read_text(encoding="utf-8", errors="replace").strip()[:_MAX_TAG]
-        yield f"iter_{int(tag):07d}" if tag.isdecimal() else "release"
+        yield iteration_name(folder / TRACKER)
     if (folder / _STEPS).is_file():
-        tag = (folder / _STEPS).read_text(encoding="utf-8", errors="replace").strip()[:_MAX_TAG]
+        tag = read_tag(folder / _STEPS)
         if tag and Path(tag).name == tag:
             yield tag
 
@@ -348,7 +348,7 @@ def _state_files(folder: Path) -> dict[int, list[Path]]:
 
 
 def _state_paths_of(folder: Path) -> dict[int, Path]:
-    matches = {entry: _STATE_RANK.fullmatch(entry.name) for entry in folder.iterdir()}
+    matches = {entry: RANK.fullmatch(entry.name) for entry in folder.iterdir()}
     return {int(match[1]): file for file, match in matches.items() if match}
 
 

@@ -109,8 +109,7 @@ def plain_folder(path: Path) -> Path | None:
         return path.parent.parent if path.name == PLAIN and _PLAIN_RANK.fullmatch(path.parent.name) else None
     if not path.is_dir() or find_named_weights(path) is not None:
         return None
-    tag = _tag(path / TRACKER) if (path / TRACKER).is_file() else ""
-    folders = [path, path / (f"iter_{int(tag):07d}" if tag.isdecimal() else "release")]
+    folders = [path, path / iteration_name(path / TRACKER)]
     return next((folder for folder in folders if folder.is_dir() and plain_files(folder)), None)
 
 
@@ -246,7 +245,7 @@ def tracked_folder(path: Path, pattern: re.Pattern[str]) -> Path | None:
 def _named(folder: Path) -> Path | None:
     """The folder that a tracker file names; None without such a file."""
     tracker = _tracker(folder)
-    tag = "" if tracker is None else _tag(tracker)
+    tag = "" if tracker is None else read_tag(tracker)
     return folder / Path(tag).name if Path(tag).name else None
 
 
@@ -254,7 +253,14 @@ def _tracker(folder: Path) -> Path | None:
     return next((folder / name for name in _TRACKERS if (folder / name).is_file()), None)
 
 
-def _tag(tracker: Path) -> str:
+def iteration_name(tracker: Path) -> str:
+    """What the programs call the folder of the iteration that a tracker file without DeepSpeed's form means."""
+    tag = read_tag(tracker) if tracker.is_file() else ""
+    return f"iter_{int(tag):07d}" if tag.isdecimal() else "release"
+
+
+def read_tag(tracker: Path) -> str:
+    """What a tracker file says."""
     return tracker.read_text(encoding="utf-8", errors="replace").strip()[:_MAX_TAG]
 
 
@@ -263,7 +269,7 @@ def _refuse_tracker(folder: Path, tracker: Path) -> None:
 
     Raises: CheckpointError.
     """
-    named, tag = _named(folder), _tag(tracker)
+    named, tag = _named(folder), read_tag(tracker)
     if named is not None and named.is_dir():
         problem = f"the folder {tag!r} has no such files as it names"
     else:

@@ -17,6 +17,10 @@ States = tuple[tuple[torch.Tensor, ...], ...]
 """Of each stage of a rank what goes in, then what comes out; on the meta device."""
 _Observation = tuple[dict[Dimension, int], States]
 
+_KEPT = 32
+"""Batches of different shapes; what so many do not explain is looked at in every step. The first ones stay, so that an
+explanation that one of them has ruled out does not come back."""
+
 
 class StateShapes:
     """Observes batches with their states, and tells the states of other batches of the same inputs."""
@@ -28,7 +32,9 @@ class StateShapes:
         """Remember what a batch led to; return it on the meta device."""
         dimensions = _dimensions(inputs)
         made = tuple(tuple(_like(state, state.shape) for state in group) for group in states)
-        self._seen.setdefault(frozenset(dimensions), []).append((dimensions, made))
+        seen = self._seen.setdefault(frozenset(dimensions), [])
+        if len(seen) < _KEPT and all(known != dimensions for known, _ in seen):
+            seen.append((dimensions, made))
         return made
 
     def tell(self, inputs: Mapping[str, torch.Tensor]) -> States | None:

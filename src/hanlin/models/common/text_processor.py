@@ -16,7 +16,7 @@ import numpy as np
 
 from hanlin.core.batch import IGNORED, Batch, Prompt, PromptBatch, Sample
 from hanlin.core.errors import ConfigError, DataError
-from hanlin.data.processor import SoftPrompts, tried
+from hanlin.data.processor import SoftPrompts
 from hanlin.models.common import decoder_batch
 from hanlin.models.common.decoder_batch import TextCursor
 from hanlin.models.common.documents import count_positions, number_documents
@@ -24,7 +24,6 @@ from hanlin.models.common.text_record import (
     ENDS,
     LABEL,
     OPTIONS,
-    EncodedAhead,
     Vocabulary,
     check_column_names,
     check_max_length,
@@ -34,6 +33,7 @@ from hanlin.models.common.text_record import (
     ends_of,
     named_options,
     pad_id,
+    process_ahead,
     read_column,
     read_learned,
     text_of,
@@ -82,6 +82,11 @@ class TextOptions:
     reset_position_ids: bool = False
     reset_attention_mask: bool = False
     eod_mask_loss: bool = False
+
+    @property
+    def columns(self) -> tuple[str, str, str]:
+        """The columns that hold texts."""
+        return self.text_column, self.prompt_column, self.answer_column
 
     def __post_init__(self) -> None:
         check_column_names(self, ("text_column", "prompt_column", "answer_column"))
@@ -146,22 +151,11 @@ class TextProcessor:
 
     def process_many(self, records: Sequence[Any]) -> list[Sample | DataError]:
         """`sample` of many records, their texts encoded at once; of one that cannot be used, its error."""
-        options = self.options
-        columns = (options.text_column, options.prompt_column, options.answer_column)
-        ahead = copy.copy(self)
-        ahead.tokenizer = EncodedAhead(self.tokenizer, records, columns)
-        return [tried(ahead._checked, record) for record in records]
-
-    def _checked(self, record: Any) -> Sample:
-        if isinstance(record, Mapping) and OPTIONS in record:
-            self.check(record)
-        return self.sample(record)
+        return process_ahead(self, self.tokenizer, records, self.options.columns)
 
     def notes(self, record: Any) -> list[str]:
         """The columns of a record that nothing reads."""
-        options = self.options
-        known = (options.text_column, options.prompt_column, options.answer_column)
-        return unread_columns(record, (*known, OPTIONS, LABEL, ENDS))
+        return unread_columns(record, (*self.options.columns, OPTIONS, LABEL, ENDS))
 
     def varies(self, record: Any) -> bool:
         return False

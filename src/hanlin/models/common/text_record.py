@@ -6,9 +6,11 @@ A column holds a text, or a list of pieces: a text (encoded by itself, whatever 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
+from hanlin.core.batch import Sample
 from hanlin.core.errors import ConfigError, DataError
 from hanlin.data.processor import tried
 from hanlin.models.common.answers import check_answer
@@ -60,6 +62,31 @@ class EncodedAhead:
 
     def find(self, token: str) -> int | None:
         return self._tokenizer.find(token)
+
+
+class ReadsColumns(Protocol):
+    """What of a processor of texts `process_ahead` uses."""
+
+    tokenizer: Vocabulary
+
+    def check(self, record: Any) -> None: ...
+
+    def sample(self, record: Any) -> Sample: ...
+
+
+def process_ahead(
+    processor: ReadsColumns, tokenizer: EncodesMany, records: Sequence[Any], columns: Sequence[str]
+) -> list[Sample | DataError]:
+    """A processor's sample of each record, their texts encoded at once; of one that cannot be used, its error."""
+    ahead = copy.copy(processor)
+    ahead.tokenizer = EncodedAhead(tokenizer, records, columns)
+    return [tried(_checked_sample, ahead, record) for record in records]
+
+
+def _checked_sample(processor: ReadsColumns, record: Any) -> Sample:
+    if isinstance(record, Mapping) and OPTIONS in record:
+        processor.check(record)
+    return processor.sample(record)
 
 
 def _texts_of(records: Iterable[Any], columns: Sequence[str]) -> Iterator[str]:

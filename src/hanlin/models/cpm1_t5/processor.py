@@ -6,7 +6,6 @@ is wanted: the encoder reads `source <s_0>`, the decoder `<s_0> target <eod>`, a
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,7 +15,6 @@ import numpy as np
 from hanlin.core.batch import IGNORED, Batch, Prompt, PromptBatch, Sample
 from hanlin.core.errors import ConfigError, DataError
 from hanlin.data.pretraining.span_corruption import MIN_TOKENS, Marks, span_sample
-from hanlin.data.processor import tried
 from hanlin.models.common import encoder_decoder_batch
 from hanlin.models.common.decoder_batch import NO_SPAN, TextCursor
 from hanlin.models.common.documents import count_positions, number_documents
@@ -25,7 +23,6 @@ from hanlin.models.common.text_record import (
     ENDS,
     LABEL,
     OPTIONS,
-    EncodedAhead,
     check_column_names,
     check_max_length,
     check_options,
@@ -34,6 +31,7 @@ from hanlin.models.common.text_record import (
     ends_of,
     named_options,
     pad_id,
+    process_ahead,
     read_column,
     read_learned,
     text_of,
@@ -63,6 +61,11 @@ class Cpm1T5Options:
     # begin anew after each document; documents do not see each other.
     reset_position_ids: bool = False
     reset_attention_mask: bool = False
+
+    @property
+    def columns(self) -> tuple[str, str, str]:
+        """The columns that hold texts."""
+        return self.text_column, self.source_column, self.target_column
 
     def __post_init__(self) -> None:
         check_column_names(self, ("text_column", "source_column", "target_column"))
@@ -115,22 +118,11 @@ class Cpm1T5Processor:
 
     def process_many(self, records: Sequence[Any]) -> list[Sample | DataError]:
         """`sample` of many records, their texts encoded at once; of one that cannot be used, its error."""
-        options = self.options
-        columns = (options.text_column, options.source_column, options.target_column)
-        ahead = copy.copy(self)
-        ahead.tokenizer = EncodedAhead(self.tokenizer, records, columns)
-        return [tried(ahead._checked, record) for record in records]
-
-    def _checked(self, record: Any) -> Sample:
-        if isinstance(record, Mapping) and OPTIONS in record:
-            self.check(record)
-        return self.sample(record)
+        return process_ahead(self, self.tokenizer, records, self.options.columns)
 
     def notes(self, record: Any) -> list[str]:
         """The columns of a record that nothing reads."""
-        options = self.options
-        known = (options.text_column, options.source_column, options.target_column)
-        return unread_columns(record, (*known, OPTIONS, LABEL, ENDS))
+        return unread_columns(record, (*self.options.columns, OPTIONS, LABEL, ENDS))
 
     def varies(self, record: Any) -> bool:
         return self._is_text(record)
