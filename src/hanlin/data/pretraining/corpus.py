@@ -159,7 +159,7 @@ def _open_zstd(path: Path, raw: IO[bytes]) -> Any:
         try:
             import zstandard  # type: ignore[import-not-found]
         except ImportError:
-            raise DataError(f"{path}: is packed by zstd; pip install zstandard, or unpack it") from None
+            raise DataError(f"{path}: is packed by zstd; pip install 'hanlin[zstd]', or unpack it") from None
         return _ZstdStream(raw, zstandard.ZstdDecompressor)
     return zstd.open(raw)
 
