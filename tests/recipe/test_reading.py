@@ -285,3 +285,33 @@ def test_a_section_typed_whole_is_judged_whole(recipe: Path, change: str, key: s
 
 def test_digits_with_underscores_are_a_text() -> None:
     assert parse_yaml("ratios: 33_34_33")[0] == {"ratios": "33_34_33"}
+
+
+def test_a_dict_is_a_recipe_and_is_left_as_it_was(tmp_path: Path) -> None:
+    values = {"model": {"family": "cpm1", "size": "tiny"}, "run": {"folder": tmp_path}, "train": {"optimizer": "adamw"}}
+    before = repr(values)
+    recipe = load_recipe(values, {"train.lr": 1e-3, "train": {"steps": 3}, "generate": {"method": "greedy"}})
+    assert (recipe.train.lr, recipe.train.steps, recipe.generate.method) == (1e-3, 3, "greedy")
+    assert repr(values) == before
+    again = load_recipe(recipe, ["train.steps=4"])
+    assert (again.train.steps, again.train.lr, again.model) == (4, 1e-3, recipe.model)
+
+
+def test_mistakes_in_a_dict_and_in_changes_are_told_apart(tmp_path: Path) -> None:
+    values = {"model": {"family": "cpm1"}, "run": {"folder": str(tmp_path)}, "train": {"lrr": 1}}
+    with pytest.raises(ConfigError) as told:
+        load_recipe(values, {"train.stepz": 3, "run": {"seed": "x"}})
+    lines = str(told.value).splitlines()
+    assert lines[0] == "recipe: 3 problems"
+    assert any(line.startswith("  recipe: train.lrr: there is no such setting") for line in lines)
+    assert any(line.startswith("  overrides: train.stepz: there is no such setting") for line in lines)
+    assert any(line.startswith("  overrides: run.seed: expected a valid integer") for line in lines)
+
+
+def test_a_value_chosen_in_a_dict_of_changes_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
+    values = {
+        "model": {"family": "cpm1"},
+        "run": {"folder": str(tmp_path)},
+        "generate": {"method": "sample", "top_p": 0.5},
+    }
+    assert load_recipe(values, {"generate": {"method": "greedy"}}).generate.method == "greedy"

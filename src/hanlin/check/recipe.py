@@ -6,8 +6,8 @@ is made on the meta device, need it, and they are looked at last, when all else 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from hanlin.check.files import Purpose, damaged_weights, data_file_problems, model_file_problems
 from hanlin.check.model import (
@@ -26,22 +26,30 @@ from hanlin.check.settings import batch_problems, idle_problems, length_problems
 from hanlin.core.errors import ConfigError
 from hanlin.models.family import option_problems
 from hanlin.parallel.layout_checks import settings_problems
-from hanlin.recipe.reading import Draft, Problem, listing, read_recipe
+from hanlin.recipe.reading import Draft, Overrides, Problem, RecipeSource, listing, name_of, read_recipe
 from hanlin.recipe.settings import Recipe
 from hanlin.recipe.unused_settings import unused_settings
 from hanlin.run.components import warm_start
 from hanlin.run.folder import Start
 
 
-def check_file(
-    path: Path | str, overrides: Iterable[str] = (), purpose: Purpose | None = None, *, start: Start = "resume"
-) -> Recipe:
+@dataclass(frozen=True)
+class Checked:
+    """What was found of a recipe. recipe: None where a section cannot stand; it can be run if there are no problems."""
+
+    recipe: Recipe | None
+    problems: list[Problem]
+
+
+def check_source(
+    source: RecipeSource, overrides: Overrides = (), purpose: Purpose | None = None, *, start: Start = "resume"
+) -> Checked:
     """Read and check a recipe; purpose None: train when the recipe has a section `train` or training data,
     else evaluate; start: how training would begin where the run folder holds a run.
 
-    Raises: ConfigError that lists all problems.
+    Raises: ConfigError when its file cannot be read.
     """
-    draft = read_recipe(path, overrides)
+    draft = read_recipe(source, overrides)
     problems, recipe = list(draft.problems), draft.recipe
     if recipe is not None:
         purpose = purpose or _purpose(recipe)
@@ -49,9 +57,20 @@ def check_file(
         problems += [Problem(key, text, _place(key, draft.places)) for key, text in contrary]
         found = check(recipe, draft.places, purpose=purpose, with_torch=not problems, start=start)
         problems += [problem for problem in found if not draft.problems or not _follows(problem, draft, recipe)]
-    if problems or recipe is None:
-        raise ConfigError(listing(problems, path))
-    return recipe
+    return Checked(recipe, problems)
+
+
+def check_file(
+    source: RecipeSource, overrides: Overrides = (), purpose: Purpose | None = None, *, start: Start = "resume"
+) -> Recipe:
+    """`check_source` of a recipe that is to be run.
+
+    Raises: ConfigError that lists all problems.
+    """
+    checked = check_source(source, overrides, purpose, start=start)
+    if checked.problems or checked.recipe is None:
+        raise ConfigError(listing(checked.problems, name_of(source)))
+    return checked.recipe
 
 
 def check(

@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _chatting(options: GenerateSettings, words: Sequence[str]) -> GenerateSettings:
     """The settings chosen, over those with which the original chats."""
-    from hanlin.cli._generate import chosen_settings
+    from hanlin.api.generation import chosen_settings
     from hanlin.recipe.settings import GENERATE_METHODS
 
     chosen = chosen_settings(options, words)

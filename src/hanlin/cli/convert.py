@@ -13,18 +13,10 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hanlin.cli._numbers import whole
 from hanlin.cli._recipe import add_tuning, run_tuning_file
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    import torch
-
-    from hanlin.formats.source import Source
-    from hanlin.models.family import Family
 
 HELP = "rewrite weights from one layout to another; merge an adapter"
 
@@ -65,58 +57,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from hanlin.adapters.opening import OURS, is_adapter
-    from hanlin.core.errors import ConfigError
-    from hanlin.core.files import written_alone
+    from hanlin.api.conversion import ConvertSettings, convert
 
     run_tuning_file(args)
-    if not args.source.exists():
-        raise ConfigError(f"there is no {args.source}")
-    with written_alone(args.target):
-        if is_adapter(args.source) or args.to == OURS:
-            _convert_adapter(args)
-        elif args.merge:
-            _merge(args)
-        else:
-            _convert(args, args.source, _family(args, args.source))
-    return 0
-
-
-def _convert(
-    args: argparse.Namespace, source: Path | Source, family: Family, more: Mapping[str, torch.Tensor] | None = None
-) -> None:
-    """more: tensors to write along under the names given."""
-    from hanlin.formats.convert import convert
-    from hanlin.formats.format import BASE
-
-    found = convert(
-        source,
-        family,
-        args.from_,
-        args.to or BASE,
-        args.target,
-        changes=_changes(args.config),
-        tokenizer=family.tokenizer(args.vocab) if args.vocab else None,
-        overwrite=args.overwrite,
+    how = ConvertSettings(
+        to=args.to,
+        from_=args.from_,
+        family=args.family,
+        vocab=args.vocab,
+        merge=args.merge,
+        base=args.base,
         ranks=args.ranks,
         iteration=args.iteration,
-        more=more,
-        dtype=_dtype(args),
+        config=_changes(args.config),
+        dtype=args.dtype,
+        overwrite=args.overwrite,
     )
-    size = sum(file.stat().st_size for file in args.target.rglob("*") if file.is_file())
-    print(f"{args.target}: written, {found.dtype}, {size:,} bytes")
-    if found.bits and (args.to or "") != f"int{found.bits}":
-        print(
-            f"  the source's weights of {found.bits} bits were unpacked; what rounding had taken from them is not back"
-        )
-    if told := str(found.values):
-        print(f"hanlin: {args.source}: {told}; they were written as they are", file=sys.stderr)
-
-
-def _dtype(args: argparse.Namespace) -> torch.dtype | None:
-    from hanlin.layers.precision import DTYPES
-
-    return DTYPES[args.dtype] if args.dtype else None
+    written = convert(args.source, args.target, how)
+    facts = "" if written.dtype is None else f", {written.dtype}, {written.num_bytes:,} bytes"
+    print(f"{args.target}: written{facts}")
+    if bits := written.unpacked_bits:
+        print(f"  the source's weights of {bits} bits were unpacked; what rounding had taken from them is not back")
+    if written.remark:
+        print(f"hanlin: {args.source}: {written.remark}; they were written as they are", file=sys.stderr)
+    return 0
 
 
 def _changes(words: list[str]) -> dict[str, Any]:
@@ -126,48 +90,3 @@ def _changes(words: list[str]) -> dict[str, Any]:
     if odd := [word for word in words if "=" not in word]:
         raise ConfigError(f"--config {odd[0]}: NAME=VALUE is expected")
     return {name: parse_yaml(value)[0] for name, _, value in (word.partition("=") for word in words)}
-
-
-def _merge(args: argparse.Namespace) -> None:
-    from hanlin.adapters.opening import open_adapter
-    from hanlin.cli._weights import merge_adapter
-    from hanlin.formats.convert import held_source
-    from hanlin.formats.load import base_parameters
-    from hanlin.formats.source import plain_values, read_config
-
-    family = _family(args, args.source)
-    adapter = open_adapter(args.merge, family, read_config(args.source, family))
-    model = merge_adapter(adapter, args.source, family)
-    config = read_config(args.source, family, {**plain_values(family), **adapter.config})
-    merged = {name: parameter.detach() for name, parameter in base_parameters(model).items()}
-    _convert(args, held_source(args.source, family, config, merged), family)
-
-
-def _convert_adapter(args: argparse.Namespace) -> None:
-    from hanlin.adapters.opening import OURS, format_to_write, is_adapter, open_adapter
-    from hanlin.cli._weights import model_of_adapter
-    from hanlin.core.errors import ConfigError
-    from hanlin.formats.source import read_config
-
-    # It may lie among the tensors of a whole model.
-    base = args.base or (None if is_adapter(args.source) else args.source)
-    if base is None:
-        raise ConfigError(f"{args.source} is an adapter; name the base that it belongs to with --base")
-    family = _family(args, base)
-    adapter = open_adapter(args.source, family, read_config(base, family))
-    layout = format_to_write(adapter.settings, args.to or OURS)
-    model = model_of_adapter(adapter, base, family)
-    if layout.tensors is not None:
-        _convert(args, base, family, layout.tensors(model, family))
-    else:
-        if args.dtype:
-            raise ConfigError("--dtype: an adapter is written in the dtype that it has; remove it")
-        layout.save(model, adapter.settings, args.target, family, overwrite=args.overwrite)
-        print(f"{args.target}: written")
-
-
-def _family(args: argparse.Namespace, source: Path) -> Family:
-    from hanlin.cli._weights import find_family
-    from hanlin.models.family import load_family
-
-    return load_family(args.family) if args.family else find_family(source)

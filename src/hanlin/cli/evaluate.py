@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hanlin.cli._launch import add_launch, on_all_ranks
-from hanlin.cli._recipe import add_recipe, add_weights, with_run_weights
+from hanlin.cli._recipe import add_recipe, add_weights
 from hanlin.core.files import check_target, replaced_file
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from hanlin.api.recipes import with_run_weights
+
     recipe = with_run_weights(args.recipe, args.changes, args.weights, "evaluate")
     if args.json:
         check_target(args.json)

@@ -206,7 +206,7 @@ def _answer_lines(engine: Engine, components: Components, groups: Iterable[list[
 
 def _streaming(options: GenerateSettings, words: Sequence[str]) -> GenerateSettings:
     """Greedy in place of the default beam search, whose text is known at its end only."""
-    from hanlin.cli._generate import chosen_settings
+    from hanlin.api.generation import chosen_settings
     from hanlin.recipe.settings import GENERATE_METHODS
 
     return GENERATE_METHODS.make({"method": "greedy", **chosen_settings(options, words)})

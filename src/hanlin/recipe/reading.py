@@ -1,4 +1,4 @@
-"""A recipe file and the command line's changes -> a checked `Recipe`, or every mistake in one list.
+"""A recipe (a file, or a dict in a program) and changes to it -> a checked `Recipe`, or every mistake in one list.
 
 YAML is read as version 1.2 reads numbers and truth values: `1e-4` is a number, `no` is a word. A key that stands twice
 is a mistake. Relative paths count from the current folder. Where the command line chooses another value of a section
@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -27,17 +28,26 @@ from hanlin.recipe.yaml12 import YamlError, parse_yaml
 
 __all__ = [
     "COMMAND_LINE",
+    "Change",
     "Draft",
+    "Overrides",
     "Problem",
+    "RecipeSource",
     "dump_recipe",
     "listing",
     "load_recipe",
     "make_recipe",
+    "name_of",
     "nearest",
+    "read_changes",
     "read_recipe",
 ]
 
 COMMAND_LINE = "command line"
+_OVERRIDES = "overrides"
+"""Where changes stand that a program gives as a dict."""
+_GIVEN = "recipe"
+"""Where a recipe stands that is no file."""
 
 # What other trainers call a setting.
 _OTHER_NAMES = {
@@ -101,6 +111,22 @@ class Problem:
         return ": ".join(part for part in (self.place, self.key, self.text) if part)
 
 
+class Change(NamedTuple):
+    """Another value of a setting. key: dotted; place: as of a problem."""
+
+    key: str
+    value: Any
+    place: str
+
+
+RecipeSource = Path | str | Mapping[str, Any] | Recipe
+"""A recipe's file, or a run folder; its sections as a dict; its settings."""
+
+Overrides = Mapping[str, Any] | Iterable[str | Change | Problem]
+"""Changes to a recipe: words as on the command line (`train.lr=1e-4`), or a dict: {"train.lr": 1e-4}, or with the
+settings of a section in a dict of its own: {"train": {"lr": 1e-4}}. What was read of them already stands as it is."""
+
+
 @dataclass(frozen=True)
 class Draft:
     """What could be read of a recipe.
@@ -114,23 +140,30 @@ class Draft:
     places: Mapping[str, str] = field(default_factory=dict)
 
 
-def load_recipe(path: Path | str, overrides: Iterable[str] = ()) -> Recipe:
+def load_recipe(source: RecipeSource, overrides: Overrides = ()) -> Recipe:
     """Read a recipe (or the recipe in a run folder); `overrides` are `train.lr=1e-4` and the like.
 
     Raises: ConfigError that lists every unknown key, wrong type and wrong value with its line.
     """
-    draft = read_recipe(path, overrides)
+    draft = read_recipe(source, overrides)
     if draft.problems or draft.recipe is None:
-        raise ConfigError(listing(draft.problems, path))
+        raise ConfigError(listing(draft.problems, name_of(source)))
     return draft.recipe
 
 
-def read_recipe(path: Path | str, overrides: Iterable[str] = ()) -> Draft:
+def read_recipe(source: RecipeSource, overrides: Overrides = ()) -> Draft:
     """Read a recipe as far as it can be read; that of a run folder, wherever it was moved to, is of the run in there.
 
     Raises: ConfigError when the file cannot be read or is not YAML.
     """
-    given = expanded(Path(path))
+    if isinstance(source, Recipe):
+        source = source.model_dump(mode="json", exclude_unset=True)
+    if isinstance(source, Mapping):
+        values = deepcopy(dict(source))
+        places = {key: _GIVEN for name, value in values.items() for key in _keys_inside(name, value)}
+        problems = _apply_overrides(values, places, overrides)
+        return _draft(values, problems, places, _GIVEN)
+    given = expanded(Path(source))
     path = _recipe_file(given)
     values, lines, problems = _parse(path)
     if _is_run(given) and isinstance(values.setdefault("run", {}), dict):
@@ -140,8 +173,13 @@ def read_recipe(path: Path | str, overrides: Iterable[str] = ()) -> Draft:
     return _draft(values, problems, places, str(path))
 
 
-def make_recipe(values: dict[str, Any], overrides: Iterable[str] = ()) -> Recipe:
-    """A recipe without a file.
+def name_of(source: RecipeSource) -> str:
+    """What a message calls a recipe."""
+    return str(source) if isinstance(source, Path | str) else _GIVEN
+
+
+def make_recipe(values: dict[str, Any], overrides: Overrides = ()) -> Recipe:
+    """A recipe of values that a command line has given.
 
     Raises: ConfigError that lists all problems.
     """
@@ -219,29 +257,45 @@ def _draft(values: dict[str, Any], problems: list[Problem], places: Mapping[str,
         return Draft(_salvage(values, error), problems, places)
 
 
-def _apply_overrides(values: dict[str, Any], places: dict[str, str], overrides: Iterable[str]) -> list[Problem]:
+def _apply_overrides(values: dict[str, Any], places: dict[str, str], overrides: Overrides) -> list[Problem]:
     problems = []
     _spell_out_names(values, places)
     before = {key: _named(values, key, union) for key, union in _unions().items()}
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        try:
-            value = parse_yaml(text)[0]
-        except YamlError as error:
-            problems.append(Problem(key, f"{text!r} is not a YAML value: {error}", COMMAND_LINE))
+    for change in read_changes(overrides):
+        if isinstance(change, Problem):
+            problems.append(change)
             continue
-        if not equals or not all(key.split(".")):
-            problems.append(
-                Problem("", f"{override!r} is not a change of a setting; write train.lr=1e-4", COMMAND_LINE)
-            )
-        elif not _put(values, key.split("."), value):
-            problems.append(Problem(key, "leads through a setting that is not a section", COMMAND_LINE))
+        key, value, place = change
+        if not _put(values, key.split("."), value):
+            problems.append(Problem(key, "leads through a setting that is not a section", place))
         else:
-            places |= dict.fromkeys(_keys_inside(key, value), COMMAND_LINE)
-            places.setdefault(key.split(".")[0], COMMAND_LINE)
+            places |= dict.fromkeys(_keys_inside(key, value), place)
+            places.setdefault(key.split(".")[0], place)
             _spell_out_names(values, places)
     _leave_out_replaced(values, places, before)
     return problems
+
+
+def read_changes(overrides: Overrides) -> list[Change | Problem]:
+    """Overrides in the order in which they are made; a word that is none is a problem."""
+    if not isinstance(overrides, Mapping):
+        return [_read_word(change) if isinstance(change, str) else change for change in overrides]
+    found: list[tuple[str, Any]] = []
+    for name, value in overrides.items():
+        is_section = name in Recipe.model_fields and isinstance(value, Mapping)
+        found += [(f"{name}.{key}", inner) for key, inner in value.items()] if is_section else [(str(name), value)]
+    return [Change(key, deepcopy(value), _OVERRIDES) for key, value in found]
+
+
+def _read_word(word: str) -> Change | Problem:
+    key, equals, text = word.partition("=")
+    try:
+        value = parse_yaml(text)[0]
+    except YamlError as error:
+        return Problem(key, f"{text!r} is not a YAML value: {error}", COMMAND_LINE)
+    if not equals or not all(key.split(".")):
+        return Problem("", f"{word!r} is not a change of a setting; write train.lr=1e-4", COMMAND_LINE)
+    return Change(key, value, COMMAND_LINE)
 
 
 def _keys_inside(key: str, value: Any) -> Iterator[str]:
@@ -271,7 +325,7 @@ def _leave_out_replaced(values: dict[str, Any], places: dict[str, str], before: 
         known = union.keys_of(name)
         replaced = set(union.keys_of(before[key])) - {union.key, *known} if known else ()
         for setting in replaced:
-            if places.get(f"{key}.{setting}") != COMMAND_LINE:
+            if places.get(f"{key}.{setting}") not in (COMMAND_LINE, _OVERRIDES):
                 section.pop(setting, None)
 
 

@@ -1,4 +1,4 @@
-"""What the commands know about weights on disk: their family, and adapters on a base."""
+"""Weights on disk: their family, and adapters on a base."""
 
 from __future__ import annotations
 

@@ -1,0 +1,149 @@
+"""Weights from one layout to another, with the adapters that are worked into them or stand on their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from hanlin.core.errors import ConfigError
+from hanlin.core.files import written_alone
+
+if TYPE_CHECKING:
+    import torch
+
+    from hanlin.formats.source import Source
+    from hanlin.models.family import Family
+
+__all__ = ["ConvertSettings", "Written", "convert"]
+
+
+@dataclass(frozen=True)
+class ConvertSettings:
+    """How weights are rewritten.
+
+    to: base, a layout of the family, or of an adapter: adapter, delta, peft (None: base, or adapter); from_: the
+    source's layout (None: told from the files); family: None: told from the files; vocab: the vocabulary to put into
+    the target; merge: the adapter to work into the weights; base: of a source that is an adapter; ranks: model-parallel
+    ranks to divide over; iteration: of the training program, for file names (None: the source's); config: values of the
+    model that win over the source's; dtype: of the numbers written (None: the source's); overwrite: replace the target.
+    """
+
+    to: str | None = None
+    from_: str | None = None
+    family: str | None = None
+    vocab: Path | None = None
+    merge: Path | None = None
+    base: Path | None = None
+    ranks: int = 1
+    iteration: int | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    dtype: Literal["fp32", "bf16", "fp16"] | None = None
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written. dtype, num_bytes: of a model's numbers and of all files (of an adapter alone they are not
+    told); unpacked_bits: of a quantised source whose weights are plain numbers now, else 0; remark: what is odd about
+    the values.
+    """
+
+    target: Path
+    dtype: str | None = None
+    num_bytes: int | None = None
+    unpacked_bits: int = 0
+    remark: str = ""
+
+
+def convert(source: Path, target: Path, how: ConvertSettings) -> Written:
+    """Rewrite weights, or an adapter, into `target`: a folder (delta: a file), which is whole or not there at all.
+
+    Raises: ConfigError, CheckpointError.
+    """
+    from hanlin.adapters.opening import OURS, is_adapter
+
+    if not source.exists():
+        raise ConfigError(f"there is no {source}")
+    with written_alone(target):
+        if is_adapter(source) or how.to == OURS:
+            return _convert_adapter(source, target, how)
+        if how.merge:
+            return _merge(source, target, how)
+        return _convert(source, target, how, _family(how, source))
+
+
+def _convert(
+    source: Path | Source,
+    target: Path,
+    how: ConvertSettings,
+    family: Family,
+    more: Mapping[str, torch.Tensor] | None = None,
+) -> Written:
+    """more: tensors to write along under the names given."""
+    from hanlin.formats.convert import convert
+    from hanlin.formats.format import BASE
+    from hanlin.layers.precision import DTYPES
+
+    found = convert(
+        source,
+        family,
+        how.from_,
+        how.to or BASE,
+        target,
+        changes=how.config,
+        tokenizer=family.tokenizer(how.vocab) if how.vocab else None,
+        overwrite=how.overwrite,
+        ranks=how.ranks,
+        iteration=how.iteration,
+        more=more,
+        dtype=DTYPES[how.dtype] if how.dtype else None,
+    )
+    size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
+    unpacked = 0 if how.to == f"int{found.bits}" else found.bits
+    return Written(target, found.dtype, size, unpacked, str(found.values))
+
+
+def _merge(source: Path, target: Path, how: ConvertSettings) -> Written:
+    from hanlin.adapters.opening import open_adapter
+    from hanlin.api.weights import merge_adapter
+    from hanlin.formats.convert import held_source
+    from hanlin.formats.load import base_parameters
+    from hanlin.formats.source import plain_values, read_config
+
+    assert how.merge is not None, how
+    family = _family(how, source)
+    adapter = open_adapter(how.merge, family, read_config(source, family))
+    model = merge_adapter(adapter, source, family)
+    config = read_config(source, family, {**plain_values(family), **adapter.config})
+    merged = {name: parameter.detach() for name, parameter in base_parameters(model).items()}
+    return _convert(held_source(source, family, config, merged), target, how, family)
+
+
+def _convert_adapter(source: Path, target: Path, how: ConvertSettings) -> Written:
+    from hanlin.adapters.opening import OURS, format_to_write, is_adapter, open_adapter
+    from hanlin.api.weights import model_of_adapter
+    from hanlin.formats.source import read_config
+
+    # It may lie among the tensors of a whole model.
+    base = how.base or (None if is_adapter(source) else source)
+    if base is None:
+        raise ConfigError(f"{source} is an adapter; name the base that it belongs to with --base")
+    family = _family(how, base)
+    adapter = open_adapter(source, family, read_config(base, family))
+    layout = format_to_write(adapter.settings, how.to or OURS)
+    model = model_of_adapter(adapter, base, family)
+    if layout.tensors is not None:
+        return _convert(base, target, how, family, layout.tensors(model, family))
+    if how.dtype:
+        raise ConfigError("--dtype: an adapter is written in the dtype that it has; remove it")
+    layout.save(model, adapter.settings, target, family, overwrite=how.overwrite)
+    return Written(target)
+
+
+def _family(how: ConvertSettings, source: Path) -> Family:
+    from hanlin.api.weights import find_family
+    from hanlin.models.family import load_family
+
+    return load_family(how.family) if how.family else find_family(source)
