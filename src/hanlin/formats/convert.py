@@ -66,6 +66,7 @@ def convert(  # noqa: PLR0913 a command: what to read, what to write, and its sw
 
     Raises: CheckpointError; the target is whole or not there at all.
     """
+    _check_layout(family, to)
     opened = open_source(source, family, from_)
     config = opened.config({**plain_values(family), **(changes or {})})
     bits = getattr(opened.config(changes), "bits", 0)
@@ -73,8 +74,6 @@ def convert(  # noqa: PLR0913 a command: what to read, what to write, and its sw
         dtype = _dtype_of(opened.weights)  # of the scales, since what is unpacked is computed in fp32
     ours = Cast(opened.path, _ours(opened, family, config, changes or {}), dtype)
     check_manifest(opened.path)
-    if to != BASE and to not in family.formats:
-        raise CheckpointError(f"there is no layout {to!r}; known layouts: {', '.join([BASE, *family.formats])}")
     if ranks != 1 and (to == BASE or not _is_divided(family.formats[to])):
         raise CheckpointError(f"the layout {to!r} is not divided over ranks; leave the number of ranks out")
     with published_folder(target, overwrite=overwrite) as beside:
@@ -111,6 +110,14 @@ class _FirstRows(TensorSubset):
 
     def meta(self, name: str) -> torch.Tensor:
         return super().meta(name)[: self._shapes[name][0]]
+
+
+def _check_layout(family: FamilyFacts, name: str) -> None:
+    known = [BASE, *family.formats]
+    if reason := family.unwritable.get(name):
+        raise CheckpointError(f"{family.name} is not written as {name}: {reason}; known layouts: {', '.join(known)}")
+    if name not in known:
+        raise CheckpointError(f"there is no layout {name!r}; known layouts: {', '.join(known)}")
 
 
 def _is_divided(form: Format) -> bool:

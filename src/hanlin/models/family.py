@@ -158,7 +158,8 @@ class Family:
     config: frozen dataclass of plain values; model: returns the class (imports torch only when called),
     built as `model()(config)`; tokenizer: loads one from a file or a folder; processor: built as
     `processor(tokenizer, config, options)`; options: frozen dataclass of what may be chosen about it
-    (`data.options` of a recipe); formats: file layouts by name;
+    (`data.options` of a recipe); formats: file layouts by name; unwritable: layouts that other families have, and why
+    this one has not;
     sizes: named configurations; lora_targets: names of the linears that low-rank tuning changes by default;
     beam_variant: the rules of its beam search; raw: data sets of its originals by name: what turns the rows
     of a raw file into records.
@@ -172,6 +173,7 @@ class Family:
     processor: Callable[..., Processor]
     options: type | None = None
     formats: Mapping[str, Format] = field(default_factory=dict)
+    unwritable: Mapping[str, str] = field(default_factory=dict)
     sizes: Mapping[str, ModelConfig] = field(default_factory=dict)
     lora_targets: tuple[str, ...] = ()
     beam_variant: BeamVariant = BeamVariant()

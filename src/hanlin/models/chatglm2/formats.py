@@ -323,7 +323,7 @@ def _check_expressible(config: ChatGlm2Config) -> None:
         "no final norm": not config.has_final_norm,
         "biases on all linears": config.linear_bias,
         "residuals after the norm": config.residual_after_norm,
-        "a head for labels": bool(config.labels),
+        "a head for labels (that of GlmForSequenceClassification has no bias)": bool(config.labels),
     }
     if found := [reason for reason, is_so in reasons.items() if is_so]:
         raise CheckpointError(f"GlmForCausalLM cannot express this model: {', '.join(found)}; write another layout")

@@ -28,6 +28,7 @@ from hanlin.formats.ranks import Partition
 from hanlin.formats.rules import Drop, FirstRows, Rename, Rule, SplitHeads, SplitRows, Transposed
 
 from .config import SIZES, Cpm1Config
+from .huggingface import check_expressible, write_companions
 
 if TYPE_CHECKING:
     import torch
@@ -200,6 +201,7 @@ def _read_hub(values: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) ->
 
 
 def _write_hub(config: Cpm1Config) -> dict[str, Any]:
+    check_expressible(config)
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -305,7 +307,10 @@ FORMATS = {
         read_config=_read_hub,
         write_config=_write_hub,
         config_keys=_HUB_KEYS,
+        companions=write_companions,
         dtype_key="torch_dtype",
+        weights_file="model.safetensors",
+        shard_bytes=2 * 10**9,
         tokenizer_files=TOKENIZER_FILES,
     ),
     **{

@@ -22,7 +22,7 @@ from hanlin.tokens.wordpiece import WordPiece
 from .byte_pairs import MERGES_FILE, BytePairTokenizer
 
 PIECES_FILE, NAMES_FILE = "chinese_vocab.model", "vocab.json"
-_HUB_PIECES_FILE = "spiece.model"
+HUB_PIECES_FILE = "spiece.model"
 """What transformers' CpmTokenizer calls the same file."""
 
 _WORD_START = "\u2581"  # how sentencepiece marks the beginning of a word
@@ -100,7 +100,7 @@ def load_tokenizer(path: Path) -> Cpm1Tokenizer | WordPiece | BytePairTokenizer:
 
 
 def _vocabulary_file(folder: Path) -> Path:
-    names = (PIECES_FILE, _HUB_PIECES_FILE, VOCAB_FILE, NAMES_FILE)
+    names = (PIECES_FILE, HUB_PIECES_FILE, VOCAB_FILE, NAMES_FILE)
     for name in names:
         if (folder / name).is_file():
             return folder / name

@@ -32,6 +32,10 @@ family = Family(
     processor=Cpm1T5Processor,
     options=Cpm1T5Options,
     formats=FORMATS,
+    unwritable={
+        "huggingface": "no class of transformers computes it: positions are a learned table, norms have biases, and a "
+        "decoder block uses one norm twice, of which transformers' T5 has nothing",
+    },
     sizes=SIZES,
     lora_targets=("query", "key", "value"),
 )

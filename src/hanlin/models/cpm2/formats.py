@@ -15,6 +15,7 @@ from hanlin.formats.lazy import meta_of
 from hanlin.formats.ranks import Partition
 from hanlin.formats.rules import Copies, Drop, Rename, Rule, SplitRows
 
+from . import huggingface
 from .config import Cpm2Config
 
 if TYPE_CHECKING:
@@ -198,6 +199,18 @@ FORMATS = {
         config_files=("cpm2_config.json", "cpm2_config*.json", "../cpm2_config*.json"),
         open=_open_experts,
         write=_write_experts,
+        tokenizer_files=("vocab.txt",),
+    ),
+    "huggingface": Format(
+        title="transformers' T5ForConditionalGeneration: safetensors",
+        rules=huggingface.rules,
+        read_config=huggingface.read_config,
+        write_config=huggingface.write_config,
+        config_keys=huggingface.CONFIG_KEYS,
+        companions=huggingface.write_companions,
+        dtype_key="torch_dtype",
+        weights_file="model.safetensors",
+        shard_bytes=2 * 10**9,
         tokenizer_files=("vocab.txt",),
     ),
 }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hanlin.core.errors import CheckpointError
@@ -15,6 +17,8 @@ from .config import CpmBeeConfig
 
 if TYPE_CHECKING:
     import torch
+
+log = logging.getLogger(__name__)
 
 _NAMES = {
     "input_embedding.weight": "embedding.weight",
@@ -102,6 +106,15 @@ def _write_hugging_face(config: CpmBeeConfig) -> dict[str, Any]:
     return {"model_type": "cpmbee", "architectures": ["CpmBeeForCausalLM"], "distance_scale": 16, **written}
 
 
+def _warn_of_code(folder: Path, config: CpmBeeConfig) -> None:
+    del config
+    log.warning(
+        "%s: transformers has no class for CPM-Bee (CpmAntForCausalLM relates segments otherwise); the folder loads "
+        "with trust_remote_code=True and the Python files of openbmb/cpm-bee-10b beside it",
+        folder,
+    )
+
+
 def _removed(mask_modules: Any) -> dict[str, Any]:
     if not (isinstance(mask_modules, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in mask_modules)):
         raise CheckpointError("config: mask_modules must be a list of pairs [attention removed, ffn removed]")
@@ -166,6 +179,7 @@ FORMATS = {
         read_config=_read_config,
         write_config=_write_hugging_face,
         config_keys=_CONFIG_KEYS,
+        companions=_warn_of_code,
         dtype_key="torch_dtype",
         tokenizer_files=("vocab.txt",),
     ),
