@@ -32,6 +32,7 @@ FILE_LAYOUTS = {
     "recipe/cpm2_prompts": "the original's file of settings of soft prompts",
 }
 KNOWN_ORIGINALS = {
+    ("adapters/peft_config.py", "megatron_config"): "a key of PEFT's adapter_config.json",
     ("cli/_corpus.py", "cpm1"): "whose tokenizer `hanlin prepare --to indexed` takes when none is named",
     ("cli/inspect.py", "_bee"): "tells of data/sources/bee",
     ("cli/inspect.py", "_is_bee_file"): "tells of data/sources/bee",

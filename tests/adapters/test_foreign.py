@@ -135,7 +135,7 @@ def test_matrices_that_stand_the_other_way_round_have_their_additions_too(tmp_pa
 @pytest.mark.parametrize(
     ("stated", "says"),
     [
-        ({"use_dora": True}, "use_dora is True, which is unknown here"),
+        ({"use_dora": True}, "use_dora is True: a DoRA changes the size of the base"),
         ({"bias": "lora_only"}, "bias is 'lora_only', known: 'none'"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'"),
         ({"layer_replication": [[0, 2]]}, "layer_replication"),

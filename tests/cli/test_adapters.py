@@ -9,12 +9,19 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from peft import AutoPeftModelForCausalLM
 from tiny_folder import write_original
 
+from hanlin.adapters.adapter import load_adapter
+from hanlin.adapters.opening import open_adapter
 from hanlin.cli.main import main
 from hanlin.core.files import read_json_object, write_json
 from hanlin.formats.files import open_weights
+from hanlin.formats.load import load_into
+from hanlin.formats.source import read_config
+from hanlin.models.chatglm2 import family
 from hanlin.recipe.reading import load_recipe
+from hanlin.tuning.apply import apply_tuning
 
 RECIPE = """\
 model: {{family: chatglm2, base: {home}/model}}
@@ -121,6 +128,40 @@ def test_what_is_wrong_with_an_adapter_is_said_under_its_own_key(
     message = capsys.readouterr().err
     assert "model.adapter" in message
     assert "model.base:" not in message
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`")
+def test_a_run_becomes_a_folder_that_peft_loads_with_its_base(home: Path, tmp_path: Path) -> None:
+    model, glm, out = str(home / "model"), str(tmp_path / "glm"), str(tmp_path / "peft")
+    run = tmp_path / "run"
+    tuning = "tuning={method: lora, rank: 2, targets: [query, gate, up]}"
+    assert main(["train", str(home / "recipe.yaml"), tuning, f"run.folder={run}", "train.steps=3"]) == 0
+    assert main(["convert", model, glm, "--to", "huggingface"]) == 0
+    assert main(["convert", str(run), out, "--base", glm, "--to", "peft"]) == 0
+    there = AutoPeftModelForCausalLM.from_pretrained(out).eval()
+    config = read_config(model, family)
+    adapter, here = open_adapter(run, family, config), family.model()(config)
+    load_into(here, home / "model", family)
+    load_adapter(apply_tuning(here, adapter.settings, family), adapter)
+    tokens = torch.arange(3, 10)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(there(input_ids=tokens).logits, here.eval()(tokens=tokens), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--to", "adapter", "--layout", "original"], "it goes with --to peft"),
+        (["--to", "peft", "--layout", "quantized"], "--layout quantized: PEFT knows no model of chatglm2"),
+    ],
+)
+def test_a_layout_without_meaning_is_refused(
+    words: list[str], says: str, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = ["--base", str(home / "model")]
+    assert main(["convert", str(home / "lora"), str(tmp_path / "out"), *base, *words]) == 2
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("bits", [4, 8])

@@ -48,6 +48,19 @@ class SaveAdapter(Protocol):
 
 
 @dataclass(frozen=True)
+class ForBase:
+    """The base for which other programs get an adapter.
+
+    layout: in whose names of modules (None: the format's choice); name: where the base lies, as those programs are
+    told, and files: the layout in which it lies there.
+    """
+
+    layout: str | None = None
+    name: str | None = None
+    files: str | None = None
+
+
+@dataclass(frozen=True)
 class AdapterFormat:
     """One layout of adapters.
 
@@ -55,7 +68,8 @@ class AdapterFormat:
     a path for a base of this configuration (None: the family's default), None where it holds none in this layout
     (CheckpointError for a broken one); save: writes a model's;
     tensors: of a layout that keeps them among the tensors of their base: the model's by their names there; family: the
-    name of the one family whose adapters lie so, if there is one.
+    name of the one family whose adapters lie so, if there is one;
+    for_base: of a layout that names the modules of a base and the base itself: the same for a given one.
     """
 
     title: str
@@ -64,6 +78,7 @@ class AdapterFormat:
     save: SaveAdapter
     tensors: Callable[[nn.Module, FamilyFacts], dict[str, torch.Tensor]] | None = None
     family: str | None = None
+    for_base: Callable[[ForBase], AdapterFormat] | None = None
 
 
 def read_settings(path: Path, values: Mapping[str, Any]) -> TuningMethod:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hanlin.adapters.adapter import Adapter, AdapterFormat, read_settings
 from hanlin.adapters.labels import refuse_labels
-from hanlin.adapters.lora_names import bypassing, has_additions, one_rank, read_additions, their_module
+from hanlin.adapters.lora_names import bypassing, has_additions, one_rank, read_additions, tensors_of, their_module
 from hanlin.core.files import published
 from hanlin.formats.files import write_pickle
 from hanlin.formats.format import FamilyFacts
@@ -23,13 +23,14 @@ _TITLE = "a delta file of low-rank additions, as the original CPM-Bee writes the
 def _open(path: Path, family: FamilyFacts, config: Any) -> Adapter | None:
     if (additions := read_additions(path)) is None:
         return None
+    pairs = additions.ours(family, config)
     values = {
         "method": "lora",
-        "rank": one_rank(path, additions),
+        "rank": one_rank(path, pairs),
         "alpha": ORIGINAL_ALPHA,
         "form": "original",  # OpenDelta adds to the finished output
     }
-    tensors = additions.ours(family, config)
+    tensors = tensors_of(pairs) | additions.whole(family, config)
     return Adapter(path, _TITLE, read_settings(path, values).resolved(tensors), tensors)
 
 

@@ -13,6 +13,11 @@ LABEL_VALUES = ("labels", "label_kind", "label_dropout")
 """The values of a configuration that say what a head for labels is."""
 
 
+def is_label_parameter(name: str) -> bool:
+    """Whether this is our name of a parameter of a head for labels."""
+    return name.rpartition(".")[2].startswith("label_")
+
+
 def stated_labels(model: Any) -> dict[str, Any]:
     """What the model's head for labels, which is in the adapter, comes from; {} for a language model."""
     from hanlin.layers.label_head import label_parameters

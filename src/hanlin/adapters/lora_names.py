@@ -1,22 +1,22 @@
 """The names of low-rank additions in foreign layouts, and their tensors as these expect them.
 
-A linear's addition is called as its weight is, which the rules of the family's layouts translate. One that was trained
-on a fused linear of theirs is one of each of ours that it holds: all have its A, and each its rows of B.
+A linear's addition is called as its weight is, which the rules of the family's layouts translate (lora_parts.py).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hanlin.adapters.lora_parts import LowRank, cut
 from hanlin.core.errors import CheckpointError, shorten
 from hanlin.formats.files import find_weights, open_weights
 from hanlin.formats.format import FamilyFacts
 from hanlin.formats.load import added_parameters
-from hanlin.formats.rules import Rule, Transposed, find_moves, rename
+from hanlin.formats.rules import Rule, rename
 from hanlin.formats.source import plain_values
 
 if TYPE_CHECKING:
@@ -25,34 +25,54 @@ if TYPE_CHECKING:
 
 PEFT_PREFIX = "base_model.model."
 _MARK = "lora_"
-_DORA = "lora_magnitude_vector"
+MERGE_THERE = "merge it into its base where it was trained (merge_and_unload), and take that as model.base"
+_UNREAD = {
+    "lora_magnitude_vector": "a DoRA, which changes the size of the base's rows as well",
+    "lora_embedding_": "an addition to an embedding",
+    "trainable_tokens_": "trained rows of an embedding",
+    "lora_B.bias": "a trained bias of lora_B",
+    "lora_B.default.bias": "a trained bias of lora_B",
+}
+"""What is in the names of tensors that a LoRA of PEFT may have besides."""
+_SAVED = re.compile(r"\.modules_to_save(\.default)?(?=\.)")
+"""What PEFT puts into the name of a tensor that is trained whole, in some versions also on the disk."""
 # PEFT's `x.lora_A.weight`, with the adapter's name `x.lora_A.default.weight`; OpenDelta's `x.lora.lora_A`.
 _ADDITION = re.compile(r"(?P<module>.+?)(\.lora)?\.(?P<matrix>lora_[AB])(\.(?P<adapter>[^.]+))??(\.weight)?")
 
 
 @dataclass(frozen=True)
 class Additions:
-    """pairs: their module -> A `[rank, in]` and B `[out, rank]`; others: whole tensors, such as a head for labels."""
+    """pairs: an addition to each module, in the order of the file; others: whole tensors, such as a head for labels."""
 
-    pairs: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+    pairs: Sequence[LowRank]
     others: Mapping[str, torch.Tensor]
 
-    def ours(self, family: FamilyFacts, config: Any) -> dict[str, torch.Tensor]:
-        """The tensors by our names; a name that no layout of the family knows stays as it is.
+    def ours(self, family: FamilyFacts, config: Any) -> dict[str, LowRank]:
+        """The additions by our names of their linears; a name that no layout of the family knows stays as it is.
 
         config: of the base, by which fused linears are cut; None: the family's default.
         Raises: CheckpointError for a fused linear of another shape.
         """
-        config = replace(config or family.config(), **plain_values(family))
-        rules = [form.rules(config) for form in family.formats.values()]
-        tensors = {}
-        for module, (inner, outer) in self.pairs.items():
-            for ours, rows in _parts(module, outer, rules):
-                tensors |= {f"{ours}.lora_A": inner, f"{ours}.lora_B": rows.contiguous()}
-        for name, tensor in self.others.items():
-            found = (rename(each, name, "to_ours") for each in rules)
-            tensors[next(filter(None, found), name)] = tensor
-        return tensors
+        layouts = rules_of(family, config)
+        return {name: part for pair in self.pairs for name, part in cut(pair, layouts).items()}
+
+    def whole(self, family: FamilyFacts, config: Any) -> dict[str, torch.Tensor]:
+        """The other tensors by our names, or theirs where no layout of the family knows them."""
+        layouts = rules_of(family, config)
+        found = {name: (rename(rules, name, "to_ours") for rules in layouts) for name in self.others}
+        return {next(filter(None, ours), name): self.others[name] for name, ours in found.items()}
+
+
+def rules_of(family: FamilyFacts, config: Any) -> list[Sequence[Rule]]:
+    """The rules of each layout of a family, whose tensors are plain numbers; config: None for the family's default."""
+    config = replace(config or family.config(), **plain_values(family))
+    return [form.rules(config) for form in family.formats.values()]
+
+
+def tensors_of(pairs: Mapping[str, LowRank]) -> dict[str, torch.Tensor]:
+    """Additions by our names of their linears, as a tuned model calls their tensors."""
+    inner = {f"{name}.lora_A": pair.inner for name, pair in pairs.items()}
+    return inner | {f"{name}.lora_B": pair.outer for name, pair in pairs.items()}
 
 
 def read_additions(path: Path) -> Additions | None:
@@ -65,11 +85,9 @@ def read_additions(path: Path) -> Additions | None:
     weights = open_weights(path)
     if not any(_MARK in name for name in weights):
         return None
-    if dora := [name for name in weights if _DORA in name]:
-        raise CheckpointError(
-            f"{path}: a DoRA (it has {dora[0]}), which changes the size of the base's rows as well and is not read; "
-            "merge it into its base where it was trained (merge_and_unload), and take that as model.base"
-        )
+    for mark, what in _UNREAD.items():
+        if odd := [name for name in weights if mark in name]:
+            raise CheckpointError(f"{path}: {what} (it has {odd[0]}), which is not read; {MERGE_THERE}")
     matches = {name: _ADDITION.fullmatch(name.removeprefix(PEFT_PREFIX)) for name in weights}
     if len(adapters := {match["adapter"] for match in matches.values() if match}) > 1:
         raise CheckpointError(
@@ -81,13 +99,13 @@ def read_additions(path: Path) -> Additions | None:
             found.setdefault(match["module"], {})[match["matrix"]] = weights[name]
     if odd := [module for module, both in found.items() if len(both) != 2]:
         raise CheckpointError(f"{path}: of lora_A and lora_B only one is there: {', '.join(shorten(odd))}")
-    others = {name.removeprefix(PEFT_PREFIX): weights[name] for name, match in matches.items() if not match}
-    return Additions({module: (both["lora_A"], both["lora_B"]) for module, both in found.items()}, others)
+    others = {_SAVED.sub("", name.removeprefix(PEFT_PREFIX)): weights[name] for name in weights if not matches[name]}
+    return Additions([LowRank(both["lora_A"], both["lora_B"], module) for module, both in found.items()], others)
 
 
-def one_rank(path: Path, additions: Additions) -> int:
+def one_rank(path: Path, pairs: Mapping[str, LowRank]) -> int:
     """Raises: CheckpointError where the additions differ in their rank, or there are none."""
-    ranks = {len(inner) for inner, _ in additions.pairs.values()}
+    ranks = {len(pair.inner) for pair in pairs.values()}
     if len(ranks) != 1:
         raise CheckpointError(f"{path}: one rank for all lora_A is expected, found {sorted(ranks) or 'no lora_A'}")
     return ranks.pop()
@@ -121,19 +139,3 @@ def bypassing(model: nn.Module, settings: Any) -> dict[str, torch.Tensor]:
         name: tensor * model.get_submodule(name.rpartition(".")[0]).scale if name.endswith("lora_B") else tensor  # pyright: ignore[reportOperatorIssue]
         for name, tensor in tensors.items()
     }
-
-
-def _parts(module: str, outer: torch.Tensor, layouts: list[Any]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Our linears that a linear of theirs is, each with its rows of B."""
-    for rules in layouts:
-        for move in find_moves(rules, [f"{module}.weight"], "to_ours"):
-            if move.targets:
-                rows = _rows(move.rule, outer)
-                yield from zip((target.removesuffix(".weight") for target in move.targets), rows, strict=True)
-                return
-    yield module, outer
-
-
-def _rows(rule: Rule, outer: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """B `[out, rank]` cut as the rule cuts a weight, whose matrix may stand the other way round in its file."""
-    return rule.to_ours((outer.t() if isinstance(rule, Transposed) else outer,))

@@ -1,63 +1,57 @@
-"""PEFT's adapter folder of a LoRA, for the model in Hugging Face's naming or the original's."""
+"""PEFT's adapter folder of a LoRA, for a model of transformers, or one whose code lies beside the original's weights.
+
+PEFT drops tensors of modules that it does not find, and says so in a warning at most. So what is written names the
+linears of exactly one layout, fused ones as they are there, and what is read must name what its tensors belong to.
+"""
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hanlin.adapters.adapter import Adapter, AdapterFormat, read_settings
-from hanlin.adapters.labels import refuse_labels
-from hanlin.adapters.lora_names import PEFT_PREFIX, Additions, bypassing, read_additions, their_module
-from hanlin.core.errors import CheckpointError
-from hanlin.core.files import read_json_object, write_json
+from hanlin.adapters.adapter import Adapter, AdapterFormat, ForBase, read_settings
+from hanlin.adapters.labels import is_label_parameter, refuse_labels
+from hanlin.adapters.lora_names import (
+    MERGE_THERE,
+    PEFT_PREFIX,
+    Additions,
+    bypassing,
+    read_additions,
+    rules_of,
+    tensors_of,
+)
+from hanlin.adapters.lora_parts import LowRank, join, shortest_endings, their_modules
+from hanlin.adapters.peft_config import (
+    LORA,
+    SETTINGS,
+    WEIGHTS,
+    check_modules,
+    check_whole,
+    lora_factor,
+    peft_type,
+    read_lora_config,
+)
+from hanlin.core.errors import CheckpointError, shorten
+from hanlin.core.files import write_json
 from hanlin.core.manifest import published_folder
-from hanlin.formats.config_keys import ConfigKeys
 from hanlin.formats.files import write_safetensors
-from hanlin.formats.format import FamilyFacts
+from hanlin.formats.format import FamilyFacts, Format
+from hanlin.formats.translate import shapes_of
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-WEIGHTS = "adapter_model.safetensors"
-SETTINGS = "adapter_config.json"
-LORA, PREFIX_TUNING = "LORA", "PREFIX_TUNING"
+log = logging.getLogger(__name__)
+
+PREFIX_TUNING = "PREFIX_TUNING"
 _TITLE = "PEFT's adapter folder of a LoRA"
-
-COMMON_KEYS = (
-    *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "revision"),
-    *("runtime_config", "task_type"),
-)
-"""What PEFT writes into any adapter_config.json, and what changes nothing."""
-_BEGINNINGS = "corda_config eva_config loftq_config megatron_config megatron_core qalora_group_size"
-_PLAIN = r"(?:[\w^$|-]|\\?\.|\([\w.|\\-]*\))*"
-_SIMPLE = re.compile(rf"(?=.{{0,300}}$){_PLAIN}(?:(?:\.\*|\\d\+){_PLAIN}){{0,3}}")
-"""What a key of a pattern may look like: expressions from a file must not search for ever."""
-
-_KEYS = ConfigKeys(
-    read=("r", "lora_alpha", "lora_dropout", "use_rslora", "alpha_pattern", "rank_pattern"),
-    harmless=(
-        *COMMON_KEYS,
-        # Which modules have an addition, and which are whole, is told by the tensors.
-        *("exclude_modules", "layers_pattern", "layers_to_transform", "modules_to_save", "target_modules"),
-        # How the base's weight lies in the file; A and B do not depend on it.
-        "fan_in_fan_out",
-        # How A and B began, where that left the base alone.
-        *_BEGINNINGS.split(),
-    ),
-    # Other ways to begin (PiSSA, OLoRA, LoftQ) take something out of the base, which the adapter then needs.
-    neutral={"bias": ("none",), "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva", None)},
-)
-
-
-def peft_type(path: Path) -> str | None:
-    """PEFT's word for its method of tuning; None where a path is no adapter folder of it."""
-    file = path / SETTINGS
-    return str(read_json_object(file).get("peft_type", LORA)) if file.is_file() else None
+_FIRST = "huggingface"
+"""The layout in whose names an adapter is written where none is asked for."""
 
 
 def _holds(path: Path) -> bool:
@@ -72,110 +66,166 @@ def _open(path: Path, family: FamilyFacts, config: Any) -> Adapter | None:
             f"{path / SETTINGS}: peft_type is {kind!r}; {LORA} and {PREFIX_TUNING} are read. Merge it into its base "
             "where it was trained, if it can be merged"
         )
-    stated, additions = read_json_object(path / SETTINGS), read_additions(path)
-    _KEYS.check(stated, str(path / SETTINGS))
+    additions, stated = read_additions(path), read_lora_config(path)
     if additions is None:
         raise CheckpointError(f"{path}: no lora_A among its tensors; copy the whole adapter")
-    settings, additions = _as_one(path, stated, additions)
-    tensors = additions.ours(family, config)
-    return Adapter(path, _TITLE, read_settings(path, settings).resolved(tensors), tensors)
+    check_modules(path, stated, (pair.theirs for pair in additions.pairs))
+    check_whole(path, stated, additions.others, rules_of(family, config))
+    factors = {pair.theirs: lora_factor(path, stated, pair.theirs, len(pair.inner)) for pair in additions.pairs}
+    settings, pairs = _as_one(additions.ours(family, config), factors)
+    tensors = tensors_of(pairs)
+    found = read_settings(path, {**settings, "dropout": stated.get("lora_dropout", 0.0)}).resolved(tensors)
+    if config is not None:
+        found = found.model_copy(update={"targets": _targets(pairs, family, config)})
+    return Adapter(path, _TITLE, found, tensors | _head(path, additions, family, config))
 
 
-def _as_one(path: Path, stated: Mapping[str, Any], additions: Additions) -> tuple[dict[str, Any], Additions]:
+def _as_one(pairs: Mapping[str, LowRank], factors: Mapping[str, float]) -> tuple[dict[str, Any], dict[str, LowRank]]:
     """Settings, and additions of one rank with one factor, that compute what PEFT computes with a rank and a factor for
     each module: smaller ones are filled up with zeros, and B takes over by how much a factor is another.
 
-    Raises: CheckpointError.
+    factors: by what the additions of a module of theirs are multiplied.
     """
-    if type(stated.get("lora_alpha")) not in (int, float) or not stated["lora_alpha"]:
-        raise CheckpointError(
-            f"{path / SETTINGS}: lora_alpha is {stated.get('lora_alpha')!r}, expected a number other than 0"
-        )
-    factors = {module: _factor(path, stated, module, len(inner)) for module, (inner, _) in additions.pairs.items()}
-    rank = max(len(inner) for inner, _ in additions.pairs.values())
-    alphas = {factor * rank for factor in factors.values()}
-    alpha = max(alphas)
-    pairs = {
-        module: (_filled(inner, rank, 0), _filled(outer, rank, 1) * (factors[module] * rank / alpha))
-        if factors[module] * rank != alpha or len(inner) != rank
-        else (inner, outer)
-        for module, (inner, outer) in additions.pairs.items()
-    }
-    settings = {
-        "method": "lora",
-        "rank": rank,
-        "alpha": alpha,
-        "dropout": stated.get("lora_dropout", 0.0),
-        "form": "original",  # PEFT adds to the finished output
-    }
-    return settings, replace(additions, pairs=pairs)
-
-
-def _factor(path: Path, stated: Mapping[str, Any], module: str, rank: int) -> float:
-    """By what PEFT multiplies the addition of a module.
-
-    Raises: CheckpointError where the rank is not the stated one.
-    """
-    wanted = _of_pattern(path, stated, "rank_pattern", module, stated.get("r", rank))
-    if wanted != rank:
-        raise CheckpointError(f"{path / SETTINGS}: says rank {wanted} for {module}, whose lora_A has {rank} rows")
-    alpha = _of_pattern(path, stated, "alpha_pattern", module, stated["lora_alpha"])
-    return alpha / (math.sqrt(rank) if stated.get("use_rslora") else rank)
-
-
-def _of_pattern(path: Path, stated: Mapping[str, Any], name: str, module: str, otherwise: float) -> float:
-    """The value of the first key of PEFT's pattern that is the end of a module's name, or fits it as an expression.
-
-    Raises: CheckpointError for what is no pattern.
-    """
-    pattern = stated.get(name) or {}
-    if not isinstance(pattern, Mapping) or not all(type(value) in (int, float) for value in pattern.values()):
-        raise CheckpointError(f"{path / SETTINGS}: {name} is {pattern!r:.60}, expected modules and a number for each")
-    for key, value in pattern.items():
-        if not _SIMPLE.fullmatch(key):
-            raise CheckpointError(
-                f"{path / SETTINGS}: {name}: {key!r:.40} is no name of modules as PEFT's are; name them, or "
-                "write them with dots, .* and \\d+ (three times at most)"
-            )
-        try:
-            found = re.match(rf"(.*\.)?({key})$", module)
-        except re.error as error:
-            raise CheckpointError(f"{path / SETTINGS}: {name}: {key!r:.40} is no expression ({error})") from None
-        if found:
-            return value
-    return otherwise
+    rank = max(len(pair.inner) for pair in pairs.values())
+    factor = max(factors[pair.theirs] for pair in pairs.values())
+    found = {}
+    for name, pair in pairs.items():
+        outer = pair.outer if factors[pair.theirs] == factor else pair.outer * (factors[pair.theirs] / factor)
+        found[name] = replace(pair, inner=_filled(pair.inner, rank, 0), outer=_filled(outer, rank, 1))
+    # PEFT adds to the finished output.
+    return {"method": "lora", "rank": rank, "alpha": factor * rank, "form": "original"}, found
 
 
 def _filled(tensor: torch.Tensor, size: int, dim: int) -> torch.Tensor:
     import torch
 
+    if tensor.shape[dim] == size:
+        return tensor
     shape = list(tensor.shape)
     shape[dim] = size - shape[dim]
     return torch.cat((tensor, tensor.new_zeros(shape)), dim)
 
 
-def _save(model: nn.Module, settings: Any, path: Path, family: FamilyFacts, *, overwrite: bool = False) -> None:
+def _targets(pairs: Iterable[str], family: FamilyFacts, config: Any) -> tuple[str, ...]:
+    """Ends of the names of those linears of ours that have an addition, which may be those of some blocks only."""
+    linears = [name.removesuffix(".weight") for name, shape in shapes_of(family, config).items() if len(shape) > 1]
+    return tuple(shortest_endings(set(pairs), linears))
+
+
+def _head(path: Path, additions: Additions, family: FamilyFacts, config: Any) -> dict[str, torch.Tensor]:
+    """The head for labels, which is trained whole beside a LoRA.
+
+    Raises: CheckpointError for anything else that was trained whole.
+    """
+    whole = additions.whole(family, config)
+    if odd := [name for name in whole if not is_label_parameter(name)]:
+        raise CheckpointError(
+            f"{path}: tensors of the base were trained whole ({', '.join(shorten(odd))}; see modules_to_save in "
+            f"{SETTINGS}), which is not read; {MERGE_THERE}"
+        )
+    return whole
+
+
+def _save(
+    model: Any,
+    settings: Any,
+    path: Path,
+    family: FamilyFacts,
+    *,
+    overwrite: bool = False,
+    base: ForBase | None = None,
+) -> None:
     refuse_labels(model)
-    tensors, modules = {}, []
-    for name, tensor in bypassing(model, settings).items():
-        module, _, matrix = name.rpartition(".")
-        modules.append(their_module(module, family, "huggingface"))
-        tensors[f"{PEFT_PREFIX}{modules[-1]}.{matrix}.weight"] = tensor
+    base = base or ForBase()
+    layout, form = known_to_peft(family, base.layout)
+    if base.files not in (None, layout):
+        log.warning(
+            "%s: names no base, since that in %s is in the layout %s and not %s; name it to PEFT yourself, or give "
+            "--base in that layout",
+            *(path, base.name, base.files, layout),
+        )
+    pairs = _theirs(model, settings, layout, form)
+    factor = settings.alpha / settings.rank
+    known = their_modules(form.rules(model.config), [name for name, _ in model.named_parameters()])
     config = {
         "peft_type": LORA,
-        "task_type": "CAUSAL_LM",
-        "r": settings.rank,
-        "lora_alpha": settings.alpha,
+        "task_type": form.peft,
+        "base_model_name_or_path": base.name if base.files == layout else None,
+        **_ranks(pairs, factor),
         "lora_dropout": settings.dropout,
-        "target_modules": sorted({module.rpartition(".")[2] for module in modules}),
+        "target_modules": shortest_endings({pair.theirs for pair in pairs}, known),
         "bias": "none",
-        "fan_in_fan_out": False,
+        "fan_in_fan_out": all(pair.stands_transposed for pair in pairs),
+        "init_lora_weights": True,
+        "modules_to_save": None,
         "inference_mode": True,
-        "base_model_name_or_path": None,
     }
+    tensors = {f"{PEFT_PREFIX}{name}.weight": one for name, one in tensors_of({p.theirs: p for p in pairs}).items()}
     with published_folder(path, overwrite=overwrite) as beside:
         write_safetensors(beside / WEIGHTS, tensors)
         write_json(beside / SETTINGS, config)
 
 
-PEFT = AdapterFormat(_TITLE, _holds, _open, _save)
+def known_to_peft(family: FamilyFacts, layout: str | None) -> tuple[str, Format]:
+    """A layout of the family whose tensors are called as in a model that PEFT can work on, and its name.
+
+    Raises: CheckpointError where there is none.
+    """
+    known = {name: form for name, form in family.formats.items() if form.peft is not None}
+    if not known:
+        raise CheckpointError(
+            f"PEFT works on models of transformers, and transformers has none for {family.name}: an adapter in PEFT's "
+            "folder would find no module there. Write --to adapter, or work it into the base: "
+            "`hanlin convert BASE NEW_FOLDER --merge ADAPTER`"
+        )
+    wanted = layout or (_FIRST if _FIRST in known else next(iter(known)))
+    if wanted not in known:
+        raise CheckpointError(
+            f"--layout {wanted}: PEFT knows no model of {family.name} whose tensors are called so; known: "
+            f"{', '.join(known)}"
+        )
+    return wanted, known[wanted]
+
+
+def _theirs(model: nn.Module, settings: Any, layout: str, form: Format) -> list[LowRank]:
+    """The additions of a model as those to the linears of a layout.
+
+    Raises: CheckpointError for a linear that is none there.
+    """
+    from torch import nn
+
+    tensors = bypassing(model, settings)
+    names = [name.removesuffix(".lora_A") for name in tensors if name.endswith(".lora_A")]
+    pairs = {name: LowRank(tensors[f"{name}.lora_A"], tensors[f"{name}.lora_B"], name) for name in names}
+    num_rows = {name: module.out_features for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    rules = form.rules(model.config)
+    if lost := [name for name in pairs if not join({name: pairs[name]}, num_rows, rules)]:
+        raise CheckpointError(
+            f"the layout {layout!r} has no linear that holds {', '.join(shorten(lost))}, so an addition to it cannot "
+            "be written there; work it into the base: `hanlin convert BASE NEW_FOLDER --merge ADAPTER`"
+        )
+    return join(pairs, num_rows, rules)
+
+
+def _ranks(pairs: list[LowRank], factor: float) -> dict[str, Any]:
+    """Rank and alpha: the largest for all, others by name. All have one factor, as vLLM takes for granted."""
+    ranks = {pair.theirs: len(pair.inner) for pair in pairs}
+    largest = max(ranks.values())
+    found: dict[str, Any] = {"r": largest, "lora_alpha": _number(factor * largest)}
+    for rank in sorted(set(ranks.values()) - {largest}):
+        for ending in shortest_endings({name for name in ranks if ranks[name] == rank}, ranks):
+            found.setdefault("rank_pattern", {})[ending] = rank
+            found.setdefault("alpha_pattern", {})[ending] = _number(factor * rank)
+    return found
+
+
+def _number(value: float) -> float:
+    """Whole where it is: PEFT calls its alpha an int."""
+    return int(value) if value == int(value) else value
+
+
+def _for_base(base: ForBase) -> AdapterFormat:
+    return replace(PEFT, save=partial(_save, base=base))
+
+
+PEFT = AdapterFormat(_TITLE, _holds, _open, _save, for_base=_for_base)

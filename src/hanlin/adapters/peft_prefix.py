@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from hanlin.adapters.adapter import Adapter, AdapterFormat, read_settings
 from hanlin.adapters.labels import refuse_labels
-from hanlin.adapters.peft import COMMON_KEYS, PREFIX_TUNING, SETTINGS, WEIGHTS, peft_type
+from hanlin.adapters.peft import PREFIX_TUNING
+from hanlin.adapters.peft_config import COMMON_KEYS, SETTINGS, WEIGHTS, peft_type
 from hanlin.core.errors import CheckpointError
 from hanlin.core.files import read_json_object, write_json
 from hanlin.core.manifest import published_folder

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from hanlin.formats.source import Source
     from hanlin.models.family import Family
 
+_PEFT = "peft"
+
 __all__ = ["ConvertSettings", "Written", "convert"]
 
 
@@ -23,14 +25,16 @@ __all__ = ["ConvertSettings", "Written", "convert"]
 class ConvertSettings:
     """How weights are rewritten.
 
-    to: base, a layout of the family, or of an adapter: adapter, delta, peft (None: base, or adapter); from_: the
-    source's layout (None: told from the files); family: None: told from the files; vocab: the vocabulary to put into
-    the target; merge: the adapter to work into the weights; base: of a source that is an adapter; ranks: model-parallel
-    ranks to divide over; iteration: of the training program, for file names (None: the source's); config: values of the
-    model that win over the source's; dtype: of the numbers written (None: the source's); overwrite: replace the target.
+    to: base, a layout of the family, or of an adapter: adapter, delta, peft (None: base, or adapter); layout: with
+    peft, whose names of modules, huggingface (None) or original; from_: the source's layout (None: told from the
+    files); family: None: told from the files; vocab: the vocabulary to put into the target; merge: the adapter to work
+    into the weights; base: of a source that is an adapter; ranks: model-parallel ranks to divide over; iteration: of
+    the training program, for file names (None: the source's); config: values of the model that win over the source's;
+    dtype: of the numbers written (None: the source's); overwrite: replace the target.
     """
 
     to: str | None = None
+    layout: str | None = None
     from_: str | None = None
     family: str | None = None
     vocab: Path | None = None
@@ -64,6 +68,8 @@ def convert(source: Path, target: Path, how: ConvertSettings) -> Written:
     """
     from hanlin.adapters.opening import OURS, is_adapter
 
+    if how.layout and how.to != _PEFT:
+        raise ConfigError("--layout: says whose names PEFT's folder has; it goes with --to peft")
     if not source.exists():
         raise ConfigError(f"there is no {source}")
     with written_alone(target):
@@ -122,9 +128,10 @@ def _merge(source: Path, target: Path, how: ConvertSettings) -> Written:
 
 
 def _convert_adapter(source: Path, target: Path, how: ConvertSettings) -> Written:
+    from hanlin.adapters.adapter import ForBase
     from hanlin.adapters.opening import OURS, format_to_write, is_adapter, open_adapter
     from hanlin.api.weights import model_of_adapter
-    from hanlin.formats.source import read_config
+    from hanlin.formats.source import open_source, read_config
 
     # It may lie among the tensors of a whole model.
     base = how.base or (None if is_adapter(source) else source)
@@ -133,6 +140,8 @@ def _convert_adapter(source: Path, target: Path, how: ConvertSettings) -> Writte
     family = _family(how, base)
     adapter = open_adapter(source, family, read_config(base, family))
     layout = format_to_write(adapter.settings, how.to or OURS)
+    if layout.for_base is not None:
+        layout = layout.for_base(ForBase(how.layout, str(base.resolve()), open_source(base, family).format))
     model = model_of_adapter(adapter, base, family)
     if layout.tensors is not None:
         return _convert(base, target, how, family, layout.tensors(model, family))

@@ -4,6 +4,7 @@ hanlin convert pytorch_model.bin base/ --vocab vocab.txt     an original checkpo
 hanlin convert base/ out/ --to original                      and back (or --to huggingface)
 hanlin convert base/ merged/ --merge run/best                an adapter worked into its base
 hanlin convert run/best delta.pt --base base/ --to delta     an adapter as the original's delta (or --to peft, adapter)
+hanlin convert run/best out/ --base glm/ --to peft           as PEFT's folder, for the model in glm/ (--layout original)
 hanlin convert 80000/ out/ --to original --ranks 4           files of model-parallel ranks, divided anew
 hanlin convert run/best out/ --base base/ --to original      soft prompts among the tensors of their base
 """
@@ -29,6 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=None,
         metavar="LAYOUT",
         help="base (default), a layout of the family; of an adapter: adapter, delta, peft",
+    )
+    parser.add_argument(
+        "--layout",
+        metavar="LAYOUT",
+        help="with --to peft: whose names of modules, huggingface (default) or original",
     )
     parser.add_argument("--from", dest="from_", default=None, metavar="LAYOUT", help="default: told from the files")
     parser.add_argument("--family", help="default: told from the files")
@@ -62,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
     run_tuning_file(args)
     how = ConvertSettings(
         to=args.to,
+        layout=args.layout,
         from_=args.from_,
         family=args.family,
         vocab=args.vocab,

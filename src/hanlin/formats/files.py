@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 SHARD_BYTES = 5 * 10**9
 """A safetensors file grows to this size before the next one is begun (the hub's habit)."""
 
-_WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin", "adapter.safetensors", "adapter_model.safetensors")
+_OF_ADAPTERS = ("adapter.safetensors", "adapter_model.safetensors", "adapter_model.bin")
+_WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin", *_OF_ADAPTERS)
 TORCH_ENDINGS = (".bin", ".pt", ".pth", ".ckpt")
 _WEIGHT_ENDINGS = (".safetensors", *TORCH_ENDINGS)
 _DTYPE_WORDS = {

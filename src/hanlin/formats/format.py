@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from hanlin.formats.config_keys import ConfigKeys
 from hanlin.formats.files import Weights
@@ -44,7 +44,8 @@ class Format:
     dtype_key: under which their JSON says the dtype of the weights, by torch's word (None: it does not);
     head_rows: how many rows all heads of a layer have together, told from the shapes (needed: num_heads or head_dim);
     soft_prompt: their name of the tensor with soft prompts, which lies among those of the model where it was tuned so;
-    prefix: what the names of the tensors of a trained prefix begin with, which may lie there too.
+    prefix: what the names of the tensors of a trained prefix begin with, which may lie there too;
+    peft: PEFT's word for the task of a model whose tensors are called so, and that PEFT can work on (None: none is).
     """
 
     title: str
@@ -67,6 +68,7 @@ class Format:
     head_rows: Callable[[Mapping[str, torch.Tensor]], int] | None = None
     soft_prompt: str | None = None
     prefix: str | None = None
+    peft: Literal["CAUSAL_LM", "SEQ_2_SEQ_LM"] | None = None
 
 
 class FamilyFacts(Protocol):

@@ -351,6 +351,8 @@ def _original(
         shard_bytes=_SHARD_BYTES,
         tokenizer_files=_TOKENIZER_FILES,
         refuse=_refuse_strangers,
+        # That of the Python files beside these weights; packed ones are no linears that PEFT knows.
+        peft=None if read_config is _read_quantised else "CAUSAL_LM",
     )
 
 
@@ -368,6 +370,7 @@ FORMATS = {
         weights_file="model.safetensors",
         shard_bytes=_SHARD_BYTES,
         tokenizer_files=_TOKENIZER_FILES,
+        peft="CAUSAL_LM",
     ),
     # Both kinds are called alike; how they are packed is told from their shapes.
     "quantized": _original(

@@ -312,6 +312,7 @@ FORMATS = {
         weights_file="model.safetensors",
         shard_bytes=2 * 10**9,
         tokenizer_files=TOKENIZER_FILES,
+        peft="CAUSAL_LM",
     ),
     **{
         form: Format(

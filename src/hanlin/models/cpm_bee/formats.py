@@ -182,5 +182,7 @@ FORMATS = {
         companions=_warn_of_code,
         dtype_key="torch_dtype",
         tokenizer_files=("vocab.txt",),
+        # That of the Python files of openbmb/cpm-bee-*.
+        peft="CAUSAL_LM",
     ),
 }
