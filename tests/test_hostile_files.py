@@ -110,7 +110,7 @@ def test_a_number_that_no_model_can_compute_with_is_refused(name: str, value: fl
 
 
 def test_a_gzip_bomb_is_refused_while_it_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hanlin.data.sources.jsonl._SMALLEST_LIMIT", 1 << 20)
+    monkeypatch.setattr("hanlin.data.sources.packed._SMALLEST_LIMIT", 1 << 20)
     with gzip.open(tmp_path / "rows.jsonl.gz", "wb") as stream:
         stream.write(b'{"text": "' + b"a" * (1 << 22) + b'"}\n')
     with pytest.raises(DataError, match="times its size"):

@@ -106,7 +106,7 @@ def test_the_binary_form_of_cpm_bee_is_told(tmp_path: Path, capsys: pytest.Captu
     write_bee(tmp_path / "set", "a", [{"<ans>": "x"}] * 3, block_bytes=40)
     for path in ("set", "set/meta.bin", "set/a"):
         found = facts(tmp_path / path, capsys)
-        assert found["kind"].startswith("data (CPM-Bee's binary form")
+        assert found["kind"].startswith("data: CPM-Bee's binary form")
         assert found["rows"] == "3"
         assert found["file"] == "a: 3 rows, blocks of 40 bytes; 80 bytes, as meta.bin says"
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from glm_case import tokenizer_folder
 from golden_case import Case
 
-from hanlin.data.sources.arrow import ArrowSource, is_arrow_folder
+from hanlin.data.sources import open_records
+from hanlin.data.sources.several import is_saved_set
 from hanlin.models.chatglm2 import family
 from hanlin.models.chatglm2.config import ChatGlm2Config
 from hanlin.models.chatglm2.original import is_row, make_sample, read_row
@@ -19,15 +20,15 @@ from hanlin.models.chatglm2.tokenizer import ChatGlm2Tokenizer
 def check(case: Case, vocab: Path) -> None:
     del vocab
     expected = case.json("expected.json")
-    [folder] = (path for path in case.folders() if is_arrow_folder(path))
-    source, data = ArrowSource(folder), expected["data"]
+    [folder] = (path for path in case.folders() if is_saved_set(path))
+    source, data = open_records(folder), expected["data"]
     assert len(source) == expected.get("rows", len(source))
     for row in range(len(source)):
         record = source[row]
         assert set(record) == set(expected.get("columns", record))
         for name, values in record.items():
             if name in data:
-                assert values.tolist() == data[name][row]
+                assert values == data[name][row]
         assert is_row(record)
         sample = make_sample(read_row(record, vocab_size=ChatGlm2Config().vocab_size))
         if "labels" in data:

@@ -12,6 +12,7 @@ from hanlin.core.json_text import parse_json
 from hanlin.core.manifest import check_manifest
 from hanlin.data.mixture_file import is_mixture, read_mixture
 from hanlin.data.pretraining.windows import is_corpus
+from hanlin.data.sources.several import is_pattern, is_there, no_match
 from hanlin.recipe.reading import Found, nearest
 from hanlin.recipe.settings import Recipe
 
@@ -62,8 +63,8 @@ def data_file_problems(recipe: Recipe, purpose: Purpose) -> Found:
         if is_corpus(path):
             if recipe.data.split is None:
                 yield key, f'{path} is a token corpus; say how to divide it for pretraining: data.split: "949,50,1"'
-        elif not path.exists():
-            yield key, _missing(path)
+        elif not is_there(path):
+            yield key, _missing_data(path)
         elif is_mixture(path):
             yield key, f"{path} is a list of data sets; name it in data.mixture"
     if isinstance(script := recipe.data.transform, Path):
@@ -92,6 +93,10 @@ def named_files(recipe: Recipe, purpose: Purpose) -> list[tuple[str, Path]]:
             return scored or [pair for pair in data if pair[0] == "data.eval"]
         case "generate":
             return []
+
+
+def _missing_data(path: Path) -> str:
+    return no_match(path) if is_pattern(path) else _missing(path)
 
 
 def _missing(path: Path) -> str:

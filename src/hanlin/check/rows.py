@@ -16,6 +16,8 @@ from hanlin.data.prepare import try_rows
 from hanlin.data.pretraining.indexing import Encoding, end_id, try_texts
 from hanlin.data.pretraining.windows import CorpusPart, check_windows, is_corpus
 from hanlin.data.processor import JoinsExamples
+from hanlin.data.sources.opening import opening_bytes
+from hanlin.data.sources.several import is_there
 from hanlin.evaluate.scorable import ScoredBy
 from hanlin.generate.prompts import make_prompt
 from hanlin.models.family import Processor
@@ -88,7 +90,7 @@ def _windows(recipe: Recipe, components: Components, purpose: Purpose) -> Found:
         for part in _corpus_parts(recipe.data, purpose):
             check_windows(recipe.data, components.processor, part, components.tokenizer.vocab_size)
             for path in part.files:
-                if path.exists() and not is_corpus(path):
+                if is_there(path) and not is_corpus(path):
                     _check_texts(path, components.tokenizer, part)
     except ConfigError as error:
         key, _, text = str(error).partition(": ")
@@ -169,7 +171,7 @@ def _scored_rows(recipe: Recipe, processor: Processor, config: Any) -> Found:
 
 
 def _is_opened(path: Path) -> bool:
-    return path.exists() and not is_mixture(path) and not (path.is_file() and path.stat().st_size > _SCAN_BYTES)
+    return is_there(path) and not is_mixture(path) and opening_bytes(path) <= _SCAN_BYTES
 
 
 def _listing(bad: Sequence[BadRow], num_tried: int, is_whole: bool) -> str:

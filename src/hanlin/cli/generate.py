@@ -1,4 +1,4 @@
-"""Write the answers of records, from JSON lines to JSON lines.
+"""Write the answers of records, from any file of rows to JSON lines.
 
 hanlin generate recipe.yaml --input questions.jsonl --output answers.jsonl
 hanlin generate run --input questions.jsonl --output answers.jsonl data.bad_rows=drop
@@ -31,14 +31,16 @@ if TYPE_CHECKING:
 BATCHES_AHEAD = 8
 """That are sorted by length together, and so the most that a killed command answers anew."""
 
-HELP = "write answers: JSON lines in, JSON lines out"
+HELP = "write answers: rows in, JSON lines out"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     records = parser.add_argument_group("records")
     records.add_argument("--record", action="append", default=[], metavar="JSON", help="a record; may be repeated")
-    records.add_argument("--input", metavar="FILE", help="JSON lines; - (default): standard input")
+    records.add_argument(
+        "--input", metavar="FILE", help="rows, as data.train takes them; - (default): JSON lines from standard input"
+    )
     records.add_argument(
         "--output",
         type=Path,

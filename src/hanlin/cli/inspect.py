@@ -43,9 +43,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _facts(path: Path, reads_values: bool, family: str | None) -> Facts:
+    from hanlin.data.sources.several import is_there
+
     if prefixes := _corpus_prefixes(path):
         return _corpus(prefixes)
-    if not path.exists():
+    if not is_there(path):
         raise DataError(f"there is no {path}")
     if path.is_dir():
         return _folder(path, reads_values, family)
@@ -57,14 +59,16 @@ def _facts(path: Path, reads_values: bool, family: str | None) -> Facts:
         return _recipe(path)
     if path.suffix == ".txt":
         return _vocabulary(path)
-    return _data(path, "any other file is read as JSON lines")
+    return _data(path)
 
 
 def _folder(path: Path, reads_values: bool, family: str | None) -> Facts:
+    from hanlin.data.sources.several import is_saved_set
+
     if (path / "meta.bin").is_file():
         return _bee(path)
-    if any(path.glob("*.arrow")):
-        return _data(path, "it holds .arrow files, as the datasets library's save_to_disk writes them")
+    if is_saved_set(path):
+        return _data(path, " (it holds .arrow files, as the datasets library's save_to_disk writes them)")
     if (path / "config.yaml").is_file():
         return _run(path)
     return _weights(path, reads_values, family)
@@ -144,19 +148,19 @@ def _model(found: Description) -> Facts:
         yield "config", f"{name}: {value}"
 
 
-def _data(path: Path, reason: str) -> Facts:
+def _data(path: Path, reason: str = "") -> Facts:
     from hanlin.data.sources import open_records
 
     source = open_records(path)
-    yield "kind", f"data ({reason})"
+    yield "kind", f"data: {source.kind}{reason}"
     yield "rows", f"{len(source):,}"
-    yield "first", json.dumps(source[0], ensure_ascii=False, default=lambda ids: ids.tolist())[:300]
+    yield "first", json.dumps(source[0], ensure_ascii=False)[:300]
 
 
 def _bee(folder: Path) -> Facts:
     from hanlin.data.sources.bee import read_meta
 
-    yield from _data(folder, "CPM-Bee's binary form: a meta.bin lies in the folder")
+    yield from _data(folder, " (a meta.bin lies in the folder)")
     for file in read_meta(folder):
         path, wanted = folder / file.file_name, file.num_blocks * file.block_size
         size = path.stat().st_size if path.is_file() else 0

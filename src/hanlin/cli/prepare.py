@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from hanlin.recipe.settings import Recipe
 
 FORMS = ("jsonl", "bee", "arrow", "indexed")
-_FILES = (".jsonl", ".json", ".gz")
 
 HELP = "tokenise data and report on them; bring raw files into another form"
 
@@ -141,20 +140,22 @@ def _pairs(source: Path, target: Path, to: str) -> list[tuple[Path, Path]]:
     """
     from hanlin.data.convert import is_jsonl
     from hanlin.data.sources.opening import is_data_folder
+    from hanlin.data.sources.several import has_data_name, is_pattern, matches
     from hanlin.models.common.raw_rows import is_beside
 
-    is_folder = source.is_dir() and not is_data_folder(source)
+    is_folder = is_pattern(source) or (source.is_dir() and not is_data_folder(source))
     if is_jsonl(target) == (is_folder or to == "bee"):
         wanted = "a folder" if is_folder or to == "bee" else "a name that ends with .jsonl"
         raise ConfigError(f"{target}: the target of --to {to} is {wanted}")
     if not is_folder:
         return [(source, target)]
-    files = [file for file in sorted(source.iterdir()) if file.suffix in _FILES and not is_beside(file)]
+    found = matches(source) if is_pattern(source) else sorted(source.iterdir())
+    files = [file for file in found if has_data_name(file) and not is_beside(file)]
     names = [file.name.partition(".")[0] for file in files]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ConfigError(f"{source}: several files are named {twice[0]}; rename them, or convert them one by one")
     if not files:
-        raise ConfigError(f"{source}: no data set, and no files in {', '.join(_FILES)} in it")
+        raise ConfigError(f"{source}: no data set, and no files in it that hold rows, such as .jsonl, .csv or .parquet")
     return [
         (file, target / (name if to == "bee" else f"{name}.jsonl")) for file, name in zip(files, names, strict=True)
     ]

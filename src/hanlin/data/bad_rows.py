@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from hanlin.core.errors import DataError, shorten
-from hanlin.data.sources import BadRowError, Records
+from hanlin.data.sources import BadRowError, DamagedFileError, Records
 
 __all__ = ["LISTED_ROWS", "BadRow", "UsableRecords", "list_bad_rows", "list_dropped", "try_records", "usable_records"]
 
@@ -59,6 +59,8 @@ def try_records(sources: Sequence[Records], check: Callable[[Any], None], *, lim
         try:
             record = source[number]
             check(record)
+        except DamagedFileError:
+            raise
         except DataError as error:
             reason = error.reason if isinstance(error, BadRowError) else str(error)
             found.bad.append((source.where(number), reason))

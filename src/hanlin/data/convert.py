@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from hanlin.core.errors import DataError, shorten
 from hanlin.data.bad_rows import BadRow, list_bad_rows
 from hanlin.data.processor import tried
@@ -85,7 +83,4 @@ def _good(rows: Iterable[MadeRow], policy: str, done: Conversion) -> Iterator[An
 
 
 def _one(source: Records, number: int) -> list[Any]:
-    record = source[number]
-    if isinstance(record, dict):
-        record = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in record.items()}
-    return [record]
+    return [source[number]]

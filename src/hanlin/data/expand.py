@@ -12,7 +12,7 @@ import numpy as np
 from hanlin.core.errors import DataError
 from hanlin.data.bad_rows import BadRow
 from hanlin.data.processor import SampleProcessor
-from hanlin.data.sources import LeftOutError, Records
+from hanlin.data.sources import DamagedFileError, LeftOutError, Records
 from hanlin.data.transform import open_transformed
 from hanlin.recipe.settings import DataSettings
 
@@ -191,6 +191,8 @@ def _count_all(rows: Records, records: FindRecords, limit: int | None) -> tuple[
         except LeftOutError as error:
             counts.append(0)
             reason = str(error)
+        except DamagedFileError:
+            raise
         except DataError:
             counts.append(1)
         if counts[-1] == 0:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,14 +27,15 @@ class FileBytes:
     A file that was removed or replaced meanwhile is still read; one that became shorter is an error.
     """
 
-    def __init__(self, path: Path, size: int | None = None) -> None:
-        """size: of the part from the beginning that is read; None: all.
+    def __init__(self, path: Path, size: int | None = None, handle: int | None = None) -> None:
+        """size: of the part from the beginning that is read; None: all. handle: of a file that is open, in place of the
+        one at `path`, which then only names it; it is closed with this object.
 
         Raises: DataError.
         """
         self.path = path
         try:
-            self._handle = os.open(path, os.O_RDONLY)
+            self._handle = os.open(path, os.O_RDONLY) if handle is None else handle
         except OSError as error:
             raise DataError(f"{path}: cannot be read: {error.strerror}") from None
         self._size = os.fstat(self._handle).st_size if size is None else size
@@ -85,6 +87,44 @@ class FileBytes:
         for chunk in self.chunks():
             digest.update(chunk)
         return digest.hexdigest()
+
+
+class ScratchFile:
+    """Bytes that are appended and read again, in a file without a name in the folder for temporary files (TMPDIR).
+
+    It is gone when it is closed, and when the process ends in whatever way.
+    """
+
+    def __init__(self, of: Path) -> None:
+        """of: the file that the bytes are made of, for messages.
+
+        Raises: DataError when there is no place for it.
+        """
+        self._of, self.size = of, 0
+        try:
+            self._stream = tempfile.TemporaryFile(prefix="hanlin-", buffering=0)  # noqa: SIM115 (lives as long as we)
+        except OSError as error:
+            raise self._no_room(error) from None
+
+    def append(self, data: bytes) -> None:
+        """Raises: DataError when the disk is full."""
+        rest = memoryview(data)
+        try:
+            while rest:
+                rest = rest[os.pwrite(self._stream.fileno(), rest, self.size + len(data) - len(rest)) :]
+        except OSError as error:
+            raise self._no_room(error) from None
+        self.size += len(data)
+
+    def read(self) -> FileBytes:
+        """What was appended so far."""
+        return FileBytes(self._of, self.size, os.dup(self._stream.fileno()))
+
+    def _no_room(self, error: OSError) -> DataError:
+        return DataError(
+            f"{self._of}: what is read of it is kept in {tempfile.gettempdir()}, which fails: {error.strerror}; set "
+            "TMPDIR to a folder on a disk with room"
+        )
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from hanlin.core.errors import ConfigError, DataError
 from hanlin.core.extensions import why_untrusted
 from hanlin.data.sources.json_list import JsonListSource, is_json_list
+from hanlin.data.sources.several import is_there
 from hanlin.data.transform import check_mapping
 from hanlin.recipe.settings import NonNegative, Settings
 
@@ -138,7 +139,7 @@ def _unusable(one: MixtureEntry) -> list[str]:
     missing = [
         f"{key}: there is no {path}; a relative path counts from the folder of the list"
         for key, path in named.items()
-        if isinstance(path, Path) and not path.exists()
+        if isinstance(path, Path) and not is_there(path)
     ]
     reason = why_untrusted(one.transforms) if isinstance(one.transforms, Path) else ""
     return [*missing, f"transforms: {reason}"] if reason and not missing else missing

@@ -12,6 +12,7 @@ import numpy as np
 
 from hanlin.core.batch import Sample
 from hanlin.core.errors import DataError
+from hanlin.data.sources.records import DamagedFileError
 
 if TYPE_CHECKING:
     from hanlin.core.batch import Batch
@@ -162,8 +163,13 @@ class ReadsSpans(Protocol):
 
 
 def tried(make: Callable[..., Made], *given: Any) -> Made | DataError:
-    """What `make(*given)` returns, or the DataError that it raises."""
+    """What `make(*given)` returns, or the DataError that it raises.
+
+    Raises: DamagedFileError, which is no matter of what is given.
+    """
     try:
         return make(*given)
+    except DamagedFileError:
+        raise
     except DataError as error:
         return error

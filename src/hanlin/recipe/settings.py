@@ -34,13 +34,14 @@ class ModelSettings(Settings):
 
 
 class DataSettings(Settings):
-    # Training files (JSON lines, or folders of the original binary form); read in this order, one after the other.
+    # Training files, folders of files, or patterns (data/*.jsonl): JSON, CSV, Parquet, Arrow (docs/data.md); read in
+    # this order, one after the other.
     train: tuple[Path, ...] = ()
     # In place of train: CPM-Bee's JSON list of data sets, which are read by weight (see data/mixture_file.py).
     mixture: Path | None = None
     # Files for the evaluation during training.
     eval: tuple[Path, ...] = ()
-    # The first share of the rows of each file of train, and of eval, that is read (more than 0, at most 1).
+    # The first share of the rows of each entry of train, and of eval, that is read (more than 0, at most 1).
     train_share: float = Field(default=1.0, gt=0, le=1)
     eval_share: float = Field(default=1.0, gt=0, le=1)
     # Only the first n records of each training file. None: all.

@@ -17,7 +17,6 @@ import slow_letters
 from slow_letters import SlowLetters, index_small_pieces
 
 from hanlin.core.errors import DataError
-from hanlin.data.pretraining.corpus import ZSTD
 from hanlin.data.pretraining.indexed_data import IndexedData, indexed_file
 from hanlin.data.pretraining.indexing import Encoding, index_in_cache
 
@@ -154,8 +153,8 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     packed.write_bytes(gzip.compress(os.urandom(9000))[:4000])
     with pytest.raises(DataError, match=r"b\.txt\.gz: damaged or cut off"):
         index_small_pieces([packed], tmp_path / "out")
-    (tmp_path / "d.txt.zst").write_bytes(ZSTD + b"cut off")
-    with pytest.raises(DataError, match=r"d\.txt\.zst: (is packed by zstd; pip install zstandard|damaged or cut off)"):
+    (tmp_path / "d.txt.zst").write_bytes(b"\x28\xb5\x2f\xfdcut off")
+    with pytest.raises(DataError, match=r"d\.txt\.zst: damaged or cut off"):
         index_small_pieces([tmp_path / "d.txt.zst"], tmp_path / "out")
     (tmp_path / "c.txt").write_bytes("字".encode("utf-16"))
     with pytest.raises(DataError, match="UTF-16"):

@@ -114,7 +114,7 @@ def test_a_useless_file_is_refused(tmp_path: Path, data: bytes, reason: str) -> 
 def test_a_missing_file_and_a_plain_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there is no such file"):
         open_records(tmp_path / "rows.jsonl")
-    with pytest.raises(DataError, match="a folder without"):
+    with pytest.raises(DataError, match="a folder without data files"):
         open_records(tmp_path)
 
 

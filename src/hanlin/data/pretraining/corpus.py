@@ -5,23 +5,19 @@ A piece is the same bytes whenever the same files are read, so what was made of 
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import io
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Literal
 
 from hanlin.core.errors import DataError
-from hanlin.data.sources.jsonl import BOM, GZIP, WIDE_BOMS, parse_row
+from hanlin.data.sources.jsonl import BOM, parse_row
+from hanlin.data.sources.packed import name_inside, opened
 
 Per = Literal["line", "file"]
 
 PIECE_BYTES = 1 << 20
-ZSTD = b"\x28\xb5\x2f\xfd"
-_PACKED = (".gz", ".zst")
 _JSON = (".jsonl", ".json", ".ndjson")
 
 
@@ -94,7 +90,7 @@ def read_pieces(files: Sequence[Path], per: Per = "line") -> Iterator[CorpusPiec
         return
     blocks: list[LineBlock] = []
     for path in files:
-        with _opened(path) as (_, stream):
+        with opened(path) as (_, stream):
             blocks.append(LineBlock(path, 0, stream.read()))
         if sum(len(block.content) for block in blocks) >= PIECE_BYTES or path == files[-1]:
             yield CorpusPiece(tuple(blocks), sum(block.path.stat().st_size for block in blocks))
@@ -117,83 +113,15 @@ def read_documents(piece: CorpusPiece, key: str) -> Iterator[str | BadText]:
 
 def _lines(path: Path) -> Iterator[CorpusPiece]:
     line, before = 1, 0
-    with _opened(path) as (raw, stream):
+    with opened(path) as (raw, stream):
         while content := stream.read(PIECE_BYTES):
             content += stream.readline()
             yield CorpusPiece((LineBlock(path, line, content),), raw.tell() - before)
             line, before = line + content.count(b"\n"), raw.tell()
 
 
-class _opened:  # noqa: N801 (it is used as a function)
-    """The file as it lies there, and unpacked; errors of both name it."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> tuple[IO[bytes], IO[bytes]]:
-        try:
-            self.raw = self.path.open("rb")
-        except OSError as error:
-            raise DataError(f"{self.path}: cannot be read: {error.strerror}") from None
-        head = self.raw.read(4)
-        self.raw.seek(0)
-        if head[:2] in WIDE_BOMS:
-            raise DataError(f"{self.path}: the file is {WIDE_BOMS[head[:2]]}; save it as UTF-8")
-        if head[:2] == GZIP:
-            return self.raw, gzip.open(self.raw)  # type: ignore[return-value]
-        if head == ZSTD:
-            return self.raw, io.BufferedReader(_open_zstd(self.path, self.raw))
-        return self.raw, self.raw
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
-        self.raw.close()
-        if isinstance(error, EOFError | OSError | zlib.error) or type(error).__name__ == "ZstdError":
-            raise DataError(f"{self.path}: damaged or cut off ({error}); copy it again") from None
-
-
-def _open_zstd(path: Path, raw: IO[bytes]) -> Any:
-    """An unpacking stream: of the standard library from Python 3.14 on, else by a package."""
-    try:
-        from compression import zstd  # type: ignore[import-not-found]
-    except ImportError:
-        try:
-            import zstandard  # type: ignore[import-not-found]
-        except ImportError:
-            raise DataError(f"{path}: is packed by zstd; pip install 'hanlin[zstd]', or unpack it") from None
-        return _ZstdStream(raw, zstandard.ZstdDecompressor)
-    return zstd.open(raw)
-
-
-class _ZstdStream(io.RawIOBase):
-    """Unpacks frame after frame; zstandard's own stream takes a file that is cut off for a whole one."""
-
-    def __init__(self, raw: IO[bytes], decompressor: Any) -> None:
-        self._raw, self._new = raw, lambda: decompressor().decompressobj()
-        self._frame, self._packed, self._ready = self._new(), b"", b""
-        self._is_inside = False
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._ready:
-            packed = self._packed or self._raw.read(io.DEFAULT_BUFFER_SIZE)
-            if not packed:
-                if self._is_inside:
-                    raise EOFError("the file ends in the middle")
-                return 0
-            self._ready, self._is_inside = self._frame.decompress(packed), True
-            self._packed = self._frame.unused_data
-            if self._frame.eof:
-                self._frame, self._is_inside = self._new(), False
-        size = min(len(buffer), len(self._ready))
-        buffer[:size], self._ready = self._ready[:size], self._ready[size:]
-        return size
-
-
 def _is_json(path: Path) -> bool:
-    name = path.with_suffix("") if path.suffix in _PACKED else path
-    return name.suffix in _JSON
+    return name_inside(path).suffix in _JSON
 
 
 def _decode(row: bytes) -> str:

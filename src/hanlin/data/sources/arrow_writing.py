@@ -1,61 +1,53 @@
-"""Writes what `arrow.py` reads: a folder of the `datasets` library's save_to_disk, with columns of lists of int64.
-
-Layout: https://arrow.apache.org/docs/format/Columnar.html (IPC streaming format); its message heads are flatbuffers,
-which are built here of blobs: bytes of a multiple of 8, and the place in them that an offset to the blob points at.
-"""
+"""Writes a folder as the `datasets` library's save_to_disk does, with columns of lists of int64; needs pyarrow."""
 
 from __future__ import annotations
 
 import hashlib
-import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import IO
-
-import numpy as np
+from typing import Any
 
 from hanlin.core.errors import DataError
 from hanlin.core.files import published, write_json
-from hanlin.data.sources.arrow import STATE
-from hanlin.data.sources.arrow_stream import CONTINUES, INTEGER, LIST, RECORD_BATCH, SCHEMA
+from hanlin.data.sources.columns import need_pyarrow
+from hanlin.data.sources.several import SAVED_INFO, SAVED_STATE
 
 __all__ = ["write_arrow"]
 
-Row = Mapping[str, Sequence[int]]
-_Blob = tuple[bytes, int]
-_Field = tuple[str, int] | _Blob | None
-"""Of a flatbuffers table: a number in the form of `struct`, a blob, or nothing."""
+RowOfIds = Mapping[str, Sequence[int]]
 
 _BATCH_ROWS, _FILE_BYTES = 1000, 500 << 20
-_VERSION = 4  # of the messages: V5
-_INFO = "dataset_info.json"
 
 
-def write_arrow(folder: Path, rows: Iterable[Row]) -> int:
+def write_arrow(folder: Path, rows: Iterable[RowOfIds]) -> int:
     """Write rows of equal keys as a new folder, which appears whole or not at all. Returns the number of rows.
 
-    Raises: CheckpointError when the folder is there already, DataError when there are no rows.
+    Raises: CheckpointError when the folder is there already, DataError when there are no rows, or no pyarrow.
     """
-    batches, count, files = _batches(iter(rows)), 0, 0
+    arrow, batches = need_pyarrow(folder), _batches(iter(rows))
+    count, files = 0, 0
     with published(folder) as private:
         private.mkdir()
         batch = next(batches, None)
         if batch is None:
             raise DataError(f"{folder}: there are no rows to write")
-        names = list(batch[0])
+        schema = arrow.schema([(name, arrow.list_(arrow.int64())) for name in batch[0]])
         while batch is not None:
-            with (private / f"{files}.arrow").open("xb") as stream:
-                _write_message(stream, SCHEMA, _schema(names), b"")
-                size = stream.tell() + _FILE_BYTES
-                while batch is not None and stream.tell() < size:
-                    _write_batch(stream, names, batch)
+            with (private / f"{files}.arrow").open("xb") as file, arrow.ipc.new_stream(file, schema) as stream:
+                end = file.tell() + _FILE_BYTES
+                while batch is not None and file.tell() < end:
+                    stream.write_batch(_table(arrow, schema, batch))
                     count += len(batch)
                     batch = next(batches, None)
-                stream.write(struct.pack("<II", CONTINUES, 0))
             files += 1
-        _name_files(private, files, names)
+        _name_files(private, files, schema.names)
     return count
+
+
+def _table(arrow: Any, schema: Any, rows: Sequence[RowOfIds]) -> Any:
+    columns = [arrow.array([row[field.name] for row in rows], field.type) for field in schema]
+    return arrow.record_batch(columns, schema=schema)
 
 
 def _name_files(folder: Path, count: int, names: Sequence[str]) -> None:
@@ -69,85 +61,16 @@ def _name_files(folder: Path, count: int, names: Sequence[str]) -> None:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     value = {"feature": {"dtype": "int64", "_type": "Value"}, "_type": "Sequence"}
     about = {"citation": "", "description": "", "homepage": "", "license": ""}
-    write_json(folder / _INFO, {**about, "features": dict.fromkeys(names, value)})
+    write_json(folder / SAVED_INFO, {**about, "features": dict.fromkeys(names, value)})
     state = {
         "_data_files": listed,
         "_fingerprint": digest.hexdigest()[:16],
         "_format_columns": None,
         "_format_kwargs": {},
     }
-    write_json(folder / STATE, {**state, "_format_type": None, "_output_all_columns": False, "_split": None})
+    write_json(folder / SAVED_STATE, {**state, "_format_type": None, "_output_all_columns": False, "_split": None})
 
 
-def _batches(rows: Iterator[Row]) -> Iterator[list[Row]]:
+def _batches(rows: Iterator[RowOfIds]) -> Iterator[list[RowOfIds]]:
     while batch := list(islice(rows, _BATCH_ROWS)):
         yield batch
-
-
-def _schema(names: Sequence[str]) -> _Blob:
-    """Of columns of lists of int64."""
-    item = _table([_text("item"), ("B", 1), ("B", INTEGER), _table([("i", 64), ("B", 1)]), None, _vector([])])
-    columns = [_table([_text(name), ("B", 1), ("B", LIST), _table([]), None, _vector([item])]) for name in names]
-    return _table([("h", 0), _vector(columns)])
-
-
-def _write_batch(stream: IO[bytes], names: Sequence[str], rows: Sequence[Row]) -> None:
-    body, nodes, buffers = bytearray(), [], []
-    for name in names:
-        bounds = np.cumsum([0, *(len(row[name]) for row in rows)]).astype("<i4")
-        values = np.concatenate([np.asarray(row[name], "<i8") for row in rows])
-        nodes += [(len(rows), 0), (len(values), 0)]
-        for data in (b"", bounds.tobytes(), b"", values.tobytes()):  # an empty bit map: nothing is missing
-            buffers.append((len(body), len(data)))
-            body += _padded(data)
-    _write_message(stream, RECORD_BATCH, _table([("q", len(rows)), _pairs(nodes), _pairs(buffers)]), bytes(body))
-
-
-def _write_message(stream: IO[bytes], kind: int, head: _Blob, body: bytes) -> None:
-    message, entry = _table([("h", _VERSION), ("B", kind), head, ("q", len(body))])
-    stream.write(struct.pack("<IiII", CONTINUES, 8 + len(message), 8 + entry, 0) + message + body)
-
-
-def _table(fields: Sequence[_Field]) -> _Blob:
-    """A table behind the list of its fields' places, and what its offsets point at behind both."""
-    places, size = [], 4
-    for field in fields:
-        width = 0 if field is None else 4 if isinstance(field[0], bytes) else struct.calcsize(field[0])
-        size += -size % max(width, 1)
-        places.append(size if width else 0)
-        size += width
-    listed = struct.pack(f"<HH{len(places)}H", 4 + 2 * len(places), size, *places)
-    start = len(_padded(listed))
-    blob = bytearray(_padded(_padded(listed) + struct.pack("<i", start) + bytes(size - 4)))
-    for field, place in zip(fields, places, strict=True):
-        match field:
-            case (str(form), int(value)):
-                struct.pack_into(f"<{form}", blob, start + place, value)
-            case (bytes(child), int(entry)):
-                struct.pack_into("<I", blob, start + place, len(blob) + entry - start - place)
-                blob += child
-    return bytes(blob), start
-
-
-def _vector(items: Sequence[_Blob]) -> _Blob:
-    """A vector of tables."""
-    blob = bytearray(_padded(struct.pack("<I", len(items)) + bytes(4 * len(items))))
-    for number, (child, entry) in enumerate(items):
-        place = 4 + 4 * number
-        struct.pack_into("<I", blob, place, len(blob) + entry - place)
-        blob += child
-    return bytes(blob), 0
-
-
-def _pairs(items: Sequence[tuple[int, int]]) -> _Blob:
-    """A vector of structs of two int64, which begin at a multiple of 8."""
-    return bytes(4) + struct.pack("<I", len(items)) + b"".join(struct.pack("<qq", *pair) for pair in items), 4
-
-
-def _text(text: str) -> _Blob:
-    data = text.encode()
-    return _padded(struct.pack("<I", len(data)) + data + b"\0"), 0
-
-
-def _padded(data: bytes) -> bytes:
-    return data + bytes(-len(data) % 8)

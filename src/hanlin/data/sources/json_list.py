@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
-import zlib
 from pathlib import Path
 from typing import Any
 
 from hanlin.core.errors import DataError
 from hanlin.core.json_text import decode_utf8, parse_json_at, skip_value
-from hanlin.data.sources.jsonl import BOM, GZIP, MAX_LINE_BYTES, read_unpacked
+from hanlin.data.sources.jsonl import BOM, MAX_LINE_BYTES
+from hanlin.data.sources.packed import first_bytes, read_unpacked
 from hanlin.data.sources.records import BadRowError
 
 _BLANK = " \t\r\n"
@@ -19,6 +18,8 @@ _BLANK = " \t\r\n"
 
 class JsonListSource:
     """The entries of the list; each knows its line. One that breaks a rule of ours is a bad row."""
+
+    kind = "JSON list"
 
     def __init__(self, path: Path) -> None:
         """Raises: DataError when the file is no JSON list, with the line where it ceases to be one."""
@@ -49,14 +50,10 @@ class JsonListSource:
 
 def is_json_list(path: Path) -> bool:
     """Whether the first character of a file, unpacked, is a bracket."""
-    with path.open("rb") as stream:
-        start = stream.read(256)
-    if start[:2] == GZIP:
-        try:
-            with gzip.open(path) as stream:
-                start = stream.read(256)
-        except (OSError, EOFError, zlib.error):
-            return False  # what is wrong with it is said when it is read
+    try:
+        start = first_bytes(path)
+    except DataError:
+        return False  # what is wrong with it is said when it is read
     return start.removeprefix(BOM).lstrip()[:1] == b"["
 
 

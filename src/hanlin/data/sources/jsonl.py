@@ -1,15 +1,14 @@
 """JSON lines with random access: one pass finds the lines, a row is parsed when it is asked for.
 
-A byte order mark at the start, CRLF line ends, blank lines and gzip are accepted. A gzipped file is held in memory
-unpacked. Everything else that is odd is a `BadRowError` that says what and where.
+A byte order mark at the start, CRLF line ends, blank lines and packed files are accepted; everything else that is odd
+is a `BadRowError` that says what and where. Held in memory: where each row begins and ends and its line number, 24
+bytes a row, and up to 64 MB of a packed file.
 """
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
-import zlib
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
@@ -21,22 +20,21 @@ from hanlin.core.errors import DataError
 from hanlin.core.files import replaced_file
 from hanlin.core.json_text import decode_utf8, parse_json
 from hanlin.data.file_array import FileBytes
+from hanlin.data.sources.packed import read_unpacked
 from hanlin.data.sources.records import BadRowError
 
 BOM = b"\xef\xbb\xbf"
-GZIP = b"\x1f\x8b"
-WIDE_BOMS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 SCAN_BYTES = 1 << 26
 MAX_LINE_BYTES = 1 << 25
 """A longer line is no record; to encode it would take a hundred times its size."""
 
-_MAX_RATIO = 50  # gzip packs text to a third or a tenth
-_SMALLEST_LIMIT = 1 << 28
 CUT_OFF = "not JSON: the file ends in the middle of this row; it was cut off while it was written"
 
 
 class JsonlSource:
     """The rows of a JSONL file; blank lines are no rows."""
+
+    kind = "JSON lines"
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -99,43 +97,8 @@ def write_jsonl(path: Path, records: Iterable[Any]) -> int:
     return count
 
 
-def read_unpacked(path: Path) -> bytes | FileBytes:
-    """The whole (unpacked) file as something that slices to bytes.
-
-    Raises: DataError.
-    """
-    try:
-        with path.open("rb") as stream:
-            head = stream.read(2)
-            if head == GZIP:
-                return _unpack(path)
-            if head in WIDE_BOMS:
-                raise DataError(f"{path}: the file is {WIDE_BOMS[head]}; save it as UTF-8")
-            return FileBytes(path)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: the gzip file is damaged or cut off ({error})") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-
-
-def _unpack(path: Path) -> bytes:
-    """The content of a gzip file; a few MB that stand for GB of the same byte are refused while they are unpacked."""
-    limit = max(_SMALLEST_LIMIT, _MAX_RATIO * path.stat().st_size)
-    pieces, size = [], 0
-    with gzip.open(path) as stream:
-        while piece := stream.read(1 << 24):
-            pieces.append(piece)
-            size += len(piece)
-            if size > limit:
-                raise DataError(
-                    f"{path}: unpacks to more than {_MAX_RATIO} times its size, as no text does; unpack it yourself if "
-                    "it is right"
-                )
-    return b"".join(pieces)
-
-
-def _find_rows(data: bytes | FileBytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Start, end (line feed not included) and line number of every line that is not blank."""
+def find_lines(data: bytes | FileBytes) -> tuple[np.ndarray, np.ndarray]:
+    """Start (behind a byte order mark) and end (line feed not included) of every line."""
     feeds = [
         at + np.flatnonzero(np.frombuffer(data[at : at + SCAN_BYTES], np.uint8) == 0x0A)
         for at in range(0, len(data), SCAN_BYTES)
@@ -144,6 +107,12 @@ def _find_rows(data: bytes | FileBytes) -> tuple[np.ndarray, np.ndarray, np.ndar
     starts = np.concatenate([[0], ends[:-1] + 1])
     if data[:3] == BOM:
         starts[0] = 3
+    return starts, ends
+
+
+def _find_rows(data: bytes | FileBytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Start, end and line number of every line that is not blank."""
+    starts, ends = find_lines(data)
     is_blank = starts >= ends
     for at in range(0, len(data), SCAN_BYTES):  # the first byte of each line, piece by piece
         codes = np.frombuffer(data[at : at + SCAN_BYTES], np.uint8)

@@ -2,44 +2,84 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from hanlin.core.errors import DataError
-from hanlin.core.files import check_regular
-from hanlin.data.sources.records import Records
+from hanlin.core.files import check_regular, expanded
+from hanlin.data.sources import columns, delimited, several
+from hanlin.data.sources.packed import first_bytes, name_inside
+from hanlin.data.sources.records import DataFile
 
 
 def is_data_folder(path: Path) -> bool:
-    """Whether a folder is a data set, not only a place where some lie."""
-    from hanlin.data.sources.arrow import is_arrow_folder
+    """Whether a folder is one data set, not only a place where files lie."""
     from hanlin.data.sources.bee import META
 
-    return (path / META).is_file() or is_arrow_folder(path)
+    return (path / META).is_file() or several.is_saved_set(path)
 
 
-def open_records(path: Path) -> Records:
-    """Open JSON lines (also gzipped), a JSON list, a folder of the original CPM-Bee binary form or of `save_to_disk`.
+def open_records(path: Path) -> DataFile:
+    """Open JSON lines, a JSON list, CSV or TSV (each also packed by gzip or zstd), Parquet, Arrow, a folder of such
+    files, of `save_to_disk` or of the original CPM-Bee binary form, or what matches a pattern (`data/*.jsonl`).
 
     Raises: DataError when there is no such file or it is no data at all.
     """
-    from hanlin.data.sources.arrow import ArrowSource, is_arrow_folder
     from hanlin.data.sources.bee import META, BeeSource
-    from hanlin.data.sources.json_list import JsonListSource, is_json_list
-    from hanlin.data.sources.jsonl import JsonlSource
 
-    path = Path(path).expanduser()
+    path = expanded(Path(path))
+    if several.is_pattern(path):
+        return _open_all(several.matches(path))
     if path.is_dir():
         if (path / META).is_file():
             return BeeSource(path)
-        if is_arrow_folder(path):
-            return ArrowSource(path)
-        raise DataError(
-            f"{path}: a folder without {META} and without .arrow files; give a JSONL file, a folder of the CPM-Bee "
-            "binary form, or one of the datasets library's save_to_disk"
-        )
+        return _open_all(several.saved_files(path) if several.is_saved_set(path) else several.files_in_folder(path))
     if not path.exists():
         raise DataError(f"{path}: there is no such file; check the path (it is relative to where you run hanlin)")
     check_regular(path, DataError)
-    if path.name == META:
-        return BeeSource(path.parent)
+    return BeeSource(path.parent) if path.name == META else _open_file(path)
+
+
+def opening_bytes(path: Path) -> int:
+    """How much is read to open what lies at a path: all of a text, to find its rows; of other files next to nothing."""
+    path = expanded(path)
+    try:
+        found = several.matches(path) if several.is_pattern(path) else [path]
+        files = [file for one in found for file in ([one] if one.is_file() else several.files_in_folder(one))]
+    except DataError:
+        return 0  # another kind of folder, or wrong, which is said when it is opened
+    return sum(file.stat().st_size for file in files if name_inside(file).suffix.lower() not in columns.ENDINGS)
+
+
+def _open_all(paths: Sequence[Path]) -> DataFile:
+    sources = [open_records(path) for path in paths]
+    return sources[0] if len(sources) == 1 else several.ConcatenatedRecords(sources)
+
+
+def _open_file(path: Path) -> DataFile:
+    """By its first bytes, and by its ending where these are text.
+
+    Raises: DataError.
+    """
+    from hanlin.data.sources.json_list import JsonListSource, is_json_list
+    from hanlin.data.sources.jsonl import JsonlSource
+
+    head, ending = first_bytes(path, 8), name_inside(path).suffix.lower()
+    if columns.is_columns(head) or ending in columns.ENDINGS:
+        _check_columns(path, head, ending)
+        return columns.ColumnSource(path)
+    if ending in delimited.ENDINGS:
+        return delimited.DelimitedSource(path)
     return JsonListSource(path) if is_json_list(path) else JsonlSource(path)
+
+
+def _check_columns(path: Path, head: bytes, ending: str) -> None:
+    """Raises: DataError where a name and a file do not agree."""
+    if name_inside(path) != path:
+        raise DataError(f"{path}: Parquet or Arrow inside a packed file; unpack it, these are packed themselves")
+    if not head:
+        raise DataError(f"{path}: the file is empty; copy it again")
+    if not columns.is_columns(head):
+        raise DataError(f"{path}: is named {ending}, but begins with {head!r}, as no such file does; look what it is")
+    if head.startswith(columns.FEATHER):
+        raise DataError(f"{path}: is Feather of the first version; write it again with pyarrow, as Parquet or Arrow")

@@ -16,6 +16,10 @@ class BadRowError(DataError):
         self.reason = reason
 
 
+class DamagedFileError(DataError):
+    """A file of which nothing more can be read: no matter of one row, so it ends the work despite `data.bad_rows`."""
+
+
 class LeftOutError(DataError):
     """A row that holds nothing to learn or to score, and is left out and counted whatever `data.bad_rows` says."""
 
@@ -37,3 +41,10 @@ class Records(Protocol):
     def where(self, row: int, /) -> str:
         """File and place of a row, as an editor understands it: `train.jsonl:17`."""
         ...
+
+
+class DataFile(Records, Protocol):
+    """The rows of a file or folder as they lie there; kind: what it was recognised as, in a user's words."""
+
+    @property
+    def kind(self) -> str: ...

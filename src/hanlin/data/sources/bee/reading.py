@@ -24,6 +24,8 @@ from .payload import read_payload
 class BeeSource:
     """The rows of all files that are not masked, file after file."""
 
+    kind = "CPM-Bee's binary form"
+
     def __init__(self, folder: Path) -> None:
         self.path = folder
         self._files = [file for file in read_meta(folder) if not file.mask]

@@ -1,0 +1,188 @@
+"""Paths that stand for several files: a pattern (`data/*.jsonl`), a folder of data files, one of `save_to_disk`."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import logging
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hanlin.core.errors import DataError, shorten
+from hanlin.core.json_text import parse_json
+from hanlin.data.sources import columns, delimited
+from hanlin.data.sources.packed import name_inside
+from hanlin.data.sources.records import DataFile
+
+log = logging.getLogger(__name__)
+
+__all__ = [
+    "JSON_ENDINGS", "SAVED_INFO", "SAVED_STATE", "ConcatenatedRecords", "files_in_folder", "has_data_name",
+    "is_hidden", "is_pattern", "is_saved_set", "is_there", "matches", "no_match", "saved_files",
+]  # fmt: skip
+
+JSON_ENDINGS = (".jsonl", ".json", ".ndjson")
+SAVED_STATE, SAVED_INFO, SAVED_SPLITS = "state.json", "dataset_info.json", "dataset_dict.json"
+_BESIDE = (SAVED_STATE, SAVED_INFO, SAVED_SPLITS, "dataset_infos.json")
+"""Files that the library `datasets` writes beside data."""
+
+_SPLITS = {
+    "train": "train", "training": "train", "test": "test", "testing": "test", "valid": "validation",
+    "validation": "validation", "val": "validation", "dev": "validation", "eval": "validation",
+}  # fmt: skip
+
+
+class ConcatenatedRecords:
+    """The rows of several files, one file after the other."""
+
+    def __init__(self, sources: Sequence[DataFile]) -> None:
+        assert sources
+        self._sources = sources
+        self._bounds = np.cumsum([0, *map(len, sources)])
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.sha256("\n".join(source.fingerprint for source in self._sources).encode()).hexdigest()
+
+    @property
+    def kind(self) -> str:
+        kinds = dict.fromkeys(source.kind for source in self._sources)
+        return f"{len(self._sources):,} files: {', '.join(kinds)}"
+
+    def __len__(self) -> int:
+        return int(self._bounds[-1])
+
+    def __getitem__(self, row: int) -> Any:
+        source, place = self._find(row)
+        return source[place]
+
+    def where(self, row: int) -> str:
+        source, place = self._find(row)
+        return source.where(place)
+
+    def _find(self, row: int) -> tuple[DataFile, int]:
+        number = int(np.searchsorted(self._bounds, row, side="right")) - 1
+        return self._sources[number], row - int(self._bounds[number])
+
+
+def is_pattern(path: Path) -> bool:
+    """Whether a path is no file or folder, but has marks of a pattern: *, ?, [...]."""
+    return glob.has_magic(str(path)) and not path.exists()
+
+
+def is_there(path: Path) -> bool:
+    """Whether a path leads somewhere, or is a pattern that does."""
+    return path.exists() or (is_pattern(path) and bool(_matching(path)))
+
+
+def matches(pattern: Path) -> list[Path]:
+    """The files and folders that a pattern stands for, by name; hidden ones are left out; `**` goes through folders.
+
+    Raises: DataError when there are none.
+    """
+    if not (found := _matching(pattern)):
+        raise DataError(no_match(pattern))
+    return found
+
+
+def no_match(pattern: Path) -> str:
+    """What is said of a pattern that nothing matches."""
+    folder = next((parent for parent in pattern.parents if not glob.has_magic(str(parent))), Path())
+    if not folder.is_dir():
+        return f"{pattern}: nothing matches this pattern; there is no {folder}"
+    seen = shorten(sorted(entry.name for entry in folder.iterdir()), 5)
+    return f"{pattern}: nothing matches this pattern; {folder} has {', '.join(seen) or 'nothing'}"
+
+
+def is_saved_set(folder: Path) -> bool:
+    """Whether a folder was written by `save_to_disk`, one data set or several splits."""
+    return (folder / SAVED_SPLITS).is_file() or any(folder.glob("*.arrow"))
+
+
+def saved_files(folder: Path) -> list[Path]:
+    """The data files of a `save_to_disk` folder in the order of state.json, by name without it.
+
+    Raises: DataError, also for a folder of splits, which one of them has to be named of.
+    """
+    if (folder / SAVED_SPLITS).is_file():
+        splits = sorted(part.parent.name for part in folder.glob(f"*/{SAVED_STATE}"))
+        name = folder / (splits[0] if splits else "train")
+        raise DataError(f"{folder}: holds the splits {', '.join(splits) or 'of a data set'}; name one of them: {name}")
+    found = sorted(folder.glob("*.arrow"))
+    try:
+        state = parse_json((folder / SAVED_STATE).read_text("utf-8"))
+        files = [folder / Path(file["filename"]).name for file in state["_data_files"]]
+        is_reordered = bool(state.get("_indices_data_files"))
+    except FileNotFoundError:
+        _refuse_splits(folder, found)
+        return found
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise DataError(f"{folder / SAVED_STATE}: no list of data files in it; restore it or remove it") from None
+    if is_reordered:
+        raise DataError(f"{folder}: its rows are chosen by a list of indices; save it again after flatten_indices()")
+    if missing := [file.name for file in files if not file.is_file()]:
+        raise DataError(f"{folder}: {SAVED_STATE} lists {', '.join(missing)}, missing here; copy the whole folder")
+    if not files:
+        raise DataError(f"{folder}: {SAVED_STATE} lists no data files")
+    return files
+
+
+def files_in_folder(folder: Path) -> list[Path]:
+    """The data files in a folder and those below it, by their endings and in the order of their names.
+
+    Raises: DataError when there are none, or they are of several splits.
+    """
+    inside = sorted(file for file in folder.rglob("*") if file.is_file() and not is_hidden(file, folder))
+    found = [file for file in inside if has_data_name(file)]
+    if left_out := [str(file.relative_to(folder)) for file in inside if not has_data_name(file)]:
+        log.info("%s: not read, by their names: %s", folder, "; ".join(shorten(left_out, 5)))
+    if not found:
+        known = ", ".join([*JSON_ENDINGS, *delimited.ENDINGS, *columns.ENDINGS])
+        seen = ", ".join(file.name for file in inside[:5]) or "nothing"
+        raise DataError(
+            f"{folder}: a folder without data files ({known}, packed by gzip or zstd, or a meta.bin of the CPM-Bee "
+            f"binary form); it has {seen}"
+        )
+    _refuse_splits(folder, found)
+    return found
+
+
+def is_hidden(file: Path, folder: Path) -> bool:
+    """Whether a file in a folder, or a folder between them, is a hidden one."""
+    return any(part.startswith(".") for part in file.relative_to(folder).parts)
+
+
+def has_data_name(path: Path) -> bool:
+    """Whether a file's name says that it holds rows."""
+    ending = name_inside(path).suffix.lower()
+    if not ending and name_inside(path) != path:
+        return True  # a packed file that keeps its kind to itself
+    return path.name not in _BESIDE and ending in (*JSON_ENDINGS, *delimited.ENDINGS, *columns.ENDINGS)
+
+
+def _splits(folder: Path, files: Sequence[Path]) -> dict[str, Path]:
+    """The splits that the names of files tell, each with its first file: `train-00000-of-2.parquet`, `test/1.csv`."""
+    found: dict[str, Path] = {}
+    for file in files:
+        words = re.split(r"[^a-z]+", str(file.relative_to(folder)).lower())
+        for word in words:
+            if word in _SPLITS:
+                found.setdefault(_SPLITS[word], file)
+    return found
+
+
+def _refuse_splits(folder: Path, files: Sequence[Path]) -> None:
+    """Raises: DataError when files to train on and to test on lie together."""
+    if len(splits := _splits(folder, files)) > 1:
+        shown = ", ".join(f"{name} ({file.relative_to(folder)})" for name, file in sorted(splits.items()))
+        raise DataError(
+            f"{folder}: files of several splits lie in it: {shown}; name those of one, such as '{folder}/train*'"
+        )
+
+
+def _matching(pattern: Path) -> list[Path]:
+    return sorted(map(Path, glob.glob(str(pattern.expanduser()), recursive=True)))

@@ -1,0 +1,265 @@
+"""Parquet and Arrow: the values of a row, in any order of reading; files that are cut, damaged, or a lie."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import subprocess
+import sys
+from contextlib import suppress
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from letter_family import LetterProcessor, Letters
+
+from hanlin.cli.main import main
+from hanlin.core.errors import DataError
+from hanlin.data.prepare import prepare
+from hanlin.data.processor import tried
+from hanlin.data.sources import BadRowError, columns, open_records
+from hanlin.recipe.settings import DataSettings
+
+TEXTS = [f"第{number}行，{'翰林' * (number % 5)}" for number in range(300)]
+
+
+def texts() -> pa.Table:
+    return pa.table({"text": TEXTS, "n": list(range(300))})
+
+
+def write(path: Path, table: pa.Table, form: str) -> Path:
+    """form: parquet, or file or stream and how it is compressed."""
+    if form.startswith("parquet"):
+        pq.write_table(table, path, row_group_size=70, compression=form.partition(" ")[2] or "snappy")
+        return path
+    new = pa.ipc.new_file if form.startswith("file") else pa.ipc.new_stream
+    options = pa.ipc.IpcWriteOptions(compression=form.partition(" ")[2] or None)
+    with new(str(path), table.schema, options=options) as writer:
+        writer.write_table(table, max_chunksize=70)
+    return path
+
+
+FORMS = ["parquet", "parquet zstd", "file", "file lz4", "file zstd", "stream", "stream lz4"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_rows_are_the_same_in_any_order(tmp_path: Path, form: str) -> None:
+    source = open_records(write(tmp_path / "rows", texts(), form))
+    assert len(source) == 300
+    assert [source[row] for row in range(300)] == [{"text": text, "n": n} for n, text in enumerate(TEXTS)]
+    for row in (299, 3, 150, 149, 0, 299):
+        assert source[row] == {"text": TEXTS[row], "n": row}
+    assert source.where(150) == f"{tmp_path / 'rows'}: row 151"
+
+
+TEXT_TYPES = [pa.large_string(), pa.dictionary(pa.int32(), pa.string()), pa.binary(), pa.string_view()]
+
+
+@pytest.mark.parametrize(
+    ("form", "kind"),
+    [
+        (form, kind)
+        for form in ("parquet", "file lz4", "stream")
+        for kind in TEXT_TYPES[: 3 if form == "parquet" else 4]
+    ],
+    ids=str,
+)  # pyarrow writes no string_view to Parquet
+def test_texts_of_every_type_are_texts(tmp_path: Path, form: str, kind: pa.DataType) -> None:
+    table = texts()
+    column = table["text"].dictionary_encode() if pa.types.is_dictionary(kind) else table["text"].cast(kind)
+    source = open_records(write(tmp_path / "rows", table.set_column(0, "text", column), form))
+    assert [source[row]["text"] for row in range(300)] == TEXTS
+
+
+VALUES = {
+    "lists of objects": (
+        pa.array([[{"from": "human", "value": "你好"}, {"from": "gpt", "value": "好"}], [], None]),
+        [[{"from": "human", "value": "你好"}, {"from": "gpt", "value": "好"}], [], "no key"],
+    ),
+    "objects with gaps": (
+        pa.array([{"a": 1, "b": None}, {"a": None, "b": "x"}, None]),
+        [{"a": 1}, {"b": "x"}, "no key"],
+    ),
+    "maps": (pa.array([[("k", "v")], None, None], pa.map_(pa.string(), pa.string())), [{"k": "v"}, "no key", "no key"]),
+    "lists of texts of a dictionary": (
+        pa.ListArray.from_arrays(pa.array([0, 2, 2, 3]), pa.array(["x", "y", "x"]).dictionary_encode()),
+        [["x", "y"], [], ["x"]],
+    ),
+    "dates": (pa.array([datetime.date(2024, 2, 29)] * 3), ["2024-02-29"] * 3),
+    "times": (pa.array([datetime.datetime(2024, 2, 29, 1, 2)] * 3), ["2024-02-29T01:02:00"] * 3),
+    "decimals": (pa.array([Decimal("1.20")] * 3), ["1.20"] * 3),
+    "truth and numbers": (pa.array([True, False, None]), [True, False, "no key"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["parquet", "file zstd"])
+@pytest.mark.parametrize("name", VALUES)
+def test_values_are_those_of_json(tmp_path: Path, name: str, form: str) -> None:
+    column, wanted = VALUES[name]
+    source = open_records(write(tmp_path / "rows", pa.table({"x": column}), form))
+    assert [source[row].get("x", "no key") for row in range(3)] == wanted
+    assert [json.loads(json.dumps(source[row])).get("x", "no key") for row in range(3)] == wanted
+
+
+BAD_VALUES = {
+    "a picture": (pa.array([b"text", b"\x89PNG\xff", b"text"]), '"x": holds 5 bytes that are no UTF-8'),
+    "NaN": (pa.array([1.5, float("nan"), 2.0]), '"x": is NaN or without end'),
+    "a text that is none": (
+        pa.Array.from_buffers(pa.string(), 3, pa.array([b"a", b"\xff\xfe", b"b"]).buffers()),
+        '"x": holds bytes that are no UTF-8',
+    ),
+    "NaN in a list": (pa.array([[1.5], [float("inf")], [2.0]]), '"x": is NaN or without end'),
+}
+
+
+@pytest.mark.parametrize("form", ["parquet", "file"])
+@pytest.mark.parametrize("name", BAD_VALUES)
+def test_a_value_that_no_record_holds_is_a_bad_row(tmp_path: Path, name: str, form: str) -> None:
+    column, reason = BAD_VALUES[name]
+    source = open_records(write(tmp_path / "rows", pa.table({"x": column}), form))
+    for _ in range(2):  # the second time from the temporary file
+        with pytest.raises(BadRowError) as caught:
+            source[1]
+        assert caught.value.where == f"{tmp_path / 'rows'}: row 2"
+        assert reason in caught.value.reason
+        assert set(source[2]) == set(source[0]) == {"x"}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_file_cut_off_anywhere_is_refused_or_ends_in_a_message(tmp_path: Path, form: str) -> None:
+    path = write(tmp_path / "rows.arrow", texts(), form)
+    whole = path.read_bytes()
+    for size in [0, 1, 4, 7, 9, 200, *range(400, len(whole) - 9, 997), len(whole) - 9, len(whole) - 1]:
+        path.write_bytes(whole[:size])
+        source = tried(open_records, path)
+        if isinstance(source, DataError):
+            assert str(path) in str(source)
+            assert "\n" not in str(source)
+        else:  # a stream may be cut where a message ends, or before its mark of the end
+            assert form.startswith("stream"), size
+            assert [source[row]["text"] for row in range(len(source))] == TEXTS[: len(source)]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_damage_never_ends_in_another_error(tmp_path: Path, form: str) -> None:
+    path = write(tmp_path / "rows.arrow", texts().slice(0, 80), form)
+    whole = path.read_bytes()
+    for place in range(0, len(whole), max(len(whole) // 150, 1)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        with suppress(DataError):
+            source = open_records(path)
+            for row in (*range(min(len(source), 80)), 0):
+                with suppress(BadRowError):
+                    source[row]
+
+
+def test_a_damaged_page_ends_the_work_though_bad_rows_are_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    plain = {"compression": None, "use_dictionary": False, "write_statistics": False}
+    pq.write_table(pa.table({"text": TEXTS}), path, row_group_size=100, write_page_checksum=True, **plain)
+    content = bytearray(path.read_bytes())
+    content[content.index(TEXTS[205].encode())] ^= 1
+    path.write_bytes(content)
+    settings = DataSettings(bad_rows="drop", cache=tmp_path / "cache", transform={"text": "$text", "<ans>": "a"})
+    source = open_records(path)
+    assert source[99] == {"text": TEXTS[99]}
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"rows.parquet: the file was cut off or is damaged.*copy it again"):
+            source[205]
+    with pytest.raises(DataError, match="cut off or is damaged"):
+        prepare([path], LetterProcessor(), settings, tokenizer=Letters(), progress=False)
+
+
+def test_a_file_that_is_cut_while_it_is_read_ends_in_a_message(tmp_path: Path) -> None:
+    """A process that maps a file dies of SIGBUS when it is cut; ours ends as Python does."""
+    for form in ("parquet", "file", "stream"):
+        write(tmp_path / f"{form}.arrow", pa.table({"text": [os.urandom(40).hex() for _ in range(60000)]}), form)
+    code = (
+        "import os, sys; from pathlib import Path; from hanlin.data.sources import open_records\n"
+        "for name in sys.argv[1:]:\n"
+        "    rows = open_records(Path(name)); os.truncate(name, 4000)\n"
+        "    try: print([rows[row] for row in (0, 59999, 0)])\n"
+        "    except Exception as error: print(type(error).__name__, 'became shorter' in str(error))"
+    )
+    names = [str(tmp_path / f"{form}.arrow") for form in ("parquet", "file", "stream")]
+    done = subprocess.run([sys.executable, "-c", code, *names], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "DamagedFileError True\n" * 3), done.stderr
+
+
+def test_a_file_that_declares_more_than_it_holds_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    many = tmp_path / "many.parquet"
+    pq.write_table(pa.table({"x": pa.nulls(10_000_000)}), many)
+    with pytest.raises(DataError, match=r"many.parquet: declares 10,000,000 rows, more than [\d,]+ bytes can hold"):
+        open_records(many)
+    monkeypatch.setattr(columns, "_SMALLEST_LIMIT", 1 << 20)
+    packed = write(tmp_path / "packed.parquet", pa.table({"x": ["a" * (1 << 24)]}), "parquet zstd")
+    with pytest.raises(DataError, match="more than 1,000 times its size"):
+        open_records(packed)
+    equal = tmp_path / "equal.parquet"
+    pq.write_table(pa.table({"x": pa.array(["b" * 10_000] * 2000)}), equal, compression="zstd")
+    source = open_records(equal)
+    assert source[1999]["x"] == "b" * 10_000
+    with pytest.raises(DataError, match=r"equal.parquet: unpacks to more than 1,\d+,\d+ bytes"):
+        source[0], source[1999]
+
+
+TABLES: dict[str, tuple[Any, str]] = {
+    "no rows": (pa.table({"text": pa.array([], pa.string())}), "holds no rows"),
+    "no columns": (pa.table({}), "has no columns"),
+    "equal names": (pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], ["t", "t"]), "two columns are named 't'"),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("form", ["parquet", "stream"])
+def test_a_useless_table_is_refused(tmp_path: Path, name: str, form: str) -> None:
+    table, reason = TABLES[name]
+    with pytest.raises(DataError, match=reason):
+        open_records(write(tmp_path / "rows.arrow", table, form))
+
+
+def test_names_that_do_not_fit_are_told(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_text('{"text": "a"}\n', "utf-8")
+    with pytest.raises(DataError, match=r"a.parquet: is named .parquet, but begins with b.{\"text\"."):
+        open_records(tmp_path / "a.parquet")
+    (tmp_path / "b.arrow").write_bytes(b"FEA1" + bytes(100))
+    with pytest.raises(DataError, match="Feather of the first version"):
+        open_records(tmp_path / "b.arrow")
+    write(tmp_path / "c.jsonl", texts(), "parquet")
+    assert open_records(tmp_path / "c.jsonl")[0]["text"] == TEXTS[0]
+
+
+def test_a_changed_byte_is_another_data_set(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", texts(), "parquet")
+    before = open_records(path).fingerprint
+    assert open_records(path).fingerprint == before
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert open_records(path).fingerprint != before
+
+
+def test_without_pyarrow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "a.parquet", texts(), "parquet")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(DataError, match=r"a.parquet: .*pip install 'hanlin\[arrow\]'"):
+        open_records(path)
+
+
+def test_inspect_says_what_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "a.parquet", texts(), "parquet")
+    assert main(["inspect", str(path)]) == 0
+    assert "data: Parquet" in (said := capsys.readouterr().out)
+    assert TEXTS[0] in said
+
+
+def test_samples_are_made_of_a_table(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", pa.table({"text": ["abc", "de"], "<ans>": ["f", "g"]}), "parquet")
+    settings = DataSettings(train=[path], max_length=16, cache=tmp_path / "cache")
+    data = prepare([path], LetterProcessor(), settings, tokenizer=Letters(), progress=False)
+    assert (len(data), data.where(1)) == (2, f"{path}: row 2")
+    assert data.record(0) == {"text": "abc", "<ans>": "f"}
