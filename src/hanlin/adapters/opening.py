@@ -104,7 +104,10 @@ def format_to_write(settings: TuningMethod, word: str) -> AdapterFormat:
     """
     known = {OURS: FOLDER, **settings.formats()}
     if word not in known:
-        raise ConfigError(f"--to {word}: the adapter of a {settings.method} is written as {', '.join(known)}")
+        raise ConfigError(
+            f"--to {word}: the adapter of a {settings.method} is written as {', '.join(known)}; "
+            "worked into its base (hanlin convert BASE OUT --merge ADAPTER --to ...) in any layout of whole models"
+        )
     return known[word]
 
 

@@ -30,7 +30,8 @@ class ConvertSettings:
     files); family: None: told from the files; vocab: the vocabulary to put into the target; merge: the adapter to work
     into the weights; base: of a source that is an adapter; ranks: model-parallel ranks to divide over; iteration: of
     the training program, for file names (None: the source's); config: values of the model that win over the source's;
-    dtype: of the numbers written (None: the source's); overwrite: replace the target.
+    dtype: of the numbers written (None: the source's), or how a GGUF file packs its matrices; overwrite: replace the
+    target.
     """
 
     to: str | None = None
@@ -43,7 +44,7 @@ class ConvertSettings:
     ranks: int = 1
     iteration: int | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
-    dtype: Literal["fp32", "bf16", "fp16"] | None = None
+    dtype: Literal["fp32", "bf16", "fp16", "q8_0"] | None = None
     overwrite: bool = False
 
 
@@ -104,9 +105,10 @@ def _convert(
         ranks=how.ranks,
         iteration=how.iteration,
         more=more,
-        dtype=DTYPES[how.dtype] if how.dtype else None,
+        dtype=DTYPES.get(how.dtype) if how.dtype else None,
+        packing=None if how.dtype in DTYPES else how.dtype,
     )
-    size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
+    size = sum(file.stat().st_size for file in [target, *target.rglob("*")] if file.is_file())
     unpacked = 0 if how.to == f"int{found.bits}" else found.bits
     return Written(target, found.dtype, size, unpacked, str(found.values))
 

@@ -6,6 +6,7 @@ hanlin convert base/ merged/ --merge run/best                an adapter worked i
 hanlin convert run/best delta.pt --base base/ --to delta     an adapter as the original's delta (or --to peft, adapter)
 hanlin convert run/best out/ --base glm/ --to peft           as PEFT's folder, for the model in glm/ (--layout original)
 hanlin convert 80000/ out/ --to original --ranks 4           files of model-parallel ranks, divided anew
+hanlin convert run/best out.gguf --to gguf --dtype q8_0       one file for llama.cpp (or --to ollama: a Modelfile too)
 hanlin convert run/best out/ --base base/ --to original      soft prompts among the tensors of their base
 """
 
@@ -24,7 +25,7 @@ HELP = "rewrite weights from one layout to another; merge an adapter"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=Path, help="weights in any known layout, or an adapter")
-    parser.add_argument("target", type=Path, help="the folder (delta: the file) to write")
+    parser.add_argument("target", type=Path, help="the folder (delta, gguf: the file) to write")
     parser.add_argument(
         "--to",
         default=None,
@@ -57,7 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "vocab_size=30000 leaves out the rows that fill the embedding up",
     )
     parser.add_argument(
-        "--dtype", choices=["fp32", "bf16", "fp16"], help="of the numbers that are written; default: the source's"
+        "--dtype",
+        choices=["fp32", "bf16", "fp16", "q8_0"],
+        help="of the numbers that are written (q8_0: of a GGUF file); default: the source's",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the target")
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 HELP = "say what a file is, and why"
 
-_WEIGHT_ENDINGS = (".bin", ".pt", ".pth", ".ckpt", ".safetensors")
+_WEIGHT_ENDINGS = (".bin", ".pt", ".pth", ".ckpt", ".safetensors", ".gguf")
 
 Facts = Iterator[tuple[str, str]]
 

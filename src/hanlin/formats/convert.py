@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from hanlin.core.errors import CheckpointError
-from hanlin.core.files import write_json
+from hanlin.core.errors import CheckpointError, ConfigError
+from hanlin.core.files import published, write_json
 from hanlin.core.manifest import check_manifest, published_folder
 from hanlin.core.tokenizer import Tokenizer
 from hanlin.formats.files import Weights, write_weights
@@ -55,18 +58,20 @@ def convert(  # noqa: PLR0913 a command: what to read, what to write, and its sw
     iteration: int | None = None,
     more: Mapping[str, torch.Tensor] | None = None,
     dtype: torch.dtype | None = None,
+    packing: str | None = None,
 ) -> Converted:
     """Rewrite weights from one layout (None: told from the files) as the folder `target` in layout `to`.
 
     source: where they lie, or what was opened or put together already (`held_source`);
     changes: config values that win over the source's; tokenizer: written along (None: the source's files are copied);
     ranks: model-parallel ranks to divide the tensors over, where the layout can; iteration: of the training program,
-    for its file names (None: the source's, else 1); more: tensors that are written along under these names of theirs
-    (soft prompts), to every rank; dtype: of the plain numbers that are written (None: the source's).
+    for its file names (None: the source's, else 1); more: tensors written along under these names of theirs (soft
+    prompts), to every rank; dtype: of the plain numbers that are written (None: the source's); packing: of matrices.
 
     Raises: CheckpointError; the target is whole or not there at all.
     """
-    _check_layout(family, to)
+    form = _layout(family, to)
+    _check_form(form, to, ranks, packing)
     opened = open_source(source, family, from_)
     config = opened.config({**plain_values(family), **(changes or {})})
     bits = getattr(opened.config(changes), "bits", 0)
@@ -74,16 +79,16 @@ def convert(  # noqa: PLR0913 a command: what to read, what to write, and its sw
         dtype = _dtype_of(opened.weights)  # of the scales, since what is unpacked is computed in fp32
     ours = Cast(opened.path, _ours(opened, family, config, changes or {}), dtype)
     check_manifest(opened.path)
-    if ranks != 1 and (to == BASE or not _is_divided(family.formats[to])):
-        raise CheckpointError(f"the layout {to!r} is not divided over ranks; leave the number of ranks out")
-    with published_folder(target, overwrite=overwrite) as beside:
+    with _target(target, form, overwrite) as (place, beside):
         _bring_tokenizer(opened.path, beside, family, tokenizer)
-        if to == BASE:
-            write_base(beside, family, config, ours)
+        if form is None:
+            write_base(place, family, config, ours)
+        elif form.pack is not None:
+            _write_packed(place, beside, form, config, ours, packing)
         else:
             number = iteration or opened.weights.iteration or 1
-            _write_theirs(beside, family.formats[to], config, ours, more or {}, ranks, number)
-    return Converted(stored_dtype(ours), ours.report, bits)
+            _write_theirs(place, form, config, ours, more or {}, ranks, number)
+    return Converted(packing or stored_dtype(ours), ours.report, bits)
 
 
 def _ours(opened: Source, family: FamilyFacts, config: Any, changes: Mapping[str, Any]) -> Lazy:
@@ -112,12 +117,46 @@ class _FirstRows(TensorSubset):
         return super().meta(name)[: self._shapes[name][0]]
 
 
-def _check_layout(family: FamilyFacts, name: str) -> None:
-    known = [BASE, *family.formats]
+def _layout(family: FamilyFacts, name: str) -> Format | None:
+    """The layout of a family that is called so; None: our own.
+
+    Raises: CheckpointError.
+    """
+    known = ", ".join([BASE, *family.formats])
     if reason := family.unwritable.get(name):
-        raise CheckpointError(f"{family.name} is not written as {name}: {reason}; known layouts: {', '.join(known)}")
-    if name not in known:
-        raise CheckpointError(f"there is no layout {name!r}; known layouts: {', '.join(known)}")
+        raise CheckpointError(f"{family.name} is not written as {name}: {reason}; known layouts: {known}")
+    if name != BASE and name not in family.formats:
+        raise CheckpointError(f"there is no layout {name!r}; known layouts: {known}")
+    return family.formats.get(name)
+
+
+def _check_form(form: Format | None, name: str, ranks: int, packing: str | None) -> None:
+    """Raises: CheckpointError for what the layout cannot do, ConfigError where its library is missing."""
+    if ranks != 1 and (form is None or not _is_divided(form)):
+        raise CheckpointError(f"the layout {name!r} is not divided over ranks; leave the number of ranks out")
+    if packing is not None and (form is None or packing not in form.packings):
+        raise CheckpointError(f"the layout {name!r} holds plain numbers, no {packing}; take fp32, bf16 or fp16")
+    if form is not None and form.library is not None and find_spec(form.library) is None:
+        raise ConfigError(
+            f"--to {name} needs the package {form.library}; install it: pip install 'hanlin[{form.library}]'"
+        )
+
+
+@contextmanager
+def _target(target: Path, form: Format | None, overwrite: bool) -> Iterator[tuple[Path, Path]]:
+    """The folder or the file to write, which becomes `target`, and the folder in which the writer finds the tokenizer's
+    own files: the same one, if they stay.
+    """
+    with ExitStack() as stack:
+        if form is not None and form.is_file:
+            place = stack.enter_context(published(target, "replace" if overwrite else "refuse"))
+        else:
+            place = stack.enter_context(published_folder(target, overwrite=overwrite))
+        if form is None or form.pack is None:
+            yield place, place
+        else:
+            own = Path(stack.enter_context(TemporaryDirectory()))
+            yield place if form.is_file else place / form.weights_file, own
 
 
 def _is_divided(form: Format) -> bool:
@@ -144,6 +183,17 @@ def _write_theirs(
         write_weights(folder / form.weights_file, theirs, form.shard_bytes)
     if form.companions is not None:
         form.companions(folder, config)
+
+
+def _write_packed(
+    file: Path, beside: Path, form: Format, config: Any, ours: Mapping[str, torch.Tensor], packing: str | None
+) -> None:
+    """beside: the folder that has the tokenizer's own files."""
+    assert form.pack is not None, form
+    form.write_config(config)  # refuses what the other program does not compute
+    form.pack(file, beside, config, to_theirs(form, config, ours), packing)
+    if form.companions is not None:
+        form.companions(file.parent, config)
 
 
 def _dtype_of(tensors: Mapping[str, torch.Tensor]) -> torch.dtype | None:

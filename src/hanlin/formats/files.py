@@ -31,7 +31,7 @@ SHARD_BYTES = 5 * 10**9
 _OF_ADAPTERS = ("adapter.safetensors", "adapter_model.safetensors", "adapter_model.bin")
 _WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin", *_OF_ADAPTERS)
 TORCH_ENDINGS = (".bin", ".pt", ".pth", ".ckpt")
-_WEIGHT_ENDINGS = (".safetensors", *TORCH_ENDINGS)
+_WEIGHT_ENDINGS = (".safetensors", *TORCH_ENDINGS, ".gguf")
 _DTYPE_WORDS = {
     "float64": "F64",
     "float32": "F32",
@@ -151,6 +151,8 @@ def _open_folder(folder: Path) -> Weights:
 def _open_file(path: Path) -> Weights:
     if path.name.endswith(".index.json"):
         return _Shards(path)
+    if path.suffix == ".gguf":
+        raise CheckpointError(f"{path}: a GGUF file, which is written and not read; take the weights it was made of")
     return _Safetensors(path) if path.suffix == ".safetensors" else _Pickle(path)
 
 

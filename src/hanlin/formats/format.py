@@ -39,6 +39,10 @@ class Format:
     write: writes our config and their tensors into a folder, for so many ranks and as of an iteration, where that is
     not done as above;
     companions: (a folder with weights, JSON and tokenizer, our config) -> writes what their programs read besides;
+    pack: (the file to write, a folder with the tokenizer's own files, our config, their tensors, packing) -> writes all
+    into one file of another program, in place of weights, JSON and tokenizer; packings: the words for packing its
+    matrices that it knows (None: as they are); is_file: the target is that file, else a folder that holds it;
+    library: the package that does it, which the extra of the same name installs;
     remark: (their JSON values or {}, weights) -> what was told of the model from clues in its folder, and why;
     needed: values of our config that no default may stand for, since these files may lack them;
     dtype_key: under which their JSON says the dtype of the weights, by torch's word (None: it does not);
@@ -62,6 +66,10 @@ class Format:
     open: Callable[[Path], Weights | None] | None = None
     write: Callable[[Path, Any, Mapping[str, torch.Tensor], int, int], None] | None = None
     companions: Callable[[Path, Any], None] | None = None
+    pack: Callable[[Path, Path, Any, Mapping[str, torch.Tensor], str | None], None] | None = None
+    packings: tuple[str, ...] = ()
+    is_file: bool = False
+    library: str | None = None
     remark: Callable[[Mapping[str, Any], Weights], str] | None = None
     needed: tuple[str, ...] = ()
     dtype_key: str | None = None

@@ -11,9 +11,11 @@ from hanlin.core.files import read_json_object
 from hanlin.formats.config_keys import TRANSFORMERS_KEYS, ConfigKeys
 from hanlin.formats.files import Weights
 from hanlin.formats.format import Format
+from hanlin.formats.gguf_file import PACKINGS
 from hanlin.formats.lazy import meta_of
 from hanlin.formats.rules import Drop, Rename, Rule, SplitHeads, SplitRows
 
+from . import gguf
 from .config import (
     LABEL_KINDS,
     ORIGINAL_KEYS,
@@ -317,7 +319,17 @@ def _write_glm(config: ChatGlm2Config) -> dict[str, Any]:
     }
 
 
-def _check_expressible(config: ChatGlm2Config) -> None:
+def _write_gguf_config(config: ChatGlm2Config) -> dict[str, Any]:
+    """There is no JSON beside a GGUF file.
+
+    Raises: CheckpointError for what it cannot express.
+    """
+    _check_expressible(config, "llama.cpp's chatglm")
+    gguf.shape_values(config)
+    return {}
+
+
+def _check_expressible(config: ChatGlm2Config, who: str = "GlmForCausalLM") -> None:
     reasons = {
         "LayerNorm instead of RMSNorm": config.norm != "rms",
         "no final norm": not config.has_final_norm,
@@ -326,7 +338,7 @@ def _check_expressible(config: ChatGlm2Config) -> None:
         "a head for labels (that of GlmForSequenceClassification has no bias)": bool(config.labels),
     }
     if found := [reason for reason, is_so in reasons.items() if is_so]:
-        raise CheckpointError(f"GlmForCausalLM cannot express this model: {', '.join(found)}; write another layout")
+        raise CheckpointError(f"{who} cannot express this model: {', '.join(found)}; write another layout")
 
 
 def _write_original(bits: int = 0) -> Callable[[ChatGlm2Config], dict[str, Any]]:
@@ -356,6 +368,19 @@ def _original(
     )
 
 
+def _gguf(title: str, **others: Any) -> Format:
+    return Format(
+        title=title,
+        rules=gguf.rules,
+        read_config=gguf.refuse_reading,
+        write_config=_write_gguf_config,
+        pack=gguf.write,
+        packings=PACKINGS,
+        library="gguf",
+        **others,
+    )
+
+
 FORMATS = {
     "original": _original("THUDM/chatglm2-6b and its kin: .bin shards with index, or safetensors", _original_rules),
     "huggingface": Format(
@@ -378,4 +403,10 @@ FORMATS = {
     ),
     "int8": _original("as quantized, 8 bits", _quantised_rules(8), _read_quantised, bits=8),
     "int4": _original("as quantized, 4 bits", _quantised_rules(4), _read_quantised, bits=4),
+    "gguf": _gguf("llama.cpp's GGUF, one file; write only", is_file=True),
+    "ollama": _gguf(
+        "Ollama's Modelfile beside a GGUF file; write only",
+        weights_file=gguf.MODEL_FILE,
+        companions=gguf.write_modelfile,
+    ),
 }

@@ -29,26 +29,46 @@ def write_companions(folder: Path, config: ChatGlm2Config) -> None:
 
     Raises: DataError for a damaged tokenizer.
     """
-    if byte_ranks_in(folder) is None:
+    tokenizer = tokenizer_beside(folder, config)
+    if tokenizer is None:
         log.warning("%s: written without a tokenizer, since none lies beside the source; name one with --vocab", folder)
         return
-    template = make_template("auto", config.generation)
-    tokenizer = ChatGlm2Tokenizer.load(folder)
-    if isinstance(template, RoleTemplate):
-        tokenizer = tokenizer.with_roles()
-    end = "<|endoftext|>" if tokenizer.is_glm4 else "</s>"
-    specials = {end: tokenizer.end} | {_MARKED.get(name, name): id for name, id in tokenizer.specials.items()}
+    specials = marked_specials(tokenizer)
+    end = next(iter(specials))
     try:
         fast = tokenizer_json(tokenizer.pieces, specials, ("[gMASK]", "<sop>"))
     except DataError as error:
         log.warning("%s: written without tokenizer.json: %s", folder, error)
         return
-    ends = list(dict.fromkeys((*config.end_ids, *template.ends(tokenizer))))
+    ends = stop_ids(tokenizer, config)
     (folder / "tokenizer.json").write_text(json.dumps(fast, ensure_ascii=False), encoding="utf-8")
     write_json(folder / SETTINGS_FILE, _settings(config, end, list(specials)))
     stops = {"eos_token_id": ends if len(ends) > 1 else ends[0], "pad_token_id": config.pad_id}
     write_json(folder / "generation_config.json", stops)
     write_json(folder / "config.json", read_json_object(folder / "config.json") | stops)
+
+
+def tokenizer_beside(folder: Path, config: ChatGlm2Config) -> ChatGlm2Tokenizer | None:
+    """The tokenizer in a folder, with roles where the model's template has them; None where there is none.
+
+    Raises: DataError.
+    """
+    if byte_ranks_in(folder) is None:
+        return None
+    tokenizer = ChatGlm2Tokenizer.load(folder)
+    return tokenizer.with_roles() if isinstance(make_template("auto", config.generation), RoleTemplate) else tokenizer
+
+
+def marked_specials(tokenizer: ChatGlm2Tokenizer) -> dict[str, int]:
+    """The special tokens, that which ends an answer first, by names that are no words of ordinary texts."""
+    end = "<|endoftext|>" if tokenizer.is_glm4 else "</s>"
+    return {end: tokenizer.end} | {_MARKED.get(name, name): id for name, id in tokenizer.specials.items()}
+
+
+def stop_ids(tokenizer: ChatGlm2Tokenizer, config: ChatGlm2Config) -> list[int]:
+    """All ids that end an answer."""
+    template = make_template("auto", config.generation)
+    return list(dict.fromkeys((*config.end_ids, *template.ends(tokenizer))))
 
 
 def _settings(config: ChatGlm2Config, end: str, specials: list[str]) -> dict[str, Any]:

@@ -26,6 +26,10 @@ family = Family(
     processor=TextProcessor,
     options=TextOptions,
     formats=FORMATS,
+    unwritable=dict.fromkeys(
+        ("gguf", "ollama"),
+        "llama.cpp computes its GPT-2, but none of its tokenizers gives CPM-1's ids, since jieba cuts the texts first",
+    ),
     sizes=SIZES,
     lora_targets=("query", "key", "value"),
     raw=TASKS,

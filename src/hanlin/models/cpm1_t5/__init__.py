@@ -33,6 +33,7 @@ family = Family(
     options=Cpm1T5Options,
     formats=FORMATS,
     unwritable={
+        **dict.fromkeys(("gguf", "ollama"), "llama.cpp has no architecture with learned positions and shared norms"),
         "huggingface": "no class of transformers computes it: positions are a learned table, norms have biases, and a "
         "decoder block uses one norm twice, of which transformers' T5 has nothing",
     },

@@ -32,6 +32,10 @@ family = Family(
     processor=Cpm2Processor,
     options=Cpm2Options,
     formats=FORMATS,
+    unwritable=dict.fromkeys(
+        ("gguf", "ollama"),
+        "llama.cpp computes its T5, but none of its tokenizers gives CPM-2's ids, since jieba cuts the texts first",
+    ),
     sizes=SIZES,
     lora_targets=("query", "value"),
     beam_variant=BeamVariant(ended_beams_leave=True, length_includes_start=True),

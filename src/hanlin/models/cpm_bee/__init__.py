@@ -33,6 +33,9 @@ family = Family(
     processor=CpmBeeProcessor,
     options=CpmBeeOptions,
     formats=FORMATS,
+    unwritable=dict.fromkeys(
+        ("gguf", "ollama"), "llama.cpp has no architecture with CPM-Bee's position bias of segments and their relations"
+    ),
     sizes=SIZES,
     lora_targets=("query", "value"),
     raw={"ccpm": read_ccpm, "ccpm-text": partial(read_ccpm, answers_are_texts=True)},
