@@ -78,3 +78,21 @@ def test_a_script_that_fails_names_its_row(tmp_path: Path) -> None:
     for name, message in (("empty.py", "has no function transform"), ("no.py", "there is no")):
         with pytest.raises(DataError, match=message):
             open_transformed(rows, DataSettings(transform=tmp_path / name))[0]
+
+
+def test_several_keys_make_one_text() -> None:
+    mapping = {"input": {"$join": ["$title", "：", "$lines.first", "$more?"]}, "<ans>": "$text"}
+    check_mapping(mapping)
+    row = {"title": "静夜思", "lines": {"first": "床前"}, "text": "明月", "more": None}
+    assert transform(mapping, row) == {"input": "静夜思：床前", "<ans>": "明月"}
+    assert transform(mapping, {**row, "more": 7})["input"] == "静夜思：床前7"
+    with pytest.raises(DataError, match="no key 'lines'"):
+        transform(mapping, {"title": "静夜思", "text": "明月"})
+    with pytest.raises(DataError, match=r"joins '\$lines.first', which is no text but \[1\]"):
+        transform(mapping, {**row, "lines": {"first": [1]}})
+
+
+@pytest.mark.parametrize("join", [[], "$a", ["$a.*"], ["$a", 5], None])
+def test_a_join_of_what_is_no_text_is_refused(join: object) -> None:
+    with pytest.raises(DataError, match=r"\$join"):
+        check_mapping({"input": {"$join": join}})

@@ -3,8 +3,9 @@
 A mapping names, for each key of the record, where its value comes from: `{"标题": "$title", "<ans>": "$text"}`. A value
 that begins with "$" names a key of the raw row ("$a.b" goes deeper), any other value is taken as it is; a key "a.b" is
 the key b of a. `*` stands for any key: `{"*": "$*"}` copies all keys, `{"options.*": "$choices.*"}` those of choices.
+`{"$join": ["$a", "：", "$b?"]}` makes one text of several; a key with a "?" behind it may be missing.
 A script is a Python file with `transform(data, num_sample, r)`, which returns the record.
-Both are the forms of CPM-Bee's lists of data sets (see golden case bee_dataset and docs/data.md).
+Both (without `$join`) are the forms of CPM-Bee's lists of data sets (see golden case bee_dataset and docs/data.md).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from hanlin.recipe.settings import DataSettings
 
 __all__ = ["Transformed", "check_mapping", "open_transformed", "transform"]
 
+JOIN = "$join"
 Keys = tuple[str, ...]
 Transform = Callable[[Any, int, random.Random], Any]
 """Raw row, number of worked examples, random numbers -> record."""
@@ -53,8 +55,10 @@ def transform(mapping: Mapping[str, Any], row: Any) -> Any:
 
 
 def check_mapping(mapping: Mapping[str, Any]) -> None:
-    """Raises: DataError for stars on one side that the other does not have."""
+    """Raises: DataError for stars on one side that the other does not have, and for a `$join` that joins no texts."""
     for target, wanted in _leaves(mapping):
+        if _is_join(wanted):
+            _check_join(".".join(target), wanted)
         source = _source(wanted) or ()
         if target.count("*") != source.count("*"):
             raise DataError(
@@ -128,7 +132,7 @@ def _leaves(mapping: Mapping[str, Any], above: Keys = ()) -> Iterator[tuple[Keys
     """Each key of the record, from its top, with what is wanted there."""
     for key, wanted in mapping.items():
         keys = (*above, *str(key).split("."))
-        if isinstance(wanted, Mapping) and wanted:
+        if isinstance(wanted, Mapping) and wanted and not _is_join(wanted):
             yield from _leaves(wanted, keys)
         else:
             yield keys, wanted
@@ -141,6 +145,9 @@ def _source(wanted: Any) -> Keys | None:
 
 def _values(target: Keys, wanted: Any, row: Any) -> Iterator[tuple[Keys, Any]]:
     """Keys of the record and their values; several where there are stars."""
+    if _is_join(wanted):
+        yield target, "".join(_joined(piece, row) for piece in wanted[JOIN])
+        return
     source = _source(wanted)
     if source is None:
         yield target, wanted
@@ -162,6 +169,39 @@ def _matches(source: Sequence[str], value: Any, wanted: str) -> Iterator[tuple[K
     for name in list(value) if key == "*" else [key]:
         for stars, found in _matches(rest, value[name], wanted):
             yield ((name, *stars) if key == "*" else stars), found
+
+
+def _is_join(wanted: Any) -> bool:
+    return isinstance(wanted, Mapping) and JOIN in wanted
+
+
+def _check_join(target: str, wanted: Mapping[str, Any]) -> None:
+    pieces = wanted[JOIN]
+    if len(wanted) > 1 or not isinstance(pieces, list) or not pieces:
+        raise DataError(f"{target!r}: {JOIN} stands alone and lists what is joined: {{{JOIN}: [$a, ' ', $b]}}")
+    if odd := [piece for piece in pieces if not isinstance(piece, str) or "*" in (_source(piece) or ())]:
+        raise DataError(f"{target!r}: {JOIN} joins texts and the texts under keys, not {odd[0]!r:.40}")
+
+
+def _joined(piece: str, row: Any) -> str:
+    """A text of a `$join`, or that under the key that it names; nothing where a key with a "?" is missing.
+
+    Raises: DataError.
+    """
+    source = _source(piece.removesuffix("?") if piece.startswith("$") else piece)
+    if source is None:
+        return piece
+    try:
+        [(_, value)] = _matches(source, row, piece)
+    except DataError:
+        if piece.endswith("?"):
+            return ""
+        raise
+    if value is None and piece.endswith("?"):
+        return ""
+    if not isinstance(value, str | int | float) or isinstance(value, bool):
+        raise DataError(f"data.transform joins {piece!r}, which is no text but {value!r:.40}")
+    return str(value)
 
 
 def _put(record: dict[str, Any], keys: Keys, value: Any) -> None:
