@@ -13,14 +13,15 @@ from hanlin.core.errors import DataError
 from hanlin.data.file_array import FileArray
 from hanlin.data.sealed_folder import read_seal, seal
 
-LABELS, WEIGHTS, STARTS = "labels", "weights", "starts"
+LABELS, WEIGHTS, STARTS, OPTIONAL = "labels", "weights", "starts", "optional"
 
 
 @dataclass
 class SampleArrays:
     """Flat arrays by name; `starts[name]`: where each sample begins, one more than there are samples.
 
-    Fields of one entry per token share the starts of the labels. facts: small things about the whole.
+    Fields of one entry per token share the starts of the labels. facts: small things about the whole; optional: the
+    inputs that only some samples have.
     """
 
     arrays: dict[str, FileArray]
@@ -31,6 +32,9 @@ class SampleArrays:
         """The sample, as private arrays."""
         labels = self._part(LABELS, number)
         inputs = {name: self._part(name, number) for name in self.facts["inputs"]}
+        for name in self.facts[OPTIONAL]:
+            if not len(inputs[name]):
+                del inputs[name]
         return Sample(inputs=inputs, labels=labels, weights=self._part(WEIGHTS, number))
 
     def _part(self, name: str, number: int) -> np.ndarray:
@@ -45,16 +49,25 @@ class SampleArrayWriter:
     folder: Path
     _files: dict[str, _GrowingArray] = field(default_factory=dict)
     _sizes: dict[str, list[int]] = field(default_factory=dict)
+    _count: int = 0
+    _optional: set[str] = field(default_factory=set)
 
     def append(self, sample: Sample) -> None:
+        """A sample may have inputs that others have not."""
         fields = {**sample.inputs, LABELS: sample.labels, WEIGHTS: sample.weights}
-        if not self._files:
-            self._files = {name: _GrowingArray(self.folder / f"{name}.npy", v.dtype) for name, v in fields.items()}
-            self._sizes = {name: [] for name in fields}
-        assert fields.keys() == self._files.keys(), (sorted(fields), sorted(self._files))
-        for name, values in fields.items():
-            self._files[name].append(values)
-            self._sizes[name].append(len(values))
+        for name in fields.keys() - self._files.keys():
+            self._files[name] = _GrowingArray(self.folder / f"{name}.npy", fields[name].dtype)
+            self._sizes[name] = [0] * self._count
+            self._optional |= {name} if self._count else set()
+        for name, sizes in self._sizes.items():
+            values = fields.get(name)
+            if values is None:
+                self._optional.add(name)
+                sizes.append(0)
+            else:
+                self._files[name].append(values)
+                sizes.append(len(values))
+        self._count += 1
 
     def finish(self, per_sample: dict[str, np.ndarray], facts: dict[str, Any]) -> None:
         """per_sample: further arrays with one entry (or row) per sample."""
@@ -68,7 +81,7 @@ class SampleArrayWriter:
         for name, values in per_sample.items():
             np.save(self.folder / f"{name}.npy", values)
         inputs = [name for name in self._files if name not in (LABELS, WEIGHTS)]
-        seal(self.folder, {**facts, "inputs": inputs})
+        seal(self.folder, {**facts, "inputs": inputs, OPTIONAL: sorted(self._optional)})
 
 
 def read_columns(folder: Path) -> SampleArrays:

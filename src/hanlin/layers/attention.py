@@ -158,28 +158,58 @@ def same_span(queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
     return queries[:, :, None] == keys[:, None, :]
 
 
-def packed_causal_mask(spans: torch.Tensor) -> AttentionMask:
+@dataclass(frozen=True)
+class Branches:
+    """Positions that go on from some place of their sample's trunk, beside its own rest.
+
+    branch: `[batch, length]`, equal for the positions of one branch of a row; position: their places in the text; fork:
+    the position of the branch's first one, 0 in the trunk.
+    """
+
+    branch: torch.Tensor
+    position: torch.Tensor
+    fork: torch.Tensor
+
+    @staticmethod
+    def of(branches: torch.Tensor, positions: torch.Tensor) -> Branches:
+        """branches: `[batch, length]`, the column at which the branch of each position begins, that of the sample's
+        first position in the trunk; positions: `[batch, length]`, counted from 0 in each sample.
+        """
+        return Branches(branches, positions, positions.gather(1, branches))
+
+    def within(self, windows: AttentionWindows) -> Branches:
+        return Branches(*map(windows.group_numbers, (self.branch, self.position, self.fork)))
+
+    @property
+    def visible(self) -> torch.Tensor:
+        """Which keys belong to the query's branch, or stand before it in the trunk: bool `[batch, queries, keys]`."""
+        own = same_span(self.branch, self.branch)
+        return own | ((self.fork == 0)[:, None, :] & (self.position[:, None, :] < self.fork[:, :, None]))
+
+
+def packed_causal_mask(spans: torch.Tensor, branches: Branches | None = None) -> AttentionMask:
     """Causal mask within each sample of packed rows; a sample is a run of one number in `spans` `[batch, length]`.
 
     Below 0 is padding, whose results mean nothing. The bounds of the spans are read by the CPU.
     """
     length = spans.shape[1]
     runs = _runs(spans)
-    if all(len(row) <= 1 and (not row or row[0][0] == 0) for row in runs):
+    if branches is None and all(len(row) <= 1 and (not row or row[0][0] == 0) for row in runs):
         return AttentionMask()  # nobody looks ahead, so padding on the right disturbs nobody
     shared = _share_windows(runs)
     width = max(end - begin for row in shared for begin, end in row)
     count = max(map(len, shared))
     if count * width * width >= length * length:
-        return AttentionMask(_causal_in_span(spans))
+        return AttentionMask(_causal_in_span(spans, branches))
     positions = torch.full((len(shared), count, width), -1)
     for number, row in enumerate(shared):
         for window, (begin, end) in enumerate(row):
             positions[number, window, : end - begin] = torch.arange(begin, end)
     windows = AttentionWindows.of(positions.to(spans.device), length)
-    if sum(map(len, shared)) == sum(map(len, runs)):
+    if branches is None and sum(map(len, shared)) == sum(map(len, runs)):
         return AttentionMask(windows=windows)
-    return AttentionMask(_causal_in_span(windows.group_numbers(spans)), windows=windows)
+    within = None if branches is None else branches.within(windows)
+    return AttentionMask(_causal_in_span(windows.group_numbers(spans), within), windows=windows)
 
 
 def cached_causal_mask(spans: torch.Tensor, known: torch.Tensor) -> AttentionMask:
@@ -193,8 +223,9 @@ def cached_causal_mask(spans: torch.Tensor, known: torch.Tensor) -> AttentionMas
     return AttentionMask(visible[:, None])
 
 
-def _causal_in_span(spans: torch.Tensor) -> torch.Tensor:
-    return (same_span(spans, spans) & causal_mask(spans.shape[1], spans.shape[1], spans.device))[:, None]
+def _causal_in_span(spans: torch.Tensor, branches: Branches | None = None) -> torch.Tensor:
+    visible = same_span(spans, spans) & causal_mask(spans.shape[1], spans.shape[1], spans.device)
+    return (visible if branches is None else visible & branches.visible)[:, None]
 
 
 def _runs(spans: torch.Tensor) -> list[list[tuple[int, int]]]:

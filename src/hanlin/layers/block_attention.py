@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from hanlin.layers.attention import AttentionMask, attention, cached_causal_mask, packed_causal_mask
+from hanlin.layers.attention import AttentionMask, Branches, attention, cached_causal_mask, packed_causal_mask
 from hanlin.layers.kv_cache import KVCache
 from hanlin.layers.prefix import Prefix, PrefixSource
 
@@ -36,13 +36,19 @@ def make_attention_context(
     return AttentionContext(mask.with_prefix(prefix.length, tokens), {} if is_kept else prefix(), kv_cache)
 
 
-def causal_mask_of_call(tokens: torch.Tensor, spans: torch.Tensor | None, kv_cache: KVCache | None) -> AttentionMask:
+def causal_mask_of_call(
+    tokens: torch.Tensor, spans: torch.Tensor | None, kv_cache: KVCache | None, branches: Branches | None = None
+) -> AttentionMask:
     """Causal mask within each sample; the positions of this call are added to the KV cache.
 
-    tokens, spans: `[batch, length]`; see `packed_causal_mask`; None: a row is one sample.
+    tokens, spans: `[batch, length]`; see `packed_causal_mask`; None: a row is one sample; branches: of its positions,
+    never with a cache.
     """
+    assert branches is None or kv_cache is None, "branches are for training"
+    if branches is not None and spans is None:
+        spans = torch.zeros_like(tokens)
     if kv_cache is None:
-        return AttentionMask() if spans is None else packed_causal_mask(spans)
+        return AttentionMask() if spans is None else packed_causal_mask(spans, branches)
     own = torch.zeros_like(tokens) if spans is None else spans
     return cached_causal_mask(own, kv_cache.add_positions(spans=own)["spans"])
 

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from hanlin.core.errors import ConfigError
 from hanlin.core.plan import Plan
+from hanlin.layers.attention import Branches
 from hanlin.layers.block_attention import AttentionContext, block_attention, causal_mask_of_call, make_attention_context
 from hanlin.layers.kv_cache import KVCache
 from hanlin.layers.label_head import LabelHead
@@ -39,12 +40,14 @@ class Inputs:
     positions: they begin at 0 in every sample; None: 0, 1, 2, ... after the positions in the KV cache.
     spans: the samples of a row, which never see each other: one number from 0 on for each run of positions, -1 =
     padding (on any side); None: a row is one sample. With a KV cache: in all calls or in none.
+    branches: with positions; of each the column at which its branch begins (layers/attention.py); None: there are none.
     targets: float `[batch, length, labels]`, read only by the loss of a head for labels (layers/label_head.py).
     """
 
     tokens: torch.Tensor
     positions: torch.Tensor | None = None
     spans: torch.Tensor | None = None
+    branches: torch.Tensor | None = None
     targets: torch.Tensor | None = None
 
 
@@ -132,7 +135,8 @@ class ChatGlm2(nn.Module):
         if positions is None:
             positions = torch.arange(start, start + given.tokens.shape[1], device=given.tokens.device)[None]
         cosine, sine = rotation(self.config, positions, matmul_dtype(next(self.parameters())))
-        mask = causal_mask_of_call(given.tokens, given.spans, kv_cache)
+        branches = None if given.branches is None else Branches.of(given.branches, positions)
+        mask = causal_mask_of_call(given.tokens, given.spans, kv_cache, branches)
         return BlockContext(cosine, sine, make_attention_context(mask, given.tokens, self.prefix, kv_cache))
 
 

@@ -1,7 +1,7 @@
 """Samples and prompts of decoders -> the tensors of a batch: tokens, positions, spans.
 
 Samples of one row never see each other (`spans`). Positions begin at 0 in each; a sample may bring its own, and spans
-inside of it, numbered from 0.
+inside of it, numbered from 0, or branches (models/common/turns.py).
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ def collate(rows: Sequence[Sequence[Sample]], length: int, pad: int) -> Batch:
     import torch
 
     inputs = _padding((len(rows), length), pad)
+    if any("branches" in sample.inputs for row in rows for sample in row):
+        inputs["branches"] = np.zeros((len(rows), length), dtype=np.int64)
     labels = np.full((len(rows), length), IGNORED, dtype=np.int64)
     weights = np.zeros((len(rows), length), dtype=np.float32)
     for number, row in enumerate(rows):
@@ -83,6 +85,8 @@ def _write(
     inputs["tokens"][place] = tokens
     inputs["positions"][place] = sample.get("positions", np.arange(len(tokens)))
     inputs["spans"][place] = sample.get("spans", np.zeros(1, np.int64)) + first_span
+    if "branches" in inputs:
+        inputs["branches"][place] = sample.get("branches", np.zeros(1, np.int64)) + place[1].start
 
 
 def _tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
