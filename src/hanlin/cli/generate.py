@@ -24,8 +24,10 @@ from hanlin.core.errors import DataError
 from hanlin.core.files import check_target, written_alone
 
 if TYPE_CHECKING:
+    from hanlin.data.expand import FileRecords
+    from hanlin.data.forms.telling import Reading
     from hanlin.generate.engine import Engine
-    from hanlin.recipe.settings import GenerateSettings, Recipe
+    from hanlin.recipe.settings import DataSettings, GenerateSettings, Recipe
     from hanlin.run.components import Components
 
 BATCHES_AHEAD = 8
@@ -89,7 +91,8 @@ def _answer(args: argparse.Namespace, recipe: Recipe) -> int:
     say_remark(recipe)
     engine = load_engine(recipe, components)
     if args.stream:
-        records = _checked(lines, components, name) if given is None else (given.records,)
+        groups = _checked(lines, components, name)
+        records = ([one.record for one in asked] for asked in groups) if given is None else (given.records,)
         return _stream(engine, chain.from_iterable(records), _streaming(recipe.generate, args.words), args.output)
     if given is not None:
         return _answer_file(engine, components, given, args.output)
@@ -101,10 +104,15 @@ def _answer(args: argparse.Namespace, recipe: Recipe) -> int:
 
 @dataclass(frozen=True)
 class _Rows:
-    """The records of a file that can be asked, and the hash of its content."""
+    """The records of a file that can be asked, and the number of each in the file."""
 
+    source: FileRecords
     records: Sequence[Any]
-    fingerprint: str
+    numbers: Sequence[int]
+
+    def answered(self, place: int, record: Any) -> Any:
+        """A row of the file with the answer that its record has by now."""
+        return self.source.answered(self.numbers[place], record)
 
 
 def _rows_of_file(path: str, components: Components) -> _Rows:
@@ -112,12 +120,17 @@ def _rows_of_file(path: str, components: Components) -> _Rows:
     from hanlin.data.bad_rows import list_bad_rows, usable_records
     from hanlin.data.expand import open_part
 
-    settings = components.recipe.data.model_copy(update={"transform": {}})  # of training data
-    source = open_part(Path(path), settings, components.processor)
+    settings = _settings(components)
+    source = open_part(Path(path), settings, components.processor, is_asked=True)
     usable = usable_records([source], lambda record: _check_record(record, components), settings.bad_rows)
     if left_out := [*source.left_out, *usable.bad]:
         print(list_bad_rows(left_out, f"{len(left_out):,} rows are left out."), file=sys.stderr)
-    return _Rows(usable.records, source.fingerprint)
+    return _Rows(source, usable.records, [number for _, number in usable.places])
+
+
+def _settings(components: Components) -> DataSettings:
+    """Those of the rows here; transform and format belong to the training data."""
+    return components.recipe.data.model_copy(update={"transform": {}, "format": "auto"})
 
 
 def _check_record(record: Any, components: Components) -> None:
@@ -137,7 +150,7 @@ def _answer_file(engine: Engine, components: Components, rows: _Rows, target: Pa
     from hanlin.generate.engine import show_progress
 
     recipe, is_main = components.recipe, engine.mesh.is_main
-    identity = identity_of(components, rows.fingerprint)
+    identity = identity_of(components, rows.source.fingerprint)
     with open_output(target if is_main else None, identity) as output:
         done = engine.mesh.from_main(output.num_done)
         if done and is_main:
@@ -145,9 +158,10 @@ def _answer_file(engine: Engine, components: Components, rows: _Rows, target: Pa
         wanted = range(done, len(rows.records))
         numbered = ((number, rows.records[number]) for number in wanted)
         answers = engine.answers(numbered, recipe.generate, recipe.run.seed, batches_ahead=BATCHES_AHEAD)
-        for record in in_order(show_progress(answers, "generate", len(wanted)), wanted):
+        finished = in_order(show_progress(answers, "generate", len(wanted)), wanted)
+        for number, record in zip(wanted, finished, strict=True):
             if is_main:
-                output.write(record)
+                output.write(rows.answered(number, record))
         if is_main:
             output.finish(len(rows.records))
     return 0
@@ -166,21 +180,31 @@ def _lines(args: argparse.Namespace, recipe: Recipe) -> _Lines:
     return ready_lines(sys.stdin.buffer, recipe.generate.batch_size)
 
 
-def _checked(groups: _Lines, components: Components, name: str) -> Iterator[list[Any]]:
-    """The records of each group of lines; name: where these come from.
+@dataclass(frozen=True)
+class _Asked:
+    """A record that waits for its answer, and the row that it was made of."""
+
+    record: Any
+    row: Any
+    reading: Reading
+
+    def answered(self, record: Any) -> Any:
+        """The row with the answer that its record has by now."""
+        return self.reading.answered(self.row, record)
+
+
+def _checked(groups: _Lines, components: Components, name: str) -> Iterator[list[_Asked]]:
+    """What is asked in each group of lines, each in a form of its own; name: where they come from.
 
     Raises: DataError for the first bad line, after those before it, unless data.bad_rows drops them.
     """
-    from hanlin.data.expand import records_in
-    from hanlin.data.sources.jsonl import parse_row
-
     for lines in groups:
-        records: list[Any] = []
+        records: list[_Asked] = []
         for number, line in lines:
             try:
-                found = records_in([parse_row(line)], components.processor)
-                for record in found:
-                    _check_record(record, components)
+                found = _read_line(line, components)
+                for one in found:
+                    _check_record(one.record, components)
             except (ValueError, DataError) as error:
                 bad = DataError(f"{name}:{number}: {error}")
                 if components.recipe.data.bad_rows == "error":
@@ -192,16 +216,28 @@ def _checked(groups: _Lines, components: Components, name: str) -> Iterator[list
         yield records
 
 
-def _answer_lines(engine: Engine, components: Components, groups: Iterable[list[Any]], target: Path | None) -> int:
+def _read_line(line: bytes, components: Components) -> list[_Asked]:
+    """Raises: DataError, ValueError."""
+    from hanlin.data.expand import records_in
+    from hanlin.data.forms.telling import tell_row
+    from hanlin.data.sources.jsonl import parse_row
+
+    row = parse_row(line)
+    reading = tell_row(row, components.processor)
+    return [_Asked(record, row, reading) for record in records_in([reading.record(row)], components.processor)]
+
+
+def _answer_lines(engine: Engine, components: Components, groups: Iterable[list[_Asked]], target: Path | None) -> int:
     recipe, count = components.recipe, 0
     with open_output(target if engine.mesh.is_main else None, None) as output:
-        for records in groups:
-            wanted = range(count, count + len(records))
-            answers = engine.answers(zip(wanted, records, strict=True), recipe.generate, recipe.run.seed)
-            for record in in_order(answers, wanted):
+        for asked in groups:
+            wanted = range(count, count + len(asked))
+            numbered = zip(wanted, (one.record for one in asked), strict=True)
+            answers = in_order(engine.answers(numbered, recipe.generate, recipe.run.seed), wanted)
+            for one, record in zip(asked, answers, strict=True):
                 if engine.mesh.is_main:
-                    output.write(record)
-            count += len(records)
+                    output.write(one.answered(record))
+            count += len(asked)
         output.finish(count)
     return 0
 

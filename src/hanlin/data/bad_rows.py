@@ -40,10 +40,14 @@ def list_dropped(dropped: Sequence[BadRow]) -> str:
 
 @dataclass(frozen=True)
 class UsableRecords:
-    """Records in the order of their files, and the rows that are none; num_tried: both together."""
+    """Records in the order of their files, and the rows that are none; num_tried: both together.
+
+    places: of each record the number of its source, and its own there.
+    """
 
     records: list[Any]
     bad: list[BadRow]
+    places: list[tuple[int, int]]
 
     @property
     def num_tried(self) -> int:
@@ -52,10 +56,11 @@ class UsableRecords:
 
 def try_records(sources: Sequence[Records], check: Callable[[Any], None], *, limit: int | None = None) -> UsableRecords:
     """All records, or the first `limit`, that `check` raises no DataError for."""
-    found = UsableRecords([], [])
-    for source, number in ((one, number) for one in sources for number in range(len(one))):
+    found = UsableRecords([], [], [])
+    for place in ((at, number) for at, one in enumerate(sources) for number in range(len(one))):
         if len(found.records) == limit:
             break
+        source, number = sources[place[0]], place[1]
         try:
             record = source[number]
             check(record)
@@ -66,6 +71,7 @@ def try_records(sources: Sequence[Records], check: Callable[[Any], None], *, lim
             found.bad.append((source.where(number), reason))
         else:
             found.records.append(record)
+            found.places.append(place)
     return found
 
 

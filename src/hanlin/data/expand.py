@@ -11,12 +11,13 @@ import numpy as np
 
 from hanlin.core.errors import DataError
 from hanlin.data.bad_rows import BadRow
+from hanlin.data.forms.telling import InForm, tell_form
 from hanlin.data.processor import SampleProcessor
 from hanlin.data.sources import DamagedFileError, LeftOutError, Records
 from hanlin.data.transform import open_transformed
 from hanlin.recipe.settings import DataSettings
 
-__all__ = ["FileRecords", "open_first", "open_part", "records_in"]
+__all__ = ["FileRecords", "open_first", "open_part", "open_rows", "records_in"]
 
 FindRecords = Callable[[Any], Sequence[Any]]
 
@@ -55,13 +56,14 @@ class FirstRecords:
 @dataclass(frozen=True)
 class FileRecords:
     """The records that are read of a file. `num_rows`: the rows that hold them, and the `left_out` ones between them;
-    num_in_file: all rows of the file.
+    num_in_file: all rows of the file; form: the rows, where each of them is one record, and how they are read.
     """
 
     records: Records
     num_rows: int
     num_in_file: int
     left_out: Sequence[BadRow] = ()
+    form: InForm | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -76,15 +78,49 @@ class FileRecords:
     def where(self, number: int) -> str:
         return self.records.where(number)
 
+    @property
+    def read_as(self) -> str:
+        """The form of the rows, and how it is known."""
+        return "" if self.form is None else str(self.form.reading)
+
+    def notes(self, number: int) -> Sequence[str]:
+        """What is to be said of a row that can be used, whatever its record is."""
+        return () if self.form is None else self.form.notes(number)
+
+    def answered(self, number: int, record: Any) -> Any:
+        """The row of a record with the answer that stands in the record by now, in the row's own form."""
+        return record if self.form is None else self.form.answered(number, record)
+
+
+def open_rows(path: Path, settings: DataSettings, processor: SampleProcessor, *, is_asked: bool = False) -> Records:
+    """The rows of a file or folder, through `data.transform`, as records of the family if they have a known form.
+
+    is_asked: they wait for answers.
+    Raises: DataError.
+    """
+    rows = open_transformed(path, settings)
+    if isinstance(processor, HoldsSeveral) and processor.records is not None:
+        return rows
+    reading = tell_form(rows, processor, settings.format, is_asked=is_asked)
+    reading.refuse_preferences(str(path))
+    return InForm(rows, reading)
+
 
 def open_part(
-    path: Path, settings: DataSettings, processor: SampleProcessor, *, share: float = 1.0, limit: int | None = None
+    path: Path,
+    settings: DataSettings,
+    processor: SampleProcessor,
+    *,
+    share: float = 1.0,
+    limit: int | None = None,
+    is_asked: bool = False,
 ) -> FileRecords:
     """The records of a file or folder: of its first share of rows the first `limit` records.
 
+    is_asked: they wait for answers.
     Raises: DataError when nothing is left.
     """
-    rows = open_transformed(path, settings)
+    rows = open_rows(path, settings, processor, is_asked=is_asked)
     return _find_some(_first_share(path, rows, share), processor, limit, len(rows))
 
 
@@ -101,7 +137,7 @@ def open_first(
 
     Raises: DataError, as `open_part` does.
     """
-    rows = open_transformed(path, settings)
+    rows = open_rows(path, settings, processor)
     part = _first_share(path, rows, share)
     if len(part) <= most:
         return _find_some(part, processor, limit, len(rows)), True
@@ -149,11 +185,18 @@ def _find(rows: Records, processor: SampleProcessor, limit: int | None, num_in_f
     records = processor.records if isinstance(processor, HoldsSeveral) else None
     if records is None:
         count = len(rows) if limit is None else min(limit, len(rows))
-        return FileRecords(rows if count == len(rows) else FirstRecords(rows, count), count, num_in_file)
+        first = rows if count == len(rows) else FirstRecords(rows, count)
+        return FileRecords(first, count, num_in_file, form=_form_of(rows))
     counts, left_out = _count_all(rows, records, limit)
     found = _RecordsOfRows(rows, records, counts)
     first = found if limit is None else FirstRecords(found, min(limit, len(found)))
     return FileRecords(first, len(counts), num_in_file, left_out)
+
+
+def _form_of(rows: Records) -> InForm | None:
+    while isinstance(rows, FirstRecords):
+        rows = rows.source
+    return rows if isinstance(rows, InForm) else None
 
 
 class _RecordsOfRows:

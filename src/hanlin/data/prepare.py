@@ -23,6 +23,7 @@ import numpy as np
 from hanlin.core.batch import Sample
 from hanlin.core.errors import DataError
 from hanlin.core.tokenizer import Tokenizer
+from hanlin.data import forms
 from hanlin.data.bad_rows import BadRow, list_bad_rows, list_dropped
 from hanlin.data.cache import SampleArrays, SampleArrayWriter, read_columns
 from hanlin.data.expand import FileRecords, open_part
@@ -35,7 +36,7 @@ from hanlin.recipe.settings import DataSettings
 
 log = logging.getLogger(__name__)
 
-VERSION = 2
+VERSION = 3
 """Goes up when the same data and settings would be encoded or stored in another way."""
 GROUP_ROWS = 512
 """Rows that are encoded at once."""
@@ -195,7 +196,7 @@ def _fingerprint(
         "sources": [source.fingerprint for source in sources],
         "tokenizer": hash_tokenizer(tokenizer),
         "samples": processor.fingerprint if isinstance(processor, HasFingerprint) else "",
-        "code": _hash_files(_code_of(processor)),
+        "code": _hash_files([*_code_of(processor), *sorted(Path(forms.__file__).parent.glob("*.py"))]),
         "settings": [settings.max_length, settings.overlong, settings.bad_rows],
     }
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
@@ -265,13 +266,14 @@ def _count(sources: Sequence[FileRecords]) -> Counts:
     counts = Counts(rows=sum(source.num_rows for source in sources), in_files=sum(one.num_in_file for one in sources))
     for source in sources:
         counts.read += len(source) + len(source.left_out)
+        counts.read_as[source.read_as] = counts.read_as.get(source.read_as, 0) + source.num_rows
         for where, reason in source.left_out:
             counts.drop(where, reason)
     return counts
 
 
 def _encode_rows(
-    sources: Sequence[Records],
+    sources: Sequence[FileRecords],
     numbers: Iterator[int],
     processor: SampleProcessor,
     settings: DataSettings,
@@ -290,9 +292,18 @@ def _encode_rows(
             except DataError as error:
                 _note_bad_row(error, _where(sources, bounds, row), settings, counts, bad)
                 continue
-            for note in processor.notes(record) if isinstance(processor, NotesRecords) else ():
+            for note in (*_notes(sources, bounds, row), *_notes_of(record, processor)):
                 counts.note(note)
             yield from ((row, one) for one in encoded)
+
+
+def _notes(sources: Sequence[FileRecords], bounds: np.ndarray, row: int) -> Sequence[str]:
+    source, at = _place(bounds, row)
+    return sources[source].notes(at)
+
+
+def _notes_of(record: Any, processor: SampleProcessor) -> Sequence[str]:
+    return processor.notes(record) if isinstance(processor, NotesRecords) else ()
 
 
 def _sample_all(records: Sequence[Any | DataError], processor: SampleProcessor) -> list[Sample | DataError]:

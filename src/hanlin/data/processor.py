@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -16,6 +16,7 @@ from hanlin.data.sources.records import DamagedFileError
 
 if TYPE_CHECKING:
     from hanlin.core.batch import Batch
+    from hanlin.data.forms.content import Content
     from hanlin.data.pretraining.span_corruption import Marks
 
 
@@ -97,6 +98,34 @@ class ProcessesMany(Protocol):
 
     def process_many(self, records: Sequence[Any]) -> list[Sample | DataError]:
         """What `check` and `sample` make of each record: its sample, or the error of one that cannot be used."""
+        ...
+
+
+@runtime_checkable
+class TakesForms(Protocol):
+    """A family that makes records of what rows of other forms say (data/forms).
+
+    learns_all_turns: whether all answers of a dialogue are learned, or the last one alone.
+    """
+
+    @property
+    def learns_all_turns(self) -> bool: ...
+
+    def owns(self, row: Mapping[str, Any], *, whole: bool) -> bool:
+        """Whether a row is a record of the family's own, by its keys; whole: with what is learned, else as a
+        question.
+        """
+        ...
+
+    def record_of(self, content: Content) -> Any:
+        """The record that says the same; a dialogue or a text that waits for an answer becomes such a record.
+
+        Raises: DataError for what the family has no place for.
+        """
+        ...
+
+    def answer_of(self, record: Any) -> str:
+        """The answer in a record of `record_of`, as it is read by people."""
         ...
 
 

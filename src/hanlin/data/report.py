@@ -30,7 +30,8 @@ class Counts:
     in_files: rows of all files; rows: those of them that were read; read: the records that they hold, and the rows that
     hold none; dropped: records and rows left out by reason; examples: (where, reason) of the first of them; truncated,
     split: long rows that were shortened or became several; parts: samples that these became; cut_tokens: tokens
-    that truncation took away; notes: what may be wrong with rows that are used, and how many rows.
+    that truncation took away; notes: what may be wrong with rows that are used, and how many rows; read_as: the forms
+    of the files, and how many rows have each.
     """
 
     in_files: int = 0
@@ -43,6 +44,7 @@ class Counts:
     split: int = 0
     parts: int = 0
     notes: dict[str, int] = field(default_factory=dict)
+    read_as: dict[str, int] = field(default_factory=dict)
 
     def note(self, text: str) -> None:
         """Note what may be wrong with a record that is used."""
@@ -149,7 +151,8 @@ def _facts(report: DataReport) -> RenderableType:
 
 def _fact_rows(report: DataReport) -> list[tuple[str, str]]:
     counts, at = report.counts, report.lengths
-    rows = [("rows read", _rows_read(counts)), ("samples used", f"{report.samples:,}")]
+    rows = [("rows read", _rows_read(counts)), *(("read as", text) for text in _forms(counts))]
+    rows += [("samples used", f"{report.samples:,}")]
     rows += [
         ("rows dropped", f"{number:,} ({number / counts.read:.1%}): {why}") for why, number in counts.dropped.items()
     ]
@@ -169,6 +172,12 @@ def _fact_rows(report: DataReport) -> list[tuple[str, str]]:
         ("rows of the model", f"{report.max_length:,} tokens, {report.padding:.1%} of them padding"),
         *((one.name, f"{one.share:.1%} of what is drawn, {one.passes:,.3g} passes an epoch") for one in report.sets),
     ]
+
+
+def _forms(counts: Counts) -> list[str]:
+    """The forms of the files, with their rows where there are several."""
+    named = {form: number for form, number in counts.read_as.items() if form}
+    return list(named) if len(named) == 1 else [f"{form}: {number:,} rows" for form, number in named.items()]
 
 
 def _rows_read(counts: Counts) -> str:

@@ -57,6 +57,10 @@ class DataSettings(Settings):
     # Keys of a record from those of a raw row: {"<ans>": "$text", "task": "..."}, or a Python file whose function
     # transform(data, num_sample, r) returns the record (see data/transform.py). Empty: the rows are records.
     transform: dict[str, Any] | Path = Field(default_factory=dict)
+    # Form of the rows: auto: told from their keys; records: the family's own; or one of data/forms, whatever the keys.
+    format: Literal["auto", "records", "alpaca", "sharegpt", "messages", "prompt_completion", "text", "preference"] = (
+        "auto"
+    )
     # How the family reads records: column names, chat template, ... (its options: record.py or processor.py beside it).
     options: dict[str, Any] = Field(default_factory=dict)
     # Tokens per row that the model sees at once.

@@ -87,7 +87,7 @@ def _rules(recipe: Recipe) -> list[tuple[str, Unused, bool]]:
             not recipe.data.eval and recipe.data.split is None,
         ),
         (
-            "data.transform data.overlong data.bad_rows data.pack data.shuffle data.in_context "
+            "data.transform data.format data.overlong data.bad_rows data.pack data.shuffle data.in_context "
             "data.train_share data.eval_share data.train_limit data.mixture",
             Unused("data.split", "with data.split, which reads windows of token corpora; remove one of them"),
             recipe.data.split is not None,

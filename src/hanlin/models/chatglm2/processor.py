@@ -7,24 +7,38 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from itertools import pairwise
+from itertools import groupby, islice
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 
 from hanlin.core.batch import IGNORED, Batch, Prompt, PromptBatch, Sample
 from hanlin.core.errors import ConfigError, DataError
+from hanlin.data.forms.content import Content, Conversation
 from hanlin.data.processor import tried
 from hanlin.models.common import decoder_batch
 from hanlin.models.common.answers import check_answer
 from hanlin.models.common.decoder_batch import TextCursor
 from hanlin.models.common.label_processor import LabelKeys, LabelProcessor
 from hanlin.models.common.text_record import unread_columns
+from hanlin.models.common.turns import LearnedTurn, sample_of_turns, shown_ids
 
 from .config import ChatGlm2Config
+from .dialogue import (
+    Turn,
+    answered,
+    dialogue_record,
+    is_dialogue,
+    last_answer,
+    question_of,
+    turns_in,
+    turns_of,
+    without_oldest_round,
+)
 from .original import INPUT_IDS, LABELS, is_row, make_sample, read_row, reference_ids, train_row
 from .record import TOOLS, ChatGlm2Options, read_dialogue, read_text, with_system
-from .templates import SYSTEM, RoleTemplate, TextTemplate, drop_oldest, make_template
+from .templates import ASSISTANT, SYSTEM, Dialogue, Message, RoleTemplate, TextTemplate, drop_oldest, make_template
 from .tokenizer import ChatGlm2Tokenizer, TextOrId
 
 # What ChatGLM2 was trained to say in place of its date, and what the original's chat makes of it.
@@ -73,40 +87,76 @@ class ChatGlm2Processor:
         """
         if is_row(record):
             return make_sample(read_row(record, self.config.vocab_size))
-        return self._sample_of(record, *self.tokenizer.encode_parts(self._parts(record)))
+        turns = self._turns(record)
+        return self._sample_of(record, turns, self.tokenizer.encode_parts(self._parts_of(turns)))
 
     def process_many(self, records: Sequence[Any]) -> list[Sample | DataError]:
         """`sample` of many records, their texts encoded at once by all cores; of one that cannot be used, its error."""
         drafts = [tried(self._draft, record) for record in records]
-        texts = [parts for draft in drafts if isinstance(draft, tuple) for parts in draft]
+        texts = [parts for _, all_parts in (one for one in drafts if isinstance(one, tuple)) for parts in all_parts]
         ids = iter(self.tokenizer.encode_parts(texts, threads=-1))
         return [
-            tried(self._sample_of, record, next(ids), next(ids)) if isinstance(draft, tuple) else draft
+            tried(self._sample_of, record, draft[0], list(islice(ids, len(draft[1]))))
+            if isinstance(draft, tuple)
+            else draft
             for record, draft in zip(records, drafts, strict=True)
         ]
 
-    def _draft(self, record: Any) -> Sample | tuple[list[TextOrId], list[TextOrId]]:
-        return self.sample(record) if is_row(record) else self._parts(record)
+    def _draft(self, record: Any) -> Sample | tuple[list[Turn], list[list[TextOrId]]]:
+        if is_row(record):
+            return self.sample(record)
+        turns = self._turns(record)
+        return turns, self._parts_of(turns)
 
-    def _parts(self, record: Any) -> tuple[list[TextOrId], list[TextOrId]]:
-        """Prompt and answer before they are encoded."""
-        answer = read_text(record, self.options.response_column)
-        check_answer(answer, self.options.response_column)
-        return self._prompt_parts(record), self.template.answer(self.tokenizer, answer)
+    def _parts_of(self, turns: Sequence[Turn]) -> list[list[TextOrId]]:
+        """Prompt and answer of each turn before they are encoded."""
+        tokenizer, template = self.tokenizer, self.template
+        return [
+            parts
+            for turn in turns
+            for parts in (template.prompt(tokenizer, turn.question), template.answer(tokenizer, turn.answer))
+        ]
 
-    def _sample_of(self, record: Any, prompt: list[int], answer: list[int]) -> Sample:
-        """The sample of a record whose texts have these ids."""
+    def _turns(self, record: Any) -> list[Turn]:
+        """The turns that are learned, the last one with all that stands before them.
+
+        Raises: DataError.
+        """
+        if not self._holds_dialogue(record):
+            answer = read_text(record, self.options.response_column)
+            check_answer(answer, self.options.response_column)
+            dialogue = self._dialogue(record)
+            newest = Turn(dialogue, (Message(ASSISTANT, answer),))
+            return [*turns_in(dialogue), newest] if self.options.loss_turns == "all" else [newest]
+        turns = turns_of(record)
+        if self.options.loss_turns == "last":
+            turns = turns[-1:]
+        learned = [turn for turn in turns if turn.is_learned]
+        if not learned:
+            raise DataError("no answer of the dialogue is learned: there is none, or all have the weight 0")
+        return learned
+
+    def _sample_of(self, record: Any, turns: Sequence[Turn], ids: Sequence[list[int]]) -> Sample:
+        """The sample of a record; ids: prompt and answer of each turn in turn."""
         if self.options.compatible:
+            [prompt, answer] = ids
             return make_sample(self._original_row(prompt, answer))
-        prompt = self._shortened(record, prompt, self.options.prompt_length)
+        shorter, _ = self._shortened(record, ids[-2], self.options.prompt_length)
+        if shorter is not record:
+            return self.sample(shorter)
+        return sample_of_turns(
+            [
+                self._learned(turn, prompt, answer)
+                for turn, prompt, answer in zip(turns, ids[::2], ids[1::2], strict=True)
+            ]
+        )
+
+    def _learned(self, turn: Turn, prompt: list[int], answer: list[int]) -> LearnedTurn:
         # differs: an answer that is cut does not teach to stop there.
         limit = self.options.answer_length
-        answer = [*answer, self.tokenizer.end] if limit is None or len(answer) <= limit else answer[:limit]
-        tokens = np.array(prompt + answer, dtype=np.int32)
-        labels, weights = np.full(tokens.size, IGNORED, dtype=np.int32), np.zeros(tokens.size, dtype=np.float32)
-        learnt = slice(len(prompt) - 1, tokens.size - 1)
-        labels[learnt], weights[learnt] = tokens[len(prompt) :], 1
-        return Sample({"tokens": tokens}, labels, weights)
+        is_whole = limit is None or len(answer) <= limit
+        end = self.template.end(self.tokenizer, turn.answer) if is_whole else None
+        return LearnedTurn(prompt, answer if is_whole else answer[:limit], end)
 
     def original_row(self, record: Any, row_length: int | None = None) -> tuple[list[int], list[int]]:
         """The `input_ids` and `labels` that the original's training script makes of a record.
@@ -114,7 +164,9 @@ class ChatGlm2Processor:
         row_length: see `original.train_row`.
         Raises: DataError.
         """
-        return self._original_row(*self.tokenizer.encode_parts(self._parts(record)), row_length=row_length)
+        parts = self._parts_of(self._turns(record))
+        prompt, answer = self.tokenizer.encode_parts(parts)
+        return self._original_row(prompt, answer, row_length=row_length)
 
     def stored_row(self, record: Any) -> dict[str, list[int]]:
         """A record as a row of the Ascend version's preprocessed data sets: padded in compatible mode alone.
@@ -127,6 +179,8 @@ class ChatGlm2Processor:
             tokens, labels = self.original_row(record, length)
         else:
             sample = self.sample(record)
+            if "branches" in sample.inputs:
+                raise DataError("a row of ids has no place for several answers; set data.options.loss_turns to last")
             tokens, labels = sample.inputs["tokens"].tolist(), [IGNORED, *sample.labels[:-1].tolist()]
         return {INPUT_IDS: tokens, LABELS: labels}
 
@@ -151,7 +205,7 @@ class ChatGlm2Processor:
 
     def notes(self, record: Any) -> list[str]:
         """The columns of a record that nothing reads."""
-        if is_row(record):
+        if is_row(record) or self._holds_dialogue(record):
             return []
         known = self._columns | (set() if self.options.compatible else {SYSTEM, TOOLS})
         return unread_columns(record, known)
@@ -191,14 +245,13 @@ class ChatGlm2Processor:
         """All samples leave each other's loss alone."""
 
     def show(self, sample: Sample) -> list[tuple[str, bool]]:
-        tokens = sample.inputs["tokens"]
-        is_learnt = np.concatenate([[False], sample.labels[:-1] != IGNORED])
-        bounds = [0, *(np.flatnonzero(is_learnt[1:] != is_learnt[:-1]) + 1).tolist(), len(tokens)]
+        ids = shown_ids(sample, {self.tokenizer.end, *self.template.ends(self.tokenizer)})
         pieces = []
-        for start, end in pairwise(bounds):
-            text = self.tokenizer.decode(tokens[start:end].tolist(), show_specials=True)
-            is_end = tokens[end - 1] == self.tokenizer.end and not self.tokenizer.is_glm4  # which shows its own
-            pieces.append((text + ("</s>" if is_end else ""), bool(is_learnt[start])))
+        for is_learnt, group in groupby(ids, key=itemgetter(1)):
+            tokens = [id for id, _ in group]
+            text = self.tokenizer.decode(tokens, show_specials=True)
+            is_end = tokens[-1] == self.tokenizer.end and not self.tokenizer.is_glm4  # which shows its own
+            pieces.append((text + ("</s>" if is_end else ""), is_learnt))
         return pieces
 
     def prompt(self, record: Any) -> Prompt:
@@ -211,7 +264,7 @@ class ChatGlm2Processor:
         if self.options.compatible:
             ids = ids[: self.options.asked_length or self.options.source_length]
         else:
-            ids = self._shortened(record, ids, self.options.asked_length or self.config.max_length - 1)
+            _, ids = self._shortened(record, ids, self.options.asked_length or self.config.max_length - 1)
         ends = frozenset((*self.config.end_ids, *self.template.ends(self.tokenizer)))
         cursor = TextCursor(ids[-1], len(ids) - 1, ends)
         return Prompt(record, {"tokens": np.array(ids[:-1], dtype=np.int32)}, cursor)
@@ -226,6 +279,8 @@ class ChatGlm2Processor:
         text = self.answer_texts(prompt, tokens)[0]
         if not self.options.compatible:
             text = text.replace(_DATE, _DATE_TEXT)
+        if self._holds_dialogue(prompt.record):
+            return answered(prompt.record, text)
         return {**prompt.record, self.options.response_column: text}
 
     def answer_texts(self, prompt: Prompt, tokens: Sequence[int]) -> list[str]:
@@ -234,10 +289,12 @@ class ChatGlm2Processor:
 
     def gold(self, record: Any) -> list[str | None]:
         """The record's answer; in compatible mode as the original compares it, cut to reference_length."""
+        if self._holds_dialogue(record):
+            return [last_answer(record)]
         text = record.get(self.options.response_column)
         if text is None or not self.options.compatible:
             return [text]
-        [answer] = self.tokenizer.encode_parts([self.template.answer(self.tokenizer, text)])
+        [answer] = self.tokenizer.encode_parts([self.template.answer(self.tokenizer, [Message(ASSISTANT, text)])])
         ids = reference_ids(self.tokenizer.prefix, answer, self.options.reference_length)
         return [self.tokenizer.decode(ids)]
 
@@ -249,23 +306,56 @@ class ChatGlm2Processor:
         earlier = [list(round_) for round_ in history]
         return {self.options.prompt_column: question, self.options.history_column: earlier}
 
-    def _prompt_parts(self, record: Any) -> list[TextOrId]:
+    learns_all_turns = True
+
+    def owns(self, row: Mapping[str, Any], *, whole: bool) -> bool:
+        """Whether a row is a prompt (whole: with its response), or ids; for the original's scripts every row is."""
+        options = self.options
+        if options.compatible or is_row(row):
+            return True
+        return options.prompt_column in row and (not whole or options.response_column in row)
+
+    def record_of(self, content: Content) -> dict[str, Any]:
+        """A dialogue, whole.
+
+        Raises: DataError.
+        """
+        if self.options.compatible:
+            raise DataError("compatible: the original reads its own columns alone; remove data.format or compatible")
+        if not isinstance(content, Conversation):
+            raise DataError("a text or a preference is no dialogue; this family answers questions")
+        return dialogue_record(content, is_glm4=self.tokenizer.is_glm4)
+
+    def answer_of(self, record: Any) -> str:
+        """The answer in a record."""
+        return self.gold(record)[0] or ""
+
+    def _holds_dialogue(self, record: Any) -> bool:
+        return is_dialogue(record) and self.options.prompt_column not in record
+
+    def _dialogue(self, record: Any) -> Dialogue:
+        """What stands before a record's answer.
+
+        Raises: DataError.
+        """
+        if self._holds_dialogue(record):
+            return question_of(record)
         dialogue = read_dialogue(record, self.options)
         # kept (chatglm2_preprocess): the original's scripts look at their three columns alone.
         if not self.options.compatible and not {SYSTEM, TOOLS} & self._columns:
             dialogue = with_system(dialogue)
-        return self.template.prompt(self.tokenizer, dialogue)
+        return dialogue
 
     def encode_prompt(self, record: Any) -> list[int]:
         """The tokens of a record without its answer, however many they are.
 
         Raises: DataError.
         """
-        [ids] = self.tokenizer.encode_parts([self._prompt_parts(record)])
+        [ids] = self.tokenizer.encode_parts([self.template.prompt(self.tokenizer, self._dialogue(record))])
         return ids
 
-    def _shortened(self, record: Any, ids: list[int], limit: int | None) -> list[int]:
-        """A record's prompt without the oldest rounds that exceed the limit; ids: the whole prompt.
+    def _shortened(self, record: Any, ids: list[int], limit: int | None) -> tuple[Any, list[int]]:
+        """A record without the oldest rounds that exceed the limit, and its prompt; ids: the whole prompt.
 
         Raises: DataError.
         """
@@ -277,9 +367,11 @@ class ChatGlm2Processor:
                     f"the newest question alone makes {len(ids)} tokens, {where} allows {limit}; shorten it"
                 )
             record, ids = shorter, self.encode_prompt(shorter)
-        return ids
+        return record, ids
 
     def _without_oldest(self, record: Mapping[str, Any]) -> dict[str, Any] | None:
+        if self._holds_dialogue(record):
+            return without_oldest_round(record)
         column = self.options.history_column
         history = drop_oldest(record.get(column) or [])
         return None if history is None else {**record, column: history}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from hanlin.core.errors import ConfigError, DataError
 from hanlin.models.common.text_record import check_column_names
@@ -38,6 +38,9 @@ class ChatGlm2Options:
     # (--max_source_length of evaluate.sh, --val_max_target_length). None: prompt_length, answer_length.
     eval_prompt_length: int | None = None
     eval_answer_length: int | None = None
+    # Of a dialogue the answers that are learned. None: all of a row that is a dialogue (ShareGPT, messages, alpaca),
+    # the response alone of our own records (prompt, response, history).
+    loss_turns: Literal["last", "all"] | None = None
     # True: the original's ids and labels, cut where it cuts them (from the right, even the mark before the answer).
     compatible: bool = False
     # Only with compatible: prompt and padding count in the loss, with 0 as their label (ignore_pad_token_for_loss off).
@@ -53,6 +56,8 @@ class ChatGlm2Options:
             raise ConfigError("eval_answer_length cuts references, with compatible: true only; leave it or set that")
         if self.learn_padding and not self.compatible:
             raise ConfigError("learn_padding has an effect only with compatible: true; leave one or set the other")
+        if self.loss_turns == "all" and self.compatible:
+            raise ConfigError("loss_turns all: with compatible the response alone is learned; leave one of them out")
         check_column_names(self, ("prompt_column", "response_column", "history_column", "template"))
 
     @property

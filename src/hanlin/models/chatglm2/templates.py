@@ -24,7 +24,7 @@ from .tokenizer import ROLES, ChatGlm2Tokenizer, TextOrId
 ROUNDS = "[Round {round}]\n\n问：{question}\n\n答："
 PLAIN = "{question}"
 NAMED = ("rounds", "roles", "plain")
-USER, ASSISTANT, SYSTEM = "user", "assistant", "system"
+USER, ASSISTANT, SYSTEM, OBSERVATION = "user", "assistant", "system", "observation"
 _MESSAGE_KEYS = ("role", "content", "metadata", "tools")
 # GLM-4's own words for its tools.
 GLM4_SYSTEM = (
@@ -62,8 +62,15 @@ class Template(Protocol):
         """
         ...
 
-    def answer(self, tokenizer: ChatGlm2Tokenizer, text: str) -> list[TextOrId]:
-        """An answer without its end."""
+    def answer(self, tokenizer: ChatGlm2Tokenizer, turn: Sequence[Message]) -> list[TextOrId]:
+        """An answer without its end; turn: all that the assistant says before somebody else does.
+
+        Raises: DataError.
+        """
+        ...
+
+    def end(self, tokenizer: ChatGlm2Tokenizer, turn: Sequence[Message]) -> int:
+        """The id that is learned behind an answer."""
         ...
 
     def read_answer(self, text: str) -> str:
@@ -133,8 +140,13 @@ class TextTemplate:
         """The columns that it names."""
         return frozenset(column for _, column in _cut(self.form) if column is not None)
 
-    def answer(self, tokenizer: ChatGlm2Tokenizer, text: str) -> list[TextOrId]:
-        return [text]
+    def answer(self, tokenizer: ChatGlm2Tokenizer, turn: Sequence[Message]) -> list[TextOrId]:
+        [message] = turn
+        _refuse_roles(message)
+        return [message.content]
+
+    def end(self, tokenizer: ChatGlm2Tokenizer, turn: Sequence[Message]) -> int:
+        return tokenizer.end
 
     def read_answer(self, text: str) -> str:
         return text.strip()
@@ -171,15 +183,22 @@ class RoleTemplate:
                 parts += [tokenizer.role(role), f"{metadata}\n", content]
         return [*parts, tokenizer.role(ASSISTANT)]
 
-    def answer(self, tokenizer: ChatGlm2Tokenizer, text: str) -> list[TextOrId]:
-        return ["\n", text]
+    def answer(self, tokenizer: ChatGlm2Tokenizer, turn: Sequence[Message]) -> list[TextOrId]:
+        parts: list[TextOrId] = []
+        for message in turn:
+            parts += [tokenizer.role(ASSISTANT), f"{message.metadata}\n", message.content]
+        return parts[1:]  # the role stands at the end of the prompt
+
+    def end(self, tokenizer: ChatGlm2Tokenizer, turn: Sequence[Message]) -> int:
+        """Behind the call of a tool the model waits for what the tool says."""
+        return tokenizer.role(OBSERVATION) if turn[-1].metadata else tokenizer.end
 
     def read_answer(self, text: str) -> str:
         metadata, content = split_metadata(text)
         return text.strip() if metadata else content
 
     def ends(self, tokenizer: ChatGlm2Tokenizer) -> tuple[int, ...]:
-        return tokenizer.role(USER), tokenizer.role("observation")
+        return tokenizer.role(USER), tokenizer.role(OBSERVATION)
 
     def _spoken(self, message: Message) -> list[tuple[str, str, str]]:
         """A message as role, metadata and content; with tools it may be two."""

@@ -111,14 +111,15 @@ class ChatGlm2Tokenizer:
         return self.pieces.encode_many(texts, threads)
 
     def encode_parts(self, many: Iterable[Sequence[TextOrId]], threads: int = 1) -> list[list[int]]:
-        """The ids of each sequence of parts, the texts of all of them encoded at once."""
+        """The ids of each sequence of parts, the texts of all of them encoded at once, and each of them once."""
         many = list(many)
-        encoded = iter(self.encode_many([part for parts in many for part in parts if isinstance(part, str)], threads))
+        texts = list(dict.fromkeys(part for parts in many for part in parts if isinstance(part, str)))
+        encoded = dict(zip(texts, self.encode_many(texts, threads), strict=True))
         result = []
         for parts in many:
             ids: list[int] = []
             for part in parts:
-                ids += next(encoded) if isinstance(part, str) else (part,)
+                ids += encoded[part] if isinstance(part, str) else (part,)
             result.append(ids)
         return result
 

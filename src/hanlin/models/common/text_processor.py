@@ -16,10 +16,12 @@ import numpy as np
 
 from hanlin.core.batch import IGNORED, Batch, Prompt, PromptBatch, Sample
 from hanlin.core.errors import ConfigError, DataError
+from hanlin.data.forms.content import Content, PlainText
 from hanlin.data.processor import SoftPrompts
 from hanlin.models.common import decoder_batch
 from hanlin.models.common.decoder_batch import TextCursor
 from hanlin.models.common.documents import count_positions, number_documents
+from hanlin.models.common.spoken import question_record, refuse_preference
 from hanlin.models.common.text_record import (
     ENDS,
     LABEL,
@@ -125,6 +127,29 @@ class TextProcessor:
     def fingerprint(self) -> str:
         """What, besides the data, decides the arrays."""
         return f"{self.tokenizer.fingerprint} {sorted(asdict(self.options).items())} {len(self.prompts)}"
+
+    learns_all_turns = False
+
+    def owns(self, row: Mapping[str, Any], *, whole: bool) -> bool:
+        """Whether a row is a text, options, or a prompt (whole: with its answer)."""
+        options = self.options
+        if options.text_column in row or OPTIONS in row:
+            return True
+        return options.prompt_column in row and (not whole or options.answer_column in row)
+
+    def record_of(self, content: Content) -> dict[str, Any]:
+        """A text, or a prompt with its answer; what the system says stands before the question.
+
+        Raises: DataError.
+        """
+        content, options = refuse_preference(content), self.options
+        if isinstance(content, PlainText):
+            return {options.text_column: content.text}
+        return question_record(content, options.prompt_column, options.answer_column)
+
+    def answer_of(self, record: Any) -> str:
+        """The answer in a record."""
+        return str(self.gold(record)[0] or "")
 
     def check(self, record: Any) -> None:
         """Whether a record can be trained on or scored.

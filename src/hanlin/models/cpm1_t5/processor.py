@@ -14,11 +14,13 @@ import numpy as np
 
 from hanlin.core.batch import IGNORED, Batch, Prompt, PromptBatch, Sample
 from hanlin.core.errors import ConfigError, DataError
+from hanlin.data.forms.content import Content, PlainText
 from hanlin.data.pretraining.span_corruption import MIN_TOKENS, Marks, span_sample
 from hanlin.models.common import encoder_decoder_batch
 from hanlin.models.common.decoder_batch import NO_SPAN, TextCursor
 from hanlin.models.common.documents import count_positions, number_documents
 from hanlin.models.common.span_corruption import Corruption, check_spans, span_tokens
+from hanlin.models.common.spoken import question_record, refuse_preference
 from hanlin.models.common.text_record import (
     ENDS,
     LABEL,
@@ -90,6 +92,29 @@ class Cpm1T5Processor:
     def fingerprint(self) -> str:
         """What, besides the data, decides the arrays."""
         return f"{self.tokenizer.fingerprint} {self.config.max_length} {sorted(asdict(self.options).items())}"
+
+    learns_all_turns = False
+
+    def owns(self, row: Mapping[str, Any], *, whole: bool) -> bool:
+        """Whether a row is a text, or a source (whole: with its target)."""
+        options = self.options
+        if options.text_column in row:
+            return True
+        return options.source_column in row and (not whole or options.target_column in row or OPTIONS in row)
+
+    def record_of(self, content: Content) -> dict[str, Any]:
+        """A text, or a source with its target; what the system says stands before the question.
+
+        Raises: DataError.
+        """
+        content, options = refuse_preference(content), self.options
+        if isinstance(content, PlainText):
+            return {options.text_column: content.text}
+        return question_record(content, options.source_column, options.target_column)
+
+    def answer_of(self, record: Any) -> str:
+        """The answer in a record."""
+        return str(self.gold(record)[0] or "")
 
     def check(self, record: Any) -> None:
         """Whether a record can be trained on or scored.

@@ -7,7 +7,7 @@ The encoder reads what the data set's template makes of a record, the decoder sa
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain, pairwise
 from typing import Any
@@ -16,6 +16,7 @@ import numpy as np
 
 from hanlin.core.batch import IGNORED, Batch, Prompt, PromptBatch, Sample
 from hanlin.core.errors import ConfigError, DataError
+from hanlin.data.forms.content import Content, PlainText
 from hanlin.data.pretraining.span_corruption import Marks
 from hanlin.data.processor import SoftPrompts, tried
 from hanlin.data.sources.records import LeftOutError
@@ -23,6 +24,7 @@ from hanlin.models.common.answers import check_answer
 from hanlin.models.common.decoder_batch import NO_SPAN
 from hanlin.models.common.encoder_decoder_batch import make_sample
 from hanlin.models.common.span_corruption import Corruption, span_tokens
+from hanlin.models.common.spoken import question_record, refuse_preference
 from hanlin.models.family import RankedExample
 
 from . import batch
@@ -87,6 +89,31 @@ class Cpm2Processor:
     def records(self) -> Callable[[Any], Sequence[Any]] | None:
         """What finds the records in a row of the files; None where each row is one."""
         return None if self.data_set.records is one_record else self._records
+
+    learns_all_turns = False
+
+    def owns(self, row: Mapping[str, Any], *, whole: bool) -> bool:
+        """Whether a row is a source (whole: with its target); of a data set of the original every row is one of it."""
+        options = self.options
+        if options.dataset != "text":
+            return True
+        return options.source_column in row and (not whole or options.target_column in row)
+
+    def record_of(self, content: Content) -> dict[str, Any]:
+        """A source with its target; what the system says stands before the question.
+
+        Raises: DataError.
+        """
+        options, content = self.options, refuse_preference(content)
+        if options.dataset != "text":
+            raise DataError(f"data.options.dataset {options.dataset} has rows of its own; set it to text for others")
+        if isinstance(content, PlainText):
+            raise DataError("a text alone is learned in pretraining, from token corpora (data.split); nothing is asked")
+        return question_record(content, options.source_column, options.target_column)
+
+    def answer_of(self, record: Any) -> str:
+        """The answer in a record."""
+        return str(self.gold(record)[0] or "")
 
     def check(self, record: Any) -> None:
         """Whether a record, or all of a row, can be trained on or ranked.

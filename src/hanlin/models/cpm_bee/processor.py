@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +17,10 @@ import numpy as np
 
 from hanlin.core.batch import IGNORED, Batch, Prompt, PromptBatch, Sample
 from hanlin.core.errors import ConfigError, DataError
+from hanlin.data.forms.content import Content, PlainText
 from hanlin.data.processor import tried
 from hanlin.models.common.answers import check_answer
+from hanlin.models.common.spoken import answer_text, map_texts, question_text, refuse_preference, system_text
 
 from . import answers
 from .answers import ANSWER
@@ -27,7 +29,7 @@ from .marks import check_answers, check_blanks, check_control_marks, misspelt_ma
 from .packing import PackedRow, join_samples, make_batch, tensors
 from .prompts import Entry, PromptState, Slots, first_cursor, split_answers, strings_by_id
 from .record import Path, Segment, Shuffler, answer_paths, relation_table, segments, with_value
-from .tokenizer import CpmBeeTokenizer, unescape
+from .tokenizer import CpmBeeTokenizer, escape, unescape
 
 _PER_TOKEN = ("tokens", "subs", "positions", "is_context", "segments", "num_segments", "sample_ids", "relation_offsets")
 
@@ -102,6 +104,32 @@ class CpmBeeProcessor:
     def fingerprint(self) -> str:
         """What, besides the data and the vocabulary, decides the arrays."""
         return str(self.options)
+
+    learns_all_turns = False
+
+    def owns(self, row: Mapping[str, Any], *, whole: bool) -> bool:
+        """Whether a row has a place for an answer."""
+        return ANSWER in row
+
+    def record_of(self, content: Content) -> dict[str, Any]:
+        """A question as "input", what the system says as "prompt", a text as an answer to nothing.
+
+        Texts of other forms have no marks: each "<" of them is escaped.
+        Raises: DataError.
+        """
+        content = refuse_preference(content)
+        if isinstance(content, PlainText):
+            return {ANSWER: escape(content.text)}
+        escaped = map_texts(content, escape)
+        said = {"input": question_text(escaped, between="\n<sep>")}
+        if before := system_text(escaped):
+            said["prompt"] = before
+        return {**said, ANSWER: answer_text(escaped) or ""}
+
+    def answer_of(self, record: Any) -> str:
+        """The answer in a record, without its escapes."""
+        text = str(record[ANSWER] or "")
+        return text if self.options.unescape_answers else unescape(text)
 
     def check(self, record: Any) -> None:
         """Whether a record can be trained on. An empty text in a dict of answers is one (nothing was found).

@@ -1,0 +1,229 @@
+"""Which form the rows of a file have, and the rows as records of a family.
+
+A row that is a record of the family's own is never anything else. All rows of a file have one form, told from its
+first row of a form that is known; a row of another one is a bad row. `data.format` overrules what the keys tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from hanlin.core.errors import DataError
+from hanlin.data.forms import alpaca, messages, preference, prompt_completion, sharegpt, text
+from hanlin.data.forms.content import Content, Conversation
+from hanlin.data.forms.form import Form, RawRow, kind_of
+from hanlin.data.processor import SampleProcessor, TakesForms, tried
+from hanlin.data.sources import Records
+
+__all__ = ["FORMS", "InForm", "Reading", "tell_form", "tell_row"]
+
+FORMS: Mapping[str, Form] = {
+    module.FORM.name: module.FORM for module in (preference, sharegpt, messages, alpaca, prompt_completion, text)
+}
+"""By their names in `data.format`."""
+AUTO, OWN = "auto", "records"
+ONE_LEARNED = "a dialogue of several answers; the last one is learned, the others are read"
+_LOOKED_AT = 100
+"""Rows of a file from which its form is told."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the rows of a file are read. form: None for a family's own records; reason: how that is known; is_asked: the
+    rows wait for answers.
+    """
+
+    form: Form | None
+    reason: str
+    processor: SampleProcessor
+    is_asked: bool = False
+    is_told: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.title} ({self.reason})" if self.reason else self.title
+
+    @property
+    def title(self) -> str:
+        return "the model's own records" if self.form is None else self.form.title
+
+    def record(self, row: Any) -> Any:
+        """The family's record of a row.
+
+        Raises: DataError.
+        """
+        if self.is_told and isinstance(self.processor, TakesForms):
+            self._refuse_others(row)
+        if self.form is None:
+            return row
+        assert isinstance(self.processor, TakesForms), self.processor
+        return self.processor.record_of(self.content(row))
+
+    def content(self, row: Any) -> Content:
+        """What a row of a form says.
+
+        Raises: DataError.
+        """
+        assert self.form is not None, self
+        content = self.form.read(_given(row))
+        if isinstance(content, Conversation) and not self.is_asked and not content.is_answered:
+            raise DataError("the last turn is not the assistant's, so there is no answer to learn or to compare")
+        return content
+
+    def notes(self, row: Any) -> Sequence[str]:
+        """What is to be said of a row that can be used: keys that nothing reads, answers that are not learned."""
+        if self.form is None:
+            return []
+        content, given = self.content(row), _given(row)
+        assert isinstance(self.processor, TakesForms), self.processor
+        is_several = isinstance(content, Conversation) and content.num_answers > 1
+        return [
+            *self.form.unread(given),
+            *([ONE_LEARNED] if is_several and not self.processor.learns_all_turns else []),
+        ]
+
+    def answered(self, row: Any, record: Any) -> Any:
+        """A row with the answer that the family's record has by now, in the row's own form."""
+        if self.form is None:
+            return record
+        assert isinstance(self.processor, TakesForms), self.processor
+        return self.form.write(row, self.processor.answer_of(record))
+
+    def refuse_preferences(self, where: str) -> None:
+        """Raises: DataError for rows that nothing learns from yet."""
+        if self.form is FORMS["preference"]:
+            raise DataError(
+                f"{where}: read as {self}: two answers to a question, one of them preferred. No method of tuning here "
+                "learns from that yet; to learn the chosen answers alone, map the keys of your rows: "
+                "data.transform={prompt: $prompt, completion: $chosen}"
+            )
+
+    def _refuse_others(self, row: Any) -> None:
+        """Raises: DataError for a row of another form than the file's first one."""
+        found = _told(row, self.processor, self.is_asked)
+        if found is None or found == (self.form or OWN):
+            return
+        other = "a record of the model's own" if found == OWN else f"{found.title} ({', '.join(found.signs(row))})"
+        raise DataError(
+            f"this row is {other}, but the first rows of its file are {self.title}; put each form into a file of its "
+            "own, or say with data.format how all of them are read"
+        )
+
+
+@dataclass(frozen=True)
+class InForm:
+    """Rows of a form as a family's records."""
+
+    source: Records
+    reading: Reading
+
+    @property
+    def fingerprint(self) -> str:
+        form = self.reading.form
+        return self.source.fingerprint if form is None else f"{self.source.fingerprint} as {form.name}"
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, row: int) -> Any:
+        return self.reading.record(self.source[row])
+
+    def where(self, row: int) -> str:
+        return self.source.where(row)
+
+    def notes(self, row: int) -> Sequence[str]:
+        """See `Reading.notes`."""
+        return () if self.reading.form is None else self.reading.notes(self.source[row])
+
+    def answered(self, row: int, record: Any) -> Any:
+        """See `Reading.answered`."""
+        return record if self.reading.form is None else self.reading.answered(self.source[row], record)
+
+
+def tell_form(rows: Records, processor: SampleProcessor, format: str = AUTO, *, is_asked: bool = False) -> Reading:
+    """How the rows of a file are read; format: as in `data.format`; is_asked: the rows wait for answers.
+
+    Raises: DataError for a format that the family does not take, and for a row that may be of several forms.
+    """
+    if (stated := _stated(processor, format, is_asked)) is not None:
+        return stated
+    for number in range(min(len(rows), _LOOKED_AT)):
+        row = tried(rows.__getitem__, number)
+        if not isinstance(row, Mapping):
+            continue  # a bad row, which is told where it is read
+        form = tried(_told, row, processor, is_asked)
+        if isinstance(form, DataError):
+            raise DataError(f"{rows.where(number)}: {form}")
+        if form is not None:
+            return _reading(form, row, processor, is_asked)
+    return Reading(None, "", processor, is_asked)
+
+
+def tell_row(row: Any, processor: SampleProcessor, format: str = AUTO) -> Reading:
+    """How one row that waits for an answer is read.
+
+    Raises: as `tell_form`.
+    """
+    if (stated := _stated(processor, format, is_asked=True)) is not None:
+        return stated
+    form = _told(row, processor, is_asked=True)
+    return Reading(None, "", processor, is_asked=True) if form is None else _reading(form, row, processor, True)
+
+
+def _reading(form: Form | Literal["records"], row: RawRow, processor: SampleProcessor, is_asked: bool) -> Reading:
+    if form == OWN:
+        return Reading(None, "", processor, is_asked)
+    return Reading(form, f"told from {', '.join(form.signs(_given(row)))}", processor, is_asked)
+
+
+def _stated(processor: SampleProcessor, format: str, is_asked: bool) -> Reading | None:
+    """What `data.format` says; None where the keys of the rows tell.
+
+    Raises: DataError.
+    """
+    if format == OWN or (format == AUTO and not isinstance(processor, TakesForms)):
+        return Reading(None, "", processor, is_asked, is_told=False)
+    if format == AUTO:
+        return None
+    if not isinstance(processor, TakesForms):
+        raise DataError(f"data.format is {format}, but this model reads records of its own alone; remove data.format")
+    return Reading(FORMS[format], "as data.format says", processor, is_asked, is_told=False)
+
+
+def _told(row: Any, processor: SampleProcessor, is_asked: bool) -> Form | Literal["records"] | None:
+    """The form that a row's keys tell, or that it is the family's own; None where they tell nothing.
+
+    is_asked: a row that has no answer counts too, behind what has one.
+    Raises: DataError where several forms fit alike.
+    """
+    assert isinstance(processor, TakesForms), processor
+    if not isinstance(row, Mapping):
+        return None
+    given = _given(row)
+    for fit in ("whole", "question") if is_asked else ("whole",):
+        if processor.owns(given, whole=fit == "whole"):
+            return OWN
+        found = [form for form in FORMS.values() if form.fits(given) == fit]
+        if len(found) > 1 and found[0] is not FORMS["preference"]:
+            raise DataError(_ambiguous(given, *found[:2]))
+        if found:
+            return found[0]
+    return None
+
+
+def _ambiguous(row: RawRow, one: Form, other: Form) -> str:
+    return (
+        f"a row may be {one.title} ({', '.join(one.signs(row))}) or {other.title} ({', '.join(other.signs(row))}); say "
+        f"which with data.format={one.name} or data.format={other.name}"
+    )
+
+
+def _given(row: Any) -> RawRow:
+    """A row without the keys that hold nothing: a table has them in every row.
+
+    Raises: DataError for what is no row.
+    """
+    if not isinstance(row, Mapping):
+        raise DataError(f"expected an object, found {kind_of(row)}")
+    return {key: value for key, value in row.items() if value is not None}
