@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from hanlin.core.errors import ConfigError
 from hanlin.core.files import written_alone
+from hanlin.core.hub import locate, name_of_folder
 
 if TYPE_CHECKING:
     import torch
@@ -68,11 +69,13 @@ def convert(source: Path, target: Path, how: ConvertSettings) -> Written:
     Raises: ConfigError, CheckpointError.
     """
     from hanlin.adapters.opening import OURS, is_adapter
+    from hanlin.api.weights import located
 
     if how.layout and how.to != _PEFT:
         raise ConfigError("--layout: says whose names PEFT's folder has; it goes with --to peft")
-    if not source.exists():
-        raise ConfigError(f"there is no {source}")
+    source = located(source)
+    how = replace(how, **{name: located(path) for name in ("base", "merge") if (path := getattr(how, name))})
+    how = replace(how, vocab=how.vocab and locate(how.vocab, whole=False))
     with written_alone(target):
         if is_adapter(source) or how.to == OURS:
             return _convert_adapter(source, target, how)
@@ -143,7 +146,8 @@ def _convert_adapter(source: Path, target: Path, how: ConvertSettings) -> Writte
     adapter = open_adapter(source, family, read_config(base, family))
     layout = format_to_write(adapter.settings, how.to or OURS)
     if layout.for_base is not None:
-        layout = layout.for_base(ForBase(how.layout, str(base.resolve()), open_source(base, family).format))
+        name = name_of_folder(base) or str(base.resolve())
+        layout = layout.for_base(ForBase(how.layout, name, open_source(base, family).format))
     model = model_of_adapter(adapter, base, family)
     if layout.tensors is not None:
         return _convert(base, target, how, family, layout.tensors(model, family))

@@ -42,10 +42,12 @@ def with_run_weights(source: RecipeSource, overrides: Overrides, weights: str | 
 
 
 def _weights_folder(recipe: Recipe, weights: str | None) -> Path:
+    from hanlin.core.hub import locate
+
     best, last = recipe.run.folder / "best", recipe.run.folder / "last"
     if weights is None:
         return best if best.is_dir() else last
-    return {"best": best, "last": last}.get(weights) or Path(weights)
+    return {"best": best, "last": last}.get(weights) or locate(Path(weights))
 
 
 def _pointing_at(recipe: Recipe, weights: Path) -> Iterator[Change]:
@@ -81,10 +83,12 @@ def recipe_of_base(base: Path, overrides: Overrides = (), *, family: str | None 
 
     Raises: ConfigError, CheckpointError.
     """
-    from hanlin.api.weights import find_family
+    from hanlin.api.weights import find_family, located
     from hanlin.check import check
+    from hanlin.core.hub import locate
     from hanlin.recipe.reading import make_recipe
 
+    base = locate(base) if family else located(base)
     values: dict[str, Any] = {"family": family or find_family(base).name, "base": str(base)}
     values |= {name: str(path) for name, path in model.items() if path is not None}
     recipe = make_recipe({"model": values, "run": {"folder": "."}}, overrides)
@@ -94,10 +98,15 @@ def recipe_of_base(base: Path, overrides: Overrides = (), *, family: str | None 
 
 
 def remark_on_base(recipe: Recipe) -> str:
-    """What was told of a checked recipe's base from clues in its folder; empty: nothing was."""
+    """What was told of a checked recipe's base from clues in its folder, and which folder of a cache a name stands for;
+    empty: nothing was.
+    """
+    from hanlin.core.hub import name_of_folder
     from hanlin.formats.source import open_source
     from hanlin.models.family import load_family
 
-    base = recipe.model.base
+    base, others = recipe.model.base, (recipe.model.adapter, recipe.model.vocab)
     remark = None if base is None else open_source(base, load_family(recipe.model.family)).remark
-    return f"{base}: {remark}" if remark else ""
+    found = [f"{base}: {remark}"] if remark else []
+    named = {path: name_of_folder(path) for path in (base, *others) if path is not None}
+    return "\n".join([*(f"{name}: it lies in {path}" for path, name in named.items() if name), *found])

@@ -12,6 +12,18 @@ if TYPE_CHECKING:
     from hanlin.models.family import Family
 
 
+def located(path: Path) -> Path:
+    """A file or folder of weights, also by the name of a model in a local cache.
+
+    Raises: ConfigError where there is none, or not all of it.
+    """
+    from hanlin.core.hub import hint, locate
+
+    if not (found := locate(path)).exists():
+        raise ConfigError(f"there is no {path}{hint(path)}")
+    return found
+
+
 def find_family(path: Path) -> Family:
     """The family of weights: as our config.json says, else the one that knows most of the tensors' names.
 

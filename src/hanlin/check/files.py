@@ -8,6 +8,7 @@ from typing import Any, Literal
 from hanlin.core.errors import CheckpointError, ConfigError
 from hanlin.core.extensions import why_untrusted
 from hanlin.core.files import missing_link
+from hanlin.core.hub import hint
 from hanlin.core.json_text import parse_json
 from hanlin.core.manifest import check_manifest
 from hanlin.data.mixture_file import is_mixture, read_mixture
@@ -106,7 +107,7 @@ def _missing(path: Path) -> str:
     if link := missing_link(path):
         return f"there is no {path}{link}; mend the link, or name the file itself"
     close = nearest(name, beside) if beside else ""
-    return f"there is no {path}{where}" + (close if "did you mean" in close else "; check the path")
+    return f"there is no {path}{where}" + (close if "did you mean" in close else hint(path) or "; check the path")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from hanlin.cli._numbers import MAX_PROCESSES, real, whole
 from hanlin.core.errors import ConfigError, DataError
 from hanlin.core.files import check_regular, private_folder, written_alone
+from hanlin.core.hub import locate
 
 if TYPE_CHECKING:
     from hanlin.data.pretraining.indexed_data import IndexForm
@@ -159,8 +160,9 @@ def _tokenizer(args: argparse.Namespace) -> LoadTokenizer:
 
     if args.vocab is None:
         raise ConfigError("--vocab: name the vocabulary that goes with the tokens, a file or a folder")
-    check_regular(args.vocab, ConfigError)
-    return LoadTokenizer(args.family, args.vocab)
+    vocab = locate(args.vocab, whole=False)
+    check_regular(vocab, ConfigError)
+    return LoadTokenizer(args.family, vocab)
 
 
 def _refuse_existing(args: argparse.Namespace, target: Path) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from hanlin.cli._recipe import add_tuning, run_tuning_file
 from hanlin.cli._trust import add_trust
 from hanlin.core.errors import DataError
+from hanlin.core.hub import hint, locate
 
 if TYPE_CHECKING:
     from hanlin.adapters.adapter import AdapterFormat
@@ -35,8 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     run_tuning_file(args)
-    for path in args.paths:
-        print(path)
+    for given in args.paths:
+        path = locate(given, whole=False)
+        print(path if path == given else f"{given}: {path}")
         for name, value in _facts(path, args.values, args.family):
             print(f"  {name:<12} {value}")
     return 0
@@ -48,7 +50,7 @@ def _facts(path: Path, reads_values: bool, family: str | None) -> Facts:
     if prefixes := _corpus_prefixes(path):
         return _corpus(prefixes)
     if not is_there(path):
-        raise DataError(f"there is no {path}")
+        raise DataError(f"there is no {path}{hint(path)}")
     if path.is_dir():
         return _folder(path, reads_values, family)
     if _is_bee_file(path):

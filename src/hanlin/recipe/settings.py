@@ -8,8 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
+from hanlin.core.errors import HanlinError
+from hanlin.core.hub import locate
 from hanlin.recipe.section import Settings
 from hanlin.recipe.tuning import TUNING_METHODS, TuningMethod
 from hanlin.recipe.union import OneOf
@@ -21,7 +23,8 @@ NonNegative = Annotated[float, Field(ge=0)]
 class ModelSettings(Settings):
     # Folder name under hanlin.models, or the path of a Python file that defines `family`.
     family: str
-    # Weights to start from: a base folder, an original checkpoint file or folder. None: fresh weights.
+    # Weights to start from: a base folder, an original checkpoint file or folder. None: fresh weights. As adapter and
+    # vocab may, it may be the name of a model (THUDM/chatglm2-6b): its folder in a local cache (core/hub.py).
     base: Path | None = None
     # What a tuning method trained, on top of the base: our adapter folder, PEFT's, or an original's file.
     adapter: Path | None = None
@@ -31,6 +34,14 @@ class ModelSettings(Settings):
     config: dict[str, Any] = Field(default_factory=dict)
     # Vocabulary file or folder of the tokenizer. None: the base folder's own.
     vocab: Path | None = None
+
+    @field_validator("base", "adapter", "vocab", mode="after")
+    @classmethod
+    def _in_a_cache(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        try:
+            return None if value is None else locate(value, whole=info.field_name != "vocab")
+        except HanlinError as error:
+            raise ValueError(str(error)) from None
 
 
 class DataSettings(Settings):
