@@ -109,7 +109,7 @@ def test_cached_search_agrees_with_the_training_forward(engine: Engine, record: 
     if "😀" not in record["input"]:
         logits[:, WORDS.index("<unk>")] = -torch.inf
     # Without marks of its own a training batch has a placeholder among its columns.
-    logits = logits[:, : len(WORDS) + sum(sub > 0 for _, sub in prompt.state.strings)]
+    logits = logits[:, : len(WORDS) + len(prompt.state.slots.entries)]
     found = len(search.best.tokens)
     assert logits.argmax(-1).tolist()[:found] == batch.labels[batch.labels != IGNORED].tolist()[:found]
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bee_tables import shared_entries, shared_ids, strings_of
 from golden_case import Case, Reading, needed
 
 from hanlin.core.batch import Batch, Prompt, Sample
@@ -135,7 +136,7 @@ def _check_table(processor: CpmBeeProcessor, prompt: Prompt, record: Any, expect
             for token, sub in subs.items()
             if kind != "<ans>"
         }
-        assert {tuple(entry): text for entry, text in prompt.state.strings.items()} == theirs
+        assert strings_of(prompt) == theirs
     if "data_after" in expected:
         marked = copy.deepcopy(record)
         for number, path in enumerate(prompt.state.paths, 1):
@@ -154,13 +155,18 @@ def _check_places(prompt: Prompt, expected: dict) -> None:
 def _check_prompt_batch(processor: CpmBeeProcessor, row: dict, records: list[Any]) -> None:
     prompts = [processor.prompt(record) for record in records]
     batch = processor.collate_prompts(prompts)
+    padded = row["result"]["padded"]
     for theirs, ours in PADDED.items():
-        expected = np.array(row["result"]["padded"][theirs])
-        found = batch.inputs[ours].numpy()
-        np.testing.assert_array_equal(found[0] if ours.startswith("ext_") else found, expected, err_msg=ours)
+        if not ours.startswith("ext_"):
+            np.testing.assert_array_equal(batch.inputs[ours].numpy(), np.array(padded[theirs]), err_msg=ours)
+    shared = shared_entries(prompts)
+    for theirs, ours in PADDED.items():
+        if ours.startswith("ext_"):
+            assert [entry[ours == "ext_subs"] for entry in shared] == padded[theirs]
     for prompt, expected in zip(prompts, row["result"]["other_info"], strict=True):
         _check_places(prompt, expected)
-        assert {str(column): text for column, text in prompt.state.by_id.items()} == expected["ext_table"]
+        ids = shared_ids(prompt, shared)
+        assert {str(ids.get(id, id)): text for id, text in prompt.state.by_id.items()} == expected["ext_table"]
 
 
 def _check_pack(case: Case, processor: CpmBeeProcessor, pack: dict, records: list[Any], arrays: Reading) -> None:

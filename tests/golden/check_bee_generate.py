@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from bee_tables import shared_entries, shared_ids
 from golden_case import Case, Reading, close
 
 from hanlin.formats.load import load_into
@@ -66,7 +68,10 @@ def check_search(engine: Engine, given: dict[str, Any], records: list[Any], scor
     if "scores" in expected:
         np.testing.assert_allclose([best.score for best in found], expected["scores"], atol=score_atol, rtol=0)
     if given.get("stable_in_fp64", True):
-        ids = [numbered_ids(best, engine) for best in found]
+        entries = shared_entries(prompts)
+        ids = [
+            numbered_ids(best, engine, shared_ids(prompt, entries)) for best, prompt in zip(found, prompts, strict=True)
+        ]
         assert ids == expected.get("ids", ids), given
         if "result" in expected:
             assert engine.generate(records, options) == expected["result"], given
@@ -87,12 +92,12 @@ def options_of(
     )
 
 
-def numbered_ids(best: Hypothesis, engine: Engine) -> list[list[int]]:
-    """Each token with the number (from 1) of the answer it belongs to."""
+def numbered_ids(best: Hypothesis, engine: Engine, shared: Mapping[int, int]) -> list[list[int]]:
+    """Each token, with its id in the original's shared table, with the number (from 1) of the answer it belongs to."""
     end = engine.processor.tokenizer.marks["</s>"]  # pyright: ignore[reportAttributeAccessIssue]
     number, numbered = 1, []
     for token in best.tokens:
-        numbered.append([token, number])
+        numbered.append([shared.get(token, token), number])
         number += token == end
     return numbered
 

@@ -8,12 +8,12 @@ from typing import Any
 from glm_case import needed_tokenizer
 from golden_case import Case
 
+from hanlin.core.batch import NO_SPAN
 from hanlin.models.chatglm2.config import ChatGlm2Config
 from hanlin.models.chatglm2.processor import ChatGlm2Processor
 from hanlin.models.chatglm2.record import ChatGlm2Options
 from hanlin.models.chatglm2.templates import Dialogue, Message, RoleTemplate, TextTemplate, make_template, read_history
 from hanlin.models.chatglm2.tokenizer import BOS, EOS, PAD, ChatGlm2Tokenizer
-from hanlin.models.common.decoder_batch import NO_SPAN
 
 
 def check(case: Case, vocab: Path) -> None:

@@ -139,16 +139,12 @@ def test_answers_keep_the_escaped_form_unless_told_otherwise(processor: CpmBeePr
     assert bare.answer(prompt, ids("a<<b"))["<ans>"] == "a<b"
 
 
-def test_columns_of_other_records_and_unused_rows_are_banned() -> None:
+def test_a_prompt_has_its_own_table_and_unused_rows_are_banned() -> None:
     wide = CpmBeeProcessor(TOKENIZER, replace(CONFIG, vocab_size=TOKENIZER.vocab_size + 2))
     batch = wide.collate_prompts([wide.prompt(record) for record in (PLAIN, CLOZE, UNKNOWN)])
     known = TOKENIZER.vocab_size
-    assert batch.inputs["ext_tokens"][0].tolist() == [MASK, UNK]
-    assert batch.banned == [
-        [UNK, known, known + 1, known + 2, known + 3],
-        [UNK, known, known + 1, known + 3],
-        [known, known + 1, known + 2],
-    ]
+    assert batch.inputs["ext_tokens"].tolist() == [[0], [MASK], [UNK]]
+    assert batch.banned == [[UNK, known, known + 1], [UNK, known, known + 1], [known, known + 1]]
 
 
 def test_prompts_are_padded_on_the_left(processor: CpmBeeProcessor) -> None:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 IGNORED = -100
 """The label of a position that is not in the loss."""
+NO_SPAN = -1
+"""The span of padding: no sample's, so that nothing looks at it."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,7 @@
-"""Records in, records with their answers out: one cached, batched loop for all methods (methods/).
+"""Records in, records with their answers out, a batch of them after the other, each in a `RunningBatch`.
 
-A batch of prompts (padded on the left) goes through the model once; then every step feeds one position per open beam.
-Finished records leave the batch. An answer depends neither on the batch size nor on the other records (up to
-floating-point rounding): each record draws from its own stream of random numbers. Records are never changed.
+An answer depends neither on the batch size nor on the other records (up to floating-point rounding): each record draws
+from its own stream of random numbers. Records are never changed.
 
 On several ranks all read all records and make the same batches; a data rank computes some of the batches and hears
 the results of the others. So the numbers are those of one process to the last bit.
@@ -12,8 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from itertools import groupby, islice
-from typing import Any, NamedTuple, TypeVar
+from itertools import islice
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,10 +20,9 @@ from rich.console import Console
 from rich.progress import track
 from torch import nn
 
-from hanlin.core.batch import Prompt, PromptBatch
+from hanlin.core.batch import Prompt
 from hanlin.core.errors import DataError, HanlinError
 from hanlin.core.ranks import read_ranks
-from hanlin.layers.kv_cache import KVCache
 from hanlin.layers.linear import store_by_columns
 from hanlin.layers.precision import DTYPES, Precision
 from hanlin.models.family import BeamVariant, Processor
@@ -33,11 +31,11 @@ from hanlin.parallel.mesh import Degrees, Mesh
 from hanlin.recipe.settings import GenerateSettings
 from hanlin.tokens.stream import stream_pieces
 
-from .beam import Beam, BeamRules, Candidate, Search, advance, best_candidates, start_search
-from .dialogue_cache import DialogueCache, positions_of
-from .method import GenerateMethod, find_method
+from .beam import Search
+from .dialogue_cache import DialogueCache
+from .method import find_method
 from .prompts import make_prompt
-from .sampling import ban_ids, penalise_used
+from .running_batch import Question, RunningBatch
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -144,21 +142,21 @@ class Engine:
 
         streams: one per prompt, read by sampling only; memory: of the dialogue of a single prompt.
         """
-        batch, method = self.processor.collate_prompts(prompts), find_method(options)
-        rules = BeamRules(method.num_beams(options), options.max_new_tokens, variant=self.beam_variant)
-        reader = _Reader(self.model, batch, self.device, memory)
-        lengths = [prompt.length + 1 for prompt in prompts]
-        if method.counts_padding(options):
-            lengths = [max(lengths)] * len(lengths)
-        searches = [start_search(cursor, length) for cursor, length in zip(batch.cursors, lengths, strict=True)]
-        while rows := _open_rows(searches):
+        asked = [
+            Question(prompt, options, stream)
+            for prompt, stream in zip(prompts, streams or [None] * len(prompts), strict=True)
+        ]
+        running = self.run_together()
+        with self.inference():
+            searches = running.add(range(len(asked)), asked, memory)
+        while not running.is_empty:
             with self.inference():
-                logits = reader.read(rows)
-                logits = ban_ids(logits, [batch.banned[row.record] for row in rows])
-                candidates = _choose(method, _penalise(logits, rows, options), rows, options, streams)
-            for record, best_first in candidates.items():
-                searches[record] = advance(searches[record], best_first, rules)
-            yield list(searches)
+                searches |= running.step()
+            yield list(searches.values())
+
+    def run_together(self) -> RunningBatch:
+        """An empty batch of questions that may join and leave it after any step; call it within `inference`."""
+        return RunningBatch(self.model, self.processor, self.device, self.beam_variant)
 
     def shared(self, batches: Iterable[Item], compute: Callable[[Item], Result]) -> Iterator[Result]:
         """What is computed of each batch, in their order, on all ranks; the data ranks share the work."""
@@ -207,19 +205,6 @@ def batches_of(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
-def check_numbers(values: torch.Tensor) -> torch.Tensor:
-    """What a model says, if it is numbers.
-
-    Raises: HanlinError for NaN and infinity.
-    """
-    if not bool(values.isfinite().all()):
-        raise HanlinError(
-            "the model's answers are not numbers (NaN or inf): its weights are damaged, or too large for fp16; look at "
-            "them with `hanlin inspect --values`, or choose train.precision bf16 or fp32"
-        )
-    return values
-
-
 def show_progress(items: Iterable[Item], title: str, total: int) -> Iterable[Item]:
     """The items, with a bar on the main rank's terminal that counts them."""
     console = Console(stderr=True, quiet=not read_ranks().is_main)
@@ -238,115 +223,3 @@ def naming(number: int) -> Iterator[None]:
 def record_stream(seed: int, number: int) -> np.random.Generator:
     """The random numbers of one record: the same for any batch size and on any device."""
     return np.random.default_rng([seed, number])
-
-
-class _BeamRow(NamedTuple):
-    """A row of a step's batch: the number of its prompt, and the beam that it feeds."""
-
-    record: int
-    beam: Beam
-
-
-class _Reader:
-    """The model, what it has read so far, and the order of its rows."""
-
-    def __init__(
-        self, model: nn.Module, batch: PromptBatch, device: torch.device, memory: DialogueCache | None
-    ) -> None:
-        assert memory is None or len(batch.cursors) == 1, "a memory is that of one row"
-        self._model = model
-        self._memory = memory
-        self._prompt = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.inputs.items()}
-        self._device = device
-        self._kv_cache: KVCache | None = None
-        self._rows = [_BeamRow(number, Beam.first(cursor)) for number, cursor in enumerate(batch.cursors)]
-        # What belongs to the whole record (a relation table) goes along with every step; the rest is in the KV cache.
-        inputs = batch.cursors[0].inputs()
-        self._constant = {name: tensor for name, tensor in self._prompt.items() if name not in inputs}
-
-    def read(self, rows: list[_BeamRow]) -> torch.Tensor:
-        """Feed the next position of every row; logits `[batch, vocab]`, at least fp32."""
-        if self._kv_cache is None:
-            self._kv_cache = self._read_prompt()
-        self._reorder(rows)
-        inputs = self._inputs_of(rows)
-        logits = self._model(**inputs, **self._constant, kv_cache=self._kv_cache, logits_to_keep=1)[:, -1]
-        if self._memory is not None:
-            self._memory.positions += positions_of(inputs)
-        return logits if logits.dtype == torch.float64 else logits.float()
-
-    def _read_prompt(self) -> KVCache:
-        """Feed the prompt, or what the memory does not know of it."""
-        if self._memory is None:
-            kv_cache = KVCache()
-            self._model(**self._prompt, kv_cache=kv_cache, logits_to_keep=1)
-            return kv_cache
-        wanted = positions_of(self._prompt)
-        known = self._memory.crop_to(wanted)
-        if known < len(wanted):
-            rest = {name: tensor[:, known:] for name, tensor in self._prompt.items()}
-            self._model(**rest, kv_cache=self._memory.kv_cache, logits_to_keep=1)
-            self._memory.positions += wanted[known:]
-        return self._memory.kv_cache
-
-    def _reorder(self, rows: list[_BeamRow]) -> None:
-        """Give each row the KV cache of the row that it goes on from."""
-        assert self._kv_cache is not None
-        first: dict[int, int] = {}
-        for number, row in enumerate(self._rows):
-            first.setdefault(row.record, number)
-        parents = [first[row.record] + row.beam.parent for row in rows]
-        if parents != list(range(len(self._rows))):
-            chosen = torch.tensor(parents, device=self._device)
-            self._kv_cache.reorder(chosen)
-            self._constant = {name: tensor[chosen] for name, tensor in self._constant.items()}
-        self._rows = rows
-
-    def _inputs_of(self, rows: list[_BeamRow]) -> dict[str, torch.Tensor]:
-        inputs = [row.beam.cursor.inputs() for row in rows]
-        return {
-            name: torch.tensor([[one[name]] for one in inputs], dtype=self._dtype(name)).to(self._device)
-            for name in inputs[0]
-        }
-
-    def _dtype(self, name: str) -> torch.dtype:
-        return self._prompt[name].dtype if name in self._prompt else torch.int64
-
-
-def _open_rows(searches: Sequence[Search]) -> list[_BeamRow]:
-    return [_BeamRow(record, beam) for record, search in enumerate(searches) for beam in search.beams]
-
-
-def _penalise(logits: torch.Tensor, rows: Sequence[_BeamRow], options: GenerateSettings) -> torch.Tensor:
-    # kept (bee_generate): what counts is the id fed, so the third option counts as a bare "<option>".
-    window = options.repetition_window or 0
-    return penalise_used(logits, [row.beam.fed[-window:] for row in rows], options.repetition_penalty)
-
-
-def _choose(
-    method: GenerateMethod,
-    logits: torch.Tensor,
-    rows: Sequence[_BeamRow],
-    options: GenerateSettings,
-    streams: Sequence[np.random.Generator],
-) -> dict[int, list[Candidate]]:
-    """For each open record its candidates, best first.
-
-    Raises: HanlinError when the logits are not numbers.
-    """
-    scores = logits.log_softmax(dim=-1)
-    check_numbers(scores.amax(dim=-1))
-    tokens = method.propose(logits, scores, options, [streams[row.record] for row in rows] if streams else [])
-    sums = scores.gather(-1, tokens) + scores.new_tensor([[row.beam.score] for row in rows])
-    return _by_record(rows, tokens.tolist(), sums.tolist())
-
-
-def _by_record(
-    rows: Sequence[_BeamRow], tokens: list[list[int]], sums: list[list[float]]
-) -> dict[int, list[Candidate]]:
-    candidates = {}
-    for record, group in groupby(range(len(rows)), key=lambda number: rows[number].record):
-        own = list(group)
-        count = max(len(tokens[number]) for number in own)
-        candidates[record] = best_candidates([tokens[n] for n in own], [sums[n] for n in own], count)
-    return candidates

@@ -10,8 +10,23 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
+from hanlin.core.errors import HanlinError
+
 BANNED = -10000.0
 """The logit of an id that must not be chosen; finite, as the original has it, so that no row is ever all -inf."""
+
+
+def check_numbers(values: torch.Tensor) -> torch.Tensor:
+    """What a model says, if it is numbers.
+
+    Raises: HanlinError for NaN and infinity.
+    """
+    if not bool(values.isfinite().all()):
+        raise HanlinError(
+            "the model's answers are not numbers (NaN or inf): its weights are damaged, or too large for fp16; look at "
+            "them with `hanlin inspect --values`, or choose train.precision bf16 or fp32"
+        )
+    return values
 
 
 def ban_ids(logits: torch.Tensor, banned: Sequence[Sequence[int]]) -> torch.Tensor:

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from hanlin.core.batch import NO_SPAN
+
 _MIN_CAPACITY = 64
 
 
@@ -66,7 +68,7 @@ class KVCache:
         return bool(self._cross_attention_kv)
 
     def set_cross_attention(self, block: Hashable, *tensors: torch.Tensor) -> None:
-        """Remember keys and values `[batch, ...]` of an encoder's text, which do not grow, or only that it has run."""
+        """Remember keys and values `[batch, heads, length, head_dim]` of an encoder's text, or only that it has run."""
         self._cross_attention_kv[block] = tensors
 
     def cross_attention(self, block: Hashable) -> tuple[torch.Tensor, ...]:
@@ -75,6 +77,52 @@ class KVCache:
     def of_stage(self, number: int) -> KVCache:
         """The cache of one of several stages of a model on this rank, each of which adds the positions; no `crop`."""
         return self._stages.setdefault(number, KVCache())
+
+    def forget_first(self, count: int) -> None:
+        """Forget the oldest positions, which must be padding; a prefix stays."""
+        if not count:
+            return
+        assert 0 < count < self.length, (count, self.length)
+        for kv_cache in self._stages.values():
+            kv_cache.forget_first(count)
+        prefix, end = self._prefix_length, self._prefix_length + self.length
+        self._inputs = {name: room[:, count : self.length] for name, room in self._inputs.items()}
+        for store in (self._keys, self._values):
+            for block, room in store.items():
+                store[block] = torch.cat([room[:, :, :prefix], room[:, :, prefix + count : end]], dim=2)
+        self.length -= count
+        self._used = dict.fromkeys(self._used, end - count)
+
+    def join(self, other: KVCache) -> None:
+        """Take in the entries of another cache behind the own ones, the newest positions of both side by side.
+
+        What the shorter one lacks stands before its first position, behind a prefix, as padding: its `spans` are -1
+        and its other inputs 0, so that no query looks at it. The other cache is used up.
+        """
+        for number, kv_cache in self._stages.items():
+            kv_cache.join(other._stages[number])
+        assert self._prefix_length == other._prefix_length or not self._used, "caches of two models"
+        length, prefix = max(self.length, other.length), self._prefix_length
+        self._inputs = {
+            name: torch.cat([_pad_left(part._filled(name), length, name=name) for part in (self, other)])
+            for name in self._inputs
+        }
+        for own, theirs in ((self._keys, other._keys), (self._values, other._values)):
+            for block in own:
+                parts = [
+                    _pad_middle(room[block][:, :, : prefix + part.length], prefix, prefix + length)
+                    for part, room in ((self, own), (other, theirs))
+                ]
+                own[block] = torch.cat(parts)
+        self._cross_attention_kv = {
+            block: tuple(map(_stack_cross, tensors, other._cross_attention_kv[block]))
+            for block, tensors in self._cross_attention_kv.items()
+        }
+        self.length = length
+        self._used = dict.fromkeys(self._used, prefix + length)
+
+    def _filled(self, name: str) -> torch.Tensor:
+        return self._inputs[name].narrow(1, 0, self.length)
 
     def reorder(self, indices: torch.Tensor) -> None:
         """Keep these entries of the batch, in this order; one may be taken several times (beams)."""
@@ -87,6 +135,36 @@ class KVCache:
             block: tuple(tensor.index_select(0, indices) for tensor in tensors)
             for block, tensors in self._cross_attention_kv.items()
         }
+
+
+def pad_right(tensor: torch.Tensor, length: int, *, dim: int, name: str = "") -> torch.Tensor:
+    """Padding behind a tensor's own entries along `dim`; name: of the input that it is."""
+    missing = length - tensor.shape[dim]
+    return torch.cat([tensor, _padding(tensor, missing, dim, name)], dim=dim) if missing else tensor
+
+
+def _pad_left(tensor: torch.Tensor, length: int, *, name: str) -> torch.Tensor:
+    missing = length - tensor.shape[1]
+    return torch.cat([_padding(tensor, missing, 1, name), tensor], dim=1) if missing else tensor
+
+
+def _pad_middle(tensor: torch.Tensor, prefix: int, length: int) -> torch.Tensor:
+    """`[batch, heads, positions, head_dim]` with padding behind the prefix."""
+    missing = length - tensor.shape[2]
+    if not missing:
+        return tensor
+    return torch.cat([tensor[:, :, :prefix], _padding(tensor, missing, 2), tensor[:, :, prefix:]], dim=2)
+
+
+def _padding(tensor: torch.Tensor, count: int, dim: int, name: str = "") -> torch.Tensor:
+    shape = list(tensor.shape)
+    shape[dim] = count
+    return tensor.new_full(shape, NO_SPAN if name.endswith("spans") else 0)
+
+
+def _stack_cross(own: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
+    length = max(own.shape[2], theirs.shape[2])
+    return torch.cat([pad_right(part, length, dim=2) for part in (own, theirs)])
 
 
 def _select(store: dict[Any, torch.Tensor], indices: torch.Tensor) -> dict[Any, torch.Tensor]:

@@ -10,7 +10,8 @@ import torch
 from hanlin.core.batch import IGNORED, Sample
 from hanlin.evaluate.metrics.text import mean, share
 from hanlin.evaluate.scorable import encode, label_processor
-from hanlin.generate.engine import Engine, check_numbers, naming
+from hanlin.generate.engine import Engine, naming
+from hanlin.generate.sampling import check_numbers
 from hanlin.models.family import PredictsLabels
 from hanlin.recipe.settings import GenerateSettings
 

@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 from hanlin.core.batch import IGNORED, Sample
 from hanlin.evaluate.metrics.text import mean
 from hanlin.evaluate.scorable import encode
-from hanlin.generate.engine import Engine, batches_of, check_numbers, naming
+from hanlin.generate.engine import Engine, batches_of, naming
+from hanlin.generate.sampling import check_numbers
 from hanlin.recipe.settings import GenerateSettings
 
 from .task import Numbered, Prediction, Task

@@ -8,7 +8,8 @@ from typing import Any
 from hanlin.core.batch import IGNORED, Sample
 from hanlin.evaluate.metrics.text import mean, share
 from hanlin.evaluate.scorable import ranking_processor
-from hanlin.generate.engine import Engine, batches_of, check_numbers, naming
+from hanlin.generate.engine import Engine, batches_of, naming
+from hanlin.generate.sampling import check_numbers
 from hanlin.models.family import RankedExample
 from hanlin.recipe.settings import GenerateSettings
 

@@ -13,13 +13,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hanlin.core.batch import IGNORED, Batch, Sample
+from hanlin.core.batch import IGNORED, NO_SPAN, Batch, Sample
 
 if TYPE_CHECKING:
     import torch
-
-NO_SPAN = -1
-"""The span of padding."""
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hanlin.core.batch import IGNORED, Batch, Sample
-from hanlin.models.common.decoder_batch import NO_SPAN
+from hanlin.core.batch import IGNORED, NO_SPAN, Batch, Sample
 
 if TYPE_CHECKING:
     import torch

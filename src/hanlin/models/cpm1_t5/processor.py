@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from hanlin.core.batch import IGNORED, Batch, Prompt, PromptBatch, Sample
+from hanlin.core.batch import IGNORED, NO_SPAN, Batch, Prompt, PromptBatch, Sample
 from hanlin.core.errors import ConfigError, DataError
 from hanlin.data.forms.content import Content, PlainText
 from hanlin.data.pretraining.span_corruption import MIN_TOKENS, Marks, span_sample
 from hanlin.models.common import encoder_decoder_batch
-from hanlin.models.common.decoder_batch import NO_SPAN, TextCursor
+from hanlin.models.common.decoder_batch import TextCursor
 from hanlin.models.common.documents import count_positions, number_documents
 from hanlin.models.common.span_corruption import Corruption, check_spans, span_tokens
 from hanlin.models.common.spoken import question_record, refuse_preference

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hanlin.core.batch import Batch, Sample
+from hanlin.core.batch import NO_SPAN, Batch, Sample
 from hanlin.models.common import encoder_decoder_batch
-from hanlin.models.common.decoder_batch import NO_SPAN
 
 if TYPE_CHECKING:
     import torch

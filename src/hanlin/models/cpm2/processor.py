@@ -14,14 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from hanlin.core.batch import IGNORED, Batch, Prompt, PromptBatch, Sample
+from hanlin.core.batch import IGNORED, NO_SPAN, Batch, Prompt, PromptBatch, Sample
 from hanlin.core.errors import ConfigError, DataError
 from hanlin.data.forms.content import Content, PlainText
 from hanlin.data.pretraining.span_corruption import Marks
 from hanlin.data.processor import SoftPrompts, tried
 from hanlin.data.sources.records import LeftOutError
 from hanlin.models.common.answers import check_answer
-from hanlin.models.common.decoder_batch import NO_SPAN
 from hanlin.models.common.encoder_decoder_batch import make_sample
 from hanlin.models.common.span_corruption import Corruption, span_tokens
 from hanlin.models.common.spoken import question_record, refuse_preference

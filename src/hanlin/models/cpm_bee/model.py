@@ -41,7 +41,8 @@ class Inputs:
     """The tensors of a forward pass; integers, batch first.
 
     Always: tokens, subs, is_context (bool), sample_ids, num_segments, segments, relation_offsets: `[batch, length]`;
-    relations `[batch, relations]`; ext_tokens, ext_subs `[batch, entries]`, the same in every row.
+    relations `[batch, relations]`; ext_tokens, ext_subs `[batch, entries]`: for logits a row's
+    own, with sub 0 as padding; for a loss the same in every row.
     Training: lengths `[batch]`; spans `[batch, length]`, the packed samples of a row; windows `[batch, windows,
     width]`, the positions that attend among themselves (-1 = padding, None = the whole row).
     With a KV cache: positions `[batch, length]` inside the segment's text; padding has num_segments 0.
@@ -128,8 +129,9 @@ class CpmBee(nn.Module):
         if self.norm is None:
             return hidden
         hidden = self.norm(hidden if logits_to_keep is None else hidden[:, -logits_to_keep:])
-        pieces = self._head(given)
-        return head_logits(hidden, pieces) if labels is None else head_loss(hidden, pieces, labels, weights, reduction)
+        if labels is None:
+            return self._logits(hidden, given)
+        return head_loss(hidden, self._head(given), labels, weights, reduction)
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Fill every parameter that exists as a fresh CPM-Bee has it."""
@@ -141,6 +143,14 @@ class CpmBee(nn.Module):
         offsets = given.relation_offsets if windows is None else windows.group_numbers(given.relation_offsets)
         relation = relations_between(queries, keys, offsets, given.relations)
         return additive_mask(self.position_bias(queries, keys, relation), visibility(queries, keys), windows)
+
+    def _logits(self, hidden: torch.Tensor, given: Inputs) -> torch.Tensor:
+        """Those of the vocabulary, and behind them those of each row's own ext table; -inf for its padding."""
+        logits = head_logits(hidden, [(self.embedding.weight, self.embedding.scale)])
+        if given.ext_tokens is None or given.ext_subs is None or not given.ext_tokens.shape[1]:
+            return logits
+        quoted = hidden @ self.embedding(given.ext_tokens, given.ext_subs).transpose(1, 2)
+        return torch.cat([logits, quoted.masked_fill(given.ext_subs[:, None] == 0, -torch.inf)], dim=-1)
 
     def _head(self, given: Inputs) -> list[HeadPart]:
         pieces: list[HeadPart] = [(self.embedding.weight, self.embedding.scale)]

@@ -228,34 +228,25 @@ class CpmBeeProcessor:
             # kept: the places count as <ans_1>, ... in the numbering of the record's own marks (golden bee_encode).
             marked = with_value(marked, path, f"<ans_{number}>")
         encoded = self.encode(marked)
-        slots = Slots(encoded.answers, encoded.num_segments, self.config.vocab_size, self._start, self._end)
         strings = self._strings(encoded)
-        entries = [entry for entry in strings if entry[1]]
+        entries = tuple(entry for entry in strings if entry[1])
+        slots = Slots(encoded.answers, encoded.num_segments, self.config.vocab_size, self._start, self._end, entries)
         by_id = strings_by_id(strings, entries, self.config.vocab_size)
-        return Prompt(
-            record,
-            _prompt_inputs(encoded),
-            first_cursor(slots, entries),
-            PromptState(slots, tuple(paths), strings, by_id),
-        )
+        return Prompt(record, _prompt_inputs(encoded), first_cursor(slots), PromptState(slots, tuple(paths), by_id))
 
     def collate_prompts(self, prompts: Sequence[Prompt]) -> PromptBatch:
-        """Pad prompts on the left; their strings share one table of (token, sub), noted in each prompt's state."""
+        """Pad prompts on the left; each has a table of its own of the (token, sub) that its answer may quote."""
+        # differs: the original makes one table of a batch; an answer could quote the other records' strings.
         length = max(prompt.length for prompt in prompts)
-        entries = list(dict.fromkeys(entry for prompt in prompts for entry in prompt.state.strings if entry[1]))
-        table = np.array(entries, dtype=np.int64).reshape(-1, 2)
+        tables = [np.array(prompt.state.slots.entries, dtype=np.int64).reshape(-1, 2) for prompt in prompts]
         inputs = {name: np.stack([_pad(p.inputs[name], length, "left") for p in prompts]) for name in _PER_TOKEN}
         longest = max(prompt.inputs["relations"].size for prompt in prompts)
         inputs["relations"] = np.stack([_pad(p.inputs["relations"], longest, "right") for p in prompts])
-        inputs["ext_tokens"], inputs["ext_subs"] = (np.tile(table[:, part], (len(prompts), 1)) for part in (0, 1))
-        for prompt in prompts:
-            prompt.state.by_id.clear()
-            prompt.state.by_id.update(strings_by_id(prompt.state.strings, entries, self.config.vocab_size))
-        return PromptBatch(
-            tensors(inputs),
-            [first_cursor(prompt.state.slots, entries) for prompt in prompts],
-            [self._banned(prompt, len(entries)) for prompt in prompts],
+        most = max(map(len, tables))
+        inputs["ext_tokens"], inputs["ext_subs"] = (
+            np.stack([_pad(table[:, part], most, "right") for table in tables]) for part in (0, 1)
         )
+        return PromptBatch(tensors(inputs), [prompt.cursor for prompt in prompts], list(map(self._banned, prompts)))
 
     def answer(self, prompt: Prompt, tokens: Sequence[int]) -> Any:
         """A copy of the prompt's record with its answers; None for those that were not begun."""
@@ -353,9 +344,9 @@ class CpmBeeProcessor:
         found.sort(key=lambda item: kinds.index(item[0][0]))
         return {entry: text for entry, text in found if entry[0] != self.tokenizer.mark_id(ANSWER)}
 
-    def _banned(self, prompt: Prompt, num_entries: int) -> list[int]:
+    def _banned(self, prompt: Prompt) -> list[int]:
         own = prompt.state.by_id
-        known, end = self.tokenizer.vocab_size, self.config.vocab_size + num_entries
+        known, end = self.tokenizer.vocab_size, self.config.vocab_size + len(prompt.state.slots.entries)
         return [id_ for id_ in (self._unknown, *range(known, end)) if id_ not in own]
 
     def _truncate(self, record: Any, texts: Sequence[Segment], excess: int) -> Any:

@@ -1,13 +1,13 @@
 """Where a CPM-Bee answer stands while it is written, and which ids of the logits a prompt's own strings have.
 
 A record may have several answers. Each is written in its own segment, from <s> at position 0 to </s>; after the last
-</s> the cursor is done. Id `vocab_size` + j of the logits is entry j of the batch's table of (token, sub).
+</s> the cursor is done. Id `vocab_size` + j of the logits is entry j of the prompt's table of (token, sub).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 from .record import Path
 
@@ -71,20 +71,18 @@ class BeeCursor:
 class PromptState:
     """What is needed to write a prompt's answers and to put them back.
 
-    slots: where they are written; paths: where they belong in the record; strings: what (token, sub) stands for in
-    this record; by_id: the same by id of the logits. The ids follow the batch that the prompt was last
-    collated into, since the batch decides which of them a string has.
+    slots: where they are written; paths: where they belong in the record; by_id: the record's strings that an answer
+    may quote, by id of the logits.
     """
 
     slots: Slots
     paths: tuple[Path, ...]
-    strings: dict[Entry, str]
-    by_id: dict[int, str] = field(default_factory=dict)
+    by_id: dict[int, str]
 
 
-def first_cursor(slots: Slots, entries: Sequence[Entry] = ()) -> BeeCursor:
+def first_cursor(slots: Slots) -> BeeCursor:
     """The cursor before the first token of the first answer."""
-    return BeeCursor(replace(slots, entries=tuple(entries)), slots.start)
+    return BeeCursor(slots, slots.start)
 
 
 def strings_by_id(strings: dict[Entry, str], entries: Sequence[Entry], vocab_size: int) -> dict[int, str]:

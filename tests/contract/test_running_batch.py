@@ -1,0 +1,85 @@
+"""Whoever else is in the batch, whenever they came and left: an answer is that of its record alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+from family_cases import Case
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hanlin.core.batch import Prompt
+from hanlin.generate.engine import Engine, record_stream
+from hanlin.generate.methods.beam import BeamSettings
+from hanlin.generate.methods.greedy import GreedySettings
+from hanlin.generate.methods.sample import SampleSettings
+from hanlin.generate.running_batch import Question
+
+WAYS = (
+    GreedySettings(max_new_tokens=9),
+    GreedySettings(max_new_tokens=4, repetition_penalty=1.5, repetition_window=2),
+    SampleSettings(max_new_tokens=7, temperature=1.3, top_k=9),
+    SampleSettings(max_new_tokens=12, top_p=0.8),
+    BeamSettings(max_new_tokens=6, beams=3),
+)
+# Steps of the batch before a question comes, which record and which way; some leave after a few steps.
+visits = st.lists(
+    st.tuples(st.integers(0, 4), st.integers(0, 99), st.sampled_from(range(len(WAYS))), st.none() | st.integers(1, 5)),
+    min_size=2,
+    max_size=7,
+)
+
+
+def test_answers_are_those_of_a_lone_run(case: Case) -> None:
+    _check(case, None)
+
+
+def test_so_are_those_of_a_model_with_a_prefix_or_prompts(case: Case) -> None:
+    for method in {"prefix", "prompt"} & set(case.tuning):
+        _check(case, method)
+
+
+def _check(case: Case, method: str | None) -> None:
+    engine = Engine(case.model(method), case.processor_for(method), beam_variant=case.family.beam_variant)
+    prompts = [engine.processor.prompt(record) for record in case.records]
+
+    @cache
+    def alone(record: int, way: int) -> Sequence[int]:
+        *_, [search] = engine.search([prompts[record]], WAYS[way], [record_stream(way, record)])
+        return search.best.tokens
+
+    @given(visits)
+    @settings(max_examples=15, deadline=None, derandomize=True, database=None)
+    def holds(plan: list[tuple[int, int, int, int | None]]) -> None:
+        plan = [(wait, record % len(prompts), way, stay) for wait, record, way, stay in plan]
+        found = _answered_together(engine, prompts, plan)
+        for number, (_, record, way, _) in enumerate(plan):
+            if number in found:
+                assert found[number] == alone(record, way), plan
+        assert len(found) >= sum(stay is None for *_, stay in plan)
+
+    holds()
+
+
+def _answered_together(
+    engine: Engine, prompts: Sequence[Prompt], plan: Sequence[tuple[int, int, int, int | None]]
+) -> dict[int, Any]:
+    """Tokens of those that stayed to their end; a question comes some steps after the one before it."""
+    running, found, leaving = engine.run_together(), {}, {}
+    waiting, step, due = list(enumerate(plan)), 0, plan[0][0]
+    while waiting or not running.is_empty:
+        with engine.inference():
+            while waiting and (step >= due or running.is_empty):
+                number, (_, record, way, stay) = waiting.pop(0)
+                running.add([number], [Question(prompts[record], WAYS[way], record_stream(way, record))])
+                due = step + waiting[0][1][0] if waiting else 0
+                if stay is not None:
+                    leaving[number] = step + stay
+            found |= {number: one.best.tokens for number, one in running.step().items() if one.is_done}
+        step += 1
+        for number in [number for number, when in leaving.items() if when <= step]:
+            del leaving[number]
+            running.drop(number)
+    return found
