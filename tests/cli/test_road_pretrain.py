@@ -7,10 +7,13 @@ import random
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from hanlin.cli.main import main
+from hanlin.data.pretraining.indexed_data import IndexedData
 
 CHARACTERS = "床前明月光疑是地上霜举头望低思故乡"
 
@@ -54,6 +57,31 @@ def test_a_text_is_pretrained_on_and_its_test_part_scored(recipe: Path, capsys: 
     steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert sum("eval_loss" in step for step in steps) == 2
     assert [path.name.split("-")[0] for path in (recipe.parent / "cache").iterdir()].count("corpus") == 1
+
+
+def test_a_column_of_tables_is_pretrained_on_as_the_text_is(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = (recipe.parent / "poems.txt").read_text("utf-8").splitlines()
+    for number in range(2):
+        part = pa.table({"poem": lines[number * 30 : number * 30 + 30], "n": list(range(30))})
+        pq.write_table(part, recipe.parent / f"part-{number}.parquet", row_group_size=7)
+    tables = [f"data.train=['{recipe.parent}/part-*.parquet']", "data.text_key=poem", "train.steps=2"]
+    losses = []
+    for words in ([*tables, f"run.folder={recipe.parent}/tables"], ["train.steps=2"]):
+        assert main(["check", str(recipe), *words]) == 0
+        assert main(["train", str(recipe), *words]) == 0
+        folder = recipe.parent / ("tables" if words[0] == tables[0] else "run")
+        steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        losses.append([value for step in steps for name, value in step.items() if "loss" in name])
+    assert losses[0] == losses[1]
+    capsys.readouterr()
+    assert main(["check", str(recipe), tables[0]]) == 2
+    assert "part-0.parquet: there is no column 'text' (it has: poem, n)" in capsys.readouterr().err
+    command = ["prepare", "--to", "indexed", "--family", "cpm1", "--vocab", str(recipe.parent / "vocab.txt")]
+    (recipe.parent / "rows.csv").write_text("text,n\n床前明月\n思故乡,1\n", "utf-8")
+    assert main([*command, str(recipe.parent / "rows.csv"), str(recipe.parent / "corpus")]) == 2
+    assert "rows.csv:2: 1 value, the first line names 2 columns" in capsys.readouterr().err
+    assert main([*command, "--bad-rows", "drop", str(recipe.parent / "rows.csv"), str(recipe.parent / "corpus")]) == 0
+    assert len(IndexedData(recipe.parent / "corpus")) == 1
 
 
 def test_texts_are_written_along_the_way_and_change_nothing(recipe: Path) -> None:

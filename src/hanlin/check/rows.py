@@ -13,7 +13,7 @@ from hanlin.data.bad_rows import BadRow, list_bad_rows, list_dropped, try_record
 from hanlin.data.expand import open_first, records_in
 from hanlin.data.mixture_file import is_mixture, read_mixture
 from hanlin.data.prepare import try_rows
-from hanlin.data.pretraining.indexing import Encoding, end_id, try_texts
+from hanlin.data.pretraining.indexing import end_id, try_texts
 from hanlin.data.pretraining.windows import CorpusPart, check_windows, is_corpus
 from hanlin.data.processor import JoinsExamples
 from hanlin.data.sources.opening import opening_bytes
@@ -91,7 +91,7 @@ def _windows(recipe: Recipe, components: Components, purpose: Purpose) -> Found:
             check_windows(recipe.data, components.processor, part, components.tokenizer.vocab_size)
             for path in part.files:
                 if is_there(path) and not is_corpus(path):
-                    _check_texts(path, components.tokenizer, part)
+                    _check_texts(path, components.tokenizer, part, recipe.data.text_key)
     except ConfigError as error:
         key, _, text = str(error).partition(": ")
         yield (key, text) if key.startswith("data.") else ("data.split", str(error))
@@ -113,10 +113,10 @@ def _corpus_parts(settings: DataSettings, purpose: Purpose) -> Sequence[CorpusPa
     return [part for part in wanted if part is not None]
 
 
-def _check_texts(path: Path, tokenizer: Tokenizer, part: CorpusPart) -> None:
+def _check_texts(path: Path, tokenizer: Tokenizer, part: CorpusPart, key: str) -> None:
     """Raises: ConfigError, DataError for texts that cannot be made a corpus, as far as the first ones show it."""
     end_id(tokenizer)
-    count, is_whole = try_texts(path, Encoding.key, TRIED_DOCUMENTS)
+    count, is_whole = try_texts(path, key, TRIED_DOCUMENTS)
     if is_whole:
         part.documents(path, count)
 

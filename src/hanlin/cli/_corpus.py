@@ -32,7 +32,7 @@ def add_corpus_options(parser: argparse.ArgumentParser) -> None:
     group.set_defaults(**_DEFAULTS)
     group.add_argument("--vocab", type=Path, help="the vocabulary: a file or a folder")
     group.add_argument("--family", help=f"whose tokenizer it is (default: {_DEFAULTS['family']})")
-    group.add_argument("--key", help="key of the text in JSON lines (default: text)")
+    group.add_argument("--key", help="key or column of the text in rows (default: text)")
     group.add_argument("--document", choices=("line", "file"), help="what one document is (default: a line)")
     group.add_argument(
         "--append-eod", action=argparse.BooleanOptionalAction, help="end each document by --eod (default: yes)"
@@ -81,7 +81,7 @@ def _from_text(args: argparse.Namespace, sources: Sequence[Path], target: Path) 
         _encoding(args),
         form=_form(args),
         workers=args.workers,
-        bad_rows="drop" if args.drop_bad_rows else "error",
+        bad_rows="drop" if args.drop_bad_rows or args.bad_rows == "drop" else "error",
         rewrite=(lambda plain: _rewrite(args, [plain], target)) if is_rewritten else None,
     )
     _show(report, target)

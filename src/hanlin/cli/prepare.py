@@ -10,7 +10,7 @@ hanlin prepare --to arrow recipe.yaml FOLDER KEY=VALUE       a recipe's rows as 
 hanlin prepare --from ccpm --to bee raw/ bee_data/           all files of a folder, each into a place of its own name
 
 Token corpora for pretraining, PREFIX.bin and PREFIX.idx in Megatron's layout:
-hanlin prepare --to indexed texts/ more.jsonl.gz PREFIX --vocab V   one document a line; a stopped job goes on
+hanlin prepare --to indexed texts/ more.parquet PREFIX --vocab V    one document a line or row; a stopped job goes on
 hanlin prepare --to indexed-spans texts/ PREFIX --vocab V           spans taken out, in the three files of T5
 hanlin prepare --from indexed --to indexed A B PREFIX --shuffle 1   merged and shuffled
 hanlin prepare --from indexed PREFIX back.jsonl --vocab V           read back

@@ -21,13 +21,13 @@ HELP = "make a vocabulary from your own texts"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True)
     train = actions.add_parser("train", help="learn pieces: sentencepiece over jieba's words")
-    train.add_argument("files", nargs="+", type=Path, help="text or JSON lines, also packed, or folders of them")
+    train.add_argument("files", nargs="+", type=Path, help="text or files of rows, also packed, folders, patterns")
     train.add_argument("--out", type=Path, required=True, help="the file: .model for sentencepiece, .txt for T5")
     train.add_argument("--size", type=whole(1, 10**7), default=8_000, help="pieces at most (default: %(default)s)")
     train.add_argument("--coverage", type=real(0.5, 1), default=0.9995, help="share of characters that are pieces")
-    train.add_argument("--key", default="text", help="key of the text in JSON lines (default: %(default)s)")
+    train.add_argument("--key", default="text", help="key or column of the text in rows (default: %(default)s)")
     build = actions.add_parser("build", help="count characters and words, keep the most frequent ones")
-    build.add_argument("files", nargs="+", type=Path, help="JSONL files")
+    build.add_argument("files", nargs="+", type=Path, help="files of rows, as data.train takes them")
     build.add_argument("--out", type=Path, required=True, help="the vocabulary file to write, one token a line")
     build.add_argument("--size", type=whole(1, 10**7), default=20_000, help="tokens at most (default: %(default)s)")
     build.add_argument("--min-count", type=whole(), default=1, help="leave out rarer tokens (default: %(default)s)")
@@ -46,7 +46,7 @@ def _train(args: argparse.Namespace) -> int:
         raise ConfigError(f"--out {args.out}: its name ends with .model (sentencepiece) or .txt (word pieces)")
 
     def texts() -> Iterator[str]:
-        for piece in read_pieces(find_files(args.files)):
+        for piece in read_pieces(find_files(args.files), key=args.key):
             for text in read_documents(piece, args.key):
                 if isinstance(text, BadText):
                     raise DataError(f"{text.where(piece)}: {text.reason}")
@@ -64,15 +64,12 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _build(args: argparse.Namespace) -> int:
+    from hanlin.data.sources import open_records
     from hanlin.tokens.vocabulary import build_vocabulary
 
-    for path in args.files:
-        if not path.is_file():
-            raise DataError(f"{path}: there is no such file; give JSONL files")
-    try:
-        tokens = build_vocabulary(args.files, args.size, args.min_count)
-    except ValueError as error:
-        raise DataError(f"a file is not JSON lines in UTF-8: {error}; `hanlin check` names the row") from error
+    sources = [open_records(path) for path in args.files]
+    rows = (source[number] for source in sources for number in range(len(source)))
+    tokens = build_vocabulary(rows, args.size, args.min_count)
     with replaced_file(args.out) as stream:
         stream.write("".join(f"{token}\n" for token in tokens).encode())
     print(f"{args.out}: {len(tokens):,} tokens")

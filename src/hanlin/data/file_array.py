@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from hanlin.core.errors import DataError
+from hanlin.core.os_errors import explain, reason_of
 
 CHUNK_BYTES = 1 << 24
 
@@ -37,7 +38,7 @@ class FileBytes:
         try:
             self._handle = os.open(path, os.O_RDONLY) if handle is None else handle
         except OSError as error:
-            raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+            raise DataError(explain(error, path, "read")) from None
         self._size = os.fstat(self._handle).st_size if size is None else size
 
     def __del__(self) -> None:
@@ -65,7 +66,7 @@ class FileBytes:
             try:
                 piece = os.pread(self._handle, left, start + size - left)
             except OSError as error:
-                raise DataError(f"{self.path}: cannot be read: {error.strerror}") from None
+                raise DataError(explain(error, self.path, "read")) from None
             if not piece:
                 raise DataError(
                     f"{self.path}: became shorter while it was in use: {os.fstat(self._handle).st_size:,} bytes, there "
@@ -122,8 +123,8 @@ class ScratchFile:
 
     def _no_room(self, error: OSError) -> DataError:
         return DataError(
-            f"{self._of}: what is read of it is kept in {tempfile.gettempdir()}, which fails: {error.strerror}; set "
-            "TMPDIR to a folder on a disk with room"
+            f"{self._of}: what is read of it is kept in a temporary file (TMPDIR is {tempfile.gettempdir()}), which "
+            f"fails: {reason_of(error, 'write')}; set TMPDIR to a folder on a disk with room"
         )
 
 

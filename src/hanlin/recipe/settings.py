@@ -58,9 +58,11 @@ class DataSettings(Settings):
     # Only the first n records of each training file. None: all.
     train_limit: int | None = Field(default=None, gt=0)
     # Pretraining: shares of train, valid and test among the documents ("949,50,1"). data.train (and data.eval, if the
-    # valid part is not wanted) then name corpora: prefixes of .bin and .idx files, or texts and JSON lines with a key
-    # "text". A row is a window of max_length tokens over them. None: the files hold records.
+    # valid part is not wanted) then name corpora: prefixes of .bin and .idx files, or texts and files of rows with a
+    # text. A row is a window of max_length tokens over them. None: the files hold records.
     split: str | None = None
+    # The key or column of the text in rows of corpora.
+    text_key: str = "text"
     # How much is read from each of several corpora, in their order. Empty: as much as it has tokens.
     weights: tuple[NonNegative, ...] = ()
     # Windows of the valid part that an evaluation reads. None: all.

@@ -93,7 +93,7 @@ def _rules(recipe: Recipe) -> list[tuple[str, Unused, bool]]:
             recipe.data.split is not None,
         ),
         (
-            "data.weights data.eval_windows",
+            "data.weights data.eval_windows data.text_key",
             Unused("data.split", "without data.split; it is for pretraining on token corpora"),
             recipe.data.split is None,
         ),

@@ -144,7 +144,8 @@ def _corpus(path: Path, components: Components) -> Path:
     if is_corpus(path):
         return path
     load = LoadTokenizer(components.recipe.model.family, vocab_path(components.recipe))
-    return index_in_cache(path, Encoding(load, end=end_id(components.tokenizer)), components.recipe.data.cache)
+    encoding = Encoding(load, key=components.recipe.data.text_key, end=end_id(components.tokenizer))
+    return index_in_cache(path, encoding, components.recipe.data.cache)
 
 
 # --- training ---

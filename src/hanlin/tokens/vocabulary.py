@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from hanlin.core.errors import DataError
-from hanlin.core.json_text import parse_json
 
 __all__ = ["VOCAB_FILE", "build_vocabulary", "read_vocabulary"]
 
@@ -36,17 +35,12 @@ def read_vocabulary(path: Path) -> tuple[Path, list[str]]:
         raise DataError(f"{file}: not UTF-8 (byte {error.start}); a vocabulary has one token a line") from None
 
 
-def build_vocabulary(files: Iterable[Path], size: int, min_count: int = 1) -> list[str]:
-    """Specials, then at most `size` tokens in all, the most frequent ones of all texts and keys in the JSONL files.
-
-    Raises: OSError, ValueError for files that are not JSON lines.
-    """
+def build_vocabulary(rows: Iterable[Any], size: int, min_count: int = 1) -> list[str]:
+    """Specials, then at most `size` tokens in all, the most frequent ones of all texts and keys in the rows."""
     counts: Counter[str] = Counter()
-    for path in files:
-        with path.open(encoding="utf-8") as lines:
-            for line in lines:
-                for text in _texts(parse_json(line)):
-                    counts.update(_WORD.findall(text))
+    for row in rows:
+        for text in _texts(row):
+            counts.update(_WORD.findall(text))
     # "\n" and " " are the specials </n> and </_>; "<" is always in, since "<<" stands for it.
     for known in ("\n", " ", "<"):
         counts.pop(known, None)

@@ -67,7 +67,7 @@ def test_a_full_disk_for_temporary_files_is_named(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(packed, "_HELD_BYTES", 1000)
     (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(LINES))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
-    with pytest.raises(DataError, match=r"rows.jsonl.gz: .*none, which fails: .*set TMPDIR"):
+    with pytest.raises(DataError, match=r"rows.jsonl.gz: .*none\), which fails: .*set TMPDIR"):
         open_records(tmp_path / "rows.jsonl.gz")
 
 

@@ -155,7 +155,7 @@ def try_texts(path: Path, key: str, most: int) -> tuple[int, bool]:
     Raises: DataError, also listing those that cannot be used.
     """
     bad, count, has_more = [], 0, False
-    for piece in read_pieces(find_files([path])):
+    for piece in read_pieces(find_files([path]), key=key):
         for text in read_documents(piece, key):
             if has_more := count == most:
                 break
@@ -269,7 +269,7 @@ class _Job:
 
 
 def _jobs(files: Sequence[Path], encoder: _Encoder, digests: list[str]) -> Iterator[_Job]:
-    for number, piece in enumerate(read_pieces(files, encoder.encoding.per)):
+    for number, piece in enumerate(read_pieces(files, encoder.encoding.per, encoder.encoding.key)):
         digests.append(encoder.digest(piece))
         yield _Job(number, piece, digests[-1], encoder.is_done(digests[-1]))
 
@@ -354,7 +354,7 @@ def _join(
 
 def _list_bad(bad: Sequence[tuple[str, str]]) -> str:
     lines = [f"  {line}" for line in shorten([f"{where}: {reason}" for where, reason in bad], LISTED)]
-    advice = "Correct them (the rest is kept and not encoded again), or leave them out with --bad-rows drop."
+    advice = "Correct them (the rest is kept and not encoded again), or leave them out with prepare --bad-rows drop."
     return "\n".join([f"{len(bad):,} documents cannot be used.", *lines, advice])
 
 

@@ -26,7 +26,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hanlin.core.errors import DataError
+from hanlin.core.errors import DataError, shorten
 from hanlin.core.json_text import MOST_LEVELS
 from hanlin.data.file_array import FileBytes, ScratchFile
 from hanlin.data.sources.records import BadRowError, DamagedFileError
@@ -289,8 +289,14 @@ def _check_columns(path: Path, names: Sequence[str], only: str | None) -> None:
         raise DataError(f"{path}: the file has no columns")
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise DataError(f"{path}: two columns are named {twice!r}; rename one")
+    check_column(path, names, only)
+
+
+def check_column(path: Path, names: Sequence[str], only: str | None) -> None:
+    """Raises: DataError when there is no such column; None: any."""
     if only is not None and only not in names:
-        raise DataError(f"{path}: there is no column {only!r} (it has: {', '.join(names)})")
+        has = ", ".join(shorten(names, 20))
+        raise DataError(f"{path}: there is no column {only!r} (it has: {has}); name the one with the text")
 
 
 def _validate(arrow: Any, batch: pyarrow.RecordBatch) -> None:

@@ -37,7 +37,7 @@ def open_records(path: Path) -> DataFile:
     if not path.exists():
         raise DataError(f"{path}: there is no such file; check the path (it is relative to where you run hanlin)")
     check_regular(path, DataError)
-    return BeeSource(path.parent) if path.name == META else _open_file(path)
+    return BeeSource(path.parent) if path.name == META else open_file(path)
 
 
 def opening_bytes(path: Path) -> int:
@@ -56,10 +56,24 @@ def _open_all(paths: Sequence[Path]) -> DataFile:
     return sources[0] if len(sources) == 1 else several.ConcatenatedRecords(sources)
 
 
-def _open_file(path: Path) -> DataFile:
-    """By its first bytes, and by its ending where these are text.
+def is_table(path: Path) -> bool:
+    """Whether a file's rows cannot be told by its line ends alone: all kinds but JSON lines and plain text.
 
     Raises: DataError.
+    """
+    from hanlin.data.sources.json_list import is_json_list
+
+    ending = name_inside(path).suffix.lower()
+    if ending in (*delimited.ENDINGS, *columns.ENDINGS) or columns.is_columns(first_bytes(path, 8)):
+        return True
+    return ending in several.JSON_ENDINGS and is_json_list(path)
+
+
+def open_file(path: Path, only: str | None = None) -> DataFile:
+    """A file, by its first bytes, and by its ending where these are text.
+
+    only: the one key of its rows that is wanted; columns of a table besides it are not read.
+    Raises: DataError, also where no row can have that key.
     """
     from hanlin.data.sources.json_list import JsonListSource, is_json_list
     from hanlin.data.sources.jsonl import JsonlSource
@@ -67,9 +81,11 @@ def _open_file(path: Path) -> DataFile:
     head, ending = first_bytes(path, 8), name_inside(path).suffix.lower()
     if columns.is_columns(head) or ending in columns.ENDINGS:
         _check_columns(path, head, ending)
-        return columns.ColumnSource(path)
+        return columns.ColumnSource(path, only)
     if ending in delimited.ENDINGS:
-        return delimited.DelimitedSource(path)
+        table = delimited.DelimitedSource(path)
+        columns.check_column(path, table.names, only)
+        return table
     return JsonListSource(path) if is_json_list(path) else JsonlSource(path)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from hanlin.core.errors import DataError
+from hanlin.core.os_errors import explain
 from hanlin.data.file_array import FileBytes, ScratchFile
 
 __all__ = ["PACKED", "first_bytes", "name_inside", "opened", "read_unpacked"]
@@ -60,11 +61,13 @@ def opened(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
     try:
         raw = path.open("rb")
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+        raise DataError(explain(error, path, "read")) from None
     with raw:
         try:
             yield raw, _unpacking(path, raw)
         except (EOFError, OSError, zlib.error) as error:
+            if isinstance(error, OSError) and error.errno:  # those of the unpackers have no number
+                raise DataError(explain(error, path, "read")) from None
             raise DataError(f"{path}: damaged or cut off ({error}); copy it again") from None
         except Exception as error:
             if type(error).__name__ != "ZstdError":  # of one of two packages

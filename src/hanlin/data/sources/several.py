@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 __all__ = [
     "JSON_ENDINGS", "SAVED_INFO", "SAVED_STATE", "ConcatenatedRecords", "files_in_folder", "has_data_name",
-    "is_hidden", "is_pattern", "is_saved_set", "is_there", "matches", "no_match", "saved_files",
+    "is_beside_saved",     "is_hidden", "is_pattern", "is_saved_set", "is_there", "matches", "no_match", "saved_files",
 ]  # fmt: skip
 
 JSON_ENDINGS = (".jsonl", ".json", ".ndjson")
@@ -154,6 +154,11 @@ def files_in_folder(folder: Path) -> list[Path]:
 def is_hidden(file: Path, folder: Path) -> bool:
     """Whether a file in a folder, or a folder between them, is a hidden one."""
     return any(part.startswith(".") for part in file.relative_to(folder).parts)
+
+
+def is_beside_saved(file: Path) -> bool:
+    """Whether a file only tells the library `datasets` of the data beside it."""
+    return file.name == SAVED_SPLITS or (file.name in _BESIDE and any(file.parent.glob("*.arrow")))
 
 
 def has_data_name(path: Path) -> bool:
