@@ -94,6 +94,7 @@ def _convert(
     """more: tensors to write along under the names given."""
     from hanlin.formats.convert import convert
     from hanlin.formats.format import BASE
+    from hanlin.formats.source import Source
     from hanlin.layers.precision import DTYPES
 
     found = convert(
@@ -111,6 +112,8 @@ def _convert(
         dtype=DTYPES.get(how.dtype) if how.dtype else None,
         packing=None if how.dtype in DTYPES else how.dtype,
     )
+    weights = source.path if isinstance(source, Source) else source
+    _accompany(target, how.to or BASE, family, weights, how.merge)
     size = sum(file.stat().st_size for file in [target, *target.rglob("*")] if file.is_file())
     unpacked = 0 if how.to == f"int{found.bits}" else found.bits
     return Written(target, found.dtype, size, unpacked, str(found.values))
@@ -154,7 +157,16 @@ def _convert_adapter(source: Path, target: Path, how: ConvertSettings) -> Writte
     if how.dtype:
         raise ConfigError("--dtype: an adapter is written in the dtype that it has; remove it")
     layout.save(model, adapter.settings, target, family, overwrite=how.overwrite)
+    _accompany(target, how.to or OURS, family, base, source)
     return Written(target)
+
+
+def _accompany(target: Path, layout: str, family: Family, source: Path, trained: Path | None) -> None:
+    """Write the model card of a folder."""
+    from hanlin.api.model_card import card_facts, write_card
+
+    if target.is_dir():
+        write_card(target, layout, card_facts(family.name, family.title, source, trained))
 
 
 def _family(how: ConvertSettings, source: Path) -> Family:
