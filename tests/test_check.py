@@ -1,16 +1,21 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from hanlin.check import check, check_file
 from hanlin.core.errors import ConfigError
+from hanlin.core.manifest import write_manifest
+from hanlin.formats.files import write_safetensors
 from hanlin.models.cpm_bee.config import CpmBeeConfig
+from hanlin.models.cpm_bee.model import CpmBee
 from hanlin.recipe.reading import dump_recipe, load_recipe
 
 SPECIALS = ["<pad>", "<unk>", "<mask>", "<sep>", "</n>", "</_>", "<s>", "</s>", "<root>", "<ans>", "<option>"]
@@ -48,7 +53,8 @@ def write_base(folder: Path, vocab_size: int, tokens: int) -> None:
     (folder / "config.json").write_text(json.dumps({"family": "cpm_bee", **asdict(config)}), encoding="utf-8")
     words = [*SPECIALS, *(f"w{number}" for number in range(tokens - len(SPECIALS)))]
     (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
-    (folder / "model.safetensors").write_bytes(b"")
+    weights = {name: torch.ones(weight.shape) for name, weight in CpmBee(config).named_parameters()}
+    write_safetensors(folder / "model.safetensors", weights)
 
 
 @pytest.mark.usefixtures("project")
@@ -111,13 +117,61 @@ def test_the_vocabulary_must_be_the_bases(project: Path, vocab_size: int, tokens
     assert (problems() == []) is is_right
 
 
+def test_weights_of_other_shapes_than_their_configuration_says_are_told(project: Path) -> None:
+    write_base(project / "base", 20, 20)
+    config = project / "base" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "num_heads": 3}), encoding="utf-8")
+    (project / "recipe.yaml").write_text(RECIPE.replace("size: tiny", "base: base"), encoding="utf-8")
+    found = problems("model.vocab=base")
+    assert len(found) == 1
+    assert "model.base: base: tensors of another shape than the config says" in found[0]
+    assert "blocks.0.attention.query.weight: found [8, 8], expected [12, 8]" in found[0]
+
+
+@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", 5, None, ["x"], "x" * 300, "a\0b"])
+def test_an_index_of_shards_names_files_of_its_own_folder(project: Path, name: object) -> None:
+    write_base(project / "base", 20, 20)
+    index = project / "base" / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": name}}), encoding="utf-8")
+    (project / "recipe.yaml").write_text(RECIPE.replace("size: tiny", "base: base"), encoding="utf-8")
+    assert "model.base: base/model.safetensors.index.json: " in problems()[0]
+
+
+def test_a_damaged_base_is_told_before_what_follows_from_it(project: Path) -> None:
+    write_base(project / "base", 20, 20)
+    write_manifest(project / "base")
+    vocab = project / "base" / "vocab.txt"
+    vocab.write_text(vocab.read_text().replace("<ans>", "<xns>"), encoding="utf-8")
+    (project / "recipe.yaml").write_text(
+        RECIPE.replace("size: tiny", "base: base").replace("  vocab: vocab.txt\n", ""), encoding="utf-8"
+    )
+    assert "base: not as it was written: vocab.txt was changed" in problems()[0]
+    (project / "base" / "config.json").unlink()
+    assert "base: not as it was written: config.json is missing" in problems()[0]
+
+
+def test_the_root_of_the_file_system_is_no_run_folder(project: Path) -> None:
+    assert any(found.startswith("run.folder: / is the root") for found in problems("run.folder=/"))
+
+
+@pytest.mark.parametrize("name", ["log.txt", "metrics.jsonl", "checkpoints/latest", "config.yaml"])
+def test_what_stands_in_the_place_of_what_a_run_writes_is_told(project: Path, name: str) -> None:
+    """A pipe would be waited for."""
+    (project / "run" / "checkpoints").mkdir(parents=True)
+    os.mkfifo(project / "run" / name)
+    assert f"run.folder: run/{name}: is a pipe or a device" in problems()[0]
+    (project / "run" / name).unlink()
+    (project / "run" / name).mkdir()
+    assert f"run.folder: run/{name}: is a folder" in problems()[0]
+
+
 def test_missing_shards_are_named(project: Path) -> None:
     write_base(project / "base", 20, 20)
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
     (project / "base" / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
     (project / "base" / "model-00001-of-00002.safetensors").write_bytes(b"")
     (project / "recipe.yaml").write_text(RECIPE.replace("size: tiny", "base: base"), encoding="utf-8")
-    assert "files that are missing: model-00002-of-00002.safetensors" in problems("data.train=train.jsonl")[0]
+    assert "files that are not there: model-00002-of-00002.safetensors" in problems("data.train=train.jsonl")[0]
 
 
 def test_an_original_checkpoint_is_read(project: Path, shared: Path) -> None:

@@ -1,6 +1,7 @@
 import itertools
 import json
 import logging
+import resource
 import shutil
 from pathlib import Path
 
@@ -273,3 +274,15 @@ def test_what_a_kill_after_a_checkpoint_left_undone_is_done_when_the_run_goes_on
     assert names(killed) == names(whole) == ["000002", "000003", "best", "latest"]
     for name in ("checkpoints/best", "checkpoints/latest", "saved.checkpoints.json"):
         assert (killed.parent / name).read_bytes() == (whole.parent / name).read_bytes()
+
+
+def test_a_checkpoint_that_cannot_grow_is_told_with_the_systems_reason(tmp_path):
+    """As on a full disk; torch's container alone would say "unexpected pos"."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(CheckpointError, match=r"000001: cannot be written: the file is larger than"):
+            Checkpointer(tmp_path).save(1, {f"model.{n}": torch.zeros(1000) for n in range(8)}, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert saved(tmp_path, 1, 2).load_latest(tensors(0.0)) == Saved(2, {"position": [1, 2]})

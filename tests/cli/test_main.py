@@ -90,3 +90,12 @@ def test_a_number_that_no_machine_bears_is_told_from_its_option(
 def test_doctor_finds_this_machine_well(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["doctor"]) == 0
     assert "matmul cpu" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["inspect ", "check ", "convert  out", "evaluate a.yaml --json "])
+def test_an_empty_name_is_no_path(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """It would stand for the folder that one is in."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main(command.split(" "))
+    assert ended.value.code == 2
+    assert "an empty name" in capsys.readouterr().err

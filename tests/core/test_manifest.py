@@ -12,7 +12,7 @@ import pytest
 
 from hanlin.core import manifest
 from hanlin.core.errors import CheckpointError
-from hanlin.core.manifest import MANIFEST, check_manifest, manifest_problems, published_folder
+from hanlin.core.manifest import MANIFEST, check_complete, check_manifest, manifest_problems, published_folder
 
 
 @pytest.fixture
@@ -115,3 +115,13 @@ def test_large_files_are_hashed_once_and_again_when_they_change(
         known.write_text("{")
     with pytest.raises(CheckpointError, match=r"model\.bin was changed"):
         check_manifest(folder)
+
+
+def test_what_is_gone_from_a_folder_is_told_without_reading_the_rest(folder: Path) -> None:
+    flip(folder / "config.json")
+    check_complete(folder)
+    (folder / "inner" / "part.bin").unlink()
+    with pytest.raises(CheckpointError, match=r"base: not as it was written: inner/part\.bin is missing"):
+        check_complete(folder)
+    (folder / MANIFEST).unlink()
+    check_complete(folder)

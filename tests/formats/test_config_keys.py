@@ -14,7 +14,7 @@ from hanlin.core.files import read_json_object, write_json
 from hanlin.formats.config_keys import ConfigKeys
 from hanlin.formats.convert import convert
 from hanlin.formats.load import save_base
-from hanlin.formats.source import read_config
+from hanlin.formats.source import open_source, read_config
 from hanlin.models.cpm1.config import shape
 from hanlin.models.cpm_bee.config import CpmBeeConfig
 from hanlin.models.family import Family, family_names, load_family
@@ -117,3 +117,21 @@ def test_arguments_in_the_weights_are_looked_at_and_can_be_outweighed(tmp_path: 
     beside = folder / "cpm1_config.json"
     write_json(beside, {**read_json_object(beside), "use_rotary": None})
     assert read_config(folder, family) == config
+
+
+@pytest.mark.parametrize(("key", "value", "said"), [("dtype", "float8", "dtype: 'float8'"), ("", 1, "unknown .* ''")])
+def test_an_odd_value_in_a_base_of_ours_is_named_with_the_damage(
+    key: str, value: object, said: str, tmp_path: Path
+) -> None:
+    family = load_family("cpm_bee")
+    config = CpmBeeConfig(vocab_size=20, hidden_size=8, num_layers=1, num_heads=2, head_dim=6, ffn_size=10)
+    model = family.model()(config)
+    model.init_weights(torch.Generator().manual_seed(1))
+    save_base(tmp_path / "base", family, config, dict(model.named_parameters()))
+    file = tmp_path / "base" / "config.json"
+    write_json(file, {**read_json_object(file), key: value})
+    with pytest.raises(CheckpointError, match=rf"base: .*{said}"):
+        read_config(tmp_path / "base", family)
+    file.unlink()
+    with pytest.raises(CheckpointError, match=r"base: not as it was written: config\.json is missing"):
+        open_source(tmp_path / "base", family)

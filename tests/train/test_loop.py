@@ -2,6 +2,7 @@ import json
 import logging
 import math
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -254,6 +255,17 @@ def test_a_metrics_file_that_an_editor_replaced_is_followed(tmp_path, caplog):
     assert [line["step"] for line in lines_of(tmp_path)] == [1, 2]
     assert "was removed or replaced" in caplog.text
     file.close()
+
+
+def test_a_metrics_file_that_cannot_grow_is_named(tmp_path):
+    """As on a full disk; the system's error has no name."""
+    file, limits = MetricsFile(tmp_path / "metrics.jsonl", 0), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"metrics\.jsonl"):
+            file.write(1, {"loss": 1.0, "lr": 0.1})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @pytest.mark.parametrize("is_made_again", [True, False])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hanlin.adapters.adapter import Adapter, AdapterFormat, read_settings
 from hanlin.adapters.labels import stated_labels
-from hanlin.core.files import read_json_object, write_json
+from hanlin.core.files import has_file, read_json_object, write_json
 from hanlin.core.manifest import published_folder
 from hanlin.formats.files import open_weights, write_safetensors
 from hanlin.formats.format import FamilyFacts
@@ -41,7 +41,7 @@ def save_adapter(model: nn.Module, settings: TuningMethod, folder: Path, *, over
 
 
 def _holds(path: Path) -> bool:
-    return (path / SETTINGS).is_file()
+    return has_file(path / SETTINGS)
 
 
 def _open(path: Path, family: FamilyFacts, config: Any) -> Adapter | None:

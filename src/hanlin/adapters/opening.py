@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hanlin.adapters.adapter import Adapter, AdapterFormat
 from hanlin.adapters.folder import FOLDER
 from hanlin.core.errors import CheckpointError, ConfigError
+from hanlin.core.manifest import check_complete
 from hanlin.formats.format import FamilyFacts
 from hanlin.formats.megatron import lies_in_ranks
 from hanlin.formats.translate import shapes_of
@@ -62,6 +63,8 @@ def of_run(path: Path) -> Path:
 def find_format(path: Path) -> AdapterFormat | None:
     """The layout of a path that holds an adapter and no whole model; None for any other path."""
     path = Path(path)
+    for folder in (path, *(path / name for name in _RESULTS)):
+        check_complete(folder)
     if (path / _RECIPE).is_file():
         return FOLDER if any(FOLDER.holds(path / name) for name in _RESULTS) else None
     if not path.exists() or lies_in_ranks(path):

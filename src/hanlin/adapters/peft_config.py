@@ -12,7 +12,7 @@ from typing import Any
 from hanlin.adapters.lora_names import MERGE_THERE
 from hanlin.adapters.lora_parts import has_ending
 from hanlin.core.errors import CheckpointError, shorten
-from hanlin.core.files import read_json_object
+from hanlin.core.files import has_file, read_json_object
 from hanlin.formats.config_keys import ConfigKeys
 from hanlin.formats.rules import Rule
 
@@ -71,7 +71,7 @@ _REASONS = {
 def peft_type(path: Path) -> str | None:
     """PEFT's word for its method of tuning; None where a path is no adapter folder of it."""
     file = path / SETTINGS
-    return str(read_json_object(file).get("peft_type", LORA)) if file.is_file() else None
+    return str(read_json_object(file).get("peft_type", LORA)) if has_file(file) else None
 
 
 def read_lora_config(path: Path) -> dict[str, Any]:

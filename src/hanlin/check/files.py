@@ -14,6 +14,7 @@ from hanlin.core.manifest import check_manifest
 from hanlin.data.mixture_file import is_mixture, read_mixture
 from hanlin.data.pretraining.windows import is_corpus
 from hanlin.data.sources.several import is_pattern, is_there, no_match
+from hanlin.formats.files import read_shard_index
 from hanlin.recipe.reading import Found, nearest
 from hanlin.recipe.settings import Recipe
 
@@ -47,10 +48,10 @@ def damaged_weights(recipe: Recipe) -> Found:
 
 def _shards(folder: Path) -> Found:
     for index in folder.glob("*.index.json"):
-        named = read_json(index).get("weight_map", {})
-        missing = sorted({name for name in named.values() if not (folder / name).is_file()})
-        if missing:
-            yield "model.base", f"{folder}: {index.name} lists files that are missing: {', '.join(missing)}; copy them"
+        try:
+            read_shard_index(index)
+        except CheckpointError as error:
+            yield "model.base", str(error)
 
 
 def data_file_problems(recipe: Recipe, purpose: Purpose) -> Found:

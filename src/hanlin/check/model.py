@@ -10,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from hanlin.check.files import Purpose, read_json
 from hanlin.check.rows import record_problems
 from hanlin.core.errors import ConfigError, HanlinError
+from hanlin.formats.load import open_ours
 from hanlin.formats.source import implausible_values, is_base, likely_families, open_any, open_source
 from hanlin.generate.method import find_method
 from hanlin.models.family import Family, ModelConfig, family_names, load_family
@@ -157,6 +158,18 @@ def weight_problems(recipe: Recipe, purpose: Purpose) -> Found:
     rows, tokens = components.config.vocab_size, components.tokenizer.vocab_size
     problems = [*_vocabulary(recipe, rows, tokens, path), *_reach(recipe, components.config)]
     yield from problems or record_problems(components, purpose)
+
+
+def fit_problems(recipe: Recipe) -> Found:
+    """Tensors of the base that are missing, surplus, or of another shape than its configuration says."""
+    if recipe.model.base is None:
+        return
+    try:
+        components = build_components(recipe)
+        assert components.source is not None, recipe
+        open_ours(components.source, components.family, config=components.base_config)
+    except HanlinError as error:
+        yield _with_key(error, "model.base")
 
 
 def tuning_and_layout_problems(recipe: Recipe) -> Found:

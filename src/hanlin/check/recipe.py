@@ -14,6 +14,7 @@ from hanlin.check.model import (
     answering_problems,
     device_problems,
     find_family,
+    fit_problems,
     search_problems,
     size_problems,
     token_and_row_problems,
@@ -102,10 +103,12 @@ def check(
         found += [*search_problems(recipe, family), *option_problems(family, recipe.data.options)]
         if not any(key.startswith(("model.", "data.options", "data.transform")) for key, _ in found):
             found += [*token_and_row_problems(recipe, family, purpose)]
+    if with_torch and (damaged := [*damaged_weights(recipe)]):
+        found = [*damaged, *found]  # first, as others may follow from it
     if not found and with_torch:
         found += [*device_problems(recipe), *weight_problems(recipe, purpose)]
     if not found and with_torch:
-        found += damaged_weights(recipe)
+        found += fit_problems(recipe)
     if not found and with_torch:
         found += tuning_and_layout_problems(recipe) if purpose == "train" else answering_problems(recipe)
     return [Problem(key, text, _place(key, places)) for key, text in found]

@@ -22,6 +22,8 @@ def folder_problems(recipe: Recipe, start: Start = "resume") -> Found:
         existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
         if not existing.is_dir():
             yield key, f"{folder.absolute()} cannot be made: {existing} is a file; choose another folder"
+        elif existing == existing.parent == folder.absolute():
+            yield key, f"{folder} is the root of the file system; choose a folder in it"
         elif not may_write(existing):
             yield key, f"no permission to write into {existing}; choose another folder"
         elif key == "run.folder":

@@ -1,6 +1,6 @@
-"""What torch's DCP writes beside the tensors (`.metadata`), read without running anything.
+"""torch's DCP as files: its `.metadata` is read without running anything, and what fails to be written is told.
 
-It is a pickle, and a pickle can call any function. Only the classes that DCP itself puts there are let in.
+The metadata are a pickle, and a pickle can call any function. Only the classes that DCP itself puts there are let in.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 
 from hanlin.core.errors import CheckpointError
+from hanlin.core.os_errors import system_error
 
 _ALLOWED = {
     "torch.distributed.checkpoint.metadata": {
@@ -72,3 +73,17 @@ class MetadataReader(FileSystemReader):
             metadata.storage_meta = StorageMeta()
         metadata.storage_meta.load_id = self.load_id
         return metadata
+
+
+class TensorWriter(FileSystemWriter):
+    """DCP's writer of files, which tells the system's own error where torch's is one of its container.
+
+    Here, and not where it arrives: on its way from another rank an error loses what it came from.
+    """
+
+    def write_data(self, *args: Any, **kwargs: Any) -> Any:
+        """Raises: OSError."""
+        try:
+            return super().write_data(*args, **kwargs)
+        except RuntimeError as error:
+            raise system_error(error) or error from None

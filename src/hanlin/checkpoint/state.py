@@ -305,11 +305,12 @@ def _write_json(path: Path, value: Any) -> None:
 
 def _write_tensors(folder: Path, tensors: Mapping[str, torch.Tensor], group: Any = None) -> None:
     """Returns when all ranks have written theirs."""
-    from torch.distributed.checkpoint.filesystem import FileSystemWriter
     from torch.distributed.checkpoint.state_dict_saver import save
 
+    from hanlin.checkpoint.metadata import TensorWriter
+
     with _as_one_process():
-        save(dict(tensors), storage_writer=FileSystemWriter(folder), process_group=group, no_dist=not has_ranks())
+        save(dict(tensors), storage_writer=TensorWriter(folder), process_group=group, no_dist=not has_ranks())
 
 
 def _write_later(folder: Path, tensors: Mapping[str, torch.Tensor], group: Any, finish: Callable[[], None]) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from hanlin.cli._recipe import add_tuning, run_tuning_file
 from hanlin.cli._trust import add_trust
 from hanlin.core.errors import DataError
+from hanlin.core.files import has_file, missing_link
 from hanlin.core.hub import hint, locate
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def _facts(path: Path, reads_values: bool, family: str | None) -> Facts:
     if prefixes := _corpus_prefixes(path):
         return _corpus(prefixes)
     if not is_there(path):
-        raise DataError(f"there is no {path}{hint(path)}")
+        raise DataError(f"there is no {_missing_half(path) or path}{missing_link(path) or hint(path)}")
     if path.is_dir():
         return _folder(path, reads_values, family)
     if _is_bee_file(path):
@@ -178,6 +179,18 @@ def _is_bee_file(path: Path) -> bool:
     from hanlin.data.sources.bee import read_meta
 
     return path.name == "meta.bin" or path.name in {file.file_name for file in read_meta(path.parent)}
+
+
+def _missing_half(path: Path) -> str:
+    """The file that a corpus of this prefix lacks, and what it is for; '' where the other is not there either.
+
+    Raises: DataError where something else than a file is in its place.
+    """
+    index, tokens = (path.with_name(f"{path.name}{ending}") for ending in (".idx", ".bin"))
+    has_index, has_tokens = has_file(index, DataError), has_file(tokens, DataError)
+    if has_index == has_tokens:
+        return ""
+    return f"{tokens if has_index else index}, and a corpus has two files; copy both"
 
 
 def _corpus_prefixes(path: Path) -> list[Path]:

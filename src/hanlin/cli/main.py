@@ -11,6 +11,7 @@ import importlib
 import pkgutil
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 
 import hanlin
@@ -113,6 +114,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     for name in [wanted] if wanted else names:
         module = _command(name)
         command = commands.add_parser(name, help=module.HELP, description=module.__doc__, formatter_class=_Help)
+        command.register("type", Path, _named_path)
         module.add_arguments(command)
         command.set_defaults(run=module.run)
     return parser
@@ -120,6 +122,12 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
 
 def _command(name: str) -> ModuleType:
     return importlib.import_module(f"hanlin.cli.{name}")
+
+
+def _named_path(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("an empty name; name a file or a folder (. is the current one)")
+    return Path(text)
 
 
 def _in_red(text: str) -> str:

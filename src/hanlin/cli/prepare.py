@@ -55,6 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if "" in args.words:
+        raise ConfigError("an empty name; name a file or a folder (. is the current one)")
     if args.from_ == "indexed" or args.to in INDEXED:
         return prepare_corpus(args)
     if given := corpus_options(args):

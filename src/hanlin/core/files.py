@@ -30,6 +30,7 @@ __all__ = [
     "check_regular",
     "check_target",
     "expanded",
+    "has_file",
     "may_write",
     "missing_link",
     "private_folder",
@@ -300,6 +301,21 @@ def check_regular(path: Path, error: type[HanlinError]) -> None:
     """
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise error(f"{path}: is a pipe or a device; write what comes out of it to a file, and name that")
+
+
+def has_file(path: Path, error: type[HanlinError] = CheckpointError) -> bool:
+    """Whether a file is at a path; nothing may be there.
+
+    Raises: `error` where something else is: a folder, a pipe, a link that leads nowhere.
+    """
+    if path.is_file():
+        return True
+    if path.is_dir():
+        raise error(f"{path}: is a folder, and a file is expected; remove it, or put the file there")
+    check_regular(path, error)
+    if path.is_symlink():
+        raise error(f"{path}: there is no such file{missing_link(path)}; mend or remove the link")
+    return False
 
 
 def read_json(path: Path, error: type[HanlinError] = CheckpointError, *, holds: str = "") -> Any:

@@ -18,7 +18,7 @@ from hanlin.core.errors import CheckpointError, shorten
 from hanlin.core.files import published, read_json_object, sync
 from hanlin.core.remembered import remembered
 
-__all__ = ["MANIFEST", "check_manifest", "manifest_problems", "published_folder", "write_manifest"]
+__all__ = ["MANIFEST", "check_complete", "check_manifest", "manifest_problems", "published_folder", "write_manifest"]
 
 MANIFEST = "manifest.json"
 
@@ -95,13 +95,31 @@ def check_manifest(path: Path) -> None:
             return
 
 
+def check_complete(folder: Path) -> None:
+    """See that all files of a folder's manifest are there, before what is left of them is taken for something else.
+
+    Nothing but the manifest is read, if there is one.
+    Raises: CheckpointError.
+    """
+    try:
+        listed = _listed(read_json_object(folder / MANIFEST)) if (folder / MANIFEST).is_file() else None
+    except CheckpointError:
+        return  # `check_manifest` tells
+    if gone := [f"{name} is missing" for name in listed or () if not (folder / name).is_file()]:
+        raise _unlike(folder, gone)
+
+
 def _check(folder: Path, listed: Listed) -> None:
     is_small = sum(size for size, _ in listed.values()) < MIN_REMEMBERED_BYTES
     if problems := _differing(folder, listed, _sha256 if is_small else _remembered_sha256):
-        raise CheckpointError(
-            f"{folder}: not as it was written: {'; '.join(shorten(problems))}; restore it from a copy, or, if this was "
-            f"changed on purpose, remove its {MANIFEST}"
-        )
+        raise _unlike(folder, problems)
+
+
+def _unlike(folder: Path, problems: list[str]) -> CheckpointError:
+    return CheckpointError(
+        f"{folder}: not as it was written: {'; '.join(shorten(problems))}; restore it from a copy, or, if this was "
+        f"changed on purpose, remove its {MANIFEST}"
+    )
 
 
 def _listed(values: dict[str, Any]) -> Listed | None:

@@ -15,7 +15,7 @@ from typing import Literal
 
 from hanlin.core.errors import DataError
 
-__all__ = ["explain", "naming", "reason_of", "writable"]
+__all__ = ["explain", "naming", "reason_of", "system_error", "writable"]
 
 _SHOWN_CHARACTERS = 200
 
@@ -63,6 +63,14 @@ def reason_of(error: OSError, doing: Doing) -> str:
     """The sentence without its subject."""
     reason = _MEANINGS.get(error.errno or 0) or error.strerror or str(error) or type(error).__name__
     return reason.format(do=doing)
+
+
+def system_error(error: BaseException) -> OSError | None:
+    """What the system refused, where another error followed from it: torch's container says "unexpected pos"."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, OSError):
+        found = found.__cause__ or found.__context__
+    return found
 
 
 @contextmanager

@@ -108,9 +108,10 @@ class Loader:
         """
         if state["data"] != self.prepared.identity:
             raise DataError(
-                "the checkpoint was made with other training data (content, tokenizer or data settings changed), so "
-                "its position means nothing here; resume with the same data, begin anew (--restart), or start another "
-                "run from its weights (another run.folder, and last/ of this one as model.base, or as model.adapter)"
+                "the checkpoint was made with other training data (content, tokenizer or data settings changed; they "
+                f"begin at {self.prepared.where(0)} now), so its position means nothing here; resume with the same "
+                "data, begin anew (--restart), or start another run from its weights (another run.folder, and last/ "
+                "of this one as model.base, or as model.adapter)"
             )
         order = self._order()
         changed = [name for name in order if _plain(state["order"].get(name)) != order[name]]

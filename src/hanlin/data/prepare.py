@@ -22,6 +22,7 @@ import numpy as np
 
 from hanlin.core.batch import Sample
 from hanlin.core.errors import DataError
+from hanlin.core.os_errors import naming
 from hanlin.core.tokenizer import Tokenizer
 from hanlin.data import forms
 from hanlin.data.bad_rows import BadRow, list_bad_rows, list_dropped
@@ -184,7 +185,8 @@ def try_rows(source: FileRecords, processor: SampleProcessor, settings: DataSett
 def hash_tokenizer(tokenizer: Tokenizer) -> str:
     """Hash of what a tokenizer saves of itself."""
     with tempfile.TemporaryDirectory() as scratch:
-        tokenizer.save(Path(scratch))
+        with naming(Path(scratch)):
+            tokenizer.save(Path(scratch))
         return _hash_files(sorted(path for path in Path(scratch).rglob("*") if path.is_file()))
 
 

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from hanlin.core.errors import CheckpointError, shorten
-from hanlin.core.files import check_readable, check_regular, read_json_object, write_json
+from hanlin.core.files import check_readable, check_regular, has_file, read_json_object, write_json
+from hanlin.core.manifest import check_complete
 from hanlin.formats.lazy import Lazy, TensorSubset, bytes_of, forget, forget_pages, meta_of
 from hanlin.formats.torch_file import MAX_TENSORS, write_torch_files
 from hanlin.formats.training_file import check_single, mapped, open_training_file, wrapper_of
@@ -79,7 +80,7 @@ def open_weights(path: Path) -> Weights:
 
 def find_weights(folder: Path) -> Path | None:
     """The one weights file (or the index of the shards) in a folder; None when there is none, or no clear one."""
-    files = [path for path in sorted(folder.iterdir()) if path.suffix in _WEIGHT_ENDINGS and path.is_file()]
+    files = [path for path in sorted(folder.iterdir()) if path.suffix in _WEIGHT_ENDINGS and has_file(path)]
     others = [path for path in files if not is_state(path.name)]
     return find_named_weights(folder) or (others[0] if len(others) == 1 else None)
 
@@ -87,7 +88,23 @@ def find_weights(folder: Path) -> Path | None:
 def find_named_weights(folder: Path) -> Path | None:
     """The weights file in a folder, or the index of the shards, that has one of the usual names."""
     candidates = [folder / f"{name}{suffix}" for suffix in (".index.json", "") for name in _WEIGHT_NAMES]
-    return next((path for path in candidates if path.is_file()), None)
+    return next((path for path in candidates if has_file(path)), None)
+
+
+def read_shard_index(index: Path) -> dict[str, str]:
+    """Tensor -> file, of shards that all lie beside their index.
+
+    Raises: CheckpointError.
+    """
+    place = read_json_object(index).get("weight_map")
+    if not isinstance(place, dict):
+        raise CheckpointError(f"{index}: the key weight_map (tensor name -> file) is missing")
+    if odd := [file for file in place.values() if not isinstance(file, str) or Path(file).name != file]:
+        raise CheckpointError(f"{index}: names {odd[0]!r:.100}; the files of an index lie in its own folder")
+    files = sorted(set(place.values()))
+    if missing := [file for file in files if not os.path.isfile(index.parent / file)]:  # whatever the name
+        raise CheckpointError(f"{index}: lists files that are not there: {', '.join(shorten(missing))}; copy them too")
+    return place
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -138,6 +155,7 @@ def write_pickle(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
 
 
 def _open_folder(folder: Path) -> Weights:
+    check_complete(folder)
     path = find_weights(folder)
     if path is None:
         found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
@@ -210,16 +228,8 @@ class _Pickle(Weights):
 
 class _Shards(Weights):
     def __init__(self, index: Path) -> None:
-        place = read_json_object(index).get("weight_map")
-        if not isinstance(place, dict):
-            raise CheckpointError(f"{index}: the key weight_map (tensor name -> file) is missing")
-        if odd := [file for file in place.values() if not isinstance(file, str) or Path(file).name != file]:
-            raise CheckpointError(f"{index}: names {odd[0]!r}; the files of an index lie in its own folder")
+        place = read_shard_index(index)
         shards = {file: index.parent / file for file in place.values()}
-        if missing := [path.name for path in shards.values() if not path.is_file()]:
-            raise CheckpointError(
-                f"{index}: lists files that are not there: {', '.join(sorted(missing))}; copy them too"
-            )
         opened = {file: _open_file(path) for file, path in shards.items()}
         lost = [f"{name} ({file})" for name, file in place.items() if name not in opened[file]]
         if lost:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from hanlin.core.errors import CheckpointError, shorten
-from hanlin.core.files import read_json_object
+from hanlin.core.files import has_file, read_json_object
+from hanlin.core.manifest import check_complete, check_manifest
 from hanlin.formats.files import Weights, open_weights
 from hanlin.formats.format import BASE, DTYPE_KEY, FamilyFacts, Format
 from hanlin.formats.ranks import RankWeights, find_ranks
@@ -22,6 +23,7 @@ from hanlin.formats.rules import find_moves
 Facts = TypeVar("Facts", bound=FamilyFacts)
 
 _SHOWN = 8  # names in a message
+_DTYPES = ("", "float64", "float32", "float16", "bfloat16")  # that a base folder may say its weights have
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,14 @@ class Source:
         changes: single values that win over both.
         Raises: CheckpointError.
         """
-        return _config_of(self, changes or {})
+        try:
+            return _config_of(self, changes or {})
+        except CheckpointError as error:
+            try:
+                check_manifest(self.path)
+            except CheckpointError as damage:
+                raise CheckpointError(f"{error} ({damage})") from None
+            raise
 
 
 def open_source(path: Path | Source, family: FamilyFacts, from_: str | None = None) -> Source:
@@ -85,6 +94,7 @@ def open_source(path: Path | Source, family: FamilyFacts, from_: str | None = No
     if isinstance(path, Source):
         return path
     path = _home(Path(path))
+    check_complete(path)
     if is_base(path) and from_ in (None, BASE):
         return Source(path, family, BASE, _base_values(path, family), lambda: open_weights(path))
     weights = open_theirs(path, family)
@@ -127,7 +137,7 @@ def refuse_lookalikes(path: Path, family: FamilyFacts) -> None:
 def is_base(path: Path) -> bool:
     """Whether this is a base folder of ours."""
     config = Path(path) / "config.json"
-    return config.is_file() and "family" in read_json_object(config)
+    return has_file(config) and "family" in read_json_object(config)
 
 
 def _home(path: Path) -> Path:
@@ -293,14 +303,16 @@ def _config_file(path: Path, form: Format) -> Path | None:
     folder = path if path.is_dir() else path.parent
     own = [] if path.is_dir() else [path.with_suffix(".json")]
     found = [*own, *(file for pattern in form.config_files for file in sorted(folder.glob(pattern)))]
-    return next((file for file in found if file.is_file()), None)
+    return next((file for file in found if has_file(file)), None)
 
 
 def _base_values(path: Path, family: FamilyFacts) -> dict[str, Any]:
     values = read_json_object(path / "config.json")
     if (found := values.pop("family")) != family.name:
         raise CheckpointError(f"{path}: holds a model of the family {found!r}; {family.name!r} is asked for")
-    values.pop(DTYPE_KEY, None)
+    dtype = values.pop(DTYPE_KEY, "")
+    if dtype not in _DTYPES:
+        raise CheckpointError(f"{path}: config value {DTYPE_KEY}: {dtype!r} is none of {', '.join(_DTYPES[1:])}")
     return values
 
 
@@ -309,7 +321,7 @@ def _some(names: Iterable[str]) -> str:
 
 
 def with_nearest(names: Sequence[str], others: Sequence[str]) -> str:
-    listed = shorten(names, _SHOWN)
+    listed = shorten([name or repr(name) for name in names], _SHOWN)
     for number, name in enumerate(names[:_SHOWN]):
         if near := difflib.get_close_matches(name, others, n=1, cutoff=0.8):
             listed[number] = f"{name} (nearest: {near[0]})"

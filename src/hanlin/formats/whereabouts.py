@@ -33,6 +33,8 @@ def explain_missing(folder: Path) -> str:
     """A sentence on what lies in or below a folder without readable weights, and the command that reads it; ''."""
     if any((place / "state.json").is_file() and (place / "tensors").is_dir() for place in (folder, *folder.glob("*"))):
         return _of_checkpoints(folder)
+    if (folder / "metrics.jsonl").is_file() and not (folder / "config.yaml").is_file():
+        return "a run folder whose config.yaml is missing; restore it from a copy, or name its best/ or last/"
     found = _found(folder)
     if not found:
         return ""

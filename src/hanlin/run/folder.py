@@ -11,7 +11,7 @@ import yaml
 
 from hanlin.checkpoint.saved import CHECKPOINTS, checkpoint_folders, refuse_lost
 from hanlin.core.errors import ConfigError, shorten
-from hanlin.core.files import replaced_file, sync
+from hanlin.core.files import has_file, replaced_file, sync
 from hanlin.recipe.reading import dump_recipe, load_recipe, make_recipe
 from hanlin.recipe.settings import Recipe
 
@@ -51,6 +51,7 @@ def refuse_other_run(recipe: Recipe, start: Start) -> None:
     folder = recipe.run.folder
     if start == "restart" or _is_half_set_aside(folder):
         return
+    _refuse_odd(folder)
     refuse_lost(folder / CHECKPOINTS)
     if not checkpoint_folders(folder / CHECKPOINTS):
         return
@@ -89,6 +90,16 @@ def train_settings(recipe: Recipe) -> dict[str, Any]:
     """The settings of `train` that change the numbers, by dotted key."""
     settings = _flat({"train": recipe.train.model_dump(mode="json")})
     return {key: value for key, value in settings.items() if not _FREE.fullmatch(key)}
+
+
+def _refuse_odd(folder: Path) -> None:
+    """See that nothing stands in the way of the files of a run: a pipe would be waited for.
+
+    Raises: ConfigError.
+    """
+    pointers = [f"{CHECKPOINTS}/{name}" for name in ("latest", "best")]
+    for name in [*(name for name in _WRITTEN if "." in name), *pointers]:
+        has_file(folder / name, ConfigError)
 
 
 def _is_half_set_aside(folder: Path) -> bool:

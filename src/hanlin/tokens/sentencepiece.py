@@ -12,6 +12,7 @@ from pathlib import Path
 from sentencepiece import SentencePieceProcessor
 
 from hanlin.core.errors import DataError
+from hanlin.core.os_errors import explain
 
 
 class SentencePiece:
@@ -41,7 +42,7 @@ class SentencePiece:
         try:
             model = Path(path).read_bytes()
         except OSError as error:
-            raise DataError(f"{path}: cannot be read: {error.strerror}; give a sentencepiece .model file") from None
+            raise DataError(f"{explain(error, path, 'read')}; give a sentencepiece .model file") from None
         if model.startswith(b"version https://git-lfs"):
             raise DataError(f"{path}: a Git LFS pointer, not the file itself; fetch it with `git lfs pull`")
         try:

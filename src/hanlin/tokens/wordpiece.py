@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from hanlin.core.errors import DataError
+from hanlin.core.os_errors import explain
 from hanlin.tokens.longest_match import LongestMatch
 from hanlin.tokens.segments import cut_segments, join_segments, restore_blanks
 from hanlin.tokens.vocabulary import VOCAB_FILE
@@ -44,7 +45,7 @@ class WordPiece:
             text = Path(file).read_text(encoding="utf-8")
             return cls(_tokens_of_json(text) if file.suffix == ".json" else _tokens_of_lines(text))
         except OSError as error:
-            raise DataError(f"{file}: cannot be read: {error.strerror}; give a vocab.txt or vocab.json") from None
+            raise DataError(f"{explain(error, file, 'read')}; give a vocab.txt or vocab.json") from None
         except (UnicodeDecodeError, json.JSONDecodeError) as error:
             raise DataError(f"{file}: no vocabulary ({error})") from None
         except DataError as error:

@@ -17,6 +17,7 @@ from typing import Any
 
 from hanlin.core.errors import CheckpointError, shorten
 from hanlin.core.files import replaced_file
+from hanlin.core.os_errors import naming
 
 log = logging.getLogger(__name__)
 
@@ -39,10 +40,12 @@ class MetricsFile:
         """Raises: CheckpointError when the folder was removed, or another one has taken its place."""
         self._follow_path()
         finite = {name: None if _is_broken(value) else value for name, value in values.items()}
-        self._stream.write(json.dumps({"step": step, **finite}, ensure_ascii=False) + "\n")
+        with naming(self._path):
+            self._stream.write(json.dumps({"step": step, **finite}, ensure_ascii=False) + "\n")
 
     def close(self) -> None:
-        self._stream.close()
+        with naming(self._path):
+            self._stream.close()
         os.close(self._folder)
 
     def _follow_path(self) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 
 from hanlin.core.errors import DataError
 from hanlin.core.files import replaced_file
+from hanlin.core.os_errors import explain
 from hanlin.data.file_array import FileArray, FileBytes
 from hanlin.data.pretraining.corpus_checks import check_bytes, check_tables
 
@@ -57,9 +58,7 @@ def read_index(path: Path) -> Index:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read: {error.strerror}; give the prefix of a .bin and an .idx file"
-        ) from None
+        raise DataError(f"{explain(error, path, 'read')}; give the prefix of a .bin and an .idx file") from None
     try:
         if content.startswith((MMAP_MAGIC, CACHED_MAGIC)):
             index = _read_mmap(content) if content.startswith(MMAP_MAGIC) else _read_cached(content)

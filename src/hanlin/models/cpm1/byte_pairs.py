@@ -15,6 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from hanlin.core.errors import DataError
+from hanlin.core.os_errors import explain
 
 VOCAB_FILE, MERGES_FILE = "vocab.json", "merges.txt"
 
@@ -56,7 +57,7 @@ class BytePairTokenizer:
             pairs = [_pair(line) for line in lines if line and not line.startswith("#version")]
             return cls(ids, pairs)
         except OSError as error:
-            raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from None
+            raise DataError(explain(error, doing="read")) from None
         except ValueError as error:
             raise DataError(f"{file}, {merges.name}: no byte-level vocabulary ({error})") from None
 
