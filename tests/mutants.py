@@ -29,6 +29,11 @@ class Mutation(NamedTuple):
     tests: str
 
 
+def _of(file: str, tests: str, *changes: tuple[str, str]) -> list[Mutation]:
+    """Mutations of one file: line -> mutant."""
+    return [Mutation(file, line, mutant, tests) for line, mutant in changes]
+
+
 STEP = "tests/train/test_step.py"
 RATES = "tests/train/test_rates.py tests/train/test_schedules.py"
 SCALE = "tests/train/test_scale.py tests/train/test_step.py"
@@ -39,132 +44,119 @@ BUCKETS = "tests/layers/test_relative_position.py"
 BEAM = "tests/generate/test_beam.py tests/generate/test_engine.py"
 
 MUTATIONS = [
-    Mutation("train/step.py", "min(1.0, self.settings.clip", "max(1.0, self.settings.clip", STEP),
-    Mutation(
+    *_of(
         "train/step.py",
-        "factor *= min(1.0, self.settings.clip / (norm + 1e-6))",
-        "factor *= self.settings.clip / (norm + 1e-6)",
         STEP,
+        ("min(1.0, self.settings.clip", "max(1.0, self.settings.clip"),
+        ("factor *= min(1.0, self.settings.clip / (norm + 1e-6))", "factor *= self.settings.clip / (norm + 1e-6)"),
+        ("factor = 1 / self.scale.value", "factor = 1.0"),
+        ("self.parallel_model.grad_norm() / self.scale.value", "self.parallel_model.grad_norm()"),
+        ("self.updates + 1, self.total_steps", "self.updates, self.total_steps"),
+        ("math.isfinite(loss) and math.isfinite(norm)", "math.isfinite(loss)"),
+        ("math.isfinite(loss) and math.isfinite(norm)", "math.isfinite(norm)"),
+        ("self.skipped_in_row >= self.settings.max_skipped", "self.skipped_in_row > self.settings.max_skipped"),
+        ("            self.skipped_in_row = 0\n", "            pass\n"),
+        ("part.loss_tokens * len(parts) *", "part.loss_tokens *"),
+        ('self.settings.loss_mean == "batch"', 'self.settings.loss_mean != "batch"'),
+        ("return total / tokens", "return total"),
     ),
-    Mutation("train/step.py", "factor = 1 / self.scale.value", "factor = 1.0", STEP),
-    Mutation(
-        "train/step.py", "self.parallel_model.grad_norm() / self.scale.value", "self.parallel_model.grad_norm()", STEP
-    ),
-    Mutation("train/step.py", "self.updates + 1, self.total_steps", "self.updates, self.total_steps", STEP),
-    Mutation("train/step.py", "math.isfinite(loss) and math.isfinite(norm)", "math.isfinite(loss)", STEP),
-    Mutation("train/step.py", "math.isfinite(loss) and math.isfinite(norm)", "math.isfinite(norm)", STEP),
-    Mutation(
-        "train/step.py",
-        "self.skipped_in_row >= self.settings.max_skipped",
-        "self.skipped_in_row > self.settings.max_skipped",
-        STEP,
-    ),
-    Mutation("train/step.py", "            self.skipped_in_row = 0\n", "            pass\n", STEP),
-    Mutation("train/step.py", "part.loss_tokens * len(parts) *", "part.loss_tokens *", STEP),
-    Mutation("train/step.py", 'self.settings.loss_mean == "batch"', 'self.settings.loss_mean != "batch"', STEP),
-    Mutation("train/step.py", "return total / tokens", "return total", STEP),
-    Mutation("train/schedules.py", "number = min(step - 1, bounds.end)", "number = step - 1", RATES),
-    Mutation("train/schedules.py", "2 * bounds.warmup > bounds.steps", "bounds.warmup > bounds.steps", RATES),
-    Mutation("train/schedules.py", "max(endless_rate(bounds, number), 0.0)", "endless_rate(bounds, number + 1)", RATES),
-    Mutation(
-        "train/schedules.py", "number = step - 1 if settings.first_step_at_zero else step", "number = step", RATES
-    ),
-    Mutation(
-        "train/schedules.py", "end = settings.decay_steps or last + 1", "end = settings.decay_steps or last", RATES
-    ),
-    Mutation("train/schedules.py", "number = min(number, max(end, settings.warmup_steps))", "pass", RATES),
-    Mutation("train/schedules.py", "return peak * number / warmup**1.5", "return peak * number / warmup", RATES),
-    Mutation("train/schedules.py", "peak * EXPONENTIAL_BASE**since", "peak * EXPONENTIAL_BASE**number", RATES),
-    Mutation("train/schedules.py", "reached = min(number, curve.steps - curve.warmup)", "reached = number", RATES),
-    Mutation("train/schedules.py", "return max(rate, curve.least)", "return rate", RATES),
-    Mutation("train/scale.py", "self.spent + 1 < self.hysteresis", "self.spent < self.hysteresis", SCALE),
-    Mutation("train/scale.py", "max(self.value / 2, self.least)", "self.value / 2", SCALE),
-    Mutation("train/scale.py", "self.good_steps + 1 == self.patience", "self.good_steps == self.patience", SCALE),
-    Mutation(
-        "train/optimizers/adamw.py",
-        "or self.parameters[name].ndim >= 2]\n        others",
-        "or self.parameters[name].ndim >= 1]\n        others",
+    *_of(
+        "train/schedules.py",
         RATES,
+        ("number = min(step - 1, bounds.end)", "number = step - 1"),
+        ("2 * bounds.warmup > bounds.steps", "bounds.warmup > bounds.steps"),
+        ("max(endless_rate(bounds, number), 0.0)", "endless_rate(bounds, number + 1)"),
+        ("number = step - 1 if settings.first_step_at_zero else step", "number = step"),
+        ("end = settings.decay_steps or last + 1", "end = settings.decay_steps or last"),
+        ("number = min(number, max(end, settings.warmup_steps))", "pass"),
+        ("return peak * number / warmup**1.5", "return peak * number / warmup"),
+        ("peak * EXPONENTIAL_BASE**since", "peak * EXPONENTIAL_BASE**number"),
+        ("reached = min(number, curve.steps - curve.warmup)", "reached = number"),
+        ("return max(rate, curve.least)", "return rate"),
     ),
-    Mutation(
+    *_of(
+        "train/scale.py",
+        SCALE,
+        ("self.spent + 1 < self.hysteresis", "self.spent < self.hysteresis"),
+        ("max(self.value / 2, self.least)", "self.value / 2"),
+        ("self.good_steps + 1 == self.patience", "self.good_steps == self.patience"),
+    ),
+    *_of(
         "train/optimizers/adamw.py",
-        "self._update(group, rate, 0.0, eps)",
-        "self._update(group, rate, self.settings.weight_decay, eps)",
         RATES,
+        ("or self.parameters[name].ndim >= 2]\n        others", "or self.parameters[name].ndim >= 1]\n        others"),
+        ("self._update(group, rate, 0.0, eps)", "self._update(group, rate, self.settings.weight_decay, eps)"),
+        ("eps / math.sqrt(1 - beta ** (count + 1))", "eps"),
     ),
-    Mutation("train/optimizers/adamw.py", "eps / math.sqrt(1 - beta ** (count + 1))", "eps", RATES),
-    Mutation("train/loop.py", "progress.worse >= settings.patience", "progress.worse > settings.patience", LOOP),
-    Mutation("train/loop.py", "step % every == 0", "step % every == 1", LOOP),
-    Mutation("train/run_checkpoints.py", "loss < self.best_loss", "loss <= self.best_loss", LOOP),
-    Mutation("train/run_checkpoints.py", "best_step=self.step, worse=0", "best_step=self.step", LOOP),
-    Mutation(
+    *_of(
+        "train/loop.py",
+        LOOP,
+        ("progress.worse >= settings.patience", "progress.worse > settings.patience"),
+        ("step % every == 0", "step % every == 1"),
+    ),
+    *_of(
+        "train/run_checkpoints.py",
+        LOOP,
+        ("loss < self.best_loss", "loss <= self.best_loss"),
+        ("best_step=self.step, worse=0", "best_step=self.step"),
+    ),
+    *_of(
         "models/cpm_bee/model.py",
-        "(queries.sample_ids == 0)[:, :, None] | same_span(queries.sample_ids, keys.sample_ids)",
-        "same_span(queries.sample_ids, keys.sample_ids)",
         BEE,
+        (
+            "(queries.sample_ids == 0)[:, :, None] | same_span(queries.sample_ids, keys.sample_ids)",
+            "same_span(queries.sample_ids, keys.sample_ids)",
+        ),
+        ("by_sample = (queries.sample_ids == 0)", "by_sample = (queries.sample_ids >= 0)"),
+        (
+            "keys.positions[:, None, :] <= queries.positions[:, :, None]",
+            "keys.positions[:, None, :] < queries.positions[:, :, None]",
+        ),
+        ("(~queries.is_context[:, :, None] & is_earlier)", "is_earlier"),
+        ("& by_sample & same_span(queries.spans, keys.spans) & exists", "& by_sample & exists"),
+        ("& same_span(queries.spans, keys.spans)\n    starts", "\n    starts"),
+        ("queries.segments * queries.num_segments + offsets", "queries.segments * queries.num_segments"),
+        (".long(), OTHER_SAMPLE)", ".long(), SAME_SEGMENT)"),
+        ("self.num_buckets + relation - 1", "self.num_buckets + relation"),
+        (
+            "keys.positions[:, None, :] - queries.positions[:, :, None]",
+            "queries.positions[:, :, None] - keys.positions[:, None, :]",
+        ),
+        ('exists=known["num_segments"] != 0', 'exists=known["num_segments"] >= 0'),
+        ("positions < given.lengths[:, None]", "positions <= given.lengths[:, None]"),
     ),
-    Mutation(
-        "models/cpm_bee/model.py", "by_sample = (queries.sample_ids == 0)", "by_sample = (queries.sample_ids >= 0)", BEE
+    *_of(
+        "layers/relative_position.py",
+        BUCKETS,
+        ("+ half * (offset > 0)", "+ half * (offset >= 0)"),
+        (".clamp(max=half - 1)", ".clamp(max=half)"),
+        ("math.log(max_distance / exact)", "math.log(max_distance)"),
     ),
-    Mutation(
-        "models/cpm_bee/model.py",
-        "keys.positions[:, None, :] <= queries.positions[:, :, None]",
-        "keys.positions[:, None, :] < queries.positions[:, :, None]",
-        BEE,
+    *_of(
+        "layers/attention.py",
+        ATTENTION,
+        (".tril(keys - queries)", ".tril()"),
+        ("hidden = ~visible & ~empty[..., None]", "hidden = ~visible"),
+        ("part.repeat_interleave(repeats, dim=1)", "part.repeat(1, repeats, 1, 1)"),
+        ("(length, 0), value=open_value", "(0, length), value=open_value"),
     ),
-    Mutation("models/cpm_bee/model.py", "(~queries.is_context[:, :, None] & is_earlier)", "is_earlier", BEE),
-    Mutation(
-        "models/cpm_bee/model.py",
-        "& by_sample & same_span(queries.spans, keys.spans) & exists",
-        "& by_sample & exists",
-        BEE,
-    ),
-    Mutation("models/cpm_bee/model.py", "& same_span(queries.spans, keys.spans)\n    starts", "\n    starts", BEE),
-    Mutation(
-        "models/cpm_bee/model.py",
-        "queries.segments * queries.num_segments + offsets",
-        "queries.segments * queries.num_segments",
-        BEE,
-    ),
-    Mutation("models/cpm_bee/model.py", ".long(), OTHER_SAMPLE)", ".long(), SAME_SEGMENT)", BEE),
-    Mutation("models/cpm_bee/model.py", "self.num_buckets + relation - 1", "self.num_buckets + relation", BEE),
-    Mutation(
-        "models/cpm_bee/model.py",
-        "keys.positions[:, None, :] - queries.positions[:, :, None]",
-        "queries.positions[:, :, None] - keys.positions[:, None, :]",
-        BEE,
-    ),
-    Mutation("models/cpm_bee/model.py", 'exists=known["num_segments"] != 0', 'exists=known["num_segments"] >= 0', BEE),
-    Mutation(
-        "models/cpm_bee/model.py", "positions < given.lengths[:, None]", "positions <= given.lengths[:, None]", BEE
-    ),
-    Mutation("layers/relative_position.py", "+ half * (offset > 0)", "+ half * (offset >= 0)", BUCKETS),
-    Mutation("layers/relative_position.py", ".clamp(max=half - 1)", ".clamp(max=half)", BUCKETS),
-    Mutation("layers/relative_position.py", "math.log(max_distance / exact)", "math.log(max_distance)", BUCKETS),
-    Mutation("layers/attention.py", ".tril(keys - queries)", ".tril()", ATTENTION),
-    Mutation("layers/attention.py", "hidden = ~visible & ~empty[..., None]", "hidden = ~visible", ATTENTION),
-    Mutation(
-        "layers/attention.py", "part.repeat_interleave(repeats, dim=1)", "part.repeat(1, repeats, 1, 1)", ATTENTION
-    ),
-    Mutation("layers/attention.py", "(length, 0), value=open_value", "(0, length), value=open_value", ATTENTION),
-    Mutation(
+    *_of(
         "generate/beam.py",
-        "beam.score / _scored_length(search, beam, rules) ** rules.length_exponent",
-        "beam.score",
         BEAM,
+        ("beam.score / _scored_length(search, beam, rules) ** rules.length_exponent", "beam.score"),
+        ("new.score <= found[worst].score", "new.score > found[worst].score"),
+        ("len(search.found) < rules.beams", "len(search.found) <= rules.beams"),
+        ("place < rules.beams or not", "not"),
+        ("len(beam.tokens) - beam.cursor.is_done", "len(beam.tokens)"),
+        ("len(beams[0].tokens) < rules.max_tokens", "len(beams[0].tokens) <= rules.max_tokens"),
+        ("key=lambda candidate: -candidate.score", "key=lambda candidate: candidate.score"),
     ),
-    Mutation("generate/beam.py", "new.score <= found[worst].score", "new.score > found[worst].score", BEAM),
-    Mutation("generate/beam.py", "len(search.found) < rules.beams", "len(search.found) <= rules.beams", BEAM),
-    Mutation("generate/beam.py", "place < rules.beams or not", "not", BEAM),
-    Mutation("generate/beam.py", "len(beam.tokens) - beam.cursor.is_done", "len(beam.tokens)", BEAM),
-    Mutation(
-        "generate/beam.py", "len(beams[0].tokens) < rules.max_tokens", "len(beams[0].tokens) <= rules.max_tokens", BEAM
+    *_of(
+        "generate/engine.py",
+        BEAM,
+        ("lengths = [max(lengths)] * len(lengths)", "pass"),
+        ("row.beam.fed[-window:]", "row.beam.fed"),
     ),
-    Mutation(
-        "generate/beam.py", "key=lambda candidate: -candidate.score", "key=lambda candidate: candidate.score", BEAM
-    ),
-    Mutation("generate/engine.py", "lengths = [max(lengths)] * len(lengths)", "pass", BEAM),
-    Mutation("generate/engine.py", "row.beam.fed[-window:]", "row.beam.fed", BEAM),
 ]
 
 

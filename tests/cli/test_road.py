@@ -14,22 +14,14 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
+from worlds import CASE, ROWS, write_rows
 
 from hanlin.cli.main import main
-
-CASE = Path(__file__).parents[1] / "golden" / "cases" / "bee_generate"
-ROWS = [
-    {"input": "今天天气", "prompt": "x", "<ans>": "好"},
-    {"input": "北京", "<ans>": "ab"},
-    {"input": "ab", "options": {"<option_0>": "好", "<option_1>": "坏"}, "question": "x", "<ans>": "<option_1>"},
-    {"input": "甲<mask_0>丙<mask_1>", "<ans>": {"<mask_0>": "乙", "<mask_1>": "b"}},
-]
 
 
 def write_recipe(folder: Path, name: str, *, steps: int = 12, **changes: dict) -> Path:
     """A recipe on the golden checkpoint in the original's form, with its run in `folder/name`."""
-    data = folder / "rows.jsonl"
-    data.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS * 3), encoding="utf-8")
+    data = write_rows(folder / "rows.jsonl", ROWS * 3)
     recipe = {
         "model": {"family": "cpm_bee", "base": str(CASE), "vocab": str(CASE / "vocab.txt")},
         "data": {"train": str(data), "eval": str(data), "max_length": 64, "cache": str(folder / "cache")},

@@ -3,46 +3,22 @@
 from __future__ import annotations
 
 import json
-import random
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import yaml
+from worlds import pretraining_recipe, write_poems, write_recipe
 
 from hanlin.cli.main import main
 from hanlin.data.pretraining.indexed_data import IndexedData
 
-CHARACTERS = "床前明月光疑是地上霜举头望低思故乡"
-
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
-    rng = random.Random(0)
-    lines = ["".join(rng.choices(CHARACTERS, k=12)) for _ in range(60)]
-    (tmp_path / "poems.txt").write_text("\n".join(lines), encoding="utf-8")
-    tokens = ["<unk>", "<pad>", "<eod>", *"▂▃，。", *CHARACTERS]
-    (tmp_path / "vocab.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8")
-    values = {
-        "model": {
-            "family": "cpm1",
-            "vocab": str(tmp_path / "vocab.txt"),
-            "config": {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "max_length": 16},
-        },
-        "data": {
-            "train": [str(tmp_path / "poems.txt")],
-            "split": "8,1,1",
-            "max_length": 16,
-            "cache": str(tmp_path / "cache"),
-        },
-        "train": {"steps": 4, "batch_size": 4, "eval_every": 2, "lr": 0.01},
-        "run": {"folder": str(tmp_path / "run"), "device": "cpu"},
-    }
-    path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump(values), encoding="utf-8")
-    return path
+    write_poems(tmp_path, 12)
+    return write_recipe(tmp_path / "recipe.yaml", pretraining_recipe(tmp_path, "poems.txt", "run"))
 
 
 def test_a_text_is_pretrained_on_and_its_test_part_scored(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,7 @@
 """Every kind of file damaged in every kind of way, and then a command that reads it.
 
-What comes out must be what comes out of the whole file, or a refusal, or a message that says what was found; never a
-traceback, and never another result without a word.
+What comes out must be what comes out of the whole file, or a refusal that names the damaged one; never a traceback, and
+never another result, whatever is said about it.
 """
 
 from __future__ import annotations
@@ -15,11 +15,7 @@ from pathlib import Path
 
 from kill_drill import results
 from trials import Tally, Trial, copy_of, run
-from worlds import remove
-
-TOLD = re.compile(
-    "damaged|changed|missing|shorter|again|not there|left out|cannot be|cut off|is gone|no longer|aside|other"
-)
+from worlds import FAMILIES, remove
 
 
 @dataclass(frozen=True)
@@ -27,7 +23,7 @@ class Reader:
     """A command that reads files; makes: what of the world its result is; files: patterns of what it reads.
 
     is_known: whether the program knows what the files were, so that any change is to be noticed; a user's own rows or
-    recipe may say anything.
+    recipe may say anything, and another result is what they then ask for.
     """
 
     name: str
@@ -61,6 +57,15 @@ def readers(world: Path) -> list[Reader]:
             "evaluate", ("evaluate", full), ("full/best/*", "full/evaluation/**/*"), ("full/evaluation/predictions",)
         ),
         Reader("generate", ("generate", lora, *question), ("base/*", "lora/best/*"), ("out.jsonl",)),
+        *(
+            Reader(
+                "generate",
+                ("generate", f"{name}.yaml", "--weights", "base", "--input", f"{name}.jsonl", "--output", "out.jsonl"),
+                (f"{name}.base/*",),
+                ("out.jsonl",),
+            )
+            for name in FAMILIES
+        ),
         Reader("generate", ("generate", full, *question), ("asked.jsonl", "full.yaml"), ("out.jsonl",), False),
         Reader("convert", ("convert", "full/best", "out", "--to", "original"), ("full/best/*",), ("out",)),
         Reader("convert", ("convert", "base", "out", "--merge", "lora/best"), ("base/*", "lora/best/*"), ("out",)),
@@ -155,7 +160,7 @@ def drill(template: Path, place: Path, reader: Reader, share: float, seed: int) 
                 continue
             _damage(world / name, kind, drawn)
             found = run(reader.argv, world, timeout=60)
-            fault = _judge(found, _made(world, reader), wanted, reader)
+            fault = _judge(found, _made(world, reader), wanted, reader, name)
         tally = tally.add(fault, f"{' '.join(reader.argv)}: {name}: {kind}: {found.code}: {found.output[-1200:]}")
     return Tally(**{**vars(tally), "seconds": time.monotonic() - start})
 
@@ -173,14 +178,21 @@ def _damage(path: Path, kind: str, drawn: random.Random) -> None:
         path.write_bytes(changed)
 
 
-def _judge(found: Trial, made: dict[str, str], wanted: dict[str, str], reader: Reader) -> str | None:
+def _judge(found: Trial, made: dict[str, str], wanted: dict[str, str], reader: Reader, name: str) -> str | None:
     if found.is_crash or found.is_late or found.code not in (0, 1, 2):
         return "traceback"
-    if found.code == 0 and made != wanted and reader.is_known and not TOLD.search(found.output):
-        return "silent"
-    if found.code == 2 and not found.output.strip():
-        return "silent"
-    return None
+    if found.code != 0:
+        return None if re.search(_named(name), found.output) else "silent"
+    return "silent" if reader.is_known and made != wanted else None
+
+
+def _named(name: str) -> str:
+    """A pattern of what names a file to a user: a corpus by its prefix, what a run's recipe says by its folder."""
+    if name.startswith("corpus."):
+        return r"corpus\b"
+    also = {"vocab.txt": r"|model\.vocab|the tokenizer has \d+ tokens", "poems.txt": "|the files hold no documents"}
+    also["full/config.yaml"] = r"|run\.folder: \S+/full holds a run"
+    return re.escape(Path(name).name) + also.get(name, "")
 
 
 def _made(world: Path, reader: Reader) -> dict[str, str]:

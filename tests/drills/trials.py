@@ -29,6 +29,11 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 import torch
 
 TIMEOUT_SECONDS = 120.0
+_LATER = (
+    *("torch.distributed.checkpoint", "torch.distributed.fsdp", "torch.distributed.tensor.parallel"),
+    *("matplotlib.pyplot", "plistlib"),
+)
+"""What commands import when they need it; a user who is not root may not be able to read it then."""
 CRASHED = 70
 """The code of a command that ended in a traceback."""
 
@@ -42,7 +47,7 @@ def warm() -> None:
     for module in pkgutil.walk_packages(hanlin.__path__, "hanlin."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
-    for name in ("torch.distributed.checkpoint", "torch.distributed.fsdp", "torch.distributed.tensor.parallel"):
+    for name in _LATER:
         importlib.import_module(name)
     gc.collect()
     gc.freeze()
@@ -262,7 +267,7 @@ def limit_memory(gigabytes: float) -> None:
 
 @dataclass(frozen=True)
 class Tally:
-    """What became of trials; examples: of those that went wrong, with what was tried and what was shown."""
+    """What became of trials; unproven: those that would have shown nothing."""
 
     name: str
     tried: int = 0
@@ -270,32 +275,30 @@ class Tally:
     differing: int = 0
     silent: int = 0
     traceback: int = 0
+    unproven: int = 0
     seconds: float = 0.0
-    examples: tuple[str, ...] = ()
 
     def add(self, fault: str | None, example: str = "") -> Tally:
-        """One more trial; fault: one of the columns, None: all was well."""
-        more = (
-            {}
-            if fault is None
-            else {fault: getattr(self, fault) + 1, "examples": (*self.examples, f"{fault}: {example}")}
-        )
-        return replace(self, tried=self.tried + 1, **more)
+        """One more trial; fault: one of the columns, None: all was well; example: what was tried and shown."""
+        if fault is None:
+            return replace(self, tried=self.tried + 1)
+        print(f"### {self.name}: {fault}: {example}\n", file=sys.stderr, flush=True)
+        return replace(self, tried=self.tried + 1, **{fault: getattr(self, fault) + 1})
 
     @property
     def faults(self) -> int:
-        return self.lost + self.differing + self.silent + self.traceback
+        return self.lost + self.differing + self.silent + self.traceback + self.unproven
 
 
 def table(tallies: Sequence[Tally]) -> str:
     """As Markdown, with the sums at the end."""
-    columns = ("tried", "lost", "differing", "silent", "traceback")
+    columns = ("tried", "lost", "differing", "silent", "traceback", "unproven")
     sums = Tally(
         "**all**",
         *(sum(getattr(one, name) for one in tallies) for name in columns),
-        sum(one.seconds for one in tallies),
+        seconds=sum(one.seconds for one in tallies),
     )
-    lines = ["| trials | tried | lost | differing | silent | traceback | seconds |", "|---|---|---|---|---|---|---|"]
+    lines = [f"| trials | {' | '.join(columns)} | seconds |", f"|{'---|' * (len(columns) + 2)}"]
     for one in [*tallies, sums]:
         lines.append(
             f"| {one.name} | " + " | ".join(f"{getattr(one, name):,}" for name in columns) + f" | {one.seconds:,.0f} |"
