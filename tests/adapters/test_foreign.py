@@ -139,7 +139,7 @@ def test_matrices_that_stand_the_other_way_round_have_their_additions_too(tmp_pa
         ({"bias": "lora_only"}, "bias is 'lora_only', known: 'none'"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'"),
         ({"layer_replication": [[0, 2]]}, "layer_replication"),
-        ({"peft_type": "IA3"}, "peft_type is 'IA3'; LORA and PREFIX_TUNING are read"),
+        ({"peft_type": "IA3"}, "peft_type is 'IA3'; LORA, PREFIX_TUNING, PROMPT_TUNING and P_TUNING are read"),
         ({"r": 4}, "says rank 4 for transformer.encoder.layers.0.*lora_A has 2 rows"),
         ({"lora_alpha": None}, "lora_alpha is None"),
     ],

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,9 @@ from transformers import GlmConfig, GlmForCausalLM, GPT2Config, GPT2LMHeadModel
 from hanlin.adapters.adapter import ForBase, load_adapter
 from hanlin.adapters.opening import open_adapter
 from hanlin.adapters.peft import PEFT
-from hanlin.core.errors import CheckpointError
+from hanlin.adapters.peft_prefix import PEFT_PREFIX_TUNING
+from hanlin.adapters.peft_prompt import PEFT_PROMPT_TUNING
+from hanlin.core.errors import CheckpointError, ConfigError
 from hanlin.formats.load import added_parameters, base_parameters
 from hanlin.formats.translate import to_theirs
 from hanlin.layers.lora import merge_lora
@@ -31,6 +35,8 @@ from hanlin.models.cpm_bee.config import CpmBeeConfig
 from hanlin.models.family import Family
 from hanlin.tuning.apply import apply_tuning
 from hanlin.tuning.lora import LoraTuning
+from hanlin.tuning.prefix import PrefixTuning
+from hanlin.tuning.prompt import PromptTuning
 
 # transformers warns of a name of its own that peft uses.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`")
@@ -364,3 +370,99 @@ def test_an_expression_that_may_search_for_ever_is_said_and_not_searched(
     file.write_text(json.dumps(json.loads(file.read_text()) | {"target_modules": "(m*o*)*x"}))
     open_adapter(tmp_path / "peft", glm, GLM)
     assert "target_modules is not compared" in caplog.text
+
+
+# Prefixes and prompts -------------------------------------------------------------------------------------------------
+
+
+def with_random_additions(name: str, settings: Any) -> Any:
+    model = fresh(name)
+    apply_tuning(model, settings, CONFIGS[name][0])
+    draw = torch.Generator().manual_seed(1)
+    for parameter in added_parameters(model).values():
+        nn.init.normal_(parameter, std=0.5, generator=draw)
+    return model.eval()
+
+
+def trained_table(name: str, folder: Path, config: Any) -> Any:
+    model: Any = peft.get_peft_model(of_transformers(name), config)
+    draw = torch.Generator().manual_seed(2)
+    for key, parameter in model.named_parameters():
+        if "prompt_encoder" in key:
+            nn.init.normal_(parameter, std=0.5, generator=draw)
+    model.eval().save_pretrained(str(folder))
+    return model
+
+
+@pytest.mark.parametrize("divisor", [1.0, 2.0])
+@pytest.mark.parametrize("projection", [False, True])
+def test_a_prefix_is_the_same_in_peft_though_it_moves_the_positions_there(
+    projection: bool, divisor: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(CONFIGS, "glm", (glm, replace(GLM, position_divisor=divisor)))
+    model = with_random_additions("glm", PrefixTuning(length=5, projection=projection))
+    PEFT_PREFIX_TUNING.save(model, None, tmp_path / "peft", glm)
+    there = peft.PeftModel.from_pretrained(of_transformers("glm"), str(tmp_path / "peft")).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(there(input_ids=TOKENS).logits, model(tokens=TOKENS), rtol=1e-4, atol=1e-4)
+        answer = there.generate(input_ids=TOKENS[:1], max_new_tokens=5, min_new_tokens=5, do_sample=False)
+        tokens = TOKENS[:1]
+        for _ in range(5):
+            logits = model(tokens=tokens)[:, -1:]
+            logits[..., 2] = -torch.inf  # the end, which may not come yet
+            tokens = torch.cat((tokens, logits.argmax(-1)), dim=1)
+        assert answer.equal(tokens)
+
+
+@pytest.mark.parametrize("projection", [False, True])
+def test_a_prefix_of_peft_computes_here_what_it_computes_there(projection: bool, tmp_path: Path) -> None:
+    config = peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3, prefix_projection=projection)
+    there = trained_table("glm", tmp_path / "peft", config)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            logits_of("glm", tmp_path / "peft"), there(input_ids=TOKENS).logits, rtol=1e-4, atol=1e-4
+        )
+    file = tmp_path / "peft/adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"num_attention_heads": 0}))
+    with pytest.raises(CheckpointError, match="num_attention_heads is 0"):
+        open_adapter(tmp_path / "peft", glm, GLM)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bee"])
+def test_a_prefix_that_peft_cannot_express_is_refused(name: str, tmp_path: Path) -> None:
+    model = with_random_additions(name, PrefixTuning(length=3))
+    with pytest.raises(CheckpointError, match="is not the same in PEFT: there it moves the positions"):
+        PEFT_PREFIX_TUNING.save(model, None, tmp_path / "peft", CONFIGS[name][0])
+    config = peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    trained_table("gpt2", tmp_path / "peft", config)
+    with pytest.raises(CheckpointError, match="is not the same in PEFT"):
+        open_adapter(tmp_path / "peft", *CONFIGS[name])
+    model = with_random_additions("glm", PrefixTuning(length=3))
+    with pytest.raises(CheckpointError, match="--layout original: its code takes no prefix from PEFT"):
+        PEFT_PREFIX_TUNING.for_base(ForBase("original")).save(model, None, tmp_path / "other", glm)
+
+
+PROMPTED = torch.cat((torch.arange(-1, -4, -1).expand(2, 3), TOKENS), dim=1)
+
+
+def test_soft_prompts_are_the_same_in_peft(tmp_path: Path) -> None:
+    settings = PromptTuning(length=3)
+    model = with_random_additions("gpt2", settings)
+    PEFT_PROMPT_TUNING.save(model, settings, tmp_path / "peft", gpt2)
+    there = peft.PeftModel.from_pretrained(of_transformers("gpt2"), str(tmp_path / "peft")).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(there(input_ids=TOKENS).logits, model(tokens=PROMPTED), rtol=1e-4, atol=1e-4)
+    hidden = PromptTuning(length=3, is_seen=False)
+    with pytest.raises(CheckpointError, match="a text always sees its prompts"):
+        PEFT_PROMPT_TUNING.save(with_random_additions("gpt2", hidden), hidden, tmp_path / "other", gpt2)
+
+
+@pytest.mark.parametrize("config", [peft.PromptTuningConfig, peft.PromptEncoderConfig])
+def test_soft_prompts_of_peft_compute_here_what_they_compute_there(config: Callable, tmp_path: Path) -> None:
+    there = trained_table("gpt2", tmp_path / "peft", config(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    adapter, model = open_adapter(tmp_path / "peft", *CONFIGS["gpt2"]), fresh("gpt2")
+    load_adapter(apply_tuning(model, adapter.settings, gpt2).eval(), adapter)
+    with torch.no_grad():
+        torch.testing.assert_close(there(input_ids=TOKENS).logits, model(tokens=PROMPTED), rtol=1e-4, atol=1e-4)
+    with pytest.raises(ConfigError, match="this family takes no soft prompts"):
+        apply_tuning(fresh("glm"), adapter.settings, glm)

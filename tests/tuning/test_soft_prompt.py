@@ -111,8 +111,10 @@ def test_prompts_go_out_and_in_under_the_originals_name(tmp_path: Path) -> None:
     other = tuned(wanted, seed=1)
     load_adapter(other, open_adapter(tmp_path / "prompts.pt", family))
     assert other.soft_prompt.weight.equal(model.soft_prompt.weight)
-    with pytest.raises(ConfigError, match="of a prompt is written as adapter, delta, original"):
-        format_to_write(wanted, "peft")
+    with pytest.raises(ConfigError, match="of a prompt is written as adapter, peft, delta, original"):
+        format_to_write(wanted, "quantized")
+    with pytest.raises(CheckpointError, match="transformers has none for cpm2"):
+        format_to_write(wanted, "peft").save(model, wanted, tmp_path / "peft", family)
 
 
 def test_an_adapter_of_another_length_is_refused(tmp_path: Path) -> None:

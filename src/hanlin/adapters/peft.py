@@ -27,6 +27,8 @@ from hanlin.adapters.lora_names import (
 from hanlin.adapters.lora_parts import LowRank, join, shortest_endings, their_modules
 from hanlin.adapters.peft_config import (
     LORA,
+    PREFIX_TUNING,
+    PROMPT_KINDS,
     SETTINGS,
     WEIGHTS,
     check_modules,
@@ -48,23 +50,23 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PREFIX_TUNING = "PREFIX_TUNING"
 _TITLE = "PEFT's adapter folder of a LoRA"
 _FIRST = "huggingface"
 """The layout in whose names an adapter is written where none is asked for."""
 
 
 def _holds(path: Path) -> bool:
-    return peft_type(path) not in (None, PREFIX_TUNING)
+    return peft_type(path) not in (None, PREFIX_TUNING, *PROMPT_KINDS)
 
 
 def _open(path: Path, family: FamilyFacts, config: Any) -> Adapter | None:
     if not _holds(path):
         return None
     if (kind := peft_type(path)) != LORA:
+        known = f"{', '.join((LORA, PREFIX_TUNING, *PROMPT_KINDS[:-1]))} and {PROMPT_KINDS[-1]}"
         raise CheckpointError(
-            f"{path / SETTINGS}: peft_type is {kind!r}; {LORA} and {PREFIX_TUNING} are read. Merge it into its base "
-            "where it was trained, if it can be merged"
+            f"{path / SETTINGS}: peft_type is {kind!r}; {known} are read. Merge it into its base where it was trained, "
+            "if it can be merged"
         )
     additions, stated = read_additions(path), read_lora_config(path)
     if additions is None:
@@ -138,19 +140,13 @@ def _save(
     refuse_labels(model)
     base = base or ForBase()
     layout, form = known_to_peft(family, base.layout)
-    if base.files not in (None, layout):
-        log.warning(
-            "%s: names no base, since that in %s is in the layout %s and not %s; name it to PEFT yourself, or give "
-            "--base in that layout",
-            *(path, base.name, base.files, layout),
-        )
     pairs = _theirs(model, settings, layout, form)
     factor = settings.alpha / settings.rank
     known = their_modules(form.rules(model.config), [name for name, _ in model.named_parameters()])
     config = {
         "peft_type": LORA,
         "task_type": form.peft,
-        "base_model_name_or_path": base.name if base.files == layout else None,
+        "base_model_name_or_path": name_of_base(base, layout, path),
         **_ranks(pairs, factor),
         "lora_dropout": settings.dropout,
         "target_modules": shortest_endings({pair.theirs for pair in pairs}, known),
@@ -164,6 +160,18 @@ def _save(
     with published_folder(path, overwrite=overwrite) as beside:
         write_safetensors(beside / WEIGHTS, tensors)
         write_json(beside / SETTINGS, config)
+
+
+def name_of_base(base: ForBase, layout: str, path: Path) -> str | None:
+    """What the adapter at a path calls its base, if that is in the layout whose names it has; said if it is not."""
+    if base.files in (None, layout):
+        return base.name
+    log.warning(
+        "%s: names no base, since that in %s is in the layout %s and not %s; name it to PEFT yourself, or give "
+        "--base in that layout",
+        *(path, base.name, base.files, layout),
+    )
+    return None
 
 
 def known_to_peft(family: FamilyFacts, layout: str | None) -> tuple[str, Format]:

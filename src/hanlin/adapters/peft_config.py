@@ -7,20 +7,27 @@ import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hanlin.adapters.lora_names import MERGE_THERE
 from hanlin.adapters.lora_parts import has_ending
 from hanlin.core.errors import CheckpointError, shorten
 from hanlin.core.files import has_file, read_json_object
 from hanlin.formats.config_keys import ConfigKeys
+from hanlin.formats.files import open_weights
 from hanlin.formats.rules import Rule
+
+if TYPE_CHECKING:
+    import torch
 
 log = logging.getLogger(__name__)
 
 WEIGHTS = "adapter_model.safetensors"
 SETTINGS = "adapter_config.json"
-LORA = "LORA"
+TABLE = "prompt_embeddings"
+LORA, PREFIX_TUNING = "LORA", "PREFIX_TUNING"
+PROMPT_KINDS = ("PROMPT_TUNING", "P_TUNING")
+"""Both keep the vectors that stand before a text; how the second made them is worked into these."""
 COMMON_KEYS = (
     *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "revision"),
     *("runtime_config", "task_type"),
@@ -72,6 +79,24 @@ def peft_type(path: Path) -> str | None:
     """PEFT's word for its method of tuning; None where a path is no adapter folder of it."""
     file = path / SETTINGS
     return str(read_json_object(file).get("peft_type", LORA)) if has_file(file) else None
+
+
+def read_table(path: Path, keys: ConfigKeys) -> tuple[dict[str, Any], torch.Tensor]:
+    """The values of the adapter_config.json in a folder, and the one tensor of prefix and prompt tuning.
+
+    Raises: CheckpointError.
+    """
+    stated, weights = read_json_object(path / SETTINGS), open_weights(path)
+    keys.check(stated, str(path / SETTINGS))
+    if list(weights) != [TABLE]:
+        raise CheckpointError(f"{path}: one tensor {TABLE} is expected, found {', '.join(list(weights)[:3])}")
+    table = weights[TABLE]
+    if (length := stated.get("num_virtual_tokens", len(table))) != len(table):
+        raise CheckpointError(
+            f"{path / SETTINGS}: num_virtual_tokens is {length}, but {TABLE} has {len(table)} rows; these files do "
+            "not belong together"
+        )
+    return stated, table
 
 
 def read_lora_config(path: Path) -> dict[str, Any]:

@@ -1,37 +1,39 @@
 """PEFT's adapter folder of prefix tuning: one table of the keys and values of all blocks, as ours has it.
 
-A prefix that was trained through a projection is saved there as what the projection makes of it.
+A prefix that was trained through a projection is saved there as what the projection makes of it. PEFT puts the table
+into the cache, so transformers counts it in the positions, which ours are not moved by: where positions turn queries
+and keys, the keys of the prefix are turned by as much; a table of positions leaves no way to say it.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hanlin.adapters.adapter import Adapter, AdapterFormat, read_settings
+from hanlin.adapters.adapter import Adapter, AdapterFormat, ForBase, read_settings
 from hanlin.adapters.labels import refuse_labels
-from hanlin.adapters.peft import PREFIX_TUNING
-from hanlin.adapters.peft_config import COMMON_KEYS, SETTINGS, WEIGHTS, peft_type
+from hanlin.adapters.peft import known_to_peft, name_of_base
+from hanlin.adapters.peft_config import COMMON_KEYS, PREFIX_TUNING, SETTINGS, TABLE, WEIGHTS, peft_type, read_table
 from hanlin.core.errors import CheckpointError
-from hanlin.core.files import read_json_object, write_json
+from hanlin.core.files import write_json
 from hanlin.core.manifest import published_folder
 from hanlin.formats.config_keys import ConfigKeys
-from hanlin.formats.files import open_weights, write_safetensors
-from hanlin.formats.format import FamilyFacts
+from hanlin.formats.files import write_safetensors
+from hanlin.formats.format import FamilyFacts, Format
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 _TITLE = "PEFT's adapter folder of prefix tuning"
-_TABLE = "prompt_embeddings"
 _OURS = "prefix.embedding.weight"
+_SIZES = ("token_dim", "num_attention_heads")
 _KEYS = ConfigKeys(
-    read=("num_virtual_tokens",),
-    # The sizes are those of the table; its projection, if it had one, is worked into it.
-    harmless=(
-        *COMMON_KEYS,
-        *("token_dim", "num_attention_heads", "num_layers", "encoder_hidden_size", "prefix_projection"),
-    ),
+    read=("num_virtual_tokens", *_SIZES),
+    # Its projection, if it had one, is worked into the table.
+    harmless=(*COMMON_KEYS, "num_layers", "encoder_hidden_size", "prefix_projection", "init_weights"),
     neutral={"num_transformer_submodules": (1, None)},
 )
 
@@ -43,37 +45,80 @@ def _holds(path: Path) -> bool:
 def _open(path: Path, family: FamilyFacts, config: Any) -> Adapter | None:
     if not _holds(path):
         return None
-    stated, weights = read_json_object(path / SETTINGS), open_weights(path)
-    _KEYS.check(stated, str(path / SETTINGS))
-    if list(weights) != [_TABLE]:
-        raise CheckpointError(f"{path}: one tensor {_TABLE} is expected, found {', '.join(list(weights)[:3])}")
-    table = weights[_TABLE]
-    if (length := stated.get("num_virtual_tokens", len(table))) != len(table):
+    stated, table = read_table(path, _KEYS)
+    _, form = _layout(family, None)
+    heads, width = (stated.get(name) for name in ("num_attention_heads", "token_dim"))
+    if type(heads) is not int or type(width) is not int or heads < 1 or width < heads:
+        raise CheckpointError(f"{path / SETTINGS}: num_attention_heads is {heads!r:.20} and token_dim {width!r:.20}")
+    head_dim = width // heads
+    config = config or replace(family.config(), head_dim=head_dim)
+    if head_dim != config.head_dim or table.shape[1] % (2 * width):
         raise CheckpointError(
-            f"{path / SETTINGS}: num_virtual_tokens is {length}, but {_TABLE} has {len(table)} rows; these files do "
-            "not belong together"
+            f"{path / SETTINGS}: keys of {head_dim} numbers and rows of {table.shape[1]} in {TABLE} do not fit a base "
+            f"with heads of {config.head_dim}"
         )
     settings = read_settings(path, {"method": "prefix", "length": len(table)})
-    return Adapter(path, _TITLE, settings, {_OURS: table})
+    return Adapter(path, _TITLE, settings, {_OURS: _turned(form, config, table, width, -len(table))})
 
 
-def _save(model: Any, settings: Any, path: Path, family: FamilyFacts, *, overwrite: bool = False) -> None:
+def _turned(form: Format, config: Any, table: torch.Tensor, width: int, distance: int) -> torch.Tensor:
+    """The table with its keys moved by a distance; width: numbers of one block's keys."""
+    import torch
+
+    assert form.prefix_keys is not None, form
+    slots = table.double().unflatten(-1, (-1, 2, width // config.head_dim, config.head_dim))
+    keys = form.prefix_keys(config, slots[:, :, 0], distance)
+    return torch.stack((keys, slots[:, :, 1]), dim=2).flatten(1).to(table.dtype)
+
+
+def _layout(family: FamilyFacts, layout: str | None) -> tuple[str, Format]:
+    """The layout of a model that takes our prefix from PEFT, and its name.
+
+    Raises: CheckpointError where there is none.
+    """
+    known_to_peft(family, layout)
+    known = {name: form for name, form in family.formats.items() if form.prefix_keys is not None}
+    if not known:
+        raise CheckpointError(
+            f"a prefix of {family.name} is not the same in PEFT: there it moves the positions of the text, here it "
+            "does not. Use our adapter folder"
+        )
+    if layout not in (None, *known):
+        raise CheckpointError(
+            f"--layout {layout}: its code takes no prefix from PEFT; known: {', '.join(known)}. `--to original` writes "
+            "the original's own file"
+        )
+    return next((name, form) for name, form in known.items() if layout in (None, name))
+
+
+def _save(
+    model: Any,
+    settings: Any,
+    path: Path,
+    family: FamilyFacts,
+    *,
+    overwrite: bool = False,
+    base: ForBase | None = None,
+) -> None:
     refuse_labels(model)
+    base = base or ForBase()
+    layout, form = _layout(family, base.layout)
     table = projected(model)
+    width = table.shape[1] // (2 * model.prefix.num_layers)
     config = {
         "peft_type": PREFIX_TUNING,
-        "task_type": "CAUSAL_LM",
+        "task_type": form.peft,
         "num_virtual_tokens": len(table),
         "num_layers": model.prefix.num_layers,
-        "num_attention_heads": table.shape[1] // (2 * model.prefix.num_layers * model.prefix.head_dim),
-        "token_dim": table.shape[1] // (2 * model.prefix.num_layers),
+        "num_attention_heads": width // model.prefix.head_dim,
+        "token_dim": width,
         "num_transformer_submodules": 1,
         "prefix_projection": False,
         "inference_mode": True,
-        "base_model_name_or_path": None,
+        "base_model_name_or_path": name_of_base(base, layout, path),
     }
     with published_folder(path, overwrite=overwrite) as beside:
-        write_safetensors(beside / WEIGHTS, {_TABLE: table})
+        write_safetensors(beside / WEIGHTS, {TABLE: _turned(form, model.config, table, width, len(table))})
         write_json(beside / SETTINGS, config)
 
 
@@ -87,4 +132,8 @@ def projected(model: nn.Module) -> Any:
         return (table if encoder.trans is None else encoder.trans(table)).detach().float().contiguous()
 
 
-PEFT_PREFIX_TUNING = AdapterFormat(_TITLE, _holds, _open, _save)
+def _for_base(base: ForBase) -> AdapterFormat:
+    return replace(PEFT_PREFIX_TUNING, save=partial(_save, base=base))
+
+
+PEFT_PREFIX_TUNING = AdapterFormat(_TITLE, _holds, _open, _save, for_base=_for_base)

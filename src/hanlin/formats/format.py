@@ -49,7 +49,9 @@ class Format:
     head_rows: how many rows all heads of a layer have together, told from the shapes (needed: num_heads or head_dim);
     soft_prompt: their name of the tensor with soft prompts, which lies among those of the model where it was tuned so;
     prefix: what the names of the tensors of a trained prefix begin with, which may lie there too;
-    peft: PEFT's word for the task of a model whose tensors are called so, and that PEFT can work on (None: none is).
+    peft: PEFT's word for the task of a model whose tensors are called so, and that PEFT can work on (None: none is);
+    prefix_keys: (our config, keys of a prefix `[..., head_dim]`, a distance) -> these keys for a program in which the
+    prefix moves the positions of the text by that distance (None: it has no such keys, or takes no prefix).
     """
 
     title: str
@@ -77,6 +79,7 @@ class Format:
     soft_prompt: str | None = None
     prefix: str | None = None
     peft: Literal["CAUSAL_LM", "SEQ_2_SEQ_LM"] | None = None
+    prefix_keys: Callable[[Any, torch.Tensor, int], torch.Tensor] | None = None
 
 
 class FamilyFacts(Protocol):

@@ -102,8 +102,9 @@ class PromptTuning(TuningMethod):
     @classmethod
     def formats(cls) -> Mapping[str, AdapterFormat]:
         from hanlin.adapters.cpm2_prompts import AMONG_BASE, PROMPTS
+        from hanlin.adapters.peft_prompt import PEFT_PROMPT_TUNING
 
-        return {"delta": PROMPTS, "original": AMONG_BASE}
+        return {"peft": PEFT_PROMPT_TUNING, "delta": PROMPTS, "original": AMONG_BASE}
 
     def borders(self, default: Sequence[float]) -> list[int]:
         """The numbers of the first prompt after each place of a template with these default shares."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -341,6 +342,19 @@ def _check_expressible(config: ChatGlm2Config, who: str = "GlmForCausalLM") -> N
         raise CheckpointError(f"{who} cannot express this model: {', '.join(found)}; write another layout")
 
 
+def _turned_keys(config: ChatGlm2Config, keys: torch.Tensor, distance: int) -> torch.Tensor:
+    """Keys that stand a distance further on: what a query scores with one depends on how far apart both are."""
+    import torch
+
+    from hanlin.layers.rotary import rotate_pairs
+
+    from .model import rotation
+
+    exact = replace(config, half_rotary=False)
+    cosine, sine = rotation(exact, torch.tensor([[distance]]), keys.dtype)
+    return rotate_pairs(keys, cosine.flatten(), sine.flatten())
+
+
 def _write_original(bits: int = 0) -> Callable[[ChatGlm2Config], dict[str, Any]]:
     def write(config: ChatGlm2Config) -> dict[str, Any]:
         return {**to_original(config), **({"quantization_bit": bits} if bits else {})}
@@ -396,6 +410,7 @@ FORMATS = {
         shard_bytes=_SHARD_BYTES,
         tokenizer_files=_TOKENIZER_FILES,
         peft="CAUSAL_LM",
+        prefix_keys=_turned_keys,
     ),
     # Both kinds are called alike; how they are packed is told from their shapes.
     "quantized": _original(

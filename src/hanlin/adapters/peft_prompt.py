@@ -1,0 +1,86 @@
+"""PEFT's adapter folder of prompt tuning: vectors that stand before the embedded tokens of a text, as ours do in a
+decoder whose samples have one place for them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hanlin.adapters.adapter import Adapter, AdapterFormat, ForBase, read_settings
+from hanlin.adapters.labels import refuse_labels
+from hanlin.adapters.peft import known_to_peft, name_of_base
+from hanlin.adapters.peft_config import COMMON_KEYS, PROMPT_KINDS, SETTINGS, TABLE, WEIGHTS, peft_type, read_table
+from hanlin.core.errors import CheckpointError
+from hanlin.core.files import write_json
+from hanlin.core.manifest import published_folder
+from hanlin.formats.config_keys import ConfigKeys
+from hanlin.formats.files import write_safetensors
+from hanlin.formats.format import FamilyFacts
+
+_TITLE = "PEFT's adapter folder of prompt tuning"
+_OURS = "soft_prompt.weight"
+_ENCODER = ("dropout", "hidden_size", "num_layers", "reparameterization_type")
+_KEYS = ConfigKeys(
+    read=("num_virtual_tokens",),
+    # The sizes are those of the table; how its first values came about, and an encoder, are worked into it.
+    harmless=(
+        *COMMON_KEYS,
+        *("token_dim", "num_attention_heads", "num_layers", *(f"encoder_{part}" for part in _ENCODER)),
+        *("prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs"),
+    ),
+    neutral={"num_transformer_submodules": (1, None)},
+)
+
+
+def _holds(path: Path) -> bool:
+    return peft_type(path) in PROMPT_KINDS
+
+
+def _open(path: Path, family: FamilyFacts, config: Any) -> Adapter | None:
+    if not _holds(path):
+        return None
+    _, table = read_table(path, _KEYS)
+    settings = read_settings(path, {"method": "prompt", "length": len(table)})
+    return Adapter(path, _TITLE, settings, {_OURS: table})
+
+
+def _save(
+    model: Any,
+    settings: Any,
+    path: Path,
+    family: FamilyFacts,
+    *,
+    overwrite: bool = False,
+    base: ForBase | None = None,
+) -> None:
+    refuse_labels(model)
+    base = base or ForBase()
+    layout, form = known_to_peft(family, base.layout)
+    if not settings.is_seen:
+        raise CheckpointError("tuning.is_seen is false: in PEFT a text always sees its prompts; use our adapter folder")
+    table = model.soft_prompt.weight.detach().float().contiguous()
+    config = {
+        "peft_type": PROMPT_KINDS[0],
+        "task_type": form.peft,
+        "num_virtual_tokens": len(table),
+        "token_dim": table.shape[1],
+        "num_layers": model.config.num_layers,
+        "num_attention_heads": model.config.num_heads,
+        "num_transformer_submodules": 1,
+        "prompt_tuning_init": "RANDOM",
+        "inference_mode": True,
+        "base_model_name_or_path": name_of_base(base, layout, path),
+    }
+    with published_folder(path, overwrite=overwrite) as beside:
+        write_safetensors(beside / WEIGHTS, {TABLE: table})
+        write_json(beside / SETTINGS, config)
+
+
+def _for_base(base: ForBase) -> AdapterFormat:
+    return replace(PEFT_PROMPT_TUNING, save=partial(_save, base=base))
+
+
+PEFT_PROMPT_TUNING = AdapterFormat(_TITLE, _holds, _open, _save, for_base=_for_base)
