@@ -109,12 +109,23 @@ def test_bad_rows_are_named_and_can_be_left_out(project: Path, capsys: pytest.Ca
 
 
 def test_rows_of_training_are_told_that_they_are_no_records(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (project / "rows.jsonl").write_text('{"instruction": "床前", "output": ""}\n', encoding="utf-8")
-    transform = "data.transform={input: $instruction, <ans>: $output}"
+    (project / "rows.jsonl").write_text('{"上句": "床前", "下句": ""}\n', encoding="utf-8")
+    transform = "data.transform={input: $上句, <ans>: $下句}"
     assert main([*ASK, "--input", "rows.jsonl", transform]) == 2
     told = capsys.readouterr().err
     assert 'rows.jsonl:1: no "<ans>"' in told
     assert "without data.transform" in told
+
+
+def test_rows_without_answers_are_answered_in_their_own_form(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = [{"instruction": "床前", "output": ""}, {"instruction": "明月", "input": "光", "id": 7}]
+    (project / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in given), encoding="utf-8")
+    assert main([*ASK, "--input", "rows.jsonl"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [{**row, "output": ""} for row in rows] == [{**row, "output": ""} for row in given]
+    assert all(isinstance(row["output"], str) for row in rows)
+    assert main([*ASK, "--record", '{"messages": [{"role": "user", "content": "床前"}]}']) == 0
+    assert [turn["role"] for turn in json.loads(capsys.readouterr().out)["messages"]] == ["user", "assistant"]
 
 
 def test_it_is_a_filter_in_a_pipe(project: Path) -> None:

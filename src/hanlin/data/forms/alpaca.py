@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hanlin.data.forms.content import ChatMessage, Conversation, make_conversation
-from hanlin.data.forms.form import Fit, Form, RawRow, one_key, system_of, text_of, unread_keys, values_of
+from hanlin.data.forms.form import Fit, Form, RawRow, is_blank, one_key, system_of, text_of, unread_keys, values_of
 from hanlin.data.forms.turns import read_history
 
 _INSTRUCTION = "instruction"
@@ -24,7 +24,7 @@ def _read(row: RawRow) -> Conversation:
     if (key := one_key(row, _INPUTS, "the input")) and (given := text_of(row, key, may_be_empty=True)).strip():
         asked = f"{asked}\n{given}"
     messages = [*system_of(row), *read_history(row.get("history")), ChatMessage("user", asked)]
-    if output := one_key(row, _OUTPUTS, "the answer"):
+    if (output := one_key(row, _OUTPUTS, "the answer")) and not is_blank(row[output]):
         messages.append(ChatMessage("assistant", text_of(row, output)))
     return make_conversation(messages)
 

@@ -79,6 +79,11 @@ def text_of(row: RawRow, key: str, *, may_be_empty: bool = False) -> str:
     return value
 
 
+def is_blank(value: Any) -> bool:
+    """Whether a value is a text of nothing: an answer that is wanted, not given."""
+    return isinstance(value, str) and not value.strip()
+
+
 def system_of(row: RawRow) -> list[ChatMessage]:
     """What a row says under `system`, as a message, if anything."""
     text = text_of(row, "system", may_be_empty=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from hanlin.data.forms.content import ChatMessage, Conversation, make_conversation
-from hanlin.data.forms.form import Fit, Form, RawRow, one_key, system_of, text_of, unread_keys, values_of
+from hanlin.data.forms.form import Fit, Form, RawRow, is_blank, one_key, system_of, text_of, unread_keys, values_of
 from hanlin.data.forms.turns import answered, is_turns, read_history, read_turns
 
 __all__ = ["ANSWERS", "FORM", "QUESTIONS", "question_key", "read_side"]
@@ -52,7 +52,7 @@ def _read(row: RawRow) -> Conversation:
     question, answer = question_key(row), one_key(row, _sides(row)[1], "the answer")
     # Without a question key, data.format has said that there is one.
     messages = [*system_of(row), *read_history(row.get("history")), *read_side(row, question or QUESTIONS[0], "user")]
-    if answer is not None:
+    if answer is not None and not is_blank(row[answer]):
         messages += read_side(row, answer, "assistant")
     return make_conversation(messages)
 

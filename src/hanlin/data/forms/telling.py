@@ -68,7 +68,7 @@ class Reading:
         assert self.form is not None, self
         content = self.form.read(_given(row))
         if isinstance(content, Conversation) and not self.is_asked and not content.is_answered:
-            raise DataError("the last turn is not the assistant's, so there is no answer to learn or to compare")
+            raise DataError("no answer to learn or to compare: there is none behind the last question, or it is empty")
         return content
 
     def notes(self, row: Any) -> Sequence[str]:
