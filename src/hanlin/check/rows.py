@@ -138,8 +138,8 @@ def _trained_rows(
         if bad := tried[-1].bad:
             yield _listing(bad, len(source), is_whole)
     has_more |= len(tried) < len(files)
-    if tried and not has_more and not any(one.num_samples or one.bad for one in tried):
-        dropped = [row for one in tried for row in one.dropped]
+    if tried and not has_more and not any(one.lengths or one.bad for one in tried):
+        dropped = [row for one in tried for row in one.counts.examples]
         yield _indented(list_dropped(dropped))
 
 

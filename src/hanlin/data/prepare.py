@@ -166,20 +166,27 @@ def prepare(
 
 @dataclass(frozen=True)
 class TriedRows:
-    """What `prepare` would do with some rows: those that it would refuse, those that it would drop, how many samples
-    the others make."""
+    """What `prepare` would do with some rows: `bad` ones it would refuse, the `counts` say which it would drop or cut.
+
+    lengths: number of its record and tokens of every sample; first: the first samples, with the numbers of their
+    records.
+    """
 
     bad: list[BadRow]
-    dropped: list[BadRow]
-    num_samples: int
+    counts: Counts
+    lengths: list[tuple[int, int]]
+    first: list[tuple[int, Sample]]
 
 
-def try_rows(source: FileRecords, processor: SampleProcessor, settings: DataSettings) -> TriedRows:
-    """Encode all rows of a source, and keep nothing of them."""
-    counts, bad = _count([source]), []
-    encoded = _encode_rows([source], iter(range(len(source))), processor, settings, counts, bad)
-    num_samples = sum(1 for _ in encoded)
-    return TriedRows(bad, counts.examples, num_samples)
+def try_rows(source: FileRecords, processor: SampleProcessor, settings: DataSettings, *, keep: int = 0) -> TriedRows:
+    """Encode all rows of a source, and keep nothing of them but the first `keep` samples."""
+    tried_rows = TriedRows([], _count([source]), [], [])
+    numbers = iter(range(len(source)))
+    for number, one in _encode_rows([source], numbers, processor, settings, tried_rows.counts, tried_rows.bad):
+        tried_rows.lengths.append((number, one.sample.length))
+        if len(tried_rows.first) < keep:
+            tried_rows.first.append((number, one.sample))
+    return tried_rows
 
 
 def hash_tokenizer(tokenizer: Tokenizer) -> str:

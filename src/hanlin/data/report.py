@@ -51,6 +51,20 @@ class Counts:
         known = text if text in self.notes or len(self.notes) < _MOST_NOTES else "and others"
         self.notes[known] = self.notes.get(known, 0) + 1
 
+    def fates(self) -> list[tuple[str, str]]:
+        """What happened to records that were not taken as they are."""
+        found = [
+            ("rows dropped", f"{number:,} ({number / self.read:.1%}): {why}") for why, number in self.dropped.items()
+        ]
+        found += [("  such as", f"{where}: {reason}") for where, reason in self.examples[:3]]
+        if self.truncated:
+            found.append(
+                ("rows truncated", f"{_share(self.truncated, self.read)}, {self.cut_tokens:,} tokens cut away")
+            )
+        if self.split:
+            found.append(("rows split", f"{_share(self.split, self.read)}, into {self.parts:,} samples"))
+        return found
+
     def drop(self, where: str, reason: str) -> None:
         """Note a row that is left out."""
         kind = _kind(reason)
@@ -153,18 +167,9 @@ def _fact_rows(report: DataReport) -> list[tuple[str, str]]:
     counts, at = report.counts, report.lengths
     rows = [("rows read", _rows_read(counts)), *(("read as", text) for text in _forms(counts))]
     rows += [("samples used", f"{report.samples:,}")]
-    rows += [
-        ("rows dropped", f"{number:,} ({number / counts.read:.1%}): {why}") for why, number in counts.dropped.items()
-    ]
-    rows += [("  such as", f"{where}: {reason}") for where, reason in counts.examples[:3]]
+    rows += counts.fates()
     shown = [f"{number:,} rows: {note}" for note, number in sorted(counts.notes.items(), key=lambda one: -one[1])]
     rows += [("note", text) for text in shorten(shown, SHOWN_NOTES)]
-    if counts.truncated:
-        rows.append(
-            ("rows truncated", f"{_share(counts.truncated, counts.read)}, {counts.cut_tokens:,} tokens cut away")
-        )
-    if counts.split:
-        rows.append(("rows split", f"{_share(counts.split, counts.read)}, into {counts.parts:,} samples"))
     return [
         *rows,
         ("tokens", f"{report.tokens:,}, of these carry loss {_share(report.loss_tokens, report.tokens)}"),

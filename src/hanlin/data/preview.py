@@ -1,0 +1,193 @@
+"""What a file of rows looks like before anything is done with it: its form, its first rows, their lengths.
+
+Without a model the first rows are shown as what they say, and measured in characters; with one as the samples that it
+sees, measured in tokens, with what would be cut, left out or refused.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hanlin.core.errors import DataError
+from hanlin.data.bad_rows import BadRow
+from hanlin.data.expand import open_first
+from hanlin.data.forms.content import Content, Conversation, PlainText
+from hanlin.data.forms.telling import FORMS, Reading, tell_form
+from hanlin.data.prepare import try_rows
+from hanlin.data.processor import SampleProcessor, tried
+from hanlin.data.sources import BadRowError, Records
+from hanlin.data.transform import open_transformed
+from hanlin.recipe.settings import DataSettings
+
+__all__ = ["Preview", "ShownPiece", "ShownRow", "preview"]
+
+ShownPiece = tuple[str, str, bool]
+"""Who speaks (nothing for a model's sample), the text, and whether it carries loss."""
+
+
+@dataclass(frozen=True)
+class ShownRow:
+    """where: file and line; size: tokens, or characters without a model; learned: tokens that carry loss."""
+
+    where: str
+    pieces: list[ShownPiece]
+    size: int
+    learned: int | None = None
+
+
+@dataclass(frozen=True)
+class Preview:
+    """num_rows: of the file; looked_at: rows that all that follows is about; read_as: form and why; keys: of the rows,
+    and how many have each; unit: of sizes; sizes: p10, p50, p90, p99 and max; longest: file, line and size; fates: what
+    happens to rows that are not taken as they are; bad: what would stop a run; notes: what is not read.
+    """
+
+    path: str
+    num_rows: int
+    looked_at: int
+    read_as: str
+    keys: dict[str, int]
+    unit: str
+    first: list[ShownRow]
+    sizes: dict[str, int] = field(default_factory=dict)
+    longest: tuple[str, int] | None = None
+    fates: list[tuple[str, str]] = field(default_factory=list)
+    bad: list[BadRow] = field(default_factory=list)
+    notes: dict[str, int] = field(default_factory=dict)
+
+
+def preview(path: Path, settings: DataSettings, processor: SampleProcessor | None, *, shown: int, most: int) -> Preview:
+    """The first `most` rows of a file, `shown` of them in full.
+
+    processor: of the model that would read them; None: there is none.
+    Raises: DataError when the file cannot be read, or no row as the settings say.
+    """
+    rows = open_transformed(path, settings)
+    looked_at = min(most, len(rows))
+    keys = Counter(key for number in range(looked_at) for key in _keys(tried(rows.__getitem__, number)))
+    reading = tell_form(rows, processor or NO_MODEL, settings.format)
+    facts: dict[str, Any] = {
+        "path": str(path), "num_rows": len(rows), "looked_at": looked_at, "keys": dict(keys),
+    }  # fmt: skip
+    if processor is None or reading.form is FORMS["preference"]:
+        return _without_model(rows, reading, facts, shown, is_known=processor is not None)
+    source, _ = open_first(path, settings, processor, most)
+    tried_rows = try_rows(source, processor, settings, keep=shown)
+    first = [
+        ShownRow(
+            source.where(number),
+            [("", text, is_learned) for text, is_learned in processor.show(sample)],
+            sample.length,
+            sample.loss_tokens,
+        )
+        for number, sample in tried_rows.first
+    ]
+    sizes = np.array([size for _, size in tried_rows.lengths])
+    counts = tried_rows.counts
+    return Preview(
+        **facts,
+        read_as=source.read_as or "records of the model's own",
+        unit="tokens",
+        first=first,
+        sizes=_quantiles(sizes),
+        longest=_longest([(source.where(number), size) for number, size in tried_rows.lengths]),
+        fates=counts.fates(),
+        bad=tried_rows.bad,
+        notes=counts.notes,
+    )
+
+
+class _NoModel:
+    """A stand-in where no model is named: no row is a record of its own."""
+
+    learns_all_turns = True
+
+    def owns(self, row: Mapping[str, Any], *, whole: bool) -> bool:
+        return False
+
+    def record_of(self, content: Content) -> Any:
+        return content
+
+    def answer_of(self, record: Any) -> str:
+        return ""
+
+
+NO_MODEL: Any = _NoModel()
+
+
+def _without_model(rows: Records, reading: Reading, facts: Mapping[str, Any], shown: int, *, is_known: bool) -> Preview:
+    said, bad, notes = [], [], Counter[str]()
+    for number in range(facts["looked_at"]):
+        found = tried(_said, rows, number, reading)
+        if isinstance(found, DataError):
+            bad.append((rows.where(number), found.reason if isinstance(found, BadRowError) else str(found)))
+        else:
+            said.append(ShownRow(rows.where(number), found, sum(len(text) for _, text, _ in found)))
+            notes.update(reading.notes(rows[number]) if reading.form is not None else ())
+    if reading.form is not None:
+        read_as = str(reading)
+    else:
+        read_as = "records of the model's own" if is_known else "no public form; name a model with --base or --family"
+    return Preview(
+        **facts,
+        read_as=read_as,
+        unit="characters",
+        first=said[:shown],
+        sizes=_quantiles(np.array([row.size for row in said])),
+        longest=_longest([(row.where, row.size) for row in said]),
+        bad=bad,
+        notes=dict(notes),
+    )
+
+
+def _said(rows: Records, number: int, reading: Reading) -> list[ShownPiece]:
+    """What a row says, by who says it; of a row of no form its keys and values.
+
+    Raises: DataError.
+    """
+    row = rows[number]
+    if reading.form is None:
+        return [(f"{key}", str(value), False) for key, value in row.items()] if isinstance(row, Mapping) else []
+    content = reading.content(row)
+    if isinstance(content, PlainText):
+        return [("text", content.text, True)]
+    if isinstance(content, Conversation):
+        return _turns(content)
+    rejected = [(f"rejected {role}", text, False) for role, text, _ in _turns(content.rejected)[-1:]]
+    return [*_turns(content.chosen), *rejected]
+
+
+def _turns(dialogue: Conversation) -> list[ShownPiece]:
+    tools = [("tools", ", ".join(str(tool.get("function", tool).get("name")) for tool in dialogue.tools), False)]
+    said = [
+        (message.role, text, message.role == "assistant" and message.is_learned)
+        for message in dialogue.messages
+        for text in [
+            *([message.text] if message.text else []),
+            *(f"{one.name}({one.arguments})" for one in message.calls),
+        ]
+    ]
+    return [*(tools if dialogue.tools else []), *said]
+
+
+def _keys(row: Any) -> Sequence[str]:
+    return list(row) if isinstance(row, Mapping) else []
+
+
+def _quantiles(sizes: np.ndarray) -> dict[str, int]:
+    if not len(sizes):
+        return {}
+    shares = {"p10": 10, "p50": 50, "p90": 90, "p99": 99}
+    return {name: round(float(np.percentile(sizes, share))) for name, share in shares.items()} | {
+        "max": int(sizes.max())
+    }
+
+
+def _longest(sizes: Sequence[tuple[str, int]]) -> tuple[str, int] | None:
+    return max(sizes, key=lambda one: one[1], default=None)
