@@ -144,9 +144,9 @@ def test_what_a_row_says_and_that_its_keys_tell_so(name: str, row: dict[str, Any
 
 USER = {"role": "user", "content": "问"}
 ODD = [
-    ("messages", {"messages": turns(("narrator", "问"))}, '"messages" 1: unknown role \'narrator\'; known: system'),
-    ("messages", {"messages": turns(("user", "问"), ("user", "问"))}, r"message 2 \(user\): two user turns in a row"),
-    ("messages", {"messages": turns(("user", "问"), ("assistant", " "))}, r"message 2 \(assistant\): is empty"),
+    ("messages", {"messages": turns(("narrator", "问"))}, "unknown role 'narrator'; known: system"),
+    ("messages", {"messages": turns(("user", "问"), ("user", "问"))}, "two user turns in a row: message 2, by"),
+    ("messages", {"messages": turns(("user", "问"), ("assistant", " "))}, "an empty turn: message 2, by the assistant"),
     ("messages", {"messages": turns(("user", "问"), ("assistant", "答"), ("assistant", "答"))}, "two assistant turns"),
     ("messages", {"messages": turns(("assistant", "答"), ("user", "问"))}, "the dialogue begins with an answer"),
     ("messages", {"messages": turns(("user", "问"), ("system", "你"))}, "a system message stands first"),
@@ -154,8 +154,8 @@ ODD = [
     ("messages", {"messages": turns(("system", "你"))}, "no question"),
     ("messages", {"messages": []}, "no question"),
     ("messages", {"messages": "问"}, "expected a list of turns, found the text '问'"),
-    ("messages", {"messages": ["问"]}, '"messages" 1: expected an object'),
-    ("messages", {"messages": turns(("user", 5))}, '"messages" 1: "content": expected a text, found the number 5'),
+    ("messages", {"messages": ["问"]}, "expected an object .*turn 1 of \"messages\""),
+    ("messages", {"messages": turns(("user", 5))}, '"content": expected a text, found the number 5 .turn 1'),
     ("messages", {"messages": [{"content": "问"}]}, "says not who speaks"),
     ("messages", {"messages": turns(("user", [{"type": "image_url", "image_url": {}}]))}, "'image_url': only texts"),
     ("messages", {"messages": turns(("user", "问")), "tools": "["}, '"tools": a text that is no JSON'),

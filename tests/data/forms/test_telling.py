@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -205,3 +206,13 @@ def test_the_report_is_rendered_with_the_form(make_case: MakeCase, tmp_path: Pat
         console.print(render_report(made.report))
     assert "read as" in shown.get()
     assert "ShareGPT (told from conversations)" in shown.get()
+
+
+def test_named_columns_are_looked_for_in_every_row(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    named = {"chatglm2": "prompt_column", "cpm1": "prompt_column", "cpm1_t5": "source_column", "cpm2": "source_column"}
+    for family, option in named.items():
+        case = replace(case_of(family, tmp_path_factory.mktemp(family)), options={option: "content"})
+        source = opened(case, tmp_path, [SHAPES["prompt_completion"]])
+        assert source.read_as == "the model's own records"
+        with pytest.raises(DataError, match="content"):
+            case.processor.check(source[0])

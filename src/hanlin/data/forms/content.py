@@ -85,7 +85,8 @@ def make_conversation(messages: Sequence[ChatMessage], tools: Sequence[Any] = ()
     for number, message in enumerate(messages):
         before = messages[number - 1] if number else None
         if reason := _what_is_odd(message, before):
-            raise DataError(f"message {number + 1} ({message.role}): {reason}")
+            head, colon, advice = reason.partition("; ")
+            raise DataError(f"{head}: message {number + 1}, by the {message.role}{colon}{advice}")
     if all(message.role == "system" for message in messages):
         raise DataError("the dialogue has no question: no message by the user")
     return Conversation(tuple(messages), tuple(tools))
@@ -94,7 +95,7 @@ def make_conversation(messages: Sequence[ChatMessage], tools: Sequence[Any] = ()
 def _what_is_odd(message: ChatMessage, before: ChatMessage | None) -> str:
     """Why a message cannot stand behind the one before it; nothing where it can."""
     if not message.text.strip() and not message.calls and message.role != "tool":
-        return "is empty"
+        return "an empty turn"
     last = None if before is None else before.role
     has_called = before is not None and bool(before.calls)
     if message.role == "system":

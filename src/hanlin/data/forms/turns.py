@@ -43,7 +43,7 @@ def read_turns(turns: Any, key: str) -> list[ChatMessage]:
         try:
             messages.append(_read_turn(turn))
         except DataError as error:
-            raise DataError(f'"{key}" {number}: {error}') from None
+            raise DataError(f'{error} (turn {number} of "{key}")') from None
     return messages
 
 

@@ -21,7 +21,7 @@ from hanlin.models.common import decoder_batch
 from hanlin.models.common.answers import check_answer
 from hanlin.models.common.decoder_batch import TextCursor
 from hanlin.models.common.label_processor import LabelKeys, LabelProcessor
-from hanlin.models.common.text_record import unread_columns
+from hanlin.models.common.text_record import names_columns, unread_columns
 from hanlin.models.common.turns import LearnedTurn, sample_of_turns, shown_ids
 
 from .config import ChatGlm2Config
@@ -309,9 +309,9 @@ class ChatGlm2Processor:
     learns_all_turns = True
 
     def owns(self, row: Mapping[str, Any], *, whole: bool) -> bool:
-        """Whether a row is a prompt (whole: with its response), or ids; for the original's scripts every row is."""
+        """Whether a row is a prompt (whole: with its response), or ids; all are with named columns or compatible."""
         options = self.options
-        if options.compatible or is_row(row):
+        if options.compatible or names_columns(options) or is_row(row):
             return True
         return options.prompt_column in row and (not whole or options.response_column in row)
 

@@ -34,6 +34,7 @@ from hanlin.models.common.text_record import (
     end_id,
     ends_of,
     named_options,
+    names_columns,
     pad_id,
     process_ahead,
     read_column,
@@ -131,9 +132,9 @@ class TextProcessor:
     learns_all_turns = False
 
     def owns(self, row: Mapping[str, Any], *, whole: bool) -> bool:
-        """Whether a row is a text, options, or a prompt (whole: with its answer)."""
+        """Whether a row is a text, options, or a prompt (whole: with its answer); all are where columns are named."""
         options = self.options
-        if options.text_column in row or OPTIONS in row:
+        if names_columns(options) or options.text_column in row or OPTIONS in row:
             return True
         return options.prompt_column in row and (not whole or options.answer_column in row)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from typing import Any, Protocol
 
 from hanlin.core.batch import Sample
@@ -145,6 +146,12 @@ def check_column_names(options: Any, names: Iterable[str]) -> None:
     for name in names:
         if not getattr(options, name):
             raise ConfigError(f"{name} is empty; leave it out to get the default")
+
+
+def names_columns(options: Any) -> bool:
+    """Whether the options name columns other than the default ones, so that every row is to have these."""
+    named = [field for field in fields(options) if field.name.endswith("_column")]
+    return any(getattr(options, field.name) != field.default for field in named)
 
 
 def unread_columns(record: Any, known: Iterable[str]) -> list[str]:

@@ -32,6 +32,7 @@ from hanlin.models.common.text_record import (
     end_id,
     ends_of,
     named_options,
+    names_columns,
     pad_id,
     process_ahead,
     read_column,
@@ -96,9 +97,9 @@ class Cpm1T5Processor:
     learns_all_turns = False
 
     def owns(self, row: Mapping[str, Any], *, whole: bool) -> bool:
-        """Whether a row is a text, or a source (whole: with its target)."""
+        """Whether a row is a text, or a source (whole: with its target); all are where columns are named."""
         options = self.options
-        if options.text_column in row:
+        if names_columns(options) or options.text_column in row:
             return True
         return options.source_column in row and (not whole or options.target_column in row or OPTIONS in row)
 

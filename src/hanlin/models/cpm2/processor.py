@@ -24,6 +24,7 @@ from hanlin.models.common.answers import check_answer
 from hanlin.models.common.encoder_decoder_batch import make_sample
 from hanlin.models.common.span_corruption import Corruption, span_tokens
 from hanlin.models.common.spoken import question_record, refuse_preference
+from hanlin.models.common.text_record import names_columns
 from hanlin.models.family import RankedExample
 
 from . import batch
@@ -92,9 +93,9 @@ class Cpm2Processor:
     learns_all_turns = False
 
     def owns(self, row: Mapping[str, Any], *, whole: bool) -> bool:
-        """Whether a row is a source (whole: with its target); of a data set of the original every row is one of it."""
+        """Whether a row is a source (whole: with its target); all are where columns or a data set are named."""
         options = self.options
-        if options.dataset != "text":
+        if options.dataset != "text" or names_columns(options):
             return True
         return options.source_column in row and (not whole or options.target_column in row)
 
