@@ -159,6 +159,11 @@ def test_ollamas_template_says_what_the_chat_template_says(generation: str, tmp_
     assert rendered_go(said, messages) == template.render(messages=messages, add_generation_prompt=True)
 
 
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_chat_templates_keep_to_what_llama_cpp_reads(generation: str) -> None:
+    assert "//" not in chat_template(generation)  # its engine has no division of whole numbers
+
+
 def test_what_llama_cpp_cannot_compute_or_read_is_refused_with_the_reason(
     tokenizer: ChatGlm2Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

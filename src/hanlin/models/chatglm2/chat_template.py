@@ -97,7 +97,7 @@ def chat_template(generation: str) -> str:
         values = {"GAP": _quoted(gap), "END": _quoted(end), "LISTED": _quoted(GLM4_SYSTEM), "FUNCTION": function}
     else:
         numbered = generation == "chatglm2"
-        before = "('[Round ' ~ (loop.index0 // 2 + 1) ~ ']\\n\\n问：')" if numbered else "''"
+        before = "('[Round ' ~ ((loop.index0 / 2) | int + 1) ~ ']\\n\\n问：')" if numbered else "''"
         values = {"BEFORE": before, "AFTER": r"'\n\n'" if numbered else "''", "ANSWER": "'答：'" if numbered else "''"}
         text = _TEXT + _TURNS
     for name, value in values.items():
