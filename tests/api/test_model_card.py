@@ -61,6 +61,14 @@ def test_the_card_says_what_is_known_and_where_nobody_else_is_to_look_it_does_no
     assert not any(word in card.text for word in ("secret", "somebody", str(tmp_path)))
 
 
+def test_a_run_folder_stands_for_its_best_weights(run: Path, tmp_path: Path) -> None:
+    convert(run, tmp_path / "out", ConvertSettings())
+    assert "| eval_loss | 0.5 |" in (tmp_path / "out" / "README.md").read_text("utf-8")
+    shutil.rmtree(run / "best")
+    convert(run, tmp_path / "last", ConvertSettings())
+    assert "| eval_loss | 0.75 |" in (tmp_path / "last" / "README.md").read_text("utf-8")
+
+
 def test_the_card_may_be_rewritten(run: Path, tmp_path: Path) -> None:
     convert(run / "last", tmp_path / "out", ConvertSettings())
     card = tmp_path / "out" / "README.md"

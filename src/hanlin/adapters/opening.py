@@ -60,6 +60,12 @@ def of_run(path: Path) -> Path:
     return there[0]
 
 
+def weights_of_run(path: Path) -> Path:
+    """What a run has trained best, an adapter or a whole model, where a path is its folder; any other path as it is."""
+    is_run = (path / _RECIPE).is_file()
+    return next((path / name for name in _RESULTS if is_run and (path / name).is_dir()), path)
+
+
 def find_format(path: Path) -> AdapterFormat | None:
     """The layout of a path that holds an adapter and no whole model; None for any other path."""
     path = Path(path)

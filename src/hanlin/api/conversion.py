@@ -64,16 +64,18 @@ class Written:
 
 
 def convert(source: Path, target: Path, how: ConvertSettings) -> Written:
-    """Rewrite weights, or an adapter, into `target`: a folder (delta: a file), which is whole or not there at all.
+    """Rewrite weights, or an adapter, into `target`: a folder (delta, gguf: a file), which is whole or not there.
+
+    source: a run folder stands for what it has trained best.
 
     Raises: ConfigError, CheckpointError.
     """
-    from hanlin.adapters.opening import OURS, is_adapter
+    from hanlin.adapters.opening import OURS, is_adapter, weights_of_run
     from hanlin.api.weights import located
 
     if how.layout and how.to != _PEFT:
         raise ConfigError("--layout: says whose names PEFT's folder has; it goes with --to peft")
-    source = located(source)
+    source = weights_of_run(located(source))
     how = replace(how, **{name: located(path) for name in ("base", "merge") if (path := getattr(how, name))})
     how = replace(how, vocab=how.vocab and locate(how.vocab, whole=False))
     with written_alone(target):

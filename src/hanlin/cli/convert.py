@@ -24,7 +24,7 @@ HELP = "rewrite weights from one layout to another; merge an adapter"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", type=Path, help="weights in any known layout, or an adapter")
+    parser.add_argument("source", type=Path, help="weights in any known layout, an adapter, or a run folder (its best)")
     parser.add_argument("target", type=Path, help="the folder (delta, gguf: the file) to write")
     parser.add_argument(
         "--to",
