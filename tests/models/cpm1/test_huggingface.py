@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from hanlin.models.cpm1.formats import FORMATS
 from hanlin.models.cpm1.model import Cpm1
 from hanlin.models.cpm1.tokenizer import load_tokenizer
 from hanlin.models.cpm1_t5 import family as t5_family
+from hanlin.tokens.wordpiece import WordPiece
 
 SMALL = shape(32, 2, 4, vocab_size=320, max_length=64)
 TEXTS = ["床前明月光，疑是地上霜", " 举头\n\n望 明月\t", "a<eod>b</s> <pad>😀▂", "", "对话上文: 1.5 ▁"]
@@ -98,3 +100,12 @@ def test_layouts_that_a_family_cannot_have_are_refused_with_the_reason(tmp_path:
     export(tmp_path / "out", small_tokenizer())
     with pytest.raises(CheckpointError, match="decoder block uses one norm twice"):
         convert(tmp_path / "base", t5_family, None, "huggingface", tmp_path / "t5")
+
+
+def test_of_a_list_of_words_it_is_said_that_nobody_there_gives_the_ids(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    export(tmp_path / "out", WordPiece(["<unk>", "<pad>", "<eod>", "月"]))
+    assert "known to no class of transformers" in caplog.text
+    assert not (tmp_path / "out" / "tokenizer_config.json").exists()
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"] == 2
