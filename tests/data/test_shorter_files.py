@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from letter_family import LetterProcessor, Letters
 
-from hanlin.core.errors import DataError
+from hanlin.core.errors import DamagedFileError, DataError
+from hanlin.data.bad_rows import try_records
 from hanlin.data.file_array import FileArray, FileBytes
 from hanlin.data.loader import Loader
 from hanlin.data.prepare import prepare
@@ -44,6 +45,14 @@ def test_records_whose_file_is_cut_are_told(tmp_path: Path, write: Callable) -> 
         source[len(source) - 1]
 
 
+def test_a_cut_file_ends_the_work_though_bad_rows_are_dropped(tmp_path: Path) -> None:
+    path, _ = write_lines(tmp_path)
+    source = open_records(path)
+    os.truncate(path, 4096)
+    with pytest.raises(DamagedFileError, match="became shorter"):
+        try_records([source], lambda record: None)
+
+
 def test_a_file_that_is_removed_or_replaced_is_read_to_its_end(tmp_path: Path) -> None:
     path, _ = write_lines(tmp_path)
     source = open_records(path)
@@ -73,7 +82,7 @@ def test_nothing_is_mapped(tmp_path: Path) -> None:
         "except Exception as error: print(type(error).__name__)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (0, "DataError\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, "DamagedFileError\n"), done.stderr
 
 
 def test_arrays_in_files_are_sliced_like_arrays(tmp_path: Path) -> None:

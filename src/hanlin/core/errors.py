@@ -23,6 +23,10 @@ class DataError(HanlinError):
     """A record or a data file that cannot be used."""
 
 
+class DamagedFileError(DataError):
+    """A data file of which nothing more can be read: no matter of one row; it ends the work despite `data.bad_rows`."""
+
+
 class CheckpointError(HanlinError):
     """A weights file or a run's checkpoint that cannot be used."""
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from hanlin.core.errors import DataError, shorten
-from hanlin.data.sources import BadRowError, DamagedFileError, Records
+from hanlin.core.errors import DamagedFileError, DataError, shorten
+from hanlin.data.sources import BadRowError, Records
 
 __all__ = ["LISTED_ROWS", "BadRow", "UsableRecords", "list_bad_rows", "list_dropped", "try_records", "usable_records"]
 

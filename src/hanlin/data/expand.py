@@ -9,11 +9,11 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from hanlin.core.errors import DataError
+from hanlin.core.errors import DamagedFileError, DataError
 from hanlin.data.bad_rows import BadRow
 from hanlin.data.forms.telling import InForm, tell_form
 from hanlin.data.processor import SampleProcessor
-from hanlin.data.sources import DamagedFileError, LeftOutError, Records
+from hanlin.data.sources import LeftOutError, Records
 from hanlin.data.transform import open_transformed
 from hanlin.recipe.settings import DataSettings
 

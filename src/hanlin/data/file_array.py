@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from hanlin.core.errors import DataError
+from hanlin.core.errors import DamagedFileError, DataError
 from hanlin.core.os_errors import explain, reason_of
 
 CHUNK_BYTES = 1 << 24
@@ -66,9 +66,9 @@ class FileBytes:
             try:
                 piece = os.pread(self._handle, left, start + size - left)
             except OSError as error:
-                raise DataError(explain(error, self.path, "read")) from None
+                raise DamagedFileError(explain(error, self.path, "read")) from None
             if not piece:
-                raise DataError(
+                raise DamagedFileError(
                     f"{self.path}: became shorter while it was in use: {os.fstat(self._handle).st_size:,} bytes, there "
                     f"were {self._size:,}; leave data alone while they are read, restore the file, and go on"
                 )

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 import numpy as np
 
 from hanlin.core.batch import Sample
-from hanlin.core.errors import DataError
-from hanlin.data.sources.records import DamagedFileError
+from hanlin.core.errors import DamagedFileError, DataError
 
 if TYPE_CHECKING:
     from hanlin.core.batch import Batch

@@ -46,12 +46,24 @@ def write(path: Path, table: pa.Table, form: str) -> Path:
 FORMS = ["parquet", "parquet zstd", "file", "file lz4", "file zstd", "stream", "stream lz4"]
 
 
+@pytest.fixture
+def goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows before the last 64 come from the temporary file."""
+    monkeypatch.setattr(columns, "_HELD_WINDOWS", 1)
+    monkeypatch.setattr(columns, "_MOST_PASSES", 0)
+
+
 @pytest.mark.parametrize("form", FORMS)
-def test_rows_are_the_same_in_any_order(tmp_path: Path, form: str) -> None:
+@pytest.mark.parametrize("passes", [0, 1, 100])
+def test_rows_are_the_same_in_any_order(
+    tmp_path: Path, form: str, passes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(columns, "_HELD_WINDOWS", 2)
+    monkeypatch.setattr(columns, "_MOST_PASSES", passes)
     source = open_records(write(tmp_path / "rows", texts(), form))
     assert len(source) == 300
     assert [source[row] for row in range(300)] == [{"text": text, "n": n} for n, text in enumerate(TEXTS)]
-    for row in (299, 3, 150, 149, 0, 299):
+    for row in (299, 3, 150, 149, 0, 299, 298, 60):
         assert source[row] == {"text": TEXTS[row], "n": row}
     assert source.where(150) == f"{tmp_path / 'rows'}: row 151"
 
@@ -118,15 +130,17 @@ BAD_VALUES = {
 
 @pytest.mark.parametrize("form", ["parquet", "file"])
 @pytest.mark.parametrize("name", BAD_VALUES)
+@pytest.mark.usefixtures("goes_back")
 def test_a_value_that_no_record_holds_is_a_bad_row(tmp_path: Path, name: str, form: str) -> None:
     column, reason = BAD_VALUES[name]
-    source = open_records(write(tmp_path / "rows", pa.table({"x": column}), form))
+    many = pa.concat_arrays([column, *[column[2:]] * 100])
+    source = open_records(write(tmp_path / "rows", pa.table({"x": many}), form))
     for _ in range(2):  # the second time from the temporary file
         with pytest.raises(BadRowError) as caught:
             source[1]
         assert caught.value.where == f"{tmp_path / 'rows'}: row 2"
         assert reason in caught.value.reason
-        assert set(source[2]) == set(source[0]) == {"x"}
+        assert set(source[2]) == set(source[102]) == set(source[0]) == {"x"}
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -190,6 +204,7 @@ def test_a_file_that_is_cut_while_it_is_read_ends_in_a_message(tmp_path: Path) -
     assert (done.returncode, done.stdout) == (0, "DamagedFileError True\n" * 3), done.stderr
 
 
+@pytest.mark.usefixtures("goes_back")
 def test_a_file_that_declares_more_than_it_holds_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     many = tmp_path / "many.parquet"
     pq.write_table(pa.table({"x": pa.nulls(10_000_000)}), many)
@@ -205,6 +220,14 @@ def test_a_file_that_declares_more_than_it_holds_is_refused(tmp_path: Path, monk
     assert source[1999]["x"] == "b" * 10_000
     with pytest.raises(DataError, match=r"equal.parquet: unpacks to more than 1,\d+,\d+ bytes"):
         source[0], source[1999]
+
+
+def test_a_row_that_is_no_record_is_a_bad_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(columns, "MAX_LINE_BYTES", 1000)
+    source = open_records(write(tmp_path / "rows", pa.table({"x": ["a", "b" * 2000, "c"]}), "parquet"))
+    with pytest.raises(BadRowError, match=r"rows: row 2: a row of 2,009 bytes; at most 1,000 make a record"):
+        source[1]
+    assert [source[0], source[2]] == [{"x": "a"}, {"x": "c"}]
 
 
 TABLES: dict[str, tuple[Any, str]] = {
@@ -257,9 +280,11 @@ def test_inspect_says_what_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert TEXTS[0] in said
 
 
-def test_samples_are_made_of_a_table(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.parquet", pa.table({"text": ["abc", "de"], "<ans>": ["f", "g"]}), "parquet")
+def test_samples_are_made_of_a_table_without_a_temporary_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(columns, "ScratchFile", None)
+    table = pa.table({"text": ["abc", "de"] * 900, "<ans>": ["f", "g"] * 900})
+    path = write(tmp_path / "a.parquet", table, "parquet")
     settings = DataSettings(train=[path], max_length=16, cache=tmp_path / "cache")
     data = prepare([path], LetterProcessor(), settings, tokenizer=Letters(), progress=False)
-    assert (len(data), data.where(1)) == (2, f"{path}: row 2")
+    assert (len(data), data.where(1799)) == (1800, f"{path}: row 1800")
     assert data.record(0) == {"text": "abc", "<ans>": "f"}

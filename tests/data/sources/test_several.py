@@ -98,16 +98,21 @@ def test_a_folder_without_data_says_what_it_has(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "names",
-    [("train.jsonl", "test.jsonl"), ("train/0.jsonl", "dev/0.jsonl"), ("a-train-0.jsonl", "a-validation-0.jsonl")],
+    ("names", "named"),
+    [
+        (("train.jsonl", "test.jsonl"), "train*"),
+        (("train/0.jsonl", "dev/0.jsonl"), "train"),
+        (("data/a-train-0.jsonl", "data/a-validation-0.jsonl"), "data/a-train*"),
+    ],
 )
-def test_files_of_several_splits_are_not_mixed(tmp_path: Path, names: tuple[str, str]) -> None:
+def test_files_of_several_splits_are_not_mixed(tmp_path: Path, names: tuple[str, str], named: str) -> None:
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         write_jsonl(tmp_path / name, [{"text": name}])
-    with pytest.raises(DataError, match=r"files of several splits lie in it: .*train"):
+    with pytest.raises(DataError, match=r"files of several splits lie in it; name those of one: ") as caught:
         open_records(tmp_path)
-    assert read(tmp_path / names[0]) == [names[0]]
+    assert f"train ('{tmp_path / named}')" in str(caught.value)
+    assert read(tmp_path / named) == [names[0]]
 
 
 def test_saved_data_sets_are_read_shard_after_shard(tmp_path: Path) -> None:

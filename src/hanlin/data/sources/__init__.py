@@ -1,6 +1,6 @@
 """One reader per kind of data file."""
 
 from hanlin.data.sources.opening import open_records
-from hanlin.data.sources.records import BadRowError, DamagedFileError, DataFile, LeftOutError, Records
+from hanlin.data.sources.records import BadRowError, DataFile, LeftOutError, Records
 
-__all__ = ["BadRowError", "DamagedFileError", "DataFile", "LeftOutError", "Records", "open_records"]
+__all__ = ["BadRowError", "DataFile", "LeftOutError", "Records", "open_records"]

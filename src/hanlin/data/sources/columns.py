@@ -4,19 +4,22 @@ Read are texts, numbers, truth values, lists, structs and maps of these, diction
 decimals become texts, bytes are taken for UTF-8. A key without a value (null) is left out of a row, as it would be in
 JSON. Anything else in a row makes it a bad one.
 
-Rows are read from the first one on, 64 at a time: of Parquet some pages are held in memory, of Arrow the record batch
-that the row lies in. Whoever goes back, as for samples that are encoded anew in each epoch, gets the rows from a
-temporary file, into which they are written once, as JSON. Nothing is mapped.
+Rows are read from the first one on, 64 at a time. Held in memory are the last 1024 of them, or 64 MB; of Parquet some
+pages, of Arrow the record batch that the row lies in. Whoever goes back further begins anew, some times; then, as for
+samples that are encoded anew in each epoch, the rows are written once into a temporary file, as JSON, and read from
+there. Nothing is mapped.
 """
 
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import logging
 import math
 import threading
 from array import array
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,10 +29,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hanlin.core.errors import DataError, shorten
+from hanlin.core.errors import DamagedFileError, DataError, shorten
 from hanlin.core.json_text import MOST_LEVELS
 from hanlin.data.file_array import FileBytes, ScratchFile
-from hanlin.data.sources.records import BadRowError, DamagedFileError
+from hanlin.data.sources.jsonl import MAX_LINE_BYTES
+from hanlin.data.sources.records import BadRowError
 
 if TYPE_CHECKING:
     import pyarrow
@@ -41,7 +45,9 @@ log = logging.getLogger(__name__)
 ENDINGS = (".parquet", ".arrow", ".feather")
 
 _STREAM_END = bytes(4)
-_WINDOW_ROWS = 64
+_WINDOW_ROWS, _HELD_WINDOWS, _HELD_BYTES = 64, 16, 1 << 26
+_UNPACKED_BYTES = 1 << 30
+_MOST_PASSES = 3  # as much as that is read again before rows are kept
 _BUFFER_BYTES = 1 << 20
 _MOST_ROWS_A_BYTE = 64  # of a file; more is what no rows of texts are
 _MAX_RATIO, _SMALLEST_LIMIT = 1000, 1 << 30  # as in packed.py; columns of equal texts are packed much better
@@ -91,7 +97,7 @@ class ColumnSource:
         self._most_bytes = max(_SMALLEST_LIMIT, _MAX_RATIO * len(self._bytes))
         if self._table.num_bytes > self._most_bytes:
             raise DataError(f"{path}: unpacks to {self._table.num_bytes:,} bytes, {_TOO_MUCH}")
-        self._windows, self._window, self._first = self._read(), list[Row](), 0
+        self._pass, self._num_read = _Pass(self._read()), 0
         self._kept: _KeptRows | None = None
         self._damage: DamagedFileError | None = None
         self._lock = threading.Lock()
@@ -132,17 +138,14 @@ class ColumnSource:
             raise self._damage from None
 
     def _reach(self, row: int) -> Row:
-        if self._kept is None and row < self._first:
-            self._kept = _KeptRows(self.path, self._read(), self._most_bytes)
-            self._window, self._windows = [], iter(())
-        if self._kept is not None:
-            return self._kept[row]
-        while row >= self._first + len(self._window):
-            following = next(self._windows)
-            self._first, self._window = self._first + len(self._window), following
-        return self._window[row - self._first]
+        if self._kept is None and row < self._pass.first:
+            self._num_read += self._pass.end
+            if self._num_read > _MOST_PASSES * len(self):
+                self._kept = _KeptRows(self.path, self._read(), self._most_bytes)
+            self._pass = _Pass(self._read())
+        return self._pass[row] if self._kept is None else self._kept[row]
 
-    def _read(self) -> Iterator[list[Row]]:
+    def _read(self) -> Iterator[_Window]:
         """All rows, some at a time.
 
         Raises: DataError also where they end before they should.
@@ -151,24 +154,59 @@ class ColumnSource:
         with _naming(self.path):
             for batch in self._table.batches():
                 for start in range(0, batch.num_rows, _WINDOW_ROWS):
-                    window = _rows(batch.slice(start, _WINDOW_ROWS))
-                    count += len(window)
-                    yield window
+                    part = batch.slice(start, _WINDOW_ROWS)
+                    count += part.num_rows
+                    rows = _rows(part)
+                    is_large = part.nbytes > MAX_LINE_BYTES
+                    yield _Window([_as_usual(row) for row in rows] if is_large else rows, part.nbytes)
         raise DataError(f"{self.path}: declares {len(self):,} rows and holds {count:,}; it is damaged, copy it again")
+
+
+@dataclass(frozen=True)
+class _Window:
+    rows: list[Row]
+    num_bytes: int
+
+
+class _Pass:
+    """Rows that are read one after the other; the last ones, from `first` to `end`, are held."""
+
+    def __init__(self, windows: Iterator[_Window]) -> None:
+        self._windows, self._held, self._num_bytes = windows, deque[_Window](), 0
+        self.first, self.end = 0, 0
+
+    def __getitem__(self, row: int) -> Row:
+        while row >= self.end:
+            self._take(next(self._windows))
+        place = row - self.first
+        for window in self._held:
+            if place < len(window.rows):
+                return window.rows[place]
+            place -= len(window.rows)
+        raise AssertionError((row, self.first, self.end))
+
+    def _take(self, window: _Window) -> None:
+        self._held.append(window)
+        self.end += len(window.rows)
+        self._num_bytes += window.num_bytes
+        while len(self._held) > 1 and (len(self._held) > _HELD_WINDOWS or self._num_bytes > _HELD_BYTES):
+            gone = self._held.popleft()
+            self.first += len(gone.rows)
+            self._num_bytes -= gone.num_bytes
 
 
 class _KeptRows:
     """Rows that were read, in a temporary file; they are read as far as they are asked for."""
 
-    def __init__(self, path: Path, windows: Iterator[list[Row]], most_bytes: int) -> None:
+    def __init__(self, path: Path, windows: Iterator[_Window], most_bytes: int) -> None:
         self._path, self._windows, self._most_bytes = path, windows, most_bytes
         self._file, self._starts = ScratchFile(path), array("q", [0])
 
     def __getitem__(self, row: int) -> Row:
         while row >= len(self._starts) - 1:
-            for one in next(self._windows):
-                self._file.append(json.dumps(one, ensure_ascii=False).encode())
-                self._starts.append(self._file.size)
+            rows = [json.dumps(one, ensure_ascii=False).encode() for one in next(self._windows).rows]
+            self._starts.extend(itertools.accumulate(map(len, rows), initial=self._starts.pop()))
+            self._file.append(b"".join(rows))
             if self._file.size > self._most_bytes:
                 raise DataError(f"{self._path}: unpacks to more than {self._most_bytes:,} bytes, {_TOO_MUCH}")
         return json.loads(self._file.read()[self._starts[row] : self._starts[row + 1]])
@@ -194,11 +232,17 @@ class _ParquetReader:
         self.num_bytes = sum(about.row_group(group).total_byte_size for group in range(about.num_row_groups))
 
     def batches(self) -> Iterator[pyarrow.RecordBatch]:
-        groups = self._file.num_row_groups
-        for group in range(groups):
+        for group in range(self._file.num_row_groups):
             yield from self._file.iter_batches(
-                _WINDOW_ROWS, row_groups=[group], columns=self._columns, use_threads=False
+                self._batch_rows(group), row_groups=[group], columns=self._columns, use_threads=False
             )
+
+    def _batch_rows(self, group: int) -> int:
+        """How many rows may be unpacked at once: each of them may be the largest value of a dictionary, again."""
+        about = self._file.metadata.row_group(group)
+        chunks = [about.column(number) for number in range(about.num_columns)]
+        largest = max((one.total_uncompressed_size for one in chunks if one.has_dictionary_page), default=0)
+        return max(min(_WINDOW_ROWS, _UNPACKED_BYTES // max(largest, 1)), 1)
 
 
 class _ArrowReader:
@@ -335,6 +379,12 @@ def _row(values: dict[str, Any]) -> Row:
         if isinstance(value, _Unusable):
             return f'"{name}": {value.reason}'
     return {name: value for name, value in values.items() if value is not None}
+
+
+def _as_usual(row: Row) -> Row:
+    """The row, unless it is larger than a line of JSON may be."""
+    size = len(json.dumps(row, ensure_ascii=False).encode())
+    return row if size <= MAX_LINE_BYTES else f"a row of {size:,} bytes; at most {MAX_LINE_BYTES:,} make a record"
 
 
 def _values(column: pyarrow.Array) -> list[Any]:

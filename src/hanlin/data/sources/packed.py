@@ -36,6 +36,7 @@ _MAX_RATIO = 50  # text is packed to a third or a tenth
 _SMALLEST_LIMIT = 1 << 28
 _HELD_BYTES = 1 << 26  # unpacked, in memory; more lies in a temporary file
 _PIECE_BYTES = 1 << 22
+_ZSTD_PIECE = 1 << 10  # packed; four bytes may stand for 128 KB, so this for 32 MB
 
 
 def first_bytes(path: Path, count: int = 256) -> bytes:
@@ -149,7 +150,7 @@ class _ZstdStream(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         while not self._ready:
-            packed = self._packed or self._raw.read(io.DEFAULT_BUFFER_SIZE)
+            packed = self._packed or self._raw.read(_ZSTD_PIECE)
             if not packed:
                 if self._is_inside:
                     raise EOFError("the file ends in the middle")

@@ -16,10 +16,6 @@ class BadRowError(DataError):
         self.reason = reason
 
 
-class DamagedFileError(DataError):
-    """A file of which nothing more can be read: no matter of one row, so it ends the work despite `data.bad_rows`."""
-
-
 class LeftOutError(DataError):
     """A row that holds nothing to learn or to score, and is left out and counted whatever `data.bad_rows` says."""
 

@@ -170,23 +170,26 @@ def has_data_name(path: Path) -> bool:
 
 
 def _splits(folder: Path, files: Sequence[Path]) -> dict[str, Path]:
-    """The splits that the names of files tell, each with its first file: `train-00000-of-2.parquet`, `test/1.csv`."""
+    """The splits that the names of files tell (`data/train-00000-of-2.parquet`, `test/1.csv`), each with the path or
+    pattern that names its files.
+    """
     found: dict[str, Path] = {}
     for file in files:
-        words = re.split(r"[^a-z]+", str(file.relative_to(folder)).lower())
-        for word in words:
-            if word in _SPLITS:
-                found.setdefault(_SPLITS[word], file)
+        above = folder
+        for part in file.relative_to(folder).parts:
+            for word in re.findall(r"[a-z]+", part.lower()):
+                if word in _SPLITS:
+                    end = part.lower().index(word) + len(word)
+                    found.setdefault(_SPLITS[word], above / (part if part != file.name else f"{part[:end]}*"))
+            above /= part
     return found
 
 
 def _refuse_splits(folder: Path, files: Sequence[Path]) -> None:
     """Raises: DataError when files to train on and to test on lie together."""
     if len(splits := _splits(folder, files)) > 1:
-        shown = ", ".join(f"{name} ({file.relative_to(folder)})" for name, file in sorted(splits.items()))
-        raise DataError(
-            f"{folder}: files of several splits lie in it: {shown}; name those of one, such as '{folder}/train*'"
-        )
+        shown = ", ".join(f"{name} ('{path}')" for name, path in sorted(splits.items()))
+        raise DataError(f"{folder}: files of several splits lie in it; name those of one: {shown}")
 
 
 def _matching(pattern: Path) -> list[Path]:
