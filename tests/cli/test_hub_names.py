@@ -72,6 +72,17 @@ def test_a_command_takes_the_name_of_a_model(cache: Path, capsys: pytest.Capture
     assert main(["train", "recipe.yaml"]) == 0
     assert main(["convert", "run", "peft", "--base", NAME, "--to", "peft", "--layout", "original"]) == 0
     assert json.loads(Path("peft/adapter_config.json").read_text())["base_model_name_or_path"] == NAME
+    capsys.readouterr()
+    assert main(["convert", "run", "parts", "--base", NAME, "--to", "peft"]) == 0
+    stated = json.loads(Path("parts/adapter_config.json").read_text())
+    Path("parts/manifest.json").unlink()
+    Path("parts/adapter_config.json").write_text(json.dumps({**stated, "base_model_name_or_path": NAME}))
+    assert main(["inspect", "parts"]) == 0
+    assert f"{NAME}, as its files say" in capsys.readouterr().out
+    assert main(["generate", "--base", "base", "--vocab", NAME, "--adapter", "peft", *record]) == 0
+    assert f"peft: says that it was trained on {NAME}, the base is base" in capsys.readouterr().err
+    assert main(["generate", "--base", NAME, "--adapter", "peft", *record]) == 0
+    assert "says that it was trained" not in capsys.readouterr().err
     # An adapter has a name as well.
     there = cache.parent / "models--some--lora"
     (there / "refs").mkdir(parents=True)

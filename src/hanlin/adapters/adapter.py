@@ -29,7 +29,8 @@ class Adapter:
     """An opened adapter.
 
     settings: with these `tuning.apply.apply_tuning` makes room for it in a model; tensors: by our names; format: the
-    title of its layout; config: values of the model's configuration without which it has no place (its labels).
+    title of its layout; config: values of the model's configuration without which it has no place (its labels); base:
+    what its files call the base that it was trained on, if they do.
     """
 
     path: Path
@@ -37,6 +38,7 @@ class Adapter:
     settings: TuningMethod
     tensors: Mapping[str, torch.Tensor]
     config: Mapping[str, Any] = field(default_factory=dict)
+    base: str | None = None
 
 
 class SaveAdapter(Protocol):

@@ -36,6 +36,7 @@ from hanlin.adapters.peft_config import (
     lora_factor,
     peft_type,
     read_lora_config,
+    stated_base,
 )
 from hanlin.core.errors import CheckpointError, shorten
 from hanlin.core.files import write_json
@@ -79,7 +80,8 @@ def _open(path: Path, family: FamilyFacts, config: Any) -> Adapter | None:
     found = read_settings(path, {**settings, "dropout": stated.get("lora_dropout", 0.0)}).resolved(tensors)
     if config is not None:
         found = found.model_copy(update={"targets": _targets(pairs, family, config)})
-    return Adapter(path, _TITLE, found, tensors | _head(path, additions, family, config))
+    tensors |= _head(path, additions, family, config)
+    return Adapter(path, _TITLE, found, tensors, base=stated_base(stated))
 
 
 def _as_one(pairs: Mapping[str, LowRank], factors: Mapping[str, float]) -> tuple[dict[str, Any], dict[str, LowRank]]:

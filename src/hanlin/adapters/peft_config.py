@@ -81,6 +81,12 @@ def peft_type(path: Path) -> str | None:
     return str(read_json_object(file).get("peft_type", LORA)) if has_file(file) else None
 
 
+def stated_base(stated: Mapping[str, Any]) -> str | None:
+    """What an adapter_config.json calls the base that the adapter was trained on, if it does."""
+    name = stated.get("base_model_name_or_path")
+    return name if isinstance(name, str) and name else None
+
+
 def read_table(path: Path, keys: ConfigKeys) -> tuple[dict[str, Any], torch.Tensor]:
     """The values of the adapter_config.json in a folder, and the one tensor of prefix and prompt tuning.
 

@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING, Any
 from hanlin.adapters.adapter import Adapter, AdapterFormat, ForBase, read_settings
 from hanlin.adapters.labels import refuse_labels
 from hanlin.adapters.peft import known_to_peft, name_of_base
-from hanlin.adapters.peft_config import COMMON_KEYS, PREFIX_TUNING, SETTINGS, TABLE, WEIGHTS, peft_type, read_table
+from hanlin.adapters.peft_config import (
+    COMMON_KEYS,
+    PREFIX_TUNING,
+    SETTINGS,
+    TABLE,
+    WEIGHTS,
+    peft_type,
+    read_table,
+    stated_base,
+)
 from hanlin.core.errors import CheckpointError
 from hanlin.core.files import write_json
 from hanlin.core.manifest import published_folder
@@ -58,7 +67,8 @@ def _open(path: Path, family: FamilyFacts, config: Any) -> Adapter | None:
             f"with heads of {config.head_dim}"
         )
     settings = read_settings(path, {"method": "prefix", "length": len(table)})
-    return Adapter(path, _TITLE, settings, {_OURS: _turned(form, config, table, width, -len(table))})
+    tensors = {_OURS: _turned(form, config, table, width, -len(table))}
+    return Adapter(path, _TITLE, settings, tensors, base=stated_base(stated))
 
 
 def _turned(form: Format, config: Any, table: torch.Tensor, width: int, distance: int) -> torch.Tensor:

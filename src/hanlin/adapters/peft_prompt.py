@@ -12,7 +12,16 @@ from typing import Any
 from hanlin.adapters.adapter import Adapter, AdapterFormat, ForBase, read_settings
 from hanlin.adapters.labels import refuse_labels
 from hanlin.adapters.peft import known_to_peft, name_of_base
-from hanlin.adapters.peft_config import COMMON_KEYS, PROMPT_KINDS, SETTINGS, TABLE, WEIGHTS, peft_type, read_table
+from hanlin.adapters.peft_config import (
+    COMMON_KEYS,
+    PROMPT_KINDS,
+    SETTINGS,
+    TABLE,
+    WEIGHTS,
+    peft_type,
+    read_table,
+    stated_base,
+)
 from hanlin.core.errors import CheckpointError
 from hanlin.core.files import write_json
 from hanlin.core.manifest import published_folder
@@ -42,9 +51,9 @@ def _holds(path: Path) -> bool:
 def _open(path: Path, family: FamilyFacts, config: Any) -> Adapter | None:
     if not _holds(path):
         return None
-    _, table = read_table(path, _KEYS)
+    stated, table = read_table(path, _KEYS)
     settings = read_settings(path, {"method": "prompt", "length": len(table)})
-    return Adapter(path, _TITLE, settings, {_OURS: table})
+    return Adapter(path, _TITLE, settings, {_OURS: table}, base=stated_base(stated))
 
 
 def _save(

@@ -11,6 +11,8 @@ from hanlin.recipe.reading import COMMAND_LINE, Change, Overrides, RecipeSource,
 
 if TYPE_CHECKING:
     from hanlin.check import Purpose
+    from hanlin.formats.source import Source
+    from hanlin.models.family import Family
     from hanlin.recipe.settings import Recipe
 
 __all__ = ["recipe_of_base", "remark_on_base", "with_run_weights"]
@@ -98,15 +100,29 @@ def recipe_of_base(base: Path, overrides: Overrides = (), *, family: str | None 
 
 
 def remark_on_base(recipe: Recipe) -> str:
-    """What was told of a checked recipe's base from clues in its folder, and which folder of a cache a name stands for;
-    empty: nothing was.
+    """What was told of a checked recipe's base from clues in its folder, which folder of a cache a name stands for, and
+    whether an adapter's files call another base theirs; empty: nothing was.
     """
     from hanlin.core.hub import name_of_folder
     from hanlin.formats.source import open_source
     from hanlin.models.family import load_family
 
-    base, others = recipe.model.base, (recipe.model.adapter, recipe.model.vocab)
-    remark = None if base is None else open_source(base, load_family(recipe.model.family)).remark
-    found = [f"{base}: {remark}"] if remark else []
-    named = {path: name_of_folder(path) for path in (base, *others) if path is not None}
-    return "\n".join([*(f"{name}: it lies in {path}" for path, name in named.items() if name), *found])
+    model, family = recipe.model, load_family(recipe.model.family)
+    source = None if model.base is None else open_source(model.base, family)
+    found = [f"{model.base}: {source.remark}"] if source is not None and source.remark else []
+    given = [path for path in (model.base, model.adapter, model.vocab) if path is not None]
+    found = [f"{name}: it lies in {path}" for path in given if (name := name_of_folder(path))] + found
+    return "\n".join([*found, *_other_base(recipe, family, source)])
+
+
+def _other_base(recipe: Recipe, family: Family, source: Source | None) -> Iterator[str]:
+    """Whether the adapter says that it was trained on a base that is called otherwise than the recipe's."""
+    from hanlin.core.hub import name_of_folder
+    from hanlin.run.components import find_adapter
+
+    adapter, base = find_adapter(recipe, family, source), recipe.model.base
+    if adapter is None or adapter.base is None or base is None:
+        return
+    here = Path(name_of_folder(base) or base.resolve())
+    if Path(adapter.base).name != here.name:
+        yield f"{adapter.path}: says that it was trained on {adapter.base}, the base is {base}; see that it is the same"

@@ -129,7 +129,10 @@ def _adapter(path: Path, form: AdapterFormat, families: Sequence[Family]) -> Fac
     yield "kind", f"adapter: {form.title}"
     if known:
         yield "family", " or ".join(family.name for family in known)
-        settings = open_adapter(path, known[0]).settings.model_dump(mode="json", exclude_none=True)
+        adapter = open_adapter(path, known[0])
+        if adapter.base is not None:
+            yield "base", f"{adapter.base}, as its files say"
+        settings = adapter.settings.model_dump(mode="json", exclude_none=True)
         yield "settings", ", ".join(f"{name}: {value}" for name, value in settings.items())
 
 
