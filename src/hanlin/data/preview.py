@@ -164,7 +164,7 @@ def _said(rows: Records, number: int, reading: Reading) -> list[ShownPiece]:
 
 
 def _turns(dialogue: Conversation) -> list[ShownPiece]:
-    tools = [("tools", ", ".join(str(tool.get("function", tool).get("name")) for tool in dialogue.tools), False)]
+    tools = [("tools", ", ".join(map(_tool_name, dialogue.tools)), False)]
     said = [
         (message.role, text, message.role == "assistant" and message.is_learned)
         for message in dialogue.messages
@@ -174,6 +174,11 @@ def _turns(dialogue: Conversation) -> list[ShownPiece]:
         ]
     ]
     return [*(tools if dialogue.tools else []), *said]
+
+
+def _tool_name(tool: Mapping[str, Any]) -> str:
+    function = tool.get("function", tool)
+    return str(function.get("name") if isinstance(function, Mapping) else function)
 
 
 def _keys(row: Any) -> Sequence[str]:

@@ -39,7 +39,7 @@ def _question(row: RawRow) -> list[ChatMessage]:
 
 
 def _with_answer(row: RawRow, key: str, asked: list[ChatMessage]) -> Conversation:
-    value = row[key]
+    value = row.get(key)
     if isinstance(value, dict):
         value = [value]
     answer = read_turns(value, key) if is_turns(value) else [ChatMessage("assistant", text_of(row, key))]
