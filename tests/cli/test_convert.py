@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -85,3 +86,25 @@ def test_merging_needs_no_tokenizer(tmp_path: Path, layout: str) -> None:
         before, after = weights(base), weights(tmp_path / "out")
         changed = {name.split(".")[-2] for name in after if not after[name].equal(before[name].float())}
         assert changed == set(family.lora_targets)
+
+
+@pytest.mark.parametrize("words", [[], ["--overwrite"]])
+def test_a_target_is_there_with_its_card_or_not_at_all(
+    tmp_path: Path, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, out = write(tmp_path / "base"), tmp_path / "out"
+    if words:
+        out.mkdir()
+        (out / "mine").touch()
+
+    def fails(folder: Path, *_: object) -> None:
+        raise OSError(errno.ENOSPC, "", str(folder / "README.md"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hanlin.api.model_card.write_card", fails)
+        assert main(["convert", str(base), str(out), *words]) == 2
+    assert "README.md: no space is left on its disk" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.rglob("*") if "base" not in path.parts] == (["out", "mine"] if words else [])
+    assert main(["convert", str(base), str(out), *words]) == 0
+    assert f"{out}: written, " in capsys.readouterr().out
+    assert (out / "README.md").is_file()

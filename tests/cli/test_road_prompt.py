@@ -118,3 +118,14 @@ def test_a_family_without_places_for_prompts_is_told_at_once(
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
     assert main(["generate", str(tmp_path / "r.yaml"), "--record", "{}"]) != 0
     assert "the rows of cpm_bee have no place for soft prompts" in capsys.readouterr().err
+
+
+def test_a_base_without_its_prompts_is_not_asked(
+    original: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its rows have places that no weights would fill."""
+    recipe = str(write_recipe(tmp_path, original, {"length": 8}))
+    for command in (["evaluate"], ["generate", "--record", '{"source": "x"}']):
+        assert main([*command, recipe, "--weights", "base"]) == 2
+        assert "tuning.method: the rows of prompt have places" in capsys.readouterr().err
+    assert main(["evaluate", recipe, "--weights", "base", "tuning.method=full"]) == 0

@@ -38,6 +38,7 @@ def readers(world: Path) -> list[Reader]:
     vocab = ("--vocab", f"{world}/vocab.txt")
     question = ("--input", "asked.jsonl", "--output", "out.jsonl")
     more = ("train.steps=6",)
+    base_alone = ("tuning.method=full", "--weights", "base")
     return [
         Reader(
             "resume",
@@ -60,7 +61,7 @@ def readers(world: Path) -> list[Reader]:
         *(
             Reader(
                 "generate",
-                ("generate", f"{name}.yaml", "--weights", "base", "--input", f"{name}.jsonl", "--output", "out.jsonl"),
+                ("generate", f"{name}.yaml", *base_alone, "--input", f"{name}.jsonl", "--output", "out.jsonl"),
                 (f"{name}.base/*",),
                 ("out.jsonl",),
             )

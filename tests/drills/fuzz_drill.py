@@ -233,7 +233,8 @@ def drill_rows(template: Path, place: Path, count: int, number: int) -> Tally:
             return Outcome(f"rows that are taken must not be dropped: {shown[-1500:]}")
         output = world / "o.jsonl"
         remove(output)
-        code, shown = _call(["generate", recipe, "--weights", "base", "--input", str(data), "--output", str(output)])
+        asked = ["generate", recipe, "--weights", "base", "tuning.method=full", "--input", str(data)]
+        code, shown = _call([*asked, "--output", str(output)])
         if code not in (0, 2) or (code == 0 and len(output.read_text("utf-8").splitlines()) != len(rows)):
             return Outcome(f"generate: {code}: {shown[-1500:]}")
         return Outcome(None, taken[0])
@@ -262,10 +263,12 @@ def _drill_families(
         for outcome in outcomes:
             tally = tally.add("traceback" if outcome.fault else None, f"{family}: {outcome.fault}")
         counts = [sum(outcome.is_taken is kind for outcome in outcomes) for kind in (True, False)]
-        if min(counts) < max(count * LEAST_SHARE, 1):
+        if min(counts) < int(count * LEAST_SHARE):
             told = f"{name}, {family or 'cpm_bee'}: of {len(outcomes)} {counts[0]} were taken, {counts[1]} refused"
             tally = tally.add("unproven", told)
         taken, refused = taken + counts[0], refused + counts[1]
+    if not (taken and refused):
+        tally = tally.add("unproven", f"{name}: {taken} were taken, {refused} refused")
     name = f"{name} ({taken:,} taken, {refused:,} refused)"
     return Tally(**{**vars(tally), "name": name, "seconds": time.monotonic() - start})
 

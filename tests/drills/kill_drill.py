@@ -157,7 +157,7 @@ def _one(
         return "traceback", last.output[-1500:]
     found = results(world)
     if last.code != 0 and found != wanted:
-        return "lost", f"called again: {last.code}: {last.output[-900:]}"
+        return "lost", f"called again: {last.code}: {last.output[-900:]}: {_differences(found, wanted)}"
     if (
         saved
         and f"resumed at step={saved} " not in _log(world, scenario)
@@ -168,9 +168,13 @@ def _one(
             f"had saved step {saved}, but went on as: {re.findall('resumed at step=[0-9]+', _log(world, scenario))}",
         )
     if found != wanted:
-        names = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
-        return "differing", f"{[(name, wanted.get(name), found.get(name)) for name in names[:8]]}: {last.output[-300:]}"
+        return "differing", f"{_differences(found, wanted)}: {last.output[-300:]}"
     return None, ""
+
+
+def _differences(found: dict[str, str], wanted: dict[str, str]) -> list[tuple[str, str | None, str | None]]:
+    names = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
+    return [(name, wanted.get(name), found.get(name)) for name in names[:8]]
 
 
 def _saved(run_folder: Path) -> int:

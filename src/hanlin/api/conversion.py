@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from hanlin.core.errors import ConfigError
-from hanlin.core.files import written_alone
+from hanlin.core.files import published, written_alone
 from hanlin.core.hub import locate, name_of_folder
 
 if TYPE_CHECKING:
@@ -78,12 +78,14 @@ def convert(source: Path, target: Path, how: ConvertSettings) -> Written:
     source = weights_of_run(located(source))
     how = replace(how, **{name: located(path) for name in ("base", "merge") if (path := getattr(how, name))})
     how = replace(how, vocab=how.vocab and locate(how.vocab, whole=False))
-    with written_alone(target):
+    with written_alone(target), published(target, "replace" if how.overwrite else "refuse") as beside:
         if is_adapter(source) or how.to == OURS:
-            return _convert_adapter(source, target, how)
-        if how.merge:
-            return _merge(source, target, how)
-        return _convert(source, target, how, _family(how, source))
+            written = _convert_adapter(source, beside, how)
+        elif how.merge:
+            written = _merge(source, beside, how)
+        else:
+            written = _convert(source, beside, how, _family(how, source))
+    return replace(written, target=target)
 
 
 def _convert(

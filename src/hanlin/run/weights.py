@@ -28,13 +28,13 @@ from hanlin.parallel.mesh import Degrees, Mesh
 from hanlin.parallel.parallel_model import ParallelModel
 from hanlin.parallel.parallelize import parallelize
 from hanlin.recipe.settings import ParallelSettings
+from hanlin.recipe.tuning import TuningMethod
 from hanlin.run.components import Components, blaming, build_components
 from hanlin.tuning.apply import allocate_additions, apply_tuning, init_additions_of
 
 if TYPE_CHECKING:
     from hanlin.generate.engine import Engine
     from hanlin.recipe.settings import Recipe
-    from hanlin.recipe.tuning import TuningMethod
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def load_engine(recipe: Recipe, components: Components | None = None) -> Engine:
     from hanlin.generate.engine import Engine
 
     components = components or build_components(recipe)
-    _refuse_untrained_head(components)
+    _refuse_untrained(components)
     _refuse_changed_base(components)
     set_threads(recipe.run.threads)
     device, world = pick_device(recipe.run.device), read_ranks().world
@@ -81,7 +81,7 @@ def empty_frozen_model(components: Components) -> torch.nn.Module:
 
     Raises: ConfigError, CheckpointError.
     """
-    _refuse_untrained_head(components)
+    _refuse_untrained(components)
     return _with_adapter(_empty_model(components), components)
 
 
@@ -191,8 +191,14 @@ def export(components: Components, parallel_model: ParallelModel, target: Path) 
 # --- making ---
 
 
-def _refuse_untrained_head(components: Components) -> None:
-    """Raises: ConfigError for a head for labels without weights."""
+def _refuse_untrained(components: Components) -> None:
+    """Raises: ConfigError for a head for labels without weights, and for rows with places for what is not there."""
+    tuning = components.recipe.tuning
+    if components.adapter is None and type(tuning).adapt_processor is not TuningMethod.adapt_processor:
+        raise ConfigError(
+            f"tuning.method: the rows of {tuning.method} have places for what it trains, and there is no adapter that "
+            "would fill them: name it (model.adapter), or ask the base alone (tuning.method=full)"
+        )
     if components.adapter is None and _fresh_head(components):
         raise ConfigError(
             "model.config.labels: model.base is a language model and has no head for them; train one first, or name "
