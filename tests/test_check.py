@@ -150,6 +150,14 @@ def test_a_damaged_base_is_told_before_what_follows_from_it(project: Path) -> No
     assert "base: not as it was written: config.json is missing" in problems()[0]
 
 
+def test_the_least_rate_is_not_above_the_highest(project: Path) -> None:
+    changes = ["train.schedule=cosine", "train.schedule_form=floored", "train.lr=1e-4"]
+    assert problems(*changes, "train.min_lr=1e-4") == []
+    assert problems(*changes, "train.min_lr=2e-4") == [
+        "train.min_lr: 0.0002 is above train.lr (0.0001), from which the rate falls; lower it"
+    ]
+
+
 def test_the_root_of_the_file_system_is_no_run_folder(project: Path) -> None:
     assert any(found.startswith("run.folder: / is the root") for found in problems("run.folder=/"))
 

@@ -50,7 +50,7 @@ def jobs(scale: float, seed: int) -> list[Job]:
             made.append((f"kill: {scenario.name}", _killer(number, most, seed)))
     for number, reader in enumerate(damage_drill.readers(Path("/"))):
         made.append((f"damage: {reader.name}", _damager(number, scale, seed)))
-    made_up = [max(round(count * scale), least) for count, least in ((200, 8), (100, 3))]
+    made_up = [max(round(count * scale), least) for count, least in ((200, 3), (100, 3))]
     sizes = [1 << power for power in (12, 15, 16, 17, 18, 19, 20)][:: 6 if is_short else 1]
     return [
         *made,

@@ -180,7 +180,7 @@ def recipes(world: Path, family: str) -> st.SearchStrategy[dict[str, Any]]:
                 recipe[section].pop(name, None)
         return recipe
 
-    return st.builds(changed, st.lists(change, min_size=1, max_size=3), st.lists(places, max_size=1))
+    return st.builds(changed, st.lists(change, max_size=3), st.lists(places, max_size=1))
 
 
 @dataclass(frozen=True)

@@ -161,7 +161,7 @@ def _whole_files() -> Iterator[Attack]:
         (b"\x1f\x8b\x08\x00broken", "damaged or cut off"),
         (gzip.compress(b'{"input": "' + b"a" * (1 << 29), 9), "unpacks to more than 50 times its size"),
         (b"PK\x03\x04", "is a zip archive"),
-        (b"ARROW1\0\0" + b"\0" * 40, "NUL byte"),
+        (b"ARROW1\0\0" + b"\0" * 40, "Not an Arrow file"),
         (b"\0\0\0", "NUL byte"),
         (b"[1, 2]", r"\(entry 1\)"),
         (b"[{}]", r"\(entry 1\): no \"<ans>\""),

@@ -33,6 +33,8 @@ def length_problems(recipe: Recipe) -> Found:
             f"the rate rises for {train.warmup_steps} steps and has to be back at 0 at step {end}; "
             "lower train.warmup_steps, or use train.schedule constant or noam",
         )
+    if train.min_lr > train.lr:
+        yield "train.min_lr", f"{train.min_lr:g} is above train.lr ({train.lr:g}), from which the rate falls; lower it"
     yield from _decay_problems(recipe)
     if train.schedule == "noam" and train.schedule_form != "standard":
         yield "train.schedule", f"{train.schedule_form} has no noam; use linear, cosine, exponential or constant"

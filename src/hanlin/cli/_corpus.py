@@ -124,7 +124,7 @@ def _rewrite(args: argparse.Namespace, sources: Sequence[Path], target: Path) ->
         tokenizer, documents = _tokenizer(args)(), IndexedData(plain)
         check_first_ids(documents, tokenizer.vocab_size)
         manner = {"density": args.span_density, "mean_span": args.span_length}
-        count = write_spans(documents, target, tokenizer.vocab_size, end_id(tokenizer, args.eod), **manner)
+        count = write_spans(documents, target, tokenizer.vocab_size, end_id(tokenizer, args.eod, args.vocab), **manner)
     print(f"{target}_context, _target, _target_offset: {count:,} documents")
 
 
@@ -150,7 +150,7 @@ def _encoding(args: argparse.Namespace) -> Encoding:
         load,
         key=args.key,
         per=args.document,
-        end=end_id(load(), args.eod) if args.append_eod or has_spans else None,
+        end=end_id(load(), args.eod, args.vocab) if args.append_eod or has_spans else None,
         line_break=T5_LINE_BREAK if has_spans else None,
     )
 

@@ -171,15 +171,20 @@ def try_texts(path: Path, key: str, most: int) -> tuple[int, bool]:
     return count, not has_more
 
 
-def end_id(tokenizer: Tokenizer, name: str | None = None) -> int:
+def end_id(tokenizer: Tokenizer, name: str | None = None, vocab: Path | None = None) -> int:
     """The id that ends a document: of the token `name`, else of the first of the usual ones that the tokenizer has.
+
+    vocab: the file of the tokenizer, for the message.
 
     Raises: ConfigError.
     """
     names = [name] if name else ENDS
     found = [id for one in names if isinstance(tokenizer, FindsTokens) and (id := tokenizer.find(one)) is not None]
     if not found:
-        raise ConfigError(f"the vocabulary has no token {' or '.join(names)} that could end a document; name another")
+        of = "" if vocab is None else f" {vocab}"
+        raise ConfigError(
+            f"the vocabulary{of} has no token {' or '.join(names)} that could end a document; name another"
+        )
     return found[0]
 
 
