@@ -63,9 +63,17 @@ def test_help_and_mistakes_answer_without_torch(arguments: list[str], code: int,
     assert "Traceback" not in ran.stderr
 
 
+def test_the_package_itself_imports_nothing_of_its_own() -> None:
+    program = "import sys, hanlin; print([name for name in sys.modules if name.startswith(('hanlin.', 'torch'))])"
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ran.stdout == "[]\n"
+
+
 @pytest.mark.parametrize(
     "module",
     [
+        "hanlin.api.loading",
+        "hanlin.api.runs",
         "hanlin.check",
         "hanlin.run.assemble",
         "hanlin.models.cpm_bee",

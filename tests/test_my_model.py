@@ -46,7 +46,9 @@ def losses(home: Path, run: str, *more: str, layout: str | None = None) -> list[
     recipe = check_file("examples/my_model.yaml", changes(home, run, *settings, *more), "train")
     asked = recipe.parallel
     world = (asked.data or 1) * asked.tensor * asked.pipe
-    codes: list[Any] = run_ranks(world, lambda: assemble(recipe).train()) if layout else [assemble(recipe).train()]
+    codes: list[Any] = (
+        run_ranks(world, lambda: assemble(recipe).train().exit_code) if layout else [assemble(recipe).train().exit_code]
+    )
     assert set(codes) == {0}
     lines = (home / run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [row["loss"] for row in map(json.loads, lines) if "loss" in row]

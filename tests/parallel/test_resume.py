@@ -56,7 +56,7 @@ def train(
     }  # fmt: skip
     recipe = make_recipe(values)
     world = layout.get("data", 1) * layout.get("tensor", 1) * layout.get("pipe", 1)
-    return run_ranks(world, lambda: assemble(recipe).train())
+    return run_ranks(world, lambda: assemble(recipe).train().exit_code)
 
 
 def losses(project: Path, run: str) -> list[float]:

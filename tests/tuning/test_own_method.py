@@ -140,7 +140,7 @@ def test_a_layout_changes_no_loss(family: str, layout: tuple[str, ...], home_of:
     path, *changes = words(home, run, "train.steps=3", *(f"parallel.{part}" for part in layout))
     recipe = check_file(path, changes, "train")
     world = recipe.parallel.tensor * recipe.parallel.pipe
-    codes: list[Any] = run_ranks(world, lambda: assemble(recipe).train())
+    codes: list[Any] = run_ranks(world, lambda: assemble(recipe).train().exit_code)
     assert set(codes) == {0}
     assert losses(home, run) == pytest.approx(losses(home, "alone"), rel=1e-5)
     ours, alone = open_weights(home / run / "last"), open_weights(home / "alone/last")

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from hanlin.api.process import called
 from hanlin.core.errors import ConfigError
+from hanlin.core.extensions import import_file
 from hanlin.core.files import published, written_alone
 from hanlin.core.hub import locate, name_of_folder
 
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
 _PEFT = "peft"
 
-__all__ = ["ConvertSettings", "Written", "convert"]
+__all__ = ["ConvertSettings", "Written", "convert", "convert_weights"]
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,50 @@ class Written:
     remark: str = ""
 
 
-def convert(source: Path, target: Path, how: ConvertSettings) -> Written:
+def convert(  # noqa: PLR0913 the fields of ConvertSettings
+    source: str | Path,
+    target: str | Path,
+    *,
+    to: str | None = None,
+    layout: str | None = None,
+    from_: str | None = None,
+    family: str | None = None,
+    tuning: str | Path | None = None,
+    vocab: str | Path | None = None,
+    merge: str | Path | None = None,
+    base: str | Path | None = None,
+    ranks: int = 1,
+    iteration: int | None = None,
+    config: Mapping[str, Any] | None = None,
+    dtype: Literal["fp32", "bf16", "fp16", "q8_0"] | None = None,
+    overwrite: bool = False,
+) -> Written:
+    """Rewrite weights, or an adapter, from one layout to another; `ConvertSettings` says what each option means.
+
+    tuning: a tuning method of your own (a Python file) that the adapter names; it is run.
+    Raises: ConfigError, CheckpointError; the target is whole or not there at all.
+    """
+    given = {"vocab": vocab, "merge": merge, "base": base}
+    paths = {name: None if path is None else Path(path) for name, path in given.items()}
+    with called([family, tuning]):
+        if tuning is not None:
+            import_file(Path(tuning))
+        how = ConvertSettings(
+            to=to,
+            layout=layout,
+            from_=from_,
+            family=family,
+            ranks=ranks,
+            iteration=iteration,
+            config=config or {},
+            dtype=dtype,
+            overwrite=overwrite,
+            **paths,
+        )
+        return convert_weights(Path(source), Path(target), how)
+
+
+def convert_weights(source: Path, target: Path, how: ConvertSettings) -> Written:
     """Rewrite weights, or an adapter, into `target`: a folder (delta, gguf: a file), which is whole or not there.
 
     source: a run folder stands for what it has trained best.

@@ -13,20 +13,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from io import TextIOWrapper
-from typing import TYPE_CHECKING, Any
 
 from hanlin.cli._recipe import add_model, recipe_of_model, say_remark
 from hanlin.core.errors import ConfigError, DataError
 
-if TYPE_CHECKING:
-    from hanlin.generate.engine import Engine
-    from hanlin.recipe.settings import GenerateSettings
-
 HELP = "talk with a model"
-
-History = list[tuple[str, str]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,37 +29,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     recipe = recipe_of_model(args)
     say_remark(recipe)
-    from hanlin.generate.dialogue_cache import DialogueCache
+    from hanlin.api.generation import chatting
     from hanlin.models.family import Converses
+    from hanlin.run.components import build_components
+
+    components = build_components(recipe)
+    if not isinstance(components.processor, Converses):
+        raise ConfigError(f"model.family: {recipe.model.family} cannot be talked with; use `hanlin generate`")
+    from hanlin.api.model import Model
     from hanlin.run.weights import load_engine
 
-    engine, options = load_engine(recipe), _chatting(recipe.generate, args.words)
-    if not isinstance(engine.processor, Converses):
-        raise ConfigError(f"model.family: {recipe.model.family} cannot be talked with; use `hanlin generate`")
-    history: History = []
-    memory = DialogueCache()
+    model, options = Model(components, load_engine(recipe, components)), chatting(recipe.generate, args.words)
+    history: list[dict[str, str]] = []
     for number, question in enumerate(_questions()):
         if question == "clear":
             history = []
             continue
+        asked = [*history, {"role": "user", "content": question}]
         try:
-            history, record = _fitting(engine, question, history, options)
+            pieces = model.reply(asked, options, recipe.run.seed + number)
         except DataError as error:
             _complain(str(error))
             continue
-        answer = _say(engine.stream(record, options, seed=recipe.run.seed + number, memory=memory))
-        history = [*history, (question, answer)]
+        answer = _say(pieces)
+        if components.processor.remembers:
+            history = [*asked, {"role": "assistant", "content": answer}]
     return 0
-
-
-def _chatting(options: GenerateSettings, words: Sequence[str]) -> GenerateSettings:
-    """The settings chosen, over those with which the original chats."""
-    from hanlin.api.generation import chosen_settings
-    from hanlin.recipe.settings import GENERATE_METHODS
-
-    chosen = chosen_settings(options, words)
-    draws = {"method": "sample", "top_p": 0.8, "temperature": 0.8} if "method" not in chosen else {}
-    return GENERATE_METHODS.make({**draws, "max_new_tokens": 1024, **chosen})
 
 
 def _questions() -> Iterator[str]:
@@ -100,23 +88,6 @@ def _not_text(line: str) -> str:
 
 def _complain(problem: str) -> None:
     print(f"hanlin: {problem}", file=sys.stderr, flush=True)
-
-
-def _fitting(engine: Engine, question: str, history: History, options: GenerateSettings) -> tuple[History, Any]:
-    """The history without the oldest rounds that leave no room for an answer, and the record that asks.
-
-    Raises: DataError when the question alone leaves none.
-    """
-    while True:
-        record = engine.processor.ask(question, history)  # pyright: ignore[reportAttributeAccessIssue]  # run() has asked
-        try:
-            engine.prompt(record, options)
-        except DataError:
-            if not history:
-                raise
-            history = history[1:]
-            continue
-        return history, record
 
 
 def _say(pieces: Iterator[str]) -> str:

@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from hanlin.api.conversion import ConvertSettings, convert
+    from hanlin.api.conversion import ConvertSettings, convert_weights
 
     run_tuning_file(args)
     how = ConvertSettings(
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
         dtype=args.dtype,
         overwrite=args.overwrite,
     )
-    written = convert(args.source, args.target, how)
+    written = convert_weights(args.source, args.target, how)
     facts = "" if written.dtype is None else f", {written.dtype}, {written.num_bytes:,} bytes"
     print(f"{args.target}: written{facts}")
     if bits := written.unpacked_bits:

@@ -77,6 +77,7 @@ def _answer_alone(args: argparse.Namespace, recipe: Recipe) -> int:
 
 
 def _answer(args: argparse.Namespace, recipe: Recipe) -> int:
+    from hanlin.api.generation import streaming
     from hanlin.run.components import build_components
     from hanlin.run.weights import load_engine
 
@@ -93,7 +94,8 @@ def _answer(args: argparse.Namespace, recipe: Recipe) -> int:
     if args.stream:
         groups = _checked(lines, components, name)
         records = ([one.record for one in asked] for asked in groups) if given is None else (given.records,)
-        return _stream(engine, chain.from_iterable(records), _streaming(recipe.generate, args.words), args.output)
+        options = streaming(recipe.generate, args.words)
+        return _stream(engine, chain.from_iterable(records), options, args.output)
     if given is not None:
         return _answer_file(engine, components, given, args.output)
     return _answer_lines(engine, components, _checked(lines, components, name), args.output)
@@ -240,14 +242,6 @@ def _answer_lines(engine: Engine, components: Components, groups: Iterable[list[
             count += len(asked)
         output.finish(count)
     return 0
-
-
-def _streaming(options: GenerateSettings, words: Sequence[str]) -> GenerateSettings:
-    """Greedy in place of the default beam search, whose text is known at its end only."""
-    from hanlin.api.generation import chosen_settings
-    from hanlin.recipe.settings import GENERATE_METHODS
-
-    return GENERATE_METHODS.make({"method": "greedy", **chosen_settings(options, words)})
 
 
 def _stream(engine: Engine, records: Iterable[Any], options: GenerateSettings, target: Path | None) -> int:

@@ -73,17 +73,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _prepare(recipe: Recipe) -> int:
+    from hanlin.api.runs import prepare_recipe
     from hanlin.core.terminal import screen
     from hanlin.data.report import render_report
-    from hanlin.run.assemble import load_data
-    from hanlin.run.components import build_components
 
-    components, console = build_components(recipe), screen()
-    trained, watched = load_data(recipe, components, "train"), load_data(recipe, components, "valid")
-    for name, prepared in (("train", trained), ("eval", watched)):
-        if prepared is not None:
-            files: Sequence[Path] = recipe.data.eval if name == "eval" and recipe.data.eval else recipe.data.trained
-            console.print(render_report(prepared.report, f"data.{name}: {', '.join(map(str, files))}"))
+    console = screen()
+    for name, report in prepare_recipe(recipe).items():
+        files: Sequence[Path] = recipe.data.eval if name == "eval" and recipe.data.eval else recipe.data.trained
+        console.print(render_report(report, f"data.{name}: {', '.join(map(str, files))}"))
     return 0
 
 

@@ -1,10 +1,16 @@
-"""Log lines of this process: to the terminal and to log.txt, on the main rank only."""
+"""Log lines of this process: to the terminal and to log.txt, on the main rank only.
+
+Inside of a program of the user's (`visiting`) they also go where that program sends its own, and all is as before at
+the end.
+"""
 
 from __future__ import annotations
 
 import logging
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +22,9 @@ if TYPE_CHECKING:
 
 LINE = "%(asctime)s %(levelname)s %(message)s"
 
+_SHOWS: ContextVar[bool | None] = ContextVar("shows", default=None)
+"""Whether a program of the user's wants to see our lines; None: this process is a command's."""
+
 
 def start_log(folder: Path | None = None, ranks: Ranks | None = None) -> Console:
     """Send our log lines to the terminal and to `folder`/log.txt, on the main rank only; return the terminal.
@@ -26,23 +35,55 @@ def start_log(folder: Path | None = None, ranks: Ranks | None = None) -> Console
     from rich.console import Console
 
     ours = logging.getLogger("hanlin")
-    for handler in list(ours.handlers):
-        ours.removeHandler(handler)
-        handler.close()
+    _close_handlers(ours)
     ours.setLevel(logging.INFO)
-    ours.propagate = False
+    shows, has_own = _SHOWS.get(), logging.getLogger().handlers != []
+    ours.propagate = bool(shows) and has_own
     is_main = (ranks or read_ranks()).is_main
-    console = Console(stderr=True, quiet=not is_main)
+    console = Console(stderr=True, quiet=not is_main or shows is False)
     if not is_main:
         ours.addHandler(logging.NullHandler())
         return console
-    ours.addHandler(_terminal_handler(console))
+    if shows is None or (shows and not has_own):
+        ours.addHandler(_terminal_handler(console))
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         handler = _LogFile(folder / "log.txt", encoding="utf-8")
         handler.setFormatter(logging.Formatter(LINE))
         ours.addHandler(handler)
     return console
+
+
+@contextmanager
+def visiting(*, shows: bool) -> Iterator[None]:
+    """Inside of a program of the user's: `start_log` writes log.txt, and what goes to the terminal (shows) goes to the
+    handlers of the program's root logger, if it has any. At the end handlers, level and propagation are as they were.
+    """
+    ours = logging.getLogger("hanlin")
+    handlers, level, propagate = list(ours.handlers), ours.level, ours.propagate
+    for handler in handlers:
+        ours.removeHandler(handler)
+    token = _SHOWS.set(shows)
+    try:
+        yield
+    finally:
+        _SHOWS.reset(token)
+        _close_handlers(ours)
+        for handler in handlers:
+            ours.addHandler(handler)
+        ours.setLevel(level)
+        ours.propagate = propagate
+
+
+def is_quiet() -> bool:
+    """Whether a program of the user's wants to see nothing of what goes on."""
+    return _SHOWS.get() is False
+
+
+def _close_handlers(logger: logging.Logger) -> None:
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
 
 
 class _LogFile(logging.FileHandler):

@@ -7,6 +7,7 @@ shows another one.
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import os
 import sys
@@ -14,10 +15,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
+from hanlin.core.logging import is_quiet
+
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["mute", "screen", "steady_streams"]
+__all__ = ["mute", "screen", "shows_progress", "steady_streams"]
 
 
 @contextmanager
@@ -44,6 +47,12 @@ def screen(**options: Any) -> Console:
             raise BrokenPipeError  # rich ends the program with a code of its own
 
     return Screen(**options)
+
+
+def shows_progress(console: Console) -> bool:
+    """Whether a bar may move there: on a terminal, or in a notebook that has ipywidgets; and somebody wants it."""
+    has_widgets = console.is_jupyter and importlib.util.find_spec("ipywidgets") is not None
+    return (console.is_terminal or has_widgets) and not is_quiet()
 
 
 def mute(stream: Any) -> None:

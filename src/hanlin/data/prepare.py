@@ -398,6 +398,8 @@ def _with_progress(num_rows: int, progress: bool) -> Iterator[int]:
     from rich.console import Console
     from rich.progress import track
 
+    from hanlin.core.terminal import shows_progress
+
     console = Console(stderr=True)
     rows = range(num_rows)
-    yield from track(rows, "Encoding", console=console, transient=True, disable=not console.is_terminal)
+    yield from track(rows, "Encoding", console=console, transient=True, disable=not shows_progress(console))

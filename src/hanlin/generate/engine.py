@@ -23,6 +23,7 @@ from torch import nn
 from hanlin.core.batch import Prompt
 from hanlin.core.errors import DataError, HanlinError
 from hanlin.core.ranks import read_ranks
+from hanlin.core.terminal import shows_progress
 from hanlin.layers.linear import store_by_columns
 from hanlin.layers.precision import DTYPES, Precision
 from hanlin.models.family import BeamVariant, Processor
@@ -208,7 +209,7 @@ def batches_of(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
 def show_progress(items: Iterable[Item], title: str, total: int) -> Iterable[Item]:
     """The items, with a bar on the main rank's terminal that counts them."""
     console = Console(stderr=True, quiet=not read_ranks().is_main)
-    return track(items, title, total, console=console, transient=True, disable=not console.is_terminal)
+    return track(items, title, total, console=console, transient=True, disable=not shows_progress(console))
 
 
 @contextmanager

@@ -77,8 +77,25 @@ class Converses(Protocol):
     generate/dialogue_cache.py).
     """
 
+    @property
+    def remembers(self) -> bool:
+        """Whether the history has an effect."""
+        ...
+
     def ask(self, question: str, history: Sequence[tuple[str, str]]) -> Any:
         """The record of a dialogue's next round; history: the earlier questions and their answers."""
+        ...
+
+
+@runtime_checkable
+class ScoresTexts(Protocol):
+    """Processor of a family that can say how likely a bare text is."""
+
+    def text_sample(self, text: str) -> Sample:
+        """The sample in which every token of a text is to be told.
+
+        Raises: DataError.
+        """
         ...
 
 

@@ -30,7 +30,7 @@ class Settings(BaseModel):
         if isinstance(value, bool) and {int, float} & {wanted, *get_args(wanted)}:
             raise ValueError("a number is expected")  # pydantic would take true as 1
         is_list = get_origin(wanted) is tuple and get_args(wanted)[-1] is Ellipsis
-        return (value,) if is_list and isinstance(value, str | int | float) else value
+        return (value,) if is_list and isinstance(value, str | int | float | Path) else value
 
     @field_validator("*", mode="after")
     @classmethod

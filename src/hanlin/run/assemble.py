@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from hanlin.evaluate.run import Metrics
     from hanlin.parallel.mesh import Degrees
     from hanlin.parallel.parallel_model import ParallelModel
-    from hanlin.train.loop import WriteSamples
+    from hanlin.train.loop import Outcome, WriteSamples
     from hanlin.train.run_logger import RunLogger
 
 log = logging.getLogger(__name__)
@@ -54,8 +54,8 @@ class Run:
     components: Components
     start: Start = "resume"
 
-    def train(self) -> int:
-        """Train to the end of the recipe, or until a signal; return the exit code.
+    def train(self) -> Outcome:
+        """Train to the end of the recipe, or until a signal.
 
         Raises: ConfigError when another process has the run folder; what training raises.
         """
@@ -151,7 +151,7 @@ def _corpus(path: Path, components: Components) -> Path:
 # --- training ---
 
 
-def _train(components: Components, start: Start) -> int:
+def _train(components: Components, start: Start) -> Outcome:
     from hanlin.parallel.mesh import Degrees
     from hanlin.run.weights import export, parallelize_tuned
     from hanlin.train.loop import count_steps, train
@@ -176,7 +176,7 @@ def _train(components: Components, start: Start) -> int:
     step = Step(parallel_model, optimizer, recipe.train, count_steps(recipe.train, loader), loader.where)
     _log_start(components, parallel_model, step.total_steps, device, threads)
     identity = None if base is None else base.value(parallel_model.mesh.gather("all", base.digests))
-    outcome = train(
+    return train(
         step,
         loader,
         settings=recipe.train,
@@ -193,7 +193,6 @@ def _train(components: Components, start: Start) -> int:
         else lambda: {"loss": mean_loss(parallel_model, held_out.once(), recipe.train.micro_batch_size)},
         write_samples=_write_samples(components, parallel_model),
     )
-    return outcome.exit_code
 
 
 def _loaders(components: Components, console: Any, degrees: Degrees, rank: int) -> tuple[Loader, Loader | None]:

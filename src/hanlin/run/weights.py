@@ -43,10 +43,11 @@ _HALF = ("float16", "bfloat16")
 NamedTensors = Iterator[tuple[str, torch.Tensor]]
 
 
-def load_engine(recipe: Recipe, components: Components | None = None) -> Engine:
+def load_engine(recipe: Recipe, components: Components | None = None, *, is_alone: bool = False) -> Engine:
     """The recipe's model, ready to write answers: whole in a process that is alone, else as tensor and pipe say.
 
     Data ranks hold a copy each, also where training shards it: frozen weights alone need a small part of its memory.
+    is_alone: there may be other ranks, but they have nothing to do with it.
     Raises: ConfigError, CheckpointError.
     """
     from hanlin.generate.engine import Engine
@@ -55,7 +56,7 @@ def load_engine(recipe: Recipe, components: Components | None = None) -> Engine:
     _refuse_untrained(components)
     _refuse_changed_base(components)
     set_threads(recipe.run.threads)
-    device, world = pick_device(recipe.run.device), read_ranks().world
+    device, world = pick_device(recipe.run.device), 1 if is_alone else read_ranks().world
     layout = ParallelSettings(tensor=recipe.parallel.tensor, pipe=recipe.parallel.pipe)
     degrees = Degrees.of(layout, world) if world > 1 else Degrees()
     if degrees.tensor * degrees.pipe > 1:
@@ -216,7 +217,8 @@ def _with_adapter(model: torch.nn.Module, components: Components) -> torch.nn.Mo
     """The model with the recipe's adapter, if there is one."""
     if components.adapter is not None:
         with blaming("model.adapter"):
-            apply_tuning(model, _adapter_settings(components, components.adapter), components.family)
+            settings, draw = _adapter_settings(components, components.adapter), _tuning_generator(components)
+            apply_tuning(model, settings, components.family, draw)
             load_adapter(model, components.adapter)
     return model
 

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from hanlin.core.errors import shorten
+from hanlin.core.terminal import shows_progress
 from hanlin.parallel.parameter_statistics import ParameterStatistics
 from hanlin.train.metrics import MetricsFile, missing_steps
 from hanlin.train.parameter_table import as_table, as_values
@@ -55,7 +56,7 @@ class RunLogger:
         self._total_steps = self._first_step = 0
         self._live = Progress(
             TextColumn("step"), MofNCompleteColumn(), BarColumn(bar_width=20), TextColumn("{task.fields[facts]}"),
-            console=self.console, disable=not self.console.is_terminal, refresh_per_second=2, transient=True,
+            console=self.console, disable=not shows_progress(self.console), refresh_per_second=2, transient=True,
         )  # fmt: skip
         self._line = self._live.add_task("", facts="")
 

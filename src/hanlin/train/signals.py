@@ -12,7 +12,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from threading import Event, Thread
+from threading import Event, Thread, current_thread, main_thread
 from types import FrameType
 
 from hanlin.core.waiting import describe_main_thread
@@ -39,7 +39,10 @@ USUAL_STEPS = 10
 
 
 class StopSignals:
-    """Between enter and exit, a signal only sets `requested`; the loop looks at it after each step."""
+    """Between enter and exit, a signal only sets `requested`; the loop looks at it after each step.
+
+    Only the main thread of a program hears signals; a run in another one goes on to its end.
+    """
 
     def __init__(self) -> None:
         self.requested = False
@@ -47,15 +50,19 @@ class StopSignals:
         self._began: float | None = None
         self._longest: float | None = None
         self._former: dict[signal.Signals, object] = {}
+        self._watch: _Watch | None = None
 
     def __enter__(self) -> StopSignals:
+        if current_thread() is not main_thread():
+            return self
         for number in _ending_signals():
             self._former[number] = signal.signal(number, self._remember)
         self._watch = _Watch(set(self._former), self._seconds_too_long)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._watch.close()
+        if self._watch is not None:
+            self._watch.close()
         self._restore()
 
     @contextmanager

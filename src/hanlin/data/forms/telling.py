@@ -160,15 +160,15 @@ def tell_form(rows: Records, processor: SampleProcessor, format: str = AUTO, *, 
     return Reading(None, "", processor, is_asked)
 
 
-def tell_row(row: Any, processor: SampleProcessor, format: str = AUTO) -> Reading:
-    """How one row that waits for an answer is read.
+def tell_row(row: Any, processor: SampleProcessor, format: str = AUTO, *, is_asked: bool = True) -> Reading:
+    """How one row is read, be it that it waits for an answer or that it has one.
 
     Raises: as `tell_form`.
     """
-    if (stated := _stated(processor, format, is_asked=True)) is not None:
+    if (stated := _stated(processor, format, is_asked)) is not None:
         return stated
-    form = _told(row, processor, is_asked=True)
-    return Reading(None, "", processor, is_asked=True) if form is None else _reading(form, row, processor, True)
+    form = _told(row, processor, is_asked)
+    return Reading(None, "", processor, is_asked) if form is None else _reading(form, row, processor, is_asked)
 
 
 def _reading(form: Form | Literal["records"], row: RawRow, processor: SampleProcessor, is_asked: bool) -> Reading:

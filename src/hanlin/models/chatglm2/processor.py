@@ -301,10 +301,26 @@ class ChatGlm2Processor:
     def candidates(self, record: Any) -> list[Any]:
         raise DataError("records of this family have no options to choose from; take the task generate or loss")
 
+    remembers = True
+
     def ask(self, question: str, history: Sequence[tuple[str, str]]) -> dict[str, Any]:
         """The record of a dialogue's next round."""
         earlier = [list(round_) for round_ in history]
         return {self.options.prompt_column: question, self.options.history_column: earlier}
+
+    def text_sample(self, text: str) -> Sample:
+        """All of a text behind the tokens with which every row begins, as in pretraining: no template.
+
+        Raises: DataError.
+        """
+        prefix, ids = list(self.tokenizer.prefix), self.tokenizer.encode(text)
+        if not ids:
+            raise DataError("an empty text, of which nothing is to be told")
+        tokens = np.array(prefix + ids, dtype=np.int32)
+        labels, weights = np.full(tokens.size, IGNORED, dtype=np.int32), np.zeros(tokens.size, dtype=np.float32)
+        learnt = slice(len(prefix) - 1, tokens.size - 1)
+        labels[learnt], weights[learnt] = ids, 1
+        return Sample({"tokens": tokens}, labels, weights)
 
     learns_all_turns = True
 

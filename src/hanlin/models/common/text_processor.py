@@ -284,9 +284,18 @@ class TextProcessor:
         """
         return list(named_options(record, self.options.answer_column, self.tokenizer).values())
 
+    remembers = False
+
     def ask(self, question: str, history: Sequence[tuple[str, str]]) -> dict[str, Any]:
         """The record of the next text to go on with; the originals remember nothing of earlier ones."""
         return {self.options.prompt_column: question}
+
+    def text_sample(self, text: str) -> Sample:
+        """All of a text, told from the end of the document before it.
+
+        Raises: DataError.
+        """
+        return self.sample({self.options.prompt_column: "", self.options.answer_column: text, ENDS: False})
 
     def _ids(self, record: Any) -> tuple[list[int], list[int]]:
         """What is given, and what is learned; of labelled options the right one's.

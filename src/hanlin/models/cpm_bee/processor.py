@@ -269,6 +269,15 @@ class CpmBeeProcessor:
     def candidates(self, record: Any) -> list[Any]:
         return answers.candidates(record)
 
+    def text_sample(self, text: str) -> Sample:
+        """A text as the answer to nothing, with the answer's end.
+
+        Raises: DataError.
+        """
+        record = {ANSWER: escape(text)}
+        self.check(record)
+        return self.sample(record)
+
     def encode(self, record: Any, rng: Shuffler | None = None) -> Encoded:
         """Encode any record, with an answer or without.
 

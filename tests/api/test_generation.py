@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hanlin.cli.chat import _chatting
-from hanlin.cli.generate import _streaming
+from hanlin.api.generation import chatting, streaming
 from hanlin.generate.methods.beam import BeamSettings
 from hanlin.generate.methods.greedy import GreedySettings
 from hanlin.generate.methods.sample import SampleSettings
@@ -40,5 +39,5 @@ def test_settings_are_chosen_that_differ_from_the_default_or_were_typed(
     tmp_path: Path, changes: list[str], words: list[str], streamed: GenerateSettings, chatted: GenerateSettings
 ) -> None:
     options = of_a_run(tmp_path, *changes)
-    assert _streaming(options, words) == streamed
-    assert _chatting(options, words) == chatted
+    assert streaming(options, words) == streamed
+    assert chatting(options, words) == chatted

@@ -1,0 +1,153 @@
+"""Texts, rows and messages -> the records that a family asks with, and back: the answers as they were asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hanlin.core.errors import ConfigError, DataError
+from hanlin.data.forms.content import ChatMessage, Conversation
+from hanlin.data.processor import TakesForms
+from hanlin.models.family import Converses, ScoresTexts
+
+if TYPE_CHECKING:
+    from hanlin.core.batch import Sample
+    from hanlin.data.forms.telling import Reading
+    from hanlin.generate.engine import Engine
+    from hanlin.models.family import Processor
+    from hanlin.recipe.settings import GenerateSettings
+
+__all__ = ["Messages", "Question", "fitting_record", "question", "text_sample", "whole_record"]
+
+Messages = str | Sequence[Mapping[str, Any]]
+"""A dialogue up to its newest question, as OpenAI's clients write it: {"role": "user", "content": "..."}; a text is one
+question.
+"""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A record that waits for its answer. given: the text or the row that it was made of; reading: of a row."""
+
+    record: Any
+    given: Any
+    reading: Reading | None = None
+
+    def answered(self, record: Any, processor: Processor) -> Any:
+        """What was given with the answer that its record has by now; of a text the answer alone."""
+        if self.reading is not None:
+            return self.reading.answered(self.given, record)
+        if isinstance(processor, TakesForms):
+            return processor.answer_of(record)
+        return "\n".join(text or "" for text in processor.gold(record))
+
+
+def question(processor: Processor, given: Any) -> Question:
+    """Of a text, or of a row in any form that `hanlin generate` reads (docs/data.md).
+
+    Raises: DataError; ConfigError for a family that takes no texts.
+    """
+    from hanlin.data.forms.telling import tell_row
+
+    if isinstance(given, str):
+        return Question(_of_text(processor, given), given)
+    reading = tell_row(given, processor)
+    return Question(_only_record(reading, given, processor), given, reading)
+
+
+def whole_record(processor: Processor, row: Any) -> Any:
+    """The record of a row that has its answer.
+
+    Raises: DataError.
+    """
+    from hanlin.data.forms.telling import tell_row
+
+    return _only_record(tell_row(row, processor, is_asked=False), row, processor)
+
+
+def text_sample(processor: Processor, text: str) -> Sample:
+    """The sample in which all of a text is to be told.
+
+    Raises: ConfigError for a family that reads no text on its own; DataError.
+    """
+    if not isinstance(processor, ScoresTexts):
+        raise ConfigError("models of this family score records with an answer, not bare texts")
+    return processor.text_sample(text)
+
+
+def fitting_record(engine: Engine, messages: Messages, options: GenerateSettings) -> Any:
+    """The record that asks for the next message, without the oldest rounds that leave no room for an answer.
+
+    Raises: ConfigError for a family that cannot be talked with; DataError naming the message that cannot be used, or
+    when the newest question alone leaves no room.
+    """
+    rest = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
+    while True:
+        record = _of_messages(engine.processor, rest)
+        try:
+            engine.prompt(record, options)
+        except DataError:
+            if (shorter := _without_oldest(rest)) is None:
+                raise
+            rest = shorter
+            continue
+        return record
+
+
+def _of_text(processor: Processor, text: str) -> Any:
+    if isinstance(processor, Converses):
+        return processor.ask(text, [])
+    if isinstance(processor, TakesForms):
+        return processor.record_of(Conversation((ChatMessage("user", text),)))
+    raise ConfigError("models of this family take records, not texts; docs/data.md describes their form")
+
+
+def _only_record(reading: Reading, row: Any, processor: Processor) -> Any:
+    from hanlin.data.expand import records_in
+
+    found = records_in([reading.record(row)], processor)
+    if len(found) != 1:
+        raise DataError(f"a row that holds {len(found)} records; give them one by one")
+    return found[0]
+
+
+def _of_messages(processor: Processor, messages: Sequence[Mapping[str, Any]]) -> Any:
+    from hanlin.data.forms.messages import FORM
+
+    if not isinstance(processor, Converses):
+        raise ConfigError("models of this family cannot be talked with; use generate")
+    dialogue = FORM.read({"messages": messages})
+    assert isinstance(dialogue, Conversation), dialogue
+    if dialogue.is_answered:
+        raise DataError("messages: the last one is the assistant's; it answers what somebody else says last")
+    said = dialogue.messages
+    if len(said) > 1 and not processor.remembers:
+        raise ConfigError(
+            "models of this family remember nothing of earlier messages; give one question, or use generate"
+        )
+    if (rounds := _rounds(dialogue)) is not None:
+        return processor.ask(dialogue.messages[len(rounds) * 2].text, rounds)
+    if not isinstance(processor, TakesForms):
+        raise ConfigError("models of this family know questions and answers alone, no other roles and no tools")
+    return processor.record_of(dialogue)
+
+
+def _rounds(dialogue: Conversation) -> list[tuple[str, str]] | None:
+    """The earlier questions with their answers, if there is nothing else."""
+    said = dialogue.messages
+    sides = [message.role for message in said]
+    is_plain = sides == ["user", "assistant"] * (len(sides) // 2) + ["user"]
+    if not is_plain or dialogue.tools or any(message.calls for message in said):
+        return None
+    texts = [message.text for message in said[:-1]]
+    return list(zip(texts[::2], texts[1::2], strict=True))
+
+
+def _without_oldest(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]] | None:
+    """The messages less the oldest round; what the system says stays. None where the newest question is alone."""
+    asked = [number for number, message in enumerate(messages) if message["role"] == "user"]
+    if len(asked) < 2:
+        return None
+    system = [message for message in messages[: asked[0]] if message["role"] == "system"]
+    return [*system, *messages[asked[1] :]]

@@ -1,0 +1,288 @@
+"""A model that answers, in a Python program: `hanlin.load(...)`, then generate, chat, score, save."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+
+from hanlin.api.conversion import ConvertSettings, Written, convert_weights
+from hanlin.api.dialogue import Messages, fitting_record, question, text_sample, whole_record
+from hanlin.api.generation import chatting, generate_settings, streaming
+from hanlin.api.process import called, with_threads
+from hanlin.core.errors import DataError
+from hanlin.evaluate.scorable import encode
+from hanlin.run.memory import answering_memory
+
+if TYPE_CHECKING:
+    import torch
+
+    from hanlin.core.batch import Sample
+    from hanlin.core.tokenizer import Tokenizer
+    from hanlin.evaluate.likelihoods import Likelihood
+    from hanlin.generate.dialogue_cache import DialogueCache
+    from hanlin.generate.engine import Engine
+    from hanlin.models.family import ModelConfig, Processor
+    from hanlin.recipe.settings import GenerateSettings, Recipe
+    from hanlin.run.components import Components
+
+__all__ = ["Model"]
+
+Result = TypeVar("Result")
+
+Record = Mapping[str, Any]
+"""A record as the family reads it (docs/data.md), without its answer or with one that is not looked at."""
+
+
+class Model:
+    """A model with its tokenizer and what its family knows of records; `hanlin.load` makes it.
+
+    Its methods may be called from several threads, and beside other models. Settings of generation have their names in
+    a recipe's section `generate` (`max_new_tokens`, `method`, `beams`, `top_p`, ...); those that are not given are the
+    recipe's. What a mistake is and how it is told is as with the commands: `hanlin.HanlinError`.
+    """
+
+    def __init__(self, components: Components, engine: Engine) -> None:
+        self._components, self._engine = components, engine
+        self._memories: deque[DialogueCache] = deque(maxlen=1)
+
+    @property
+    def recipe(self) -> Recipe:
+        """The settings that it was loaded with."""
+        return self._components.recipe
+
+    @property
+    def family(self) -> str:
+        return self._components.family.name
+
+    @property
+    def config(self) -> ModelConfig:
+        """Its sizes."""
+        return self._components.config
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Text <-> ids: `encode`, `decode`, `vocab_size`."""
+        return self._components.tokenizer
+
+    @property
+    def network(self) -> torch.nn.Module:
+        """The network itself, frozen, an adapter in it."""
+        return self._engine.model
+
+    @property
+    def device(self) -> torch.device:
+        return self._engine.device
+
+    def __repr__(self) -> str:
+        where = self.recipe.model.adapter or self.recipe.model.base or "fresh weights"
+        return f"<hanlin.Model {self.family}, {where}, {self.recipe.train.precision} on {self.device}>"
+
+    @overload
+    def generate(self, records: str, *, stream: Literal[False] = ..., **settings: Any) -> str: ...
+    @overload
+    def generate(self, records: Record, *, stream: Literal[False] = ..., **settings: Any) -> dict[str, Any]: ...
+    @overload
+    def generate(self, records: Iterable[str], *, stream: Literal[False] = ..., **settings: Any) -> list[str]: ...
+    @overload
+    def generate(
+        self, records: Iterable[Record], *, stream: Literal[False] = ..., **settings: Any
+    ) -> list[dict[str, Any]]: ...
+    @overload
+    def generate(self, records: str | Record, *, stream: Literal[True], **settings: Any) -> Iterator[str]: ...
+
+    def generate(
+        self,
+        records: str | Record | Iterable[str] | Iterable[Record],
+        *,
+        stream: bool = False,
+        seed: int | None = None,
+        progress: bool = True,
+        **settings: Any,
+    ) -> Any:
+        """Answer one text or record, or several.
+
+        Of a text the answer alone is returned, of a record a copy of it with the answer written in. Several are
+        answered in batches (`batch_size`), with a bar on a terminal or in a notebook (progress); an answer depends
+        neither on the others nor on their number. seed: of what is drawn; None: the recipe's `run.seed`.
+
+        stream: give the answer's text in pieces while it is written; one text or record at a time, and no beam search.
+
+        Raises: ConfigError for a setting that does not exist; DataError for a record that cannot be asked.
+        """
+        is_one = isinstance(records, str | Mapping)
+        given: list[Any] = [records] if is_one else list(records)
+        options = generate_settings(self.recipe, settings)
+        questions = [self._named(number, question, one) for number, one in enumerate(given)]
+        if stream:
+            if not is_one:
+                raise DataError("stream: one text or record at a time; give it alone, not in a list")
+            options = streaming(options, [f"generate.{name}" for name in settings])
+            return self._stream(questions[0].record, options, seed)
+        with self._computing(options):
+            answers = self._answers([one.record for one in questions], options, seed, progress)
+        processor = self._engine.processor
+        found = [one.answered(record, processor) for one, record in zip(questions, answers, strict=True)]
+        return found[0] if is_one else found
+
+    @overload
+    def chat(self, messages: Messages, *, stream: Literal[False] = ..., **settings: Any) -> str: ...
+    @overload
+    def chat(self, messages: Messages, *, stream: Literal[True], **settings: Any) -> Iterator[str]: ...
+
+    def chat(
+        self, messages: Messages, *, stream: bool = False, seed: int | None = None, **settings: Any
+    ) -> str | Iterator[str]:
+        """The next message of a dialogue, by the assistant; only of families that can be talked with.
+
+        messages: `[{"role": "user", "content": "..."}, ...]`, the last one by the user; or a question. Where they leave
+        no room for an answer, the oldest rounds are left out. What was read of the last dialogue is not read again.
+        Tokens are drawn (top_p 0.8, temperature 0.8, at most 1,024) unless the recipe or the settings say otherwise.
+
+        stream: give the message in pieces while it is written.
+        Raises: ConfigError, DataError.
+        """
+        named = [f"generate.{name}" for name in settings]
+        pieces = self.reply(messages, chatting(generate_settings(self.recipe, settings), named), seed)
+        return pieces if stream else "".join(pieces)
+
+    def reply(self, messages: Messages, options: GenerateSettings, seed: int | None = None) -> Iterator[str]:
+        """`chat` in pieces, with settings that stand as they are."""
+        from hanlin.generate.dialogue_cache import DialogueCache
+
+        record = fitting_record(self._engine, messages, options)
+        try:
+            memory = self._memories.pop()
+        except IndexError:  # none yet, or another thread has it
+            memory = DialogueCache()
+        return self._remembered(self._stream(record, options, seed, memory), memory)
+
+    @overload
+    def score(self, records: str | Record, *, batch_size: int | None = ..., progress: bool = ...) -> Likelihood: ...
+    @overload
+    def score(
+        self, records: Iterable[str] | Iterable[Record], *, batch_size: int | None = ..., progress: bool = ...
+    ) -> list[Likelihood]: ...
+
+    def score(
+        self,
+        records: str | Record | Iterable[str] | Iterable[Record],
+        *,
+        batch_size: int | None = None,
+        progress: bool = True,
+    ) -> Likelihood | list[Likelihood]:
+        """How likely the model finds a text, or the answer that a record has: log likelihood and number of tokens.
+
+        Of a text all tokens count, the first one as the beginning of a text; of a record those of its answer, with the
+        end that the family learns. batch_size: None: the recipe's `generate.batch_size`.
+
+        Raises: DataError for a record without an answer; ConfigError for a family that scores no bare texts.
+        """
+        from hanlin.evaluate.likelihoods import sample_likelihoods
+        from hanlin.generate.engine import show_progress
+
+        is_one = isinstance(records, str | Mapping)
+        given: list[Any] = [records] if is_one else list(records)
+        samples = [(number, self._named(number, self._sample, one)) for number, one in enumerate(given)]
+        with self._computing(self.recipe.generate):
+            found = sample_likelihoods(self._engine, samples, batch_size or self.recipe.generate.batch_size)
+            by_number = dict(show_progress(found, "score", len(given)) if progress else found)
+        scores = [by_number[number] for number in range(len(given))]
+        return scores[0] if is_one else scores
+
+    def save(self, folder: str | Path, *, to: str = "base", overwrite: bool = False) -> Written:
+        """Write the whole model with its tokenizer as a folder that stands alone, in any layout of its family.
+
+        Weights are written as they are in memory now; with an adapter, its base as it lies on disk with the adapter
+        worked in, as `hanlin convert --merge` does.
+
+        to: base, or a layout of the family (huggingface, original, ...).
+        Raises: CheckpointError when the folder is there (overwrite replaces it), or has no such layout.
+        """
+        model, target = self.recipe.model, Path(folder)
+        with called(trust_code=True):
+            if model.base is not None and model.adapter is not None:
+                how = ConvertSettings(
+                    to=to, family=model.family, vocab=model.vocab, merge=model.adapter, overwrite=overwrite
+                )
+                return convert_weights(model.base, target, how)
+            return self._save_from_memory(target, to, overwrite)
+
+    # --- inside ---
+
+    def _save_from_memory(self, target: Path, to: str, overwrite: bool) -> Written:
+        from hanlin.core.files import written_alone
+        from hanlin.formats.convert import convert, held_source
+        from hanlin.formats.load import base_parameters
+
+        of = self._components
+        tensors = {name: weight.detach().cpu() for name, weight in base_parameters(self.network).items()}
+        source = held_source(of.source.path if of.source else target, of.family, of.config, tensors)
+        with written_alone(target):
+            found = convert(source, of.family, None, to, target, tokenizer=of.tokenizer, overwrite=overwrite)
+        size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
+        return Written(target, found.dtype, size, found.bits, str(found.values))
+
+    def _named(self, number: int, make: Callable[[Processor, Any], Result], given: Any) -> Result:
+        """What is made of one of the texts or rows, which an error names."""
+        from hanlin.generate.engine import naming
+
+        with naming(number):
+            return make(self._engine.processor, given)
+
+    def _sample(self, processor: Processor, given: Any) -> Sample:
+        limit = self._engine.max_length
+        if not isinstance(given, str):
+            record = whole_record(processor, given)
+            processor.check(record)
+            return encode(processor, record, limit)
+        sample = text_sample(processor, given)
+        if limit is not None and sample.length > limit:
+            raise DataError(f"it has {sample.length} tokens, the model reads at most {limit}; shorten it")
+        return sample
+
+    def _answers(
+        self, records: Sequence[Any], options: GenerateSettings, seed: int | None, progress: bool
+    ) -> list[Any]:
+        from hanlin.generate.engine import show_progress
+
+        found = self._engine.answers(enumerate(records), options, self._seed(seed))
+        answered = dict(show_progress(found, "generate", len(records)) if progress else found)
+        return [answered[number] for number in range(len(records))]
+
+    def _stream(
+        self, record: Any, options: GenerateSettings, seed: int | None, memory: DialogueCache | None = None
+    ) -> Iterator[str]:
+        """The record is encoded now, the text written when it is asked for."""
+        return self._pieces(iter(self._engine.stream(record, options, self._seed(seed), memory)), options)
+
+    def _pieces(self, pieces: Iterator[str], options: GenerateSettings) -> Iterator[str]:
+        """Between two pieces the program is as it was."""
+        while True:
+            with self._computing(options):
+                piece = next(pieces, None)
+            if piece is None:
+                return
+            yield piece
+
+    def _remembered(self, pieces: Iterator[str], memory: DialogueCache) -> Iterator[str]:
+        """Keep the memory for the next turn, also where the text is not read to its end; after an error it is not
+        whole.
+        """
+        try:
+            yield from pieces
+        except GeneratorExit:
+            self._memories.append(memory)
+            raise
+        self._memories.append(memory)
+
+    def _seed(self, seed: int | None) -> int:
+        return self.recipe.run.seed if seed is None else seed
+
+    @contextmanager
+    def _computing(self, options: GenerateSettings) -> Iterator[None]:
+        recipe = self.recipe.model_copy(update={"generate": options})
+        with answering_memory(recipe), with_threads(recipe.run.threads):
+            yield

@@ -1,0 +1,155 @@
+"""Runs in a program: their results, and a process that is as before at their end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import hanlin
+
+LOGGER = logging.getLogger("hanlin")
+
+
+def state() -> list[Any]:
+    """What a library has to leave alone."""
+    return [
+        random.getstate(),
+        np.random.get_state(legacy=False)["state"]["key"].tolist(),  # pyright: ignore[reportCallIssue, reportArgumentType]
+        torch.get_rng_state().tolist(),
+        torch.get_num_threads(),
+        [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)],
+        dict(os.environ),
+        Path.cwd(),
+        [LOGGER.level, LOGGER.propagate, list(LOGGER.handlers)],
+        threading.active_count(),
+    ]
+
+
+def test_a_run_is_trained_once_and_a_program_is_left_as_it_was(bee: dict[str, Any], tmp_path: Path) -> None:
+    own, before = logging.NullHandler(), state()
+    LOGGER.addHandler(own)
+    before[7] = [LOGGER.level, LOGGER.propagate, [*LOGGER.handlers]]
+    try:
+        folder = {"run": {"folder": tmp_path / "run", "threads": 2}}
+        result = hanlin.train(bee, {**folder, "train.steps": 4}, quiet=True)
+        assert (result.folder, result.end, result.steps) == (tmp_path / "run", "steps", 4)
+        assert result.best_step == 4
+        assert result.weights == tmp_path / "run" / "best"
+        assert hanlin.train(bee, {**folder, "train.steps": 4}, quiet=True) == result
+        assert hanlin.evaluate(bee, folder, quiet=True)["loss"]["records"] == 8
+        assert hanlin.load(result.folder).score("北京").tokens > 0
+        assert state() == before
+    finally:
+        LOGGER.removeHandler(own)
+
+
+def test_a_run_is_trained_in_a_thread_with_the_same_losses(bee: dict[str, Any], tmp_path: Path) -> None:
+    results: list[hanlin.TrainResult] = []
+
+    def train(name: str) -> None:
+        results.append(hanlin.train(bee, {"run.folder": tmp_path / name, "train.steps": 4}, quiet=True))
+
+    threads = [threading.Thread(target=train, args=(name,)) for name in ("one", "two")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    train("three")
+    assert len({result.best_loss for result in results}) == 1
+    assert [result.steps for result in results] == [4, 4, 4]
+
+
+def test_lines_go_where_a_program_sends_its_own(
+    bee: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hanlin.train(bee, {"run.folder": tmp_path / "run", "train.steps": 1})
+    assert "training ended by=steps step=1" in caplog.text
+    assert "training ended" not in capsys.readouterr().err  # pytest's handlers have it
+    caplog.clear()
+    hanlin.train(bee, {"run.folder": tmp_path / "quiet", "train.steps": 1}, quiet=True)
+    assert not [record for record in caplog.records if record.name.startswith("hanlin")]
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ("", "")
+    assert "training ended by=steps step=1" in (tmp_path / "quiet" / "log.txt").read_text(encoding="utf-8")
+
+
+def test_problems_are_listed_and_raised(bee: dict[str, Any], tmp_path: Path) -> None:
+    assert hanlin.check(bee) == []
+    wrong = {"train": {"lrr": 1, "steps": -1}, "run.folder": tmp_path}
+    assert {problem.key for problem in hanlin.check(bee, wrong)} == {"train.lrr", "train.steps"}
+    with pytest.raises(hanlin.ConfigError, match="recipe: 2 problems"):
+        hanlin.train(bee, wrong)
+    with pytest.raises(hanlin.ConfigError, match="there is no such recipe"):
+        hanlin.check(tmp_path / "nowhere.yaml")
+
+
+def test_data_are_prepared_and_reported(bee: dict[str, Any]) -> None:
+    reports = hanlin.prepare(bee, quiet=True)
+    assert list(reports) == ["train", "eval"]
+    assert (reports["train"].samples, reports["train"].max_length) == (8, 64)
+
+
+def test_what_the_system_refuses_is_told_in_our_words(bee: dict[str, Any], tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.symlink_to(recipe)
+    with pytest.raises(hanlin.HanlinError, match=r"recipe\.yaml"):
+        hanlin.check(recipe)
+
+
+def test_a_file_that_a_recipe_names_is_not_run(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')", encoding="utf-8")
+    text = f"model: {{family: {tmp_path / 'own.py'}}}\nrun: {{folder: {tmp_path}}}\n"
+    (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
+    for call in (hanlin.check, hanlin.train, hanlin.prepare):
+        found = []
+        try:
+            found = [problem.text for problem in call(tmp_path / "recipe.yaml") or ()]
+        except hanlin.ConfigError as error:
+            found = [str(error)]
+        assert any("which is not run because a file names it" in text for text in found), call
+    assert not (tmp_path / "ran").exists()
+    hanlin.check({"model": {"family": str(tmp_path / "own.py")}, "run": {"folder": tmp_path}})  # the caller names it
+    assert (tmp_path / "ran").exists()
+
+
+# --- names ---
+
+
+def test_rooms_are_functions_and_packages() -> None:
+    lines = [
+        "import inspect, hanlin, hanlin.train.schedules",
+        "from hanlin.evaluate import scorable",
+        "import hanlin.check as check",
+        "assert hanlin.train.schedules.learning_rate and scorable.encode and check.check_file",
+        "for room in (hanlin.train, hanlin.check, hanlin.evaluate):",
+        "    assert list(inspect.signature(room).parameters)[:2] == ['recipe', 'overrides'], room",
+        "try:",
+        "    hanlin.train({})",
+        "except hanlin.ConfigError as error:",
+        "    assert 'model: is missing' in str(error)",
+        "assert {'load', 'train', 'Model'} <= set(dir(hanlin))",
+    ]
+    ran = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+
+
+@pytest.mark.parametrize("name", hanlin.__all__)
+def test_public_names_are_there_and_described(name: str) -> None:
+    found = getattr(hanlin, name)
+    assert name == "__version__" or found.__doc__
+
+
+def test_an_unknown_name_is_one() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        hanlin.trian  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]
