@@ -15,7 +15,7 @@ from hanlin.generate.engine import Engine, record_stream
 from hanlin.generate.methods.beam import BeamSettings
 from hanlin.generate.methods.greedy import GreedySettings
 from hanlin.generate.methods.sample import SampleSettings
-from hanlin.generate.running_batch import Question
+from hanlin.generate.running_batch import AnswerRequest
 
 WAYS = (
     GreedySettings(max_new_tokens=9),
@@ -73,7 +73,7 @@ def _answered_together(
         with engine.inference():
             while waiting and (step >= due or running.is_empty):
                 number, (_, record, way, stay) = waiting.pop(0)
-                running.add([number], [Question(prompts[record], WAYS[way], record_stream(way, record))])
+                running.add([number], [AnswerRequest(prompts[record], WAYS[way], record_stream(way, record))])
                 due = step + waiting[0][1][0] if waiting else 0
                 if stay is not None:
                     leaving[number] = step + stay

@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from hanlin.generate.sampling import BANNED, ban_ids, draw, keep_top_k, keep_top_p, penalise_used, warp
+from hanlin.generate.sampling import (
+    BANNED,
+    ban_ids,
+    draw,
+    keep_min_p,
+    keep_top_k,
+    keep_top_p,
+    penalise_counts,
+    penalise_used,
+    warp,
+)
 
 INF = torch.inf
 
@@ -46,3 +56,18 @@ def test_draws_follow_the_probabilities_and_never_leave_them():
     assert shares[[0, 2, 5]].tolist() == [0, 0, 0]
     torch.testing.assert_close(shares[[1, 3, 4]], torch.tensor([0.1, 0.6, 0.3]), atol=0.03, rtol=0)
     assert draw(logits[:2], [0.0, 1 - 1e-12]).tolist() == [1, 4]
+
+
+def test_ids_far_below_the_likeliest_one_are_ruled_out() -> None:
+    logits = torch.tensor([[0.0, -1.0, -3.0, 0.5]])
+    shares = logits.softmax(-1) / logits.softmax(-1).max()
+    for share in (0.0, 0.2, 0.5, 1.0):
+        kept = keep_min_p(logits, share).isfinite()
+        assert torch.equal(kept, shares >= share - 1e-6)
+
+
+def test_what_an_answer_has_already_is_less_likely_once_or_each_time() -> None:
+    logits = torch.zeros(2, 4)
+    found = penalise_counts(logits, [[1, 1, 3], []], presence=0.5, frequency=0.25)
+    torch.testing.assert_close(found, torch.tensor([[0.0, -1.0, 0.0, -0.75], [0.0, 0.0, 0.0, 0.0]]))
+    assert penalise_counts(logits, [[1], [2]], presence=0, frequency=0) is logits

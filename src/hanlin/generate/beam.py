@@ -61,10 +61,13 @@ class Beam:
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """A found answer and its score (mean log probability where the exponent is 1)."""
+    """A found answer and its score (mean log probability where the exponent is 1). is_ended: by a token that says so,
+    not because there was no more room.
+    """
 
     score: float
     tokens: tuple[int, ...]
+    is_ended: bool = field(default=True, compare=False)
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,9 @@ def _sorted_out(search: Search, candidates: Iterable[Candidate], rules: BeamRule
 
 def add_answer(search: Search, beam: Beam, rules: BeamRules) -> Search:
     """The search with one answer more; never more than `rules.beams`, the worst one goes."""
-    new = Hypothesis(beam.score / _scored_length(search, beam, rules) ** rules.length_exponent, beam.tokens)
+    new = Hypothesis(
+        beam.score / _scored_length(search, beam, rules) ** rules.length_exponent, beam.tokens, beam.cursor.is_done
+    )
     found = search.found
     if len(found) == rules.beams:
         worst = min(range(len(found)), key=lambda number: found[number].score)

@@ -36,7 +36,7 @@ from .beam import Search
 from .dialogue_cache import DialogueCache
 from .method import find_method
 from .prompts import make_prompt
-from .running_batch import Question, RunningBatch
+from .running_batch import AnswerRequest, RunningBatch
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -144,7 +144,7 @@ class Engine:
         streams: one per prompt, read by sampling only; memory: of the dialogue of a single prompt.
         """
         asked = [
-            Question(prompt, options, stream)
+            AnswerRequest(prompt, options, stream)
             for prompt, stream in zip(prompts, streams or [None] * len(prompts), strict=True)
         ]
         running = self.run_together()

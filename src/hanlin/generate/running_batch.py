@@ -7,8 +7,9 @@ the others (up to floating-point rounding): nothing of them is visible to it, an
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,23 +23,35 @@ from .beam import BeamRules, Candidate, Search, advance, best_candidates, start_
 from .dialogue_cache import DialogueCache
 from .method import GenerateMethod, find_method
 from .reader import BeamRow, Reader
-from .sampling import ban_ids, check_numbers, penalise_used
+from .sampling import ban_ids, check_numbers, penalise_counts, penalise_used
 
 
 @dataclass(frozen=True)
-class Question:
-    """A prompt, and how its answer is looked for; stream: its random numbers, read by sampling only."""
+class AnswerRequest:
+    """A prompt, and how its answer is looked for. stream: its random numbers, read by sampling only; trace: where to
+    note how likely each token was, of an answer of one beam; top: so many likeliest ids are noted beside it.
+    """
 
     prompt: Prompt
     options: GenerateSettings
     stream: np.random.Generator | None = None
+    trace: list[TokenScores] | None = None
+    top: int = 0
+
+
+class TokenScores(NamedTuple):
+    """A token of an answer with its log probability, and the likeliest ids with theirs, before any penalty."""
+
+    token: int
+    score: float
+    likeliest: list[tuple[int, float]]
 
 
 @dataclass(frozen=True)
 class _Open:
     """A question whose answer is being written; banned: ids of the logits that it must not use."""
 
-    question: Question
+    question: AnswerRequest
     method: GenerateMethod
     rules: BeamRules
     banned: Sequence[int]
@@ -63,7 +76,7 @@ class RunningBatch:
         return (0, 0) if self._reader is None or self.is_empty else self._reader.size
 
     def add(
-        self, numbers: Iterable[int], questions: Sequence[Question], memory: DialogueCache | None = None
+        self, numbers: Iterable[int], questions: Sequence[AnswerRequest], memory: DialogueCache | None = None
     ) -> dict[int, Search]:
         """Read the prompts of questions, in one go, and let them join; returns where their searches begin.
 
@@ -126,7 +139,20 @@ class RunningBatch:
             alike = [rows[place] for place in places]
             own = logits if len(places) == len(rows) else logits[torch.tensor(places, device=logits.device)]
             candidates |= self._choose_alike(_penalise(own, alike, options), alike, options)
+        self._note(logits, rows, candidates)
         return candidates
+
+    def _note(self, logits: torch.Tensor, rows: Sequence[BeamRow], candidates: Mapping[int, list[Candidate]]) -> None:
+        """Write down how likely the chosen tokens are, for those who asked."""
+        for place, row in enumerate(rows):
+            question = self._open[row.record].question
+            if question.trace is None:
+                continue
+            scores = logits[place].log_softmax(dim=-1)
+            top = scores.topk(min(question.top, len(scores)))
+            token = candidates[row.record][0].token
+            pairs = list(zip(top.indices.tolist(), top.values.tolist(), strict=True))
+            question.trace.append(TokenScores(token, float(scores[token]), pairs))
 
     def _by_options(self, rows: Sequence[BeamRow]) -> list[tuple[GenerateSettings, list[int]]]:
         """Rows whose answers are looked for in the same way: their places."""
@@ -155,7 +181,13 @@ class RunningBatch:
 def _penalise(logits: torch.Tensor, rows: Sequence[BeamRow], options: GenerateSettings) -> torch.Tensor:
     # kept (bee_generate): what counts is the id fed, so the third option counts as a bare "<option>".
     window = options.repetition_window or 0
-    return penalise_used(logits, [row.beam.fed[-window:] for row in rows], options.repetition_penalty)
+    logits = penalise_used(logits, [row.beam.fed[-window:] for row in rows], options.repetition_penalty)
+    return penalise_counts(
+        logits,
+        [row.beam.tokens for row in rows],
+        presence=options.presence_penalty,
+        frequency=options.frequency_penalty,
+    )
 
 
 def _by_record(rows: Sequence[BeamRow], tokens: list[list[int]], sums: list[list[float]]) -> dict[int, list[Candidate]]:

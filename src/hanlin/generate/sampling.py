@@ -6,6 +6,8 @@ top-p, draw. The released CPM-1's program takes the temperature last.
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -46,6 +48,18 @@ def penalise_used(logits: torch.Tensor, used: Sequence[Iterable[int]], penalty: 
     return logits.index_put(cells, torch.where(values < 0, values * penalty, values / penalty))
 
 
+def penalise_counts(
+    logits: torch.Tensor, used: Sequence[Sequence[int]], *, presence: float, frequency: float
+) -> torch.Tensor:
+    """Take `presence` off the logits of the ids `used[row]`, and `frequency` for each time that they stand there."""
+    if not (presence or frequency) or not any(used):
+        return logits
+    counts = [Counter(ids) for ids in used]
+    cells = _cells([list(count) for count in counts], logits.device)
+    off = [presence + frequency * times for count in counts for times in count.values()]
+    return logits.index_put(cells, logits[cells] - logits.new_tensor(off))
+
+
 def keep_top_k(logits: torch.Tensor, k: int) -> torch.Tensor:
     """Rule out (-inf) all ids below the k-th best of their row; 0 keeps all."""
     if k == 0 or k >= logits.shape[-1]:
@@ -62,6 +76,13 @@ def keep_top_p(logits: torch.Tensor, p: float) -> torch.Tensor:
     probabilities = ordered.softmax(dim=-1)
     is_surplus = probabilities.cumsum(dim=-1) - probabilities >= p
     return logits.masked_fill(is_surplus.scatter(-1, ids, is_surplus), -torch.inf)
+
+
+def keep_min_p(logits: torch.Tensor, share: float) -> torch.Tensor:
+    """Rule out (-inf) the ids less likely than this share of the likeliest one's probability."""
+    if share == 0:
+        return logits
+    return logits.masked_fill(logits < logits.amax(-1, keepdim=True) + math.log(share), -torch.inf)
 
 
 def warp(

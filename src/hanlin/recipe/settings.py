@@ -220,6 +220,9 @@ class GenerateSettings(Settings):
     # Logits of used tokens are divided (or multiplied, below 0) by this; window: only the last n of them.
     repetition_penalty: float = Field(default=1.0, ge=1)
     repetition_window: int | None = Field(default=None, gt=0)
+    # Taken off the logits of tokens that the answer has already: once, and for each time.
+    presence_penalty: float = Field(default=0.0, ge=-2, le=2)
+    frequency_penalty: float = Field(default=0.0, ge=-2, le=2)
     # GiB of memory for a mixture's experts: those used last stay, the others are read from disk when a token comes to
     # them; also in `evaluate`. None: all are in memory.
     expert_memory: float | None = Field(default=None, gt=0)

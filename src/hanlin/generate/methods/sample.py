@@ -23,6 +23,8 @@ class SampleSettings(GenerateSettings):
     top_k: int = Field(default=0, ge=0)
     # Only the likeliest tokens that together have this probability; 1: all.
     top_p: float = Field(default=0.9, gt=0, le=1)
+    # Only tokens at least so likely, as a share of the likeliest one's probability; 0: all.
+    min_p: float = Field(default=0.0, ge=0, le=1)
     # True: top_k and top_p look at the logits before the temperature, as the released CPM-1's program does it.
     temperature_last: bool = False
 
@@ -30,7 +32,7 @@ class SampleSettings(GenerateSettings):
 def _propose(
     logits: torch.Tensor, scores: torch.Tensor, settings: SampleSettings, streams: Sequence[np.random.Generator]
 ) -> torch.Tensor:
-    from hanlin.generate.sampling import draw, warp
+    from hanlin.generate.sampling import draw, keep_min_p, warp
 
     warped = warp(
         logits,
@@ -39,7 +41,7 @@ def _propose(
         settings.top_p,
         temperature_last=settings.temperature_last,
     )
-    return draw(warped, [stream.random() for stream in streams])[:, None]
+    return draw(keep_min_p(warped, settings.min_p), [stream.random() for stream in streams])[:, None]
 
 
 method = GenerateMethod(SampleSettings, _propose, is_random=True)

@@ -1,0 +1,99 @@
+"""The routes, who may call them, and what an error looks like."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from . import status
+from .chat import complete_chat
+from .completions import complete_text
+from .errors import RequestError, error_response
+from .service import Service
+
+__all__ = ["make_app"]
+
+log = logging.getLogger(__name__)
+
+
+def make_app(service: Service, key: str | None = None, origins: Sequence[str] = ()) -> ASGIApp:
+    """key: what clients must send as a bearer token, on every route but /health; origins: pages of other servers that
+    browsers may let call this one.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        service.scheduler.start()
+        yield
+        service.scheduler.close(service.limits.drain_seconds)
+
+    app = Starlette(
+        routes=[
+            Route("/v1/chat/completions", complete_chat, methods=["POST"]),
+            Route("/v1/completions", complete_text, methods=["POST"]),
+            Route("/v1/models", status.list_models),
+            Route("/v1/models/{name:path}", status.show_model),
+            Route("/health", status.health),
+            Route("/ready", status.health),
+            Route("/metrics", status.metrics),
+            Route("/version", status.version),
+        ],
+        middleware=[
+            *([Middleware(CORSMiddleware, allow_origins=list(origins), allow_headers=["*"])] if origins else []),
+            *([Middleware(_NeedsKey, key=key)] if key else []),
+        ],
+        exception_handlers={
+            RequestError: _told,
+            HTTPException: _told_by_starlette,
+            ClientDisconnect: _nobody_there,
+            Exception: _unexpected,
+        },
+        lifespan=lifespan,
+    )
+    app.state.service = service
+    return app
+
+
+class _NeedsKey:
+    def __init__(self, app: ASGIApp, key: str) -> None:
+        self._app, self._expected = app, f"Bearer {key}".encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] != "/health":
+            given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+            if not hmac.compare_digest(given, self._expected):
+                wrong = RequestError("a key is needed: Authorization: Bearer KEY", 401, code="invalid_api_key")
+                await error_response(wrong)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+async def _told(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestError), error
+    return error_response(error)
+
+
+async def _told_by_starlette(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException), error
+    texts = {404: f"there is no route {request.url.path}", 405: f"{request.method} is not for {request.url.path}"}
+    return error_response(RequestError(texts.get(error.status_code, error.detail), error.status_code))
+
+
+async def _nobody_there(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)
+
+
+async def _unexpected(request: Request, error: Exception) -> Response:
+    log.error("a request failed", exc_info=error)
+    return error_response(RequestError(f"the server failed: {type(error).__name__}", 500))

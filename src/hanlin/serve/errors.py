@@ -1,0 +1,44 @@
+"""What goes wrong, in the shape in which OpenAI's clients read it, on every route."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from starlette.responses import JSONResponse
+
+_KINDS = ("str", "list[str]", "int", "float", "model-field")
+"""What pydantic puts among the names of fields where a value may be of several kinds."""
+
+__all__ = ["RequestError", "error_response", "first_problem"]
+
+_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+
+
+class RequestError(Exception):
+    """A request that cannot be answered. param: the field that is wrong; code: a word for programs."""
+
+    def __init__(self, message: str, status: int = 400, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message, self.status, self.param, self.code = message, status, param, code
+
+    @property
+    def body(self) -> dict[str, Any]:
+        kind = _TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+
+def error_response(error: RequestError) -> JSONResponse:
+    headers = {"retry-after": "1"} if error.status in (429, 503) else {}
+    return JSONResponse(error.body, error.status, headers=headers)
+
+
+def first_problem(problems: Sequence[Mapping[str, Any]]) -> RequestError:
+    """The first of what pydantic found wrong."""
+    problem = problems[0]
+    param = ".".join(str(part) for part in problem["loc"] if part not in _KINDS)
+    if problem["type"] == "extra_forbidden":
+        return RequestError(f"unknown field {param!r}; nothing is ignored here", param=param, code="unknown_field")
+    found = f", found {problem['input']!r:.60}" if problem["type"] != "missing" else ""
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    return RequestError(f"{param or 'the body'}: {message}{found}", param=param or None, code=problem["type"])

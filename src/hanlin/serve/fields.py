@@ -1,0 +1,161 @@
+"""The bodies of requests: each field is honoured, or refused with the reason; none is ignored."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, model_validator
+
+if TYPE_CHECKING:
+    from hanlin.recipe.settings import GenerateSettings
+
+_OF_SAMPLING = {"temperature", "top_p", "top_k", "min_p"}
+
+__all__ = ["ChatBody", "CompletionBody", "StreamOptions", "generate_settings"]
+
+Number = StrictInt | StrictFloat
+
+
+def _not_yet(reason: str) -> BeforeValidator:
+    """A field that may be absent or null alone."""
+
+    def refuse(value: Any) -> Any:
+        if value is not None:
+            raise ValueError(reason)
+        return None
+
+    return BeforeValidator(refuse)
+
+
+def _only(*values: Any) -> BeforeValidator:
+    """A field that may say what is so anyway."""
+
+    def check(value: Any) -> Any:
+        if value is None or any(value == allowed and type(value) is type(allowed) for allowed in values):
+            return value
+        raise ValueError(f"only {' or '.join(map(repr, values))} is possible")
+
+    return BeforeValidator(check)
+
+
+class StreamOptions(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    include_usage: StrictBool = False
+
+
+class _Body(BaseModel):
+    """What both routes have in common."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str | None = None
+    max_tokens: Annotated[StrictInt, Field(gt=0)] | None = None
+    temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[StrictInt, Field(ge=0)] | None = None
+    repetition_penalty: Annotated[Number, Field(ge=1, le=10)] | None = None
+    seed: Annotated[StrictInt, Field(ge=0, lt=2**63)] | None = None
+    n: Annotated[StrictInt, Field(gt=0, le=128)] = 1
+    stop: str | list[str] | None = None
+    stream: StrictBool = False
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+    min_p: Annotated[Number, Field(ge=0, le=1)] | None = None
+    presence_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
+    logit_bias: Annotated[Any, _only({})] = None
+
+    @property
+    def stops(self) -> list[str]:
+        return [self.stop] if isinstance(self.stop, str) else list(self.stop or ())
+
+    @model_validator(mode="after")
+    def _agree(self) -> _Body:
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options has an effect with stream: true only")
+        if any(not stop for stop in self.stops):
+            raise ValueError("stop: an empty text would end every answer at once")
+        return self
+
+
+class ChatBody(_Body):
+    """POST /v1/chat/completions."""
+
+    messages: list[dict[str, Any]] = Field(min_length=1)
+    max_completion_tokens: Annotated[StrictInt, Field(gt=0)] | None = None
+    response_format: Annotated[Any, _only({"type": "text"})] = None
+    logprobs: StrictBool | None = None
+    top_logprobs: Annotated[StrictInt, Field(ge=0, le=20)] | None = None
+    tools: Annotated[Any, _not_yet("is not supported; describe them in a system message")] = None
+    tool_choice: Annotated[Any, _only("none")] = None
+
+    @property
+    def most_tokens(self) -> int | None:
+        return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def noted(self) -> int | None:
+        """So many likeliest tokens are told beside each; None: nothing is told of tokens."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    @model_validator(mode="after")
+    def _one_limit(self) -> ChatBody:
+        if self.max_tokens is not None and self.max_completion_tokens not in (None, self.max_tokens):
+            raise ValueError("max_tokens and max_completion_tokens differ; give one of them")
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs has an effect with logprobs: true only")
+        return self
+
+
+class CompletionBody(_Body):
+    """POST /v1/completions."""
+
+    prompt: str | list[str]
+    echo: Annotated[Any, _only(False)] = None
+    logprobs: Annotated[StrictInt, Field(ge=0, le=20)] | None = None
+    suffix: Annotated[Any, _not_yet("these models fill in no middle by a suffix")] = None
+    best_of: Annotated[Any, _only(1)] = None
+
+    @property
+    def most_tokens(self) -> int | None:
+        return self.max_tokens
+
+    @property
+    def noted(self) -> int | None:
+        return self.logprobs
+
+    @property
+    def prompts(self) -> list[str]:
+        return [self.prompt] if isinstance(self.prompt, str) else self.prompt
+
+
+def generate_settings(body: ChatBody | CompletionBody, default: GenerateSettings) -> GenerateSettings:
+    """How the answer is looked for: what the body says, else what the server was started with.
+
+    A temperature of 0 is greedy search; any other one, and top_p or top_k, is sampling.
+    """
+    from hanlin.recipe.settings import GENERATE_METHODS
+
+    values = {
+        "max_new_tokens": body.most_tokens,
+        "repetition_penalty": body.repetition_penalty,
+        "temperature": body.temperature,
+        "top_p": body.top_p,
+        "top_k": body.top_k,
+        "min_p": body.min_p,
+        "presence_penalty": body.presence_penalty,
+        "frequency_penalty": body.frequency_penalty,
+    }
+    given = {name: value for name, value in values.items() if value is not None}
+    if body.temperature == 0:
+        method, dropped = "greedy", _OF_SAMPLING
+    elif _OF_SAMPLING & given.keys() or body.n > 1:
+        method, dropped = "sample", set()
+        # What a client does not say is as its own documentation has it.
+        given = {"temperature": 1.0, "top_p": 1.0} | given
+    else:
+        method, dropped = default.method, set()
+    settings = GENERATE_METHODS.load(method).settings
+    known = settings.model_fields
+    base = {name: value for name, value in default if name in known and name != "method"}
+    return settings(**base | {name: value for name, value in given.items() if name not in dropped}, method=method)

@@ -1,0 +1,26 @@
+"""What a server takes at most."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Limits"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """cache_tokens: positions of the KV cache, over all rows that are answered together; rows: of them at most;
+    queue: requests that wait; wait_seconds: how long one waits before it is turned away; request_seconds: how long one
+    may take in all; drain_seconds: how long answers that are being written have when the server ends; body_bytes: of a
+    request; answers: of one request (`n`); stops: texts that end an answer.
+    """
+
+    cache_tokens: int = 65536
+    rows: int = 64
+    queue: int = 256
+    wait_seconds: float = 60.0
+    request_seconds: float = 600.0
+    drain_seconds: float = 30.0
+    body_bytes: int = 4 * 2**20
+    answers: int = 16
+    stops: int = 16

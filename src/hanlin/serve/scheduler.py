@@ -1,0 +1,279 @@
+"""One thread that runs the model: requests wait in a queue, join the running batch, and leave it when they are done.
+
+What happens to a request is told to its `Listener` from that thread. An error that one request brings is told to it
+alone; one of the model's is told to all that it was answering.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Literal
+
+from hanlin.core.errors import HanlinError
+from hanlin.generate.beam import Search
+from hanlin.generate.engine import Engine
+from hanlin.generate.method import find_method
+from hanlin.generate.running_batch import AnswerRequest, RunningBatch
+
+from .limits import Limits
+
+__all__ = ["Answered", "BusyError", "Failed", "Job", "Scheduler", "ServerCounts"]
+
+log = logging.getLogger(__name__)
+
+EndReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Answered:
+    """How far an answer of a job is. number: which of its answers; text: all of it so far; end: why it is at its end,
+    None where it goes on.
+    """
+
+    number: int
+    tokens: tuple[int, ...]
+    text: str
+    end: EndReason | None = None
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Why a job has no answer; is_ours: the server's fault, not the request's; is_late: it waited too long."""
+
+    message: str
+    is_ours: bool = False
+    is_late: bool = False
+
+
+Listener = Callable[[Answered | Failed], None]
+
+
+class BusyError(HanlinError):
+    """Too many requests wait."""
+
+
+@dataclass(eq=False)
+class Job:
+    """A request: questions that are answered beside each other.
+
+    stops: texts that end an answer, and are not part of it; is_streamed: every step is told, else the ends alone.
+    """
+
+    questions: Sequence[AnswerRequest]
+    listener: Listener
+    stops: Sequence[str] = ()
+    is_streamed: bool = False
+    submitted: float = field(default_factory=time.monotonic)
+    began: float = 0.0
+    is_cancelled: bool = False
+
+
+@dataclass
+class ServerCounts:
+    """Counted since the start, and what is going on now."""
+
+    requests: int = 0
+    refused: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    prompt_tokens: int = 0
+    answer_tokens: int = 0
+    first_token_seconds: float = 0.0
+    first_tokens: int = 0
+    waiting: int = 0
+    running: int = 0
+    cache_positions: int = 0
+
+
+class Scheduler:
+    """Answers jobs with an engine, from `start` to `close`."""
+
+    def __init__(self, engine: Engine, limits: Limits) -> None:
+        self.engine, self.limits = engine, limits
+        self.counts = ServerCounts()
+        self._waiting: deque[Job] = deque()
+        self._running: dict[int, tuple[Job, int]] = {}
+        self._batch: RunningBatch = engine.run_together()
+        self._numbers = count()
+        self._changed = threading.Condition()
+        self._is_closing = False
+        self._thread = threading.Thread(target=self._run, name="answers", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self, seconds: float) -> bool:
+        """Take no more jobs, and end those that are here; whether all came to their end in time."""
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify()
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def room(self, questions: Sequence[AnswerRequest]) -> tuple[int, int]:
+        """Rows and positions that questions need at most."""
+        rows = sum(find_method(question.options).num_beams(question.options) for question in questions)
+        return rows, max(_width(question) for question in questions)
+
+    def submit(self, job: Job) -> None:
+        """Let a job wait for its turn.
+
+        Raises: BusyError; HanlinError where it would never fit.
+        """
+        rows, width = self.room(job.questions)
+        if rows > self.limits.rows or rows * width > self.limits.cache_tokens:
+            raise HanlinError(
+                f"{rows} answers of up to {width} tokens with their prompts are more than this server holds at once "
+                f"({self.limits.rows} answers, {self.limits.cache_tokens} tokens in all); ask for less"
+            )
+        with self._changed:
+            if self._is_closing:
+                raise BusyError("the server is shutting down")
+            if len(self._waiting) >= self.limits.queue:
+                self.counts.refused += 1
+                raise BusyError(f"{len(self._waiting)} requests are waiting; try again later")
+            self._waiting.append(job)
+            self.counts.requests += 1
+            self._changed.notify()
+
+    def cancel(self, job: Job) -> None:
+        """Nobody waits for a job any more; it has left the batch after the step that runs now."""
+        with self._changed:
+            job.is_cancelled = True
+            self._changed.notify()
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive() and not self._is_closing
+
+    # --- the thread ---
+
+    def _run(self) -> None:
+        while self._wait():
+            self._leave()
+            self._admit()
+            if not self._batch.is_empty:
+                self._step()
+            self._count()
+
+    def _wait(self) -> bool:
+        """Until there is something to do; False where there never will be."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._running or self._is_closing)
+            return bool(self._waiting or self._running or not self._is_closing)
+
+    def _leave(self) -> None:
+        """Let go of the jobs that nobody waits for, and of those that took too long."""
+        now = time.monotonic()
+        for number, (job, _) in list(self._running.items()):
+            if job.is_cancelled:
+                self._forget(number)
+            elif now - job.submitted > self.limits.request_seconds:
+                self._fail(job, Failed(f"it took more than {self.limits.request_seconds:g} seconds", is_late=True))
+        with self._changed:
+            waiting, self._waiting = self._waiting, deque()
+            late = [job for job in waiting if now - job.submitted > self.limits.wait_seconds and not job.is_cancelled]
+            self._waiting.extend(job for job in waiting if not job.is_cancelled and job not in late)
+            self.counts.cancelled += sum(job.is_cancelled for job in waiting)
+        for job in late:
+            self._fail(job, Failed(f"no answer could begin within {self.limits.wait_seconds:g} seconds", is_late=True))
+
+    def _admit(self) -> None:
+        """Let one job join: reading its prompt holds up the others, so they write a token before the next one."""
+        with self._changed:
+            if not self._waiting or not self._has_room(self._waiting[0]):
+                return
+            job = self._waiting.popleft()
+        numbers = [next(self._numbers) for _ in job.questions]
+        try:
+            with self.engine.inference():
+                self._batch.add(numbers, job.questions)
+        except Exception as error:
+            self._fail(job, _failure(error))
+            return
+        job.began = time.monotonic()
+        self._running |= {number: (job, place) for place, number in enumerate(numbers)}
+        self.counts.prompt_tokens += sum(question.prompt.size for question in job.questions)
+
+    def _has_room(self, job: Job) -> bool:
+        if not self._running:
+            return True
+        questions = [running.questions[place] for running, place in self._running.values()]
+        rows, width = self.room([*questions, *job.questions])
+        return rows <= self.limits.rows and rows * width <= self.limits.cache_tokens
+
+    def _step(self) -> None:
+        try:
+            with self.engine.inference():
+                searches = self._batch.step()
+        except Exception as error:
+            log.exception("a step failed")
+            for job in {job for job, _ in self._running.values()}:
+                self._fail(job, _failure(error))
+            self._batch = self.engine.run_together()
+            return
+        for number, search in searches.items():
+            if number in self._running:
+                self._tell(number, search)
+
+    def _tell(self, number: int, search: Search) -> None:
+        job, place = self._running[number]
+        question = job.questions[place]
+        tokens = search.best.tokens if search.is_done else search.beams[0].tokens
+        if len(tokens) == 1 and place == 0:
+            self.counts.first_tokens += 1
+            self.counts.first_token_seconds += time.monotonic() - job.submitted
+        if not (search.is_done or job.stops or job.is_streamed):
+            return
+        # The text before it is known to be whole: a beam search may change its mind.
+        is_told = search.is_done or find_method(question.options).can_stream
+        text = "\n".join(self.engine.processor.answer_texts(question.prompt, tokens)) if is_told else ""
+        text, has_stopped = _until(text, job.stops)
+        end: EndReason | None = None
+        if has_stopped:
+            end = "stop"
+        elif search.is_done:
+            end = "length" if len(tokens) >= question.options.max_new_tokens and not search.best.is_ended else "stop"
+        if end is not None:
+            self._forget(number)
+            self.counts.answer_tokens += len(tokens)
+        if end is not None or job.is_streamed:
+            job.listener(Answered(place, tokens, text, end))
+
+    def _forget(self, number: int) -> None:
+        self._batch.drop(number)
+        self._running.pop(number, None)
+
+    def _fail(self, job: Job, why: Failed) -> None:
+        for number in [number for number, (other, _) in self._running.items() if other is job]:
+            self._forget(number)
+        self.counts.failed += 1
+        job.listener(why)
+
+    def _count(self) -> None:
+        rows, positions = self._batch.size
+        self.counts.waiting, self.counts.running = len(self._waiting), len(self._running)
+        self.counts.cache_positions = rows * positions
+
+
+def _width(question: AnswerRequest) -> int:
+    return question.prompt.length + 1 + question.options.max_new_tokens
+
+
+def _until(text: str, stops: Sequence[str]) -> tuple[str, bool]:
+    """The text before the first of several, and whether there is any."""
+    places = [place for stop in stops if (place := text.find(stop)) >= 0]
+    return (text[: min(places)], True) if places else (text, False)
+
+
+def _failure(error: Exception) -> Failed:
+    if isinstance(error, HanlinError):
+        return Failed(str(error), is_ours=True)
+    log.error("an answer failed", exc_info=error)
+    return Failed(f"the server failed: {type(error).__name__}", is_ours=True)

@@ -1,0 +1,182 @@
+"""What the routes share: the model that is served, and a request on its way through the scheduler."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect, Request
+
+from hanlin.core.errors import HanlinError
+from hanlin.core.json_text import parse_json
+from hanlin.generate.engine import record_stream
+from hanlin.generate.method import find_method
+from hanlin.generate.prompts import make_prompt
+from hanlin.generate.running_batch import AnswerRequest
+
+from .errors import RequestError, first_problem
+from .limits import Limits
+from .scheduler import Answered, BusyError, Failed, Job, Scheduler
+
+if TYPE_CHECKING:
+    from hanlin.generate.engine import Engine
+    from hanlin.recipe.settings import GenerateSettings
+
+    from .fields import ChatBody, CompletionBody
+
+__all__ = ["Reply", "Service", "read_body"]
+
+
+@dataclass(frozen=True)
+class Service:
+    """name: of the model, as clients call it; settings: of generation where a request says nothing; created: when it
+    was loaded, in seconds of the epoch.
+    """
+
+    name: str
+    engine: Engine
+    settings: GenerateSettings
+    scheduler: Scheduler
+    limits: Limits
+    created: int
+
+    @property
+    def processor(self) -> Any:
+        return self.engine.processor
+
+    def check_model(self, name: str | None) -> None:
+        """Raises: RequestError."""
+        if name not in (None, self.name):
+            raise RequestError(
+                f"there is no model {name!r:.80}; this server has {self.name!r}", 404, "model", "model_not_found"
+            )
+
+    def questions(
+        self, body: ChatBody | CompletionBody, settings: GenerateSettings, records: Sequence[Any], param: str
+    ) -> list[AnswerRequest]:
+        """As many answers to each record as a body asks for; param: the field that the records come from.
+
+        Raises: RequestError.
+        """
+        answers = body.n
+        if answers > self.limits.answers:
+            raise RequestError(f"n: at most {self.limits.answers} answers at once", param="n")
+        if body.noted is not None and find_method(settings).num_beams(settings) > 1:
+            raise RequestError(
+                "logprobs: answers are searched for with beams here; give a temperature", param="logprobs"
+            )
+        drawn = secrets.randbits(62) if body.seed is None else body.seed
+        try:
+            prompts = [make_prompt(self.processor, record, settings, self.engine.max_length) for record in records]
+        except HanlinError as error:
+            raise RequestError(str(error), param=param) from None
+        return [
+            AnswerRequest(
+                prompt,
+                settings,
+                record_stream(drawn, place * answers + number),
+                trace=None if body.noted is None else [],
+                top=body.noted or 0,
+            )
+            for place, prompt in enumerate(prompts)
+            for number in range(answers)
+        ]
+
+    @asynccontextmanager
+    async def answering(
+        self, questions: Sequence[AnswerRequest], stops: Sequence[str], *, is_streamed: bool
+    ) -> AsyncIterator[Reply]:
+        """A request in the queue, until this block is left: then nobody waits for it.
+
+        Raises: RequestError.
+        """
+        if len(stops) > self.limits.stops:
+            raise RequestError(f"stop: at most {self.limits.stops} texts", param="stop")
+        reply = Reply(asyncio.get_running_loop())
+        job = Job(questions, reply.tell, tuple(stops), is_streamed)
+        try:
+            self.scheduler.submit(job)
+        except BusyError as error:
+            raise RequestError(str(error), 503 if not self.scheduler.is_alive else 429, code="busy") from None
+        except HanlinError as error:
+            raise RequestError(str(error), code="too_large") from None
+        try:
+            yield reply
+        finally:
+            self.scheduler.cancel(job)
+
+
+class Reply:
+    """What the scheduler tells of a request, in this thread's event loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._told: asyncio.Queue[Answered | Failed] = asyncio.Queue()
+
+    def tell(self, event: Answered | Failed) -> None:
+        """Called by the scheduler's thread."""
+        with suppress(RuntimeError):  # the loop has ended, and with it whoever waited
+            self._loop.call_soon_threadsafe(self._told.put_nowait, event)
+
+    async def next(self) -> Answered:
+        """Raises: RequestError where there is no answer."""
+        event = await self._told.get()
+        if isinstance(event, Failed):
+            status = 503 if event.is_late else 500 if event.is_ours else 400
+            raise RequestError(event.message, status, code="timeout" if event.is_late else None)
+        return event
+
+    async def ends(self, count: int, request: Request) -> list[Answered]:
+        """The answers of so many questions, in their order; while they are waited for, it is seen whether anybody is
+        still there.
+
+        Raises: RequestError, ClientDisconnect.
+        """
+        found: dict[int, Answered] = {}
+        gone = asyncio.ensure_future(_disconnected(request))
+        try:
+            while len(found) < count:
+                waiting = asyncio.ensure_future(self.next())
+                await asyncio.wait({waiting, gone}, return_when=asyncio.FIRST_COMPLETED)
+                if not waiting.done():
+                    waiting.cancel()
+                    raise ClientDisconnect
+                if (event := waiting.result()).end is not None:
+                    found[event.number] = event
+        finally:
+            gone.cancel()
+        return [found[number] for number in range(count)]
+
+
+async def read_body(request: Request, form: type[BaseModel], limits: Limits) -> Any:
+    """The body as `form`.
+
+    Raises: RequestError.
+    """
+    size, pieces = 0, []
+    async for piece in request.stream():
+        size += len(piece)
+        if size > limits.body_bytes:
+            raise RequestError(f"the body is larger than {limits.body_bytes:,} bytes", 413)
+        pieces.append(piece)
+    try:
+        return form.model_validate(parse_json(b"".join(pieces).decode()))
+    except ValidationError as error:
+        raise first_problem(error.errors()) from None
+    except ValueError as error:
+        raise RequestError(f"the body is no JSON: {error}", code="invalid_json") from None
+
+
+def timestamp() -> int:
+    return int(time.time())
+
+
+async def _disconnected(request: Request) -> None:
+    while not await request.is_disconnected():
+        await asyncio.sleep(0.1)

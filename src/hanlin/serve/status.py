@@ -1,0 +1,66 @@
+"""What is served, and how it is: /v1/models, /health, /ready, /metrics, /version."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+
+import hanlin
+
+from .errors import RequestError
+from .service import Service
+
+_METRICS = {
+    "requests": ("counter", "requests_total", "Requests that were taken."),
+    "refused": ("counter", "requests_refused_total", "Requests that were turned away since too many waited."),
+    "failed": ("counter", "requests_failed_total", "Requests that ended in an error."),
+    "cancelled": ("counter", "requests_cancelled_total", "Requests whose client left while they waited."),
+    "prompt_tokens": ("counter", "prompt_tokens_total", "Tokens of prompts that were read."),
+    "answer_tokens": ("counter", "answer_tokens_total", "Tokens of answers that were ended."),
+    "first_token_seconds": ("counter", "first_token_seconds_sum", "Seconds from a request to its first token."),
+    "first_tokens": ("counter", "first_token_seconds_count", "Requests whose first token was written."),
+    "waiting": ("gauge", "requests_waiting", "Requests in the queue."),
+    "running": ("gauge", "answers_running", "Answers that are being written."),
+    "cache_positions": ("gauge", "cache_positions", "Positions that the KV cache holds, over all rows."),
+}
+
+
+async def list_models(request: Request) -> Response:
+    service: Service = request.app.state.service
+    return JSONResponse({"object": "list", "data": [_card(service)]})
+
+
+async def show_model(request: Request) -> Response:
+    service: Service = request.app.state.service
+    service.check_model(request.path_params["name"])
+    return JSONResponse(_card(service))
+
+
+async def health(request: Request) -> Response:
+    service: Service = request.app.state.service
+    if not service.scheduler.is_alive:
+        raise RequestError("the server is shutting down, or its model has stopped", 503)
+    return JSONResponse({"status": "ok"})
+
+
+async def metrics(request: Request) -> Response:
+    service: Service = request.app.state.service
+    lines = []
+    for name, (kind, title, text) in _METRICS.items():
+        lines += [f"# HELP hanlin_{title} {text}", f"# TYPE hanlin_{title} {kind}"]
+        lines.append(f"hanlin_{title} {getattr(service.scheduler.counts, name):g}")
+    return PlainTextResponse("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4")
+
+
+async def version(request: Request) -> Response:
+    return JSONResponse({"version": hanlin.__version__})
+
+
+def _card(service: Service) -> dict[str, object]:
+    return {
+        "id": service.name,
+        "object": "model",
+        "created": service.created,
+        "owned_by": "hanlin",
+        "max_model_len": service.engine.max_length,
+    }

@@ -1,0 +1,80 @@
+"""A tiny ChatGLM3 behind a real HTTP server."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import uvicorn
+from chatglm2_pieces import small_pieces
+from family_cases import case_of
+
+from hanlin.generate.engine import Engine
+from hanlin.generate.methods.greedy import GreedySettings
+from hanlin.models.chatglm2 import family
+from hanlin.models.chatglm2.config import ChatGlm2Config
+from hanlin.models.chatglm2.processor import ChatGlm2Processor
+from hanlin.models.chatglm2.tokenizer import ChatGlm2Tokenizer
+from hanlin.serve.app import make_app
+from hanlin.serve.limits import Limits
+from hanlin.serve.scheduler import Scheduler
+from hanlin.serve.service import Service
+
+Start = Callable[..., Any]
+
+
+@pytest.fixture(scope="session")
+def engine() -> Engine:
+    tokenizer = ChatGlm2Tokenizer(small_pieces())
+    config = ChatGlm2Config(
+        vocab_size=tokenizer.with_roles().vocab_size + 3,
+        hidden_size=16,
+        num_layers=2,
+        num_heads=2,
+        head_dim=8,
+        num_kv_heads=1,
+        ffn_size=24,
+        max_length=256,
+    )
+    model = family.model()(config)
+    model.init_weights(torch.Generator().manual_seed(7))
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(weight.numel())), alpha=0.3)
+    model.double().requires_grad_(False)
+    return Engine(model.eval(), ChatGlm2Processor(tokenizer, config), max_length=config.max_length)
+
+
+@pytest.fixture(scope="session")
+def text_engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    """A tiny CPM-1."""
+    case = case_of("cpm1", tmp_path_factory.mktemp("cpm1"))
+    return Engine(case.model().requires_grad_(False), case.processor, max_length=case.config.max_length)
+
+
+@pytest.fixture
+def serve(engine: Engine) -> Iterator[Start]:
+    """Start a server; returns its URL and its `Service`."""
+    started: list[tuple[uvicorn.Server, threading.Thread]] = []
+
+    def start(limits: Limits | None = None, engine: Engine = engine, **options: Any) -> tuple[str, Service]:
+        limits = limits or Limits()
+        settings = GreedySettings(max_new_tokens=16)
+        service = Service("tiny", engine, settings, Scheduler(engine, limits), limits, 1)
+        server = uvicorn.Server(uvicorn.Config(make_app(service, **options), port=0, log_level="warning"))
+        thread = threading.Thread(target=server.run, daemon=True)
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        started.append((server, thread))
+        port = server.servers[0].sockets[0].getsockname()[1]
+        return f"http://127.0.0.1:{port}", service
+
+    yield start
+    for server, thread in started:
+        server.should_exit = True
+        thread.join(10)

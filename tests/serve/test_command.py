@@ -1,0 +1,116 @@
+"""`hanlin serve` as a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import openai
+import pytest
+import torch
+
+from hanlin.cli.main import main
+from hanlin.formats.files import write_safetensors
+from hanlin.models.cpm_bee.config import CpmBeeConfig
+from hanlin.models.cpm_bee.model import CpmBee
+
+SPECIALS = ["<pad>", "<unk>", "<mask>", "<sep>", "</n>", "</_>", "<s>", "</s>", "<root>", "<ans>", "<option>"]
+SMALL = CpmBeeConfig(vocab_size=17, hidden_size=8, num_layers=1, num_heads=2, head_dim=4, ffn_size=8)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bees") / "bee"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"family": "cpm_bee", **asdict(SMALL)}), "utf-8")
+    (folder / "vocab.txt").write_text("\n".join([*SPECIALS, "<", *"床前明月光"]) + "\n", "utf-8")
+    torch.manual_seed(0)
+    weights = {name: torch.randn(weight.shape) / 2 for name, weight in CpmBee(SMALL).named_parameters()}
+    write_safetensors(folder / "model.safetensors", weights)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def served(base: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    command = [sys.executable, "-m", "hanlin", "serve", "--base", str(base), "--port", "0"]
+    key = {"HANLIN_API_KEY": "secret"}
+    process = subprocess.Popen(
+        [*command, "--api-key-env", "HANLIN_API_KEY", "--host", "0.0.0.0"],
+        env=os.environ | key,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    line = next(line for line in process.stderr if line.startswith("serving bee at "))
+    yield process, line.split()[-1].replace("0.0.0.0", "127.0.0.1")
+    process.kill()
+    process.wait()
+    process.stderr.close()
+
+
+def test_a_model_that_is_asked_by_dicts_takes_messages_too(served: tuple[subprocess.Popen[str], str]) -> None:
+    client = openai.OpenAI(base_url=served[1], api_key="secret", max_retries=0)
+    found = client.chat.completions.create(
+        model="bee", messages=[{"role": "user", "content": "床前明月"}], max_tokens=4, temperature=0
+    )
+    assert found.choices[0].message.role == "assistant"
+    assert found.usage is not None
+    assert found.usage.completion_tokens <= 4
+
+
+def test_answers_that_are_being_written_are_ended_before_the_server_is(
+    served: tuple[subprocess.Popen[str], str],
+) -> None:
+    process, url = served
+    client = openai.OpenAI(base_url=url, api_key="secret", max_retries=0)
+    stream = client.chat.completions.create(
+        model="bee",
+        messages=[{"role": "user", "content": "床前"}],
+        max_tokens=300,
+        temperature=1.8,
+        seed=0,
+        stream=True,
+        n=4,
+    )
+    chunks = [next(iter(stream))]
+    process.send_signal(signal.SIGTERM)
+    chunks += list(stream)
+    assert sum(chunk.choices[0].finish_reason is not None for chunk in chunks) == 4
+    assert process.wait(20) == 0
+
+
+def test_what_cannot_be_served_is_said_before_anything_is_loaded(
+    base: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HANLIN_API_KEY", raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for wrong, expected in (
+            (["--host", "0.0.0.0"], "give it a key"),
+            (["--api-key-env", "HANLIN_API_KEY"], "the environment has no HANLIN_API_KEY"),
+            (["--port", port], "is the port taken"),
+            (["--port", "99999"], "--port 99999"),
+            (["--host", "no.such.host.invalid", "--api-key-env", "PATH"], "no.such.host.invalid"),
+            (["--max-rows", "0"], "--max-rows"),
+        ):
+            assert main(["serve", "--base", str(base), *wrong]) == 2
+            assert expected in capsys.readouterr().err
+
+
+def test_it_is_this_machine_alone_that_is_answered_by_default(base: Path) -> None:
+    command = [sys.executable, "-m", "hanlin", "serve", "--base", str(base), "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        url = next(line for line in process.stderr if line.startswith("serving bee at ")).split()[-1]
+        assert url.startswith("http://127.0.0.1:")
+        with urllib.request.urlopen(f"{url}/models") as response:
+            assert json.load(response)["data"][0]["id"] == "bee"
+        process.terminate()

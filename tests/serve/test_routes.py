@@ -1,0 +1,267 @@
+from __future__ import annotations
+
+import json
+import time
+import urllib.request
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
+
+import openai
+import pytest
+
+from hanlin.data.forms.messages import FORM
+from hanlin.generate.engine import Engine
+from hanlin.generate.methods.greedy import GreedySettings
+from hanlin.generate.methods.sample import SampleSettings
+from hanlin.serve.fields import ChatBody, CompletionBody
+from hanlin.serve.limits import Limits
+from hanlin.serve.service import Service
+
+ASKED = [{"role": "user", "content": "床前明月光"}]
+
+Start = Callable[..., tuple[str, Service]]
+
+
+def client_of(url: str, key: str = "none") -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0)
+
+
+def post(url: str, path: str, body: Any, **headers: str) -> tuple[int, Any]:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    request = urllib.request.Request(f"{url}{path}", data, {"content-type": "application/json", **headers})
+    try:
+        with urllib.request.urlopen(request, timeout=30) as response:
+            return response.status, json.load(response)
+    except HTTPError as error:
+        return error.code, json.loads(error.read())
+
+
+def answer_of(engine: Engine, messages: list[dict[str, Any]], options: Any, seed: int = 0) -> str:
+    record = engine.processor.record_of(FORM.read({"messages": messages}))
+    [answered] = engine.generate([record], options, seed)
+    return engine.processor.answer_of(answered)
+
+
+def test_openai_gets_our_answer(serve: Start, engine: Engine) -> None:
+    url, _ = serve()
+    found = client_of(url).chat.completions.create(model="tiny", messages=ASKED, temperature=0, max_tokens=12)
+    [choice] = found.choices
+    assert choice.message.content == answer_of(engine, ASKED, GreedySettings(max_new_tokens=12))
+    assert choice.finish_reason in ("stop", "length")
+    assert found.usage is not None
+    assert found.usage.total_tokens == found.usage.prompt_tokens + found.usage.completion_tokens
+    assert found.model == "tiny"
+
+
+def test_a_stream_adds_up_to_the_answer_and_tells_its_usage(serve: Start) -> None:
+    client = client_of(serve()[0])
+    asked: dict[str, Any] = {"model": "tiny", "messages": ASKED, "seed": 3, "temperature": 1.5, "max_tokens": 20}
+    whole = client.chat.completions.create(**asked)
+    chunks = list(client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == whole.choices[0].message.content
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == whole.choices[0].finish_reason
+    assert chunks[-1].usage == whole.usage
+
+
+def test_a_seed_holds_under_load(serve: Start, engine: Engine) -> None:
+    client = client_of(serve()[0])
+    options = SampleSettings(max_new_tokens=20, temperature=1.3, top_p=1.0)
+
+    def ask(number: int) -> str | None:
+        messages = [{"role": "user", "content": "床前明月光，" * (1 + number % 4)}]
+        found = client.chat.completions.create(
+            model="tiny",
+            messages=messages,
+            temperature=1.3,
+            seed=number,
+            max_tokens=20,  # pyright: ignore
+        )
+        return found.choices[0].message.content
+
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(ask, range(24)))
+    for number, text in enumerate(found):
+        messages = [{"role": "user", "content": "床前明月光，" * (1 + number % 4)}]
+        assert text == answer_of(engine, messages, options, seed=number)
+
+
+def test_several_answers_differ_and_a_stop_text_ends_them(serve: Start) -> None:
+    client = client_of(serve()[0])
+    found = client.chat.completions.create(model="tiny", messages=ASKED, n=3, seed=1, temperature=1.5, max_tokens=20)
+    texts = [choice.message.content or "" for choice in found.choices]
+    assert [choice.index for choice in found.choices] == [0, 1, 2]
+    assert len(set(texts)) > 1
+    stop = texts[0][3:5]
+    again = client.chat.completions.create(
+        model="tiny", messages=ASKED, n=3, seed=1, temperature=1.5, max_tokens=20, stop=[stop]
+    )
+    for before, choice in zip(texts, again.choices, strict=True):
+        assert choice.message.content == before.partition(stop)[0]
+    streamed = client.chat.completions.create(
+        model="tiny", messages=ASKED, seed=1, temperature=1.5, max_tokens=20, stop=[stop], stream=True
+    )
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in streamed) == texts[0].partition(stop)[0]
+
+
+def test_texts_are_gone_on_with(serve: Start, text_engine: Engine) -> None:
+    client = client_of(serve(engine=text_engine)[0])
+    found = client.completions.create(model="tiny", prompt=["床前", "明月光"], temperature=0, max_tokens=5, n=1)
+    assert [choice.index for choice in found.choices] == [0, 1]
+    streamed = list(client.completions.create(model="tiny", prompt="床前", temperature=0, max_tokens=5, stream=True))
+    assert "".join(chunk.choices[0].text for chunk in streamed) == found.choices[0].text
+
+
+def test_a_model_that_is_talked_with_says_which_route_it_has(serve: Start) -> None:
+    status, answer = post(serve()[0], "/v1/completions", {"prompt": "床前"})
+    assert status == 400
+    assert "/v1/chat/completions" in answer["error"]["message"]
+
+
+def test_how_likely_tokens_were_is_told(serve: Start) -> None:
+    client = client_of(serve()[0])
+    asked: dict[str, Any] = {"model": "tiny", "messages": ASKED, "temperature": 0, "max_tokens": 6, "logprobs": True}
+    [choice] = client.chat.completions.create(**asked, top_logprobs=2, frequency_penalty=0.5).choices
+    assert choice.logprobs is not None
+    noted = choice.logprobs.content or []
+    # A token alone is shown without the blanks that stand at its ends.
+    assert "".join(one.token for one in noted).split() == ["".join((choice.message.content or "").split())]
+    assert all(len(one.top_logprobs) == 2 and one.logprob <= one.top_logprobs[0].logprob <= 0 for one in noted)
+    streamed = client.chat.completions.create(**asked, top_logprobs=2, frequency_penalty=0.5, stream=True)
+    told = [one for chunk in streamed if chunk.choices[0].logprobs for one in chunk.choices[0].logprobs.content or []]
+    assert told == noted
+
+
+def test_how_likely_the_tokens_of_a_text_were_is_told(serve: Start, text_engine: Engine) -> None:
+    client = client_of(serve(engine=text_engine)[0])
+    [choice] = client.completions.create(model="tiny", prompt="床前", temperature=0, max_tokens=5, logprobs=3).choices
+    noted = choice.logprobs
+    assert noted is not None
+    assert noted.tokens is not None
+    assert "".join(noted.tokens) == choice.text
+    assert noted.text_offset == [len("".join(noted.tokens[:n])) for n in range(len(noted.tokens))]
+    assert noted.top_logprobs is not None
+    assert all(1 <= len(top) <= 3 for top in noted.top_logprobs)
+
+
+def test_models_health_and_metrics(serve: Start) -> None:
+    url, _ = serve()
+    assert [model.id for model in client_of(url).models.list()] == ["tiny"]
+    assert client_of(url).models.retrieve("tiny").id == "tiny"
+    post(url, "/v1/chat/completions", {"messages": ASKED, "max_tokens": 2})
+    with urllib.request.urlopen(f"{url}/metrics") as response:
+        assert "hanlin_requests_total 1\n" in response.read().decode()
+    for path in ("/health", "/ready", "/version"):
+        assert urllib.request.urlopen(f"{url}{path}").status == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "param"),
+    [
+        ({"messages": ASKED, "max_tokns": 3}, 400, "max_tokns"),
+        ({"messages": ASKED, "max_tokens": 0}, 400, "max_tokens"),
+        ({"messages": ASKED, "max_tokens": "3"}, 400, "max_tokens"),
+        ({"messages": ASKED, "max_tokens": 3, "max_completion_tokens": 4}, 400, None),
+        ({"messages": ASKED, "temperature": 2.1}, 400, "temperature"),
+        ({"messages": ASKED, "temperature": True}, 400, "temperature"),
+        ({"messages": ASKED, "n": 0}, 400, "n"),
+        ({"messages": ASKED, "n": 17}, 400, "n"),
+        ({"messages": ASKED, "seed": -1}, 400, "seed"),
+        ({"messages": ASKED, "stop": [""]}, 400, None),
+        ({"messages": ASKED, "stop": ["x"] * 17}, 400, "stop"),
+        ({"messages": ASKED, "logprobs": 1}, 400, "logprobs"),
+        ({"messages": ASKED, "top_logprobs": 1}, 400, None),
+        ({"messages": ASKED, "min_p": 1.5}, 400, "min_p"),
+        ({"messages": ASKED, "tools": []}, 400, "tools"),
+        ({"messages": ASKED, "logit_bias": {"1": 2}}, 400, "logit_bias"),
+        ({"messages": ASKED, "response_format": {"type": "json_object"}}, 400, "response_format"),
+        ({"messages": ASKED, "stream_options": {"include_usage": True}}, 400, None),
+        ({"messages": ASKED, "stream": True, "stream_options": {"other": 1}}, 400, "stream_options.other"),
+        ({"messages": ASKED, "model": "other"}, 404, "model"),
+        ({"messages": []}, 400, "messages"),
+        ({"messages": "床"}, 400, "messages"),
+        ({"messages": [{"role": "wizard", "content": "床"}]}, 400, "messages"),
+        ({"messages": [*ASKED, {"role": "assistant", "content": "疑"}]}, 400, "messages"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]}, 400, "messages"),
+        ({"messages": [{"role": "user", "content": "床" * 999}]}, 400, "messages"),
+        ({"messages": ASKED, "max_tokens": 5000}, 400, "messages"),
+        ({}, 400, "messages"),
+        ([1], 400, None),
+        (b"{", 400, None),
+        (b'{"messages": [], "messages": []}', 400, None),
+        (b"\xff\xfe", 400, None),
+        (b'{"temperature": NaN}', 400, None),
+    ],
+)
+def test_what_is_not_honoured_is_refused(serve: Start, body: Any, status: int, param: str | None) -> None:
+    url, _ = serve()
+    found, answer = post(url, "/v1/chat/completions", body)
+    assert found == status, answer
+    assert answer["error"]["message"]
+    if param is not None:
+        assert answer["error"]["param"] == param, answer
+
+
+def test_errors_have_one_shape_on_every_route(serve: Start) -> None:
+    url, _ = serve(Limits(body_bytes=1000))
+    assert post(url, "/v1/nothing", {})[0] == 404
+    assert post(url, "/v1/models", {})[0] == 405
+    status, answer = post(url, "/v1/completions", {"prompt": "床" * 1000})
+    assert status == 413
+    assert answer["error"]["type"] == "invalid_request_error"
+
+
+def test_a_key_is_asked_for_everywhere_but_at_health(serve: Start) -> None:
+    url, _ = serve(key="secret")
+    assert post(url, "/v1/completions", {"prompt": "床"})[0] == 401
+    with pytest.raises(openai.AuthenticationError):
+        client_of(url, "wrong").models.list()
+    assert client_of(url, "secret").models.list().data[0].id == "tiny"
+    assert urllib.request.urlopen(f"{url}/health").status == 200
+
+
+def test_a_client_that_leaves_frees_its_place(serve: Start) -> None:
+    url, service = serve()
+    for stream in (True, False):
+        connection = HTTPConnection(urlsplit(url).netloc)
+        body = {"messages": ASKED, "temperature": 1.9, "seed": 5, "max_tokens": 200, "stream": stream, "n": 8}
+        connection.request("POST", "/v1/chat/completions", json.dumps(body), {"content-type": "application/json"})
+        wait_for(lambda: service.scheduler.counts.running > 0)
+        assert connection.sock is not None
+        connection.sock.close()
+        wait_for(lambda: service.scheduler.counts.running == 0)
+    assert post(url, "/v1/chat/completions", {"messages": ASKED, "max_tokens": 1})[0] == 200
+
+
+def test_too_many_are_turned_away(serve: Start) -> None:
+    url, service = serve(Limits(queue=1, rows=2))
+    body = {"messages": ASKED, "temperature": 1.9, "max_tokens": 200, "n": 2}
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda seed: post(url, "/v1/chat/completions", {**body, "seed": seed}), range(8)))
+    statuses = {status for status, _ in found}
+    assert statuses == {200, 429}
+    assert post(url, "/v1/chat/completions", {**body, "n": 3})[0] == 400
+    wait_for(lambda: service.scheduler.counts.running == 0)
+
+
+@pytest.mark.parametrize("page", ["serving.md", "serving.zh-CN.md"])
+def test_the_pages_name_every_field_and_limit(page: str) -> None:
+    text = (Path(__file__).parents[2] / "docs" / page).read_text("utf-8")
+    names = {*ChatBody.model_fields, *CompletionBody.model_fields} - {"stream_options"}
+    limits = {f"--max-{field.name.replace('_', '-')}" for field in fields(Limits)} - {"--max-body-bytes"}
+    assert [name for name in sorted(names) if f"`{name}`" not in text] == []
+    assert [name for name in sorted(limits) if f"`{name}`" not in text] == []
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 10) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.01)
