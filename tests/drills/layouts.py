@@ -61,14 +61,17 @@ Kind = Literal["packed", "single"]
 
 @dataclass(frozen=True)
 class Variant:
-    """A family with values of its configuration, and the methods that are trained on it; options: how it reads rows;
-    has_experts: its numbers depend on what goes through the model together, so nothing is cut into micro-batches.
+    """A family with values of its configuration, and the methods that are trained on it.
+
+    has_experts: its numbers depend on what goes through the model together, so nothing is cut into micro-batches;
+    has_turns: its rows are dialogues of which every answer is learned, most of them with branches.
     """
 
     family: str
     methods: tuple[str, ...]
     config: tuple[tuple[str, Any], ...] = ()
     has_experts: bool = False
+    has_turns: bool = False
 
 
 VARIANTS = {
@@ -76,6 +79,8 @@ VARIANTS = {
     "chatglm2": Variant("chatglm2", ("full", "lora", "prefix")),
     "chatglm2-int8": Variant("chatglm2", ("lora", "prefix"), (("bits", 8),)),
     "chatglm2-int4": Variant("chatglm2", ("lora", "prefix"), (("bits", 4),)),
+    "chatglm2-turns": Variant("chatglm2", ("full", "lora", "prefix"), has_turns=True),
+    "chatglm2-turns-int4": Variant("chatglm2", ("lora", "prefix"), (("bits", 4),), has_turns=True),
     "cpm1": Variant("cpm1", ("full", "lora", "prefix", "prompt")),
     "cpm1_t5": Variant("cpm1_t5", ("full", "lora")),
     "cpm2": Variant("cpm2", ("full", "lora", "prompt")),
@@ -149,13 +154,21 @@ def case(variant: str) -> Case:
     return replace(made, config=replace(made.config, **changes))
 
 
-def records(family: str) -> list[dict[str, str]]:
-    """Texts of 1 to 9 and answers of 1 to 7 letters, from a fixed seed."""
-    draw, keys = random.Random(0), _KEYS.get(family, ("source", "target"))
-    return [
-        {key: "".join(draw.choices(_LETTERS, k=draw.randint(1, most))) for key, most in zip(keys, (9, 7), strict=True)}
-        for _ in range(NUM_RECORDS)
-    ]
+def records(variant: str) -> list[dict[str, Any]]:
+    """Texts of 1 to 9 and answers of 1 to 7 letters, from a fixed seed; of dialogues 1 to 3 of each in turn."""
+    draw, chosen = random.Random(0), VARIANTS[variant]
+    keys = _KEYS.get(chosen.family, ("source", "target"))
+
+    def said(most: int) -> str:
+        return "".join(draw.choices(_LETTERS, k=draw.randint(1, most)))
+
+    def dialogue() -> dict[str, Any]:
+        turns = [(role, most) for _ in range(draw.randint(1, 3)) for role, most in (("user", 9), ("assistant", 7))]
+        return {"messages": [{"role": role, "content": said(most)} for role, most in turns]}
+
+    if chosen.has_turns:
+        return [dialogue() for _ in range(NUM_RECORDS)]
+    return [{key: said(most) for key, most in zip(keys, (9, 7), strict=True)} for _ in range(NUM_RECORDS)]
 
 
 @cache
@@ -165,8 +178,8 @@ def samples(variant: str, method: str, kind: Kind) -> tuple[Any, Any, int]:
     processor = chosen.processor if method == "full" else chosen.processor_for(method)
     folder = Path(tempfile.mkdtemp(prefix="hanlin-layouts-"))
     file = folder / "rows.jsonl"
-    file.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records(chosen.name)), "utf-8")
-    longest = max(processor.sample(record).length for record in records(chosen.name))
+    file.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records(variant)), "utf-8")
+    longest = max(processor.sample(record).length for record in records(variant))
     length = int(longest * 1.5) if kind == "packed" else longest
     settings = DataSettings(max_length=length, pack=kind == "packed", cache=folder)
     return prepare([file], processor, settings, tokenizer=chosen.tokenizer), processor, length

@@ -18,6 +18,9 @@ EQUAL = (
     Cell("cpm2-experts", "full", "packed", "tensor"),
     Cell("chatglm2-int4", "prefix", "single", "parameters"),
     Cell("cpm1", "prompt", "packed", "sequence"),
+    # Dialogues of which every answer is learned: branches, which only some micro-batches and ranks have.
+    Cell("chatglm2-turns", "lora", "packed", "sequence-sharded"),
+    Cell("chatglm2-turns-int4", "prefix", "single", "pipe"),
 )
 REFUSED = (Cell("chatglm2-int8", "lora", "packed", "tensor"), Cell("cpm2", "full", "packed", "expert"))
 
