@@ -189,3 +189,38 @@ def test_labels_point_at_the_end_while_the_next_round_follows() -> None:
     at = labels.index(processor.tokenizer.end)
     assert tokens[at + 1] == processor.tokenizer.role("user")
     assert labels[at + 1] == IGNORED
+
+
+def test_a_dialogue_of_many_rounds_is_shortened_in_a_few_tries(monkeypatch: pytest.MonkeyPatch) -> None:
+    processor = make_processor()
+    record = processor.record_of(said(*(f"你好{number}" for number in range(120))))
+    lengths = {}
+    for kept in range(1, 9):
+        lengths[kept] = processor.sample({"messages": record["messages"][-2 * kept :]}).length
+    tries: list[int] = []
+    encode = processor.tokenizer.encode_parts
+    monkeypatch.setattr(
+        type(processor.tokenizer), "encode_parts", lambda _, parts, **more: tries.append(1) or encode(parts, **more)
+    )
+    for kept, length in lengths.items():
+        for most in (length, lengths.get(kept + 1, length + 1) - 1):
+            tries.clear()
+            [shorter] = processor.fit(record, most, "truncate")
+            assert len(shorter["messages"]) == 2 * kept
+            assert len(tries) <= 8
+    assert processor.fit(record, 10_000, "truncate") == [record]
+    limited = make_processor(prompt_length=40)
+    tries.clear()
+    assert len(limited.prompt(record).inputs["tokens"]) < 40
+    assert len(tries) <= 8
+
+
+def test_a_dialogue_whose_newest_round_is_not_learned_keeps_what_is() -> None:
+    processor = make_processor()
+    messages = processor.record_of(said(*(f"你好{number}" for number in range(20))))["messages"]
+    messages[-1]["weight"] = 0
+    two = processor.sample({"messages": messages[-4:]}).length
+    [shorter] = processor.fit({"messages": messages}, two, "truncate")
+    assert shorter["messages"] == messages[-4:]
+    with pytest.raises(DataError, match="weight 0"):
+        processor.fit({"messages": messages}, two - 1, "truncate")

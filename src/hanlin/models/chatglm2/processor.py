@@ -31,6 +31,7 @@ from .dialogue import (
     dialogue_record,
     is_dialogue,
     last_answer,
+    longest_that_fits,
     question_of,
     turns_in,
     turns_of,
@@ -122,6 +123,15 @@ class ChatGlm2Processor:
 
         Raises: DataError.
         """
+        if not (learned := self._learned_turns(record)):
+            raise DataError("no answer of the dialogue is learned: there is none, or all have the weight 0")
+        return learned
+
+    def _learned_turns(self, record: Any) -> list[Turn]:
+        """The same, none where no answer of a dialogue is learned.
+
+        Raises: DataError.
+        """
         if not self._holds_dialogue(record):
             answer = read_text(record, self.options.response_column)
             check_answer(answer, self.options.response_column)
@@ -131,10 +141,7 @@ class ChatGlm2Processor:
         turns = turns_of(record)
         if self.options.loss_turns == "last":
             turns = turns[-1:]
-        learned = [turn for turn in turns if turn.is_learned]
-        if not learned:
-            raise DataError("no answer of the dialogue is learned: there is none, or all have the weight 0")
-        return learned
+        return [turn for turn in turns if turn.is_learned]
 
     def _sample_of(self, record: Any, turns: Sequence[Turn], ids: Sequence[list[int]]) -> Sample:
         """The sample of a record; ids: prompt and answer of each turn in turn."""
@@ -226,16 +233,18 @@ class ChatGlm2Processor:
             raise DataError(
                 "too long, and its ids cannot be shortened; raise data.max_length or tokenise the texts anew"
             )
-        length = self.sample(record).length
-        while length > max_length:
-            shorter = self._without_oldest(record)
-            if shorter is None:
-                raise DataError(
-                    f"the newest question and its answer alone have {length} tokens, data.max_length is {max_length}; "
-                    "raise it, or let the answer be cut (answer_length)"
-                )
-            record, length = shorter, self.sample(shorter).length
-        return [record]
+        shorter = longest_that_fits(
+            record,
+            self._without_oldest,
+            lambda one: not self._learned_turns(one) or self.sample(one).length <= max_length,
+        )
+        if shorter is None:
+            raise DataError(
+                f"the newest question and its answer alone have more than {max_length} tokens (data.max_length); raise "
+                "it, or let the answer be cut (answer_length)"
+            )
+        self.sample(shorter)  # which says it where nothing that is left is learned
+        return [shorter]
 
     def collate(self, rows: Sequence[Sequence[Sample]], length: int) -> Batch:
         """Pack samples into tensors; see `decoder_batch.collate`."""
@@ -375,15 +384,13 @@ class ChatGlm2Processor:
 
         Raises: DataError.
         """
-        while limit is not None and len(ids) > limit:
-            shorter = self._without_oldest(record)
-            if shorter is None:
-                where = "prompt_length" if self.options.asked_length else "the model's max_length"
-                raise DataError(
-                    f"the newest question alone makes {len(ids)} tokens, {where} allows {limit}; shorten it"
-                )
-            record, ids = shorter, self.encode_prompt(shorter)
-        return record, ids
+        if limit is None or len(ids) <= limit:
+            return record, ids
+        shorter = longest_that_fits(record, self._without_oldest, lambda one: len(self.encode_prompt(one)) <= limit)
+        if shorter is None:
+            where = "prompt_length" if self.options.asked_length else "the model's max_length"
+            raise DataError(f"the newest question alone is too long, {where} allows {limit} tokens; shorten it")
+        return shorter, self.encode_prompt(shorter)
 
     def _without_oldest(self, record: Mapping[str, Any]) -> dict[str, Any] | None:
         if self._holds_dialogue(record):
