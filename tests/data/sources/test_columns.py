@@ -96,7 +96,7 @@ VALUES = {
         pa.array([{"a": 1, "b": None}, {"a": None, "b": "x"}, None]),
         [{"a": 1}, {"b": "x"}, "no key"],
     ),
-    "maps": (pa.array([[("k", "v")], None, None], pa.map_(pa.string(), pa.string())), [{"k": "v"}, "no key", "no key"]),
+    "maps": (pa.array([[("k", "v")], [], None], pa.map_(pa.string(), pa.string())), [{"k": "v"}, {}, "no key"]),
     "lists of texts of a dictionary": (
         pa.ListArray.from_arrays(pa.array([0, 2, 2, 3]), pa.array(["x", "y", "x"]).dictionary_encode()),
         [["x", "y"], [], ["x"]],
@@ -288,3 +288,12 @@ def test_samples_are_made_of_a_table_without_a_temporary_file(tmp_path: Path, mo
     data = prepare([path], LetterProcessor(), settings, tokenizer=Letters(), progress=False)
     assert (len(data), data.where(1799)) == (1800, f"{path}: row 1800")
     assert data.record(0) == {"text": "abc", "<ans>": "f"}
+
+
+def test_a_map_with_a_key_twice_is_a_bad_row(tmp_path: Path) -> None:
+    pairs = pa.array([[("k", 1), ("k", 2)], [("k", 3)]], pa.map_(pa.string(), pa.int32()))
+    pq.write_table(pa.table({"a": pairs}), tmp_path / "rows.parquet")
+    source = open_records(tmp_path / "rows.parquet")
+    with pytest.raises(BadRowError, match=r"row 1: .a.: a map holds a key twice"):
+        source[0]
+    assert source[1] == {"a": {"k": 3}}

@@ -145,3 +145,37 @@ def test_of_saved_splits_one_has_to_be_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"holds the splits train, validation; name one of them: .*sets/train"):
         open_records(tmp_path / "sets")
     assert read(tmp_path / "sets" / "validation") == ["validation"]
+
+
+def test_no_row_is_read_twice_whatever_a_pattern_goes_through(tmp_path: Path) -> None:
+    for name, text in (("a.jsonl", "1"), ("deep/b.jsonl", "2")):
+        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        write_jsonl(tmp_path / "data" / name, [{"text": text}])
+    (tmp_path / "data" / "again").symlink_to(".")
+    (tmp_path / "else").mkdir()
+    write_jsonl(tmp_path / "else" / "c.jsonl", [{"text": "3"}])
+    (tmp_path / "data" / "linked").symlink_to("../else")
+    for pattern in ("data", "data/**", "data/*", "data/**/*.jsonl", "d*"):
+        assert sorted(read(tmp_path / pattern)) == ["1", "2", "3"], pattern
+
+
+def test_unfinished_files_are_left_out_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    names = ("a.jsonl", "a.jsonl.part", "b.jsonl~", "c.jsonl.lock", "d.jsonl.CRDOWNLOAD")
+    for name in names:
+        write_jsonl(tmp_path / name, [{"text": name}])
+    for path in (tmp_path / "*", tmp_path / "*.jsonl*", tmp_path):
+        caplog.clear()
+        assert read(path) == ["a.jsonl"]
+        assert all(name in caplog.text for name in names[1:])
+    assert read(tmp_path / "*.part") == ["a.jsonl.part"]
+    assert read(tmp_path / "a.jsonl.part") == ["a.jsonl.part"]
+
+
+def test_a_link_that_leads_nowhere_is_no_missing_file(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", [{"text": "1"}])
+    for name, target in (("b.jsonl", "gone.jsonl"), ("c.jsonl", "c.jsonl")):
+        (tmp_path / name).symlink_to(target)
+        for path in (tmp_path, tmp_path / "*.jsonl"):
+            with pytest.raises(DataError, match=f"{name}: (a link that leads nowhere|there is no such file)"):
+                open_records(path)
+        (tmp_path / name).unlink()

@@ -22,8 +22,9 @@ from hanlin.data.sources.opening import is_table, open_file
 from hanlin.data.sources.packed import first_bytes, name_inside, opened
 from hanlin.data.sources.several import (
     JSON_ENDINGS,
+    each_once,
+    files_below,
     is_beside_saved,
-    is_hidden,
     is_pattern,
     is_saved_set,
     matches,
@@ -99,15 +100,14 @@ def find_files(paths: Sequence[Path]) -> list[Path]:
         elif path.is_dir() and is_saved_set(path):
             found += saved_files(path)
         elif path.is_dir():
-            inside = (file for file in path.rglob("*") if file.is_file())
-            found += sorted(file for file in inside if not is_hidden(file, path) and not is_beside_saved(file))
+            found += [file for file in files_below(path) if not is_beside_saved(file)]
         elif path.is_file():
             found.append(path)
         else:
             raise DataError(f"{path}: there is no such file or folder; give text or JSON lines, also packed")
     if not found:
         raise DataError(f"{', '.join(map(str, paths))}: no files in there; give text or JSON lines, also packed")
-    return found
+    return each_once(found)
 
 
 def read_pieces(files: Sequence[Path], per: Per = "line", key: str = "text") -> Iterator[CorpusPiece]:

@@ -392,6 +392,8 @@ def _values(column: pyarrow.Array) -> list[Any]:
         values = column.to_pylist()
     except (ValueError, OverflowError, TypeError, NotImplementedError):
         values = [_value(scalar) for scalar in column]
+    if _is_map(column.type):  # which pyarrow gives as a list of pairs
+        values = [{} if value == [] else value for value in values]
     return values if _is_plain(column.type) else [_clean(value) for value in values]
 
 
@@ -413,6 +415,12 @@ def _is_plain(kind: pyarrow.DataType) -> bool:
     return types.is_integer(kind) or types.is_boolean(kind) or types.is_null(kind)
 
 
+def _is_map(kind: pyarrow.DataType) -> bool:
+    from pyarrow import types
+
+    return types.is_map(kind)
+
+
 def _clean(value: Any) -> Any:
     """The value as JSON has it, or why there is none."""
     try:
@@ -432,6 +440,8 @@ def _as_json(value: Any, levels: int) -> Any:
     if isinstance(value, list) and not (value and isinstance(value[0], tuple)):
         return [_as_json(one, levels - 1) for one in value]
     found = {str(name): _as_json(one, levels - 1) for name, one in dict(value).items()}  # tuples: pairs of a map
+    if len(found) < len(value):
+        raise ValueError("a map holds a key twice; keep one of its values")
     return {name: one for name, one in found.items() if one is not None}
 
 

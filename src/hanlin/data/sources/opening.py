@@ -29,15 +29,27 @@ def open_records(path: Path) -> DataFile:
 
     path = expanded(Path(path))
     if several.is_pattern(path):
-        return _open_all(several.matches(path))
+        return _open_all(several.each_once(file for one in several.matches(path) for file in _files_at(one)))
     if path.is_dir():
-        if (path / META).is_file():
-            return BeeSource(path)
-        return _open_all(several.saved_files(path) if several.is_saved_set(path) else several.files_in_folder(path))
+        return _open_all(_files_at(path))
     if not path.exists():
         raise DataError(f"{path}: there is no such file; check the path (it is relative to where you run hanlin)")
     check_regular(path, DataError)
     return BeeSource(path.parent) if path.name == META else open_file(path)
+
+
+def _files_at(path: Path) -> list[Path]:
+    """The files that hold the rows of a file or folder.
+
+    Raises: DataError.
+    """
+    from hanlin.data.sources.bee import META
+
+    if not path.is_dir():
+        return [path]
+    if (path / META).is_file():
+        return [path / META]
+    return several.saved_files(path) if several.is_saved_set(path) else several.files_in_folder(path)
 
 
 def opening_bytes(path: Path) -> int:

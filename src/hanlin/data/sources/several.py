@@ -5,8 +5,9 @@ from __future__ import annotations
 import glob
 import hashlib
 import logging
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from hanlin.core.errors import DataError, shorten
 from hanlin.core.json_text import parse_json
+from hanlin.core.os_errors import explain
 from hanlin.data.sources import columns, delimited
 from hanlin.data.sources.packed import name_inside
 from hanlin.data.sources.records import DataFile
@@ -21,14 +23,20 @@ from hanlin.data.sources.records import DataFile
 log = logging.getLogger(__name__)
 
 __all__ = [
-    "JSON_ENDINGS", "SAVED_INFO", "SAVED_STATE", "ConcatenatedRecords", "files_in_folder", "has_data_name",
-    "is_beside_saved",     "is_hidden", "is_pattern", "is_saved_set", "is_there", "matches", "no_match", "saved_files",
+    "JSON_ENDINGS", "SAVED_INFO", "SAVED_STATE", "ConcatenatedRecords", "each_once", "files_below", "files_in_folder",
+    "has_data_name", "is_beside_saved", "is_pattern", "is_saved_set", "is_there", "matches", "no_match", "saved_files",
 ]  # fmt: skip
 
 JSON_ENDINGS = (".jsonl", ".json", ".ndjson")
 SAVED_STATE, SAVED_INFO, SAVED_SPLITS = "state.json", "dataset_info.json", "dataset_dict.json"
 _BESIDE = (SAVED_STATE, SAVED_INFO, SAVED_SPLITS, "dataset_infos.json")
 """Files that the library `datasets` writes beside data."""
+
+_UNFINISHED = (
+    *(".part", ".partial", ".tmp", ".temp", ".crdownload", ".download", ".incomplete", ".inprogress", ".aria2"),
+    *(".lock", ".swp", "~"),
+)
+"""Endings of files that a program still writes, or has beside those that it works on."""
 
 _SPLITS = {
     "train": "train", "training": "train", "test": "test", "testing": "test", "valid": "validation",
@@ -76,16 +84,19 @@ def is_pattern(path: Path) -> bool:
 
 def is_there(path: Path) -> bool:
     """Whether a path leads somewhere, or is a pattern that does."""
-    return path.exists() or (is_pattern(path) and bool(_matching(path)))
+    return path.exists() or (is_pattern(path) and bool(_matching(path)[0]))
 
 
 def matches(pattern: Path) -> list[Path]:
-    """The files and folders that a pattern stands for, by name; hidden ones are left out; `**` goes through folders.
+    """The files and folders that a pattern stands for, by name; `**` goes through folders. Left out are hidden
+    and unfinished ones (`.part`, `.tmp`), unless the pattern ends so. A folder may match as well as what is in it.
 
     Raises: DataError when there are none.
     """
-    if not (found := _matching(pattern)):
+    found, unfinished = _matching(pattern)
+    if not found:
         raise DataError(no_match(pattern))
+    _say(pattern, unfinished)
     return found
 
 
@@ -136,7 +147,7 @@ def files_in_folder(folder: Path) -> list[Path]:
 
     Raises: DataError when there are none, or they are of several splits.
     """
-    inside = sorted(file for file in folder.rglob("*") if file.is_file() and not is_hidden(file, folder))
+    inside = files_below(folder)
     found = [file for file in inside if has_data_name(file)]
     if left_out := [str(file.relative_to(folder)) for file in inside if not has_data_name(file)]:
         log.info("%s: not read, by their names: %s", folder, "; ".join(shorten(left_out, 5)))
@@ -151,9 +162,29 @@ def files_in_folder(folder: Path) -> list[Path]:
     return found
 
 
-def is_hidden(file: Path, folder: Path) -> bool:
-    """Whether a file in a folder, or a folder between them, is a hidden one."""
-    return any(part.startswith(".") for part in file.relative_to(folder).parts)
+def files_below(folder: Path) -> list[Path]:
+    """All files in a folder and those below it, through links as well, but each folder once; by name. Hidden ones are
+    left out, and unfinished ones, which is said.
+
+    Raises: DataError for what cannot be read, a link that leads nowhere too: its rows would be missing without a word.
+    """
+    found, seen, unfinished = [], set[str](), []
+    for place, folders, files in os.walk(folder, followlinks=True, onerror=_refuse_unreadable):
+        here = os.path.realpath(place)
+        if here in seen:
+            folders.clear()
+            continue
+        seen.add(here)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for path in (Path(place, name) for name in files if not name.startswith(".")):
+            if _is_unfinished(path):
+                unfinished.append(path)
+            elif path.is_symlink() and not path.exists():
+                raise DataError(f"{path}: a link that leads nowhere; bring back what it led to, or remove it")
+            elif path.is_file():
+                found.append(path)
+    _say(folder, unfinished)
+    return sorted(found)
 
 
 def is_beside_saved(file: Path) -> bool:
@@ -192,5 +223,33 @@ def _refuse_splits(folder: Path, files: Sequence[Path]) -> None:
         raise DataError(f"{folder}: files of several splits lie in it; name those of one: {shown}")
 
 
-def _matching(pattern: Path) -> list[Path]:
-    return sorted(map(Path, glob.glob(str(pattern.expanduser()), recursive=True)))
+def each_once(paths: Iterable[Path]) -> list[Path]:
+    """The files and folders without those that are there already, also by a way through a link to a folder."""
+    found: dict[str, Path] = {}
+    for path in paths:
+        real = os.path.realpath(path)
+        # A link to a file has a name of its own; whether a folder is there is not asked by a way of too many links.
+        found.setdefault(real if os.path.isdir(real) else os.path.join(os.path.realpath(path.parent), path.name), path)
+    return list(found.values())
+
+
+def _matching(pattern: Path) -> tuple[list[Path], list[Path]]:
+    """What a pattern stands for, and the unfinished files that it matches besides; both by name."""
+    found = sorted(map(Path, glob.glob(str(pattern.expanduser()), recursive=True)))
+    unfinished = [path for path in found if _is_unfinished(path) and not _is_unfinished(pattern)]
+    rest = (path for path in found if path not in unfinished and not is_beside_saved(path))
+    return sorted(each_once(sorted(rest, key=lambda path: len(path.parts)))), unfinished
+
+
+def _is_unfinished(path: Path) -> bool:
+    return path.name.lower().endswith(_UNFINISHED)
+
+
+def _say(place: Path, unfinished: Sequence[Path]) -> None:
+    if unfinished:
+        names = "; ".join(shorten(list(map(str, unfinished)), 5))
+        log.warning("%s: not read, as unfinished by their names: %s", place, names)
+
+
+def _refuse_unreadable(error: OSError) -> None:
+    raise DataError(explain(error, Path(error.filename), "read"))
