@@ -10,7 +10,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 
-from hanlin.api.conversion import ConvertSettings, convert
+from hanlin.api.conversion import ConvertSettings, convert_weights
 from hanlin.api.model_card import card_facts, write_card
 from hanlin.core.manifest import check_manifest
 from hanlin.formats.load import base_parameters, save_base
@@ -47,7 +47,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_the_card_says_what_is_known_and_where_nobody_else_is_to_look_it_does_not(run: Path, tmp_path: Path) -> None:
-    convert(run / "best", tmp_path / "out", ConvertSettings(to="huggingface"))
+    convert_weights(run / "best", tmp_path / "out", ConvertSettings(to="huggingface"))
     card = ModelCard.load(tmp_path / "out" / "README.md")
     found = card.data.to_dict()
     assert (found["base_model"], found["library_name"]) == ("TsinghuaAI/CPM-Generate", "transformers")
@@ -62,15 +62,15 @@ def test_the_card_says_what_is_known_and_where_nobody_else_is_to_look_it_does_no
 
 
 def test_a_run_folder_stands_for_its_best_weights(run: Path, tmp_path: Path) -> None:
-    convert(run, tmp_path / "out", ConvertSettings())
+    convert_weights(run, tmp_path / "out", ConvertSettings())
     assert "| eval_loss | 0.5 |" in (tmp_path / "out" / "README.md").read_text("utf-8")
     shutil.rmtree(run / "best")
-    convert(run, tmp_path / "last", ConvertSettings())
+    convert_weights(run, tmp_path / "last", ConvertSettings())
     assert "| eval_loss | 0.75 |" in (tmp_path / "last" / "README.md").read_text("utf-8")
 
 
 def test_the_card_may_be_rewritten(run: Path, tmp_path: Path) -> None:
-    convert(run / "last", tmp_path / "out", ConvertSettings())
+    convert_weights(run / "last", tmp_path / "out", ConvertSettings())
     card = tmp_path / "out" / "README.md"
     assert "| eval_loss | 0.75 |" in card.read_text("utf-8")
     assert "bleu_4" not in card.read_text("utf-8")  # those are the best weights'

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from hanlin.models.family import Processor
     from hanlin.recipe.settings import GenerateSettings
 
-__all__ = ["Messages", "Question", "fitting_record", "question", "text_sample", "whole_record"]
+__all__ = ["AskedRow", "Messages", "fitting_record", "question", "text_sample", "whole_record"]
 
 Messages = str | Sequence[Mapping[str, Any]]
 """A dialogue up to its newest question, as OpenAI's clients write it: {"role": "user", "content": "..."}; a text is one
@@ -27,7 +27,7 @@ question.
 
 
 @dataclass(frozen=True)
-class Question:
+class AskedRow:
     """A record that waits for its answer. given: the text or the row that it was made of; reading: of a row."""
 
     record: Any
@@ -43,7 +43,7 @@ class Question:
         return "\n".join(text or "" for text in processor.gold(record))
 
 
-def question(processor: Processor, given: Any) -> Question:
+def question(processor: Processor, given: Any) -> AskedRow:
     """Of a text, or of a row in any form that `hanlin generate` reads (docs/data.md).
 
     Raises: DataError; ConfigError for a family that takes no texts.
@@ -51,9 +51,9 @@ def question(processor: Processor, given: Any) -> Question:
     from hanlin.data.forms.telling import tell_row
 
     if isinstance(given, str):
-        return Question(_of_text(processor, given), given)
+        return AskedRow(_of_text(processor, given), given)
     reading = tell_row(given, processor)
-    return Question(_only_record(reading, given, processor), given, reading)
+    return AskedRow(_only_record(reading, given, processor), given, reading)
 
 
 def whole_record(processor: Processor, row: Any) -> Any:

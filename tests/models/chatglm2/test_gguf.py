@@ -15,7 +15,7 @@ from chatglm2_pieces import small_byte_ranks
 from gguf import GGUFReader, dequantize
 
 from hanlin.api.conversion import ConvertSettings
-from hanlin.api.conversion import convert as convert_any
+from hanlin.api.conversion import convert_weights as convert_any
 from hanlin.core.errors import CheckpointError, ConfigError
 from hanlin.formats.convert import convert
 from hanlin.formats.load import base_parameters, save_base
