@@ -173,7 +173,7 @@ def test_identity_is_model_data_tuning_and_seed(tmp_path):
         {"model": {"family": "cpm_bee"}, "run": {"folder": tmp_path}, "data": {"train": ["a.jsonl"], "eval": ["b"]}}
     )
     identity = recipe_identity(recipe)
-    assert json.loads(json.dumps(identity))["data.train"] == ["a.jsonl"]
+    assert "data.train" not in identity, "what lies there is compared, not where"
     assert {"model.family", "tuning.method", "run.seed"} <= set(identity)
     assert not {"data.cache", "data.eval", "run.folder", "train.lr"} & set(identity)
 

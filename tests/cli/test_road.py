@@ -115,3 +115,36 @@ def test_an_adapter_goes_on_only_on_its_own_base(tmp_path: Path, capsys: pytest.
     (tmp_path / "base" / "manifest.json").unlink()
     assert main(["train", str(write_recipe(tmp_path, "run", steps=6, **changes))]) == 2
     assert "model.base weights" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_run_goes_on_where_its_files_have_moved(
+    method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What lies there counts, not where."""
+    assert main(["convert", str(CASE), str(tmp_path / "base"), "--vocab", str(CASE / "vocab.txt")]) == 0
+    changes = {
+        "model": {"base": str(tmp_path / "base"), "vocab": None},
+        "tuning": {"method": method},
+        "train": {"decay_steps": 20},
+    }
+    whole = write_recipe(tmp_path, "whole", steps=8, **changes)
+    begun = write_recipe(tmp_path, "run", steps=4, **changes)
+    assert main(["train", str(whole)]) == main(["train", str(begun)]) == 0
+    (tmp_path / "else").mkdir()
+    (tmp_path / "base").rename(tmp_path / "else/b")
+    (tmp_path / "rows.jsonl").rename(tmp_path / "else/r.jsonl")
+    moved = [
+        f"model.base={tmp_path}/else/b",
+        f"data.train={tmp_path}/else/r.jsonl",
+        f"data.eval={tmp_path}/else/r.jsonl",
+    ]
+    command = ["train", str(begun), "train.steps=8", *moved]
+    assert main(command) == 0
+    assert "model.base: " in capsys.readouterr().err, "it is told"
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+    weights = load_file(tmp_path / "else/b/model.safetensors")
+    save_file({name: tensor + 1 for name, tensor in weights.items()}, tmp_path / "else/b/model.safetensors")
+    (tmp_path / "else/b/manifest.json").unlink()
+    assert main(["train", str(begun), "train.steps=9", *moved]) == 2
+    assert "model.base weights" in capsys.readouterr().err

@@ -181,7 +181,8 @@ class Checkpointer:
         self._announce(target, is_best=is_best)
 
     def _check_identity(self, folder: Path, was: Mapping[str, Any]) -> None:
-        changed = [key for key in sorted({*was, *self.identity}) if was.get(key) != self.identity.get(key)]
+        compared = {*was, *self.identity} - {*MOVABLE, *(key for key in _NOTED_LATER if key not in was)}
+        changed = [key for key in sorted(compared) if was.get(key) != self.identity.get(key)]
         if changed:
             lines = [f"  {key}: was {was.get(key)!r}, is {self.identity.get(key)!r}" for key in changed]
             raise CheckpointError(
@@ -245,11 +246,17 @@ class Checkpointer:
             shutil.rmtree(path)
 
 
+MOVABLE = ("model.base", "model.vocab", "data.train", "data.mixture")
+"""Paths that may be others when a run is resumed: what lies there is compared instead."""
+_NOTED_LATER = ("model.base weights",)
+"""What checkpoints of earlier versions do not say of every run."""
+
+
 def recipe_identity(recipe: Recipe) -> dict[str, Any]:
     """What must stay as it was when a run is resumed: model, data, tuning and seed, by dotted key.
 
-    Without defaults, so that a setting that came into being later does not part a run from its checkpoints; of tuning
-    the method stands there, since other defaults are those of another method.
+    Without the paths of `MOVABLE`, and without defaults, so that a setting that came into being later does not part a
+    run from its checkpoints; of tuning the method stands there, since other defaults are those of another method.
     """
     parts = recipe.model_dump(
         mode="json",
@@ -258,6 +265,7 @@ def recipe_identity(recipe: Recipe) -> dict[str, Any]:
         exclude_defaults=True,
     )
     flat = {f"{part}.{key}": value for part, keys in parts.items() for key, value in keys.items()}
+    flat = {key: value for key, value in flat.items() if key not in MOVABLE}
     return {**flat, "tuning.method": recipe.tuning.method, "run.seed": recipe.run.seed}
 
 

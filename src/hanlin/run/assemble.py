@@ -169,8 +169,8 @@ def _train(components: Components, start: Start) -> Outcome:
     loader, held_out = _loaders(components, console, degrees, ranks.rank)
     # Ranks that compute the same rows drop the same; others must not.
     seed_everything(recipe.run.seed + degrees.seed_offset(ranks.rank))
-    # The frozen base is not in a checkpoint; it must be the one that the checkpoint was trained on.
-    base = None if recipe.tuning.trains_base else Fingerprint()
+    # It must be the one that the checkpoint was trained on: a frozen one is not in it, of another one it tells the run.
+    base = Fingerprint() if recipe.model.base or not recipe.tuning.trains_base else None
     parallel_model = parallelize_tuned(components, device, ranks.world, base)
     optimizer = build_optimizer(parallel_model.parameters, recipe.train.optimizer)
     step = Step(parallel_model, optimizer, recipe.train, count_steps(recipe.train, loader), loader.where)
@@ -208,7 +208,7 @@ def _loaders(components: Components, console: Any, degrees: Degrees, rank: int) 
 
 
 def _checkpointer(components: Components, base: str | None, start: Start) -> Checkpointer:
-    """base: the fingerprint of a frozen base, None where the base is trained."""
+    """base: the fingerprint of what the run starts from, None where that is drawn."""
     from hanlin.checkpoint.state import Checkpointer, recipe_identity
 
     recipe = components.recipe

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import yaml
 
 from hanlin.checkpoint.saved import CHECKPOINTS, checkpoint_folders, refuse_lost
+from hanlin.checkpoint.state import MOVABLE
 from hanlin.core.errors import ConfigError, shorten
 from hanlin.core.files import has_file, replaced_file, sync
 from hanlin.recipe.reading import dump_recipe, load_recipe, make_recipe
@@ -34,9 +35,9 @@ _WRITTEN = (
 )
 """All that a run writes; whatever else lies in its folder (a recipe, data) is the user's and stays."""
 
-# What may change between two starts of the same run without a word to ask for it.
+# What may change between two starts of the same run without a word to ask for it; of paths, what lies there may not.
 _FREE = re.compile(
-    r"(generate|evaluate)\..*|run\.(?!seed).*|data\.(cache|eval)"
+    rf"{'|'.join(map(re.escape, MOVABLE))}|(generate|evaluate)\..*|run\.(?!seed).*|data\.(cache|eval)"
     r"|parallel\..*|train\.(steps|epochs|micro_batch_size|eval_every|inspect_every|samples|patience|save_every|save_in_background|keep|max_skipped)"
 )
 # What changes the numbers, but leaves a checkpoint's weights and place in the data their meaning.
