@@ -14,7 +14,14 @@ import torch
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import nn
-from transformers import GlmConfig, GlmForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    GlmConfig,
+    GlmForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)  # fmt: skip
 
 from hanlin.adapters.adapter import ForBase, load_adapter
 from hanlin.adapters.opening import open_adapter
@@ -29,7 +36,9 @@ from hanlin.models.chatglm2 import family as glm
 from hanlin.models.chatglm2.config import ChatGlm2Config
 from hanlin.models.cpm1 import family as gpt2
 from hanlin.models.cpm1.config import shape
+from hanlin.models.cpm1_t5 import family as cpm1_t5
 from hanlin.models.cpm2 import family as cpm2
+from hanlin.models.cpm2.config import Cpm2Config
 from hanlin.models.cpm_bee import family as bee
 from hanlin.models.cpm_bee.config import CpmBeeConfig
 from hanlin.models.family import Family
@@ -48,6 +57,7 @@ GLM = ChatGlm2Config(
 CONFIGS: dict[str, tuple[Family, Any]] = {
     "glm": (glm, GLM),
     "gpt2": (gpt2, shape(16, 2, 4, vocab_size=24, max_length=32)),
+    "t5": (cpm2, Cpm2Config(vocab_size=24, hidden_size=16, num_layers=2, num_heads=2, head_dim=6, ffn_size=12)),
     "bee": (bee, CpmBeeConfig(vocab_size=24, hidden_size=8, num_layers=2, num_heads=2, head_dim=6, ffn_size=10)),
 }
 
@@ -81,10 +91,32 @@ def of_transformers(name: str) -> Any:
     """The same model as a model of transformers."""
     values = CONFIGS[name][0].formats["huggingface"].write_config(CONFIGS[name][1])
     values = {key: value for key, value in values.items() if key not in ("architectures", "model_type")}
-    model: Any = GlmForCausalLM(GlmConfig(**values)) if name == "glm" else GPT2LMHeadModel(GPT2Config(**values))
+    classes = {
+        "glm": (GlmForCausalLM, GlmConfig),
+        "gpt2": (GPT2LMHeadModel, GPT2Config),
+        "t5": (T5ForConditionalGeneration, T5Config),
+    }
+    make, settings = classes[name]
+    model: Any = make(settings(**values))
+    if name == "t5":  # its constructor ties the head, from_pretrained does not where a file has one of its own
+        model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
     found = model.load_state_dict(weights_in(fresh(name), name, "huggingface"), strict=False)
-    assert not [key for key in [*found.missing_keys, *found.unexpected_keys] if key != "lm_head.weight"]
+    copies = ("lm_head.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+    assert not [key for key in [*found.missing_keys, *found.unexpected_keys] if key not in copies]
     return model.eval()
+
+
+@torch.no_grad()
+def logits_there(model: Any, name: str) -> torch.Tensor:
+    """What a model of transformers says to TOKENS."""
+    more = {"decoder_input_ids": TOKENS.flip(1)} if name == "t5" else {}
+    return model(input_ids=TOKENS, **more).logits
+
+
+@torch.no_grad()
+def logits_here(model: Any, name: str) -> torch.Tensor:
+    """What ours says to them."""
+    return model(encoder_tokens=TOKENS, tokens=TOKENS.flip(1)) if name == "t5" else model(tokens=TOKENS)
 
 
 class Named(nn.Module):
@@ -126,16 +158,15 @@ SETS = {
 
 
 @pytest.mark.parametrize("targets", SETS)
-@pytest.mark.parametrize("name", ["glm", "gpt2"])
+@pytest.mark.parametrize("name", ["glm", "gpt2", "t5"])
 def test_what_is_written_computes_in_peft_what_it_computes_here(name: str, targets: str, tmp_path: Path) -> None:
-    wanted = tuple(target for target in SETS[targets] if name == "glm" or target != "gate")
+    wanted = tuple(target for target in SETS[targets] if name != "gpt2" or target != "gate")
     model, settings = tuned(name, rank=3, alpha=7, targets=wanted)
     PEFT.save(model, settings, tmp_path / "peft", CONFIGS[name][0])
     there = taken(of_transformers(name), tmp_path / "peft")
-    with torch.no_grad():
-        logits = there(input_ids=TOKENS).logits
-        torch.testing.assert_close(logits, model(tokens=TOKENS), rtol=1e-4, atol=1e-4)
-        assert (logits - of_transformers(name)(input_ids=TOKENS).logits).abs().max() > 0.1
+    logits = logits_there(there, name)
+    torch.testing.assert_close(logits, logits_here(model, name), rtol=1e-4, atol=1e-4)
+    assert (logits - logits_there(of_transformers(name), name)).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("targets", SETS)
@@ -192,6 +223,24 @@ def test_the_configuration_names_what_is_there_and_comes_back(
     assert all(adapter.tensors[key].equal(held[key]) for key in held)
 
 
+@pytest.mark.parametrize(
+    ("name", "changes", "says"),
+    [
+        ("t5", {"num_experts": 2}, "no class of transformers computes"),
+        ("gpt2", {"residual_after_norm": True}, "residual"),
+    ],
+)
+def test_a_base_that_transformers_does_not_compute_is_refused(
+    name: str, changes: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    family, config = CONFIGS[name]
+    model, settings = family.model()(replace(config, **changes)), LoraTuning(targets=("query",))
+    apply_tuning(model, settings, family)
+    with pytest.raises(CheckpointError, match=says):
+        PEFT.save(model, settings, tmp_path / "peft", family)
+    assert not (tmp_path / "peft").exists()
+
+
 def test_additions_that_share_their_a_are_joined_without_a_larger_rank(tmp_path: Path) -> None:
     model, settings = tuned("glm", rank=3, alpha=6, targets=("gate", "up"))
     with torch.no_grad():
@@ -212,11 +261,11 @@ def test_a_base_in_another_layout_is_not_named(tmp_path: Path, caplog: pytest.Lo
 
 
 def test_a_family_that_peft_does_not_know_is_refused(tmp_path: Path) -> None:
-    config = cpm2.sizes["tiny"]
-    model, settings = cpm2.model()(config), LoraTuning(targets=("query",))
-    apply_tuning(model, settings, cpm2)
-    with pytest.raises(CheckpointError, match="transformers has none for cpm2"):
-        PEFT.save(model, settings, tmp_path / "peft", cpm2)
+    config = cpm1_t5.sizes["tiny"]
+    model, settings = cpm1_t5.model()(config), LoraTuning(targets=("query",))
+    apply_tuning(model, settings, cpm1_t5)
+    with pytest.raises(CheckpointError, match="transformers has none for cpm1_t5"):
+        PEFT.save(model, settings, tmp_path / "peft", cpm1_t5)
     model, settings = tuned("gpt2", targets=("query",))
     with pytest.raises(CheckpointError, match=r"--layout original: PEFT knows no model.*known: huggingface"):
         PEFT.for_base(ForBase("original")).save(model, settings, tmp_path / "peft", gpt2)
@@ -228,7 +277,8 @@ def test_a_family_that_peft_does_not_know_is_refused(tmp_path: Path) -> None:
 
 def trained_in_peft(name: str, folder: Path, safe: bool = True, **settings: Any) -> Any:
     """An adapter of PEFT on the model of transformers, none of it zero, and its folder."""
-    model: Any = peft.get_peft_model(of_transformers(name), peft.LoraConfig(task_type="CAUSAL_LM", **settings))
+    task = "SEQ_2_SEQ_LM" if name == "t5" else "CAUSAL_LM"
+    model: Any = peft.get_peft_model(of_transformers(name), peft.LoraConfig(task_type=task, **settings))
     draw = torch.Generator().manual_seed(2)
     for key, parameter in model.named_parameters():
         if "lora_" in key:
@@ -243,8 +293,7 @@ def logits_of(name: str, path: Path) -> torch.Tensor:
     adapter, model = open_adapter(path, family, config), fresh(name)
     apply_tuning(model, adapter.settings, family)
     load_adapter(model, adapter)
-    with torch.no_grad():
-        return model.eval()(tokens=TOKENS)
+    return logits_here(model.eval(), name)
 
 
 MLP, ATTENTION = ["gate_up_proj", "down_proj"], ["q_proj", "k_proj", "v_proj", "o_proj"]
@@ -265,6 +314,9 @@ READ: dict[str, tuple[str, dict[str, Any]]] = {
     "fused, turned": ("gpt2", {"target_modules": ["c_attn", "c_fc"], "fan_in_fan_out": True}),
     "all turned": ("gpt2", {"target_modules": ["c_attn", "c_proj", "c_fc"], "rank_pattern": {"attn.c_proj": 3}}),
     "orthogonal": ("gpt2", {"target_modules": ["c_attn"], "init_lora_weights": "orthogonal"}),
+    "both stacks": ("t5", {"target_modules": ["q", "v"]}),
+    "all of both": ("t5", {"target_modules": "all-linear", "rank_pattern": {"EncDecAttention.v": 3}}),
+    "the decoder": ("t5", {"target_modules": r"decoder\..*(SelfAttention\.o|wi_1)"}),
 }  # fmt: skip
 
 
@@ -273,8 +325,7 @@ READ: dict[str, tuple[str, dict[str, Any]]] = {
 def test_what_peft_writes_computes_here_what_it_computes_there(case: str, tmp_path: Path) -> None:
     name, settings = READ[case]
     there = trained_in_peft(name, tmp_path / "peft", **settings)
-    with torch.no_grad():
-        expected = there(input_ids=TOKENS).logits
+    expected = logits_there(there, name)
     torch.testing.assert_close(logits_of(name, tmp_path / "peft"), expected, rtol=1e-4, atol=1e-4)
     # And out again, to PEFT.
     family, config = CONFIGS[name]
@@ -282,8 +333,7 @@ def test_what_peft_writes_computes_here_what_it_computes_there(case: str, tmp_pa
     apply_tuning(model, adapter.settings, family)
     load_adapter(model, adapter)
     PEFT.save(model, adapter.settings, tmp_path / "again", family)
-    with torch.no_grad():
-        again = taken(of_transformers(name), tmp_path / "again")(input_ids=TOKENS).logits
+    again = logits_there(taken(of_transformers(name), tmp_path / "again"), name)
     torch.testing.assert_close(again, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -466,3 +516,12 @@ def test_soft_prompts_of_peft_compute_here_what_they_compute_there(config: Calla
         torch.testing.assert_close(there(input_ids=TOKENS).logits, model(tokens=PROMPTED), rtol=1e-4, atol=1e-4)
     with pytest.raises(ConfigError, match="this family takes no soft prompts"):
         apply_tuning(fresh("glm"), adapter.settings, glm)
+
+
+def test_soft_prompts_of_an_encoder_decoder_are_refused_both_ways(tmp_path: Path) -> None:
+    settings = PromptTuning(length=3)
+    with pytest.raises(CheckpointError, match="soft prompts of cpm2 are not the same in PEFT"):
+        PEFT_PROMPT_TUNING.save(with_random_additions("t5", settings), settings, tmp_path / "peft", cpm2)
+    trained_table("gpt2", tmp_path / "peft", peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    with pytest.raises(CheckpointError, match="soft prompts of cpm2 are not the same in PEFT"):
+        open_adapter(tmp_path / "peft", *CONFIGS["t5"])

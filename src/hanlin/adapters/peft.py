@@ -43,6 +43,7 @@ from hanlin.core.files import write_json
 from hanlin.core.manifest import published_folder
 from hanlin.formats.files import write_safetensors
 from hanlin.formats.format import FamilyFacts, Format
+from hanlin.formats.source import plain_values
 from hanlin.formats.translate import shapes_of
 
 if TYPE_CHECKING:
@@ -142,6 +143,7 @@ def _save(
     refuse_labels(model)
     base = base or ForBase()
     layout, form = known_to_peft(family, base.layout)
+    form.write_config(replace(model.config, **plain_values(family)))  # refuses what no model there computes
     pairs = _theirs(model, settings, layout, form)
     factor = settings.alpha / settings.rank
     known = their_modules(form.rules(model.config), [name for name, _ in model.named_parameters()])

@@ -27,7 +27,7 @@ from hanlin.core.files import write_json
 from hanlin.core.manifest import published_folder
 from hanlin.formats.config_keys import ConfigKeys
 from hanlin.formats.files import write_safetensors
-from hanlin.formats.format import FamilyFacts
+from hanlin.formats.format import FamilyFacts, Format
 
 _TITLE = "PEFT's adapter folder of prompt tuning"
 _OURS = "soft_prompt.weight"
@@ -51,9 +51,24 @@ def _holds(path: Path) -> bool:
 def _open(path: Path, family: FamilyFacts, config: Any) -> Adapter | None:
     if not _holds(path):
         return None
+    _layout(family, None)
     stated, table = read_table(path, _KEYS)
     settings = read_settings(path, {"method": "prompt", "length": len(table)})
     return Adapter(path, _TITLE, settings, {_OURS: table}, base=stated_base(stated))
+
+
+def _layout(family: FamilyFacts, layout: str | None) -> tuple[str, Format]:
+    """See `known_to_peft`.
+
+    Raises: CheckpointError also for an encoder-decoder.
+    """
+    name, form = known_to_peft(family, layout)
+    if form.peft != "CAUSAL_LM":
+        raise CheckpointError(
+            f"soft prompts of {family.name} are not the same in PEFT: there they stand before the encoder's text, and "
+            "all of it sees them. Use our adapter folder, or the original's file"
+        )
+    return name, form
 
 
 def _save(
@@ -67,7 +82,7 @@ def _save(
 ) -> None:
     refuse_labels(model)
     base = base or ForBase()
-    layout, form = known_to_peft(family, base.layout)
+    layout, form = _layout(family, base.layout)
     if not settings.is_seen:
         raise CheckpointError("tuning.is_seen is false: in PEFT a text always sees its prompts; use our adapter folder")
     table = model.soft_prompt.weight.detach().float().contiguous()

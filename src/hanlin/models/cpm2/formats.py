@@ -212,5 +212,6 @@ FORMATS = {
         weights_file="model.safetensors",
         shard_bytes=2 * 10**9,
         tokenizer_files=("vocab.txt",),
+        peft="SEQ_2_SEQ_LM",
     ),
 }
