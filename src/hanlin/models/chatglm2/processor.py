@@ -1,6 +1,6 @@
 """ChatGLM2's records -> arrays, and answers -> records.
 
-A record is a question with its answer and the rounds before them; only the answer carries loss.
+A record is a question with its answer and the rounds before them, of which only answers carry loss, or a plain text.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import numpy as np
 
 from hanlin.core.batch import IGNORED, Batch, Prompt, PromptBatch, Sample
 from hanlin.core.errors import ConfigError, DataError
-from hanlin.data.forms.content import Content, Conversation
+from hanlin.data.forms.content import Content, PlainText
 from hanlin.data.processor import tried
 from hanlin.models.common import decoder_batch
 from hanlin.models.common.answers import check_answer
 from hanlin.models.common.decoder_batch import TextCursor
 from hanlin.models.common.label_processor import LabelKeys, LabelProcessor
+from hanlin.models.common.spoken import refuse_preference
 from hanlin.models.common.text_record import names_columns, unread_columns
 from hanlin.models.common.turns import LearnedTurn, sample_of_turns, shown_ids
 
@@ -38,6 +39,7 @@ from .dialogue import (
     without_oldest_round,
 )
 from .original import INPUT_IDS, LABELS, is_row, make_sample, read_row, reference_ids, train_row
+from .plain_text import ENDS, TEXT, fit_text, is_text, text_of, text_sample
 from .record import TOOLS, ChatGlm2Options, read_dialogue, read_text, with_system
 from .templates import ASSISTANT, SYSTEM, Dialogue, Message, RoleTemplate, TextTemplate, drop_oldest, make_template
 from .tokenizer import ChatGlm2Tokenizer, TextOrId
@@ -88,8 +90,8 @@ class ChatGlm2Processor:
         """
         if is_row(record):
             return make_sample(read_row(record, self.config.vocab_size))
-        turns = self._turns(record)
-        return self._sample_of(record, turns, self.tokenizer.encode_parts(self._parts_of(turns)))
+        turns, parts = self._draft_of(record)
+        return self._sample_of(record, turns, self.tokenizer.encode_parts(parts))
 
     def process_many(self, records: Sequence[Any]) -> list[Sample | DataError]:
         """`sample` of many records, their texts encoded at once by all cores; of one that cannot be used, its error."""
@@ -104,10 +106,20 @@ class ChatGlm2Processor:
         ]
 
     def _draft(self, record: Any) -> Sample | tuple[list[Turn], list[list[TextOrId]]]:
-        if is_row(record):
-            return self.sample(record)
+        return self.sample(record) if is_row(record) else self._draft_of(record)
+
+    def _draft_of(self, record: Any) -> tuple[list[Turn], list[list[TextOrId]]]:
+        """The turns of a record, none of a text, and what is encoded.
+
+        Raises: DataError.
+        """
+        if self._is_text(record):
+            return [], [text_of(record, self.config.vocab_size)]
         turns = self._turns(record)
         return turns, self._parts_of(turns)
+
+    def _is_text(self, record: Any) -> bool:
+        return not self.options.compatible and is_text(record, self.options.prompt_column)
 
     def _parts_of(self, turns: Sequence[Turn]) -> list[list[TextOrId]]:
         """Prompt and answer of each turn before they are encoded."""
@@ -144,7 +156,9 @@ class ChatGlm2Processor:
         return [turn for turn in turns if turn.is_learned]
 
     def _sample_of(self, record: Any, turns: Sequence[Turn], ids: Sequence[list[int]]) -> Sample:
-        """The sample of a record; ids: prompt and answer of each turn in turn."""
+        """The sample of a record; ids: prompt and answer of each turn in turn, or those of a text."""
+        if not turns:
+            return text_sample(record, ids[0], self.tokenizer)
         if self.options.compatible:
             [prompt, answer] = ids
             return make_sample(self._original_row(prompt, answer))
@@ -214,6 +228,8 @@ class ChatGlm2Processor:
         """The columns of a record that nothing reads."""
         if is_row(record) or self._holds_dialogue(record):
             return []
+        if self._is_text(record):
+            return unread_columns(record, {TEXT, ENDS})
         known = self._columns | (set() if self.options.compatible else {SYSTEM, TOOLS})
         return unread_columns(record, known)
 
@@ -221,10 +237,13 @@ class ChatGlm2Processor:
         return False
 
     def fit(self, record: Any, max_length: int, policy: str) -> list[Any]:
-        """Make a record short enough: the oldest rounds of its history are dropped, nothing else.
+        """Make a record short enough: the oldest rounds of its history are dropped; a text is cut or split.
 
         Raises: DataError when question and answer alone are too long, and for other policies.
         """
+        if self._is_text(record):
+            [ids] = self.tokenizer.encode_parts([text_of(record, self.config.vocab_size)])
+            return fit_text(record, ids, self.tokenizer, max_length, policy)
         if policy != "truncate":
             raise DataError(
                 "a dialogue cannot be split; choose data.overlong truncate (drops its oldest rounds) or drop"
@@ -341,14 +360,15 @@ class ChatGlm2Processor:
         return options.prompt_column in row and (not whole or options.response_column in row)
 
     def record_of(self, content: Content) -> dict[str, Any]:
-        """A dialogue, whole.
+        """A dialogue, whole, or a text.
 
         Raises: DataError.
         """
         if self.options.compatible:
             raise DataError("compatible: the original reads its own columns alone; remove data.format or compatible")
-        if not isinstance(content, Conversation):
-            raise DataError("a text or a preference is no dialogue; this family answers questions")
+        content = refuse_preference(content)
+        if isinstance(content, PlainText):
+            return {TEXT: content.text}
         return dialogue_record(content, is_glm4=self.tokenizer.is_glm4)
 
     def answer_of(self, record: Any) -> str:
@@ -376,6 +396,8 @@ class ChatGlm2Processor:
 
         Raises: DataError.
         """
+        if self._is_text(record):
+            return [*self.tokenizer.prefix, *self.tokenizer.encode_parts([text_of(record, self.config.vocab_size)])[0]]
         [ids] = self.tokenizer.encode_parts([self.template.prompt(self.tokenizer, self._dialogue(record))])
         return ids
 
