@@ -187,3 +187,16 @@ def test_a_lora_on_a_packed_base_is_merged_into_its_unpacked_weights(bits: int, 
     again = open_weights(tmp_path / "c")
     assert again[fused].dtype == torch.int8
     assert yaml.safe_load((tmp_path / "c/config.json").read_text())["quantization_bit"] == bits
+
+
+def test_an_adapter_alone_is_no_whole_model_and_what_to_do_is_said(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    for name, expected in (
+        ("lora", f"convert {home / 'model'} {out} --merge {home / 'lora/last'} --to huggingface"),
+        ("prefix", "a prefix cannot be worked into weights, and --to huggingface writes whole models"),
+    ):
+        assert main(["convert", str(home / name / "last"), str(out), "--to", "huggingface"]) == 2
+        assert expected in capsys.readouterr().err
+    assert not out.exists()

@@ -120,6 +120,11 @@ def format_to_write(settings: TuningMethod, word: str) -> AdapterFormat:
     return known[word]
 
 
+def is_adapter_layout(word: str) -> bool:
+    """Whether `convert --to` calls a layout of adapters so, of any method here."""
+    return word == OURS or any(word in TUNING_METHODS.load(name).formats() for name in TUNING_METHODS.names)
+
+
 def _formats() -> list[AdapterFormat]:
     """Ours first; each once, though `--to` may have two words for it."""
     of_methods = [form for name in TUNING_METHODS.names for form in TUNING_METHODS.load(name).formats().values()]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from hanlin.api.process import called
-from hanlin.core.errors import ConfigError
+from hanlin.core.errors import ConfigError, HanlinError
 from hanlin.core.extensions import import_file
 from hanlin.core.files import published, written_alone
 from hanlin.core.hub import locate, name_of_folder
@@ -115,7 +116,7 @@ def convert_weights(source: Path, target: Path, how: ConvertSettings) -> Written
 
     Raises: ConfigError, CheckpointError.
     """
-    from hanlin.adapters.opening import OURS, is_adapter, weights_of_run
+    from hanlin.adapters.opening import OURS, is_adapter, is_adapter_layout, weights_of_run
     from hanlin.api.weights import located
 
     if how.layout and how.to != _PEFT:
@@ -123,6 +124,8 @@ def convert_weights(source: Path, target: Path, how: ConvertSettings) -> Written
     source = weights_of_run(located(source))
     how = replace(how, **{name: located(path) for name in ("base", "merge") if (path := getattr(how, name))})
     how = replace(how, vocab=how.vocab and locate(how.vocab, whole=False))
+    if how.to and is_adapter(source) and not is_adapter_layout(how.to):
+        raise ConfigError(_no_whole_model(source, target, how))
     with written_alone(target), published(target, "replace" if how.overwrite else "refuse") as beside:
         if is_adapter(source) or how.to == OURS:
             written = _convert_adapter(source, beside, how)
@@ -208,6 +211,40 @@ def _convert_adapter(source: Path, target: Path, how: ConvertSettings) -> Writte
     layout.save(model, adapter.settings, target, family, overwrite=how.overwrite)
     _accompany(target, how.to or OURS, family, base, source)
     return Written(target)
+
+
+def _no_whole_model(source: Path, target: Path, how: ConvertSettings) -> str:
+    """Why an adapter alone is not written in a layout of whole models, and what to do."""
+    from hanlin.adapters.opening import OURS, find_families, find_format, open_adapter
+    from hanlin.models.family import family_names, load_family
+    from hanlin.recipe.tuning import TuningMethod
+
+    form, base = find_format(source), how.base or _base_of_run(source)
+    assert form is not None, source
+    if base is not None or how.family:
+        families = [_family(how, base or source)]
+    else:
+        families = find_families(source, form, map(load_family, family_names()))
+    settings = open_adapter(source, families[0]).settings if families else None
+    if settings is not None and type(settings).merge is TuningMethod.merge:
+        return (
+            f"{source}: a {settings.method} cannot be worked into weights, and --to {how.to} writes whole models; "
+            f"it is written as {', '.join([OURS, *settings.formats()])}"
+        )
+    return (
+        f"{source} is an adapter, and --to {how.to} writes whole models; this works it into its base: "
+        f"hanlin convert {base or 'BASE'} {target} --merge {source} --to {how.to}"
+    )
+
+
+def _base_of_run(weights: Path) -> Path | None:
+    """What the run was started from that weights lie in; None where that is not known."""
+    from hanlin.recipe.reading import load_recipe
+
+    config = weights.parent / "config.yaml"
+    with suppress(HanlinError):
+        return load_recipe(config).model.base if config.is_file() else None
+    return None
 
 
 def _accompany(target: Path, layout: str, family: Family, source: Path, trained: Path | None) -> None:
