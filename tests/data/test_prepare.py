@@ -15,6 +15,7 @@ from rich.console import Console
 
 from hanlin.core.batch import Sample
 from hanlin.core.errors import DataError
+from hanlin.data.bad_rows import lines_of
 from hanlin.data.prepare import Prepared, prepare
 from hanlin.data.processor import tried
 from hanlin.data.report import Counts, make_report, render_report
@@ -109,9 +110,9 @@ def test_all_bad_rows_are_listed_at_once(tmp_path: Path) -> None:
         (2, "no key '<ans>'"),
         (3, "not JSON"),
         (4, "the value of 'text' must be a string, found 3"),
-        (6, "no key"),
     ):
         assert f"{path}:{line}: {reason}" in message
+    assert "(also 6)" in message
     assert f"{path}:9: no token carries loss" in message
     assert f"{path}:10: too long: 41 tokens, data.max_length is 16" in message
     assert "data.bad_rows=drop" in message
@@ -123,8 +124,20 @@ def test_a_long_list_of_bad_rows_is_cut(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "a.jsonl", [{"text": "a"}] * 100)
     with pytest.raises(DataError) as caught:
         prepared(tmp_path, path)
-    assert str(caught.value).count("no key '<ans>'") == 50
-    assert "\n  and 50 more" in str(caught.value)
+    line = str(caught.value).splitlines()[1]
+    assert line.startswith(f"  {path}:1: no key '<ans>'")
+    assert line.endswith("49, 50 and 50 more)")
+
+
+def test_one_fault_of_many_rows_is_one_line() -> None:
+    bad = [
+        ("a:2", "no answer"),
+        ("a:3", "too long"),
+        ("a:4 (entry 3)", "no answer"),
+        ("b:2", "no answer"),
+    ]
+    assert lines_of(bad) == ["a:2: no answer (also 4 (entry 3), b:2)", "a:3: too long"]
+    assert lines_of(bad, 2) == ["a:2: no answer (also 4 (entry 3) and 1 more)", "a:3: too long"]
 
 
 def test_bad_rows_can_be_dropped_and_are_counted_by_reason(tmp_path: Path) -> None:
@@ -199,7 +212,13 @@ def test_the_report_adds_up_and_can_be_shown(tmp_path: Path) -> None:
     console = Console(width=90, record=True, file=StringIO())
     console.print(render_report(report))
     shown = console.export_text()
-    for part in ("rows read", "33, of these carry loss 8 (24.2%)", "31.2% of them padding", "[翻译]x答案"):
+    for part in (
+        "rows read",
+        "33, of these carry loss 8 (24.2%)",
+        "31.2% of them padding",
+        "[翻译]x⟪答案⟫",
+        "stands within ⟪ ⟫",
+    ):
         assert part in shown
 
 

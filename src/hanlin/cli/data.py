@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 HELP = "show what a file of data holds, and what a model sees of it"
 
 MOST_ROWS, MOST_NOTES, MOST_BAD = 10_000, 10, 10
-BEGIN, END = "⟪", "⟫"
-"""Around what carries loss, where there are no colours."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -167,6 +165,8 @@ def _facts(one: Preview, console: Console) -> RenderableType:
 
 
 def _fact_rows(one: Preview) -> Iterator[tuple[str, str]]:
+    from hanlin.data.bad_rows import lines_of
+
     yield (
         "rows",
         f"{one.num_rows:,}" + (f", looked at the first {one.looked_at:,}" if one.looked_at < one.num_rows else ""),
@@ -186,12 +186,14 @@ def _fact_rows(one: Preview) -> Iterator[tuple[str, str]]:
             "bad rows",
             f"{len(one.bad):,} of {one.looked_at:,}; training stops at them (data.bad_rows, data.overlong)",
         )
-        yield from (("", text) for text in shorten([f"{where}: {why}" for where, why in one.bad], MOST_BAD))
+        yield from (("", text) for text in shorten(lines_of(one.bad, MOST_BAD), MOST_BAD))
 
 
 def _sample(row: ShownRow, number: int, console: Console) -> RenderableType:
     """A sample, or what a row says; what carries loss is marked."""
     from rich.text import Text
+
+    from hanlin.core.terminal import marked
 
     if row.learned is None:
         head = f"{number}. {row.where}: {row.size:,} characters"
@@ -201,25 +203,13 @@ def _sample(row: ShownRow, number: int, console: Console) -> RenderableType:
     for speaker, said, is_learned in row.pieces:
         if speaker:
             text.append(f"{speaker}: ", style="cyan")
-        text.append_text(_marked(said, is_learned, console))
+        text.append_text(marked(said, is_learned, console))
         if speaker:
             text.append("\n")
     return text
 
 
 def _legend(console: Console) -> str:
-    return "(marked)" if _has_colours(console) else f"(within {BEGIN}{END})"
+    from hanlin.core.terminal import LOSS_BEGIN, LOSS_END, has_colours
 
-
-def _marked(said: str, is_learned: bool, console: Console) -> Any:
-    from rich.text import Text
-
-    if not is_learned:
-        return Text(said, style="not bold")
-    return (
-        Text(said, style="black on green") if _has_colours(console) else Text(f"{BEGIN}{said}{END}", style="not bold")
-    )
-
-
-def _has_colours(console: Console) -> bool:
-    return console.is_terminal and console.color_system is not None and not console.no_color
+    return "(marked)" if has_colours(console) else f"(within {LOSS_BEGIN}{LOSS_END})"

@@ -19,8 +19,12 @@ from hanlin.core.logging import is_quiet
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
-__all__ = ["mute", "screen", "shows_progress", "steady_streams"]
+__all__ = ["LOSS_BEGIN", "LOSS_END", "has_colours", "marked", "mute", "screen", "shows_progress", "steady_streams"]
+
+LOSS_BEGIN, LOSS_END = "⟪", "⟫"
+"""Around what carries loss, where there are no colours."""
 
 
 @contextmanager
@@ -47,6 +51,20 @@ def screen(**options: Any) -> Console:
             raise BrokenPipeError  # rich ends the program with a code of its own
 
     return Screen(**options)
+
+
+def has_colours(console: Console) -> bool:
+    """Whether a colour would be seen there."""
+    return console.is_terminal and console.color_system is not None and not console.no_color
+
+
+def marked(text: str, carries_loss: bool, console: Console) -> Text:
+    """A piece of a sample: by its colour, or by brackets around it, it says whether it carries loss."""
+    from rich.text import Text
+
+    if not carries_loss:
+        return Text(text, style="not bold")
+    return Text(text, "black on green") if has_colours(console) else Text(f"{LOSS_BEGIN}{text}{LOSS_END}", "not bold")
 
 
 def shows_progress(console: Console) -> bool:

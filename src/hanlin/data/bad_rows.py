@@ -9,7 +9,16 @@ from typing import Any, Literal
 from hanlin.core.errors import DamagedFileError, DataError, shorten
 from hanlin.data.sources import BadRowError, Records
 
-__all__ = ["LISTED_ROWS", "BadRow", "UsableRecords", "list_bad_rows", "list_dropped", "try_records", "usable_records"]
+__all__ = [
+    "LISTED_ROWS",
+    "BadRow",
+    "UsableRecords",
+    "lines_of",
+    "list_bad_rows",
+    "list_dropped",
+    "try_records",
+    "usable_records",
+]
 
 LISTED_ROWS = 50
 
@@ -17,9 +26,30 @@ BadRow = tuple[str, str]
 """File and line of a row, and what is wrong with it."""
 
 
+def lines_of(bad: Sequence[BadRow], places: int = LISTED_ROWS) -> list[str]:
+    """A line for each reason, with the rows that it is true of: one fault of a whole file is one line.
+
+    places: rows that a line names.
+    """
+    by_reason: dict[str, list[str]] = {}
+    for where, reason in bad:
+        by_reason.setdefault(reason, []).append(where)
+    return [
+        f"{where}: {reason}" + (f" (also {_beside(where, others, places - 1)})" if others else "")
+        for reason, (where, *others) in by_reason.items()
+    ]
+
+
+def _beside(where: str, others: Sequence[str], shown: int) -> str:
+    """Further places, without the name of the file where it is that of the first."""
+    file = f"{where.rpartition(':')[0]}:"
+    named = ", ".join(other.removeprefix(file).strip() for other in others[:shown])
+    return named if len(others) <= shown else f"{named} and {len(others) - shown:,} more"
+
+
 def list_bad_rows(bad: Sequence[BadRow], head: str, *, advice: str = "") -> str:
-    """The first of the rows, a line each, how many more there are and what to do; advice: in place of recipes'."""
-    lines = [f"  {line}" for line in shorten([f"{where}: {reason}" for where, reason in bad], LISTED_ROWS)]
+    """The first reasons with their rows, how many more there are and what to do; advice: in place of recipes'."""
+    lines = [f"  {line}" for line in shorten(lines_of(bad), LISTED_ROWS)]
     if advice:
         return "\n".join([head, *lines, f"{advice}."])
     advice = "Correct these rows, or choose what happens to them: data.bad_rows=drop leaves them out"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hanlin.core.errors import DataError, shorten
-from hanlin.data.bad_rows import BadRow, list_bad_rows
+from hanlin.data.bad_rows import BadRow, lines_of, list_bad_rows
 from hanlin.data.processor import tried
 from hanlin.data.sources import BadRowError, LeftOutError, Records, open_records
 from hanlin.data.sources.bee import META, write_bee
@@ -33,7 +33,7 @@ class Conversion:
         text = f"{self.num_written:,} rows"
         if not self.left_out:
             return text
-        shown = "; ".join(shorten([f"{where}: {reason}" for where, reason in self.left_out], SHOWN))
+        shown = "; ".join(shorten(lines_of(self.left_out, SHOWN), SHOWN))
         return f"{text}, {len(self.left_out):,} left out ({shown})"
 
 

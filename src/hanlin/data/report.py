@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hanlin.core.errors import shorten
+from hanlin.core.terminal import LOSS_BEGIN, LOSS_END, has_colours, marked
 from hanlin.data.bad_rows import LISTED_ROWS
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 
 BARS = 12
 BAR_WIDTH = 32
@@ -27,11 +28,11 @@ _MOST_NOTES = 1000
 class Counts:
     """What happened to the records while they were encoded; those that fit are counted nowhere.
 
-    in_files: rows of all files; rows: those of them that were read; read: the records that they hold, and the rows that
-    hold none; dropped: records and rows left out by reason; examples: (where, reason) of the first of them; truncated,
-    split: long rows that were shortened or became several; parts: samples that these became; cut_tokens: tokens
-    that truncation took away; notes: what may be wrong with rows that are used, and how many rows; read_as: the forms
-    of the files, and how many rows have each.
+    in_files: rows of all files, none of a corpus; rows: those of them that were read; read: the records that they hold,
+    and the rows that hold none, or the documents of a corpus; dropped: records and rows left out by reason; examples:
+    (where, reason) of the first of them; truncated, split: long rows that were shortened or became several; parts:
+    samples that these became; cut_tokens: tokens that truncation took away; notes: what may be wrong with rows that are
+    used, and how many rows; read_as: the forms of the files, and how many rows have each.
     """
 
     in_files: int = 0
@@ -127,7 +128,7 @@ def render_report(report: DataReport, title: str = "Data") -> RenderableType:
     from rich.console import Group
     from rich.panel import Panel
 
-    return Panel(Group(_facts(report), _bars(report), _first_sample(report)), title=title, title_align="left")
+    return Panel(Group(_facts(report), _bars(report), _FirstSample(report.first)), title=title, title_align="left")
 
 
 def _histogram(lengths: np.ndarray) -> list[tuple[int, int]]:
@@ -165,7 +166,9 @@ def _facts(report: DataReport) -> RenderableType:
 
 def _fact_rows(report: DataReport) -> list[tuple[str, str]]:
     counts, at = report.counts, report.lengths
-    rows = [("rows read", _rows_read(counts)), *(("read as", text) for text in _forms(counts))]
+    is_corpus = not counts.rows and not counts.in_files
+    read = ("documents", f"{counts.read:,}") if is_corpus else ("rows read", _rows_read(counts))
+    rows = [read, *(("read as", text) for text in _forms(counts))]
     rows += [("samples used", f"{report.samples:,}")]
     rows += counts.fates()
     shown = [f"{number:,} rows: {note}" for note, number in sorted(counts.notes.items(), key=lambda one: -one[1])]
@@ -213,10 +216,17 @@ def _bars(report: DataReport) -> RenderableType:
     return table
 
 
-def _first_sample(report: DataReport) -> RenderableType:
-    from rich.text import Text
+class _FirstSample:
+    """The first sample; how the tokens that carry loss are marked, the console decides that shows it."""
 
-    text = Text("\nThe first sample; what carries loss is marked:\n", style="bold")
-    for piece, carries_loss in report.first:
-        text.append(piece, style="black on green" if carries_loss else "not bold")
-    return text
+    def __init__(self, pieces: list[tuple[str, bool]]) -> None:
+        self.pieces = pieces
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich.text import Text
+
+        how = "is marked" if has_colours(console) else f"stands within {LOSS_BEGIN} {LOSS_END}"
+        text = Text(f"\nThe first sample; what carries loss {how}:\n", style="bold")
+        for carries_loss, run in itertools.groupby(self.pieces, key=lambda piece: piece[1]):
+            text.append_text(marked("".join(piece for piece, _ in run), carries_loss, console))
+        yield text

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from letter_family import LetterProcessor
+from rich.console import Console
 
 from hanlin.core.batch import Sample
 from hanlin.core.errors import ConfigError, DataError
@@ -20,6 +21,7 @@ from hanlin.data.pretraining.indexed_data import IndexedData, written_index
 from hanlin.data.pretraining.sample_index import build_index, split_documents
 from hanlin.data.pretraining.span_corruption import PARTS, Marks, corrupt_spans
 from hanlin.data.pretraining.windows import CorpusWindows, WindowRequest, open_windows
+from hanlin.data.report import render_report
 
 LENGTH, VOCAB, SPLIT = 8, 100, "8,1,1"
 
@@ -86,6 +88,10 @@ def test_one_pass_reads_the_part_once(tmp_path: Path, corpus: Path) -> None:
     assert len(open_part(tmp_path, corpus, part="valid", limit=2)) == 2
     assert len(open_part(tmp_path, corpus, part="valid", limit=1000)) == len(windows)
     assert windows.report.tokens == len(windows) * LENGTH
+    with (console := Console(width=90)).capture() as shown:
+        console.print(render_report(windows.report))
+    assert "documents" in shown.get()
+    assert "rows read" not in shown.get()
 
 
 def test_the_blend_keeps_to_its_shares_all_along() -> None:

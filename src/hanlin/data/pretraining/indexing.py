@@ -33,6 +33,7 @@ from hanlin.core.errors import ConfigError, DataError, shorten
 from hanlin.core.files import replaced_file
 from hanlin.core.locks import one_at_a_time
 from hanlin.core.tokenizer import FindsTokens, Tokenizer
+from hanlin.data.bad_rows import lines_of
 from hanlin.data.prepare import hash_tokenizer
 from hanlin.data.pretraining.corpus import BadText, CorpusPiece, Per, find_files, read_documents, read_pieces
 from hanlin.data.pretraining.indexed_data import IndexForm, indexed_file, token_dtype, written_index
@@ -358,7 +359,7 @@ def _join(
 
 
 def _list_bad(bad: Sequence[tuple[str, str]]) -> str:
-    lines = [f"  {line}" for line in shorten([f"{where}: {reason}" for where, reason in bad], LISTED)]
+    lines = [f"  {line}" for line in shorten(lines_of(bad, LISTED), LISTED)]
     advice = "Correct them (the rest is kept and not encoded again), or leave them out with prepare --bad-rows drop."
     return "\n".join([f"{len(bad):,} documents cannot be used.", *lines, advice])
 
