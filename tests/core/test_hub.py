@@ -181,3 +181,12 @@ def test_the_command_that_downloads_a_model_is_said(name: str, command: str, hom
     assert str(home / ".cache/huggingface/hub") in hint(Path(name))
     Path(name).parent.mkdir()
     assert hint(Path(name)) == ""  # rather a slip in the path of a folder
+
+
+@pytest.mark.parametrize("ref", ["../../../..", "x" * 5000, "a\nb", "\0", "..", "."])
+def test_a_ref_that_names_no_revision_is_said(home: Path, ref: str) -> None:
+    folder = snapshot(home / ".cache/huggingface/hub", WHOLE)
+    assert locate(NAME) == folder
+    (folder.parents[1] / "refs/main").write_text(ref)
+    with pytest.raises(ConfigError, match="refs/main: names no revision"):
+        locate(NAME)

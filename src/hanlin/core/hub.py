@@ -16,6 +16,7 @@ from hanlin.core.errors import ConfigError, shorten
 from hanlin.core.files import expanded, read_json_object
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_REVISION = re.compile(r"[\w-][\w.-]{0,199}")
 _SHARD = re.compile(r"(?P<start>.+-)(?P<number>\d{5})(?P<of>-of-(?P<count>\d{5})\.\w+)")
 _ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _OTHER_ENDINGS = (".txt", ".model", ".json", ".yaml", ".yml", ".py")
@@ -86,7 +87,8 @@ def download(path: Path) -> str:
 def _folders(name: str) -> Iterator[Path]:
     """Where a model of this name lies in the caches, best first.
 
-    Raises: ConfigError where it lies in several revisions and the cache does not say which one is meant.
+    Raises: ConfigError where it lies in several revisions and the cache does not say which one is meant, or says what
+    is none.
     """
     owner, _, model = name.partition("/")
     owners = next((same for same in _OWNERS if owner in same), (owner,))
@@ -98,10 +100,17 @@ def _folders(name: str) -> Iterator[Path]:
 
 
 def _snapshots(folder: Path) -> Iterator[Path]:
-    """The folder of the revision that refs/main names; without one, the only one."""
+    """The folder of the revision that refs/main names; without one, the only one.
+
+    Raises: ConfigError.
+    """
     ref, snapshots = folder / "refs" / "main", folder / _SNAPSHOTS
     if ref.is_file() and (revision := ref.read_text(encoding="utf-8", errors="replace").strip()):
-        yield snapshots / Path(revision).name
+        if not _REVISION.fullmatch(revision):
+            raise ConfigError(
+                f"{ref}: names no revision ({revision!r:.40}); remove the file, or download the model again"
+            )
+        yield snapshots / revision
         return
     there = sorted(path for path in snapshots.glob("*") if path.is_dir())
     if len(there) > 1:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from hanlin.core.errors import DataError
 __all__ = ["explain", "naming", "reason_of", "system_error", "writable"]
 
 _SHOWN_CHARACTERS = 200
+_SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")  # numpy's words, which come without a number
 
 _MEANINGS = {
     errno.EACCES: "no permission to {do} it; ask for the permission, or choose another path",
@@ -61,6 +63,11 @@ def explain(error: OSError, path: Path | None = None, doing: Doing = "read or wr
 
 def reason_of(error: OSError, doing: Doing) -> str:
     """The sentence without its subject."""
+    if error.errno is None and _SHORT_WRITE.fullmatch(str(error)):
+        return (
+            "no space is left on its disk, or the limit of this process (ulimit -f) is reached; make room there, or "
+            "choose a folder on another disk"
+        )
     reason = _MEANINGS.get(error.errno or 0) or error.strerror or str(error) or type(error).__name__
     return reason.format(do=doing)
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hanlin.core.os_errors import writable
 from hanlin.formats.lazy import forget, meta_of
 
 if TYPE_CHECKING:
@@ -36,7 +37,15 @@ def write_gguf(
 
     values: metadata under its full names, "{arch}" standing for the architecture; a float is stored in fp32, a whole
     number in 32 bits without sign. tensors: by llama.cpp's names, with the shapes that torch gives them.
+    Raises: DataError where the disk does not take it.
     """
+    with writable(path):
+        _write(path, architecture, values, tensors, packing)
+
+
+def _write(
+    path: Path, architecture: str, values: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], packing: str | None
+) -> None:
     import numpy as np
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter, quants
 

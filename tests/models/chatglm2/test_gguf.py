@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import resource
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from gguf import GGUFReader, dequantize
 
 from hanlin.api.conversion import ConvertSettings
 from hanlin.api.conversion import convert_weights as convert_any
-from hanlin.core.errors import CheckpointError, ConfigError
+from hanlin.core.errors import CheckpointError, ConfigError, DataError
 from hanlin.formats.convert import convert
 from hanlin.formats.load import base_parameters, save_base
 from hanlin.generate.engine import Engine
@@ -216,3 +217,18 @@ def test_llama_cpp_gets_our_ids_our_logits_and_our_answer(
         written.append(token)
     [answer] = Engine(model, own).generate([record], GreedySettings(max_new_tokens=24), seed=0)
     assert own.answer_texts(own.prompt(record), written) == [answer["response"]]
+
+
+@pytest.mark.parametrize("most", [100_000, 188_000])
+def test_a_disk_that_is_full_is_said_and_leaves_nothing(
+    most: int, tokenizer: ChatGlm2Tokenizer, tmp_path: Path
+) -> None:
+    write_base(tmp_path / "base", tokenizer, "chatglm2")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+    try:
+        with pytest.raises(DataError, match=r"out.gguf.*cannot be written.*(ulimit -f)"):
+            convert_any(tmp_path / "base", tmp_path / "out.gguf", ConvertSettings(to="gguf"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert {path.name for path in tmp_path.iterdir()} == {"base"}
