@@ -150,7 +150,7 @@ def test_oldest_rounds_leave_where_they_leave_no_room(talker: hanlin.Model) -> N
         ([*DIALOGUE[:2], {"role": "user", "content": None}], "message 3, by the user"),
         ([*DIALOGUE, {"role": "user", "content": "又"}], "two user turns in a row: message 4"),
         (["你好"], "found the text .你好. .turn 1"),
-        ([{"role": "system", "content": "x"}, *DIALOGUE], "only the template roles"),
+        ([{"role": "system", "content": "x"}, *DIALOGUE], "has no place in this template"),
     ],
 )
 def test_messages_that_cannot_be_answered_are_named(talker: hanlin.Model, messages: Any, told: str) -> None:

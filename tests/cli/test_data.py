@@ -90,7 +90,7 @@ def test_preferences_and_unknown_rows_are_shown_too(
     write(tmp_path / "own.jsonl", [{"input": "你好", "<ans>": "世界"}])
     assert main(["data", "show", "own.jsonl"]) == 0
     shown = capsys.readouterr().out
-    assert "no public form; name a model" in shown
+    assert "no form that is known: say which columns" in shown
     assert "input: 你好\n<ans>: 世界" in shown
 
 

@@ -7,7 +7,7 @@ sees, measured in tokens, with what would be cut, left out or refused.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -133,7 +133,7 @@ def _without_model(rows: Records, reading: Reading, facts: Mapping[str, Any], sh
     if reading.form is not None:
         read_as = str(reading)
     else:
-        read_as = "records of the model's own" if is_known else "no public form; name a model with --base or --family"
+        read_as = "records of the model's own" if is_known else _no_form(facts["keys"])
     return Preview(
         **facts,
         read_as=read_as,
@@ -143,6 +143,17 @@ def _without_model(rows: Records, reading: Reading, facts: Mapping[str, Any], sh
         longest=_longest([(row.where, row.size) for row in said]),
         bad=bad,
         notes=dict(notes),
+    )
+
+
+def _no_form(keys: Iterable[str]) -> str:
+    """What to do about rows of no form that is known."""
+    named = list(keys)[:2]
+    question, answer = named if len(named) == 2 else ("QUESTION", "ANSWER")
+    return (
+        "no form that is known: say which columns are the question and the answer, as in "
+        f"'data.transform={{prompt: ${question}, response: ${answer}}}', or name the model whose own records they are "
+        "with --base or --family"
     )
 
 

@@ -219,6 +219,8 @@ def test_keys_that_nothing_reads_are_named() -> None:
             {"prompt": turns(("user", "问"))},
             {"prompt": turns(("user", "问")), "completion": turns(("assistant", "答"))},
         ),
+        ("alpaca", {"指令": "问"}, {"指令": "问", "输出": "答"}),
+        ("prompt_completion", {"提问": "问"}, {"提问": "问", "回答": "答"}),
     ],
 )
 def test_an_answer_stands_where_the_form_has_it(name: str, row: dict[str, Any], written: dict[str, Any]) -> None:

@@ -24,7 +24,11 @@ SHAPES: dict[str, dict[str, Any]] = {
     "sharegpt": {"conversations": [{"from": "human", "value": Q}, {"from": "gpt", "value": A}]},
     "messages": {"messages": [{"role": "user", "content": Q}, {"role": "assistant", "content": A}]},
     "prompt_completion": {"query": Q, "response": A},
+    "指令": {"指令": Q, "输入": "", "输出": A},
+    "问题": {"问题": Q, "答案": A},
+    "提问": {"提问": Q, "回答": A},
 }
+CHINESE = {"指令": "alpaca", "问题": "prompt_completion", "提问": "prompt_completion"}
 OWN: dict[str, dict[str, Any]] = {
     "chatglm2": {"prompt": Q, "response": A},
     "cpm1": {"prompt": Q, "answer": A},
@@ -62,7 +66,8 @@ def test_every_shape_becomes_the_sample_of_the_family_s_own_record(
         source = opened(case, tmp_path, [row])
         assert source.form is not None
         assert source.form.reading.form is not None
-        assert source.form.reading.form.name == name
+        assert source.form.reading.form.name == CHINESE.get(name, name)
+
         sample = case.processor.sample(source[0])
         assert {key: value.tolist() for key, value in sample.inputs.items()} == {
             key: value.tolist() for key, value in own.inputs.items()

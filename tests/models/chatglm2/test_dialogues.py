@@ -147,7 +147,7 @@ def test_calls_of_tools_are_written_as_each_model_writes_them() -> None:
     assert "# 可用工具\n\n## weather" in shown[0][0]
     assert shown[1] == ('weather\n{"city": "北京", "days": 2}<|observation|>', True)
     assert shown[3] == ("\n20 度<|endoftext|>", True)
-    with pytest.raises(DataError, match="only the template roles"):
+    with pytest.raises(DataError, match="has no place in this template"):
         make_processor().sample(make_processor().record_of(calling()))
 
 

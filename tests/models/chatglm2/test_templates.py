@@ -85,7 +85,7 @@ def test_rounds_take_questions_and_answers_in_turn():
     )
     with pytest.raises(DataError, match="has no answer"):
         text("rounds", "丙", [{"role": "user", "content": "甲"}])
-    with pytest.raises(DataError, match="only the template roles"):
+    with pytest.raises(DataError, match="has no place in this template"):
         text("rounds", "丙", [{"role": "system", "content": "甲"}, {"role": "user", "content": "乙"}])
 
 

@@ -7,12 +7,12 @@ from typing import Any
 from hanlin.core.errors import DataError
 from hanlin.data.forms.content import ChatMessage, Conversation, Preference, make_conversation
 from hanlin.data.forms.form import Fit, Form, RawRow, one_key, read_tools, system_of, text_of, unread_keys, values_of
-from hanlin.data.forms.prompt_completion import QUESTIONS
+from hanlin.data.forms.prompt_completion import INSTRUCTIONS, QUESTIONS
 from hanlin.data.forms.turns import is_turns, read_history, read_turns
 
 _CHOSEN, _REJECTED = "chosen", "rejected"
 _DIALOGUES = ("conversations", "messages")
-_ASKED = ("instruction", *QUESTIONS)
+_ASKED = (*INSTRUCTIONS, *QUESTIONS)
 
 
 def _fits(row: RawRow) -> Fit | None:
@@ -28,9 +28,9 @@ def _read(row: RawRow) -> Preference:
 def _question(row: RawRow) -> list[ChatMessage]:
     if key := one_key(row, _DIALOGUES, "the dialogue"):
         return read_turns(row[key], key)
-    if "instruction" in row:
-        given = text_of(row, "input", may_be_empty=True)
-        asked = text_of(row, "instruction")
+    if key := one_key(row, INSTRUCTIONS, "the instruction"):
+        given = text_of(row, "input" if "input" in row else "输入", may_be_empty=True)
+        asked = text_of(row, key)
         return [ChatMessage("user", f"{asked}\n{given}" if given.strip() else asked)]
     key = one_key(row, QUESTIONS, "the question")
     if key is None:

@@ -11,11 +11,12 @@ from hanlin.data.forms.content import ChatMessage, Conversation, make_conversati
 from hanlin.data.forms.form import Fit, Form, RawRow, is_blank, one_key, system_of, text_of, unread_keys, values_of
 from hanlin.data.forms.turns import answered, is_turns, read_history, read_turns
 
-__all__ = ["ANSWERS", "FORM", "QUESTIONS", "question_key", "read_side"]
+__all__ = ["ANSWERS", "FORM", "INSTRUCTIONS", "QUESTIONS", "question_key", "read_side"]
 
-QUESTIONS = ("prompt", "query", "question", "input", "source")
+INSTRUCTIONS = ("instruction", "指令")
+QUESTIONS = ("prompt", "query", "question", "input", "source", "问题", "提问", "输入")
 # In the order of the questions that they usually belong to.
-ANSWERS = ("completion", "response", "answer", "output", "target")
+ANSWERS = ("completion", "response", "answer", "output", "target", "答案", "回答", "输出")
 _SUMMARY, _SUMMARISED = "summary", ("content", "text", "document", "article")
 
 
@@ -27,7 +28,7 @@ def _sides(row: RawRow) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 def _fits(row: RawRow) -> Fit | None:
     questions, answers = _sides(row)
-    if "instruction" in row or not values_of(row, questions):
+    if values_of(row, INSTRUCTIONS) or not values_of(row, questions):
         return None
     return "whole" if values_of(row, answers) else "question"
 

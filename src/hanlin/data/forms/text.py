@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from hanlin.data.forms.content import PlainText
 from hanlin.data.forms.form import Fit, Form, RawRow, text_of, unread_keys, values_of
-from hanlin.data.forms.prompt_completion import ANSWERS, QUESTIONS
+from hanlin.data.forms.prompt_completion import ANSWERS, INSTRUCTIONS, QUESTIONS
 
 _TEXT = "text"
 
 
 def _fits(row: RawRow) -> Fit | None:
-    others = values_of(row, ("instruction", "summary", *QUESTIONS, *ANSWERS))
+    others = values_of(row, (*INSTRUCTIONS, "summary", *QUESTIONS, *ANSWERS))
     return "whole" if _TEXT in row and not others else None
 
 

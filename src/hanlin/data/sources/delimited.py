@@ -56,7 +56,7 @@ class DelimitedSource:
         if len(self) == 0:
             raise DataError(f"{path}: the file holds no rows behind the names of its columns")
         if self._encoding != "utf-8":
-            log.warning("%s: is no UTF-8, read as GB18030 (GBK); say so if that is wrong by saving it as UTF-8", path)
+            log.warning("%s: is not UTF-8 and is read as GB18030 (GBK); if that is wrong, save the file as UTF-8", path)
 
     @property
     def fingerprint(self) -> str:

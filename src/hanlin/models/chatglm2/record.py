@@ -117,7 +117,9 @@ def read_text(record: Any, column: str) -> str:
     if not isinstance(record, Mapping):
         raise DataError(f"expected an object, found {record!r:.40}")
     if column not in record:
-        raise DataError(f'no column "{column}" (the row has: {", ".join(map(str, record)) or "none"})')
+        raise DataError(
+            f'no column "{column}" (the row has: {", ".join(map(str, record)) or "none"}); data.transform renames them'
+        )
     if not isinstance(record[column], str):
         raise DataError(f'"{column}": expected a string, found {record[column]!r:.40}')
     if not record[column]:

@@ -266,8 +266,8 @@ def _refuse_roles(message: Message) -> None:
     """Raises: DataError for what has a place in the template roles alone."""
     if message.role not in (USER, ASSISTANT):
         raise DataError(
-            f"a message of the role {message.role!r} has no place in this template; only the template roles (ChatGLM3, "
-            "GLM-4) has others"
+            f"a message of the role {message.role!r} has no place in this template, which has questions and answers "
+            "alone (ChatGLM3 and GLM-4 have others); put its text into the first question, or leave it out"
         )
     if message.metadata or message.tools is not None:
         raise DataError("metadata and tools of a message have a place in the template roles (ChatGLM3, GLM-4) alone")

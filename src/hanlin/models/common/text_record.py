@@ -168,7 +168,9 @@ def read_column(record: Any, column: str, tokenizer: Vocabulary, *, may_be_empty
     if not isinstance(record, Mapping):
         raise DataError(f"expected an object, found {record!r:.40}")
     if column not in record:
-        raise DataError(f'no column "{column}" (the row has: {", ".join(map(str, record)) or "none"})')
+        raise DataError(
+            f'no column "{column}" (the row has: {", ".join(map(str, record)) or "none"}); data.transform renames them'
+        )
     try:
         ids = ids_of(record[column], tokenizer)
     except DataError as error:
