@@ -525,3 +525,22 @@ def test_soft_prompts_of_an_encoder_decoder_are_refused_both_ways(tmp_path: Path
     trained_table("gpt2", tmp_path / "peft", peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
     with pytest.raises(CheckpointError, match="soft prompts of cpm2 are not the same in PEFT"):
         open_adapter(tmp_path / "peft", *CONFIGS["t5"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"use_rslora": "no"}, "use_rslora is 'no', expected bool or null"),
+        ({"layers_pattern": 5, "layers_to_transform": [0, 1]}, "layers_pattern is 5, expected str or list or null"),
+        ({"layers_to_transform": "0"}, "layers_to_transform is '0'"),
+        ({"modules_to_save": 3}, "modules_to_save is 3"),
+        ({"modules_to_save": "embed_tokens"}, "embed_tokens was trained whole, but no tensor of it"),
+        ({"r": "4"}, "r is '4', expected int"),
+    ],
+)
+def test_values_of_another_kind_are_refused_by_name(changes: dict[str, Any], says: str, tmp_path: Path) -> None:
+    trained_in_peft("glm", tmp_path, r=4, lora_alpha=7, target_modules=["q_proj"])
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    with pytest.raises(CheckpointError, match=says):
+        open_adapter(tmp_path, glm, GLM)

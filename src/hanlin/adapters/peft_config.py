@@ -73,6 +73,15 @@ _REASONS = {
     "lora_ga_config": "it took something out of the base",
 }
 """Keys that are refused unless they are switched off, and why."""
+_NAMES = (str, list, type(None))
+_KINDS = {
+    "r": (int, float),
+    "use_rslora": (bool, type(None)),
+    "layers_pattern": _NAMES,
+    "modules_to_save": _NAMES,
+    "layers_to_transform": (int, list, type(None)),
+}
+"""What is read as it stands, and the types of its values."""
 
 
 def peft_type(path: Path) -> str | None:
@@ -116,6 +125,10 @@ def read_lora_config(path: Path) -> dict[str, Any]:
         if stated.get(name) not in (None, False, [], {}, ()):
             raise CheckpointError(f"{file}: {name} is {stated[name]!r:.40}: {reason}, which is not read; {MERGE_THERE}")
     _KEYS.check(stated, str(file))
+    for name, kinds in _KINDS.items():
+        if name in stated and type(stated[name]) not in kinds:
+            expected = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
+            raise CheckpointError(f"{file}: {name} is {stated[name]!r:.40}, expected {expected}")
     if type(stated.get("lora_alpha")) not in (int, float) or not stated["lora_alpha"]:
         raise CheckpointError(f"{file}: lora_alpha is {stated.get('lora_alpha')!r}, expected a number other than 0")
     return stated
@@ -210,7 +223,8 @@ def check_whole(
     """
     known = {theirs.rpartition(".")[0] for rules in layouts for rule in rules for theirs in rule.theirs}
     there = {name.rpartition(".")[0] for name in others}
-    for wanted in stated.get("modules_to_save") or ():
+    given = stated.get("modules_to_save") or ()
+    for wanted in [given] if isinstance(given, str) else given:
         is_part = any(has_ending(module, str(wanted)) for module in known)
         if is_part and not any(has_ending(module, str(wanted)) for module in there):
             raise CheckpointError(
