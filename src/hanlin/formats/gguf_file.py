@@ -6,10 +6,12 @@ multiple of 32 stays in fp16 where the others are packed in 8 bits.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hanlin.core.errors import CheckpointError
 from hanlin.core.os_errors import writable
 from hanlin.formats.lazy import forget, meta_of
 
@@ -24,6 +26,7 @@ PACKINGS = ("q8_0",)
 _FILE_TYPES = {"F32": 0, "F16": 1, "Q8_0": 7, "BF16": 32}
 _OF_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _BLOCK = 32
+_LARGEST = {"F16": 65504.0, "Q8_0": 127 * 65504.0}  # the scale is in fp16, for up to 127 of it
 
 
 def write_gguf(
@@ -37,7 +40,7 @@ def write_gguf(
 
     values: metadata under its full names, "{arch}" standing for the architecture; a float is stored in fp32, a whole
     number in 32 bits without sign. tensors: by llama.cpp's names, with the shapes that torch gives them.
-    Raises: DataError where the disk does not take it.
+    Raises: DataError where the disk does not take it, CheckpointError for numbers that the packing cannot hold.
     """
     with writable(path):
         _write(path, architecture, values, tensors, packing)
@@ -67,6 +70,9 @@ def _write(
     writer.write_ti_data_to_file()
     for name, kind in kinds.items():
         numbers = tensors[name].detach().float().contiguous().numpy()
+        largest = float(np.abs(numbers).max(initial=0))
+        if largest > _LARGEST.get(kind, math.inf):
+            raise CheckpointError(f"{name} has numbers up to {largest:.3g}, which {kind} cannot hold; take bf16")
         writer.write_tensor_data(quants.quantize(numbers, GGMLQuantizationType[kind]))
         forget(tensors, name)
     writer.close()

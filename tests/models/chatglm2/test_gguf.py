@@ -232,3 +232,23 @@ def test_a_disk_that_is_full_is_said_and_leaves_nothing(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert {path.name for path in tmp_path.iterdir()} == {"base"}
+
+
+@pytest.mark.parametrize(("ffn_size", "number", "kind"), [(64, 1e7, "Q8_0"), (65, 7e4, "F16")])
+def test_numbers_that_a_packing_cannot_hold_are_refused(
+    ffn_size: int, number: float, kind: str, tokenizer: ChatGlm2Tokenizer, tmp_path: Path
+) -> None:
+    config = replace(SMALL, ffn_size=ffn_size, end_ids=(tokenizer.end,))
+    weights = {name: torch.zeros_like(one) for name, one in base_parameters(ChatGlm2(config)).items()}
+    weights["blocks.1.ffn.down.weight"][3, 5] = number
+    save_base(tmp_path / "base", family, config, weights, tokenizer)
+    with pytest.raises(CheckpointError, match=f"blk.1.ffn_down.weight has numbers up to .*, which {kind} cannot hold"):
+        convert_any(tmp_path / "base", tmp_path / "out.gguf", ConvertSettings(to="gguf", dtype="q8_0"))
+    assert not (tmp_path / "out.gguf").exists()
+
+
+@pytest.mark.parametrize(("num_heads", "head_dim", "turned"), [(4, 7, 3), (32, 1, 0)])
+def test_heads_whose_numbers_are_no_pairs_are_refused(num_heads: int, head_dim: int, turned: int) -> None:
+    config = replace(SMALL, num_heads=num_heads, head_dim=head_dim, hidden_size=num_heads * head_dim)
+    with pytest.raises(CheckpointError, match=f"{turned} of {head_dim} are turned"):
+        gguf.shape_values(config)

@@ -76,6 +76,11 @@ def shape_values(config: ChatGlm2Config) -> dict[str, Any]:
             f"llama.cpp's chatglm has heads as wide as the hidden size together; these are {config.num_heads} of "
             f"{config.head_dim} in {config.hidden_size}"
         )
+    turned = int(config.head_dim * config.rotary_share)
+    if turned < 2 or turned % 2:
+        raise CheckpointError(
+            f"llama.cpp turns pairs of a head's numbers; here {turned} of {config.head_dim} are turned (rotary_share)"
+        )
     scaling = {"{arch}.rope.scaling.type": "linear", "{arch}.rope.scaling.factor": float(config.position_divisor)}
     return {
         "{arch}.context_length": config.max_length,
@@ -85,7 +90,7 @@ def shape_values(config: ChatGlm2Config) -> dict[str, Any]:
         "{arch}.attention.head_count": config.num_heads,
         "{arch}.attention.head_count_kv": config.num_kv_heads,
         "{arch}.attention.layer_norm_rms_epsilon": float(config.norm_eps),
-        "{arch}.rope.dimension_count": int(config.head_dim * config.rotary_share),
+        "{arch}.rope.dimension_count": turned,
         "{arch}.rope.freq_base": float(config.rotary_base),
         **(scaling if config.position_divisor != 1 else {}),
     }
