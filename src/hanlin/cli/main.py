@@ -25,7 +25,7 @@ from hanlin.core.terminal import mute, steady_streams
 
 # The order of `hanlin --help`, along a user's way; commands that are not named here come last.
 _ORDER = (
-    *("demo", "doctor", "data", "check", "plan", "prepare", "tokenizer"),
+    *("demo", "doctor", "recipes", "data", "check", "plan", "prepare", "tokenizer"),
     *("train", "launch", "deepspeed", "evaluate", "generate", "chat", "serve", "report", "inspect", "convert"),
 )
 _NOT_COMMANDS = {"main"}

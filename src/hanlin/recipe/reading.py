@@ -228,9 +228,20 @@ def _recipe_file(path: Path) -> Path:
     if not path.is_file():
         here = [str(found) for found in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
         close = [] if path.exists() or path.is_symlink() else difflib.get_close_matches(str(path), here, n=1)
-        near = f"; did you mean {close[0]}?" if close else ""
+        near = f"; did you mean {close[0]}?" if close else _where_shipped(path)
         raise ConfigError(f"{path}: there is no such recipe{missing_link(path)}{near}")
     return path
+
+
+def _where_shipped(path: Path) -> str:
+    """How to get a recipe that comes with the package, and is named as if it lay here."""
+    from hanlin.recipe.shipped import shipped_files
+
+    try:
+        is_ours = path.name in {file.name for file in shipped_files("recipes")}
+    except ConfigError:
+        return ""
+    return f"; it comes with hanlin: hanlin recipes copy {path.stem} {path.parent}" if is_ours else ""
 
 
 def _parse(path: Path) -> tuple[dict[str, Any], dict[str, int], list[Problem]]:
