@@ -77,5 +77,8 @@ def test_missing_files_and_the_wrong_layout_are_named(base: Path, tmp_path: Path
         convert(base, family, None, "original", tmp_path / "out")
     convert(base, family, None, "experts", tmp_path / "out", ranks=2)
     (tmp_path / "out/1/mp_rank_01_01_model_states.pt").unlink()
+    with pytest.raises(CheckpointError, match=r"mp_rank_01_01_model_states\.pt is missing"):
+        open_source(tmp_path / "out", family)
+    (tmp_path / "out/manifest.json").unlink()
     with pytest.raises(CheckpointError, match=r"mp_rank_01_01_model_states\.pt missing"):
         open_source(tmp_path / "out", family)
