@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import pytest
@@ -50,10 +51,22 @@ def engine() -> Engine:
 
 
 @pytest.fixture(scope="session")
-def text_engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+def engine_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Engine]:
+    """A tiny model of a family."""
+
+    @cache
+    def make(family: str) -> Engine:
+        case = case_of(family, tmp_path_factory.mktemp(family))
+        limit = getattr(case.config, "max_length", None)
+        return Engine(case.model().requires_grad_(False), case.processor, max_length=limit)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def text_engine(engine_of: Callable[[str], Engine]) -> Engine:
     """A tiny CPM-1."""
-    case = case_of("cpm1", tmp_path_factory.mktemp("cpm1"))
-    return Engine(case.model().requires_grad_(False), case.processor, max_length=case.config.max_length)
+    return engine_of("cpm1")
 
 
 @pytest.fixture

@@ -119,10 +119,15 @@ def test_texts_are_gone_on_with(serve: Start, text_engine: Engine) -> None:
     assert "".join(chunk.choices[0].text for chunk in streamed) == found.choices[0].text
 
 
-def test_a_model_that_is_talked_with_says_which_route_it_has(serve: Start) -> None:
-    status, answer = post(serve()[0], "/v1/completions", {"prompt": "床前"})
-    assert status == 400
-    assert "/v1/chat/completions" in answer["error"]["message"]
+def test_every_family_goes_on_with_a_text_or_says_which_route_it_has(
+    serve: Start, engine_of: Callable[[str], Engine]
+) -> None:
+    for family, status in {"chatglm2": 200, "cpm_bee": 200, "cpm1_t5": 400, "cpm2": 400}.items():
+        url, _ = serve(engine=engine_of(family))
+        found, answer = post(url, "/v1/completions", {"prompt": "床前明月", "max_tokens": 3})
+        assert found == status, (family, answer)
+        assert status == 200 or "/v1/chat/completions" in answer["error"]["message"]
+        assert post(url, "/v1/chat/completions", {"messages": ASKED, "max_tokens": 3})[0] == 200, family
 
 
 def test_how_likely_tokens_were_is_told(serve: Start) -> None:
