@@ -67,6 +67,8 @@ def _record(service: Service, text: str) -> Any:
     if not isinstance(service.processor, TakesForms):
         raise RequestError("this model reads records of its own form alone, no texts", param="prompt")
     try:
-        return service.processor.record_of(PlainText(text))
+        record = service.processor.record_of(PlainText(text))
+        service.processor.prompt(record)  # some families learn texts, but have to be asked something
+        return record
     except HanlinError as error:
         raise RequestError(f"{error}; ask by /v1/chat/completions", param="prompt") from None
