@@ -148,3 +148,19 @@ def test_a_run_goes_on_where_its_files_have_moved(
     (tmp_path / "else/b/manifest.json").unlink()
     assert main(["train", str(begun), "train.steps=9", *moved]) == 2
     assert "model.base weights" in capsys.readouterr().err
+
+
+def test_what_is_handed_on_may_be_written_in_half_precision(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = {dtype: write_recipe(tmp_path, dtype, steps=4, train={"save_dtype": dtype}) for dtype in ("fp32", "bf16")}
+    for recipe in runs.values():
+        assert main(["train", str(recipe)]) == 0
+        assert main(["train", str(recipe), "train.steps=6"]) == 0, "the run goes on from fp32"
+    assert losses(tmp_path / "fp32") == losses(tmp_path / "bf16")
+    whole, half = (load_file(tmp_path / dtype / "last/model.safetensors") for dtype in runs)
+    assert {str(tensor.dtype) for tensor in half.values()} == {"torch.bfloat16"}
+    assert all(half[name].equal(tensor.bfloat16()) for name, tensor in whole.items())
+    assert main(["evaluate", str(runs["bf16"])]) == 0
+    capsys.readouterr()
+    idle = write_recipe(tmp_path, "idle", tuning={"method": "lora"}, train={"save_dtype": "bf16"})
+    assert main(["check", str(idle)]) == 2
+    assert "train.save_dtype: has no effect with tuning.method lora" in capsys.readouterr().err

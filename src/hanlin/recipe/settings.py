@@ -164,6 +164,8 @@ class TrainSettings(Settings):
     save_every: int | None = Field(default=None, gt=0)
     # Go on training while a checkpoint is written; needs memory of the CPU for a copy of it.
     save_in_background: bool = False
+    # Of the weights in best/ and last/, where the base is trained; checkpoints, which a run goes on from, stay fp32.
+    save_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     # Checkpoints kept, besides the best one.
     keep: int = Field(default=2, gt=0)
     # Skipped steps (non-finite loss or gradient) in a row after which training stops.

@@ -52,6 +52,11 @@ def _rules(recipe: Recipe) -> list[tuple[str, Unused, bool]]:
             train.precision != "fp16",
         ),
         (
+            "train.save_dtype",
+            Unused("tuning.method", f"with tuning.method {recipe.tuning.method}, which writes an adapter"),
+            not recipe.tuning.trains_base,
+        ),
+        (
             "train.decay_steps",
             Unused("train.schedule", f"with train.schedule {train.schedule}, which has no end; use linear or cosine"),
             train.schedule_form == "standard" and train.schedule not in ("linear", "cosine"),

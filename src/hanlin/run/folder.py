@@ -38,7 +38,7 @@ _WRITTEN = (
 # What may change between two starts of the same run without a word to ask for it; of paths, what lies there may not.
 _FREE = re.compile(
     rf"{'|'.join(map(re.escape, MOVABLE))}|(generate|evaluate)\..*|run\.(?!seed).*|data\.(cache|eval)"
-    r"|parallel\..*|train\.(steps|epochs|micro_batch_size|eval_every|inspect_every|samples|patience|save_every|save_in_background|keep|max_skipped)"
+    r"|parallel\..*|train\.(steps|epochs|micro_batch_size|eval_every|inspect_every|samples|patience|save_every|save_in_background|save_dtype|keep|max_skipped)"
 )
 # What changes the numbers, but leaves a checkpoint's weights and place in the data their meaning.
 _ON_REQUEST = re.compile(r"train\.(?!batch_size).*")

@@ -19,7 +19,7 @@ from hanlin.core.parameters import set_parameter
 from hanlin.core.ranks import read_ranks
 from hanlin.formats.fingerprint import Fingerprint
 from hanlin.formats.load import added_parameters, base_parameters, load_into, open_ours, save_base
-from hanlin.formats.values import stored_dtype
+from hanlin.formats.values import Cast, stored_dtype
 from hanlin.layers.label_head import label_parameters
 from hanlin.layers.precision import DTYPES
 from hanlin.models.common.init_weights import init_weights
@@ -184,7 +184,8 @@ def export(components: Components, parallel_model: ParallelModel, target: Path) 
         save_adapter(model, tuning, target, overwrite=True)
         return
     with published(target, "replace") as beside:
-        save_base(beside, components.family, components.config, base_parameters(model), components.tokenizer)
+        weights = Cast(target, base_parameters(model), DTYPES[components.recipe.train.save_dtype])
+        save_base(beside, components.family, components.config, weights, components.tokenizer)
         if added_parameters(model):
             save_adapter(model, tuning, beside / ADAPTER_FOLDER)
 
@@ -286,12 +287,13 @@ def _base_weights(components: Components, names: list[str]) -> NamedTensors:
 def _say_precision(components: Components) -> None:
     """Tell where what is written takes more room than what it came from."""
     recipe, source = components.recipe, components.source
-    if source is None or not recipe.tuning.trains_base or stored_dtype(source.weights) not in _HALF:
+    is_larger = recipe.tuning.trains_base and recipe.train.save_dtype == "fp32"
+    if source is None or not is_larger or stored_dtype(source.weights) not in _HALF:
         return
     count = sum(weight.numel() for weight in _empty_model(components).parameters())
     log.info(
         "the base is in %s; its weights are trained and written in float32, %.3g GB in best/ and again in last/; "
-        "hanlin convert %s OUT --dtype fp16 halves that afterwards",
+        "train.save_dtype=bf16 halves that, or hanlin convert %s OUT --dtype fp16 afterwards",
         stored_dtype(source.weights),
         4 * count / 1e9,
         recipe.run.folder / "best",

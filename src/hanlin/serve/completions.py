@@ -68,7 +68,7 @@ def _record(service: Service, text: str) -> Any:
         raise RequestError("this model reads records of its own form alone, no texts", param="prompt")
     try:
         record = service.processor.record_of(PlainText(text))
-        service.processor.prompt(record)  # some families learn texts, but have to be asked something
+        service.engine.processor.prompt(record)  # some families learn texts, but have to be asked something
         return record
     except HanlinError as error:
         raise RequestError(f"{error}; ask by /v1/chat/completions", param="prompt") from None
