@@ -377,3 +377,10 @@ def test_a_layout_that_does_not_fit_is_told_with_its_key(settings: str, problem:
 def test_a_layout_that_fits_has_no_problems(settings: str) -> None:
     changes = [word if "." in word else f"parallel.{word}" for word in settings.split()]
     assert problems("model.config.num_layers=2", *changes) == []
+
+
+def test_a_vocabulary_that_cannot_end_documents_is_named(project: Path) -> None:
+    (project / "pieces.txt").write_text("<unk>\n<pad>\n<s_0>\n<s_1>\n床\n", encoding="utf-8")
+    recipe = RECIPE.replace("family: cpm_bee", "family: cpm1_t5").replace("vocab: vocab.txt", "vocab: pieces.txt")
+    (project / "recipe.yaml").write_text(recipe, encoding="utf-8")
+    assert "model.vocab: pieces.txt: the vocabulary lacks <eod>" in " ".join(problems("data.max_length=256"))

@@ -92,7 +92,9 @@ def token_and_row_problems(recipe: Recipe, family: Family, purpose: Purpose) -> 
         processor = make_processor(recipe, family, tokenizer, config, adapter)
     except ConfigError as error:
         key, colon, text = str(error).partition(": ")
-        yield (key, text) if colon and key.startswith(("tuning.", "model.")) else ("data.options", str(error))
+        if not colon or not key.startswith(("tuning.", "model.")):
+            key, text = "data.options", str(error)
+        yield key, f"{path}: {text}" if key == "model.vocab" else text
         return
     yield from record_problems(Components(recipe, family, config, tokenizer, processor, source, adapter), purpose)
 

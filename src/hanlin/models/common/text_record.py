@@ -105,7 +105,7 @@ def end_id(tokenizer: Vocabulary) -> int:
     for token in (EOD, "<|endoftext|>"):
         if (id := tokenizer.find(token)) is not None:
             return id
-    raise ConfigError(f"the vocabulary lacks {EOD}, with which documents end; take one that has it")
+    raise ConfigError(f"model.vocab: the vocabulary lacks {EOD}, with which documents end; take one that has it")
 
 
 def pad_id(tokenizer: Vocabulary) -> int:
