@@ -411,7 +411,11 @@ class ChatGlm2Processor:
         shorter = longest_that_fits(record, self._without_oldest, lambda one: len(self.encode_prompt(one)) <= limit)
         if shorter is None:
             where = "prompt_length" if self.options.asked_length else "the model's max_length"
-            raise DataError(f"the newest question alone is too long, {where} allows {limit} tokens; shorten it")
+            newest = record
+            while (fewer := self._without_oldest(newest)) is not None:
+                newest = fewer
+            count = len(self.encode_prompt(newest))
+            raise DataError(f"the newest question alone makes {count} tokens, {where} allows {limit}; shorten it")
         return shorter, self.encode_prompt(shorter)
 
     def _without_oldest(self, record: Mapping[str, Any]) -> dict[str, Any] | None:
