@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -62,6 +63,9 @@ class ForBase:
     files: str | None = None
 
 
+ANY_BASE = ForBase()
+
+
 @dataclass(frozen=True)
 class AdapterFormat:
     """One layout of adapters.
@@ -71,7 +75,7 @@ class AdapterFormat:
     (CheckpointError for a broken one); save: writes a model's;
     tensors: of a layout that keeps them among the tensors of their base: the model's by their names there; family: the
     name of the one family whose adapters lie so, if there is one;
-    for_base: of a layout that names the modules of a base and the base itself: the same for a given one.
+    names_base: whether what is written names the modules of a base and the base itself; its `save` takes a `ForBase`.
     """
 
     title: str
@@ -80,7 +84,12 @@ class AdapterFormat:
     save: SaveAdapter
     tensors: Callable[[nn.Module, FamilyFacts], dict[str, torch.Tensor]] | None = None
     family: str | None = None
-    for_base: Callable[[ForBase], AdapterFormat] | None = None
+    names_base: bool = False
+
+    def for_base(self, base: ForBase) -> AdapterFormat:
+        """The same for a given base."""
+        save: Callable[..., None] = self.save
+        return replace(self, save=partial(save, base=base)) if self.names_base else self
 
 
 def read_settings(path: Path, values: Mapping[str, Any]) -> TuningMethod:

@@ -9,11 +9,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hanlin.adapters.adapter import Adapter, AdapterFormat, ForBase, read_settings
+from hanlin.adapters.adapter import ANY_BASE, Adapter, AdapterFormat, ForBase, read_settings
 from hanlin.adapters.labels import is_label_parameter, refuse_labels
 from hanlin.adapters.lora_names import (
     MERGE_THERE,
@@ -138,10 +137,9 @@ def _save(
     family: FamilyFacts,
     *,
     overwrite: bool = False,
-    base: ForBase | None = None,
+    base: ForBase = ANY_BASE,
 ) -> None:
     refuse_labels(model)
-    base = base or ForBase()
     layout, form = known_to_peft(family, base.layout)
     form.write_config(replace(model.config, **plain_values(family)))  # refuses what no model there computes
     pairs = _theirs(model, settings, layout, form)
@@ -149,8 +147,6 @@ def _save(
     known = their_modules(form.rules(model.config), [name for name, _ in model.named_parameters()])
     config = {
         "peft_type": LORA,
-        "task_type": form.peft,
-        "base_model_name_or_path": name_of_base(base, layout, path),
         **_ranks(pairs, factor),
         "lora_dropout": settings.dropout,
         "target_modules": shortest_endings({pair.theirs for pair in pairs}, known),
@@ -158,15 +154,27 @@ def _save(
         "fan_in_fan_out": all(pair.stands_transposed for pair in pairs),
         "init_lora_weights": True,
         "modules_to_save": None,
-        "inference_mode": True,
     }
     tensors = {f"{PEFT_PREFIX}{name}.weight": one for name, one in tensors_of({p.theirs: p for p in pairs}).items()}
+    write_folder(path, tensors, config | about_base(base, layout, form, path), overwrite=overwrite)
+
+
+def write_folder(
+    path: Path, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], *, overwrite: bool
+) -> None:
+    """Write an adapter folder of PEFT."""
     with published_folder(path, overwrite=overwrite) as beside:
         write_safetensors(beside / WEIGHTS, tensors)
         write_json(beside / SETTINGS, config)
 
 
-def name_of_base(base: ForBase, layout: str, path: Path) -> str | None:
+def about_base(base: ForBase, layout: str, form: Format, path: Path) -> dict[str, Any]:
+    """What every adapter_config.json says of the model that the adapter is for."""
+    named = _name_of_base(base, layout, path)
+    return {"task_type": form.peft, "base_model_name_or_path": named, "inference_mode": True}
+
+
+def _name_of_base(base: ForBase, layout: str, path: Path) -> str | None:
     """What the adapter at a path calls its base, if that is in the layout whose names it has; said if it is not."""
     if base.files in (None, layout):
         return base.name
@@ -236,8 +244,4 @@ def _number(value: float) -> float:
     return int(value) if value == int(value) else value
 
 
-def _for_base(base: ForBase) -> AdapterFormat:
-    return replace(PEFT, save=partial(_save, base=base))
-
-
-PEFT = AdapterFormat(_TITLE, _holds, _open, _save, for_base=_for_base)
+PEFT = AdapterFormat(_TITLE, _holds, _open, _save, names_base=True)

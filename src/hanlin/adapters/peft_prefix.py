@@ -8,28 +8,23 @@ and keys, the keys of the prefix are turned by as much; a table of positions lea
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hanlin.adapters.adapter import Adapter, AdapterFormat, ForBase, read_settings
+from hanlin.adapters.adapter import ANY_BASE, Adapter, AdapterFormat, ForBase, read_settings
 from hanlin.adapters.labels import refuse_labels
-from hanlin.adapters.peft import known_to_peft, name_of_base
+from hanlin.adapters.peft import about_base, known_to_peft, write_folder
 from hanlin.adapters.peft_config import (
     COMMON_KEYS,
     PREFIX_TUNING,
     SETTINGS,
     TABLE,
-    WEIGHTS,
     peft_type,
     read_table,
     stated_base,
 )
 from hanlin.core.errors import CheckpointError
-from hanlin.core.files import write_json
-from hanlin.core.manifest import published_folder
 from hanlin.formats.config_keys import ConfigKeys
-from hanlin.formats.files import write_safetensors
 from hanlin.formats.format import FamilyFacts, Format
 
 if TYPE_CHECKING:
@@ -108,28 +103,23 @@ def _save(
     family: FamilyFacts,
     *,
     overwrite: bool = False,
-    base: ForBase | None = None,
+    base: ForBase = ANY_BASE,
 ) -> None:
     refuse_labels(model)
-    base = base or ForBase()
     layout, form = _layout(family, base.layout)
     table = projected(model)
     width = table.shape[1] // (2 * model.prefix.num_layers)
     config = {
         "peft_type": PREFIX_TUNING,
-        "task_type": form.peft,
         "num_virtual_tokens": len(table),
         "num_layers": model.prefix.num_layers,
         "num_attention_heads": width // model.prefix.head_dim,
         "token_dim": width,
         "num_transformer_submodules": 1,
         "prefix_projection": False,
-        "inference_mode": True,
-        "base_model_name_or_path": name_of_base(base, layout, path),
     }
-    with published_folder(path, overwrite=overwrite) as beside:
-        write_safetensors(beside / WEIGHTS, {TABLE: _turned(form, model.config, table, width, len(table))})
-        write_json(beside / SETTINGS, config)
+    tensors = {TABLE: _turned(form, model.config, table, width, len(table))}
+    write_folder(path, tensors, config | about_base(base, layout, form, path), overwrite=overwrite)
 
 
 def projected(model: nn.Module) -> Any:
@@ -142,8 +132,4 @@ def projected(model: nn.Module) -> Any:
         return (table if encoder.trans is None else encoder.trans(table)).detach().float().contiguous()
 
 
-def _for_base(base: ForBase) -> AdapterFormat:
-    return replace(PEFT_PREFIX_TUNING, save=partial(_save, base=base))
-
-
-PEFT_PREFIX_TUNING = AdapterFormat(_TITLE, _holds, _open, _save, for_base=_for_base)
+PEFT_PREFIX_TUNING = AdapterFormat(_TITLE, _holds, _open, _save, names_base=True)

@@ -4,29 +4,22 @@ decoder whose samples have one place for them.
 
 from __future__ import annotations
 
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hanlin.adapters.adapter import Adapter, AdapterFormat, ForBase, read_settings
+from hanlin.adapters.adapter import ANY_BASE, Adapter, AdapterFormat, ForBase, read_settings
 from hanlin.adapters.labels import refuse_labels
-from hanlin.adapters.peft import known_to_peft, name_of_base
+from hanlin.adapters.peft import about_base, known_to_peft, write_folder
 from hanlin.adapters.peft_config import (
     COMMON_KEYS,
     PROMPT_KINDS,
-    SETTINGS,
     TABLE,
-    WEIGHTS,
     peft_type,
     read_table,
     stated_base,
 )
 from hanlin.core.errors import CheckpointError
-from hanlin.core.files import write_json
-from hanlin.core.manifest import published_folder
 from hanlin.formats.config_keys import ConfigKeys
-from hanlin.formats.files import write_safetensors
 from hanlin.formats.format import FamilyFacts, Format
 
 _TITLE = "PEFT's adapter folder of prompt tuning"
@@ -78,33 +71,23 @@ def _save(
     family: FamilyFacts,
     *,
     overwrite: bool = False,
-    base: ForBase | None = None,
+    base: ForBase = ANY_BASE,
 ) -> None:
     refuse_labels(model)
-    base = base or ForBase()
     layout, form = _layout(family, base.layout)
     if not settings.is_seen:
         raise CheckpointError("tuning.is_seen is false: in PEFT a text always sees its prompts; use our adapter folder")
     table = model.soft_prompt.weight.detach().float().contiguous()
     config = {
         "peft_type": PROMPT_KINDS[0],
-        "task_type": form.peft,
         "num_virtual_tokens": len(table),
         "token_dim": table.shape[1],
         "num_layers": model.config.num_layers,
         "num_attention_heads": model.config.num_heads,
         "num_transformer_submodules": 1,
         "prompt_tuning_init": "RANDOM",
-        "inference_mode": True,
-        "base_model_name_or_path": name_of_base(base, layout, path),
     }
-    with published_folder(path, overwrite=overwrite) as beside:
-        write_safetensors(beside / WEIGHTS, {TABLE: table})
-        write_json(beside / SETTINGS, config)
+    write_folder(path, {TABLE: table}, config | about_base(base, layout, form, path), overwrite=overwrite)
 
 
-def _for_base(base: ForBase) -> AdapterFormat:
-    return replace(PEFT_PROMPT_TUNING, save=partial(_save, base=base))
-
-
-PEFT_PROMPT_TUNING = AdapterFormat(_TITLE, _holds, _open, _save, for_base=_for_base)
+PEFT_PROMPT_TUNING = AdapterFormat(_TITLE, _holds, _open, _save, names_base=True)

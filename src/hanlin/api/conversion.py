@@ -200,7 +200,7 @@ def _convert_adapter(source: Path, target: Path, how: ConvertSettings) -> Writte
     family = _family(how, base)
     adapter = open_adapter(source, family, read_config(base, family))
     layout = format_to_write(adapter.settings, how.to or OURS)
-    if layout.for_base is not None:
+    if layout.names_base:
         name = name_of_folder(base) or str(base.resolve())
         layout = layout.for_base(ForBase(how.layout, name, open_source(base, family).format))
     model = model_of_adapter(adapter, base, family)
