@@ -71,3 +71,11 @@ def test_what_an_answer_has_already_is_less_likely_once_or_each_time() -> None:
     found = penalise_counts(logits, [[1, 1, 3], []], presence=0.5, frequency=0.25)
     torch.testing.assert_close(found, torch.tensor([[0.0, -1.0, 0.0, -0.75], [0.0, 0.0, 0.0, 0.0]]))
     assert penalise_counts(logits, [[1], [2]], presence=0, frequency=0) is logits
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-38, 5e-324])
+def test_no_temperature_is_too_low(temperature: float) -> None:
+    logits = torch.tensor([[2.0, -INF, 3.0, -1e4], [-5.0, -4.0, -6.0, -4.5]])
+    for last in (False, True):
+        warped = warp(logits, temperature, 0, 0.9, temperature_last=last)
+        assert draw(warped, [0.3, 0.999]).tolist() == [2, 1]

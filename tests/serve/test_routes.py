@@ -19,8 +19,8 @@ from hanlin.data.forms.messages import FORM
 from hanlin.generate.engine import Engine
 from hanlin.generate.methods.greedy import GreedySettings
 from hanlin.generate.methods.sample import SampleSettings
-from hanlin.serve.fields import ChatBody, CompletionBody
 from hanlin.serve.limits import Limits
+from hanlin.serve.schema import ChatBody, CompletionBody
 from hanlin.serve.service import Service
 
 ASKED = [{"role": "user", "content": "床前明月光"}]
@@ -156,6 +156,44 @@ def test_how_likely_the_tokens_of_a_text_were_is_told(serve: Start, text_engine:
     assert all(1 <= len(top) <= 3 for top in noted.top_logprobs)
 
 
+def test_no_temperature_is_too_low_and_none_disturbs_others(serve: Start, engine: Engine) -> None:
+    client = client_of(serve()[0])
+    coldest = answer_of(engine, ASKED, GreedySettings(max_new_tokens=8))
+
+    def ask(temperature: float) -> str | None:
+        found = client.chat.completions.create(
+            model="tiny",
+            messages=ASKED,
+            max_tokens=8,
+            seed=1,
+            temperature=temperature,  # pyright: ignore
+        )
+        return found.choices[0].message.content
+
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(ask, [1e-38, 5e-324, 1.0, 1e-9]))
+    assert found[0] == found[1] == found[3] == coldest
+
+
+def test_what_goes_wrong_in_the_thread_fails_what_it_answers_and_no_more(
+    serve: Start, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, service = serve()
+    with monkeypatch.context() as broken:
+        broken.setattr(engine.processor, "answer_texts", lambda *_: 1 / 0)
+        status, answer = post(url, "/v1/chat/completions", {"messages": ASKED, "max_tokens": 2, "n": 3})
+        assert (status, answer["error"]["message"]) == (500, "the server failed: ZeroDivisionError")
+    assert service.scheduler.counts.failed == 1
+    assert post(url, "/v1/chat/completions", {"messages": ASKED, "max_tokens": 2})[0] == 200
+
+
+def test_what_an_encoder_reads_counts_too(serve: Start, engine_of: Callable[[str], Engine]) -> None:
+    url, _ = serve(Limits(cache_tokens=60), engine=engine_of("cpm2"))
+    body = {"messages": [{"role": "user", "content": "床前明月光" * 20}], "max_tokens": 4}
+    status, answer = post(url, "/v1/chat/completions", body)
+    assert (status, answer["error"]["code"]) == (400, "too_large")
+
+
 def test_models_health_and_metrics(serve: Start) -> None:
     url, _ = serve()
     assert [model.id for model in client_of(url).models.list()] == ["tiny"]
@@ -197,6 +235,7 @@ def test_models_health_and_metrics(serve: Start) -> None:
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]}, 400, "messages"),
         ({"messages": [{"role": "user", "content": "床" * 999}]}, 400, "messages"),
         ({"messages": ASKED, "max_tokens": 5000}, 400, "messages"),
+        ({"messages": ASKED, "max_tokens": 2**24 + 1}, 400, "max_new_tokens"),
         ({}, 400, "messages"),
         ([1], 400, None),
         (b"{", 400, None),

@@ -77,11 +77,15 @@ class Reader:
         return logits if logits.dtype == torch.float64 else logits.float()
 
     def join(self, other: Reader) -> None:
-        """Take in the rows of another reader of the same model, behind the own ones; the other one is used up."""
+        """Take in the rows of another reader of the same model, behind the own ones; the other one is used up.
+
+        Where memory runs out, this one is as before.
+        """
         assert self._memory is None, "a memory is that of one row"
         self._kv_cache.forget_first(self._kv_cache.length - max(self._widths.values()))
+        constant = {name: _stack(tensor, other._constant[name], name) for name, tensor in self._constant.items()}
         self._kv_cache.join(other._kv_cache)
-        self._constant = {name: _stack(tensor, other._constant[name], name) for name, tensor in self._constant.items()}
+        self._constant = constant
         self._rows = [*self._rows, *other._rows]
         self._widths |= other._widths
 

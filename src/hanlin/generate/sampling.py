@@ -90,8 +90,13 @@ def warp(
 ) -> torch.Tensor:
     """The logits that are drawn from; temperature_last: it does not change what top-p leaves."""
     if temperature_last:
-        return keep_top_p(keep_top_k(logits, top_k), top_p) / temperature
-    return keep_top_p(keep_top_k(logits / temperature, top_k), top_p)
+        return _warm(keep_top_p(keep_top_k(logits, top_k), top_p), temperature)
+    return keep_top_p(keep_top_k(_warm(logits, temperature), top_k), top_p)
+
+
+def _warm(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Divided by the temperature; the likeliest id has 0, so that no temperature makes it infinite."""
+    return (logits - logits.amax(-1, keepdim=True)) / max(temperature, torch.finfo(logits.dtype).tiny)
 
 
 def draw(logits: torch.Tensor, uniforms: Sequence[float]) -> torch.Tensor:

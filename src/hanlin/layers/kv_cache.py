@@ -4,7 +4,7 @@ position.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import torch
@@ -86,10 +86,15 @@ class KVCache:
         for kv_cache in self._stages.values():
             kv_cache.forget_first(count)
         prefix, end = self._prefix_length, self._prefix_length + self.length
+
+        def left(store: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
+            return {
+                block: torch.cat([room[:, :, :prefix], room[:, :, prefix + count : end]], dim=2)
+                for block, room in store.items()
+            }
+
+        self._keys, self._values = left(self._keys), left(self._values)
         self._inputs = {name: room[:, count : self.length] for name, room in self._inputs.items()}
-        for store in (self._keys, self._values):
-            for block, room in store.items():
-                store[block] = torch.cat([room[:, :, :prefix], room[:, :, prefix + count : end]], dim=2)
         self.length -= count
         self._used = dict.fromkeys(self._used, end - count)
 
@@ -97,27 +102,33 @@ class KVCache:
         """Take in the entries of another cache behind the own ones, the newest positions of both side by side.
 
         What the shorter one lacks stands before its first position, behind a prefix, as padding: its `spans` are -1
-        and its other inputs 0, so that no query looks at it. The other cache is used up.
+        and its other inputs 0, so that no query looks at it. The other cache is used up. Where memory runs out,
+        this one is as before.
         """
         for number, kv_cache in self._stages.items():
             kv_cache.join(other._stages[number])
         assert self._prefix_length == other._prefix_length or not self._used, "caches of two models"
         length, prefix = max(self.length, other.length), self._prefix_length
-        self._inputs = {
+
+        def joined(own: Mapping[Hashable, torch.Tensor], theirs: Mapping[Hashable, torch.Tensor]) -> dict:
+            pairs = {block: ((self, own[block]), (other, theirs[block])) for block in own}
+            return {
+                block: torch.cat(
+                    [_pad_middle(room[:, :, : prefix + part.length], prefix, prefix + length) for part, room in pair]
+                )
+                for block, pair in pairs.items()
+            }
+
+        inputs = {
             name: torch.cat([_pad_left(part._filled(name), length, name=name) for part in (self, other)])
             for name in self._inputs
         }
-        for own, theirs in ((self._keys, other._keys), (self._values, other._values)):
-            for block in own:
-                parts = [
-                    _pad_middle(room[block][:, :, : prefix + part.length], prefix, prefix + length)
-                    for part, room in ((self, own), (other, theirs))
-                ]
-                own[block] = torch.cat(parts)
-        self._cross_attention_kv = {
+        keys, values = joined(self._keys, other._keys), joined(self._values, other._values)
+        cross = {
             block: tuple(map(_stack_cross, tensors, other._cross_attention_kv[block]))
             for block, tensors in self._cross_attention_kv.items()
         }
+        self._inputs, self._keys, self._values, self._cross_attention_kv = inputs, keys, values, cross
         self.length = length
         self._used = dict.fromkeys(self._used, prefix + length)
 

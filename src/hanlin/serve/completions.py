@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import secrets
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from hanlin.core.errors import HanlinError
 from hanlin.data.forms.content import PlainText
 from hanlin.data.processor import TakesForms
+from hanlin.generate.running_batch import AnswerRequest
+from hanlin.recipe.settings import GenerateSettings
 
+from .answers import respond
 from .errors import RequestError
-from .fields import CompletionBody, generate_settings
-from .likelihoods import of_text
+from .logprobs import of_text
 from .scheduler import Answered
-from .service import Service, read_body, timestamp
-from .streaming import Events, event_stream
-from .usage import usage_of
+from .schema import CompletionBody, request_settings
+from .service import Service, read_body
 
 
 async def complete_text(request: Request) -> Response:
@@ -28,47 +29,43 @@ async def complete_text(request: Request) -> Response:
     service.check_model(body.model)
     if not body.prompts:
         raise RequestError("prompt: expected a text or several", param="prompt")
-    settings = generate_settings(body, service.settings)
-    records = [_record(service, text) for text in body.prompts]
-    questions = service.questions(body, settings, records, "prompt")
-    head = {
-        "id": f"cmpl-{secrets.token_hex(12)}",
-        "object": "text_completion",
-        "created": timestamp(),
-        "model": service.name,
-    }
-
-    def choice(text: str, told: int, event: Answered) -> dict[str, Any]:
-        noted = of_text(service.processor, questions[event.number], told, len(event.tokens))
-        return {"index": event.number, "text": text, "logprobs": noted, "finish_reason": event.end}
-
-    if not body.stream:
-        async with service.answering(questions, body.stops, is_streamed=False) as reply:
-            ends = await reply.ends(len(questions), request)
-        choices = [choice(end.text, 0, end) for end in ends]
-        return JSONResponse({**head, "choices": choices, "usage": usage_of(questions, ends, len(records))})
-    with_usage = body.stream_options is not None and body.stream_options.include_usage
-    empty = {"usage": None} if with_usage else {}
-
-    def chunk(text: str, told: int, event: Answered) -> dict[str, Any]:
-        return {**head, "choices": [choice(text, told, event)], **empty}
-
-    def ending(ends: Sequence[Answered]) -> dict[str, Any] | None:
-        return {**head, "choices": [], "usage": usage_of(questions, ends, len(records))} if with_usage else None
-
-    return await event_stream(service, questions, body.stops, Events(chunk, ending))
+    settings = request_settings(body, service.settings)
+    questions = await asyncio.to_thread(_questions, service, body, settings)
+    return await respond(request, body, questions, _TextShape(service, questions), num_prompts=len(body.prompts))
 
 
-def _record(service: Service, text: str) -> Any:
-    """The family's record of a text that is to be gone on with.
-
-    Raises: RequestError.
-    """
-    if not isinstance(service.processor, TakesForms):
+def _questions(service: Service, body: CompletionBody, settings: GenerateSettings) -> list[AnswerRequest]:
+    """Raises: RequestError, also for a family that does not go on with bare texts."""
+    processor = service.processor
+    if not isinstance(processor, TakesForms):
         raise RequestError("this model reads records of its own form alone, no texts", param="prompt")
     try:
-        record = service.processor.record_of(PlainText(text))
-        service.engine.processor.prompt(record)  # some families learn texts, but have to be asked something
-        return record
+        records = [processor.record_of(PlainText(text)) for text in body.prompts]
     except HanlinError as error:
         raise RequestError(f"{error}; ask by /v1/chat/completions", param="prompt") from None
+    try:
+        return service.questions(body, settings, records, "prompt")
+    except RequestError as error:
+        hint = "; or ask by /v1/chat/completions" if error.param == "prompt" else ""
+        raise RequestError(f"{error.message}{hint}", error.status, error.param, error.code) from None
+
+
+class _TextShape:
+    prefix, whole, part = "cmpl", "text_completion", "text_completion"
+
+    def __init__(self, service: Service, questions: Sequence[AnswerRequest]) -> None:
+        self._service, self._questions = service, questions
+        self._characters = [0] * len(questions)  # of the tokens that were told of each answer
+
+    def choice(self, end: Answered) -> dict[str, Any]:
+        return self.piece(end, end.text, 0)
+
+    def opening(self, number: int) -> None:
+        return None
+
+    def piece(self, event: Answered, text: str, told: int) -> dict[str, Any]:
+        number, question = event.number, self._questions[event.number]
+        noted = of_text(self._service.processor, question, told, len(event.tokens), self._characters[number])
+        if noted is not None:
+            self._characters[number] += sum(map(len, noted["tokens"]))
+        return {"index": number, "text": text, "logprobs": noted, "finish_reason": event.end}

@@ -70,7 +70,6 @@ class Job:
     stops: Sequence[str] = ()
     is_streamed: bool = False
     submitted: float = field(default_factory=time.monotonic)
-    began: float = 0.0
     is_cancelled: bool = False
 
 
@@ -108,13 +107,12 @@ class Scheduler:
     def start(self) -> None:
         self._thread.start()
 
-    def close(self, seconds: float) -> bool:
-        """Take no more jobs, and end those that are here; whether all came to their end in time."""
+    def close(self, seconds: float) -> None:
+        """Take no more jobs, and end those that are here, so far as the time allows."""
         with self._changed:
             self._is_closing = True
             self._changed.notify()
         self._thread.join(seconds)
-        return not self._thread.is_alive()
 
     def room(self, questions: Sequence[AnswerRequest]) -> tuple[int, int]:
         """Rows and positions that questions need at most."""
@@ -133,7 +131,7 @@ class Scheduler:
                 f"({self.limits.rows} answers, {self.limits.cache_tokens} tokens in all); ask for less"
             )
         with self._changed:
-            if self._is_closing:
+            if not self.is_alive:
                 raise BusyError("the server is shutting down")
             if len(self._waiting) >= self.limits.queue:
                 self.counts.refused += 1
@@ -156,11 +154,22 @@ class Scheduler:
 
     def _run(self) -> None:
         while self._wait():
-            self._leave()
-            self._admit()
-            if not self._batch.is_empty:
-                self._step()
+            try:
+                self._leave()
+                self._admit()
+                if not self._batch.is_empty:
+                    self._step()
+            except Exception as error:
+                self._begin_anew(error)
             self._count()
+
+    def _begin_anew(self, error: Exception) -> None:
+        """All that is being answered fails, and what comes next finds an empty batch: nothing ends the thread."""
+        log.error("the answers that were being written failed", exc_info=error)
+        jobs = {job for job, _ in self._running.values()}
+        self._batch = self.engine.run_together()
+        for job in jobs:
+            self._fail(job, _failure(error))
 
     def _wait(self) -> bool:
         """Until there is something to do; False where there never will be."""
@@ -174,7 +183,8 @@ class Scheduler:
         for number, (job, _) in list(self._running.items()):
             if job.is_cancelled:
                 self._forget(number)
-            elif now - job.submitted > self.limits.request_seconds:
+        for job in {job for job, _ in self._running.values()}:
+            if now - job.submitted > self.limits.request_seconds:
                 self._fail(job, Failed(f"it took more than {self.limits.request_seconds:g} seconds", is_late=True))
         with self._changed:
             waiting, self._waiting = self._waiting, deque()
@@ -195,9 +205,9 @@ class Scheduler:
             with self.engine.inference():
                 self._batch.add(numbers, job.questions)
         except Exception as error:
+            log.error("a prompt could not be read", exc_info=error)
             self._fail(job, _failure(error))
             return
-        job.began = time.monotonic()
         self._running |= {number: (job, place) for place, number in enumerate(numbers)}
         self.counts.prompt_tokens += sum(question.prompt.size for question in job.questions)
 
@@ -209,15 +219,8 @@ class Scheduler:
         return rows <= self.limits.rows and rows * width <= self.limits.cache_tokens
 
     def _step(self) -> None:
-        try:
-            with self.engine.inference():
-                searches = self._batch.step()
-        except Exception as error:
-            log.exception("a step failed")
-            for job in {job for job, _ in self._running.values()}:
-                self._fail(job, _failure(error))
-            self._batch = self.engine.run_together()
-            return
+        with self.engine.inference():
+            searches = self._batch.step()
         for number, search in searches.items():
             if number in self._running:
                 self._tell(number, search)
@@ -263,7 +266,8 @@ class Scheduler:
 
 
 def _width(question: AnswerRequest) -> int:
-    return question.prompt.length + 1 + question.options.max_new_tokens
+    """Positions that a question needs at most, those of an encoder as well."""
+    return question.prompt.size + 1 + question.options.max_new_tokens
 
 
 def _until(text: str, stops: Sequence[str]) -> tuple[str, bool]:
@@ -273,7 +277,5 @@ def _until(text: str, stops: Sequence[str]) -> tuple[str, bool]:
 
 
 def _failure(error: Exception) -> Failed:
-    if isinstance(error, HanlinError):
-        return Failed(str(error), is_ours=True)
-    log.error("an answer failed", exc_info=error)
-    return Failed(f"the server failed: {type(error).__name__}", is_ours=True)
+    message = str(error) if isinstance(error, HanlinError) else f"the server failed: {type(error).__name__}"
+    return Failed(message, is_ours=True)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from hanlin.generate.engine import Engine
     from hanlin.recipe.settings import GenerateSettings
 
-    from .fields import ChatBody, CompletionBody
+    from .schema import ChatBody, CompletionBody
 
 __all__ = ["Reply", "Service", "read_body"]
 

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    ValidationError,
+    model_validator,
+)
+
+from .errors import first_problem
 
 if TYPE_CHECKING:
     from hanlin.recipe.settings import GenerateSettings
 
 _OF_SAMPLING = {"temperature", "top_p", "top_k", "min_p"}
 
-__all__ = ["ChatBody", "CompletionBody", "StreamOptions", "generate_settings"]
+__all__ = ["ChatBody", "CompletionBody", "StreamOptions", "request_settings"]
 
 Number = StrictInt | StrictFloat
 
@@ -129,10 +141,11 @@ class CompletionBody(_Body):
         return [self.prompt] if isinstance(self.prompt, str) else self.prompt
 
 
-def generate_settings(body: ChatBody | CompletionBody, default: GenerateSettings) -> GenerateSettings:
+def request_settings(body: ChatBody | CompletionBody, default: GenerateSettings) -> GenerateSettings:
     """How the answer is looked for: what the body says, else what the server was started with.
 
     A temperature of 0 is greedy search; any other one, and top_p or top_k, is sampling.
+    Raises: RequestError.
     """
     from hanlin.recipe.settings import GENERATE_METHODS
 
@@ -151,11 +164,14 @@ def generate_settings(body: ChatBody | CompletionBody, default: GenerateSettings
         method, dropped = "greedy", _OF_SAMPLING
     elif _OF_SAMPLING & given.keys() or body.n > 1:
         method, dropped = "sample", set()
-        # What a client does not say is as its own documentation has it.
-        given = {"temperature": 1.0, "top_p": 1.0} | given
+        if default.method != "sample":  # what a client does not say is then as its own documentation has it
+            given = {"temperature": 1.0, "top_p": 1.0} | given
     else:
         method, dropped = default.method, set()
     settings = GENERATE_METHODS.load(method).settings
     known = settings.model_fields
     base = {name: value for name, value in default if name in known and name != "method"}
-    return settings(**base | {name: value for name, value in given.items() if name not in dropped}, method=method)
+    try:
+        return settings(**base | {name: value for name, value in given.items() if name not in dropped}, method=method)
+    except ValidationError as error:
+        raise first_problem(error.errors()) from None

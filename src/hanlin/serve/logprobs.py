@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from hanlin.generate.running_batch import AnswerRequest, TokenScores
@@ -19,14 +20,13 @@ def of_chat(processor: Processor, question: AnswerRequest, begin: int, end: int)
     return {"content": [_token(processor, question, one) for one in question.trace[begin:end]], "refusal": None}
 
 
-def of_text(processor: Processor, question: AnswerRequest, begin: int, end: int) -> dict[str, Any] | None:
-    """The same for /v1/completions."""
+def of_text(processor: Processor, question: AnswerRequest, begin: int, end: int, offset: int) -> dict[str, Any] | None:
+    """The same for /v1/completions; offset: characters of the tokens before."""
     if question.trace is None:
         return None
     noted = question.trace[begin:end]
     texts = [_text(processor, question, one.token) for one in noted]
-    before = sum(len(_text(processor, question, one.token)) for one in question.trace[:begin])
-    offsets = [before + sum(map(len, texts[:place])) for place in range(len(texts))]
+    offsets = list(accumulate(map(len, texts), initial=offset))[:-1]
     tops = [{_text(processor, question, id): score for id, score in one.likeliest} for one in noted]
     return {
         "tokens": texts,
