@@ -34,8 +34,8 @@ from hanlin.models.family import load_family
 from hanlin.parallel.parallelize import parallelize
 from hanlin.recipe.settings import ParallelSettings, TrainSettings
 from hanlin.recipe.tuning import TUNING_METHODS
-from hanlin.train.optimizer import build_optimizer
-from hanlin.train.step import Step, StepReport
+from hanlin.training.optimizer import build_optimizer
+from hanlin.training.step import Step, StepReport
 from hanlin.tuning.apply import apply_tuning
 
 GIB = 2**30

@@ -19,7 +19,7 @@ from script import read_arguments, report
 from hanlin.data.pretraining.indexed_data import IndexedData
 from hanlin.data.pretraining.indexing import end_id
 from hanlin.data.pretraining.sample_index import split_documents
-from hanlin.evaluate.ngrams import CharacterModel
+from hanlin.evaluation.ngrams import CharacterModel
 from hanlin.models.family import load_family
 
 UNKNOWN = "\ufffd"

@@ -38,8 +38,8 @@ from hanlin.parallel.mesh import local
 from hanlin.parallel.parallel_model import ParallelModel
 from hanlin.parallel.parallelize import parallelize
 from hanlin.recipe.settings import ParallelSettings, TrainSettings
-from hanlin.train.optimizer import Optimizer, build_optimizer
-from hanlin.train.step import Step
+from hanlin.training.optimizer import Optimizer, build_optimizer
+from hanlin.training.step import Step
 
 CONFIG = shape(256, 4, 4, vocab_size=8192, dropout=0.0, attention_dropout=0.0)
 ROWS, STEPS = 8, 3

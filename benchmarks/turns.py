@@ -15,9 +15,9 @@ from torch import nn
 
 from hanlin.parallel.parallelize import parallelize
 from hanlin.recipe.settings import TrainSettings
-from hanlin.train.optimizer import build_optimizer
-from hanlin.train.optimizers.adamw import AdamWSettings
-from hanlin.train.step import Step
+from hanlin.training.optimizer import build_optimizer
+from hanlin.training.optimizers.adamw import AdamWSettings
+from hanlin.training.step import Step
 
 LR = 1e-4
 MATRIX = 1024

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from hanlin.parallel.mesh import local
 from hanlin.recipe.settings import Fraction, OptimizerSettings
-from hanlin.train.optimizer import OptimizerSpec
+from hanlin.training.optimizer import OptimizerSpec
 
 
 class LionSettings(OptimizerSettings):

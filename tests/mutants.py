@@ -34,10 +34,10 @@ def _of(file: str, tests: str, *changes: tuple[str, str]) -> list[Mutation]:
     return [Mutation(file, line, mutant, tests) for line, mutant in changes]
 
 
-STEP = "tests/train/test_step.py"
-RATES = "tests/train/test_rates.py tests/train/test_schedules.py"
-SCALE = "tests/train/test_scale.py tests/train/test_step.py"
-LOOP = "tests/train/test_loop.py"
+STEP = "tests/training/test_step.py"
+RATES = "tests/training/test_rates.py tests/training/test_schedules.py"
+SCALE = "tests/training/test_scale.py tests/training/test_step.py"
+LOOP = "tests/training/test_loop.py"
 BEE = "tests/models/test_cpm_bee_masks.py tests/models/test_cpm_bee_model.py"
 ATTENTION = "tests/layers"
 BUCKETS = "tests/layers/test_relative_position.py"
@@ -45,7 +45,7 @@ BEAM = "tests/generate/test_beam.py tests/generate/test_engine.py"
 
 MUTATIONS = [
     *_of(
-        "train/step.py",
+        "training/step.py",
         STEP,
         ("min(1.0, self.settings.clip", "max(1.0, self.settings.clip"),
         ("factor *= min(1.0, self.settings.clip / (norm + 1e-6))", "factor *= self.settings.clip / (norm + 1e-6)"),
@@ -61,7 +61,7 @@ MUTATIONS = [
         ("return total / tokens", "return total"),
     ),
     *_of(
-        "train/schedules.py",
+        "training/schedules.py",
         RATES,
         ("number = min(step - 1, bounds.end)", "number = step - 1"),
         ("2 * bounds.warmup > bounds.steps", "bounds.warmup > bounds.steps"),
@@ -75,27 +75,27 @@ MUTATIONS = [
         ("return max(rate, curve.least)", "return rate"),
     ),
     *_of(
-        "train/scale.py",
+        "training/scale.py",
         SCALE,
         ("self.spent + 1 < self.hysteresis", "self.spent < self.hysteresis"),
         ("max(self.value / 2, self.least)", "self.value / 2"),
         ("self.good_steps + 1 == self.patience", "self.good_steps == self.patience"),
     ),
     *_of(
-        "train/optimizers/adamw.py",
+        "training/optimizers/adamw.py",
         RATES,
         ("or self.parameters[name].ndim >= 2]\n        others", "or self.parameters[name].ndim >= 1]\n        others"),
         ("self._update(group, rate, 0.0, eps)", "self._update(group, rate, self.settings.weight_decay, eps)"),
         ("eps / math.sqrt(1 - beta ** (count + 1))", "eps"),
     ),
     *_of(
-        "train/loop.py",
+        "training/loop.py",
         LOOP,
         ("progress.worse >= settings.patience", "progress.worse > settings.patience"),
         ("step % every == 0", "step % every == 1"),
     ),
     *_of(
-        "train/run_checkpoints.py",
+        "training/run_checkpoints.py",
         LOOP,
         ("loss < self.best_loss", "loss <= self.best_loss"),
         ("best_step=self.step, worse=0", "best_step=self.step"),

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from hanlin.check import check, check_file
+from hanlin.checking import check, check_file
 from hanlin.core.errors import ConfigError
 from hanlin.core.manifest import write_manifest
 from hanlin.formats.files import write_safetensors

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from hanlin.adapters.opening import open_adapter
-from hanlin.check import check, check_file
+from hanlin.checking import check, check_file
 from hanlin.core.errors import CheckpointError, ConfigError, DataError
 from hanlin.core.files import read_json, write_json
 from hanlin.data.sources import open_records

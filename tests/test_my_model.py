@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from ranks import run_ranks
 
-from hanlin.check import check_file
+from hanlin.checking import check_file
 from hanlin.cli.main import main
 from hanlin.recipe.reading import load_recipe
 from hanlin.run.assemble import assemble

@@ -101,7 +101,7 @@ GIVEN_UP_MODULES = {
     "layers/buckets.py", "layers/contest.py", "loading.py", "models/fresh.py", "models/rows.py", "models/two_sides.py",
     "parallel/fit.py", "parallel/group.py", "parallel/place.py", "parallel/shares.py", "parallel/together.py",
     "parallel/worker.py", "parts.py", "planner/live.py", "planner/stand_ins.py", "tokens/batch_segments.py",
-    "train/keeper.py", "train/watch.py",
+    "training/keeper.py", "training/watch.py",
 }  # fmt: skip
 THEIR_NAMES = {"past_key_values"}  # transformers' word for a cache
 ANSWERED = {"src/hanlin/recipe/reading.py", "tests/test_rules.py"}  # they have to say what an old name is now

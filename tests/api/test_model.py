@@ -137,8 +137,25 @@ def test_what_was_read_before_changes_no_answer(talker: hanlin.Model) -> None:
 def test_oldest_rounds_leave_where_they_leave_no_room(talker: hanlin.Model) -> None:
     long = [turn for _ in range(12) for turn in DIALOGUE[:2]]
     assert talker.chat([*long, *DIALOGUE], method="greedy", max_new_tokens=100) is not None
+    shared = [{"from": {"user": "human", "assistant": "gpt"}[one["role"]], "value": one["content"]} for one in long]
+    asked = [*shared, {"from": "human", "value": "疑是"}]
+    wanted = talker.chat([*long, DIALOGUE[-1]], method="greedy", max_new_tokens=100)
+    assert talker.chat(asked, method="greedy", max_new_tokens=100) == wanted
     with pytest.raises(hanlin.DataError, match=r"lower generate\.max_new_tokens"):
         talker.chat(DIALOGUE, max_new_tokens=256)
+
+
+def test_only_a_lack_of_room_shortens_a_dialogue(talker: hanlin.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[Any] = []
+
+    def refuse(record: Any) -> Any:
+        tries.append(record)
+        raise hanlin.DataError("no")
+
+    monkeypatch.setattr(talker._engine.processor, "prompt", refuse)
+    with pytest.raises(hanlin.DataError, match="no"):
+        talker.chat([*DIALOGUE[:2] * 9, DIALOGUE[-1]])
+    assert len(tries) == 1
 
 
 @pytest.mark.parametrize(

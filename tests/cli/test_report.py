@@ -40,14 +40,14 @@ def test_the_page_holds_its_picture_and_the_settings_that_differ(
 
 @pytest.mark.filterwarnings("error")
 def test_names_that_no_font_can_show_are_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hanlin.train.report._installed_fonts", list)
+    monkeypatch.setattr("hanlin.training.report._installed_fonts", list)
     page = tmp_path / "page.html"
     assert main(["report", str(write_run(tmp_path / "全量", 0.001, [3.0])), "--output", str(page)]) == 0
     assert "<td>全量 (run 1)</td>" in page.read_text(encoding="utf-8")
 
 
 def test_a_resumed_run_counts_a_repeated_step_once(tmp_path: Path) -> None:
-    from hanlin.train.report import read_run
+    from hanlin.training.report import read_run
 
     run = write_run(tmp_path / "run", 0.1, [3.0, 2.0])
     with (run / "metrics.jsonl").open("a", encoding="utf-8") as stream:

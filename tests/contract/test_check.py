@@ -21,7 +21,7 @@ from rich.console import Console
 from torch import distributed
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from hanlin.check import check
+from hanlin.checking import check
 from hanlin.core.errors import ConfigError, HanlinError
 from hanlin.data.pretraining.indexing import Encoding, index_texts
 from hanlin.data.sources.bee import write_bee

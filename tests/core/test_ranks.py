@@ -124,9 +124,9 @@ def test_random_numbers_go_on_where_they_were():
 
 def test_the_log_goes_to_the_file_on_the_main_rank_only(tmp_path, capsys):
     start_log(tmp_path / "main", Ranks(0, 2, 0))
-    logging.getLogger("hanlin.train").info("step=%d", 1)
+    logging.getLogger("hanlin.training").info("step=%d", 1)
     start_log(tmp_path / "other", Ranks(1, 2, 1))
-    logging.getLogger("hanlin.train").warning("step=%d", 2)
+    logging.getLogger("hanlin.training").warning("step=%d", 2)
     assert (tmp_path / "main" / "log.txt").read_text().endswith("INFO step=1\n")
     assert not (tmp_path / "other").exists()
     assert "step=1" in capsys.readouterr().err

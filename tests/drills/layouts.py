@@ -44,8 +44,8 @@ from hanlin.layers.quantised import QuantisedLinear, quantise
 from hanlin.parallel.layout_checks import combination_problems, model_problems
 from hanlin.parallel.parallelize import parallelize
 from hanlin.recipe.settings import DataSettings, ParallelSettings, TrainSettings
-from hanlin.train.optimizer import build_optimizer
-from hanlin.train.step import Step, mean_loss
+from hanlin.training.optimizer import build_optimizer
+from hanlin.training.step import Step, mean_loss
 from hanlin.tuning.apply import apply_tuning
 from hanlin.tuning.full import FullTuning
 

@@ -8,7 +8,7 @@ import pytest
 from golden_case import Case
 
 from hanlin.recipe.settings import TrainSettings
-from hanlin.train.schedules import learning_rate, standard_rate
+from hanlin.training.schedules import learning_rate, standard_rate
 
 KINDS = {
     "Noam": "noam",

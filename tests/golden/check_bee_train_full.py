@@ -19,9 +19,9 @@ from hanlin.models.cpm_bee.model import CpmBee
 from hanlin.models.cpm_bee.processor import CpmBeeProcessor
 from hanlin.parallel.parallelize import parallelize
 from hanlin.recipe.settings import TrainSettings
-from hanlin.train.optimizer import build_optimizer
-from hanlin.train.optimizers.adamw import AdamWSettings
-from hanlin.train.step import Step
+from hanlin.training.optimizer import build_optimizer
+from hanlin.training.optimizers.adamw import AdamWSettings
+from hanlin.training.step import Step
 
 EPOCHS, ROWS, LENGTH = 4, 2, 64
 """Of the cases' packer, where they do not say otherwise."""

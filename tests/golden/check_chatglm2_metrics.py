@@ -10,8 +10,8 @@ import pytest
 from glm_case import tokenizer_folder
 from golden_case import Case
 
-from hanlin.evaluate.metrics.bleu import bleu4_characters_method3
-from hanlin.evaluate.metrics.rouge import cut_words, rouge_jieba_sets
+from hanlin.evaluation.metrics.bleu import bleu4_characters_method3
+from hanlin.evaluation.metrics.rouge import cut_words, rouge_jieba_sets
 from hanlin.models.chatglm2.tokenizer import ChatGlm2Tokenizer
 
 

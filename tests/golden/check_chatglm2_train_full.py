@@ -20,10 +20,10 @@ from hanlin.models.chatglm2.config import ChatGlm2Config
 from hanlin.models.chatglm2.record import ChatGlm2Options
 from hanlin.parallel.parallelize import parallelize
 from hanlin.recipe.settings import TrainSettings
-from hanlin.train.optimizer import build_optimizer
-from hanlin.train.optimizers.adamw import AdamWSettings
-from hanlin.train.schedules import learning_rate
-from hanlin.train.step import Step
+from hanlin.training.optimizer import build_optimizer
+from hanlin.training.optimizers.adamw import AdamWSettings
+from hanlin.training.schedules import learning_rate
+from hanlin.training.step import Step
 
 ABSENT = -1
 """What fills the rows that a short batch lacks."""

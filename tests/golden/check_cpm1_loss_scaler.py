@@ -8,7 +8,7 @@ import pytest
 from golden_case import Case
 
 from hanlin.recipe.settings import TrainSettings
-from hanlin.train.scale import LossScale
+from hanlin.training.scale import LossScale
 
 NAMES = {
     "init_scale": "loss_scale",

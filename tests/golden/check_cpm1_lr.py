@@ -9,7 +9,7 @@ import pytest
 from golden_case import Case
 
 from hanlin.recipe.settings import TrainSettings
-from hanlin.train.schedules import Curve, endless_rate, floored_rate, learning_rate
+from hanlin.training.schedules import Curve, endless_rate, floored_rate, learning_rate
 
 
 def check(case: Case, vocab: Path) -> None:

@@ -31,8 +31,8 @@ from hanlin.models.cpm2.model import Cpm2
 from hanlin.models.cpm2.processor import AnswerCursor
 from hanlin.parallel.parallelize import parallelize
 from hanlin.recipe.settings import GenerateSettings, TrainSettings
-from hanlin.train.optimizer import build_optimizer
-from hanlin.train.step import Step
+from hanlin.training.optimizer import build_optimizer
+from hanlin.training.step import Step
 
 
 def check(case: Case, vocab: Path) -> None:

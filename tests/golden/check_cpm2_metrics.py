@@ -13,15 +13,15 @@ from golden_case import Case, Reading, close
 
 from hanlin.core.batch import IGNORED
 from hanlin.data.pack import shuffle_once
-from hanlin.evaluate.metrics.corpus import corpus_scores, overlap_f1, rouge_l_recall
-from hanlin.evaluate.metrics.equation import has_equal_value, share_of_equal_lines
-from hanlin.evaluate.metrics.text import share
+from hanlin.evaluation.metrics.corpus import corpus_scores, overlap_f1, rouge_l_recall
+from hanlin.evaluation.metrics.equation import has_equal_value, share_of_equal_lines
+from hanlin.evaluation.metrics.text import share
 from hanlin.generate.sampling import warp
 from hanlin.layers.loss import head_loss
 from hanlin.layers.ranking_loss import pairwise_ranking_loss
 from hanlin.models.cpm2.tokenizer import Cpm2Tokenizer
 from hanlin.recipe.settings import TrainSettings
-from hanlin.train.schedules import learning_rate, standard_rate
+from hanlin.training.schedules import learning_rate, standard_rate
 
 
 def check(case: Case, vocab: Path) -> None:

@@ -18,9 +18,9 @@ from hanlin.models.cpm2.pieces import source_of, target_of
 from hanlin.models.cpm2.tokenizer import Cpm2Tokenizer
 from hanlin.parallel.parallelize import parallelize
 from hanlin.recipe.settings import TrainSettings
-from hanlin.train.optimizer import build_optimizer
-from hanlin.train.optimizers.adamw import AdamWSettings
-from hanlin.train.step import Step
+from hanlin.training.optimizer import build_optimizer
+from hanlin.training.optimizers.adamw import AdamWSettings
+from hanlin.training.step import Step
 from hanlin.tuning.apply import apply_tuning
 from hanlin.tuning.prompt import PromptTuning, first_tokens, init_from_tokens
 

@@ -18,9 +18,9 @@ from hanlin.formats.source import open_source, read_config
 from hanlin.models.cpm1_t5.model import Cpm1T5
 from hanlin.models.family import Family, load_family
 from hanlin.recipe.settings import TrainSettings
-from hanlin.train.optimizer import build_optimizer
-from hanlin.train.optimizers.adamw import AdamWSettings
-from hanlin.train.schedules import learning_rate
+from hanlin.training.optimizer import build_optimizer
+from hanlin.training.optimizers.adamw import AdamWSettings
+from hanlin.training.schedules import learning_rate
 
 Arrays = dict[str, torch.Tensor]
 

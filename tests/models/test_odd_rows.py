@@ -15,7 +15,7 @@ from cpm2_tiny import RANKING, ROWS, make_tokenizer
 from hanlin.core.errors import DataError
 from hanlin.data.expand import records_in
 from hanlin.data.processor import NotesRecords
-from hanlin.evaluate.scorable import choices
+from hanlin.evaluation.scorable import choices
 from hanlin.generate.prompts import make_prompt
 from hanlin.models.chatglm2.config import ChatGlm2Config
 from hanlin.models.chatglm2.processor import ChatGlm2Processor, label_processor

@@ -17,7 +17,7 @@ from torch import distributed
 from hanlin.core.errors import DataError, HanlinError, noting
 from hanlin.core.ranks import read_ranks
 from hanlin.parallel.failure_report import report_failures
-from hanlin.train.signals import StopSignals
+from hanlin.training.signals import StopSignals
 
 
 def fail(how: str) -> None:

@@ -19,8 +19,8 @@ from hanlin.models.cpm2.model import Cpm2
 from hanlin.parallel.mesh import Degrees
 from hanlin.parallel.parallelize import parallelize
 from hanlin.recipe.settings import ParallelSettings, TrainSettings
-from hanlin.train.optimizer import build_optimizer
-from hanlin.train.step import Step
+from hanlin.training.optimizer import build_optimizer
+from hanlin.training.step import Step
 
 CONFIG = Cpm2Config(**{**SHAPE, "num_layers": 2}, ffn_size=24, init_std=0.3, num_experts=4)
 CASE = Case(lambda: Cpm2(CONFIG), _pair_inputs, ("query", "gate"), "cpm2")

@@ -21,11 +21,11 @@ from hanlin.core.batch import Batch
 from hanlin.parallel.parallel_model import ParallelModel
 from hanlin.parallel.parallelize import parallelize
 from hanlin.recipe.settings import ParallelSettings, TrainSettings
-from hanlin.train.loop import train
-from hanlin.train.optimizer import build_optimizer
-from hanlin.train.run_checkpoints import RunCheckpoints
-from hanlin.train.run_logger import RunLogger
-from hanlin.train.step import Step
+from hanlin.training.loop import train
+from hanlin.training.optimizer import build_optimizer
+from hanlin.training.run_checkpoints import RunCheckpoints
+from hanlin.training.run_logger import RunLogger
+from hanlin.training.step import Step
 
 STEPS, KILLED_AT = 20, 9
 ALL = ParallelSettings(data=2, tensor=2, pipe=2, shard="parameters", micro_batches=2)

@@ -21,7 +21,7 @@ from hanlin.planner.memory_tracker import MemoryTracker
 from hanlin.planner.trace import TraceSettings, make_inputs
 from hanlin.recipe.reading import make_recipe
 from hanlin.recipe.settings import Recipe
-from hanlin.train.optimizer import build_optimizer
+from hanlin.training.optimizer import build_optimizer
 from hanlin.tuning.apply import apply_tuning
 
 LENGTH = 128

@@ -8,7 +8,7 @@ from hanlin.core.errors import ConfigError
 from hanlin.recipe.deepspeed import parse_hosts, read_deepspeed, translate_deepspeed
 from hanlin.recipe.reading import make_recipe
 from hanlin.recipe.unused_settings import unused_settings
-from hanlin.train.optimizers.adamw import AdamWSettings
+from hanlin.training.optimizers.adamw import AdamWSettings
 
 # As ChatGLM2's own fine-tuning has it, with numbers for "auto".
 CHATGLM2 = {

@@ -11,7 +11,7 @@ from hanlin.generate.methods.beam import BeamSettings
 from hanlin.generate.methods.greedy import GreedySettings
 from hanlin.generate.methods.sample import SampleSettings
 from hanlin.recipe.reading import dump_recipe, load_recipe, read_recipe
-from hanlin.train.optimizers.adamw import AdamWSettings
+from hanlin.training.optimizers.adamw import AdamWSettings
 
 LION = Path(__file__).parents[2] / "examples" / "my_optimizer.py"
 MINIMAL = "model: {family: cpm_bee}\nrun: {folder: out}\n"

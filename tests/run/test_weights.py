@@ -9,7 +9,7 @@ import torch
 from cpm2_tiny import make_tokenizer, write_original
 from tiny_folder import write_original as write_chatglm2
 
-from hanlin.check import check
+from hanlin.checking import check
 from hanlin.core.errors import CheckpointError, ConfigError
 from hanlin.formats import source
 from hanlin.formats.convert import convert

@@ -14,7 +14,7 @@ from family_cases import Case, case_of
 from ranks import run_ranks
 
 from hanlin.adapters.opening import is_adapter
-from hanlin.check import check_file
+from hanlin.checking import check_file
 from hanlin.cli.main import main
 from hanlin.formats.files import open_weights
 from hanlin.formats.load import save_base

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hanlin.core.errors import ConfigError, DataError
+from hanlin.core.errors import ConfigError, DataError, PromptTooLongError
 from hanlin.data.forms.content import ChatMessage, Conversation
 from hanlin.data.processor import TakesForms
+from hanlin.models.common.rounds import longest_that_fits
 from hanlin.models.family import Converses, ScoresTexts
 
 if TYPE_CHECKING:
@@ -82,17 +83,43 @@ def fitting_record(engine: Engine, messages: Messages, options: GenerateSettings
     Raises: ConfigError for a family that cannot be talked with; DataError naming the message that cannot be used, or
     when the newest question alone leaves no room.
     """
-    rest = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
-    while True:
-        record = _of_messages(engine.processor, rest)
+    processor = engine.processor
+    if not isinstance(processor, Converses):
+        raise ConfigError("models of this family cannot be talked with; use generate")
+    dialogue = _read(messages)
+    if len(dialogue.messages) > 1 and not processor.remembers:
+        raise ConfigError(
+            "models of this family remember nothing of earlier messages; give one question, or use generate"
+        )
+
+    def fits(part: Conversation) -> bool:
         try:
-            engine.prompt(record, options)
-        except DataError:
-            if (shorter := _without_oldest(rest)) is None:
-                raise
-            rest = shorter
-            continue
-        return record
+            engine.prompt(_of_dialogue(processor, part), options)
+        except PromptTooLongError:
+            return False
+        return True
+
+    kept = longest_that_fits(dialogue, lambda part: part.without_oldest_round, fits)
+    if kept is None:
+        newest = dialogue
+        while (shorter := newest.without_oldest_round) is not None:
+            newest = shorter
+        engine.prompt(_of_dialogue(processor, newest), options)
+        raise AssertionError("the newest question alone is too long")
+    return _of_dialogue(processor, kept)
+
+
+def _read(messages: Messages) -> Conversation:
+    """Raises: DataError naming the message that cannot be used."""
+    from hanlin.data.forms.messages import FORM
+
+    if isinstance(messages, str):
+        return Conversation((ChatMessage("user", messages),))
+    dialogue = FORM.read({"messages": messages})
+    assert isinstance(dialogue, Conversation), dialogue
+    if dialogue.is_answered:
+        raise DataError("messages: the last one is the assistant's; it answers what somebody else says last")
+    return dialogue
 
 
 def _of_text(processor: Processor, text: str) -> Any:
@@ -112,20 +139,7 @@ def _only_record(reading: Reading, row: Any, processor: Processor) -> Any:
     return found[0]
 
 
-def _of_messages(processor: Processor, messages: Sequence[Mapping[str, Any]]) -> Any:
-    from hanlin.data.forms.messages import FORM
-
-    if not isinstance(processor, Converses):
-        raise ConfigError("models of this family cannot be talked with; use generate")
-    dialogue = FORM.read({"messages": messages})
-    assert isinstance(dialogue, Conversation), dialogue
-    if dialogue.is_answered:
-        raise DataError("messages: the last one is the assistant's; it answers what somebody else says last")
-    said = dialogue.messages
-    if len(said) > 1 and not processor.remembers:
-        raise ConfigError(
-            "models of this family remember nothing of earlier messages; give one question, or use generate"
-        )
+def _of_dialogue(processor: Converses, dialogue: Conversation) -> Any:
     if (rounds := _rounds(dialogue)) is not None:
         return processor.ask(dialogue.messages[len(rounds) * 2].text, rounds)
     if not isinstance(processor, TakesForms):
@@ -142,12 +156,3 @@ def _rounds(dialogue: Conversation) -> list[tuple[str, str]] | None:
         return None
     texts = [message.text for message in said[:-1]]
     return list(zip(texts[::2], texts[1::2], strict=True))
-
-
-def _without_oldest(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]] | None:
-    """The messages less the oldest round; what the system says stays. None where the newest question is alone."""
-    asked = [number for number, message in enumerate(messages) if message["role"] == "user"]
-    if len(asked) < 2:
-        return None
-    system = [message for message in messages[: asked[0]] if message["role"] == "system"]
-    return [*system, *messages[asked[1] :]]

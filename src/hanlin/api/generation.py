@@ -18,7 +18,7 @@ def generate_settings(recipe: Recipe, changes: Mapping[str, Any]) -> GenerateSet
 
     Raises: ConfigError that lists all mistakes.
     """
-    from hanlin.check.model import search_problems
+    from hanlin.checking.model import search_problems
     from hanlin.models.family import load_family
     from hanlin.recipe.reading import load_recipe
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
@@ -13,7 +14,7 @@ from hanlin.api.dialogue import Messages, fitting_record, question, text_sample,
 from hanlin.api.generation import chatting, generate_settings, streaming
 from hanlin.api.process import called, with_threads
 from hanlin.core.errors import DataError
-from hanlin.evaluate.scorable import encode
+from hanlin.evaluation.scorable import encode
 from hanlin.run.memory import answering_memory
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from hanlin.core.batch import Sample
     from hanlin.core.tokenizer import Tokenizer
-    from hanlin.evaluate.likelihoods import Likelihood
+    from hanlin.evaluation.likelihoods import Likelihood
     from hanlin.generate.dialogue_cache import DialogueCache
     from hanlin.generate.engine import Engine
     from hanlin.models.family import ModelConfig, Processor
@@ -47,6 +48,9 @@ class Model:
     def __init__(self, components: Components, engine: Engine) -> None:
         self._components, self._engine = components, engine
         self._memories: deque[DialogueCache] = deque(maxlen=1)
+        # Experts that are read when they are needed take the place of others: one answer at a time.
+        has_places = components.recipe.generate.expert_memory is not None
+        self._turn = threading.RLock() if has_places else nullcontext()
 
     @property
     def recipe(self) -> Recipe:
@@ -180,7 +184,7 @@ class Model:
 
         Raises: DataError for a record without an answer; ConfigError for a family that scores no bare texts.
         """
-        from hanlin.evaluate.likelihoods import sample_likelihoods
+        from hanlin.evaluation.likelihoods import sample_likelihoods
         from hanlin.generate.engine import show_progress
 
         is_one = isinstance(records, str | Mapping)
@@ -284,5 +288,5 @@ class Model:
     @contextmanager
     def _computing(self, options: GenerateSettings) -> Iterator[None]:
         recipe = self.recipe.model_copy(update={"generate": options})
-        with answering_memory(recipe), with_threads(recipe.run.threads):
+        with self._turn, answering_memory(recipe), with_threads(recipe.run.threads):
             yield

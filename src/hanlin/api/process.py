@@ -1,7 +1,7 @@
 """What a call leaves behind in the program that made it: nothing.
 
 Training and evaluation send log lines, seed the global random numbers and set torch's threads. Around them all of that
-is put back; the signals are by `train/signals.py`, and nobody changes the environment or the current folder of a
+is put back; the signals are by `training/signals.py`, and nobody changes the environment or the current folder of a
 process that is alone. Since they share the global random numbers, one run at a time is trained or evaluated in a
 process; another thread's waits for it. Models that answer share nothing.
 """
@@ -24,7 +24,7 @@ from hanlin.core.seeds import random_states, restore_random_states
 from hanlin.recipe.reading import Change, Overrides, RecipeSource, read_changes
 from hanlin.recipe.settings import Recipe
 
-__all__ = ["called", "guest", "joined", "named_by", "with_threads"]
+__all__ = ["alone", "called", "guest", "joined", "named_by", "with_threads"]
 
 _ONE_RUN = threading.RLock()
 
@@ -51,6 +51,16 @@ def named_by(source: RecipeSource | None, overrides: Overrides) -> tuple[list[An
 
 
 @contextmanager
+def alone(*, quiet: bool) -> Iterator[None]:
+    """Around what sends log lines: the log of the program is as before at its end; another thread's call waits.
+
+    quiet: nothing is shown.
+    """
+    with _ONE_RUN, visiting(shows=not quiet):
+        yield
+
+
+@contextmanager
 def guest(device: str, *, quiet: bool) -> Iterator[None]:
     """Around a run: log, global random numbers and threads of the program are as before at its end.
 
@@ -58,7 +68,7 @@ def guest(device: str, *, quiet: bool) -> Iterator[None]:
     """
     import torch
 
-    with _ONE_RUN, visiting(shows=not quiet):
+    with alone(quiet=quiet):
         where = pick_device(device)
         states, threads = random_states(where), torch.get_num_threads()
         try:

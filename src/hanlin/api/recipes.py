@@ -10,7 +10,7 @@ from hanlin.core.errors import ConfigError, HanlinError
 from hanlin.recipe.reading import COMMAND_LINE, Change, Overrides, RecipeSource, listing, name_of, read_changes
 
 if TYPE_CHECKING:
-    from hanlin.check import Purpose
+    from hanlin.checking import Purpose
     from hanlin.formats.source import Source
     from hanlin.models.family import Family
     from hanlin.recipe.settings import Recipe
@@ -24,7 +24,7 @@ def with_run_weights(source: RecipeSource, overrides: Overrides, weights: str | 
     weights: best (default; where there is none, last) or last of the run; base: what it starts from; or a path.
     Raises: ConfigError.
     """
-    from hanlin.check import check_file
+    from hanlin.checking import check_file
     from hanlin.recipe.reading import read_recipe
 
     changes = read_changes(overrides)
@@ -86,7 +86,7 @@ def recipe_of_base(base: Path, overrides: Overrides = (), *, family: str | None 
     Raises: ConfigError, CheckpointError.
     """
     from hanlin.api.weights import find_family, located
-    from hanlin.check import check
+    from hanlin.checking import check
     from hanlin.core.hub import locate
     from hanlin.recipe.reading import make_recipe
 

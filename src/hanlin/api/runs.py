@@ -11,17 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from hanlin.api.process import called, guest, joined, named_by
+from hanlin.api.process import alone, called, guest, joined, named_by
 from hanlin.recipe.reading import Overrides, Problem, RecipeSource
 
 if TYPE_CHECKING:
-    from hanlin.check import Purpose
+    from hanlin.checking import Purpose
     from hanlin.data.report import DataReport
-    from hanlin.evaluate.run import Metrics
+    from hanlin.evaluation.run import Metrics
     from hanlin.recipe.settings import Recipe
     from hanlin.run.folder import Start
 
-__all__ = ["TrainResult", "check", "evaluate", "prepare", "prepare_recipe", "train"]
+__all__ = ["TrainResult", "check", "evaluate", "first_start", "load_recipe", "prepare", "prepare_recipe", "train"]
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,21 @@ class TrainResult:
     @property
     def weights(self) -> Path:
         """What was trained: the folder of the best evaluation, or else of the last step."""
-        best = self.folder / "best"
-        return best if best.is_dir() else self.folder / "last"
+        from hanlin.adapters.opening import weights_of_run
+
+        return weights_of_run(self.folder)
+
+
+def load_recipe(recipe: RecipeSource, overrides: Overrides = (), *, trust_code: bool = False) -> Recipe:
+    """The settings of a recipe, or of the recipe in a run folder.
+
+    Raises: ConfigError that lists every unknown key, wrong type and wrong value with its line.
+    """
+    from hanlin.recipe import reading
+
+    changes, named = named_by(recipe, overrides)
+    with called(named, trust_code=trust_code):
+        return reading.load_recipe(recipe, changes)
 
 
 def check(
@@ -53,7 +66,7 @@ def check(
     purpose: train, evaluate or generate (None: what the recipe has settings for).
     Raises: ConfigError when its file cannot be read.
     """
-    from hanlin.check import check_source
+    from hanlin.checking import check_source
 
     changes, named = named_by(recipe, overrides)
     with called(named, trust_code=trust_code):
@@ -71,15 +84,17 @@ def train(
     """Train as a recipe says, in this process; called again it goes on where the run stopped.
 
     start: resume; restart (what is there is kept in FOLDER/former); change (go on although settings of train are
-    others). quiet: log lines go to log.txt alone. Under torchrun, srun or Kubernetes all ranks call it; it starts none.
+    others). quiet: log lines go to log.txt alone. Under torchrun, srun or Kubernetes all ranks call it; it starts none,
+    and when the launcher restarts them, a run that began anew goes on.
     Ctrl-C finishes the step, saves and returns, in the main thread; elsewhere nothing interrupts it.
 
     Raises: ConfigError that lists all problems, before anything heavy starts; DataError, CheckpointError.
     """
-    from hanlin.check import check_file
+    from hanlin.checking import check_file
 
     changes, named = named_by(recipe, overrides)
     with called(named, trust_code=trust_code):
+        start = first_start(start)
         checked = check_file(recipe, changes, "train", start=start)
         from hanlin.run.assemble import assemble
 
@@ -87,6 +102,13 @@ def train(
             outcome = assemble(checked, start).train()
     progress = outcome.progress
     return TrainResult(checked.run.folder, outcome.end, progress.step, progress.best_loss, progress.best_step)
+
+
+def first_start(start: Start) -> Start:
+    """How a run begins: `restart` counts for the first start alone, not when a launcher starts its ranks once more."""
+    from hanlin.core.ranks import num_restarts
+
+    return "resume" if start == "restart" and num_restarts() else start
 
 
 def evaluate(
@@ -122,11 +144,10 @@ def prepare(
 
     Raises: ConfigError that lists all problems; DataError that lists the rows that cannot be used.
     """
-    from hanlin.check import check_file
-    from hanlin.core.logging import visiting
+    from hanlin.checking import check_file
 
     changes, named = named_by(recipe, overrides)
-    with called(named, trust_code=trust_code), visiting(shows=not quiet):
+    with called(named, trust_code=trust_code), alone(quiet=quiet):
         return prepare_recipe(check_file(recipe, changes))
 
 

@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from hanlin.check import TRIED_ROWS, check_file
+    from hanlin.checking import TRIED_ROWS, check_file
     from hanlin.recipe.reading import dump_recipe
 
     recipe = check_file(args.recipe, args.changes)

@@ -94,9 +94,9 @@ def _recipe(args: argparse.Namespace) -> Recipe | None:
     if "family" not in model:
         if args.base is None:
             raise ConfigError("--vocab: say whose it is, with --family or --base")
-        from hanlin.api.weights import find_family
+        from hanlin.api.weights import find_family, located
 
-        model["family"] = find_family(args.base).name
+        model["family"] = find_family(located(args.base)).name
     return make_recipe({"model": model, "run": {"folder": "."}}, args.changes)
 
 

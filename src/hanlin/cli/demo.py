@@ -186,7 +186,7 @@ def _show_idioms(home: Path, idioms: list[str]) -> None:
     from rich.table import Table
 
     from hanlin.core.terminal import screen
-    from hanlin.evaluate.ngrams import CharacterModel
+    from hanlin.evaluation.ngrams import CharacterModel
 
     scores = json.loads((home / "idioms/evaluation/metrics.json").read_text(encoding="utf-8"))["windows"]
     first = len(idioms) * IDIOM_SPLIT[0] // sum(IDIOM_SPLIT)

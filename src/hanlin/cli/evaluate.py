@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
 def _score(recipe: Recipe, target: Path | None) -> int:
     from hanlin.core.ranks import read_ranks
     from hanlin.core.terminal import screen
-    from hanlin.evaluate.run import metrics_table
+    from hanlin.evaluation.run import metrics_table
     from hanlin.run.assemble import assemble
 
     scores = assemble(recipe).evaluate()

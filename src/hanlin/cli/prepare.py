@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         return _convert(args.words, args.from_, args.to, args.bad_rows or "error")
     if args.bad_rows:
         raise ConfigError("--bad-rows: only with --from or --to; a recipe says it with data.bad_rows")
-    from hanlin.check import check_file
+    from hanlin.checking import check_file
 
     return _prepare(check_file(args.words[0], args.words[1:]))
 
@@ -86,7 +86,7 @@ def _prepare(recipe: Recipe) -> int:
 
 def _store(words: Sequence[str]) -> int:
     """Write the samples of data.train and data.eval as folders of rows of ids."""
-    from hanlin.check import check_file
+    from hanlin.checking import check_file
     from hanlin.data.prepare import Prepared
     from hanlin.data.processor import StoresRows
     from hanlin.data.sources.arrow_writing import write_arrow

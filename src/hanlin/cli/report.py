@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from hanlin.train.report import write_report
+    from hanlin.training.report import write_report
 
     output = args.output or args.runs[0] / "report.html"
     check_target(output)

@@ -31,10 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from hanlin.check import check_file
-    from hanlin.core.ranks import num_restarts
+    from hanlin.api.runs import first_start
+    from hanlin.checking import check_file
 
-    start: Start = "change" if args.change else "restart" if args.restart and not num_restarts() else "resume"
+    start: Start = first_start("change" if args.change else "restart" if args.restart else "resume")
     recipe = check_file(args.recipe, args.changes, "train", start=start)
     from hanlin.run.assemble import assemble
 

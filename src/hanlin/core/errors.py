@@ -27,6 +27,10 @@ class DamagedFileError(DataError):
     """A data file of which nothing more can be read: no matter of one row; it ends the work despite `data.bad_rows`."""
 
 
+class PromptTooLongError(DataError):
+    """A record that leaves no room for its answer."""
+
+
 class CheckpointError(HanlinError):
     """A weights file or a run's checkpoint that cannot be used."""
 

@@ -56,6 +56,7 @@ def is_name(path: Path) -> bool:
 
 def name_of_folder(folder: Path) -> str | None:
     """The name of the model in a folder of a cache; None for any other folder."""
+    folder = folder.absolute()
     if folder.parent.name == _SNAPSHOTS and folder.parts[-3].startswith("models--"):
         return folder.parts[-3].removeprefix("models--").replace("--", "/", 1)
     for root in _modelscope_roots():

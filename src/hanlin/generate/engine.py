@@ -218,7 +218,7 @@ def naming(number: int) -> Iterator[None]:
     try:
         yield
     except DataError as error:
-        raise DataError(f"record {number + 1}: {error}") from None
+        raise type(error)(f"record {number + 1}: {error}") from None
 
 
 def record_stream(seed: int, number: int) -> np.random.Generator:

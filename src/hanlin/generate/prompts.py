@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hanlin.core.batch import Prompt
-from hanlin.core.errors import DataError
+from hanlin.core.errors import PromptTooLongError
 from hanlin.models.family import Processor
 from hanlin.recipe.settings import GenerateSettings
 
@@ -16,11 +16,11 @@ def make_prompt(processor: Processor, record: Any, options: GenerateSettings, ma
     """Encode a record and see that it leaves room for the answer.
 
     max_length: the most tokens of both together that the model can read; None: no limit.
-    Raises: DataError.
+    Raises: PromptTooLongError; DataError for a record that cannot be asked.
     """
     prompt = processor.prompt(record)
     if max_length is not None and prompt.length + options.max_new_tokens > max_length:
-        raise DataError(
+        raise PromptTooLongError(
             f"its prompt has {prompt.length} tokens and up to {options.max_new_tokens} may follow, but the "
             f"model reads at most {max_length}; shorten the record or lower generate.max_new_tokens"
         )

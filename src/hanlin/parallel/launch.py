@@ -36,7 +36,7 @@ SAVING_SECONDS = 120
 """So long after a signal torchrun lets its ranks finish their step and save."""
 
 EXIT_SAVED = 75
-"""Exit code of a rank that a signal ended after it had saved (train/loop.py)."""
+"""Exit code of a rank that a signal ended after it had saved (training/loop.py)."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from hanlin.planner.trace import Trace, TraceSettings, kinds_of_blocks, shrink, 
 from hanlin.planner.weights import Held, StageWeights, Weight, cut_stages, hold, list_weights, query_heads
 from hanlin.recipe.settings import Recipe
 from hanlin.run.components import find_adapter, model_config
-from hanlin.train.optimizer import find_optimizer
+from hanlin.training.optimizer import find_optimizer
 from hanlin.tuning.apply import apply_tuning
 
 

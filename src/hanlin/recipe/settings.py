@@ -103,7 +103,7 @@ class OptimizerSettings(Settings):
     name: str
 
 
-OPTIMIZERS = OneOf("hanlin.train.optimizers", key="name", exports="optimizer", default="adamw")
+OPTIMIZERS = OneOf("hanlin.training.optimizers", key="name", exports="optimizer", default="adamw")
 
 
 class TrainSettings(Settings):
@@ -133,7 +133,7 @@ class TrainSettings(Settings):
     # True: the first step has the rate of step 0, which is 0 (as BMTrain does it).
     first_step_at_zero: bool = False
     # What turns gradients into changes of the weights: a name, or a section with its own settings; each is a file of
-    # train/optimizers/, or a Python file named by its path.
+    # training/optimizers/, or a Python file named by its path.
     optimizer: Annotated[OptimizerSettings, OPTIMIZERS] = Field(default_factory=OPTIMIZERS.make_default)
     # Largest norm of all gradients together; None: no clipping.
     clip: float | None = Field(default=1.0, gt=0)

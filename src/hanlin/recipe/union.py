@@ -6,7 +6,7 @@ be written. Each value is a file: a module of a package, or a Python file named 
 the business of the room that reads it. This room knows the package by its name only, and imports it when a recipe is
 read.
 
-`Annotated[OptimizerSettings, OneOf("hanlin.train.optimizers", key="name", exports="optimizer", default="adamw")]` is
+`Annotated[OptimizerSettings, OneOf("hanlin.training.optimizers", key="name", exports="optimizer", default="adamw")]` is
 the type of such a section; `OptimizerSettings` is the base class of all its classes, with what they have in common.
 """
 

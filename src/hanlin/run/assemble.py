@@ -25,7 +25,7 @@ from hanlin.recipe.settings import Recipe
 from hanlin.run.components import Components, build_components, vocab_path
 from hanlin.run.folder import Start, open_run_folder, train_settings
 from hanlin.run.memory import answering_memory, training_memory
-from hanlin.train.optimizer import build_optimizer
+from hanlin.training.optimizer import build_optimizer
 
 if TYPE_CHECKING:
     import torch
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
     from hanlin.data.loader import Loader
     from hanlin.data.pretraining.windows import CorpusWindows
     from hanlin.data.sample_source import SampleSource
-    from hanlin.evaluate.results import EvaluatedFiles
-    from hanlin.evaluate.run import Metrics
+    from hanlin.evaluation.results import EvaluatedFiles
+    from hanlin.evaluation.run import Metrics
     from hanlin.parallel.mesh import Degrees
     from hanlin.parallel.parallel_model import ParallelModel
-    from hanlin.train.loop import Outcome, WriteSamples
-    from hanlin.train.run_logger import RunLogger
+    from hanlin.training.loop import Outcome, WriteSamples
+    from hanlin.training.run_logger import RunLogger
 
 log = logging.getLogger(__name__)
 
@@ -154,9 +154,9 @@ def _corpus(path: Path, components: Components) -> Path:
 def _train(components: Components, start: Start) -> Outcome:
     from hanlin.parallel.mesh import Degrees
     from hanlin.run.weights import export, parallelize_tuned
-    from hanlin.train.loop import count_steps, train
-    from hanlin.train.run_checkpoints import RunCheckpoints
-    from hanlin.train.step import Step, mean_loss
+    from hanlin.training.loop import count_steps, train
+    from hanlin.training.run_checkpoints import RunCheckpoints
+    from hanlin.training.step import Step, mean_loss
 
     recipe, folder, ranks = components.recipe, components.recipe.run.folder, read_ranks()
     degrees = Degrees.of(recipe.parallel, ranks.world)
@@ -228,14 +228,14 @@ def _checkpointer(components: Components, base: str | None, start: Start) -> Che
 
 
 def _run_logger(recipe: Recipe, console: Any, writes: bool) -> RunLogger:
-    from hanlin.train.run_logger import RunLogger
+    from hanlin.training.run_logger import RunLogger
 
     run = recipe.run
     return RunLogger(run.folder, log_every=run.log_every, console=console, trackers=run.trackers, writes=writes)
 
 
 def _write_samples(components: Components, parallel_model: ParallelModel) -> WriteSamples | None:
-    from hanlin.evaluate.sample_texts import SampleTexts
+    from hanlin.evaluation.sample_texts import SampleTexts
     from hanlin.run.weights import training_engine
 
     recipe, is_main = components.recipe, parallel_model.mesh.is_main
@@ -303,7 +303,7 @@ def _log_remark(components: Components) -> None:
 
 
 def _evaluate(components: Components) -> Metrics:
-    from hanlin.evaluate.run import evaluate
+    from hanlin.evaluation.run import evaluate
     from hanlin.run.weights import load_engine
 
     recipe = components.recipe
@@ -328,7 +328,7 @@ def _evaluate(components: Components) -> Metrics:
 
 
 def _evaluated_files(recipe: Recipe, data: Sequence[Path]) -> EvaluatedFiles:
-    from hanlin.evaluate.results import EvaluatedFiles
+    from hanlin.evaluation.results import EvaluatedFiles
 
     weights = [path for path in (recipe.model.base, recipe.model.adapter) if path is not None]
     return EvaluatedFiles(tuple(map(str, weights)), tuple(map(str, data)))
@@ -336,7 +336,7 @@ def _evaluated_files(recipe: Recipe, data: Sequence[Path]) -> EvaluatedFiles:
 
 def _evaluate_windows(components: Components) -> Metrics:
     """Perplexity on the test part or, where there is none, the valid part."""
-    from hanlin.evaluate.windows import evaluate_windows
+    from hanlin.evaluation.windows import evaluate_windows
     from hanlin.run.weights import load_engine
 
     recipe = components.recipe
@@ -362,7 +362,7 @@ def _records(components: Components) -> list[Any]:
     """
     from hanlin.data.bad_rows import usable_records
     from hanlin.data.expand import open_part
-    from hanlin.evaluate.scorable import ScoredBy
+    from hanlin.evaluation.scorable import ScoredBy
 
     recipe = components.recipe
     by = ScoredBy.of(recipe, components.processor, components.config)

@@ -56,6 +56,17 @@ class Conversation:
         return Conversation(self.messages[: last + 1], self.tools)
 
     @property
+    def without_oldest_round(self) -> Conversation | None:
+        """The dialogue less its first question with all that follows it; what the system says stays. None where there
+        is one question alone.
+        """
+        asked = [number for number, message in enumerate(self.messages) if message.role == "user"]
+        if len(asked) < 2:
+            return None
+        head = self.messages[: asked[0]]
+        return Conversation((*head, *self.messages[asked[1] :]), self.tools)
+
+    @property
     def answer(self) -> tuple[ChatMessage, ...]:
         """The last turn, if it is the assistant's: a text, calls of tools, or both."""
         return self.messages[len(self.question.messages) :]

@@ -7,7 +7,7 @@ answer that is read and not learned. A turn is all that the assistant says befor
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -88,29 +88,6 @@ def without_oldest_round(record: Mapping[str, Any]) -> dict[str, Any] | None:
     newest = max(number for number, message in enumerate(messages) if message["role"] == USER)
     earlier = drop_oldest(messages[:newest])
     return None if earlier is None else {**record, MESSAGES: [*earlier, *messages[newest:]]}
-
-
-def longest_that_fits(
-    record: Any, without_oldest: Callable[[Any], Any | None], fits: Callable[[Any], bool]
-) -> Any | None:
-    """The record without as few of its oldest rounds as it takes to fit; None: not even the newest round alone does.
-
-    without_oldest: see `without_oldest_round`. A few tries from the newest round on find it: each encodes what is kept,
-    so that the old ones of hundreds of rounds are not encoded hundreds of times.
-    """
-    shorter = [record]
-    while (found := without_oldest(shorter[-1])) is not None:
-        shorter.append(found)
-    best, too_long, step = len(shorter), -1, 1
-    while too_long < best - step:
-        if not fits(shorter[best - step]):
-            too_long = best - step
-            break
-        best, step = best - step, 2 * step
-    while best - too_long > 1:
-        middle = (best + too_long) // 2
-        best, too_long = (middle, too_long) if fits(shorter[middle]) else (best, middle)
-    return shorter[best] if best < len(shorter) else None
 
 
 def _read_messages(record: Mapping[str, Any]) -> tuple[Message, ...]:

@@ -21,6 +21,7 @@ from hanlin.models.common import decoder_batch
 from hanlin.models.common.answers import check_answer
 from hanlin.models.common.decoder_batch import TextCursor
 from hanlin.models.common.label_processor import LabelKeys, LabelProcessor
+from hanlin.models.common.rounds import longest_that_fits
 from hanlin.models.common.spoken import refuse_preference
 from hanlin.models.common.text_record import names_columns, unread_columns
 from hanlin.models.common.turns import LearnedTurn, sample_of_turns, shown_ids
@@ -32,7 +33,6 @@ from .dialogue import (
     dialogue_record,
     is_dialogue,
     last_answer,
-    longest_that_fits,
     question_of,
     turns_in,
     turns_of,

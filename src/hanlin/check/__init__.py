@@ -1,6 +1,0 @@
-"""Everything that would keep a recipe from running, in one list, before anything heavy starts."""
-
-from hanlin.check.recipe import Checked, Purpose, check, check_file, check_source
-from hanlin.check.rows import TRIED_ROWS
-
-__all__ = ["TRIED_ROWS", "Checked", "Purpose", "check", "check_file", "check_source"]

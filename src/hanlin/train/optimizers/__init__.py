@@ -1,1 +1,0 @@
-"""Optimizers, a file each: `train.optimizer` names one; train/optimizer.py says what it exports."""

@@ -1,0 +1,171 @@
+"""One optimizer step: micro-batches, one denominator for all of them, clipping, and no step on broken numbers."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from hanlin.core.batch import Batch
+from hanlin.core.errors import HanlinError, shorten
+from hanlin.parallel.parallel_model import ParallelModel
+from hanlin.parallel.parameter_statistics import ParameterStatistics
+from hanlin.recipe.settings import TrainSettings
+from hanlin.training.optimizer import Optimizer
+from hanlin.training.scale import LossScale
+from hanlin.training.schedules import learning_rate
+
+log = logging.getLogger(__name__)
+
+NAMED_ROWS = 20
+"""Rows of a skipped batch that a message names."""
+
+
+Inspect = Callable[[Mapping[str, ParameterStatistics]], None]
+"""Takes the statistics of a step: weights before it, gradients of the loss before clipping, by name."""
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one step did; over all ranks.
+
+    loss: before the step; lr: the rate used; grad_norm: before clipping; tokens: without padding; loss_tokens: sum of
+    the weights in the loss; skipped: a number was not finite, the weights are as before; scale: of the loss (fp16);
+    data_seconds: this process waited for the batch before the step, whose own time is `seconds`.
+    """
+
+    loss: float
+    lr: float
+    grad_norm: float
+    tokens: int
+    loss_tokens: float
+    skipped: bool
+    scale: float
+    seconds: float
+    data_seconds: float = 0.0
+
+
+class Step:
+    """Turns batches into weight changes.
+
+    where: names the rows of a batch, for the message about a skipped one.
+    """
+
+    def __init__(
+        self,
+        parallel_model: ParallelModel,
+        optimizer: Optimizer,
+        settings: TrainSettings,
+        total_steps: int,
+        where: Callable[[Batch], Sequence[str]] | None = None,
+    ) -> None:
+        self.parallel_model, self.optimizer, self.settings = parallel_model, optimizer, settings
+        self.total_steps = total_steps
+        self.where = where or _row_numbers
+        self.scale = LossScale.of(settings)
+        self.updates = 0
+        self.skipped_in_row = 0
+
+    def run(self, batch: Batch, inspect: Inspect | None = None) -> StepReport:
+        """Train on one batch (this rank's share of it).
+
+        inspect: gets the statistics of weights and gradients; of all ranks or of none.
+        Raises: HanlinError after `max_skipped` broken steps in a row.
+        """
+        start = time.perf_counter()
+        parts = self.parallel_model.split(batch, self.settings.micro_batch_size)
+        tokens, loss_tokens = self.parallel_model.sum_over_data([_num_tokens(batch), batch.loss_tokens])
+        losses = self._accumulate(parts, loss_tokens)
+        (loss,) = self.parallel_model.sum_over_data([math.fsum(losses)])
+        norm, scale = self.parallel_model.grad_norm() / self.scale.value, self.scale.value
+        if inspect is not None:
+            inspect(self.parallel_model.parameter_statistics(scale))
+        rate = learning_rate(self.settings, self.updates + 1, self.total_steps)
+        is_finite = math.isfinite(loss) and math.isfinite(norm)
+        if is_finite:
+            self._update(norm, rate)
+        self.parallel_model.drop_grads()
+        report = StepReport(
+            loss, rate, norm, int(tokens), loss_tokens, not is_finite, scale, time.perf_counter() - start
+        )
+        broken = [part for part, value in zip(parts, losses, strict=True) if not math.isfinite(value)]
+        self._judge(report, broken or [batch])
+        return report
+
+    def values(self) -> dict[str, Any]:
+        """What a checkpoint must hold besides weights and optimizer."""
+        scale = {"value": self.scale.value, "good_steps": self.scale.good_steps, "spent": self.scale.spent}
+        return {"updates": self.updates, "skipped_in_row": self.skipped_in_row, "scale": scale}
+
+    def restore(self, values: dict[str, Any]) -> None:
+        self.updates, self.skipped_in_row = values["updates"], values["skipped_in_row"]
+        if self.scale.patience:
+            self.scale = replace(self.scale, **values["scale"])
+
+    def _accumulate(self, parts: Sequence[Batch], loss_tokens: float) -> list[float]:
+        """Sum the gradients of the micro-batches; return their shares of the loss."""
+        denominators = [loss_tokens] * len(parts)
+        if self.settings.loss_mean == "batch":  # mean of the means of each forward pass
+            denominators = [part.loss_tokens * len(parts) * self.parallel_model.data_ranks for part in parts]
+        # Nothing in the loss: 0 / 1, not 0 / 0.
+        return self.parallel_model.forward_backward(parts, [number or 1.0 for number in denominators], self.scale.value)
+
+    def _update(self, norm: float, rate: float) -> None:
+        factor = 1 / self.scale.value
+        if self.settings.clip is not None:
+            factor *= min(1.0, self.settings.clip / (norm + 1e-6))
+        if factor != 1:
+            self.parallel_model.scale_grads(factor)
+        self.optimizer.step(rate)
+        self.updates += 1
+
+    def _judge(self, report: StepReport, suspects: Sequence[Batch]) -> None:
+        """Adapt the loss scale; name the rows of a broken step, and stop after too many."""
+        before, self.scale = self.scale, self.scale.after(not report.skipped)
+        if not report.skipped:
+            self.skipped_in_row = 0
+            return
+        if math.isfinite(report.loss) and (self.scale.value < before.value or self.scale.spent > before.spent):
+            # Usual at the start of fp16: the scale was too large, the data are not to blame.
+            log.info("step skipped: fp16 overflow loss=%.4g scale=%g->%g", report.loss, report.scale, self.scale.value)
+            return
+        self.skipped_in_row += 1
+        rows = [name for part in suspects for name in self.where(part)]
+        what = f"loss={report.loss:g} grad_norm={report.grad_norm:g} rows={_some(rows)}"
+        log.warning("step skipped, weights unchanged (%d in a row): %s", self.skipped_in_row, what)
+        if self.skipped_in_row >= self.settings.max_skipped:
+            raise HanlinError(
+                f"{self.skipped_in_row} steps in a row gave a loss or gradient that is not finite (the last: {what}); "
+                "look at these rows, lower train.lr, or use another train.precision; "
+                "train.max_skipped allows more such steps"
+            )
+
+
+def mean_loss(parallel_model: ParallelModel, batches: Iterable[Batch], rows: int | None = None) -> float:
+    """The mean loss per loss token of the batches (this rank's share of each), over all ranks.
+
+    rows: of a forward pass; None: all of a batch.
+    """
+    parts = (part for batch in batches for part in parallel_model.split(batch, rows))
+    pairs = [(parallel_model.losses(part).sum(dtype=torch.float64).item(), part.loss_tokens) for part in parts]
+    total, tokens = parallel_model.sum_over_data([math.fsum(column) for column in zip(*pairs, strict=True)])
+    return total / tokens
+
+
+def _num_tokens(batch: Batch) -> int:
+    """Positions without padding, where the family says how long the rows are."""
+    lengths = batch.inputs.get("lengths")
+    return batch.labels.numel() if lengths is None else int(lengths.sum())
+
+
+def _row_numbers(batch: Batch) -> list[str]:
+    return [f"row {number}" for row in batch.rows for number in row]
+
+
+def _some(rows: Sequence[str]) -> str:
+    return f"[{', '.join(shorten(rows, NAMED_ROWS))}]"
