@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from small_bee import SPECIALS, write_vocab
 
 from hanlin.checking import check, check_file
 from hanlin.core.errors import ConfigError
@@ -18,7 +19,6 @@ from hanlin.models.cpm_bee.config import CpmBeeConfig
 from hanlin.models.cpm_bee.model import CpmBee
 from hanlin.recipe.reading import dump_recipe, load_recipe
 
-SPECIALS = ["<pad>", "<unk>", "<mask>", "<sep>", "</n>", "</_>", "<s>", "</s>", "<root>", "<ans>", "<option>"]
 RECIPE = """\
 model:
   family: cpm_bee
@@ -38,7 +38,7 @@ run:
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
-    (tmp_path / "vocab.txt").write_text("\n".join([*SPECIALS, *"床前明月光"]) + "\n", encoding="utf-8")
+    write_vocab(tmp_path / "vocab.txt")
     (tmp_path / "train.jsonl").write_text('{"input": "床前", "<ans>": "明月光"}\n' * 3, encoding="utf-8")
     return tmp_path
 

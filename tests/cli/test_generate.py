@@ -8,32 +8,22 @@ import resource
 import subprocess
 import sys
 import threading
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
+from small_bee import write_base
 
 from hanlin.cli._answers import in_order
 from hanlin.cli.main import main
-from hanlin.formats.files import write_safetensors
-from hanlin.models.cpm_bee.config import CpmBeeConfig
-from hanlin.models.cpm_bee.model import CpmBee
 
-SPECIALS = ["<pad>", "<unk>", "<mask>", "<sep>", "</n>", "</_>", "<s>", "</s>", "<root>", "<ans>", "<option>"]
-SMALL = CpmBeeConfig(vocab_size=16, hidden_size=8, num_layers=1, num_heads=2, head_dim=4, ffn_size=8)
 ASK = ["generate", "--base", "base", "generate.max_new_tokens=2", "generate.method=sample", "generate.batch_size=1"]
 
 
 @pytest.fixture(autouse=True)
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "base").mkdir()
-    (tmp_path / "base/config.json").write_text(json.dumps({"family": "cpm_bee", **asdict(SMALL)}), "utf-8")
-    (tmp_path / "base/vocab.txt").write_text("\n".join([*SPECIALS, *"床前明月光"]) + "\n", "utf-8")
-    torch.manual_seed(0)
-    weights = {name: torch.randn(weight.shape) / 2 for name, weight in CpmBee(SMALL).named_parameters()}
-    write_safetensors(tmp_path / "base/model.safetensors", weights)
+    write_base(tmp_path / "base")
     write_rows(tmp_path / "rows.jsonl", 30)
     return tmp_path
 

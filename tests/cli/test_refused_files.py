@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-import torch
+from small_bee import write_base
 
 from hanlin.cli.main import main
-from hanlin.formats.files import write_safetensors
-from hanlin.models.cpm_bee.config import CpmBeeConfig
-from hanlin.models.cpm_bee.model import CpmBee
 
-SPECIALS = ["<pad>", "<unk>", "<mask>", "<sep>", "</n>", "</_>", "<s>", "</s>", "<root>", "<ans>", "<option>"]
 RECIPE = """\
 model: {family: cpm_bee, base: base}
 data: {train: rows.jsonl, eval: rows.jsonl, cache: cache}
@@ -26,7 +20,6 @@ train: {steps: 1}
 evaluate: {tasks: [loss]}
 run: {folder: run, device: cpu, threads: 1}
 """
-SMALL = CpmBeeConfig(vocab_size=16, hidden_size=8, num_layers=1, num_heads=2, head_dim=4, ffn_size=8)
 COMMANDS = {
     "check": ["check", "recipe.yaml"],
     "plan": ["plan", "recipe.yaml"],
@@ -81,23 +74,19 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def write_project(tmp_path: Path) -> None:
-    for folder in ("base", "run", "out", "cache"):
+    for folder in ("run", "out", "cache"):
         (tmp_path / folder).mkdir()
     rows = '{"input": "床前", "<ans>": "明月光"}\n' * 3
     files = {
         "recipe.yaml": RECIPE,
         "rows.jsonl": rows,
-        "base/config.json": json.dumps({"family": "cpm_bee", **asdict(SMALL)}),
-        "base/vocab.txt": "\n".join([*SPECIALS, *"床前明月光"]) + "\n",
         "run/metrics.jsonl": '{"step": 1, "loss": 2.0}\n',
         "ds.json": "{}",
         "hosts": "a slots=1\n",
     }
     for name, text in files.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
-    torch.manual_seed(0)
-    weights = {name: torch.randn(weight.shape) / 10 for name, weight in CpmBee(SMALL).named_parameters()}
-    write_safetensors(tmp_path / "base" / "model.safetensors", weights)
+    write_base(tmp_path / "base")
 
 
 NOBODY = 65534

@@ -1,14 +1,17 @@
-"""Rows as users have them, by commands: file -> trained adapter -> scores -> answers in the rows' own form."""
+"""Rows and files as users have them, by commands: file -> trained adapter -> scores -> answers in the rows' form."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import replace
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+from data_files import KINDS, read_lines, write_kind
 from family_cases import BUILT_IN, Case, case_of
 
 from hanlin.adapters.opening import is_adapter
@@ -44,109 +47,123 @@ ROWS: dict[str, dict[str, Any]] = {
     "content and summary": {"content": Q + MORE, "summary": A},
     "plain text": {"text": Q + A},
 }
-ALONE = ("alpaca", "ShareGPT", "messages", "prompt and completion")
-WITH_TOOLS = {
+WITH_TOOLS: dict[str, Any] = {
     "messages": [*turns(Q), CALL, {"role": "tool", "content": MORE}, {"role": "assistant", "content": A}],
     "tools": TOOLS,
 }
+BASES: dict[str, dict[str, Any]] = {
+    "chatglm2": {},
+    "chatglm3": {"family": "chatglm2", "generation": "chatglm3", "max_length": 512, "vocab_size": 349},
+    "cpm1": {},
+    "cpm1_t5": {},
+    "cpm2": {},
+    "cpm_bee": {},
+}
+"""What the configuration of a tiny model has besides that of its family; family: where the name is another."""
+SHAPES: dict[str, tuple[dict[str, Any], str, str]] = {
+    **{shape: (row, "JSON lines", "chatglm2") for shape, row in ROWS.items()},
+    "plain text": (ROWS["plain text"], "JSON lines", "cpm1"),
+    "messages with tools": (WITH_TOOLS, "JSON lines", "chatglm3"),
+    **{kind: (ROWS["query and response"], kind, "chatglm2") for kind in KINDS},
+}
+"""A row, the kind of file that it stands in, and the model that learns it."""
 TINY = ("train.steps=1", "train.batch_size=2", "run.threads=1", "evaluate.tasks=[generate,loss]",
         "generate.method=greedy", "generate.max_new_tokens=2", "tuning.method=lora", "tuning.rank=2")  # fmt: skip
 
-MakeBase = Callable[..., Path]
+MakeBase = Callable[[str], Path]
 
 
 @pytest.fixture(scope="module")
 def make_base(tmp_path_factory: pytest.TempPathFactory) -> MakeBase:
-    """A base folder of a family's tiny model, made once; changes: of its configuration."""
-    made: dict[str, Path] = {}
+    """A base folder of a tiny model, made once."""
 
-    def make(name: str, **changes: Any) -> Path:
-        key = f"{name} {sorted(changes.items())}"
-        if key not in made:
-            case: Case = case_of(name, tmp_path_factory.mktemp(name))
-            case = replace(case, config=replace(case.config, **changes))
-            weights = {key: value.float() for key, value in case.model().named_parameters()}
-            made[key] = tmp_path_factory.mktemp("base") / name
-            save_base(made[key], case.family, case.config, weights, case.tokenizer)
-        return made[key]
+    @cache
+    def make(name: str) -> Path:
+        changes = dict(BASES[name])
+        case: Case = case_of(changes.pop("family", name), tmp_path_factory.mktemp(name))
+        case = replace(case, config=replace(case.config, **changes))
+        weights = {key: value.float() for key, value in case.model().named_parameters()}
+        folder = tmp_path_factory.mktemp("base") / name
+        save_base(folder, case.family, case.config, weights, case.tokenizer)
+        return folder
 
     return make
 
 
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    return path
+@dataclass(frozen=True)
+class Travelled:
+    """losses: of training; scores: of evaluation by tasks and metrics; answered: the rows that came back."""
+
+    losses: list[float]
+    scores: dict[str, dict[str, float]]
+    answered: list[dict[str, Any]]
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-
-
-def travel(rows: dict[str, dict[str, Any]], base: Path, folder: Path) -> list[dict[str, Any]]:
-    """A file for each row -> adapter -> scores -> answers; the answered rows."""
-    files = [write_rows(folder / f"{name}.jsonl", [row, row]) for name, row in rows.items()]
+def travel(files: Sequence[Path], base: Path, folder: Path) -> Travelled:
+    """Files of rows -> adapter -> scores -> the rows of the first file, answered; nothing but commands."""
     recipe = folder / "recipe.yaml"
     data = {"train": list(map(str, files)), "eval": list(map(str, files)), "cache": str(folder / "cache")}
+    model = json.loads((base / "config.json").read_text("utf-8"))
     recipe.write_text(
-        f"model: {{family: {base.name}, base: {base}}}\n"
+        f"model: {{family: {model['family']}, base: {base}}}\n"
         f"data: {json.dumps(data, ensure_ascii=False)}\nrun: {{folder: {folder / 'run'}}}\n",
         encoding="utf-8",
     )
-    longest = json.loads((base / "config.json").read_text("utf-8")).get("max_length", 64)
-    words = [str(recipe), *TINY, f"data.max_length={longest}"]
+    words = [str(recipe), *TINY, f"data.max_length={model.get('max_length', 64)}"]
     assert main(["train", *words]) == 0
     assert is_adapter(folder / "run/last")
     assert main(["evaluate", *words]) == 0
+    assert main(["generate", *words, "--input", str(files[0]), "--output", str(folder / "out.jsonl")]) == 0
+    steps = read_lines(folder / "run/metrics.jsonl")
     scores = json.loads((folder / "run/evaluation/metrics.json").read_text("utf-8"))
-    assert scores.keys() == {"generate", "loss"}
-    asked = write_rows(folder / "asked.jsonl", list(rows.values())) if len(rows) == 1 else None
-    if asked is not None:
-        assert main(["generate", *words, "--input", str(asked), "--output", str(folder / "out.jsonl")]) == 0
-        return read_rows(folder / "out.jsonl")
-    given = [word for row in rows.values() for word in ("--record", json.dumps(row, ensure_ascii=False))]
-    assert main(["generate", *words, *given, "--output", str(folder / "out.jsonl")]) == 0
-    return read_rows(folder / "out.jsonl")
+    return Travelled([step["loss"] for step in steps if "loss" in step], scores, read_lines(folder / "out.jsonl"))
 
 
-@pytest.mark.parametrize("shape", ALONE)
-def test_each_shape_goes_from_a_file_to_an_adapter_to_a_score(shape: str, make_base: MakeBase, tmp_path: Path) -> None:
-    row = ROWS[shape]
-    for answered in travel({shape: row}, make_base("chatglm2"), tmp_path):
+@pytest.fixture(scope="module")
+def of_lines(make_base: MakeBase, tmp_path_factory: pytest.TempPathFactory) -> Travelled:
+    """What JSON lines come to of the row that all kinds of files hold."""
+    folder = tmp_path_factory.mktemp("lines")
+    path = write_kind(folder, "JSON lines", [ROWS["query and response"]] * 3)
+    return travel([path], make_base("chatglm2"), folder)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_each_shape_goes_from_a_file_to_an_adapter_to_a_score(
+    shape: str, make_base: MakeBase, of_lines: Travelled, tmp_path: Path
+) -> None:
+    row, kind, base = SHAPES[shape]
+    went = travel([write_kind(tmp_path, kind, [row] * 3)], make_base(base), tmp_path)
+    assert went.scores.keys() == {"generate", "loss"}
+    assert all(math.isfinite(value) for scores in went.scores.values() for value in scores.values())
+    assert len(went.answered) == 3
+    for answered in went.answered:
         check_answered(row, answered)
+    if shape in KINDS:
+        assert went == of_lines
 
 
-def test_files_of_other_shapes_are_learned_together(make_base: MakeBase, tmp_path: Path, capsys: Any) -> None:
-    shapes = {shape: row for shape, row in ROWS.items() if shape not in (*ALONE, "plain text")}
-    for row, answered in zip(shapes.values(), travel(shapes, make_base("chatglm2"), tmp_path), strict=True):
-        check_answered(row, answered)
+def test_files_of_several_shapes_are_learned_together(make_base: MakeBase, tmp_path: Path, capsys: Any) -> None:
+    files = []
+    for number, (row, kind, _) in enumerate(one for one in SHAPES.values() if one[2] == "chatglm2"):
+        (tmp_path / str(number)).mkdir()
+        files.append(write_kind(tmp_path / str(number), kind, [row] * 2))
+    travel(files, make_base("chatglm2"), tmp_path)
     told = capsys.readouterr().err
-    for form in ("alpaca", "ShareGPT", "messages", "prompt/completion"):
-        assert f"{form} (told from" in told or f"{form} (OpenAI) (told from" in told
+    for form in ("alpaca", "ShareGPT", "messages (OpenAI)", "prompt/completion"):
+        assert f"{form} (told from" in told
 
 
 def check_answered(row: dict[str, Any], answered: dict[str, Any]) -> None:
     """The row as it was, but for what the model said."""
-    assert answered.keys() == row.keys()
+    assert answered.keys() == row.keys() | ({"answer"} if row.keys() == {"text"} else set())
     for key in row.keys() & {"conversations", "messages"}:
         assert answered[key][:-1] == row[key][:-1]
-        assert [turn.keys() for turn in answered[key]] == [turn.keys() for turn in row[key]]
+        assert answered[key][-1].keys() == row[key][-1].keys()
 
 
 @pytest.mark.parametrize("family", [family for family in BUILT_IN if family != "chatglm2"])
 def test_every_family_takes_dialogues(family: str, make_base: MakeBase, tmp_path: Path) -> None:
     row = {"conversations": spoken(Q, A)}
-    for answered in travel({"ShareGPT": row}, make_base(family), tmp_path):
-        assert answered["conversations"][:-1] == row["conversations"][:-1]
+    for answered in travel([write_kind(tmp_path, "JSON lines", [row])], make_base(family), tmp_path).answered:
+        check_answered(row, answered)
         assert answered["conversations"][-1]["from"] == "gpt"
-
-
-def test_tools_are_called_and_answered(make_base: MakeBase, tmp_path: Path) -> None:
-    base = make_base("chatglm2", generation="chatglm3", max_length=512, vocab_size=349)
-    for answered in travel({"tools": WITH_TOOLS}, base, tmp_path):
-        assert answered["messages"][:-1] == WITH_TOOLS["messages"][:-1]
-        assert answered["tools"] == TOOLS
-
-
-def test_plain_text_is_learned_and_gone_on_with(make_base: MakeBase, tmp_path: Path) -> None:
-    for answered in travel({"text": ROWS["plain text"]}, make_base("cpm1"), tmp_path):
-        assert answered.keys() == {"text", "answer"}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from small_bee import LETTERS, write_vocab
 
 from hanlin.cli.main import main
 
@@ -26,7 +27,6 @@ train:
 run:
   folder: run
 """
-SPECIALS = ["<pad>", "<unk>", "<mask>", "<sep>", "</n>", "</_>", "<s>", "</s>", "<root>", "<ans>", "<option>"]
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder in which the recipe is right."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
-    (tmp_path / "vocab.txt").write_text("\n".join([*SPECIALS, "<", *"床前明月光"]) + "\n", encoding="utf-8")
+    write_vocab(tmp_path / "vocab.txt", "<" + LETTERS)
     for name in ("train", "eval"):
         (tmp_path / f"{name}.jsonl").write_text('{"input": "床前", "<ans>": "明月光"}\n' * 3, encoding="utf-8")
     return tmp_path

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from small_bee import write_vocab
 
 from hanlin.cli.main import main
 
@@ -16,7 +17,6 @@ data: {train: train.jsonl, eval: train.jsonl}
 train: {steps: 1}
 run: {folder: run}
 """
-SPECIALS = ["<pad>", "<unk>", "<mask>", "<sep>", "</n>", "</_>", "<s>", "</s>", "<root>", "<ans>", "<option>"]
 PLACES = ["model.family", "tuning.method", "train.optimizer.name", "generate.method", "data.transform"]
 COMMANDS = ["check", "plan", "prepare", "train", "evaluate", "generate", "chat", "inspect"]
 
@@ -24,7 +24,7 @@ COMMANDS = ["check", "plan", "prepare", "train", "evaluate", "generate", "chat",
 @pytest.fixture(autouse=True)
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "vocab.txt").write_text("\n".join([*SPECIALS, *"床前明月光"]) + "\n", encoding="utf-8")
+    write_vocab(tmp_path / "vocab.txt")
     (tmp_path / "train.jsonl").write_text('{"input": "床前", "<ans>": "明月光"}\n', encoding="utf-8")
     (tmp_path / "own code.py").write_text("import pathlib\npathlib.Path('it_ran').touch()\n", encoding="utf-8")
     return tmp_path

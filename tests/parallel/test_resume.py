@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 from ranks import run_ranks
+from small_bee import write_vocab
 
 from hanlin.formats.files import open_weights
 from hanlin.recipe.reading import make_recipe
 from hanlin.run.assemble import assemble
 
-SPECIALS = ["<pad>", "<unk>", "<mask>", "<sep>", "</n>", "</_>", "<s>", "</s>", "<root>", "<ans>", "<option>"]
 POEM = "床前明月光疑是地上霜举头望明月低头思故乡"
 LAYOUTS: dict[str, dict[str, Any]] = {
     "single": {},
@@ -28,7 +28,7 @@ ALL = {"data": 2, "tensor": 2, "pipe": 2, "shard": "parameters", "micro_batches"
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("resume")
-    (folder / "vocab.txt").write_text("\n".join([*SPECIALS, *dict.fromkeys(POEM)]) + "\n", encoding="utf-8")
+    write_vocab(folder / "vocab.txt", POEM)
     # Unlike options: each is a class for all rows of its batch.
     options = [{f"<option_{number}>": POEM[number] for number in range(2 + start % 3)} for start in range(15)]
     rows = [

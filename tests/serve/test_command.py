@@ -10,32 +10,18 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 import openai
 import pytest
-import torch
+from small_bee import LETTERS, write_base
 
 from hanlin.cli.main import main
-from hanlin.formats.files import write_safetensors
-from hanlin.models.cpm_bee.config import CpmBeeConfig
-from hanlin.models.cpm_bee.model import CpmBee
-
-SPECIALS = ["<pad>", "<unk>", "<mask>", "<sep>", "</n>", "</_>", "<s>", "</s>", "<root>", "<ans>", "<option>"]
-SMALL = CpmBeeConfig(vocab_size=17, hidden_size=8, num_layers=1, num_heads=2, head_dim=4, ffn_size=8)
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bees") / "bee"
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps({"family": "cpm_bee", **asdict(SMALL)}), "utf-8")
-    (folder / "vocab.txt").write_text("\n".join([*SPECIALS, "<", *"床前明月光"]) + "\n", "utf-8")
-    torch.manual_seed(0)
-    weights = {name: torch.randn(weight.shape) / 2 for name, weight in CpmBee(SMALL).named_parameters()}
-    write_safetensors(folder / "model.safetensors", weights)
-    return folder
+    return write_base(tmp_path_factory.mktemp("bees") / "bee", "<" + LETTERS)
 
 
 @pytest.fixture(scope="module")
