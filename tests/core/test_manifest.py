@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hanlin.core import manifest
+from hanlin.core import manifest, remembered
 from hanlin.core.errors import CheckpointError
 from hanlin.core.manifest import MANIFEST, check_complete, check_manifest, manifest_problems, published_folder
 
@@ -94,13 +94,14 @@ def test_large_files_are_hashed_once_and_again_when_they_change(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hashed: list[str] = []
-    real: Callable[[Path], str] = manifest._sha256
-    monkeypatch.setattr(manifest, "_sha256", lambda path: hashed.append(path.name) or real(path))
-    monkeypatch.setattr(manifest, "_CACHE", tmp_path / "hashed")
+    real: Callable[[Path], str] = remembered.sha256_of
+    monkeypatch.setattr(remembered, "sha256_of", lambda path: hashed.append(path.name) or real(path))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setattr(manifest, "MIN_REMEMBERED_BYTES", 1)
+    memory = tmp_path / "home" / ".cache" / "hanlin" / "remembered"
     check_manifest(folder)
     assert len(hashed) == 3
-    assert not (tmp_path / "hashed").exists()  # written this very moment: they might change without a new time
+    assert not list(memory.glob("*.json"))  # written this very moment: they might change without a new time
     monkeypatch.setattr(time, "time_ns", lambda: (folder / "model.bin").stat().st_ctime_ns + 10**10)
     for _ in range(2):
         check_manifest(folder)
@@ -111,7 +112,7 @@ def test_large_files_are_hashed_once_and_again_when_they_change(
     with pytest.raises(CheckpointError, match=r"model\.bin was changed"):
         check_manifest(folder)
     assert hashed[6:] == ["model.bin"]
-    for known in (tmp_path / "hashed" / "remembered").iterdir():
+    for known in memory.glob("*.json"):
         known.write_text("{")
     with pytest.raises(CheckpointError, match=r"model\.bin was changed"):
         check_manifest(folder)

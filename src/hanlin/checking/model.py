@@ -162,14 +162,21 @@ def weight_problems(recipe: Recipe, purpose: Purpose) -> Found:
     yield from problems or record_problems(components, purpose)
 
 
-def fit_problems(recipe: Recipe) -> Found:
-    """Tensors of the base that are missing, surplus, or of another shape than its configuration says."""
+def fit_problems(recipe: Recipe, purpose: Purpose) -> Found:
+    """Tensors of the base that are missing, surplus, of another shape than its configuration says, or no numbers.
+
+    What answers at once looks at the numbers while it loads them: that comes next, and before it nothing is computed.
+    """
+    from hanlin.run.weights import refuse_unsound
+
     if recipe.model.base is None:
         return
     try:
         components = build_components(recipe)
         assert components.source is not None, recipe
         open_ours(components.source, components.family, config=components.base_config)
+        if purpose != "generate":
+            refuse_unsound(components, is_trained=purpose == "train")
     except HanlinError as error:
         yield _with_key(error, "model.base")
 

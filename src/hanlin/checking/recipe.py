@@ -108,7 +108,7 @@ def check(
     if not found and with_torch:
         found += [*device_problems(recipe), *weight_problems(recipe, purpose)]
     if not found and with_torch:
-        found += fit_problems(recipe)
+        found += fit_problems(recipe, purpose)
     if not found and with_torch:
         found += tuning_and_layout_problems(recipe) if purpose == "train" else answering_problems(recipe)
     return [Problem(key, text, _place(key, places)) for key, text in found]

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from hanlin.cli._recipe import add_recipe, say_remark
+
+if TYPE_CHECKING:
+    from hanlin.recipe.settings import Recipe
 
 HELP = "list every problem of a recipe"
 
@@ -23,5 +27,17 @@ def run(args: argparse.Namespace) -> int:
         print(dump_recipe(recipe))
         return 0
     say_remark(recipe)
+    _tell_zeros(recipe)
     print(f"{args.recipe}: no problems (of each data file the first {TRIED_ROWS} rows were tried, a run tries all)")
     return 0
+
+
+def _tell_zeros(recipe: Recipe) -> None:
+    """Warn of weights of the base that hold nothing, as training does when it loads them."""
+    if recipe.model.base is None:
+        return
+    from hanlin.run.components import build_components
+    from hanlin.run.weights import refuse_unsound
+
+    if report := refuse_unsound(build_components(recipe), is_trained=bool(recipe.data.trained)):
+        report.tell_zeros(recipe.model.base)

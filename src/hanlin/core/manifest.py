@@ -6,7 +6,6 @@ long as its size, times and inode are the same (core/remembered.py); `manifest_p
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,16 +15,12 @@ from typing import Any
 
 from hanlin.core.errors import CheckpointError, shorten
 from hanlin.core.files import published, read_json_object, sync
-from hanlin.core.remembered import remembered
+from hanlin.core.remembered import MIN_REMEMBERED_BYTES, remembered_sha256, sha256_of
 
 __all__ = ["MANIFEST", "check_complete", "check_manifest", "manifest_problems", "published_folder", "write_manifest"]
 
 MANIFEST = "manifest.json"
 
-MIN_REMEMBERED_BYTES = 1 << 24
-"""Folders with less than this are hashed each time; it takes milliseconds."""
-
-_CACHE = Path("~/.cache/hanlin")
 _LEVELS = 3  # of folders between a manifest and a file that is named by its path
 
 Listed = dict[str, tuple[int, str]]
@@ -49,7 +44,7 @@ def write_manifest(folder: Path) -> None:
     facts = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST):
         sync(path)
-        facts[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": _sha256(path)}
+        facts[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
     path = folder / MANIFEST
     path.write_text(json.dumps({"files": facts}, ensure_ascii=False, indent=1), encoding="utf-8")
     for part in (path, *(path for path in folder.rglob("*") if path.is_dir()), folder):
@@ -69,7 +64,7 @@ def manifest_problems(folder: Path, has_all: Callable[[Listed], bool] = lambda _
         return [f"{MANIFEST} cannot be read" if (folder / MANIFEST).is_file() else f"{MANIFEST} is missing"]
     if not has_all(listed):
         return [f"{MANIFEST} is incomplete"]
-    return _differing(folder, listed, _sha256)
+    return _differing(folder, listed, sha256_of)
 
 
 def check_manifest(path: Path) -> None:
@@ -111,7 +106,7 @@ def check_complete(folder: Path) -> None:
 
 def _check(folder: Path, listed: Listed) -> None:
     is_small = sum(size for size, _ in listed.values()) < MIN_REMEMBERED_BYTES
-    if problems := _differing(folder, listed, _sha256 if is_small else _remembered_sha256):
+    if problems := _differing(folder, listed, sha256_of if is_small else remembered_sha256):
         raise _unlike(folder, problems)
 
 
@@ -143,12 +138,3 @@ def _differing(folder: Path, listed: Listed, sha256: Callable[[Path], str]) -> l
 
     with ThreadPoolExecutor(4) as threads:  # hashing leaves the other threads alone
         return [found for found in threads.map(problem, listed) if found is not None]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _remembered_sha256(path: Path) -> str:
-    return remembered(_CACHE, [path], "sha256", lambda: _sha256(path))

@@ -2,6 +2,7 @@
 
 A file counts as unchanged while its size, its two times and its inode are those of the time when it was read. One that
 was written a moment ago may change once more within the resolution of these times: of such nothing is kept.
+Of several processes of a machine that ask the same, as the ranks of a run do, one finds it out; the others wait for it.
 """
 
 from __future__ import annotations
@@ -12,13 +13,23 @@ import logging
 import time
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 from hanlin.core.errors import DataError
 from hanlin.core.files import expanded, replaced_file
+from hanlin.core.locks import one_at_a_time
+
+__all__ = ["HOME_CACHE", "MIN_REMEMBERED_BYTES", "remembered", "remembered_sha256", "sha256_of"]
 
 log = logging.getLogger(__name__)
+
+HOME_CACHE = Path("~/.cache/hanlin")
+"""For what is known of files that belong to no recipe with a cache of its own, such as weights."""
+
+MIN_REMEMBERED_BYTES = 1 << 24
+"""Weights of less than this are read each time; it takes milliseconds."""
 
 _SETTLED_SECONDS = 2.0
 
@@ -31,14 +42,34 @@ def remembered(cache: Path, files: Sequence[Path], question: str, find_out: Call
     """
     asked = json.dumps([question, [str(path.absolute()) for path in files]])
     path = expanded(cache) / "remembered" / f"{hashlib.sha256(asked.encode()).hexdigest()[:32]}.json"
-    state = _state(files)
-    known = _read(path)
-    if known is not None and known[0] == state:
+    if known := _known(path, files):
         return known[1]
-    found = find_out()
-    if state == _state(files) and time.time_ns() - max(max(one[1:3]) for one in state) > _SETTLED_SECONDS * 1e9:
-        _write(path, [state, found])
-    return found
+    with ExitStack() as stack:
+        with suppress(OSError, DataError):  # where no lock can be made, each finds out by itself
+            stack.enter_context(one_at_a_time(path.with_suffix(".lock")))
+        if known := _known(path, files):
+            return known[1]
+        state, found = _state(files), find_out()
+        if state == _state(files) and time.time_ns() - max(max(one[1:3]) for one in state) > _SETTLED_SECONDS * 1e9:
+            _write(path, [state, found])
+        return found
+
+
+def sha256_of(path: Path) -> str:
+    """Of all bytes of a file, which are read for it."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def remembered_sha256(path: Path, cache: Path = HOME_CACHE) -> str:
+    """The same from memory, where the file was read before."""
+    return remembered(cache, [path], "sha256", lambda: sha256_of(path))
+
+
+def _known(path: Path, files: Sequence[Path]) -> list[Any] | None:
+    """State and answer, if they lie at `path` and are those of the files as they are."""
+    known = _read(path)
+    return known if known is not None and known[0] == _state(files) else None
 
 
 def _state(files: Sequence[Path]) -> list[list[int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hanlin.core.files import write_json
 from hanlin.core.manifest import check_manifest, published_folder
 from hanlin.core.parameters import set_parameter
+from hanlin.core.remembered import HOME_CACHE, MIN_REMEMBERED_BYTES, remembered
 from hanlin.core.tokenizer import Tokenizer
 from hanlin.formats.files import write_shards
 from hanlin.formats.fingerprint import Fingerprint
@@ -17,7 +19,7 @@ from hanlin.formats.format import DTYPE_KEY, FamilyFacts
 from hanlin.formats.lazy import Lazy
 from hanlin.formats.source import Source, open_source
 from hanlin.formats.translate import shapes_of, to_ours
-from hanlin.formats.values import Sound, cast, stored_dtype
+from hanlin.formats.values import Sound, ValueReport, count_values, stored_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -53,24 +55,44 @@ def load_into(
     translated = to_ours(source, family, config, shapes if is_whole else shapes_of(family, config))
     if wanted is None:
         check_manifest(source.path)
+    sound = Sound(source.path, translated, dtype)
     for name, parameter in parameters.items():
         if wanted is None or wanted(name):
-            kept = _load_parameter(model, name, parameter, cast(source.path, name, translated[name], dtype))
+            tensor = sound[name]
+            tensor = tensor if dtype is None or not tensor.is_floating_point() else tensor.to(dtype)
+            kept = _load_parameter(model, name, parameter, tensor)
             if fingerprint is not None:
                 fingerprint.add(name, kept)
             translated.forget(name)
+    sound.report.tell_zeros(source.path)
 
 
-def open_ours(path: Path | Source, family: FamilyFacts, *, config: Any = None) -> Sound:
+def open_ours(
+    path: Path | Source, family: FamilyFacts, *, config: Any = None, dtype: torch.dtype | None = None
+) -> Sound:
     """The tensors of weights on disk under our names, each read when it is asked for; `forget` gives its memory back.
 
     For who wants some of them, in an order of their own: a part of the layers, an expert of a mixture.
-    config: that of the model they are for (None: as it is on disk).
+    config: that of the model they are for (None: as it is on disk); dtype: which is to hold them (None: their own).
     Raises: CheckpointError as `load_into` would, also when a tensor is read that holds something else than numbers.
     """
     source = open_source(path, family)
     config = config or source.config()
-    return Sound(source.path, to_ours(source, family, config, shapes_of(family, config)))
+    return Sound(source.path, to_ours(source, family, config, shapes_of(family, config)), dtype)
+
+
+def look_at_values(source: Source, config: Any) -> ValueReport:
+    """What is in the tensors of weights by our names, for a model of this configuration; what `load_into` would meet.
+
+    They are read for it; what was found in large ones is remembered until one of their files changes.
+    Raises: CheckpointError as `open_ours`.
+    """
+    tensors = to_ours(source, source.family, config, shapes_of(source.family, config))
+    files = source.weights.files
+    if sum(file.stat().st_size for file in files) < MIN_REMEMBERED_BYTES:
+        return count_values(tensors)
+    question = json.dumps(["values", 1, source.family.name, source.format, asdict(config)], default=str)
+    return ValueReport.of(remembered(HOME_CACHE, files, question, lambda: count_values(tensors).as_json()))
 
 
 def check_fit(path: Path, family: FamilyFacts) -> Lazy:

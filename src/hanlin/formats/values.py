@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from hanlin.core.errors import CheckpointError, shorten
 from hanlin.formats.lazy import TensorSubset, forget, meta_of
 
 if TYPE_CHECKING:
     import torch
+
+log = logging.getLogger(__name__)
 
 _SHOWN = 4
 
@@ -20,12 +23,23 @@ class ValueReport:
     """What was found in the tensors that passed.
 
     names: all of them; broken: NaN, inf and numbers in all of those that hold the first two; zeros: those that hold
-    nothing but zeros.
+    nothing but zeros; largest: what is farthest from 0 in the others, and in which of them it is.
     """
 
     names: set[str] = field(default_factory=set)
     broken: dict[str, tuple[int, int, int]] = field(default_factory=dict)
     zeros: set[str] = field(default_factory=set)
+    largest: tuple[float, str] = (0.0, "")
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> ValueReport:
+        """The report of its `as_json`."""
+        broken = {name: tuple(counts) for name, counts in values["broken"].items()}
+        largest, name = values["largest"]
+        return cls(set(values["names"]), broken, set(values["zeros"]), (largest, name))
+
+    def as_json(self) -> dict[str, Any]:
+        return {**asdict(self), "names": sorted(self.names), "zeros": sorted(self.zeros)}
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
         self.names.add(name)
@@ -38,6 +52,34 @@ class ValueReport:
             self.broken[name] = (int(tensor.isnan().sum()), int(tensor.isinf().sum()), tensor.numel())
         elif least == most == 0:
             self.zeros.add(name)
+        else:
+            self.largest = max(self.largest, (max(-least, most), name))
+
+    def refuse(self, where: object, dtype: torch.dtype | None = None) -> None:
+        """See that all are numbers, and such as a dtype can hold (None: whatever holds them).
+
+        where: the file or folder that they are from, for the message.
+        Raises: CheckpointError.
+        """
+        if self.broken:
+            raise CheckpointError(
+                f"{where}: holds something else than numbers ({self.broken_lines()[0]}): what wrote it had diverged or "
+                f"failed; take an earlier checkpoint. `hanlin inspect --values {where}` lists all such tensors"
+            )
+        largest, name = self.largest
+        if dtype is not None and not _is_number(_as_double(largest).to(dtype).item()):
+            word = str(dtype).removeprefix("torch.")
+            raise CheckpointError(
+                f"{where}: {name} has numbers up to {largest:.3g}, which {word} cannot hold; take bf16"
+            )
+
+    def tell_zeros(self, where: object) -> None:
+        """Warn of weights without any value but 0: of biases that is usual, of others it is not."""
+        if found := [name for name in sorted(self.zeros) if not name.endswith("bias")]:
+            log.warning(
+                "%s: %d of %d tensors hold nothing but zeros (%s); see that what wrote them had not failed",
+                *(where, len(found), len(self.names), "; ".join(shorten(found, _SHOWN))),
+            )
 
     def broken_lines(self) -> list[str]:
         """A line for each tensor that holds something else than numbers."""
@@ -68,11 +110,7 @@ def refuse_broken(where: object, name: str, tensor: torch.Tensor) -> torch.Tenso
     """
     report = ValueReport()
     report.add(name, tensor)
-    if report.broken:
-        raise CheckpointError(
-            f"{where}: holds something else than numbers ({report.broken_lines()[0]}): what wrote it had diverged or "
-            f"failed; take an earlier checkpoint. `hanlin inspect --values {where}` lists all such tensors"
-        )
+    report.refuse(where)
     return tensor
 
 
@@ -81,16 +119,10 @@ def cast(where: object, name: str, tensor: torch.Tensor, dtype: torch.dtype | No
 
     Raises: CheckpointError when it holds something else than numbers, or such as the dtype cannot hold.
     """
-    refuse_broken(where, name, tensor)
-    if dtype is None or dtype == tensor.dtype or not tensor.is_floating_point():
-        return tensor
-    kept = tensor.to(dtype)
     report = ValueReport()
-    report.add(name, kept)
-    if report.broken:
-        word, largest = str(dtype).removeprefix("torch."), float(tensor.abs().max())
-        raise CheckpointError(f"{where}: {name} has numbers up to {largest:.3g}, which {word} cannot hold; take bf16")
-    return kept
+    report.add(name, tensor)
+    report.refuse(where, dtype)
+    return tensor if dtype is None or not tensor.is_floating_point() else tensor.to(dtype)
 
 
 class Cast(TensorSubset):
@@ -118,14 +150,20 @@ class Cast(TensorSubset):
 
 
 class Sound(TensorSubset):
-    """Tensors that are refused (CheckpointError) when they are read and hold something else than numbers."""
+    """Tensors that are refused (CheckpointError) when they are read and hold something else than numbers, or such as
+    the dtype that they are for cannot hold (None: their own). report: on those that were read.
+    """
 
-    def __init__(self, where: object, tensors: Mapping[str, torch.Tensor]) -> None:
+    def __init__(self, where: object, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype | None = None) -> None:
         super().__init__(tensors, tensors)
-        self._where = where
+        self.where, self._dtype = where, dtype
+        self.report = ValueReport()
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        return refuse_broken(self._where, name, super().__getitem__(name))
+        tensor = super().__getitem__(name)
+        self.report.add(name, tensor)
+        self.report.refuse(self.where, self._dtype)
+        return tensor
 
 
 def stored_dtype(tensors: Mapping[str, torch.Tensor]) -> str:
@@ -141,3 +179,9 @@ def stored_dtype(tensors: Mapping[str, torch.Tensor]) -> str:
 
 def _is_number(value: float) -> bool:
     return value - value == 0
+
+
+def _as_double(value: float) -> torch.Tensor:
+    import torch
+
+    return torch.tensor(value, dtype=torch.float64)

@@ -18,8 +18,8 @@ from hanlin.core.manifest import check_manifest
 from hanlin.core.parameters import set_parameter
 from hanlin.core.ranks import read_ranks
 from hanlin.formats.fingerprint import Fingerprint
-from hanlin.formats.load import added_parameters, base_parameters, load_into, open_ours, save_base
-from hanlin.formats.values import Cast, stored_dtype
+from hanlin.formats.load import added_parameters, base_parameters, load_into, look_at_values, open_ours, save_base
+from hanlin.formats.values import Cast, ValueReport, stored_dtype
 from hanlin.layers.label_head import label_parameters
 from hanlin.layers.precision import DTYPES
 from hanlin.models.common.init_weights import init_weights
@@ -254,7 +254,7 @@ def _kept(
     components: Components, names: list[str], dtype: torch.dtype, fingerprint: Fingerprint | None
 ) -> NamedTensors:
     """`_base_weights` in the precision in which they are kept; quantised ones stay packed."""
-    weights = _base_weights(components, names)
+    weights = _base_weights(components, names, dtype)
     kept = ((name, weight.to(dtype) if weight.is_floating_point() else weight) for name, weight in weights)
     return kept if fingerprint is None else fingerprint.passing(kept)
 
@@ -265,20 +265,37 @@ def _base_dtype(components: Components) -> torch.dtype:
     return torch.float32 if recipe.tuning.trains_base else DTYPES[recipe.train.precision]
 
 
-def _base_weights(components: Components, names: list[str]) -> NamedTensors:
+def refuse_unsound(components: Components, *, is_trained: bool) -> ValueReport | None:
+    """See that the base holds numbers, such as the dtype can hold in which training (else: answering) keeps them.
+
+    It is read for that; see `look_at_values`. Returns what is in it, None where there is no base, or where its experts
+    are read only when they are needed.
+    Raises: CheckpointError, as what loads it would.
+    """
+    source = components.source
+    if source is None or (components.recipe.generate.expert_memory is not None and not is_trained):
+        return None
+    report = look_at_values(source, components.base_config)
+    report.refuse(source.path, _base_dtype(components) if is_trained else DTYPES[components.recipe.train.precision])
+    return report
+
+
+def _base_weights(components: Components, names: list[str], dtype: torch.dtype | None = None) -> NamedTensors:
     """Those of a checkpoint that have one of the names, or all fresh ones; one at a time.
 
-    To a language model's a fresh head for labels is added, where the recipe has labels.
+    dtype: which is to hold them. To a language model's a fresh head for labels is added, where the recipe has labels.
     """
     source, fresh = components.source, _fresh_head(components)
     if source is None:
         yield from init_weights(lambda: _empty_model(components), components.recipe.run.seed)
         return
-    weights = open_ours(source, components.family, config=components.base_config)
+    weights = open_ours(source, components.family, config=components.base_config, dtype=dtype)
     for name in names:
         if name in weights:
             yield name, weights[name]
             weights.forget(name)
+    if read_ranks().is_main:
+        weights.report.tell_zeros(source.path)
     if set(fresh) & set(names):
         part = fresh[0].partition(".")[0]
         yield from init_weights(lambda: _empty_model(components), components.recipe.run.seed, part)
@@ -318,7 +335,7 @@ def _frozen_sharded(components: Components, device: torch.device, layout: Parall
         weight.requires_grad_(True)  # which keeps it in fp32, as it lies in the adapter
     names = [name for name, _ in model.named_parameters()]
     parallel_model = parallelize(model, device, precision, layout)
-    parallel_model.fill(_base_weights(components, parallel_model.names))
+    parallel_model.fill(_base_weights(components, parallel_model.names, DTYPES[precision]))
     if adapter is not None:
         tuned = empty()
         allocate_additions(tuned)

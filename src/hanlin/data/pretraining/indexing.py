@@ -32,6 +32,7 @@ import numpy as np
 from hanlin.core.errors import ConfigError, DataError, shorten
 from hanlin.core.files import replaced_file
 from hanlin.core.locks import one_at_a_time
+from hanlin.core.remembered import remembered_sha256
 from hanlin.core.tokenizer import FindsTokens, Tokenizer
 from hanlin.data.bad_rows import lines_of
 from hanlin.data.prepare import hash_tokenizer
@@ -126,8 +127,7 @@ def index_in_cache(path: Path, encoding: Encoding, cache: Path) -> Path:
     """
     found = hashlib.sha256(hash_tokenizer(encoding.load()).encode())
     for file in find_files([path]):
-        with file.open("rb") as stream:
-            found.update(f"{file.name}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}".encode())
+        found.update(f"{file.name}\0{remembered_sha256(file, cache)}".encode())
     manner = (VERSION, encoding.key, encoding.per, encoding.end, encoding.line_break)
     found.update(repr(manner).encode())
     prefix = cache.expanduser() / f"corpus-{found.hexdigest()[:32]}" / "documents"
