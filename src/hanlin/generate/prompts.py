@@ -5,11 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from hanlin.core.batch import Prompt
-from hanlin.core.errors import PromptTooLongError
-from hanlin.models.family import Processor
+from hanlin.core.errors import DataError, PromptTooLongError
+from hanlin.data.forms.content import ChatMessage, Content, Conversation, PlainText
+from hanlin.data.processor import TakesForms
+from hanlin.models.family import Converses, FillsBlanks, Processor
 from hanlin.recipe.settings import GenerateSettings
 
-__all__ = ["make_prompt"]
+__all__ = ["accepted_questions", "make_prompt"]
+
+_SAYS = ChatMessage("system", "好")
+_ASKS = ChatMessage("user", "好")
+_QUESTIONS = {"messages": Conversation((_ASKS,)), "system": Conversation((_SAYS, _ASKS)), "prompt": PlainText("好")}
 
 
 def make_prompt(processor: Processor, record: Any, options: GenerateSettings, max_length: int | None) -> Prompt:
@@ -25,3 +31,25 @@ def make_prompt(processor: Processor, record: Any, options: GenerateSettings, ma
             f"model reads at most {max_length}; shorten the record or lower generate.max_new_tokens"
         )
     return prompt
+
+
+def accepted_questions(processor: Processor) -> list[str]:
+    """What a family makes prompts of, as it does when it is tried; what suits it best comes first.
+
+    messages: a dialogue; system: words that stand before it; prompt: a text to go on with; record: its own records.
+    """
+    found = [name for name, content in _QUESTIONS.items() if _is_accepted(processor, content)]
+    is_talker = isinstance(processor, Converses) and processor.remembers
+    best = "record" if isinstance(processor, FillsBlanks) else "messages" if is_talker else "prompt"
+    return sorted([*found, "record"], key=lambda name: name != best)
+
+
+def _is_accepted(processor: Processor, content: Content) -> bool:
+    if not isinstance(processor, TakesForms):
+        return False
+    maker: Any = processor
+    try:
+        maker.prompt(maker.record_of(content))
+    except DataError:
+        return False
+    return True

@@ -87,6 +87,25 @@ class Converses(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Blanks:
+    """answer: the key under which answers stand, a text or a dict of texts; options: the key of a dict of texts to
+    choose from, and what each of them is called there, by its number.
+    """
+
+    answer: str
+    options: str
+    option: str
+
+
+@runtime_checkable
+class FillsBlanks(Protocol):
+    """Processor of a family whose records are dicts of any keys."""
+
+    @property
+    def blanks(self) -> Blanks: ...
+
+
 @runtime_checkable
 class ScoresTexts(Protocol):
     """Processor of a family that can say how likely a bare text is."""

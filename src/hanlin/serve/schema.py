@@ -91,9 +91,12 @@ class _Body(BaseModel):
 
 
 class ChatBody(_Body):
-    """POST /v1/chat/completions."""
+    """POST /v1/chat/completions. record: of the model's own form or any that `hanlin generate` reads, in place of
+    messages.
+    """
 
-    messages: list[dict[str, Any]] = Field(min_length=1)
+    messages: list[dict[str, Any]] | None = None
+    record: dict[str, Any] | None = None
     max_completion_tokens: Annotated[StrictInt, Field(gt=0)] | None = None
     response_format: Annotated[Any, _only({"type": "text"})] = None
     logprobs: StrictBool | None = None
@@ -116,6 +119,12 @@ class ChatBody(_Body):
             raise ValueError("max_tokens and max_completion_tokens differ; give one of them")
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs has an effect with logprobs: true only")
+        return self
+
+    @model_validator(mode="after")
+    def _one_question(self) -> ChatBody:
+        if self.record is not None and (self.messages or self.stops):
+            raise ValueError("a record is asked without messages, and its answers end without stop")
         return self
 
 

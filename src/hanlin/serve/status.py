@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 import hanlin
+from hanlin.generate.prompts import accepted_questions
+from hanlin.models.family import FillsBlanks
 
 from .errors import RequestError
 from .service import Service
@@ -63,4 +67,7 @@ def _card(service: Service) -> dict[str, object]:
         "created": service.created,
         "owned_by": "hanlin",
         "max_model_len": service.engine.max_length,
+        "accepts": accepted_questions(service.processor),
+        "blanks": asdict(service.processor.blanks) if isinstance(service.processor, FillsBlanks) else None,
+        "settings": service.settings.model_dump(),
     }

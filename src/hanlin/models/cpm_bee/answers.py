@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from hanlin.core.errors import DataError
+from hanlin.models.family import Blanks
 
 ANSWER = "<ans>"
 OPTION_KEYS = ("options", "answers", "candidates", "选项")
 """The names under which a record may hold its options."""
+BLANKS = Blanks(ANSWER, OPTION_KEYS[0], "<option_{}>")
 
 
 def gold(record: dict[str, Any]) -> list[str | None]:

@@ -106,6 +106,7 @@ class CpmBeeProcessor:
         return str(self.options)
 
     learns_all_turns = False
+    blanks = answers.BLANKS
 
     def owns(self, row: Mapping[str, Any], *, whole: bool) -> bool:
         """Whether a row has a place for an answer."""
