@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,17 +14,27 @@ import torch
 import uvicorn
 from chatglm2_pieces import small_pieces
 from family_cases import case_of
+from small_bee import LETTERS, write_base
 
+from hanlin.adapters.folder import save_adapter
+from hanlin.api.recipes import recipe_of_base
+from hanlin.formats.load import added_parameters
 from hanlin.generate.engine import Engine
 from hanlin.generate.methods.greedy import GreedySettings
 from hanlin.models.chatglm2 import family
 from hanlin.models.chatglm2.config import ChatGlm2Config
 from hanlin.models.chatglm2.processor import ChatGlm2Processor
 from hanlin.models.chatglm2.tokenizer import ChatGlm2Tokenizer
+from hanlin.recipe.tuning import TuningMethod
+from hanlin.run.components import build_components
+from hanlin.run.weights import load_engine
 from hanlin.serve.app import make_app
 from hanlin.serve.limits import Limits
 from hanlin.serve.scheduler import Scheduler
 from hanlin.serve.service import Service
+from hanlin.tuning.apply import apply_tuning
+from hanlin.tuning.lora import LoraTuning
+from hanlin.tuning.prefix import PrefixTuning
 
 Start = Callable[..., Any]
 
@@ -69,15 +80,50 @@ def text_engine(engine_of: Callable[[str], Engine]) -> Engine:
     return engine_of("cpm1")
 
 
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny CPM-Bee."""
+    return write_base(tmp_path_factory.mktemp("bees") / "bee", "<" + LETTERS)
+
+
+def _saved_adapter(base: Path, settings: TuningMethod, folder: Path) -> Path:
+    """Of values that hide nothing."""
+    components = build_components(recipe_of_base(base, []))
+    model = apply_tuning(load_engine(components.recipe, components).model, settings, components.family)
+    with torch.no_grad():
+        for weight in added_parameters(model).values():
+            weight.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(weight.numel())) * 4)
+    save_adapter(model, settings, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def lora(base: Path) -> Path:
+    return _saved_adapter(base, LoraTuning(rank=2), base.parent / "lora")
+
+
+@pytest.fixture(scope="session")
+def prefix(base: Path) -> Path:
+    return _saved_adapter(base, PrefixTuning(length=3), base.parent / "prefix")
+
+
 @pytest.fixture
 def serve(engine: Engine) -> Iterator[Start]:
     """Start a server; returns its URL and its `Service`."""
     started: list[tuple[uvicorn.Server, threading.Thread]] = []
 
-    def start(limits: Limits | None = None, engine: Engine = engine, **options: Any) -> tuple[str, Service]:
+    def start(
+        limits: Limits | None = None,
+        engine: Engine = engine,
+        adapters: Mapping[str, Engine] | None = None,
+        **options: Any,
+    ) -> tuple[str, Service]:
         limits = limits or Limits()
-        settings = GreedySettings(max_new_tokens=16)
-        service = Service("tiny", engine, settings, Scheduler(engine, limits), limits, 1)
+        settings, scheduler = GreedySettings(max_new_tokens=16), Scheduler(engine, limits)
+        adapted = {
+            name: Service(f"tiny:{name}", one, settings, scheduler, limits, 1) for name, one in (adapters or {}).items()
+        }
+        service = Service("tiny", engine, settings, scheduler, limits, 1, adapted)
         server = uvicorn.Server(uvicorn.Config(make_app(service, **options), port=0, log_level="warning"))
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()

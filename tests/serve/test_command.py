@@ -14,14 +14,8 @@ from pathlib import Path
 
 import openai
 import pytest
-from small_bee import LETTERS, write_base
 
 from hanlin.cli.main import main
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_base(tmp_path_factory.mktemp("bees") / "bee", "<" + LETTERS)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +68,7 @@ def test_answers_that_are_being_written_are_ended_before_the_server_is(
 
 
 def test_what_cannot_be_served_is_said_before_anything_is_loaded(
-    base: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    base: Path, lora: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("HANLIN_API_KEY", raising=False)
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -86,6 +80,12 @@ def test_what_cannot_be_served_is_said_before_anything_is_loaded(
             (["--port", "99999"], "--port 99999"),
             (["--host", "no.such.host.invalid", "--api-key-env", "PATH"], "no.such.host.invalid"),
             (["--max-rows", "0"], "--max-rows"),
+            (["--adapter", "a", "--adapter", "b=x"], "each has a name"),
+            (["--adapter", "a=x", "--adapter", "a=y"], "two adapters"),
+            (["--adapter", "法律=", "--adapter", "b=x"], "expected NAME=PATH"),
+            (["--adapter", f"bee={lora}"], "the base is called so"),
+            (["--adapter", "a=nowhere"], "nowhere"),
+            (["--weights", "last"], "--weights"),
         ):
             assert main(["serve", "--base", str(base), *wrong]) == 2
             assert expected in capsys.readouterr().err

@@ -30,8 +30,8 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """The model of a recipe, of a run, or of files alone; `recipe_of_model` reads it."""
+def add_model(parser: argparse.ArgumentParser, *, several_adapters: bool = False) -> None:
+    """The model of a recipe, of a run, or of files alone; `recipe_of_model` reads it, once there is one adapter."""
     parser.add_argument(
         "words", nargs="*", metavar="RECIPE KEY=VALUE", help="a recipe or a run folder, and settings to change"
     )
@@ -39,7 +39,11 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     add_trust(parser)
     model = parser.add_argument_group("a model without a recipe")
     model.add_argument("--base", type=Path, help="a base folder, or an original checkpoint")
-    model.add_argument("--adapter", type=Path, help="what a tuning method trained, on top of it")
+    if several_adapters:
+        text = "what a tuning method trained, on top of it; with names: several beside each other and beside the base"
+        model.add_argument("--adapter", action="append", default=[], metavar="[NAME=]PATH", help=text)
+    else:
+        model.add_argument("--adapter", type=Path, help="what a tuning method trained, on top of it")
     model.add_argument("--vocab", type=Path, help="its vocabulary; default: the base folder's own")
     model.add_argument("--family", help="its family; default: told from the files")
     add_tuning(model)
@@ -72,9 +76,22 @@ def recipe_of_model(args: argparse.Namespace) -> Recipe:
         raise ConfigError("name one recipe, one run folder, or a model with --base")
     from hanlin.api.recipes import recipe_of_base, with_run_weights
 
+    _refuse_idle(args, bool(recipes))
     if recipes:
         return with_run_weights(recipes[0], changes, args.weights, "generate")
     return recipe_of_base(args.base, changes, family=args.family, adapter=args.adapter, vocab=args.vocab)
+
+
+def _refuse_idle(args: argparse.Namespace, has_recipe: bool) -> None:
+    """Raises: ConfigError for an option that would have no effect."""
+    if not has_recipe and args.weights is not None:
+        raise ConfigError("--weights: says which ones of a run are meant, and here is a --base; leave one of them out")
+    for name in ("adapter", "vocab", "family"):
+        if has_recipe and getattr(args, name):
+            raise ConfigError(
+                f"--{name}: goes with --base; of a recipe or a run it is the setting model.{name}, and --weights names "
+                "other weights of a run"
+            )
 
 
 def say_remark(recipe: Recipe) -> None:

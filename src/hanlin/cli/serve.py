@@ -2,6 +2,7 @@
 
 hanlin serve runs/chat                           the model that a run has trained
 hanlin serve --base chatglm2-6b --adapter lora   a model as it is published, with a LoRA on top
+hanlin serve --base m --adapter law=lora1 --adapter tax=lora2       m, m:law and m:tax, chosen by a request's `model`
 hanlin serve --base m --host 0.0.0.0 --api-key-env HANLIN_API_KEY   for other machines, which need the key
 
 Where a request says nothing, answers are looked for as with `hanlin chat`. Fields that are not honoured are refused
@@ -15,11 +16,14 @@ import importlib.util
 import ipaddress
 import math
 import os
+import re
 import signal
 import socket
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hanlin.cli._recipe import add_model, recipe_of_model, say_remark
@@ -27,7 +31,9 @@ from hanlin.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from hanlin.recipe.settings import Recipe
+    from hanlin.run.components import Components
     from hanlin.serve.limits import Limits
+    from hanlin.serve.service import Service
 
 HELP = "answer over HTTP, as OpenAI's clients ask"
 
@@ -35,7 +41,7 @@ HELP = "answer over HTTP, as OpenAI's clients ask"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from hanlin.serve.limits import Limits
 
-    add_model(parser)
+    add_model(parser, several_adapters=True)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine alone)")
     parser.add_argument("--port", type=int, default=8000, help="0: any free one (default: 8000)")
     parser.add_argument("--name", help="of the model, as clients call it (default: its folder's)")
@@ -47,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from hanlin.run.memory import answering_memory
     from hanlin.serve.limits import Limits
 
     key = _key(args)
@@ -56,36 +63,75 @@ def run(args: argparse.Namespace) -> int:
     limits = Limits(**{field.name: getattr(args, _option(field.name)) for field in fields(Limits)})
     if wrong := next((name for name, value in asdict(limits).items() if value <= 0), None):
         raise ConfigError(f"--{_option(wrong).replace('_', '-')}: expected more than 0")
+    args.adapter, adapters = _adapters(args.adapter)
     recipe = recipe_of_model(args)
-    say_remark(recipe)
-    with _listening(args.host, args.port) as listener:
-        return _serve(recipe, args, limits, key, listener)
+    name = args.name or (args.base or recipe.run.folder).name
+    components = _components(recipe, args, adapters)
+    if name in adapters:
+        raise ConfigError(f"--adapter {name}=...: the base is called so; --name calls it otherwise")
+    for one in components:
+        say_remark(one.recipe)
+    with _listening(args.host, args.port) as listener, answering_memory(recipe):
+        service = _service(name, components, list(adapters), args, limits)
+        return _serve(service, args, key, listener)
 
 
-def _serve(recipe: Recipe, args: argparse.Namespace, limits: Limits, key: str | None, listener: socket.socket) -> int:
-    import uvicorn
+def _components(recipe: Recipe, args: argparse.Namespace, adapters: Mapping[str, Path]) -> list[Components]:
+    """Those of the model, then those of each adapter.
 
+    Raises: ConfigError, CheckpointError, before any weights are read.
+    """
+    from hanlin.api.recipes import recipe_of_base
+    from hanlin.run.adapted import check_same_base
+    from hanlin.run.components import build_components
+
+    base = build_components(recipe)
+    if not adapters:
+        return [base]
+    if args.base is None:
+        raise ConfigError("--adapter NAME=PATH: goes with --base; a run's own base is its model.base, or best/")
+    found = []
+    for path in adapters.values():
+        own = recipe_of_base(args.base, args.words, family=args.family, adapter=path, vocab=args.vocab)
+        found.append(build_components(own))
+        check_same_base(base, found[-1])
+    return [base, *found]
+
+
+def _service(
+    name: str, components: Sequence[Components], adapters: Sequence[str], args: argparse.Namespace, limits: Limits
+) -> Service:
     from hanlin.api.generation import chatting
-    from hanlin.run.memory import answering_memory
+    from hanlin.run.adapted import adapted_engine
     from hanlin.run.weights import load_engine
-    from hanlin.serve.app import make_app
     from hanlin.serve.scheduler import Scheduler
     from hanlin.serve.service import Service
 
-    with answering_memory(recipe):
-        engine = load_engine(recipe)
-        name = args.name or (args.base or recipe.run.folder).name
-        settings = chatting(recipe.generate, args.words)
-        service = Service(name, engine, settings, Scheduler(engine, limits), limits, int(time.time()))
-        host, port = listener.getsockname()[:2]
-        print(f"serving {name} at http://{f'[{host}]' if ':' in host else host}:{port}/v1", file=sys.stderr, flush=True)
-        config = uvicorn.Config(
-            make_app(service, key, args.cors),
-            log_level="warning",
-            timeout_graceful_shutdown=math.ceil(limits.drain_seconds),
-        )
-        signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn ends in order, and then raises it once more
-        uvicorn.Server(config).run(sockets=[listener])
+    base, *others = components
+    engine, settings = load_engine(base.recipe, base), chatting(base.recipe.generate, args.words)
+    scheduler, created = Scheduler(engine, limits), int(time.time())
+    adapted = {
+        short: Service(f"{name}:{short}", adapted_engine(engine, one), settings, scheduler, limits, created)
+        for short, one in zip(adapters, others, strict=True)
+    }
+    return Service(name, engine, settings, scheduler, limits, created, adapted)
+
+
+def _serve(service: Service, args: argparse.Namespace, key: str | None, listener: socket.socket) -> int:
+    import uvicorn
+
+    from hanlin.serve.app import make_app
+
+    host, port = listener.getsockname()[:2]
+    where = f"[{host}]" if ":" in host else host
+    print(f"serving {', '.join(service.models)} at http://{where}:{port}/v1", file=sys.stderr, flush=True)
+    config = uvicorn.Config(
+        make_app(service, key, args.cors),
+        log_level="warning",
+        timeout_graceful_shutdown=math.ceil(service.limits.drain_seconds),
+    )
+    signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn ends in order, and then raises it once more
+    uvicorn.Server(config).run(sockets=[listener])
     return 0
 
 
@@ -98,6 +144,26 @@ def _listening(host: str, port: int) -> socket.socket:
         raise ConfigError(
             f"--host {host} --port {port}: {error}; is the port taken? --port 0 takes a free one"
         ) from None
+
+
+def _adapters(given: Sequence[str]) -> tuple[Path | None, dict[str, Path]]:
+    """A lone adapter, which is always asked, or those of several that have names.
+
+    Raises: ConfigError.
+    """
+    named: dict[str, Path] = {}
+    for text in given:
+        name, equals, path = text.partition("=")
+        if not equals or Path(text).exists():
+            if len(given) > 1:
+                raise ConfigError(f"--adapter {text}: of several adapters each has a name: --adapter NAME={text}")
+            return Path(text), {}
+        if not re.fullmatch(r"[\w.-]+", name) or not path:
+            raise ConfigError(f"--adapter {text}: expected NAME=PATH, the name of letters, digits, '_', '-' and '.'")
+        if name in named:
+            raise ConfigError(f"--adapter {text}: {name} is the name of two adapters")
+        named[name] = Path(path)
+    return None, named
 
 
 def _option(name: str) -> str:

@@ -83,7 +83,7 @@ def empty_frozen_model(components: Components) -> torch.nn.Module:
     Raises: ConfigError, CheckpointError.
     """
     _refuse_untrained(components)
-    return _with_adapter(_empty_model(components), components)
+    return with_adapter(_empty_model(components), components)
 
 
 def empty_tuned_model(components: Components) -> torch.nn.Module:
@@ -123,7 +123,7 @@ def frozen_model(components: Components, device: torch.device) -> torch.nn.Modul
     dtype = DTYPES[components.recipe.train.precision]
     has_all = components.recipe.generate.expert_memory is None
     model = _base_model(components, dtype) if has_all else _with_few_experts(components, dtype, device)
-    return _with_adapter(model, components).requires_grad_(False).eval().to(device)
+    return with_adapter(model, components).requires_grad_(False).eval().to(device)
 
 
 def _with_few_experts(components: Components, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
@@ -214,8 +214,11 @@ def _refuse_changed_base(components: Components) -> None:
         check_manifest(components.source.path)
 
 
-def _with_adapter(model: torch.nn.Module, components: Components) -> torch.nn.Module:
-    """The model with the recipe's adapter, if there is one."""
+def with_adapter(model: torch.nn.Module, components: Components) -> torch.nn.Module:
+    """The model with the recipe's adapter, if there is one.
+
+    Raises: CheckpointError, ConfigError.
+    """
     if components.adapter is not None:
         with blaming("model.adapter"):
             settings, draw = _adapter_settings(components, components.adapter), _tuning_generator(components)

@@ -47,6 +47,7 @@ class Shape(Protocol):
 
 async def respond(
     request: Request,
+    service: Service,
     body: ChatBody | CompletionBody,
     questions: Sequence[AnswerRequest],
     shape: Shape,
@@ -57,8 +58,11 @@ async def respond(
 
     Raises: RequestError; in the middle of a stream it is an event.
     """
-    service: Service = request.app.state.service
-    head = {"id": f"{shape.prefix}-{secrets.token_hex(12)}", "created": timestamp(), "model": service.name}
+    head = {
+        "id": f"{shape.prefix}-{secrets.token_hex(12)}",
+        "created": timestamp(),
+        "model": body.model or service.name,
+    }
     if not body.stream:
         async with service.answering(questions, body.stops, is_streamed=False) as reply:
             ends = await reply.ends(len(questions), request)

@@ -28,11 +28,11 @@ from .service import Service, read_body
 async def complete_chat(request: Request) -> Response:
     service: Service = request.app.state.service
     body: ChatBody = await read_body(request, ChatBody, service.limits)
-    service.check_model(body.model)
+    service = service.named(body.model)
     settings = request_settings(body, service.settings)
     # In a thread: a long dialogue takes a while to be encoded, and other streams go on meanwhile.
     asked, questions = await asyncio.to_thread(_questions, service, body, settings)
-    return await respond(request, body, questions, _ChatShape(service, questions, asked))
+    return await respond(request, service, body, questions, _ChatShape(service, questions, asked))
 
 
 def _questions(

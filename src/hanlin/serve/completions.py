@@ -26,12 +26,14 @@ from .service import Service, read_body
 async def complete_text(request: Request) -> Response:
     service: Service = request.app.state.service
     body: CompletionBody = await read_body(request, CompletionBody, service.limits)
-    service.check_model(body.model)
+    service = service.named(body.model)
     if not body.prompts:
         raise RequestError("prompt: expected a text or several", param="prompt")
     settings = request_settings(body, service.settings)
     questions = await asyncio.to_thread(_questions, service, body, settings)
-    return await respond(request, body, questions, _TextShape(service, questions), num_prompts=len(body.prompts))
+    return await respond(
+        request, service, body, questions, _TextShape(service, questions), num_prompts=len(body.prompts)
+    )
 
 
 def _questions(service: Service, body: CompletionBody, settings: GenerateSettings) -> list[AnswerRequest]:

@@ -1,7 +1,8 @@
 """One thread that runs the model: requests wait in a queue, join the running batch, and leave it when they are done.
 
 What happens to a request is told to its `Listener` from that thread. An error that one request brings is told to it
-alone; one of the model's is told to all that it was answering.
+alone; one of the model's is told to all that it was answering. Several engines (adapters of one base) take turns: each
+writes a token of each of its answers before the next one does.
 """
 
 from __future__ import annotations
@@ -62,13 +63,15 @@ class BusyError(HanlinError):
 class Job:
     """A request: questions that are answered beside each other.
 
-    stops: texts that end an answer, and are not part of it; is_streamed: every step is told, else the ends alone.
+    stops: texts that end an answer, and are not part of it; is_streamed: every step is told, else the ends alone;
+    engine: that answers, None: the scheduler's own.
     """
 
     questions: Sequence[AnswerRequest]
     listener: Listener
     stops: Sequence[str] = ()
     is_streamed: bool = False
+    engine: Engine | None = None
     submitted: float = field(default_factory=time.monotonic)
     is_cancelled: bool = False
 
@@ -91,14 +94,14 @@ class ServerCounts:
 
 
 class Scheduler:
-    """Answers jobs with an engine, from `start` to `close`."""
+    """Answers jobs with an engine, or with others that jobs name, from `start` to `close`."""
 
     def __init__(self, engine: Engine, limits: Limits) -> None:
         self.engine, self.limits = engine, limits
         self.counts = ServerCounts()
         self._waiting: deque[Job] = deque()
         self._running: dict[int, tuple[Job, int]] = {}
-        self._batch: RunningBatch = engine.run_together()
+        self._batches: dict[Engine, RunningBatch] = {}
         self._numbers = count()
         self._changed = threading.Condition()
         self._is_closing = False
@@ -157,19 +160,33 @@ class Scheduler:
             try:
                 self._leave()
                 self._admit()
-                if not self._batch.is_empty:
-                    self._step()
             except Exception as error:
-                self._begin_anew(error)
+                self._begin_anew(error, list(self._batches))
+            for engine, batch in list(self._batches.items()):
+                try:
+                    if not batch.is_empty:
+                        self._step(engine, batch)
+                except Exception as error:
+                    self._begin_anew(error, [engine])
             self._count()
 
-    def _begin_anew(self, error: Exception) -> None:
-        """All that is being answered fails, and what comes next finds an empty batch: nothing ends the thread."""
+    def _begin_anew(self, error: Exception, engines: Sequence[Engine]) -> None:
+        """All that these engines answer fails, and what comes next finds an empty batch: nothing ends the thread."""
         log.error("the answers that were being written failed", exc_info=error)
-        jobs = {job for job, _ in self._running.values()}
-        self._batch = self.engine.run_together()
+        jobs = {job for job, _ in self._running.values() if self._engine_of(job) in engines}
+        for engine in engines:
+            self._batches[engine] = engine.run_together()
         for job in jobs:
             self._fail(job, _failure(error))
+
+    def _engine_of(self, job: Job) -> Engine:
+        return job.engine or self.engine
+
+    def _batch_of(self, job: Job) -> RunningBatch:
+        engine = self._engine_of(job)
+        if engine not in self._batches:
+            self._batches[engine] = engine.run_together()
+        return self._batches[engine]
 
     def _wait(self) -> bool:
         """Until there is something to do; False where there never will be."""
@@ -202,8 +219,8 @@ class Scheduler:
             job = self._waiting.popleft()
         numbers = [next(self._numbers) for _ in job.questions]
         try:
-            with self.engine.inference():
-                self._batch.add(numbers, job.questions)
+            with self._engine_of(job).inference():
+                self._batch_of(job).add(numbers, job.questions)
         except Exception as error:
             log.error("a prompt could not be read", exc_info=error)
             self._fail(job, _failure(error))
@@ -214,13 +231,16 @@ class Scheduler:
     def _has_room(self, job: Job) -> bool:
         if not self._running:
             return True
-        questions = [running.questions[place] for running, place in self._running.values()]
-        rows, width = self.room([*questions, *job.questions])
-        return rows <= self.limits.rows and rows * width <= self.limits.cache_tokens
+        by_engine: dict[Engine, list[AnswerRequest]] = {self._engine_of(job): list(job.questions)}
+        for running, place in self._running.values():
+            by_engine.setdefault(self._engine_of(running), []).append(running.questions[place])
+        rooms = [self.room(questions) for questions in by_engine.values()]
+        positions = sum(rows * width for rows, width in rooms)
+        return sum(rows for rows, _ in rooms) <= self.limits.rows and positions <= self.limits.cache_tokens
 
-    def _step(self) -> None:
-        with self.engine.inference():
-            searches = self._batch.step()
+    def _step(self, engine: Engine, batch: RunningBatch) -> None:
+        with engine.inference():
+            searches = batch.step()
         for number, search in searches.items():
             if number in self._running:
                 self._tell(number, search)
@@ -236,7 +256,7 @@ class Scheduler:
             return
         # The text before it is known to be whole: a beam search may change its mind.
         is_told = search.is_done or find_method(question.options).can_stream
-        text = "\n".join(self.engine.processor.answer_texts(question.prompt, tokens)) if is_told else ""
+        text = "\n".join(self._engine_of(job).processor.answer_texts(question.prompt, tokens)) if is_told else ""
         text, has_stopped = _until(text, job.stops)
         end: EndReason | None = None
         if has_stopped:
@@ -250,8 +270,8 @@ class Scheduler:
             job.listener(Answered(place, tokens, text, end))
 
     def _forget(self, number: int) -> None:
-        self._batch.drop(number)
-        self._running.pop(number, None)
+        if (running := self._running.pop(number, None)) is not None:
+            self._batch_of(running[0]).drop(number)
 
     def _fail(self, job: Job, why: Failed) -> None:
         for number in [number for number, (other, _) in self._running.items() if other is job]:
@@ -260,9 +280,9 @@ class Scheduler:
         job.listener(why)
 
     def _count(self) -> None:
-        rows, positions = self._batch.size
         self.counts.waiting, self.counts.running = len(self._waiting), len(self._running)
-        self.counts.cache_positions = rows * positions
+        sizes = [batch.size for batch in self._batches.values()]
+        self.counts.cache_positions = sum(rows * positions for rows, positions in sizes)
 
 
 def _width(question: AnswerRequest) -> int:

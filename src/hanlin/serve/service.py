@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
@@ -35,8 +35,9 @@ __all__ = ["Reply", "Service", "read_body"]
 
 @dataclass(frozen=True)
 class Service:
-    """name: of the model, as clients call it; settings: of generation where a request says nothing; created: when it
-    was loaded, in seconds of the epoch.
+    """A model that is served. name: as clients call it; settings: of generation where a request says nothing; created:
+    when it was loaded, in seconds of the epoch; adapters: the same base with adapters, by the names that clients call
+    them by, each with an engine of its own and the scheduler of the base.
     """
 
     name: str
@@ -45,17 +46,31 @@ class Service:
     scheduler: Scheduler
     limits: Limits
     created: int
+    adapters: Mapping[str, Service] = field(default_factory=dict)
 
     @property
     def processor(self) -> Any:
         return self.engine.processor
 
-    def check_model(self, name: str | None) -> None:
-        """Raises: RequestError."""
-        if name not in (None, self.name):
+    @property
+    def models(self) -> dict[str, Service]:
+        """What can be asked for: the base, and each adapter by its own name and by `base:adapter`."""
+        full = {f"{self.name}:{name}": service for name, service in self.adapters.items()}
+        return {self.name: self, **full, **self.adapters}
+
+    def named(self, name: str | None) -> Service:
+        """The model that a request asks for; where it names none, the base.
+
+        Raises: RequestError.
+        """
+        if name is None:
+            return self
+        if name not in (models := self.models):
+            known = ", ".join(map(repr, models))
             raise RequestError(
-                f"there is no model {name!r:.80}; this server has {self.name!r}", 404, "model", "model_not_found"
+                f"there is no model {name!r:.80}; this server has {known}", 404, "model", "model_not_found"
             )
+        return models[name]
 
     def questions(
         self, body: ChatBody | CompletionBody, settings: GenerateSettings, records: Sequence[Any], param: str
@@ -99,7 +114,7 @@ class Service:
         if len(stops) > self.limits.stops:
             raise RequestError(f"stop: at most {self.limits.stops} texts", param="stop")
         reply = Reply(asyncio.get_running_loop())
-        job = Job(questions, reply.tell, tuple(stops), is_streamed)
+        job = Job(questions, reply.tell, tuple(stops), is_streamed, self.engine)
         try:
             self.scheduler.submit(job)
         except BusyError as error:

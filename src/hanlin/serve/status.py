@@ -31,13 +31,12 @@ _METRICS = {
 
 async def list_models(request: Request) -> Response:
     service: Service = request.app.state.service
-    return JSONResponse({"object": "list", "data": [_card(service)]})
+    return JSONResponse({"object": "list", "data": [_card(service, name) for name in service.models]})
 
 
 async def show_model(request: Request) -> Response:
     service: Service = request.app.state.service
-    service.check_model(request.path_params["name"])
-    return JSONResponse(_card(service))
+    return JSONResponse(_card(service, request.path_params["name"]))
 
 
 async def health(request: Request) -> Response:
@@ -60,12 +59,18 @@ async def version(request: Request) -> Response:
     return JSONResponse({"version": hanlin.__version__})
 
 
-def _card(service: Service) -> dict[str, object]:
+def _card(base: Service, name: str) -> dict[str, object]:
+    """parent: of an adapter, the name of its base, as vLLM tells it.
+
+    Raises: RequestError.
+    """
+    service = base.named(name)
     return {
-        "id": service.name,
+        "id": name,
         "object": "model",
-        "created": service.created,
+        "created": base.created,
         "owned_by": "hanlin",
+        "parent": None if service is base else base.name,
         "max_model_len": service.engine.max_length,
         "accepts": accepted_questions(service.processor),
         "blanks": asdict(service.processor.blanks) if isinstance(service.processor, FillsBlanks) else None,
