@@ -15,7 +15,7 @@ from hanlin.core.errors import DamagedFileError, DataError
 
 if TYPE_CHECKING:
     from hanlin.core.batch import Batch
-    from hanlin.data.forms.content import Content
+    from hanlin.data.forms.content import Content, MultipleChoice
     from hanlin.data.pretraining.span_corruption import Marks
 
 
@@ -125,6 +125,18 @@ class TakesForms(Protocol):
 
     def answer_of(self, record: Any) -> str:
         """The answer in a record of `record_of`, as it is read by people."""
+        ...
+
+
+@runtime_checkable
+class TakesChoices(Protocol):
+    """A family that can be asked which of some answers is right (evaluation/decisions)."""
+
+    def choice_record(self, choice: MultipleChoice) -> Any:
+        """The record whose `candidates` are the options, in their order.
+
+        Raises: DataError for what the family, or the model, cannot be asked.
+        """
         ...
 
 

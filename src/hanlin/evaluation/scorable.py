@@ -12,7 +12,7 @@ from hanlin.generate.prompts import make_prompt
 from hanlin.models.family import PredictsLabels, Processor, RanksCandidates
 from hanlin.recipe.settings import GenerateSettings, Recipe
 
-__all__ = ["ScoredBy", "choices", "encode", "label_processor", "only_answer", "ranking_processor"]
+__all__ = ["ScoredBy", "choices", "encode", "label_processor", "only_answer", "options", "ranking_processor"]
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,20 @@ def choices(processor: Processor, record: Any, max_length: int | None) -> dict[s
 
     Raises: DataError.
     """
-    candidates = processor.candidates(record)
-    found = {only_answer(processor, one): encode(processor, one, max_length) for one in candidates}
+    found = dict(options(processor, record, max_length))
     gold = only_answer(processor, record)
     if gold not in found:
         raise DataError(f"its answer {gold!r} is none of its options {', '.join(found)}")
     return found
+
+
+def options(processor: Processor, record: Any, max_length: int | None) -> list[tuple[str, Sample]]:
+    """The record's options in their order, each as the answer of a sample; its own answer is not looked at.
+
+    Raises: DataError.
+    """
+    candidates = processor.candidates(record)
+    return [(only_answer(processor, one), encode(processor, one, max_length)) for one in candidates]
 
 
 def only_answer(processor: Processor, record: Any) -> str:

@@ -167,6 +167,13 @@ class PredictsLabels(Protocol):
         """
         ...
 
+    def unlabelled(self, record: Any) -> Sample:
+        """The sample of a record whose label is wanted.
+
+        Raises: DataError.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class BeamVariant:

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from . import status
 from .chat import complete_chat
 from .completions import complete_text
+from .decisions import decide
 from .errors import RequestError, error_response
 from .service import Service
 
@@ -42,6 +43,7 @@ def make_app(service: Service, key: str | None = None, origins: Sequence[str] = 
         routes=[
             Route("/v1/chat/completions", complete_chat, methods=["POST"]),
             Route("/v1/completions", complete_text, methods=["POST"]),
+            Route("/v1/decisions", decide, methods=["POST"]),
             Route("/v1/models", status.list_models),
             Route("/v1/models/{name:path}", status.show_model),
             Route("/health", status.health),

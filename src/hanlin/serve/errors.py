@@ -7,8 +7,7 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
-_KINDS = ("str", "list[str]", "int", "float", "model-field")
-"""What pydantic puts among the names of fields where a value may be of several kinds."""
+from hanlin.evaluation.decisions.questions import place_of
 
 __all__ = ["RequestError", "error_response", "first_problem"]
 
@@ -36,7 +35,7 @@ def error_response(error: RequestError) -> JSONResponse:
 def first_problem(problems: Sequence[Mapping[str, Any]]) -> RequestError:
     """The first of what pydantic found wrong."""
     problem = problems[0]
-    param = ".".join(str(part) for part in problem["loc"] if part not in _KINDS)
+    param = place_of(problem["loc"])
     if problem["type"] == "extra_forbidden":
         return RequestError(f"unknown field {param!r}; nothing is ignored here", param=param, code="unknown_field")
     found = f", found {problem['input']!r:.60}" if problem["type"] != "missing" else ""

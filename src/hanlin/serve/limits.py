@@ -12,7 +12,8 @@ class Limits:
     """cache_tokens: positions of the KV cache, over all rows that are answered together; rows: of them at most;
     queue: requests that wait; wait_seconds: how long one waits before it is turned away; request_seconds: how long one
     may take in all; drain_seconds: how long answers that are being written have when the server ends; body_bytes: of a
-    request; answers: of one request (`n`); stops: texts that end an answer.
+    request; answers: of one request (`n`); stops: texts that end an answer; decision_tokens: that the decisions
+    of one request read, the input once for each option.
     """
 
     cache_tokens: int = 65536
@@ -24,3 +25,4 @@ class Limits:
     body_bytes: int = 4 * 2**20
     answers: int = 16
     stops: int = 16
+    decision_tokens: int = 2**20

@@ -23,6 +23,7 @@ from hanlin.generate.method import find_method
 from hanlin.generate.running_batch import AnswerRequest, RunningBatch
 
 from .limits import Limits
+from .side_jobs import SideJob, SideJobs
 
 __all__ = ["Answered", "BusyError", "Failed", "Job", "Scheduler", "ServerCounts"]
 
@@ -102,6 +103,7 @@ class Scheduler:
         self._waiting: deque[Job] = deque()
         self._running: dict[int, tuple[Job, int]] = {}
         self._batches: dict[Engine, RunningBatch] = {}
+        self._aside = SideJobs()
         self._numbers = count()
         self._changed = threading.Condition()
         self._is_closing = False
@@ -143,6 +145,21 @@ class Scheduler:
             self.counts.requests += 1
             self._changed.notify()
 
+    def submit_aside(self, job: SideJob) -> None:
+        """Let other work of the model be done step by step beside the answers.
+
+        Raises: BusyError.
+        """
+        with self._changed:
+            if not self.is_alive:
+                raise BusyError("the server is shutting down")
+            if len(self._aside) >= self.limits.queue:
+                self.counts.refused += 1
+                raise BusyError(f"{len(self._aside)} requests are waiting; try again later")
+            self._aside.add(job)
+            self.counts.requests += 1
+            self._changed.notify()
+
     def cancel(self, job: Job) -> None:
         """Nobody waits for a job any more; it has left the batch after the step that runs now."""
         with self._changed:
@@ -168,6 +185,7 @@ class Scheduler:
                         self._step(engine, batch)
                 except Exception as error:
                     self._begin_anew(error, [engine])
+            self._aside.step(self.limits.request_seconds)
             self._count()
 
     def _begin_anew(self, error: Exception, engines: Sequence[Engine]) -> None:
@@ -191,8 +209,8 @@ class Scheduler:
     def _wait(self) -> bool:
         """Until there is something to do; False where there never will be."""
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._running or self._is_closing)
-            return bool(self._waiting or self._running or not self._is_closing)
+            self._changed.wait_for(lambda: self._waiting or self._running or self._aside or self._is_closing)
+            return bool(self._waiting or self._running or self._aside or not self._is_closing)
 
     def _leave(self) -> None:
         """Let go of the jobs that nobody waits for, and of those that took too long."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from hanlin.generate.running_batch import AnswerRequest
 from .errors import RequestError, first_problem
 from .limits import Limits
 from .scheduler import Answered, BusyError, Failed, Job, Scheduler
+from .side_jobs import SideJob
 
 if TYPE_CHECKING:
     from hanlin.generate.engine import Engine
@@ -37,7 +38,8 @@ __all__ = ["Reply", "Service", "read_body"]
 class Service:
     """A model that is served. name: as clients call it; settings: of generation where a request says nothing; created:
     when it was loaded, in seconds of the epoch; adapters: the same base with adapters, by the names that clients call
-    them by, each with an engine of its own and the scheduler of the base.
+    them by, each with an engine of its own and the scheduler of the base; temperature: of the probabilities of
+    decisions.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Service:
     limits: Limits
     created: int
     adapters: Mapping[str, Service] = field(default_factory=dict)
+    temperature: float = 1.0
 
     @property
     def processor(self) -> Any:
@@ -103,6 +106,32 @@ class Service:
             for number in range(answers)
         ]
 
+    async def run_aside(self, steps: Iterator[Any], request: Request) -> Any:
+        """What the last of some steps of the model finds, run between those of the answers.
+
+        Raises: RequestError, ClientDisconnect.
+        """
+        loop = asyncio.get_running_loop()
+        found: asyncio.Future[tuple[Any, Exception | None]] = loop.create_future()
+
+        def done(result: Any, error: Exception | None) -> None:
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(lambda: found.done() or found.set_result((result, error)))
+
+        job = SideJob(steps, done)
+        with _busy_told(self.scheduler):
+            self.scheduler.submit_aside(job)
+        try:
+            result, error = await _unless_gone(found, request)
+        finally:
+            job.is_cancelled = True
+        if isinstance(error, TimeoutError):
+            raise RequestError(str(error), 503, code="timeout")
+        if error is not None:
+            message = str(error) if isinstance(error, HanlinError) else f"the server failed: {type(error).__name__}"
+            raise RequestError(message, 500)
+        return result
+
     @asynccontextmanager
     async def answering(
         self, questions: Sequence[AnswerRequest], stops: Sequence[str], *, is_streamed: bool
@@ -115,12 +144,8 @@ class Service:
             raise RequestError(f"stop: at most {self.limits.stops} texts", param="stop")
         reply = Reply(asyncio.get_running_loop())
         job = Job(questions, reply.tell, tuple(stops), is_streamed, self.engine)
-        try:
+        with _busy_told(self.scheduler):
             self.scheduler.submit(job)
-        except BusyError as error:
-            raise RequestError(str(error), 503 if not self.scheduler.is_alive else 429, code="busy") from None
-        except HanlinError as error:
-            raise RequestError(str(error), code="too_large") from None
         try:
             yield reply
         finally:
@@ -190,6 +215,30 @@ async def read_body(request: Request, form: type[BaseModel], limits: Limits) -> 
 
 def timestamp() -> int:
     return int(time.time())
+
+
+@contextmanager
+def _busy_told(scheduler: Scheduler) -> Iterator[None]:
+    """Raises: RequestError for what the scheduler does not take."""
+    try:
+        yield
+    except BusyError as error:
+        raise RequestError(str(error), 503 if not scheduler.is_alive else 429, code="busy") from None
+    except HanlinError as error:
+        raise RequestError(str(error), code="too_large") from None
+
+
+async def _unless_gone(awaited: asyncio.Future[Any], request: Request) -> Any:
+    """Raises: ClientDisconnect where nobody waits any more."""
+    gone = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({awaited, gone}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        gone.cancel()
+    if not awaited.done():
+        awaited.cancel()
+        raise ClientDisconnect
+    return awaited.result()
 
 
 async def _disconnected(request: Request) -> None:

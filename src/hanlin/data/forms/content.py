@@ -8,7 +8,17 @@ from typing import Any, Literal
 
 from hanlin.core.errors import DataError
 
-__all__ = ["ChatMessage", "Content", "Conversation", "PlainText", "Preference", "Role", "ToolCall", "make_conversation"]
+__all__ = [
+    "ChatMessage",
+    "Content",
+    "Conversation",
+    "MultipleChoice",
+    "PlainText",
+    "Preference",
+    "Role",
+    "ToolCall",
+    "make_conversation",
+]
 
 Role = Literal["system", "user", "assistant", "tool"]
 
@@ -86,6 +96,25 @@ class Preference:
 
 
 Content = Conversation | PlainText | Preference
+
+
+@dataclass(frozen=True)
+class MultipleChoice:
+    """Answers to choose from. instructions: what is asked; text: what it is asked of; one of the two may be empty."""
+
+    instructions: str
+    text: str
+    options: tuple[str, ...]
+
+    @property
+    def question(self) -> Conversation:
+        """The same without the options: the instructions as the system's words, unless there is nothing else."""
+        asked = ChatMessage("user", self.text or self.instructions)
+        return Conversation((ChatMessage("system", self.instructions), asked) if self._has_both else (asked,))
+
+    @property
+    def _has_both(self) -> bool:
+        return bool(self.text.strip() and self.instructions.strip())
 
 
 def make_conversation(messages: Sequence[ChatMessage], tools: Sequence[Any] = ()) -> Conversation:

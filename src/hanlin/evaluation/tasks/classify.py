@@ -38,7 +38,7 @@ def predict(
                 golds[number] = processor.targets(record)
                 yield number, encode(engine.processor, record, engine.max_length)
 
-    for number, scores in by_batches(engine, encoded(), options.batch_size, _scores):
+    for number, scores in by_batches(engine, encoded(), options.batch_size, batch_scores):
         yield number, _row(processor, golds[number], scores)
 
 
@@ -49,7 +49,8 @@ def summarise(rows: Sequence[Prediction]) -> dict[str, float]:
     return {"accuracy": share([row["correct"] for row in rows])}
 
 
-def _scores(engine: Engine, named: Sequence[tuple[int, Sample]]) -> list[tuple[int, torch.Tensor]]:
+def batch_scores(engine: Engine, named: Sequence[tuple[Any, Sample]]) -> list[tuple[Any, torch.Tensor]]:
+    """(name, what the head says of each label) of each sample of a batch, the longest one first."""
     batch = engine.processor.collate([[sample] for _, sample in named], named[0][1].length).to(engine.device)
     with engine.inference():
         scores = check_numbers(engine.model(**batch.inputs)[batch.labels != IGNORED])

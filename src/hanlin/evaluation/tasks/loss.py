@@ -48,7 +48,7 @@ def sample_losses(
     engine: Engine, samples: Iterable[tuple[Any, Sample]], batch_size: int
 ) -> Iterator[tuple[Any, float, float]]:
     """Yield (name, summed loss, summed weight) of each named sample."""
-    return by_batches(engine, samples, batch_size, _batch_losses)
+    return by_batches(engine, samples, batch_size, batch_losses)
 
 
 def by_batches(
@@ -57,7 +57,18 @@ def by_batches(
     batch_size: int,
     compute: Callable[[Engine, Sequence[tuple[Any, Sample]]], Sequence[Result]],
 ) -> Iterator[Result]:
-    """What `compute` says of each named sample, a batch at a time, the longest sample of it first.
+    """What `compute` says of each named sample, the longest sample of a batch first."""
+    for results in batch_by_batch(engine, samples, batch_size, compute):
+        yield from results
+
+
+def batch_by_batch(
+    engine: Engine,
+    samples: Iterable[tuple[Any, Sample]],
+    batch_size: int,
+    compute: Callable[[Engine, Sequence[tuple[Any, Sample]]], Sequence[Result]],
+) -> Iterator[Sequence[Result]]:
+    """What `compute` says of the named samples of a batch, one batch after the other.
 
     Long samples go together, and only such as leave each other's loss alone.
     """
@@ -67,8 +78,7 @@ def by_batches(
         for pair in sorted(ahead, key=lambda pair: -pair[1].length):
             groups[engine.processor.batch_key(pair[1])].append(pair)
         batches = [batch for group in groups.values() for batch in batches_of(group, batch_size)]
-        for results in engine.shared(batches, lambda batch: compute(engine, batch)):
-            yield from results
+        yield from engine.shared(batches, lambda batch: compute(engine, batch))
 
 
 def _samples(engine: Engine, numbered: Numbered) -> Iterator[tuple[int, Sample]]:
@@ -77,7 +87,8 @@ def _samples(engine: Engine, numbered: Numbered) -> Iterator[tuple[int, Sample]]
             yield number, encode(engine.processor, record, engine.max_length)
 
 
-def _batch_losses(engine: Engine, named_samples: Sequence[tuple[Any, Sample]]) -> list[tuple[Any, float, float]]:
+def batch_losses(engine: Engine, named_samples: Sequence[tuple[Any, Sample]]) -> list[tuple[Any, float, float]]:
+    """(name, summed loss, summed weight) of each sample of a batch, the longest one first."""
     rows = [[sample] for _, sample in named_samples]
     batch = engine.processor.collate(rows, named_samples[0][1].length).to(engine.device)
     with engine.inference():

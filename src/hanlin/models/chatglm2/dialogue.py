@@ -82,6 +82,12 @@ def last_answer(record: Mapping[str, Any]) -> str | None:
     return "\n".join(texts) if texts else None
 
 
+def without_learned(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy in which no answer that is there is learned."""
+    messages = [{**message, WEIGHT: 0} if message["role"] == ASSISTANT else message for message in record[MESSAGES]]
+    return {**record, MESSAGES: messages}
+
+
 def without_oldest_round(record: Mapping[str, Any]) -> dict[str, Any] | None:
     """A copy without the oldest round; what the system says stays. None where the newest round alone is left."""
     messages = record[MESSAGES]

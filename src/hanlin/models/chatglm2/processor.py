@@ -15,7 +15,7 @@ import numpy as np
 
 from hanlin.core.batch import IGNORED, Batch, Prompt, PromptBatch, Sample
 from hanlin.core.errors import ConfigError, DataError
-from hanlin.data.forms.content import Content, PlainText
+from hanlin.data.forms.content import ChatMessage, Content, Conversation, MultipleChoice, PlainText
 from hanlin.data.processor import tried
 from hanlin.models.common import decoder_batch
 from hanlin.models.common.answers import check_answer
@@ -23,7 +23,7 @@ from hanlin.models.common.decoder_batch import TextCursor
 from hanlin.models.common.label_processor import LabelKeys, LabelProcessor
 from hanlin.models.common.rounds import longest_that_fits
 from hanlin.models.common.spoken import refuse_preference
-from hanlin.models.common.text_record import names_columns, unread_columns
+from hanlin.models.common.text_record import OPTIONS, names_columns, unread_columns
 from hanlin.models.common.turns import LearnedTurn, sample_of_turns, shown_ids
 
 from .config import ChatGlm2Config
@@ -36,11 +36,12 @@ from .dialogue import (
     question_of,
     turns_in,
     turns_of,
+    without_learned,
     without_oldest_round,
 )
 from .original import INPUT_IDS, LABELS, is_row, make_sample, read_row, reference_ids, train_row
 from .plain_text import ENDS, TEXT, fit_text, is_text, text_of, text_sample
-from .record import TOOLS, ChatGlm2Options, read_dialogue, read_text, with_system
+from .record import TOOLS, ChatGlm2Options, check_choice, read_choices, read_dialogue, read_text, with_system
 from .templates import ASSISTANT, SYSTEM, Dialogue, Message, RoleTemplate, TextTemplate, drop_oldest, make_template
 from .tokenizer import ChatGlm2Tokenizer, TextOrId
 
@@ -115,6 +116,8 @@ class ChatGlm2Processor:
         """
         if self._is_text(record):
             return [], [text_of(record, self.config.vocab_size)]
+        if isinstance(record, Mapping) and not self.options.compatible:
+            check_choice(record, self.options.response_column)
         turns = self._turns(record)
         return turns, self._parts_of(turns)
 
@@ -230,7 +233,7 @@ class ChatGlm2Processor:
             return []
         if self._is_text(record):
             return unread_columns(record, {TEXT, ENDS})
-        known = self._columns | (set() if self.options.compatible else {SYSTEM, TOOLS})
+        known = self._columns | (set() if self.options.compatible else {SYSTEM, TOOLS, OPTIONS})
         return unread_columns(record, known)
 
     def varies(self, record: Any) -> bool:
@@ -327,7 +330,26 @@ class ChatGlm2Processor:
         return [self.tokenizer.decode(ids)]
 
     def candidates(self, record: Any) -> list[Any]:
-        raise DataError("records of this family have no options to choose from; take the task generate or loss")
+        """The record with each of its options as the answer; of a dialogue the last answer alone counts.
+
+        Raises: DataError when it has none.
+        """
+        texts = read_choices(record)
+        if self._holds_dialogue(record):
+            return [answered(without_learned(record), text) for text in texts]
+        return [{**record, self.options.response_column: text} for text in texts]
+
+    def choice_record(self, choice: MultipleChoice) -> dict[str, Any]:
+        """The record of the question, with its options as answers; where the template knows no system, the
+        instructions stand before the text, in lines of their own.
+
+        Raises: DataError.
+        """
+        question = choice.question
+        if not isinstance(self.template, RoleTemplate):
+            asked = "\n".join(message.text for message in question.messages)
+            question = Conversation((ChatMessage("user", asked),))
+        return {**self.record_of(question), OPTIONS: list(choice.options)}
 
     remembers = True
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from hanlin.core.errors import ConfigError, DataError
-from hanlin.models.common.text_record import check_column_names
+from hanlin.models.common.text_record import OPTIONS, check_column_names
 
 from .templates import SYSTEM, USER, Dialogue, Message, read_history, read_tools
 
@@ -92,6 +92,27 @@ def read_dialogue(record: Any, options: ChatGlm2Options) -> Dialogue:
     except DataError as error:
         raise DataError(f'"{options.history_column}": {error}') from None
     return Dialogue((*earlier, Message(USER, question)), record)
+
+
+def read_choices(record: Any) -> list[str]:
+    """The answers that a record lets choose from.
+
+    Raises: DataError.
+    """
+    texts = record.get(OPTIONS)
+    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text for text in texts):
+        raise DataError(f'"{OPTIONS}" must list the answers to choose from; or take the task generate or loss')
+    return texts
+
+
+def check_choice(record: Any, column: str) -> None:
+    """Whether the response of a record that lists options is one of them.
+
+    Raises: DataError.
+    """
+    texts, answer = record.get(OPTIONS), record.get(column)
+    if isinstance(texts, list) and isinstance(answer, str) and answer not in read_choices(record):
+        raise DataError(f'"{column}": {answer!r:.40} is none of the options {", ".join(texts):.80}')
 
 
 def with_system(dialogue: Dialogue) -> Dialogue:

@@ -15,6 +15,7 @@ import numpy as np
 
 from hanlin.core.batch import IGNORED, Batch, Cursor, Prompt, PromptBatch, Sample
 from hanlin.core.errors import ConfigError, DataError
+from hanlin.data.forms.content import MultipleChoice
 
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -133,6 +134,28 @@ class LabelProcessor:
             known = ", ".join(self.labels)
             raise DataError(f'unknown label {unknown[0]!r:.40} in "{self.columns.label}"; known: {known}')
         return [float(name in names) for name in self.labels]
+
+    def unlabelled(self, record: Any) -> Sample:
+        """The sample of a record whose label is wanted; the one that it may have is not looked at.
+
+        Raises: DataError.
+        """
+        nothing: Any = {"one": self.labels[0], "several": [], "number": [0.0] * len(self.labels)}[self.label_kind]
+        return self.sample({**record, self.columns.label: nothing})
+
+    def choice_record(self, choice: MultipleChoice) -> dict[str, Any]:
+        """The record of a text that is to be given one of the labels; the head takes no instructions.
+
+        Raises: DataError.
+        """
+        if choice.instructions:
+            raise DataError(
+                "a head for labels reads the input alone, and follows no instructions; leave them empty "
+                f"(a predicate names a label: {', '.join(self.labels):.200})"
+            )
+        if unknown := [name for name in choice.options if name not in self.labels]:
+            raise DataError(f"{unknown[0]!r:.40} is none of the model's labels {', '.join(self.labels):.200}")
+        return {self.columns.text: choice.text}
 
     def varies(self, record: Any) -> bool:
         return False

@@ -16,7 +16,7 @@ import numpy as np
 
 from hanlin.core.batch import IGNORED, Batch, Prompt, PromptBatch, Sample
 from hanlin.core.errors import ConfigError, DataError
-from hanlin.data.forms.content import Content, PlainText
+from hanlin.data.forms.content import Content, MultipleChoice, PlainText
 from hanlin.data.processor import SoftPrompts
 from hanlin.models.common import decoder_batch
 from hanlin.models.common.decoder_batch import TextCursor
@@ -42,6 +42,9 @@ from hanlin.models.common.text_record import (
     text_of,
     unread_columns,
 )
+
+PLACE = "{}"
+"""Where an option goes in the instructions of a zero-shot question."""
 
 
 class TextTokenizer(Vocabulary, Protocol):
@@ -147,6 +150,17 @@ class TextProcessor:
         if isinstance(content, PlainText):
             return {options.text_column: content.text}
         return question_record(content, options.prompt_column, options.answer_column)
+
+    def choice_record(self, choice: MultipleChoice) -> dict[str, Any]:
+        """The record of the question with its options as answers; where the instructions have a place for them, {}, one
+        whose options are prompts, as in the zero-shot tasks of CPM-1: the text is likeliest after that of its class.
+        """
+        options = self.options
+        if PLACE not in choice.instructions:
+            return {**self.record_of(choice.question), OPTIONS: list(choice.options)}
+        prompts = {name: choice.instructions.replace(PLACE, name) for name in choice.options}
+        told = {options.answer_column: choice.text, ENDS: False}
+        return {OPTIONS: {name: {options.prompt_column: prompt, **told} for name, prompt in prompts.items()}}
 
     def answer_of(self, record: Any) -> str:
         """The answer in a record."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from hanlin.core.batch import IGNORED, NO_SPAN, Batch, Prompt, PromptBatch, Sample
 from hanlin.core.errors import ConfigError, DataError
-from hanlin.data.forms.content import Content, PlainText
+from hanlin.data.forms.content import Content, MultipleChoice, PlainText
 from hanlin.data.pretraining.span_corruption import MIN_TOKENS, Marks, span_sample
 from hanlin.models.common import encoder_decoder_batch
 from hanlin.models.common.decoder_batch import TextCursor
@@ -112,6 +112,10 @@ class Cpm1T5Processor:
         if isinstance(content, PlainText):
             return {options.text_column: content.text}
         return question_record(content, options.source_column, options.target_column)
+
+    def choice_record(self, choice: MultipleChoice) -> dict[str, Any]:
+        """The record of the question, with its options as targets."""
+        return {**self.record_of(choice.question), OPTIONS: list(choice.options)}
 
     def answer_of(self, record: Any) -> str:
         """The answer in a record."""

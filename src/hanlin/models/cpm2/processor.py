@@ -16,7 +16,7 @@ import numpy as np
 
 from hanlin.core.batch import IGNORED, NO_SPAN, Batch, Prompt, PromptBatch, Sample
 from hanlin.core.errors import ConfigError, DataError
-from hanlin.data.forms.content import Content, PlainText
+from hanlin.data.forms.content import Content, MultipleChoice, PlainText
 from hanlin.data.pretraining.span_corruption import Marks
 from hanlin.data.processor import SoftPrompts, tried
 from hanlin.data.sources.records import LeftOutError
@@ -24,7 +24,7 @@ from hanlin.models.common.answers import check_answer
 from hanlin.models.common.encoder_decoder_batch import make_sample
 from hanlin.models.common.span_corruption import Corruption, span_tokens
 from hanlin.models.common.spoken import question_record, refuse_preference
-from hanlin.models.common.text_record import names_columns
+from hanlin.models.common.text_record import OPTIONS, names_columns
 from hanlin.models.family import RankedExample
 
 from . import batch
@@ -110,6 +110,13 @@ class Cpm2Processor:
         if isinstance(content, PlainText):
             raise DataError("a text alone is learned in pretraining, from token corpora (data.split); nothing is asked")
         return question_record(content, options.source_column, options.target_column)
+
+    def choice_record(self, choice: MultipleChoice) -> dict[str, Any]:
+        """The record of the question, with its options as targets.
+
+        Raises: DataError.
+        """
+        return {**self.record_of(choice.question), OPTIONS: list(choice.options)}
 
     def answer_of(self, record: Any) -> str:
         """The answer in a record."""

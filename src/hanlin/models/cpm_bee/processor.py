@@ -17,13 +17,13 @@ import numpy as np
 
 from hanlin.core.batch import IGNORED, Batch, Prompt, PromptBatch, Sample
 from hanlin.core.errors import ConfigError, DataError
-from hanlin.data.forms.content import Content, PlainText
+from hanlin.data.forms.content import Content, MultipleChoice, PlainText
 from hanlin.data.processor import tried
 from hanlin.models.common.answers import check_answer
 from hanlin.models.common.spoken import answer_text, map_texts, question_text, refuse_preference, system_text
 
 from . import answers
-from .answers import ANSWER
+from .answers import ANSWER, OPTION_KEYS
 from .config import CpmBeeConfig
 from .marks import check_answers, check_blanks, check_control_marks, misspelt_marks
 from .packing import PackedRow, join_samples, make_batch, tensors
@@ -126,6 +126,12 @@ class CpmBeeProcessor:
         if before := system_text(escaped):
             said["prompt"] = before
         return {**said, ANSWER: answer_text(escaped) or ""}
+
+    def choice_record(self, choice: MultipleChoice) -> dict[str, Any]:
+        """The record of the question, with its options by their names."""
+        options = {f"<option_{number}>": escape(text) for number, text in enumerate(choice.options)}
+        asked = {key: value for key, value in self.record_of(choice.question).items() if key != ANSWER}
+        return {**asked, OPTION_KEYS[0]: options, ANSWER: ""}
 
     def answer_of(self, record: Any) -> str:
         """The answer in a record, without its escapes."""

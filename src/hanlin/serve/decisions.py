@@ -1,0 +1,72 @@
+"""POST /v1/decisions."""
+
+from __future__ import annotations
+
+import asyncio
+
+from pydantic import Field, StrictStr
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from hanlin.core.errors import DataError
+from hanlin.evaluation.decisions.answers import answer_of, probabilities_of
+from hanlin.evaluation.decisions.asking import Poll, poll_of_question
+from hanlin.evaluation.decisions.inputs import DecisionInput, text_of_input
+from hanlin.evaluation.decisions.questions import MOST_QUESTIONS, Question, Unread, WireModel
+from hanlin.evaluation.decisions.scoring import scored_in_steps
+
+from .errors import RequestError
+from .service import Service, read_body
+
+
+class DecisionBody(WireModel):
+    """prompt_cache_key, safety_identifier: taken, and not used: nothing is kept."""
+
+    model: StrictStr | None = None
+    input: DecisionInput
+    questions: tuple[Question, ...] = Field(min_length=1, max_length=MOST_QUESTIONS)
+    prompt_cache_key: StrictStr | None = None
+    prompt_cache_options: Unread = None
+    safety_identifier: StrictStr | None = None
+
+
+async def decide(request: Request) -> Response:
+    service: Service = request.app.state.service
+    body: DecisionBody = await read_body(request, DecisionBody, service.limits)
+    service = service.named(body.model)
+    # In a thread: many options of a long text take a while to be encoded.
+    polls = await asyncio.to_thread(_polls, service, body)
+    steps = scored_in_steps(service.engine, polls, service.settings.batch_size)
+    scored = await service.run_aside(steps, request)
+    chances = [probabilities_of(scores, service.temperature) for scores in scored]
+    read = sum(poll.num_tokens for poll in polls)
+    usage = {
+        "input_tokens": read,
+        "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+        "output_tokens": 0,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": read,
+    }
+    answers = [answer_of(question, own) for question, own in zip(body.questions, chances, strict=True)]
+    return JSONResponse({"model": service.name, "answers": answers, "usage": usage})
+
+
+def _polls(service: Service, body: DecisionBody) -> list[Poll]:
+    """Raises: RequestError naming the question."""
+    try:
+        text = text_of_input(body.input)
+    except DataError as error:
+        raise RequestError(str(error), param="input") from None
+    polls, limit = [], service.limits.decision_tokens
+    for number, question in enumerate(body.questions):
+        try:
+            polls.append(poll_of_question(service.processor, question, text, service.engine.max_length))
+        except DataError as error:
+            raise RequestError(f"questions.{number}: {error}", param=f"questions.{number}") from None
+        if sum(poll.num_tokens for poll in polls) > limit:
+            raise RequestError(
+                f"more than {limit:,} tokens are to be read, the input once for each option; ask less at once",
+                param=f"questions.{number}",
+                code="too_large",
+            )
+    return polls
