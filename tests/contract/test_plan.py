@@ -76,7 +76,7 @@ def test_two_tensor_ranks_have_the_loss_and_the_gradients_of_one(case: Case, seq
 def trained_once(case: Case, settings: ParallelSettings) -> tuple[float, dict[str, torch.Tensor]]:
     """The loss of the case's batch and the whole gradients."""
     parallel_model = parallelize(case.model(), torch.device("cpu"), settings=settings)
-    [loss] = parallel_model.forward_backward([case.batch()], [1.0])
+    [loss] = parallel_model.forward_backward([case.batch()], [1.0]).losses
     gradients = {name: weight.grad for name, weight in parallel_model.parameters.items() if weight.grad is not None}
     return loss, {name: getattr(one, "full_tensor", lambda one=one: one)().clone() for name, one in gradients.items()}
 

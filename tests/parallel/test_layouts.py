@@ -96,7 +96,7 @@ def compute(case: Case, method: str, settings: ParallelSettings, dtype: torch.dt
     batch = Batch(batch.inputs, batch.labels, batch.weights.to(dtype), batch.rows)
     mine = own_rows(batch, parallel_model)
     parts = parallel_model.split(mine, rows)
-    losses = parallel_model.forward_backward(parts, [batch.loss_tokens] * len(parts))
+    losses = parallel_model.forward_backward(parts, [batch.loss_tokens] * len(parts)).losses
     (loss,) = parallel_model.sum_over_data([sum(losses)])
     gradients = {name: weight.grad for name, weight in parallel_model.parameters.items() if weight.grad is not None}
     (silent,) = parallel_model.sum_over_data([parallel_model.losses(mine).sum().item()])

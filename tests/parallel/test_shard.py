@@ -34,7 +34,7 @@ def _step(family: str, layout: dict[str, Any]) -> dict[str, Any]:
             )
     batch = make_batch(case)
     parts = parallel_model.split(batch.split(parallel_model.data_ranks)[parallel_model.mesh.rank("data")], 1)
-    losses = parallel_model.forward_backward(parts, [batch.loss_tokens] * len(parts))
+    losses = parallel_model.forward_backward(parts, [batch.loss_tokens] * len(parts)).losses
     (loss,) = parallel_model.sum_over_data([sum(losses)])
     gradients = {name: weight.grad for name, weight in parallel_model.parameters.items() if weight.grad is not None}
     return {

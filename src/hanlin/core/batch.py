@@ -74,14 +74,18 @@ class Batch:
         return [self.part(a, b) for a, b in itertools.pairwise(bounds) if b > a]
 
     def to(self, device: Any) -> Batch:
-        """The same batch on another device."""
-        inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in self.inputs.items()}
-        return Batch(
-            inputs,
-            self.labels.to(device, non_blocking=True),
-            self.weights.to(device, non_blocking=True),
-            self.rows,
-        )
+        """The same batch on another device, its labels with their places."""
+        from hanlin.core.labels import note_labelled
+        from hanlin.core.transfer import to_device
+
+        places = note_labelled(self.labels)
+        names = [f"inputs.{name}" for name in self.inputs]
+        tensors = dict(zip(names, self.inputs.values(), strict=True))
+        there = to_device({**tensors, "labels": self.labels, "weights": self.weights, "places": places}, device)
+        labels = there["labels"]
+        note_labelled(labels, there["places"])
+        inputs = dict(zip(self.inputs, (there[name] for name in names), strict=True))
+        return Batch(inputs, labels, there["weights"], self.rows)
 
     def fill_rows(self, rows: int) -> Batch:
         """At least so many rows: copies of the first one, which carry no loss, stand behind."""

@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch.nn import functional
 
+from hanlin.core.transfer import on_host, to_device
+
 
 @dataclass(frozen=True)
 class AttentionWindows:
@@ -193,7 +195,7 @@ def packed_causal_mask(spans: torch.Tensor, branches: Branches | None = None) ->
     Below 0 is padding, whose results mean nothing. The bounds of the spans are read by the CPU.
     """
     length = spans.shape[1]
-    runs = _runs(spans)
+    runs = _runs(on_host(spans))
     if branches is None and all(len(row) <= 1 and (not row or row[0][0] == 0) for row in runs):
         return AttentionMask()  # nobody looks ahead, so padding on the right disturbs nobody
     shared = _share_windows(runs)
@@ -205,11 +207,17 @@ def packed_causal_mask(spans: torch.Tensor, branches: Branches | None = None) ->
     for number, row in enumerate(shared):
         for window, (begin, end) in enumerate(row):
             positions[number, window, : end - begin] = torch.arange(begin, end)
-    windows = AttentionWindows.of(positions.to(spans.device), length)
+    windows = AttentionWindows.of(to_device({"windows": positions}, spans.device)["windows"], length)
     if branches is None and sum(map(len, shared)) == sum(map(len, runs)):
         return AttentionMask(windows=windows)
     within = None if branches is None else branches.within(windows)
     return AttentionMask(_causal_in_span(windows.group_numbers(spans), within), windows=windows)
+
+
+def branched_causal_mask(branches: Branches) -> AttentionMask:
+    """Causal mask of rows that hold one sample each, with its branches."""
+    length = branches.branch.shape[1]
+    return AttentionMask((branches.visible & causal_mask(length, length, branches.branch.device))[:, None])
 
 
 def cached_causal_mask(spans: torch.Tensor, known: torch.Tensor) -> AttentionMask:

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 
 import torch
 
-from hanlin.layers.attention import AttentionMask, Branches, attention, cached_causal_mask, packed_causal_mask
+from hanlin.layers.attention import (
+    AttentionMask,
+    Branches,
+    attention,
+    branched_causal_mask,
+    cached_causal_mask,
+    packed_causal_mask,
+)
 from hanlin.layers.kv_cache import KVCache
 from hanlin.layers.prefix import Prefix, PrefixSource
 
@@ -45,10 +52,10 @@ def causal_mask_of_call(
     never with a cache.
     """
     assert branches is None or kv_cache is None, "branches are for training"
-    if branches is not None and spans is None:
-        spans = torch.zeros_like(tokens)
     if kv_cache is None:
-        return AttentionMask() if spans is None else packed_causal_mask(spans, branches)
+        if spans is not None:
+            return packed_causal_mask(spans, branches)
+        return AttentionMask() if branches is None else branched_causal_mask(branches)
     own = torch.zeros_like(tokens) if spans is None else spans
     return cached_causal_mask(own, kv_cache.add_positions(spans=own)["spans"])
 

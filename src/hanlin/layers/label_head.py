@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from hanlin.core.batch import IGNORED
+from hanlin.core.labels import at_places, labelled_places
 from hanlin.layers.loss import weighted
 from hanlin.layers.precision import at_least_fp32
 
@@ -54,13 +54,13 @@ class LabelHead(nn.Module):
         labels, weights: `[batch, length]`, a label at the last token of each sample; targets: `[batch, length,
         labels]`, what the numbers should be there (1 or 0 with several labels); not read where one label is right.
         """
-        labelled = labels != IGNORED
-        scores = self(hidden[labelled])
+        places = labelled_places(labels)
+        scores = self(at_places(hidden, places))
         if self.kind == "one":
-            values = functional.cross_entropy(scores, labels[labelled].long(), reduction="none")
+            values = functional.cross_entropy(scores, at_places(labels, places).long(), reduction="none")
         else:
             assert targets is not None, f"a head of the kind {self.kind} needs targets"
-            wanted = targets[labelled].to(scores.dtype)
+            wanted = at_places(targets, places).to(scores.dtype)
             compare = functional.mse_loss if self.kind == "number" else functional.binary_cross_entropy_with_logits
             values = compare(scores, wanted, reduction="none").mean(-1)
         return weighted(values, labels, weights, reduction)

@@ -16,7 +16,7 @@ from typing import Literal, Protocol
 import torch
 from torch.nn import functional
 
-from hanlin.core.batch import IGNORED
+from hanlin.core.labels import at_places, labelled_places
 from hanlin.layers.precision import at_least_fp32, matmul_dtype
 
 CHUNK_ROWS = 256
@@ -80,17 +80,15 @@ def head_loss(
     hidden: `[batch, length, hidden_size]`; labels: `[batch, length]`, -100 = not in the loss; weights: the same, or
     None = 1 each. "none" has no gradient.
     """
-    labelled = labels != IGNORED
-    rows, classes = hidden[labelled], labels[labelled].long()
+    places = labelled_places(labels)
+    rows, classes = at_places(hidden, places), at_places(labels, places).long()
     dtype = torch.promote_types(hidden.dtype, torch.float32)
-    shares = torch.ones_like(classes, dtype=dtype) if weights is None else weights[labelled].to(dtype)
+    shares = torch.ones_like(classes, dtype=dtype) if weights is None else at_places(weights, places).to(dtype)
     factors = tuple(factor for _, factor in pieces)
     tables = [table for table, _ in pieces]
     if reduction == "sum":
         return _SummedLoss.apply(rows, classes, shares, factors, torch.is_grad_enabled(), *tables)
-    losses = torch.zeros_like(labels, dtype=shares.dtype)
-    losses[labelled] = _losses(rows.detach(), tables, factors, classes) * shares
-    return losses
+    return _spread(_losses(rows.detach(), tables, factors, classes) * shares, labels, places)
 
 
 def weighted(
@@ -100,14 +98,15 @@ def weighted(
 
     labels, weights: `[batch, length]`. "none" has no gradient.
     """
-    labelled = labels != IGNORED
+    places = labelled_places(labels)
     if weights is not None:
-        values = values * weights[labelled].to(values.dtype)
-    if reduction == "sum":
-        return values.sum()
-    losses = torch.zeros_like(labels, dtype=values.dtype)
-    losses[labelled] = values.detach()
-    return losses
+        values = values * at_places(weights, places).to(values.dtype)
+    return values.sum() if reduction == "sum" else _spread(values.detach(), labels, places)
+
+
+def _spread(losses: torch.Tensor, labels: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Each loss at its place `[batch, length]`, 0 elsewhere."""
+    return losses.new_zeros(labels.numel()).index_copy(0, places, losses).view_as(labels)
 
 
 def _losses(

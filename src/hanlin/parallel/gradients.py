@@ -46,11 +46,10 @@ class Gradients:
             self._add_over_pipe(weights)
 
     @torch.no_grad()
-    def norm(self) -> float:
-        """The length of all gradients as one vector, over all ranks; not finite if any of them is not."""
+    def own_norm(self) -> torch.Tensor:
+        """The length, as one vector, of the gradients that this rank counts: a number that is still on the device."""
         counted = [local(weight.grad) for weight in self.counted().values() if weight.grad is not None]
-        square = nn.utils.get_total_norm(counted).item() ** 2 if counted else 0.0
-        return self._mesh.sum("all", [square])[0] ** 0.5
+        return nn.utils.get_total_norm(counted) if counted else torch.zeros((), device=self._mesh.device)
 
     def counted(self) -> dict[str, nn.Parameter]:
         """The weights, of those that several ranks hold alike only where this rank is the one to count them."""

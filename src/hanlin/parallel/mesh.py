@@ -129,7 +129,19 @@ class Mesh:
 
     def sum(self, axis: Axis, values: Sequence[float]) -> list[float]:
         """The sums of numbers over the ranks of an axis. Every rank must call it, with equally many numbers."""
-        return list(values) if self.size(axis) == 1 else self._of_axis(axis, values).sum(0).tolist()
+        return self.sums((axis, values))[0]
+
+    def sums(self, *of: tuple[Axis, Sequence[float]]) -> list[list[float]]:
+        """The same of several axes, in one exchange."""
+        if all(self.size(axis) == 1 for axis, _ in of):
+            return [list(values) for _, values in of]
+        every = self._gathered([value for _, values in of for value in values])
+        found, begin = [], 0
+        for axis, values in of:
+            numbers = every[self._ranks(axis), begin : begin + len(values)]
+            found.append(numbers.sum(0).tolist())
+            begin += len(values)
+        return found
 
     def add(self, axis: Axis, tensors: Sequence[torch.Tensor]) -> None:
         """Add tensors that every rank of an axis holds whole, in place."""
@@ -141,16 +153,21 @@ class Mesh:
 
     def maximum(self, axis: Axis, value: float) -> float:
         """The greatest of the numbers of the ranks of an axis; every rank must call it."""
-        return value if self.size(axis) == 1 else self._of_axis(axis, [value]).max().item()
+        return value if self.size(axis) == 1 else self._gathered([value])[self._ranks(axis)].max().item()
 
-    def _of_axis(self, axis: Axis, values: Sequence[float]) -> torch.Tensor:
-        """The numbers of this axis' ranks, `[ranks, numbers]` fp64."""
+    def _ranks(self, axis: Axis) -> list[int]:
+        """Of this process' part of an axis, in the whole."""
+        if self.size(axis) == 1:
+            return [distributed.get_rank()]
+        return list(range(self.size("all"))) if axis == "all" else distributed.get_process_group_ranks(self.group(axis))
+
+    def _gathered(self, values: Sequence[float]) -> torch.Tensor:
+        """The numbers of all ranks, `[ranks, numbers]` fp64."""
         mine = torch.tensor(values, dtype=torch.float64)
         every = [torch.empty_like(mine) for _ in range(self.size("all"))]
         # Between all ranks, for only these are sure to talk through plain memory, whatever the device.
         distributed.all_gather(every, mine)
-        numbers = torch.stack(every)
-        return numbers if axis == "all" else numbers[distributed.get_process_group_ranks(self.group(axis))]
+        return torch.stack(every)
 
     def gather(self, axis: Axis, value: Any) -> list[Any]:
         """Picklable values of all ranks of an axis, in their order."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -15,6 +17,17 @@ from hanlin.parallel.mesh import Mesh
 from hanlin.parallel.parameter_statistics import ParameterStatistics, parameter_statistics
 from hanlin.parallel.sharded_parameters import ShardedParameters
 from hanlin.recipe.settings import ParallelSettings
+
+
+@dataclass(frozen=True)
+class BackwardResult:
+    """losses: of this rank's micro-batches, each by its denominator; loss: their sum over the data ranks;
+    grad_norm: the length of all gradients as one vector, over all ranks, not finite if any of them is not.
+    """
+
+    losses: list[float]
+    loss: float
+    grad_norm: float
 
 
 class StageRunner(Protocol):
@@ -96,10 +109,10 @@ class ParallelModel:
 
     def forward_backward(
         self, parts: Sequence[Batch], denominators: Sequence[float], scale: float = 1.0
-    ) -> list[float]:
+    ) -> BackwardResult:
         """Add the gradient of scale x the sum of (summed loss / denominator) over the parts of this rank's rows.
 
-        Returns: each part's summed loss / denominator.
+        The device is waited for once.
         """
         self._set_mode(training=True)
         self._gradients.refresh_copies()
@@ -109,7 +122,11 @@ class ParallelModel:
         with self._arithmetic():
             losses = self._runner.forward_backward([part.to(self.device) for part in parts], factors)
         self._gradients.add()
-        return [loss / denominator for loss, denominator in zip(losses.tolist(), denominators, strict=True)]
+        norm = self._gradients.own_norm()
+        *sums, length = torch.cat([losses, norm.to(losses.device, losses.dtype)[None]]).tolist()
+        own = [loss / denominator for loss, denominator in zip(sums, denominators, strict=True)]
+        (loss,), (square,) = self.mesh.sums(("data", [math.fsum(own)]), ("all", [length**2]))
+        return BackwardResult(own, loss, square**0.5)
 
     def __call__(self, **inputs: Any) -> torch.Tensor:
         """The model's result for rows of this data rank, on all its ranks; no gradient."""
@@ -125,7 +142,7 @@ class ParallelModel:
 
     def grad_norm(self) -> float:
         """The length of all gradients as one vector, over all ranks; not finite if any of them is not."""
-        return self._gradients.norm()
+        return self.mesh.sum("all", [self._gradients.own_norm().item() ** 2])[0] ** 0.5
 
     def parameter_statistics(self, gradient_scale: float = 1.0) -> dict[str, ParameterStatistics]:
         """Of each trained weight and its gradient, `gradient_scale` times too large; every rank must call it."""

@@ -13,7 +13,7 @@ import torch
 
 from hanlin.core.batch import Batch
 from hanlin.core.errors import HanlinError, shorten
-from hanlin.parallel.parallel_model import ParallelModel
+from hanlin.parallel.parallel_model import BackwardResult, ParallelModel
 from hanlin.parallel.parameter_statistics import ParameterStatistics
 from hanlin.recipe.settings import TrainSettings
 from hanlin.training.optimizer import Optimizer
@@ -80,9 +80,8 @@ class Step:
         start = time.perf_counter()
         parts = self.parallel_model.split(batch, self.settings.micro_batch_size)
         tokens, loss_tokens = self.parallel_model.sum_over_data([_num_tokens(batch), batch.loss_tokens])
-        losses = self._accumulate(parts, loss_tokens)
-        (loss,) = self.parallel_model.sum_over_data([math.fsum(losses)])
-        norm, scale = self.parallel_model.grad_norm() / self.scale.value, self.scale.value
+        found, scale = self._accumulate(parts, loss_tokens), self.scale.value
+        losses, loss, norm = found.losses, found.loss, found.grad_norm / scale
         if inspect is not None:
             inspect(self.parallel_model.parameter_statistics(scale))
         rate = learning_rate(self.settings, self.updates + 1, self.total_steps)
@@ -107,8 +106,8 @@ class Step:
         if self.scale.patience:
             self.scale = replace(self.scale, **values["scale"])
 
-    def _accumulate(self, parts: Sequence[Batch], loss_tokens: float) -> list[float]:
-        """Sum the gradients of the micro-batches; return their shares of the loss."""
+    def _accumulate(self, parts: Sequence[Batch], loss_tokens: float) -> BackwardResult:
+        """Sum the gradients of the micro-batches."""
         denominators = [loss_tokens] * len(parts)
         if self.settings.loss_mean == "batch":  # mean of the means of each forward pass
             denominators = [part.loss_tokens * len(parts) * self.parallel_model.data_ranks for part in parts]
@@ -152,7 +151,8 @@ def mean_loss(parallel_model: ParallelModel, batches: Iterable[Batch], rows: int
     rows: of a forward pass; None: all of a batch.
     """
     parts = (part for batch in batches for part in parallel_model.split(batch, rows))
-    pairs = [(parallel_model.losses(part).sum(dtype=torch.float64).item(), part.loss_tokens) for part in parts]
+    # Added on the host: not every device has fp64.
+    pairs = [(parallel_model.losses(part).cpu().sum(dtype=torch.float64).item(), part.loss_tokens) for part in parts]
     total, tokens = parallel_model.sum_over_data([math.fsum(column) for column in zip(*pairs, strict=True)])
     return total / tokens
 

@@ -1,0 +1,255 @@
+"""A stand-in accelerator: tensors that say they are on `npu:0` and hold CPU values.
+
+It computes what the CPU computes, refuses tensors of two devices in one operation, and counts what costs time on a
+real device: copies from the host, waits for a result (`item`, `nonzero`, boolean indices, copies to the host) and
+kernel launches. A profile says what a device refuses. Importing this module changes torch for the whole process: the
+tests run it in processes of their own (run.py).
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
+NAME = "npu"
+aten = torch.ops.aten
+
+_VIEWS = {
+    *("view", "_unsafe_view", "t", "transpose", "permute", "expand", "slice", "select", "unsqueeze", "squeeze"),
+    *("alias", "detach", "split", "split_with_sizes", "unbind", "as_strided", "narrow", "diagonal", "chunk"),
+    *("lift_fresh", "_reshape_alias", "unfold"),
+}
+_WAITS = {
+    "_local_scalar_dense": "item",
+    "nonzero": "nonzero",
+    "masked_select": "masked_select",
+    "_unique2": "unique",
+    "unique_dim": "unique",
+    "bincount": "bincount",
+    "is_nonzero": "is_nonzero",
+    "equal": "equal",
+    "repeat_interleave": "repeat_interleave",
+}
+"""Operations whose result's size or value the host has to know."""
+_INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}
+_MAY_MIX = {"copy_", "_to_copy", "_local_scalar_dense", "set_", "resize_", *_INDEXING}
+
+
+class MixedDevicesError(RuntimeError):
+    """Tensors of two devices in one operation."""
+
+
+class UnsupportedError(RuntimeError):
+    """An operation that the device of the profile does not have."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """dtypes: of what the device refuses to hold; takes_float_masks: whether its attention adds a bias."""
+
+    name: str
+    refused: frozenset[torch.dtype] = frozenset()
+    takes_float_masks: bool = True
+
+
+PROFILES = {
+    "cuda-sm90": Profile("cuda-sm90"),
+    "cuda-sm70": Profile("cuda-sm70", frozenset({torch.bfloat16})),
+    "npu": Profile("npu", frozenset({torch.float64}), takes_float_masks=False),
+    "mps": Profile("mps", frozenset({torch.float64})),
+}
+
+
+@dataclass
+class Costs:
+    """What was counted, by kind ("copy", "wait") and by the line of our code that asked for it."""
+
+    kinds: Counter[str] = field(default_factory=Counter)
+    places: Counter[str] = field(default_factory=Counter)
+    launches: Counter[str] = field(default_factory=Counter)
+
+    def clear(self) -> None:
+        for counter in (self.kinds, self.places, self.launches):
+            counter.clear()
+
+    def note(self, kind: str, what: str) -> None:
+        self.kinds[kind] += 1
+        self.places[f"{kind} {what} {_site()}"] += 1
+
+
+COSTS = Costs()
+_profile = PROFILES["cuda-sm90"]
+
+
+def _site() -> str:
+    for frame in reversed(traceback.extract_stack()):
+        if "/hanlin/" in frame.filename:
+            return f"{frame.filename.rpartition('/hanlin/')[2]}:{frame.lineno}"
+    return "outside"
+
+
+class DeviceTensor(torch.Tensor):
+    """A tensor of the stand-in; `held` is its CPU tensor."""
+
+    held: torch.Tensor
+
+    @staticmethod
+    def __new__(cls, held: torch.Tensor, requires_grad: bool = False):
+        return torch.Tensor._make_wrapper_subclass(
+            cls,
+            held.size(),
+            strides=held.stride(),
+            storage_offset=held.storage_offset(),
+            dtype=held.dtype,
+            layout=held.layout,
+            device=torch.device(NAME, 0),
+            requires_grad=requires_grad,
+        )
+
+    def __init__(self, held: torch.Tensor, requires_grad: bool = False) -> None:
+        self.held = held
+
+    def tolist(self) -> Any:
+        COSTS.note("wait", "tolist")
+        return self.held.tolist()
+
+    def __repr__(self) -> str:
+        return f"DeviceTensor({self.held!r})"
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        return _run(func, args, kwargs or {})
+
+
+class _Mode(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if kwargs.get("pin_memory"):
+            kwargs = {**kwargs, "pin_memory": False}
+        wanted = kwargs.get("device")
+        is_ours = wanted is not None and torch.device(wanted).type == NAME
+        if is_ours or any(isinstance(leaf, DeviceTensor) for leaf in tree_leaves((args, kwargs))):
+            return _run(func, args, kwargs)
+        return func(*args, **kwargs)
+
+
+def _is_host(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and not isinstance(value, DeviceTensor) and value.device.type == "cpu"
+
+
+def _run(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+    name = func._schema.name.split("::")[1]
+    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+    ours = [tensor for tensor in tensors if isinstance(tensor, DeviceTensor)]
+    wanted = kwargs.get("device")
+    to_ours = None if wanted is None else torch.device(wanted).type == NAME
+    _count(name, args, ours, to_ours)
+    if ours and name not in _MAY_MIX and (hosts := [one for one in tensors if _is_host(one) and one.dim()]):
+        raise MixedDevicesError(f"{func}: {NAME}:0 and cpu {[tuple(one.shape) for one in hosts]} at {_site()}")
+    held = tree_map(lambda value: value.held if isinstance(value, DeviceTensor) else value, kwargs)
+    if to_ours:
+        held["device"] = torch.device("cpu")
+    if "pin_memory" in held:
+        held["pin_memory"] = False
+    found = func(*tree_map(lambda value: value.held if isinstance(value, DeviceTensor) else value, args), **held)
+    stays = name == "_local_scalar_dense" or (name == "copy_" and _is_host(args[0]))
+    if stays or not (bool(ours) if to_ours is None else to_ours):
+        return found
+    known = {id(tensor.held): tensor for tensor in ours}
+    return tree_map(lambda value: _ours(value, known, func), found)
+
+
+def _ours(value: Any, known: dict[int, DeviceTensor], func: Any) -> Any:
+    if not isinstance(value, torch.Tensor) or isinstance(value, DeviceTensor):
+        return value
+    if value.dtype in _profile.refused:
+        raise UnsupportedError(f"{_profile.name} has no {value.dtype}: {func} at {_site()}")
+    return known.get(id(value)) if id(value) in known else DeviceTensor(value)
+
+
+def _count(name: str, args: tuple, ours: list[DeviceTensor], to_ours: bool | None) -> None:
+    if name == "_to_copy" and to_ours is not None:
+        if to_ours and _is_host(args[0]):
+            COSTS.note("copy", "to")
+        if not to_ours and ours:
+            COSTS.note("wait", "to")
+    elif name == "copy_":
+        if ours and args[0] is ours[0] and _is_host(args[1]) and args[1].dim():
+            COSTS.note("copy", "copy_")
+        if _is_host(args[0]) and ours:
+            COSTS.note("wait", "copy_")
+    elif name in _WAITS and ours:
+        COSTS.note("wait", _WAITS[name])
+    elif name in _INDEXING and ours:
+        indices = [one for one in args[1] or [] if isinstance(one, torch.Tensor)]
+        if any(one.dtype in (torch.bool, torch.uint8) for one in indices):
+            COSTS.note("wait", "boolean index")
+        if any(_is_host(one) and one.dim() for one in indices):
+            COSTS.note("copy", "index")
+    if name not in _VIEWS and (ours or to_ours):
+        COSTS.launches[name] += 1
+
+
+@contextmanager
+def stand_in(profile: str = "cuda-sm90") -> Iterator[Costs]:
+    """The accelerator is there, and its costs are counted from 0."""
+    global _profile  # noqa: PLW0603
+    _profile = PROFILES[profile]
+    COSTS.clear()
+    with _Mode():
+        yield COSTS
+
+
+# --- what torch has to know of the device ---
+
+_setup_privateuseone_for_python_backend(NAME)
+torch._C._set_only_lift_cpu_tensors(True)  # pyright: ignore[reportAttributeAccessIssue]
+_numbers = torch.Generator()
+for _name, _value in {
+    "get_amp_supported_dtype": lambda: [torch.bfloat16, torch.float16],
+    "device_count": lambda: 1,
+    "current_device": lambda: 0,
+    "is_available": lambda: True,
+    "is_initialized": lambda: True,
+    "get_rng_state": lambda device=None: _numbers.get_state(),
+    "set_rng_state": lambda state, device=None: _numbers.set_state(state),
+    "manual_seed": _numbers.manual_seed,
+    "manual_seed_all": _numbers.manual_seed,
+    "_is_in_bad_fork": lambda: False,
+    "synchronize": lambda device=None: None,
+    "default_generators": [_numbers],
+}.items():
+    setattr(getattr(torch, NAME), _name, _value)
+
+_fallback = torch.library.Library("_", "IMPL", "AutocastPrivateUse1")
+_fallback.fallback(torch.library.fallthrough_kernel)
+_casts = torch.library.Library("aten", "IMPL", "AutocastPrivateUse1")
+_CAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)
+
+
+def _casting(operation: Any, dtype: Callable[[], torch.dtype]) -> Callable[..., Any]:
+    def cast(value: Any) -> Any:
+        is_ours = isinstance(value, torch.Tensor) and value.device.type == NAME
+        is_cast = is_ours and value.is_floating_point() and value.dtype != torch.float64
+        return value.to(dtype()) if is_cast else value
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with torch._C._ExcludeDispatchKeyGuard(_CAST):
+            return operation(*tree_map(cast, args), **tree_map(cast, kwargs))
+
+    return run
+
+
+for _name in ("linear", "matmul", "mm", "bmm", "addmm", "scaled_dot_product_attention"):
+    _casts.impl(_name, _casting(getattr(aten, _name).default, lambda: torch.get_autocast_dtype(NAME)))
+for _name in ("layer_norm", "rsqrt", "softplus", "log"):
+    _casts.impl(_name, _casting(getattr(aten, _name).default, lambda: torch.float32))

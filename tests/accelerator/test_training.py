@@ -1,0 +1,59 @@
+"""Training on the stand-in accelerator (stand_in.py): the CPU's numbers, and never more waits than today.
+
+All in one process beside this one, since the stand-in changes torch. `python tests/accelerator/run.py` runs the whole
+matrix.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import pytest
+from layouts import VARIANTS
+
+RUNS = cycle(
+    [
+        ("cuda-sm90", "bf16", "packed"),
+        ("npu", "fp32", "single"),
+        ("cuda-sm70", "fp16", "packed"),
+        ("mps", "fp16", "packed"),
+    ]
+)
+WORDS = [
+    (profile, precision, f"{name}.{method}.{kind}")
+    for (name, variant) in VARIANTS.items()
+    for (method, (profile, precision, kind)) in zip(variant.methods, RUNS, strict=False)
+]
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, dict[str, Any]]:
+    words = [word for words in WORDS for word in words]
+    program = Path(__file__).with_name("run.py")
+    ran = subprocess.run([sys.executable, program, *words], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    lines = [json.loads(line) for line in ran.stdout.splitlines()]
+    return {line["cell"]: line for line in lines}
+
+
+@pytest.mark.parametrize("words", WORDS, ids=" ".join)
+def test_the_numbers_are_the_cpus_and_nothing_waits_for_the_device(
+    found: dict[str, dict[str, Any]], words: tuple[str, str, str]
+) -> None:
+    result = found[" ".join(words)]
+    assert "error" not in result, (result["error"], result["frames"])
+    has_experts = VARIANTS[words[2].split(".")[0]].has_experts  # a last digit may send a token to another one
+    near = 1e-5 if words[1] == "fp32" and not has_experts else 5e-3
+    assert result["difference"] < near * abs(result["loss"])
+    if has_experts:
+        return  # which expert takes which token decides the shapes
+    parts = result["micro_batches"]
+    assert result["step"]["wait"] == 1, result["step"]["places"]  # losses and norm
+    assert result["evaluation"]["wait"] == parts, result["evaluation"]["places"]  # the losses of each forward pass
+    # A buffer for each micro-batch, and one for its windows.
+    assert result["step"]["copy"] <= 2 * parts, result["step"]["places"]
