@@ -109,7 +109,7 @@ def test_the_package_alone_is_enough_to_begin(clean: Path, tmp_path: Path) -> No
     assert "hanlin recipes copy cpm2_ccpm_full recipes" in told
     run(clean, tmp_path, "-m", "hanlin", "recipes", "copy", "cpm2_ccpm_full", "recipes")
     assert (tmp_path / "recipes/cpm2_ccpm_full.yaml").is_file()
-    assert "there already" in run(
+    assert "exists already" in run(
         clean, tmp_path, "-m", "hanlin", "recipes", "copy", "cpm2_ccpm_full", "recipes", code=2
     )
     checked = run(clean, tmp_path, "-m", "hanlin", "check", "chatglm2_chat_lora.yaml", code=2)

@@ -30,7 +30,7 @@ COMMANDS = {
     "inspect": ["inspect", "base", "rows.jsonl", "base/vocab.txt", "recipe.yaml"],
     "convert": ["convert", "base", "out/original", "--to", "original"],
     "build": ["tokenizer", "build", "rows.jsonl", "--out", "out/vocab.txt"],
-    "report": ["report", "run", "--output", "out/report.html"],
+    "report": ["report", "seen", "--output", "out/report.html"],
     "deepspeed": ["deepspeed", "ds.json"],
     "launch": ["launch", "--hostfile", "hosts", "train", "recipe.yaml"],
 }
@@ -40,7 +40,7 @@ READ = {
     "base/config.json": ["check", "train", "evaluate", "generate", "inspect", "convert"],
     "base/model.safetensors": ["train", "evaluate", "generate", "inspect", "convert"],
     "base/vocab.txt": ["check", "train", "prepare", "evaluate", "generate", "inspect"],
-    "run/metrics.jsonl": ["report"],
+    "seen/metrics.jsonl": ["report"],
     "ds.json": ["deepspeed"],
     "hosts": ["launch"],
 }
@@ -74,13 +74,13 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def write_project(tmp_path: Path) -> None:
-    for folder in ("run", "out", "cache"):
+    for folder in ("run", "seen", "out", "cache"):
         (tmp_path / folder).mkdir()
     rows = '{"input": "床前", "<ans>": "明月光"}\n' * 3
     files = {
         "recipe.yaml": RECIPE,
         "rows.jsonl": rows,
-        "run/metrics.jsonl": '{"step": 1, "loss": 2.0}\n',
+        "seen/metrics.jsonl": '{"step": 1, "loss": 2.0}\n',
         "ds.json": "{}",
         "hosts": "a slots=1\n",
     }

@@ -24,7 +24,7 @@ from hanlin.core.os_errors import naming
 if TYPE_CHECKING:
     from hanlin.run.components import Components
 
-__all__ = ["identity_of", "in_order", "open_output", "ready_lines", "text_output"]
+__all__ = ["identity_of", "in_order", "is_unfinished", "open_output", "ready_lines", "text_output"]
 
 
 class Output:
@@ -43,12 +43,13 @@ class Output:
 
 
 @contextmanager
-def open_output(target: Path | None, identity: str | None) -> Iterator[Output]:
+def open_output(target: Path | None, identity: str | None, *, overwrite: bool = False) -> Iterator[Output]:
     """Where answers go: a file, or standard output.
 
     identity: of what is answered, with what and how; None: it is not known, and nothing is gone on with.
+    overwrite: replace the first answers of another command, where they would be refused.
     """
-    output = Output() if target is None else _FileOutput(target, identity)
+    output = Output() if target is None else _FileOutput(target, identity, overwrite=overwrite)
     try:
         yield output
     finally:
@@ -58,12 +59,12 @@ def open_output(target: Path | None, identity: str | None) -> Iterator[Output]:
 class _FileOutput(Output):
     """The same in a file. num_done: how many answers of an earlier, interrupted command are there."""
 
-    def __init__(self, target: Path, identity: str | None) -> None:
+    def __init__(self, target: Path, identity: str | None, *, overwrite: bool) -> None:
         """Raises: DataError when the file holds the first answers of something else, or cannot be written."""
         self.target = check_target(target)
         self.num_done = 0
-        self._mark = self.target.with_name(f".{self.target.name}.unfinished")
-        self._stream = self._open(identity)
+        self._mark = _mark_of(self.target)
+        self._stream = self._open(identity, overwrite)
 
     def write(self, record: Any) -> None:
         """The line is in the file when this returns."""
@@ -83,7 +84,7 @@ class _FileOutput(Output):
         with suppress(OSError):
             self._stream.close()
 
-    def _open(self, identity: str | None) -> BinaryIO:
+    def _open(self, identity: str | None, overwrite: bool) -> BinaryIO:
         with naming(self.target):
             self.target.parent.mkdir(parents=True, exist_ok=True)
             if self.target.exists() and not self.target.is_file():
@@ -92,21 +93,31 @@ class _FileOutput(Output):
                 self._mark.unlink(missing_ok=True)
                 return self.target.open("wb")
             if self._mark.is_file() and self.target.is_file():
-                self._refuse_others(identity)
-                self.num_done = _keep_whole_lines(self.target)
-                return self.target.open("ab")
+                if self._mark.read_text(encoding="utf-8", errors="replace") == identity:
+                    self.num_done = _keep_whole_lines(self.target)
+                    return self.target.open("ab")
+                if self.target.stat().st_size and not overwrite:
+                    raise self._others()
             # Emptied before it is marked: what is there of an earlier command must not be taken for ours.
             self.target.open("wb").close()
             with replaced_file(self._mark) as stream:
                 stream.write(identity.encode())
             return self.target.open("ab")
 
-    def _refuse_others(self, identity: str) -> None:
-        if self._mark.read_text(encoding="utf-8", errors="replace") != identity:
-            raise DataError(
-                f"{self.target}: holds the first answers of a command with another input, model or settings, which has "
-                "not ended; go on with that one, remove the file, or choose another --output"
-            )
+    def _others(self) -> DataError:
+        return DataError(
+            f"{self.target}: holds the first answers of a command with another input, model or settings, which has "
+            "not ended; go on with that one, choose another --output, or add --overwrite"
+        )
+
+
+def is_unfinished(target: Path) -> bool:
+    """Whether a file holds the first answers of a command that has not ended."""
+    return _mark_of(check_target(target)).is_file()
+
+
+def _mark_of(target: Path) -> Path:
+    return target.with_name(f".{target.name}.unfinished")
 
 
 def _keep_whole_lines(path: Path) -> int:

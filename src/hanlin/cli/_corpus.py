@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hanlin.cli._numbers import MAX_PROCESSES, real, whole
+from hanlin.cli._targets import new_target
 from hanlin.core.errors import ConfigError, DataError
 from hanlin.core.files import check_regular, private_folder, written_alone
 from hanlin.core.hub import locate
@@ -64,7 +65,12 @@ def prepare_corpus(args: argparse.Namespace) -> int:
         raise ConfigError("name the sources and, last, the target: the prefix of the files to write")
     if target.suffix in (".bin", ".idx"):
         raise ConfigError(f"{target}: the target is a prefix, without {target.suffix}")
+    is_rows = target.suffix in (".jsonl", ".json")
+    if args.overwrite and not is_rows:
+        raise ConfigError(f"--overwrite: only for files of rows; remove the corpus {target} yourself")
     with written_alone(target):
+        if is_rows:
+            new_target(target, overwrite=args.overwrite)
         if args.from_ == "indexed":
             return _from_indexed(args, sources, target)
         return _from_text(args, sources, target)
@@ -166,12 +172,20 @@ def _tokenizer(args: argparse.Namespace) -> LoadTokenizer:
 
 
 def _refuse_existing(args: argparse.Namespace, target: Path) -> None:
+    from hanlin.data.pretraining.indexed_data import indexed_file
     from hanlin.data.pretraining.indexing import parts_folder
+    from hanlin.data.pretraining.span_corruption import PARTS
     from hanlin.data.pretraining.windows import is_corpus
 
     if is_corpus(target):
         shutil.rmtree(parts_folder(target), ignore_errors=True)  # a job that was killed in its last moment leaves them
         raise DataError(f"{target}: a corpus is there already; remove it or choose another name")
+    prefixes = [Path(f"{target}_{part}") for part in PARTS] if args.to == "indexed-spans" else [target]
+    alone = next((file for one in prefixes if (file := indexed_file(one, "bin")).exists()), None)
+    if alone is not None and not parts_folder(target).is_dir():  # parts: a killed job's, which is gone on with
+        raise DataError(
+            f"{alone}: exists already, and without an .idx it is no corpus; choose another name or remove it"
+        )
 
 
 def _form(args: argparse.Namespace) -> IndexForm:

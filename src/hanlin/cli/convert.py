@@ -19,6 +19,7 @@ from typing import Any
 
 from hanlin.cli._numbers import whole
 from hanlin.cli._recipe import add_tuning, run_tuning_file
+from hanlin.cli._targets import add_overwrite
 
 HELP = "rewrite weights from one layout to another; merge an adapter"
 
@@ -62,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=["fp32", "bf16", "fp16", "q8_0"],
         help="of the numbers that are written (q8_0: of a GGUF file); default: the source's",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace the target")
+    add_overwrite(parser)
 
 
 def run(args: argparse.Namespace) -> int:

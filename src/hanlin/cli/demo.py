@@ -14,7 +14,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hanlin.core.errors import ConfigError
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from hanlin.cli._demo_data import PhraseData
 
 HELP = "see it work: train, tune, score and ask small models, in a few minutes"
@@ -77,12 +81,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     start = time.perf_counter()
     home: Path = args.folder
+    _refuse_others(home)
     if args.restart and home.exists():
         _remove(home)
-    data = _write_files(home, pinyin_steps=150 if args.quick else 1500, tone_steps=40 if args.quick else 400)
+    data = _write_files(home, is_quick=args.quick)
     _say(f"{data.rows:,} phrases of the {CHARACTERS} commonest characters, {HELD_OUT} of them held out.")
     words = [f"{home}/data/pinyin_train.jsonl", f"{home}/data/tone_train.jsonl"]
-    _command("tokenizer", "build", *words, "--out", f"{home}/vocab.txt")
+    _command("tokenizer", "build", *words, "--out", f"{home}/vocab.txt", "--overwrite")
     _command("check", f"{home}/pinyin.yaml")
     before = _score(home, "pinyin", "base")
     _command("train", f"{home}/pinyin.yaml")
@@ -92,12 +97,23 @@ def run(args: argparse.Namespace) -> int:
     tone = _score(home, "tone")
     for name in ("pinyin", "tone"):
         _command("generate", f"{home}/{name}.yaml", "--input", f"{home}/data/{name}_questions.jsonl")
-    idioms = _pretrain(home, steps=60 if args.quick else 600)
-    _command("report", *(f"{home}/{name}" for name in RUNS), "--output", f"{home}/report.html")
+    idioms = _pretrain(home, is_quick=args.quick)
+    _command("report", *(f"{home}/{name}" for name in RUNS), "--output", f"{home}/report.html", "--overwrite")
     _show(home, data, {"pinyin": (before, pinyin), "tone": (tone_before, tone)})
     _show_idioms(home, idioms)
     _show_end(home, time.perf_counter() - start)
     return 0
+
+
+def _refuse_others(home: Path) -> None:
+    """See that a folder is empty, or a demo's.
+
+    Raises: ConfigError.
+    """
+    recipes = [f"{name}.yaml" for name in RUNS]
+    others = [path.name for path in home.iterdir() if path.name not in (*recipes, "data")] if home.is_dir() else []
+    if others and not (home / recipes[0]).is_file():
+        raise ConfigError(f"--folder {home}: holds other files than a demo's ({others[0]}); name a new folder")
 
 
 def _remove(home: Path) -> None:
@@ -106,31 +122,43 @@ def _remove(home: Path) -> None:
         shutil.rmtree(home / name, ignore_errors=True)
 
 
-def _write_files(home: Path, pinyin_steps: int, tone_steps: int) -> PhraseData:
+def _write_files(home: Path, *, is_quick: bool) -> PhraseData:
     from hanlin.cli._demo_data import write_phrases
 
-    data = write_phrases(home / "data", characters=CHARACTERS, eval_rows=HELD_OUT, seed=SEED)
-    for name, text, steps in (("pinyin", PINYIN, pinyin_steps), ("tone", TONE, tone_steps)):
+    for name, text, steps in (("pinyin", PINYIN, 1500), ("tone", TONE, 400)):
         common = _COMMON.format(folder=f"{home}/{name}")
-        recipe = text.format(home=home, model=_MODEL, steps=steps, common=common)
-        (home / f"{name}.yaml").write_text(recipe, encoding="utf-8")
+        made = [text.format(home=home, model=_MODEL, steps=one, common=common) for one in (steps, steps // 10)]
+        _write_recipe(home / f"{name}.yaml", made, is_quick=is_quick)
+    data = write_phrases(home / "data", characters=CHARACTERS, eval_rows=HELD_OUT, seed=SEED)
+    for name in ("pinyin", "tone"):
         _write_questions(home / "data", name)
     return data
 
 
-def _pretrain(home: Path, steps: int) -> list[str]:
+def _write_recipe(path: Path, made: Sequence[str], *, is_quick: bool) -> None:
+    """made: the recipe, and the quick one.
+
+    Raises: ConfigError for one that is there and was changed.
+    """
+    if path.is_file() and path.read_text(encoding="utf-8") not in made:
+        raise ConfigError(f"{path}: was changed since a demo wrote it; move it away, or name another --folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(made[is_quick], encoding="utf-8")
+
+
+def _pretrain(home: Path, *, is_quick: bool) -> list[str]:
     """Text -> vocabulary -> pretrained and scored model; returns the lines of the text."""
     from hanlin.cli._demo_data import write_idioms
 
     text = home / "data" / "idioms.txt"
     idioms = write_idioms(text, characters=IDIOM_CHARACTERS, seed=SEED)
     split = ",".join(map(str, IDIOM_SPLIT))
-    recipe = IDIOMS.format(home=home, steps=steps, every=steps // 3, split=split)
-    (home / "idioms.yaml").write_text(recipe, encoding="utf-8")
+    made = [IDIOMS.format(home=home, steps=steps, every=steps // 3, split=split) for steps in (600, 60)]
+    _write_recipe(home / "idioms.yaml", made, is_quick=is_quick)
     _say(f"\n{len(idioms):,} idioms, {IDIOM_SPLIT[1]} % of them held out.")
     size = IDIOM_CHARACTERS + 60  # the characters, marks, and a few that often stand together
     _command("tokenizer", "train", str(text), "--out", f"{home}/idioms_vocab.txt", "--size", str(size),
-             "--coverage", "1")  # fmt: skip
+             "--coverage", "1", "--overwrite")  # fmt: skip
     _command("train", f"{home}/idioms.yaml")
     _command("evaluate", f"{home}/idioms.yaml")
     return idioms
@@ -161,7 +189,7 @@ def _command(*words: str) -> None:
 def _score(home: Path, name: str, weights: str | None = None) -> float:
     scores = home / f"{name}{'_' + weights if weights else ''}.json"
     chosen = ["--weights", weights] if weights else []
-    _command("evaluate", f"{home}/{name}.yaml", *chosen, "--json", str(scores))
+    _command("evaluate", f"{home}/{name}.yaml", *chosen, "--json", str(scores), "--overwrite")
     return _exact_match(scores)
 
 

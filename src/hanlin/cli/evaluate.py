@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from hanlin.cli._launch import add_launch, on_all_ranks
 from hanlin.cli._recipe import add_recipe, add_weights
-from hanlin.core.files import check_target, replaced_file
+from hanlin.cli._targets import add_overwrite, new_target
+from hanlin.core.files import replaced_file
 
 if TYPE_CHECKING:
     from hanlin.recipe.settings import Recipe
@@ -26,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser)
     add_weights(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores as JSON too")
+    add_overwrite(parser)
     add_launch(parser)
 
 
@@ -34,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
 
     recipe = with_run_weights(args.recipe, args.changes, args.weights, "evaluate")
     if args.json:
-        check_target(args.json)
+        new_target(args.json, overwrite=args.overwrite)
     return on_all_ranks(args, recipe, lambda: _score(recipe, args.json))
 
 

@@ -16,12 +16,13 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hanlin.cli._answers import identity_of, in_order, open_output, ready_lines, text_output
+from hanlin.cli._answers import identity_of, in_order, is_unfinished, open_output, ready_lines, text_output
 from hanlin.cli._launch import add_launch, num_to_start, on_all_ranks
 from hanlin.cli._recipe import add_model, recipe_of_model, say_remark
+from hanlin.cli._targets import add_overwrite, sole_target
 from hanlin.core.collectives import entered_on_main
 from hanlin.core.errors import DataError
-from hanlin.core.files import check_target, written_alone
+from hanlin.core.files import check_target
 
 if TYPE_CHECKING:
     from hanlin.data.expand import FileRecords
@@ -52,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     records.add_argument(
         "--stream", action="store_true", help="write the answer's text while it is made (no beam search)"
     )
+    add_overwrite(records)
     add_launch(parser, is_alone=True)
 
 
@@ -72,7 +74,8 @@ def _answer_alone(args: argparse.Namespace, recipe: Recipe) -> int:
     """`_answer`, while no other process writes to --output."""
     if args.output is None or (args.output.exists() and not args.output.is_file()):
         return _answer(args, recipe)
-    with entered_on_main(written_alone(args.output)):
+    may_write = args.overwrite or (args.input not in (None, "-") and not args.stream and is_unfinished(args.output))
+    with entered_on_main(sole_target(args.output, overwrite=may_write)):
         return _answer(args, recipe)
 
 
@@ -97,7 +100,7 @@ def _answer(args: argparse.Namespace, recipe: Recipe) -> int:
         options = streaming(recipe.generate, args.words)
         return _stream(engine, chain.from_iterable(records), options, args.output)
     if given is not None:
-        return _answer_file(engine, components, given, args.output)
+        return _answer_file(engine, components, given, args.output, overwrite=args.overwrite)
     return _answer_lines(engine, components, _checked(lines, components, name), args.output)
 
 
@@ -148,12 +151,12 @@ def _check_record(record: Any, components: Components) -> None:
         raise
 
 
-def _answer_file(engine: Engine, components: Components, rows: _Rows, target: Path | None) -> int:
+def _answer_file(engine: Engine, components: Components, rows: _Rows, target: Path | None, *, overwrite: bool) -> int:
     from hanlin.generate.engine import show_progress
 
     recipe, is_main = components.recipe, engine.mesh.is_main
     identity = identity_of(components, rows.source.fingerprint)
-    with open_output(target if is_main else None, identity) as output:
+    with open_output(target if is_main else None, identity, overwrite=overwrite) as output:
         done = engine.mesh.from_main(output.num_done)
         if done and is_main:
             print(f"{target}: going on behind the {done:,} answers that are there", file=sys.stderr)

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from hanlin.cli._corpus import INDEXED, add_corpus_options, corpus_options, prepare_corpus
+from hanlin.cli._targets import add_overwrite, new_target
 from hanlin.cli._trust import add_trust
 from hanlin.core.errors import ConfigError
 from hanlin.core.files import written_alone
@@ -50,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bad-rows", choices=("error", "drop"), help="of SOURCE: list them and stop (default), or leave them out"
     )
+    add_overwrite(parser)
     add_corpus_options(parser)
     add_trust(parser)
 
@@ -61,10 +63,12 @@ def run(args: argparse.Namespace) -> int:
         return prepare_corpus(args)
     if given := corpus_options(args):
         raise ConfigError(f"{', '.join(given)}: only with --to indexed, indexed-cached or indexed-spans")
+    if args.overwrite and (args.to == "arrow" or not (args.from_ or args.to)):
+        raise ConfigError("--overwrite: only for files of rows, with --from or --to jsonl")
     if args.to == "arrow":
         return _store(args.words)
     if args.from_ or args.to:
-        return _convert(args.words, args.from_, args.to, args.bad_rows or "error")
+        return _convert(args)
     if args.bad_rows:
         raise ConfigError("--bad-rows: only with --from or --to; a recipe says it with data.bad_rows")
     from hanlin.checking import check_file
@@ -119,14 +123,21 @@ def _left_out(report: DataReport) -> str:
     return f", {report.dropped:,} left out" if report.dropped else ""
 
 
-def _convert(words: Sequence[str], from_: str | None, to: str | None, bad_rows: Literal["error", "drop"]) -> int:
-    from hanlin.data.convert import convert_rows
+def _convert(args: argparse.Namespace) -> int:
+    from hanlin.data.convert import convert_rows, is_jsonl
 
+    words, to = args.words, args.to
+    bad_rows: Literal["error", "drop"] = args.bad_rows or "error"
     if len(words) != 2:
         raise ConfigError(f"--from and --to need two paths, SOURCE and TARGET; found {len(words)}")
     source, target = map(Path, words)
-    read = _reader(from_)
-    for one, written in _pairs(source, target, to or "jsonl"):
+    read, pairs = _reader(args.from_), _pairs(source, target, to or "jsonl")
+    for _, written in pairs:
+        if is_jsonl(written):
+            new_target(written, overwrite=args.overwrite)
+        elif args.overwrite:
+            raise ConfigError(f"--overwrite: only for files of rows; remove the data set {written} yourself")
+    for one, written in pairs:
         with written_alone(written.parent if to == "bee" else written):  # all files of a data set share a list of them
             print(f"{written}: {convert_rows(read(one), written, bad_rows)}")
     return 0

@@ -16,7 +16,8 @@ import yaml
 from rich.markup import escape
 from rich.table import Table
 
-from hanlin.core.errors import ConfigError
+from hanlin.cli._targets import add_overwrite, new_target
+from hanlin.core.files import replaced_file
 from hanlin.core.terminal import screen
 
 HELP = "list, show and copy the recipes that come with hanlin"
@@ -32,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     copy.add_argument(
         "target", type=Path, nargs="?", default=Path(), help="a folder, or a file with the same ending (default: here)"
     )
+    add_overwrite(copy)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -45,19 +47,10 @@ def run(args: argparse.Namespace) -> int:
         source = shipped_file(args.name)
         is_file = args.target.suffix == source.suffix and not args.target.is_dir()
         target = args.target if is_file else args.target / source.name
-        _copy(source, target)
+        with replaced_file(new_target(target, overwrite=args.overwrite)) as stream:
+            stream.write(source.read_bytes())
         print(f"{target}: change its paths, then `hanlin check {target}`" if source.suffix == ".yaml" else target)
     return 0
-
-
-def _copy(source: Path, target: Path) -> None:
-    """Raises: ConfigError for a file that is there already."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with target.open("xb") as stream:
-            stream.write(source.read_bytes())
-    except FileExistsError:
-        raise ConfigError(f"{target} is there already; name another file or folder") from None
 
 
 def _list() -> None:

@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hanlin.cli._numbers import real, whole
+from hanlin.cli._targets import add_overwrite, new_target
 from hanlin.core.errors import ConfigError, DataError
-from hanlin.core.files import check_target, replaced_file
+from hanlin.core.files import replaced_file
 
 HELP = "make a vocabulary from your own texts"
 
@@ -31,10 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     build.add_argument("--out", type=Path, required=True, help="the vocabulary file to write, one token a line")
     build.add_argument("--size", type=whole(1, 10**7), default=20_000, help="tokens at most (default: %(default)s)")
     build.add_argument("--min-count", type=whole(), default=1, help="leave out rarer tokens (default: %(default)s)")
+    for action in (train, build):
+        add_overwrite(action)
 
 
 def run(args: argparse.Namespace) -> int:
-    check_target(args.out)
+    new_target(args.out, overwrite=args.overwrite)
     return _train(args) if args.action == "train" else _build(args)
 
 

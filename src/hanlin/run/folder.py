@@ -27,12 +27,12 @@ FORMER = "former"
 """In the run folder: former runs, each a run folder by itself, by number."""
 
 _CONFIG = "config.yaml"
-_WRITTEN = (
-    *(_CONFIG, "log.txt", "metrics.jsonl", "metrics.damaged.jsonl", "samples.jsonl", "samples.damaged.jsonl"),
-    *("parameters.jsonl", "parameters.damaged.jsonl"),
-    *(CHECKPOINTS, f"saved.{CHECKPOINTS}.json", "best", "last", "evaluation", "report.html", "report.png"),
+_TRAINED = (
+    *("log.txt", "metrics.jsonl", "metrics.damaged.jsonl", "samples.jsonl", "samples.damaged.jsonl"),
+    *("parameters.jsonl", "parameters.damaged.jsonl", CHECKPOINTS, f"saved.{CHECKPOINTS}.json", "best", "last"),
     *("tensorboard", "wandb", "swanlab"),
 )
+_WRITTEN = (_CONFIG, *_TRAINED, "evaluation", "report.html", "report.png")
 """All that a run writes; whatever else lies in its folder (a recipe, data) is the user's and stays."""
 
 # What may change between two starts of the same run without a word to ask for it; of paths, what lies there may not.
@@ -55,6 +55,7 @@ def refuse_other_run(recipe: Recipe, start: Start) -> None:
     _refuse_odd(folder)
     refuse_lost(folder / CHECKPOINTS)
     if not checkpoint_folders(folder / CHECKPOINTS):
+        _refuse_foreign(folder)
         return
     refused = {
         key: values
@@ -101,6 +102,19 @@ def _refuse_odd(folder: Path) -> None:
     pointers = [f"{CHECKPOINTS}/{name}" for name in ("latest", "best")]
     for name in [*(name for name in _WRITTEN if "." in name), *pointers]:
         has_file(folder / name, ConfigError)
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """See that nothing would be written over that no run has left there.
+
+    Raises: ConfigError.
+    """
+    found = [name for name in _TRAINED if (folder / name).exists()]
+    if found and not (folder / _CONFIG).is_file():
+        raise ConfigError(
+            f"{folder}: holds {found[0]}, and no {_CONFIG}, which a run begins with, so it is something else; choose "
+            f"another run.folder, or begin with --restart, which moves it to {FORMER}/ first"
+        )
 
 
 def _is_half_set_aside(folder: Path) -> bool:

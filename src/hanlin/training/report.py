@@ -20,7 +20,7 @@ from hanlin.core.errors import DataError
 from hanlin.core.files import replaced_file
 from hanlin.recipe.yaml12 import YamlError, parse_yaml
 
-__all__ = ["draw_curves", "read_run", "write_report"]
+__all__ = ["draw_curves", "picture_of", "read_run", "write_report"]
 
 log = logging.getLogger(__name__)
 
@@ -77,11 +77,16 @@ def write_report(folders: Sequence[Path], page: Path) -> tuple[Path, Path]:
         picture=base64.b64encode(picture).decode(),
         settings=_settings_table(runs),
     )
-    image = page.with_suffix(".png")
+    image = picture_of(page)
     for file, content in ((page, text.encode()), (image, picture)):
         with replaced_file(file) as stream:
             stream.write(content)
     return page, image
+
+
+def picture_of(page: Path) -> Path:
+    """Where the curves of a page lie as a picture."""
+    return page.with_suffix(".png")
 
 
 def read_run(folder: Path, name: str = "") -> RunCurves:
