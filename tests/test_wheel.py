@@ -93,7 +93,7 @@ def test_recipes_and_examples_are_in_the_wheel(wheel: Path) -> None:
     for kind in ("recipes", "examples"):
         expected = {f"hanlin/shipped/{kind}/{file.name}" for file in (ROOT / kind).iterdir() if file.is_file()}
         assert expected <= set(names)
-    assert "hanlin/py.typed" in names
+    assert {"hanlin/py.typed", "hanlin/serve/page.html"} <= set(names)
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/"))]
 
 

@@ -27,6 +27,8 @@ CHARACTERS, HELD_OUT, SEED = 800, 400, 1
 IDIOM_CHARACTERS, IDIOM_SPLIT = 1500, (95, 5)
 SHOWN = 5
 RUNS = ("pinyin", "tone", "idioms")
+_ASKED_IN_BROWSER = "http://127.0.0.1:8000/#词语=语文&任务=拼音&语&文"
+"""What stands behind the # fills in the page's form (serve/page.html)."""
 
 _MODEL = """\
   config: {hidden_size: 128, num_layers: 4, num_heads: 4, head_dim: 32, ffn_size: 320,
@@ -232,6 +234,7 @@ def _show_idioms(home: Path, idioms: list[str]) -> None:
 
 def _show_end(home: Path, seconds: float) -> None:
     _say(f"\n{seconds / 60:.1f} minutes. Curves: {home}/report.html and {home}/report.png")
+    _say(f"Ask it in a browser: hanlin serve {home}/pinyin, and then {_ASKED_IN_BROWSER}")
     _say(
         "Now with your own JSON lines: change data.train and data.eval in "
         f"{home}/pinyin.yaml (docs/data.md says what a record looks like), then run the commands above."

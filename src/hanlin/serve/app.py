@@ -21,6 +21,7 @@ from .chat import complete_chat
 from .completions import complete_text
 from .decisions import decide
 from .errors import RequestError, error_response
+from .page import show_page
 from .service import Service
 
 __all__ = ["make_app"]
@@ -29,8 +30,8 @@ log = logging.getLogger(__name__)
 
 
 def make_app(service: Service, key: str | None = None, origins: Sequence[str] = ()) -> ASGIApp:
-    """key: what clients must send as a bearer token, on every route but /health; origins: pages of other servers that
-    browsers may let call this one.
+    """key: what clients must send as a bearer token, on every route but the page and /health; origins: pages of other
+    servers that browsers may let call this one.
     """
 
     @asynccontextmanager
@@ -41,6 +42,7 @@ def make_app(service: Service, key: str | None = None, origins: Sequence[str] = 
 
     app = Starlette(
         routes=[
+            Route("/", show_page),
             Route("/v1/chat/completions", complete_chat, methods=["POST"]),
             Route("/v1/completions", complete_text, methods=["POST"]),
             Route("/v1/decisions", decide, methods=["POST"]),
@@ -72,7 +74,7 @@ class _NeedsKey:
         self._app, self._expected = app, f"Bearer {key}".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] != "/health":
+        if scope["type"] == "http" and scope["path"] not in ("/", "/health"):
             given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
             if not hmac.compare_digest(given, self._expected):
                 wrong = RequestError("a key is needed: Authorization: Bearer KEY", 401, code="invalid_api_key")
