@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 from data_files import KINDS, read_lines, write_kind
 from family_cases import BUILT_IN, Case, case_of
+from transformers import AutoTokenizer
 
+import hanlin
 from hanlin.adapters.opening import is_adapter
 from hanlin.cli.main import main
 from hanlin.formats.load import save_base
@@ -99,8 +101,9 @@ class Travelled:
     answered: list[dict[str, Any]]
 
 
-def travel(files: Sequence[Path], base: Path, folder: Path) -> Travelled:
+def travel(files: Sequence[Path], base: Path, folder: Path, *changes: str) -> Travelled:
     """Files of rows -> adapter -> scores -> the rows of the first file, answered; nothing but commands."""
+    folder.mkdir(exist_ok=True)
     recipe = folder / "recipe.yaml"
     data = {"train": list(map(str, files)), "eval": list(map(str, files)), "cache": str(folder / "cache")}
     model = json.loads((base / "config.json").read_text("utf-8"))
@@ -109,7 +112,7 @@ def travel(files: Sequence[Path], base: Path, folder: Path) -> Travelled:
         f"data: {json.dumps(data, ensure_ascii=False)}\nrun: {{folder: {folder / 'run'}}}\n",
         encoding="utf-8",
     )
-    words = [str(recipe), *TINY, f"data.max_length={model.get('max_length', 64)}"]
+    words = [str(recipe), *TINY, f"data.max_length={model.get('max_length', 64)}", *changes]
     assert main(["train", *words]) == 0
     assert is_adapter(folder / "run/last")
     assert main(["evaluate", *words]) == 0
@@ -159,6 +162,53 @@ def check_answered(row: dict[str, Any], answered: dict[str, Any]) -> None:
     for key in row.keys() & {"conversations", "messages"}:
         assert answered[key][:-1] == row[key][:-1]
         assert answered[key][-1].keys() == row[key][-1].keys()
+
+
+def test_what_the_system_says_stands_in_the_first_question_everywhere(
+    make_base: MakeBase, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """ChatGLM2 has no place for it, so it is refused, or put there on demand, also in what other programs get."""
+    base, system = make_base("chatglm2"), {"role": "system", "content": OTHER}
+    rows = write_kind(tmp_path, "JSON lines", [{"messages": [system, *turns(Q, A, MORE, A)]}] * 2)
+    assert main(["data", "show", str(rows), "--base", str(base)]) == 0
+    assert "data.options.system: first_question" in capsys.readouterr().out
+    went = travel([rows], base, tmp_path / "system", "data.options.system=first_question")
+    write_kind(tmp_path, "JSON lines", [{"messages": turns(f"{OTHER}\n{Q}", A, MORE, A)}] * 2)
+    joined = travel([rows], base, tmp_path / "joined")
+    assert (went.losses, went.scores) == (joined.losses, joined.scores)
+    assert [row["messages"][-1] for row in went.answered] == [row["messages"][-1] for row in joined.answered]
+    runs = {name: tmp_path / name / "run" for name in ("system", "joined")}
+    asked = {"system": [system, *turns(Q, A, MORE)], "joined": turns(f"{OTHER}\n{Q}", A, MORE)}
+    said = {name: hanlin.load(run).chat(asked[name]) for name, run in runs.items()}
+    assert said["system"] == said["joined"]
+    ids = {}
+    for name, run in runs.items():
+        assert (
+            main(["convert", str(base), str(tmp_path / name / "out"), "--merge", str(run), "--to", "huggingface"]) == 0
+        )
+        theirs = AutoTokenizer.from_pretrained(tmp_path / name / "out")
+        ids[name] = theirs.apply_chat_template(asked[name], add_generation_prompt=True, return_dict=False)
+    assert ids["system"] == ids["joined"]
+
+
+def test_a_model_without_a_run_is_converted_with_the_options_that_are_named(
+    make_base: MakeBase,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    convert = ["convert", str(make_base("chatglm2")), str(tmp_path / "out"), "--to", "huggingface"]
+    assert main([*convert, "train.lr=1"]) == 2
+    assert "train.lr=1: converting takes data.options.NAME=VALUE alone" in capsys.readouterr().err
+    assert main([*convert, "data.options.system=first"]) == 2
+    assert "data.options.system: " in capsys.readouterr().err
+    assert main([*convert, "data.options.system=first_question"]) == 0
+    again = ["convert", str(tmp_path / "out"), str(tmp_path / "again"), "--to", "huggingface"]
+    assert main([*again, "data.options.system=first_question"]) == 0
+    assert "chat template" not in caplog.text
+    assert main([*again, "--overwrite"]) == 0
+    assert "name its data.options.template and data.options.system again" in caplog.text
+    assert "has_system" in json.loads((tmp_path / "out/tokenizer_config.json").read_text("utf-8"))["chat_template"]
 
 
 @pytest.mark.parametrize("family", [family for family in BUILT_IN if family != "chatglm2"])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import suppress
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,12 +18,16 @@ from hanlin.core.hub import locate, name_of_folder
 if TYPE_CHECKING:
     import torch
 
+    from hanlin.core.tokenizer import Tokenizer
     from hanlin.formats.source import Source
     from hanlin.models.family import Family
+    from hanlin.recipe.settings import Recipe
+
+log = logging.getLogger(__name__)
 
 _PEFT = "peft"
 
-__all__ = ["ConvertSettings", "Written", "convert", "convert_weights"]
+__all__ = ["ConvertSettings", "Written", "convert", "convert_held", "convert_weights"]
 
 
 @dataclass(frozen=True)
@@ -34,8 +39,9 @@ class ConvertSettings:
     files); family: None: told from the files; vocab: the vocabulary to put into the target; merge: the adapter to work
     into the weights; base: of a source that is an adapter; ranks: model-parallel ranks to divide over; iteration: of
     the training program, for file names (None: the source's); config: values of the model that win over the source's;
-    dtype: of the numbers written (None: the source's), or how a GGUF file packs its matrices; overwrite: replace the
-    target.
+    dtype: of the numbers written (None: the source's), or how a GGUF file packs its matrices; options: values of
+    `data.options` that win over those of the run that trained the weights: how other programs write questions;
+    overwrite: replace the target.
     """
 
     to: str | None = None
@@ -49,6 +55,7 @@ class ConvertSettings:
     iteration: int | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
     dtype: Literal["fp32", "bf16", "fp16", "q8_0"] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
     overwrite: bool = False
 
 
@@ -82,6 +89,7 @@ def convert(  # noqa: PLR0913 the fields of ConvertSettings
     iteration: int | None = None,
     config: Mapping[str, Any] | None = None,
     dtype: Literal["fp32", "bf16", "fp16", "q8_0"] | None = None,
+    options: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> Written:
     """Rewrite weights, or an adapter, from one layout to another; `ConvertSettings` says what each option means.
@@ -103,6 +111,7 @@ def convert(  # noqa: PLR0913 the fields of ConvertSettings
             iteration=iteration,
             config=config or {},
             dtype=dtype,
+            options=options or {},
             overwrite=overwrite,
             **paths,
         )
@@ -126,7 +135,7 @@ def convert_weights(source: Path, target: Path, how: ConvertSettings) -> Written
     how = replace(how, vocab=how.vocab and locate(how.vocab, whole=False))
     if how.to and is_adapter(source) and not is_adapter_layout(how.to):
         raise ConfigError(_no_whole_model(source, target, how))
-    with written_alone(target), published(target, "replace" if how.overwrite else "refuse") as beside:
+    with _whole(target, how) as beside:
         if is_adapter(source) or how.to == OURS:
             written = _convert_adapter(source, beside, how)
         elif how.merge:
@@ -136,19 +145,39 @@ def convert_weights(source: Path, target: Path, how: ConvertSettings) -> Written
     return replace(written, target=target)
 
 
+def convert_held(source: Source, family: Family, tokenizer: Tokenizer, target: Path, how: ConvertSettings) -> Written:
+    """The same of weights in memory (`formats.convert.held_source`), with their tokenizer.
+
+    Raises: ConfigError, CheckpointError.
+    """
+    with _whole(target, how) as beside:
+        written = _convert(source, beside, how, family, tokenizer=tokenizer)
+    return replace(written, target=target)
+
+
+@contextmanager
+def _whole(target: Path, how: ConvertSettings) -> Iterator[Path]:
+    """The place to write to, which becomes `target` at the end."""
+    with written_alone(target), published(target, "replace" if how.overwrite else "refuse") as beside:
+        yield beside
+
+
 def _convert(
     source: Path | Source,
     target: Path,
     how: ConvertSettings,
     family: Family,
+    *,
     more: Mapping[str, torch.Tensor] | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> Written:
-    """more: tensors to write along under the names given."""
+    """more: tensors to write along under the names given; tokenizer: to write along (None: that of `how`)."""
     from hanlin.formats.convert import convert
     from hanlin.formats.format import BASE
     from hanlin.formats.source import Source
     from hanlin.layers.precision import DTYPES
 
+    weights = source.path if isinstance(source, Source) else source
     found = convert(
         source,
         family,
@@ -156,15 +185,15 @@ def _convert(
         how.to or BASE,
         target,
         changes=how.config,
-        tokenizer=family.tokenizer(how.vocab) if how.vocab else None,
+        tokenizer=tokenizer or (family.tokenizer(how.vocab) if how.vocab else None),
         overwrite=how.overwrite,
         ranks=how.ranks,
         iteration=how.iteration,
         more=more,
         dtype=DTYPES.get(how.dtype) if how.dtype else None,
         packing=None if how.dtype in DTYPES else how.dtype,
+        options=_options(how, family, weights),
     )
-    weights = source.path if isinstance(source, Source) else source
     _accompany(target, how.to or BASE, family, weights, how.merge)
     size = sum(file.stat().st_size for file in [target, *target.rglob("*")] if file.is_file())
     unpacked = 0 if how.to == f"int{found.bits}" else found.bits
@@ -205,7 +234,7 @@ def _convert_adapter(source: Path, target: Path, how: ConvertSettings) -> Writte
         layout = layout.for_base(ForBase(how.layout, name, open_source(base, family).format))
     model = model_of_adapter(adapter, base, family)
     if layout.tensors is not None:
-        return _convert(base, target, how, family, layout.tensors(model, family))
+        return _convert(base, target, how, family, more=layout.tensors(model, family))
     if how.dtype:
         raise ConfigError("--dtype: an adapter is written in the dtype that it has; remove it")
     layout.save(model, adapter.settings, target, family, overwrite=how.overwrite)
@@ -239,12 +268,35 @@ def _no_whole_model(source: Path, target: Path, how: ConvertSettings) -> str:
 
 def _base_of_run(weights: Path) -> Path | None:
     """What the run was started from that weights lie in; None where that is not known."""
+    recipe = _recipe_of_run(weights)
+    return None if recipe is None else recipe.model.base
+
+
+def _recipe_of_run(weights: Path) -> Recipe | None:
+    """The recipe of the run that weights lie in; None where they lie in none."""
     from hanlin.recipe.reading import load_recipe
 
     config = weights.parent / "config.yaml"
-    with suppress(HanlinError):
-        return load_recipe(config).model.base if config.is_file() else None
-    return None
+    if not config.is_file():
+        return None
+    try:
+        return load_recipe(config)
+    except HanlinError as error:
+        log.warning("%s: not read, so nothing is known of the run: %s", config, error)
+        return None
+
+
+def _options(how: ConvertSettings, family: Family, weights: Path) -> Any:
+    """The options of the samples that weights, or the adapter that is worked into them, were trained on.
+
+    Raises: ConfigError.
+    """
+    from hanlin.adapters.opening import of_run
+    from hanlin.models.family import make_options
+
+    recipe = _recipe_of_run(of_run(how.merge) if how.merge else weights)
+    known = recipe.data.options if recipe is not None and recipe.model.family == family.name else {}
+    return make_options(family, {**known, **how.options})
 
 
 def _accompany(target: Path, layout: str, family: Family, source: Path, trained: Path | None) -> None:

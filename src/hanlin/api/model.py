@@ -6,10 +6,11 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from hanlin.api.conversion import ConvertSettings, Written, convert_weights
+from hanlin.api.conversion import ConvertSettings, Written, convert_held, convert_weights
 from hanlin.api.dialogue import Messages, fitting_record, question, text_sample, whole_record
 from hanlin.api.generation import chatting, generate_settings, streaming
 from hanlin.api.process import called, with_threads
@@ -206,28 +207,22 @@ class Model:
         Raises: CheckpointError when the folder is there (overwrite replaces it), or has no such layout.
         """
         model, target = self.recipe.model, Path(folder)
+        how = ConvertSettings(to=to, family=model.family, options=self.recipe.data.options, overwrite=overwrite)
         with called(trust_code=True):
             if model.base is not None and model.adapter is not None:
-                how = ConvertSettings(
-                    to=to, family=model.family, vocab=model.vocab, merge=model.adapter, overwrite=overwrite
-                )
-                return convert_weights(model.base, target, how)
-            return self._save_from_memory(target, to, overwrite)
+                return convert_weights(model.base, target, replace(how, vocab=model.vocab, merge=model.adapter))
+            return self._save_from_memory(target, how)
 
     # --- inside ---
 
-    def _save_from_memory(self, target: Path, to: str, overwrite: bool) -> Written:
-        from hanlin.core.files import written_alone
-        from hanlin.formats.convert import convert, held_source
+    def _save_from_memory(self, target: Path, how: ConvertSettings) -> Written:
+        from hanlin.formats.convert import held_source
         from hanlin.formats.load import base_parameters
 
         of = self._components
         tensors = {name: weight.detach().cpu() for name, weight in base_parameters(self.network).items()}
         source = held_source(of.source.path if of.source else target, of.family, of.config, tensors)
-        with written_alone(target):
-            found = convert(source, of.family, None, to, target, tokenizer=of.tokenizer, overwrite=overwrite)
-        size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
-        return Written(target, found.dtype, size, found.bits, str(found.values))
+        return convert_held(source, of.family, of.tokenizer, target, how)
 
     def _named(self, number: int, make: Callable[[Processor, Any], Result], given: Any) -> Result:
         """What is made of one of the texts or rows, which an error names."""

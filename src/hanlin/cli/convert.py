@@ -14,36 +14,22 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from hanlin.cli._numbers import whole
 from hanlin.cli._recipe import add_tuning, run_tuning_file
 from hanlin.cli._targets import add_overwrite
+from hanlin.core.errors import ConfigError
+
+_OPTIONS = "data.options."
 
 HELP = "rewrite weights from one layout to another; merge an adapter"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", type=Path, help="weights in any known layout, an adapter, or a run folder (its best)")
-    parser.add_argument("target", type=Path, help="the folder (delta, gguf: the file) to write")
-    parser.add_argument(
-        "--to",
-        default=None,
-        metavar="LAYOUT",
-        help="base (default), a layout of the family; of an adapter: adapter, delta, peft",
-    )
-    parser.add_argument(
-        "--layout",
-        metavar="LAYOUT",
-        help="with --to peft: whose names of modules, huggingface (default) or original",
-    )
-    parser.add_argument("--from", dest="from_", default=None, metavar="LAYOUT", help="default: told from the files")
-    parser.add_argument("--family", help="default: told from the files")
-    add_tuning(parser)
-    parser.add_argument("--vocab", type=Path, help="vocabulary to put into the target")
-    parser.add_argument("--merge", type=Path, metavar="ADAPTER", help="work this adapter into the weights")
-    parser.add_argument("--base", type=Path, help="the base that an adapter belongs to")
+    _add_files(parser)
     parser.add_argument(
         "--ranks", type=whole(1, 10_000), default=1, help="model-parallel ranks to divide over; default: 1"
     )
@@ -64,27 +50,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the numbers that are written (q8_0: of a GGUF file); default: the source's",
     )
     add_overwrite(parser)
+    parser.add_argument(
+        "changes",
+        nargs="*",
+        metavar="data.options.NAME=VALUE",
+        help="how other programs write questions, where that is not as the run did: data.options.template=plain",
+    )
+
+
+def _add_files(parser: argparse.ArgumentParser) -> None:
+    """What is read, and what is written of it."""
+    parser.add_argument("source", type=Path, help="weights in any known layout, an adapter, or a run folder (its best)")
+    parser.add_argument("target", type=Path, help="the folder (delta, gguf: the file) to write")
+    parser.add_argument(
+        "--to",
+        default=None,
+        metavar="LAYOUT",
+        help="base (default), a layout of the family; of an adapter: adapter, delta, peft",
+    )
+    parser.add_argument(
+        "--layout",
+        metavar="LAYOUT",
+        help="with --to peft: whose names of modules, huggingface (default) or original",
+    )
+    parser.add_argument("--from", dest="from_", default=None, metavar="LAYOUT", help="default: told from the files")
+    parser.add_argument("--family", help="default: told from the files")
+    add_tuning(parser)
+    parser.add_argument("--vocab", type=Path, help="vocabulary to put into the target")
+    parser.add_argument("--merge", type=Path, metavar="ADAPTER", help="work this adapter into the weights")
+    parser.add_argument("--base", type=Path, help="the base that an adapter belongs to")
 
 
 def run(args: argparse.Namespace) -> int:
     from hanlin.api.conversion import ConvertSettings, convert_weights
 
     run_tuning_file(args)
-    how = ConvertSettings(
-        to=args.to,
-        layout=args.layout,
-        from_=args.from_,
-        family=args.family,
-        vocab=args.vocab,
-        merge=args.merge,
-        base=args.base,
-        ranks=args.ranks,
-        iteration=args.iteration,
-        config=_changes(args.config),
-        dtype=args.dtype,
-        overwrite=args.overwrite,
-    )
-    written = convert_weights(args.source, args.target, how)
+    args.config = _values("--config ", args.config)
+    args.options = _options(args.changes)
+    given = {field.name: getattr(args, field.name) for field in fields(ConvertSettings)}
+    written = convert_weights(args.source, args.target, ConvertSettings(**given))
     facts = "" if written.dtype is None else f", {written.dtype}, {written.num_bytes:,} bytes"
     print(f"{args.target}: written{facts}")
     if bits := written.unpacked_bits:
@@ -94,10 +98,16 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _changes(words: list[str]) -> dict[str, Any]:
-    from hanlin.core.errors import ConfigError
+def _options(words: list[str]) -> dict[str, Any]:
+    """Raises: ConfigError for settings that converting has no use for."""
+    if odd := [word for word in words if not word.startswith(_OPTIONS)]:
+        raise ConfigError(f"{odd[0]}: converting takes {_OPTIONS}NAME=VALUE alone, and --config NAME=VALUE")
+    return _values("", [word.removeprefix(_OPTIONS) for word in words])
+
+
+def _values(where: str, words: list[str]) -> dict[str, Any]:
     from hanlin.recipe.yaml12 import parse_yaml
 
     if odd := [word for word in words if "=" not in word]:
-        raise ConfigError(f"--config {odd[0]}: NAME=VALUE is expected")
+        raise ConfigError(f"{where}{odd[0]}: NAME=VALUE is expected")
     return {name: parse_yaml(value)[0] for name, _, value in (word.partition("=") for word in words)}

@@ -59,6 +59,7 @@ def convert(  # noqa: PLR0913 a command: what to read, what to write, and its sw
     more: Mapping[str, torch.Tensor] | None = None,
     dtype: torch.dtype | None = None,
     packing: str | None = None,
+    options: Any = None,
 ) -> Converted:
     """Rewrite weights from one layout (None: told from the files) as the folder `target` in layout `to`.
 
@@ -66,7 +67,8 @@ def convert(  # noqa: PLR0913 a command: what to read, what to write, and its sw
     changes: config values that win over the source's; tokenizer: written along (None: the source's files are copied);
     ranks: model-parallel ranks to divide the tensors over, where the layout can; iteration: of the training program,
     for its file names (None: the source's, else 1); more: tensors written along under these names of theirs (soft
-    prompts), to every rank; dtype: of the plain numbers that are written (None: the source's); packing: of matrices.
+    prompts), to every rank; dtype: of the plain numbers that are written (None: the source's); packing: of matrices;
+    options: of the family's samples, where other programs are told how questions are written (None: as by default).
 
     Raises: CheckpointError; the target is whole or not there at all.
     """
@@ -77,17 +79,15 @@ def convert(  # noqa: PLR0913 a command: what to read, what to write, and its sw
     bits = getattr(opened.config(changes), "bits", 0)
     if dtype is None and bits:
         dtype = _dtype_of(opened.weights)  # of the scales, since what is unpacked is computed in fp32
-    ours = Cast(opened.path, _ours(opened, family, config, changes or {}), dtype)
     check_manifest(opened.path)
+    ours = Cast(opened.path, _ours(opened, family, config, changes or {}), dtype)
     with _target(target, form, overwrite) as (place, beside):
         _bring_tokenizer(opened.path, beside, family, tokenizer)
         if form is None:
             write_base(place, family, config, ours)
-        elif form.pack is not None:
-            _write_packed(place, beside, form, config, ours, packing)
         else:
             number = iteration or opened.weights.iteration or 1
-            _write_theirs(place, form, config, ours, more or {}, ranks, number)
+            _write(place, beside, form, config, ours, _Details(more or {}, ranks, number, packing, options))
     return Converted(packing or stored_dtype(ours), ours.report, bits)
 
 
@@ -163,37 +163,41 @@ def _is_divided(form: Format) -> bool:
     return form.partitions is not None or form.write is not None
 
 
-def _write_theirs(
-    folder: Path,
-    form: Format,
-    config: Any,
-    ours: Mapping[str, torch.Tensor],
-    more: Mapping[str, torch.Tensor],
-    ranks: int,
-    iteration: int,
+@dataclass(frozen=True)
+class _Details:
+    """What of `convert` only the layouts of others ask for."""
+
+    more: Mapping[str, torch.Tensor]
+    ranks: int
+    iteration: int
+    packing: str | None
+    options: Any
+
+
+def _write(
+    place: Path, beside: Path, form: Format, config: Any, ours: Mapping[str, torch.Tensor], details: _Details
 ) -> None:
+    """place: the folder or file; beside: the folder that has the tokenizer's own files."""
+    folder = place.parent if form.pack is not None else place
+    if form.pack is None:
+        _write_theirs(folder, form, config, ours, details)
+    else:
+        form.write_config(config)  # refuses what the other program does not compute
+        form.pack(place, beside, config, to_theirs(form, config, ours), details.packing, details.options)
+    if form.companions is not None:
+        form.companions(folder, config, details.options)
+
+
+def _write_theirs(folder: Path, form: Format, config: Any, ours: Mapping[str, torch.Tensor], details: _Details) -> None:
     stated = {} if form.dtype_key is None else {form.dtype_key: stored_dtype(ours)}
     write_json(folder / form.config_files[0], {**form.write_config(config), **stated})
-    theirs = Joined(to_theirs(form, config, ours), more)
+    theirs = Joined(to_theirs(form, config, ours), details.more)
     if form.write is not None:
-        form.write(folder, config, theirs, ranks, iteration)
+        form.write(folder, config, theirs, details.ranks, details.iteration)
     elif form.partitions is not None:
-        write_ranks(folder, theirs, form.partitions, ranks, iteration)
+        write_ranks(folder, theirs, form.partitions, details.ranks, details.iteration)
     else:
         write_weights(folder / form.weights_file, theirs, form.shard_bytes)
-    if form.companions is not None:
-        form.companions(folder, config)
-
-
-def _write_packed(
-    file: Path, beside: Path, form: Format, config: Any, ours: Mapping[str, torch.Tensor], packing: str | None
-) -> None:
-    """beside: the folder that has the tokenizer's own files."""
-    assert form.pack is not None, form
-    form.write_config(config)  # refuses what the other program does not compute
-    form.pack(file, beside, config, to_theirs(form, config, ours), packing)
-    if form.companions is not None:
-        form.companions(file.parent, config)
 
 
 def _dtype_of(tensors: Mapping[str, torch.Tensor]) -> torch.dtype | None:

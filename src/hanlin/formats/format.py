@@ -38,10 +38,12 @@ class Format:
     open: the weights at a path if they lie there in a way of files that only this layout has, else None;
     write: writes our config and their tensors into a folder, for so many ranks and as of an iteration, where that is
     not done as above;
-    companions: (a folder with weights, JSON and tokenizer, our config) -> writes what their programs read besides;
-    pack: (the file to write, a folder with the tokenizer's own files, our config, their tensors, packing) -> writes all
-    into one file of another program, in place of weights, JSON and tokenizer; packings: the words for packing its
-    matrices that it knows (None: as they are); is_file: the target is that file, else a folder that holds it;
+    companions: (a folder with weights, JSON and tokenizer, our config, the options of the family's samples or None) ->
+    writes what their programs read besides;
+    pack: (the file to write, a folder with the tokenizer's own files, our config, their tensors, packing, options) ->
+    writes all into one file of another program, in place of weights, JSON and tokenizer; packings: the words for
+    packing its matrices that it knows (None: as they are);
+    is_file: the target is that file, else a folder that holds it;
     library: the package that does it, which the extra of the same name installs;
     remark: (their JSON values or {}, weights) -> what was told of the model from clues in its folder, and why;
     needed: values of our config that no default may stand for, since these files may lack them;
@@ -67,8 +69,8 @@ class Format:
     partitions: Partitions | None = None
     open: Callable[[Path], Weights | None] | None = None
     write: Callable[[Path, Any, Mapping[str, torch.Tensor], int, int], None] | None = None
-    companions: Callable[[Path, Any], None] | None = None
-    pack: Callable[[Path, Path, Any, Mapping[str, torch.Tensor], str | None], None] | None = None
+    companions: Callable[[Path, Any, Any], None] | None = None
+    pack: Callable[[Path, Path, Any, Mapping[str, torch.Tensor], str | None, Any], None] | None = None
     packings: tuple[str, ...] = ()
     is_file: bool = False
     library: str | None = None

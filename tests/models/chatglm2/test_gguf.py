@@ -28,7 +28,8 @@ from hanlin.models.chatglm2.config import ChatGlm2Config
 from hanlin.models.chatglm2.formats import FORMATS
 from hanlin.models.chatglm2.model import ChatGlm2
 from hanlin.models.chatglm2.processor import ChatGlm2Processor
-from hanlin.models.chatglm2.record import ChatGlm2Options
+from hanlin.models.chatglm2.record import ChatGlm2Options, template_of
+from hanlin.models.chatglm2.templates import RoleTemplate
 from hanlin.models.chatglm2.tokenizer import GLM4_PATTERN, ChatGlm2Tokenizer
 from hanlin.models.family import load_family
 from hanlin.tokens.byte_ranks import ByteRanks
@@ -72,7 +73,7 @@ def test_metadata_vocabulary_and_template_are_read_back(
     }  # fmt: skip
     assert (found["chatglm.rope.scaling.type"], found["chatglm.rope.scaling.factor"]) == ("linear", 2.0)
     assert found["chatglm.attention.layer_norm_rms_epsilon"] == np.float32(1e-5)
-    assert found["tokenizer.chat_template"] == chat_template(generation)
+    assert found["tokenizer.chat_template"] == chat_template(own.template, generation)
     pieces, kinds = found["tokenizer.ggml.tokens"], found["tokenizer.ggml.token_type"]
     assert len(pieces) == len(set(pieces)) == len(kinds) == SMALL.vocab_size
     assert [pieces[id] for id in tokens.prefix] == ["[gMASK]", "<sop>"]
@@ -125,8 +126,9 @@ def test_ollama_gets_a_folder_with_the_template_and_all_stops(tokenizer: ChatGlm
 # There is no Go here, so its templates are rewritten as Jinja's, which are the same in the few words that are used.
 GO = {
     r"range \.Messages": "for m in messages", r"range \$i, \$m := \.Messages": "for m in messages",
-    r'if eq (?:\$m)?\.Role "(\w+)"': r"if m.role == '\1'", r"if eq \$i (\d+)": r"if loop.index0 == \1",
-    r"else if eq \$i (\d+)": r"elif loop.index0 == \1", "else": "else",
+    r'if eq (?:\$m)?\.Role "(\w+)"': r"if m.role == '\1'", r'else if eq \$m\.Role "(\w+)"': r"elif m.role == '\1'",
+    r"if eq \$i (\d+)": r"if loop.index0 == \1", r"if le \$i (\d+)": r"if loop.index0 <= \1",
+    r"else if le \$i (\d+)": r"elif loop.index0 <= \1", "else": "else",
 }  # fmt: skip
 
 
@@ -142,6 +144,8 @@ def rendered_go(text: str, messages: list[dict[str, str]]) -> str:
                 if word.startswith(("range", "if")):
                     ends.append("endfor" if word.startswith("range") else "endif")
                 return f"{{% {found.expand(form)} %}}"
+        if word == "(index $.Messages 0).Content":
+            return "{{ messages[0].content }}"
         assert re.fullmatch(r"(\$m)?\.(Role|Content)", word), word
         return f"{{{{ m.{word.rpartition('.')[2].lower()} }}}}"
 
@@ -149,20 +153,33 @@ def rendered_go(text: str, messages: list[dict[str, str]]) -> str:
     return jinja2.Environment(keep_trailing_newline=True).from_string(template).render(messages=messages)
 
 
-@pytest.mark.parametrize("generation", GENERATIONS)
-def test_ollamas_template_says_what_the_chat_template_says(generation: str, tmp_path: Path) -> None:
-    gguf.write_modelfile(tmp_path, replace(SMALL, generation=generation))
+WRITTEN = [(generation, {}) for generation in GENERATIONS] + [
+    ("chatglm2", {"system": "first_question"}), ("codegeex2", {"system": "first_question"}),
+    ("glm4", {"template": "问{round}：{question}\n答{round}：", "source_prefix": "it's \\n "}),
+]  # fmt: skip
+"""Generations, and the options of the samples."""
+
+
+@pytest.mark.parametrize(("generation", "chosen"), WRITTEN)
+def test_ollamas_template_says_what_the_chat_template_says(
+    generation: Any, chosen: dict[str, Any], tmp_path: Path
+) -> None:
+    options = ChatGlm2Options(**chosen)
+    gguf.write_modelfile(tmp_path, replace(SMALL, generation=generation), options)
     said = re.findall(r'TEMPLATE """(.*)"""', (tmp_path / "Modelfile").read_text("utf-8"), re.DOTALL)[0]
     turns = [("user", "你好"), ("assistant", "好"), ("user", "黑色\n裤"), ("assistant", "百搭"), ("user", "a b")]
-    system = [("system", "简单")] if generation in ("chatglm3", "glm4") else []
+    own = template_of(options, generation)
+    takes_system = isinstance(own, RoleTemplate) or own.joins_system
+    system = [("system", "简单")] if takes_system else []
     messages = [{"role": role, "content": text} for role, text in [*system, *turns]]
-    template = jinja2.Environment().from_string(chat_template(generation))
+    template = jinja2.Environment().from_string(chat_template(own, generation))
     assert rendered_go(said, messages) == template.render(messages=messages, add_generation_prompt=True)
 
 
 @pytest.mark.parametrize("generation", GENERATIONS)
-def test_chat_templates_keep_to_what_llama_cpp_reads(generation: str) -> None:
-    assert "//" not in chat_template(generation)  # its engine has no division of whole numbers
+def test_chat_templates_keep_to_what_llama_cpp_reads(generation: Any) -> None:
+    template = template_of(ChatGlm2Options(), generation)
+    assert "//" not in chat_template(template, generation)  # its engine has no division of whole numbers
 
 
 def test_what_llama_cpp_cannot_compute_or_read_is_refused_with_the_reason(

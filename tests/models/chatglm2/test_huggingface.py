@@ -15,6 +15,7 @@ from chatglm2_pieces import small_byte_ranks
 from jinja2.exceptions import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from hanlin.core.errors import CheckpointError
 from hanlin.formats.convert import convert
 from hanlin.formats.load import base_parameters, save_base
 from hanlin.generate.engine import Engine
@@ -34,7 +35,9 @@ TOOLS = [{"type": "function", "function": {"name": "查天气", "parameters": {"
 ANSWER = {"role": "assistant", "content": "简单, 12 世界\n你好"}
 
 
-def export(folder: Path, tokenizer: ChatGlm2Tokenizer, generation: Any) -> tuple[ChatGlm2, ChatGlm2Config]:
+def export(
+    folder: Path, tokenizer: ChatGlm2Tokenizer, generation: Any, options: ChatGlm2Options | None = None
+) -> tuple[ChatGlm2, ChatGlm2Config]:
     """A small model of the generation, and its export in `folder`."""
     tokenizer = tokenizer.with_roles() if generation == "chatglm3" else tokenizer
     config = replace(SMALL, generation=generation)
@@ -43,7 +46,7 @@ def export(folder: Path, tokenizer: ChatGlm2Tokenizer, generation: Any) -> tuple
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     save_base(folder.with_name("base"), family, config, base_parameters(model), tokenizer)
-    convert(folder.with_name("base"), family, None, "huggingface", folder)
+    convert(folder.with_name("base"), family, None, "huggingface", folder, options=options)
     return model, config
 
 
@@ -102,6 +105,40 @@ def test_roles_and_tools_have_the_ids_of_ours_where_there_is_a_place_for_them(ex
     assert alone == own.encode_prompt({"prompt": "好吗", "tools": TOOLS})
     with pytest.raises(TemplateError, match="metadata"):
         theirs.apply_chat_template([{"role": "assistant", "content": "", "tool_calls": [{}]}])
+
+
+@pytest.mark.parametrize(
+    ("generation", "chosen"),
+    [
+        ("chatglm2", {"system": "first_question"}),
+        ("codegeex2", {"system": "first_question"}),
+        ("chatglm3", {"template": "rounds", "system": "first_question", "source_prefix": "写: "}),
+        ("chatglm2", {"template": "问{round}'\\n：{question}\n答：", "system": "first_question"}),
+        ("chatglm2", {"template": "roles"}),
+    ],
+)
+def test_the_template_of_the_options_is_written(
+    generation: str, chosen: dict[str, Any], tokenizer: ChatGlm2Tokenizer, tmp_path: Path
+) -> None:
+    options = ChatGlm2Options(**chosen)
+    _, config = export(tmp_path / "out", tokenizer, generation, options)
+    own = ChatGlm2Processor(tokenizer, config, options)
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "out")
+    said = [("system", "简单 a"), ("user", "你好"), ("assistant", "好"), ("user", "黑色\n裤")]
+    messages = [{"role": role, "content": text} for role, text in said]
+    asked = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    assert asked == own.encode_prompt({"messages": messages})
+    answered = [*messages, ANSWER]
+    sample = own.sample({"messages": answered[:1] + answered[-2:]})
+    assert theirs.apply_chat_template(answered[:1] + answered[-2:], return_dict=False) == (
+        sample.inputs["tokens"].tolist()
+    )
+
+
+def test_a_template_that_names_columns_is_refused(tokenizer: ChatGlm2Tokenizer, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"names \{title\}, a column of a record.*data\.options\.template"):
+        export(tmp_path / "out", tokenizer, "chatglm2", ChatGlm2Options(template="{title}: {question}"))
+    assert not (tmp_path / "out").exists()
 
 
 # As a user's program: without the packages that slow tokenizers need.

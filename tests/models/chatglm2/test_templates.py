@@ -3,6 +3,7 @@ import json
 import pytest
 
 from hanlin.core.errors import ConfigError, DataError
+from hanlin.models.chatglm2.record import ChatGlm2Options, template_of
 from hanlin.models.chatglm2.templates import (
     Dialogue,
     Message,
@@ -28,6 +29,25 @@ def test_rounds_are_numbered():
 
 def test_a_text_of_ones_own_may_name_any_column():
     assert text("{{{title}}}: {question}?", "丙", title="题") == "{题}: 丙?"
+
+
+def test_what_the_system_says_is_refused_or_stands_before_the_first_question():
+    messages = (Message("system", "简"), Message("user", "甲"), Message("assistant", "乙"), Message("user", "丙"))
+    with pytest.raises(DataError, match=r"role 'system' has no place.*data\.options\.system: first_question"):
+        make_template("rounds", "chatglm2").text(Dialogue(messages))
+    joined = make_template("rounds", "chatglm2", "写：", joins_system=True)
+    expected = "写：[Round 1]\n\n问：简\n甲\n\n答：乙\n\n[Round 2]\n\n问：丙\n\n答："
+    assert joined.text(Dialogue(messages)) == expected
+    assert joined.text(Dialogue((Message("system", " "), messages[1]))) == joined.text(Dialogue(messages[1:2]))
+    for odd in ((Message("system", "简", tools=[{}]), messages[1]), (messages[1], messages[0])):
+        with pytest.raises(DataError, match=r"tools|'system'"):
+            joined.text(Dialogue(odd))
+
+
+@pytest.mark.parametrize("options", [{"compatible": True}, {"template": "roles"}])
+def test_a_place_for_the_system_is_refused_where_it_has_no_effect(options):
+    with pytest.raises(ConfigError, match=r"first_question: .* (remove it|leave one of them out)"):
+        template_of(ChatGlm2Options(system="first_question", **options), "chatglm3")
 
 
 def test_braces_in_a_record_are_text():

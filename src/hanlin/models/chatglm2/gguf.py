@@ -18,10 +18,11 @@ from hanlin.tokens.byte_ranks import ByteRanks
 from hanlin.tokens.sentencepiece_file import PieceKind, read_file
 from hanlin.tokens.tokenizer_json import tokenizer_json
 
-from .chat_template import chat_template
+from .chat_template import round_pieces
 from .config import ChatGlm2Config
-from .huggingface import marked_specials, stop_ids, tokenizer_beside
-from .templates import GAP
+from .huggingface import marked_specials, stop_ids, template_to_write, tokenizer_beside
+from .record import ChatGlm2Options, template_of
+from .templates import GAP, SYSTEM_GAP, RoleTemplate, Template, TextTemplate
 from .tokenizer import GLM4_PATTERN, ChatGlm2Tokenizer
 
 if TYPE_CHECKING:
@@ -97,13 +98,19 @@ def shape_values(config: ChatGlm2Config) -> dict[str, Any]:
 
 
 def write(
-    path: Path, beside: Path, config: ChatGlm2Config, tensors: Mapping[str, torch.Tensor], packing: str | None
+    path: Path,
+    beside: Path,
+    config: ChatGlm2Config,
+    tensors: Mapping[str, torch.Tensor],
+    packing: str | None,
+    options: ChatGlm2Options | None,
 ) -> None:
-    """Write the file. beside: the folder that has the tokenizer's own files.
+    """Write the file. beside: the folder that has the tokenizer's own files; options: as in huggingface.py.
 
     Raises: CheckpointError, DataError.
     """
-    tokenizer = tokenizer_beside(beside, config)
+    template, written = template_to_write(beside, config, options)
+    tokenizer = tokenizer_beside(beside, template)
     if tokenizer is None:
         raise CheckpointError("no tokenizer lies beside the weights, and a GGUF file holds one; name it with --vocab")
     values = {
@@ -111,16 +118,17 @@ def write(
         "general.languages": ["zh", "en"],
         **shape_values(config),
         **_vocabulary(tokenizer, config.vocab_size),
-        **_special_ids(tokenizer, config),
-        "tokenizer.chat_template": chat_template(config.generation),
+        **_special_ids(stop_ids(tokenizer, config, template), tokenizer, config),
+        "tokenizer.chat_template": written,
     }
     write_gguf(path, _ARCHITECTURE, values, tensors, packing)
 
 
-def write_modelfile(folder: Path, config: ChatGlm2Config) -> None:
+def write_modelfile(folder: Path, config: ChatGlm2Config, options: ChatGlm2Options | None) -> None:
     """Write what `ollama create NAME -f Modelfile` reads beside the GGUF file."""
-    stops = "".join(f'PARAMETER stop "{name}"\n' for name in _stop_words(config))
-    text = f'FROM ./{MODEL_FILE}\nTEMPLATE """{_go_template(config.generation)}"""\n{stops}'
+    template = template_of(options or ChatGlm2Options(), config.generation)
+    stops = "".join(f'PARAMETER stop "{name}"\n' for name in _stop_words(config, template))
+    text = f'FROM ./{MODEL_FILE}\nTEMPLATE """{_go_template(template, config.generation)}"""\n{stops}'
     (folder / MODELFILE).write_text(f"{text}PARAMETER num_ctx {min(config.max_length, 8192)}\n", encoding="utf-8")
 
 
@@ -147,8 +155,7 @@ def _vocabulary(tokenizer: ChatGlm2Tokenizer, size: int) -> dict[str, Any]:
     return {f"tokenizer.ggml.{name}": value for name, value in {**kind, **listed}.items()}
 
 
-def _special_ids(tokenizer: ChatGlm2Tokenizer, config: ChatGlm2Config) -> dict[str, Any]:
-    ends = stop_ids(tokenizer, config)
+def _special_ids(ends: list[int], tokenizer: ChatGlm2Tokenizer, config: ChatGlm2Config) -> dict[str, Any]:
     if len(ends) > len(_STOP_KEYS):
         raise CheckpointError(f"llama.cpp has places for {len(_STOP_KEYS)} ids that end an answer, found {ends}")
     ids = dict(zip(_STOP_KEYS, ends, strict=False)) | {"padding": config.pad_id}
@@ -157,22 +164,27 @@ def _special_ids(tokenizer: ChatGlm2Tokenizer, config: ChatGlm2Config) -> dict[s
     return named | {"tokenizer.ggml.add_bos_token": False, "tokenizer.ggml.add_eos_token": False}
 
 
-def _stop_words(config: ChatGlm2Config) -> list[str]:
-    roles = ["<|user|>", "<|observation|>"] if config.generation in ("chatglm3", "glm4") else []
+def _stop_words(config: ChatGlm2Config, template: Template) -> list[str]:
+    roles = ["<|user|>", "<|observation|>"] if isinstance(template, RoleTemplate) else []
     return ["<|endoftext|>" if config.generation == "glm4" else "</s>", *roles]
 
 
-def _go_template(generation: str) -> str:
-    """The template in the language of Go, for questions, answers and, with roles, system messages."""
-    if generation in ("chatglm3", "glm4"):
+def _go_template(template: Template, generation: str) -> str:
+    """The template in the language of Go, for questions, answers and what the system says.
+
+    It cannot refuse a message, as the chat template does: where there is no place for what the system says, that stands
+    in front of the first question.
+    """
+    if isinstance(template, RoleTemplate):
         gap = "" if generation == "glm4" else " "
         role = '{{ if eq .Role "tool" }}observation{{ else }}{{ .Role }}{{ end }}'
         return f"[gMASK]<sop>{{{{ range .Messages }}}}<|{role}|>\n{gap}{{{{ .Content }}}}{{{{ end }}}}<|assistant|>"
-    # Go's templates cannot count.
-    numbers = "{{ else ".join(f"if eq $i {2 * number} }}}}{number + 1}" for number in range(_MOST_ROUNDS))
-    before, after = "", ""
-    if generation == "chatglm2":
-        before, after = f"[Round {{{{ {numbers}{{{{ end }}}}]\n\n问：", "\n\n答："
-    asked = f'{{{{ if eq $m.Role "user" }}}}{before}{{{{ $m.Content }}}}{after}'
-    answered = f"{{{{ else }}}}{{{{ $m.Content }}}}{GAP}{{{{ end }}}}"
-    return f"[gMASK]<sop>{{{{ range $i, $m := .Messages }}}}{asked}{answered}{{{{ end }}}}"
+    assert isinstance(template, TextTemplate), template
+    # Go's templates cannot count; with a system message a question is one place further behind.
+    numbers = "{{ else ".join(f"if le $i {2 * number + 1} }}}}{number + 1}" for number in range(_MOST_ROUNDS))
+    first = f"{{{{ if eq $i 1 }}}}{{{{ (index $.Messages 0).Content }}}}{SYSTEM_GAP}{{{{ end }}}}"
+    values = {"question": f"{first}{{{{ $m.Content }}}}", "round": f"{{{{ {numbers}{{{{ end }}}}", None: ""}
+    asked = "".join(f"{literal}{values[column]}" for literal, column in round_pieces(template))
+    said = f'{{{{ else if eq $m.Role "assistant" }}}}{{{{ $m.Content }}}}{GAP}'
+    turn = f'{{{{ if eq $m.Role "user" }}}}{asked}{said}{{{{ end }}}}'
+    return f"[gMASK]<sop>{template.before}{{{{ range $i, $m := .Messages }}}}{turn}{{{{ end }}}}"

@@ -41,8 +41,17 @@ from .dialogue import (
 )
 from .original import INPUT_IDS, LABELS, is_row, make_sample, read_row, reference_ids, train_row
 from .plain_text import ENDS, TEXT, fit_text, is_text, text_of, text_sample
-from .record import TOOLS, ChatGlm2Options, check_choice, read_choices, read_dialogue, read_text, with_system
-from .templates import ASSISTANT, SYSTEM, Dialogue, Message, RoleTemplate, TextTemplate, drop_oldest, make_template
+from .record import (
+    TOOLS,
+    ChatGlm2Options,
+    check_choice,
+    read_choices,
+    read_dialogue,
+    read_text,
+    template_of,
+    with_system,
+)
+from .templates import ASSISTANT, SYSTEM, Dialogue, Message, RoleTemplate, TextTemplate, drop_oldest
 from .tokenizer import ChatGlm2Tokenizer, TextOrId
 
 # What ChatGLM2 was trained to say in place of its date, and what the original's chat makes of it.
@@ -58,7 +67,7 @@ class ChatGlm2Processor:
         """Raises: ConfigError."""
         self.config = config
         self.options = options = options or ChatGlm2Options()
-        self.template = make_template(options.template, config.generation, options.source_prefix)
+        self.template = template_of(options, config.generation)
         has_roles = isinstance(self.template, RoleTemplate)
         self.tokenizer = tokenizer.with_roles() if has_roles else tokenizer
         if self.tokenizer.vocab_size > config.vocab_size:

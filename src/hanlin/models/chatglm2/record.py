@@ -9,7 +9,7 @@ from typing import Any, Literal
 from hanlin.core.errors import ConfigError, DataError
 from hanlin.models.common.text_record import OPTIONS, check_column_names
 
-from .templates import SYSTEM, USER, Dialogue, Message, read_history, read_tools
+from .templates import SYSTEM, USER, Dialogue, Message, Template, make_template, read_history, read_tools
 
 TOOLS = "tools"
 """A column of a row, as `system` is: the descriptions of tools, or JSON of them."""
@@ -41,6 +41,9 @@ class ChatGlm2Options:
     # Of a dialogue the answers that are learned. None: all of a row that is a dialogue (ShareGPT, messages, alpaca),
     # the response alone of our own records (prompt, response, history).
     loss_turns: Literal["last", "all"] | None = None
+    # What becomes of a system message where the template has no place for one (ChatGLM2, CodeGeeX2, plain, a text of
+    # one's own). refuse: a bad row; first_question: it stands in front of the first question, in a line of its own.
+    system: Literal["refuse", "first_question"] = "refuse"
     # True: the original's ids and labels, cut where it cuts them (from the right, even the mark before the answer).
     compatible: bool = False
     # Only with compatible: prompt and padding count in the loss, with 0 as their label (ignore_pad_token_for_loss off).
@@ -58,7 +61,14 @@ class ChatGlm2Options:
             raise ConfigError("learn_padding has an effect only with compatible: true; leave one or set the other")
         if self.loss_turns == "all" and self.compatible:
             raise ConfigError("loss_turns all: with compatible the response alone is learned; leave one of them out")
+        if self.joins_system and self.compatible:
+            raise ConfigError("system first_question: with compatible no column system is read; leave one of them out")
         check_column_names(self, ("prompt_column", "response_column", "history_column", "template"))
+
+    @property
+    def joins_system(self) -> bool:
+        """Whether what the system says becomes part of the first question."""
+        return self.system == "first_question"
 
     @property
     def source_length(self) -> int:
@@ -79,6 +89,14 @@ class ChatGlm2Options:
     def reference_length(self) -> int:
         """Compatible mode's limit of what an answer is compared with."""
         return self.eval_answer_length or self.target_length
+
+
+def template_of(options: ChatGlm2Options, generation: str) -> Template:
+    """How the options write the questions of a model.
+
+    Raises: ConfigError.
+    """
+    return make_template(options.template, generation, options.source_prefix, joins_system=options.joins_system)
 
 
 def read_dialogue(record: Any, options: ChatGlm2Options) -> Dialogue:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from string import Formatter
 from typing import Any, Protocol
@@ -34,6 +34,8 @@ GLM4_SYSTEM = (
 GLM4_FUNCTION = "\n\n## {name}\n\n{text}\n在调用上述函数时，请使用 Json 格式表示调用的参数。"
 GAP = "\n\n"
 """Between an answer and the next round."""
+SYSTEM_GAP = "\n"
+"""Between what the system says and the first question, where they are joined."""
 
 
 @dataclass(frozen=True)
@@ -82,29 +84,35 @@ class Template(Protocol):
         ...
 
 
-def make_template(name: str, generation: str, before: str = "") -> Template:
+def make_template(name: str, generation: str, before: str = "", *, joins_system: bool = False) -> Template:
     """A template by name (auto: the model's own), or a user's own text with {question}, {round}, {any column}.
 
-    before: a text put before every prompt.
+    before: a text put before every prompt; joins_system: what the system says is put in front of the first question.
     Raises: ConfigError.
     """
     if name == "auto":
         name = {"chatglm3": "roles", "glm4": "roles", "codegeex2": "plain"}.get(generation, "rounds")
     if name != "roles":
-        return TextTemplate({"rounds": ROUNDS, "plain": PLAIN}.get(name, name), before)
+        return TextTemplate({"rounds": ROUNDS, "plain": PLAIN}.get(name, name), before, joins_system)
     if before:
         raise ConfigError(
             f"a text before every prompt ({before!r}) has no place in the template roles; use a system message"
         )
+    if joins_system:
+        raise ConfigError("system first_question: the template roles has a place for what the system says; remove it")
     return RoleTemplate(is_glm4=generation == "glm4")
 
 
 @dataclass(frozen=True)
 class TextTemplate:
-    """Every round is one piece of text, earlier ones followed by their answers; `{{` and `}}` stand for braces."""
+    """Every round is one piece of text, earlier ones followed by their answers; `{{` and `}}` stand for braces.
+
+    joins_system: the first question begins with what the system says, in a line of its own; else that is refused.
+    """
 
     form: str
     before: str = ""
+    joins_system: bool = False
 
     def __post_init__(self) -> None:
         names = ", ".join(NAMED)
@@ -124,9 +132,10 @@ class TextTemplate:
 
         Raises: DataError.
         """
-        for message in dialogue.messages:
+        messages = _join_system(dialogue.messages) if self.joins_system else dialogue.messages
+        for message in messages:
             _refuse_roles(message)
-        *earlier, newest = dialogue.messages
+        *earlier, newest = messages
         text = self.before
         for number, (question, answer) in enumerate(_pairs(earlier), start=1):
             text += self._round(number, question, dialogue.fields) + answer + GAP
@@ -138,7 +147,12 @@ class TextTemplate:
     @property
     def columns(self) -> frozenset[str]:
         """The columns that it names."""
-        return frozenset(column for _, column in _cut(self.form) if column is not None)
+        return frozenset(column for _, column in self.pieces if column is not None)
+
+    @property
+    def pieces(self) -> list[tuple[str, str | None]]:
+        """The texts of a round, each with the column that follows it; None behind the last one."""
+        return _cut(self.form)
 
     def answer(self, tokenizer: ChatGlm2Tokenizer, turn: Sequence[Message]) -> list[TextOrId]:
         [message] = turn
@@ -157,7 +171,7 @@ class TextTemplate:
     def _round(self, number: int, question: str, fields: Mapping[str, Any]) -> str:
         values = {**fields, "round": number, "question": question}
         text = ""
-        for literal, column in _cut(self.form):
+        for literal, column in self.pieces:
             text += literal
             if column is None:
                 continue
@@ -262,12 +276,24 @@ def _spoken_by(message: Message, role: str) -> str:
     return message.content
 
 
+def _join_system(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """The messages with what the system says in the first question, as most users of ChatGLM2 write it."""
+    if len(messages) < 2 or messages[0].role != SYSTEM or messages[0].tools is not None or messages[1].role != USER:
+        return messages
+    system, asked, *others = messages
+    text = f"{system.content}{SYSTEM_GAP}{asked.content}" if system.content.strip() else asked.content
+    return (replace(asked, content=text), *others)
+
+
 def _refuse_roles(message: Message) -> None:
     """Raises: DataError for what has a place in the template roles alone."""
     if message.role not in (USER, ASSISTANT):
+        advice = "leave it out"
+        if message.role == SYSTEM:
+            advice = "put its text in front of the first question with data.options.system: first_question"
         raise DataError(
             f"a message of the role {message.role!r} has no place in this template, which has questions and answers "
-            "alone (ChatGLM3 and GLM-4 have others); put its text into the first question, or leave it out"
+            f"alone (ChatGLM3 and GLM-4 have others); {advice}"
         )
     if message.metadata or message.tools is not None:
         raise DataError("metadata and tools of a message have a place in the template roles (ChatGLM3, GLM-4) alone")

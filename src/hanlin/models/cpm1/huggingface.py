@@ -36,8 +36,9 @@ def check_expressible(config: Cpm1Config) -> None:
         raise CheckpointError(f"GPT2LMHeadModel cannot express this model: {', '.join(found)}; write another layout")
 
 
-def write_companions(folder: Path, config: Cpm1Config) -> None:
+def write_companions(folder: Path, config: Cpm1Config, options: object) -> None:
     """Write them into a folder that has the weights, config.json and the tokenizer's own files, if it has them."""
+    del options
     try:
         tokenizer = load_tokenizer(folder)
     except DataError as error:

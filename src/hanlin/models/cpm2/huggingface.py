@@ -117,12 +117,12 @@ def write_config(config: Cpm2Config) -> dict[str, Any]:
     }
 
 
-def write_companions(folder: Path, config: Cpm2Config) -> None:
+def write_companions(folder: Path, config: Cpm2Config, options: object) -> None:
     """Write where an answer begins and ends.
 
     Raises: DataError for a damaged vocabulary.
     """
-    del config
+    del config, options
     if not (folder / VOCAB_FILE).is_file():
         log.warning("%s: written without a tokenizer, since none lies beside the source; name one with --vocab", folder)
         return

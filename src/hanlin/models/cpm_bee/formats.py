@@ -106,8 +106,8 @@ def _write_hugging_face(config: CpmBeeConfig) -> dict[str, Any]:
     return {"model_type": "cpmbee", "architectures": ["CpmBeeForCausalLM"], "distance_scale": 16, **written}
 
 
-def _warn_of_code(folder: Path, config: CpmBeeConfig) -> None:
-    del config
+def _warn_of_code(folder: Path, config: CpmBeeConfig, options: object) -> None:
+    del config, options
     log.warning(
         "%s: transformers has no class for CPM-Bee (CpmAntForCausalLM relates segments otherwise); the folder loads "
         "with trust_remote_code=True and the Python files of openbmb/cpm-bee-10b beside it",
