@@ -77,6 +77,8 @@ def test_openai_gets_typed_answers(serve: Start, family: str) -> None:
 def test_a_head_for_labels_answers_too_and_booleans_stay_booleans(serve: Start) -> None:
     url, _ = serve(engine=label_engine())
     choice: Any = {"type": "choice", "instructions": "", "choices": [{"value": name} for name in LABELS]}
+    card = client_of(url).models.list().data[0].model_dump()
+    assert (card["accepts"][0], card["labels"]) == ("decision", list(LABELS))
     [found] = client_of(url).decisions.create(model="tiny", input=TEXT, questions=[choice]).answers
     assert found.type == "choice"
     assert sum(one.probability for one in found.probabilities) == pytest.approx(1)

@@ -91,11 +91,11 @@ def test_records_that_cannot_be_asked_are_refused(
 @pytest.mark.parametrize(
     ("family", "accepts"),
     [
-        ("cpm_bee", ["record", "messages", "system", "prompt"]),
-        ("chatglm2", ["messages", "prompt", "record"]),
-        ("cpm1", ["prompt", "messages", "system", "record"]),
-        ("cpm1_t5", ["messages", "system", "record"]),
-        ("cpm2", ["messages", "system", "record"]),
+        ("cpm_bee", ["record", "messages", "system", "prompt", "decision"]),
+        ("chatglm2", ["messages", "prompt", "record", "decision"]),
+        ("cpm1", ["prompt", "messages", "system", "record", "decision"]),
+        ("cpm1_t5", ["messages", "system", "record", "decision"]),
+        ("cpm2", ["messages", "system", "record", "decision"]),
     ],
 )
 def test_what_a_model_says_it_accepts_it_answers(
@@ -114,6 +114,9 @@ def test_what_a_model_says_it_accepts_it_answers(
         assert status == (200 if name in accepts else 400), found
     status, found = post(url, "/v1/completions", {"prompt": "月", "max_tokens": 2})
     assert status == (200 if "prompt" in accepts else 400), found
+    choice = {"type": "choice", "instructions": "月", "choices": [{"value": "明"}, {"value": "明月光"}]}
+    status, found = post(url, "/v1/decisions", {"input": "床前", "questions": [choice]})
+    assert status == (200 if "decision" in accepts else 400), found
 
 
 def test_the_blanks_that_a_model_tells_of_are_those_it_fills(serve: Start, engine_of: EngineOf) -> None:

@@ -6,9 +6,9 @@ from typing import Any
 
 from hanlin.core.batch import Prompt
 from hanlin.core.errors import DataError, PromptTooLongError
-from hanlin.data.forms.content import ChatMessage, Content, Conversation, PlainText
-from hanlin.data.processor import TakesForms
-from hanlin.models.family import Converses, FillsBlanks, Processor
+from hanlin.data.forms.content import ChatMessage, Content, Conversation, MultipleChoice, PlainText
+from hanlin.data.processor import TakesChoices, TakesForms, tried
+from hanlin.models.family import Converses, FillsBlanks, PredictsLabels, Processor
 from hanlin.recipe.settings import GenerateSettings
 
 __all__ = ["accepted_questions", "make_prompt"]
@@ -36,12 +36,24 @@ def make_prompt(processor: Processor, record: Any, options: GenerateSettings, ma
 def accepted_questions(processor: Processor) -> list[str]:
     """What a family makes prompts of, as it does when it is tried; what suits it best comes first.
 
-    messages: a dialogue; system: words that stand before it; prompt: a text to go on with; record: its own records.
+    messages: a dialogue; system: words that stand before it; prompt: a text to go on with; record: its own records;
+    decision: questions with fixed answers (evaluation/decisions).
     """
     found = [name for name, content in _QUESTIONS.items() if _is_accepted(processor, content)]
     is_talker = isinstance(processor, Converses) and processor.remembers
     best = "record" if isinstance(processor, FillsBlanks) else "messages" if is_talker else "prompt"
-    return sorted([*found, "record"], key=lambda name: name != best)
+    if isinstance(processor, PredictsLabels):
+        best = "decision"
+    decides = ["decision"] if _decides(processor) else []
+    return sorted([*found, "record", *decides], key=lambda name: name != best)
+
+
+def _decides(processor: Processor) -> bool:
+    if not isinstance(processor, TakesChoices):
+        return False
+    if isinstance(processor, PredictsLabels):
+        return processor.label_kind != "number"
+    return not isinstance(tried(processor.choice_record, MultipleChoice("好", "好", ("是", "否"))), DataError)
 
 
 def _is_accepted(processor: Processor, content: Content) -> bool:

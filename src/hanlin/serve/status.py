@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 import hanlin
 from hanlin.generate.prompts import accepted_questions
-from hanlin.models.family import FillsBlanks
+from hanlin.models.family import FillsBlanks, PredictsLabels
 
 from .errors import RequestError
 from .service import Service
@@ -74,5 +74,6 @@ def _card(base: Service, name: str) -> dict[str, object]:
         "max_model_len": service.engine.max_length,
         "accepts": accepted_questions(service.processor),
         "blanks": asdict(service.processor.blanks) if isinstance(service.processor, FillsBlanks) else None,
+        "labels": list(service.processor.labels) if isinstance(service.processor, PredictsLabels) else None,
         "settings": service.settings.model_dump(),
     }
