@@ -122,7 +122,6 @@ class ScriptedServer:
             Route("/", show_page),
             Route("/version", lambda _: JSONResponse({})),
             Route("/v1/models", self._models),
-            Route("/v1/decisions", self._decide, methods=["POST"]),
             *(Route(f"/v1/{path}", self._answer, methods=["POST"]) for path in ("chat/completions", "completions")),
         ]
         self._config = uvicorn.Config(Starlette(routes=routes), port=0, log_level="critical")
@@ -140,17 +139,10 @@ class ScriptedServer:
             time.sleep(0.01)
 
     async def _models(self, request: Request) -> Response:
-        accepts = ["messages", "system", "prompt", "record", "decision"]
+        accepts = ["messages", "system", "prompt", "record"]
         settings = {"method": "greedy", "max_new_tokens": 99}
         blanks = {"answer": "<ans>", "options": "options", "option": "<option_{}>"}
         return JSONResponse({"data": [{"id": "m", "accepts": accepts, "blanks": blanks, "settings": settings}]})
-
-    async def _decide(self, request: Request) -> Response:
-        [asked] = (await request.json())["questions"]
-        values = [one["value"] for one in asked["choices"]]
-        told = [{"value": value, "probability": (0.75, 0.25)[place]} for place, value in enumerate(values)]
-        answer = {"type": "choice", "choice": values[0], "confidence": 0.5, "probabilities": told}
-        return JSONResponse({"answers": [answer], "model": "m", "usage": {}})
 
     async def _answer(self, request: Request) -> Response:
         body = await request.json()

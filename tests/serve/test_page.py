@@ -82,7 +82,7 @@ def test_the_page_needs_no_key_and_brings_its_policy(serve: Start) -> None:
 def test_a_question_is_answered_and_still_there_after_a_reload(serve: Start, engine: Engine, browser: Browser) -> None:
     url, _ = serve()
     browser.open(url)
-    assert browser.texts("#modes button") == ["对话", "续写"]
+    assert browser.texts("#modes button") == ["对话", "续写", "判断"]
     browser.say("床前明月光")
     [found] = browser.answered()
     asked = {"messages": [{"role": "user", "content": "床前明月光"}]}
@@ -200,6 +200,11 @@ def test_stop_retry_edit_and_copy(scripted: ScriptedServer, browser: Browser) ->
     browser.say("三")
     assert browser.answered(2) == ["前又", "前三"]
     assert [one["content"] for one in scripted.bodies[-1]["messages"]] == ["一\n二", "前又", "三"]
+    browser.press("重试", ".assistant:nth-of-type(2)")
+    browser.wait(lambda: browser.answered() == ["前一\n二"])
+    assert len(browser.texts("#list li")) == 2
+    browser.all("#list li button")[2].click()
+    assert browser.answered(2) == ["前又", "前三"]
     browser.press("复制", ".assistant:last-child")
     read = "navigator.clipboard.readText().then(arguments[0], error => arguments[0](String(error)))"
     assert browser.driver.execute_async_script(read) == "前三"
@@ -390,12 +395,24 @@ def test_it_speaks_the_browsers_language_and_is_dark_where_that_is_wished(
     assert used <= {name for name, _, _ in pairs}
 
 
-def test_a_question_about_a_text_has_bars(scripted: ScriptedServer, browser: Browser) -> None:
-    browser.open(scripted.start())
+def test_a_question_about_a_text_has_bars(serve: Start, engine_of: EngineOf, browser: Browser) -> None:
+    url, _ = serve(engine=engine_of("cpm_bee"))
+    browser.open(url)
     browser.press("判断")
     question, lines = browser.all("#fields textarea")
-    question.send_keys("喜欢吗")
-    lines.send_keys("喜欢\n讨厌")
-    browser.say("很好看")
-    assert browser.answered() == ["喜欢"]
-    assert browser.texts(".bar span:last-child") == ["75.0%", "25.0%"]
+    question.send_keys("明月")
+    lines.send_keys("明月光\n霜")
+    for number, kind in enumerate(("choice", "score"), start=1):
+        browser.js("arguments[0].value = arguments[1]", browser.one("#fields select"), kind)
+        browser.js("arguments[0].dispatchEvent(new Event('change'))", browser.one("#fields select"))
+        browser.one("#text").send_keys("床前")
+        asked = json.loads(browser.text("#request").partition("-d '")[2].rstrip("'"))
+        browser.press("发送")
+        browser.answered(number)
+        body = json.dumps(asked).encode()
+        with urllib.request.urlopen(urllib.request.Request(f"{url}/v1/decisions", body)) as response:
+            [found] = json.load(response)["answers"]
+        assert found["type"] == kind
+        shares = [f"{100 * one['probability']:.1f}%" for one in found["probabilities"]]
+        assert browser.texts(f".assistant:nth-of-type({2 * number}) .bar span:last-child") == shares
+        assert browser.texts(f".assistant:nth-of-type({2 * number}) .bar span:first-child") == ["明月光", "霜"]
