@@ -91,7 +91,7 @@ def test_records_that_cannot_be_asked_are_refused(
 @pytest.mark.parametrize(
     ("family", "accepts"),
     [
-        ("cpm_bee", ["record", "messages", "system", "prompt", "decision"]),
+        ("cpm_bee", ["record", "messages", "system", "decision"]),
         ("chatglm2", ["messages", "prompt", "record", "decision"]),
         ("cpm1", ["prompt", "messages", "system", "record", "decision"]),
         ("cpm1_t5", ["messages", "system", "record", "decision"]),

@@ -143,6 +143,11 @@ class Prompt:
         return len(self.inputs["tokens"])
 
     @property
+    def ids(self) -> list[int]:
+        """The tokens that are read before the first one is chosen, without those of an encoder."""
+        return [*self.inputs["tokens"].tolist(), self.cursor.inputs()["tokens"]]
+
+    @property
     def size(self) -> int:
         """Tokens that are read, those of an encoder as well."""
         return self.length + len(self.inputs.get("encoder_tokens", ()))

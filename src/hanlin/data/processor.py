@@ -141,6 +141,32 @@ class TakesChoices(Protocol):
 
 
 @runtime_checkable
+class ContinuesTexts(Protocol):
+    """Processor of a family that goes on with any text: prompt and answer are one row of ids."""
+
+    @property
+    def first_token(self) -> tuple[str, int] | None:
+        """Name and id of the token behind which a text begins, if there is one."""
+        ...
+
+    @property
+    def end_token(self) -> tuple[str, int]:
+        """Name and id of the token that ends a text."""
+        ...
+
+    def text_ids(self, text: str) -> list[int]:
+        """What is read of a text, with what stands before every row."""
+        ...
+
+    def continuation(self, ids: Sequence[int]) -> Any:
+        """The record of a prompt of these ids; what stands before every row, and is missing, is put before them.
+
+        Raises: DataError.
+        """
+        ...
+
+
+@runtime_checkable
 class StoresRows(Protocol):
     """A family whose original keeps records as rows of ids (data/sources/arrow_writing.py)."""
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from hanlin.core.batch import Prompt
 from hanlin.core.errors import DataError, PromptTooLongError
-from hanlin.data.forms.content import ChatMessage, Content, Conversation, MultipleChoice, PlainText
-from hanlin.data.processor import TakesChoices, TakesForms, tried
+from hanlin.data.forms.content import ChatMessage, Content, Conversation, MultipleChoice
+from hanlin.data.processor import ContinuesTexts, TakesChoices, TakesForms, tried
 from hanlin.models.family import Converses, FillsBlanks, PredictsLabels, Processor
 from hanlin.recipe.settings import GenerateSettings
 
@@ -15,7 +15,7 @@ __all__ = ["accepted_questions", "make_prompt"]
 
 _SAYS = ChatMessage("system", "好")
 _ASKS = ChatMessage("user", "好")
-_QUESTIONS = {"messages": Conversation((_ASKS,)), "system": Conversation((_SAYS, _ASKS)), "prompt": PlainText("好")}
+_QUESTIONS = {"messages": Conversation((_ASKS,)), "system": Conversation((_SAYS, _ASKS))}
 
 
 def make_prompt(processor: Processor, record: Any, options: GenerateSettings, max_length: int | None) -> Prompt:
@@ -34,7 +34,7 @@ def make_prompt(processor: Processor, record: Any, options: GenerateSettings, ma
 
 
 def accepted_questions(processor: Processor) -> list[str]:
-    """What a family makes prompts of, as it does when it is tried; what suits it best comes first.
+    """What a family makes prompts of, found by trying; what suits it best comes first.
 
     messages: a dialogue; system: words that stand before it; prompt: a text to go on with; record: its own records;
     decision: questions with fixed answers (evaluation/decisions).
@@ -44,8 +44,9 @@ def accepted_questions(processor: Processor) -> list[str]:
     best = "record" if isinstance(processor, FillsBlanks) else "messages" if is_talker else "prompt"
     if isinstance(processor, PredictsLabels):
         best = "decision"
+    goes_on = ["prompt"] if isinstance(processor, ContinuesTexts) else []
     decides = ["decision"] if _decides(processor) else []
-    return sorted([*found, "record", *decides], key=lambda name: name != best)
+    return sorted([*found, *goes_on, "record", *decides], key=lambda name: name != best)
 
 
 def _decides(processor: Processor) -> bool:

@@ -8,7 +8,7 @@ the others (up to floating-point rounding): nothing of them is visible to it, an
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -23,13 +23,14 @@ from .beam import BeamRules, Candidate, Search, advance, best_candidates, start_
 from .dialogue_cache import DialogueCache
 from .method import GenerateMethod, find_method
 from .reader import BeamRow, Reader
-from .sampling import ban_ids, check_numbers, penalise_counts, penalise_used
+from .sampling import add_bias, ban_ids, check_numbers, penalise_counts, penalise_used
 
 
 @dataclass(frozen=True)
 class AnswerRequest:
     """A prompt, and how its answer is looked for. stream: its random numbers, read by sampling only; trace: where to
-    note how likely each token was, of an answer of one beam; top: so many likeliest ids are noted beside it.
+    note how likely each token was, of an answer of one beam; top: so many likeliest ids are noted beside it; bias: what
+    is added to the logits of ids before anything else.
     """
 
     prompt: Prompt
@@ -37,10 +38,11 @@ class AnswerRequest:
     stream: np.random.Generator | None = None
     trace: list[TokenScores] | None = None
     top: int = 0
+    bias: Mapping[int, float] = field(default_factory=dict)
 
 
 class TokenScores(NamedTuple):
-    """A token of an answer with its log probability, and the likeliest ids with theirs, before any penalty."""
+    """A token with its log probability, and the likeliest ids with theirs, before any bias and penalty."""
 
     token: int
     score: float
@@ -138,6 +140,7 @@ class RunningBatch:
         for options, places in self._by_options(rows):
             alike = [rows[place] for place in places]
             own = logits if len(places) == len(rows) else logits[torch.tensor(places, device=logits.device)]
+            own = add_bias(own, [self._open[row.record].question.bias for row in alike])
             candidates |= self._choose_alike(_penalise(own, alike, options), alike, options)
         self._note(logits, rows, candidates)
         return candidates

@@ -1,14 +1,14 @@
 """From logits to one token: ban, penalise, warm, cut, draw. Pure functions on `[batch, vocab]`.
 
 Their order is that of the original CPM-Ant, of Megatron and of the Hugging Face warpers: penalty, temperature, top-k,
-top-p, draw. The released CPM-1's program takes the temperature last.
+top-p, draw; a bias comes before all of them. The released CPM-1's program takes the temperature last.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
@@ -36,6 +36,15 @@ def ban_ids(logits: torch.Tensor, banned: Sequence[Sequence[int]]) -> torch.Tens
     if not any(banned):
         return logits
     return logits.index_put(_cells(banned, logits.device), logits.new_tensor(BANNED))
+
+
+def add_bias(logits: torch.Tensor, biases: Sequence[Mapping[int, float]]) -> torch.Tensor:
+    """Add `biases[row]`, by id, to the logits of each row."""
+    if not any(biases):
+        return logits
+    cells = _cells([list(bias) for bias in biases], logits.device)
+    more = [value for bias in biases for value in bias.values()]
+    return logits.index_put(cells, logits[cells] + logits.new_tensor(more))
 
 
 def penalise_used(logits: torch.Tensor, used: Sequence[Iterable[int]], penalty: float) -> torch.Tensor:

@@ -63,15 +63,16 @@ async def respond(
         "created": timestamp(),
         "model": body.model or service.name,
     }
+    how = {"is_streamed": body.stream, "is_empty": body.most_tokens == 0}
     if not body.stream:
-        async with service.answering(questions, body.stops, is_streamed=False) as reply:
+        async with service.answering(questions, body.stops, **how) as reply:
             ends = await reply.ends(len(questions), request)
         choices = [shape.choice(end) for end in ends]
         usage = _usage(questions, ends, num_prompts)
         return JSONResponse({**head, "object": shape.whole, "choices": choices, "usage": usage})
     with_usage = body.stream_options is not None and body.stream_options.include_usage
     head = {**head, "object": shape.part, **({"usage": None} if with_usage else {})}
-    context = service.answering(questions, body.stops, is_streamed=True)
+    context = service.answering(questions, body.stops, **how)
     reply = await context.__aenter__()
 
     async def events() -> AsyncIterator[bytes]:

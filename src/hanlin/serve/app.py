@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from . import status
+from . import status, tokens
 from .chat import complete_chat
 from .completions import complete_text
 from .decisions import decide
@@ -48,6 +48,9 @@ def make_app(service: Service, key: str | None = None, origins: Sequence[str] = 
             Route("/v1/decisions", decide, methods=["POST"]),
             Route("/v1/models", status.list_models),
             Route("/v1/models/{name:path}", status.show_model),
+            Route("/tokenize", tokens.tokenize, methods=["POST"]),
+            Route("/detokenize", tokens.detokenize, methods=["POST"]),
+            Route("/tokenizer_info", tokens.tokenizer_info),
             Route("/health", status.health),
             Route("/ready", status.health),
             Route("/metrics", status.metrics),

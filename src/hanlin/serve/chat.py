@@ -45,7 +45,7 @@ def _questions(
     if body.record is None:
         if not body.messages:
             raise RequestError("messages: expected at least one, or a record", param="messages")
-        return None, service.questions(body, settings, [_record(service, body.messages)], "messages")
+        return None, service.questions(body, settings, [record_of_messages(service, body.messages)], "messages")
     try:
         asked = question(service.processor, body.record)
     except HanlinError as error:
@@ -85,7 +85,7 @@ class _ChatShape:
         return {"index": number, kind: said, "logprobs": noted, "finish_reason": event and event.end}
 
 
-def _record(service: Service, messages: Sequence[dict[str, Any]]) -> Any:
+def record_of_messages(service: Service, messages: Sequence[dict[str, Any]]) -> Any:
     """The family's record of a dialogue that waits for the assistant's next message.
 
     Raises: RequestError naming the message.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -26,6 +27,7 @@ _OF_SAMPLING = {"temperature", "top_p", "top_k", "min_p"}
 __all__ = ["ChatBody", "CompletionBody", "StreamOptions", "request_settings"]
 
 Number = StrictInt | StrictFloat
+_Id = Annotated[str, Field(pattern="^[0-9]{1,9}$")]
 
 
 def _not_yet(reason: str) -> BeforeValidator:
@@ -39,7 +41,7 @@ def _not_yet(reason: str) -> BeforeValidator:
     return BeforeValidator(refuse)
 
 
-def _only(*values: Any) -> BeforeValidator:
+def only(*values: Any) -> BeforeValidator:
     """A field that may say what is so anyway."""
 
     def check(value: Any) -> Any:
@@ -48,6 +50,21 @@ def _only(*values: Any) -> BeforeValidator:
         raise ValueError(f"only {' or '.join(map(repr, values))} is possible")
 
     return BeforeValidator(check)
+
+
+def _prompts(value: Any) -> Any:
+    """A text or several, the ids of one's tokens, or those of several."""
+    several = value if isinstance(value, list) else [value]
+    if several and all(isinstance(one, str) for one in several):
+        return value
+    ids = several if all(isinstance(one, list) for one in several) else [value]
+    if ids and all(isinstance(one, list) and one and all(map(_is_id, one)) for one in ids):
+        return value
+    raise ValueError("expected a text or several, or the ids of tokens: a list of them, or several lists; none empty")
+
+
+def _is_id(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**31
 
 
 class StreamOptions(BaseModel):
@@ -75,7 +92,12 @@ class _Body(BaseModel):
     min_p: Annotated[Number, Field(ge=0, le=1)] | None = None
     presence_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
-    logit_bias: Annotated[Any, _only({})] = None
+    logit_bias: dict[_Id, Annotated[Number, Field(ge=-100, le=100)]] | None = None
+
+    @property
+    def bias(self) -> dict[int, float]:
+        """What is added to the logits, by id."""
+        return {int(id): float(value) for id, value in (self.logit_bias or {}).items()}
 
     @property
     def stops(self) -> list[str]:
@@ -98,11 +120,11 @@ class ChatBody(_Body):
     messages: list[dict[str, Any]] | None = None
     record: dict[str, Any] | None = None
     max_completion_tokens: Annotated[StrictInt, Field(gt=0)] | None = None
-    response_format: Annotated[Any, _only({"type": "text"})] = None
+    response_format: Annotated[Any, only({"type": "text"})] = None
     logprobs: StrictBool | None = None
     top_logprobs: Annotated[StrictInt, Field(ge=0, le=20)] | None = None
     tools: Annotated[Any, _not_yet("is not supported; describe them in a system message")] = None
-    tool_choice: Annotated[Any, _only("none")] = None
+    tool_choice: Annotated[Any, only("none")] = None
 
     @property
     def most_tokens(self) -> int | None:
@@ -129,13 +151,15 @@ class ChatBody(_Body):
 
 
 class CompletionBody(_Body):
-    """POST /v1/completions."""
+    """POST /v1/completions. prompt_logprobs: the likeliest tokens that are told beside each of the prompt (vLLM)."""
 
-    prompt: str | list[str]
-    echo: Annotated[Any, _only(False)] = None
+    prompt: Annotated[Any, AfterValidator(_prompts)]
+    max_tokens: Annotated[StrictInt, Field(ge=0)] | None = None
+    echo: StrictBool | None = None
+    prompt_logprobs: Annotated[StrictInt, Field(ge=0, le=20)] | None = None
     logprobs: Annotated[StrictInt, Field(ge=0, le=20)] | None = None
     suffix: Annotated[Any, _not_yet("these models fill in no middle by a suffix")] = None
-    best_of: Annotated[Any, _only(1)] = None
+    best_of: Annotated[Any, only(1)] = None
 
     @property
     def most_tokens(self) -> int | None:
@@ -146,8 +170,24 @@ class CompletionBody(_Body):
         return self.logprobs
 
     @property
-    def prompts(self) -> list[str]:
-        return [self.prompt] if isinstance(self.prompt, str) else self.prompt
+    def prompts(self) -> list[str | list[int]]:
+        """Each a text, or the ids of its tokens."""
+        several: Any = self.prompt
+        return [several] if isinstance(several, str) or isinstance(several[0], int) else several
+
+    @property
+    def told_of_prompts(self) -> int | None:
+        """So many likeliest tokens are told beside each of a prompt; None: nothing is told of them."""
+        told = [self.prompt_logprobs, self.logprobs if self.echo else None]
+        return max((count for count in told if count is not None), default=None)
+
+    @model_validator(mode="after")
+    def _has_something_to_tell(self) -> CompletionBody:
+        if self.max_tokens == 0 and not self.echo and self.prompt_logprobs is None:
+            raise ValueError("max_tokens: 0 tells nothing without echo or prompt_logprobs")
+        if self.stream and self.prompt_logprobs is not None:
+            raise ValueError("prompt_logprobs are told at once; leave stream out")
+        return self
 
 
 def request_settings(body: ChatBody | CompletionBody, default: GenerateSettings) -> GenerateSettings:
@@ -159,7 +199,7 @@ def request_settings(body: ChatBody | CompletionBody, default: GenerateSettings)
     from hanlin.recipe.settings import GENERATE_METHODS
 
     values = {
-        "max_new_tokens": body.most_tokens,
+        "max_new_tokens": 1 if body.most_tokens == 0 else body.most_tokens,
         "repetition_penalty": body.repetition_penalty,
         "temperature": body.temperature,
         "top_p": body.top_p,

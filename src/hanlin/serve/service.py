@@ -56,6 +56,13 @@ class Service:
         return self.engine.processor
 
     @property
+    def tokenizer(self) -> Any:
+        """Raises: RequestError."""
+        if (found := getattr(self.processor, "tokenizer", None)) is None:
+            raise RequestError("the processor of this model's family tells no tokenizer")
+        return found
+
+    @property
     def models(self) -> dict[str, Service]:
         """What can be asked for: the base, and each adapter by its own name and by `base:adapter`."""
         full = {f"{self.name}:{name}": service for name, service in self.adapters.items()}
@@ -89,6 +96,8 @@ class Service:
             raise RequestError(
                 "logprobs: answers are searched for with beams here; give a temperature", param="logprobs"
             )
+        if body.bias and max(body.bias) >= (size := self.tokenizer.vocab_size):
+            raise RequestError(f"logit_bias: {max(body.bias)} is no id, the vocabulary has {size}", param="logit_bias")
         drawn = secrets.randbits(62) if body.seed is None else body.seed
         try:
             prompts = [make_prompt(self.processor, record, settings, self.engine.max_length) for record in records]
@@ -101,6 +110,7 @@ class Service:
                 record_stream(drawn, place * answers + number),
                 trace=None if body.noted is None else [],
                 top=body.noted or 0,
+                bias=body.bias,
             )
             for place, prompt in enumerate(prompts)
             for number in range(answers)
@@ -134,15 +144,21 @@ class Service:
 
     @asynccontextmanager
     async def answering(
-        self, questions: Sequence[AnswerRequest], stops: Sequence[str], *, is_streamed: bool
+        self, questions: Sequence[AnswerRequest], stops: Sequence[str], *, is_streamed: bool, is_empty: bool = False
     ) -> AsyncIterator[Reply]:
         """A request in the queue, until this block is left: then nobody waits for it.
 
+        is_empty: the answers have no tokens, and are there at once.
         Raises: RequestError.
         """
         if len(stops) > self.limits.stops:
             raise RequestError(f"stop: at most {self.limits.stops} texts", param="stop")
         reply = Reply(asyncio.get_running_loop())
+        if is_empty:
+            for number in range(len(questions)):
+                reply.tell(Answered(number, (), "", "length"))
+            yield reply
+            return
         job = Job(questions, reply.tell, tuple(stops), is_streamed, self.engine)
         with _busy_told(self.scheduler):
             self.scheduler.submit(job)

@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 from hanlin.core.errors import DataError
 from hanlin.data.forms import alpaca, messages, preference, prompt_completion, sharegpt, text
-from hanlin.data.forms.content import Content, Conversation
+from hanlin.data.forms.content import Content, Conversation, PlainText
 from hanlin.data.forms.form import Form, RawRow, kind_of
-from hanlin.data.processor import SampleProcessor, TakesForms, tried
+from hanlin.data.processor import ContinuesTexts, SampleProcessor, TakesForms, tried
 from hanlin.data.sources import Records
 
 __all__ = ["FORMS", "InForm", "Reading", "tell_form", "tell_row"]
@@ -69,6 +69,8 @@ class Reading:
         content = self.form.read(_given(row))
         if isinstance(content, Conversation) and not self.is_asked and not content.is_answered:
             raise DataError("no answer to learn or to compare: there is none behind the last question, or it is empty")
+        if isinstance(content, PlainText) and self.is_asked and not isinstance(self.processor, ContinuesTexts):
+            raise DataError("a bare text, with which models of this family do not go on; ask a question instead")
         return content
 
     def notes(self, row: Any) -> Sequence[str]:

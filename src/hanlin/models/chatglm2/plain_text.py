@@ -30,9 +30,21 @@ def text_of(record: Mapping[str, Any], vocab_size: int) -> list[Any]:
     Raises: DataError.
     """
     given = record[TEXT]
-    if isinstance(given, list) and given and all(type(id) is int and 0 <= id < vocab_size for id in given):
+    if isinstance(given, list) and all(type(id) is int and 0 <= id < vocab_size for id in given):
         return given
     return [read_text(record, TEXT)]
+
+
+def text_behind(prefix: Sequence[int], ids: Sequence[int], vocab_size: int) -> list[int]:
+    """The ids of a row without those of its beginning that are there: all, the last ones, or none.
+
+    Raises: DataError.
+    """
+    if odd := [id for id in ids if not 0 <= id < vocab_size]:
+        raise DataError(f"{odd[0]} is no id, the model has {vocab_size}")
+    sizes = range(len(prefix), -1, -1)
+    there = next(size for size in sizes if list(ids[:size]) == list(prefix[len(prefix) - size :]))
+    return list(ids[there:])
 
 
 def text_sample(record: Mapping[str, Any], ids: Sequence[int], tokenizer: ChatGlm2Tokenizer) -> Sample:

@@ -40,7 +40,7 @@ from .dialogue import (
     without_oldest_round,
 )
 from .original import INPUT_IDS, LABELS, is_row, make_sample, read_row, reference_ids, train_row
-from .plain_text import ENDS, TEXT, fit_text, is_text, text_of, text_sample
+from .plain_text import ENDS, TEXT, fit_text, is_text, text_behind, text_of, text_sample
 from .record import (
     TOOLS,
     ChatGlm2Options,
@@ -367,6 +367,27 @@ class ChatGlm2Processor:
         earlier = [list(round_) for round_ in history]
         return {self.options.prompt_column: question, self.options.history_column: earlier}
 
+    @property
+    def first_token(self) -> tuple[str, int]:
+        """The last of those with which every row begins."""
+        id = self.tokenizer.prefix[-1]
+        return next(name for name, one in self.tokenizer.specials.items() if one == id), id
+
+    @property
+    def end_token(self) -> tuple[str, int]:
+        return "<|endoftext|>" if self.tokenizer.is_glm4 else "</s>", self.tokenizer.end
+
+    def text_ids(self, text: str) -> list[int]:
+        return self.tokenizer.encode_prompt(text)
+
+    def continuation(self, ids: Sequence[int]) -> dict[str, Any]:
+        """The record of a prompt of these ids, behind [gMASK] sop or what of them is not there.
+
+        Raises: DataError.
+        """
+        self._refuse_compatible()
+        return {TEXT: text_behind(self.tokenizer.prefix, ids, self.config.vocab_size)}
+
     def text_sample(self, text: str) -> Sample:
         """All of a text behind the tokens with which every row begins, as in pretraining: no template.
 
@@ -395,12 +416,15 @@ class ChatGlm2Processor:
 
         Raises: DataError.
         """
-        if self.options.compatible:
-            raise DataError("compatible: the original reads its own columns alone; remove data.format or compatible")
+        self._refuse_compatible()
         content = refuse_preference(content)
         if isinstance(content, PlainText):
             return {TEXT: content.text}
         return dialogue_record(content, is_glm4=self.tokenizer.is_glm4)
+
+    def _refuse_compatible(self) -> None:
+        if self.options.compatible:
+            raise DataError("compatible: the original reads its own columns alone; remove data.format or compatible")
 
     def answer_of(self, record: Any) -> str:
         """The answer in a record."""

@@ -32,6 +32,7 @@ from hanlin.models.common.text_record import (
     check_options,
     check_vocabulary,
     end_id,
+    end_name,
     ends_of,
     named_options,
     names_columns,
@@ -303,6 +304,21 @@ class TextProcessor:
     def ask(self, question: str, history: Sequence[tuple[str, str]]) -> dict[str, Any]:
         """The record of the next text to go on with; the originals remember nothing of earlier ones."""
         return {self.options.prompt_column: question}
+
+    first_token = None
+
+    @property
+    def end_token(self) -> tuple[str, int]:
+        """The end of a document."""
+        return end_name(self.tokenizer), self.end
+
+    def text_ids(self, text: str) -> list[int]:
+        """The ids of a text; an empty one follows the end of the document before it."""
+        return self._given({self.options.text_column: text}, self.options.text_column)
+
+    def continuation(self, ids: Sequence[int]) -> dict[str, Any]:
+        """The record of a prompt of these ids."""
+        return {self.options.text_column: list(ids)}
 
     def text_sample(self, text: str) -> Sample:
         """All of a text, told from the end of the document before it.

@@ -97,15 +97,25 @@ def _texts_of(records: Iterable[Any], columns: Sequence[str]) -> Iterator[str]:
             yield from (piece for piece in (value if isinstance(value, list) else [value]) if isinstance(piece, str))
 
 
-def end_id(tokenizer: Vocabulary) -> int:
-    """The id of <eod>; of a GPT-2 vocabulary, <|endoftext|>.
+def end_name(tokenizer: Vocabulary) -> str:
+    """<eod>; of a GPT-2 vocabulary, <|endoftext|>.
 
     Raises: ConfigError.
     """
     for token in (EOD, "<|endoftext|>"):
-        if (id := tokenizer.find(token)) is not None:
-            return id
+        if tokenizer.find(token) is not None:
+            return token
     raise ConfigError(f"model.vocab: the vocabulary lacks {EOD}, with which documents end; take one that has it")
+
+
+def end_id(tokenizer: Vocabulary) -> int:
+    """The id of `end_name`.
+
+    Raises: ConfigError.
+    """
+    id = tokenizer.find(end_name(tokenizer))
+    assert id is not None, "it has just been found"
+    return id
 
 
 def pad_id(tokenizer: Vocabulary) -> int:
