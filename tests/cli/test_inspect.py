@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from hanlin.cli.main import main
 from hanlin.data.pretraining.indexed_data import IndexForm, written_index
 from hanlin.data.sources.bee import write_bee
 from hanlin.formats.convert import convert
+from hanlin.formats.files import write_safetensors
 from hanlin.formats.load import save_base
 from hanlin.models.cpm1 import family as cpm1
 from hanlin.models.cpm1.config import shape
@@ -158,3 +160,48 @@ def test_the_family_of_an_adapter_is_told(tmp_path: Path, capsys: pytest.Capture
     assert any(line.startswith("settings method: lora, rank: 2") for line in told)
     told = lines(tmp_path / "ours", capsys, "--values")
     assert "zeros blocks.0.attention.query.lora_B" in told
+
+
+def test_a_folder_of_data_is_told_file_by_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "data"
+    (folder / "more").mkdir(parents=True)
+    (folder / "a.jsonl").write_text('{"text": "山"}\n{"text": "水"}\n', "utf-8")
+    (folder / "more/b.csv").write_text("text\n月\n", "utf-8")
+    (folder / "bad.parquet").write_bytes(b"PAR1")
+    write(folder / "corpus")
+    assert main(["inspect", str(folder)]) == 0
+    told = capsys.readouterr().out
+    assert "a folder of data: 3 files of rows, 1 token corpora" in told
+    assert "a.jsonl: JSON lines, 2 rows" in told
+    assert "more/b.csv: " in told
+    assert "bad.parquet: " in told
+    assert "corpus.idx: form mmap (MMIDIDX); documents 4; tokens 6" in told
+    assert "together     " in told
+    (folder / "bad.parquet").unlink()
+    assert facts(folder, capsys)["rows"] == "3"
+    assert facts(folder, capsys)["first"] == '{"text": "山"}'
+    (folder / "test.jsonl").write_text('{"text": "霜"}\n', "utf-8")
+    (folder / "train.jsonl").write_text('{"text": "霜"}\n', "utf-8")
+    assert "files of several splits lie in it" in facts(folder, capsys)["together"]
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    (texts / "a.txt").write_text("山水\n", "utf-8")
+    assert facts(texts, capsys) == {"kind": "a folder of data: 1 texts", "file": "a.txt: text, 7 bytes"}
+
+
+def test_the_family_of_a_peft_folder_with_fused_linears_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only the base knows how they are cut, so its shapes are those of no default."""
+    name = "base_model.model.transformer.encoder.layers.0.self_attention.query_key_value.lora_"
+    write_safetensors(
+        tmp_path / "adapter_model.safetensors",
+        {f"{name}A.weight": torch.ones(2, 16), f"{name}B.weight": torch.ones(64, 2)},
+    )
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["query_key_value"]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    told = facts(tmp_path, capsys)
+    assert told["family"] == "chatglm2"
+    assert "--base BASE" in told["settings"]
+    assert main(["convert", str(tmp_path), str(tmp_path / "out"), "--to", "huggingface"]) == 2
+    assert f"--merge {tmp_path} --to huggingface" in capsys.readouterr().err

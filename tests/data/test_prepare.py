@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from family_cases import case_of
 from letter_family import LetterProcessor, Letters, letters, write_rows
 from rich.console import Console
 
@@ -262,3 +263,18 @@ def test_encoding_in_groups_changes_nothing(tmp_path: Path) -> None:
     assert texts(many) == texts(one)
     assert many.report == one.report
     assert [many.where(number) for number in range(len(many))] == [one.where(number) for number in range(len(one))]
+
+
+@pytest.mark.parametrize("family", ["cpm1", "cpm1_t5", "cpm2", "cpm_bee"])
+def test_the_report_says_how_much_of_a_text_the_vocabulary_lacks(family: str, tmp_path: Path) -> None:
+    case = case_of(family, tmp_path)
+    text = case.texts[0]
+    path = write_rows(tmp_path / "a.jsonl", [{"query": f"{text}🦜", "response": text}] * 2)
+    settings = DataSettings(max_length=64, cache=tmp_path / "cache")
+    for _ in range(2):  # the second time from the cache
+        made = prepare([path], case.processor, settings, tokenizer=case.tokenizer, progress=False)
+        unknown, count = made.counts.unknown
+        assert unknown == 2
+        console = Console(width=120, file=StringIO())
+        console.print(render_report(made.report))
+        assert f"{unknown} ({unknown / count:.1%}) of the tokens" in console.file.getvalue()

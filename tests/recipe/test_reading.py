@@ -315,3 +315,9 @@ def test_a_value_chosen_in_a_dict_of_changes_takes_the_place_of_the_old_one(tmp_
         "generate": {"method": "sample", "top_p": 0.5},
     }
     assert load_recipe(values, {"generate": {"method": "greedy"}}).generate.method == "greedy"
+
+
+def test_a_file_of_data_in_the_place_of_a_recipe_is_told(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n')
+    with pytest.raises(ConfigError, match=r"rows\.jsonl: a file of data, no recipe; .*data\.train.*hanlin data show"):
+        load_recipe(tmp_path / "rows.jsonl")

@@ -11,12 +11,17 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from hanlin.core.errors import CheckpointError
 from hanlin.formats.rules import Drop, Rule, Transposed, find_moves
 
 if TYPE_CHECKING:
     import torch
 
 _WEIGHT = ".weight"
+
+
+class OtherShapeError(CheckpointError):
+    """An addition to a linear that is known by its name, and has other rows than the configuration says."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +42,16 @@ def cut(pair: LowRank, layouts: Iterable[Sequence[Rule]]) -> dict[str, LowRank]:
     """The additions to those linears of ours that a linear of theirs holds, by our names; by theirs where none of the
     layouts knows it.
 
-    Raises: CheckpointError where B has other rows than the linear.
+    Raises: OtherShapeError where B has other rows than the linear.
     """
     for rules in layouts:
         for move in find_moves(rules, [f"{pair.theirs}{_WEIGHT}"], "to_ours"):
             if move.targets:
                 turned = isinstance(move.rule, Transposed)
-                rows = move.run((pair.outer.t() if turned else pair.outer,))
+                try:
+                    rows = move.run((pair.outer.t() if turned else pair.outer,))
+                except CheckpointError as error:
+                    raise OtherShapeError(str(error)) from None
                 names = [target.removesuffix(_WEIGHT) for target in move.targets]
                 return {name: replace(pair, **part) for name, part in zip(names, _own(pair, rows), strict=True) if part}
     return {pair.theirs: pair}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hanlin.adapters.adapter import Adapter, AdapterFormat
 from hanlin.adapters.folder import FOLDER
+from hanlin.adapters.lora_parts import OtherShapeError
 from hanlin.core.errors import CheckpointError, ConfigError
 from hanlin.core.manifest import check_complete
 from hanlin.formats.format import FamilyFacts
@@ -94,6 +95,8 @@ def find_families(path: Path, form: AdapterFormat, families: Iterable[Family]) -
 def _changes_modules_of(path: Path, form: AdapterFormat, family: Family) -> bool:
     try:
         adapter = form.open(path, family, None)
+    except OtherShapeError:
+        return True  # its base, which is not known here, says how a fused linear is cut
     except CheckpointError:
         return False
     smallest = min(family.sizes.values(), key=lambda config: getattr(config, "num_layers", 0), default=family.config())

@@ -156,7 +156,7 @@ def _save(
         "modules_to_save": None,
     }
     tensors = {f"{PEFT_PREFIX}{name}.weight": one for name, one in tensors_of({p.theirs: p for p in pairs}).items()}
-    write_folder(path, tensors, config | about_base(base, layout, form, path), overwrite=overwrite)
+    write_folder(path, tensors, config | about_base(base, layout, form), overwrite=overwrite)
 
 
 def write_folder(
@@ -168,20 +168,20 @@ def write_folder(
         write_json(beside / SETTINGS, config)
 
 
-def about_base(base: ForBase, layout: str, form: Format, path: Path) -> dict[str, Any]:
+def about_base(base: ForBase, layout: str, form: Format) -> dict[str, Any]:
     """What every adapter_config.json says of the model that the adapter is for."""
-    named = _name_of_base(base, layout, path)
+    named = _name_of_base(base, layout)
     return {"task_type": form.peft, "base_model_name_or_path": named, "inference_mode": True}
 
 
-def _name_of_base(base: ForBase, layout: str, path: Path) -> str | None:
-    """What the adapter at a path calls its base, if that is in the layout whose names it has; said if it is not."""
+def _name_of_base(base: ForBase, layout: str) -> str | None:
+    """What an adapter calls its base, if that is in the layout whose names it has; said if it is not."""
     if base.files in (None, layout):
         return base.name
     log.warning(
-        "%s: names no base, since that in %s is in the layout %s and not %s; name it to PEFT yourself, or give "
+        "the adapter names no base, since that in %s is in the layout %s and not %s; name it to PEFT yourself, or give "
         "--base in that layout",
-        *(path, base.name, base.files, layout),
+        *(base.name, base.files, layout),
     )
     return None
 

@@ -119,7 +119,7 @@ def _save(
         "prefix_projection": False,
     }
     tensors = {TABLE: _turned(form, model.config, table, width, len(table))}
-    write_folder(path, tensors, config | about_base(base, layout, form, path), overwrite=overwrite)
+    write_folder(path, tensors, config | about_base(base, layout, form), overwrite=overwrite)
 
 
 def projected(model: nn.Module) -> Any:

@@ -87,7 +87,7 @@ def _save(
         "num_transformer_submodules": 1,
         "prompt_tuning_init": "RANDOM",
     }
-    write_folder(path, {TABLE: table}, config | about_base(base, layout, form, path), overwrite=overwrite)
+    write_folder(path, {TABLE: table}, config | about_base(base, layout, form), overwrite=overwrite)
 
 
 PEFT_PROMPT_TUNING = AdapterFormat(_TITLE, _holds, _open, _save, names_base=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -244,6 +244,7 @@ def _convert_adapter(source: Path, target: Path, how: ConvertSettings) -> Writte
 
 def _no_whole_model(source: Path, target: Path, how: ConvertSettings) -> str:
     """Why an adapter alone is not written in a layout of whole models, and what to do."""
+    from hanlin.adapters.lora_parts import OtherShapeError
     from hanlin.adapters.opening import OURS, find_families, find_format, open_adapter
     from hanlin.models.family import family_names, load_family
     from hanlin.recipe.tuning import TuningMethod
@@ -254,7 +255,9 @@ def _no_whole_model(source: Path, target: Path, how: ConvertSettings) -> str:
         families = [_family(how, base or source)]
     else:
         families = find_families(source, form, map(load_family, family_names()))
-    settings = open_adapter(source, families[0]).settings if families else None
+    settings = None
+    with suppress(OtherShapeError):
+        settings = open_adapter(source, families[0]).settings if families else None
     if settings is not None and type(settings).merge is TuningMethod.merge:
         return (
             f"{source}: a {settings.method} cannot be worked into weights, and --to {how.to} writes whole models; "

@@ -69,13 +69,13 @@ def _previews(args: argparse.Namespace) -> Iterator[Preview]:
 
     recipe = _recipe(args)
     components = None if recipe is None else build_components(recipe)
-    processor = None if components is None else components.processor
+    processor, tokenizer = (None, None) if components is None else (components.processor, components.tokenizer)
     if recipe is not None and _is_recipe(args.path):
         files = _files(args.path, recipe)
     else:
         files = iter([(Path(args.path), _settings(args.changes, recipe, components and components.config))])
     for path, settings in files:
-        yield preview(path, settings, processor, shown=args.n, most=args.rows)
+        yield preview(path, settings, processor, tokenizer, shown=args.n, most=args.rows)
 
 
 def _recipe(args: argparse.Namespace) -> Recipe | None:

@@ -24,6 +24,9 @@ HELP = "say what a file is, and why"
 
 _WEIGHT_ENDINGS = (".bin", ".pt", ".pth", ".ckpt", ".safetensors", ".gguf")
 
+_MOST_FILES = 20
+"""Files of a folder that are named."""
+
 Facts = Iterator[tuple[str, str]]
 
 
@@ -74,7 +77,71 @@ def _folder(path: Path, reads_values: bool, family: str | None) -> Facts:
         return _data(path, " (it holds .arrow files, as the datasets library's save_to_disk writes them)")
     if (path / "config.yaml").is_file():
         return _run(path)
+    if files := _without_weights(path):
+        return _files(path, files)
     return _weights(path, reads_values, family)
+
+
+def _without_weights(folder: Path) -> list[Path]:
+    """The files of a folder in which no weights lie, if they are data for training; else none.
+
+    Raises: DataError for a link that leads nowhere.
+    """
+    from hanlin.data.sources.several import files_below, has_data_name
+
+    if any(_is_of_model(file) for file in folder.iterdir()):
+        return []
+    found = files_below(folder)
+    if not any(has_data_name(file) or file.suffix in (".txt", ".idx") for file in found):
+        return []
+    is_corpus = any(file.suffix == ".idx" for file in found)
+    return [] if any(_is_of_model(file) and not (is_corpus and file.suffix == ".bin") for file in found) else found
+
+
+def _is_of_model(file: Path) -> bool:
+    is_corpus = file.suffix == ".bin" and file.with_suffix(".idx").is_file()
+    named = file.name in ("config.json", "adapter_config.json", "tokenizer_config.json", "vocab.txt")
+    return named or (file.suffix in _WEIGHT_ENDINGS and not is_corpus) or file.name.endswith(".index.json")
+
+
+def _files(folder: Path, files: Sequence[Path]) -> Facts:
+    """The files of data in a folder, each by its kind, and what they are together."""
+    from hanlin.data.sources import open_records
+    from hanlin.data.sources.several import has_data_name
+
+    rows = [file for file in files if has_data_name(file)]
+    corpora = [file for file in files if file.suffix == ".idx"]
+    texts = [file for file in files if file.suffix == ".txt"]
+    kinds = ((rows, "files of rows"), (corpora, "token corpora"), (texts, "texts"))
+    yield "kind", f"a folder of data: {', '.join(f'{len(some):,} {what}' for some, what in kinds if some)}"
+    listed = [*rows, *corpora, *texts]
+    for file in listed[:_MOST_FILES]:
+        yield "file", f"{file.relative_to(folder)}: {_one_file(file)}"
+    if len(listed) > _MOST_FILES:
+        yield "", f"and {len(listed) - _MOST_FILES:,} more"
+    if not rows:
+        return
+    try:
+        source = open_records(folder)
+        yield "rows", f"{len(source):,}"
+        yield "first", json.dumps(source[0], ensure_ascii=False)[:300]
+    except DataError as error:
+        yield "together", str(error)
+
+
+def _one_file(file: Path) -> str:
+    """What a file of data is, in a few words."""
+    from hanlin.data.sources import open_records
+
+    if file.suffix == ".txt":
+        return f"text, {file.stat().st_size:,} bytes"
+    try:
+        if file.suffix == ".idx":
+            return "; ".join(f"{name} {value}" for name, value in _index(file.with_suffix("")))
+        source = open_records(file)
+        return f"{source.kind}, {len(source):,} rows"
+    except DataError as error:
+        return str(error)
 
 
 def _run(path: Path) -> Facts:
@@ -123,13 +190,18 @@ def _values(report: ValueReport) -> Facts:
 
 
 def _adapter(path: Path, form: AdapterFormat, families: Sequence[Family]) -> Facts:
+    from hanlin.adapters.lora_parts import OtherShapeError
     from hanlin.adapters.opening import find_families, open_adapter
 
     known = find_families(path, form, families)
     yield "kind", f"adapter: {form.title}"
     if known:
         yield "family", " or ".join(family.name for family in known)
-        adapter = open_adapter(path, known[0])
+        try:
+            adapter = open_adapter(path, known[0])
+        except OtherShapeError:
+            yield "settings", "of fused linears, which its base alone tells how to cut: hanlin convert ... --base BASE"
+            return
         if adapter.base is not None:
             yield "base", f"{adapter.base}, as its files say"
         settings = adapter.settings.model_dump(mode="json", exclude_none=True)

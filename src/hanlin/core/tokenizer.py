@@ -23,6 +23,16 @@ class Tokenizer(Protocol):
 
 
 @runtime_checkable
+class HasUnknown(Protocol):
+    """A tokenizer that writes one id for what its vocabulary lacks."""
+
+    @property
+    def unknown_id(self) -> int | None:
+        """None: there is nothing that it lacks."""
+        ...
+
+
+@runtime_checkable
 class FindsTokens(Protocol):
     """A tokenizer whose vocabulary can be asked for one token."""
 

@@ -17,7 +17,7 @@ from hanlin.data.sources import LeftOutError, Records
 from hanlin.data.transform import open_transformed
 from hanlin.recipe.settings import DataSettings
 
-__all__ = ["FileRecords", "open_first", "open_part", "open_rows", "records_in"]
+__all__ = ["FileRecords", "as_records", "first_records", "open_first", "open_part", "open_rows", "records_in"]
 
 FindRecords = Callable[[Any], Sequence[Any]]
 
@@ -83,9 +83,9 @@ class FileRecords:
         """The form of the rows, and how it is known."""
         return "" if self.form is None else str(self.form.reading)
 
-    def notes(self, number: int) -> Sequence[str]:
-        """What is to be said of a row that can be used, whatever its record is."""
-        return () if self.form is None else self.form.notes(number)
+    def noted(self, number: int) -> tuple[Any, Sequence[str]]:
+        """A record, and what is to be said of the row that it was made of."""
+        return (self.records[number], ()) if self.form is None else self.form.noted(number)
 
     def answered(self, number: int, record: Any) -> Any:
         """The row of a record with the answer that stands in the record by now, in the row's own form."""
@@ -98,7 +98,13 @@ def open_rows(path: Path, settings: DataSettings, processor: SampleProcessor, *,
     is_asked: they wait for answers.
     Raises: DataError.
     """
-    rows = open_transformed(path, settings)
+    return as_records(open_transformed(path, settings), path, settings, processor, is_asked=is_asked)
+
+
+def as_records(
+    rows: Records, path: Path, settings: DataSettings, processor: SampleProcessor, *, is_asked: bool = False
+) -> Records:
+    """`open_rows` of rows that are open."""
     if isinstance(processor, HoldsSeveral) and processor.records is not None:
         return rows
     reading = tell_form(rows, processor, settings.format, is_asked=is_asked)
@@ -137,7 +143,19 @@ def open_first(
 
     Raises: DataError, as `open_part` does.
     """
-    rows = open_rows(path, settings, processor)
+    return first_records(open_rows(path, settings, processor), path, processor, most, share=share, limit=limit)
+
+
+def first_records(
+    rows: Records,
+    path: Path,
+    processor: SampleProcessor,
+    most: int,
+    *,
+    share: float = 1.0,
+    limit: int | None = None,
+) -> tuple[FileRecords, bool]:
+    """`open_first` of rows that are open."""
     part = _first_share(path, rows, share)
     if len(part) <= most:
         return _find_some(part, processor, limit, len(rows)), True

@@ -198,5 +198,6 @@ def _add(parts: Sequence[Counts]) -> Counts:
         split=sum(part.split for part in parts),
         parts=sum(part.parts for part in parts),
         notes=dict(sum((Counter(part.notes) for part in parts), Counter())),
+        unknown=[sum(column) for column in zip(*(part.unknown for part in parts if part.unknown), strict=True)],
         read_as=dict(sum((Counter(part.read_as) for part in parts), Counter())),
     )

@@ -37,7 +37,7 @@ from hanlin.recipe.settings import DataSettings
 
 log = logging.getLogger(__name__)
 
-VERSION = 3
+VERSION = 4
 """Goes up when the same data and settings would be encoded or stored in another way."""
 GROUP_ROWS = 512
 """Rows that are encoded at once."""
@@ -156,7 +156,7 @@ def prepare(
     columns, is_new = open_or_make(
         folder,
         read_columns,
-        lambda private: _encode_all(sources, processor, settings, private, fingerprint, progress),
+        lambda private: _encode_all(sources, processor, settings, tokenizer, private, fingerprint, progress),
         "encoded samples",
     )
     if is_new:
@@ -178,12 +178,23 @@ class TriedRows:
     first: list[tuple[int, Sample]]
 
 
-def try_rows(source: FileRecords, processor: SampleProcessor, settings: DataSettings, *, keep: int = 0) -> TriedRows:
-    """Encode all rows of a source, and keep nothing of them but the first `keep` samples."""
+def try_rows(
+    source: FileRecords,
+    processor: SampleProcessor,
+    settings: DataSettings,
+    *,
+    keep: int = 0,
+    tokenizer: Tokenizer | None = None,
+) -> TriedRows:
+    """Encode all rows of a source, and keep nothing of them but the first `keep` samples.
+
+    tokenizer: the one that `processor` uses, whose unknown tokens are counted.
+    """
     tried_rows = TriedRows([], _count([source]), [], [])
     numbers = iter(range(len(source)))
     for number, one in _encode_rows([source], numbers, processor, settings, tried_rows.counts, tried_rows.bad):
         tried_rows.lengths.append((number, one.sample.length))
+        tried_rows.counts.count_unknown(one.sample, tokenizer)
         if len(tried_rows.first) < keep:
             tried_rows.first.append((number, one.sample))
     return tried_rows
@@ -246,6 +257,7 @@ def _encode_all(
     sources: Sequence[FileRecords],
     processor: SampleProcessor,
     settings: DataSettings,
+    tokenizer: Tokenizer,
     folder: Path,
     fingerprint: str,
     progress: bool,
@@ -255,6 +267,7 @@ def _encode_all(
     writer = SampleArrayWriter(folder)
     for row, one in _encode_rows(sources, _with_progress(num_rows, progress), processor, settings, counts, bad):
         writer.append(one.sample)
+        counts.count_unknown(one.sample, tokenizer)
         kept.append((row, one.part, one.varies, one.sample.length, one.sample.loss_tokens))
     if bad:
         raise DataError(list_bad_rows(bad, f"{len(bad):,} of {counts.read:,} rows cannot be used."))
@@ -294,21 +307,23 @@ def _encode_rows(
     """
     bounds = np.cumsum([0, *(len(source) for source in sources)])
     for rows in _groups(numbers):
-        records = [tried(_read, sources, bounds, row) for row in rows]
-        for row, record, sample in zip(rows, records, _sample_all(records, processor), strict=True):
+        read = [tried(_read_noted, sources, bounds, row) for row in rows]
+        records = [one if isinstance(one, DataError) else one[0] for one in read]
+        for row, one, record, sample in zip(rows, read, records, _sample_all(records, processor), strict=True):
             try:
                 encoded = _encode(record, sample, processor, settings, counts)
             except DataError as error:
                 _note_bad_row(error, _where(sources, bounds, row), settings, counts, bad)
                 continue
-            for note in (*_notes(sources, bounds, row), *_notes_of(record, processor)):
+            assert not isinstance(one, DataError), one
+            for note in (*one[1], *_notes_of(record, processor)):
                 counts.note(note)
             yield from ((row, one) for one in encoded)
 
 
-def _notes(sources: Sequence[FileRecords], bounds: np.ndarray, row: int) -> Sequence[str]:
+def _read_noted(sources: Sequence[FileRecords], bounds: np.ndarray, row: int) -> tuple[Any, Sequence[str]]:
     source, at = _place(bounds, row)
-    return sources[source].notes(at)
+    return sources[source].noted(at)
 
 
 def _notes_of(record: Any, processor: SampleProcessor) -> Sequence[str]:

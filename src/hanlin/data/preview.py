@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from hanlin.core.errors import DataError
+from hanlin.core.tokenizer import Tokenizer
 from hanlin.data.bad_rows import BadRow
-from hanlin.data.expand import open_first
+from hanlin.data.expand import as_records, first_records
 from hanlin.data.forms.content import Content, Conversation, PlainText
 from hanlin.data.forms.telling import FORMS, Reading, tell_form
 from hanlin.data.prepare import try_rows
@@ -62,10 +63,18 @@ class Preview:
     notes: dict[str, int] = field(default_factory=dict)
 
 
-def preview(path: Path, settings: DataSettings, processor: SampleProcessor | None, *, shown: int, most: int) -> Preview:
+def preview(
+    path: Path,
+    settings: DataSettings,
+    processor: SampleProcessor | None,
+    tokenizer: Tokenizer | None = None,
+    *,
+    shown: int,
+    most: int,
+) -> Preview:
     """The first `most` rows of a file, `shown` of them in full.
 
-    processor: of the model that would read them; None: there is none.
+    processor, tokenizer: of the model that would read them; None: there is none.
     Raises: DataError when the file cannot be read, or no row as the settings say.
     """
     rows = open_transformed(path, settings)
@@ -77,8 +86,20 @@ def preview(path: Path, settings: DataSettings, processor: SampleProcessor | Non
     }  # fmt: skip
     if processor is None or reading.form is FORMS["preference"]:
         return _without_model(rows, reading, facts, shown, is_known=processor is not None)
-    source, _ = open_first(path, settings, processor, most)
-    tried_rows = try_rows(source, processor, settings, keep=shown)
+    return _with_model(path, rows, settings, processor, tokenizer, facts, shown)
+
+
+def _with_model(
+    path: Path,
+    rows: Records,
+    settings: DataSettings,
+    processor: SampleProcessor,
+    tokenizer: Tokenizer | None,
+    facts: Mapping[str, Any],
+    shown: int,
+) -> Preview:
+    source, _ = first_records(as_records(rows, path, settings, processor), path, processor, facts["looked_at"])
+    tried_rows = try_rows(source, processor, settings, keep=shown, tokenizer=tokenizer)
     first = [
         ShownRow(
             source.where(number),
@@ -97,7 +118,7 @@ def preview(path: Path, settings: DataSettings, processor: SampleProcessor | Non
         first=first,
         sizes=_quantiles(sizes),
         longest=_longest([(source.where(number), size) for number, size in tried_rows.lengths]),
-        fates=counts.fates(),
+        fates=[*counts.fates(), *counts.unknown_share()],
         bad=tried_rows.bad,
         notes=counts.notes,
     )
@@ -128,8 +149,9 @@ def _without_model(rows: Records, reading: Reading, facts: Mapping[str, Any], sh
         if isinstance(found, DataError):
             bad.append((rows.where(number), found.reason if isinstance(found, BadRowError) else str(found)))
         else:
-            said.append(ShownRow(rows.where(number), found, sum(len(text) for _, text, _ in found)))
-            notes.update(reading.notes(rows[number]) if reading.form is not None else ())
+            pieces, noted = found
+            said.append(ShownRow(rows.where(number), pieces, sum(len(text) for _, text, _ in pieces)))
+            notes.update(noted)
     if reading.form is not None:
         read_as = str(reading)
     else:
@@ -157,15 +179,19 @@ def _no_form(keys: Iterable[str]) -> str:
     )
 
 
-def _said(rows: Records, number: int, reading: Reading) -> list[ShownPiece]:
-    """What a row says, by who says it; of a row of no form its keys and values.
+def _said(rows: Records, number: int, reading: Reading) -> tuple[list[ShownPiece], Sequence[str]]:
+    """What a row says, by who says it, and what is to be said of it; of a row of no form its keys and values.
 
     Raises: DataError.
     """
     row = rows[number]
     if reading.form is None:
-        return [(f"{key}", str(value), False) for key, value in row.items()] if isinstance(row, Mapping) else []
+        return [(f"{key}", str(value), False) for key, value in row.items()] if isinstance(row, Mapping) else [], ()
     content = reading.content(row)
+    return _pieces(content), reading.notes(row, content)
+
+
+def _pieces(content: Content) -> list[ShownPiece]:
     if isinstance(content, PlainText):
         return [("text", content.text, True)]
     if isinstance(content, Conversation):

@@ -13,10 +13,14 @@ import numpy as np
 
 from hanlin.core.errors import shorten
 from hanlin.core.terminal import LOSS_BEGIN, LOSS_END, has_colours, marked
+from hanlin.core.tokenizer import HasUnknown
 from hanlin.data.bad_rows import LISTED_ROWS
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+
+    from hanlin.core.batch import Sample
+    from hanlin.core.tokenizer import Tokenizer
 
 BARS = 12
 BAR_WIDTH = 32
@@ -32,7 +36,8 @@ class Counts:
     and the rows that hold none, or the documents of a corpus; dropped: records and rows left out by reason; examples:
     (where, reason) of the first of them; truncated, split: long rows that were shortened or became several; parts:
     samples that these became; cut_tokens: tokens that truncation took away; notes: what may be wrong with rows that are
-    used, and how many rows; read_as: the forms of the files, and how many rows have each.
+    used, and how many rows; read_as: the forms of the files, and how many rows have each; unknown: how many tokens of
+    the samples that are used stand for text without a token, and of how many; nothing where that is not counted.
     """
 
     in_files: int = 0
@@ -46,6 +51,23 @@ class Counts:
     parts: int = 0
     notes: dict[str, int] = field(default_factory=dict)
     read_as: dict[str, int] = field(default_factory=dict)
+    unknown: list[int] = field(default_factory=list)
+
+    def count_unknown(self, sample: Sample, tokenizer: Tokenizer | None) -> None:
+        """Count those of a sample that is used, if its tokenizer has an id for them."""
+        unknown = tokenizer.unknown_id if isinstance(tokenizer, HasUnknown) else None
+        if unknown is None:
+            return
+        tokens = [ids for name, ids in sample.inputs.items() if name.endswith("tokens")]
+        before = self.unknown or [0, 0]
+        found = sum(int((ids == unknown).sum()) for ids in tokens)
+        self.unknown = [before[0] + found, before[1] + sum(ids.size for ids in tokens)]
+
+    def unknown_share(self) -> list[tuple[str, str]]:
+        """The line of a report on them."""
+        if not self.unknown:
+            return []
+        return [("unknown", f"{_share(*self.unknown)} of the tokens: text that the vocabulary lacks")]
 
     def note(self, text: str) -> None:
         """Note what may be wrong with a record that is used."""
@@ -176,6 +198,7 @@ def _fact_rows(report: DataReport) -> list[tuple[str, str]]:
     return [
         *rows,
         ("tokens", f"{report.tokens:,}, of these carry loss {_share(report.loss_tokens, report.tokens)}"),
+        *counts.unknown_share(),
         ("length", f"p10 {at['p10']:,}, p50 {at['p50']:,}, p90 {at['p90']:,}, max {at['max']:,} tokens"),
         ("rows of the model", f"{report.max_length:,} tokens, {report.padding:.1%} of them padding"),
         *((one.name, f"{one.share:.1%} of what is drawn, {one.passes:,.3g} passes an epoch") for one in report.sets),

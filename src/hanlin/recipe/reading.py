@@ -221,6 +221,9 @@ def _is_run(path: Path) -> bool:
     return any((path / name).exists() for name in ("checkpoints", "best", "last", "log.txt"))
 
 
+_DATA_ENDINGS = (".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".gz", ".zst")
+
+
 def _recipe_file(path: Path) -> Path:
     if path.is_dir():
         path = path / "config.yaml"
@@ -230,6 +233,11 @@ def _recipe_file(path: Path) -> Path:
         close = [] if path.exists() or path.is_symlink() else difflib.get_close_matches(str(path), here, n=1)
         near = f"; did you mean {close[0]}?" if close else _where_shipped(path)
         raise ConfigError(f"{path}: there is no such recipe{missing_link(path)}{near}")
+    if path.suffix.lower() in _DATA_ENDINGS:
+        raise ConfigError(
+            f"{path}: a file of data, no recipe; a recipe names it in data.train, and `hanlin data show {path}` tells "
+            "what is in it"
+        )
     return path
 
 

@@ -73,6 +73,12 @@ class SentencePiece:
     def piece(self, id: int) -> str:
         return self._processor.id_to_piece(id)
 
+    @property
+    def unknown_id(self) -> int | None:
+        """What stands for text without a piece, where there is one."""
+        id = self._processor.unk_id()
+        return None if id < 0 else id
+
     def find(self, piece: str) -> int | None:
         """The id of a piece, None if there is none."""
         id = self._processor.piece_to_id(piece)

@@ -66,6 +66,10 @@ class WordPiece:
         """Changes when any text would get other ids."""
         return hashlib.sha256("\n".join(self.tokens).encode("utf-8", "surrogatepass")).hexdigest()
 
+    @property
+    def unknown_id(self) -> int:
+        return self._ids[UNKNOWN]
+
     def find(self, token: str) -> int | None:
         """The id of a token, None if there is none."""
         return self._ids.get(token)

@@ -53,12 +53,20 @@ class Reading:
 
         Raises: DataError.
         """
+        return self.noted(row)[0]
+
+    def noted(self, row: Any) -> tuple[Any, Sequence[str]]:
+        """The same, and what is to be said of it.
+
+        Raises: DataError.
+        """
         if self.is_told and isinstance(self.processor, TakesForms):
             self._refuse_others(row)
         if self.form is None:
-            return row
+            return row, ()
         assert isinstance(self.processor, TakesForms), self.processor
-        return self.processor.record_of(self.content(row))
+        content = self.content(row)
+        return self.processor.record_of(content), self.notes(row, content)
 
     def content(self, row: Any) -> Content:
         """What a row of a form says.
@@ -73,15 +81,13 @@ class Reading:
             raise DataError("a bare text, with which models of this family do not go on; ask a question instead")
         return content
 
-    def notes(self, row: Any) -> Sequence[str]:
-        """What is to be said of a row that can be used: keys that nothing reads, answers that are not learned."""
-        if self.form is None:
-            return []
-        content, given = self.content(row), _given(row)
+    def notes(self, row: Any, content: Content) -> Sequence[str]:
+        """What is to be said of a row of a form: keys that nothing reads, answers that are not learned."""
+        assert self.form is not None, self
         assert isinstance(self.processor, TakesForms), self.processor
         is_several = isinstance(content, Conversation) and content.num_answers > 1
         return [
-            *self.form.unread(given),
+            *self.form.unread(_given(row)),
             *([ONE_LEARNED] if is_several and not self.processor.learns_all_turns else []),
         ]
 
@@ -134,9 +140,9 @@ class InForm:
     def where(self, row: int) -> str:
         return self.source.where(row)
 
-    def notes(self, row: int) -> Sequence[str]:
-        """See `Reading.notes`."""
-        return () if self.reading.form is None else self.reading.notes(self.source[row])
+    def noted(self, row: int) -> tuple[Any, Sequence[str]]:
+        """See `Reading.noted`."""
+        return self.reading.noted(self.source[row])
 
     def answered(self, row: int, record: Any) -> Any:
         """See `Reading.answered`."""

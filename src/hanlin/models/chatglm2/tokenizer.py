@@ -88,6 +88,10 @@ class ChatGlm2Tokenizer:
         return self.pieces.size + len(self._specials)
 
     @property
+    def unknown_id(self) -> int | None:
+        return self.pieces.unknown_id if isinstance(self.pieces, SentencePiece) else None
+
+    @property
     def fingerprint(self) -> str:
         """Changes when any text would get other ids."""
         return f"{self.pieces.fingerprint} roles={self.has_roles}"

@@ -57,6 +57,10 @@ class Cpm1Tokenizer:
         """Changes when any text would get other ids."""
         return self.pieces.fingerprint
 
+    @property
+    def unknown_id(self) -> int | None:
+        return self.pieces.unknown_id
+
     def find(self, token: str) -> int | None:
         """The id of a token such as `<eod>`, None if there is none."""
         return self.pieces.find(token)

@@ -95,6 +95,10 @@ class Cpm2Tokenizer:
         return self._ids["<eod>"]
 
     @property
+    def unknown_id(self) -> int:
+        return self._ids["<unk>"]
+
+    @property
     def num_sentinels(self) -> int:
         return next(number for number in range(len(self._words)) if f"<s_{number}>" not in self._ids)
 

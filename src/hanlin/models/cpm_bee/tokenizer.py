@@ -89,6 +89,11 @@ class CpmBeeTokenizer:
         return len(self._words)
 
     @property
+    def unknown_id(self) -> int:
+        """Of every run of text without a token; its text is a sample's own."""
+        return self._marks["<unk>"]
+
+    @property
     def marks(self) -> dict[str, int]:
         """The marks of the vocabulary and their ids."""
         return dict(self._marks)
