@@ -53,8 +53,9 @@ class Browser:
 
     def open(self, url: str) -> None:
         """The page as in a browser that was never there; what it kept for the others is gone."""
-        self.driver.get(f"{url.partition('#')[0]}/version")
-        self.js("localStorage.clear(); sessionStorage.clear()")
+        self.driver.get("about:blank")
+        origin = "/".join(url.split("/")[:3]).partition("#")[0]
+        self.cdp("Storage.clearDataForOrigin", origin=origin, storageTypes="local_storage")
         self.driver.get(url)
         self.wait(lambda: self.all("#modes button, #gate[open], #log .wrong"))
 
@@ -120,7 +121,6 @@ class ScriptedServer:
         self.ended = threading.Event()
         routes = [
             Route("/", show_page),
-            Route("/version", lambda _: JSONResponse({})),
             Route("/v1/models", self._models),
             *(Route(f"/v1/{path}", self._answer, methods=["POST"]) for path in ("chat/completions", "completions")),
         ]

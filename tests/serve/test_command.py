@@ -97,6 +97,9 @@ def test_it_is_this_machine_alone_that_is_answered_by_default(base: Path) -> Non
         assert process.stderr is not None
         url = next(line for line in process.stderr if line.startswith("serving bee at ")).split()[-1]
         assert url.startswith("http://127.0.0.1:")
+        page = next(line for line in process.stderr if line.startswith("a page to try it: ")).split()[-1]
+        with urllib.request.urlopen(page) as response:
+            assert "<title>Hanlin" in response.read().decode()
         with urllib.request.urlopen(f"{url}/models") as response:
             assert json.load(response)["data"][0]["id"] == "bee"
         process.terminate()

@@ -15,6 +15,7 @@ from urllib.parse import quote, urlencode
 
 import pytest
 from browser import Browser, ScriptedServer
+from decision_cases import LABELS, label_engine
 
 from hanlin.data.forms.messages import FORM
 from hanlin.generate.engine import Engine
@@ -153,9 +154,7 @@ def test_the_request_that_is_shown_gives_the_same_answer(serve: Start, engine_of
 
 def test_a_key_is_asked_for_until_it_is_right(serve: Start, browser: Browser) -> None:
     url, _ = serve(key="secret")
-    browser.driver.get(url)
-    browser.js("sessionStorage.clear(); localStorage.clear()")
-    browser.driver.refresh()
+    browser.open(url)
     for key in ("wrong", "secret"):
         browser.wait(lambda: browser.all("#gate[open]"))
         browser.keys(key, ENTER)
@@ -416,3 +415,13 @@ def test_a_question_about_a_text_has_bars(serve: Start, engine_of: EngineOf, bro
         shares = [f"{100 * one['probability']:.1f}%" for one in found["probabilities"]]
         assert browser.texts(f".assistant:nth-of-type({2 * number}) .bar span:last-child") == shares
         assert browser.texts(f".assistant:nth-of-type({2 * number}) .bar span:first-child") == ["明月光", "霜"]
+
+
+def test_the_labels_of_a_head_are_offered(serve: Start, browser: Browser) -> None:
+    url, _ = serve(engine=label_engine())
+    browser.open(url)
+    assert browser.texts("#modes button") == ["判断"]
+    assert browser.all("#fields textarea")[1].get_property("value").split() == list(LABELS)
+    browser.say("床前")
+    browser.answered()
+    assert browser.texts(".bar span:first-child") == list(LABELS)

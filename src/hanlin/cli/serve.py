@@ -124,7 +124,8 @@ def _serve(service: Service, args: argparse.Namespace, key: str | None, listener
 
     host, port = listener.getsockname()[:2]
     where = f"[{host}]" if ":" in host else host
-    print(f"serving {', '.join(service.models)} at http://{where}:{port}/v1", file=sys.stderr, flush=True)
+    print(f"serving {', '.join(service.models)} at http://{where}:{port}/v1", file=sys.stderr)
+    print(f"a page to try it: http://{where}:{port}/", file=sys.stderr, flush=True)
     config = uvicorn.Config(
         make_app(service, key, args.cors),
         log_level="warning",
