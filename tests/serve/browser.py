@@ -142,7 +142,8 @@ class ScriptedServer:
         accepts = ["messages", "system", "prompt", "record"]
         settings = {"method": "greedy", "max_new_tokens": 99}
         blanks = {"answer": "<ans>", "options": "options", "option": "<option_{}>"}
-        return JSONResponse({"data": [{"id": "m", "accepts": accepts, "blanks": blanks, "settings": settings}]})
+        card = {"accepts": accepts, "blanks": blanks, "settings": settings}
+        return JSONResponse({"data": [{"id": name, **card} for name in ("m", "m:a", "a")]})
 
     async def _answer(self, request: Request) -> Response:
         body = await request.json()

@@ -210,6 +210,17 @@ def test_stop_retry_edit_and_copy(scripted: ScriptedServer, browser: Browser) ->
     assert browser.text("#status") == "已复制"
 
 
+def test_an_adapter_is_chosen_by_its_name(scripted: ScriptedServer, browser: Browser) -> None:
+    browser.open(scripted.start())
+    assert browser.texts("#model option") == ["m", "a"]
+    browser.say("甲")
+    browser.answered()
+    browser.one("#model").send_keys("a")
+    browser.say("乙")
+    browser.answered(2)
+    assert [body["model"] for body in scripted.bodies] == ["m", "a"]
+
+
 @pytest.mark.parametrize(
     ("asked", "told", "kept"),
     [
