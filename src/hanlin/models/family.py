@@ -16,6 +16,7 @@ from hanlin.core.errors import ConfigError
 from hanlin.core.extensions import import_file
 from hanlin.core.tokenizer import Tokenizer
 from hanlin.data.convert import MadeRow
+from hanlin.data.forms.content import ToolCall
 from hanlin.data.processor import SampleProcessor, SoftPrompts
 from hanlin.formats.format import Format
 from hanlin.models.common.label_processor import LabelKind
@@ -104,6 +105,32 @@ class FillsBlanks(Protocol):
 
     @property
     def blanks(self) -> Blanks: ...
+
+
+@runtime_checkable
+class CallsTools(Protocol):
+    """Processor of a family whose answers may be calls of tools that the dialogue describes.
+
+    calls_tools: whether they may with the model's own template.
+    """
+
+    @property
+    def calls_tools(self) -> bool: ...
+
+    def tool_names(self, tools: Iterable[Any]) -> list[str]:
+        """The names in descriptions of tools.
+
+        Raises: DataError.
+        """
+        ...
+
+    def read_call(self, text: str, names: Sequence[str]) -> ToolCall | None:
+        """The call that an answer is; None where it is a text."""
+        ...
+
+    def may_become_call(self, text: str, names: Sequence[str]) -> bool:
+        """Whether an answer that goes on may still be a call of one of these tools."""
+        ...
 
 
 @runtime_checkable

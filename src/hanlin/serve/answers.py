@@ -40,8 +40,8 @@ class Shape(Protocol):
         """What comes before the first piece of an answer, if anything."""
         ...
 
-    def piece(self, event: Answered, text: str, told: int) -> dict[str, Any]:
-        """What is new of an answer: its text, and its tokens behind the first `told`."""
+    def piece(self, event: Answered, text: str, told: int) -> dict[str, Any] | None:
+        """What is new of an answer: its text, and its tokens behind the first `told`; None: it is not told yet."""
         ...
 
 
@@ -109,8 +109,9 @@ async def _choices(
         text = pieces[event.number].add(event.text, is_last=event.end is not None)
         if event.end is not None:
             ends[event.number] = event
-        if text or event.end is not None:
-            yield shape.piece(event, text, told[event.number])
+        is_new = bool(text) or event.end is not None
+        if is_new and (piece := shape.piece(event, text, told[event.number])) is not None:
+            yield piece
             told[event.number] = len(event.tokens)
 
 

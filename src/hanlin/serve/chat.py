@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import secrets
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +17,7 @@ from hanlin.data.forms.content import Conversation
 from hanlin.data.forms.messages import FORM
 from hanlin.data.processor import TakesForms
 from hanlin.generate.running_batch import AnswerRequest
+from hanlin.models.family import CallsTools
 from hanlin.recipe.settings import GenerateSettings
 
 from .answers import respond
@@ -30,9 +33,10 @@ async def complete_chat(request: Request) -> Response:
     body: ChatBody = await read_body(request, ChatBody, service.limits)
     service = service.named(body.model)
     settings = request_settings(body, service.settings)
+    names = _tool_names(service, body.offered_tools)
     # In a thread: a long dialogue takes a while to be encoded, and other streams go on meanwhile.
     asked, questions = await asyncio.to_thread(_questions, service, body, settings)
-    return await respond(request, service, body, questions, _ChatShape(service, questions, asked))
+    return await respond(request, service, body, questions, _ChatShape(service, questions, asked, names))
 
 
 def _questions(
@@ -45,7 +49,8 @@ def _questions(
     if body.record is None:
         if not body.messages:
             raise RequestError("messages: expected at least one, or a record", param="messages")
-        return None, service.questions(body, settings, [record_of_messages(service, body.messages)], "messages")
+        record = record_of_messages(service, body.messages, body.offered_tools)
+        return None, service.questions(body, settings, [record], "messages")
     try:
         asked = question(service.processor, body.record)
     except HanlinError as error:
@@ -56,19 +61,45 @@ def _questions(
 class _ChatShape:
     prefix, whole, part = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
-    def __init__(self, service: Service, questions: Sequence[AnswerRequest], asked: AskedRow | None) -> None:
-        self._service, self._questions, self._asked = service, questions, asked
+    def __init__(
+        self,
+        service: Service,
+        questions: Sequence[AnswerRequest],
+        asked: AskedRow | None,
+        tools: Sequence[str] = (),
+    ) -> None:
+        self._service, self._questions, self._asked, self._tools = service, questions, asked, tools
+        self._held = [""] * len(questions)  # what may still become a call
 
     def choice(self, end: Answered) -> dict[str, Any]:
-        said = {"role": "assistant", "content": end.text, **self._filled(end)}
+        calls = self._calls(end)
+        said = {"role": "assistant", "content": None if calls else end.text, **calls, **self._filled(end)}
         return self._choice(end.number, "message", said, end, 0)
 
     def opening(self, number: int) -> dict[str, Any]:
         return self._choice(number, "delta", {"role": "assistant", "content": ""})
 
-    def piece(self, event: Answered, text: str, told: int) -> dict[str, Any]:
-        said = {**({"content": text} if text else {}), **self._filled(event)}
-        return self._choice(event.number, "delta", said, event, told)
+    def piece(self, event: Answered, text: str, told: int) -> dict[str, Any] | None:
+        number, calls = event.number, self._calls(event)
+        text, self._held[number] = self._held[number] + text, ""
+        if event.end is None and self._tools and self._service.processor.may_become_call(event.text, self._tools):
+            self._held[number] = text
+            return None
+        if calls:
+            said: dict[str, Any] = {"tool_calls": [{"index": 0, **calls["tool_calls"][0]}]}
+        else:
+            said = {"content": text} if text else {}
+        return self._choice(number, "delta", {**said, **self._filled(event)}, event, told)
+
+    def _calls(self, event: Answered) -> dict[str, Any]:
+        """The tool that an answer calls at its end, if it does."""
+        if event.end is None or not self._tools:
+            return {}
+        if (call := self._service.processor.read_call(event.text, self._tools)) is None:
+            return {}
+        function = {"name": call.name, "arguments": json.dumps(call.arguments, ensure_ascii=False)}
+        id = f"call_{secrets.token_hex(12)}"
+        return {"tool_calls": [{"id": id, "type": "function", "function": function}]}
 
     def _filled(self, event: Answered) -> dict[str, Any]:
         """The record that was asked, with its answers, when they are at their end."""
@@ -82,10 +113,25 @@ class _ChatShape:
         self, number: int, kind: str, said: dict[str, Any], event: Answered | None = None, told: int = 0
     ) -> dict[str, Any]:
         noted = event and of_chat(self._service.processor, self._questions[number], told, len(event.tokens))
-        return {"index": number, kind: said, "logprobs": noted, "finish_reason": event and event.end}
+        end = "tool_calls" if "tool_calls" in said else event and event.end
+        return {"index": number, kind: said, "logprobs": noted, "finish_reason": end}
 
 
-def record_of_messages(service: Service, messages: Sequence[dict[str, Any]]) -> Any:
+def _tool_names(service: Service, tools: Sequence[dict[str, Any]]) -> list[str]:
+    """Raises: RequestError."""
+    if not tools:
+        return []
+    if not isinstance(service.processor, CallsTools) or not service.processor.calls_tools:
+        raise RequestError("this model calls no tools; describe them in a message", param="tools")
+    try:
+        return service.processor.tool_names(tools)
+    except HanlinError as error:
+        raise RequestError(f"tools: {error}", param="tools") from None
+
+
+def record_of_messages(
+    service: Service, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] = ()
+) -> Any:
     """The family's record of a dialogue that waits for the assistant's next message.
 
     Raises: RequestError naming the message.
@@ -93,7 +139,7 @@ def record_of_messages(service: Service, messages: Sequence[dict[str, Any]]) -> 
     if not isinstance(service.processor, TakesForms):
         raise RequestError("this model reads records of its own form alone, no messages", param="messages")
     try:
-        dialogue = FORM.read({"messages": messages})
+        dialogue = FORM.read({"messages": messages, **({"tools": list(tools)} if tools else {})})
         assert isinstance(dialogue, Conversation), dialogue
         if dialogue.is_answered:
             raise RequestError("messages: the last one is the assistant's; nothing is asked", param="messages")

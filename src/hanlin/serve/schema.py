@@ -67,6 +67,14 @@ def _is_id(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**31
 
 
+def _text_alone(value: Any) -> Any:
+    if value not in (None, {"type": "text"}):
+        raise ValueError(
+            "only texts: nothing here makes an answer follow a schema; say in a message which JSON is wanted"
+        )
+    return value
+
+
 class StreamOptions(BaseModel):
     model_config = ConfigDict(extra="forbid")
     include_usage: StrictBool = False
@@ -78,7 +86,7 @@ class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     model: str | None = None
-    max_tokens: Annotated[StrictInt, Field(gt=0)] | None = None
+    max_tokens: Annotated[StrictInt, Field(gt=0, le=2**24)] | None = None
     temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
     top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
     top_k: Annotated[StrictInt, Field(ge=0)] | None = None
@@ -119,16 +127,23 @@ class ChatBody(_Body):
 
     messages: list[dict[str, Any]] | None = None
     record: dict[str, Any] | None = None
-    max_completion_tokens: Annotated[StrictInt, Field(gt=0)] | None = None
-    response_format: Annotated[Any, only({"type": "text"})] = None
+    max_completion_tokens: Annotated[StrictInt, Field(gt=0, le=2**24)] | None = None
+    response_format: Annotated[Any, BeforeValidator(_text_alone)] = None
     logprobs: StrictBool | None = None
     top_logprobs: Annotated[StrictInt, Field(ge=0, le=20)] | None = None
-    tools: Annotated[Any, _not_yet("is not supported; describe them in a system message")] = None
-    tool_choice: Annotated[Any, only("none")] = None
+    tools: list[dict[str, Any]] | None = Field(default=None, min_length=1, max_length=128)
+    tool_choice: Annotated[Any, only("auto", "none")] = None
+    # An answer calls one tool at most, so both hold.
+    parallel_tool_calls: StrictBool | None = None
 
     @property
     def most_tokens(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def offered_tools(self) -> list[dict[str, Any]]:
+        """Those that an answer may call."""
+        return [] if self.tool_choice == "none" else self.tools or []
 
     @property
     def noted(self) -> int | None:
@@ -145,8 +160,10 @@ class ChatBody(_Body):
 
     @model_validator(mode="after")
     def _one_question(self) -> ChatBody:
-        if self.record is not None and (self.messages or self.stops):
-            raise ValueError("a record is asked without messages, and its answers end without stop")
+        if self.record is not None and (self.messages or self.stops or self.tools):
+            raise ValueError("a record is asked without messages and tools, and its answers end without stop")
+        if self.tool_choice == "auto" and not self.tools:
+            raise ValueError("tool_choice has an effect with tools only")
         return self
 
 
@@ -154,7 +171,7 @@ class CompletionBody(_Body):
     """POST /v1/completions. prompt_logprobs: the likeliest tokens that are told beside each of the prompt (vLLM)."""
 
     prompt: Annotated[Any, AfterValidator(_prompts)]
-    max_tokens: Annotated[StrictInt, Field(ge=0)] | None = None
+    max_tokens: Annotated[StrictInt, Field(ge=0, le=2**24)] | None = None
     echo: StrictBool | None = None
     prompt_logprobs: Annotated[StrictInt, Field(ge=0, le=20)] | None = None
     logprobs: Annotated[StrictInt, Field(ge=0, le=20)] | None = None

@@ -53,6 +53,7 @@ from .record import (
 )
 from .templates import ASSISTANT, SYSTEM, Dialogue, Message, RoleTemplate, TextTemplate, drop_oldest
 from .tokenizer import ChatGlm2Tokenizer, TextOrId
+from .tool_calls import may_become_call, read_call, tool_names
 
 # What ChatGLM2 was trained to say in place of its date, and what the original's chat makes of it.
 _DATE, _DATE_TEXT = "[[训练时间]]", "2023年"
@@ -68,7 +69,7 @@ class ChatGlm2Processor:
         self.config = config
         self.options = options = options or ChatGlm2Options()
         self.template = template_of(options, config.generation)
-        has_roles = isinstance(self.template, RoleTemplate)
+        self.calls_tools = has_roles = isinstance(self.template, RoleTemplate)
         self.tokenizer = tokenizer.with_roles() if has_roles else tokenizer
         if self.tokenizer.vocab_size > config.vocab_size:
             raise ConfigError(
@@ -421,6 +422,10 @@ class ChatGlm2Processor:
         if isinstance(content, PlainText):
             return {TEXT: content.text}
         return dialogue_record(content, is_glm4=self.tokenizer.is_glm4)
+
+    tool_names = staticmethod(tool_names)
+    read_call = staticmethod(read_call)
+    may_become_call = staticmethod(may_become_call)
 
     def _refuse_compatible(self) -> None:
         if self.options.compatible:
