@@ -77,9 +77,7 @@ def test_what_cannot_be_served_is_said_before_anything_is_loaded(
             (["--host", "0.0.0.0"], "give it a key"),
             (["--api-key-env", "HANLIN_API_KEY"], "the environment has no HANLIN_API_KEY"),
             (["--port", port], "is the port taken"),
-            (["--port", "99999"], "--port 99999"),
             (["--host", "no.such.host.invalid", "--api-key-env", "PATH"], "no.such.host.invalid"),
-            (["--max-rows", "0"], "--max-rows"),
             (["--adapter", "a", "--adapter", "b=x"], "each has a name"),
             (["--adapter", "a=x", "--adapter", "a=y"], "two adapters"),
             (["--adapter", "法律=", "--adapter", "b=x"], "expected NAME=PATH"),
@@ -91,9 +89,26 @@ def test_what_cannot_be_served_is_said_before_anything_is_loaded(
             assert expected in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--port", "99999"),
+        ("--max-rows", "0"),
+        ("--max-queue", "1.5"),
+        *(("--max-wait-seconds", one) for one in ("nan", "inf", "-1", "0")),
+    ],
+)
+def test_a_number_that_makes_no_sense_is_refused_by_its_option(
+    option: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["serve", "--base", "nowhere", f"{option}={value}"])
+    assert f"argument {option}: '{value}' is no" in capsys.readouterr().err
+
+
 def test_it_is_this_machine_alone_that_is_answered_by_default(base: Path) -> None:
-    command = [sys.executable, "-m", "hanlin", "serve", "--base", str(base), "--port", "0"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, "-m", "hanlin", "serve", "--base", ".", "--port", "0"]
+    with subprocess.Popen(command, cwd=base, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         url = next(line for line in process.stderr if line.startswith("serving bee at ")).split()[-1]
         assert url.startswith("http://127.0.0.1:")

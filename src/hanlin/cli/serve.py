@@ -22,10 +22,11 @@ import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hanlin.cli._numbers import real, whole
 from hanlin.cli._recipe import add_model, recipe_of_model, say_remark
 from hanlin.core.errors import ConfigError
 
@@ -43,13 +44,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     add_model(parser, several_adapters=True)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine alone)")
-    parser.add_argument("--port", type=int, default=8000, help="0: any free one (default: 8000)")
+    parser.add_argument("--port", type=whole(0, 65535), default=8000, help="0: any free one (default: 8000)")
     parser.add_argument("--name", help="of the model, as clients call it (default: its folder's)")
     parser.add_argument("--api-key-env", metavar="VARIABLE", help="environment variable with the key that clients need")
     parser.add_argument("--cors", action="append", default=[], metavar="ORIGIN", help="a page that browsers let call")
     for field in fields(Limits):
         option = f"--{_option(field.name).replace('_', '-')}"
-        parser.add_argument(option, type=type(field.default), default=field.default, help=f"default: {field.default:g}")
+        number = whole(1, 10**15) if isinstance(field.default, int) else real(1e-3, 1e9)
+        parser.add_argument(option, type=number, default=field.default, help=f"default: {field.default:g}")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -61,11 +63,9 @@ def run(args: argparse.Namespace) -> int:
         if importlib.util.find_spec(library) is None:
             raise ConfigError(f"hanlin serve needs {library}: pip install 'hanlin[serve]'")
     limits = Limits(**{field.name: getattr(args, _option(field.name)) for field in fields(Limits)})
-    if wrong := next((name for name, value in asdict(limits).items() if value <= 0), None):
-        raise ConfigError(f"--{_option(wrong).replace('_', '-')}: expected more than 0")
     args.adapter, adapters = _adapters(args.adapter)
     recipe = recipe_of_model(args)
-    name = args.name or (args.base or recipe.run.folder).name
+    name = args.name or os.path.basename(os.path.abspath(args.base or recipe.run.folder))
     components = _components(recipe, args, adapters)
     if name in adapters:
         raise ConfigError(f"--adapter {name}=...: the base is called so; --name calls it otherwise")
