@@ -63,6 +63,15 @@ def test_help_and_mistakes_answer_without_torch(arguments: list[str], code: int,
     assert "Traceback" not in ran.stderr
 
 
+def test_help_imports_no_library_of_a_command() -> None:
+    """All commands are read for it."""
+    program = (
+        "import sys, hanlin.cli.main as cli; [cli._command(name) for name in cli.command_names()]; print(*sys.modules)"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert not {"yaml", "rich", "numpy", "torch", "pyarrow"} & set(ran.stdout.split())
+
+
 def test_the_package_itself_imports_nothing_of_its_own() -> None:
     program = "import sys, hanlin; print([name for name in sys.modules if name.startswith(('hanlin.', 'torch'))])"
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -14,7 +14,7 @@ from hanlin.models.family import Converses, ScoresTexts
 
 if TYPE_CHECKING:
     from hanlin.core.batch import Sample
-    from hanlin.data.forms.telling import Reading
+    from hanlin.data.forms.detection import Reading
     from hanlin.generate.engine import Engine
     from hanlin.models.family import Processor
     from hanlin.recipe.settings import GenerateSettings
@@ -49,7 +49,7 @@ def question(processor: Processor, given: Any) -> AskedRow:
 
     Raises: DataError; ConfigError for a family that takes no texts.
     """
-    from hanlin.data.forms.telling import tell_row
+    from hanlin.data.forms.detection import tell_row
 
     if isinstance(given, str):
         return AskedRow(_of_text(processor, given), given)
@@ -62,7 +62,7 @@ def whole_record(processor: Processor, row: Any) -> Any:
 
     Raises: DataError.
     """
-    from hanlin.data.forms.telling import tell_row
+    from hanlin.data.forms.detection import tell_row
 
     return _only_record(tell_row(row, processor, is_asked=False), row, processor)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,7 +10,7 @@ from hanlin.api.process import called, named_by, with_threads
 from hanlin.core.errors import ConfigError
 from hanlin.core.extensions import import_file
 from hanlin.core.files import expanded
-from hanlin.recipe.reading import Change, Overrides, Problem, RecipeSource, read_changes
+from hanlin.recipe.reading import Change, Overrides, Problem, RecipeSource, is_recipe, read_changes
 from hanlin.recipe.settings import Recipe
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ def load(  # noqa: PLR0913 what is loaded, from where, and how
     with called(named, [family, tuning], trust_code=trust_code):
         if tuning is not None:
             import_file(Path(tuning))
-        if _is_recipe(source):
+        if is_recipe(source):
             if given := [name for name, value in (("vocab", vocab), ("family", family)) if value is not None]:
                 raise ConfigError(f"{given[0]}: only for weights; a recipe says it with model.{given[0]}")
             recipe = _of_recipe(source, changes, weights, adapter)
@@ -72,13 +71,6 @@ def _load(recipe: Recipe) -> Model:
 
     with answering_memory(recipe), with_threads(torch.get_num_threads()):  # loading sets those of the recipe
         return Model(components, load_engine(recipe, components, is_alone=True))
-
-
-def _is_recipe(source: RecipeSource) -> bool:
-    if isinstance(source, Mapping | Recipe):
-        return True
-    path = expanded(Path(source))
-    return path.suffix in (".yaml", ".yml") or (path / "config.yaml").is_file()
 
 
 def _of_recipe(

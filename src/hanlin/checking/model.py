@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -16,7 +17,7 @@ from hanlin.generate.method import find_method
 from hanlin.models.family import Family, ModelConfig, family_names, load_family
 from hanlin.recipe.reading import Found, nearest
 from hanlin.recipe.settings import Recipe
-from hanlin.run.components import Components, build_components, find_adapter, make_processor, model_config, vocab_path
+from hanlin.run.components import Components, find_adapter, make_processor, model_config, vocab_path
 
 _PADDING_ROWS = 1024  # embedding rows that a base may have beyond its tokens
 
@@ -147,11 +148,11 @@ def device_problems(recipe: Recipe) -> Found:
         yield "run.device", str(error).removeprefix("run.device: ")
 
 
-def weight_problems(recipe: Recipe, purpose: Purpose) -> Found:
+def weight_problems(recipe: Recipe, build: Callable[[], Components], purpose: Purpose) -> Found:
     if not _is_original(recipe):
         return
     try:
-        components = build_components(recipe)
+        components = build()
     except HanlinError as error:
         yield _with_key(error, "model.base")
         return
@@ -162,7 +163,7 @@ def weight_problems(recipe: Recipe, purpose: Purpose) -> Found:
     yield from problems or record_problems(components, purpose)
 
 
-def fit_problems(recipe: Recipe, purpose: Purpose) -> Found:
+def fit_problems(recipe: Recipe, build: Callable[[], Components], purpose: Purpose) -> Found:
     """Tensors of the base that are missing, surplus, of another shape than its configuration says, or no numbers.
 
     What answers at once looks at the numbers while it loads them: that comes next, and before it nothing is computed.
@@ -172,7 +173,7 @@ def fit_problems(recipe: Recipe, purpose: Purpose) -> Found:
     if recipe.model.base is None:
         return
     try:
-        components = build_components(recipe)
+        components = build()
         assert components.source is not None, recipe
         open_ours(components.source, components.family, config=components.base_config)
         if purpose != "generate":
@@ -181,25 +182,25 @@ def fit_problems(recipe: Recipe, purpose: Purpose) -> Found:
         yield _with_key(error, "model.base")
 
 
-def tuning_and_layout_problems(recipe: Recipe) -> Found:
+def tuning_and_layout_problems(recipe: Recipe, build: Callable[[], Components]) -> Found:
     """What the model, made and tuned without memory, says to the recipe's tuning and layout."""
     from hanlin.parallel.layout_checks import model_problems
     from hanlin.run.weights import empty_tuned_model
 
     try:
-        model = empty_tuned_model(build_components(recipe))
+        model = empty_tuned_model(build())
     except HanlinError as error:
         yield _with_key(error, "model.adapter" if recipe.model.adapter else "tuning")
         return
     yield from model_problems(model, recipe.parallel)
 
 
-def answering_problems(recipe: Recipe) -> Found:
+def answering_problems(recipe: Recipe, build: Callable[[], Components]) -> Found:
     """What the model, made without memory, says to the recipe's adapter."""
     from hanlin.run.weights import empty_frozen_model
 
     try:
-        empty_frozen_model(build_components(recipe))
+        empty_frozen_model(build())
     except HanlinError as error:
         yield _with_key(error, "model.adapter")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 
 from hanlin.checking.files import Purpose, damaged_weights, data_file_problems, model_file_problems
 from hanlin.checking.model import (
@@ -30,7 +31,7 @@ from hanlin.parallel.layout_checks import settings_problems
 from hanlin.recipe.reading import Draft, Overrides, Problem, RecipeSource, listing, name_of, read_recipe
 from hanlin.recipe.settings import Recipe
 from hanlin.recipe.unused_settings import unused_settings
-from hanlin.run.components import warm_start
+from hanlin.run.components import build_components, warm_start
 from hanlin.run.folder import Start
 
 
@@ -105,12 +106,13 @@ def check(
             found += [*token_and_row_problems(recipe, family, purpose)]
     if with_torch and (damaged := [*damaged_weights(recipe)]):
         found = [*damaged, *found]  # first, as others may follow from it
+    components = cache(lambda: build_components(recipe))
     if not found and with_torch:
-        found += [*device_problems(recipe), *weight_problems(recipe, purpose)]
+        found += [*device_problems(recipe), *weight_problems(recipe, components, purpose)]
     if not found and with_torch:
-        found += fit_problems(recipe, purpose)
+        found += fit_problems(recipe, components, purpose)
     if not found and with_torch:
-        found += tuning_and_layout_problems(recipe) if purpose == "train" else answering_problems(recipe)
+        found += (tuning_and_layout_problems if purpose == "train" else answering_problems)(recipe, components)
     return [Problem(key, text, _place(key, places)) for key, text in found]
 
 

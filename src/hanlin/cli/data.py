@@ -65,12 +65,13 @@ def run(args: argparse.Namespace) -> int:
 def _previews(args: argparse.Namespace) -> Iterator[Preview]:
     """Raises: ConfigError, DataError."""
     from hanlin.data.preview import preview
+    from hanlin.recipe.reading import is_recipe
     from hanlin.run.components import build_components
 
     recipe = _recipe(args)
     components = None if recipe is None else build_components(recipe)
     processor, tokenizer = (None, None) if components is None else (components.processor, components.tokenizer)
-    if recipe is not None and _is_recipe(args.path):
+    if recipe is not None and is_recipe(args.path):
         files = _files(args.path, recipe)
     else:
         files = iter([(Path(args.path), _settings(args.changes, recipe, components and components.config))])
@@ -80,10 +81,10 @@ def _previews(args: argparse.Namespace) -> Iterator[Preview]:
 
 def _recipe(args: argparse.Namespace) -> Recipe | None:
     """The recipe that is named, or that of the model that is named; None where none is."""
-    from hanlin.recipe.reading import load_recipe, make_recipe
+    from hanlin.recipe.reading import is_recipe, load_recipe, make_recipe
 
     model = {name: str(value) for name in ("family", "base", "vocab") if (value := getattr(args, name)) is not None}
-    if _is_recipe(args.path):
+    if is_recipe(args.path):
         if model:
             raise ConfigError(
                 f"{args.path}: a recipe names its model; leave --{', --'.join(model)} out, or name a file"
@@ -98,10 +99,6 @@ def _recipe(args: argparse.Namespace) -> Recipe | None:
 
         model["family"] = find_family(located(args.base)).name
     return make_recipe({"model": model, "run": {"folder": "."}}, args.changes)
-
-
-def _is_recipe(path: str) -> bool:
-    return Path(path).suffix in (".yaml", ".yml") or (Path(path) / "config.yaml").is_file()
 
 
 def _files(name: str, recipe: Recipe) -> Iterator[tuple[Path, DataSettings]]:

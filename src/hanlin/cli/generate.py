@@ -25,8 +25,8 @@ from hanlin.core.errors import DataError
 from hanlin.core.files import check_target
 
 if TYPE_CHECKING:
+    from hanlin.api.dialogue import AskedRow
     from hanlin.data.expand import FileRecords
-    from hanlin.data.forms.telling import Reading
     from hanlin.generate.engine import Engine
     from hanlin.recipe.settings import DataSettings, GenerateSettings, Recipe
     from hanlin.run.components import Components
@@ -185,26 +185,13 @@ def _lines(args: argparse.Namespace, recipe: Recipe) -> _Lines:
     return ready_lines(sys.stdin.buffer, recipe.generate.batch_size)
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """A record that waits for its answer, and the row that it was made of."""
-
-    record: Any
-    row: Any
-    reading: Reading
-
-    def answered(self, record: Any) -> Any:
-        """The row with the answer that its record has by now."""
-        return self.reading.answered(self.row, record)
-
-
-def _checked(groups: _Lines, components: Components, name: str) -> Iterator[list[_Asked]]:
+def _checked(groups: _Lines, components: Components, name: str) -> Iterator[list[AskedRow]]:
     """What is asked in each group of lines, each in a form of its own; name: where they come from.
 
     Raises: DataError for the first bad line, after those before it, unless data.bad_rows drops them.
     """
     for lines in groups:
-        records: list[_Asked] = []
+        records: list[AskedRow] = []
         for number, line in lines:
             try:
                 found = _read_line(line, components)
@@ -221,18 +208,19 @@ def _checked(groups: _Lines, components: Components, name: str) -> Iterator[list
         yield records
 
 
-def _read_line(line: bytes, components: Components) -> list[_Asked]:
+def _read_line(line: bytes, components: Components) -> list[AskedRow]:
     """Raises: DataError, ValueError."""
+    from hanlin.api.dialogue import AskedRow
     from hanlin.data.expand import records_in
-    from hanlin.data.forms.telling import tell_row
+    from hanlin.data.forms.detection import tell_row
     from hanlin.data.sources.jsonl import parse_row
 
     row = parse_row(line)
     reading = tell_row(row, components.processor)
-    return [_Asked(record, row, reading) for record in records_in([reading.record(row)], components.processor)]
+    return [AskedRow(record, row, reading) for record in records_in([reading.record(row)], components.processor)]
 
 
-def _answer_lines(engine: Engine, components: Components, groups: Iterable[list[_Asked]], target: Path | None) -> int:
+def _answer_lines(engine: Engine, components: Components, groups: Iterable[list[AskedRow]], target: Path | None) -> int:
     recipe, count = components.recipe, 0
     with open_output(target if engine.mesh.is_main else None, None) as output:
         for asked in groups:
@@ -241,7 +229,7 @@ def _answer_lines(engine: Engine, components: Components, groups: Iterable[list[
             answers = in_order(engine.answers(numbered, recipe.generate, recipe.run.seed), wanted)
             for one, record in zip(asked, answers, strict=True):
                 if engine.mesh.is_main:
-                    output.write(one.answered(record))
+                    output.write(one.answered(record, engine.processor))
             count += len(asked)
         output.finish(count)
     return 0

@@ -12,10 +12,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import yaml
-from rich.markup import escape
-from rich.table import Table
-
 from hanlin.cli._targets import add_overwrite, new_target
 from hanlin.core.files import replaced_file
 from hanlin.core.terminal import screen
@@ -54,6 +50,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _list() -> None:
+    import yaml
+    from rich.markup import escape
+    from rich.table import Table
+
     from hanlin.recipe.shipped import shipped_files
 
     table = Table("recipe", "family", "method", "needs", "what it is")

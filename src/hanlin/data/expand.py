@@ -11,7 +11,7 @@ import numpy as np
 
 from hanlin.core.errors import DamagedFileError, DataError
 from hanlin.data.bad_rows import BadRow
-from hanlin.data.forms.telling import InForm, tell_form
+from hanlin.data.forms.detection import InForm, tell_form
 from hanlin.data.processor import SampleProcessor
 from hanlin.data.sources import LeftOutError, Records
 from hanlin.data.transform import open_transformed

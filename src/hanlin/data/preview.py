@@ -19,7 +19,7 @@ from hanlin.core.tokenizer import Tokenizer
 from hanlin.data.bad_rows import BadRow
 from hanlin.data.expand import as_records, first_records
 from hanlin.data.forms.content import Content, Conversation, PlainText
-from hanlin.data.forms.telling import FORMS, Reading, tell_form
+from hanlin.data.forms.detection import FORMS, Reading, tell_form
 from hanlin.data.prepare import try_rows
 from hanlin.data.processor import SampleProcessor, tried
 from hanlin.data.sources import BadRowError, Records

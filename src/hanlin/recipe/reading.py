@@ -221,6 +221,14 @@ def _is_run(path: Path) -> bool:
     return any((path / name).exists() for name in ("checkpoints", "best", "last", "log.txt"))
 
 
+def is_recipe(source: RecipeSource) -> bool:
+    """Whether a source is a recipe or a run folder, by its name; else it is weights, or data."""
+    if isinstance(source, Mapping | Recipe):
+        return True
+    path = expanded(Path(source))
+    return path.suffix in (".yaml", ".yml") or (path / "config.yaml").is_file()
+
+
 _DATA_ENDINGS = (".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".gz", ".zst")
 
 

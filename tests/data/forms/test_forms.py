@@ -8,7 +8,7 @@ import pytest
 
 from hanlin.core.errors import DataError
 from hanlin.data.forms.content import ChatMessage, Conversation, PlainText, Preference, ToolCall
-from hanlin.data.forms.telling import FORMS
+from hanlin.data.forms.detection import FORMS
 
 Q, A = ChatMessage("user", "问"), ChatMessage("assistant", "答")
 WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {}}}

@@ -12,7 +12,7 @@ import pytest
 from family_cases import BUILT_IN, case_of
 
 from hanlin.core.errors import DataError
-from hanlin.data.forms.telling import FORMS, tell_row
+from hanlin.data.forms.detection import FORMS, tell_row
 from hanlin.data.preview import preview
 from hanlin.data.sources.jsonl import write_jsonl
 from hanlin.recipe.settings import DataSettings

@@ -11,7 +11,7 @@ from typing import Any
 
 from hanlin.core.batch import Sample
 from hanlin.core.errors import DataError
-from hanlin.models.common.turns import LearnedTurn, sample_of_turns
+from hanlin.models.common.multi_turn import LearnedTurn, sample_of_turns
 
 from .record import read_text
 from .tokenizer import ChatGlm2Tokenizer

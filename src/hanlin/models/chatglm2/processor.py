@@ -21,10 +21,10 @@ from hanlin.models.common import decoder_batch
 from hanlin.models.common.answers import check_answer
 from hanlin.models.common.decoder_batch import TextCursor
 from hanlin.models.common.label_processor import LabelKeys, LabelProcessor
+from hanlin.models.common.multi_turn import LearnedTurn, sample_of_turns, shown_ids
 from hanlin.models.common.rounds import longest_that_fits
 from hanlin.models.common.spoken import refuse_preference
 from hanlin.models.common.text_record import OPTIONS, names_columns, unread_columns
-from hanlin.models.common.turns import LearnedTurn, sample_of_turns, shown_ids
 
 from .config import ChatGlm2Config
 from .dialogue import (

@@ -1,7 +1,7 @@
 """Samples and prompts of decoders -> the tensors of a batch: tokens, positions, spans.
 
 Samples of one row never see each other (`spans`). Positions begin at 0 in each; a sample may bring its own, and spans
-inside of it, numbered from 0, or branches (models/common/turns.py).
+inside of it, numbered from 0, or branches (models/common/multi_turn.py).
 """
 
 from __future__ import annotations

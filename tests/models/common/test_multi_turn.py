@@ -10,7 +10,7 @@ from hanlin.core.batch import IGNORED, Sample
 from hanlin.models.chatglm2.config import ChatGlm2Config
 from hanlin.models.chatglm2.model import ChatGlm2
 from hanlin.models.common import decoder_batch
-from hanlin.models.common.turns import LearnedTurn, sample_of_turns, shown_ids
+from hanlin.models.common.multi_turn import LearnedTurn, sample_of_turns, shown_ids
 
 END, NEXT = 2, 3
 CONFIG = ChatGlm2Config(

@@ -5,7 +5,7 @@ Here what they have in common is read once. The trunk is the sample of the last 
 follows it as far as the ids are the same. Where they end to be, because a tokenizer gives an answer other ids inside of
 a longer text than on its own, the rest becomes a branch: it stands behind the trunk, has the positions that it would
 have had, and sees of the trunk only what stands before it there. So each label sees exactly the ids that it saw in a
-sample of its own (tests/models/common/test_turns.py compares the losses).
+sample of its own (tests/models/common/test_multi_turn.py compares the losses).
 """
 
 from __future__ import annotations
