@@ -15,7 +15,8 @@ from hanlin.generate.engine import Engine, record_stream
 from hanlin.generate.methods.beam import BeamSettings
 from hanlin.generate.methods.greedy import GreedySettings
 from hanlin.generate.methods.sample import SampleSettings
-from hanlin.generate.running_batch import AnswerRequest
+from hanlin.generate.running_batch import AnswerRequest, BatchLimits
+from hanlin.layers.slot_cache import Budget
 
 WAYS = (
     GreedySettings(max_new_tokens=9),
@@ -36,13 +37,37 @@ def test_answers_are_those_of_a_lone_run(case: Case) -> None:
     _check(case, None)
 
 
+def test_so_are_those_of_prompts_that_are_read_in_pieces_and_remembered(case: Case) -> None:
+    """Where the family allows it, also with little room, so that what is remembered has to go."""
+    _check(case, None, BatchLimits(Budget(640), prompt_tokens=3, kept=3))
+
+
 def test_so_are_those_of_a_model_with_a_prefix_or_prompts(case: Case) -> None:
-    for method in {"prefix", "prompt"} & set(case.tuning):
+    for method in sorted({"prefix", "prompt"} & set(case.tuning)):
         _check(case, method)
+        _check(case, method, BatchLimits(prompt_tokens=2, kept=2))
 
 
-def _check(case: Case, method: str | None) -> None:
-    engine = Engine(case.model(method), case.processor_for(method), beam_variant=case.family.beam_variant)
+def test_what_is_known_of_a_prompt_is_not_read_again(case: Case) -> None:
+    if not case.family.is_causal:
+        return
+    model, seen = case.model(), []
+    model.register_forward_pre_hook(lambda _, args, given: seen.append(given["tokens"].numel()), with_kwargs=True)
+    engine = Engine(model, case.processor, family=case.family)
+    prompt = engine.processor.prompt(max(case.records, key=lambda record: len(str(record))))
+    running = engine.run_together(BatchLimits(prompt_tokens=2, kept=1))
+    for number in range(3):
+        seen.clear()
+        with engine.inference():
+            running.add([number], [AnswerRequest(prompt, GreedySettings(max_new_tokens=1))])
+            while not running.is_empty:
+                running.step()
+        pieces = [2] * (prompt.length // 2) + [1] * (prompt.length % 2)
+        assert seen == [*(pieces if number == 0 else ()), 1]
+
+
+def _check(case: Case, method: str | None, limits: BatchLimits | None = None) -> None:
+    engine = Engine(case.model(method), case.processor_for(method), family=case.family)
     prompts = [engine.processor.prompt(record) for record in case.records]
 
     @cache
@@ -54,7 +79,7 @@ def _check(case: Case, method: str | None) -> None:
     @settings(max_examples=15, deadline=None, derandomize=True, database=None)
     def holds(plan: list[tuple[int, int, int, int | None]]) -> None:
         plan = [(wait, record % len(prompts), way, stay) for wait, record, way, stay in plan]
-        found = _answered_together(engine, prompts, plan)
+        found = _answered_together(engine, prompts, plan, limits)
         for number, (_, record, way, _) in enumerate(plan):
             if number in found:
                 assert found[number] == alone(record, way), plan
@@ -64,16 +89,23 @@ def _check(case: Case, method: str | None) -> None:
 
 
 def _answered_together(
-    engine: Engine, prompts: Sequence[Prompt], plan: Sequence[tuple[int, int, int, int | None]]
+    engine: Engine,
+    prompts: Sequence[Prompt],
+    plan: Sequence[tuple[int, int, int, int | None]],
+    limits: BatchLimits | None,
 ) -> dict[int, Any]:
     """Tokens of those that stayed to their end; a question comes some steps after the one before it."""
-    running, found, leaving = engine.run_together(), {}, {}
+    running, found, leaving = engine.run_together(limits), {}, {}
     waiting, step, due = list(enumerate(plan)), 0, plan[0][0]
     while waiting or not running.is_empty:
         with engine.inference():
             while waiting and (step >= due or running.is_empty):
-                number, (_, record, way, stay) = waiting.pop(0)
-                running.add([number], [AnswerRequest(prompts[record], WAYS[way], record_stream(way, record))])
+                number, (_, record, way, stay) = waiting[0]
+                asked = AnswerRequest(prompts[record], WAYS[way], record_stream(way, record))
+                if running.add([number], [asked]) is None:
+                    assert not running.is_empty, "there must be room for a single question"
+                    break
+                del waiting[0]
                 due = step + waiting[0][1][0] if waiting else 0
                 if stay is not None:
                     leaving[number] = step + stay
@@ -82,4 +114,5 @@ def _answered_together(
         for number in [number for number, when in leaving.items() if when <= step]:
             del leaving[number]
             running.drop(number)
+    assert running.positions == 0
     return found

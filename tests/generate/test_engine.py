@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -63,7 +64,9 @@ def test_answers_do_not_depend_on_the_batch_size(engine: Engine, options: Genera
 
 def test_counting_padding_divides_all_scores_of_a_batch_by_the_longest_prompt(engine: Engine):
     """The tokens are the same here: with one beam no two scores are compared."""
-    counting = Engine(engine.model, engine.processor, beam_variant=BeamVariant(length_includes_prompt=True))
+    counting = Engine(
+        engine.model, engine.processor, family=replace(family, beam_variant=BeamVariant(length_includes_prompt=True))
+    )
     options = BeamSettings(beams=1, max_new_tokens=12)
     prompts = [counting.prompt(record, options) for record in (RECORDS[0], RECORDS[3], RECORDS[4])]
     *_, plain = counting.search(prompts, options)

@@ -78,7 +78,7 @@ def _check_answers(case: Case, model: Any, ids: torch.Tensor, mask: torch.Tensor
 
 
 def _answers(model: Any, given: Rows, options: GenerateSettings) -> list[list[int]]:
-    engine = Engine(model, given, beam_variant=family.beam_variant)  # pyright: ignore[reportArgumentType]
+    engine = Engine(model, given, family=family)  # pyright: ignore[reportArgumentType]
     *_, searches = engine.search(given.prompts, options)
     return [list(search.best.tokens) for search in searches]
 

@@ -107,7 +107,7 @@ def _check_greedy(case: Case, model: Cpm2, arrays: Reading, expected: Reading, a
 def _check_searches(case: Case, model: Cpm2, arrays: Reading, expected: Reading) -> None:
     """Greedy and beam search of the engine, all rows at once; with beams the original counts its start token."""
     facts = case.facts
-    length, engine = facts["out_seq_length"], Engine(model, Rows(arrays, facts), beam_variant=family.beam_variant)
+    length, engine = facts["out_seq_length"], Engine(model, Rows(arrays, facts), family=family)
     runs: dict[str, GenerateSettings] = {"greedy_ids": GreedySettings(max_new_tokens=length)}
     for name in expected.names("beam"):  # beam4_ids
         beams = int(name.removeprefix("beam").removesuffix("_ids"))

@@ -18,32 +18,9 @@ def test_columns_come_back_in_order_beyond_the_first_room() -> None:
         assert values.equal(-keys[:, :, :end])
 
 
-def test_rows_are_reordered_and_repeated_in_every_block() -> None:
-    kv_cache, keys = KVCache(), torch.randn(2, 1, 5, 4)
-    kv_cache.add_positions(positions=torch.arange(5).expand(2, -1))
-    kv_cache.update("0", keys, keys)
-    kv_cache.reorder(torch.tensor([1, 1, 0]))
-    facts = kv_cache.add_positions(positions=torch.full((3, 1), 5))
-    found, _ = kv_cache.update("0", torch.zeros(3, 1, 1, 4), torch.zeros(3, 1, 1, 4))
-    assert facts["positions"].shape == (3, 6)
-    assert found[:, :, :5].equal(keys[[1, 1, 0]])
-
-
 def test_keys_are_there_from_the_first_block_on() -> None:
     kv_cache = KVCache()
     kv_cache.add_positions(spans=torch.zeros(1, 2))
     assert not kv_cache.has_keys
     kv_cache.update("0", torch.zeros(1, 1, 2, 4), torch.zeros(1, 1, 2, 4))
     assert kv_cache.has_keys
-
-
-def test_what_is_cut_off_is_forgotten_and_a_prefix_stays() -> None:
-    kv_cache, keys = KVCache(), torch.randn(1, 1, 7, 4)
-    kv_cache.add_positions(spans=torch.zeros(1, 5))
-    kv_cache.update("0", keys, keys)  # two of them are a prefix
-    kv_cache.crop(3)
-    new = torch.randn(1, 1, 1, 4)
-    kv_cache.add_positions(spans=torch.ones(1, 1))
-    found, _ = kv_cache.update("0", new, new)
-    assert kv_cache.length == 4
-    assert found.equal(torch.cat((keys[:, :, :5], new), dim=2))

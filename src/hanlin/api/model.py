@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from hanlin.core.batch import Sample
     from hanlin.core.tokenizer import Tokenizer
     from hanlin.evaluation.likelihoods import Likelihood
-    from hanlin.generate.dialogue_cache import DialogueCache
     from hanlin.generate.engine import Engine
+    from hanlin.generate.running_batch import RunningBatch
     from hanlin.models.family import ModelConfig, Processor
     from hanlin.recipe.settings import GenerateSettings, Recipe
     from hanlin.run.components import Components
@@ -48,7 +48,7 @@ class Model:
 
     def __init__(self, components: Components, engine: Engine) -> None:
         self._components, self._engine = components, engine
-        self._memories: deque[DialogueCache] = deque(maxlen=1)
+        self._memories: deque[RunningBatch] = deque(maxlen=1)
         # Experts that are read when they are needed take the place of others: one answer at a time.
         has_places = components.recipe.generate.expert_memory is not None
         self._turn = threading.RLock() if has_places else nullcontext()
@@ -155,13 +155,13 @@ class Model:
 
     def reply(self, messages: Messages, options: GenerateSettings, seed: int | None = None) -> Iterator[str]:
         """`chat` in pieces, with settings that stand as they are."""
-        from hanlin.generate.dialogue_cache import DialogueCache
+        from hanlin.generate.running_batch import BatchLimits
 
         record = fitting_record(self._engine, messages, options)
         try:
             memory = self._memories.pop()
         except IndexError:  # none yet, or another thread has it
-            memory = DialogueCache()
+            memory = self._engine.run_together(BatchLimits(kept=1))
         return self._remembered(self._stream(record, options, seed, memory), memory)
 
     @overload
@@ -252,12 +252,12 @@ class Model:
         return [answered[number] for number in range(len(records))]
 
     def _stream(
-        self, record: Any, options: GenerateSettings, seed: int | None, memory: DialogueCache | None = None
-    ) -> Iterator[str]:
+        self, record: Any, options: GenerateSettings, seed: int | None, memory: RunningBatch | None = None
+    ) -> Generator[str]:
         """The record is encoded now, the text written when it is asked for."""
         return self._pieces(iter(self._engine.stream(record, options, self._seed(seed), memory)), options)
 
-    def _pieces(self, pieces: Iterator[str], options: GenerateSettings) -> Iterator[str]:
+    def _pieces(self, pieces: Iterator[str], options: GenerateSettings) -> Generator[str]:
         """Between two pieces the program is as it was."""
         while True:
             with self._computing(options):
@@ -266,13 +266,14 @@ class Model:
                 return
             yield piece
 
-    def _remembered(self, pieces: Iterator[str], memory: DialogueCache) -> Iterator[str]:
+    def _remembered(self, pieces: Generator[str], memory: RunningBatch) -> Iterator[str]:
         """Keep the memory for the next turn, also where the text is not read to its end; after an error it is not
         whole.
         """
         try:
             yield from pieces
         except GeneratorExit:
+            pieces.close()
             self._memories.append(memory)
             raise
         self._memories.append(memory)

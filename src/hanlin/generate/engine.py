@@ -26,17 +26,16 @@ from hanlin.core.ranks import read_ranks
 from hanlin.core.terminal import shows_progress
 from hanlin.layers.linear import store_by_columns
 from hanlin.layers.precision import DTYPES, Precision
-from hanlin.models.family import BeamVariant, Processor
+from hanlin.models.family import BeamVariant, Family, Processor
 from hanlin.parallel.inference_model import ShardedInferenceModel
 from hanlin.parallel.mesh import Degrees, Mesh
 from hanlin.recipe.settings import GenerateSettings
 from hanlin.tokens.stream import stream_pieces
 
 from .beam import Search
-from .dialogue_cache import DialogueCache
 from .method import find_method
 from .prompts import make_prompt
-from .running_batch import AnswerRequest, RunningBatch
+from .running_batch import AnswerRequest, BatchLimits, RunningBatch
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -51,7 +50,8 @@ class Engine:
     """Writes answers with a model that lies on `device`; on a CPU frozen ones get another order in memory.
 
     max_length: the most tokens of prompt and answer together that the model can read; None: no limit.
-    beam_variant: the family's.
+    family: the model's, for the rules of its beam search and whether it is causal; None: the usual rules, and it may
+    not be.
     mesh: the ranks that answer together; all call the same methods in the same order, and get the same.
     """
 
@@ -63,7 +63,7 @@ class Engine:
         precision: Precision = "fp32",
         *,
         max_length: int | None = None,
-        beam_variant: BeamVariant | None = None,
+        family: Family | None = None,
         mesh: Mesh | None = None,
     ) -> None:
         self.model = model
@@ -71,7 +71,8 @@ class Engine:
         self.device = torch.device(device)
         self.precision = precision
         self.max_length = max_length
-        self.beam_variant = beam_variant or BeamVariant()
+        self.beam_variant = BeamVariant() if family is None else family.beam_variant
+        self.is_causal = family is not None and family.is_causal
         self.mesh = mesh or Mesh(Degrees(), self.device)
         self._is_frozen = not any(weight.requires_grad for weight in model.parameters())
         if self.device.type == "cpu" and self._is_frozen:
@@ -107,11 +108,11 @@ class Engine:
                 yield from answered
 
     def stream(
-        self, record: Any, options: GenerateSettings, seed: int = 0, memory: DialogueCache | None = None
+        self, record: Any, options: GenerateSettings, seed: int = 0, memory: RunningBatch | None = None
     ) -> Iterator[str]:
         """The answer's text in pieces while it is written; a newline stands between several answers.
 
-        memory: of the dialogue that the record goes on with.
+        memory: an empty batch that remembers what the record begins with (`BatchLimits.kept`).
         Raises: HanlinError for a method whose text is not known before its end (beam search).
         """
         if not find_method(options).can_stream:
@@ -137,27 +138,34 @@ class Engine:
         prompts: Sequence[Prompt],
         options: GenerateSettings,
         streams: Sequence[np.random.Generator] = (),
-        memory: DialogueCache | None = None,
+        running: RunningBatch | None = None,
     ) -> Iterator[list[Search]]:
         """After each step, how far the search for each prompt's answer is; all are done at the end.
 
-        streams: one per prompt, read by sampling only; memory: of the dialogue of a single prompt.
+        streams: one per prompt, read by sampling only; running: an empty batch; None: a new one.
         """
         asked = [
             AnswerRequest(prompt, options, stream)
             for prompt, stream in zip(prompts, streams or [None] * len(prompts), strict=True)
         ]
-        running = self.run_together()
+        running = running or self.run_together()
         with self.inference():
-            searches = running.add(range(len(asked)), asked, memory)
-        while not running.is_empty:
-            with self.inference():
-                searches |= running.step()
-            yield list(searches.values())
+            searches = running.add(range(len(asked)), asked)
+        assert searches is not None, "a batch of its own has no bounds"
+        try:
+            while not running.is_empty:
+                with self.inference():
+                    searches |= running.step()
+                yield list(searches.values())
+        finally:  # also where the answer is not read to its end
+            for number in range(len(asked)):
+                running.drop(number)
 
-    def run_together(self) -> RunningBatch:
+    def run_together(self, limits: BatchLimits | None = None) -> RunningBatch:
         """An empty batch of questions that may join and leave it after any step; call it within `inference`."""
-        return RunningBatch(self.model, self.processor, self.device, self.beam_variant)
+        return RunningBatch(
+            self.model, self.processor, self.device, self.beam_variant, is_causal=self.is_causal, limits=limits
+        )
 
     def shared(self, batches: Iterable[Item], compute: Callable[[Item], Result]) -> Iterator[Result]:
         """What is computed of each batch, in their order, on all ranks; the data ranks share the work."""

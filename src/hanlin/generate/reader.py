@@ -1,18 +1,27 @@
-"""A model with what it has read: of several prompts and their answers, one row of a batch for each open beam."""
+"""A model with what it has read: of several prompts and their answers, a slot of the KV cache for each open beam.
+
+Where the family says that no position sees a later one (`Family.is_causal`), a prompt may be read in pieces, and what
+was read of another one that begins alike is taken from there.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from hanlin.core.batch import PromptBatch
-from hanlin.layers.kv_cache import KVCache, pad_right
+from hanlin.layers.kv_cache import pad_right
+from hanlin.layers.slot_cache import Budget, Slot, SlotCache, SlotView
 
 from .beam import Beam
-from .dialogue_cache import DialogueCache, positions_of
+from .known_prompts import KnownPrompts, Positions, positions_of
+
+_ROOM_TO_GROW = 64
+"""Positions behind a prompt that are made at once where nothing bounds the cache: most answers are short."""
 
 
 class BeamRow(NamedTuple):
@@ -22,101 +31,179 @@ class BeamRow(NamedTuple):
     beam: Beam
 
 
-class Reader:
-    """Reads prompts at once, and then a position of each open beam at each step; readers may be joined."""
+class Room(NamedTuple):
+    """What a question needs at most: beams, positions of its prompt and of its answer, those of an encoder."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        batch: PromptBatch,
-        numbers: Sequence[int],
-        device: torch.device,
-        memory: DialogueCache | None = None,
-    ) -> None:
-        """numbers: of the prompts, other ones than those of a reader that is to be joined; memory: of the dialogue of
-        a single prompt.
-        """
-        assert memory is None or len(numbers) == 1, "a memory is that of one row"
-        self._model = model
-        self._memory = memory
-        self._device = device
-        self._rows = [
-            BeamRow(number, Beam.first(cursor)) for number, cursor in zip(numbers, batch.cursors, strict=True)
-        ]
-        prompt = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.inputs.items()}
-        self._dtypes = {name: tensor.dtype for name, tensor in prompt.items()}
-        # What belongs to the whole record (a relation table) goes along with every step; the rest is in the KV cache.
-        inputs = batch.cursors[0].inputs()
-        self._constant = {name: tensor for name, tensor in prompt.items() if name not in inputs}
-        self._kv_cache = self._read_prompt(prompt)
-        # Positions in the cache that each prompt needs, its padding on the left not counted.
-        self._widths = dict.fromkeys(numbers, self._kv_cache.length)
+    beams: int
+    prompt: int
+    answer: int
+    encoder: int = 0
+
+
+@dataclass(eq=False)
+class _Held:
+    """A prompt and its answer. slots: of the open beams; spare: for those to come; constant: inputs of the whole
+    record `[1, any]`; unread: inputs of the prompt's positions that are still to be read `[1, any]`; positions: all of
+    them, noted only where they may serve another prompt.
+    """
+
+    room: Room
+    slots: list[Slot]
+    spare: list[Slot]
+    constant: dict[str, torch.Tensor]
+    unread: dict[str, torch.Tensor] | None = None
+    positions: Positions = field(default_factory=list)
+
+
+class Reader:
+    """Reads prompts, whole or in pieces, and then a position of each open beam at each step."""
+
+    def __init__(self, model: nn.Module, device: torch.device, budget: Budget | None = None, kept: int = 0) -> None:
+        """budget: of all positions together; kept: prompts at most that are remembered when they are done."""
+        self._model, self._device = model, device
+        self._cache = SlotCache(budget)
+        self._known = KnownPrompts(self._cache, kept)
+        self._held: dict[int, _Held] = {}
+        self._dtypes: dict[str, torch.dtype] = {}
+        self._stacked: tuple[list[int], dict[str, torch.Tensor]] = ([], {})
 
     @property
     def numbers(self) -> list[int]:
-        """Of the prompts whose answers are open."""
-        return list(dict.fromkeys(row.record for row in self._rows))
+        """Of the prompts that were read, in the order of their slots."""
+        read = [number for number, held in self._held.items() if held.unread is None]
+        return sorted(read, key=lambda number: self._held[number].slots[0].order)
 
     @property
-    def size(self) -> tuple[int, int]:
-        """Rows and positions in the KV cache."""
-        return len(self._rows), self._kv_cache.length
+    def positions(self) -> int:
+        """Taken by open answers."""
+        slots = (slot for held in self._held.values() for slot in (*held.slots, *held.spare))
+        return sum(slot.arena.width + slot.arena.encoder_width for slot in slots)
 
-    def read(self, rows: list[BeamRow]) -> torch.Tensor:
+    def cost(self, rooms: Sequence[Room]) -> int:
+        """Positions that questions take of the cache."""
+        return sum(room.beams * sum(self._widths(room)) for room in rooms)
+
+    def open(self, numbers: Sequence[int], batch: PromptBatch, rooms: Sequence[Room]) -> bool:
+        """Read prompts in one go, as they stand in a batch; False where there is no room for them."""
+        prompt, constant = self._inputs_of_prompts(batch)
+        length, encoder = prompt["tokens"].shape[1], constant.get("encoder_tokens")
+        encoder_length = 0 if encoder is None else encoder.shape[1]
+        if not self._take(numbers, [room._replace(prompt=length, encoder=encoder_length) for room in rooms]):
+            return False
+        for place, number in enumerate(numbers):
+            self._held[number].constant = {name: tensor[place : place + 1] for name, tensor in constant.items()}
+        try:
+            self._call([self._held[number].slots[0] for number in numbers], prompt, constant)
+        except BaseException:
+            for number in numbers:
+                self._release(number)
+            raise
+        return True
+
+    def open_unread(self, number: int, batch: PromptBatch, room: Room) -> bool:
+        """Take in a single prompt of a causal model, but for what is known of it; `read_some` reads it."""
+        prompt, constant = self._inputs_of_prompts(batch)
+        wanted = positions_of(batch.inputs) if self._known.limit else []
+        known = [(held.slots[0], held.positions) for held in self._held.values() if len(held.slots) == 1]
+        source, length = self._known.find(wanted, known)
+        if not self._take([number], [room], source):
+            source = None  # it stands where this one has to
+            if not self._take([number], [room]):
+                return False
+        held = self._held[number]
+        held.constant, held.positions = constant, wanted
+        length = length if source is not None else 0
+        if source is not None:
+            held.slots[0].copy_from(source, length, self._cache.prefix_length)
+        rest = {name: tensor[:, length:] for name, tensor in prompt.items()}
+        held.unread = rest if next(iter(rest.values())).shape[1] else None
+        return True
+
+    def read_some(self, most: int | None) -> None:
+        """Read on in the prompts that are not read, at most so many positions; None: all."""
+        left = most
+        while waiting := [held for held in self._held.values() if held.unread is not None]:
+            if left is not None and left <= 0:
+                return
+            some = _that_fit(waiting, left)
+            width = max(_length(held) for held in some)
+            width = width if left is None else min(width, left)
+            self._read_pieces(some, width)
+            if left is not None:
+                left -= width * len(some)
+
+    def read(self, rows: Sequence[BeamRow]) -> torch.Tensor:
         """Feed the next position of every row; logits `[batch, vocab]`, at least fp32.
 
-        rows: in the order of the rows of the step before, those of a prompt together; which beam each goes on from is
-        said by its `parent`. Prompts that have none are forgotten.
+        rows: all open beams of some prompts, those of a prompt together; which beam of the step before each goes on
+        from is said by its `parent`.
         """
-        self._reorder(rows)
+        self._follow(rows)
+        slots = [slot for number in dict.fromkeys(row.record for row in rows) for slot in self._held[number].slots]
+        order = sorted(range(len(rows)), key=lambda place: slots[place].order)
+        rows = [rows[place] for place in order]
         inputs = self._inputs_of(rows)
-        logits = self._model(**inputs, **self._constant, kv_cache=self._kv_cache, logits_to_keep=1)[:, -1]
-        if self._memory is not None:
-            self._memory.positions += positions_of(inputs)
-        self._widths = {number: self._widths[number] + 1 for number in self.numbers}
+        logits = self._call([slots[place] for place in order], inputs, self._constant_of(rows))[:, -1]
+        if order != list(range(len(rows))):
+            logits = logits[torch.tensor(order).argsort().to(logits.device)]
         return logits if logits.dtype == torch.float64 else logits.float()
 
-    def join(self, other: Reader) -> None:
-        """Take in the rows of another reader of the same model, behind the own ones; the other one is used up.
+    def drop(self, number: int) -> None:
+        """Let go of a prompt; what was read of it is remembered if it may serve another one."""
+        held = self._held.pop(number, None)
+        if held is None:
+            return
+        self._cache.give_back(held.spare)
+        first, *others = held.slots
+        self._cache.give_back(others)
+        self._known.keep(first, held.positions[: first.length] if not others and not held.spare else [])
 
-        Where memory runs out, this one is as before.
-        """
-        assert self._memory is None, "a memory is that of one row"
-        self._kv_cache.forget_first(self._kv_cache.length - max(self._widths.values()))
-        constant = {name: _stack(tensor, other._constant[name], name) for name, tensor in self._constant.items()}
-        self._kv_cache.join(other._kv_cache)
-        self._constant = constant
-        self._rows = [*self._rows, *other._rows]
-        self._widths |= other._widths
+    def close(self) -> None:
+        """Let go of everything, after which nothing is read any more."""
+        self._held.clear()
+        self._cache.close()
 
-    def _read_prompt(self, prompt: Mapping[str, torch.Tensor]) -> KVCache:
-        """Feed the prompt, or what the memory does not know of it."""
-        if self._memory is None:
-            kv_cache = KVCache()
-            self._model(**prompt, kv_cache=kv_cache, logits_to_keep=1)
-            return kv_cache
-        wanted = positions_of(prompt)
-        known = self._memory.crop_to(wanted)
-        if known < len(wanted):
-            rest = {name: tensor[:, known:] for name, tensor in prompt.items()}
-            self._model(**rest, kv_cache=self._memory.kv_cache, logits_to_keep=1)
-            self._memory.positions += wanted[known:]
-        return self._memory.kv_cache
+    # --- calls of the model ---
 
-    def _reorder(self, rows: list[BeamRow]) -> None:
-        """Give each row the KV cache of the row that it goes on from."""
-        first: dict[int, int] = {}
-        for number, row in enumerate(self._rows):
-            first.setdefault(row.record, number)
-        parents = [first[row.record] + row.beam.parent for row in rows]
-        if parents != list(range(len(self._rows))):
-            chosen = torch.tensor(parents, device=self._device)
-            self._kv_cache.reorder(chosen)
-            self._constant = {name: tensor[chosen] for name, tensor in self._constant.items()}
-        self._rows = rows
+    def _read_pieces(self, some: Sequence[_Held], most: int) -> None:
+        """Read the next positions of prompts, at most so many of each."""
+        some = sorted(some, key=lambda held: held.slots[0].order)
+        pieces = [{name: tensor[:, :most] for name, tensor in (held.unread or {}).items()} for held in some]
+        counts = [next(iter(piece.values())).shape[1] for piece in pieces]
+        inputs = {name: _stack([piece[name] for piece in pieces], name) for name in pieces[0]}
+        constant = {name: _stack([held.constant[name] for held in some], name) for name in some[0].constant}
+        self._call([held.slots[0] for held in some], inputs, constant, counts if len(some) > 1 else None)
+        for held, count in zip(some, counts, strict=True):
+            rest = {name: tensor[:, count:] for name, tensor in (held.unread or {}).items()}
+            held.unread = rest if next(iter(rest.values())).shape[1] else None
 
-    def _inputs_of(self, rows: list[BeamRow]) -> dict[str, torch.Tensor]:
+    def _call(
+        self,
+        slots: Sequence[Slot],
+        inputs: Mapping[str, torch.Tensor],
+        constant: Mapping[str, torch.Tensor],
+        counts: Sequence[int] | None = None,
+    ) -> torch.Tensor:
+        view = SlotView(self._cache, slots, counts)
+        logits = self._model(**inputs, **constant, kv_cache=view, logits_to_keep=1)
+        view.commit()
+        return logits
+
+    def _inputs_of_prompts(self, batch: PromptBatch) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """Those of positions, and those of whole records (a relation table), which go along with every step."""
+        given = {name: tensor.to(self._device, non_blocking=True) for name, tensor in batch.inputs.items()}
+        self._dtypes = {name: tensor.dtype for name, tensor in given.items()}
+        names = batch.cursors[0].inputs()
+        return (
+            {name: tensor for name, tensor in given.items() if name in names},
+            {name: tensor for name, tensor in given.items() if name not in names},
+        )
+
+    def _inputs_of(self, rows: Sequence[BeamRow]) -> dict[str, torch.Tensor]:
         inputs = [row.beam.cursor.inputs() for row in rows]
+        for row, one in zip(rows, inputs, strict=True):
+            if (held := self._held[row.record]).positions:
+                held.positions.append(tuple(value for _, value in sorted(one.items())))
         return {
             name: torch.tensor([[one[name]] for one in inputs], dtype=self._dtypes.get(name, torch.int64)).to(
                 self._device
@@ -124,8 +211,93 @@ class Reader:
             for name in inputs[0]
         }
 
+    def _constant_of(self, rows: Sequence[BeamRow]) -> dict[str, torch.Tensor]:
+        records = [row.record for row in rows]
+        if records != self._stacked[0]:
+            held = [self._held[record].constant for record in records]
+            self._stacked = records, {name: _stack([one[name] for one in held], name) for name in held[0]}
+        return self._stacked[1]
 
-def _stack(above: torch.Tensor, below: torch.Tensor, name: str) -> torch.Tensor:
-    """`[rows, length]` both, the shorter one padded on the right."""
-    length = max(above.shape[1], below.shape[1])
-    return torch.cat([pad_right(part, length, dim=1, name=name) for part in (above, below)])
+    # --- slots ---
+
+    def _widths(self, room: Room) -> tuple[int, int]:
+        answer = room.answer if self._cache.budget else min(room.answer, _ROOM_TO_GROW)
+        return self._cache.width_for(room.prompt + answer), self._cache.width_for(room.encoder) if room.encoder else 0
+
+    def _take(self, numbers: Sequence[int], rooms: Sequence[Room], source: Slot | None = None) -> bool:
+        """Slots for prompts of one width, for which all that is only remembered is forgotten, but for `source`."""
+        [widths] = {self._widths(room) for room in rooms}
+        while (slots := self._cache.take(sum(room.beams for room in rooms), *widths)) is None:
+            if not self._known.forget_oldest(but=source) and not self._cache.ask_others():
+                return False
+        for number, room in zip(numbers, rooms, strict=True):
+            first, *spare = slots[: room.beams]
+            self._held[number] = _Held(room, [first], spare, {})
+            slots = slots[room.beams :]
+        return True
+
+    def _release(self, number: int) -> None:
+        held = self._held.pop(number)
+        self._cache.give_back([*held.slots, *held.spare])
+
+    def _follow(self, rows: Sequence[BeamRow]) -> None:
+        """Give each beam the slot of the one that it goes on from, or a copy where several go on from one."""
+        parents: dict[int, list[int]] = {}
+        for row in rows:
+            parents.setdefault(row.record, []).append(row.beam.parent)
+        for number, own in parents.items():
+            held = self._held[number]
+            free = [*held.spare, *(slot for place, slot in enumerate(held.slots) if place not in own)]
+            slots: list[Slot] = []
+            for place in own:
+                slot = held.slots[place]
+                if slot in slots:
+                    slot = free.pop()
+                    slot.copy_from(held.slots[place], held.slots[place].length, self._cache.prefix_length)
+                slots.append(slot)
+            held.slots, held.spare = slots, free
+        self._grow([self._held[number] for number in parents])
+
+    def _grow(self, some: Sequence[_Held]) -> None:
+        """Move those whose slots are full into wider ones; there are none where the cache is bounded."""
+        full = [held for held in some if held.slots[0].length == held.slots[0].arena.width]
+        for widths in sorted({(held.slots[0].arena.width, held.slots[0].arena.encoder_width) for held in full}):
+            own = [held for held in full if (held.slots[0].arena.width, held.slots[0].arena.encoder_width) == widths]
+            new = self._cache.take(sum(held.room.beams for held in own), 2 * widths[0], widths[1])
+            assert new is not None, "a bounded cache has all room from the start"
+            for held in own:
+                mine, new = new[: held.room.beams], new[held.room.beams :]
+                for old, slot in zip(held.slots, mine, strict=False):
+                    slot.copy_from(old, old.length, self._cache.prefix_length)
+                self._cache.give_back([*held.slots, *held.spare])
+                held.slots, held.spare = mine[: len(held.slots)], mine[len(held.slots) :]
+
+
+def _length(held: _Held) -> int:
+    return 0 if held.unread is None else next(iter(held.unread.values())).shape[1]
+
+
+def _that_fit(waiting: Sequence[_Held], most: int | None) -> list[_Held]:
+    """The first of some prompts, and those of the others that can be read with it: from their beginning, nearly as
+    long, together at most so many positions.
+    """
+    first = waiting[0]
+    some, width = [first], _length(first)
+    if first.slots[0].length or (most is not None and width > most):
+        return some
+    for held in waiting[1:]:
+        length = _length(held)
+        if held.slots[0].length or not width / 2 <= length <= 2 * width:
+            continue
+        wider = max(width, length)
+        if most is not None and wider * (len(some) + 1) > most:
+            break
+        some.append(held)
+        width = wider
+    return some
+
+
+def _stack(rows: Sequence[torch.Tensor], name: str) -> torch.Tensor:
+    """`[1, any]` each, the shorter ones padded on the right."""
+    length = max(row.shape[1] for row in rows)
+    return torch.cat([pad_right(row, length, dim=1, name=name) for row in rows])

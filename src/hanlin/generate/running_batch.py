@@ -1,7 +1,7 @@
 """Answers that are written together: questions join and leave the batch after any step (continuous batching).
 
-A question that joins is read by itself; then its rows stand beside the others in the KV cache, the newest position of
-all in one column. What each of them wants (method, temperature, penalties) is its own. An answer does not depend on
+A question that joins has slots of its own in the KV cache; its prompt is read at once, or in pieces beside the steps
+of the others. What each of them wants (method, temperature, penalties) is its own. An answer does not depend on
 the others (up to floating-point rounding): nothing of them is visible to it, and it draws from its own random numbers.
 """
 
@@ -16,13 +16,13 @@ import torch
 from torch import nn
 
 from hanlin.core.batch import Prompt
+from hanlin.layers.slot_cache import Budget
 from hanlin.models.family import BeamVariant, Processor
 from hanlin.recipe.settings import GenerateSettings
 
 from .beam import BeamRules, Candidate, Search, advance, best_candidates, start_search
-from .dialogue_cache import DialogueCache
 from .method import GenerateMethod, find_method
-from .reader import BeamRow, Reader
+from .reader import BeamRow, Reader, Room
 from .sampling import add_bias, ban_ids, check_numbers, penalise_counts, penalise_used
 
 
@@ -60,75 +60,129 @@ class _Open:
     search: Search
 
 
+@dataclass(frozen=True)
+class BatchLimits:
+    """budget: of positions of the KV cache, which several batches may share; prompt_tokens: that are read in one step,
+    beside the answers; None: no limit; kept: prompts and answers at most that are remembered, for others that begin
+    alike. The last two are for causal models alone; others read each prompt at once.
+    """
+
+    budget: Budget | None = None
+    prompt_tokens: int | None = None
+    kept: int = 0
+
+
 class RunningBatch:
     """Questions by number, with the state of their searches."""
 
-    def __init__(self, model: nn.Module, processor: Processor, device: torch.device, variant: BeamVariant) -> None:
-        self._model, self._processor, self._device, self._variant = model, processor, device, variant
+    def __init__(
+        self,
+        model: nn.Module,
+        processor: Processor,
+        device: torch.device,
+        variant: BeamVariant,
+        *,
+        is_causal: bool = False,
+        limits: BatchLimits | None = None,
+    ) -> None:
+        """is_causal: whether no position sees a later one (`Family.is_causal`)."""
+        self._processor, self._variant = processor, variant
+        self._limits = limits = limits or BatchLimits()
+        self.reads_in_pieces = is_causal and (limits.prompt_tokens is not None or limits.kept > 0)
+        """Whether `add` leaves the reading to `step`."""
         self._open: dict[int, _Open] = {}
-        self._reader: Reader | None = None
+        self._reader = Reader(model, device, limits.budget, limits.kept)
 
     @property
     def is_empty(self) -> bool:
         return not self._open
 
     @property
-    def size(self) -> tuple[int, int]:
-        """Rows and positions that the KV cache holds; their product is what it costs."""
-        return (0, 0) if self._reader is None or self.is_empty else self._reader.size
+    def positions(self) -> int:
+        """Of the KV cache, taken by the questions that are open."""
+        return self._reader.positions
 
-    def add(
-        self, numbers: Iterable[int], questions: Sequence[AnswerRequest], memory: DialogueCache | None = None
-    ) -> dict[int, Search]:
-        """Read the prompts of questions, in one go, and let them join; returns where their searches begin.
+    def cost(self, questions: Sequence[AnswerRequest]) -> int:
+        """Positions of the KV cache that questions take when they are added."""
+        return self._reader.cost(self._rooms(questions))
 
-        numbers: their names in this batch, new ones; memory: of the dialogue of a single question, which must then
-        stay alone.
+    def add(self, numbers: Iterable[int], questions: Sequence[AnswerRequest]) -> dict[int, Search] | None:
+        """Let questions join, and read their prompts; returns where their searches begin, None where there is no room
+        for all of them.
+
+        numbers: their names in this batch, new ones.
         """
-        numbers = list(numbers)
+        numbers, rooms = list(numbers), self._rooms(questions)
         assert not self._open.keys() & set(numbers), "these numbers are taken"
-        batch = self._processor.collate_prompts([question.prompt for question in questions])
+        if not self.reads_in_pieces:
+            batches = [self._processor.collate_prompts([question.prompt for question in questions])]
+            has_room = self._reader.open(numbers, batches[0], rooms)
+        else:
+            batches = [self._processor.collate_prompts([question.prompt]) for question in questions]
+            has_room = all(map(self._reader.open_unread, numbers, batches, rooms))
+        if not has_room:
+            for number in numbers:
+                self._reader.drop(number)
+            return None
+        cursors = [cursor for batch in batches for cursor in batch.cursors]
+        banned = [ids for batch in batches for ids in batch.banned]
         longest = max(question.prompt.length for question in questions)
         opened = {}
-        for number, question, cursor, banned in zip(numbers, questions, batch.cursors, batch.banned, strict=True):
+        for number, question, cursor, ids in zip(numbers, questions, cursors, banned, strict=True):
             method, options = find_method(question.options), question.options
             rules = BeamRules(method.num_beams(options), options.max_new_tokens, variant=self._variant)
-            length = 1 + (longest if method.counts_padding(options) else question.prompt.length)
-            opened[number] = _Open(question, method, rules, banned, start_search(cursor, length))
-        reader = Reader(self._model, batch, numbers, self._device, memory)
-        if self.is_empty or self._reader is None:
-            self._reader = reader
-        else:
-            self._reader.join(reader)
+            is_padded = not self.reads_in_pieces and method.counts_padding(options)
+            length = 1 + (longest if is_padded else question.prompt.length)
+            opened[number] = _Open(question, method, rules, ids, start_search(cursor, length))
         self._open |= opened
         return {number: one.search for number, one in opened.items()}
 
     def drop(self, number: int) -> None:
-        """Forget a question; its rows are gone with the next step."""
-        self._open.pop(number, None)
+        """Forget a question; its place is free at once."""
+        if self._open.pop(number, None) is not None:
+            self._reader.drop(number)
+
+    def close(self) -> None:
+        """Let go of all that is held; the batch is used up."""
+        self._open.clear()
+        self._reader.close()
 
     def step(self) -> dict[int, Search]:
-        """Write a token of each open answer; the searches after it by number, those that are done for the last time.
+        """Read on in prompts, and write a token of each open answer whose prompt is read; the searches after it by
+        number, those that are done for the last time.
 
         Raises: HanlinError when the model yields no numbers.
         """
-        assert self._reader is not None, "nothing was added"
-        rows = [
-            BeamRow(number, beam)
-            for number in self._reader.numbers
-            if number in self._open
-            for beam in self._open[number].search.beams
-        ]
+        self._reader.read_some(self._limits.prompt_tokens)
+        rows = [BeamRow(number, beam) for number in self._reader.numbers for beam in self._open[number].search.beams]
+        if not rows:
+            return {}
         logits = self._reader.read(rows)
         searches = {}
         for number, best_first in self._choose(logits, rows).items():
             one = self._open[number]
             search = searches[number] = advance(one.search, best_first, one.rules)
             if search.is_done:
-                del self._open[number]
+                self.drop(number)
             else:
                 self._open[number] = _Open(one.question, one.method, one.rules, one.banned, search)
         return searches
+
+    def _rooms(self, questions: Sequence[AnswerRequest]) -> list[Room]:
+        """Those of questions that are read in one go are equally large."""
+        rooms = [
+            Room(
+                find_method(question.options).num_beams(question.options),
+                max(1, question.prompt.length),
+                question.options.max_new_tokens,
+                question.prompt.size - question.prompt.length,
+            )
+            for question in questions
+        ]
+        if self.reads_in_pieces:
+            return rooms
+        most = [max(sizes) for sizes in zip(*rooms, strict=True)][1:]
+        return [Room(room.beams, *most) for room in rooms]
 
     def _choose(self, logits: torch.Tensor, rows: Sequence[BeamRow]) -> dict[int, list[Candidate]]:
         """For each open question its candidates, best first.

@@ -7,7 +7,9 @@ small squares are computed. It saves work and changes no number.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch.nn import functional
@@ -99,6 +101,41 @@ class AttentionMask:
         width = tokens.shape[1] if self.windows is None else self.windows.positions.shape[1]
         mask = None if width == 1 else causal_mask(width, length + width, tokens.device)[None, None]
         return replace(self, mask=mask)
+
+    def of_rows(self, rows: slice, width: int) -> AttentionMask:
+        """The same for some groups and the first `width` keys."""
+        if self.mask is None:
+            return self
+        mask = self.mask[..., :width] if len(self.mask) == 1 else self.mask[rows, ..., :width]
+        return replace(self, mask=mask, empty_queries=None if self.empty_queries is None else self.empty_queries[rows])
+
+
+class KeysOfRows(NamedTuple):
+    """Keys and values `[rows, kv_heads, keys, head_dim]` of some rows of a batch."""
+
+    rows: slice
+    keys: torch.Tensor
+    values: torch.Tensor
+
+
+def attention_by_rows(
+    query: torch.Tensor,
+    parts: Sequence[KeysOfRows],
+    mask: AttentionMask,
+    *,
+    dropout: float = 0.0,
+    scale: float | None = None,
+) -> torch.Tensor:
+    """`attention` where some rows have their keys here, others there, and not equally many; all rows in their order.
+
+    Keys that a mask does not reach are hidden, and so is what a mask says of keys that are not there.
+    """
+    mixed = []
+    for rows, keys, values in parts:
+        width = keys.shape[2] if mask.mask is None else min(keys.shape[2], mask.mask.shape[-1])
+        own, key, value = mask.of_rows(rows, width), keys[:, :, :width], values[:, :, :width]
+        mixed.append(attention(query[rows], key, value, own, dropout=dropout, scale=scale))
+    return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
 
 
 def attention(

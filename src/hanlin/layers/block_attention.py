@@ -11,6 +11,7 @@ from hanlin.layers.attention import (
     AttentionMask,
     Branches,
     attention,
+    attention_by_rows,
     branched_causal_mask,
     cached_causal_mask,
     packed_causal_mask,
@@ -83,6 +84,6 @@ def block_attention(
     if name in context.prefixes:
         key, value = context.prefixes[name].before(key, value)
     if context.kv_cache is not None:
-        key, value = context.kv_cache.update(name, key, value)
+        return attention_by_rows(query, context.kv_cache.keys_of_rows(name, key, value), context.mask, dropout=dropout)
     mixed = attention(query, key, value, context.mask, dropout=dropout)
     return mixed if windows is None else windows.ungroup(mixed, length)

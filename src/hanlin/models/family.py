@@ -231,8 +231,9 @@ class Family:
     (`data.options` of a recipe); formats: file layouts by name; unwritable: layouts that other families have, and why
     this one has not;
     sizes: named configurations; lora_targets: names of the linears that low-rank tuning changes by default;
-    beam_variant: the rules of its beam search; raw: data sets of its originals by name: what turns the rows
-    of a raw file into records.
+    beam_variant: the rules of its beam search; is_causal: no position of a prompt sees a later one, so that it may be
+    read in pieces, and what was read of it serves others that begin alike; raw: data sets of its originals by name:
+    what turns the rows of a raw file into records.
     """
 
     name: str
@@ -247,6 +248,7 @@ class Family:
     sizes: Mapping[str, ModelConfig] = field(default_factory=dict)
     lora_targets: tuple[str, ...] = ()
     beam_variant: BeamVariant = BeamVariant()
+    is_causal: bool = False
     raw: Mapping[str, Callable[[Path], Iterable[MadeRow]]] = field(default_factory=dict)
 
 

@@ -44,5 +44,5 @@ def adapted_engine(base: Engine, components: Components) -> Engine:
         base.device,
         components.recipe.train.precision,
         max_length=base.max_length,
-        beam_variant=base.beam_variant,
+        family=components.family,
     )

@@ -72,7 +72,7 @@ def load_engine(recipe: Recipe, components: Components | None = None, *, is_alon
         device,
         recipe.train.precision,
         max_length=getattr(components.config, "max_length", None),
-        beam_variant=components.family.beam_variant,
+        family=components.family,
         mesh=mesh,
     )
 
@@ -111,7 +111,7 @@ def training_engine(components: Components, parallel_model: ParallelModel) -> En
         parallel_model.device,
         components.recipe.train.precision,
         max_length=getattr(components.config, "max_length", None),
-        beam_variant=components.family.beam_variant,
+        family=components.family,
     )
 
 

@@ -9,15 +9,19 @@ __all__ = ["Limits"]
 
 @dataclass(frozen=True)
 class Limits:
-    """cache_tokens: positions of the KV cache, over all rows that are answered together; rows: of them at most;
-    queue: requests that wait; wait_seconds: how long one waits before it is turned away; request_seconds: how long one
-    may take in all; drain_seconds: how long answers that are being written have when the server ends; body_bytes: of a
-    request; answers: of one request (`n`); stops: texts that end an answer; decision_tokens: that the decisions
-    of one request read, the input once for each option.
+    """cache_tokens: positions of the KV cache, over all rows that are answered together and all that is remembered;
+    rows: that are answered together; step_tokens: positions of prompts that are read between two tokens of the answers;
+    kept_prompts: that are remembered with their answers, for others that begin alike; queue: requests that wait;
+    wait_seconds: how long one waits before it is turned away; request_seconds: how long one may take in all;
+    drain_seconds: how long answers that are being written have when the server ends; body_bytes: of a request;
+    answers: of one request (`n`); stops: texts that end an answer; decision_tokens: that the decisions of one
+    request read, the input once for each option.
     """
 
     cache_tokens: int = 65536
     rows: int = 64
+    step_tokens: int = 512
+    kept_prompts: int = 64
     queue: int = 256
     wait_seconds: float = 60.0
     request_seconds: float = 600.0

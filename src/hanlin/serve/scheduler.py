@@ -20,7 +20,8 @@ from hanlin.core.errors import HanlinError
 from hanlin.generate.beam import Search
 from hanlin.generate.engine import Engine
 from hanlin.generate.method import find_method
-from hanlin.generate.running_batch import AnswerRequest, RunningBatch
+from hanlin.generate.running_batch import AnswerRequest, BatchLimits, RunningBatch
+from hanlin.layers.slot_cache import Budget
 
 from .limits import Limits
 from .side_jobs import SideJob, SideJobs
@@ -102,6 +103,7 @@ class Scheduler:
         self.counts = ServerCounts()
         self._waiting: deque[Job] = deque()
         self._running: dict[int, tuple[Job, int]] = {}
+        self._budget = Budget(limits.cache_tokens)
         self._batches: dict[Engine, RunningBatch] = {}
         self._aside = SideJobs()
         self._numbers = count()
@@ -119,21 +121,16 @@ class Scheduler:
             self._changed.notify()
         self._thread.join(seconds)
 
-    def room(self, questions: Sequence[AnswerRequest]) -> tuple[int, int]:
-        """Rows and positions that questions need at most."""
-        rows = sum(find_method(question.options).num_beams(question.options) for question in questions)
-        return rows, max(_width(question) for question in questions)
-
     def submit(self, job: Job) -> None:
         """Let a job wait for its turn.
 
         Raises: BusyError; HanlinError where it would never fit.
         """
-        rows, width = self.room(job.questions)
-        if rows > self.limits.rows or rows * width > self.limits.cache_tokens:
+        rows, positions = num_rows(job.questions), self._batch_of(job).cost(job.questions)
+        if rows > self.limits.rows or positions > self.limits.cache_tokens:
             raise HanlinError(
-                f"{rows} answers of up to {width} tokens with their prompts are more than this server holds at once "
-                f"({self.limits.rows} answers, {self.limits.cache_tokens} tokens in all); ask for less"
+                f"{rows} answers that take {positions} tokens with their prompts are more than this server holds at "
+                f"once ({self.limits.rows} answers, {self.limits.cache_tokens} tokens in all); ask for less"
             )
         with self._changed:
             if not self.is_alive:
@@ -193,7 +190,7 @@ class Scheduler:
         log.error("the answers that were being written failed", exc_info=error)
         jobs = {job for job, _ in self._running.values() if self._engine_of(job) in engines}
         for engine in engines:
-            self._batches[engine] = engine.run_together()
+            self._batches.pop(engine).close()
         for job in jobs:
             self._fail(job, _failure(error))
 
@@ -201,10 +198,12 @@ class Scheduler:
         return job.engine or self.engine
 
     def _batch_of(self, job: Job) -> RunningBatch:
-        engine = self._engine_of(job)
-        if engine not in self._batches:
-            self._batches[engine] = engine.run_together()
-        return self._batches[engine]
+        engine, limits = self._engine_of(job), self.limits
+        with self._changed:
+            if engine not in self._batches:
+                within = BatchLimits(self._budget, limits.step_tokens, limits.kept_prompts)
+                self._batches[engine] = engine.run_together(within)
+            return self._batches[engine]
 
     def _wait(self) -> bool:
         """Until there is something to do; False where there never will be."""
@@ -230,31 +229,36 @@ class Scheduler:
             self._fail(job, Failed(f"no answer could begin within {self.limits.wait_seconds:g} seconds", is_late=True))
 
     def _admit(self) -> None:
-        """Let one job join: reading its prompt holds up the others, so they write a token before the next one."""
-        with self._changed:
-            if not self._waiting or not self._has_room(self._waiting[0]):
-                return
-            job = self._waiting.popleft()
+        """Let jobs join while there is room: one where a prompt is read at once, which holds up the others."""
+        is_next = True
+        while self._waiting and is_next:
+            is_next = self._batch_of(self._waiting[0]).reads_in_pieces
+            is_next = self._admit_first() and is_next
+
+    def _admit_first(self) -> bool:
+        """Let the job that waits longest join; False where there is no room."""
+        job = self._waiting[0]
+        running = [running.questions[place] for running, place in self._running.values()]
+        if num_rows([*running, *job.questions]) > self.limits.rows:
+            return False
         numbers = [next(self._numbers) for _ in job.questions]
         try:
             with self._engine_of(job).inference():
-                self._batch_of(job).add(numbers, job.questions)
+                has_joined = self._batch_of(job).add(numbers, job.questions) is not None
         except Exception as error:
             log.error("a prompt could not be read", exc_info=error)
+            self._waiting_done()
             self._fail(job, _failure(error))
-            return
-        self._running |= {number: (job, place) for place, number in enumerate(numbers)}
-        self.counts.prompt_tokens += sum(question.prompt.size for question in job.questions)
-
-    def _has_room(self, job: Job) -> bool:
-        if not self._running:
             return True
-        by_engine: dict[Engine, list[AnswerRequest]] = {self._engine_of(job): list(job.questions)}
-        for running, place in self._running.values():
-            by_engine.setdefault(self._engine_of(running), []).append(running.questions[place])
-        rooms = [self.room(questions) for questions in by_engine.values()]
-        positions = sum(rows * width for rows, width in rooms)
-        return sum(rows for rows, _ in rooms) <= self.limits.rows and positions <= self.limits.cache_tokens
+        if has_joined:
+            self._waiting_done()
+            self._running |= {number: (job, place) for place, number in enumerate(numbers)}
+            self.counts.prompt_tokens += sum(question.prompt.size for question in job.questions)
+        return has_joined
+
+    def _waiting_done(self) -> None:
+        with self._changed:
+            self._waiting.popleft()
 
     def _step(self, engine: Engine, batch: RunningBatch) -> None:
         with engine.inference():
@@ -299,13 +303,12 @@ class Scheduler:
 
     def _count(self) -> None:
         self.counts.waiting, self.counts.running = len(self._waiting), len(self._running)
-        sizes = [batch.size for batch in self._batches.values()]
-        self.counts.cache_positions = sum(rows * positions for rows, positions in sizes)
+        self.counts.cache_positions = sum(batch.positions for batch in self._batches.values())
 
 
-def _width(question: AnswerRequest) -> int:
-    """Positions that a question needs at most, those of an encoder as well."""
-    return question.prompt.size + 1 + question.options.max_new_tokens
+def num_rows(questions: Sequence[AnswerRequest]) -> int:
+    """Of a batch, that questions need at most."""
+    return sum(find_method(question.options).num_beams(question.options) for question in questions)
 
 
 def _until(text: str, stops: Sequence[str]) -> tuple[str, bool]:

@@ -42,6 +42,7 @@ family = Family(
     formats=FORMATS,
     sizes=SIZES,
     lora_targets=("query", "key", "value"),
+    is_causal=True,
     # That of transformers 4.30, in which the original runs.
     beam_variant=BeamVariant(length_includes_prompt=True, end_needs_top_beams=True, checks_done_after_ends=True),
 )

@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import nn
 
-from hanlin.layers.attention import AttentionMask
+from hanlin.layers.attention import AttentionMask, KeysOfRows
 from hanlin.layers.kv_cache import KVCache
 
 
@@ -54,7 +54,7 @@ class DecoderContext:
 
     def cross_attention_kv(
         self, name: str, project: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-    ) -> tuple[torch.Tensor, ...]:
+    ) -> list[KeysOfRows]:
         """A block's keys and values of the encoder's output, projected once."""
         if self.encoded is None:
             assert self.kv_cache is not None, "neither the encoder's output nor what was made of it"
@@ -62,7 +62,7 @@ class DecoderContext:
         pair = project(self.encoded)
         if self.kv_cache is not None:
             self.kv_cache.set_cross_attention(name, *pair)
-        return pair
+        return [KeysOfRows(slice(None), *pair)]
 
 
 class EncoderDecoder(Protocol[InputsT]):

@@ -32,5 +32,6 @@ family = Family(
     ),
     sizes=SIZES,
     lora_targets=("query", "key", "value"),
+    is_causal=True,
     raw=TASKS,
 )

@@ -7,6 +7,7 @@ embedding. Linears have no bias, norms have.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 from hanlin.core.plan import Plan
-from hanlin.layers.attention import AttentionMask, attention, causal_mask, same_span
+from hanlin.layers.attention import AttentionMask, KeysOfRows, attention_by_rows, causal_mask, same_span
 from hanlin.layers.kv_cache import KVCache
 from hanlin.layers.linear import Linear
 from hanlin.layers.loss import head_logits, head_loss
@@ -152,8 +153,8 @@ class DecoderBlock(nn.Module):
         hidden = self.attention(hidden, context.self_mask, context.kv_cache, name)
         # kept: the norm of the ffn serves here as well (golden case cpm1_t5).
         normed = self.ffn.norm(hidden)
-        key, value = context.cross_attention_kv(name, self.cross_attention.keys_and_values)
-        hidden = hidden + self.cross_attention(normed, key, value, context.cross_mask)
+        parts = context.cross_attention_kv(name, self.cross_attention.keys_and_values)
+        hidden = hidden + self.cross_attention(normed, parts, context.cross_mask)
         return self.ffn(hidden)
 
 
@@ -171,11 +172,9 @@ class Attention(nn.Module):
         self.value = Linear(config.hidden_size, inner)
         self.output = Linear(inner, config.hidden_size)
 
-    def forward(
-        self, normed: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: AttentionMask
-    ) -> torch.Tensor:
+    def forward(self, normed: torch.Tensor, parts: Sequence[KeysOfRows], mask: AttentionMask) -> torch.Tensor:
         dropout = self.attention_dropout if self.training else 0.0
-        mixed = attention(self._heads(self.query(normed)), key, value, mask, dropout=dropout)
+        mixed = attention_by_rows(self._heads(self.query(normed)), parts, mask, dropout=dropout)
         return functional.dropout(self.output(mixed), self.dropout, self.training)
 
     def keys_and_values(self, source: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -198,9 +197,8 @@ class SelfAttention(Attention):
     ) -> torch.Tensor:
         normed = self.norm(hidden)
         key, value = self.keys_and_values(normed)
-        if kv_cache is not None:
-            key, value = kv_cache.update(name, key, value)
-        return (normed if self.residual_after_norm else hidden) + super().forward(normed, key, value, mask)
+        parts = [KeysOfRows(slice(None), key, value)] if kv_cache is None else kv_cache.keys_of_rows(name, key, value)
+        return (normed if self.residual_after_norm else hidden) + super().forward(normed, parts, mask)
 
 
 class FeedForward(nn.Module):

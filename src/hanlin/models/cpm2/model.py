@@ -7,6 +7,7 @@ attention; in the original it sees everything, which reaches no loss.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 from hanlin.core.plan import Plan, TensorSplit
-from hanlin.layers.attention import AttentionMask, additive_mask, attention, same_span
+from hanlin.layers.attention import AttentionMask, KeysOfRows, additive_mask, attention_by_rows, same_span
 from hanlin.layers.experts import Experts
 from hanlin.layers.kv_cache import KVCache
 from hanlin.layers.linear import Linear
@@ -146,9 +147,11 @@ class Cpm2(nn.Module):
         return additive_mask(_bias(self.encoder_bias, buckets, dtype), visible)
 
     def _decoder_mask(self, spans: torch.Tensor, known: torch.Tensor, dtype: torch.dtype) -> AttentionMask:
-        """known: all positions so far, of which those of `spans` are the last."""
+        """known: all positions so far, of which those of `spans` are the last; a single one is each row's own last."""
         keys = torch.arange(known.shape[1], device=spans.device)
         offsets = keys[None, :] - keys[-spans.shape[1] :, None]
+        if spans.shape[1] == 1:
+            offsets = keys - ((known >= 0) * keys).amax(dim=1)[:, None, None]  # [batch, 1, keys]
         visible = visible_spans(spans, known) & (offsets <= 0)
         return additive_mask(_bias(self.decoder_bias, self._buckets(offsets, is_causal=True), dtype), visible)
 
@@ -201,9 +204,9 @@ class Attention(nn.Module):
     ) -> torch.Tensor:
         normed = self.norm(hidden)
         key, value = self.keys_and_values(normed)
-        if kv_cache is not None:
-            key, value = kv_cache.update(name, key, value)
-        return self._mixed(hidden, normed, key, value, mask)
+        if kv_cache is None:
+            return self._mixed(hidden, normed, [KeysOfRows(slice(None), key, value)], mask)
+        return self._mixed(hidden, normed, kv_cache.keys_of_rows(name, key, value), mask)
 
     def keys_and_values(self, source: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return self._heads(self.key(source)), self._heads(self.value(source))
@@ -212,10 +215,10 @@ class Attention(nn.Module):
         return vectors.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # [batch, heads, length, head_dim]
 
     def _mixed(
-        self, hidden: torch.Tensor, normed: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: AttentionMask
+        self, hidden: torch.Tensor, normed: torch.Tensor, parts: Sequence[KeysOfRows], mask: AttentionMask
     ) -> torch.Tensor:
         dropout = self.dropout if self.training else 0.0
-        mixed = attention(self._heads(self.query(normed)), key, value, mask, dropout=dropout, scale=1.0)
+        mixed = attention_by_rows(self._heads(self.query(normed)), parts, mask, dropout=dropout, scale=1.0)
         # kept: the original drops twice here.
         return hidden + functional.dropout(functional.dropout(self.output(mixed), dropout), dropout)
 
@@ -224,8 +227,8 @@ class CrossAttention(Attention):
     """`Attention` of the decoder to what the encoder made; its keys and values are computed once."""
 
     def forward(self, hidden: torch.Tensor, context: DecoderContext, name: str) -> torch.Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]: other keys
-        key, value = context.cross_attention_kv(name, self.keys_and_values)
-        return self._mixed(hidden, self.norm(hidden), key, value, context.cross_mask)
+        parts = context.cross_attention_kv(name, self.keys_and_values)
+        return self._mixed(hidden, self.norm(hidden), parts, context.cross_mask)
 
 
 class FeedForward(nn.Module):
@@ -285,5 +288,6 @@ def visible_spans(queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
 
 
 def _bias(table: nn.Module, buckets: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """`[1, heads, queries, keys]`."""
-    return table(buckets).permute(2, 0, 1)[None].to(dtype)
+    """`[batch or 1, heads, queries, keys]`; buckets: `[queries, keys]`, or with a batch."""
+    bias = table(buckets).movedim(-1, -3).to(dtype)
+    return bias if bias.dim() == 4 else bias[None]

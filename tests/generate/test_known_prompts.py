@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from hanlin.core.batch import Prompt, PromptBatch
-from hanlin.generate.dialogue_cache import DialogueCache
 from hanlin.generate.engine import Engine
 from hanlin.generate.methods.greedy import GreedySettings
+from hanlin.generate.running_batch import BatchLimits
 from hanlin.models.chatglm2 import family
 from hanlin.models.chatglm2.config import ChatGlm2Config
 from hanlin.models.common import decoder_batch
@@ -64,7 +64,8 @@ def model(request: pytest.FixtureRequest) -> Counting:
 
 
 def test_a_turn_reads_only_what_is_new(model: Counting) -> None:
-    engine, memory = Engine(model, Ids()), DialogueCache()  # pyright: ignore[reportArgumentType]
+    engine = Engine(model, Ids(), family=family)  # pyright: ignore[reportArgumentType]
+    memory = engine.run_together(BatchLimits(kept=1))
     first = [5, 6, 7, 8]
     answer = [ord(letter) - 65 for letter in "".join(engine.stream(first, GREEDY, memory=memory))]
     others = [[*first, *answer, 9, 10], [*first, *answer[:2], 11], [5, 6], [5, 6], [12, 5, 6]]
@@ -76,9 +77,11 @@ def test_a_turn_reads_only_what_is_new(model: Counting) -> None:
 
 
 def test_an_answer_that_was_broken_off_leaves_a_memory_that_is_right(model: Counting) -> None:
-    engine, memory = Engine(model, Ids()), DialogueCache()  # pyright: ignore[reportArgumentType]
+    engine = Engine(model, Ids(), family=family)  # pyright: ignore[reportArgumentType]
+    memory = engine.run_together(BatchLimits(kept=1))
     next(engine.stream([5, 6, 7, 8], GREEDY, memory=memory))
-    with torch.inference_mode():
-        memory.kv_cache.add_positions(spans=torch.zeros(1, 1, dtype=torch.int64))  # an interrupt within a forward pass
-    turn = [5, 6, 7, 8, 9]
-    assert list(engine.stream(turn, GREEDY, memory=memory)) == list(engine.stream(turn, GREEDY))
+    assert memory.is_empty
+    turn, model.num_columns = [5, 6, 7, 8, 9], 0
+    answer = list(engine.stream(turn, GREEDY, memory=memory))
+    assert model.num_columns == GREEDY.max_new_tokens  # nothing of the prompt is read again
+    assert answer == list(engine.stream(turn, GREEDY, memory=memory)) == list(engine.stream(turn, GREEDY))

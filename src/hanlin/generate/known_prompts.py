@@ -1,0 +1,66 @@
+"""What was read of prompts and answers that are done: another one that begins alike need not read it again.
+
+Only for models whose positions never see a later one. The least recently used one is forgotten first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import takewhile
+
+import torch
+
+from hanlin.layers.slot_cache import Slot, SlotCache
+
+Positions = list[tuple[int, ...]]
+"""The inputs of each position, in the order of their names."""
+
+
+class KnownPrompts:
+    """At most `limit` slots of a cache, each with the positions that it holds."""
+
+    def __init__(self, cache: SlotCache, limit: int) -> None:
+        self._cache, self.limit = cache, limit
+        self._kept: dict[Slot, Positions] = {}  # the least recently used one first
+        cache.forget = self.forget_oldest
+
+    def keep(self, slot: Slot, positions: Positions) -> None:
+        """Take over a slot."""
+        if positions and self.limit:
+            self._kept[slot] = positions
+        else:
+            self._cache.give_back([slot])
+        while len(self._kept) > self.limit:
+            self.forget_oldest()
+
+    def find(self, wanted: Positions, others: Iterable[tuple[Slot, Positions]]) -> tuple[Slot | None, int]:
+        """The slot that has most of the wanted positions, of these and of others, and how many."""
+        if not self.limit:
+            return None, 0
+        best: tuple[Slot | None, int] = (None, 0)
+        for slot, positions in (*self._kept.items(), *others):
+            length = min(same_beginning(positions, wanted), slot.length)
+            if length > best[1]:
+                best = slot, length
+        if best[0] in self._kept:
+            self._kept[best[0]] = self._kept.pop(best[0])
+        return best
+
+    def forget_oldest(self, but: Slot | None = None) -> bool:
+        """Give the slot of the least recently used one back, `but` that one; False where there is none."""
+        slot = next((slot for slot in self._kept if slot is not but), None)
+        if slot is None:
+            return False
+        del self._kept[slot]
+        self._cache.give_back([slot])
+        return True
+
+
+def positions_of(inputs: Mapping[str, torch.Tensor]) -> Positions:
+    """The positions of a batch of one row; inputs: int `[1, length]` each."""
+    return list(zip(*(tensor[0].tolist() for _, tensor in sorted(inputs.items())), strict=True))
+
+
+def same_beginning(some: Sequence[tuple[int, ...]], others: Sequence[tuple[int, ...]]) -> int:
+    """How many positions both begin with."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(some, others, strict=False)))

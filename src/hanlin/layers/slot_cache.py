@@ -1,0 +1,305 @@
+"""KV cache of many requests: each beam has a slot of its own, and none that joins or leaves moves another's entries.
+
+A slot holds the positions of its beam from its first column on, behind a prefix. Slots of one width lie together in an
+arena, a tensor for each block; neighbours are attended to in one go, without a copy. What a call of a model reads and
+writes is a `SlotView`; until it is committed, the slots are as they were.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import count as numbered
+from itertools import groupby, pairwise
+from weakref import WeakSet
+
+import torch
+
+from hanlin.layers.attention import KeysOfRows
+from hanlin.layers.kv_cache import filler_of, pad_right
+
+_SMALLEST_WIDTH = 64
+_SMALLEST_ARENA = 4096
+"""Positions; below it neighbours would be too few."""
+
+Shared = dict[Hashable, torch.Tensor]
+
+
+@dataclass(eq=False)
+class Arena:
+    """Slots of `width` positions each, and of `encoder_width` of an encoder; free: the places that nobody has.
+
+    inputs: `[slots, width]` by name; keys, values: `[slots, heads, prefix + width, head_dim]` by block; cross: the
+    keys and values of an encoder's text.
+    """
+
+    number: int
+    count: int
+    width: int
+    encoder_width: int
+    free: list[int]
+    inputs: Shared = field(default_factory=dict)
+    keys: Shared = field(default_factory=dict)
+    values: Shared = field(default_factory=dict)
+    cross: Shared = field(default_factory=dict)
+
+    @property
+    def positions(self) -> int:
+        return self.count * (self.width + self.encoder_width)
+
+    def room(self, store: Shared, name: Hashable, like: torch.Tensor, length: int, filler: int = 0) -> torch.Tensor:
+        """What a store holds by this name, made where it is new: as `like` `[any, heads, any, size]` or `[any, any]`,
+        but of all slots and `length`; filled, since what is masked may not be garbage either.
+        """
+        if name not in store:
+            shape = [self.count, *like.shape[1:]]
+            shape[1 if like.dim() == 2 else 2] = length
+            store[name] = like.new_full(shape, filler)
+        return store[name]
+
+
+@dataclass(eq=False)
+class Slot:
+    """Room of one beam; length: the positions that it holds."""
+
+    arena: Arena
+    place: int
+    length: int = 0
+
+    @property
+    def order(self) -> tuple[int, int]:
+        return self.arena.number, self.place
+
+    def copy_from(self, other: Slot, length: int, prefix: int = 0) -> None:
+        """Take the first positions of another slot, behind a prefix of so many columns, and its encoder's text."""
+        own, theirs = self.arena, other.arena
+        for name, room in theirs.inputs.items():
+            target = own.room(own.inputs, name, room, own.width, filler_of(str(name)))
+            target[self.place, :length] = room[other.place, :length]
+        for mine, others in ((own.keys, theirs.keys), (own.values, theirs.values)):
+            for block, room in others.items():
+                target, used = own.room(mine, block, room, prefix + own.width), prefix + length
+                target[self.place, :, :used] = room[other.place, :, :used]
+        for name, room in theirs.cross.items():
+            own.room(own.cross, name, room, own.encoder_width)[self.place] = room[other.place]
+        self.length = length
+
+
+class Budget:
+    """Positions that several caches may take together."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.caches: WeakSet[SlotCache] = WeakSet()
+
+    @property
+    def left(self) -> int:
+        return self.limit - sum(cache.positions for cache in self.caches)
+
+
+class SlotCache:
+    """Slots within a budget; None: as many as there is memory for."""
+
+    def __init__(self, budget: Budget | None = None) -> None:
+        self.budget = budget
+        if budget is not None:
+            budget.caches.add(self)
+        # Gives a slot back that is only remembered; whether there was one.
+        self.forget: Callable[[], bool] = lambda: False
+        self.prefix_length = 0  # columns; known from the first call of the model on
+        self._arenas: list[Arena] = []
+        self._numbers = numbered()
+
+    @property
+    def positions(self) -> int:
+        """That memory is taken for."""
+        return sum(arena.positions for arena in self._arenas)
+
+    def width_for(self, length: int) -> int:
+        """Of the slots that so many positions go into: one of few widths, so that many requests share it."""
+        width = _SMALLEST_WIDTH
+        while width < length:
+            width = width * 3 // 2 if width & (width - 1) == 0 else width * 4 // 3
+        return width if self.budget is None else max(length, min(width, self.budget.limit))
+
+    def take(self, count: int, width: int, encoder_width: int = 0) -> list[Slot] | None:
+        """Empty slots, the first ones that are free; None where there is no room."""
+        alike = [arena for arena in self._arenas if (arena.width, arena.encoder_width) == (width, encoder_width)]
+        missing = count - sum(len(arena.free) for arena in alike)
+        if missing > 0:
+            new = self._new_arena(missing, sum(arena.count for arena in alike), width, encoder_width)
+            if new is None:
+                return None
+            alike.append(new)
+        slots = [Slot(arena, place) for arena in alike for place in arena.free][:count]
+        for slot in slots:
+            slot.arena.free.remove(slot.place)
+            for name, room in slot.arena.inputs.items():
+                room[slot.place] = filler_of(str(name))  # whoever had it before is not seen
+        return slots
+
+    def give_back(self, slots: Iterable[Slot]) -> None:
+        for slot in slots:
+            insort(slot.arena.free, slot.place)
+            if self.budget is None and len(slot.arena.free) == slot.arena.count:
+                self._arenas.remove(slot.arena)
+
+    def drop_empty(self) -> None:
+        """Give memory up that nobody has a slot in."""
+        self._arenas = [arena for arena in self._arenas if len(arena.free) < arena.count]
+
+    def ask_others(self) -> bool:
+        """Let another cache of the budget forget something; False where there is nothing."""
+        others = () if self.budget is None else self.budget.caches
+        return any(cache.forget() for cache in others if cache is not self)
+
+    def close(self) -> None:
+        self._arenas, self.forget = [], lambda: False
+
+    def _new_arena(self, missing: int, known: int, width: int, encoder_width: int) -> Arena | None:
+        size = width + encoder_width
+        wanted = missing
+        if self.budget is not None:
+            if missing * size > self.budget.left:
+                for cache in self.budget.caches:
+                    cache.drop_empty()
+            room = self.budget.left // size
+            if room < missing:
+                return None
+            wanted = min(max(missing, known, _SMALLEST_ARENA // size), room)
+        arena = Arena(next(self._numbers), wanted, width, encoder_width, list(range(wanted)))
+        self._arenas.append(arena)
+        return arena
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Neighbouring slots, those of some rows of the call; starts: the first column of each that is written."""
+
+    rows: slice
+    arena: Arena
+    places: slice
+    starts: list[int]
+
+
+class SlotView:
+    """What the model reads and writes in one call: the `KVCache` of the rows that stand in these slots.
+
+    slots: in their order; counts: the positions of this call that each row really has, the others being padding on the
+    right, which only empty slots may get; None: all. Several positions at once: only of a single row, or of empty ones.
+    """
+
+    def __init__(self, cache: SlotCache, slots: Sequence[Slot], counts: Sequence[int] | None = None) -> None:
+        self._cache, self._slots, self._counts = cache, slots, counts
+        self._is_fresh = all(slot.length == 0 for slot in slots)
+        assert counts is None or self._is_fresh, "only empty slots get padding"
+        self.length = max(slot.length for slot in slots)
+        self._new = 0
+        self._runs = _runs_of(slots)
+
+    @property
+    def has_keys(self) -> bool:
+        return not self._is_fresh
+
+    @property
+    def has_cross_attention(self) -> bool:
+        return not self._is_fresh
+
+    def of_stage(self, number: int) -> SlotView:
+        """The same one: blocks of all stages have names of their own, and equal positions are written twice."""
+        return self
+
+    def commit(self) -> None:
+        """The call has ended well: its positions count."""
+        for slot, count in zip(self._slots, self._counts or [self._new] * len(self._slots), strict=True):
+            slot.length += count
+
+    def add_positions(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        """As in a `KVCache`; what a row does not have is padding."""
+        self._new = next(iter(inputs.values())).shape[1]
+        assert self._is_fresh or self._new == 1 or len(self._slots) == 1, "rows of several lengths"
+        for run in self._runs:
+            for name, given in inputs.items():
+                arena = run.arena
+                self._write(arena.room(arena.inputs, name, given, arena.width, filler_of(name)), run, given, 0)
+        return {name: given if self._is_fresh else self._known(name) for name, given in inputs.items()}
+
+    def update(self, block: Hashable, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """As in a `KVCache`; where the rows are no neighbours, a copy. `keys_of_rows` makes none."""
+        parts = self.keys_of_rows(block, keys, values)
+        width = max(part.keys.shape[2] for part in parts)
+        if len(parts) == 1:
+            return parts[0].keys, parts[0].values
+        return (
+            torch.cat([pad_right(part.keys, width, dim=2) for part in parts]),
+            torch.cat([pad_right(part.values, width, dim=2) for part in parts]),
+        )
+
+    def keys_of_rows(self, block: Hashable, keys: torch.Tensor, values: torch.Tensor) -> list[KeysOfRows]:
+        """The same as views: those of some rows after those of others."""
+        if self._is_fresh:
+            self._cache.prefix_length = keys.shape[2] - self._new
+        prefix, parts = self._cache.prefix_length, [KeysOfRows(slice(None), keys, values)] if self._is_fresh else []
+        for run in self._runs:
+            arena, width = run.arena, prefix + max(run.starts) + self._new
+            rooms = [
+                arena.room(store, block, given, prefix + arena.width)
+                for store, given in ((arena.keys, keys), (arena.values, values))
+            ]
+            for room, given in zip(rooms, (keys, values), strict=True):
+                self._write(room, run, given, prefix)
+            if not self._is_fresh:
+                parts.append(KeysOfRows(run.rows, *(room[run.places].narrow(2, 0, width) for room in rooms)))
+        return parts
+
+    def set_cross_attention(self, block: Hashable, *tensors: torch.Tensor) -> None:
+        """As in a `KVCache`."""
+        for run in self._runs:
+            for number, tensor in enumerate(tensors):
+                room = run.arena.room(run.arena.cross, (block, number), tensor, run.arena.encoder_width)
+                room[run.places].narrow(2, 0, tensor.shape[2]).copy_(tensor[run.rows])
+
+    def cross_attention(self, block: Hashable) -> list[KeysOfRows]:
+        """Keys and values of an encoder's text; there are more of them than a mask may know."""
+        return [
+            KeysOfRows(run.rows, *(run.arena.cross[block, number][run.places] for number in range(2)))
+            for run in self._runs
+        ]
+
+    def _known(self, name: str) -> torch.Tensor:
+        width = self.length + self._new
+        return torch.cat(
+            [pad_right(run.arena.inputs[name][run.places, :width], width, dim=1, name=name) for run in self._runs]
+        )
+
+    def _write(self, room: torch.Tensor, run: _Run, given: torch.Tensor, prefix: int) -> None:
+        """Put the entries of a run's rows, `[rows, positions]` or `[rows, heads, positions, size]`, into their slots;
+        prefix: columns before the first position.
+        """
+        room, own, dim = room[run.places], given[run.rows], 1 if given.dim() == 2 else 2
+        if self._counts is not None:
+            for place, row, count in zip(room, own, self._counts[run.rows], strict=True):
+                place.narrow(dim - 1, 0, prefix + count).copy_(row.narrow(dim - 1, 0, prefix + count))
+        elif self._is_fresh:
+            room.narrow(dim, 0, own.shape[dim]).copy_(own)
+        elif len(set(run.starts)) == 1:
+            room.narrow(dim, prefix + run.starts[0], self._new).copy_(own)
+        else:
+            rows = torch.arange(len(own), device=own.device)
+            columns = torch.tensor(run.starts).to(own.device) + prefix
+            if dim == 1:
+                room[rows, columns] = own[:, 0]
+            else:
+                room[rows, :, columns] = own[:, :, 0]
+
+
+def _runs_of(slots: Sequence[Slot]) -> list[_Run]:
+    assert all(one.order < other.order for one, other in pairwise(slots)), "slots stand in their order"
+    runs, first = [], 0
+    for _, some in groupby(enumerate(slots), key=lambda pair: (pair[1].arena.number, pair[1].place - pair[0])):
+        run = [slot for _, slot in some]
+        places = slice(run[0].place, run[-1].place + 1)
+        rows = slice(first, first := first + len(run))
+        runs.append(_Run(rows, run[0].arena, places, [slot.length for slot in run]))
+    return runs
