@@ -92,6 +92,28 @@ def test_problems_are_listed_and_raised(bee: dict[str, Any], tmp_path: Path) -> 
         hanlin.check(tmp_path / "nowhere.yaml")
 
 
+def test_a_run_goes_on_in_the_precision_that_it_began_with(bee: dict[str, Any], tmp_path: Path) -> None:
+    folder = {"run.folder": tmp_path / "run"}
+    hanlin.train(bee, {**folder, "train.steps": 1, "train.precision": "bf16"}, quiet=True)
+    hanlin.train(bee, {**folder, "train.steps": 2}, quiet=True)
+    assert hanlin.load_recipe(tmp_path / "run").train.precision == "bf16"
+    with pytest.raises(hanlin.ConfigError, match=r"train\.precision: bf16 -> fp32"):
+        hanlin.train(bee, {**folder, "train.steps": 3, "train.precision": "fp32"}, quiet=True)
+    hanlin.train(bee, {"run.folder": tmp_path / "other", "train.steps": 1}, quiet=True)
+    assert hanlin.load_recipe(tmp_path / "other").train.precision == "fp32"  # auto, on a CPU
+
+
+def test_one_device_keeps_its_weights_in_memory_of_the_cpu(bee: dict[str, Any], tmp_path: Path) -> None:
+    offload = {"parallel.shard": "parameters", "parallel.offload": True}
+    losses = []
+    for name, layout in (("plain", {}), ("offload", offload)):
+        folder = {"run.folder": tmp_path / name, "train.precision": "bf16"}
+        hanlin.train(bee, {**folder, **layout, "train.steps": 2}, quiet=True)
+        losses.append(hanlin.train(bee, {**folder, **layout, "train.steps": 4}, quiet=True).best_loss)
+        assert not torch.distributed.is_initialized()
+    assert losses[1] == pytest.approx(losses[0], rel=2e-3)
+
+
 def test_data_are_prepared_and_reported(bee: dict[str, Any]) -> None:
     reports = hanlin.prepare(bee, quiet=True)
     assert list(reports) == ["train", "eval"]

@@ -40,7 +40,7 @@ class Measured:
 def tiny_recipe(family: str, *changes: str) -> Recipe:
     """Two rows of 128 tokens in each pass."""
     model = {"family": family, "size": "tiny", "config": {"vocab_size": 2000}}
-    settings = {"train": {"batch_size": 2, "micro_batch_size": 2}, "data": {"max_length": LENGTH}}
+    settings = {"train": {"batch_size": 2, "micro_batch_size": 2, "precision": "fp32"}, "data": {"max_length": LENGTH}}
     return make_recipe({"model": model, "run": {"folder": "run"}, **settings}, changes)
 
 

@@ -20,7 +20,7 @@ def recipe(folder: Path, *changes: str) -> Recipe:
     values = {
         "model": {"family": "cpm_bee", "size": "tiny"},
         "data": {"train": ["rows.jsonl"]},
-        "train": {"steps": 4, "lr": 1e-3},
+        "train": {"steps": 4, "lr": 1e-3, "precision": "fp32"},
         "run": {"folder": str(folder)},
     }
     return make_recipe(values, changes)

@@ -41,7 +41,8 @@ def load(  # noqa: PLR0913 what is loaded, from where, and how
     weights: of a run: best (default; where there is none, last), last, base, or a path; adapter: what a tuning method
     trained, on top of a base; vocab, family, tuning: of weights that do not tell them (tuning: your own method, a
     Python file). device: as `run.device`, auto by default. precision: of weights and arithmetic, fp32, bf16 or fp16
-    (None: the recipe's; fp32 for weights alone). trust_code: run Python files that a recipe's file names.
+    (None: the recipe's; for weights alone what the device computes best in). trust_code: run Python files that a
+    recipe's file names.
 
     Raises: ConfigError that lists all problems, CheckpointError, before anything heavy starts.
     """

@@ -83,7 +83,7 @@ class Model:
 
     def __repr__(self) -> str:
         where = self.recipe.model.adapter or self.recipe.model.base or "fresh weights"
-        return f"<hanlin.Model {self.family}, {where}, {self.recipe.train.precision} on {self.device}>"
+        return f"<hanlin.Model {self.family}, {where}, {self._engine.precision} on {self.device}>"
 
     @overload
     def generate(self, records: str, *, stream: Literal[False] = ..., **settings: Any) -> str: ...

@@ -138,14 +138,18 @@ def _reach(recipe: Recipe, config: ModelConfig) -> Found:
 
 
 def device_problems(recipe: Recipe) -> Found:
-    if recipe.run.device in ("auto", "cpu"):
+    asked, precision = recipe.run.device, recipe.train.precision
+    if asked == "cpu" or (asked == "auto" and precision != "bf16"):
         return
-    from hanlin.core.device import pick_device
+    from hanlin.core.device import pick_device, precision_problem
 
     try:
-        pick_device(recipe.run.device)
+        device = pick_device(asked)
     except HanlinError as error:
         yield "run.device", str(error).removeprefix("run.device: ")
+        return
+    if problem := precision_problem(precision, device):
+        yield "train.precision", problem
 
 
 def weight_problems(recipe: Recipe, build: Callable[[], Components], purpose: Purpose) -> Found:

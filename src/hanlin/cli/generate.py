@@ -82,13 +82,14 @@ def _answer_alone(args: argparse.Namespace, recipe: Recipe) -> int:
 def _answer(args: argparse.Namespace, recipe: Recipe) -> int:
     from hanlin.api.generation import streaming
     from hanlin.run.components import build_components
+    from hanlin.run.precision import with_precision
     from hanlin.run.weights import load_engine
 
     if args.record and args.input:
         raise DataError("give --record or --input, not both")
     if args.output is not None:
         check_target(args.output)
-    components = build_components(recipe)
+    components = with_precision(build_components(recipe))
     given = _rows_of_file(args.input, components) if args.input not in (None, "-") else None
     lines = _lines(args, recipe) if given is None else ()
     name = "--record" if args.record else "standard input"

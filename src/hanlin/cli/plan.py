@@ -164,7 +164,7 @@ def _print_tables(
 
     console = screen(highlight=False)
     trained = f"{_elements(job, trained_only=True):,} of {_elements(job, trained_only=False):,} parameters trained"
-    print(f"{args.recipe}: {trained}, {job.recipe.train.precision}, rows of {job.lengths.length} tokens")
+    print(f"{args.recipe}: {trained}, {job.precision}, rows of {job.lengths.length} tokens")
     for note in notes:
         print(f"note: {note}")
     if own is not None:

@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from hanlin.core.errors import ConfigError
 from hanlin.core.ranks import is_started_by_srun, read_ranks
@@ -79,6 +79,30 @@ def communication_backend(device: torch.device) -> str:
         raise ConfigError(
             f"run.device: torch knows nothing through which several {device.type} devices could talk; use one process"
         ) from None
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether its arithmetic knows bf16; a CPU's does, if slowly."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    known = getattr(getattr(torch, device.type, None), "is_bf16_supported", None)
+    return known is None or bool(known())
+
+
+def best_precision(device: torch.device) -> Literal["fp32", "bf16", "fp16"]:
+    """What `train.precision: auto` is there."""
+    if device.type in ("cpu", "mps"):
+        return "fp32"
+    return "bf16" if has_bf16(device) else "fp16"
+
+
+def precision_problem(precision: str, device: torch.device) -> str | None:
+    """Why a device cannot compute in it; None: it can."""
+    if precision != "bf16" or has_bf16(device):
+        return None
+    return f"this {device.type} device has no bf16; set it to auto, fp16 or fp32"
 
 
 def peak_memory_bytes(device: torch.device) -> int:

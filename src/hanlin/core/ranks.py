@@ -10,6 +10,8 @@ import random
 import re
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -116,6 +118,29 @@ def join(device: torch.device, *, timeout_seconds: float = 1800) -> Store | None
         timeout=limit,
     )
     return store
+
+
+@contextmanager
+def group_of_one(device: torch.device) -> Iterator[None]:
+    """Let a process that is alone be a group of its own, which sharding asks for; it ends at the end."""
+    from torch import distributed
+
+    from hanlin.core.device import communication_backend
+
+    if distributed.is_initialized():
+        yield
+        return
+    backend = communication_backend(device)
+    distributed.init_process_group(
+        backend if device.type == "cpu" else f"cpu:gloo,{device.type}:{backend}",
+        store=distributed.HashStore(),  # pyright: ignore[reportPrivateImportUsage]
+        rank=0,
+        world_size=1,
+    )
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
 
 
 def leave() -> None:

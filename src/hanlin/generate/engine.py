@@ -10,7 +10,7 @@ the results of the others. So the numbers are those of one process to the last b
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -24,6 +24,7 @@ from hanlin.core.batch import Prompt
 from hanlin.core.errors import DataError, HanlinError
 from hanlin.core.ranks import read_ranks
 from hanlin.core.terminal import shows_progress
+from hanlin.layers.attention_kernels import AttentionKernel, attention_kernels
 from hanlin.layers.linear import store_by_columns
 from hanlin.layers.precision import DTYPES, Precision
 from hanlin.models.family import BeamVariant, Family, Processor
@@ -69,7 +70,8 @@ class Engine:
         self.model = model
         self.processor = processor
         self.device = torch.device(device)
-        self.precision = precision
+        self.precision: Precision = precision
+        self.attention: AttentionKernel = "auto"
         self.max_length = max_length
         self.beam_variant = BeamVariant() if family is None else family.beam_variant
         self.is_causal = family is not None and family.is_causal
@@ -203,10 +205,12 @@ class Engine:
             if was_training:
                 self.model.train()
 
-    def _arithmetic(self) -> AbstractContextManager[object]:
-        if self.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self.device.type, DTYPES[self.precision])
+    @contextmanager
+    def _arithmetic(self) -> Iterator[None]:
+        is_mixed = self.precision != "fp32"
+        casting = torch.autocast(self.device.type, DTYPES[self.precision]) if is_mixed else nullcontext()
+        with casting, attention_kernels(self.device, self.attention):
+            yield
 
 
 def batches_of(items: Sequence[Item], size: int) -> list[Sequence[Item]]:

@@ -231,10 +231,11 @@ def _rows_gradient(slopes: Sequence[torch.Tensor], parts: _HeadParts, dtype: tor
 
 
 def _add_table_gradients(gradients, rows, slopes, factors) -> None:
+    dtype = matmul_dtype(rows)
+    # fp32 products cost a CPU no more than others, and an accelerator many times as much.
+    is_plain = dtype == rows.dtype or rows.device.type == "cpu"
     for gradient, slope, factor in zip(gradients, slopes, factors, strict=True):
-        if gradient is not None and gradient.dtype == rows.dtype:
+        if gradient is not None and gradient.dtype == rows.dtype and is_plain:
             gradient.addmm_(slope.t(), rows, alpha=factor)
         elif gradient is not None:
-            gradient.add_(
-                (slope.to(matmul_dtype(rows)).t() @ rows.to(matmul_dtype(rows))).to(gradient.dtype), alpha=factor
-            )
+            gradient.add_((slope.to(dtype).t() @ rows.to(dtype)).to(gradient.dtype), alpha=factor)

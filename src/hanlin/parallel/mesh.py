@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import distributed
 
-from hanlin.core.collectives import broadcast_value, gather_values
+from hanlin.core.collectives import broadcast_value, gather_values, has_ranks
 from hanlin.core.errors import ConfigError
 from hanlin.parallel.layout_checks import degree_problems
 from hanlin.recipe.settings import ParallelSettings
@@ -89,7 +89,7 @@ class Mesh:
         self._whole: DeviceMesh | None = None
         self._data: DeviceMesh | None = None
         self._experts: DeviceMesh | None = None
-        if degrees.world > 1:
+        if degrees.world > 1 or has_ranks():
             from torch.distributed.device_mesh import init_device_mesh
 
             def arranged(axes: tuple[str, ...]) -> DeviceMesh:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from hanlin.core.batch import Batch
+from hanlin.layers.attention_kernels import AttentionKernel, attention_kernels
 from hanlin.parallel.gradients import Gradients
 from hanlin.parallel.mesh import Mesh
 from hanlin.parallel.parameter_statistics import ParameterStatistics, parameter_statistics
@@ -69,10 +70,16 @@ class ParallelModel:
     """This process's share of the model. All ranks call the same methods in the same order."""
 
     def __init__(
-        self, models: Sequence[nn.Module], mesh: Mesh, settings: ParallelSettings, dtype: torch.dtype = torch.float32
+        self,
+        models: Sequence[nn.Module],
+        mesh: Mesh,
+        settings: ParallelSettings,
+        dtype: torch.dtype = torch.float32,
+        attention: AttentionKernel = "auto",
     ) -> None:
         self.mesh, self.device, self.dtype, self.settings = mesh, mesh.device, dtype, settings
         self.models = list(models)
+        self._attention: AttentionKernel = attention
         # Of experts that other data ranks do not have.
         self._own_names = set[str]() if mesh.size("expert") == 1 else _names_of_experts(models)
         self._runner = self._make_runner()
@@ -89,6 +96,11 @@ class ParallelModel:
     def data_ranks(self) -> int:
         """Among how many ranks the rows of a batch are divided."""
         return self.mesh.size("data")
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether `model` is the whole model, with plain tensors."""
+        return self.mesh.size("all") == 1 and not self._is_sharded
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -190,7 +202,8 @@ class ParallelModel:
 
     @property
     def _is_sharded(self) -> bool:
-        return self.settings.shard != "none" and self.mesh.size("all") > 1
+        """A process alone shards only in order to offload."""
+        return self.settings.shard != "none" and (self.mesh.size("all") > 1 or self.settings.offload)
 
     def _make_runner(self) -> StageRunner:
         if self.mesh.size("pipe") == 1:
@@ -226,10 +239,13 @@ class ParallelModel:
 
     # --- arithmetic ---
 
-    def _arithmetic(self) -> AbstractContextManager[Any]:
+    @contextmanager
+    def _arithmetic(self) -> Iterator[None]:
         # With the cast weights of an earlier pass remembered, gradients would come after FSDP has collected them.
         options: Any = {"enabled": self._is_mixed, "cache_enabled": not self._is_sharded}
-        return torch.autocast(self.device.type, self.dtype if self._is_mixed else None, **options)
+        casting = torch.autocast(self.device.type, self.dtype if self._is_mixed else None, **options)
+        with casting, attention_kernels(self.device, self._attention):
+            yield
 
     def _set_mode(self, *, training: bool) -> None:
         for model in self.models:

@@ -13,6 +13,7 @@ from torch import nn
 from hanlin.core.errors import ConfigError
 from hanlin.core.plan import Plan
 from hanlin.core.ranks import read_ranks
+from hanlin.layers.attention_kernels import AttentionKernel
 from hanlin.layers.precision import DTYPES, Precision
 from hanlin.parallel.layout_checks import combination_problems
 from hanlin.parallel.mesh import Degrees, Mesh
@@ -28,6 +29,7 @@ def parallelize(
     settings: ParallelSettings | None = None,
     *,
     copy: Callable[[], nn.Module] | None = None,
+    attention: AttentionKernel = "auto",
 ) -> ParallelModel:
     """Bring the model, or this rank's share of it, to the device in the dtypes of `precision`.
 
@@ -41,7 +43,7 @@ def parallelize(
     for key, text in combination_problems(settings):
         raise ConfigError(f"{key}: {text}")
     models = [_apply_layout(one, device, precision, settings, mesh) for one in _cut(model, settings, mesh, copy)]
-    return ParallelModel(models, mesh, settings, DTYPES[precision])
+    return ParallelModel(models, mesh, settings, DTYPES[precision], attention)
 
 
 def _cut(

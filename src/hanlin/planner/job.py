@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from hanlin.layers.precision import DTYPES
+from hanlin.layers.precision import DTYPES, Precision
 from hanlin.models.family import Family, load_family
 from hanlin.planner.layout import Layout
 from hanlin.planner.trace import Trace, TraceSettings, kinds_of_blocks, shrink, trace, with_experts
@@ -42,7 +42,9 @@ class PlannedModel:
         family = load_family(recipe.model.family)
         self.recipe, self.lengths, self.keeps_probabilities = recipe, lengths, keeps_probabilities
         self.config, self.notes = _config(recipe, family, size)
-        self.dtype = DTYPES[recipe.train.precision]
+        # auto is planned as bf16, which all but the oldest of the devices have.
+        self.precision: Precision = "bf16" if recipe.train.precision == "auto" else recipe.train.precision
+        self.dtype = DTYPES[self.precision]
         model = _meta_model(recipe, family, self.config, self.dtype)
         self.weights: list[Weight] = list_weights(model)
         self.kinds = kinds_of_blocks(model)

@@ -140,8 +140,9 @@ class TrainSettings(Settings):
     # Denominator of the loss: token: all loss tokens of the step; batch: mean of the means of each forward pass
     # (as the original CPM-Bee does it).
     loss_mean: Literal["token", "batch"] = "token"
-    # Arithmetic of the forward and backward pass. Trained weights and optimizer are always fp32.
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    # Arithmetic of the forward and backward pass, and of answers. Trained weights and optimizer are always fp32.
+    # auto: bf16 where the device has it, fp16 on other CUDA and NPU devices, fp32 elsewhere; a run keeps what it was.
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     # fp16: first loss scale, and the good steps after which it doubles; None: it never changes.
     loss_scale: float = Field(default=65536.0, gt=0)
     loss_scale_steps: int | None = Field(default=512, gt=0)
@@ -257,6 +258,9 @@ class RunSettings(Settings):
     seed: int = Field(default=1234, ge=0, lt=2**32)
     # auto: the accelerator that torch finds, else cpu.
     device: str = "auto"
+    # Kernels of attention: flash, efficient, cudnn or math (plain products, also where the kernel named takes no mask).
+    # auto: torch's choice, on CUDA without cuDNN, which plans anew for every shape.
+    attention: Literal["auto", "flash", "efficient", "cudnn", "math"] = "auto"
     # CPU threads; None: torch's choice. The process dies without a word where the system refuses it so many.
     threads: int | None = Field(default=None, gt=0, le=1024)
     # Steps between lines in the log.

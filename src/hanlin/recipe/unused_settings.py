@@ -49,7 +49,7 @@ def _rules(recipe: Recipe) -> list[tuple[str, Unused, bool]]:
             "train.loss_scale train.loss_scale_steps train.loss_scale_hysteresis train.loss_scale_consecutive "
             "train.loss_scale_min",
             Unused("train.precision", f"with train.precision {train.precision}; only fp16 scales the loss"),
-            train.precision != "fp16",
+            train.precision in ("fp32", "bf16"),
         ),
         (
             "train.save_dtype",

@@ -38,11 +38,13 @@ def adapted_engine(base: Engine, components: Components) -> Engine:
 
     shared = {id(tensor): tensor for tensor in (*base.model.parameters(), *base.model.buffers())}
     model = with_adapter(copy.deepcopy(base.model, shared), components)
-    return Engine(
+    engine = Engine(
         model.requires_grad_(False).eval().to(base.device),
         components.processor,
         base.device,
-        components.recipe.train.precision,
+        base.precision,
         max_length=base.max_length,
         family=components.family,
     )
+    engine.attention = base.attention
+    return engine

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,15 +16,16 @@ from hanlin.core.errors import ConfigError
 from hanlin.core.files import remove_leftovers
 from hanlin.core.locks import held
 from hanlin.core.logging import start_log
-from hanlin.core.ranks import read_ranks
+from hanlin.core.ranks import group_of_one, read_ranks
 from hanlin.core.seeds import seed_everything
 from hanlin.data.prepare import hash_tokenizer
 from hanlin.formats.fingerprint import Fingerprint
 from hanlin.models.family import LoadTokenizer
 from hanlin.recipe.settings import Recipe
 from hanlin.run.components import Components, build_components, vocab_path
-from hanlin.run.folder import Start, open_run_folder, train_settings
+from hanlin.run.folder import Start, former_precision, open_run_folder, train_settings
 from hanlin.run.memory import answering_memory, training_memory
+from hanlin.run.precision import with_precision
 from hanlin.training.optimizer import build_optimizer
 
 if TYPE_CHECKING:
@@ -60,8 +61,10 @@ class Run:
         Raises: ConfigError when another process has the run folder; what training raises.
         """
         recipe = self.components.recipe
-        with entered_on_main(_alone_in(recipe.run.folder, CHECKPOINTS)), training_memory(recipe):
-            return _train(self.components, self.start)
+        alone = entered_on_main(_alone_in(recipe.run.folder, CHECKPOINTS))
+        with alone, training_memory(recipe), _group_for_offload(recipe):
+            former = None if self.start == "restart" else former_precision(recipe.run.folder)
+            return _train(with_precision(self.components, former), self.start)
 
     def evaluate(self) -> Metrics:
         """Score the recipe's weights on its evaluation files; all results go to `evaluation/` of the run folder.
@@ -70,7 +73,7 @@ class Run:
         """
         recipe = self.components.recipe
         with entered_on_main(_alone_in(recipe.run.folder / "evaluation")), answering_memory(recipe):
-            return _evaluate(self.components)
+            return _evaluate(with_precision(self.components))
 
 
 @contextmanager
@@ -193,6 +196,12 @@ def _train(components: Components, start: Start) -> Outcome:
         else lambda: {"loss": mean_loss(parallel_model, held_out.once(), recipe.train.micro_batch_size)},
         write_samples=_write_samples(components, parallel_model),
     )
+
+
+def _group_for_offload(recipe: Recipe) -> AbstractContextManager[None]:
+    """What keeps its weights in the CPU's memory shards them, also in a process that is alone."""
+    is_needed = recipe.parallel.offload and read_ranks().world == 1
+    return group_of_one(pick_device(recipe.run.device)) if is_needed else nullcontext()
 
 
 def _loaders(components: Components, console: Any, degrees: Degrees, rank: int) -> tuple[Loader, Loader | None]:

@@ -16,7 +16,7 @@ from hanlin.core.files import has_file, replaced_file, sync
 from hanlin.recipe.reading import dump_recipe, load_recipe, make_recipe
 from hanlin.recipe.settings import Recipe
 
-__all__ = ["FORMER", "Start", "open_run_folder", "refuse_other_run", "train_settings"]
+__all__ = ["FORMER", "Start", "former_precision", "open_run_folder", "refuse_other_run", "train_settings"]
 
 Start = Literal["resume", "change", "restart"]
 """How a run begins in a folder that holds one: it goes on; it goes on with other settings of `train`; it begins anew,
@@ -88,6 +88,16 @@ def open_run_folder(recipe: Recipe, start: Start) -> list[str]:
     return _shown(changed)
 
 
+def former_precision(folder: Path) -> str | None:
+    """What `train.precision` was in the run that a folder holds, which goes on in it; None where there is none.
+
+    Raises: ConfigError when its recipe cannot be read.
+    """
+    if not checkpoint_folders(folder / CHECKPOINTS) or not (folder / _CONFIG).is_file():
+        return None
+    return load_recipe(folder).train.precision
+
+
 def train_settings(recipe: Recipe) -> dict[str, Any]:
     """The settings of `train` that change the numbers, by dotted key."""
     settings = _flat({"train": recipe.train.model_dump(mode="json")})
@@ -151,13 +161,18 @@ def _changes(recipe: Recipe) -> dict[str, tuple[Any, Any]]:
         return {}
     try:
         # Through the settings, so that one that came into being after that run has its default on both sides.
-        there = _flat(load_recipe(folder).model_dump(mode="json"))
+        former = load_recipe(folder)
     except ConfigError as error:
         raise ConfigError(
             f"{folder} holds a run whose {_CONFIG} cannot be read ({error}); restore it, choose another folder, or "
             "begin anew (--restart)"
         ) from None
-    here = _flat(make_recipe(yaml.safe_load(dump_recipe(recipe))).model_dump(mode="json"))
+    if recipe.train.precision == "auto":  # see `former_precision`
+        train = recipe.train.model_copy(update={"precision": former.train.precision})
+        recipe = recipe.model_copy(update={"train": train})
+    there, here = (
+        _flat(one.model_dump(mode="json")) for one in (former, make_recipe(yaml.safe_load(dump_recipe(recipe))))
+    )
     keys = sorted(here.keys() | there.keys())
     return {key: (there.get(key), here.get(key)) for key in keys if here.get(key) != there.get(key)}
 

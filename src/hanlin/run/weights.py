@@ -30,6 +30,7 @@ from hanlin.parallel.parallelize import parallelize
 from hanlin.recipe.settings import ParallelSettings
 from hanlin.recipe.tuning import TuningMethod
 from hanlin.run.components import Components, blaming, build_components
+from hanlin.run.precision import precision_of
 from hanlin.tuning.apply import allocate_additions, apply_tuning, init_additions_of
 
 if TYPE_CHECKING:
@@ -66,15 +67,17 @@ def load_engine(recipe: Recipe, components: Components | None = None, *, is_alon
         mesh = model.mesh
     else:
         model, mesh = frozen_model(components, device), Mesh(degrees, device)
-    return Engine(
+    engine = Engine(
         model,
         components.processor,
         device,
-        recipe.train.precision,
+        precision_of(recipe),
         max_length=getattr(components.config, "max_length", None),
         family=components.family,
         mesh=mesh,
     )
+    engine.attention = recipe.run.attention
+    return engine
 
 
 def empty_frozen_model(components: Components) -> torch.nn.Module:
@@ -103,16 +106,18 @@ def training_engine(components: Components, parallel_model: ParallelModel) -> En
     """The model in training, ready to write answers between two steps; every rank writes all of them."""
     from hanlin.generate.engine import Engine
 
-    return Engine(
+    engine = Engine(
         parallel_model.model
-        if parallel_model.mesh.size("all") == 1
+        if parallel_model.is_whole
         else ShardedInferenceModel(parallel_model, parallel_model.names),
         components.processor,
         parallel_model.device,
-        components.recipe.train.precision,
+        precision_of(components.recipe),
         max_length=getattr(components.config, "max_length", None),
         family=components.family,
     )
+    engine.attention = components.recipe.run.attention
+    return engine
 
 
 def frozen_model(components: Components, device: torch.device) -> torch.nn.Module:
@@ -120,7 +125,7 @@ def frozen_model(components: Components, device: torch.device) -> torch.nn.Modul
 
     Raises: ConfigError, CheckpointError.
     """
-    dtype = DTYPES[components.recipe.train.precision]
+    dtype = DTYPES[precision_of(components.recipe)]
     has_all = components.recipe.generate.expert_memory is None
     model = _base_model(components, dtype) if has_all else _with_few_experts(components, dtype, device)
     return with_adapter(model, components).requires_grad_(False).eval().to(device)
@@ -159,13 +164,16 @@ def parallelize_tuned(
     if components.adapter is None and _fresh_head(components):
         log.info("head for labels: drawn fresh from run.seed, since %s is a language model", recipe.model.base)
     _say_precision(components)
+    precision, attention = precision_of(recipe), recipe.run.attention
     if world == 1:
-        return parallelize(_tuned_model(components, fingerprint), device, recipe.train.precision, recipe.parallel)
+        return parallelize(
+            _tuned_model(components, fingerprint), device, precision, recipe.parallel, attention=attention
+        )
 
     def empty() -> torch.nn.Module:
         return apply_tuning(_empty_model(components), recipe.tuning, components.family)
 
-    parallel_model = parallelize(empty(), device, recipe.train.precision, recipe.parallel, copy=empty)
+    parallel_model = parallelize(empty(), device, precision, recipe.parallel, copy=empty, attention=attention)
     parallel_model.fill(_kept(components, parallel_model.names, _base_dtype(components), fingerprint))
     parallel_model.fill(_additions(components))
     return parallel_model
@@ -265,7 +273,7 @@ def _kept(
 def _base_dtype(components: Components) -> torch.dtype:
     """Trained weights are kept in fp32, frozen ones in the precision of the recipe."""
     recipe = components.recipe
-    return torch.float32 if recipe.tuning.trains_base else DTYPES[recipe.train.precision]
+    return torch.float32 if recipe.tuning.trains_base else DTYPES[precision_of(recipe)]
 
 
 def refuse_unsound(components: Components, *, is_trained: bool) -> ValueReport | None:
@@ -279,7 +287,7 @@ def refuse_unsound(components: Components, *, is_trained: bool) -> ValueReport |
     if source is None or (components.recipe.generate.expert_memory is not None and not is_trained):
         return None
     report = look_at_values(source, components.base_config)
-    report.refuse(source.path, _base_dtype(components) if is_trained else DTYPES[components.recipe.train.precision])
+    report.refuse(source.path, _base_dtype(components) if is_trained else DTYPES[precision_of(components.recipe)])
     return report
 
 
@@ -327,7 +335,7 @@ def _fresh_head(components: Components) -> list[str]:
 
 def _frozen_sharded(components: Components, device: torch.device, layout: ParallelSettings) -> ShardedInferenceModel:
     """`frozen_model` divided among the ranks, each of which reads its share only."""
-    adapter, family, precision = components.adapter, components.family, components.recipe.train.precision
+    adapter, family, precision = components.adapter, components.family, precision_of(components.recipe)
 
     def empty() -> torch.nn.Module:
         model = _empty_model(components)
@@ -337,7 +345,7 @@ def _frozen_sharded(components: Components, device: torch.device, layout: Parall
     for weight in added_parameters(model).values():
         weight.requires_grad_(True)  # which keeps it in fp32, as it lies in the adapter
     names = [name for name, _ in model.named_parameters()]
-    parallel_model = parallelize(model, device, precision, layout)
+    parallel_model = parallelize(model, device, precision, layout, attention=components.recipe.run.attention)
     parallel_model.fill(_base_weights(components, parallel_model.names, DTYPES[precision]))
     if adapter is not None:
         tuned = empty()
@@ -404,7 +412,7 @@ def _adapter_settings(components: Components, adapter: Adapter) -> TuningMethod:
 
 def _gathered(components: Components, parallel_model: ParallelModel) -> torch.nn.Module | None:
     """The model with what was trained, on the main rank; None on the others."""
-    if parallel_model.mesh.size("all") == 1:
+    if parallel_model.is_whole:
         return parallel_model.model
     tuning = components.recipe.tuning
     model = apply_tuning(_empty_model(components), tuning, components.family)

@@ -1,0 +1,39 @@
+"""Which kernels compute attention on a device (`run.attention`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+__all__ = ["AttentionKernel", "attention_kernels"]
+
+AttentionKernel = Literal["auto", "flash", "efficient", "cudnn", "math"]
+
+_FLASH, _EFFICIENT = SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION
+_ALLOWED: dict[AttentionKernel, list[SDPBackend]] = {
+    # Not cuDNN, which torch prefers on sm90: it makes a plan for every new shape, and the shapes of packed rows and of
+    # answers are new all the time; with masks its gradients can be NaN (pytorch/pytorch#196678).
+    "auto": [_FLASH, _EFFICIENT, SDPBackend.MATH],
+    "flash": [_FLASH, SDPBackend.MATH],
+    "efficient": [_EFFICIENT, SDPBackend.MATH],
+    "cudnn": [SDPBackend.CUDNN_ATTENTION, _FLASH, _EFFICIENT, SDPBackend.MATH],
+    "math": [SDPBackend.MATH],
+}
+
+
+@contextmanager
+def attention_kernels(device: torch.device, choice: AttentionKernel = "auto") -> Iterator[None]:
+    """Let attention inside be computed by these kernels, the first one in this order that takes its arguments.
+
+    auto: torch's own choice, on CUDA without cuDNN. Any other takes plain matrix products where the kernel named does
+    not take the arguments (flash takes no mask). What torch uses outside is as before.
+    """
+    if choice == "auto" and device.type != "cuda":
+        yield
+        return
+    with sdpa_kernel(_ALLOWED[choice], set_priority=choice == "cudnn"):
+        yield

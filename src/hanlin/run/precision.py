@@ -1,0 +1,40 @@
+"""`train.precision: auto` is what the device computes best in."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from hanlin.core.device import best_precision, pick_device, precision_problem
+from hanlin.core.errors import ConfigError
+from hanlin.recipe.settings import Recipe
+from hanlin.run.components import Components
+
+if TYPE_CHECKING:
+    from hanlin.layers.precision import Precision
+
+
+def precision_of(recipe: Recipe) -> Precision:
+    """Of the arithmetic on the recipe's device.
+
+    Raises: ConfigError where the device is not there, or has not what the recipe asks for.
+    """
+    device, asked = pick_device(recipe.run.device), recipe.train.precision
+    if problem := precision_problem(asked, device):
+        raise ConfigError(f"train.precision: {problem}")
+    return best_precision(device) if asked == "auto" else asked
+
+
+def with_precision(components: Components, former: str | None = None) -> Components:
+    """The same, of a recipe that says its precision; former: what `auto` is for a run that began in it.
+
+    Raises: see `precision_of`.
+    """
+    recipe = components.recipe
+    if recipe.train.precision == "auto" and former is not None:
+        recipe = _saying(recipe, former)
+    return replace(components, recipe=_saying(recipe, precision_of(recipe)))
+
+
+def _saying(recipe: Recipe, precision: str) -> Recipe:
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"precision": precision})})
