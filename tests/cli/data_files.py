@@ -29,12 +29,12 @@ def table_of(rows: Rows, mark: str = ",") -> str:
     return text.getvalue()
 
 
-def write_lines(path: Path, rows: Rows) -> Path:
+def write_rows(path: Path, rows: Rows) -> Path:
     path.write_text(lines_of(rows), "utf-8")
     return path
 
 
-def read_lines(path: Path | str) -> list[dict[str, Any]]:
+def read_rows(path: Path | str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in Path(path).read_text("utf-8").splitlines()]
 
 
@@ -57,11 +57,11 @@ def _write_saved(folder: Path, rows: Rows) -> None:
 def _write_pieces(folder: Path, rows: Rows) -> None:
     folder.mkdir()
     for number, start in enumerate(range(0, len(rows), 4)):
-        write_lines(folder / f"part-{number}.jsonl", rows[start : start + 4])
+        write_rows(folder / f"part-{number}.jsonl", rows[start : start + 4])
 
 
 KINDS: Mapping[str, tuple[str, Callable[[Path, Rows], object]]] = {
-    "JSON lines": ("rows.jsonl", write_lines),
+    "JSON lines": ("rows.jsonl", write_rows),
     "JSON list": ("rows.json", lambda path, rows: path.write_text(json.dumps(list(rows)), "utf-8")),
     "CSV": ("rows.csv", lambda path, rows: path.write_text(table_of(rows), "utf-8-sig")),
     "CSV of Excel in China": ("rows.csv", lambda path, rows: path.write_text(table_of(rows), "gbk")),

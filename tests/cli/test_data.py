@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
+from data_files import write_rows
 from tiny_folder import write_original
 
 from hanlin.cli.main import main
@@ -29,11 +29,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     odd = {"conversations": ROUNDS[:1]}
-    write(tmp_path / "rows.jsonl", [{"conversations": ROUNDS, "id": 1}, odd, {"conversations": LONG}])
-
-
-def write(path: Path, rows: list[Any]) -> None:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    write_rows(tmp_path / "rows.jsonl", [{"conversations": ROUNDS, "id": 1}, odd, {"conversations": LONG}])
 
 
 def test_a_file_alone_is_told_by_its_form(capsys: pytest.CaptureFixture[str]) -> None:
@@ -66,7 +62,7 @@ def test_with_a_model_the_samples_are_those_that_it_sees(original: Path, capsys:
 
 
 def test_a_recipe_shows_all_its_files(original: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write(tmp_path / "eval.jsonl", [{"prompt": "你好", "response": "世界"}])
+    write_rows(tmp_path / "eval.jsonl", [{"prompt": "你好", "response": "世界"}])
     (tmp_path / "recipe.yaml").write_text(
         f"model: {{family: chatglm2, base: {original}}}\nrun: {{folder: run}}\n"
         "data: {train: rows.jsonl, eval: eval.jsonl, max_length: 60}\n",
@@ -81,13 +77,13 @@ def test_a_recipe_shows_all_its_files(original: Path, tmp_path: Path, capsys: py
 def test_preferences_and_unknown_rows_are_shown_too(
     original: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write(tmp_path / "pairs.jsonl", [{"prompt": "你好", "chosen": "世界", "rejected": "黑色"}])
+    write_rows(tmp_path / "pairs.jsonl", [{"prompt": "你好", "chosen": "世界", "rejected": "黑色"}])
     for more in ([], ["--base", str(original)]):
         assert main(["data", "show", "pairs.jsonl", *more]) == 0
         shown = capsys.readouterr().out
         assert "preference rows" in shown
         assert "user: 你好\nassistant: ⟪世界⟫\nrejected assistant: 黑色" in shown
-    write(tmp_path / "own.jsonl", [{"input": "你好", "<ans>": "世界"}])
+    write_rows(tmp_path / "own.jsonl", [{"input": "你好", "<ans>": "世界"}])
     assert main(["data", "show", "own.jsonl"]) == 0
     shown = capsys.readouterr().out
     assert "no form that is known: say which columns" in shown

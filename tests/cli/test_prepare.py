@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from chatglm2_pieces import small_pieces
+from data_files import write_rows
 
 from hanlin.cli.main import main
 from hanlin.data.sources import open_records
@@ -19,14 +20,9 @@ def run(words: list[str]) -> int:
         return int(str(end.code))
 
 
-def write_rows(path: Path, *rows: dict) -> Path:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
 @pytest.mark.parametrize("name", ["ccpm", "cpm_bee:ccpm"])
 def test_raw_ccpm_becomes_records(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source, target = write_rows(tmp_path / "raw.jsonl", RAW, RAW), tmp_path / "data" / "train.jsonl"
+    source, target = write_rows(tmp_path / "raw.jsonl", [RAW, RAW]), tmp_path / "data" / "train.jsonl"
     assert main(["prepare", "--from", name, str(source), str(target)]) == 0
     assert capsys.readouterr().out == f"{target}: 2 rows\n"
     record = json.loads(target.read_text(encoding="utf-8").splitlines()[0])
@@ -36,7 +32,7 @@ def test_raw_ccpm_becomes_records(name: str, tmp_path: Path, capsys: pytest.Capt
 
 def test_the_binary_form_is_written_and_read_back(tmp_path: Path) -> None:
     source, binary, back = tmp_path / "a.jsonl", tmp_path / "bee" / "train", tmp_path / "b.jsonl"
-    write_rows(source, {"input": "床", "<ans>": "月"}, {"input": "前", "<ans>": "光"})
+    write_rows(source, [{"input": "床", "<ans>": "月"}, {"input": "前", "<ans>": "光"}])
     assert main(["prepare", "--to", "bee", str(source), str(binary)]) == 0
     assert main(["prepare", "--from", "bee", str(binary), str(back)]) == 0
     assert back.read_bytes() == source.read_bytes()
@@ -47,7 +43,7 @@ def test_all_files_of_a_folder_are_converted(to: str, tmp_path: Path, capsys: py
     raw, target = tmp_path / "raw", tmp_path / "data"
     raw.mkdir()
     for name, count in (("train", 3), ("eval", 1)):
-        write_rows(raw / f"{name}.jsonl", *([RAW] * count))
+        write_rows(raw / f"{name}.jsonl", [RAW] * count)
     (raw / "README.md").write_text("no rows")
     assert main(["prepare", "--from", "ccpm", "--to", to, str(raw), str(target)]) == 0
     ending = "" if to == "bee" else ".jsonl"
@@ -81,8 +77,8 @@ def test_wrong_words_are_explained(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    write_rows(tmp_path / "raw.jsonl", RAW)
-    write_rows(tmp_path / "odd.jsonl", {"a": 1})
+    write_rows(tmp_path / "raw.jsonl", [RAW])
+    write_rows(tmp_path / "odd.jsonl", [{"a": 1}])
     (tmp_path / "empty").mkdir()
     assert run(["prepare", *words]) == 2
     assert message in capsys.readouterr().err
@@ -102,7 +98,7 @@ def test_texts_become_a_corpus_that_is_merged_shuffled_and_read_back(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     vocab, corpus = str(small_vocabulary(tmp_path)), str(tmp_path / "corpus")
-    text, more = tmp_path / "a.txt", write_rows(tmp_path / "b.jsonl", *({"text": str(line)} for line in POEM))
+    text, more = tmp_path / "a.txt", write_rows(tmp_path / "b.jsonl", [{"text": str(line)} for line in POEM])
     text.write_text("\n".join(POEM), encoding="utf-8")
     indexed = ["prepare", "--to", "indexed", "--workers", "1"]
     assert main([*indexed, str(text), str(more), corpus, "--vocab", vocab]) == 0
@@ -159,7 +155,7 @@ def test_wrong_words_about_corpora_are_explained(
 def test_the_rows_of_a_recipe_become_a_folder_of_ids(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "tokenizer.model").write_bytes(small_pieces().model)
     rows = [{"prompt": "你好", "response": "世界"}, {"prompt": "颜色", "response": " "}]
-    source, recipe = write_rows(tmp_path / "rows.jsonl", *rows), tmp_path / "recipe.yaml"
+    source, recipe = write_rows(tmp_path / "rows.jsonl", rows), tmp_path / "recipe.yaml"
     sizes = "{vocab_size: 512, hidden_size: 8, num_layers: 1, num_heads: 2, num_kv_heads: 1, head_dim: 4, ffn_size: 8}"
     recipe.write_text(
         f"model: {{family: chatglm2, vocab: {tmp_path}/tokenizer.model, config: {sizes}}}\n"

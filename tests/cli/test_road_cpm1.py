@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from data_files import write_rows
 from tiny_pieces import small_tokenizer
 
 from hanlin.cli.main import main
@@ -50,11 +51,6 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_base(folder / "base", family, config, dict(model.named_parameters()), tokenizer)
     convert(folder / "base", family, None, "original", folder / "released", tokenizer=tokenizer, ranks=2)
     return folder / "released"
-
-
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    return path
 
 
 def write_recipe(folder: Path, rows: list[dict[str, Any]], base: Path, *more: str) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data_files import KINDS, read_lines, write_kind
+from data_files import KINDS, read_rows, write_kind
 from family_cases import BUILT_IN, Case, case_of
 from transformers import AutoTokenizer
 
@@ -117,9 +117,9 @@ def travel(files: Sequence[Path], base: Path, folder: Path, *changes: str) -> Tr
     assert is_adapter(folder / "run/last")
     assert main(["evaluate", *words]) == 0
     assert main(["generate", *words, "--input", str(files[0]), "--output", str(folder / "out.jsonl")]) == 0
-    steps = read_lines(folder / "run/metrics.jsonl")
+    steps = read_rows(folder / "run/metrics.jsonl")
     scores = json.loads((folder / "run/evaluation/metrics.json").read_text("utf-8"))
-    return Travelled([step["loss"] for step in steps if "loss" in step], scores, read_lines(folder / "out.jsonl"))
+    return Travelled([step["loss"] for step in steps if "loss" in step], scores, read_rows(folder / "out.jsonl"))
 
 
 @pytest.fixture(scope="module")
@@ -189,6 +189,11 @@ def test_what_the_system_says_stands_in_the_first_question_everywhere(
         theirs = AutoTokenizer.from_pretrained(tmp_path / name / "out")
         ids[name] = theirs.apply_chat_template(asked[name], add_generation_prompt=True, return_dict=False)
     assert ids["system"] == ids["joined"]
+    hanlin.load(runs["system"]).save(tmp_path / "saved", to="huggingface")
+    written = [
+        (folder / "tokenizer_config.json").read_bytes() for folder in (tmp_path / "saved", tmp_path / "system/out")
+    ]
+    assert written[0] == written[1]
 
 
 def test_a_model_without_a_run_is_converted_with_the_options_that_are_named(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from data_files import write_rows
 
 from hanlin.cli.main import main
 
@@ -21,9 +22,7 @@ ROWS = [{"input": "今天天气北京"[:length] + "ab"[:more], "<ans>": "好"} f
 
 @pytest.fixture
 def rows(tmp_path: Path) -> Path:
-    path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS), encoding="utf-8")
-    return path
+    return write_rows(tmp_path / "rows.jsonl", ROWS)
 
 
 def recipe_of(rows: Path, name: str) -> str:
