@@ -8,19 +8,24 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 
 import openai
 import pytest
+import uvicorn
 from decision_cases import LABELS, QUESTIONS, TEXT, asked, engine_of_family, label_engine, poll
 
 from hanlin.evaluation.decisions.answers import answer_of, probabilities_of
 from hanlin.evaluation.decisions.scoring import score_polls
 from hanlin.generate.engine import Engine
+from hanlin.generate.methods.greedy import GreedySettings
+from hanlin.serve.app import make_app
 from hanlin.serve.decisions import DecisionBody
 from hanlin.serve.limits import Limits
+from hanlin.serve.scheduler import Scheduler, ServerCounts
 from hanlin.serve.service import Service
 from hanlin.serve.side_jobs import SideJob, SideJobs
 
@@ -156,25 +161,37 @@ def test_every_mistake_is_a_400_that_names_the_field(
     assert message in found["error"]["message"], found
 
 
-@pytest.fixture(scope="module")
-def refusing() -> Iterator[str]:
-    """One server for all mistakes."""
-    import uvicorn
-
-    from hanlin.generate.methods.greedy import GreedySettings
-    from hanlin.serve.app import make_app
-    from hanlin.serve.scheduler import Scheduler
-
-    engine, limits = engine_of_family("chatglm2"), Limits()
-    service = Service("tiny", engine, GreedySettings(), Scheduler(engine, limits), limits, 1)
+@contextmanager
+def running(engine: Engine, **options: Any) -> Iterator[tuple[str, Service]]:
+    limits = Limits()
+    service = Service("tiny", engine, GreedySettings(), Scheduler(engine, limits), limits, 1, **options)
     server = uvicorn.Server(uvicorn.Config(make_app(service), port=0, log_level="warning"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
         time.sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}", service
     server.should_exit = True
     thread.join(10)
+
+
+@pytest.fixture(scope="module")
+def refusing() -> Iterator[str]:
+    """One server for all mistakes."""
+    with running(engine_of_family("chatglm2")) as (url, _):
+        yield url
+
+
+def test_the_temperature_of_the_weights_is_used_and_tokens_are_counted() -> None:
+    engine = engine_of_family("cpm1")
+    questions: Any = QUESTIONS
+    with running(engine, temperature=3.0) as (url, service):
+        found = client_of(url).decisions.create(model="tiny", input=TEXT, questions=questions)
+        assert service.scheduler.counts.prompt_tokens == found.usage.input_tokens
+    warm, cold = expected(engine, temperature=3.0), expected(engine)
+    assert found.answers[0].model_dump() == near(warm[0])
+    assert warm[0]["choice"] == cold[0]["choice"]
+    assert warm[0]["confidence"] < cold[0]["confidence"]
 
 
 def test_fields_that_say_nothing_here_are_taken(serve: Start) -> None:
@@ -236,7 +253,8 @@ def test_a_failing_step_is_told_to_its_own_request_alone() -> None:
         yield []
         yield [name]
 
-    jobs = SideJobs()
+    counts = ServerCounts()
+    jobs = SideJobs(counts)
     gone = SideJob(counting(9), lambda *found: told.append(found))
     for steps in (failing(), counting(1), counting(2)):
         jobs.add(SideJob(steps, lambda *found: told.append(found)))
@@ -246,11 +264,12 @@ def test_a_failing_step_is_told_to_its_own_request_alone() -> None:
         jobs.step(10.0)
     assert [str(error) for _, error in told if error] == ["broken"]
     assert [found for found, error in told if error is None] == [[1], [2]]
+    assert (counts.failed, counts.cancelled) == (1, 1)
 
 
 def test_what_takes_too_long_is_ended() -> None:
     told: list[Exception | None] = []
-    jobs = SideJobs()
+    jobs = SideJobs(ServerCounts())
     jobs.add(SideJob(iter(()), lambda _, error: told.append(error), submitted=time.monotonic() - 5))
     jobs.step(4.0)
     assert "more than 4 seconds" in str(told[0])

@@ -21,8 +21,10 @@ from hanlin.run.memory import answering_memory
 if TYPE_CHECKING:
     import torch
 
+    from hanlin.api.decisions import Decider
     from hanlin.core.batch import Sample
     from hanlin.core.tokenizer import Tokenizer
+    from hanlin.evaluation.decisions.calibration import Calibration
     from hanlin.evaluation.likelihoods import Likelihood
     from hanlin.generate.engine import Engine
     from hanlin.generate.running_batch import RunningBatch
@@ -48,6 +50,7 @@ class Model:
 
     def __init__(self, components: Components, engine: Engine) -> None:
         self._components, self._engine = components, engine
+        self._temperature: float | None = None  # of decisions; None: nobody has looked yet
         self._memories: deque[RunningBatch] = deque(maxlen=1)
         # Experts that are read when they are needed take the place of others: one answer at a time.
         has_places = components.recipe.generate.expert_memory is not None
@@ -197,6 +200,65 @@ class Model:
         scores = [by_number[number] for number in range(len(given))]
         return scores[0] if is_one else scores
 
+    def decide(
+        self,
+        records: str | Record | Iterable[str] | Iterable[Record],
+        questions: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+        *,
+        batch_size: int | None = None,
+    ) -> Any:
+        """How probable each answer to questions about a text or row is, or about several (docs/decisions.md).
+
+        questions: one or several, as OpenAI's clients write them: predicates, choices, scores; None: each row has its
+        own under "questions", or is a record of the family with options, or one for the model's labels. A row has what
+        is asked about under "input". Of one question the answer is returned, of several a list, each as OpenAI's
+        clients read it. The temperature is the one that was calibrated for these weights, if any was.
+
+        Raises: DataError for what the model cannot be asked.
+        """
+        from hanlin.evaluation.decisions.questions import read_questions
+        from hanlin.evaluation.decisions.rows import read_row
+
+        is_one, is_single = isinstance(records, str | Mapping), isinstance(questions, Mapping)
+        asked = None if questions is None else read_questions([questions] if is_single else questions)
+        rows: list[Any] = [records] if is_one else list(records)
+        if asked is not None:
+            rows = [{"input": row} if isinstance(row, str) else row for row in rows]
+        limit = self._engine.max_length
+        read = [
+            self._named(number, lambda processor, row: read_row(processor, row, limit, asked), row)
+            for number, row in enumerate(rows)
+        ]
+        with self._computing(self.recipe.generate):
+            found = list(self._decider(batch_size).answered(read))
+        answers = [own[0] if is_single or row.questions is None else own for row, own in found]
+        return answers[0] if is_one else answers
+
+    def calibrate(
+        self, rows: Iterable[Record], questions: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None
+    ) -> Calibration:
+        """Fit the temperature of `decide` on held-out rows with their right answers, and use it from now on.
+
+        rows: as `decide` takes them, with the right answer in the record, or (of questions) under "gold". What was
+        found is written beside the weights: `calibration.json` and a diagram; `decide` and `hanlin serve` use it.
+
+        Raises: DataError for a row without its right answer, and for too few.
+        """
+        from hanlin.evaluation.decisions.questions import read_questions
+        from hanlin.evaluation.decisions.rows import golds_of, read_row
+
+        asked = None
+        if questions is not None:
+            asked = read_questions([questions] if isinstance(questions, Mapping) else questions)
+        limit, read = self._engine.max_length, []
+        for number, row in enumerate(rows):
+            read.append(self._named(number, lambda processor, one: read_row(processor, one, limit, asked), row))
+            self._named(number, golds_of, read[-1])
+        with self._computing(self.recipe.generate):
+            found = self._decider(None).calibrate(read, self._components, ())
+        self._temperature = found.temperature
+        return found
+
     def save(self, folder: str | Path, *, to: str = "base", overwrite: bool = False) -> Written:
         """Write the whole model with its tokenizer as a folder that stands alone, in any layout of its family.
 
@@ -214,6 +276,14 @@ class Model:
             return self._save_from_memory(target, how)
 
     # --- inside ---
+
+    def _decider(self, batch_size: int | None) -> Decider:
+        from hanlin.api.decisions import Decider, calibrated_by
+
+        if self._temperature is None:
+            found = calibrated_by(self._components)
+            self._temperature = 1.0 if found is None else found.temperature
+        return Decider(self._engine, batch_size or self.recipe.generate.batch_size, self._temperature)
 
     def _save_from_memory(self, target: Path, how: ConvertSettings) -> Written:
         from hanlin.formats.convert import held_source

@@ -26,7 +26,20 @@ from hanlin.core.terminal import mute, steady_streams
 # The order of `hanlin --help`, along a user's way; commands that are not named here come last.
 _ORDER = (
     *("demo", "doctor", "recipes", "data", "check", "plan", "prepare", "tokenizer"),
-    *("train", "launch", "deepspeed", "evaluate", "generate", "chat", "serve", "report", "inspect", "convert"),
+    *(
+        "train",
+        "launch",
+        "deepspeed",
+        "evaluate",
+        "generate",
+        "decide",
+        "calibrate",
+        "chat",
+        "serve",
+        "report",
+        "inspect",
+        "convert",
+    ),
 )
 _NOT_COMMANDS = {"main"}
 _LOCALE = "the locale of this terminal ({}) cannot name the file {!r}; set PYTHONUTF8=1, or LC_ALL=C.UTF-8"

@@ -110,11 +110,22 @@ def _service(
     base, *others = components
     engine, settings = load_engine(base.recipe, base), chatting(base.recipe.generate, args.words)
     scheduler, created = Scheduler(engine, limits), int(time.time())
+    chances = [_temperature(one) for one in components]
     adapted = {
-        short: Service(f"{name}:{short}", adapted_engine(engine, one), settings, scheduler, limits, created)
-        for short, one in zip(adapters, others, strict=True)
+        short: Service(f"{name}:{short}", adapted_engine(engine, one), settings, scheduler, limits, created, {}, own)
+        for short, one, own in zip(adapters, others, chances[1:], strict=True)
     }
-    return Service(name, engine, settings, scheduler, limits, created, adapted)
+    return Service(name, engine, settings, scheduler, limits, created, adapted, chances[0])
+
+
+def _temperature(components: Components) -> float:
+    """Of decisions; it is said where it comes from."""
+    from hanlin.api.decisions import calibrated_by, remark_on_calibration
+
+    if remark := remark_on_calibration(components):
+        print(remark, file=sys.stderr)
+    found = calibrated_by(components)
+    return 1.0 if found is None else found.temperature
 
 
 def _serve(service: Service, args: argparse.Namespace, key: str | None, listener: socket.socket) -> int:

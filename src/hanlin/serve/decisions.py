@@ -37,9 +37,9 @@ async def decide(request: Request) -> Response:
     # In a thread: many options of a long text take a while to be encoded.
     polls = await asyncio.to_thread(_polls, service, body)
     steps = scored_in_steps(service.engine, polls, service.settings.batch_size)
-    scored = await service.run_aside(steps, request)
-    chances = [probabilities_of(scores, service.temperature) for scores in scored]
     read = sum(poll.num_tokens for poll in polls)
+    scored = await service.run_aside(steps, request, read)
+    chances = [probabilities_of(scores, service.temperature) for scores in scored]
     usage = {
         "input_tokens": read,
         "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},

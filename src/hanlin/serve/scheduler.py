@@ -105,7 +105,7 @@ class Scheduler:
         self._running: dict[int, tuple[Job, int]] = {}
         self._budget = Budget(limits.cache_tokens)
         self._batches: dict[Engine, RunningBatch] = {}
-        self._aside = SideJobs()
+        self._aside = SideJobs(self.counts)
         self._numbers = count()
         self._changed = threading.Condition()
         self._is_closing = False

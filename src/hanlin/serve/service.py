@@ -116,8 +116,9 @@ class Service:
             for number in range(answers)
         ]
 
-    async def run_aside(self, steps: Iterator[Any], request: Request) -> Any:
-        """What the last of some steps of the model finds, run between those of the answers.
+    async def run_aside(self, steps: Iterator[Any], request: Request, tokens: int = 0) -> Any:
+        """What the last of some steps of the model finds, run between those of the answers; tokens: that they read
+        and that nobody else counts.
 
         Raises: RequestError, ClientDisconnect.
         """
@@ -128,7 +129,7 @@ class Service:
             with suppress(RuntimeError):
                 loop.call_soon_threadsafe(lambda: found.done() or found.set_result((result, error)))
 
-        job = SideJob(steps, done)
+        job = SideJob(steps, done, tokens)
         with _busy_told(self.scheduler):
             self.scheduler.submit_aside(job)
         try:

@@ -7,10 +7,16 @@ from typing import Any
 
 import numpy as np
 
+from .calibration import Trial
 from .questions import ChoiceQuestion, PredicateQuestion, Question
 from .scoring import OptionScores
 
-__all__ = ["answer_of", "choice_among", "probabilities_of"]
+__all__ = ["answer_of", "choice_among", "competing_logits", "probabilities_of"]
+
+
+def competing_logits(scores: OptionScores) -> np.ndarray:
+    """`[options]`; of a single one: its logit, and that of its absence."""
+    return np.append(scores.logits, 0.0) if len(scores.scores) == 1 else scores.logits
 
 
 def probabilities_of(scores: OptionScores, temperature: float = 1.0) -> list[float]:
@@ -18,11 +24,7 @@ def probabilities_of(scores: OptionScores, temperature: float = 1.0) -> list[flo
 
     temperature: 1: as the model has it; above: nearer to one another.
     """
-    logits = scores.logits / temperature
-    if len(logits) == 1:
-        logits = np.append(logits, 0.0)
-    chances = np.exp(logits - logits.max())
-    return (chances / chances.sum())[: len(scores.scores)].tolist()
+    return Trial(competing_logits(scores), 0).chances(temperature)[: len(scores.scores)].tolist()
 
 
 def answer_of(question: Question, probabilities: Sequence[float]) -> dict[str, Any]:

@@ -356,7 +356,7 @@ class ChatGlm2Processor:
         Raises: DataError.
         """
         question = choice.question
-        if not isinstance(self.template, RoleTemplate):
+        if isinstance(self.template, TextTemplate) and not self.template.joins_system:
             asked = "\n".join(message.text for message in question.messages)
             question = Conversation((ChatMessage("user", asked),))
         return {**self.record_of(question), OPTIONS: list(choice.options)}
