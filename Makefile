@@ -9,7 +9,7 @@ ARGS ?=
 RUN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help demo test check mutants bench drill docs clean
+.PHONY: help demo test check clients mutants bench drill docs clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/'
@@ -33,6 +33,10 @@ check: $(INSTALLED) ## style, types, imports
 	$(RUN)/ruff format --check .
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(RUN)/pyright
 	$(RUN)/lint-imports
+
+clients: $(INSTALLED) ## other clients of `hanlin serve` for tests/serve/test_clients.py, into .clients: OpenAI 1.x and 2.x, LiteLLM, lm-eval
+	for one in "openai1 openai<2" "openai2 openai<3" "litellm litellm" "lm_eval lm-eval[api]"; do \
+		$(RUN)/python -m pip install --quiet --upgrade --target .clients/$${one%% *} "$${one#* }" || exit 1; done
 
 mutants: $(INSTALLED) ## break one line after another; do the unit tests notice? (ARGS=step.py: some of them)
 	$(RUN)/python tests/mutants.py $(ARGS)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -14,7 +16,9 @@ from pathlib import Path
 
 import openai
 import pytest
+import yaml
 
+from hanlin.cli import serve
 from hanlin.cli.main import main
 
 
@@ -118,3 +122,19 @@ def test_it_is_this_machine_alone_that_is_answered_by_default(base: Path) -> Non
         with urllib.request.urlopen(f"{url}/models") as response:
             assert json.load(response)["data"][0]["id"] == "bee"
         process.terminate()
+
+
+def test_the_files_for_deployment_name_what_the_command_has() -> None:
+    folder = Path(__file__).parents[2] / "examples/serve"
+    options = {option for action in _options() for option in action.option_strings}
+    for file in folder.iterdir():
+        named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", file.read_text("utf-8")))
+        assert named <= options | {"--from-literal", "--quiet"}, file
+    for name in ("compose.yaml", "kubernetes.yaml"):
+        assert list(yaml.safe_load_all((folder / name).read_text("utf-8")))
+
+
+def _options() -> list[argparse.Action]:
+    parser = argparse.ArgumentParser()
+    serve.add_arguments(parser)
+    return parser._actions

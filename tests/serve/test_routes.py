@@ -200,7 +200,11 @@ def test_models_health_and_metrics(serve: Start) -> None:
     assert client_of(url).models.retrieve("tiny").id == "tiny"
     post(url, "/v1/chat/completions", {"messages": ASKED, "max_tokens": 2})
     with urllib.request.urlopen(f"{url}/metrics") as response:
-        assert "hanlin_requests_total 1\n" in response.read().decode()
+        told = dict(line.split() for line in response.read().decode().splitlines() if not line.startswith("#"))
+    assert (told["hanlin_requests_total"], told["hanlin_queue_seconds_count"]) == ("1", "1")
+    assert (told["hanlin_first_token_seconds_count"], told["hanlin_inter_token_seconds_count"]) == ("1", "1")
+    assert float(told["hanlin_inter_token_seconds_sum"]) > 0
+    assert told["hanlin_cache_positions_limit"] == "65536"
     for path in ("/health", "/ready", "/version"):
         assert urllib.request.urlopen(f"{url}{path}").status == 200
 

@@ -3,6 +3,7 @@
 hanlin chat runs/chat                            the model that a run has trained
 hanlin chat --base chatglm2-6b                   a model as it is published
 hanlin chat --base chatglm2-6b --adapter prefix  with a prefix or a LoRA on top
+hanlin chat --url http://127.0.0.1:8000          with a running `hanlin serve`, which has the model
 
 "clear" forgets the dialogue, "stop" (or Ctrl-D) ends, Ctrl-C ends an answer. A question that cannot be answered (too
 long, no UTF-8) is said, and the next one is asked for. Tokens are drawn (top_p 0.8, temperature
@@ -13,20 +14,27 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import TextIOWrapper
 
 from hanlin.cli._recipe import add_model, recipe_of_model, say_remark
+from hanlin.cli._remote import add_server, server_of
 from hanlin.core.errors import ConfigError, DataError
+
+Answering = Callable[[list[dict[str, str]], int], Iterator[str]]
+"""A dialogue and the number of its newest question -> the answer in pieces."""
 
 HELP = "talk with a model"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
+    add_server(parser)
 
 
 def run(args: argparse.Namespace) -> int:
+    if (server := server_of(args)) is not None:
+        return _talk(lambda asked, number: server.reply(asked))
     recipe = recipe_of_model(args)
     say_remark(recipe)
     from hanlin.api.generation import chatting
@@ -40,6 +48,14 @@ def run(args: argparse.Namespace) -> int:
     from hanlin.run.weights import load_engine
 
     model, options = Model(components, load_engine(recipe, components)), chatting(recipe.generate, args.words)
+    return _talk(
+        lambda asked, number: model.reply(asked, options, recipe.run.seed + number),
+        remembers=components.processor.remembers,
+    )
+
+
+def _talk(reply: Answering, *, remembers: bool = True) -> int:
+    """Ask and answer until the end; remembers: whether what was said before is asked with a question."""
     history: list[dict[str, str]] = []
     for number, question in enumerate(_questions()):
         if question == "clear":
@@ -47,12 +63,12 @@ def run(args: argparse.Namespace) -> int:
             continue
         asked = [*history, {"role": "user", "content": question}]
         try:
-            pieces = model.reply(asked, options, recipe.run.seed + number)
+            pieces = reply(asked, number)
         except DataError as error:
             _complain(str(error))
             continue
         answer = _say(pieces)
-        if components.processor.remembers:
+        if remembers:
             history = [*asked, {"role": "assistant", "content": answer}]
     return 0
 

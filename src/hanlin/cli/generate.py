@@ -3,6 +3,7 @@
 hanlin generate recipe.yaml --input questions.jsonl --output answers.jsonl
 hanlin generate run --input questions.jsonl --output answers.jsonl data.bad_rows=drop
 my_program | hanlin generate run | another_program
+hanlin generate --url http://127.0.0.1:8000 --input questions.jsonl --output answers.jsonl     (a running server)
 hanlin generate --base FOLDER --record '{"input": "今天天气", "<ans>": ""}' --stream
 """
 
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from hanlin.cli._answers import identity_of, in_order, is_unfinished, open_output, ready_lines, text_output
 from hanlin.cli._launch import add_launch, num_to_start, on_all_ranks
 from hanlin.cli._recipe import add_model, recipe_of_model, say_remark
+from hanlin.cli._remote import add_server, server_of
 from hanlin.cli._targets import add_overwrite, sole_target
 from hanlin.core.collectives import entered_on_main
 from hanlin.core.errors import DataError
@@ -39,6 +41,7 @@ HELP = "write answers: rows in, JSON lines out"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
+    add_server(parser)
     records = parser.add_argument_group("records")
     records.add_argument("--record", action="append", default=[], metavar="JSON", help="a record; may be repeated")
     records.add_argument(
@@ -58,6 +61,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if (server := server_of(args)) is not None:
+        from hanlin.cli._remote_rows import generate_remotely
+
+        return generate_remotely(args, server)
     recipe = recipe_of_model(args)
     if not args.record and args.input in (None, "-") and num_to_start(args, recipe) > 1:
         raise DataError("several processes cannot read standard input; name a file with --input, or give --record")

@@ -76,6 +76,7 @@ class Job:
     engine: Engine | None = None
     submitted: float = field(default_factory=time.monotonic)
     is_cancelled: bool = False
+    first_token: float = 0.0
 
 
 @dataclass
@@ -90,6 +91,10 @@ class ServerCounts:
     answer_tokens: int = 0
     first_token_seconds: float = 0.0
     first_tokens: int = 0
+    between_tokens_seconds: float = 0.0
+    between_tokens: int = 0
+    queue_seconds: float = 0.0
+    begun: int = 0
     waiting: int = 0
     running: int = 0
     cache_positions: int = 0
@@ -252,6 +257,8 @@ class Scheduler:
             return True
         if has_joined:
             self._waiting_done()
+            self.counts.begun += 1
+            self.counts.queue_seconds += time.monotonic() - job.submitted
             self._running |= {number: (job, place) for place, number in enumerate(numbers)}
             self.counts.prompt_tokens += sum(question.prompt.size for question in job.questions)
         return has_joined
@@ -273,7 +280,8 @@ class Scheduler:
         tokens = search.best.tokens if search.is_done else search.beams[0].tokens
         if len(tokens) == 1 and place == 0:
             self.counts.first_tokens += 1
-            self.counts.first_token_seconds += time.monotonic() - job.submitted
+            job.first_token = time.monotonic()
+            self.counts.first_token_seconds += job.first_token - job.submitted
         if not (search.is_done or job.stops or job.is_streamed):
             return
         # The text before it is known to be whole: a beam search may change its mind.
@@ -288,6 +296,9 @@ class Scheduler:
         if end is not None:
             self._forget(number)
             self.counts.answer_tokens += len(tokens)
+            if place == 0 and len(tokens) > 1:
+                self.counts.between_tokens_seconds += time.monotonic() - job.first_token
+                self.counts.between_tokens += len(tokens) - 1
         if end is not None or job.is_streamed:
             job.listener(Answered(place, tokens, text, end))
 

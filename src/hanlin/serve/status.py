@@ -23,6 +23,14 @@ _METRICS = {
     "answer_tokens": ("counter", "answer_tokens_total", "Tokens of answers that were ended."),
     "first_token_seconds": ("counter", "first_token_seconds_sum", "Seconds from a request to its first token."),
     "first_tokens": ("counter", "first_token_seconds_count", "Requests whose first token was written."),
+    "between_tokens_seconds": (
+        "counter",
+        "inter_token_seconds_sum",
+        "Seconds between tokens of requests' first answers.",
+    ),
+    "between_tokens": ("counter", "inter_token_seconds_count", "Times between two such tokens."),
+    "queue_seconds": ("counter", "queue_seconds_sum", "Seconds that requests waited before they were begun."),
+    "begun": ("counter", "queue_seconds_count", "Requests that were begun."),
     "waiting": ("gauge", "requests_waiting", "Requests in the queue."),
     "running": ("gauge", "answers_running", "Answers that are being written."),
     "cache_positions": ("gauge", "cache_positions", "Positions that the KV cache holds, over all rows."),
@@ -52,6 +60,11 @@ async def metrics(request: Request) -> Response:
     for name, (kind, title, text) in _METRICS.items():
         lines += [f"# HELP hanlin_{title} {text}", f"# TYPE hanlin_{title} {kind}"]
         lines.append(f"hanlin_{title} {getattr(service.scheduler.counts, name):g}")
+    lines += [
+        "# HELP hanlin_cache_positions_limit Positions that it may hold.",
+        "# TYPE hanlin_cache_positions_limit gauge",
+    ]
+    lines.append(f"hanlin_cache_positions_limit {service.limits.cache_tokens}")
     return PlainTextResponse("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4")
 
 
