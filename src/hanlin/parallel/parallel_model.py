@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
@@ -46,16 +46,17 @@ class StageRunner(Protocol):
 class SingleStage:
     """All blocks on this rank."""
 
-    def __init__(self, model: nn.Module, *, is_sharded: bool) -> None:
-        self.model, self.is_sharded = model, is_sharded
+    def __init__(self, model: nn.Module, shard: Literal["none", "gradients", "parameters"]) -> None:
+        self.model, self.shard = model, shard
 
     def forward_backward(self, parts: Sequence[Batch], factors: Sequence[float]) -> torch.Tensor:
         losses = []
         for number, (part, factor) in enumerate(zip(parts, factors, strict=True)):
-            if self.is_sharded:
+            if self.shard != "none":
                 from hanlin.parallel.shard import reduce_gradients
 
-                reduce_gradients(self.model, now=number == len(parts) - 1)
+                # Whole gradients are kept from pass to pass only where the whole weights are.
+                reduce_gradients(self.model, now=self.shard == "parameters" or number == len(parts) - 1)
             loss = self.model(**part.inputs, labels=part.labels, weights=part.weights, reduction="sum")
             (loss * factor).backward()
             losses.append(loss.detach())
@@ -208,7 +209,7 @@ class ParallelModel:
     def _make_runner(self) -> StageRunner:
         if self.mesh.size("pipe") == 1:
             self._shard(self.models)
-            return SingleStage(self.model, is_sharded=self._is_sharded)
+            return SingleStage(self.model, self.settings.shard if self._is_sharded else "none")
         from hanlin.parallel.pipeline import Pipeline, Stage
 
         count = self.settings.num_stages

@@ -51,7 +51,7 @@ def shard(
 
 
 def reduce_gradients(stage: nn.Module, *, now: bool) -> None:
-    """Whether the next backward pass is the last of a step, after which the ranks add their gradients."""
+    """Whether the ranks add their gradients after the next backward pass, and keep their share of the sum."""
     assert isinstance(stage, FSDPModule)
     stage.set_requires_gradient_sync(now)
     stage.set_is_last_backward(now)

@@ -153,7 +153,8 @@ def _along_the_text(cost: BlockCost, undivided: int, sums: int, ranks: int) -> B
 def _memory(share: _RankShare) -> RankMemory:
     layout, held, trace = share.layout, share.held, share.trace
     passes = layout.micro_batches
-    accumulates = share.is_sharded and passes > 1  # each pass adds to whole gradients, the last one divides them
+    # Each pass adds to whole gradients, and the last one divides them.
+    accumulates = share.is_sharded and passes > 1 and not _reduces_each_pass(layout)
     gradients = FP32 * (held.whole_trained if accumulates else held.held_trained)
     optimizer = held.optimiser_bytes
     host = held.held_bytes + FP32 * held.held_trained + optimizer if layout.offload else 0
@@ -246,17 +247,23 @@ def _traffic(share: _RankShare) -> Traffic:
     shards, replicas = layout.shard_ranks, layout.data // layout.shard_ranks
     times = 2 if layout.shard == "parameters" else 1
     gather = _ring(shards) * held.whole_bytes * times * passes
-    scatter = _ring(shards) * FP32 * held.whole_trained
-    reduce = 2 * _ring(replicas) * FP32 * held.whole_trained / shards
+    sums = passes if _reduces_each_pass(layout) else 1
+    scatter = _ring(shards) * FP32 * held.whole_trained * sums
+    reduce = 2 * _ring(replicas) * FP32 * held.whole_trained / shards * sums
     # Each row-divided product is summed in the forward pass, the gradient of its input in the backward pass.
     states = sum(cost.elements for cost in share.costs)
-    sums = states * held.sums / max(1, len(share.costs)) * (3 if recomputes else 2)
-    tensor = 2 * _ring(layout.tensor) * size * sums * passes
+    summed = states * held.sums / max(1, len(share.costs)) * (3 if recomputes else 2)
+    tensor = 2 * _ring(layout.tensor) * size * summed * passes
     stages = layout.stages // layout.pipe if layout.pipe > 1 else 0
     ends = 2 * stages - held.stage.has_first - held.stage.has_last if stages else 0
     pipe = share.trace.outputs / layout.tensor * ends * passes
     expert = _ring(layout.expert) * size * states * (6 if recomputes else 4) * passes
     return Traffic(*map(int, (gather, scatter, reduce, tensor, pipe, expert)))
+
+
+def _reduces_each_pass(layout: Layout) -> bool:
+    """Whether gradients are divided after every micro-batch (ZeRO-3), not once a step."""
+    return layout.shard == "parameters" and layout.pipe == 1
 
 
 def _ring(ranks: int) -> float:
