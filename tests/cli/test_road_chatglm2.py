@@ -176,7 +176,8 @@ def test_a_chat_remembers_until_it_is_told_to_forget(
     monkeypatch.setattr("sys.stdin", io.StringIO("你好\n\n世界\nclear\n黑色\nstop\n你好\n"))
     words = ["generate.method=greedy", "generate.max_new_tokens=5", "run.threads=1"]
     assert main(["chat", "--base", str(original), *words]) == 0
-    assert list(dict.fromkeys(asked)) == [("你好", 0), ("世界", 1), ("黑色", 0)]
+    last = dict(asked)  # what fits is tried from the newest round on
+    assert last == {"你好": 0, "世界": 1, "黑色": 0}
     assert capsys.readouterr().out.count("\n") >= 3
 
 
