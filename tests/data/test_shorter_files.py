@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from letter_family import LetterProcessor, Letters
 
@@ -40,9 +42,50 @@ def test_records_whose_file_is_cut_are_told(tmp_path: Path, write: Callable) -> 
     path, file = write(tmp_path)
     source = open_records(path)
     os.truncate(file, 4096)
-    assert source[0] == ROWS[0]
-    with pytest.raises(DataError, match=rf"{file.name}: became shorter while it was in use: 4,096 bytes, there were"):
-        source[len(source) - 1]
+    for row in (0, len(source) - 1):
+        with pytest.raises(DataError, match=rf"{file.name}: became shorter while it was in use: 4,096 bytes, there"):
+            source[row]
+
+
+def write_parquet(folder: Path) -> tuple[Path, Path]:
+    path = folder / "rows.parquet"
+    pq.write_table(pa.Table.from_pylist([{**row, "n": number} for number, row in enumerate(ROWS)]), path)
+    return path, path
+
+
+def write_table(folder: Path) -> tuple[Path, Path]:
+    path = folder / "rows.csv"
+    path.write_text("text,<ans>\n" + "abc,d\n" * 2000)
+    return path, path
+
+
+@pytest.mark.parametrize("write", [write_lines, write_bee_set, write_parquet, write_table])
+@pytest.mark.parametrize("is_known", [False, True])
+def test_a_file_that_is_written_to_in_place_is_told(tmp_path: Path, write: Callable, is_known: bool) -> None:
+    path, file = write(tmp_path)
+    source = open_records(path)
+    assert source[0]
+    if is_known:
+        assert source.fingerprint
+    content = file.read_bytes()
+    with file.open("r+b") as stream:  # the same inode and size
+        stream.write(content[:-20] + b"x" * 10 + content[-10:])
+    os.utime(file, (0, 0))
+    for row in (1999, 0, 1999):
+        with pytest.raises(DamagedFileError, match=rf"{file.name}: was written to while it was in use"):
+            source[row]
+
+
+def test_a_file_whose_bytes_are_known_may_grow_and_be_touched(tmp_path: Path) -> None:
+    path, _ = write_lines(tmp_path)
+    source = open_records(path)
+    assert source.fingerprint
+    os.utime(path, (0, 0))
+    assert source[3] == ROWS[3]
+    with path.open("ab") as stream:
+        stream.write(b'{"text": "more"}\n')
+    assert [source[row] for row in (0, 1999)] == [ROWS[0], ROWS[1999]]
+    assert len(source) == 2000
 
 
 def test_a_cut_file_ends_the_work_though_bad_rows_are_dropped(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import hostile_inputs
+import hostile_tables
 import hostile_weights
 from hostile_attack import MARK, Attack
 from judging import Baselines, judge
@@ -22,6 +23,7 @@ MEMORY_GIB, SECONDS = 6.0, 40.0
 def attacks() -> Iterator[Attack]:
     yield from hostile_weights.attacks()
     yield from hostile_inputs.attacks()
+    yield from hostile_tables.attacks()
 
 
 def drill(template: Path, place: Path, share: float = 1.0) -> Tally:

@@ -4,14 +4,18 @@ of one original checkpoint and the cases of the families' contract, which both l
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
 import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 import yaml
+import zstandard
 from family_cases import case_of
 
 from hanlin.cli.main import main
@@ -24,6 +28,7 @@ ROWS = [
     {"input": "ab", "options": {"<option_0>": "好", "<option_1>": "坏"}, "question": "x", "<ans>": "<option_1>"},
     {"input": "甲<mask_0>丙<mask_1>", "<ans>": {"<mask_0>": "乙", "<mask_1>": "b"}},
 ]
+TABLES = [{"input": f"今天天气{number}", "<ans>": "好"} for number in range(8)]
 CHARACTERS = "床前明月光疑是地上霜举头望低思故乡"
 FORMS = {
     "full": {},
@@ -48,6 +53,7 @@ def make_world(folder: Path) -> Path:
     """All files of a project, none of its results; `folder` must be where it is used, since recipes name paths."""
     folder.mkdir(parents=True)
     write_rows(folder / "rows.jsonl", ROWS * 3)
+    write_tables(folder)
     _must(["convert", str(CASE), str(folder / "base"), "--vocab", str(CASE / "vocab.txt")])
     for name, changes in FORMS.items():
         _write_recipe(folder, name, changes)
@@ -94,6 +100,25 @@ def write_recipe(path: Path, recipe: dict[str, Any]) -> Path:
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+def write_tables(folder: Path) -> None:
+    """The same rows, `TABLES`, in every kind of table, packed ones too, and in `tables/`, a folder of some."""
+    table = pa.Table.from_pylist(TABLES)
+    pq.write_table(table, folder / "rows.parquet")
+    with pa.OSFile(str(folder / "rows.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    lines = [",".join(TABLES[0]), *(",".join(row.values()) for row in TABLES)]
+    text = "".join(f"{line}\n" for line in lines)
+    write_rows(folder / "table.jsonl", TABLES)
+    (folder / "rows.csv").write_text(text, encoding="utf-8")
+    (folder / "rows.tsv").write_text(text.replace(",", "\t"), encoding="utf-8")
+    (folder / "rows.csv.gz").write_bytes(gzip.compress(text.encode()))
+    (folder / "rows.jsonl.zst").write_bytes(zstandard.compress((folder / "table.jsonl").read_bytes()))
+    (folder / "tables").mkdir()
+    for name in ("rows.csv", "rows.parquet"):
+        shutil.copy(folder / name, folder / "tables" / f"a{Path(name).suffix}")
+    (folder / "table.jsonl").unlink()
 
 
 def write_poems(folder: Path, length: int) -> None:

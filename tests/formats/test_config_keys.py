@@ -47,6 +47,15 @@ def test_a_neutral_value_alone_is_taken(value: object) -> None:
         KEYS.check({"scale": value}, "x")
 
 
+def test_a_list_of_neutral_values_and_null_in_place_of_off_are_taken() -> None:
+    keys = ConfigKeys(neutral={"layer_types": ("full", ""), "dropout": (0,), "scale": (True,)})
+    keys.check({"layer_types": ["full", "full"], "dropout": None}, "x")
+    keys.check({"layer_types": None, "dropout": 0.0}, "x")
+    for values in ({"layer_types": ["full", "sliding"]}, {"layer_types": "sliding"}, {"dropout": 0.1}, {"scale": None}):
+        with pytest.raises(CheckpointError, match="says what is not computed here"):
+            keys.check(values, "x")
+
+
 def written(folder: Path, family: Family, config: object, layout: str) -> Path:
     model = family.model()(config)
     model.init_weights(torch.Generator().manual_seed(0))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
+from hanlin.core.errors import CheckpointError
 from hanlin.formats.fingerprint import Fingerprint, weights_fingerprint
 
 WEIGHTS = {"a": torch.arange(40_000.0).view(200, 200), "b": torch.ones(3, dtype=torch.bfloat16)}
@@ -26,3 +28,14 @@ def test_ranks_that_hold_some_weights_each_agree_with_one_that_holds_all() -> No
         last.add(name, tensor)
     every = [first.digests, last.digests]
     assert first.value(every) == last.value(every) == weights_fingerprint(WEIGHTS.items())
+    some = Fingerprint()
+    assert [name for name, _ in some.passing(WEIGHTS.items(), {"b"})] == ["a", "b"]
+    assert some.digests == {"b": last.digests["b"]}
+
+
+def test_ranks_that_have_read_other_weights_are_told() -> None:
+    first, other = Fingerprint(), Fingerprint()
+    first.add("a", WEIGHTS["a"])
+    other.add("a", WEIGHTS["a"] + 1)
+    with pytest.raises(CheckpointError, match="a: not all ranks have read the same weights"):
+        first.value([first.digests, other.digests])

@@ -11,6 +11,7 @@ from kills import killed_at
 
 from hanlin.checkpoint.saved import SavedSteps
 from hanlin.core.errors import CheckpointError, ConfigError
+from hanlin.core.locks import held
 from hanlin.recipe.reading import make_recipe
 from hanlin.recipe.settings import Recipe
 from hanlin.run.folder import open_run_folder, refuse_other_run
@@ -108,6 +109,17 @@ def test_a_restart_keeps_the_whole_former_run(run: Path) -> None:
         assert sorted(path.name for path in run.iterdir()) == ["config.yaml", "former", "mine.txt"]
     assert contents(run / "former" / "1") == former
     assert list(contents(run / "former" / "2")) == ["config.yaml"]
+
+
+def test_a_restart_does_not_move_an_evaluation_that_somebody_writes(run: Path) -> None:
+    before = contents(run)
+    with held(run / "evaluation"), pytest.raises(ConfigError, match=r"run/evaluation: is in use by process \d+ on"):
+        open_run_folder(recipe(run), "restart")
+    assert contents(run) == before
+    assert not (run / "former").exists()
+    open_run_folder(recipe(run), "restart")
+    assert (run / "former/1/evaluation/file").read_text() == "evaluation"
+    assert not list(run.rglob(".lock"))
 
 
 @pytest.mark.parametrize("then", ["resume", "restart"])

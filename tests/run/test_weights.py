@@ -11,6 +11,7 @@ from tiny_folder import write_original as write_chatglm2
 
 from hanlin.checking import check
 from hanlin.core.errors import CheckpointError, ConfigError
+from hanlin.core.ranks import Ranks
 from hanlin.formats import source
 from hanlin.formats.convert import convert
 from hanlin.formats.fingerprint import Fingerprint, weights_fingerprint
@@ -21,6 +22,7 @@ from hanlin.models.chatglm2 import family as chatglm2
 from hanlin.models.cpm2 import family
 from hanlin.models.cpm2.config import Cpm2Config
 from hanlin.recipe.reading import make_recipe
+from hanlin.run import weights as weights_module
 from hanlin.run.components import build_components
 from hanlin.run.weights import _additions, _base_model, _tuned_model, load_engine, parallelize_tuned
 
@@ -52,6 +54,20 @@ def test_a_frozen_base_is_opened_once_and_read_once(tmp_path: Path, monkeypatch:
     assert len(read) == len(set(read)) > 0
     model = _base_model(components, torch.float32)
     assert fingerprint.value() == weights_fingerprint(model.named_parameters())
+
+
+def test_each_weight_is_hashed_once_on_each_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    everything, half = ["a", "b", "c", "d"], ["a", "b"]
+    ranks = [(("one", 0), everything), (("one", 1), everything), (("one", 2), half), (("two", 3), everything)]
+    hashed: dict[str, list[str]] = {"one": [], "two": []}
+    monkeypatch.setattr(weights_module, "gather_values", lambda mine: ranks)
+    for (machine, rank), names in ranks:
+        monkeypatch.setattr(weights_module.socket, "gethostname", lambda machine=machine: machine)
+        monkeypatch.setattr(weights_module, "read_ranks", lambda rank=rank: Ranks(rank, 4))
+        mine = weights_module._names_to_hash(names)
+        assert mine <= set(names)
+        hashed[machine] += mine
+    assert {machine: sorted(names) for machine, names in hashed.items()} == {"one": everything, "two": everything}
 
 
 def test_it_is_said_that_a_half_base_is_trained_and_written_in_fp32(

@@ -25,7 +25,8 @@ CHUNK_BYTES = 1 << 24
 class FileBytes:
     """The bytes of a file as it was when it was opened; slices like `bytes`, `[size]`.
 
-    A file that was removed or replaced meanwhile is still read; one that became shorter is an error.
+    A file that was removed or replaced meanwhile is still read; one that became shorter, or was written to, is an
+    error, unless its bytes were hashed before and are still the same: more may be appended to it, and its time be set.
     """
 
     def __init__(self, path: Path, size: int | None = None, handle: int | None = None) -> None:
@@ -39,7 +40,10 @@ class FileBytes:
             self._handle = os.open(path, os.O_RDONLY) if handle is None else handle
         except OSError as error:
             raise DataError(explain(error, path, "read")) from None
-        self._size = os.fstat(self._handle).st_size if size is None else size
+        found = os.fstat(self._handle)
+        self._size = found.st_size if size is None else size
+        self._written = None if handle is not None else _written(found)
+        self._digest = ""
 
     def __del__(self) -> None:
         if hasattr(self, "_handle"):
@@ -68,13 +72,19 @@ class FileBytes:
             except OSError as error:
                 raise DamagedFileError(explain(error, self.path, "read")) from None
             if not piece:
-                raise DamagedFileError(
-                    f"{self.path}: became shorter while it was in use: {os.fstat(self._handle).st_size:,} bytes, there "
-                    f"were {self._size:,}; leave data alone while they are read, restore the file, and go on"
-                )
+                raise self._shorter()
             pieces.append(piece)
             left -= len(piece)
+        self.check_unwritten()
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def check_unwritten(self) -> None:
+        """See that what was read is still what the file holds; `read` does so by itself.
+
+        Raises: DamagedFileError.
+        """
+        if self._written is not None and self._written != (now := _written(os.fstat(self._handle))):
+            self._refuse_changed(now)
 
     def chunks(self, size: int = CHUNK_BYTES) -> Iterator[bytes]:
         """All bytes, piece by piece."""
@@ -84,10 +94,37 @@ class FileBytes:
     @property
     def sha256(self) -> str:
         """Of all bytes, read for it."""
+        self._digest = self._hash()
+        return self._digest
+
+    def _hash(self) -> str:
         digest = hashlib.sha256()
         for chunk in self.chunks():
             digest.update(chunk)
         return digest.hexdigest()
+
+    def _refuse_changed(self, now: tuple[int, int]) -> None:
+        """Raises: DamagedFileError unless the bytes are those that were hashed."""
+        if now[0] < self._size:
+            raise self._shorter()
+        before, self._written = self._written, now  # as it is read below
+        if not self._digest or self._hash() != self._digest:
+            self._written = before
+            raise DamagedFileError(
+                f"{self.path}: was written to while it was in use; leave data alone while they are read, or write "
+                "another file and give it the name; then begin again"
+            )
+
+    def _shorter(self) -> DamagedFileError:
+        return DamagedFileError(
+            f"{self.path}: became shorter while it was in use: {os.fstat(self._handle).st_size:,} bytes, there were "
+            f"{self._size:,}; leave data alone while they are read, restore the file, and go on"
+        )
+
+
+def _written(found: os.stat_result) -> tuple[int, int]:
+    """What changes when a file is written to: its size and the time of that."""
+    return found.st_size, found.st_mtime_ns
 
 
 class ScratchFile:

@@ -88,8 +88,8 @@ def open_results(folder: Path, about: About) -> Path:
 
 
 def all_predictions(own: Path, task: str) -> Iterator[Path]:
-    """The files with predictions of a task for any weights and data, finished and unfinished; own ones last."""
-    folders = sorted((path for path in own.parent.glob(f"*/{PREDICTIONS}")), key=lambda path: path.parent == own)
+    """The files with predictions of a task for any weights and data, finished and unfinished; own ones first."""
+    folders = sorted((path for path in own.parent.glob(f"*/{PREDICTIONS}")), key=lambda path: path.parent != own)
     for folder in folders:
         yield from (folder / f"{task}.jsonl", folder / f"{task}.jsonl.part")
 

@@ -13,7 +13,8 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ TASKS: dict[str, Task] = {
     "rank": rank.TASK,
     "classify": classify.TASK,
 }
+
+_KEY = re.compile(rb'\{"record": \d+, "key": "([0-9a-f]+)"')
 
 _SUM = "sum"
 """In each line of predictions: the check sum of the rest of it, since it is used again."""
@@ -73,7 +76,7 @@ def evaluate(  # noqa: PLR0913 what is scored, how, and where to
     for number, record in enumerate(records):
         with naming(number):
             engine.processor.check(record)
-    weights = network + engine.mesh.from_main(weights_fingerprint(engine.weights()))
+    weights = network + identity_of_weights(engine)
     about = About(Identity.of(files.weights, weights), Identity.of(files.data, _as_json(list(records))))
     own = open_results(folder, about) if engine.mesh.is_main else folder / about.name
     results = {}
@@ -93,6 +96,16 @@ def evaluate(  # noqa: PLR0913 what is scored, how, and where to
         write_metrics(own, results)
         log.info("results folder=%s %s", own, about)
     return results
+
+
+def identity_of_weights(engine: Engine) -> str:
+    """The hash of the weights, on all ranks, which must all ask for it; the main one takes it."""
+    weights = engine.weights()
+    if engine.mesh.is_main:
+        return engine.mesh.from_main(weights_fingerprint(weights))
+    for _ in weights:  # of a divided model the main rank gets them from all
+        pass
+    return engine.mesh.from_main("")
 
 
 def write_metrics(folder: Path, metrics: Metrics) -> None:
@@ -129,9 +142,7 @@ def _predictions(
 ) -> list[Prediction]:
     """All rows in order, known ones reused; `path` holds them at the end."""
     part, is_main = path.with_name(path.name + ".part"), engine.mesh.is_main
-    files = all_predictions(path.parent.parent, path.stem) if is_main else ()
-    found = {row["key"]: row for file in files for row in _read(file)}
-    known = engine.mesh.from_main(found)
+    known = engine.mesh.from_main(_known(path, keys) if is_main else {})
     missing = [number for number, key in enumerate(keys) if key not in known]
     if len(missing) < len(keys):
         counts = len(keys) - len(missing), len(missing)
@@ -146,6 +157,18 @@ def _predictions(
         _write(path, rows)
         part.unlink(missing_ok=True)
     return rows
+
+
+def _known(path: Path, keys: Sequence[str]) -> dict[str, Prediction]:
+    """By key the rows that are there already: those of these weights and data first, then those of others."""
+    known: dict[str, Prediction] = {}
+    wanted = set(keys)
+    for file in all_predictions(path.parent.parent, path.stem):
+        if not wanted:
+            break
+        known |= {row["key"]: row for row in _read(file, wanted)}
+        wanted -= known.keys()
+    return known
 
 
 def _summarise(
@@ -174,14 +197,19 @@ def _write(path: Path, rows: Iterable[Prediction]) -> None:
         stream.writelines(_line(row) for row in rows)
 
 
-def _read(path: Path) -> Iterator[Prediction]:
-    """The lines of a predictions file; a last one that was cut off, and those that were changed, are left out."""
+def _read(path: Path, wanted: Container[str] | None = None) -> Iterator[Prediction]:
+    """The lines of a predictions file; a last one that was cut off, and those that were changed, are left out.
+
+    wanted: the keys of those that are (None: all); another one is not even parsed.
+    """
     if not path.is_file():
         return
     with path.open("rb") as stream:
         for number, line in enumerate(stream, start=1):
             if not line.endswith(b"\n"):
                 return
+            if wanted is not None and (key := _KEY.match(line)) and key[1].decode() not in wanted:
+                continue
             try:
                 row = json.loads(line)
                 is_whole = row.pop(_SUM, None) == _sum_of(row)

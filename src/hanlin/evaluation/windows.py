@@ -11,9 +11,8 @@ from hanlin.core.batch import IGNORED, Sample
 from hanlin.core.tokenizer import Tokenizer
 from hanlin.data.pretraining.windows import CorpusWindows
 from hanlin.evaluation.results import NO_FILES, About, EvaluatedFiles, Identity, open_results
-from hanlin.evaluation.run import Metrics, write_metrics
+from hanlin.evaluation.run import Metrics, identity_of_weights, write_metrics
 from hanlin.evaluation.tasks.loss import sample_losses
-from hanlin.formats.fingerprint import weights_fingerprint
 from hanlin.generate.engine import Engine
 
 log = logging.getLogger(__name__)
@@ -48,7 +47,7 @@ def evaluate_windows(
         "characters": characters,
         "character_perplexity": _perplexity(loss / characters),
     }
-    weights = network + engine.mesh.from_main(weights_fingerprint(engine.weights()))
+    weights = network + identity_of_weights(engine)
     about = About(Identity.of(files.weights, weights), Identity(files.data, windows.identity))
     if engine.mesh.is_main:
         own = open_results(folder, about)

@@ -33,7 +33,8 @@ TRANSFORMERS_KEYS = frozenset(_OF_ALL_MODELS.split())
 @dataclass(frozen=True)
 class ConfigKeys:
     """read: keys whose values are used or compared; harmless: those that change neither answers nor training;
-    neutral: key -> the values with which it changes nothing.
+    neutral: key -> the values with which it changes nothing, also as a list of nothing else; null says nothing where
+    one of them is off.
     """
 
     read: Collection[str] = ()
@@ -55,7 +56,11 @@ class ConfigKeys:
     def _problem(self, name: str, value: Any) -> str:
         if name in self.neutral:
             known = list(self.neutral[name])
-            return "" if value in known else f"{name} is {value!r:.40}, known: {', '.join(map(repr, known))}"
+            says_nothing = value is None and not all(known)
+            given = value if isinstance(value, list) and value else [value]
+            if says_nothing or all(one in known for one in given):
+                return ""
+            return f"{name} is {value!r:.40}, known: {', '.join(map(repr, known))}"
         if name in self.read or name in self.harmless or value in (None, 0, "", [], {}, ()):  # 0: also false and 0.0
             return ""
         return f"{name} is {value!r:.40}, which is unknown here"

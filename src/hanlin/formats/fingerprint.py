@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from typing import TYPE_CHECKING
 
+from hanlin.core.errors import CheckpointError
 from hanlin.formats.lazy import bytes_of
 
 if TYPE_CHECKING:
@@ -25,15 +26,27 @@ class Fingerprint:
         digest.update(bytes_of(tensor))
         self.digests[name] = digest.hexdigest()
 
-    def passing(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
-        """The same weights, each added on its way."""
+    def passing(
+        self, weights: Iterable[tuple[str, torch.Tensor]], wanted: Container[str] | None = None
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """The same weights, each added on its way; wanted: the names of those that are (None: all)."""
         for name, tensor in weights:
-            self.add(name, tensor)
+            if wanted is None or name in wanted:
+                self.add(name, tensor)
             yield name, tensor
 
     def value(self, others: Iterable[dict[str, str]] = ()) -> str:
-        """The hash of all; others: `digests` of further ranks, which saw other tensors, or the same ones."""
-        every = {name: digest for digests in (*others, self.digests) for name, digest in digests.items()}
+        """The hash of all; others: `digests` of further ranks, which saw other tensors, or the same ones.
+
+        Raises: CheckpointError where two of them saw different ones under a name.
+        """
+        every: dict[str, str] = {}
+        for name, digest in (one for digests in (*others, self.digests) for one in digests.items()):
+            if every.setdefault(name, digest) != digest:
+                raise CheckpointError(
+                    f"{name}: not all ranks have read the same weights; see that the base has the same files on all "
+                    "machines"
+                )
         return hashlib.sha256("\n".join(f"{name} {every[name]}" for name in sorted(every)).encode()).hexdigest()
 
 

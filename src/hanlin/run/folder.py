@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from hanlin.checkpoint.saved import CHECKPOINTS, checkpoint_folders, refuse_lost
 from hanlin.checkpoint.state import MOVABLE
 from hanlin.core.errors import ConfigError, shorten
 from hanlin.core.files import has_file, replaced_file, sync
+from hanlin.core.locks import LOCK_FILE, held
 from hanlin.recipe.reading import dump_recipe, load_recipe, make_recipe
 from hanlin.recipe.settings import Recipe
 
@@ -32,7 +34,8 @@ _TRAINED = (
     *("parameters.jsonl", "parameters.damaged.jsonl", CHECKPOINTS, f"saved.{CHECKPOINTS}.json", "best", "last"),
     *("tensorboard", "wandb", "swanlab"),
 )
-_WRITTEN = (_CONFIG, *_TRAINED, "evaluation", "report.html", "report.png")
+_EVALUATION = "evaluation"
+_WRITTEN = (_CONFIG, *_TRAINED, _EVALUATION, "report.html", "report.png")
 """All that a run writes; whatever else lies in its folder (a recipe, data) is the user's and stays."""
 
 # What may change between two starts of the same run without a word to ask for it; of paths, what lies there may not.
@@ -81,7 +84,9 @@ def open_run_folder(recipe: Recipe, start: Start) -> list[str]:
     folder = recipe.run.folder
     refuse_other_run(recipe, start)
     if start == "restart" or _is_half_set_aside(folder):
-        _set_aside(folder)
+        evaluation = folder / _EVALUATION
+        with held(evaluation) if evaluation.is_dir() else nullcontext():  # nobody may be writing there
+            _set_aside(folder)
     changed = _changes(recipe) if checkpoint_folders(folder / CHECKPOINTS) else {}
     with replaced_file(folder / _CONFIG) as stream:
         stream.write(dump_recipe(recipe).encode())
@@ -145,6 +150,7 @@ def _set_aside(folder: Path) -> None:
         begun.mkdir(parents=True)
     for path in found:
         path.rename(begun / path.name)
+    (begun / _EVALUATION / LOCK_FILE).unlink(missing_ok=True)
     sync(begun)
     begun.rename(begun.with_suffix(""))
     sync(former)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import socket
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ import torch
 
 from hanlin.adapters.adapter import Adapter, load_adapter
 from hanlin.adapters.folder import ADAPTER_FOLDER, save_adapter
+from hanlin.core.collectives import gather_values
 from hanlin.core.device import pick_device, set_threads
 from hanlin.core.errors import ConfigError
 from hanlin.core.files import published
@@ -267,7 +269,20 @@ def _kept(
     """`_base_weights` in the precision in which they are kept; quantised ones stay packed."""
     weights = _base_weights(components, names, dtype)
     kept = ((name, weight.to(dtype) if weight.is_floating_point() else weight) for name, weight in weights)
-    return kept if fingerprint is None else fingerprint.passing(kept)
+    if fingerprint is None:
+        return kept
+    return fingerprint.passing(kept, None if components.source is None else _names_to_hash(names))
+
+
+def _names_to_hash(names: Sequence[str]) -> set[str]:
+    """Of the weights that a rank reads those that it hashes for all ranks of its machine that read them too."""
+    me = (socket.gethostname(), read_ranks().rank)
+    readers: dict[str, list[tuple[str, int]]] = {}
+    for place, read in gather_values((me, list(names))):
+        for name in read if place[0] == me[0] else ():
+            readers.setdefault(name, []).append(place)
+    turns = sorted(readers)
+    return {name for number, name in enumerate(turns) if readers[name][number % len(readers[name])] == me}
 
 
 def _base_dtype(components: Components) -> torch.dtype:

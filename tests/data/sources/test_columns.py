@@ -21,7 +21,7 @@ from hanlin.cli.main import main
 from hanlin.core.errors import DataError
 from hanlin.data.prepare import prepare
 from hanlin.data.processor import tried
-from hanlin.data.sources import BadRowError, columns, open_records
+from hanlin.data.sources import BadRowError, column_sizes, columns, open_records
 from hanlin.recipe.settings import DataSettings
 
 TEXTS = [f"第{number}行，{'翰林' * (number % 5)}" for number in range(300)]
@@ -217,9 +217,66 @@ def test_a_file_that_declares_more_than_it_holds_is_refused(tmp_path: Path, monk
     equal = tmp_path / "equal.parquet"
     pq.write_table(pa.table({"x": pa.array(["b" * 10_000] * 2000)}), equal, compression="zstd")
     source = open_records(equal)
-    assert source[1999]["x"] == "b" * 10_000
+    assert source[60]["x"] == "b" * 10_000
     with pytest.raises(DataError, match=r"equal.parquet: unpacks to more than 1,\d+,\d+ bytes"):
-        source[0], source[1999]
+        source[1999]
+
+
+BIG = "a" * (1 << 22)
+BOMBS = {
+    "one page": (pa.table({"x": [BIG]}), {"use_dictionary": False}, "column x has a page of 4,194,3"),
+    "a dictionary": (pa.table({"x": [BIG, BIG]}), {}, "column x has a page of 4,194,3"),
+    "in a list": (pa.table({"x": [[BIG], []]}), {}, "column x.list.element has a page of 4,194,3"),
+    "pages of the second version": (pa.table({"x": [BIG]}), {"data_page_version": "2.0"}, "column x has a page of"),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_pages_are_looked_at_before_they_are_unpacked(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table, how, told = BOMBS[name]
+    monkeypatch.setattr(column_sizes, "MOST_PAGE_BYTES", 1 << 20)
+    path = tmp_path / "bomb.parquet"
+    pq.write_table(table, path, compression="zstd", **how)
+    with pytest.raises(DataError, match=rf"bomb.parquet: {told}"):
+        open_records(path)
+    monkeypatch.undo()
+    assert open_records(path)[0]["x"] in (BIG, [BIG])
+
+
+@pytest.mark.parametrize("form", ["file", "stream"])
+@pytest.mark.parametrize("packing", ["zstd", "lz4"])
+def test_record_batches_are_looked_at_before_they_are_unpacked(
+    form: str, packing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "bomb.arrow"
+    table = pa.table({"n": [1, 2], "x": [BIG, BIG], "d": pa.array(["a", "b"]).dictionary_encode()})
+    options = pa.ipc.IpcWriteOptions(compression=packing)
+    make = pa.ipc.new_file if form == "file" else pa.ipc.new_stream
+    with pa.OSFile(str(path), "wb") as sink, make(sink, table.schema, options=options) as writer:
+        writer.write_table(table)
+    assert open_records(path)[1]["x"] == BIG
+    monkeypatch.setattr(column_sizes, "_SMALLEST_BATCH", 1 << 20)
+    with pytest.raises(DataError, match=r"bomb.arrow: a record batch of [\d,]+ bytes unpacks to 8,"):
+        open_records(path)
+
+
+def test_values_of_a_dictionary_are_counted_where_they_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    named = pa.DictionaryArray.from_arrays(pa.array([0] * 500, pa.int32()), pa.array(["b" * 10_000]))
+    nested = pa.ListArray.from_arrays(pa.array([0, 1, 500], pa.int32()), named)
+    monkeypatch.setattr(columns, "_UNPACKED_BYTES", 100_000)
+    made: list[int] = []
+    real = columns._rows
+    monkeypatch.setattr(columns, "_rows", lambda part: made.append(part.num_rows) or real(part))
+    rows = open_records(write(tmp_path / "rows.arrow", pa.table({"x": named}), "file"))
+    assert rows[20] == {"x": "b" * 10_000}
+    assert max(made) < 16
+    monkeypatch.setattr(columns, "MAX_LINE_BYTES", 1_000_000)
+    lists = open_records(write(tmp_path / "lists.arrow", pa.table({"x": nested}), "file"))
+    assert lists[0] == {"x": ["b" * 10_000]}
+    with pytest.raises(BadRowError, match=r"row 2: a row of 4,99\d,\d+ bytes; at most"):
+        lists[1]
 
 
 def test_a_row_that_is_no_record_is_a_bad_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

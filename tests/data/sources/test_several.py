@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -169,6 +170,14 @@ def test_unfinished_files_are_left_out_and_said(tmp_path: Path, caplog: pytest.L
         assert all(name in caplog.text for name in names[1:])
     assert read(tmp_path / "*.part") == ["a.jsonl.part"]
     assert read(tmp_path / "a.jsonl.part") == ["a.jsonl.part"]
+
+
+def test_a_pipe_in_a_folder_is_told(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", [{"text": "1"}])
+    os.mkfifo(tmp_path / "b.jsonl")
+    for path in (tmp_path, tmp_path / "*.jsonl"):
+        with pytest.raises(DataError, match=r"b\.jsonl: is a pipe or a device"):
+            open_records(path)
 
 
 def test_a_link_that_leads_nowhere_is_no_missing_file(tmp_path: Path) -> None:

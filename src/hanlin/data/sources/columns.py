@@ -17,6 +17,7 @@ import itertools
 import json
 import logging
 import math
+import struct
 import threading
 from array import array
 from collections import deque
@@ -32,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 from hanlin.core.errors import DamagedFileError, DataError, shorten
 from hanlin.core.json_text import MOST_LEVELS
 from hanlin.data.file_array import FileBytes, ScratchFile
+from hanlin.data.sources.column_sizes import check_messages, check_pages, expanded_bytes
 from hanlin.data.sources.jsonl import MAX_LINE_BYTES
 from hanlin.data.sources.records import BadRowError
 
@@ -46,11 +48,11 @@ ENDINGS = (".parquet", ".arrow", ".feather")
 
 _STREAM_END = bytes(4)
 _WINDOW_ROWS, _HELD_WINDOWS, _HELD_BYTES = 64, 16, 1 << 26
-_UNPACKED_BYTES = 1 << 30
+_UNPACKED_BYTES = 1 << 27  # of rows that are made at once
 _MOST_PASSES = 3  # as much as that is read again before rows are kept
 _BUFFER_BYTES = 1 << 20
 _MOST_ROWS_A_BYTE = 64  # of a file; more is what no rows of texts are
-_MAX_RATIO, _SMALLEST_LIMIT = 1000, 1 << 30  # as in packed.py; columns of equal texts are packed much better
+_MAX_RATIO, _SMALLEST_LIMIT = 1000, 1 << 28  # as in packed.py; columns of equal texts are packed much better
 _TOO_MUCH = f"more than {_MAX_RATIO:,} times its size, as no texts do"
 
 Row = dict[str, Any] | str
@@ -132,6 +134,7 @@ class ColumnSource:
         if self._damage is not None:
             raise self._damage
         try:
+            self._bytes.check_unwritten()  # what is held would still be right, and the next rows another file's
             return self._reach(row)
         except DataError as error:
             self._damage = DamagedFileError(str(error))
@@ -150,15 +153,14 @@ class ColumnSource:
 
         Raises: DataError also where they end before they should.
         """
-        count = 0
+        count = num_bytes = 0
         with _naming(self.path):
             for batch in self._table.batches():
-                for start in range(0, batch.num_rows, _WINDOW_ROWS):
-                    part = batch.slice(start, _WINDOW_ROWS)
-                    count += part.num_rows
-                    rows = _rows(part)
-                    is_large = part.nbytes > MAX_LINE_BYTES
-                    yield _Window([_as_usual(row) for row in rows] if is_large else rows, part.nbytes)
+                for part, size in _parts(batch):
+                    count, num_bytes = count + part.num_rows, num_bytes + size
+                    if num_bytes > self._most_bytes:
+                        raise DataError(f"{self.path}: unpacks to more than {self._most_bytes:,} bytes, {_TOO_MUCH}")
+                    yield _Window(_rows_of_usual_size(part, size), size)
         raise DataError(f"{self.path}: declares {len(self):,} rows and holds {count:,}; it is damaged, copy it again")
 
 
@@ -228,21 +230,29 @@ class _ParquetReader:
         self._columns = [only] if only is not None else None
         self.names = self._file.schema_arrow.names
         about = self._file.metadata
+        groups = [about.row_group(group) for group in range(about.num_row_groups)]
         self.num_rows = about.num_rows
-        self.num_bytes = sum(about.row_group(group).total_byte_size for group in range(about.num_row_groups))
+        self.num_bytes = sum(group.total_byte_size for group in groups)
+        self._rows_at_once = [_rows_at_once(data, group, only) for group in groups]
 
     def batches(self) -> Iterator[pyarrow.RecordBatch]:
         for group in range(self._file.num_row_groups):
             yield from self._file.iter_batches(
-                self._batch_rows(group), row_groups=[group], columns=self._columns, use_threads=False
+                self._rows_at_once[group], row_groups=[group], columns=self._columns, use_threads=False
             )
 
-    def _batch_rows(self, group: int) -> int:
-        """How many rows may be unpacked at once: each of them may be the largest value of a dictionary, again."""
-        about = self._file.metadata.row_group(group)
-        chunks = [about.column(number) for number in range(about.num_columns)]
-        largest = max((one.total_uncompressed_size for one in chunks if one.has_dictionary_page), default=0)
-        return max(min(_WINDOW_ROWS, _UNPACKED_BYTES // max(largest, 1)), 1)
+
+def _rows_at_once(data: FileBytes, group: Any, only: str | None) -> int:
+    """How many rows of a row group may be unpacked at once: each value may be all of its column's dictionary, again.
+
+    Raises: DataError for pages that are larger than any.
+    """
+    largest = 1  # of a row
+    for chunk in (group.column(number) for number in range(group.num_columns)):
+        if only is None or f"{chunk.path_in_schema}.".startswith(f"{only}."):
+            values_a_row = -(-chunk.num_values // max(group.num_rows, 1))
+            largest += check_pages(data, chunk) * values_a_row
+    return max(min(_WINDOW_ROWS, 2 * _UNPACKED_BYTES // largest), 1)
 
 
 class _ArrowReader:
@@ -251,6 +261,7 @@ class _ArrowReader:
     def __init__(self, arrow: Any, data: FileBytes, only: str | None) -> None:
         self._arrow, self._data, self._only = arrow, data, only
         self._is_file = data[: len(ARROW)] == ARROW
+        check_messages(data, is_file=self._is_file)
         self.kind = "Arrow file" if self._is_file else "Arrow stream"
         self.names = self._open(None).schema.names
         self.num_rows = sum(batch.num_rows for batch in self._read([0])) if self.names else 0
@@ -316,7 +327,7 @@ def _naming(path: Path) -> Iterator[None]:
         raise DataError(f"{path}: asks for more memory than there is; the file is damaged, copy it again") from None
     except arrow.ArrowNotImplementedError as error:
         raise DataError(f"{path}: pyarrow does not read it: {_first_line(error)}; write it anew") from None
-    except (arrow.ArrowException, OSError, ValueError, KeyError, IndexError, OverflowError) as error:
+    except (arrow.ArrowException, OSError, ValueError, LookupError, OverflowError, struct.error) as error:
         raise DataError(
             f"{path}: the file was cut off or is damaged, or no Parquet or Arrow file ({_first_line(error)}); copy it "
             "again"
@@ -367,6 +378,25 @@ class _Unusable:
     """A value that no record holds, and why."""
 
     reason: str
+
+
+def _parts(batch: pyarrow.RecordBatch) -> Iterator[tuple[pyarrow.RecordBatch, int]]:
+    """Some rows at a time, and the bytes that they stand for; one row alone where these are many."""
+    start = 0
+    while start < batch.num_rows:
+        part = batch.slice(start, _WINDOW_ROWS)
+        while (size := expanded_bytes(part)) > _UNPACKED_BYTES and part.num_rows > 1:
+            part = part.slice(0, part.num_rows // 2)
+        yield part, size
+        start += part.num_rows
+
+
+def _rows_of_usual_size(part: pyarrow.RecordBatch, size: int) -> list[Row]:
+    """The rows of a part that stands for `size` bytes."""
+    if part.num_rows == 1 and size > 2 * MAX_LINE_BYTES:
+        return [f"a row of {size:,} bytes; at most {MAX_LINE_BYTES:,} make a record"]
+    rows = _rows(part)
+    return [_as_usual(row) for row in rows] if size > MAX_LINE_BYTES else rows
 
 
 def _rows(batch: pyarrow.RecordBatch) -> list[Row]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from hanlin.core.errors import DataError, shorten
+from hanlin.core.files import check_regular
 from hanlin.core.json_text import parse_json
 from hanlin.core.os_errors import explain
 from hanlin.data.sources import columns, delimited
@@ -166,7 +167,8 @@ def files_below(folder: Path) -> list[Path]:
     """All files in a folder and those below it, through links as well, but each folder once; by name. Hidden ones are
     left out, and unfinished ones, which is said.
 
-    Raises: DataError for what cannot be read, a link that leads nowhere too: its rows would be missing without a word.
+    Raises: DataError for what cannot be read, a link that leads nowhere and a pipe too: its rows would be missing
+    without a word.
     """
     found, seen, unfinished = [], set[str](), []
     for place, folders, files in os.walk(folder, followlinks=True, onerror=_refuse_unreadable):
@@ -181,7 +183,8 @@ def files_below(folder: Path) -> list[Path]:
                 unfinished.append(path)
             elif path.is_symlink() and not path.exists():
                 raise DataError(f"{path}: a link that leads nowhere; bring back what it led to, or remove it")
-            elif path.is_file():
+            else:
+                check_regular(path, DataError)
                 found.append(path)
     _say(folder, unfinished)
     return sorted(found)

@@ -100,6 +100,7 @@ _GLM_CONFIG_KEYS = ConfigKeys(
         "hidden_act": ("silu",),
         "attention_dropout": (0,),
         "tie_word_embeddings": (False,),
+        "layer_types": ("full_attention", ""),
     },
 )
 _ROPE_KEYS = ConfigKeys(read=("rope_theta", "partial_rotary_factor", "rope_type", "type", "factor"))
