@@ -176,3 +176,11 @@ def test_every_step_runs_one_batch() -> None:
     *before, last = scored_in_steps(engine, polls, 2)
     assert before == [[], []]  # of five samples two are read at a time
     assert [len(one.scores) for one in last] == [3, 2]
+
+
+def test_the_answer_of_a_row_with_options_is_one_of_them() -> None:
+    processor = engine_of_family("chatglm2").processor
+    row = {"prompt": TEXT, "response": "霜", "options": ["霜", "光"]}
+    processor.check(row)
+    with pytest.raises(DataError, match="'雪' is none of the options 霜, 光; where \"options\" is something else"):
+        processor.check({**row, "response": "雪"})

@@ -130,7 +130,10 @@ def check_choice(record: Any, column: str) -> None:
     """
     texts, answer = record.get(OPTIONS), record.get(column)
     if isinstance(texts, list) and isinstance(answer, str) and answer not in read_choices(record):
-        raise DataError(f'"{column}": {answer!r:.40} is none of the options {", ".join(texts):.80}')
+        raise DataError(
+            f'"{column}": {answer!r:.40} is none of the options {", ".join(texts):.80}; where "{OPTIONS}" is something '
+            "else, leave it out with data.transform"
+        )
 
 
 def with_system(dialogue: Dialogue) -> Dialogue:
