@@ -79,3 +79,12 @@ def test_no_temperature_is_too_low(temperature: float) -> None:
     for last in (False, True):
         warped = warp(logits, temperature, 0, 0.9, temperature_last=last)
         assert draw(warped, [0.3, 0.999]).tolist() == [2, 1]
+
+
+def test_a_temperature_divides_to_the_bit() -> None:
+    """As the originals do it; only where that would be infinite the likeliest id has 0."""
+    logits = torch.randn(2, 9, generator=torch.Generator().manual_seed(0))
+    for temperature in (0.3, 0.5, 1.0, 1.7):
+        assert warp(logits, temperature, 0, 1.0).equal(logits / temperature)
+    assert warp(logits, 1e-38, 0, 1.0).argmax(-1).equal(logits.argmax(-1))
+    assert not warp(logits, 1e-38, 0, 1.0).isnan().any()

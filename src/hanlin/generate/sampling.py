@@ -14,6 +14,7 @@ import torch
 
 from hanlin.core.errors import HanlinError
 
+_LEAST_WARMTH = 1e-6
 BANNED = -10000.0
 """The logit of an id that must not be chosen; finite, as the original has it, so that no row is ever all -inf."""
 
@@ -104,8 +105,12 @@ def warp(
 
 
 def _warm(logits: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Divided by the temperature; the likeliest id has 0, so that no temperature makes it infinite."""
-    return (logits - logits.amax(-1, keepdim=True)) / max(temperature, torch.finfo(logits.dtype).tiny)
+    """Divided by the temperature, as the originals do it to the bit; below any that means something the likeliest id
+    has 0, so that none becomes infinite.
+    """
+    if temperature < _LEAST_WARMTH:
+        return (logits - logits.amax(-1, keepdim=True)) / max(temperature, torch.finfo(logits.dtype).tiny)
+    return logits / temperature
 
 
 def draw(logits: torch.Tensor, uniforms: Sequence[float]) -> torch.Tensor:
