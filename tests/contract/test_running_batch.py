@@ -66,6 +66,20 @@ def test_what_is_known_of_a_prompt_is_not_read_again(case: Case) -> None:
         assert seen == [*(pieces if number == 0 else ()), 1]
 
 
+def test_answers_to_one_prompt_read_it_once(case: Case) -> None:
+    if not case.family.is_causal:
+        return
+    model, seen = case.model(), []
+    model.register_forward_pre_hook(lambda _, args, given: seen.append(given["tokens"].numel()), with_kwargs=True)
+    engine = Engine(model, case.processor, family=case.family)
+    prompt = engine.processor.prompt(max(case.records, key=lambda record: len(str(record))))
+    running = engine.run_together(BatchLimits(kept=1))
+    with engine.inference():
+        running.add(range(3), [AnswerRequest(prompt, GreedySettings(max_new_tokens=1))] * 3)
+        assert len(running.step()) == 3
+    assert seen == [prompt.length, 3]
+
+
 def _check(case: Case, method: str | None, limits: BatchLimits | None = None) -> None:
     engine = Engine(case.model(method), case.processor_for(method), family=case.family)
     prompts = [engine.processor.prompt(record) for record in case.records]

@@ -5,7 +5,7 @@ Only for models whose positions never see a later one. The least recently used o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from itertools import takewhile
 
 import torch
@@ -14,6 +14,9 @@ from hanlin.layers.slot_cache import Slot, SlotCache
 
 Positions = list[tuple[int, ...]]
 """The inputs of each position, in the order of their names."""
+
+_ENOUGH = 64
+"""Positions that are worth a copy in any case."""
 
 
 class KnownPrompts:
@@ -33,22 +36,24 @@ class KnownPrompts:
         while len(self._kept) > self.limit:
             self.forget_oldest()
 
-    def find(self, wanted: Positions, others: Iterable[tuple[Slot, Positions]]) -> tuple[Slot | None, int]:
-        """The slot that has most of the wanted positions, of these and of others, and how many."""
+    def find(self, wanted: Positions, others: Iterable[tuple[Slot, Positions]] = ()) -> tuple[Slot | None, int]:
+        """The slot that has most of the wanted positions, of these and of others, and how many; none where they are too
+        few to be worth it. It is the one that is forgotten last.
+        """
         if not self.limit:
             return None, 0
         best: tuple[Slot | None, int] = (None, 0)
         for slot, positions in (*self._kept.items(), *others):
-            length = min(same_beginning(positions, wanted), slot.length)
+            length = shared_beginning(positions[: slot.length], wanted)
             if length > best[1]:
                 best = slot, length
         if best[0] in self._kept:
             self._kept[best[0]] = self._kept.pop(best[0])
         return best
 
-    def forget_oldest(self, but: Slot | None = None) -> bool:
-        """Give the slot of the least recently used one back, `but` that one; False where there is none."""
-        slot = next((slot for slot in self._kept if slot is not but), None)
+    def forget_oldest(self) -> bool:
+        """Give the slot of the least recently used one back; False where there is none."""
+        slot = next(iter(self._kept), None)
         if slot is None:
             return False
         del self._kept[slot]
@@ -61,6 +66,7 @@ def positions_of(inputs: Mapping[str, torch.Tensor]) -> Positions:
     return list(zip(*(tensor[0].tolist() for _, tensor in sorted(inputs.items())), strict=True))
 
 
-def same_beginning(some: Sequence[tuple[int, ...]], others: Sequence[tuple[int, ...]]) -> int:
-    """How many positions both begin with."""
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(some, others, strict=False)))
+def shared_beginning(some: Positions, wanted: Positions) -> int:
+    """How many positions both begin with; 0 where what is left of the wanted ones is better read with others'."""
+    length = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(some, wanted, strict=False)))
+    return length if length >= _ENOUGH or 2 * length >= len(wanted) else 0

@@ -18,7 +18,7 @@ from hanlin.layers.kv_cache import pad_right
 from hanlin.layers.slot_cache import Budget, Slot, SlotCache, SlotView
 
 from .beam import Beam
-from .known_prompts import KnownPrompts, Positions, positions_of
+from .known_prompts import KnownPrompts, Positions, positions_of, shared_beginning
 
 _ROOM_TO_GROW = 64
 """Positions behind a prompt that are made at once where nothing bounds the cache: most answers are short."""
@@ -101,29 +101,24 @@ class Reader:
         return True
 
     def open_unread(self, number: int, batch: PromptBatch, room: Room) -> bool:
-        """Take in a single prompt of a causal model, but for what is known of it; `read_some` reads it."""
+        """Take in a single prompt of a causal model; `read_some` reads it. False where there is no room for it."""
         prompt, constant = self._inputs_of_prompts(batch)
         wanted = positions_of(batch.inputs) if self._known.limit else []
-        known = [(held.slots[0], held.positions) for held in self._held.values() if len(held.slots) == 1]
-        source, length = self._known.find(wanted, known)
-        if not self._take([number], [room], source):
-            source = None  # it stands where this one has to
-            if not self._take([number], [room]):
-                return False
+        self._known.find(wanted)  # it should not be forgotten for this one
+        if not self._take([number], [room]):
+            return False
         held = self._held[number]
-        held.constant, held.positions = constant, wanted
-        length = length if source is not None else 0
-        if source is not None:
-            held.slots[0].copy_from(source, length, self._cache.prefix_length)
-        rest = {name: tensor[:, length:] for name, tensor in prompt.items()}
-        held.unread = rest if next(iter(rest.values())).shape[1] else None
+        held.constant, held.positions, held.unread = constant, wanted, prompt
         return True
 
     def read_some(self, most: int | None) -> None:
         """Read on in the prompts that are not read, at most so many positions; None: all."""
         left = most
-        while waiting := [held for held in self._held.values() if held.unread is not None]:
-            if left is not None and left <= 0:
+        while True:
+            for held in self._held.values():
+                self._recall(held)
+            waiting = [held for held in self._held.values() if held.unread is not None]
+            if not waiting or (left is not None and left <= 0):
                 return
             some = _that_fit(waiting, left)
             width = max(_length(held) for held in some)
@@ -164,6 +159,17 @@ class Reader:
         self._cache.close()
 
     # --- calls of the model ---
+
+    def _recall(self, held: _Held) -> None:
+        """Take what is known of a prompt of which nothing is read."""
+        if held.unread is None or held.slots[0].length or not held.positions:
+            return
+        others = [(one.slots[0], one.positions) for one in self._held.values() if one is not held and not one.spare]
+        source, length = self._known.find(held.positions, others)
+        if source is not None:
+            held.slots[0].copy_from(source, length, self._cache.prefix_length)
+            rest = {name: tensor[:, length:] for name, tensor in held.unread.items()}
+            held.unread = rest if next(iter(rest.values())).shape[1] else None
 
     def _read_pieces(self, some: Sequence[_Held], most: int) -> None:
         """Read the next positions of prompts, at most so many of each."""
@@ -224,11 +230,11 @@ class Reader:
         answer = room.answer if self._cache.budget else min(room.answer, _ROOM_TO_GROW)
         return self._cache.width_for(room.prompt + answer), self._cache.width_for(room.encoder) if room.encoder else 0
 
-    def _take(self, numbers: Sequence[int], rooms: Sequence[Room], source: Slot | None = None) -> bool:
-        """Slots for prompts of one width, for which all that is only remembered is forgotten, but for `source`."""
+    def _take(self, numbers: Sequence[int], rooms: Sequence[Room]) -> bool:
+        """Slots for prompts of one width, for which what is only remembered is forgotten."""
         [widths] = {self._widths(room) for room in rooms}
         while (slots := self._cache.take(sum(room.beams for room in rooms), *widths)) is None:
-            if not self._known.forget_oldest(but=source) and not self._cache.ask_others():
+            if not self._known.forget_oldest() and not self._cache.ask_others():
                 return False
         for number, room in zip(numbers, rooms, strict=True):
             first, *spare = slots[: room.beams]
@@ -279,7 +285,7 @@ def _length(held: _Held) -> int:
 
 def _that_fit(waiting: Sequence[_Held], most: int | None) -> list[_Held]:
     """The first of some prompts, and those of the others that can be read with it: from their beginning, nearly as
-    long, together at most so many positions.
+    long, not alike (they need not be read then), together at most so many positions.
     """
     first = waiting[0]
     some, width = [first], _length(first)
@@ -287,7 +293,8 @@ def _that_fit(waiting: Sequence[_Held], most: int | None) -> list[_Held]:
         return some
     for held in waiting[1:]:
         length = _length(held)
-        if held.slots[0].length or not width / 2 <= length <= 2 * width:
+        is_alike = any(shared_beginning(one.positions, held.positions) for one in some if one.positions)
+        if held.slots[0].length or is_alike or not width / 2 <= length <= 2 * width:
             continue
         wider = max(width, length)
         if most is not None and wider * (len(some) + 1) > most:
