@@ -48,7 +48,7 @@ drill: $(INSTALLED) ## kills, damage, hostile files, full disks, fuzzing: an hou
 	$(RUN)/python tests/drills/drill.py $(ARGS)
 ifeq ($(ARGS),)
 	$(RUN)/python tests/drills/layouts.py --sample 200
-	HANLIN_SOAK_REQUESTS=10000 $(RUN)/python -m pytest tests/serve/test_soak.py
+	HANLIN_SOAK_REQUESTS=10000 $(RUN)/python -m pytest -s tests/serve/test_soak.py
 endif
 
 docs: $(INSTALLED) ## links, commands and recipes that the docs name exist

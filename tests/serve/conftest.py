@@ -58,7 +58,7 @@ def engine() -> Engine:
         for weight in model.parameters():
             weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(weight.numel())), alpha=0.3)
     model.double().requires_grad_(False)
-    return Engine(model.eval(), ChatGlm2Processor(tokenizer, config), max_length=config.max_length)
+    return Engine(model.eval(), ChatGlm2Processor(tokenizer, config), max_length=config.max_length, family=family)
 
 
 @pytest.fixture(scope="session")
@@ -66,10 +66,10 @@ def engine_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Engin
     """A tiny model of a family."""
 
     @cache
-    def make(family: str) -> Engine:
-        case = case_of(family, tmp_path_factory.mktemp(family))
+    def make(name: str) -> Engine:
+        case = case_of(name, tmp_path_factory.mktemp(name))
         limit = getattr(case.config, "max_length", None)
-        return Engine(case.model().requires_grad_(False), case.processor, max_length=limit)
+        return Engine(case.model().requires_grad_(False), case.processor, max_length=limit, family=case.family)
 
     return make
 

@@ -10,9 +10,12 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
@@ -53,22 +56,34 @@ def test_a_model_that_is_asked_by_dicts_takes_messages_too(served: tuple[subproc
 def test_answers_that_are_being_written_are_ended_before_the_server_is(
     served: tuple[subprocess.Popen[str], str],
 ) -> None:
+    """Under load: streams and others, some of which still wait for their turn."""
     process, url = served
     client = openai.OpenAI(base_url=url, api_key="secret", max_retries=0)
-    stream = client.chat.completions.create(
-        model="bee",
-        messages=[{"role": "user", "content": "床前"}],
-        max_tokens=300,
-        temperature=1.8,
-        seed=0,
-        stream=True,
-        n=4,
-    )
-    chunks = [next(iter(stream))]
-    process.send_signal(signal.SIGTERM)
-    chunks += list(stream)
-    assert sum(chunk.choices[0].finish_reason is not None for chunk in chunks) == 4
+
+    def ask(number: int) -> int:
+        asked: Any = {"messages": [{"role": "user", "content": "床前"}], "max_tokens": 60, "temperature": 1.8, "n": 8}
+        if number % 2:
+            chunks = list(client.chat.completions.create(model="bee", **asked, seed=number, stream=True))
+            return sum(chunk.choices[0].finish_reason is not None for chunk in chunks)
+        found = client.chat.completions.create(model="bee", **asked, seed=number)
+        return sum(choice.finish_reason is not None for choice in found.choices)
+
+    with ThreadPoolExecutor(16) as threads:
+        before = taken(url)
+        answers = [threads.submit(ask, number) for number in range(16)]
+        while taken(url) < before + 16:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        assert [answer.result() for answer in answers] == [8] * 16
     assert process.wait(20) == 0
+
+
+def taken(url: str) -> int:
+    """Requests so far."""
+    request = urllib.request.Request(f"{url.removesuffix('/v1')}/metrics", headers={"authorization": "Bearer secret"})
+    with urllib.request.urlopen(request, timeout=30) as response:
+        lines = response.read().decode().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("hanlin_requests_total ")))
 
 
 def test_what_cannot_be_served_is_said_before_anything_is_loaded(

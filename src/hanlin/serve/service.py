@@ -259,5 +259,6 @@ async def _unless_gone(awaited: asyncio.Future[Any], request: Request) -> Any:
 
 
 async def _disconnected(request: Request) -> None:
-    while not await request.is_disconnected():
-        await asyncio.sleep(0.1)
+    """The body is read, so that nothing else can come."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
