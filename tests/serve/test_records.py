@@ -129,3 +129,23 @@ def test_the_blanks_that_a_model_tells_of_are_those_it_fills(serve: Start, engin
     assert status == 200, found
     likeliest = found["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
     assert set(names) & {one["token"] for one in likeliest}
+
+
+def test_texts_are_as_people_read_them_and_records_as_the_family_has_them(
+    serve: Start, engine_of: EngineOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_of("cpm_bee")
+    monkeypatch.setattr(engine.processor, "answer_texts", lambda prompt, tokens: ["甲<<乙"])
+    url, _ = serve(engine=engine)
+    asked: dict[str, Any] = {"temperature": 0, "max_tokens": 3}
+    messages = [{"role": "user", "content": "床前"}]
+    for given, wanted in (
+        ({"messages": messages}, "甲<乙"),
+        ({"record": {"instruction": "床前", "input": "", "output": ""}}, "甲<乙"),
+        ({"record": {"题": "床前", "<ans>": ""}}, "甲<<乙"),
+    ):
+        status, found = post(url, ROUTE, {**asked, **given})
+        assert status == 200, found
+        assert found["choices"][0]["message"]["content"] == wanted
+    streamed: Any = client_of(url).chat.completions.create(model="tiny", messages=messages, **asked, stream=True)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in streamed) == "甲<乙"

@@ -35,6 +35,11 @@ class AskedRow:
     given: Any
     reading: Reading | None = None
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether its answer is a text as people read it, not as the family's own records have it."""
+        return self.reading is None or self.reading.form is not None
+
     def answered(self, record: Any, processor: Processor) -> Any:
         """What was given with the answer that its record has by now; of a text the answer alone."""
         if self.reading is not None:

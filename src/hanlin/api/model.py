@@ -128,7 +128,7 @@ class Model:
             if not is_one:
                 raise DataError("stream: one text or record at a time; give it alone, not in a list")
             options = streaming(options, [f"generate.{name}" for name in settings])
-            return self._stream(questions[0].record, options, seed)
+            return self._stream(questions[0].record, options, seed, is_plain=questions[0].is_plain)
         with self._computing(options):
             answers = self._answers([one.record for one in questions], options, seed, progress)
         processor = self._engine.processor
@@ -322,10 +322,17 @@ class Model:
         return [answered[number] for number in range(len(records))]
 
     def _stream(
-        self, record: Any, options: GenerateSettings, seed: int | None, memory: RunningBatch | None = None
+        self,
+        record: Any,
+        options: GenerateSettings,
+        seed: int | None,
+        memory: RunningBatch | None = None,
+        *,
+        is_plain: bool = True,
     ) -> Generator[str]:
         """The record is encoded now, the text written when it is asked for."""
-        return self._pieces(iter(self._engine.stream(record, options, self._seed(seed), memory)), options)
+        pieces = self._engine.stream(record, options, self._seed(seed), memory, is_plain=is_plain)
+        return self._pieces(iter(pieces), options)
 
     def _pieces(self, pieces: Iterator[str], options: GenerateSettings) -> Generator[str]:
         """Between two pieces the program is as it was."""

@@ -129,6 +129,20 @@ class TakesForms(Protocol):
 
 
 @runtime_checkable
+class EscapesTexts(Protocol):
+    """A family whose records have some characters of texts in another form."""
+
+    def plain_text(self, text: str) -> str:
+        """What an answer's text is as people read it, and as `record_of` takes it."""
+        ...
+
+
+def plain_text(processor: SampleProcessor, text: str) -> str:
+    """The same of any family."""
+    return processor.plain_text(text) if isinstance(processor, EscapesTexts) else text
+
+
+@runtime_checkable
 class TakesChoices(Protocol):
     """A family that can be asked which of some answers is right (evaluation/decisions)."""
 

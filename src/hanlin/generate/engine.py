@@ -24,6 +24,7 @@ from hanlin.core.batch import Prompt
 from hanlin.core.errors import DataError, HanlinError
 from hanlin.core.ranks import read_ranks
 from hanlin.core.terminal import shows_progress
+from hanlin.data.processor import plain_text
 from hanlin.layers.attention_kernels import AttentionKernel, attention_kernels
 from hanlin.layers.linear import store_by_columns
 from hanlin.layers.precision import DTYPES, Precision
@@ -110,10 +111,17 @@ class Engine:
                 yield from answered
 
     def stream(
-        self, record: Any, options: GenerateSettings, seed: int = 0, memory: RunningBatch | None = None
+        self,
+        record: Any,
+        options: GenerateSettings,
+        seed: int = 0,
+        memory: RunningBatch | None = None,
+        *,
+        is_plain: bool = False,
     ) -> Iterator[str]:
         """The answer's text in pieces while it is written; a newline stands between several answers.
 
+        is_plain: as people read it, not as the family's records have it.
         memory: an empty batch that remembers what the record begins with (`BatchLimits.kept`).
         Raises: HanlinError for a method whose text is not known before its end (beam search).
         """
@@ -125,7 +133,8 @@ class Engine:
         prompt = self.prompt(record, options)
         steps = self.search([prompt], options, [record_stream(seed, 0)], memory)
         tokens = ((search.found or search.beams)[0].tokens for [search] in steps)
-        return stream_pieces("\n".join(self.processor.answer_texts(prompt, chosen)) for chosen in tokens)
+        texts = ("\n".join(self.processor.answer_texts(prompt, chosen)) for chosen in tokens)
+        return stream_pieces(plain_text(self.processor, text) if is_plain else text for text in texts)
 
     def prompt(self, record: Any, options: GenerateSettings, number: int = 0) -> Prompt:
         """Encode a record and see that it leaves room for the answer.

@@ -26,11 +26,14 @@ _QUIET_SECONDS = 10.0
 
 
 class Shape(Protocol):
-    """How a route writes answers. prefix: of their id; whole, part: what a response and a piece of it are called."""
+    """How a route writes answers. prefix: of their id; whole, part: what a response and a piece of it are called;
+    is_plain: their texts are as people read them, not as the family's records have them.
+    """
 
     prefix: str
     whole: str
     part: str
+    is_plain: bool
 
     def choice(self, end: Answered) -> dict[str, Any]:
         """An answer at its end."""
@@ -63,7 +66,7 @@ async def respond(
         "created": timestamp(),
         "model": body.model or service.name,
     }
-    how = {"is_streamed": body.stream, "is_empty": body.most_tokens == 0}
+    how = {"is_streamed": body.stream, "is_empty": body.most_tokens == 0, "is_plain": shape.is_plain}
     if not body.stream:
         async with service.answering(questions, body.stops, **how) as reply:
             ends = await reply.ends(len(questions), request)

@@ -69,6 +69,7 @@ class _ChatShape:
         tools: Sequence[str] = (),
     ) -> None:
         self._service, self._questions, self._asked, self._tools = service, questions, asked, tools
+        self.is_plain = asked is None or asked.is_plain
         self._held = [""] * len(questions)  # what may still become a call
 
     def choice(self, end: Answered) -> dict[str, Any]:

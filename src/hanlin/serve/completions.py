@@ -53,6 +53,7 @@ def _questions(service: Service, body: CompletionBody, settings: GenerateSetting
 
 class _TextShape:
     prefix, whole, part = "cmpl", "text_completion", "text_completion"
+    is_plain = True
 
     def __init__(
         self,

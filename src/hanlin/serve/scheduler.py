@@ -17,6 +17,7 @@ from itertools import count
 from typing import Literal
 
 from hanlin.core.errors import HanlinError
+from hanlin.data.processor import plain_text
 from hanlin.generate.beam import Search
 from hanlin.generate.engine import Engine
 from hanlin.generate.method import find_method
@@ -66,7 +67,7 @@ class Job:
     """A request: questions that are answered beside each other.
 
     stops: texts that end an answer, and are not part of it; is_streamed: every step is told, else the ends alone;
-    engine: that answers, None: the scheduler's own.
+    engine: that answers, None: the scheduler's own; is_plain: texts are as people read them, not as records have them.
     """
 
     questions: Sequence[AnswerRequest]
@@ -74,6 +75,7 @@ class Job:
     stops: Sequence[str] = ()
     is_streamed: bool = False
     engine: Engine | None = None
+    is_plain: bool = True
     submitted: float = field(default_factory=time.monotonic)
     is_cancelled: bool = False
     first_token: float = 0.0
@@ -286,7 +288,9 @@ class Scheduler:
             return
         # The text before it is known to be whole: a beam search may change its mind.
         is_told = search.is_done or find_method(question.options).can_stream
-        text = "\n".join(self._engine_of(job).processor.answer_texts(question.prompt, tokens)) if is_told else ""
+        processor = self._engine_of(job).processor
+        text = "\n".join(processor.answer_texts(question.prompt, tokens)) if is_told else ""
+        text = plain_text(processor, text) if job.is_plain else text
         text, has_stopped = _until(text, job.stops)
         end: EndReason | None = None
         if has_stopped:

@@ -145,11 +145,17 @@ class Service:
 
     @asynccontextmanager
     async def answering(
-        self, questions: Sequence[AnswerRequest], stops: Sequence[str], *, is_streamed: bool, is_empty: bool = False
+        self,
+        questions: Sequence[AnswerRequest],
+        stops: Sequence[str],
+        *,
+        is_streamed: bool,
+        is_empty: bool = False,
+        is_plain: bool = True,
     ) -> AsyncIterator[Reply]:
         """A request in the queue, until this block is left: then nobody waits for it.
 
-        is_empty: the answers have no tokens, and are there at once.
+        is_empty: the answers have no tokens, and are there at once; is_plain: see `Job`.
         Raises: RequestError.
         """
         if len(stops) > self.limits.stops:
@@ -160,7 +166,7 @@ class Service:
                 reply.tell(Answered(number, (), "", "length"))
             yield reply
             return
-        job = Job(questions, reply.tell, tuple(stops), is_streamed, self.engine)
+        job = Job(questions, reply.tell, tuple(stops), is_streamed, self.engine, is_plain)
         with _busy_told(self.scheduler):
             self.scheduler.submit(job)
         try:

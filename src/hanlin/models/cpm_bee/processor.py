@@ -135,7 +135,10 @@ class CpmBeeProcessor:
 
     def answer_of(self, record: Any) -> str:
         """The answer in a record, without its escapes."""
-        text = str(record[ANSWER] or "")
+        return self.plain_text(str(record[ANSWER] or ""))
+
+    def plain_text(self, text: str) -> str:
+        """An answer without its escapes, if it has them."""
         return text if self.options.unescape_answers else unescape(text)
 
     def check(self, record: Any) -> None:
