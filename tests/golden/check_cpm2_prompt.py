@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from hanlin.models.cpm2.formats import PROMPTS
 from hanlin.models.cpm2.model import Cpm2
 from hanlin.models.cpm2.pieces import source_of, target_of
 from hanlin.models.cpm2.tokenizer import Cpm2Tokenizer
+from hanlin.parallel.parallel_model import BackwardResult
 from hanlin.parallel.parallelize import parallelize
 from hanlin.recipe.settings import TrainSettings
 from hanlin.training.optimizer import build_optimizer
@@ -130,11 +132,12 @@ class _CountsOldGradients:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._parallel_model, name)
 
-    def grad_norm(self) -> float:
-        own = self._parallel_model.grad_norm()
+    def forward_backward(self, *arguments: Any) -> BackwardResult:
+        found: BackwardResult = self._parallel_model.forward_backward(*arguments)
+        own = found.grad_norm
         if self._old is None:
             self._old = (self._first_norm**2 - own**2) ** 0.5
-        return (own**2 + self._old**2) ** 0.5
+        return replace(found, grad_norm=(own**2 + self._old**2) ** 0.5)
 
     def scale_grads(self, factor: float) -> None:
         assert self._old is not None
