@@ -9,8 +9,10 @@ from __future__ import annotations
 import copy
 import json
 import sys
+import tempfile
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +22,27 @@ if __name__ == "__main__":
     sys.path[:0] = [str(TESTS), *(str(TESTS / folder) for folder in folders)]
 
 import torch
+from family_cases import Case, case_of
 from layouts import BATCH_SIZE, VARIANTS, Cell, loader, model_of
 from stand_in import NAME, PROFILES, Costs, stand_in
 
 from hanlin.core.batch import Batch
+from hanlin.generate.engine import Engine, record_stream
+from hanlin.generate.methods.beam import BeamSettings
+from hanlin.generate.methods.greedy import GreedySettings
+from hanlin.generate.methods.sample import SampleSettings
 from hanlin.parallel.parallelize import parallelize
 from hanlin.recipe.settings import TrainSettings
 from hanlin.training.optimizer import build_optimizer
 from hanlin.training.step import Step, mean_loss
 
-MICRO_BATCHES = 2
+MICRO_BATCHES, ROWS = 2, 2
+FAMILIES = ("cpm1", "cpm1_t5", "cpm2", "cpm_bee", "chatglm2")
+WAYS = {
+    "greedy": GreedySettings(max_new_tokens=5),
+    "sample": SampleSettings(max_new_tokens=5, top_p=0.9, repetition_penalty=1.2),
+    "beam": BeamSettings(max_new_tokens=4, beams=3),
+}
 
 
 def compare(cell: Cell, precision: Any, profile: str) -> dict[str, Any]:
@@ -56,6 +69,31 @@ def _run(
     return losses, {**counted, "evaluation": _counted(costs), "micro_batches": -(-batch.size // rows)}
 
 
+@cache
+def _case(family: str) -> Case:
+    return case_of(family, Path(tempfile.mkdtemp(prefix="hanlin-stand-in-")))
+
+
+def answer(family: str, method: str | None, way: str, profile: str) -> dict[str, Any]:
+    """Whether the answers of both devices are the same, and what a step of the search costs the device."""
+    case = _case(family)
+    processor = case.processor if method is None else case.processor_for(method)
+    model = case.model(method).float().requires_grad_(False)  # pyright: ignore
+    answers, steps, counted = [], 0, {}
+    for device in (torch.device("cpu"), torch.device(NAME, 0)):
+        with stand_in(profile) as costs:
+            engine = Engine(copy.deepcopy(model).to(device), processor, device, family=case.family)
+            prompts = [engine.prompt(record, WAYS[way]) for record in case.records[:ROWS]]
+            streams = [record_stream(0, number) for number in range(ROWS)]
+            found = engine.search(prompts, WAYS[way], streams)
+            next(found)  # reads the prompts
+            costs.clear()
+            searches = list(found)
+            counted, steps = _counted(costs), len(searches)
+            answers.append([search.best.tokens for search in searches[-1]])
+    return {"same": answers[0] == answers[1], "tokens": answers[0], "steps": steps, "costs": counted}
+
+
 def _counted(costs: Costs) -> dict[str, Any]:
     return {**costs.kinds, "launches": costs.launches.total(), "places": dict(costs.places.most_common())}
 
@@ -70,16 +108,31 @@ def _every() -> Iterator[tuple[str, str, Cell]]:
                             yield profile, precision, Cell(name, method, kind, "none")
 
 
+def _told(make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    try:
+        return make()
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)[-6:]
+        told = [f"{frame.filename[-40:]}:{frame.lineno}" for frame in frames]
+        return {"error": f"{type(error).__name__}: {error}"[:300], "frames": told}
+
+
+def _answers() -> None:
+    for family in FAMILIES:
+        for method in [None, *(name for name in _case(family).tuning if name != "lora")]:
+            for way in WAYS:
+                found = _told(partial(answer, family, method, way, "npu"))
+                print(json.dumps({"cell": f"{family}.{method or 'base'}.{way}", **found}), flush=True)
+
+
 def main(words: list[str]) -> None:
+    if words == ["answers"]:
+        _answers()
+        return
     given = zip(words[::3], words[1::3], words[2::3], strict=True)
     asked = [(profile, precision, Cell(*cell.split("."), "none")) for profile, precision, cell in given]  # pyright: ignore
     for profile, precision, cell in asked or _every():
-        try:
-            found = compare(cell, precision, profile)
-        except Exception as error:
-            frames = traceback.extract_tb(error.__traceback__)[-6:]
-            told = [f"{frame.filename[-40:]}:{frame.lineno}" for frame in frames]
-            found = {"error": f"{type(error).__name__}: {error}"[:300], "frames": told}
+        found = _told(partial(compare, cell, precision, profile))
         print(json.dumps({"cell": f"{profile} {precision} {cell.name.removesuffix('.none')}", **found}), flush=True)
 
 

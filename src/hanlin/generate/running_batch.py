@@ -227,12 +227,17 @@ class RunningBatch:
         self, logits: torch.Tensor, rows: Sequence[BeamRow], options: GenerateSettings
     ) -> dict[int, list[Candidate]]:
         scores = logits.log_softmax(dim=-1)
-        check_numbers(scores.amax(dim=-1))
         streams = [self._open[row.record].question.stream for row in rows]
         drawn = [stream for stream in streams if stream is not None]
         tokens = find_method(options).propose(logits, scores, options, drawn)
         sums = scores.gather(-1, tokens) + scores.new_tensor([[row.beam.score] for row in rows])
-        return _by_record(rows, tokens.tolist(), sums.tolist())
+        # In one table, so that the device is waited for once; a float holds every id.
+        peaks = scores.amax(dim=-1, keepdim=True)
+        table = torch.cat([peaks, sums, tokens.to(sums.dtype)], dim=-1).tolist()
+        check_numbers(torch.tensor([row[0] for row in table]))
+        count = tokens.shape[1]
+        chosen = [[int(value) for value in row[1 + count :]] for row in table]
+        return _by_record(rows, chosen, [row[1 : 1 + count] for row in table])
 
 
 def _penalise(logits: torch.Tensor, rows: Sequence[BeamRow], options: GenerateSettings) -> torch.Tensor:

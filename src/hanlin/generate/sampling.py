@@ -124,7 +124,8 @@ def draw(logits: torch.Tensor, uniforms: Sequence[float]) -> torch.Tensor:
     # A uniform number near 1 rounds to 1 in fp32, which would choose an id after the last possible one.
     below_total = total.nextafter(torch.zeros_like(total))
     targets = torch.tensor(uniforms, dtype=total.dtype).to(total.device)[:, None] * total
-    return torch.searchsorted(cumulative, targets.minimum(below_total), right=True).squeeze(-1)
+    drawn = torch.searchsorted(cumulative, targets.minimum(below_total), right=True).squeeze(-1)
+    return drawn.clamp(max=logits.shape[-1] - 1)  # of what is no number, which is told afterwards
 
 
 def _cells(ids: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

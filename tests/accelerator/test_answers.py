@@ -1,0 +1,32 @@
+"""Answers on the stand-in accelerator (stand_in.py): those of the CPU, with one wait for each token."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FAMILIES = ("cpm1", "cpm1_t5", "cpm2", "cpm_bee", "chatglm2")
+
+
+@pytest.fixture(scope="module")
+def found() -> list[dict[str, Any]]:
+    program = Path(__file__).with_name("run.py")
+    ran = subprocess.run([sys.executable, program, "answers"], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    return [json.loads(line) for line in ran.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_answers_are_the_cpus_and_each_token_waits_once(found: list[dict[str, Any]], family: str) -> None:
+    of_family = [one for one in found if one["cell"].startswith(f"{family}.")]
+    assert {one["cell"].split(".")[2] for one in of_family} == {"greedy", "sample", "beam"}
+    for one in of_family:
+        assert "error" not in one, (one["cell"], one["error"], one["frames"])
+        assert one["same"], one["cell"]
+        assert one["costs"]["wait"] == one["steps"], (one["cell"], one["costs"]["places"])
+        assert one["costs"].get("copy", 0) == 0, (one["cell"], one["costs"]["places"])
