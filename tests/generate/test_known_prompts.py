@@ -10,8 +10,9 @@ import torch
 
 from hanlin.core.batch import Prompt, PromptBatch
 from hanlin.generate.engine import Engine
+from hanlin.generate.methods.beam import BeamSettings
 from hanlin.generate.methods.greedy import GreedySettings
-from hanlin.generate.running_batch import BatchLimits
+from hanlin.generate.running_batch import AnswerRequest, BatchLimits, TokenScores
 from hanlin.models.chatglm2 import family
 from hanlin.models.chatglm2.config import ChatGlm2Config
 from hanlin.models.common import decoder_batch
@@ -85,3 +86,21 @@ def test_an_answer_that_was_broken_off_leaves_a_memory_that_is_right(model: Coun
     answer = list(engine.stream(turn, GREEDY, memory=memory))
     assert model.num_columns == GREEDY.max_new_tokens  # nothing of the prompt is read again
     assert answer == list(engine.stream(turn, GREEDY, memory=memory)) == list(engine.stream(turn, GREEDY))
+
+
+def test_nothing_is_taken_from_beams_that_go_on_from_each_other(model: Counting) -> None:
+    engine = Engine(model, Ids(), family=family)  # pyright: ignore[reportArgumentType]
+    prompt, beams = [5, 6, 7, 8], BeamSettings(max_new_tokens=20, beams=3)
+    running, scores = engine.run_together(BatchLimits(kept=1)), []
+    with engine.inference():
+        running.add([0], [AnswerRequest(engine.prompt(prompt, beams), beams)])
+        first = [beam.tokens[0] for beam in running.step()[0].beams]
+        running.step()
+        running.step()  # the best beam goes on from what was the second one
+        for batch in (running, engine.run_together()):
+            traces: list[list[TokenScores]] = [[] for _ in first]
+            for number, (token, trace) in enumerate(zip(first, traces, strict=True), start=1):
+                batch.add([number], [AnswerRequest(engine.prompt([*prompt, token, 10], GREEDY), GREEDY, trace=trace)])
+            batch.step()
+            scores.append([trace[0].score for trace in traces])
+    assert scores[0] == pytest.approx(scores[1], abs=1e-9)

@@ -164,7 +164,9 @@ class Reader:
         """Take what is known of a prompt of which nothing is read."""
         if held.unread is None or held.slots[0].length or not held.positions:
             return
-        others = [(one.slots[0], one.positions) for one in self._held.values() if one is not held and not one.spare]
+        # What several beams have read is not noted by beam.
+        alone = (one for one in self._held.values() if one is not held and one.room.beams == 1)
+        others = [(one.slots[0], one.positions) for one in alone]
         source, length = self._known.find(held.positions, others)
         if source is not None:
             held.slots[0].copy_from(source, length, self._cache.prefix_length)
