@@ -209,6 +209,25 @@ def test_models_health_and_metrics(serve: Start) -> None:
         assert urllib.request.urlopen(f"{url}{path}").status == 200
 
 
+def test_large_counts_are_told_to_the_last_token(serve: Start) -> None:
+    url, service = serve()
+    service.scheduler.counts.prompt_tokens, service.scheduler.counts.queue_seconds = 123_456_789, 1234567.25
+    with urllib.request.urlopen(f"{url}/metrics") as response:
+        told = dict(line.split() for line in response.read().decode().splitlines() if not line.startswith("#"))
+    assert (told["hanlin_prompt_tokens_total"], told["hanlin_queue_seconds_sum"]) == ("123456789", "1234567.25")
+
+
+def test_a_page_that_is_named_may_ask_and_no_other_one(serve: Start) -> None:
+    url, _ = serve(origins=["https://pages.example"])
+    for origin, status in (("https://pages.example", 200), ("https://other.example", 400)):
+        asked = {"origin": origin, "access-control-request-method": "POST"}
+        asked["access-control-request-headers"] = "content-type, authorization"
+        connection = HTTPConnection(urlsplit(url).netloc, timeout=30)
+        connection.request("OPTIONS", "/v1/chat/completions", headers=asked)
+        assert connection.getresponse().status == status
+        connection.close()
+
+
 @pytest.mark.parametrize(
     ("body", "status", "param"),
     [
@@ -309,6 +328,37 @@ def test_a_key_is_asked_for_everywhere_but_at_health(serve: Start) -> None:
         client_of(url, "wrong").models.list()
     assert client_of(url, "secret").models.list().data[0].id == "tiny"
     assert urllib.request.urlopen(f"{url}/health").status == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "status"),
+    [
+        ("127.0.0.1:8000", None, 200),
+        ("localhost", None, 200),
+        ("[::1]:8000", None, 200),
+        ("pages.example:8000", None, 403),  # a page's own name that leads here now
+        ("127.0.0.1.pages.example", None, 403),
+        ("", None, 403),
+        ("localhost:8000", "http://localhost:8000", 200),
+        ("localhost:8000", "https://pages.example", 403),  # a page's form, which no preflight holds back
+        ("localhost:8000", "null", 403),
+        ("localhost:8000", "https://named.example", 200),
+    ],
+)
+def test_without_a_key_pages_of_others_are_kept_out(serve: Start, host: str, origin: str | None, status: int) -> None:
+    url, _ = serve(origins=["https://named.example"])
+    connection = HTTPConnection(urlsplit(url).netloc, timeout=30)
+    headers = {"host": host, "content-type": "text/plain", **({"origin": origin} if origin else {})}
+    connection.request("POST", "/tokenize", json.dumps({"prompt": "明月"}), headers)
+    response = connection.getresponse()
+    assert response.status == status
+    assert response.status == 200 or json.load(response)["error"]["code"] == "forbidden"
+    connection.close()
+
+
+def test_with_a_key_a_server_may_be_called_by_any_name(serve: Start) -> None:
+    url, _ = serve(key="secret")
+    assert post(url, "/tokenize", {"prompt": "明月"}, host="far.example", authorization="Bearer secret")[0] == 200
 
 
 def test_a_client_that_leaves_frees_its_place(serve: Start) -> None:

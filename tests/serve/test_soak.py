@@ -125,9 +125,8 @@ def test_who_does_not_read_holds_nobody_up_and_loses_nothing(serve: Start) -> No
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         slow.connect(("127.0.0.1", urlsplit(url).port))
         text = json.dumps({**body, "top_logprobs": 20, "stream": True}).encode()
-        head = (
-            f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {len(text)}\r\n\r\n"
-        )
+        head = "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n"
+        head += f"content-length: {len(text)}\r\n\r\n"
         slow.sendall(head.encode() + text)
         wait_for(lambda: service.scheduler.counts.requests == 1)
         for _ in range(3):

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import ipaddress
 import math
 import os
 import re
@@ -184,18 +183,13 @@ def _option(name: str) -> str:
 
 def _key(args: argparse.Namespace) -> str | None:
     """Raises: ConfigError for a server that others can reach without a key."""
+    from hanlin.serve.loopback import is_loopback
+
     key = os.environ.get(args.api_key_env, "") if args.api_key_env else ""
     if args.api_key_env and not key:
         raise ConfigError(f"--api-key-env: the environment has no {args.api_key_env}; export it first")
-    if not key and not _is_loopback(args.host):
+    if not key and not is_loopback(args.host):
         raise ConfigError(
             f"--host {args.host}: others could reach the server; give it a key: --api-key-env HANLIN_API_KEY"
         )
     return key or None
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

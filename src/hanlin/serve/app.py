@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hmac
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -14,9 +14,10 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from . import status, tokens
+from .callers import CalledFromHere, NeedsKey
 from .chat import complete_chat
 from .completions import complete_text
 from .decisions import decide
@@ -56,10 +57,7 @@ def make_app(service: Service, key: str | None = None, origins: Sequence[str] = 
             Route("/metrics", status.metrics),
             Route("/version", status.version),
         ],
-        middleware=[
-            *([Middleware(CORSMiddleware, allow_origins=list(origins), allow_headers=["*"])] if origins else []),
-            *([Middleware(_NeedsKey, key=key)] if key else []),
-        ],
+        middleware=_middleware(key, origins),
         exception_handlers={
             RequestError: _told,
             HTTPException: _told_by_starlette,
@@ -72,18 +70,13 @@ def make_app(service: Service, key: str | None = None, origins: Sequence[str] = 
     return app
 
 
-class _NeedsKey:
-    def __init__(self, app: ASGIApp, key: str) -> None:
-        self._app, self._expected = app, f"Bearer {key}".encode()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in ("/", "/health"):
-            given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-            if not hmac.compare_digest(given, self._expected):
-                wrong = RequestError("a key is needed: Authorization: Bearer KEY", 401, code="invalid_api_key")
-                await error_response(wrong)(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
+def _middleware(key: str | None, origins: Sequence[str]) -> list[Middleware]:
+    """Who may call; pages that are let in read the reason of a refusal too."""
+    inner = Middleware(NeedsKey, key=key) if key else Middleware(CalledFromHere, origins=origins)
+    if not origins:
+        return [inner]
+    named: dict[str, Any] = {"allow_origins": list(origins), "allow_methods": ["GET", "POST"], "allow_headers": ["*"]}
+    return [Middleware(CORSMiddleware, **named), inner]
 
 
 async def _told(request: Request, error: Exception) -> Response:

@@ -59,7 +59,7 @@ async def metrics(request: Request) -> Response:
     lines = []
     for name, (kind, title, text) in _METRICS.items():
         lines += [f"# HELP hanlin_{title} {text}", f"# TYPE hanlin_{title} {kind}"]
-        lines.append(f"hanlin_{title} {getattr(service.scheduler.counts, name):g}")
+        lines.append(f"hanlin_{title} {getattr(service.scheduler.counts, name)}")
     lines += [
         "# HELP hanlin_cache_positions_limit Positions that it may hold.",
         "# TYPE hanlin_cache_positions_limit gauge",
