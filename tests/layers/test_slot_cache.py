@@ -43,6 +43,16 @@ def test_caches_share_a_budget_and_what_one_only_remembers_goes_for_another() ->
     assert budget.left == 256
 
 
+def test_a_cache_may_join_a_budget_while_another_one_asks_for_room() -> None:
+    """Several threads make caches."""
+    budget, joined = Budget(256), []
+    caches = [SlotCache(budget) for _ in range(3)]
+    for cache in caches[:2]:
+        cache.forget = lambda: joined.append(SlotCache(budget)) is not None
+    assert not caches[2].ask_others()
+    assert len(joined) == 2
+
+
 def test_who_joins_or_leaves_moves_nobody() -> None:
     cache, rows = SlotCache(Budget(4096)), torch.arange(1.0, 13).view(3, 4)
     first, second, third = cache.take(3, 64) or []

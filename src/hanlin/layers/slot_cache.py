@@ -12,7 +12,6 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import count as numbered
 from itertools import groupby, pairwise
-from weakref import WeakSet
 
 import torch
 
@@ -91,7 +90,7 @@ class Budget:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.caches: WeakSet[SlotCache] = WeakSet()
+        self.caches: list[SlotCache] = []  # another thread may add one while this list is gone through
 
     @property
     def left(self) -> int:
@@ -104,7 +103,7 @@ class SlotCache:
     def __init__(self, budget: Budget | None = None) -> None:
         self.budget = budget
         if budget is not None:
-            budget.caches.add(self)
+            budget.caches.append(self)
         # Gives a slot back that is only remembered; whether there was one.
         self.forget: Callable[[], bool] = lambda: False
         self.prefix_length = 0  # columns; known from the first call of the model on
@@ -155,6 +154,8 @@ class SlotCache:
         return any(cache.forget() for cache in others if cache is not self)
 
     def close(self) -> None:
+        if self.budget is not None and self in self.budget.caches:
+            self.budget.caches.remove(self)
         self._arenas, self.forget = [], lambda: False
 
     def _new_arena(self, missing: int, known: int, width: int, encoder_width: int) -> Arena | None:

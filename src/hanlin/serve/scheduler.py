@@ -318,7 +318,9 @@ class Scheduler:
 
     def _count(self) -> None:
         self.counts.waiting, self.counts.running = len(self._waiting), len(self._running)
-        self.counts.cache_positions = sum(batch.positions for batch in self._batches.values())
+        with self._changed:  # other threads make batches
+            batches = list(self._batches.values())
+        self.counts.cache_positions = sum(batch.positions for batch in batches)
 
 
 def num_rows(questions: Sequence[AnswerRequest]) -> int:
