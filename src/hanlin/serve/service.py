@@ -176,20 +176,30 @@ class Service:
 
 
 class Reply:
-    """What the scheduler tells of a request, in this thread's event loop."""
+    """What the scheduler tells of a request, in this thread's event loop. Of each answer the newest word alone is kept
+    until it is read, which has all of those before: who reads slowly takes no more memory.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._told: asyncio.Queue[Answered | Failed] = asyncio.Queue()
+        self._unread: dict[int | None, Answered | Failed] = {}  # by answer; None: of the request
+        self._is_told = asyncio.Event()
 
     def tell(self, event: Answered | Failed) -> None:
         """Called by the scheduler's thread."""
         with suppress(RuntimeError):  # the loop has ended, and with it whoever waited
-            self._loop.call_soon_threadsafe(self._told.put_nowait, event)
+            self._loop.call_soon_threadsafe(self._keep, event)
+
+    def _keep(self, event: Answered | Failed) -> None:
+        self._unread[event.number if isinstance(event, Answered) else None] = event
+        self._is_told.set()
 
     async def next(self) -> Answered:
         """Raises: RequestError where there is no answer."""
-        event = await self._told.get()
+        while not self._unread:
+            self._is_told.clear()
+            await self._is_told.wait()
+        event = self._unread.pop(next(iter(self._unread)))
         if isinstance(event, Failed):
             status = 503 if event.is_late else 500 if event.is_ours else 400
             raise RequestError(event.message, status, code="timeout" if event.is_late else None)
