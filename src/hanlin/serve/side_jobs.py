@@ -16,6 +16,9 @@ __all__ = ["SideJob", "SideJobs"]
 
 log = logging.getLogger(__name__)
 
+_AT_ONCE = 4
+"""Jobs that are begun beside each other: what they have read lies in memory that no limit counts."""
+
 
 class JobCounts(Protocol):
     """What is counted of jobs (`ServerCounts`)."""
@@ -43,31 +46,45 @@ class SideJobs:
 
     def __init__(self, counts: JobCounts) -> None:
         self._counts = counts
-        self._jobs: deque[tuple[SideJob, Any]] = deque()
+        self._waiting: deque[SideJob] = deque()
+        self._begun: deque[tuple[SideJob, Any]] = deque()
 
     def __len__(self) -> int:
-        return len(self._jobs)
+        return len(self._waiting) + len(self._begun)
 
     def add(self, job: SideJob) -> None:
-        self._jobs.append((job, None))
+        self._waiting.append(job)
 
     def step(self, seconds: float) -> None:
         """The next step of the job whose turn it is; seconds: that a job may take in all."""
-        if not self._jobs:
+        for _ in range(len(self._waiting)):
+            job = self._waiting.popleft()
+            if not self._is_let_go(job, seconds):
+                waits = len(self._begun) >= _AT_ONCE
+                self._waiting.append(job) if waits else self._begun.append((job, None))
+        if not self._begun:
             return
-        job, found = self._jobs.popleft()
-        if job.is_cancelled:
-            self._counts.cancelled += 1
+        job, found = self._begun.popleft()
+        if self._is_let_go(job, seconds):
             return
         try:
-            if time.monotonic() - job.submitted > seconds:
-                raise TimeoutError(f"it took more than {seconds:g} seconds")
-            self._jobs.append((job, next(job.steps)))
+            self._begun.append((job, next(job.steps)))
         except StopIteration:
             self._counts.prompt_tokens += job.tokens
             job.done(found, None)
         except Exception as error:
-            self._counts.failed += 1
-            if not isinstance(error, TimeoutError):
-                log.error("a step beside the answers failed", exc_info=error)
-            job.done(None, error)
+            log.error("a step beside the answers failed", exc_info=error)
+            self._fail(job, error)
+
+    def _is_let_go(self, job: SideJob, seconds: float) -> bool:
+        """Whether nobody waits for a job any more, or it took too long."""
+        if job.is_cancelled:
+            self._counts.cancelled += 1
+            return True
+        if is_late := time.monotonic() - job.submitted > seconds:
+            self._fail(job, TimeoutError(f"it took more than {seconds:g} seconds"))
+        return is_late
+
+    def _fail(self, job: SideJob, error: Exception) -> None:
+        self._counts.failed += 1
+        job.done(None, error)
