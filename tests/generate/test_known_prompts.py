@@ -10,9 +10,11 @@ import torch
 
 from hanlin.core.batch import Prompt, PromptBatch
 from hanlin.generate.engine import Engine
+from hanlin.generate.known_prompts import KnownPrompts
 from hanlin.generate.methods.beam import BeamSettings
 from hanlin.generate.methods.greedy import GreedySettings
 from hanlin.generate.running_batch import AnswerRequest, BatchLimits, TokenScores
+from hanlin.layers.slot_cache import SlotCache
 from hanlin.models.chatglm2 import family
 from hanlin.models.chatglm2.config import ChatGlm2Config
 from hanlin.models.common import decoder_batch
@@ -104,3 +106,26 @@ def test_nothing_is_taken_from_beams_that_go_on_from_each_other(model: Counting)
             batch.step()
             scores.append([trace[0].score for trace in traces])
     assert scores[0] == pytest.approx(scores[1], abs=1e-9)
+
+
+def test_a_beginning_that_many_have_is_compared_once() -> None:
+    compared = []
+
+    class Position(tuple[int, ...]):
+        __slots__ = ()
+        __hash__ = tuple.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            compared.append(other)
+            return tuple.__eq__(self, other)
+
+    cache = SlotCache()
+    known, beginning = KnownPrompts(cache, 8), [Position([number]) for number in range(500)]
+    for number in range(8):
+        [slot] = cache.take(1, 512) or []
+        slot.length = 501
+        known.keep(slot, [*beginning, Position([1000 + number])])
+    slot, length = known.find([Position([number]) for number in [*range(500), 1005, 7]])
+    assert slot is not None
+    assert length == 501
+    assert len(compared) < 1100

@@ -44,6 +44,9 @@ class KnownPrompts:
             return None, 0
         best: tuple[Slot | None, int] = (None, 0)
         for slot, positions in (*self._kept.items(), *others):
+            place = best[1]  # who has not this one has no more than the best; many begin alike
+            if place >= min(slot.length, len(positions), len(wanted)) or positions[place] != wanted[place]:
+                continue
             length = shared_beginning(positions[: slot.length], wanted)
             if length > best[1]:
                 best = slot, length
