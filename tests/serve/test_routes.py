@@ -280,6 +280,7 @@ def test_a_page_that_is_named_may_ask_and_no_other_one(serve: Start) -> None:
         (b'{"messages": [{"role": "user", "content": "\\ud800"}]}', 400, None),
         ({"messages": ASKED, "logit_bias": {"1": 101}}, 400, "logit_bias.1"),
         ({"messages": ASKED, "logit_bias": {"1": True}}, 400, "logit_bias.1"),
+        ({"messages": ASKED, "logit_bias": {"1": 1, "01": -1}}, 400, None),
         ({"messages": ASKED, "logit_bias": {"床": 1}}, 400, None),
         ({"messages": ASKED, "logit_bias": {"99999999": 1}}, 400, "logit_bias"),
         ({"messages": ASKED, "logit_bias": [1]}, 400, "logit_bias"),

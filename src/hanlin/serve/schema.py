@@ -27,7 +27,7 @@ _OF_SAMPLING = {"temperature", "top_p", "top_k", "min_p"}
 __all__ = ["ChatBody", "CompletionBody", "StreamOptions", "request_settings"]
 
 Number = StrictInt | StrictFloat
-_Id = Annotated[str, Field(pattern="^[0-9]{1,9}$")]
+_Id = Annotated[str, Field(pattern="^(0|[1-9][0-9]{0,8})$")]
 
 
 def _not_yet(reason: str) -> BeforeValidator:
