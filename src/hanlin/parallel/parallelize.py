@@ -6,10 +6,12 @@ Trained weights are fp32, frozen ones are stored in the precision of the arithme
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import nn
 
+from hanlin.core.device import best_precision
 from hanlin.core.errors import ConfigError
 from hanlin.core.plan import Plan
 from hanlin.core.ranks import read_ranks
@@ -25,7 +27,7 @@ from hanlin.recipe.settings import ParallelSettings
 def parallelize(
     model: nn.Module,
     device: torch.device,
-    precision: Precision = "fp32",
+    precision: Precision | Literal["auto"] = "fp32",
     settings: ParallelSettings | None = None,
     *,
     copy: Callable[[], nn.Module] | None = None,
@@ -33,12 +35,14 @@ def parallelize(
 ) -> ParallelModel:
     """Bring the model, or this rank's share of it, to the device in the dtypes of `precision`.
 
+    auto: what the device computes best in.
     What requires a gradient is trained. A model on the meta device comes out empty: see `ParallelModel.fill`.
     copy: makes the same model once more (on the meta device), where a rank has several stages of a pipeline.
 
     Raises: ConfigError when the layout does not fit the model or the number of processes.
     """
     settings = settings or ParallelSettings()
+    precision = best_precision(device) if precision == "auto" else precision
     mesh = Mesh(Degrees.of(settings, read_ranks().world), device)
     for key, text in combination_problems(settings):
         raise ConfigError(f"{key}: {text}")

@@ -24,7 +24,9 @@ def test_keys_and_values_of_the_encoders_output_are_projected_once() -> None:
     first = DecoderContext(mask, mask, torch.zeros(1, 2), kv_cache).cross_attention_kv("0", project)
     later = DecoderContext(mask, mask, None, kv_cache).cross_attention_kv("0", project)
     assert len(calls) == 1
-    assert all(map(torch.equal, first, later))
+    for one, other in zip(first, later, strict=True):
+        assert torch.equal(one.keys, other.keys)
+        assert torch.equal(one.values, other.values)
 
 
 @pytest.mark.parametrize("kept", [("0", "1"), ("2", "3")])

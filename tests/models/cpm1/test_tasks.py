@@ -20,7 +20,7 @@ def write(path: Path, *values: Any) -> Path:
 
 
 def read(kind: str, raw: Path, folder: Path) -> list[dict[str, Any]]:
-    target = folder / "records.jsonl"
+    target = folder / f"{kind}-{raw.name.rpartition(':')[2]}.jsonl"
     assert main(["prepare", "--from", f"cpm1:{kind}", str(raw), str(target)]) == 0
     return [json.loads(line) for line in target.read_text("utf-8").splitlines()]
 
