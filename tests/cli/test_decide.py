@@ -215,3 +215,16 @@ def test_the_example_rows_are_asked(project: Path) -> None:
     for command in (["calibrate"], ["decide", "--output", "out.jsonl"]):
         assert main([*command, "--base", "base", "--input", rows, "--questions", questions]) == 0
     assert [len(row["decisions"]) for row in read("out.jsonl")] == [3] * 10
+
+
+def test_no_file_is_replaced_unasked(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = write("rows.jsonl", [{"input": "床前"}])
+    words = ["decide", "--base", "base", "--input", rows, "--questions", "questions.json", "--output"]
+    notes = Path(write("notes.txt", [{"my": "notes"}]))
+    for target in ("notes.txt", rows):
+        before = Path(target).read_bytes()
+        assert main([*words, target]) == 2
+        assert "nothing is replaced unasked" in capsys.readouterr().err
+        assert Path(target).read_bytes() == before
+    assert main([*words, "notes.txt", "--overwrite"]) == 0
+    assert "decisions" in json.loads(notes.read_text("utf-8"))

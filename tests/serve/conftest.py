@@ -116,10 +116,11 @@ def serve(engine: Engine) -> Iterator[Start]:
         limits: Limits | None = None,
         engine: Engine = engine,
         adapters: Mapping[str, Engine] | None = None,
+        max_new_tokens: int = 16,
         **options: Any,
     ) -> tuple[str, Service]:
         limits = limits or Limits()
-        settings, scheduler = GreedySettings(max_new_tokens=16), Scheduler(engine, limits)
+        settings, scheduler = GreedySettings(max_new_tokens=max_new_tokens), Scheduler(engine, limits)
         adapted = {
             name: Service(f"tiny:{name}", one, settings, scheduler, limits, 1) for name, one in (adapters or {}).items()
         }

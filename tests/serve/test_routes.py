@@ -400,3 +400,39 @@ def wait_for(condition: Callable[[], bool], seconds: float = 10) -> None:
     while not condition():
         assert time.monotonic() < end, "it did not happen"
         time.sleep(0.01)
+
+
+def test_an_answer_of_no_stated_length_has_the_room_that_is_left(serve: Start, engine: Engine) -> None:
+    url, _ = serve(max_new_tokens=1024)
+    status, found = post(url, "/v1/chat/completions", {"messages": ASKED})
+    assert status == 200, found
+    assert found["usage"]["completion_tokens"] < 256
+    status, found = post(url, "/v1/chat/completions", {"messages": ASKED, "max_tokens": 1024})
+    assert (status, found["error"]["param"], found["error"]["code"]) == (400, "messages", "too_large")
+    assert "lower max_tokens" in found["error"]["message"]
+
+
+def test_a_prompt_that_is_read_whole_has_a_bound(serve: Start, engine_of: Callable[[str], Engine]) -> None:
+    url, _ = serve(Limits(prompt_tokens=40), engine=engine_of("cpm_bee"))
+    for count, wanted in ((2, 200), (40, 400)):
+        body = {"messages": [{"role": "user", "content": "明月" * count}], "max_tokens": 2, "temperature": 0}
+        status, found = post(url, "/v1/chat/completions", body)
+        assert status == wanted, found
+    assert found["error"]["code"] == "too_large"
+
+
+def test_scores_of_prompts_have_a_bound(serve: Start, text_engine: Engine) -> None:
+    url, _ = serve(Limits(decision_tokens=4), engine=text_engine)
+    body = {"prompt": [[3, 4]] * 5, "echo": True, "logprobs": 1, "max_tokens": 0}
+    status, found = post(url, "/v1/completions", body)
+    assert (status, found["error"]["code"]) == (400, "too_large"), found
+
+
+def test_answers_that_are_not_ready_when_the_server_ends_are_told(serve: Start) -> None:
+    url, service = serve()
+    service.scheduler.end_by(time.monotonic() - 1)
+    status, found = post(url, "/v1/chat/completions", {"messages": ASKED, "max_tokens": 100})
+    assert (status, found["error"]["message"]) == (503, "the server is shutting down")
+    streamed = client_of(url).chat.completions.create(model="tiny", messages=ASKED, max_tokens=100, stream=True)
+    with pytest.raises(openai.APIError, match="shutting down"):
+        list(streamed)

@@ -17,12 +17,12 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hanlin.cli._answers import identity_of, open_output
+from hanlin.cli._answers import identity_of, is_unfinished, open_output
 from hanlin.cli._decisions import DecisionRows, add_rows, open_decision_rows
 from hanlin.cli._launch import add_launch, on_all_ranks
 from hanlin.cli._recipe import add_model, recipe_of_model, say_remark
+from hanlin.cli._targets import add_overwrite, sole_target
 from hanlin.core.collectives import entered_on_main
-from hanlin.core.files import check_target, written_alone
 
 if TYPE_CHECKING:
     from hanlin.api.decisions import Decider
@@ -38,19 +38,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     rows = add_rows(parser)
     rows.add_argument("--output", type=Path, metavar="FILE", help="default: standard output")
+    add_overwrite(rows)
     add_launch(parser, is_alone=True)
 
 
 def run(args: argparse.Namespace) -> int:
     recipe = recipe_of_model(args)
-    if args.output is not None:
-        check_target(args.output)
     from hanlin.run.memory import answering_memory
 
     def work() -> int:
         target: Path | None = args.output
-        is_file = target is not None and (target.is_file() or not target.exists())
-        alone = entered_on_main(written_alone(target)) if target is not None and is_file else nullcontext()
+        if target is None:
+            alone = nullcontext()
+        else:
+            alone = entered_on_main(sole_target(target, overwrite=args.overwrite or is_unfinished(target)))
         with alone, answering_memory(recipe):
             return _decide(args, recipe)
 
@@ -70,10 +71,13 @@ def _decide(args: argparse.Namespace, recipe: Recipe) -> int:
     if engine.mesh.is_main and (remark := remark_on_calibration(components)):
         print(remark, file=sys.stderr)
     temperature = 1.0 if calibration is None else calibration.temperature
-    return _write(Decider(engine, recipe.generate.batch_size, temperature), components, rows, args.output)
+    decider = Decider(engine, recipe.generate.batch_size, temperature)
+    return _write(decider, components, rows, args.output, overwrite=args.overwrite)
 
 
-def _write(decider: Decider, components: Components, rows: DecisionRows, target: Path | None) -> int:
+def _write(
+    decider: Decider, components: Components, rows: DecisionRows, target: Path | None, *, overwrite: bool
+) -> int:
     from hanlin.evaluation.decisions.rows import DECISIONS
     from hanlin.generate.engine import show_progress
 
@@ -81,7 +85,7 @@ def _write(decider: Decider, components: Components, rows: DecisionRows, target:
     shows_table = mesh.is_main and target is None and sys.stdout.isatty()
     identity = identity_of(components, f"{rows.fingerprint} {decider.temperature}")
     shown: list[tuple[int, dict[str, Any]]] = []
-    with open_output(target if mesh.is_main else None, identity) as output:
+    with open_output(target if mesh.is_main else None, identity, overwrite=overwrite) as output:
         done = mesh.from_main(output.num_done)
         if done and mesh.is_main:
             print(f"{target}: going on behind the {done:,} answers that are there", file=sys.stderr)

@@ -23,6 +23,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from hanlin.cli._numbers import real, whole
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from hanlin.run.components import Components
     from hanlin.serve.limits import Limits
     from hanlin.serve.service import Service
+
+_WORD_SECONDS = 5
 
 HELP = "answer over HTTP, as OpenAI's clients ask"
 
@@ -136,13 +139,27 @@ def _serve(service: Service, args: argparse.Namespace, key: str | None, listener
     where = f"[{host}]" if ":" in host else host
     print(f"serving {', '.join(service.models)} at http://{where}:{port}/v1", file=sys.stderr)
     print(f"a page to try it: http://{where}:{port}/", file=sys.stderr, flush=True)
-    config = uvicorn.Config(
-        make_app(service, key, args.cors),
-        log_level="warning",
-        timeout_graceful_shutdown=math.ceil(service.limits.drain_seconds),
-    )
+    seconds, scheduler = service.limits.drain_seconds, service.scheduler
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            if self.should_exit:
+                os._exit(128 + sig)  # asked again: at once
+            scheduler.end_by(time.monotonic() + seconds)
+            if scheduler.is_busy:
+                print(f"answers that are being written have {seconds:g} seconds; again: at once", file=sys.stderr)
+            super().handle_exit(sig, frame)
+
+    # uvicorn waits a little longer than answers are written, so that it cuts no stream without a word.
+    wait = math.ceil(seconds) + _WORD_SECONDS
+    config = uvicorn.Config(make_app(service, key, args.cors), log_level="warning", timeout_graceful_shutdown=wait)
     signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn ends in order, and then raises it once more
-    uvicorn.Server(config).run(sockets=[listener])
+    try:
+        Server(config).run(sockets=[listener])
+    finally:
+        if scheduler.is_running:  # in the middle of a step, which Python could not end without a crash
+            sys.stderr.flush()
+            os._exit(0)
     return 0
 
 

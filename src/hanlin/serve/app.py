@@ -29,6 +29,8 @@ __all__ = ["make_app"]
 
 log = logging.getLogger(__name__)
 
+_LAST_STEP_SECONDS = 5.0
+
 
 def make_app(service: Service, key: str | None = None, origins: Sequence[str] = ()) -> ASGIApp:
     """key: what clients must send as a bearer token, on every route but the page and /health; origins: pages of other
@@ -39,7 +41,7 @@ def make_app(service: Service, key: str | None = None, origins: Sequence[str] = 
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         service.scheduler.start()
         yield
-        service.scheduler.close(service.limits.drain_seconds)
+        service.scheduler.close(_LAST_STEP_SECONDS)  # nobody waits for answers any more
 
     app = Starlette(
         routes=[

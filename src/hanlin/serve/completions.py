@@ -32,6 +32,9 @@ async def complete_text(request: Request) -> Response:
     scores: list[list[PromptScore]] = []
     if (top := body.told_of_prompts) is not None:
         prompts = [question.prompt for question in questions[:: body.n]]
+        if (tokens := sum(prompt.size for prompt in prompts)) > (most := service.limits.decision_tokens):
+            told = f"the prompts have {tokens:,} tokens, at most {most:,} are scored at once"
+            raise RequestError(told, param="prompt", code="too_large")
         scores = await service.run_aside(score_prompts_in_steps(service.engine, prompts, top), request)
     shape = _TextShape(service, body, questions, scores)
     return await respond(request, service, body, questions, shape, num_prompts=len(body.prompts))

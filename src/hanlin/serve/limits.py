@@ -10,16 +10,18 @@ __all__ = ["Limits"]
 @dataclass(frozen=True)
 class Limits:
     """cache_tokens: positions of the KV cache, over all rows that are answered together and all that is remembered;
-    rows: that are answered together; step_tokens: positions of prompts that are read between two tokens of the answers;
+    rows: that are answered together; prompt_tokens: of a prompt that is read whole, which takes memory by the square of
+    its length; step_tokens: positions of prompts that are read between two tokens of the answers;
     kept_prompts: that are remembered with their answers, for others that begin alike; queue: requests that wait;
     wait_seconds: how long one waits before it is turned away; request_seconds: how long one may take in all;
     drain_seconds: how long answers that are being written have when the server ends; body_bytes: of a request;
     answers: of one request (`n`); stops: texts that end an answer; decision_tokens: that the decisions of one
-    request read, the input once for each option.
+    request read, the input once for each option, or the scores of its prompts.
     """
 
     cache_tokens: int = 65536
     rows: int = 64
+    prompt_tokens: int = 4096
     step_tokens: int = 512
     kept_prompts: int = 64
     queue: int = 256

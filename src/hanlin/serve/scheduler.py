@@ -116,6 +116,7 @@ class Scheduler:
         self._numbers = count()
         self._changed = threading.Condition()
         self._is_closing = False
+        self._end: float | None = None
         self._thread = threading.Thread(target=self._run, name="answers", daemon=True)
 
     def start(self) -> None:
@@ -127,6 +128,19 @@ class Scheduler:
             self._is_closing = True
             self._changed.notify()
         self._thread.join(seconds)
+
+    def end_by(self, moment: float) -> None:
+        """Fail what is not answered until then (of `time.monotonic`)."""
+        self._end = moment
+
+    @property
+    def is_busy(self) -> bool:
+        return bool(self._waiting or self._running or self._aside)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether its thread is there, and may be in the middle of a step."""
+        return self._thread.is_alive()
 
     def submit(self, job: Job) -> None:
         """Let a job wait for its turn.
@@ -224,6 +238,13 @@ class Scheduler:
         for number, (job, _) in list(self._running.items()):
             if job.is_cancelled:
                 self._forget(number)
+        if self._end is not None and now > self._end:
+            ended = {job for job, _ in self._running.values()}
+            with self._changed:
+                ended |= set(self._waiting)
+                self._waiting.clear()
+            for job in ended:
+                self._fail(job, Failed("the server is shutting down", is_late=True))
         for job in {job for job, _ in self._running.values()}:
             if now - job.submitted > self.limits.request_seconds:
                 self._fail(job, Failed(f"it took more than {self.limits.request_seconds:g} seconds", is_late=True))

@@ -17,7 +17,6 @@ from hanlin.core.errors import HanlinError
 from hanlin.core.json_text import parse_json
 from hanlin.generate.engine import record_stream
 from hanlin.generate.method import find_method
-from hanlin.generate.prompts import make_prompt
 from hanlin.generate.running_batch import AnswerRequest
 
 from .errors import RequestError, first_problem
@@ -26,6 +25,7 @@ from .scheduler import Answered, BusyError, Failed, Job, Scheduler
 from .side_jobs import SideJob
 
 if TYPE_CHECKING:
+    from hanlin.core.batch import Prompt
     from hanlin.generate.engine import Engine
     from hanlin.recipe.settings import GenerateSettings
 
@@ -100,21 +100,50 @@ class Service:
             raise RequestError(f"logit_bias: {max(body.bias)} is no id, the vocabulary has {size}", param="logit_bias")
         drawn = secrets.randbits(62) if body.seed is None else body.seed
         try:
-            prompts = [make_prompt(self.processor, record, settings, self.engine.max_length) for record in records]
+            prompts = [
+                self._prompt(record, settings, param, is_stated=body.most_tokens is not None) for record in records
+            ]
         except HanlinError as error:
             raise RequestError(str(error), param=param) from None
         return [
             AnswerRequest(
                 prompt,
-                settings,
+                chosen,
                 record_stream(drawn, place * answers + number),
                 trace=None if body.noted is None else [],
                 top=body.noted or 0,
                 bias=body.bias,
             )
-            for place, prompt in enumerate(prompts)
+            for place, (prompt, chosen) in enumerate(prompts)
             for number in range(answers)
         ]
+
+    def _prompt(
+        self, record: Any, settings: GenerateSettings, param: str, *, is_stated: bool
+    ) -> tuple[Prompt, GenerateSettings]:
+        """A record's prompt, and the settings of its answer, which has the room that is left where none is stated.
+
+        Raises: DataError, RequestError.
+        """
+        limit, most = self.engine.max_length, settings.max_new_tokens
+        prompt = self.processor.prompt(record)
+        if not self.engine.is_causal and prompt.size > self.limits.prompt_tokens:
+            raise RequestError(
+                f"the prompt has {prompt.size:,} tokens; this model reads it whole, at most "
+                f"{self.limits.prompt_tokens:,} here",
+                param=param,
+                code="too_large",
+            )
+        if limit is None or prompt.length + most <= limit:
+            return prompt, settings
+        if is_stated or prompt.length >= limit:
+            raise RequestError(
+                f"the prompt has {prompt.length:,} tokens and up to {most:,} may follow, but the model reads at most "
+                f"{limit:,}; shorten the prompt or lower max_tokens",
+                param=param,
+                code="too_large",
+            )
+        return prompt, settings.model_copy(update={"max_new_tokens": limit - prompt.length})
 
     async def run_aside(self, steps: Iterator[Any], request: Request, tokens: int = 0) -> Any:
         """What the last of some steps of the model finds, run between those of the answers; tokens: that they read
