@@ -13,7 +13,7 @@ from hanlin.recipe.reading import load_recipe
 RECIPE = """\
 model: {family: chatglm2, size: tiny, config: {vocab_size: 2000}}
 data: {max_length: 128}
-train: {batch_size: 16, micro_batch_size: 2}
+train: {batch_size: 16, micro_batch_size: 2, precision: fp32}
 run: {folder: run}
 """
 

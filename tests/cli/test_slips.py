@@ -89,7 +89,11 @@ SLIPS = [
     Slip("batch arithmetic", ("train.batch_size", "use 6 or 9"), changes=("train.micro_batch_size=3",)),
     Slip("warm-up without end", ("train.warmup_steps", "step 10"), changes=("train.warmup_steps=10",)),
     Slip("rank of nothing", ("tuning.rank: is a setting of method lora",), changes=("tuning.rank=8",)),
-    Slip("loss scale in fp32", ("train.loss_scale: has no effect",), changes=("train.loss_scale=1024",)),
+    Slip(
+        "loss scale in fp32",
+        ("train.loss_scale: has no effect",),
+        changes=("train.loss_scale=1024", "train.precision=fp32"),
+    ),
     Slip("patience without interval", ("train.patience", "without train.eval_every"), changes=("train.patience=3",)),
     Slip("evaluation of nothing", ("train.eval_every", "without data.eval"), "  eval: [eval.jsonl]\n", "",
          changes=("train.eval_every=5",)),
