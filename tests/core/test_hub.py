@@ -190,3 +190,8 @@ def test_a_ref_that_names_no_revision_is_said(home: Path, ref: str) -> None:
     (folder.parents[1] / "refs/main").write_text(ref)
     with pytest.raises(ConfigError, match="refs/main: names no revision"):
         locate(NAME)
+
+
+@pytest.mark.parametrize("path", ["mydata/train.jsonl", "mine/rows.csv", "glm/tokenizer.model", "a/recipe.YAML"])
+def test_what_ends_like_a_file_is_no_name_of_a_model(path: str) -> None:
+    assert hint(Path(path)) == ""

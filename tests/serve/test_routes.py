@@ -324,8 +324,9 @@ def test_errors_have_one_shape_on_every_route(serve: Start) -> None:
 
 def test_a_key_is_asked_for_everywhere_but_at_health(serve: Start) -> None:
     url, _ = serve(key="secret")
-    assert post(url, "/v1/completions", {"prompt": "床"})[0] == 401
-    with pytest.raises(openai.AuthenticationError):
+    status, answer = post(url, "/v1/completions", {"prompt": "床"})
+    assert (status, answer["error"]["message"]) == (401, "a key is needed: Authorization: Bearer KEY")
+    with pytest.raises(openai.AuthenticationError, match="this key is wrong"):
         client_of(url, "wrong").models.list()
     assert client_of(url, "secret").models.list().data[0].id == "tiny"
     assert urllib.request.urlopen(f"{url}/health").status == 200

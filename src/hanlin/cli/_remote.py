@@ -135,7 +135,8 @@ class Server:
         except (ValueError, KeyError, TypeError):
             return ConfigError(f"--url {self.url}: status {status} without a reason; is it a `hanlin serve`?")
         if status == 401:
-            return ConfigError(f"--url {self.url}: {message}; name the variable that holds it: --api-key-env VARIABLE")
+            advice = "look at the variable" if self._key else "name the variable that holds it: --api-key-env VARIABLE"
+            return ConfigError(f"--url {self.url}: {message}; {advice}")
         if status == 404:
             return ConfigError(f"--url {self.url}: {message}")
         return DataError(message) if status in (400, 413) else HanlinError(f"{self.url}: {message}")

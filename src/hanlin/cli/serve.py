@@ -152,7 +152,8 @@ def _serve(service: Service, args: argparse.Namespace, key: str | None, listener
 
     # uvicorn waits a little longer than answers are written, so that it cuts no stream without a word.
     wait = math.ceil(seconds) + _WORD_SECONDS
-    config = uvicorn.Config(make_app(service, key, args.cors), log_level="warning", timeout_graceful_shutdown=wait)
+    app = make_app(service, key, args.cors)
+    config = uvicorn.Config(app, log_level="warning", lifespan="on", timeout_graceful_shutdown=wait)
     signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn ends in order, and then raises it once more
     try:
         Server(config).run(sockets=[listener])

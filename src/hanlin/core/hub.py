@@ -21,6 +21,11 @@ _SHARD = re.compile(r"(?P<start>.+-)(?P<number>\d{5})(?P<of>-of-(?P<count>\d{5})
 _ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _OTHER_ENDINGS = (".txt", ".model", ".json", ".yaml", ".yml", ".py")
 _MAX_SHARDS = 10_000
+_FILES = {
+    *(".json", ".jsonl", ".csv", ".tsv", ".txt", ".parquet", ".arrow", ".gz", ".zst", ".yaml", ".yml", ".model"),
+    *(".bin", ".pt", ".pth", ".safetensors"),
+}
+"""What files end with, and no model's name."""
 _FOLDERS = ("models", "model", "runs", "run", "data", "checkpoints", "output", "outputs", "weights")
 """What people call folders of their own, and nobody on a hub."""
 _SNAPSHOTS = "snapshots"
@@ -71,7 +76,8 @@ def hint(path: Path) -> str:
         revised = path.parent.name == _SNAPSHOTS
         command = f"`hf download {name} --revision {path.name}`" if revised else download(Path(name))
         return f", which was {name} in a cache of models; {command} brings it back"
-    if not is_name(path) or os.path.lexists(path.parent) or path.parts[0] in _FOLDERS:
+    is_file = path.suffix.lower() in _FILES
+    if not is_name(path) or is_file or os.path.lexists(path.parent) or path.parts[0] in _FOLDERS:
         return ""
     places = ", ".join(map(str, [_hub_cache(), *_modelscope_roots()[:1]]))
     return f", nor a model of that name in the caches of this machine ({places}); {download(path)} downloads it"

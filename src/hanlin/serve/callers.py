@@ -20,10 +20,12 @@ class NeedsKey:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         is_open = scope["type"] != "http" or scope["path"] in ("/", "/health")
-        if is_open or hmac.compare_digest(_header(scope, b"authorization"), self._expected):
+        given = b"" if is_open else _header(scope, b"authorization")
+        if is_open or hmac.compare_digest(given, self._expected):
             await self._app(scope, receive, send)
             return
-        wrong = RequestError("a key is needed: Authorization: Bearer KEY", 401, code="invalid_api_key")
+        told = "this key is wrong" if given.startswith(b"Bearer ") else "a key is needed: Authorization: Bearer KEY"
+        wrong = RequestError(told, 401, code="invalid_api_key")
         await error_response(wrong)(scope, receive, send)
 
 
