@@ -40,8 +40,10 @@ _WAITS = {
     "repeat_interleave": "repeat_interleave",
 }
 """Operations whose result's size or value the host has to know."""
+_COPIES = {"_to_copy", "to"}
+"""The second one reaches us in inference mode, where it is not taken apart."""
 _INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}
-_MAY_MIX = {"copy_", "_to_copy", "_local_scalar_dense", "set_", "resize_", *_INDEXING}
+_MAY_MIX = {"copy_", *_COPIES, "_local_scalar_dense", "set_", "resize_", *_INDEXING}
 
 
 class MixedDevicesError(RuntimeError):
@@ -177,7 +179,7 @@ def _ours(value: Any, known: dict[int, DeviceTensor], func: Any) -> Any:
 
 
 def _count(name: str, args: tuple, ours: list[DeviceTensor], to_ours: bool | None) -> None:
-    if name == "_to_copy" and to_ours is not None:
+    if name in _COPIES and to_ours is not None:
         if to_ours and _is_host(args[0]):
             COSTS.note("copy", "to")
         if not to_ours and ours:

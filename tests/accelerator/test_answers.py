@@ -29,4 +29,6 @@ def test_answers_are_the_cpus_and_each_token_waits_once(found: list[dict[str, An
         assert "error" not in one, (one["cell"], one["error"], one["frames"])
         assert one["same"], one["cell"]
         assert one["costs"]["wait"] == one["steps"], (one["cell"], one["costs"]["places"])
-        assert one["costs"].get("copy", 0) == 0, (one["cell"], one["costs"]["places"])
+        # From pinned memory: any other copy waits too.
+        copies = [place for place in one["costs"]["places"] if place.startswith("copy")]
+        assert all("core/transfer.py" in place for place in copies), (one["cell"], copies)

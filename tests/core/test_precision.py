@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 
@@ -23,15 +26,10 @@ def test_cuda_computes_in_bf16_where_it_has_it(
 
 @pytest.mark.parametrize(("knows", "wanted"), [(True, "bf16"), (False, "fp16")])
 def test_an_npu_is_asked(monkeypatch: pytest.MonkeyPatch, knows: bool, wanted: str) -> None:
-    class Npu:
-        @staticmethod
-        def is_bf16_supported() -> bool:
-            return knows
-
-    monkeypatch.setattr(torch, "npu", Npu, raising=False)
-    assert best_precision(torch.device("privateuseone", 0)) == "bf16"  # a name that says nothing about itself
-    monkeypatch.setattr("hanlin.core.device.has_bf16", lambda _: knows)
-    assert best_precision(torch.device("privateuseone", 0)) == wanted
+    monkeypatch.setattr(torch, "npu", SimpleNamespace(is_bf16_supported=lambda: knows), raising=False)
+    device: Any = SimpleNamespace(type="npu")  # torch knows no such device here
+    assert best_precision(device) == wanted
+    assert (precision_problem("bf16", device) is None) == knows
 
 
 def test_a_cpu_computes_in_fp32_and_in_bf16_if_asked() -> None:

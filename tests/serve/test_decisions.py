@@ -275,6 +275,17 @@ def test_what_takes_too_long_is_ended() -> None:
     assert "more than 4 seconds" in str(told[0])
 
 
+def test_all_are_told_when_the_server_ends() -> None:
+    told: list[Exception | None] = []
+    jobs = SideJobs(ServerCounts())
+    for _ in range(6):  # some of them begun
+        jobs.add(SideJob(iter([[], []]), lambda _, error: told.append(error)))
+    jobs.step(9.0)
+    jobs.fail_all(TimeoutError("the server is shutting down"))
+    assert len(jobs) == 0
+    assert [str(error) for error in told] == ["the server is shutting down"] * 6
+
+
 @pytest.mark.parametrize("page", ["decisions.md", "decisions.zh-CN.md"])
 def test_the_pages_name_every_field(page: str) -> None:
     text = (Path(__file__).parents[2] / "docs" / page).read_text("utf-8")

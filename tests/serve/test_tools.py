@@ -53,7 +53,7 @@ def caller(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert float(loss) < 0.1, loss
+    assert loss.item() < 0.1
     return Engine(model.requires_grad_(False).eval(), processor, max_length=config.max_length)
 
 

@@ -73,17 +73,18 @@ class Batch:
         bounds = np.linspace(0, self.size, parts + 1).round().astype(int)
         return [self.part(a, b) for a, b in itertools.pairwise(bounds) if b > a]
 
-    def to(self, device: Any) -> Batch:
-        """The same batch on another device, its labels with their places."""
-        from hanlin.core.labels import note_labelled
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on another device, its labels with their places (`labelled_places`)."""
+        if self.labels.device == device:
+            return self
+        from hanlin.core.labels import find_places, with_places
         from hanlin.core.transfer import to_device
 
-        places = note_labelled(self.labels)
+        places = find_places(self.labels)
         names = [f"inputs.{name}" for name in self.inputs]
         tensors = dict(zip(names, self.inputs.values(), strict=True))
         there = to_device({**tensors, "labels": self.labels, "weights": self.weights, "places": places}, device)
-        labels = there["labels"]
-        note_labelled(labels, there["places"])
+        labels = with_places(there["labels"], there["places"])
         inputs = dict(zip(self.inputs, (there[name] for name in names), strict=True))
         return Batch(inputs, labels, there["weights"], self.rows)
 

@@ -21,11 +21,7 @@ _SHARD = re.compile(r"(?P<start>.+-)(?P<number>\d{5})(?P<of>-of-(?P<count>\d{5})
 _ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _OTHER_ENDINGS = (".txt", ".model", ".json", ".yaml", ".yml", ".py")
 _MAX_SHARDS = 10_000
-_FILES = {
-    *(".json", ".jsonl", ".csv", ".tsv", ".txt", ".parquet", ".arrow", ".gz", ".zst", ".yaml", ".yml", ".model"),
-    *(".bin", ".pt", ".pth", ".safetensors"),
-}
-"""What files end with, and no model's name."""
+_OF_DATA = (".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".gz", ".zst")
 _FOLDERS = ("models", "model", "runs", "run", "data", "checkpoints", "output", "outputs", "weights")
 """What people call folders of their own, and nobody on a hub."""
 _SNAPSHOTS = "snapshots"
@@ -76,7 +72,7 @@ def hint(path: Path) -> str:
         revised = path.parent.name == _SNAPSHOTS
         command = f"`hf download {name} --revision {path.name}`" if revised else download(Path(name))
         return f", which was {name} in a cache of models; {command} brings it back"
-    is_file = path.suffix.lower() in _FILES
+    is_file = path.suffix.lower() in (*_ENDINGS, *_OTHER_ENDINGS, *_OF_DATA)
     if not is_name(path) or is_file or os.path.lexists(path.parent) or path.parts[0] in _FOLDERS:
         return ""
     places = ", ".join(map(str, [_hub_cache(), *_modelscope_roots()[:1]]))

@@ -8,22 +8,25 @@ import torch
 
 from hanlin.core.batch import IGNORED
 
-__all__ = ["at_places", "labelled_places", "note_labelled"]
+__all__ = ["at_places", "find_places", "labelled_places", "with_places"]
 
 
-def note_labelled(labels: torch.Tensor, places: torch.Tensor | None = None) -> torch.Tensor:
-    """Let labels bear the places of those that are in the loss, as their attribute `labelled`; None: look for them."""
-    if places is None:
-        places = (labels.flatten() != IGNORED).nonzero()[:, 0]
+def find_places(labels: torch.Tensor) -> torch.Tensor:
+    """The places of the labels that are in the loss, in the flattened `[batch * length]`."""
+    return (labels.flatten() != IGNORED).nonzero()[:, 0]
+
+
+def with_places(labels: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Labels that were brought to a device, which nobody changes there, bearing their places."""
     bearer: Any = labels
     bearer.labelled = places
-    return places
+    return labels
 
 
 def labelled_places(labels: torch.Tensor) -> torch.Tensor:
-    """The places of the labels that are in the loss, in the flattened `[batch * length]`."""
+    """`find_places`, where they are not known yet."""
     places: torch.Tensor | None = getattr(labels, "labelled", None)
-    return (labels.flatten() != IGNORED).nonzero()[:, 0] if places is None else places
+    return find_places(labels) if places is None else places
 
 
 def at_places(values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:

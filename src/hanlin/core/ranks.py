@@ -100,9 +100,6 @@ def join(device: torch.device, *, timeout_seconds: float = 1800) -> Store | None
     if "GLOO_SOCKET_IFNAME" not in os.environ and (interface := interface_towards(host)):
         # By itself gloo takes the address of this host's name, which may be 127.0.0.1 or that of another network.
         os.environ["GLOO_SOCKET_IFNAME"] = interface
-    from hanlin.core.device import communication_backend
-
-    backend = communication_backend(device)
     limit = timedelta(seconds=timeout_seconds)
     meeting_limit = min(limit, timedelta(seconds=MEETING_SECONDS))
     store = next(iter(rendezvous("env://", ranks.rank, ranks.world, timeout=meeting_limit)))[0]
@@ -111,7 +108,7 @@ def join(device: torch.device, *, timeout_seconds: float = 1800) -> Store | None
         # several machines count attempts differently: see parallel/launch.py.
         store = PrefixStore(f"attempt{num_restarts()}", store)
     distributed.init_process_group(
-        backend if device.type == "cpu" else f"cpu:gloo,{device.type}:{backend}",
+        _backends(device),
         store=store,
         rank=ranks.rank,
         world_size=ranks.world,
@@ -120,19 +117,24 @@ def join(device: torch.device, *, timeout_seconds: float = 1800) -> Store | None
     return store
 
 
+def _backends(device: torch.device) -> str:
+    """The device's own, and gloo for plain memory."""
+    from hanlin.core.device import communication_backend
+
+    backend = communication_backend(device)
+    return backend if device.type == "cpu" else f"cpu:gloo,{device.type}:{backend}"
+
+
 @contextmanager
 def group_of_one(device: torch.device) -> Iterator[None]:
     """Let a process that is alone be a group of its own, which sharding asks for; it ends at the end."""
     from torch import distributed
 
-    from hanlin.core.device import communication_backend
-
     if distributed.is_initialized():
         yield
         return
-    backend = communication_backend(device)
     distributed.init_process_group(
-        backend if device.type == "cpu" else f"cpu:gloo,{device.type}:{backend}",
+        _backends(device),
         store=distributed.HashStore(),  # pyright: ignore[reportPrivateImportUsage]
         rank=0,
         world_size=1,

@@ -10,7 +10,9 @@ import numpy as np
 import torch
 
 from hanlin.core.batch import Prompt
+from hanlin.core.transfer import to_device
 from hanlin.layers.kv_cache import KVCache
+from hanlin.layers.precision import at_least_fp32
 
 from .engine import Engine
 from .running_batch import TokenScores
@@ -50,14 +52,14 @@ def _in_parts(engine: Engine, prompt: Prompt, top: int) -> Iterator[list[PromptS
     ids = prompt.ids
     whole = replace(prompt, inputs={**prompt.inputs, "tokens": np.array(ids, np.int32)})
     batch = engine.processor.collate_prompts([whole])
-    inputs = {name: tensor.to(engine.device) for name, tensor in batch.inputs.items()}
+    inputs = to_device(batch.inputs, engine.device)
     cache = KVCache()
     for start in range(0, len(ids) - 1, _POSITIONS_AT_ONCE):
         end = min(start + _POSITIONS_AT_ONCE, len(ids) - 1)
         part = {name: tensor[:, start:end] for name, tensor in inputs.items()}
         with engine.inference():
             logits = engine.model(**part, kv_cache=cache, logits_to_keep=end - start)[0]
-            scores = check_numbers(logits.double().log_softmax(-1))
+            scores = check_numbers(at_least_fp32(logits).log_softmax(-1))
         yield _noted(scores, ids[start + 1 : end + 1], top)
 
 

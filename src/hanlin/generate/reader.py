@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from hanlin.core.batch import PromptBatch
+from hanlin.core.transfer import to_device
 from hanlin.layers.kv_cache import pad_right
 from hanlin.layers.slot_cache import Budget, Slot, SlotCache, SlotView
 
@@ -140,7 +141,7 @@ class Reader:
         inputs = self._inputs_of(rows)
         logits = self._call([slots[place] for place in order], inputs, self._constant_of(rows))[:, -1]
         if order != list(range(len(rows))):
-            logits = logits[torch.tensor(order).argsort().to(logits.device)]
+            logits = logits[to_device({"order": torch.tensor(order).argsort()}, logits.device)["order"]]
         return logits if logits.dtype == torch.float64 else logits.float()
 
     def drop(self, number: int) -> None:
@@ -199,7 +200,7 @@ class Reader:
 
     def _inputs_of_prompts(self, batch: PromptBatch) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """Those of positions, and those of whole records (a relation table), which go along with every step."""
-        given = {name: tensor.to(self._device, non_blocking=True) for name, tensor in batch.inputs.items()}
+        given = to_device(batch.inputs, self._device)
         self._dtypes = {name: tensor.dtype for name, tensor in given.items()}
         names = batch.cursors[0].inputs()
         return (
@@ -212,12 +213,9 @@ class Reader:
         for row, one in zip(rows, inputs, strict=True):
             if (held := self._held[row.record]).positions:
                 held.positions.append(tuple(value for _, value in sorted(one.items())))
-        return {
-            name: torch.tensor([[one[name]] for one in inputs], dtype=self._dtypes.get(name, torch.int64)).to(
-                self._device
-            )
-            for name in inputs[0]
-        }
+        dtypes = {name: self._dtypes.get(name, torch.int64) for name in inputs[0]}
+        given = {name: torch.tensor([[one[name]] for one in inputs], dtype=dtype) for name, dtype in dtypes.items()}
+        return to_device(given, self._device)
 
     def _constant_of(self, rows: Sequence[BeamRow]) -> dict[str, torch.Tensor]:
         records = [row.record for row in rows]

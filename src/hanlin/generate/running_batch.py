@@ -230,14 +230,13 @@ class RunningBatch:
         streams = [self._open[row.record].question.stream for row in rows]
         drawn = [stream for stream in streams if stream is not None]
         tokens = find_method(options).propose(logits, scores, options, drawn)
-        sums = scores.gather(-1, tokens) + scores.new_tensor([[row.beam.score] for row in rows])
         # In one table, so that the device is waited for once; a float holds every id.
-        peaks = scores.amax(dim=-1, keepdim=True)
-        table = torch.cat([peaks, sums, tokens.to(sums.dtype)], dim=-1).tolist()
-        check_numbers(torch.tensor([row[0] for row in table]))
-        count = tokens.shape[1]
-        chosen = [[int(value) for value in row[1 + count :]] for row in table]
-        return _by_record(rows, chosen, [row[1 : 1 + count] for row in table])
+        peaks, own = scores.amax(dim=-1, keepdim=True), scores.gather(-1, tokens)
+        table = torch.cat([peaks, own, tokens.to(own.dtype)], dim=-1).cpu()
+        peaks, own, ids = table.split([1, tokens.shape[1], tokens.shape[1]], dim=-1)
+        check_numbers(peaks)
+        sums = own + torch.tensor([[row.beam.score] for row in rows], dtype=own.dtype)
+        return _by_record(rows, ids.long().tolist(), sums.tolist())
 
 
 def _penalise(logits: torch.Tensor, rows: Sequence[BeamRow], options: GenerateSettings) -> torch.Tensor:

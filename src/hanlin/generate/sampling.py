@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 
 from hanlin.core.errors import HanlinError
+from hanlin.core.transfer import to_device
 
 _LEAST_WARMTH = 1e-6
 BANNED = -10000.0
@@ -36,7 +37,7 @@ def ban_ids(logits: torch.Tensor, banned: Sequence[Sequence[int]]) -> torch.Tens
     """Rule out the ids `banned[row]` of each row."""
     if not any(banned):
         return logits
-    return logits.index_put(_cells(banned, logits.device), logits.new_tensor(BANNED))
+    return logits.index_put(_cells(banned, logits.device), logits.new_full((), BANNED))
 
 
 def add_bias(logits: torch.Tensor, biases: Sequence[Mapping[int, float]]) -> torch.Tensor:
@@ -45,7 +46,8 @@ def add_bias(logits: torch.Tensor, biases: Sequence[Mapping[int, float]]) -> tor
         return logits
     cells = _cells([list(bias) for bias in biases], logits.device)
     more = [value for bias in biases for value in bias.values()]
-    return logits.index_put(cells, logits[cells] + logits.new_tensor(more))
+    bias = to_device({"bias": torch.tensor(more, dtype=logits.dtype)}, logits.device)["bias"]
+    return logits.index_put(cells, logits[cells] + bias)
 
 
 def penalise_used(logits: torch.Tensor, used: Sequence[Iterable[int]], penalty: float) -> torch.Tensor:
@@ -123,12 +125,14 @@ def draw(logits: torch.Tensor, uniforms: Sequence[float]) -> torch.Tensor:
     total = cumulative[:, -1:]
     # A uniform number near 1 rounds to 1 in fp32, which would choose an id after the last possible one.
     below_total = total.nextafter(torch.zeros_like(total))
-    targets = torch.tensor(uniforms, dtype=total.dtype).to(total.device)[:, None] * total
+    given = to_device({"uniforms": torch.tensor(uniforms, dtype=total.dtype)}, total.device)
+    targets = given["uniforms"][:, None] * total
     drawn = torch.searchsorted(cumulative, targets.minimum(below_total), right=True).squeeze(-1)
     return drawn.clamp(max=logits.shape[-1] - 1)  # of what is no number, which is told afterwards
 
 
 def _cells(ids: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     cells = [(row, id_) for row, some in enumerate(ids) for id_ in some]
-    rows, chosen = torch.tensor(cells, dtype=torch.int64).view(-1, 2).to(device).unbind(1)
+    pairs = to_device({"cells": torch.tensor(cells, dtype=torch.int64).view(-1, 2)}, device)["cells"]
+    rows, chosen = pairs.unbind(1)
     return rows, chosen

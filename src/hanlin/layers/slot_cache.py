@@ -15,6 +15,7 @@ from itertools import groupby, pairwise
 
 import torch
 
+from hanlin.core.transfer import to_device
 from hanlin.layers.attention import KeysOfRows
 from hanlin.layers.kv_cache import filler_of, pad_right
 
@@ -288,7 +289,7 @@ class SlotView:
             room.narrow(dim, prefix + run.starts[0], self._new).copy_(own)
         else:
             rows = torch.arange(len(own), device=own.device)
-            columns = torch.tensor(run.starts).to(own.device) + prefix
+            columns = to_device({"starts": torch.tensor(run.starts)}, own.device)["starts"] + prefix
             if dim == 1:
                 room[rows, columns] = own[:, 0]
             else:

@@ -17,6 +17,7 @@ from hanlin.core.files import has_file, replaced_file, sync
 from hanlin.core.locks import LOCK_FILE, held
 from hanlin.recipe.reading import dump_recipe, load_recipe, make_recipe
 from hanlin.recipe.settings import Recipe
+from hanlin.run.precision import saying
 
 __all__ = ["FORMER", "Start", "former_precision", "open_run_folder", "refuse_other_run", "train_settings"]
 
@@ -174,8 +175,7 @@ def _changes(recipe: Recipe) -> dict[str, tuple[Any, Any]]:
             "begin anew (--restart)"
         ) from None
     if recipe.train.precision == "auto":  # see `former_precision`
-        train = recipe.train.model_copy(update={"precision": former.train.precision})
-        recipe = recipe.model_copy(update={"train": train})
+        recipe = saying(recipe, former.train.precision)
     there, here = (
         _flat(one.model_dump(mode="json")) for one in (former, make_recipe(yaml.safe_load(dump_recipe(recipe))))
     )

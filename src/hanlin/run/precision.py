@@ -32,9 +32,10 @@ def with_precision(components: Components, former: str | None = None) -> Compone
     """
     recipe = components.recipe
     if recipe.train.precision == "auto" and former is not None:
-        recipe = _saying(recipe, former)
-    return replace(components, recipe=_saying(recipe, precision_of(recipe)))
+        recipe = saying(recipe, former)
+    return replace(components, recipe=saying(recipe, precision_of(recipe)))
 
 
-def _saying(recipe: Recipe, precision: str) -> Recipe:
+def saying(recipe: Recipe, precision: str) -> Recipe:
+    """The same recipe with another `train.precision`."""
     return recipe.model_copy(update={"train": recipe.train.model_copy(update={"precision": precision})})

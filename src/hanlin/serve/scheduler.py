@@ -245,6 +245,7 @@ class Scheduler:
                 self._waiting.clear()
             for job in ended:
                 self._fail(job, Failed("the server is shutting down", is_late=True))
+            self._aside.fail_all(TimeoutError("the server is shutting down"))
         for job in {job for job, _ in self._running.values()}:
             if now - job.submitted > self.limits.request_seconds:
                 self._fail(job, Failed(f"it took more than {self.limits.request_seconds:g} seconds", is_late=True))

@@ -76,6 +76,14 @@ class SideJobs:
             log.error("a step beside the answers failed", exc_info=error)
             self._fail(job, error)
 
+    def fail_all(self, error: Exception) -> None:
+        """Told of all that are here."""
+        jobs = [*self._waiting, *(job for job, _ in self._begun)]
+        self._waiting.clear()
+        self._begun.clear()
+        for job in jobs:
+            self._fail(job, error)
+
     def _is_let_go(self, job: SideJob, seconds: float) -> bool:
         """Whether nobody waits for a job any more, or it took too long."""
         if job.is_cancelled:

@@ -90,44 +90,46 @@ class _ToolItem(WireModel):
     status: Literal["completed"] | None = None
 
 
-class FunctionCall(_ToolItem):
+class _Call(_ToolItem):
+    name: StrictStr
+    namespace: StrictStr | None = None
+
+    def saying(self, given: str) -> str:
+        return f"{_CALLS} {_full_name(self.namespace, self.name)}：{given}"
+
+
+class _CallOutput(_ToolItem):
+    output: TextParts
+
+    @property
+    def line(self) -> str:
+        return f"{_GIVES}{text_of_parts(self.output)}"
+
+
+class FunctionCall(_Call):
     type: Literal["function_call"]
-    name: StrictStr
     arguments: StrictStr
-    namespace: StrictStr | None = None
 
     @property
     def line(self) -> str:
-        return f"{_CALLS} {_full_name(self.namespace, self.name)}：{self.arguments}"
+        return self.saying(self.arguments)
 
 
-class CustomToolCall(_ToolItem):
+class CustomToolCall(_Call):
     type: Literal["custom_tool_call"]
-    name: StrictStr
     input: StrictStr
-    namespace: StrictStr | None = None
 
     @property
     def line(self) -> str:
-        return f"{_CALLS} {_full_name(self.namespace, self.name)}：{self.input}"
+        return self.saying(self.input)
 
 
-class FunctionCallOutput(_ToolItem):
+class FunctionCallOutput(_CallOutput):
     type: Literal["function_call_output"]
-    output: TextParts
-
-    @property
-    def line(self) -> str:
-        return f"{_GIVES}{text_of_parts(self.output)}"
 
 
-class CustomToolCallOutput(_ToolItem):
+class CustomToolCallOutput(_CallOutput):
     type: Literal["custom_tool_call_output"]
-    output: TextParts
-
-    @property
-    def line(self) -> str:
-        return f"{_GIVES}{text_of_parts(self.output)}"
 
 
 def _typed(value: Any) -> Any:
