@@ -103,6 +103,14 @@ def test_a_run_goes_on_in_the_precision_that_it_began_with(bee: dict[str, Any], 
     assert hanlin.load_recipe(tmp_path / "other").train.precision == "fp32"  # auto, on a CPU
 
 
+def test_a_setting_without_effect_is_no_other_one_when_a_run_goes_on_by_its_folder(
+    bee: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = {"run.folder": tmp_path / "run", "train.loss_scale": 64.0}
+    hanlin.train(bee, {**folder, "train.steps": 1}, quiet=True)
+    assert hanlin.train(tmp_path / "run", {"train.steps": 2}, quiet=True).steps == 2
+
+
 def test_one_device_keeps_its_weights_in_memory_of_the_cpu(bee: dict[str, Any], tmp_path: Path) -> None:
     offload = {"parallel.shard": "parameters", "parallel.offload": True}
     losses = []

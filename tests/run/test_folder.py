@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import shutil
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from hanlin.core.errors import CheckpointError, ConfigError
 from hanlin.core.locks import held
 from hanlin.recipe.reading import make_recipe
 from hanlin.recipe.settings import Recipe
-from hanlin.run.folder import open_run_folder, refuse_other_run
+from hanlin.run.folder import going_on, open_run_folder, refuse_other_run, train_settings
 
 
 def recipe(folder: Path, *changes: str) -> Recipe:
@@ -73,6 +74,46 @@ def test_what_would_make_another_run_of_it_is_refused_even_on_request(run: Path,
             refuse_other_run(recipe(run, change), start)
         assert "--change" not in str(caught.value)
     refuse_other_run(recipe(run, change), "restart")
+
+
+@pytest.fixture
+def in_bf16(run: Path) -> Path:
+    """The run, whose checkpoint says that it began in bf16."""
+    settings = train_settings(recipe(run, "train.precision=bf16"))
+    (run / "checkpoints/000004/state.json").write_text(json.dumps({"settings": settings}))
+    return run
+
+
+def test_the_checkpoint_counts_where_a_start_with_other_settings_ended_before_its_first(in_bf16: Path) -> None:
+    asked = recipe(in_bf16, "train.precision=bf16")
+    open_run_folder(recipe(in_bf16, "train.precision=fp16", "train.lr=0.5"), "change")
+    with pytest.raises(ConfigError, match=r"train\.lr: 0\.001 -> 0\.5; train\.precision: bf16 -> fp16.*--change"):
+        refuse_other_run(recipe(in_bf16, "train.precision=fp16", "train.lr=0.5"), "resume")
+    assert going_on(recipe(in_bf16, "train.precision=auto")) == asked
+    assert open_run_folder(asked, "resume") == []
+
+
+def test_auto_is_the_precision_that_a_run_began_with(in_bf16: Path) -> None:
+    auto = recipe(in_bf16, "train.precision=auto")
+    assert going_on(auto).train.precision == "bf16"
+    assert going_on(recipe(in_bf16)).train.precision == "fp32"
+    assert going_on(auto, "restart").train.precision == "auto"
+    state = in_bf16 / "checkpoints/000004/state.json"
+    state.write_text("{}")  # from before settings were kept there
+    assert going_on(auto).train.precision == "fp32"
+    shutil.rmtree(in_bf16 / "checkpoints")
+    assert going_on(auto).train.precision == "auto"
+
+
+def test_a_frozen_base_stays_in_the_precision_it_was_read_in(tmp_path: Path) -> None:
+    lora = recipe(tmp_path, "tuning.method=lora", "model.base=base")
+    open_run_folder(lora, "resume")
+    (tmp_path / "checkpoints/000004").mkdir(parents=True)
+    SavedSteps((4,), None).write(tmp_path / "checkpoints")
+    for start in ("resume", "change"):
+        with pytest.raises(ConfigError, match=r"train\.precision: fp32 -> bf16") as caught:
+            refuse_other_run(recipe(tmp_path, "tuning.method=lora", "model.base=base", "train.precision=bf16"), start)
+        assert "--change" not in str(caught.value)
 
 
 def test_what_does_not_change_the_numbers_so_far_is_only_told(run: Path) -> None:

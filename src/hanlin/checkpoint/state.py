@@ -19,7 +19,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -244,6 +244,18 @@ class Checkpointer:
     def _remove_unfinished(self) -> None:
         for path in self.folder.glob("[0-9]*.tmp"):
             shutil.rmtree(path)
+
+
+def newest_settings(folder: Path) -> dict[str, Any]:
+    """The settings that the newest checkpoint of which they can be read was written with; empty where there is none.
+
+    folder: of the checkpoints.
+    """
+    for checkpoint in reversed(checkpoint_folders(folder)):
+        with suppress(CheckpointError):
+            settings = read_json_object(checkpoint / STATE).get("settings")
+            return settings if isinstance(settings, dict) else {}
+    return {}
 
 
 MOVABLE = ("model.base", "model.vocab", "data.train", "data.mixture")

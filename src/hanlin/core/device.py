@@ -102,7 +102,10 @@ def precision_problem(precision: str, device: torch.device) -> str | None:
     """Why a device cannot compute in it; None: it can."""
     if precision != "bf16" or has_bf16(device):
         return None
-    return f"this {device.type} device has no bf16; set it to auto, fp16 or fp32"
+    return (
+        f"this {device.type} device has no bf16; set it to fp16 or fp32; a run that began in bf16 goes on where there "
+        "is bf16"
+    )
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,9 +23,9 @@ from hanlin.formats.fingerprint import Fingerprint
 from hanlin.models.family import LoadTokenizer
 from hanlin.recipe.settings import Recipe
 from hanlin.run.components import Components, build_components, vocab_path
-from hanlin.run.folder import Start, former_precision, open_run_folder, train_settings
+from hanlin.run.folder import Start, going_on, open_run_folder, train_settings
 from hanlin.run.memory import answering_memory, training_memory
-from hanlin.run.precision import with_precision
+from hanlin.run.precision import saying, with_precision
 from hanlin.training.optimizer import build_optimizer
 
 if TYPE_CHECKING:
@@ -63,8 +63,10 @@ class Run:
         recipe = self.components.recipe
         alone = entered_on_main(_alone_in(recipe.run.folder, CHECKPOINTS))
         with alone, training_memory(recipe), _group_for_offload(recipe):
-            former = None if self.start == "restart" else former_precision(recipe.run.folder)
-            return _train(with_precision(self.components, former), self.start)
+            # Asked before the folder is made ready, by all ranks of the main one.
+            precision = call_on_main(lambda: going_on(recipe, self.start).train.precision)
+            components = replace(self.components, recipe=saying(recipe, precision))
+            return _train(with_precision(components), self.start)
 
     def evaluate(self) -> Metrics:
         """Score the recipe's weights on its evaluation files; all results go to `evaluation/` of the run folder.

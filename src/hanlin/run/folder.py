@@ -11,15 +11,16 @@ from typing import Any, Literal
 import yaml
 
 from hanlin.checkpoint.saved import CHECKPOINTS, checkpoint_folders, refuse_lost
-from hanlin.checkpoint.state import MOVABLE
+from hanlin.checkpoint.state import MOVABLE, newest_settings
 from hanlin.core.errors import ConfigError, shorten
 from hanlin.core.files import has_file, replaced_file, sync
 from hanlin.core.locks import LOCK_FILE, held
 from hanlin.recipe.reading import dump_recipe, load_recipe, make_recipe
 from hanlin.recipe.settings import Recipe
+from hanlin.recipe.unused_settings import unused_settings
 from hanlin.run.precision import saying
 
-__all__ = ["FORMER", "Start", "former_precision", "open_run_folder", "refuse_other_run", "train_settings"]
+__all__ = ["FORMER", "Start", "going_on", "open_run_folder", "refuse_other_run", "train_settings"]
 
 Start = Literal["resume", "change", "restart"]
 """How a run begins in a folder that holds one: it goes on; it goes on with other settings of `train`; it begins anew,
@@ -30,6 +31,7 @@ FORMER = "former"
 """In the run folder: former runs, each a run folder by itself, by number."""
 
 _CONFIG = "config.yaml"
+_PRECISION = "train.precision"
 _TRAINED = (
     *("log.txt", "metrics.jsonl", "metrics.damaged.jsonl", "samples.jsonl", "samples.damaged.jsonl"),
     *("parameters.jsonl", "parameters.damaged.jsonl", CHECKPOINTS, f"saved.{CHECKPOINTS}.json", "best", "last"),
@@ -64,16 +66,21 @@ def refuse_other_run(recipe: Recipe, start: Start) -> None:
     refused = {
         key: values
         for key, values in _changes(recipe).items()
-        if not _FREE.fullmatch(key) and not (start == "change" and _ON_REQUEST.fullmatch(key))
+        if not _FREE.fullmatch(key) and not (start == "change" and _may_change(recipe, key))
     }
     if refused:
         ways = ["set them back", "choose another folder", f"begin anew (--restart; what is there goes to {FORMER}/)"]
-        if all(map(_ON_REQUEST.fullmatch, refused)):
+        if all(_may_change(recipe, key) for key in refused):
             ways.insert(1, "go on with the new ones (--change)")
         raise ConfigError(
             f"{folder} holds a run with other settings ({'; '.join(shorten(_shown(refused), 4))}); "
             f"{', '.join(ways[:-1])} or {ways[-1]}"
         )
+
+
+def _may_change(recipe: Recipe, key: str) -> bool:
+    """Whether a run can go on with another value. A frozen base is kept in the run's precision: it would be another."""
+    return bool(_ON_REQUEST.fullmatch(key)) and (key != _PRECISION or recipe.tuning.trains_base)
 
 
 def open_run_folder(recipe: Recipe, start: Start) -> list[str]:
@@ -94,20 +101,26 @@ def open_run_folder(recipe: Recipe, start: Start) -> list[str]:
     return _shown(changed)
 
 
-def former_precision(folder: Path) -> str | None:
-    """What `train.precision` was in the run that a folder holds, which goes on in it; None where there is none.
+def going_on(recipe: Recipe, start: Start = "resume") -> Recipe:
+    """The recipe with what `train.precision: auto` is for the run that its folder holds: what it began with.
 
-    Raises: ConfigError when its recipe cannot be read.
+    Raises: ConfigError when the run's own recipe cannot be read.
     """
-    if not checkpoint_folders(folder / CHECKPOINTS) or not (folder / _CONFIG).is_file():
-        return None
-    return load_recipe(folder).train.precision
+    folder = recipe.run.folder
+    if recipe.train.precision != "auto" or start == "restart" or _is_half_set_aside(folder):
+        return recipe
+    if not checkpoint_folders(folder / CHECKPOINTS):
+        return recipe
+    former = newest_settings(folder / CHECKPOINTS).get(_PRECISION)
+    if former is None and (folder / _CONFIG).is_file():  # a checkpoint from before settings were kept
+        former = load_recipe(folder).train.precision
+    return saying(recipe, former or "auto")
 
 
 def train_settings(recipe: Recipe) -> dict[str, Any]:
-    """The settings of `train` that change the numbers, by dotted key."""
-    settings = _flat({"train": recipe.train.model_dump(mode="json")})
-    return {key: value for key, value in settings.items() if not _FREE.fullmatch(key)}
+    """The settings of `train` that change the numbers, by dotted key; not those without an effect."""
+    settings, idle = _flat({"train": recipe.train.model_dump(mode="json")}), unused_settings(recipe)
+    return {key: value for key, value in settings.items() if not _FREE.fullmatch(key) and key not in idle}
 
 
 def _refuse_odd(folder: Path) -> None:
@@ -174,11 +187,13 @@ def _changes(recipe: Recipe) -> dict[str, tuple[Any, Any]]:
             f"{folder} holds a run whose {_CONFIG} cannot be read ({error}); restore it, choose another folder, or "
             "begin anew (--restart)"
         ) from None
-    if recipe.train.precision == "auto":  # see `former_precision`
-        recipe = saying(recipe, former.train.precision)
+    recipe = going_on(recipe)
     there, here = (
         _flat(one.model_dump(mode="json")) for one in (former, make_recipe(yaml.safe_load(dump_recipe(recipe))))
     )
+    # What the checkpoint was written with counts: a start with other settings may have ended before its first one.
+    counts, was = train_settings(recipe), newest_settings(folder / CHECKPOINTS)
+    there |= {key: was[key] for key in counts.keys() & was.keys()}
     keys = sorted(here.keys() | there.keys())
     return {key: (there.get(key), here.get(key)) for key in keys if here.get(key) != there.get(key)}
 

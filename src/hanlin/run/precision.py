@@ -25,14 +25,12 @@ def precision_of(recipe: Recipe) -> Precision:
     return best_precision(device) if asked == "auto" else asked
 
 
-def with_precision(components: Components, former: str | None = None) -> Components:
-    """The same, of a recipe that says its precision; former: what `auto` is for a run that began in it.
+def with_precision(components: Components) -> Components:
+    """The same, of a recipe that says its precision.
 
     Raises: see `precision_of`.
     """
     recipe = components.recipe
-    if recipe.train.precision == "auto" and former is not None:
-        recipe = saying(recipe, former)
     return replace(components, recipe=saying(recipe, precision_of(recipe)))
 
 
