@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import openai
 import pytest
+import torch
 
 from hanlin.data.forms.messages import FORM
 from hanlin.generate.engine import Engine
@@ -175,16 +176,53 @@ def test_no_temperature_is_too_low_and_none_disturbs_others(serve: Start, engine
     assert found[0] == found[1] == found[3] == coldest
 
 
-def test_what_goes_wrong_in_the_thread_fails_what_it_answers_and_no_more(
+def test_what_goes_wrong_with_a_request_fails_it_and_no_other(
     serve: Start, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Where its numbers are none, where it cannot be fed, drawn, decoded or told: others get the ids of a lone run."""
     url, service = serve()
-    with monkeypatch.context() as broken:
-        broken.setattr(engine.processor, "answer_texts", lambda *_: 1 / 0)
-        status, answer = post(url, "/v1/chat/completions", {"messages": ASKED, "max_tokens": 2, "n": 3})
-        assert (status, answer["error"]["message"]) == (500, "the server failed: ZeroDivisionError")
-    assert service.scheduler.counts.failed == 1
-    assert post(url, "/v1/chat/completions", {"messages": ASKED, "max_tokens": 2})[0] == 200
+    client, processor = client_of(url), engine.processor
+    options = SampleSettings(max_new_tokens=60, temperature=1.3, top_p=1.0)
+    expected = answer_of(engine, ASKED, options, seed=3)
+    others: dict[str, Any] = {"messages": ASKED, "max_tokens": 60, "temperature": 1.3, "top_p": 1.0, "seed": 3}
+    written = set(processor.tokenizer.encode(expected))
+    mark = next(id for id in range(processor.tokenizer.vocab_size) if id > 20 and id not in written)
+    bad: Any = [{"role": "user", "content": processor.tokenizer.decode([mark])}]
+    embedding: Any = engine.model.embedding
+    forward, embed, texts = engine.model.forward, embedding.forward, processor.answer_texts
+
+    def strict(*args: Any, **inputs: Any) -> torch.Tensor:
+        if mark in inputs["tokens"]:
+            raise RuntimeError("it cannot be fed")
+        return forward(*args, **inputs)
+
+    def numberless(ids: torch.Tensor) -> torch.Tensor:
+        return embed(ids).masked_fill((ids == mark)[..., None], torch.nan)
+
+    def untold(prompt: Any, tokens: Any) -> list[str]:
+        return texts(prompt, tokens) if mark not in prompt.inputs["tokens"] else 1 / 0
+
+    faults = [
+        (engine.model, "forward", strict),
+        (embedding, "forward", numberless),
+        (processor, "answer_texts", untold),
+    ]
+    with ThreadPoolExecutor(8) as threads:
+        for where, name, fault in faults:
+            with monkeypatch.context() as broken:
+                broken.setattr(where, name, fault)
+                good = [threads.submit(client.chat.completions.create, model="tiny", **others) for _ in range(3)]
+                whole = post(url, "/v1/chat/completions", {"messages": bad, "max_tokens": 60, "n": 3})
+                with pytest.raises(openai.APIError, match=whole[1]["error"]["message"][:20]):
+                    list(client.chat.completions.create(model="tiny", messages=bad, stream=True, logprobs=True))
+                assert [one.result().choices[0].message.content for one in good] == [expected] * 3
+            assert (whole[0], whole[1]["error"]["type"], whole[1]["error"]["param"]) == (500, "server_error", None)
+    scheduler = service.scheduler
+    wait_for(lambda: not scheduler.is_busy)
+    scheduler._count()
+    assert scheduler.counts.cache_positions == 0
+    assert scheduler.is_alive
+    assert client.chat.completions.create(model="tiny", **others).choices[0].message.content == expected
 
 
 def test_what_an_encoder_reads_counts_too(serve: Start, engine_of: Callable[[str], Engine]) -> None:

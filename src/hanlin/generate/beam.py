@@ -72,11 +72,14 @@ class Hypothesis:
 
 @dataclass(frozen=True)
 class Search:
-    """Where the search for one record's answer stands; prompt_length: tokens before the answer."""
+    """Where the search for one record's answer stands; prompt_length: tokens before the answer; failure: why there
+    will be none.
+    """
 
     beams: tuple[Beam, ...]
     found: tuple[Hypothesis, ...] = ()
     prompt_length: int = 0
+    failure: Exception | None = None
 
     @property
     def is_done(self) -> bool:
@@ -84,6 +87,9 @@ class Search:
 
     @property
     def best(self) -> Hypothesis:
+        """Raises: the failure, where there is one."""
+        if self.failure is not None:
+            raise self.failure
         return max(self.found, key=lambda hypothesis: hypothesis.score)
 
 

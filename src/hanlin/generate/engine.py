@@ -166,7 +166,10 @@ class Engine:
         try:
             while not running.is_empty:
                 with self.inference():
-                    searches |= running.step()
+                    step = running.step()
+                for failure in (search.failure for search in step.values() if search.failure is not None):
+                    raise failure
+                searches |= step
                 yield list(searches.values())
         finally:  # also where the answer is not read to its end
             for number in range(len(asked)):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from hanlin.layers.kv_cache import pad_right
 from hanlin.layers.slot_cache import Budget, Slot, SlotCache, SlotView
 
 from .beam import Beam
+from .blame import Blame
 from .known_prompts import KnownPrompts, Positions, positions_of, shared_beginning
 
 _ROOM_TO_GROW = 64
@@ -43,11 +45,12 @@ class Room(NamedTuple):
 
 @dataclass(eq=False)
 class _Held:
-    """A prompt and its answer. slots: of the open beams; spare: for those to come; constant: inputs of the whole
-    record `[1, any]`; unread: inputs of the prompt's positions that are still to be read `[1, any]`; positions: all of
-    them, noted only where they may serve another prompt.
+    """A prompt and its answer, by their number. slots: of the open beams; spare: for those to come; constant: inputs of
+    the whole record `[1, any]`; unread: inputs of the prompt's positions that are still to be read `[1, any]`;
+    positions: all of them, noted only where they may serve another prompt.
     """
 
+    number: int
     room: Room
     slots: list[Slot]
     spare: list[Slot]
@@ -85,7 +88,9 @@ class Reader:
         return sum(room.beams * sum(self._widths(room)) for room in rooms)
 
     def open(self, numbers: Sequence[int], batch: PromptBatch, rooms: Sequence[Room]) -> bool:
-        """Read prompts in one go, as they stand in a batch; False where there is no room for them."""
+        """Read prompts in one go, as they stand in a batch; False where there is no room for them. Where it raises,
+        some may be held.
+        """
         prompt, constant = self._inputs_of_prompts(batch)
         length, encoder = prompt["tokens"].shape[1], constant.get("encoder_tokens")
         encoder_length = 0 if encoder is None else encoder.shape[1]
@@ -93,12 +98,7 @@ class Reader:
             return False
         for place, number in enumerate(numbers):
             self._held[number].constant = {name: tensor[place : place + 1] for name, tensor in constant.items()}
-        try:
-            self._call([self._held[number].slots[0] for number in numbers], prompt, constant)
-        except BaseException:
-            for number in numbers:
-                self._release(number)
-            raise
+        self._call([self._held[number].slots[0] for number in numbers], prompt, constant)
         return True
 
     def open_unread(self, number: int, batch: PromptBatch, room: Room) -> bool:
@@ -112,47 +112,71 @@ class Reader:
         held.constant, held.positions, held.unread = constant, wanted, prompt
         return True
 
-    def read_some(self, most: int | None) -> None:
+    def read_some(self, most: int | None, blame: Blame) -> None:
         """Read on in the prompts that are not read, at most so many positions; None: all."""
         left = most
         while True:
             for held in self._held.values():
-                self._recall(held)
-            waiting = [held for held in self._held.values() if held.unread is not None]
+                with blame.of(held.number):
+                    self._recall(held)
+            unread = [held for held in self._held.values() if held.unread is not None]
+            waiting = [held for held in unread if held.number not in blame.failures]
             if not waiting or (left is not None and left <= 0):
                 return
             some = _that_fit(waiting, left)
             width = max(_length(held) for held in some)
             width = width if left is None else min(width, left)
-            self._read_pieces(some, width)
+            for _ in blame.each(some, lambda held: held.number, partial(self._read_pieces, most=width)):
+                pass
             if left is not None:
                 left -= width * len(some)
 
-    def read(self, rows: Sequence[BeamRow]) -> torch.Tensor:
-        """Feed the next position of every row; logits `[batch, vocab]`, at least fp32.
-
-        rows: all open beams of some prompts, those of a prompt together; which beam of the step before each goes on
-        from is said by its `parent`.
+    def follow(self, rows: Sequence[BeamRow]) -> None:
+        """Give each beam the slot of the one of the step before that it goes on from (its `parent`), or a copy where
+        several go on from one.
         """
-        self._follow(rows)
+        parents: dict[int, list[int]] = {}
+        for row in rows:
+            parents.setdefault(row.record, []).append(row.beam.parent)
+        for number, own in parents.items():
+            held = self._held[number]
+            free = [*held.spare, *(slot for place, slot in enumerate(held.slots) if place not in own)]
+            slots: list[Slot] = []
+            for place in own:
+                slot = held.slots[place]
+                if slot in slots:
+                    slot = free.pop()
+                    slot.copy_from(held.slots[place], held.slots[place].length, self._cache.prefix_length)
+                slots.append(slot)
+            held.slots, held.spare = slots, free
+        self._grow([self._held[number] for number in parents])
+
+    def read(self, rows: Sequence[BeamRow]) -> torch.Tensor:
+        """Feed the next position of every row, after `follow`; logits `[batch, vocab]`, at least fp32. Where it raises,
+        nothing is read.
+
+        rows: all open beams of some prompts, those of a prompt together.
+        """
         slots = [slot for number in dict.fromkeys(row.record for row in rows) for slot in self._held[number].slots]
         order = sorted(range(len(rows)), key=lambda place: slots[place].order)
         rows = [rows[place] for place in order]
         inputs = self._inputs_of(rows)
         logits = self._call([slots[place] for place in order], inputs, self._constant_of(rows))[:, -1]
+        self._note_positions(rows)
         if order != list(range(len(rows))):
             logits = logits[to_device({"order": torch.tensor(order).argsort()}, logits.device)["order"]]
         return logits if logits.dtype == torch.float64 else logits.float()
 
-    def drop(self, number: int) -> None:
-        """Let go of a prompt; what was read of it is remembered if it may serve another one."""
+    def drop(self, number: int, *, is_kept: bool = True) -> None:
+        """Let go of a prompt; what was read of it is remembered if it may serve another one, unless it is not to be."""
         held = self._held.pop(number, None)
         if held is None:
             return
         self._cache.give_back(held.spare)
         first, *others = held.slots
         self._cache.give_back(others)
-        self._known.keep(first, held.positions[: first.length] if not others and not held.spare else [])
+        is_kept = is_kept and not others and not held.spare
+        self._known.keep(first, held.positions[: first.length] if is_kept else [])
 
     def close(self) -> None:
         """Let go of everything, after which nothing is read any more."""
@@ -210,12 +234,14 @@ class Reader:
 
     def _inputs_of(self, rows: Sequence[BeamRow]) -> dict[str, torch.Tensor]:
         inputs = [row.beam.cursor.inputs() for row in rows]
-        for row, one in zip(rows, inputs, strict=True):
-            if (held := self._held[row.record]).positions:
-                held.positions.append(tuple(value for _, value in sorted(one.items())))
         dtypes = {name: self._dtypes.get(name, torch.int64) for name in inputs[0]}
         given = {name: torch.tensor([[one[name]] for one in inputs], dtype=dtype) for name, dtype in dtypes.items()}
         return to_device(given, self._device)
+
+    def _note_positions(self, rows: Sequence[BeamRow]) -> None:
+        for row in rows:
+            if (held := self._held[row.record]).positions:
+                held.positions.append(tuple(value for _, value in sorted(row.beam.cursor.inputs().items())))
 
     def _constant_of(self, rows: Sequence[BeamRow]) -> dict[str, torch.Tensor]:
         records = [row.record for row in rows]
@@ -238,31 +264,9 @@ class Reader:
                 return False
         for number, room in zip(numbers, rooms, strict=True):
             first, *spare = slots[: room.beams]
-            self._held[number] = _Held(room, [first], spare, {})
+            self._held[number] = _Held(number, room, [first], spare, {})
             slots = slots[room.beams :]
         return True
-
-    def _release(self, number: int) -> None:
-        held = self._held.pop(number)
-        self._cache.give_back([*held.slots, *held.spare])
-
-    def _follow(self, rows: Sequence[BeamRow]) -> None:
-        """Give each beam the slot of the one that it goes on from, or a copy where several go on from one."""
-        parents: dict[int, list[int]] = {}
-        for row in rows:
-            parents.setdefault(row.record, []).append(row.beam.parent)
-        for number, own in parents.items():
-            held = self._held[number]
-            free = [*held.spare, *(slot for place, slot in enumerate(held.slots) if place not in own)]
-            slots: list[Slot] = []
-            for place in own:
-                slot = held.slots[place]
-                if slot in slots:
-                    slot = free.pop()
-                    slot.copy_from(held.slots[place], held.slots[place].length, self._cache.prefix_length)
-                slots.append(slot)
-            held.slots, held.spare = slots, free
-        self._grow([self._held[number] for number in parents])
 
     def _grow(self, some: Sequence[_Held]) -> None:
         """Move those whose slots are full into wider ones; there are none where the cache is bounded."""

@@ -3,12 +3,14 @@
 A question that joins has slots of its own in the KV cache; its prompt is read at once, or in pieces beside the steps
 of the others. What each of them wants (method, temperature, penalties) is its own. An answer does not depend on
 the others (up to floating-point rounding): nothing of them is visible to it, and it draws from its own random numbers.
+So does what goes wrong with one of them: its search ends with the failure, and the others go on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -21,9 +23,10 @@ from hanlin.models.family import BeamVariant, Processor
 from hanlin.recipe.settings import GenerateSettings
 
 from .beam import BeamRules, Candidate, Search, advance, best_candidates, start_search
+from .blame import Blame
 from .method import GenerateMethod, find_method
 from .reader import BeamRow, Reader, Room
-from .sampling import add_bias, ban_ids, check_numbers, penalise_counts, penalise_used
+from .sampling import add_bias, ban_ids, no_numbers, penalise_counts, penalise_used
 
 
 @dataclass(frozen=True)
@@ -64,12 +67,15 @@ class _Open:
 class BatchLimits:
     """budget: of positions of the KV cache, which several batches may share; prompt_tokens: that are read in one step,
     beside the answers; None: no limit; kept: prompts and answers at most that are remembered, for others that begin
-    alike. The last two are for causal models alone; others read each prompt at once.
+    alike. These two are for causal models alone; others read each prompt at once. finds_guilty: whether an error in
+    what is computed of several questions is looked for by computing each alone, so that only the guilty one fails; else
+    `step` raises it.
     """
 
     budget: Budget | None = None
     prompt_tokens: int | None = None
     kept: int = 0
+    finds_guilty: bool = False
 
 
 class RunningBatch:
@@ -108,12 +114,27 @@ class RunningBatch:
 
     def add(self, numbers: Iterable[int], questions: Sequence[AnswerRequest]) -> dict[int, Search] | None:
         """Let questions join, and read their prompts; returns where their searches begin, None where there is no room
-        for all of them.
+        for all of them. Where it raises, none of them is held.
 
         numbers: their names in this batch, new ones.
         """
-        numbers, rooms = list(numbers), self._rooms(questions)
+        numbers = list(numbers)
         assert not self._open.keys() & set(numbers), "these numbers are taken"
+        opened: dict[int, _Open] | None = None
+        try:
+            opened = self._opened(numbers, questions)
+        finally:
+            if opened is None:
+                for number in numbers:
+                    self._reader.drop(number)
+        if opened is None:
+            return None
+        self._open |= opened
+        return {number: one.search for number, one in opened.items()}
+
+    def _opened(self, numbers: Sequence[int], questions: Sequence[AnswerRequest]) -> dict[int, _Open] | None:
+        """None where there is no room for all of them; some may be held then."""
+        rooms = self._rooms(questions)
         if not self.reads_in_pieces:
             batches = [self._processor.collate_prompts([question.prompt for question in questions])]
             has_room = self._reader.open(numbers, batches[0], rooms)
@@ -121,8 +142,6 @@ class RunningBatch:
             batches = [self._processor.collate_prompts([question.prompt]) for question in questions]
             has_room = all(map(self._reader.open_unread, numbers, batches, rooms))
         if not has_room:
-            for number in numbers:
-                self._reader.drop(number)
             return None
         cursors = [cursor for batch in batches for cursor in batch.cursors]
         banned = [ids for batch in batches for ids in batch.banned]
@@ -134,8 +153,7 @@ class RunningBatch:
             is_padded = not self.reads_in_pieces and method.counts_padding(options)
             length = 1 + (longest if is_padded else question.prompt.length)
             opened[number] = _Open(question, method, rules, ids, start_search(cursor, length))
-        self._open |= opened
-        return {number: one.search for number, one in opened.items()}
+        return opened
 
     def drop(self, number: int) -> None:
         """Forget a question; its place is free at once."""
@@ -149,23 +167,29 @@ class RunningBatch:
 
     def step(self) -> dict[int, Search]:
         """Read on in prompts, and write a token of each open answer whose prompt is read; the searches after it by
-        number, those that are done for the last time.
+        number, those that are done for the last time. One that has failed (`Search.failure`) is done.
 
-        Raises: HanlinError when the model yields no numbers.
+        Raises: what goes wrong with several questions together, unless the guilty one is looked for
+        (`BatchLimits.finds_guilty`).
         """
-        self._reader.read_some(self._limits.prompt_tokens)
-        rows = [BeamRow(number, beam) for number in self._reader.numbers for beam in self._open[number].search.beams]
-        if not rows:
-            return {}
-        logits = self._reader.read(rows)
+        blame = Blame(self._limits.finds_guilty)
+        self._reader.read_some(self._limits.prompt_tokens, blame)
+        numbers = [number for number in self._reader.numbers if number not in blame.failures]
+        rows = [BeamRow(number, beam) for number in numbers for beam in self._open[number].search.beams]
+        if rows:
+            self._reader.follow(rows)
         searches = {}
-        for number, best_first in self._choose(logits, rows).items():
-            one = self._open[number]
-            search = searches[number] = advance(one.search, best_first, one.rules)
+        for own, logits in blame.each(rows, lambda row: row.record, self._reader.read):
+            for number, best_first in self._choose(logits, own, blame).items():
+                with blame.of(number):
+                    searches[number] = advance(self._open[number].search, best_first, self._open[number].rules)
+        searches |= {number: Search((), failure=error) for number, error in blame.failures.items()}
+        for number, search in searches.items():
             if search.is_done:
-                self.drop(number)
+                del self._open[number]
+                self._reader.drop(number, is_kept=search.failure is None)
             else:
-                self._open[number] = _Open(one.question, one.method, one.rules, one.banned, search)
+                self._open[number] = replace(self._open[number], search=search)
         return searches
 
     def _rooms(self, questions: Sequence[AnswerRequest]) -> list[Room]:
@@ -184,35 +208,36 @@ class RunningBatch:
         most = [max(sizes) for sizes in zip(*rooms, strict=True)][1:]
         return [Room(room.beams, *most) for room in rooms]
 
-    def _choose(self, logits: torch.Tensor, rows: Sequence[BeamRow]) -> dict[int, list[Candidate]]:
-        """For each open question its candidates, best first.
-
-        Raises: HanlinError when the logits are not numbers.
-        """
+    def _choose(self, logits: torch.Tensor, rows: Sequence[BeamRow], blame: Blame) -> dict[int, list[Candidate]]:
+        """For each open question its candidates, best first; none for one whose logits are no numbers."""
         logits = ban_ids(logits, [self._open[row.record].banned for row in rows])
-        candidates: dict[int, list[Candidate]] = {}
-        for options, places in self._by_options(rows):
-            alike = [rows[place] for place in places]
+
+        def choose(places: Sequence[int]) -> dict[int, list[Candidate]]:
             own = logits if len(places) == len(rows) else logits[torch.tensor(places, device=logits.device)]
-            own = add_bias(own, [self._open[row.record].question.bias for row in alike])
-            candidates |= self._choose_alike(_penalise(own, alike, options), alike, options)
-        self._note(logits, rows, candidates)
+            return self._choose_alike(own, [rows[place] for place in places], blame)
+
+        candidates: dict[int, list[Candidate]] = {}
+        for alike in self._by_options(rows):
+            for _, found in blame.each(alike, lambda place: rows[place].record, choose):
+                candidates |= found
+        for place, row in enumerate(rows):
+            if row.record in candidates:
+                with blame.of(row.record):
+                    self._note(logits[place], row, candidates[row.record][0].token)
         return candidates
 
-    def _note(self, logits: torch.Tensor, rows: Sequence[BeamRow], candidates: Mapping[int, list[Candidate]]) -> None:
-        """Write down how likely the chosen tokens are, for those who asked."""
-        for place, row in enumerate(rows):
-            question = self._open[row.record].question
-            if question.trace is None:
-                continue
-            scores = logits[place].log_softmax(dim=-1)
-            top = scores.topk(min(question.top, len(scores)))
-            token = candidates[row.record][0].token
-            pairs = list(zip(top.indices.tolist(), top.values.tolist(), strict=True))
-            question.trace.append(TokenScores(token, float(scores[token]), pairs))
+    def _note(self, logits: torch.Tensor, row: BeamRow, token: int) -> None:
+        """Write down how likely the chosen token is, for those who asked."""
+        question = self._open[row.record].question
+        if question.trace is None:
+            return
+        scores = logits.log_softmax(dim=-1)
+        top = scores.topk(min(question.top, len(scores)))
+        pairs = list(zip(top.indices.tolist(), top.values.tolist(), strict=True))
+        question.trace.append(TokenScores(token, float(scores[token]), pairs))
 
-    def _by_options(self, rows: Sequence[BeamRow]) -> list[tuple[GenerateSettings, list[int]]]:
-        """Rows whose answers are looked for in the same way: their places."""
+    def _by_options(self, rows: Sequence[BeamRow]) -> list[list[int]]:
+        """The places of rows whose answers are looked for in the same way."""
         groups: list[tuple[GenerateSettings, list[int]]] = []
         for place, row in enumerate(rows):
             options = self._open[row.record].question.options
@@ -221,22 +246,38 @@ class RunningBatch:
                 groups.append((options, [place]))
             else:
                 own.append(place)
-        return groups
+        return [places for _, places in groups]
 
-    def _choose_alike(
-        self, logits: torch.Tensor, rows: Sequence[BeamRow], options: GenerateSettings
-    ) -> dict[int, list[Candidate]]:
+    def _choose_alike(self, logits: torch.Tensor, rows: Sequence[BeamRow], blame: Blame) -> dict[int, list[Candidate]]:
+        """rows: whose answers are looked for in the same way."""
+        questions = [self._open[row.record].question for row in rows]
+        options = questions[0].options
+        logits = _penalise(add_bias(logits, [question.bias for question in questions]), rows, options)
         scores = logits.log_softmax(dim=-1)
-        streams = [self._open[row.record].question.stream for row in rows]
-        drawn = [stream for stream in streams if stream is not None]
-        tokens = find_method(options).propose(logits, scores, options, drawn)
-        # In one table, so that the device is waited for once; a float holds every id.
-        peaks, own = scores.amax(dim=-1, keepdim=True), scores.gather(-1, tokens)
-        table = torch.cat([peaks, own, tokens.to(own.dtype)], dim=-1).cpu()
+        with _drawing([question.stream for question in questions if question.stream is not None]) as streams:
+            tokens = find_method(options).propose(logits, scores, options, streams)
+            # In one table, so that the device is waited for once; a float holds every id.
+            peaks, own = scores.amax(dim=-1, keepdim=True), scores.gather(-1, tokens)
+            table = torch.cat([peaks, own, tokens.to(own.dtype)], dim=-1).cpu()
         peaks, own, ids = table.split([1, tokens.shape[1], tokens.shape[1]], dim=-1)
-        check_numbers(peaks)
+        odd = {rows[place].record for place in (~peaks.isfinite()).nonzero()[:, 0].tolist()}
+        for number in odd:
+            blame.note(number, no_numbers())
         sums = own + torch.tensor([[row.beam.score] for row in rows], dtype=own.dtype)
-        return _by_record(rows, ids.long().tolist(), sums.tolist())
+        found = _by_record(rows, ids.long().tolist(), sums.tolist())
+        return {number: best_first for number, best_first in found.items() if number not in odd}
+
+
+@contextmanager
+def _drawing(streams: list[np.random.Generator]) -> Iterator[list[np.random.Generator]]:
+    """Random numbers that are drawn within; where that goes wrong they are still to be drawn."""
+    states = [stream.bit_generator.state for stream in streams]
+    try:
+        yield streams
+    except BaseException:
+        for stream, state in zip(streams, states, strict=True):
+            stream.bit_generator.state = state
+        raise
 
 
 def _penalise(logits: torch.Tensor, rows: Sequence[BeamRow], options: GenerateSettings) -> torch.Tensor:

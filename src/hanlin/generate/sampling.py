@@ -26,11 +26,15 @@ def check_numbers(values: torch.Tensor) -> torch.Tensor:
     Raises: HanlinError for NaN and infinity.
     """
     if not bool(values.isfinite().all()):
-        raise HanlinError(
-            "the model's answers are not numbers (NaN or inf): its weights are damaged, or too large for fp16; look at "
-            "them with `hanlin inspect --values`, or choose train.precision bf16 or fp32"
-        )
+        raise no_numbers()
     return values
+
+
+def no_numbers() -> HanlinError:
+    return HanlinError(
+        "the model's answers are not numbers (NaN or inf): its weights are damaged, or too large for fp16; look at "
+        "them with `hanlin inspect --values`, or choose train.precision bf16 or fp32"
+    )
 
 
 def ban_ids(logits: torch.Tensor, banned: Sequence[Sequence[int]]) -> torch.Tensor:

@@ -28,7 +28,8 @@ Shared = dict[Hashable, torch.Tensor]
 
 @dataclass(eq=False)
 class Arena:
-    """Slots of `width` positions each, and of `encoder_width` of an encoder; free: the places that nobody has.
+    """Slots of `width` positions each, and of `encoder_width` of an encoder; free: the places that nobody has; used:
+    those that somebody had.
 
     inputs: `[slots, width]` by name; keys, values: `[slots, heads, prefix + width, head_dim]` by block; cross: the
     keys and values of an encoder's text.
@@ -39,10 +40,20 @@ class Arena:
     width: int
     encoder_width: int
     free: list[int]
+    used: set[int] = field(default_factory=set)
     inputs: Shared = field(default_factory=dict)
     keys: Shared = field(default_factory=dict)
     values: Shared = field(default_factory=dict)
     cross: Shared = field(default_factory=dict)
+
+    def wipe(self, place: int) -> None:
+        """Leave nothing of who had a place: what is masked is multiplied by 0, which NaN and infinity survive."""
+        for name, room in self.inputs.items():
+            room[place] = filler_of(str(name))
+        for store in (self.keys, self.values, self.cross):
+            for room in store.values():
+                room[place] = 0
+        self.used.discard(place)
 
     @property
     def positions(self) -> int:
@@ -133,15 +144,17 @@ class SlotCache:
                 return None
             alike.append(new)
         slots = [Slot(arena, place) for arena in alike for place in arena.free][:count]
+        for arena, place in ((slot.arena, slot.place) for slot in slots):
+            if place in arena.used:
+                arena.wipe(place)
         for slot in slots:
             slot.arena.free.remove(slot.place)
-            for name, room in slot.arena.inputs.items():
-                room[slot.place] = filler_of(str(name))  # whoever had it before is not seen
         return slots
 
     def give_back(self, slots: Iterable[Slot]) -> None:
         for slot in slots:
             insort(slot.arena.free, slot.place)
+            slot.arena.used.add(slot.place)
             if self.budget is None and len(slot.arena.free) == slot.arena.count:
                 self._arenas.remove(slot.arena)
 

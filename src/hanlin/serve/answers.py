@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import secrets
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Protocol
@@ -14,12 +15,14 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from hanlin.generate.running_batch import AnswerRequest
 from hanlin.tokens.stream import Pieces
 
-from .errors import RequestError
+from .errors import RequestError, failed
 from .scheduler import Answered
 from .schema import ChatBody, CompletionBody
 from .service import Reply, Service, timestamp
 
 __all__ = ["Shape", "respond"]
+
+log = logging.getLogger(__name__)
 
 _QUIET_SECONDS = 10.0
 """So long a silent stream lasts before a comment says that it is alive."""
@@ -88,6 +91,9 @@ async def respond(
                 yield _event({**head, "choices": [], "usage": _usage(questions, in_order, num_prompts)})
         except RequestError as error:
             yield _event(error.body)
+        except Exception as error:
+            log.error("a piece of an answer could not be told", exc_info=error)
+            yield _event(failed(error).body)
         finally:
             await context.__aexit__(None, None, None)
         yield b"data: [DONE]\n\n"

@@ -21,7 +21,7 @@ from .callers import CalledFromHere, NeedsKey
 from .chat import complete_chat
 from .completions import complete_text
 from .decisions import decide
-from .errors import RequestError, error_response
+from .errors import RequestError, error_response, failed
 from .page import show_page
 from .service import Service
 
@@ -98,4 +98,4 @@ async def _nobody_there(request: Request, error: Exception) -> Response:
 
 async def _unexpected(request: Request, error: Exception) -> Response:
     log.error("a request failed", exc_info=error)
-    return error_response(RequestError(f"the server failed: {type(error).__name__}", 500))
+    return error_response(failed(error))

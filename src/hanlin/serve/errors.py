@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse
 
 from hanlin.evaluation.decisions.questions import place_of
 
-__all__ = ["RequestError", "error_response", "first_problem"]
+__all__ = ["RequestError", "error_response", "failed", "first_problem"]
 
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
@@ -30,6 +30,11 @@ class RequestError(Exception):
 def error_response(error: RequestError) -> JSONResponse:
     headers = {"retry-after": "1"} if error.status in (429, 503) else {}
     return JSONResponse(error.body, error.status, headers=headers)
+
+
+def failed(error: Exception) -> RequestError:
+    """What a client is told of a fault of ours: no more than it can use."""
+    return RequestError(f"the server failed: {type(error).__name__}", 500)
 
 
 def first_problem(problems: Sequence[Mapping[str, Any]]) -> RequestError:

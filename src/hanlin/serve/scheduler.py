@@ -1,7 +1,8 @@
 """One thread that runs the model: requests wait in a queue, join the running batch, and leave it when they are done.
 
-What happens to a request is told to its `Listener` from that thread. An error that one request brings is told to it
-alone; one of the model's is told to all that it was answering. Several engines (adapters of one base) take turns: each
+What happens to a request is told to its `Listener` from that thread. An error is told to the request that brings it,
+found by computing each alone where several were computed together (`generate.blame`); only one that is found nowhere
+else fails all that an engine was answering. Several engines (adapters of one base) take turns: each
 writes a token of each of its answers before the next one does.
 """
 
@@ -24,6 +25,7 @@ from hanlin.generate.method import find_method
 from hanlin.generate.running_batch import AnswerRequest, BatchLimits, RunningBatch
 from hanlin.layers.slot_cache import Budget
 
+from .errors import failed
 from .limits import Limits
 from .side_jobs import SideJob, SideJobs
 
@@ -207,7 +209,9 @@ class Scheduler:
             self._count()
 
     def _begin_anew(self, error: Exception, engines: Sequence[Engine]) -> None:
-        """All that these engines answer fails, and what comes next finds an empty batch: nothing ends the thread."""
+        """All that these engines answer fails, and what comes next finds an empty batch: nothing ends the thread. For
+        what no single request is guilty of.
+        """
         log.error("the answers that were being written failed", exc_info=error)
         jobs = {job for job, _ in self._running.values() if self._engine_of(job) in engines}
         for engine in engines:
@@ -222,7 +226,7 @@ class Scheduler:
         engine, limits = self._engine_of(job), self.limits
         with self._changed:
             if engine not in self._batches:
-                within = BatchLimits(self._budget, limits.step_tokens, limits.kept_prompts)
+                within = BatchLimits(self._budget, limits.step_tokens, limits.kept_prompts, finds_guilty=True)
                 self._batches[engine] = engine.run_together(within)
             return self._batches[engine]
 
@@ -267,11 +271,11 @@ class Scheduler:
     def _admit_first(self) -> bool:
         """Let the job that waits longest join; False where there is no room."""
         job = self._waiting[0]
-        running = [running.questions[place] for running, place in self._running.values()]
-        if num_rows([*running, *job.questions]) > self.limits.rows:
-            return False
         numbers = [next(self._numbers) for _ in job.questions]
         try:
+            running = [running.questions[place] for running, place in self._running.values()]
+            if num_rows([*running, *job.questions]) > self.limits.rows:
+                return False
             with self._engine_of(job).inference():
                 has_joined = self._batch_of(job).add(numbers, job.questions) is not None
         except Exception as error:
@@ -295,12 +299,21 @@ class Scheduler:
         with engine.inference():
             searches = batch.step()
         for number, search in searches.items():
-            if number in self._running:
+            if number not in self._running:  # another answer of its request has failed
+                continue
+            job = self._running[number][0]
+            try:
                 self._tell(number, search)
+            except Exception as error:
+                log.error("what was written of an answer cannot be told", exc_info=error)
+                self._fail(job, _failure(error))
 
     def _tell(self, number: int, search: Search) -> None:
         job, place = self._running[number]
         question = job.questions[place]
+        if search.failure is not None:
+            self._fail(job, _failure(search.failure))
+            return
         tokens = search.best.tokens if search.is_done else search.beams[0].tokens
         if len(tokens) == 1 and place == 0:
             self.counts.first_tokens += 1
@@ -357,5 +370,4 @@ def _until(text: str, stops: Sequence[str]) -> tuple[str, bool]:
 
 
 def _failure(error: Exception) -> Failed:
-    message = str(error) if isinstance(error, HanlinError) else f"the server failed: {type(error).__name__}"
-    return Failed(message, is_ours=True)
+    return Failed(str(error) if isinstance(error, HanlinError) else failed(error).message, is_ours=True)

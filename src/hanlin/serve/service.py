@@ -19,7 +19,7 @@ from hanlin.generate.engine import record_stream
 from hanlin.generate.method import find_method
 from hanlin.generate.running_batch import AnswerRequest
 
-from .errors import RequestError, first_problem
+from .errors import RequestError, failed, first_problem
 from .limits import Limits
 from .scheduler import Answered, BusyError, Failed, Job, Scheduler
 from .side_jobs import SideJob
@@ -168,8 +168,7 @@ class Service:
         if isinstance(error, TimeoutError):
             raise RequestError(str(error), 503, code="timeout")
         if error is not None:
-            message = str(error) if isinstance(error, HanlinError) else f"the server failed: {type(error).__name__}"
-            raise RequestError(message, 500)
+            raise RequestError(str(error), 500) if isinstance(error, HanlinError) else failed(error)
         return result
 
     @asynccontextmanager
