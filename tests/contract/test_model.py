@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+import pytest
 import torch
 from family_cases import Case, summed_loss
+from torch.nn import functional
 
 from hanlin.core.batch import IGNORED, Batch
 from hanlin.layers.kv_cache import KVCache
 from hanlin.models.common.init_weights import init_weights
+from hanlin.models.family import family_names
 from hanlin.parallel.pipeline import cut
 
 # The models compute in fp64, but parts of them (angles, losses) may be fp32 by design.
@@ -128,6 +131,30 @@ def test_padding_changes_no_loss(case: Case) -> None:
 def labelled_losses(model: Any, batch: Batch) -> torch.Tensor:
     """The weighted loss of each labelled position, in their order."""
     return summed_loss(model, batch, reduction="none")[batch.labels != IGNORED]
+
+
+@pytest.mark.parametrize("family", family_names())  # of a model of one's own nobody asks it
+def test_no_kernel_has_to_copy_a_mask_in_each_block(
+    family: str, make_case: Callable[[str], Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CUDA's make a float mask of a bool one, and copy one whose rows are not aligned; both are kept for gradients."""
+    case, masks = make_case(family), []
+
+    def spy(*parts: torch.Tensor, attn_mask: torch.Tensor | None = None, **options: Any) -> torch.Tensor:
+        if attn_mask is not None:
+            masks.append((attn_mask, parts[0].dtype))
+        return computed(*parts, attn_mask=attn_mask, **options)
+
+    computed = functional.scaled_dot_product_attention
+    monkeypatch.setattr(functional, "scaled_dot_product_attention", spy)
+    samples = [case.processor.sample(record) for record in case.records]
+    with torch.no_grad():
+        summed_loss(case.model(), case.processor.collate([samples, samples[:1]], sum(one.length for one in samples)))
+    for mask, dtype in masks:
+        assert mask.dtype == dtype
+        assert mask.stride(-1) == 1
+        assert all(stride % 16 == 0 for stride in mask.stride()[:-1])
+    assert len({mask.untyped_storage().data_ptr() for mask, _ in masks}) <= 3  # of encoder, decoder and between them
 
 
 # --- the batch and its loss ---

@@ -46,6 +46,27 @@ def test_no_row_of_a_bias_is_closed_from_end_to_end() -> None:
     assert mask.empty_queries.tolist() == [[False, True]]
 
 
+def test_a_mask_is_made_additive_and_aligned_once_with_the_gradient_of_its_bias() -> None:
+    bias = torch.randn(1, 2, 3, 5, dtype=torch.float64, requires_grad=True)
+    visible = torch.rand(2, 3, 5) > 0.3
+    hidden = ~visible & visible.any(-1, keepdim=True)
+
+    def shares(bias: torch.Tensor) -> torch.Tensor:
+        mask = additive_mask(bias, visible).mask
+        assert mask is not None
+        assert mask.stride() == (2 * 3 * 16, 3 * 16, 16, 1)
+        return mask.softmax(-1)
+
+    torch.testing.assert_close(shares(bias), bias.masked_fill(hidden[:, None], -torch.inf).softmax(-1))
+    assert torch.autograd.gradcheck(shares, bias)
+    for mask in (AttentionMask(visible[:, None]), AttentionMask(visible[:, None]).with_prefix(2, visible[..., 0])):
+        assert mask.mask is not None
+        additive = mask.additive(torch.bfloat16).mask
+        assert additive is not None
+        assert additive.dtype == torch.bfloat16
+        assert additive.equal(torch.where(mask.mask, 0, -torch.inf).bfloat16())
+
+
 def test_keys_of_a_prefix_stand_first_and_are_seen_by_all() -> None:
     tokens = torch.zeros(1, 2, dtype=torch.long)
     causal = causal_mask(2, 2)[None, None]

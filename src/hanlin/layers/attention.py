@@ -96,11 +96,22 @@ class AttentionMask:
         tokens: `[batch, positions]`, those of this forward pass.
         """
         if self.mask is not None:
-            open_value = float(self.mask.dtype == torch.bool)
-            return replace(self, mask=functional.pad(self.mask, (length, 0), value=open_value))
+            is_bool = self.mask.dtype == torch.bool
+            mask = functional.pad(self.mask, (length, 0), value=float(is_bool))
+            return replace(self, mask=mask if is_bool else _HiddenBias.apply(mask, mask == -torch.inf))
         width = tokens.shape[1] if self.windows is None else self.windows.positions.shape[1]
         mask = None if width == 1 else causal_mask(width, length + width, tokens.device)[None, None]
         return replace(self, mask=mask)
+
+    def additive(self, dtype: torch.dtype) -> AttentionMask:
+        """The same for scores of this dtype: what kernels make of a bool mask, made once instead of in each block.
+
+        Not on an NPU, whose kernels take bool masks only.
+        """
+        if self.mask is None or self.mask.dtype != torch.bool or self.mask.device.type == "npu":
+            return self
+        open_scores = torch.zeros((), dtype=dtype, device=self.mask.device)
+        return replace(self, mask=_HiddenBias.apply(open_scores, ~self.mask))
 
     def of_rows(self, rows: slice, width: int) -> AttentionMask:
         """The same for some groups and the first `width` keys."""
@@ -181,7 +192,28 @@ def additive_mask(bias: torch.Tensor, visible: torch.Tensor, windows: AttentionW
     empty = ~visible.any(-1)
     # A row of -inf only would be NaN in the softmax, and in its gradient.
     hidden = ~visible & ~empty[..., None]
-    return AttentionMask(bias.masked_fill(hidden[:, None], float("-inf")), empty, windows)
+    return AttentionMask(_HiddenBias.apply(bias, hidden[:, None]), empty, windows)
+
+
+class _HiddenBias(torch.autograd.Function):
+    """A bias with -inf where it is hidden, laid out as CUDA's kernels read it: they copy any other, in every block.
+
+    bias, hidden: what has the shape `[groups, heads, queries, keys]` together. The rows of the result lie next to each
+    other and begin at multiples of 16 numbers (`preprocess_mask` in torch's attention.cpp).
+    """
+
+    @staticmethod
+    def forward(ctx, bias: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(hidden)
+        ctx.shape = bias.shape
+        *shape, width = torch.broadcast_shapes(bias.shape, hidden.shape)
+        rows = bias.new_zeros(*shape, width + -width % 16)
+        return rows[..., :width].copy_(bias).masked_fill_(hidden, -torch.inf)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor):
+        (hidden,) = ctx.saved_tensors
+        return gradient.masked_fill(hidden, 0).sum_to_size(ctx.shape), None
 
 
 def causal_mask(queries: int, keys: int, device: torch.device | None = None) -> torch.Tensor:

@@ -33,15 +33,20 @@ class AttentionContext:
 
 
 def make_attention_context(
-    mask: AttentionMask, tokens: torch.Tensor, prefix: PrefixSource | None, kv_cache: KVCache | None
+    mask: AttentionMask,
+    tokens: torch.Tensor,
+    prefix: PrefixSource | None,
+    kv_cache: KVCache | None,
+    dtype: torch.dtype,
 ) -> AttentionContext:
     """mask: of the positions of this call, `tokens` `[batch, length]`, without the prefix; prefix: that of the
-    model.
+    model; dtype: of the scores.
     """
     if prefix is None:
-        return AttentionContext(mask, {}, kv_cache)
+        return AttentionContext(mask.additive(dtype), {}, kv_cache)
     is_kept = kv_cache is not None and kv_cache.has_keys
-    return AttentionContext(mask.with_prefix(prefix.length, tokens), {} if is_kept else prefix(), kv_cache)
+    mask = mask.with_prefix(prefix.length, tokens).additive(dtype)
+    return AttentionContext(mask, {} if is_kept else prefix(), kv_cache)
 
 
 def causal_mask_of_call(

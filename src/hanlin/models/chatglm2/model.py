@@ -134,10 +134,11 @@ class ChatGlm2(nn.Module):
         positions, start = given.positions, 0 if kv_cache is None else kv_cache.length
         if positions is None:
             positions = torch.arange(start, start + given.tokens.shape[1], device=given.tokens.device)[None]
-        cosine, sine = rotation(self.config, positions, matmul_dtype(next(self.parameters())))
+        dtype = matmul_dtype(next(self.parameters()))
+        cosine, sine = rotation(self.config, positions, dtype)
         branches = None if given.branches is None else Branches.of(given.branches, positions)
         mask = causal_mask_of_call(given.tokens, given.spans, kv_cache, branches)
-        return BlockContext(cosine, sine, make_attention_context(mask, given.tokens, self.prefix, kv_cache))
+        return BlockContext(cosine, sine, make_attention_context(mask, given.tokens, self.prefix, kv_cache, dtype))
 
 
 class Block(nn.Module):

@@ -19,6 +19,7 @@ from hanlin.layers.kv_cache import KVCache
 from hanlin.layers.linear import Linear
 from hanlin.layers.loss import head_logits, head_loss
 from hanlin.layers.norm import LayerNorm
+from hanlin.layers.precision import matmul_dtype
 from hanlin.layers.prefix import PrefixSource
 from hanlin.layers.soft_prompt import SoftPrompt
 from hanlin.models.common.init_weights import init_parameters, std_by_depth
@@ -85,7 +86,7 @@ class Cpm1(nn.Module):
         given = Inputs(**inputs)
         hidden = state[0] if state else self._embed(given, kv_cache)
         mask = causal_mask_of_call(given.tokens, given.spans, kv_cache)
-        context = make_attention_context(mask, given.tokens, self.prefix, kv_cache)
+        context = make_attention_context(mask, given.tokens, self.prefix, kv_cache, matmul_dtype(hidden))
         for name, block in self.blocks.items():
             hidden = block(hidden, context, name)
         if self.norm is None:

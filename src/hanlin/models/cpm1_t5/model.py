@@ -21,6 +21,7 @@ from hanlin.layers.kv_cache import KVCache
 from hanlin.layers.linear import Linear
 from hanlin.layers.loss import head_logits, head_loss
 from hanlin.layers.norm import LayerNorm
+from hanlin.layers.precision import matmul_dtype
 from hanlin.models.common.encoder_decoder import (
     DecoderContext,
     EncoderDecoderInputs,
@@ -106,7 +107,10 @@ class Cpm1T5(nn.Module):
 
     def encode(self, hidden: torch.Tensor, given: Inputs) -> torch.Tensor:
         encoder = [block for block in self.blocks.values() if isinstance(block, EncoderBlock)]
-        mask = AttentionMask(same_span(given.read_spans, given.read_spans)[:, None]) if encoder else None
+        if not encoder:
+            return hidden
+        visible = same_span(given.read_spans, given.read_spans)[:, None]
+        mask = AttentionMask(visible).additive(matmul_dtype(hidden))
         for block in encoder:
             hidden = block(hidden, mask)
         return hidden
@@ -117,13 +121,12 @@ class Cpm1T5(nn.Module):
     def decoder_masks(
         self, given: Inputs, known: torch.Tensor, hidden: torch.Tensor
     ) -> tuple[AttentionMask, AttentionMask]:
-        del hidden  # there is no bias whose dtype it would decide
-        spans = given.own_spans
+        dtype, spans = matmul_dtype(hidden), given.own_spans
         own = same_span(spans, known) & causal_mask(spans.shape[1], known.shape[1], spans.device)
         across = same_span(spans, given.read_spans)
         # Padding behind the last sample finds nothing to look at; no kernel takes that, and its result is never read.
         across = across | ~across.any(-1, keepdim=True)
-        return AttentionMask(own[:, None]), AttentionMask(across[:, None])
+        return AttentionMask(own[:, None]).additive(dtype), AttentionMask(across[:, None]).additive(dtype)
 
     def _embed(self, tokens: torch.Tensor, positions: torch.Tensor | None, start: int) -> torch.Tensor:
         if positions is None:

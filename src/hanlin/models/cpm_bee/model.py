@@ -123,7 +123,8 @@ class CpmBee(nn.Module):
         """
         given = Inputs(**inputs)
         hidden = state[0] if state else self.embedding(given.tokens, given.subs)
-        context = make_attention_context(self._mask(given, kv_cache), given.tokens, self.prefix, kv_cache)
+        mask = self._mask(given, kv_cache)
+        context = make_attention_context(mask, given.tokens, self.prefix, kv_cache, matmul_dtype(hidden))
         for name, block in self.blocks.items():
             hidden = block(hidden, context, name)
         if self.norm is None:
