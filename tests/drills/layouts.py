@@ -40,7 +40,7 @@ from hanlin.core.batch import Batch
 from hanlin.core.errors import ConfigError
 from hanlin.data.loader import Loader
 from hanlin.data.prepare import prepare
-from hanlin.layers.quantised import QuantisedLinear, quantise
+from hanlin.layers.quantised import PackingName, packed, packed_linears, quantise_linears
 from hanlin.parallel.layout_checks import combination_problems, model_problems
 from hanlin.parallel.parallelize import parallelize
 from hanlin.recipe.settings import DataSettings, ParallelSettings, TrainSettings
@@ -63,8 +63,9 @@ Kind = Literal["packed", "single"]
 class Variant:
     """A family with values of its configuration, and the methods that are trained on it.
 
-    has_experts: its numbers depend on what goes through the model together, so nothing is cut into micro-batches;
-    has_turns: its rows are dialogues of which every answer is learned, most of them with branches.
+    quantise: how a recipe has the base packed; has_experts: its numbers depend on what goes through the model together,
+    so nothing is cut into micro-batches; has_turns: its rows are dialogues of which every answer is learned, most of
+    them with branches.
     """
 
     family: str
@@ -72,6 +73,7 @@ class Variant:
     config: tuple[tuple[str, Any], ...] = ()
     has_experts: bool = False
     has_turns: bool = False
+    quantise: PackingName | None = None
 
 
 VARIANTS = {
@@ -85,6 +87,12 @@ VARIANTS = {
     "cpm1_t5": Variant("cpm1_t5", ("full", "lora")),
     "cpm2": Variant("cpm2", ("full", "lora", "prompt")),
     "cpm2-experts": Variant("cpm2", ("full", "lora"), (("num_experts", 4),), has_experts=True),
+    "cpm_bee-nf4": Variant("cpm_bee", ("lora",), quantise="nf4"),
+    "chatglm2-nf4": Variant("chatglm2", ("lora",), quantise="nf4"),
+    "cpm1-nf4": Variant("cpm1", ("lora",), quantise="nf4"),
+    "cpm1_t5-int8": Variant("cpm1_t5", ("lora",), quantise="int8"),
+    "cpm2-nf4": Variant("cpm2", ("prompt",), quantise="nf4"),
+    "cpm2-experts-nf4": Variant("cpm2", ("lora",), (("num_experts", 4),), has_experts=True, quantise="nf4"),
 }
 
 SHARDED, GRADIENTS = {"shard": "parameters"}, {"shard": "gradients"}
@@ -197,11 +205,11 @@ def loader(cell: Cell, rank: int, world: int) -> Loader:
 def model_of(cell: Cell) -> nn.Module:
     """In fp64, with values that hide nothing; of a quantised base the packed ones are rounded fresh ones."""
     chosen, draw = case(cell.variant), torch.Generator().manual_seed(3)
-    make, bits = chosen.family.model(), getattr(chosen.config, "bits", 0)
+    make, bits, form = chosen.family.model(), getattr(chosen.config, "bits", 0), VARIANTS[cell.variant].quantise
     model = make(replace(chosen.config, bits=0) if bits else chosen.config)
     model.init_weights(draw)
-    if bits:
-        model = _quantised(make(chosen.config), dict(model.named_parameters()), bits)
+    if bits or form:
+        model = _quantised(make(chosen.config), dict(model.named_parameters()), form)
     method = FullTuning() if cell.method == "full" else METHODS[cell.method]
     apply_tuning(model, method, chosen.family, draw)
     with torch.no_grad():
@@ -212,15 +220,15 @@ def model_of(cell: Cell) -> nn.Module:
 
 
 @torch.no_grad()
-def _quantised(model: nn.Module, weights: Mapping[str, torch.Tensor], bits: Any) -> nn.Module:
+def _quantised(model: nn.Module, weights: Mapping[str, torch.Tensor], form: PackingName | None) -> nn.Module:
+    """The model with these weights; form: how its linears are packed (None: they are already)."""
+    if form is not None:
+        quantise_linears(model, form)
+    values = dict(weights)
+    for name, packing in packed_linears(model).items():
+        values |= {f"{name}.{part}": tensor for part, tensor in packed(packing, weights[f"{name}.weight"]).items()}
     for name, place in model.named_parameters():
-        owner = model.get_submodule(name.rpartition(".")[0])
-        if isinstance(owner, QuantisedLinear) and name.endswith(".weight"):
-            packed, scale = quantise(weights[name], bits)
-            place.copy_(packed)
-            owner.weight_scale.copy_(scale)
-        elif name in weights:
-            place.copy_(weights[name])
+        place.copy_(values[name])
     return model
 
 

@@ -13,7 +13,8 @@ from hanlin.core.files import read_json_object
 from hanlin.formats.convert import convert
 from hanlin.formats.files import open_weights
 from hanlin.formats.source import open_source
-from hanlin.layers.quantised import QuantisedLinear, dequantise, unpack_int4
+from hanlin.layers.packing import dequantise, unpack_int4
+from hanlin.layers.quantised import QuantisedLinear
 from hanlin.models.chatglm2 import family
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from torch import nn
 
-from hanlin.core.errors import CheckpointError
-from hanlin.layers.quantised import QuantisedLinear, dequantise, pack_int4, quantise, unpack_int4
+from hanlin.core.errors import CheckpointError, ConfigError
+from hanlin.layers.lora import LoraLinear
+from hanlin.layers.packing import dequantise, pack_int4, quantise, unpack_int4
+from hanlin.layers.quantised import PACKINGS, PackingName, QuantisedLinear, packed, packed_linears, quantise_linears
 
 
 def test_the_even_column_stands_in_the_high_half() -> None:
@@ -34,28 +39,62 @@ def test_odd_columns_and_a_width_that_fits_neither_kind_are_told() -> None:
         dequantise(torch.zeros(2, 12, dtype=torch.int8), torch.ones(2), 32)
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-def test_a_packed_linear_computes_and_passes_gradients_as_its_unpacked_weight(bits) -> None:
+def filled(linear: QuantisedLinear, weight: torch.Tensor) -> QuantisedLinear:
+    for name, tensor in packed(linear.packing, weight).items():
+        linear.get_parameter(name).data = tensor
+    return linear
+
+
+# One row, a few, and more than a CPU multiplies by bytes as they are.
+@pytest.mark.parametrize("rows", [1, 3, 20])
+@pytest.mark.parametrize("form", PACKINGS)
+def test_a_packed_linear_computes_and_passes_gradients_as_its_unpacked_weight(form: PackingName, rows: int) -> None:
     torch.manual_seed(0)
-    packed = QuantisedLinear(16, 6, True, bits)
-    weight, scale = quantise(torch.randn(6, 16), bits)
-    packed.weight.data, packed.weight_scale.data = weight, scale
-    torch.nn.init.normal_(packed.bias)
-    plain = dequantise(weight, scale, 16)
-    inputs = [torch.randn(3, 2, 16).requires_grad_() for _ in range(2)]
+    linear = filled(QuantisedLinear(32, 6, True, form, scale=0.5), torch.randn(6, 32))
+    torch.nn.init.normal_(linear.bias)
+    plain = linear.packing.unpack(tuple(map(linear.get_parameter, ("weight", *linear.packing.parts))), 32, torch.float)
+    inputs = [torch.randn(rows, 1, 32).requires_grad_() for _ in range(2)]
     inputs[1].data.copy_(inputs[0].data)
-    outputs = [packed(inputs[0]), torch.nn.functional.linear(inputs[1], plain, packed.bias)]
+    outputs = [linear(inputs[0]), 0.5 * torch.nn.functional.linear(inputs[1], plain, linear.bias)]
     for output in outputs:
         output.square().sum().backward()
     torch.testing.assert_close(*outputs)
     torch.testing.assert_close(inputs[0].grad, inputs[1].grad)
 
 
-def test_nothing_unpacked_is_kept_for_the_backward_pass() -> None:
-    packed = QuantisedLinear(64, 64, False, 4)
-    packed.weight.data.zero_()
-    packed.weight_scale.data.fill_(1)
+@pytest.mark.parametrize("form", PACKINGS)
+def test_nothing_unpacked_is_kept_for_the_backward_pass(form: PackingName) -> None:
+    linear = filled(QuantisedLinear(64, 64, False, form), torch.randn(64, 64))
     kept: list[torch.Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
-        packed(torch.randn(1, 64, requires_grad=True))
-    assert sum(tensor.nbytes for tensor in kept) <= packed.weight.nbytes + packed.weight_scale.nbytes + 64 * 4
+        linear(torch.randn(1, 64, requires_grad=True))
+    assert sum(tensor.nbytes for tensor in kept) == sum(tensor.nbytes for tensor in linear.parameters())
+
+
+@pytest.mark.parametrize("form", PACKINGS)
+def test_lora_on_a_packed_linear_keeps_its_weight_and_is_not_merged_into_it(form: PackingName) -> None:
+    base = filled(QuantisedLinear(16, 8, False, form, scale=0.25), torch.randn(8, 16))
+    linear, input = LoraLinear(base, rank=2, alpha=4), torch.randn(3, 16)
+    linear.init_addition()
+    names = {name for name, _ in linear.named_parameters()}
+    assert names == {"lora_A", "lora_B", *(name for name, _ in base.named_parameters())}
+    torch.testing.assert_close(linear(input), base(input))
+    with pytest.raises(AssertionError, match="plain numbers"):
+        linear.merged()
+
+
+def test_a_model_of_the_users_own_keeps_linears_that_compute_in_their_own_way() -> None:
+    class Own(nn.Linear):
+        pass
+
+    model = nn.Module()
+    model.plan = SimpleNamespace(blocks=("blocks",))  # pyright: ignore[reportAttributeAccessIssue]
+    model.blocks = nn.ModuleDict({"0": nn.Sequential(Own(4, 4), nn.Linear(4, 3))})
+    model.head = nn.Linear(4, 4)
+    quantise_linears(model, "int8")
+    assert list(packed_linears(model)) == ["blocks.0.1"]
+    with pytest.raises(ConfigError, match="packed as int8; leave it out"):
+        quantise_linears(model, "nf4")
+    model.blocks = nn.ModuleDict({"0": nn.Linear(3, 4)})
+    with pytest.raises(ConfigError, match=r"model.quantise: blocks.0: nf4 takes columns in pairs, but a weight has 3"):
+        quantise_linears(model, "nf4")

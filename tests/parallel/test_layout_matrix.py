@@ -21,8 +21,14 @@ EQUAL = (
     # Dialogues of which every answer is learned: branches, which only some micro-batches and ranks have.
     Cell("chatglm2-turns", "lora", "packed", "sequence-sharded"),
     Cell("chatglm2-turns-int4", "prefix", "single", "pipe"),
+    Cell("cpm_bee-nf4", "lora", "packed", "parameters"),
+    Cell("cpm2-experts-nf4", "lora", "single", "expert"),
 )
-REFUSED = (Cell("chatglm2-int8", "lora", "packed", "tensor"), Cell("cpm2", "full", "packed", "expert"))
+REFUSED = (
+    Cell("chatglm2-int8", "lora", "packed", "tensor"),
+    Cell("cpm1-nf4", "lora", "packed", "tensor"),
+    Cell("cpm2", "full", "packed", "expert"),
+)
 
 
 @pytest.mark.parametrize("cell", EQUAL, ids=lambda cell: cell.name)

@@ -31,7 +31,8 @@ class Adapter:
 
     settings: with these `tuning.apply.apply_tuning` makes room for it in a model; tensors: by our names; format: the
     title of its layout; config: values of the model's configuration without which it has no place (its labels); base:
-    what its files call the base that it was trained on, if they do.
+    what its files call the base that it was trained on, if they do; quantise: how that was packed in memory
+    (`model.quantise`), if it was and its files say so.
     """
 
     path: Path
@@ -40,6 +41,7 @@ class Adapter:
     tensors: Mapping[str, torch.Tensor]
     config: Mapping[str, Any] = field(default_factory=dict)
     base: str | None = None
+    quantise: str | None = None
 
 
 class SaveAdapter(Protocol):

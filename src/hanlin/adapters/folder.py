@@ -22,22 +22,27 @@ WEIGHTS = "adapter.safetensors"
 SETTINGS = "adapter.json"
 CONFIG = "config"
 """There: values of the model's configuration without which the adapter has no place."""
+QUANTISE = "quantise"
+"""There: how the base was packed in memory that it was trained on, where it was."""
 ADAPTER_FOLDER = "adapter"
 """Where in a base folder an adapter lies that was trained together with the base."""
 _TITLE = "our adapter folder"
 
 
-def save_adapter(model: nn.Module, settings: TuningMethod, folder: Path, *, overwrite: bool = False) -> None:
-    """Write our adapter folder in one step.
+def save_adapter(
+    model: nn.Module, settings: TuningMethod, folder: Path, *, overwrite: bool = False, quantise: str | None = None
+) -> None:
+    """Write our adapter folder in one step; quantise: see `Adapter`.
 
     Raises: CheckpointError when the folder exists.
     """
     tensors = {name: parameter.detach() for name, parameter in added_parameters(model).items()}
     stated = settings.resolved(tensors).model_dump(mode="json")
     labels = stated_labels(model)
+    facts = {**({CONFIG: labels} if labels else {}), **({QUANTISE: quantise} if quantise else {})}
     with published_folder(folder, overwrite=overwrite) as beside:
         write_safetensors(beside / WEIGHTS, tensors)
-        write_json(beside / SETTINGS, {**stated, **({CONFIG: labels} if labels else {})})
+        write_json(beside / SETTINGS, {**stated, **facts})
 
 
 def _holds(path: Path) -> bool:
@@ -48,8 +53,8 @@ def _open(path: Path, family: FamilyFacts, config: Any) -> Adapter | None:
     if not _holds(path):
         return None
     values = read_json_object(path / SETTINGS)
-    labels = values.pop(CONFIG, {})
-    return Adapter(path, _TITLE, read_settings(path / SETTINGS, values), open_weights(path), labels)
+    labels, quantise = values.pop(CONFIG, {}), values.pop(QUANTISE, None)
+    return Adapter(path, _TITLE, read_settings(path / SETTINGS, values), open_weights(path), labels, quantise=quantise)
 
 
 def _save(model: nn.Module, settings: Any, path: Path, family: FamilyFacts, *, overwrite: bool = False) -> None:

@@ -14,7 +14,7 @@ from hanlin.api.conversion import ConvertSettings, Written, convert_held, conver
 from hanlin.api.dialogue import Messages, fitting_record, question, text_sample, whole_record
 from hanlin.api.generation import chatting, generate_settings, streaming
 from hanlin.api.process import called, with_threads
-from hanlin.core.errors import DataError
+from hanlin.core.errors import ConfigError, DataError
 from hanlin.evaluation.scorable import encode
 from hanlin.run.memory import answering_memory
 
@@ -266,10 +266,16 @@ class Model:
         worked in, as `hanlin convert --merge` does.
 
         to: base, or a layout of the family (huggingface, original, ...).
-        Raises: CheckpointError when the folder is there (overwrite replaces it), or has no such layout.
+        Raises: CheckpointError when the folder is there (overwrite replaces it), or has no such layout; ConfigError
+        for a model without an adapter whose weights `model.quantise` has packed.
         """
         model, target = self.recipe.model, Path(folder)
         how = ConvertSettings(to=to, family=model.family, options=self.recipe.data.options, overwrite=overwrite)
+        if model.quantise is not None and model.adapter is None:
+            raise ConfigError(
+                f"model.quantise: the weights in memory are packed as {model.quantise}, which no layout of files has; "
+                f"hanlin convert {model.base} {target} --to {to} writes those that they were made from"
+            )
         with called(trust_code=True):
             if model.base is not None and model.adapter is not None:
                 return convert_weights(model.base, target, replace(how, vocab=model.vocab, merge=model.adapter))

@@ -159,6 +159,8 @@ def _recipe(path: Path) -> Facts:
     recipe = load_recipe(path)
     yield "recipe", str(path)
     yield "model", f"{recipe.model.family}, {recipe.model.base or recipe.model.size or 'fresh weights'}"
+    if recipe.model.quantise is not None:
+        yield "in memory", f"the blocks' matrices packed as {recipe.model.quantise} (model.quantise)"
     yield "tuning", recipe.tuning.method
     yield "data.train", ", ".join(map(str, recipe.data.trained)) or "none"
 
@@ -204,6 +206,8 @@ def _adapter(path: Path, form: AdapterFormat, families: Sequence[Family]) -> Fac
             return
         if adapter.base is not None:
             yield "base", f"{adapter.base}, as its files say"
+        if adapter.quantise is not None:
+            yield "trained on", f"a base held as {adapter.quantise} (model.quantise)"
         settings = adapter.settings.model_dump(mode="json", exclude_none=True)
         yield "settings", ", ".join(f"{name}: {value}" for name, value in settings.items())
 

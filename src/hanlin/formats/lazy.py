@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 class Lazy(Mapping[str, "torch.Tensor"]):
     """Tensors by name, each read or computed anew whenever it is asked for."""
 
+    def __contains__(self, name: object) -> bool:
+        return any(name == own for own in self)  # a Mapping would read the tensor for it
+
     def meta(self, name: str) -> torch.Tensor:
         """A tensor's shape and dtype, on the meta device; no data are read where that can be avoided."""
         return self[name].to("meta")
@@ -31,7 +34,10 @@ class TensorSubset(Lazy):
     """Some of the tensors."""
 
     def __init__(self, tensors: Mapping[str, torch.Tensor], names: Iterable[str]) -> None:
-        self._tensors, self._names = tensors, tuple(names)
+        self._tensors, self._names = tensors, dict.fromkeys(names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return self._tensors[name]

@@ -45,6 +45,9 @@ class Translated(Lazy):
         move = self.moves[name]
         return move.run(tuple(self.tensors[source] for source in move.sources))[move.targets.index(name)]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.moves
+
     def meta(self, name: str) -> torch.Tensor:
         move = self.moves[name]
         return move.run(tuple(meta_of(self.tensors, source) for source in move.sources))[move.targets.index(name)]

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from hanlin.layers.linear import Linear
 from hanlin.layers.precision import matmul_dtype
-from hanlin.layers.quantised import linear
+from hanlin.layers.quantised import linear, packing_of, share_weight
 
 LoraForm = Literal["original", "scaled"]
 
@@ -28,15 +28,12 @@ class LoraLinear(nn.Linear):
     """
 
     added = ("lora_A", "lora_B")
-    weight_scale: nn.Parameter | None
 
     def __init__(
         self, base: nn.Linear, *, rank: int, alpha: float, dropout: float = 0.0, form: LoraForm = "original"
     ) -> None:
         super().__init__(base.in_features, base.out_features, bias=base.bias is not None, device="meta")
-        self.weight, self.bias = base.weight, base.bias
-        # That of a quantised base (layers/quantised.py), whose weight stays packed.
-        self.register_parameter("weight_scale", getattr(base, "weight_scale", None))
+        share_weight(self, base)  # that of a quantised base stays packed
         self.scale: float = getattr(base, "scale", 1.0)
         self.factor = alpha / rank * (self.scale if form == "scaled" else 1.0)
         self.dropout = dropout
@@ -46,7 +43,7 @@ class LoraLinear(nn.Linear):
         self.train(base.training)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        product = linear(input, self.weight, self.weight_scale, self.bias) * self.scale
+        product = linear(self, input) * self.scale
         dropped = functional.dropout(input, self.dropout, self.training).to(matmul_dtype(self.lora_A))
         addition = functional.linear(functional.linear(dropped, self.lora_A), self.lora_B)
         return torch.add(product, addition.to(product.dtype), alpha=self.factor)
@@ -60,7 +57,7 @@ class LoraLinear(nn.Linear):
 
     def merged(self) -> Linear:
         """A plain linear that computes the same; the base must not be quantised."""
-        assert self.weight_scale is None, "load the base with config.bits=0 to merge into it"
+        assert packing_of(self) is None, "what is merged into is read as plain numbers"
         with torch.device("meta"):
             plain = Linear(self.in_features, self.out_features, bias=self.bias is not None, scale=self.scale)
         # The weight is multiplied by `scale` after the product, the addition is not.

@@ -1,114 +1,142 @@
-"""Linears whose weights lie in memory in 8 or 4 bits, with a scale per output row, as ChatGLM2's original packs them.
+"""Linears whose weights lie packed in memory (packing.py, nf4.py): of bases that are packed on disk, and of any other.
 
-int8: one byte per weight. int4: two per byte, the even column in the high half, both two's complement in [-7, 7].
 A weight is unpacked when it is multiplied by, in the forward and in the backward pass, and forgotten at once. Packed
 weights are not trained; gradients go through them to what lies before.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from hanlin.core.errors import CheckpointError
+from hanlin.core.errors import CheckpointError, ConfigError
+from hanlin.core.plan import Plan
+from hanlin.layers.linear import Linear
+from hanlin.layers.nf4 import Nf4
+from hanlin.layers.packing import Int4Rows, Int8Rows, Packing
 from hanlin.layers.precision import matmul_dtype
 
-Bits = Literal[4, 8]
+PackingName = Literal["int4", "int8", "nf4"]
+
+PACKINGS: dict[str, Packing] = {packing.name: packing for packing in (Int4Rows(), Int8Rows(), Nf4())}
 
 
 class QuantisedLinear(nn.Linear):
-    """A linear with a packed `weight` (int8 `[out, in]`, or `[out, in / 2]` for 4 bits) and `weight_scale` `[out]`."""
+    """A linear with a packed `weight` and what belongs to it (`Packing.parts`), as parameters that are not trained.
 
-    def __init__(self, in_features: int, out_features: int, bias: bool, bits: Bits) -> None:
-        """Raises: CheckpointError when 4 bits meet an odd `in_features`."""
+    scale: as that of `layers.linear.Linear`.
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool, form: PackingName, scale: float = 1.0) -> None:
+        """Raises: CheckpointError when the form does not take so many columns."""
         super().__init__(in_features, out_features, bias=bias, device="meta")
-        device = torch.get_default_device()
-        self.weight = nn.Parameter(
-            torch.empty(out_features, _packed_size(in_features, bits), dtype=torch.int8, device=device),
-            requires_grad=False,
-        )
-        self.weight_scale = nn.Parameter(torch.empty(out_features, device=device), requires_grad=False)
+        self.packing, self.scale = PACKINGS[form], scale
+        tensors = self.packing.empty(out_features, in_features)
+        for name, tensor in zip(("weight", *self.packing.parts), tensors, strict=True):
+            self.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
         if bias:
-            self.bias = nn.Parameter(torch.empty(out_features, device=device))
+            self.bias = nn.Parameter(torch.empty(out_features))
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return linear(input, self.weight, self.weight_scale, self.bias)
+        product = linear(self, input)
+        return product if self.scale == 1.0 else product * self.scale
 
 
-def linear(
-    input: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor | None, bias: torch.Tensor | None
-) -> torch.Tensor:
-    """`functional.linear` by a weight that is packed if there is a scale."""
-    if scale is None:
-        return functional.linear(input, weight, bias)
+def linear(module: nn.Linear, input: torch.Tensor) -> torch.Tensor:
+    """The module's product and bias, without its scale; its weight is packed if it has a `packing`."""
+    packing = packing_of(module)
+    if packing is None:
+        return functional.linear(input, module.weight, module.bias)
     input = input.to(matmul_dtype(input))
-    product = _PackedProduct.apply(input, weight, scale)
-    return product if bias is None else product + bias.to(product.dtype)
+    product: Any = _PackedProduct.apply(input, packing, *_tensors(module, packing))
+    return product if module.bias is None else product + module.bias.to(product.dtype)
+
+
+def packing_of(module: nn.Module) -> Packing | None:
+    """How the module's weight is packed; None: it is plain numbers."""
+    return getattr(module, "packing", None)
+
+
+def share_weight(module: nn.Linear, base: nn.Linear) -> None:
+    """Give a linear the weight of another one, with what belongs to it where it is packed, and its bias."""
+    module.weight, module.bias = base.weight, base.bias
+    packing = packing_of(base)
+    module.packing = packing  # pyright: ignore[reportArgumentType]
+    for name in packing.parts if packing is not None else ():
+        module.register_parameter(name, base.get_parameter(name))
+
+
+def quantise_linears(model: nn.Module, form: PackingName) -> None:
+    """Put packed linears, without values, in the place of the blocks' plain ones, on their devices (also meta).
+
+    Embeddings, heads, norms and biases stay as they are. `packed` makes the values.
+    Raises: ConfigError for a model that has packed ones already, or whose linears the form does not take.
+    """
+    plan: Plan = model.plan  # pyright: ignore[reportAssignmentType]
+    linears = [
+        (f"{blocks}.{name}", module)
+        for blocks in plan.blocks
+        for name, module in model.get_submodule(blocks).named_modules()
+        if isinstance(module, nn.Linear)
+    ]
+    if found := next((packing for _, module in linears if (packing := packing_of(module)) is not None), None):
+        raise ConfigError(
+            f"model.quantise: {form}, but the weights of model.base are packed as {found.name}; leave it out, or let "
+            "them be unpacked first with model.config.bits=0"
+        )
+    for name, module in linears:
+        if type(module) not in (nn.Linear, Linear):
+            continue  # of a model of the user's own, which may read its weight itself
+        try:
+            with module.weight.device:
+                scale = getattr(module, "scale", 1.0)
+                replacement = QuantisedLinear(
+                    module.in_features, module.out_features, module.bias is not None, form, scale
+                )
+        except CheckpointError as error:
+            raise ConfigError(f"model.quantise: {name}: {error}") from None
+        model.set_submodule(name, replacement.train(module.training))
+
+
+def packed(packing: Packing, weight: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What a packed linear holds of a plain weight, by the names of its parameters."""
+    return dict(zip(("weight", *packing.parts), packing.pack(weight), strict=True))
+
+
+def packed_linears(model: nn.Module) -> dict[str, Packing]:
+    """The names of the packed linears of a model, and how each is packed."""
+    found = ((name, packing_of(module)) for name, module in model.named_modules())
+    return {name: packing for name, packing in found if packing is not None}
+
+
+def packed_sizes(model: nn.Module) -> dict[str, int]:
+    """How many weights each parameter of the packed linears stands for; those that go with a `weight` for none."""
+    sizes: dict[str, int] = {}
+    for name, packing in packed_linears(model).items():
+        module: Any = model.get_submodule(name)
+        sizes |= {f"{name}.{part}": 0 for part in packing.parts}
+        sizes[f"{name}.weight"] = module.in_features * module.out_features
+    return sizes
+
+
+def _tensors(module: nn.Module, packing: Packing) -> tuple[torch.Tensor, ...]:
+    # Not by get_parameter: while a block runs sharded, these are plain tensors.
+    return tuple(getattr(module, name) for name in ("weight", *packing.parts))
 
 
 class _PackedProduct(torch.autograd.Function):
     """input @ weight.T that keeps nothing but the packed weight for the backward pass."""
 
     @staticmethod
-    def forward(ctx, input: torch.Tensor, packed: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(packed, scale)
-        ctx.columns = input.shape[-1]
-        return functional.linear(input, dequantise(packed, scale, ctx.columns).to(input.dtype))
+    def forward(ctx: Any, input: torch.Tensor, packing: Packing, *tensors: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(*tensors)
+        ctx.packing, ctx.columns = packing, input.shape[-1]
+        return packing.multiply(input, tensors)
 
     @staticmethod
-    def backward(ctx, gradient: torch.Tensor):
-        packed, scale = ctx.saved_tensors
-        return gradient @ dequantise(packed, scale, ctx.columns).to(gradient.dtype), None, None
-
-
-def quantise(weight: torch.Tensor, bits: Bits) -> tuple[torch.Tensor, torch.Tensor]:
-    """Round `[out, in]` to integers: the packed weight (int8), and the scale of each row in the weight's dtype.
-
-    A row of zeros stays one (# differs: the original makes it NaN).
-    """
-    largest = 2 ** (bits - 1) - 1
-    scale = weight.abs().amax(dim=1) / largest
-    steps = weight / scale.where(scale > 0, 1)[:, None]
-    # The clamp is for bf16, whose scale may be rounded down by half a step.
-    integers = steps.round().clamp(-largest, largest).char()
-    return (integers if bits == 8 else pack_int4(integers)), scale
-
-
-def dequantise(packed: torch.Tensor, scale: torch.Tensor, columns: int) -> torch.Tensor:
-    """The weight `[out, columns]` in the scale's dtype; its bits are told from the number of columns.
-
-    Raises: CheckpointError.
-    """
-    found = packed.shape[1]
-    if found not in (columns, columns / 2):
-        raise CheckpointError(
-            f"a quantised weight has {found} bytes per row, expected {columns} (int8) or {columns // 2} (int4)"
-        )
-    integers = packed if found == columns else unpack_int4(packed)
-    return integers.to(scale.dtype).mul_(scale[:, None])
-
-
-def pack_int4(integers: torch.Tensor) -> torch.Tensor:
-    """int8 `[out, in]` of values in [-8, 7] -> int8 `[out, in / 2]`.
-
-    Raises: CheckpointError when `in` is odd.
-    """
-    _packed_size(integers.shape[1], 4)
-    return (integers[:, 0::2] << 4) | (integers[:, 1::2] & 15)
-
-
-def unpack_int4(packed: torch.Tensor) -> torch.Tensor:
-    """int8 `[out, n]` -> int8 `[out, 2 n]`, signs included."""
-    # Shifting an int8 to the right copies its sign.
-    return torch.stack((packed >> 4, (packed << 4) >> 4), dim=-1).flatten(1)
-
-
-def _packed_size(columns: int, bits: Bits) -> int:
-    if bits == 8:
-        return columns
-    if columns % 2:
-        raise CheckpointError(f"int4 takes columns in pairs, but a weight has {columns}; choose int8")
-    return columns // 2
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        tensors = ctx.saved_tensors
+        return ctx.packing.multiply_back(gradients[0], tensors, ctx.columns), None, *(None for _ in tensors)

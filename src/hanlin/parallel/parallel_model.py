@@ -182,8 +182,13 @@ class ParallelModel:
         """Of all weights that this rank holds a part of."""
         return self._sharded_parameters.names
 
+    @property
+    def num_bytes(self) -> int:
+        """Of this rank's parts of all weights."""
+        return self._sharded_parameters.num_bytes
+
     def count_parameters(self) -> tuple[int, int]:
-        """Of the whole model: trained ones, and all."""
+        """Of the whole model: trained ones, and all; packed ones as what they stand for."""
         return self._sharded_parameters.count()
 
     def fill(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import distributed, nn
 
+from hanlin.layers.quantised import packed_sizes
 from hanlin.parallel.mesh import Mesh, local
 
 
@@ -23,15 +24,24 @@ class ShardedParameters:
         for model in models:
             for name, weight in model.named_parameters():
                 self._places.setdefault(name, []).append(weight)
+        self._packed = {name: count for model in models for name, count in packed_sizes(model).items()}
 
     @property
     def names(self) -> list[str]:
         """Of all weights that this rank holds a part of."""
         return list(self._places)
 
+    @property
+    def num_bytes(self) -> int:
+        """Of this rank's parts."""
+        return sum(local(weight).nbytes for weight, *_ in self._places.values())
+
     def count(self) -> tuple[int, int]:
-        """Parameters of the whole model: trained ones, and all."""
-        mine = {name: (weight.numel(), weight.requires_grad) for name, (weight, *_) in self._places.items()}
+        """Parameters of the whole model: trained ones, and all; packed ones as what they stand for."""
+        mine = {
+            name: (self._packed.get(name, weight.numel()), weight.requires_grad)
+            for name, (weight, *_) in self._places.items()
+        }
         every = {name: facts for held in self._of_all_parts(mine).values() for name, facts in held.items()}
         return sum(count for count, is_trained in every.values() if is_trained), sum(n for n, _ in every.values())
 

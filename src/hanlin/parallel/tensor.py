@@ -425,7 +425,10 @@ def division_problems(model: nn.Module, size: int) -> Iterator[tuple[str, str]]:
 
 def _heads_problem(module: nn.Module, split: TensorSplit, head_dim: int, size: int) -> str:
     if not module.get_parameter("weight").is_floating_point():
-        return "packed weights cannot be divided; use 1, or unpack the base with model.config.bits=0"
+        return (
+            "packed weights cannot be divided; use 1, or take the base as plain numbers: without model.quantise, or "
+            "with model.config.bits=0 where it is packed on disk"
+        )
     count = module.get_parameter("weight").shape[-1] if split == "heads" else _num_heads(module, head_dim)
     if split in ("query", "heads") and count % size:
         return f"{count} heads cannot be divided among {size} ranks; use a divisor of {count}"

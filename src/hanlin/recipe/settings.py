@@ -32,6 +32,9 @@ class ModelSettings(Settings):
     size: str | None = None
     # Single values over the named size (or over a base without a config file).
     config: dict[str, Any] = Field(default_factory=dict)
+    # How the matrices of the blocks of a frozen base, and of what answers, lie in memory: int8: a scale per row; nf4
+    # (QLoRA's): 4.13 bits per weight. They are packed one by one as they are read. None: as in the files.
+    quantise: Literal["nf4", "int8"] | None = None
     # Vocabulary file or folder of the tokenizer. None: the base folder's own.
     vocab: Path | None = None
 

@@ -298,6 +298,10 @@ def _log_start(
         components.family.name, recipe.tuning.method, f"{trained:,}", f"{total:,}", recipe.train.precision, device,
         threads,
     )  # fmt: skip
+    if recipe.model.quantise is not None:
+        log.info(
+            "base held as %s: %.3g GB of weights on this rank", recipe.model.quantise, parallel_model.num_bytes / 1e9
+        )
     log.info(
         "steps=%d rows_per_step=%d max_tokens_per_step=%s folder=%s",
         steps, recipe.train.batch_size, f"{recipe.train.batch_size * recipe.data.max_length:,}", recipe.run.folder,

@@ -24,6 +24,7 @@ from hanlin.formats.load import added_parameters, base_parameters, load_into, lo
 from hanlin.formats.values import Cast, ValueReport, stored_dtype
 from hanlin.layers.label_head import label_parameters
 from hanlin.layers.precision import DTYPES
+from hanlin.layers.quantised import packed, packed_linears, quantise_linears
 from hanlin.models.common.init_weights import init_weights
 from hanlin.parallel.inference_model import ShardedInferenceModel
 from hanlin.parallel.mesh import Degrees, Mesh
@@ -59,6 +60,7 @@ def load_engine(recipe: Recipe, components: Components | None = None, *, is_alon
     _refuse_untrained(components)
     _refuse_changed_base(components)
     set_threads(recipe.run.threads)
+    _say_packing(components)
     device, world = pick_device(recipe.run.device), 1 if is_alone else read_ranks().world
     layout = ParallelSettings(tensor=recipe.parallel.tensor, pipe=recipe.parallel.pipe)
     degrees = Degrees.of(layout, world) if world > 1 else Degrees()
@@ -138,8 +140,10 @@ def _with_few_experts(components: Components, dtype: torch.dtype, device: torch.
     from hanlin.layers.expert_memory import ExpertMemory, expert_weights
 
     base, limit = components.source, components.recipe.generate.expert_memory
-    model = _empty_model(components)
+    model = _plain_model(components)
     streamed = expert_weights(model)
+    if components.recipe.model.quantise is not None:
+        raise ConfigError("model.quantise: experts that are read when they are needed stay as they are; leave it out")
     if base is None or limit is None or not streamed:
         raise ConfigError("generate.expert_memory: only for a model.base with a mixture of experts; remove it")
     load_into(model, base, components.family, dtype=dtype, wanted=lambda name: name not in streamed)
@@ -191,7 +195,7 @@ def export(components: Components, parallel_model: ParallelModel, target: Path) 
     if model is None:
         return
     if not tuning.trains_base:
-        save_adapter(model, tuning, target, overwrite=True)
+        save_adapter(model, tuning, target, overwrite=True, quantise=components.recipe.model.quantise)
         return
     with published(target, "replace") as beside:
         weights = Cast(target, base_parameters(model), DTYPES[components.recipe.train.save_dtype])
@@ -218,6 +222,18 @@ def _refuse_untrained(components: Components) -> None:
         )
 
 
+def _say_packing(components: Components) -> None:
+    """Tell that an adapter was trained on a base that was held otherwise than here."""
+    adapter, here = components.adapter, components.recipe.model.quantise
+    if adapter is not None and adapter.quantise not in (None, here):
+        log.info(
+            "model.adapter was trained on a base held as %s, here it is held %s; model.quantise=%s holds it so",
+            adapter.quantise,
+            f"as {here}" if here else "as it lies on disk",
+            adapter.quantise,
+        )
+
+
 def _refuse_changed_base(components: Components) -> None:
     """Raises: CheckpointError for a base that is not as its manifest says, whichever part of it this rank reads."""
     if components.source is not None:
@@ -238,40 +254,58 @@ def with_adapter(model: torch.nn.Module, components: Components) -> torch.nn.Mod
 
 
 def _empty_model(components: Components) -> torch.nn.Module:
+    """The model on the meta device, with packed linears where the recipe wants such.
+
+    Raises: ConfigError.
+    """
+    model, settings = _plain_model(components), components.recipe.model
+    if settings.quantise is None:
+        return model
+    if settings.base is None:
+        raise ConfigError("model.quantise: only weights that exist are quantised; name a model.base, or leave it out")
+    quantise_linears(model, settings.quantise)
+    return model
+
+
+def _plain_model(components: Components) -> torch.nn.Module:
     with torch.device("meta"):
         return components.family.model()(components.config)
 
 
 def _base_model(components: Components, dtype: torch.dtype, fingerprint: Fingerprint | None = None) -> torch.nn.Module:
     """The weights that the recipe starts from: a checkpoint's, or fresh ones from its seed."""
-    model, fresh = _empty_model(components), _fresh_head(components)
-    if components.source is not None:
-        config = components.base_config
-        load_into(
-            model,
-            components.source,
-            components.family,
-            dtype=dtype,
-            config=config,
-            wanted=lambda name: name not in fresh,
-            fingerprint=fingerprint,
-        )
-    else:
-        model = model.to_empty(device="cpu").to(dtype)
-    for name, weight in _kept(components, fresh, dtype, fingerprint):
-        set_parameter(model, name, weight)
+    model = _empty_model(components)
+    trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    for name, weight in _kept(components, list(trained), dtype, fingerprint):
+        # What was read may lie in the file still.
+        own = torch.empty(weight.shape, dtype=weight.dtype).copy_(weight)
+        set_parameter(model, name, own, requires_grad=trained[name])
     return model
 
 
 def _kept(
-    components: Components, names: list[str], dtype: torch.dtype, fingerprint: Fingerprint | None
+    components: Components, names: list[str], dtype: torch.dtype, fingerprint: Fingerprint | None = None
 ) -> NamedTensors:
-    """`_base_weights` in the precision in which they are kept; quantised ones stay packed."""
-    weights = _base_weights(components, names, dtype)
-    kept = ((name, weight.to(dtype) if weight.is_floating_point() else weight) for name, weight in weights)
+    """`_base_weights` as they are kept: packed, or in `dtype`."""
+    kept = _packed_or_cast(components, names, dtype)
     if fingerprint is None:
         return kept
     return fingerprint.passing(kept, None if components.source is None else _names_to_hash(names))
+
+
+def _packed_or_cast(components: Components, names: list[str], dtype: torch.dtype) -> NamedTensors:
+    """Those that the recipe's `quantise` packs become several tensors; what is packed on disk stays as it is."""
+    linears = packed_linears(_empty_model(components)) if components.recipe.model.quantise else {}
+    parts = {f"{name}.{part}" for name, packing in linears.items() for part in packing.parts}
+    for name, weight in _base_weights(components, [name for name in names if name not in parts], dtype):
+        owner, _, last = name.rpartition(".")
+        if last == "weight" and owner in linears:
+            tensors = packed(linears[owner], weight.float())
+            kept = {f"{owner}.{part}": tensor for part, tensor in tensors.items()}
+        else:
+            kept = {name: weight}
+        for part, tensor in kept.items():
+            yield part, tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 def _names_to_hash(names: Sequence[str]) -> set[str]:
@@ -313,7 +347,7 @@ def _base_weights(components: Components, names: list[str], dtype: torch.dtype |
     """
     source, fresh = components.source, _fresh_head(components)
     if source is None:
-        yield from init_weights(lambda: _empty_model(components), components.recipe.run.seed)
+        yield from init_weights(lambda: _plain_model(components), components.recipe.run.seed)
         return
     weights = open_ours(source, components.family, config=components.base_config, dtype=dtype)
     for name in names:
@@ -324,7 +358,7 @@ def _base_weights(components: Components, names: list[str], dtype: torch.dtype |
         weights.report.tell_zeros(source.path)
     if set(fresh) & set(names):
         part = fresh[0].partition(".")[0]
-        yield from init_weights(lambda: _empty_model(components), components.recipe.run.seed, part)
+        yield from init_weights(lambda: _plain_model(components), components.recipe.run.seed, part)
 
 
 def _say_precision(components: Components) -> None:
@@ -361,7 +395,7 @@ def _frozen_sharded(components: Components, device: torch.device, layout: Parall
         weight.requires_grad_(True)  # which keeps it in fp32, as it lies in the adapter
     names = [name for name, _ in model.named_parameters()]
     parallel_model = parallelize(model, device, precision, layout, attention=components.recipe.run.attention)
-    parallel_model.fill(_base_weights(components, parallel_model.names, DTYPES[precision]))
+    parallel_model.fill(_kept(components, parallel_model.names, DTYPES[precision]))
     if adapter is not None:
         tuned = empty()
         allocate_additions(tuned)

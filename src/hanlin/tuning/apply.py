@@ -52,7 +52,8 @@ def _refuse_quantised(model: nn.Module, method: TuningMethod) -> None:
     if packed := [name for name, weight in model.named_parameters() if not weight.is_floating_point()]:
         raise ConfigError(
             f"tuning.method: {method.method} cannot train quantised weights ({', '.join(shorten(packed, 1))}); "
-            "choose one that leaves the base as it is, or unpack the base with model.config.bits=0"
+            "choose one that leaves the base as it is, or take the base as plain numbers: without model.quantise, or "
+            "with model.config.bits=0 where it is packed on disk"
         )
 
 

@@ -34,7 +34,7 @@ from .tokenizer import SETTINGS_FILE, byte_ranks_in
 if TYPE_CHECKING:
     import torch
 
-    from hanlin.layers.quantised import Bits
+    from hanlin.layers.packing import Bits
 
 _ReadConfig = Callable[[Mapping[str, Any], Mapping[str, "torch.Tensor"]], dict[str, Any]]
 

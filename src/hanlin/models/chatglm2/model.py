@@ -230,7 +230,7 @@ def make_head(config: ChatGlm2Config) -> LanguageModelHead | LabelHead:
 
 def make_linear(config: ChatGlm2Config, in_features: int, out_features: int, bias: bool) -> nn.Linear:
     if config.bits:
-        return QuantisedLinear(in_features, out_features, bias, config.bits)
+        return QuantisedLinear(in_features, out_features, bias, "int8" if config.bits == 8 else "int4")
     return Linear(in_features, out_features, bias=bias)
 
 

@@ -8,7 +8,7 @@ from hanlin.core.errors import CheckpointError
 from hanlin.formats.rules import Rule, Tensors
 
 if TYPE_CHECKING:
-    from hanlin.layers.quantised import Bits
+    from hanlin.layers.packing import Bits
 
 
 class Quantised:
@@ -26,13 +26,13 @@ class Quantised:
         self._bits: Bits | None = bits
 
     def to_ours(self, tensors: Tensors) -> Tensors:
-        from hanlin.layers.quantised import dequantise
+        from hanlin.layers.packing import dequantise
 
         packed, scale = tensors
         return self._rule.to_ours((dequantise(packed, scale.float(), self._columns),))
 
     def to_theirs(self, tensors: Tensors) -> Tensors:
-        from hanlin.layers.quantised import quantise
+        from hanlin.layers.packing import quantise
 
         if self._bits is None:
             raise CheckpointError("the layout quantized is only read; write int8 or int4")

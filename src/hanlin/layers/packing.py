@@ -1,0 +1,179 @@
+"""How a matrix `[out, in]` lies in few bits: int8 and int4, with a scale per row, as ChatGLM2's original packs them.
+
+int8: one byte per weight. int4: two per byte, the even column in the high half, both two's complement in [-7, 7].
+NF4 is in nf4.py; what computes with packed weights in quantised.py.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+import torch
+from torch.nn import functional
+
+from hanlin.core.errors import CheckpointError
+
+Bits = Literal[4, 8]
+PackedTensors = tuple[torch.Tensor, ...]
+
+_FEW_ROWS = 4
+"""Up to so many rows a CPU multiplies by bytes as they are; for more it takes less time to unpack them first."""
+
+
+class Packing(Protocol):
+    """A form of packed matrices, each of which is several tensors: `weight`, whose rows are the matrix's, and `parts`.
+
+    name: of the form; parts: the names of the further tensors.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def parts(self) -> tuple[str, ...]: ...
+
+    def empty(self, rows: int, columns: int) -> PackedTensors:
+        """The tensors of a matrix, without values.
+
+        Raises: CheckpointError for a matrix that cannot be packed so.
+        """
+        ...
+
+    def pack(self, weight: torch.Tensor) -> PackedTensors:
+        """The tensors of the matrix that is nearest to `weight`."""
+        ...
+
+    def unpack(self, tensors: PackedTensors, columns: int, dtype: torch.dtype) -> torch.Tensor:
+        """The matrix `[out, columns]`."""
+        ...
+
+    def multiply(self, input: torch.Tensor, tensors: PackedTensors) -> torch.Tensor:
+        """`[..., in]` -> `[..., out]`, in the input's dtype."""
+        ...
+
+    def multiply_back(self, gradient: torch.Tensor, tensors: PackedTensors, columns: int) -> torch.Tensor:
+        """`[..., out]` -> `[..., columns]`: the input's gradient from the result's."""
+        ...
+
+
+class Int8Rows:
+    """A byte per weight, and the scale of each row, which is kept in the dtype of the arithmetic."""
+
+    name, parts = "int8", ("weight_scale",)
+
+    def empty(self, rows: int, columns: int) -> PackedTensors:
+        return torch.empty(rows, columns, dtype=torch.int8), torch.empty(rows)
+
+    def pack(self, weight: torch.Tensor) -> PackedTensors:
+        return quantise(weight, 8)
+
+    def unpack(self, tensors: PackedTensors, columns: int, dtype: torch.dtype) -> torch.Tensor:
+        packed, scale = tensors
+        return dequantise(packed, scale, columns, dtype)
+
+    def multiply(self, input: torch.Tensor, tensors: PackedTensors) -> torch.Tensor:
+        packed, scale = tensors
+        return multiply_bytes(input, packed, scale)
+
+    def multiply_back(self, gradient: torch.Tensor, tensors: PackedTensors, columns: int) -> torch.Tensor:
+        return gradient @ self.unpack(tensors, columns, gradient.dtype)
+
+
+class Int4Rows:
+    """Two weights per byte, and the scale of each row.
+
+    The halves of the bytes are never put together to a matrix: the even columns are multiplied by one, the odd ones by
+    the other.
+    """
+
+    name, parts = "int4", ("weight_scale",)
+
+    def empty(self, rows: int, columns: int) -> PackedTensors:
+        return torch.empty(rows, _packed_size(columns), dtype=torch.int8), torch.empty(rows)
+
+    def pack(self, weight: torch.Tensor) -> PackedTensors:
+        return quantise(weight, 4)
+
+    def unpack(self, tensors: PackedTensors, columns: int, dtype: torch.dtype) -> torch.Tensor:
+        packed, scale = tensors
+        return dequantise(packed, scale, columns, dtype)
+
+    def multiply(self, input: torch.Tensor, tensors: PackedTensors) -> torch.Tensor:
+        packed, scale = tensors
+        even, odd = (input[..., start::2] for start in (0, 1))
+        return multiply_bytes(even, high_half(packed), scale) + multiply_bytes(odd, low_half(packed), scale)
+
+    def multiply_back(self, gradient: torch.Tensor, tensors: PackedTensors, columns: int) -> torch.Tensor:
+        packed, scale = tensors
+        halves = (gradient @ scaled(half(packed), scale, gradient.dtype) for half in (high_half, low_half))
+        return torch.stack(tuple(halves), dim=-1).flatten(-2)
+
+
+def multiply_bytes(input: torch.Tensor, integers: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """input @ (integers * scale).T, `[..., in]` -> `[..., out]`; integers: int8 `[out, in]`, scale: `[out]`."""
+    if input.device.type == "cpu" and input[..., 0].numel() <= _FEW_ROWS and scale.dtype == input.dtype != torch.double:
+        rows = input.reshape(-1, input.shape[-1]).contiguous()
+        return torch.ops.aten._weight_int8pack_mm(rows, integers, scale).view(*input.shape[:-1], -1)
+    return functional.linear(input, scaled(integers, scale, input.dtype))
+
+
+def scaled(integers: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """integers * scale, row by row, in a dtype: one pass over the integers where a device converts as it multiplies."""
+    return torch.mul(integers, scale.to(dtype)[:, None])
+
+
+def quantise(weight: torch.Tensor, bits: Bits) -> tuple[torch.Tensor, torch.Tensor]:
+    """Round `[out, in]` to integers: the packed weight (int8), and the scale of each row in the weight's dtype.
+
+    A row of zeros stays one (# differs: the original makes it NaN).
+    """
+    largest = 2 ** (bits - 1) - 1
+    scale = weight.abs().amax(dim=1) / largest
+    steps = weight / scale.where(scale > 0, 1)[:, None]
+    # The clamp is for bf16, whose scale may be rounded down by half a step.
+    integers = steps.round().clamp(-largest, largest).char()
+    return (integers if bits == 8 else pack_int4(integers)), scale
+
+
+def dequantise(
+    packed: torch.Tensor, scale: torch.Tensor, columns: int, dtype: torch.dtype | None = None
+) -> torch.Tensor:
+    """The weight `[out, columns]` in a dtype (None: the scale's); its bits are told from the number of columns.
+
+    Raises: CheckpointError.
+    """
+    found = packed.shape[1]
+    if found not in (columns, columns / 2):
+        raise CheckpointError(
+            f"a quantised weight has {found} bytes per row, expected {columns} (int8) or {columns // 2} (int4)"
+        )
+    return scaled(packed if found == columns else unpack_int4(packed), scale, dtype or scale.dtype)
+
+
+def pack_int4(integers: torch.Tensor) -> torch.Tensor:
+    """int8 `[out, in]` of values in [-8, 7] -> int8 `[out, in / 2]`.
+
+    Raises: CheckpointError when `in` is odd.
+    """
+    _packed_size(integers.shape[1])
+    return (integers[:, 0::2] << 4) | (integers[:, 1::2] & 15)
+
+
+def unpack_int4(packed: torch.Tensor) -> torch.Tensor:
+    """int8 `[out, n]` -> int8 `[out, 2 n]`, signs included."""
+    return torch.stack((high_half(packed), low_half(packed)), dim=-1).flatten(1)
+
+
+def high_half(packed: torch.Tensor) -> torch.Tensor:
+    """Of each byte, as int8: the even columns."""
+    return packed >> 4  # shifting an int8 to the right copies its sign
+
+
+def low_half(packed: torch.Tensor) -> torch.Tensor:
+    """Of each byte, as int8: the odd columns."""
+    return (packed << 4).__irshift__(4)
+
+
+def _packed_size(columns: int) -> int:
+    if columns % 2:
+        raise CheckpointError(f"int4 takes columns in pairs, but a weight has {columns}; choose int8")
+    return columns // 2
