@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+import hanlin.core.tokenizer
+import hanlin.data.processor
+import hanlin.models.family
 from hanlin.core.errors import ConfigError
 from hanlin.data.prepare import prepare
 from hanlin.models.chatglm2.config import ChatGlm2Config
@@ -57,3 +61,11 @@ def test_other_options_make_another_cache(tmp_path: Path, chatglm2_tokenizer) ->
     assert fingerprint() == plain
     assert fingerprint(prompt_column="content", response_column="summary") != plain
     assert fingerprint(template="plain") != plain
+
+
+@pytest.mark.parametrize("module", [hanlin.core.tokenizer, hanlin.data.processor, hanlin.models.family])
+def test_the_page_names_all_that_a_family_may_do(module: ModuleType) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "adding_a_family.md").read_text("utf-8")
+    optional = [name for name, one in vars(module).items() if getattr(one, "_is_runtime_protocol", False)]
+    assert optional
+    assert [name for name in optional if f"`{name}`" not in page] == []

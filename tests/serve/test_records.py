@@ -136,6 +136,7 @@ def test_texts_are_as_people_read_them_and_records_as_the_family_has_them(
 ) -> None:
     engine = engine_of("cpm_bee")
     monkeypatch.setattr(engine.processor, "answer_texts", lambda prompt, tokens: ["甲<<乙"])
+    monkeypatch.setattr(engine.processor, "follow_answer", lambda prompt: lambda tokens: ["甲<<乙"])
     url, _ = serve(engine=engine)
     asked: dict[str, Any] = {"temperature": 0, "max_tokens": 3}
     messages = [{"role": "user", "content": "床前"}]

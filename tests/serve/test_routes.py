@@ -189,7 +189,7 @@ def test_what_goes_wrong_with_a_request_fails_it_and_no_other(
     mark = next(id for id in range(processor.tokenizer.vocab_size) if id > 20 and id not in written)
     bad: Any = [{"role": "user", "content": processor.tokenizer.decode([mark])}]
     embedding: Any = engine.model.embedding
-    forward, embed, texts = engine.model.forward, embedding.forward, processor.answer_texts
+    forward, embed, follow = engine.model.forward, embedding.forward, processor.follow_answer
 
     def strict(*args: Any, **inputs: Any) -> torch.Tensor:
         if mark in inputs["tokens"]:
@@ -199,13 +199,13 @@ def test_what_goes_wrong_with_a_request_fails_it_and_no_other(
     def numberless(ids: torch.Tensor) -> torch.Tensor:
         return embed(ids).masked_fill((ids == mark)[..., None], torch.nan)
 
-    def untold(prompt: Any, tokens: Any) -> list[str]:
-        return texts(prompt, tokens) if mark not in prompt.inputs["tokens"] else 1 / 0
+    def untold(prompt: Any) -> Any:
+        return follow(prompt) if mark not in prompt.inputs["tokens"] else lambda tokens: 1 / 0
 
     faults = [
         (engine.model, "forward", strict),
         (embedding, "forward", numberless),
-        (processor, "answer_texts", untold),
+        (processor, "follow_answer", untold),
     ]
     with ThreadPoolExecutor(8) as threads:
         for where, name, fault in faults:

@@ -24,7 +24,6 @@ from hanlin.core.batch import Prompt
 from hanlin.core.errors import DataError, HanlinError
 from hanlin.core.ranks import read_ranks
 from hanlin.core.terminal import shows_progress
-from hanlin.data.processor import plain_text
 from hanlin.layers.attention_kernels import AttentionKernel, attention_kernels
 from hanlin.layers.linear import store_by_columns
 from hanlin.layers.precision import DTYPES, Precision
@@ -34,6 +33,7 @@ from hanlin.parallel.mesh import Degrees, Mesh
 from hanlin.recipe.settings import GenerateSettings
 from hanlin.tokens.stream import stream_pieces
 
+from .answer_text import follow_text
 from .beam import Search
 from .method import find_method
 from .prompts import make_prompt
@@ -133,8 +133,7 @@ class Engine:
         prompt = self.prompt(record, options)
         steps = self.search([prompt], options, [record_stream(seed, 0)], memory)
         tokens = ((search.found or search.beams)[0].tokens for [search] in steps)
-        texts = ("\n".join(self.processor.answer_texts(prompt, chosen)) for chosen in tokens)
-        return stream_pieces(plain_text(self.processor, text) if is_plain else text for text in texts)
+        return stream_pieces(map(follow_text(self.processor, prompt, is_plain=is_plain), tokens))
 
     def prompt(self, record: Any, options: GenerateSettings, number: int = 0) -> Prompt:
         """Encode a record and see that it leaves room for the answer.

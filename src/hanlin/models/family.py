@@ -134,6 +134,15 @@ class CallsTools(Protocol):
 
 
 @runtime_checkable
+class FollowsAnswers(Protocol):
+    """Processor of a family that need not decode an answer from its beginning again when it has become longer."""
+
+    def follow_answer(self, prompt: Prompt) -> Callable[[Sequence[int]], Sequence[str]]:
+        """What `answer_texts` says of ids that grow from call to call."""
+        ...
+
+
+@runtime_checkable
 class ScoresTexts(Protocol):
     """Processor of a family that can say how likely a bare text is."""
 

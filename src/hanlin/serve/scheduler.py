@@ -15,10 +15,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from hanlin.core.errors import HanlinError
-from hanlin.data.processor import plain_text
+from hanlin.generate.answer_text import follow_text
 from hanlin.generate.beam import Search
 from hanlin.generate.engine import Engine
 from hanlin.generate.method import find_method
@@ -104,6 +104,14 @@ class ServerCounts:
     cache_positions: int = 0
 
 
+class _Running(NamedTuple):
+    """An answer that is being written: of which job, which one; text: of its tokens."""
+
+    job: Job
+    place: int
+    text: Callable[[Sequence[int]], str]
+
+
 class Scheduler:
     """Answers jobs with an engine, or with others that jobs name, from `start` to `close`."""
 
@@ -111,7 +119,7 @@ class Scheduler:
         self.engine, self.limits = engine, limits
         self.counts = ServerCounts()
         self._waiting: deque[Job] = deque()
-        self._running: dict[int, tuple[Job, int]] = {}
+        self._running: dict[int, _Running] = {}
         self._budget = Budget(limits.cache_tokens)
         self._batches: dict[Engine, RunningBatch] = {}
         self._aside = SideJobs(self.counts)
@@ -213,7 +221,7 @@ class Scheduler:
         what no single request is guilty of.
         """
         log.error("the answers that were being written failed", exc_info=error)
-        jobs = {job for job, _ in self._running.values() if self._engine_of(job) in engines}
+        jobs = {one.job for one in self._running.values() if self._engine_of(one.job) in engines}
         for engine in engines:
             self._batches.pop(engine).close()
         for job in jobs:
@@ -239,18 +247,17 @@ class Scheduler:
     def _leave(self) -> None:
         """Let go of the jobs that nobody waits for, and of those that took too long."""
         now = time.monotonic()
-        for number, (job, _) in list(self._running.items()):
-            if job.is_cancelled:
-                self._forget(number)
+        for number in [number for number, one in self._running.items() if one.job.is_cancelled]:
+            self._forget(number)
         if self._end is not None and now > self._end:
-            ended = {job for job, _ in self._running.values()}
+            ended = {one.job for one in self._running.values()}
             with self._changed:
                 ended |= set(self._waiting)
                 self._waiting.clear()
             for job in ended:
                 self._fail(job, Failed("the server is shutting down", is_late=True))
             self._aside.fail_all(TimeoutError("the server is shutting down"))
-        for job in {job for job, _ in self._running.values()}:
+        for job in {one.job for one in self._running.values()}:
             if now - job.submitted > self.limits.request_seconds:
                 self._fail(job, Failed(f"it took more than {self.limits.request_seconds:g} seconds", is_late=True))
         with self._changed:
@@ -273,9 +280,10 @@ class Scheduler:
         job = self._waiting[0]
         numbers = [next(self._numbers) for _ in job.questions]
         try:
-            running = [running.questions[place] for running, place in self._running.values()]
+            running = [one.job.questions[one.place] for one in self._running.values()]
             if num_rows([*running, *job.questions]) > self.limits.rows:
                 return False
+            followed = self._followed(job, numbers)
             with self._engine_of(job).inference():
                 has_joined = self._batch_of(job).add(numbers, job.questions) is not None
         except Exception as error:
@@ -287,9 +295,14 @@ class Scheduler:
             self._waiting_done()
             self.counts.begun += 1
             self.counts.queue_seconds += time.monotonic() - job.submitted
-            self._running |= {number: (job, place) for place, number in enumerate(numbers)}
+            self._running |= followed
             self.counts.prompt_tokens += sum(question.prompt.size for question in job.questions)
         return has_joined
+
+    def _followed(self, job: Job, numbers: Sequence[int]) -> dict[int, _Running]:
+        processor = self._engine_of(job).processor
+        texts = [follow_text(processor, question.prompt, is_plain=job.is_plain) for question in job.questions]
+        return {number: _Running(job, place, texts[place]) for place, number in enumerate(numbers)}
 
     def _waiting_done(self) -> None:
         with self._changed:
@@ -301,7 +314,7 @@ class Scheduler:
         for number, search in searches.items():
             if number not in self._running:  # another answer of its request has failed
                 continue
-            job = self._running[number][0]
+            job = self._running[number].job
             try:
                 self._tell(number, search)
             except Exception as error:
@@ -309,7 +322,7 @@ class Scheduler:
                 self._fail(job, _failure(error))
 
     def _tell(self, number: int, search: Search) -> None:
-        job, place = self._running[number]
+        job, place, text_of = self._running[number]
         question = job.questions[place]
         if search.failure is not None:
             self._fail(job, _failure(search.failure))
@@ -323,10 +336,7 @@ class Scheduler:
             return
         # The text before it is known to be whole: a beam search may change its mind.
         is_told = search.is_done or find_method(question.options).can_stream
-        processor = self._engine_of(job).processor
-        text = "\n".join(processor.answer_texts(question.prompt, tokens)) if is_told else ""
-        text = plain_text(processor, text) if job.is_plain else text
-        text, has_stopped = _until(text, job.stops)
+        text, has_stopped = _until(text_of(tokens) if is_told else "", job.stops)
         end: EndReason | None = None
         if has_stopped:
             end = "stop"
@@ -343,10 +353,10 @@ class Scheduler:
 
     def _forget(self, number: int) -> None:
         if (running := self._running.pop(number, None)) is not None:
-            self._batch_of(running[0]).drop(number)
+            self._batch_of(running.job).drop(number)
 
     def _fail(self, job: Job, why: Failed) -> None:
-        for number in [number for number, (other, _) in self._running.items() if other is job]:
+        for number in [number for number, one in self._running.items() if one.job is job]:
             self._forget(number)
         self.counts.failed += 1
         job.listener(why)

@@ -68,6 +68,11 @@ def question_of(record: Mapping[str, Any]) -> Dialogue:
     return Dialogue(messages[: _end_of_question(messages)], record)
 
 
+def with_date(text: str) -> str:
+    """What the original's chat makes of the words that ChatGLM2 was trained to say in place of its date."""
+    return text.replace("[[训练时间]]", "2023年")
+
+
 def answered(record: Mapping[str, Any], text: str) -> dict[str, Any]:
     """A copy of the record with another last answer."""
     kept = record[MESSAGES][: _end_of_question([Message(one["role"], "") for one in record[MESSAGES]])]

@@ -5,8 +5,9 @@ A record is a question with its answer and the rounds before them, of which only
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from itertools import groupby, islice
 from operator import itemgetter
 from typing import Any
@@ -25,6 +26,7 @@ from hanlin.models.common.multi_turn import LearnedTurn, sample_of_turns, shown_
 from hanlin.models.common.rounds import longest_that_fits
 from hanlin.models.common.spoken import refuse_preference
 from hanlin.models.common.text_record import OPTIONS, names_columns, unread_columns
+from hanlin.tokens.stream import Decode, Growing
 
 from .config import ChatGlm2Config
 from .dialogue import (
@@ -36,6 +38,7 @@ from .dialogue import (
     question_of,
     turns_in,
     turns_of,
+    with_date,
     without_learned,
     without_oldest_round,
 )
@@ -54,9 +57,6 @@ from .record import (
 from .templates import ASSISTANT, SYSTEM, Dialogue, Message, RoleTemplate, TextTemplate, drop_oldest
 from .tokenizer import ChatGlm2Tokenizer, TextOrId
 from .tool_calls import may_become_call, read_call, tool_names
-
-# What ChatGLM2 was trained to say in place of its date, and what the original's chat makes of it.
-_DATE, _DATE_TEXT = "[[训练时间]]", "2023年"
 
 
 class ChatGlm2Processor:
@@ -318,15 +318,17 @@ class ChatGlm2Processor:
     def answer(self, prompt: Prompt, tokens: Sequence[int]) -> Any:
         """A copy of the prompt's record with the answer in its response column."""
         text = self.answer_texts(prompt, tokens)[0]
-        if not self.options.compatible:
-            text = text.replace(_DATE, _DATE_TEXT)
+        text = text if self.options.compatible else with_date(text)
         if self._holds_dialogue(prompt.record):
             return answered(prompt.record, text)
         return {**prompt.record, self.options.response_column: text}
 
-    def answer_texts(self, prompt: Prompt, tokens: Sequence[int]) -> list[str]:
-        text = self.tokenizer.decode(tokens)
+    def answer_texts(self, prompt: Prompt, tokens: Sequence[int], *, decode: Decode | None = None) -> list[str]:
+        text = (decode or self.tokenizer.decode)(tokens)
         return [text if self.options.compatible else self.template.read_answer(text)]
+
+    def follow_answer(self, prompt: Prompt) -> Callable[[Sequence[int]], list[str]]:
+        return partial(self.answer_texts, prompt, decode=Growing(self.tokenizer.decode))
 
     def gold(self, record: Any) -> list[str | None]:
         """The record's answer; in compatible mode as the original compares it, cut to reference_length."""
@@ -364,7 +366,6 @@ class ChatGlm2Processor:
     remembers = True
 
     def ask(self, question: str, history: Sequence[tuple[str, str]]) -> dict[str, Any]:
-        """The record of a dialogue's next round."""
         earlier = [list(round_) for round_ in history]
         return {self.options.prompt_column: question, self.options.history_column: earlier}
 

@@ -7,8 +7,9 @@ the samples of CPM-1's programs do.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -43,6 +44,7 @@ from hanlin.models.common.text_record import (
     text_of,
     unread_columns,
 )
+from hanlin.tokens.stream import Decode, Growing
 
 PLACE = "{}"
 """Where an option goes in the instructions of a zero-shot question."""
@@ -282,8 +284,11 @@ class TextProcessor:
         """A copy of the prompt's record with the answer in its answer column."""
         return {**prompt.record, self.options.answer_column: self.answer_texts(prompt, tokens)[0]}
 
-    def answer_texts(self, prompt: Prompt, tokens: Sequence[int]) -> list[str]:
-        return [self.tokenizer.decode([token for token in tokens if token != self.end])]
+    def answer_texts(self, prompt: Prompt, tokens: Sequence[int], *, decode: Decode | None = None) -> list[str]:
+        return [(decode or self.tokenizer.decode)([token for token in tokens if token != self.end])]
+
+    def follow_answer(self, prompt: Prompt) -> Callable[[Sequence[int]], list[str]]:
+        return partial(self.answer_texts, prompt, decode=Growing(self.tokenizer.decode))
 
     def gold(self, record: Any) -> list[str | None]:
         """The label where the options have labels, else the answer."""

@@ -6,8 +6,9 @@ is wanted: the encoder reads `source <s_0>`, the decoder `<s_0> target <eod>`, a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,7 @@ from hanlin.models.common.text_record import (
     text_of,
     unread_columns,
 )
+from hanlin.tokens.stream import Decode, Growing
 from hanlin.tokens.wordpiece import WordPiece
 
 from .config import Cpm1T5Config
@@ -255,10 +257,13 @@ class Cpm1T5Processor:
         """A copy of the prompt's record with the answer in its target column."""
         return {**prompt.record, self.options.target_column: self.answer_texts(prompt, tokens)[0]}
 
-    def answer_texts(self, prompt: Prompt, tokens: Sequence[int]) -> list[str]:
+    def answer_texts(self, prompt: Prompt, tokens: Sequence[int], *, decode: Decode | None = None) -> list[str]:
         cursor = prompt.cursor
         assert isinstance(cursor, TextCursor), cursor
-        return [self.tokenizer.decode([token for token in tokens if token not in cursor.ends])]
+        return [(decode or self.tokenizer.decode)([token for token in tokens if token not in cursor.ends])]
+
+    def follow_answer(self, prompt: Prompt) -> Callable[[Sequence[int]], list[str]]:
+        return partial(self.answer_texts, prompt, decode=Growing(self.tokenizer.decode))
 
     def gold(self, record: Any) -> list[str | None]:
         target = record.get(self.options.target_column)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import chain, pairwise
 from typing import Any
 
@@ -26,6 +27,7 @@ from hanlin.models.common.span_corruption import Corruption, span_tokens
 from hanlin.models.common.spoken import question_record, refuse_preference
 from hanlin.models.common.text_record import OPTIONS, names_columns
 from hanlin.models.family import RankedExample
+from hanlin.tokens.stream import Decode, Growing
 
 from . import batch
 from .config import Cpm2Config
@@ -244,17 +246,21 @@ class Cpm2Processor:
         """A copy of the prompt's record with the answer written in."""
         return self._answer_form().write(prompt.record, self.answer_texts(prompt, tokens)[0])
 
-    def answer_texts(self, prompt: Prompt, tokens: Sequence[int]) -> list[str]:
+    def answer_texts(self, prompt: Prompt, tokens: Sequence[int], *, decode: Decode | None = None) -> list[str]:
+        decode = decode or self.tokenizer.decode
         tokens, pad = list(tokens), self.tokenizer.pad_id
         tokens = tokens[: tokens.index(pad)] if pad in tokens else tokens
         if isinstance(self.data_set.answer, WordAnswer):
-            return [self.tokenizer.decode(tokens)]
+            return [decode(tokens)]
         start, end = self.tokenizer.sentinel(0), self.tokenizer.sentinel(1)
         if self.options.compatible:
             # kept: of an answer that was cut off or began otherwise the original drops a real token.
-            return [self.tokenizer.decode(tokens[1:-1])]
+            return [decode(tokens[1:-1])]
         first, last = tokens[:1] == [start], len(tokens) - (tokens[-1:] == [end])
-        return [self.tokenizer.decode(tokens[first:last])]
+        return [decode(tokens[first:last])]
+
+    def follow_answer(self, prompt: Prompt) -> Callable[[Sequence[int]], list[str]]:
+        return partial(self.answer_texts, prompt, decode=Growing(self.tokenizer.decode, self.tokenizer.begins_word))
 
     def gold(self, record: Any) -> list[str | None]:
         """The record's answer as the model says it; in compatible mode as it comes back from the tokenizer."""

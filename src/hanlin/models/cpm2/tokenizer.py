@@ -160,6 +160,10 @@ class Cpm2Tokenizer:
         tokens = self.tokens_of(ids)
         return restore_blanks(_join_words(tokens) if self.is_bilingual else "".join(tokens))
 
+    def begins_word(self, id: int) -> bool:
+        """Whether a token is not written onto the one before it."""
+        return not (self.is_bilingual and self._token(id).startswith(_GOES_ON))
+
     def _cut_word(self, word: str) -> tuple[int, ...]:
         unknown = self._ids["<unk>"]
         if len(word) > _MAX_WORD:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import copy
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from hanlin.data.forms.content import Content, MultipleChoice, PlainText
 from hanlin.data.processor import tried
 from hanlin.models.common.answers import check_answer
 from hanlin.models.common.spoken import answer_text, map_texts, question_text, refuse_preference, system_text
+from hanlin.tokens.stream import Decode, Growing
 
 from . import answers
 from .answers import ANSWER, OPTION_KEYS
@@ -266,10 +268,15 @@ class CpmBeeProcessor:
             record = with_value(record, path, texts[number] if number < len(texts) else None)
         return record
 
-    def answer_texts(self, prompt: Prompt, tokens: Sequence[int]) -> list[str]:
+    def answer_texts(self, prompt: Prompt, tokens: Sequence[int], *, decode: Decode | None = None) -> list[str]:
         """The text of each answer that was begun; `tokens` are the ids chosen so far."""
-        begun = split_answers(tokens, self._end)
-        return [self._shown(self.tokenizer.decode(answer, prompt.state.by_id)) for answer in begun]
+        decode = decode or partial(self.tokenizer.decode, table=prompt.state.by_id)
+        return [self._shown(decode(answer)) for answer in split_answers(tokens, self._end)]
+
+    def follow_answer(self, prompt: Prompt) -> Callable[[Sequence[int]], list[str]]:
+        return partial(
+            self.answer_texts, prompt, decode=Growing(partial(self.tokenizer.decode, table=prompt.state.by_id))
+        )
 
     def gold(self, record: Any) -> list[str | None]:
         """The texts of a record's answers, in the form in which `answer` writes them."""
