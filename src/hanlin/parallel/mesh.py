@@ -182,3 +182,35 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
     """What this rank holds of a tensor, without a copy."""
     to_local = getattr(tensor, "to_local", None)
     return tensor if to_local is None else to_local()
+
+
+def like(weight: torch.Tensor, part: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """A tensor of this shape that a layout divides as it does a weight; what has the length 1 is whole on every rank.
+
+    part: what this rank holds of it.
+    """
+    placements = getattr(weight, "placements", None)
+    if placements is None:
+        return part
+    from torch.distributed.tensor import DTensor, Replicate
+
+    return DTensor.from_local(
+        part,
+        weight.device_mesh,  # pyright: ignore[reportAttributeAccessIssue]
+        [Replicate() if hasattr(one, "dim") and shape[one.dim] == 1 else one for one in placements],
+        run_check=False,
+        shape=torch.Size(shape),
+        stride=torch.empty(shape, device="meta").stride(),
+    )
+
+
+def sum_over_shards(weight: torch.Tensor, part: torch.Tensor, dims: Sequence[int]) -> torch.Tensor:
+    """The sums over dimensions of something that is divided as a weight is; these stay, with the length 1.
+
+    part: what this rank holds of it; all ranks that hold a part must call it.
+    """
+    total = part.sum(tuple(dims), keepdim=True)
+    for number, placement in enumerate(getattr(weight, "placements", ())):
+        if getattr(placement, "dim", None) in dims:
+            distributed.all_reduce(total, group=weight.device_mesh.get_group(number))  # pyright: ignore[reportAttributeAccessIssue]
+    return total

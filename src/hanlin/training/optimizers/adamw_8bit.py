@@ -1,0 +1,202 @@
+"""AdamW whose two running means are kept in 8 bits each (Dettmers et al. 2022, block-wise dynamic quantisation).
+
+On plain torch, so it runs on every device; one weight after the other is computed in fp32, in pieces.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from types import EllipsisType
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from hanlin.core.errors import ConfigError
+from hanlin.recipe.settings import Fraction, OptimizerSettings
+from hanlin.training.optimizer import OptimizerSpec
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+_BLOCK = 256
+_LEAST = 4096  # elements: what is smaller is kept in fp32, as bitsandbytes does it
+_LEAST_BLOCK = 16  # shorter ones would take more bytes for their sizes than they save
+_LAYOUT_RANKS = 8  # that may divide the last dimension of a matrix without cutting a block
+_PIECE = 2**22  # elements computed at once: it bounds the fp32 copies
+
+
+class AdamW8bitSettings(OptimizerSettings):
+    name: Literal["adamw_8bit"] = "adamw_8bit"
+    # Of the running means of gradients and of their squares.
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    eps: float = Field(default=1e-8, gt=0)
+    # Decoupled weight decay, on matrices and embeddings only.
+    weight_decay: float = Field(default=0.01, ge=0)
+
+
+class AdamW8bit:
+    """p -= rate * mean / (sqrt(square) + eps) + rate * decay * p, with bias-corrected mean and square.
+
+    Of a matrix each running mean is codes (uint8, in its shape) and the largest size in each block of a row (fp32).
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], settings: AdamW8bitSettings) -> None:
+        import torch
+
+        from hanlin.parallel.mesh import like, local
+
+        self.settings = settings
+        self.parameters = dict(parameters)
+        self.codes: dict[tuple[str, torch.device], _Code] = {}
+        self.state: dict[str, dict[str, torch.Tensor]] = {"mean": {}, "square": {}, "mean_size": {}, "square_size": {}}
+        for name, weight in parameters.items():
+            part, block = local(weight), _block(weight.shape)
+            for kind in ("mean", "square"):
+                dtype = torch.float32 if block is None else torch.uint8
+                self.state[kind][name] = torch.zeros_like(weight, dtype=dtype)
+                if block is not None:
+                    sizes = part.new_zeros(
+                        *part.shape[:-1], _whole_blocks(name, part.shape[-1], block), dtype=torch.float32
+                    )
+                    whole = [*weight.shape[:-1], weight.shape[-1] // block]
+                    self.state[f"{kind}_size"][name] = like(weight, sizes, whole)
+        # On the weights' device: nothing waits for it.
+        self.steps = {
+            name: torch.zeros((), dtype=torch.float32, device=weight.device) for name, weight in parameters.items()
+        }
+
+    def step(self, rate: float) -> None:
+        """Change the weights that have a gradient."""
+        import torch
+
+        with torch.no_grad():
+            for name, weight in self.parameters.items():
+                if weight.grad is not None:
+                    self._update(name, weight, weight.grad, rate)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The whole state by flat names; to be saved, or loaded into."""
+        kinds = {**self.state, "steps": self.steps}
+        return {f"{kind}.{name}": tensor for kind, named in kinds.items() for name, tensor in named.items()}
+
+    def _update(self, name: str, weight: torch.Tensor, gradient: torch.Tensor, rate: float) -> None:
+        from hanlin.parallel.mesh import local
+
+        settings, count = self.settings, self.steps[name].add_(1)
+        early, late = settings.betas
+        size = rate / (1 - early**count)
+        root = (1 - late**count).rsqrt()
+        decay = 1 - rate * (settings.weight_decay if weight.ndim > 1 else 0.0)
+        state = {kind: local(named[name]) for kind, named in self.state.items() if name in named}
+        mine, mine_grad = local(weight), local(gradient)
+        for piece in _pieces(mine):
+            part = {kind: tensor[piece] for kind, tensor in state.items()}
+            grad = mine_grad[piece].float()
+            mean = self._read(part, "mean").lerp_(grad, 1 - early)
+            square = self._read(part, "square").lerp_(grad.square(), 1 - late)
+            self._write(part, "mean", mean)
+            self._write(part, "square", square)
+            update = mean.div_(square.sqrt_().mul_(root).add_(settings.eps)).mul_(size)
+            mine[piece].mul_(decay).sub_(update)
+
+    def _read(self, state: Mapping[str, torch.Tensor], kind: str) -> torch.Tensor:
+        """A running mean in fp32; not the state's own tensor."""
+        sizes = state.get(f"{kind}_size")
+        return state[kind].clone() if sizes is None else self._code(kind, sizes.device).read(state[kind], sizes)
+
+    def _write(self, state: Mapping[str, torch.Tensor], kind: str, numbers: torch.Tensor) -> None:
+        sizes = state.get(f"{kind}_size")
+        if sizes is None:
+            state[kind].copy_(numbers)
+        else:
+            self._code(kind, sizes.device).write(numbers, state[kind], sizes)
+
+    def _code(self, kind: str, device: torch.device) -> _Code:
+        if (kind, device) not in self.codes:
+            self.codes[kind, device] = _Code(kind, device)
+        return self.codes[kind, device]
+
+
+class _Code:
+    """The numbers that the codes of a running mean stand for; the nearest code of every bf16 number, by its bits."""
+
+    def __init__(self, kind: str, device: torch.device) -> None:
+        import torch
+
+        is_signed = kind == "mean"
+        self.numbers = torch.tensor(dynamic_code(is_signed=is_signed), dtype=torch.float32, device=device)
+        every = torch.arange(-(2**15), 2**15).to(torch.int16).view(torch.bfloat16).float().nan_to_num(0)
+        middles = (self.numbers[1:] + self.numbers[:-1]).cpu() / 2
+        # No square becomes 0: an update is divided by its root.
+        nearest = torch.bucketize(every, middles).clamp(min=0 if is_signed else 1)
+        self.nearest = nearest.to(torch.uint8).to(device)
+
+    def read(self, codes: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+        """codes: `[..., elements]`; sizes: `[..., blocks]`."""
+        numbers = self.numbers.index_select(0, codes.flatten().int()).view(codes.shape)
+        return numbers.unflatten(-1, (sizes.shape[-1], -1)).mul_(sizes[..., None]).flatten(-2)
+
+    def write(self, numbers: torch.Tensor, codes: torch.Tensor, sizes: torch.Tensor) -> None:
+        import torch
+
+        blocks = numbers.unflatten(-1, (sizes.shape[-1], -1))
+        sizes.copy_(blocks.abs().amax(-1))
+        shares = blocks / sizes.clamp(min=torch.finfo(torch.float32).tiny)[..., None]
+        bits = shares.bfloat16().view(torch.int16).int() + 2**15
+        codes.copy_(self.nearest.index_select(0, bits.flatten()).view(codes.shape))
+
+
+def dynamic_code(*, is_signed: bool) -> tuple[float, ...]:
+    """The 256 numbers of the dynamic tree code (Dettmers 2016), from least to largest.
+
+    In each of seven decades below 1 they stand in equal distances, twice as many in each as in the one below.
+    """
+    numbers = [0.0, 1.0]
+    for decade in range(7):
+        count = 2**decade if is_signed else 2 ** (decade + 1)
+        width = 0.9 / count
+        means = [10.0 ** (decade - 6) * (0.1 + width * (place + 0.5)) for place in range(count)]
+        numbers += [*means, *(-mean for mean in means)] if is_signed else means
+    return tuple(sorted(numbers))
+
+
+def _block(shape: Sequence[int]) -> int | None:
+    """Elements of a row that share a size; None: the running means stay in fp32.
+
+    The same under every layout: a power of two that the ranks' parts of a row are multiples of.
+    """
+    if len(shape) < 2 or math.prod(shape) < _LEAST:
+        return None
+    block = math.gcd(shape[-1] // _LAYOUT_RANKS if shape[-1] % _LAYOUT_RANKS == 0 else shape[-1], _BLOCK)
+    return block if block >= _LEAST_BLOCK else None
+
+
+def _whole_blocks(name: str, length: int, block: int) -> int:
+    """How many blocks a rank's part of a row has. Raises: ConfigError where a layout cuts one."""
+    if length % block:
+        raise ConfigError(
+            f"train.optimizer: adamw_8bit keeps {name} in blocks of {block}, and a rank has {length} of each row; use "
+            "another parallel.tensor, or adamw"
+        )
+    return length // block
+
+
+def _pieces(part: torch.Tensor) -> Iterator[slice | EllipsisType]:
+    """Of the first dimension."""
+    if not part.ndim:
+        yield ...
+        return
+    rows = max(1, _PIECE * len(part) // max(part.numel(), 1))
+    for start in range(0, len(part), rows):
+        yield slice(start, start + rows)
+
+
+def _state_bytes(settings: AdamW8bitSettings, shape: Sequence[int]) -> int:
+    """Two codes per element and two fp32 sizes per block, or two fp32 numbers per element; a count of steps."""
+    numbers, block = math.prod(shape), _block(shape)
+    return 4 + (8 * numbers if block is None else 2 * numbers + 8 * numbers // block)
+
+
+optimizer = OptimizerSpec(AdamW8bitSettings, AdamW8bit, _state_bytes)
