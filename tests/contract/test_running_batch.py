@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
+import torch
 from family_cases import Case
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -35,6 +36,17 @@ visits = st.lists(
 
 def test_answers_are_those_of_a_lone_run(case: Case) -> None:
     _check(case, None)
+
+
+def test_so_are_those_of_a_model_whose_matrices_lie_in_blocks(case: Case) -> None:
+    engine, batch = Engine(case.model().float().requires_grad_(False), case.processor, family=case.family), case.batch()
+    losses = []
+    for _ in range(2):
+        with engine.inference():
+            losses.append(engine.model(**batch.inputs, labels=batch.labels, reduction="none"))
+        engine.take_model()
+    torch.testing.assert_close(*losses, atol=1e-4, rtol=1e-4)
+    _check_engine(engine, case, BatchLimits(prompt_tokens=3, kept=2), examples=4)
 
 
 def test_so_are_those_of_prompts_that_are_read_in_pieces_and_remembered(case: Case) -> None:
@@ -81,7 +93,10 @@ def test_answers_to_one_prompt_read_it_once(case: Case) -> None:
 
 
 def _check(case: Case, method: str | None, limits: BatchLimits | None = None) -> None:
-    engine = Engine(case.model(method), case.processor_for(method), family=case.family)
+    _check_engine(Engine(case.model(method), case.processor_for(method), family=case.family), case, limits)
+
+
+def _check_engine(engine: Engine, case: Case, limits: BatchLimits | None, examples: int = 15) -> None:
     prompts = [engine.processor.prompt(record) for record in case.records]
 
     @cache
@@ -90,7 +105,7 @@ def _check(case: Case, method: str | None, limits: BatchLimits | None = None) ->
         return search.best.tokens
 
     @given(visits)
-    @settings(max_examples=15, deadline=None, derandomize=True, database=None)
+    @settings(max_examples=examples, deadline=None, derandomize=True, database=None)
     def holds(plan: list[tuple[int, int, int, int | None]]) -> None:
         plan = [(wait, record % len(prompts), way, stay) for wait, record, way, stay in plan]
         found = _answered_together(engine, prompts, plan, limits)

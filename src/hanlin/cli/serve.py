@@ -111,6 +111,7 @@ def _service(
 
     base, *others = components
     engine, settings = load_engine(base.recipe, base), chatting(base.recipe.generate, args.words)
+    engine.take_model()
     scheduler, created = Scheduler(engine, limits), int(time.time())
     chances = [_temperature(one) for one in components]
     adapted = {

@@ -8,7 +8,7 @@ small squares are computed. It saves work and changes no number.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -89,6 +89,9 @@ class AttentionMask:
     mask: torch.Tensor | None = None
     empty_queries: torch.Tensor | None = None
     windows: AttentionWindows | None = None
+    _parts: dict[tuple[int | None, int | None, int], AttentionMask] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
     def with_prefix(self, length: int, tokens: torch.Tensor) -> AttentionMask:
         """Let every query that sees anything look at `length` keys more, which stand first and have no bias.
@@ -114,11 +117,15 @@ class AttentionMask:
         return replace(self, mask=_HiddenBias.apply(open_scores, ~self.mask))
 
     def of_rows(self, rows: slice, width: int) -> AttentionMask:
-        """The same for some groups and the first `width` keys."""
+        """The same for some groups and the first `width` keys; every block asks for the same ones."""
         if self.mask is None:
             return self
-        mask = self.mask[..., :width] if len(self.mask) == 1 else self.mask[rows, ..., :width]
-        return replace(self, mask=mask, empty_queries=None if self.empty_queries is None else self.empty_queries[rows])
+        place = rows.start, rows.stop, width
+        if place not in self._parts:
+            mask = self.mask[..., :width] if len(self.mask) == 1 else self.mask[rows, ..., :width]
+            empty = None if self.empty_queries is None else self.empty_queries[rows]
+            self._parts[place] = replace(self, mask=mask, empty_queries=empty)
+        return self._parts[place]
 
 
 class KeysOfRows(NamedTuple):

@@ -28,6 +28,7 @@ class LoraLinear(nn.Linear):
     """
 
     added = ("lora_A", "lora_B")
+    reads_blocks = True
 
     def __init__(
         self, base: nn.Linear, *, rank: int, alpha: float, dropout: float = 0.0, form: LoraForm = "original"

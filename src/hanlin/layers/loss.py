@@ -14,9 +14,9 @@ from itertools import accumulate
 from typing import Literal, Protocol
 
 import torch
-from torch.nn import functional
 
 from hanlin.core.labels import at_places, labelled_places
+from hanlin.layers.linear import product
 from hanlin.layers.precision import at_least_fp32, matmul_dtype
 
 CHUNK_ROWS = 256
@@ -63,7 +63,7 @@ def head_logits(hidden: torch.Tensor, pieces: Sequence[HeadPart]) -> torch.Tenso
     for table, factor in pieces:
         share = share_of(table)
         scaled = hidden if factor == 1 else hidden * factor
-        logits = functional.linear(scaled if share is None else share.enter(scaled), table)
+        logits = product(scaled if share is None else share.enter(scaled), table)
         parts.append(logits if share is None else share.join(logits))
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
@@ -135,7 +135,7 @@ class _HeadParts:
     def logits(self, rows: torch.Tensor) -> list[torch.Tensor]:
         # The factor goes to the hidden state, which is small (kept: the original does so in fp16).
         return [
-            at_least_fp32((rows * factor).to(table.dtype) @ table.t())
+            at_least_fp32(product((rows * factor).to(table.dtype), table))
             for table, factor in zip(self.tables, self.factors, strict=True)
         ]
 

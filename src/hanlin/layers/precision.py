@@ -21,4 +21,4 @@ def matmul_dtype(tensor: torch.Tensor) -> torch.dtype:
 
 def at_least_fp32(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor in fp32, or in fp64 if it is that already."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()

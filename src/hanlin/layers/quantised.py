@@ -10,11 +10,10 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from hanlin.core.errors import CheckpointError, ConfigError
 from hanlin.core.plan import Plan
-from hanlin.layers.linear import Linear
+from hanlin.layers.linear import Linear, product
 from hanlin.layers.nf4 import Nf4
 from hanlin.layers.packing import Int4Rows, Int8Rows, Packing
 from hanlin.layers.precision import matmul_dtype
@@ -41,18 +40,18 @@ class QuantisedLinear(nn.Linear):
             self.bias = nn.Parameter(torch.empty(out_features))
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        product = linear(self, input)
-        return product if self.scale == 1.0 else product * self.scale
+        found = linear(self, input)
+        return found if self.scale == 1.0 else found * self.scale
 
 
 def linear(module: nn.Linear, input: torch.Tensor) -> torch.Tensor:
     """The module's product and bias, without its scale; its weight is packed if it has a `packing`."""
     packing = packing_of(module)
     if packing is None:
-        return functional.linear(input, module.weight, module.bias)
+        return product(input, module.weight, module.bias)
     input = input.to(matmul_dtype(input))
-    product: Any = _PackedProduct.apply(input, packing, *_tensors(module, packing))
-    return product if module.bias is None else product + module.bias.to(product.dtype)
+    found: Any = _PackedProduct.apply(input, packing, *_tensors(module, packing))
+    return found if module.bias is None else found + module.bias.to(found.dtype)
 
 
 def packing_of(module: nn.Module) -> Packing | None:

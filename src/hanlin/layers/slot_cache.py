@@ -188,14 +188,21 @@ class SlotCache:
         return arena
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class _Run:
-    """Neighbouring slots, those of some rows of the call; starts: the first column of each that is written."""
+    """Neighbouring slots, those of some rows of the call; starts: the first column of each that is written; cells: the
+    rows and the columns that they write to, if not all to one, the same in all blocks.
+    """
 
     rows: slice
     arena: Arena
     places: slice
     starts: list[int]
+    cells: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def of(self, store: Shared, name: Hashable, like: torch.Tensor, length: int, filler: int = 0) -> torch.Tensor:
+        """Their part of what the arena holds by this name (`Arena.room`)."""
+        return self.arena.room(store, name, like, length, filler)[self.places]
 
 
 class SlotView:
@@ -237,7 +244,7 @@ class SlotView:
         for run in self._runs:
             for name, given in inputs.items():
                 arena = run.arena
-                self._write(arena.room(arena.inputs, name, given, arena.width, filler_of(name)), run, given, 0)
+                self._write(run.of(arena.inputs, name, given, arena.width, filler_of(name)), run, given, 0)
         return {name: given if self._is_fresh else self._known(name) for name, given in inputs.items()}
 
     def update(self, block: Hashable, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -258,14 +265,12 @@ class SlotView:
         prefix, parts = self._cache.prefix_length, [KeysOfRows(slice(None), keys, values)] if self._is_fresh else []
         for run in self._runs:
             arena, width = run.arena, prefix + max(run.starts) + self._new
-            rooms = [
-                arena.room(store, block, given, prefix + arena.width)
-                for store, given in ((arena.keys, keys), (arena.values, values))
-            ]
-            for room, given in zip(rooms, (keys, values), strict=True):
-                self._write(room, run, given, prefix)
+            own_keys = run.of(arena.keys, block, keys, prefix + arena.width)
+            own_values = run.of(arena.values, block, values, prefix + arena.width)
+            self._write(own_keys, run, keys, prefix)
+            self._write(own_values, run, values, prefix)
             if not self._is_fresh:
-                parts.append(KeysOfRows(run.rows, *(room[run.places].narrow(2, 0, width) for room in rooms)))
+                parts.append(KeysOfRows(run.rows, own_keys.narrow(2, 0, width), own_values.narrow(2, 0, width)))
         return parts
 
     def set_cross_attention(self, block: Hashable, *tensors: torch.Tensor) -> None:
@@ -289,10 +294,10 @@ class SlotView:
         )
 
     def _write(self, room: torch.Tensor, run: _Run, given: torch.Tensor, prefix: int) -> None:
-        """Put the entries of a run's rows, `[rows, positions]` or `[rows, heads, positions, size]`, into their slots;
-        prefix: columns before the first position.
+        """Put the entries of a run's rows, `[rows, positions]` or `[rows, heads, positions, size]`, into the room of
+        their slots; prefix: columns before the first position.
         """
-        room, own, dim = room[run.places], given[run.rows], 1 if given.dim() == 2 else 2
+        own, dim = given[run.rows], 1 if given.dim() == 2 else 2
         if self._counts is not None:
             for place, row, count in zip(room, own, self._counts[run.rows], strict=True):
                 place.narrow(dim - 1, 0, prefix + count).copy_(row.narrow(dim - 1, 0, prefix + count))
@@ -301,12 +306,14 @@ class SlotView:
         elif len(set(run.starts)) == 1:
             room.narrow(dim, prefix + run.starts[0], self._new).copy_(own)
         else:
-            rows = torch.arange(len(own), device=own.device)
-            columns = to_device({"starts": torch.tensor(run.starts)}, own.device)["starts"] + prefix
+            if run.cells is None:
+                starts = to_device({"starts": torch.tensor(run.starts)}, own.device)["starts"]
+                run.cells = torch.arange(len(own), device=own.device), starts
+            rows, columns = run.cells
             if dim == 1:
                 room[rows, columns] = own[:, 0]
             else:
-                room[rows, :, columns] = own[:, :, 0]
+                room[rows, :, columns if prefix == 0 else columns + prefix] = own[:, :, 0]
 
 
 def _runs_of(slots: Sequence[Slot]) -> list[_Run]:

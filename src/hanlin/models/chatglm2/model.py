@@ -21,7 +21,7 @@ from hanlin.layers.attention import Branches
 from hanlin.layers.block_attention import AttentionContext, block_attention, causal_mask_of_call, make_attention_context
 from hanlin.layers.kv_cache import KVCache
 from hanlin.layers.label_head import LabelHead
-from hanlin.layers.linear import Linear
+from hanlin.layers.linear import Linear, product
 from hanlin.layers.loss import head_loss
 from hanlin.layers.norm import LayerNorm, WideRmsNorm
 from hanlin.layers.precision import matmul_dtype
@@ -201,12 +201,14 @@ class FeedForward(nn.Module):
 class LanguageModelHead(nn.Module):
     """Hidden states -> logits; no bias."""
 
+    reads_blocks = True
+
     def __init__(self, vocab_size: int, hidden_size: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(vocab_size, hidden_size))
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return functional.linear(hidden.to(self.weight.dtype), self.weight)
+        return product(hidden.to(self.weight.dtype), self.weight)
 
     def loss(
         self,
