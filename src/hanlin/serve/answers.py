@@ -7,6 +7,7 @@ import json
 import logging
 import secrets
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from starlette.requests import Request
@@ -24,13 +25,17 @@ __all__ = ["Shape", "respond"]
 
 log = logging.getLogger(__name__)
 
+_FEW_TOKENS = 16
+"""That are told at once; more of them, or a whole record, in a thread."""
 _QUIET_SECONDS = 10.0
 """So long a silent stream lasts before a comment says that it is alive."""
 
 
 class Shape(Protocol):
-    """How a route writes answers. prefix: of their id; whole, part: what a response and a piece of it are called;
-    is_plain: their texts are as people read them, not as the family's records have them.
+    """How a route writes answers; much of them in a thread, little in the event loop.
+
+    prefix: of their id; whole, part: what a response and a piece of it are called; is_plain: their texts are as people
+    read them, not as the family's records have them.
     """
 
     prefix: str
@@ -73,9 +78,13 @@ async def respond(
     if not body.stream:
         async with service.answering(questions, body.stops, **how) as reply:
             ends = await reply.ends(len(questions), request)
-        choices = [shape.choice(end) for end in ends]
-        usage = _usage(questions, ends, num_prompts)
-        return JSONResponse({**head, "object": shape.whole, "choices": choices, "usage": usage})
+
+        def whole() -> Response:
+            choices = [shape.choice(end) for end in ends]
+            usage = _usage(questions, ends, num_prompts)
+            return JSONResponse({**head, "object": shape.whole, "choices": choices, "usage": usage})
+
+        return await asyncio.to_thread(whole)
     with_usage = body.stream_options is not None and body.stream_options.include_usage
     head = {**head, "object": shape.part, **({"usage": None} if with_usage else {})}
     context = service.answering(questions, body.stops, **how)
@@ -106,8 +115,8 @@ async def _choices(
 ) -> AsyncIterator[dict[str, Any] | None]:
     """The pieces of all answers as they come, None after a silence; `ends` is filled on the way."""
     pieces, told = [Pieces(stops) for _ in range(count)], [0] * count
-    for number in range(count):
-        if (first := shape.opening(number)) is not None:
+    for first in await asyncio.to_thread(lambda: [shape.opening(number) for number in range(count)]):
+        if first is not None:
             yield first
     while len(ends) < count:
         try:
@@ -118,8 +127,11 @@ async def _choices(
         text = pieces[event.number].add(event.text, is_last=event.end is not None)
         if event.end is not None:
             ends[event.number] = event
-        is_new = bool(text) or event.end is not None
-        if is_new and (piece := shape.piece(event, text, told[event.number])) is not None:
+        if not text and event.end is None:
+            continue
+        is_small = event.end is None and len(event.tokens) - told[event.number] < _FEW_TOKENS
+        tell = partial(shape.piece, event, text, told[event.number])
+        if (piece := tell() if is_small else await asyncio.to_thread(tell)) is not None:
             yield piece
             told[event.number] = len(event.tokens)
 

@@ -33,10 +33,16 @@ async def complete_chat(request: Request) -> Response:
     body: ChatBody = await read_body(request, ChatBody, service.limits)
     service = service.named(body.model)
     settings = request_settings(body, service.settings)
-    names = _tool_names(service, body.offered_tools)
     # In a thread: a long dialogue takes a while to be encoded, and other streams go on meanwhile.
-    asked, questions = await asyncio.to_thread(_questions, service, body, settings)
-    return await respond(request, service, body, questions, _ChatShape(service, questions, asked, names))
+    shape = await asyncio.to_thread(_shape, service, body, settings)
+    return await respond(request, service, body, shape.questions, shape)
+
+
+def _shape(service: Service, body: ChatBody, settings: GenerateSettings) -> _ChatShape:
+    """Raises: RequestError."""
+    names = _tool_names(service, body.offered_tools)
+    asked, questions = _questions(service, body, settings)
+    return _ChatShape(service, questions, asked, names)
 
 
 def _questions(
@@ -68,7 +74,7 @@ class _ChatShape:
         asked: AskedRow | None,
         tools: Sequence[str] = (),
     ) -> None:
-        self._service, self._questions, self._asked, self._tools = service, questions, asked, tools
+        self._service, self.questions, self._asked, self._tools = service, questions, asked, tools
         self.is_plain = asked is None or asked.is_plain
         self._held = [""] * len(questions)  # what may still become a call
 
@@ -107,13 +113,13 @@ class _ChatShape:
         if self._asked is None or event.end is None:
             return {}
         processor = self._service.processor
-        record = processor.answer(self._questions[event.number].prompt, event.tokens)
+        record = processor.answer(self.questions[event.number].prompt, event.tokens)
         return {"record": self._asked.answered(record, processor)}
 
     def _choice(
         self, number: int, kind: str, said: dict[str, Any], event: Answered | None = None, told: int = 0
     ) -> dict[str, Any]:
-        noted = event and of_chat(self._service.processor, self._questions[number], told, len(event.tokens))
+        noted = event and of_chat(self._service.processor, self.questions[number], told, len(event.tokens))
         end = "tool_calls" if "tool_calls" in said else event and event.end
         return {"index": number, kind: said, "logprobs": noted, "finish_reason": end}
 

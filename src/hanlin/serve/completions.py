@@ -43,6 +43,9 @@ async def complete_text(request: Request) -> Response:
 def _questions(service: Service, body: CompletionBody, settings: GenerateSettings) -> list[AnswerRequest]:
     """Raises: RequestError, also for a family that does not go on with bare texts."""
     processor = service.processor
+    if (rows := len(body.prompts) * body.n) > service.limits.rows:
+        told = f"{rows:,} answers are more than this server holds at once ({service.limits.rows}); ask for less"
+        raise RequestError(told, param="prompt", code="too_large")
     if not isinstance(processor, ContinuesTexts):
         raise RequestError("this model does not go on with bare texts; ask by /v1/chat/completions", param="prompt")
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 from pydantic import Field, StrictStr
 from starlette.requests import Request
@@ -13,7 +14,7 @@ from hanlin.evaluation.decisions.answers import answer_of, probabilities_of
 from hanlin.evaluation.decisions.asking import Poll, poll_of_question
 from hanlin.evaluation.decisions.inputs import DecisionInput, text_of_input
 from hanlin.evaluation.decisions.questions import MOST_QUESTIONS, Question, Unread, WireModel
-from hanlin.evaluation.decisions.scoring import scored_in_steps
+from hanlin.evaluation.decisions.scoring import OptionScores, scored_in_steps
 
 from .errors import RequestError
 from .service import Service, read_body
@@ -39,6 +40,11 @@ async def decide(request: Request) -> Response:
     steps = scored_in_steps(service.engine, polls, service.settings.batch_size)
     read = sum(poll.num_tokens for poll in polls)
     scored = await service.run_aside(steps, request, read)
+    return await asyncio.to_thread(_response, service, body, scored, read)
+
+
+def _response(service: Service, body: DecisionBody, scored: Sequence[OptionScores], read: int) -> Response:
+    """read: tokens."""
     chances = [probabilities_of(scores, service.temperature) for scores in scored]
     usage = {
         "input_tokens": read,

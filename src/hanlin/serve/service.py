@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Reply", "Service", "read_body"]
 
+_SMALL_BODY = 2**14
+"""Bytes that are parsed at once; a larger body in a thread, since the event loop serves all the others meanwhile."""
+
 
 @dataclass(frozen=True)
 class Service:
@@ -266,10 +269,16 @@ async def read_body(request: Request, form: type[BaseModel], limits: Limits) -> 
         if size > limits.body_bytes:
             raise RequestError(f"the body is larger than {limits.body_bytes:,} bytes", 413)
         pieces.append(piece)
+    body = b"".join(pieces)
+    return _parsed(form, body) if size < _SMALL_BODY else await asyncio.to_thread(_parsed, form, body)
+
+
+def _parsed(form: type[BaseModel], body: bytes) -> Any:
+    """Raises: RequestError."""
     try:
-        return form.model_validate(parse_json(b"".join(pieces).decode()))
+        return form.model_validate(parse_json(body.decode()))
     except ValidationError as error:
-        raise first_problem(error.errors()) from None
+        raise first_problem(error.errors(include_url=False)) from None
     except ValueError as error:
         raise RequestError(f"the body is no JSON: {error}", code="invalid_json") from None
 

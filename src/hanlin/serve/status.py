@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import asdict
 
 from starlette.requests import Request
@@ -39,12 +40,13 @@ _METRICS = {
 
 async def list_models(request: Request) -> Response:
     service: Service = request.app.state.service
-    return JSONResponse({"object": "list", "data": [_card(service, name) for name in service.models]})
+    cards = await asyncio.to_thread(lambda: [_card(service, name) for name in service.models])
+    return JSONResponse({"object": "list", "data": cards})
 
 
 async def show_model(request: Request) -> Response:
     service: Service = request.app.state.service
-    return JSONResponse(_card(service, request.path_params["name"]))
+    return JSONResponse(await asyncio.to_thread(_card, service, request.path_params["name"]))
 
 
 async def health(request: Request) -> Response:
@@ -73,7 +75,8 @@ async def version(request: Request) -> Response:
 
 
 def _card(base: Service, name: str) -> dict[str, object]:
-    """parent: of an adapter, the name of its base, as vLLM tells it.
+    """What it accepts is tried, which takes a second where a dictionary of words is read for it. parent: of an adapter,
+    the name of its base, as vLLM tells it.
 
     Raises: RequestError.
     """

@@ -41,18 +41,26 @@ class DetokenizeBody(BaseModel):
 async def tokenize(request: Request) -> Response:
     service: Service = request.app.state.service
     body: TokenizeBody = await read_body(request, TokenizeBody, service.limits)
-    service = service.named(body.model)
-    ids = await asyncio.to_thread(_ids, service, body)
+    return await asyncio.to_thread(_tokenized, service.named(body.model), body)
+
+
+async def detokenize(request: Request) -> Response:
+    service: Service = request.app.state.service
+    body: DetokenizeBody = await read_body(request, DetokenizeBody, service.limits)
+    return await asyncio.to_thread(_detokenized, service.named(body.model), body)
+
+
+def _tokenized(service: Service, body: TokenizeBody) -> Response:
+    """Raises: RequestError."""
+    ids = _ids(service, body)
     texts = [service.tokenizer.decode([id]) for id in ids] if body.return_token_strs else None
     return JSONResponse(
         {"count": len(ids), "max_model_len": service.engine.max_length, "tokens": ids, "token_strs": texts}
     )
 
 
-async def detokenize(request: Request) -> Response:
-    service: Service = request.app.state.service
-    body: DetokenizeBody = await read_body(request, DetokenizeBody, service.limits)
-    service = service.named(body.model)
+def _detokenized(service: Service, body: DetokenizeBody) -> Response:
+    """Raises: RequestError."""
     size = service.tokenizer.vocab_size
     if odd := [id for id in body.tokens if id >= size]:
         raise RequestError(f"tokens: {odd[0]} is no id, the vocabulary has {size}", param="tokens")
