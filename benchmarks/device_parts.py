@@ -30,9 +30,10 @@ from hanlin.checkpoint.state import Checkpointer
 from hanlin.core.batch import IGNORED, Batch
 from hanlin.core.errors import ConfigError
 from hanlin.layers.kv_cache import KVCache
+from hanlin.layers.quantised import packed, packed_linears, packed_sizes, quantise_linears
 from hanlin.models.family import load_family
 from hanlin.parallel.parallelize import parallelize
-from hanlin.recipe.settings import ParallelSettings, TrainSettings
+from hanlin.recipe.settings import OPTIMIZERS, ParallelSettings, TrainSettings
 from hanlin.recipe.tuning import TUNING_METHODS
 from hanlin.training.optimizer import build_optimizer
 from hanlin.training.step import Step, StepReport
@@ -288,27 +289,69 @@ def run_two_steps(device: torch.device, precision: Any, model: nn.Module, batch:
 # --- models of real size ---
 
 
-def make_large(bench: Bench, method: str, layers: int | None = None) -> tuple[Any, Any]:
-    """ChatGLM2-6B with random weights that are made on the device, and its configuration.
+SIZES = {"chatglm2": "6b", "cpm_bee": "10b", "cpm2": "11b"}
 
-    layers: fewer than it has. What the method trains is fp32, the rest bf16.
+
+def make_large(
+    bench: Bench, method: str, layers: int | None = None, family_name: str = "chatglm2", form: Any = None
+) -> tuple[Any, Any]:
+    """A family's large model with random weights that are made on the device, and its configuration.
+
+    layers: fewer than it has; form: how its matrices are packed. What the method trains is fp32, the rest bf16.
     """
-    family = load_family("chatglm2")
-    config: Any = family.sizes["tiny" if bench.is_tiny else "6b"]
+    family = load_family(family_name)
+    config: Any = family.sizes["tiny" if bench.is_tiny else SIZES[family_name]]
+    if bench.is_tiny:
+        config = replace(config, vocab_size=500, num_layers=2)
     if layers:
         config = replace(config, num_layers=min(layers, config.num_layers))
     with torch.device("meta"):
-        model: Any = apply_tuning(family.model()(config), TUNING_METHODS.make({"method": method}), family)
+        model: Any = family.model()(config)
+        if form:
+            quantise_linears(model, form)
+        model = apply_tuning(model, TUNING_METHODS.make({"method": method}), family)
     for weight in model.parameters():
-        weight.data = weight.data.to(torch.float32 if weight.requires_grad else torch.bfloat16)
+        if weight.is_floating_point() and weight.dtype == torch.float32:
+            weight.data = weight.data.to(torch.float32 if weight.requires_grad else torch.bfloat16)
     model = model.to_empty(device=bench.device)
+    parameters, is_packed = dict(model.named_parameters()), packed_linears(model)
     with torch.no_grad():
-        for name, weight in model.named_parameters():
+        for name, packing in is_packed.items():
+            linear = model.get_submodule(name)
+            weight = bench.randn(linear.out_features, linear.in_features).mul_(0.02)
+            for part, value in packed(packing, weight).items():
+                parameters.pop(f"{name}.{part}").copy_(value)
+        for name, weight in parameters.items():
             if weight.ndim > 1:
                 weight.normal_(std=0.02)
             else:
                 weight.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
     return model, config
+
+
+def draw_batch(bench: Bench, family_name: str, config: Any, rows: int, length: int, seed: int) -> Batch:
+    """Rows of a family: packed, or of one sample each where the family is not ChatGLM2."""
+    if family_name == "chatglm2":
+        return draw_rows(bench, config.vocab_size, rows, length, seed)
+    draw = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(3, config.vocab_size, (rows, length), generator=draw)
+    labels = torch.where(torch.rand(tokens.shape, generator=draw) < 0.6, tokens, IGNORED)
+    inputs = {"tokens": tokens}
+    if family_name == "cpm2":
+        inputs["encoder_tokens"] = torch.randint(3, config.vocab_size, (rows, length), generator=draw)
+    else:
+        ones, columns = torch.ones_like(tokens), torch.arange(length).expand(rows, -1)
+        inputs |= {
+            "subs": 0 * ones,
+            "is_context": columns < length // 4,
+            "sample_ids": 0 * ones,
+            "num_segments": 2 * ones,
+            "segments": (columns >= length // 4).long(),
+            "relation_offsets": 0 * ones,
+            "relations": torch.tensor([0, 2, 3, 0]).expand(rows, -1),
+            "lengths": torch.full((rows,), length),
+        }
+    return Batch(inputs, labels, torch.ones(rows, length), [(row,) for row in range(rows)])
 
 
 def draw_rows(bench: Bench, vocab_size: int, rows: int, length: int, seed: int) -> Batch:
@@ -329,7 +372,9 @@ def draw_rows(bench: Bench, vocab_size: int, rows: int, length: int, seed: int) 
 
 
 def weights_outside_embedding(model: nn.Module) -> int:
-    return sum(weight.numel() for name, weight in model.named_parameters() if "embedding" not in name)
+    sizes = packed_sizes(model)  # what a packed tensor stands for
+    weights = {name: sizes.get(name, weight.numel()) for name, weight in model.named_parameters()}
+    return sum(count for name, count in weights.items() if "embedding" not in name)
 
 
 # --- decoding ---
@@ -337,11 +382,11 @@ def weights_outside_embedding(model: nn.Module) -> int:
 
 @torch.inference_mode()
 def measure_decoding(bench: Bench) -> None:
-    """Greedy, cached, in bf16, behind a prompt of 512 tokens: 1 and 8 rows."""
+    """Greedy, cached, in bf16, behind a prompt of 512 tokens: 1, 8 and 32 rows."""
     model, _ = make_large(bench, "full")
     model = model.requires_grad_(False).to(torch.bfloat16).eval()
     for is_on in bench.cudnn_choices:
-        for rows in (1, 8):
+        for rows in (1, 8) if is_on else (1, 8, 32):
             # cuDNN makes a plan for every new length, which takes long.
             count = 8 if is_on or bench.is_tiny else 40
             with cudnn_attention(bench, is_on), torch.autocast(bench.device.type, torch.bfloat16):
@@ -392,6 +437,56 @@ def measure_full(bench: Bench) -> None:
         bench.keep(f"recompute_{recomputed}", found)
 
 
+def measure_optimizers(bench: Bench) -> None:
+    """Full tuning with what keeps less than AdamW does."""
+    for optimizer in ("adamw_8bit", "adafactor"):
+        with cudnn_attention(bench, is_on=False):
+            found = time_steps(bench, "full", steps=3, recomputed="full", optimizer=optimizer)
+        bench.keep(optimizer, found)
+
+
+def measure_families(bench: Bench) -> None:
+    """LoRA of CPM-Bee-10B and CPM-2-11B, a row of 1,024 tokens at a time."""
+    for family_name in ("cpm_bee", "cpm2"):
+        with cudnn_attention(bench, is_on=False):
+            bench.keep(family_name, time_steps(bench, "lora", steps=4, recomputed="full", family_name=family_name))
+
+
+@torch.inference_mode()
+def measure_packed(bench: Bench) -> None:
+    """LoRA and decoding of a base whose matrices are held packed."""
+    forms: tuple[Any, ...] = ("nf4", "int8", "int4")
+    for form in forms:
+        bench.free()
+        model, _ = make_large(bench, "lora", form=form)
+        with cudnn_attention(bench, is_on=False), torch.autocast(bench.device.type, torch.bfloat16):
+            bench.keep(f"decoding_{form}", time_columns(bench, model.requires_grad_(False).eval(), 1, 10))
+        del model
+    with torch.inference_mode(mode=False), cudnn_attention(bench, is_on=False):
+        for form in forms[:2]:
+            bench.keep(f"lora_{form}", time_steps(bench, "lora", steps=4, form=form))
+
+
+def check_repeatable(bench: Bench) -> None:
+    """Whether the same steps from the same weights give the same bits, as an exact resume needs it."""
+    wrong = []
+    for method in ("full", "lora"):
+        model, config = make_large(bench, method, layers=2)
+        runs = []
+        for _ in range(2):
+            settings = TrainSettings(steps=9, precision="bf16", micro_batch_size=1, lr=1e-3)
+            parallel_model = parallelize(copy.deepcopy(model), bench.device, "bf16", ParallelSettings())
+            optimizer = build_optimizer(parallel_model.parameters, settings.optimizer)
+            step = Step(parallel_model, optimizer, settings, 9)
+            for seed in range(3):
+                step.run(draw_rows(bench, config.vocab_size, 2, 64 if bench.is_tiny else 1024, seed))
+            runs.append({name: weight.detach().cpu() for name, weight in parallel_model.parameters.items()})
+        differ = [name for name, weight in runs[0].items() if not weight.equal(runs[1][name])]
+        bench.keep(method, {"weights": len(runs[0]), "differ": differ[:20], "count": len(differ)})
+        wrong += [f"{method}/{name}" for name in differ]
+    assert not wrong, f"{len(wrong)} weights differ between two runs: {', '.join(wrong[:5])}"
+
+
 def measure_compiled(bench: Bench) -> None:
     """Steps of LoRA with every block compiled for shapes that change."""
     # The CPU's code is made by a C++ compiler, in minutes; there it is enough to see that the blocks can be traced.
@@ -405,24 +500,34 @@ def measure_compiled(bench: Bench) -> None:
 
 
 def time_steps(
-    bench: Bench, method: str, *, steps: int, recomputed: Any = "none", layers: int | None = None, backend: str = ""
+    bench: Bench,
+    method: str,
+    *,
+    steps: int,
+    recomputed: Any = "none",
+    layers: int | None = None,
+    backend: str = "",
+    family_name: str = "chatglm2",
+    form: Any = None,
+    optimizer: str = "adamw",
 ) -> dict[str, Any]:
-    """Training steps of two packed rows of 2,048 tokens, one after the other, in bf16; the first one warms up.
+    """Training steps of two rows of 2,048 tokens, one after the other, in bf16; the first one warms up.
 
-    layers: fewer than the model has; backend: of `torch.compile`, "" = none.
+    layers: fewer than the model has; backend: of `torch.compile`, "" = none; form: how frozen matrices are packed.
     """
     bench.free()
-    model, config = make_large(bench, method, layers)
+    model, config = make_large(bench, method, layers, family_name, form)
     if backend:
         for block in model.blocks.values():
             block.compile(dynamic=True, backend=backend)
-    length = 64 if bench.is_tiny else 2048
-    settings = TrainSettings(steps=99, precision="bf16", micro_batch_size=1, lr=1e-4)
+    length = 64 if bench.is_tiny else 2048 if family_name == "chatglm2" else 1024
+    chosen = OPTIMIZERS.make(optimizer)
+    settings = TrainSettings(steps=99, precision="bf16", micro_batch_size=1, lr=1e-4, optimizer=chosen)
     parallel_model = parallelize(model, bench.device, "bf16", ParallelSettings(checkpoint_activations=recomputed))
     step = Step(parallel_model, build_optimizer(parallel_model.parameters, settings.optimizer), settings, 99)
     seconds, reports = [], []
     for seed in range(steps):
-        batch = draw_rows(bench, config.vocab_size, 2, length, seed)
+        batch = draw_batch(bench, family_name, config, 2, length, seed)
         seconds.append(bench.seconds(lambda batch=batch: reports.append(step.run(batch))))
     median = statistics.median(seconds[1:])
     # Forward and backward of a product are 2 and 4 flops a weight; frozen weights have no gradient of their own.
@@ -510,6 +615,10 @@ PARTS = {
     "adapters": Part(measure_adapters, 60),
     "full": Part(measure_full, 50),
     "group": Part(check_group, 30),
+    "repeats": Part(check_repeatable, 20),
+    "packed": Part(measure_packed, 60),
+    "families": Part(measure_families, 45),
+    "optimizers": Part(measure_optimizers, 45),
     "compiled": Part(measure_compiled, 120),
 }
 """In the order of their worth."""
