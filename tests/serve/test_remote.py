@@ -6,12 +6,15 @@ import io
 import json
 import socket
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
+from hanlin.cli import _http, _remote
 from hanlin.cli.main import main
 from hanlin.generate.engine import Engine
 from hanlin.generate.methods.greedy import GreedySettings
@@ -127,3 +130,124 @@ def test_what_is_wrong_is_said_in_sentences(serve: Start, capsys: pytest.Capture
     ):
         assert main(["generate", *wrong]) == 2, wrong
         assert expected in capsys.readouterr().err, wrong
+
+
+class Other(BaseHTTPRequestHandler):
+    """A server that is none of ours; what it was asked is noted."""
+
+    asked: ClassVar[list[tuple[str, str | None]]] = []
+    location = ""
+
+    def do_POST(self) -> None:
+        self.asked.append((self.path, self.headers["authorization"]))
+        self.send_response(307 if self.location else 404)
+        self.send_header("location", self.location)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    do_GET = do_POST  # noqa: N815
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def other() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Other)
+    Other.asked.clear()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_no_redirect_gets_the_key(
+    other: str, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Other, "location", f"http://localhost:{other.rpartition(':')[2]}/elsewhere")
+    monkeypatch.setattr(Other, "send_response", lambda self, _: BaseHTTPRequestHandler.send_response(self, status))
+    monkeypatch.setenv("KEY", "secret")
+    ask = ["--url", f"http://{other}", "--record", "{}", "--api-key-env", "KEY"]
+    assert main(["generate", *ask]) == 2
+    assert "leads on to http://localhost" in capsys.readouterr().err
+    assert Other.asked == [("/v1/chat/completions", "Bearer secret")]
+
+
+def test_this_machine_is_asked_without_a_proxy_and_others_through_theirs(
+    serve: Start, other: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url, _ = serve()
+    monkeypatch.setenv("http_proxy", f"http://{other}")
+    monkeypatch.delenv("no_proxy", raising=False)
+    assert main(["generate", "--url", url, "--record", '{"prompt": "床"}', "generate.max_new_tokens=2"]) == 0
+    assert main(["generate", "--url", url.replace("127.0.0.1", "localhost"), "--record", '{"prompt": "床"}']) == 0
+    assert Other.asked == []
+    assert main(["generate", "--url", "http://model.example:8000", "--record", "{}"]) == 2
+    assert Other.asked == [("http://model.example:8000/v1/chat/completions", None)]
+    assert "without a reason" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (b"", "no answer began within 0.2 seconds"),
+        (b"HTTP/1.1 200 OK\r\n\r\n: waiting\n\n", "not a byte came for 0.2 seconds"),
+        (b"HTTP/1.1 200 OK\r\n\r\ndata: [DONE]\n\n", "the answer has no record"),
+        (b'HTTP/1.1 200 OK\r\n\r\ndata: {"error": {"message": "no"}}\n\n', ": no\n"),
+    ],
+)
+def test_who_is_silent_is_not_waited_for(
+    said: bytes, expected: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for module in (_http, _remote):
+        monkeypatch.setattr(module, "QUIET_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+
+        def speak() -> None:
+            connection, _ = silent.accept()
+            connection.recv(1 << 16)
+            connection.sendall(said)
+            open_connections.append(connection)
+
+        open_connections: list[socket.socket] = []
+        threading.Thread(target=speak, daemon=True).start()
+        port = silent.getsockname()[1]
+        assert main(["generate", "--url", f"http://127.0.0.1:{port}", "--record", "{}"]) == 2
+    assert expected in capsys.readouterr().err
+    for connection in open_connections:
+        connection.close()
+
+
+def test_a_server_that_is_not_reached_in_time_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(_http, "CONNECT_SECONDS", 0.1)
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
+        port = full.getsockname()[1]
+        # Who is not accepted fills the queue, so that the next one waits.
+        waiting = [socket.socket() for _ in range(3)]
+        for one in waiting:
+            one.setblocking(False)
+            one.connect_ex(("127.0.0.1", port))
+        assert main(["generate", "--url", f"http://127.0.0.1:{port}", "--record", "{}"]) == 2
+        for one in waiting:
+            one.close()
+    assert "not reached within" in capsys.readouterr().err
+
+
+def test_who_waits_too_long_asks_again(
+    serve: Start, bee: Engine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url, service = serve(Limits(wait_seconds=0.05, rows=1), engine=bee)
+    waits: list[int] = []
+
+    def make_room(number: int) -> None:
+        waits.append(number)
+        service.scheduler.limits = Limits()
+
+    monkeypatch.setattr(_remote, "_wait", make_room)
+    service.scheduler.limits = Limits(wait_seconds=-1)
+    assert main(["generate", "--url", url, "--record", '{"input": "床", "<ans>": ""}']) == 0
+    assert waits == [0]
+    assert "床" in capsys.readouterr().out

@@ -16,6 +16,8 @@ from urllib.parse import urlsplit
 
 from hanlin.core.errors import ConfigError, DataError, HanlinError
 
+from ._http import CONNECT_SECONDS, QUIET_SECONDS, opener_for
+
 __all__ = ["Server", "add_server", "server_of"]
 
 _FIELDS = {
@@ -78,9 +80,18 @@ class Server:
 
         Raises: DataError for a row that the server refuses; HanlinError.
         """
-        with self._post({"record": row}) as response:
-            found = _json_of(response.read(), self.url)
-        return found["choices"][0]["message"]["record"]
+        for number in range(_TRIES):
+            try:
+                # As a stream too: the server says while it works that it is there.
+                *_, end = [{}, *self._deltas(self._post({"record": row, "stream": True}))]
+                if "record" not in end:
+                    raise HanlinError(f"{self.url}: the answer has no record; is it a `hanlin serve`?")
+                return end["record"]
+            except _LateError:
+                if number == _TRIES - 1:
+                    raise
+                _wait(number)
+        raise AssertionError("the last try raises")
 
     def reply(self, messages: Sequence[Mapping[str, str]]) -> Iterator[str]:
         """The next message of a dialogue in pieces while it is written; the request is sent at once.
@@ -94,20 +105,33 @@ class Server:
         return self._pieces(self._post({"record": row, "stream": True}))
 
     def _pieces(self, response: HTTPResponse) -> Iterator[str]:
-        has_ended = False
+        yield from (text for delta in self._deltas(response) if (text := delta.get("content")))
+
+    def _deltas(self, response: HTTPResponse) -> Iterator[dict[str, Any]]:
+        """Raises: DataError, HanlinError, also for a stream that breaks off."""
         try:
             with response:
                 for line in response:
-                    if not line.startswith(b"data: ") or (has_ended := line.strip() == b"data: [DONE]"):
+                    if line.strip() == b"data: [DONE]":
+                        return
+                    if not line.startswith(b"data: "):
                         continue
                     found = _json_of(line.removeprefix(b"data: "), self.url)
                     if "error" in found:
-                        raise HanlinError(f"{self.url}: {found['error']['message']}")
-                    yield from (text for one in found["choices"] if (text := one["delta"].get("content")))
+                        raise self._told(found["error"])
+                    yield from (one["delta"] for one in found["choices"])
+        except TimeoutError:
+            raise HanlinError(
+                f"{self.url}: not a byte came for {QUIET_SECONDS:g} seconds; is the server well?"
+            ) from None
         except (OSError, HTTPException) as error:
             raise HanlinError(f"{self.url}: the answer broke off ({error})") from None
-        if not has_ended:
-            raise HanlinError(f"{self.url}: the answer broke off; has the server ended?")
+        raise HanlinError(f"{self.url}: the answer broke off; has the server ended?")
+
+    def _told(self, error: Mapping[str, Any]) -> HanlinError:
+        kind = DataError if error.get("type") == "invalid_request_error" else HanlinError
+        kind = _LateError if error.get("code") == "timeout" else kind
+        return kind(error["message"] if kind is DataError else f"{self.url}: {error.get('message')}")
 
     def _post(self, asked: Mapping[str, Any]) -> HTTPResponse:
         """Raises: DataError, HanlinError, ConfigError."""
@@ -117,19 +141,27 @@ class Server:
         for number in range(_TRIES):
             request = urllib.request.Request(f"{self.url}/v1/chat/completions", body, headers)
             try:
-                return urllib.request.urlopen(request)
+                return opener_for(self.url).open(request)
             except HTTPError as error:
                 with error:
-                    problem = self._problem(error.code, error.read())
+                    problem = self._problem(error.code, error.read(), error.headers.get("location"))
                 if error.code not in (429, 503) or number == _TRIES - 1:
                     raise problem from None
-                time.sleep(min(2.0**number, 10))  # others are served first
+                _wait(number)
+            except TimeoutError:
+                raise HanlinError(
+                    f"{self.url}: no answer began within {QUIET_SECONDS:g} seconds; is the server well?"
+                ) from None
             except (URLError, OSError, HTTPException) as error:
                 reason = getattr(error, "reason", None) or error
+                if isinstance(reason, TimeoutError):
+                    reason = f"not reached within {CONNECT_SECONDS:g} seconds"
                 raise ConfigError(f"--url {self.url}: no answer ({reason}); is `hanlin serve` running there?") from None
         raise AssertionError("the last try raises")
 
-    def _problem(self, status: int, body: bytes) -> HanlinError:
+    def _problem(self, status: int, body: bytes, location: str | None) -> HanlinError:
+        if 300 <= status < 400:  # the key is for this server alone, and a POST that is led on may become a GET
+            return ConfigError(f"--url {self.url}: leads on to {location}; if that is the server, give its URL")
         try:
             message = json.loads(body)["error"]["message"]
         except (ValueError, KeyError, TypeError):
@@ -140,6 +172,15 @@ class Server:
         if status == 404:
             return ConfigError(f"--url {self.url}: {message}")
         return DataError(message) if status in (400, 413) else HanlinError(f"{self.url}: {message}")
+
+
+class _LateError(HanlinError):
+    """The server was too busy."""
+
+
+def _wait(number: int) -> None:
+    """Before a try more: others are served first."""
+    time.sleep(min(2.0**number, 10))
 
 
 def _json_of(body: bytes, url: str) -> Any:
