@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from hanlin.core.errors import CheckpointError
-from hanlin.layers.nf4 import BLOCK, CODES, Nf4, largest_of_blocks, unpack_by_library, unpack_by_torch
+from hanlin.layers.nf4 import (
+    BLOCK,
+    CODES,
+    Nf4,
+    largest_of_blocks,
+    multiply_by_library,
+    unpack_by_library,
+    unpack_by_torch,
+)
 
 NF4 = Nf4()
 
@@ -37,28 +45,32 @@ def test_bytes_and_numbers_are_those_of_bitsandbytes(shape: tuple[int, int], dty
     theirs, state = functional.quantize_4bit(weight, blocksize=BLOCK, quant_type="nf4", compress_statistics=True)
     assert packed.flatten().equal(theirs.flatten())
     # Its mean is a sum in an order that depends on the machine: a last digit.
-    stated = torch.cat([state.offset[None], state.state2.absmax])
+    stated = torch.cat([state.state2.absmax, state.offset[None]])
     torch.testing.assert_close(statistics.view(torch.float32), stated, rtol=1e-6, atol=0)
     # Its kernel for CPUs takes a neighbour where a number lies within 1e-4 of the middle of two.
     assert (absmax.int() - state.absmax.int()).abs().max() <= 1
     assert (absmax != state.absmax).sum() <= len(absmax) // 100
     largest = largest_of_blocks(absmax, statistics)
-    mean, nested = stated.copy_(statistics.view(torch.float32)).tensor_split([1])
+    nested, mean = stated.copy_(statistics.view(torch.float32)).tensor_split([-1])
     spread = functional.dequantize_blockwise(absmax, absmax=nested.clone(), code=state.state2.code, blocksize=256)
     assert largest.equal(spread + mean)
     ours = unpack_by_torch(packed, largest, dtype)
     assert NF4.unpack((packed, absmax, statistics), shape[1], dtype).equal(ours)
     if shape[1] % BLOCK == 0:
         assert unpack_by_library(packed, largest, dtype).equal(ours)
+        input = torch.randn(3, shape[1], dtype=dtype)
+        near = {"rtol": 1e-5, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 0.01, "atol": 0.1}
+        product = multiply_by_library(input, (packed, absmax, statistics))
+        torch.testing.assert_close(product, NF4.multiply(input, (packed, absmax, statistics)), **near)
 
 
 def test_statistics_take_the_nearest_of_256_numbers_in_groups_of_256_blocks() -> None:
     weight = matrix(300, 128)
     _, absmax, statistics = NF4.pack(weight)
-    assert (absmax.shape, statistics.shape) == ((600,), (1 + 3,))
+    assert (absmax.shape, statistics.shape) == ((600,), (3 + 1,))
     exact = weight.view(-1, BLOCK).abs().amax(dim=1)
     # The widest step between two of the numbers is 0.9 / 64, of the largest one of a group.
-    steps = statistics.view(torch.float32)[1:].repeat_interleave(256)[:600] * 0.9 / 64
+    steps = statistics.view(torch.float32)[:-1].repeat_interleave(256)[:600] * 0.9 / 64
     assert ((largest_of_blocks(absmax, statistics) - exact).abs() <= steps / 2 + 1e-6).all()
 
 

@@ -149,6 +149,9 @@ def test_what_cannot_be_packed_or_trained_is_refused_before_it_is_loaded(tmp_pat
     fresh = {"model.base": None, "model.vocab": str(case.vocab), "model.config": {"hidden_size": 8}}
     assert "only weights that exist are quantised" in problem(**fresh)
     assert hanlin.check(recipe, {"model.base": str(tmp_path / "int4"), "model.config": {"bits": 0}}) == []
+    streamed = {"generate.expert_memory": 1.0, "tuning": "full"}
+    (found,) = hanlin.check(recipe, streamed, purpose="generate")
+    assert (found.key, found.text.partition(",")[0]) == ("model.quantise", "not with generate.expert_memory")
     model = hanlin.load(tmp_path / "base", {"model.quantise": "nf4"})
     with pytest.raises(ConfigError, match="the weights in memory are packed as nf4, which no layout of files has"):
         model.save(tmp_path / "saved")

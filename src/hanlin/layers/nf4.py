@@ -29,16 +29,21 @@ CODES = (
 
 _CHUNK = 2**22
 """Weights that are packed at a time, so that a large matrix takes no large temporary tensors."""
+_CHUNK_BYTES, _LARGE_CHUNK_BYTES = {"cpu": 2**17}, 2**22
+"""What is unpacked at a time: in a CPU its temporary tensors stay in the cache, which takes a third of the time."""
 _LIBRARY = "bitsandbytes"
-_LIBRARY_DEVICES = ("cpu", "cuda", "xpu")
+_LIBRARY_DEVICES = ("cuda", "xpu")
+"""On a CPU it takes longer than torch alone (benchmarks/packed_bases.py)."""
+_FEW_ROWS = 64
+"""Up to so many rows the library multiplies by the packed matrix as it is."""
 
 
 class Nf4:
     """A matrix as three tensors.
 
     weight: uint8 `[out, in / 2]`, the even column in the high half; weight_absmax: uint8 `[blocks]`, the largest
-    magnitudes less their mean; weight_nested: that mean, and the scale of each group of these, as the bits of fp32
-    numbers (int32 `[1 + groups]`), which no cast to the dtype of the arithmetic touches.
+    magnitudes less their mean; weight_nested: the scale of each group of these, and that mean, as the bits of fp32
+    numbers (int32 `[groups + 1]`), which no cast to the dtype of the arithmetic touches.
     """
 
     name, parts = "nf4", ("weight_absmax", "weight_nested")
@@ -50,7 +55,7 @@ class Nf4:
         return (
             torch.empty(rows, columns // 2, dtype=torch.uint8),
             torch.empty(blocks, dtype=torch.uint8),
-            torch.empty(1 + -(-blocks // GROUP), dtype=torch.int32),
+            torch.empty(-(-blocks // GROUP) + 1, dtype=torch.int32),
         )
 
     def pack(self, weight: torch.Tensor) -> PackedTensors:
@@ -60,18 +65,19 @@ class Nf4:
         # One number after the other: the same sum whatever the threads, so that all ranks hold the same base.
         mean = (absmax.double().cumsum(0)[-1] / len(absmax)).float()
         quantised, nested = _quantised_to(_dynamic_codes().to(flat.device), absmax - mean, GROUP)
-        statistics = torch.cat([mean[None], nested]).view(torch.int32)
+        statistics = torch.cat([nested, mean[None]]).view(torch.int32)
         return torch.cat(packed).view(len(weight), -1), quantised.to(torch.uint8), statistics
 
     def unpack(self, tensors: PackedTensors, columns: int, dtype: torch.dtype) -> torch.Tensor:
         packed, absmax = tensors[0], largest_of_blocks(*tensors[1:])
         exact = torch.float32 if dtype == torch.float64 else dtype
-        # Its kernel for CPUs takes the ends of rows for those of blocks.
-        is_known = columns % BLOCK == 0 and _has_library(packed.device.type)
-        unpacked = unpack_by_library if is_known else unpack_by_torch
+        unpacked = unpack_by_library if _has_library(packed.device.type) else unpack_by_torch
         return unpacked(packed, absmax, exact).to(dtype)
 
     def multiply(self, input: torch.Tensor, tensors: PackedTensors) -> torch.Tensor:
+        is_few = input[..., 0].numel() <= _FEW_ROWS and input.shape[-1] % BLOCK == 0
+        if is_few and _has_library(input.device.type) and _multiplies():
+            return multiply_by_library(input, tensors)
         return functional.linear(input, self.unpack(tensors, input.shape[-1], input.dtype))
 
     def multiply_back(self, gradient: torch.Tensor, tensors: PackedTensors, columns: int) -> torch.Tensor:
@@ -80,27 +86,52 @@ class Nf4:
 
 def unpack_by_torch(packed: torch.Tensor, absmax: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """The matrix `[out, in]` from `weight` and the largest magnitude of each block; rounded once, to `dtype`."""
-    # Both numbers of a byte are looked up as one of 8 bytes.
-    values = _pairs(packed.device).index_select(0, packed.flatten().int()).view(torch.float32)
-    if values.numel() % BLOCK:
-        scales = absmax.repeat_interleave(BLOCK)[: values.numel()]
-        return values.mul_(scales).to(dtype).view(len(packed), -1)
-    out = torch.empty(len(packed), 2 * packed.shape[1], dtype=dtype, device=packed.device)
-    torch.mul(values.view(-1, BLOCK), absmax[:, None], out=out.view(-1, BLOCK))
-    return out
+    pairs, flat = _pairs(packed.device), packed.flatten()
+    out = torch.empty(2 * len(flat), dtype=dtype, device=packed.device)
+    chunk = _CHUNK_BYTES.get(packed.device.type, _LARGE_CHUNK_BYTES)
+    pieces = zip(flat.split(chunk), out.split(2 * chunk), absmax.split(2 * chunk // BLOCK), strict=True)
+    for piece, target, scales in pieces:
+        # Both numbers of a byte are looked up as one of 8 bytes.
+        values = pairs.index_select(0, piece.int()).view(torch.float32)
+        _scale(values, scales, target)
+    return out.view(len(packed), -1)
+
+
+def _scale(values: torch.Tensor, scales: torch.Tensor, out: torch.Tensor) -> None:
+    """Write values (which are changed) times the scales of their blocks."""
+    if len(values) % BLOCK:
+        out.copy_(values.mul_(scales.repeat_interleave(BLOCK)[: len(values)]))
+    elif values.device.type in ("cuda", "meta"):  # rounds as it writes
+        torch.mul(values.view(-1, BLOCK), scales[:, None], out=out.view(-1, BLOCK))
+    else:
+        out.copy_(values.view(-1, BLOCK).mul_(scales[:, None]).flatten())
 
 
 def unpack_by_library(packed: torch.Tensor, absmax: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The same numbers, bit for bit, by the kernel of bitsandbytes."""
+    """The same numbers, bit for bit, by the kernel of bitsandbytes.
+
+    (But for its kernel for CPUs, which takes the ends of rows for those of blocks.)
+    """
     import bitsandbytes  # noqa: F401  # pyright: ignore[reportMissingImports]: registers the operator
 
     shape = [len(packed), 2 * packed.shape[1]]
     return torch.ops.bitsandbytes.dequantize_4bit(packed.view(-1, 1), absmax, BLOCK, "nf4", shape, dtype)
 
 
+def multiply_by_library(input: torch.Tensor, tensors: PackedTensors) -> torch.Tensor:
+    """`Nf4.multiply` by the kernel of bitsandbytes, which reads the packed matrix alone."""
+    import bitsandbytes  # noqa: F401  # pyright: ignore[reportMissingImports]: registers the operator
+
+    packed, absmax, statistics = tensors
+    nested, (mean,) = statistics.view(torch.float32).tensor_split([-1])
+    codes, shape = _dynamic_codes(input.device), [len(packed), input.shape[-1]]
+    multiply = torch.ops.bitsandbytes.gemm_4bit
+    return multiply(input.contiguous(), packed.view(-1, 1), shape, nested, BLOCK, "nf4", None, absmax, codes, mean)
+
+
 def largest_of_blocks(quantised: torch.Tensor, statistics: torch.Tensor) -> torch.Tensor:
     """The largest magnitude of each block, fp32 `[blocks]`, from `weight_absmax` and `weight_nested`."""
-    mean, nested = statistics.view(torch.float32).tensor_split([1])
+    nested, mean = statistics.view(torch.float32).tensor_split([-1])
     values = _dynamic_codes(quantised.device).index_select(0, quantised.int())
     return values.mul_(nested.repeat_interleave(GROUP)[: len(values)]).add_(mean)
 
@@ -141,3 +172,11 @@ def _dynamic_codes(device: torch.device | None = None) -> torch.Tensor:
 @cache
 def _has_library(device: str) -> bool:
     return device in _LIBRARY_DEVICES and find_spec(_LIBRARY) is not None
+
+
+@cache
+def _multiplies() -> bool:
+    """Whether the library has the operator, as its versions from 0.50 on."""
+    import bitsandbytes  # noqa: F401  # pyright: ignore[reportMissingImports]: registers the operator
+
+    return hasattr(torch.ops.bitsandbytes, "gemm_4bit")

@@ -16,8 +16,9 @@ from hanlin.core.errors import CheckpointError
 Bits = Literal[4, 8]
 PackedTensors = tuple[torch.Tensor, ...]
 
-_FEW_ROWS = 4
-"""Up to so many rows a CPU multiplies by bytes as they are; for more it takes less time to unpack them first."""
+_FEW_ROWS = {torch.float32: 2, torch.bfloat16: 16}
+"""Up to so many rows a CPU multiplies by bytes as they are; for more, and in fp16, it takes less time to unpack them
+first (benchmarks/packed_bases.py)."""
 
 
 class Packing(Protocol):
@@ -98,27 +99,38 @@ class Int4Rows:
         return dequantise(packed, scale, columns, dtype)
 
     def multiply(self, input: torch.Tensor, tensors: PackedTensors) -> torch.Tensor:
-        packed, scale = tensors
         even, odd = (input[..., start::2] for start in (0, 1))
-        return multiply_bytes(even, high_half(packed), scale) + multiply_bytes(odd, low_half(packed), scale)
+        high, low = halves(*tensors)
+        return multiply_bytes(even, *high) + multiply_bytes(odd, *low)
 
     def multiply_back(self, gradient: torch.Tensor, tensors: PackedTensors, columns: int) -> torch.Tensor:
-        packed, scale = tensors
-        halves = (gradient @ scaled(half(packed), scale, gradient.dtype) for half in (high_half, low_half))
-        return torch.stack(tuple(halves), dim=-1).flatten(-2)
+        parts = [gradient @ scaled(integers, scale, gradient.dtype) for integers, scale in halves(*tensors)]
+        return torch.stack(parts, dim=-1).flatten(-2)
+
+
+def halves(packed: torch.Tensor, scale: torch.Tensor) -> tuple[PackedTensors, PackedTensors]:
+    """The even columns and the odd ones of int4: integers, and the scale of each row."""
+    if scale.dtype == torch.float16:  # which would round a sixteenth of a small scale
+        return (high_half(packed), scale), (low_half(packed), scale)
+    # The odd ones stay 16 times too large, which saves a pass over them.
+    return (high_half(packed), scale), (packed << 4, scale / 16)
 
 
 def multiply_bytes(input: torch.Tensor, integers: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """input @ (integers * scale).T, `[..., in]` -> `[..., out]`; integers: int8 `[out, in]`, scale: `[out]`."""
-    if input.device.type == "cpu" and input[..., 0].numel() <= _FEW_ROWS and scale.dtype == input.dtype != torch.double:
+    is_few = input[..., 0].numel() <= _FEW_ROWS.get(input.dtype, 0)
+    if is_few and input.device.type == "cpu" and scale.dtype == input.dtype:
         rows = input.reshape(-1, input.shape[-1]).contiguous()
         return torch.ops.aten._weight_int8pack_mm(rows, integers, scale).view(*input.shape[:-1], -1)
     return functional.linear(input, scaled(integers, scale, input.dtype))
 
 
 def scaled(integers: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """integers * scale, row by row, in a dtype: one pass over the integers where a device converts as it multiplies."""
-    return torch.mul(integers, scale.to(dtype)[:, None])
+    """integers * scale, row by row, in a dtype."""
+    scales = scale.to(dtype)[:, None]
+    if integers.device.type == "cpu":
+        return integers.to(dtype).mul_(scales)
+    return torch.mul(integers, scales)  # which converts as it multiplies, in one pass
 
 
 def quantise(weight: torch.Tensor, bits: Bits) -> tuple[torch.Tensor, torch.Tensor]:

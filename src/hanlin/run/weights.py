@@ -90,6 +90,7 @@ def empty_frozen_model(components: Components) -> torch.nn.Module:
     Raises: ConfigError, CheckpointError.
     """
     _refuse_untrained(components)
+    _refuse_packed_experts(components)
     return with_adapter(_empty_model(components), components)
 
 
@@ -142,8 +143,7 @@ def _with_few_experts(components: Components, dtype: torch.dtype, device: torch.
     base, limit = components.source, components.recipe.generate.expert_memory
     model = _plain_model(components)
     streamed = expert_weights(model)
-    if components.recipe.model.quantise is not None:
-        raise ConfigError("model.quantise: experts that are read when they are needed stay as they are; leave it out")
+    _refuse_packed_experts(components)
     if base is None or limit is None or not streamed:
         raise ConfigError("generate.expert_memory: only for a model.base with a mixture of experts; remove it")
     load_into(model, base, components.family, dtype=dtype, wanted=lambda name: name not in streamed)
@@ -220,6 +220,12 @@ def _refuse_untrained(components: Components) -> None:
             "model.config.labels: model.base is a language model and has no head for them; train one first, or name "
             "the adapter that holds it (model.adapter)"
         )
+
+
+def _refuse_packed_experts(components: Components) -> None:
+    """Raises: ConfigError for experts that are read when they are needed, which nothing packs."""
+    if components.recipe.model.quantise is not None and components.recipe.generate.expert_memory is not None:
+        raise ConfigError("model.quantise: not with generate.expert_memory, whose experts stay as they are; remove one")
 
 
 def _say_packing(components: Components) -> None:
