@@ -53,6 +53,37 @@ def test_what_does_not_fit_is_exit_code_1(recipe: str, capsys: pytest.CaptureFix
     assert "no layout fits V100-16" in shown
 
 
+def test_a_card_without_bf16_is_planned_in_fp16_and_refuses_it(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", recipe, "--device", "V100", "train.precision=auto"]) == 2
+    assert "'V100' is one of V100-16 and V100-32" in capsys.readouterr().err
+    assert main(["plan", recipe, "--device", "V100-32", "--propose", "0", "train.precision=auto"]) == 0
+    shown = capsys.readouterr().out
+    assert "fp16 (train.precision: auto)" in shown
+    assert "attention on V100-32: math (it has no flash attention, query heads share keys)" in shown
+    assert main(["plan", recipe, "--device", "V100-32", "train.precision=bf16"]) == 2
+    assert "train.precision: V100-32 has no bf16" in capsys.readouterr().err
+
+
+def test_devices_that_lack_the_precision_do_not_fit(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", recipe, "--propose", "0", "train.precision=bf16"]) == 0
+    fitting = capsys.readouterr().out.partition("; fits: ")[2]
+    assert "RTX4080-16" in fitting
+    assert "V100" not in fitting
+    assert "910A" not in fitting
+
+
+def test_the_time_of_a_step_is_told_by_its_parts(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", recipe, "--propose", "0"]) == 0
+    shown = capsys.readouterr().out
+    assert "tokens/s" in shown
+    assert "of which products" in shown
+    assert main(["plan", recipe, "--propose", "0", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["plan"]["step_seconds"] == pytest.approx(sum(told["plan"]["seconds"].values()))
+    assert told["attention"] == {"math": "fp32, query heads share keys"}
+    assert told["precision"] == "fp32"
+
+
 def test_wrong_degrees_are_a_message(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", recipe, "--per-node", "4", "parallel.data=3"]) == 2
     assert "which is 4" in capsys.readouterr().err

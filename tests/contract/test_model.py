@@ -16,7 +16,7 @@ from hanlin.core.batch import IGNORED, Batch
 from hanlin.layers.kv_cache import KVCache
 from hanlin.models.common.init_weights import init_weights
 from hanlin.models.family import family_names
-from hanlin.parallel.pipeline import cut
+from hanlin.parallel.stages import cut
 
 # The models compute in fp64, but parts of them (angles, losses) may be fp32 by design.
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from hanlin.core.batch import Batch
 from hanlin.layers.precision import DTYPES
+from hanlin.layers.quantised import quantise_linears
 from hanlin.models.family import load_family
 from hanlin.parallel.mesh import local
 from hanlin.parallel.parallel_model import ParallelModel
@@ -45,14 +46,22 @@ def tiny_recipe(family: str, *changes: str) -> Recipe:
 
 
 def job_of(recipe: Recipe) -> PlannedModel:
-    return PlannedModel(recipe, SequenceLengths(recipe.data.max_length), keeps_probabilities=True)
+    return PlannedModel(recipe, SequenceLengths(recipe.data.max_length))
 
 
 def parallelize_fresh(recipe: Recipe, config: Any) -> ParallelModel:
     """The recipe's model with fresh weights, or this rank's share of it."""
     family = load_family(recipe.model.family)
-    model = family.model()(config)
-    model.init_weights(torch.Generator().manual_seed(1))
+    with torch.device("meta"):
+        model = family.model()(config)
+        if recipe.model.quantise is not None:
+            quantise_linears(model, recipe.model.quantise)
+    model.to_empty(device="cpu")
+    if all(weight.is_floating_point() for weight in model.parameters()):
+        model.init_weights(torch.Generator().manual_seed(1))
+    else:  # a packed base is never fresh
+        for weight in model.parameters():
+            weight.data.fill_(0.01 if weight.is_floating_point() else 1)
     apply_tuning(model, recipe.tuning, family, torch.Generator().manual_seed(2))
     return parallelize(model, torch.device("cpu"), recipe.train.precision, recipe.parallel)
 

@@ -11,7 +11,9 @@ from ranks import run_ranks
 from torch import nn
 
 from hanlin.parallel.mesh import local
+from hanlin.planner.devices import find_device
 from hanlin.planner.estimate import RankMemory, estimate
+from hanlin.planner.job import PlannedModel, SequenceLengths
 from hanlin.planner.layout import Layout, layout_of
 from hanlin.recipe.settings import Recipe
 
@@ -46,9 +48,50 @@ def test_lora_takes_what_the_plan_says(family: str) -> None:
     _agrees(tiny_recipe(family, "tuning.method=lora", "train.precision=bf16"))
 
 
+@pytest.mark.parametrize("family", ["chatglm2", "cpm1_t5"])
+@pytest.mark.parametrize("kept", ["none", "full", "selective"])
+def test_lora_with_dropout_takes_what_the_plan_says(family: str, kept: str) -> None:
+    """The first block's input has no gradient, those of all others have one."""
+    changes = ("tuning.dropout=0.1", f"parallel.checkpoint_activations={kept}", "train.precision=fp32")
+    _agrees(tiny_recipe(family, "tuning.method=lora", *changes))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_quantised_base_takes_what_the_plan_says(bits: int, precision: str) -> None:
+    """int4: half a byte per weight, int8: one; the scales in the dtype of the arithmetic."""
+    _agrees(tiny_recipe("chatglm2", "tuning.method=lora", f"model.config.bits={bits}", f"train.precision={precision}"))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("form", ["int8", "nf4"])
+def test_a_base_that_is_packed_when_it_is_read_takes_what_the_plan_says(family: str, form: str) -> None:
+    _agrees(tiny_recipe(family, "tuning.method=lora", f"model.quantise={form}", "train.precision=bf16"))
+
+
+def test_packed_weights_stand_for_as_many_parameters_as_plain_ones() -> None:
+    plain, packed = (
+        job_of(tiny_recipe("chatglm2", "tuning.method=lora", f"model.config.bits={bits}")).weights for bits in (0, 4)
+    )
+    nf4 = job_of(tiny_recipe("chatglm2", "tuning.method=lora", "model.quantise=nf4")).weights
+    assert sum(weight.numbers for weight in packed) == sum(weight.numbers for weight in plain)
+    assert sum(weight.numbers for weight in nf4) == sum(weight.numbers for weight in plain)
+    assert sum(weight.numbers for weight in plain) == sum(weight.whole_elements(Layout()) for weight in plain)
+
+
+@pytest.mark.parametrize("family", ["cpm1", "cpm2"])
+def test_soft_prompts_take_what_the_plan_says(family: str) -> None:
+    _agrees(tiny_recipe(family, "tuning.method=prompt", "tuning.length=20", "train.precision=bf16"))
+
+
 @pytest.mark.parametrize("family", ["chatglm2", "cpm1", "cpm_bee"])
 def test_a_prefix_takes_what_the_plan_says(family: str) -> None:
     _agrees(tiny_recipe(family, "tuning.method=prefix"))
+
+
+@pytest.mark.parametrize("name", ["adamw_8bit", "adafactor"])
+def test_small_optimizers_take_what_the_plan_says(name: str) -> None:
+    _agrees(tiny_recipe("chatglm2", f"train.optimizer={name}"))
 
 
 def test_an_optimizer_of_one_s_own_takes_what_the_plan_says() -> None:
@@ -159,11 +202,11 @@ def test_traffic_of_hand_counted_layouts() -> None:
 
 
 def test_the_work_is_what_the_parameters_say() -> None:
-    job = job_of(tiny_recipe("cpm1"))
+    job = PlannedModel(tiny_recipe("cpm1"), SequenceLengths(128), device=find_device("A100-80"))
     config = job.config
     linears = config.num_layers * (4 * config.hidden_size**2 + 2 * config.hidden_size * config.ffn_size)
     tokens = 2 * 128
-    attention = config.num_layers * 2 * 2 * 128 * tokens * config.hidden_size
+    attention = config.num_layers * 2 * 2 * 128 * tokens * config.hidden_size / 2  # nobody looks ahead
     products = 2 * tokens * (linears + config.hidden_size * config.vocab_size)
     flops = estimate(job, Layout(micro_batch_size=2)).ranks[0].flops
     assert flops == pytest.approx(3 * (products + attention), rel=0.05)

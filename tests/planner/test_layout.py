@@ -4,7 +4,6 @@ import pytest
 from measure import tiny_recipe
 
 from hanlin.core.errors import ConfigError
-from hanlin.planner.devices import DEVICES, find_device
 from hanlin.planner.layout import Layout, layout_of
 
 
@@ -45,13 +44,3 @@ def test_degrees_that_do_not_multiply_are_told_with_the_formula() -> None:
 def test_ranks_without_rows_are_told_with_the_formula() -> None:
     with pytest.raises(ConfigError, match=r"train.batch_size: 2 rows .* 4 data ranks.* the global batch is"):
         layout_of(tiny_recipe("cpm1"), 4)
-
-
-@pytest.mark.parametrize("name", ["A100-80", "a100 80GB", "NVIDIA A100-80", "Ascend 910B-64", "H200-141"])
-def test_devices_are_found_by_their_names(name: str) -> None:
-    assert find_device(name).name in DEVICES
-
-
-def test_an_unknown_device_lists_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"no device 'A100-81'.*known: .*V100-32"):
-        find_device("A100-81")

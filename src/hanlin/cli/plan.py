@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     recipe = load_recipe(args.recipe, args.changes)
     layout, reason = _layout(recipe, args.nodes * args.per_node)
     lengths = SequenceLengths(recipe.data.max_length, args.encoder_length, args.sample_length)
-    job = PlannedModel(recipe, lengths, args.size)
+    job = PlannedModel(recipe, lengths, args.size, device=device)
     own = None if layout is None else estimate(job, layout)
     found = propose(job, device, args.nodes, args.per_node, args.network * 1e9) if args.propose else []
     notes = [*job.notes, *([reason] if reason else [])]
@@ -125,7 +125,8 @@ def _print_json(
             "ranks": [asdict(rank) for rank in result.ranks],
             "peak_bytes": result.peak,
             "bubble": result.layout.bubble(),
-            "step_seconds": seconds,
+            "step_seconds": seconds.total,
+            "seconds": asdict(seconds),
             "fits": result.fits(device),
         }
 
@@ -134,6 +135,8 @@ def _print_json(
         "nodes": args.nodes,
         "per_node": args.per_node,
         "device": asdict(device),
+        "precision": job.precision,
+        "attention": {} if own is None else _kernels(own),
         "parameters": _elements(job, trained_only=False),
         "trained": _elements(job, trained_only=True),
         "notes": list(notes),
@@ -146,7 +149,9 @@ def _print_json(
 def _elements(job: PlannedModel, *, trained_only: bool) -> int:
     from hanlin.planner.layout import Layout
 
-    return sum(weight.whole_elements(Layout()) for weight in job.weights if weight.is_trained or not trained_only)
+    return sum(
+        weight.count(Layout()) * weight.numbers for weight in job.weights if weight.is_trained or not trained_only
+    )
 
 
 # --- tables ---
@@ -164,7 +169,8 @@ def _print_tables(
 
     console = screen(highlight=False)
     trained = f"{_elements(job, trained_only=True):,} of {_elements(job, trained_only=False):,} parameters trained"
-    print(f"{args.recipe}: {trained}, {job.precision}, rows of {job.lengths.length} tokens")
+    auto = " (train.precision: auto)" if job.recipe.train.precision == "auto" else ""
+    print(f"{args.recipe}: {trained}, {job.precision}{auto}, rows of {job.lengths.length} tokens")
     for note in notes:
         print(f"note: {note}")
     if own is not None:
@@ -210,21 +216,47 @@ def _some_ranks(own: Estimate) -> list[Any]:
 
 
 def _verdict(own: Estimate, batch_size: int, device: Device, args: argparse.Namespace) -> Iterable[str]:
-    from hanlin.planner.devices import DEVICES
-    from hanlin.planner.estimate import EFFICIENCY
+    from hanlin.planner.devices import names_of
+    from hanlin.planner.search import that_fit
 
-    seconds = own.step_seconds(device, args.per_node, args.network * 1e9)
-    layout = own.layout
+    layout, job = own.layout, own.shares[0].job
+    for kernel, reason in _kernels(own).items():
+        print(f"attention on {device.name}: {kernel}{f' ({reason})' if reason else ''}")
     yield (
         f"global batch: {layout.batch_size} rows = {layout.micro_batch_size} per forward pass x {layout.micro_batches} "
         f"micro-batches x {layout.data} data ranks (train.batch_size: {batch_size})"
     )
     if layout.pipe > 1:
         yield f"pipeline: each rank waits {layout.bubble():.1%} of the step ({layout.schedule})"
-    yield f"step: about {_time(seconds)} on {device.name}, at {EFFICIENCY:.0%} of its peak"
-    fitting = [each.name for each in DEVICES.values() if own.fits(each)]
+    yield from _time_of_step(own, device, args)
     word = "fits" if own.fits(device) else "does not fit"
-    yield f"{word} {device.name}; fits: {', '.join(fitting) or 'none of the known devices'}"
+    yield f"{word} {device.name}; fits: {names_of(that_fit(job, layout)) or 'none of the known devices'}"
+
+
+def _time_of_step(own: Estimate, device: Device, args: argparse.Namespace) -> Iterable[str]:
+    from dataclasses import fields
+
+    seconds, job = own.step_seconds(device, args.per_node, args.network * 1e9), own.shares[0].job
+    peak = device.peak(job.precision) * seconds.total
+    tokens = own.layout.batch_size * job.lengths.length / seconds.total
+    yield (
+        f"step: about {_time(seconds.total)} on {device.name} (an estimate, docs/planning.md): {tokens:,.0f} tokens/s, "
+        f"{max(rank.flops for rank in own.ranks) / peak:.0%} of its peak"
+    )
+    parts = {field.name: getattr(seconds, field.name) for field in fields(seconds)}
+    yield "of which " + ", ".join(f"{name} {_time(value)}" for name, value in parts.items() if value > 0)
+
+
+def _kernels(own: Estimate) -> dict[str, str]:
+    """The kernels that compute attention, each with what keeps it from a faster one."""
+    from hanlin.planner.kernels import why_not_flash
+
+    found: dict[str, str] = {}
+    for share in own.shares:
+        if (device := share.job.device) is not None:
+            for call, kernel in share.trace.attention.items():
+                found.setdefault(kernel, why_not_flash(call, kernel, device))
+    return found
 
 
 def _proposals_table(found: Sequence[Proposal], device: Device, args: argparse.Namespace) -> Table:

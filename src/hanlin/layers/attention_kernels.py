@@ -9,12 +9,12 @@ from typing import Literal
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-__all__ = ["AttentionKernel", "attention_kernels"]
+__all__ = ["ALLOWED_KERNELS", "AttentionKernel", "attention_kernels"]
 
 AttentionKernel = Literal["auto", "flash", "efficient", "cudnn", "math"]
 
 _FLASH, _EFFICIENT = SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION
-_ALLOWED: dict[AttentionKernel, list[SDPBackend]] = {
+ALLOWED_KERNELS: dict[AttentionKernel, list[SDPBackend]] = {
     # Not cuDNN, which torch prefers on sm90: it makes a plan for every new shape, and the shapes of packed rows and of
     # answers are new all the time; with masks its gradients can be NaN (pytorch/pytorch#196678).
     "auto": [_FLASH, _EFFICIENT, SDPBackend.MATH],
@@ -35,5 +35,5 @@ def attention_kernels(device: torch.device, choice: AttentionKernel = "auto") ->
     if choice == "auto" and device.type != "cuda":
         yield
         return
-    with sdpa_kernel(_ALLOWED[choice], set_priority=choice == "cudnn"):
+    with sdpa_kernel(ALLOWED_KERNELS[choice], set_priority=choice == "cudnn"):
         yield

@@ -74,7 +74,7 @@ def model_problems(model: nn.Module, layout: ParallelSettings) -> Found:
 
         yield from division_problems(model, layout.tensor)
     if layout.pipe > 1:
-        from hanlin.parallel.pipeline import stage_blocks
+        from hanlin.parallel.stages import stage_blocks
 
         try:
             stage_blocks(model, layout.num_stages)

@@ -50,13 +50,21 @@ def parallelize(
     return ParallelModel(models, mesh, settings, DTYPES[precision], attention)
 
 
+def kept_dtype(weight: torch.Tensor, arithmetic: torch.dtype) -> torch.dtype:
+    """In which a weight is kept where that is the dtype of the arithmetic."""
+    # fp64 is there for a comparison; quantised weights stay as they are packed.
+    if not weight.is_floating_point() or weight.dtype == torch.float64:
+        return weight.dtype
+    return torch.float32 if weight.requires_grad else arithmetic
+
+
 def _cut(
     model: nn.Module, settings: ParallelSettings, mesh: Mesh, copy: Callable[[], nn.Module] | None
 ) -> list[nn.Module]:
     """This rank's stages."""
     if mesh.size("pipe") == 1:
         return [model]
-    from hanlin.parallel.pipeline import cut
+    from hanlin.parallel.stages import cut
 
     count = settings.num_stages
     own = range(mesh.rank("pipe"), count, mesh.size("pipe"))
@@ -69,10 +77,8 @@ def _apply_layout(
 ) -> nn.Module:
     plan: Plan = model.plan  # pyright: ignore[reportAssignmentType]
     for parameter in model.parameters():
-        # fp64 is there for a comparison; quantised weights stay as they are packed.
-        if parameter.is_floating_point() and parameter.dtype != torch.float64:
-            # Changing the data and not the parameter keeps tied weights tied.
-            parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else DTYPES[precision])
+        # Changing the data and not the parameter keeps tied weights tied.
+        parameter.data = parameter.data.to(kept_dtype(parameter, DTYPES[precision]))
     if mesh.size("data") > 1:
         from hanlin.parallel.experts import share_experts
 

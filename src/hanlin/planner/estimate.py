@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 
 from hanlin.layers.loss import CHUNK_ROWS
 from hanlin.planner.devices import GIB, Device
 from hanlin.planner.job import PlannedModel
 from hanlin.planner.layout import Layout
+from hanlin.planner.timing import NETWORK_BYTES, Links, RankWork, StepSeconds, computing, with_waiting
 from hanlin.planner.trace import BlockCost, Trace
 from hanlin.planner.weights import Held
+from hanlin.planner.work import Seconds, total_flops
 
 FP32 = 4
 RESERVE_BYTES = int(1.5 * GIB)
 """The device's own: context, libraries, buffers of collectives."""
 FRAGMENTATION = 1.05
 """What the allocator takes beyond what tensors need."""
-EFFICIENCY = 0.45
-"""Share of a device's peak FLOP/s that dense training reaches, an assumption for the order of layouts."""
-NETWORK_BYTES = 25e9
-"""Between machines, per device, second and direction: one port of 200 Gbit/s."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +80,7 @@ class RankPlan:
 class Estimate:
     layout: Layout
     ranks: tuple[RankPlan, ...]
+    shares: tuple[RankShare, ...] = field(repr=False, compare=False)
 
     @property
     def peak(self) -> int:
@@ -90,16 +89,18 @@ class Estimate:
     def fits(self, device: Device) -> bool:
         return all(rank.memory.fits(device) for rank in self.ranks)
 
-    def step_seconds(self, device: Device, per_node: int, network_bytes: float = NETWORK_BYTES) -> float:
-        """Seconds of the slowest rank, times the pipeline's waiting; sharded traffic hides behind arithmetic."""
-        return max(_seconds(rank, self.layout, device, per_node, network_bytes) for rank in self.ranks)
+    def step_seconds(self, device: Device, per_node: int, network_bytes: float = NETWORK_BYTES) -> StepSeconds:
+        """Of the slowest rank; sharded traffic hides behind arithmetic."""
+        links = Links(device.link_bytes, network_bytes, per_node)
+        found = [_seconds(rank, share, device, links) for rank, share in zip(self.ranks, self.shares, strict=True)]
+        return max(found, key=lambda each: each.total)
 
 
 def estimate(job: PlannedModel, layout: Layout) -> Estimate:
     """Raises: ConfigError when the model cannot be cut so."""
     trace = job.trace(layout)
     undivided = job.trace(replace(layout, tensor=1)) if layout.sequence_parallel else trace
-    ranks = []
+    ranks, shares = [], []
     for held in job.held(layout):
         costs = [trace.blocks[job.kinds[block]] for block in held.stage.blocks]
         if layout.sequence_parallel:
@@ -107,13 +108,14 @@ def estimate(job: PlannedModel, layout: Layout) -> Estimate:
                 _along_the_text(cost, undivided.blocks[job.kinds[block]].kept, held.stage.sums(block), layout.tensor)
                 for block, cost in zip(held.stage.blocks, costs, strict=True)
             ]
-        share = _RankShare(job, layout, held, trace, costs)
+        share = RankShare(job, layout, held, trace, costs)
+        shares.append(share)
         ranks.append(RankPlan(held.stage.rank, len(costs), _memory(share), _traffic(share), _flops(share)))
-    return Estimate(layout, tuple(ranks))
+    return Estimate(layout, tuple(ranks), tuple(shares))
 
 
 @dataclass(frozen=True)
-class _RankShare:
+class RankShare:
     """One rank of a layout. costs: of its blocks."""
 
     job: PlannedModel
@@ -150,7 +152,7 @@ def _along_the_text(cost: BlockCost, undivided: int, sums: int, ranks: int) -> B
 # --- memory ---
 
 
-def _memory(share: _RankShare) -> RankMemory:
+def _memory(share: RankShare) -> RankMemory:
     layout, held, trace = share.layout, share.held, share.trace
     passes = layout.micro_batches
     # Each pass adds to whole gradients, and the last one divides them.
@@ -161,7 +163,10 @@ def _memory(share: _RankShare) -> RankMemory:
     activations, (casted, casted_late), gathered = _activations(share), _casted(share), _gathered(share)
     backward = share.trace.transient + _reduced(share)
     if share.recomputes:
-        backward += max((cost.kept for cost in share.costs), default=0)
+        # Of what the block keeps then, this is among the activations already.
+        has_products = share.layout.checkpoint_activations == "selective"
+        there = [cost.output + has_products * cost.products for cost in share.costs]
+        backward += max((max(0, cost.kept - own) for cost, own in zip(share.costs, there, strict=True)), default=0)
     loss = _loss(share) if held.stage.has_last else 0
     static = (0 if host else held.held_bytes + optimizer) + gathered
     # When all activations are there, so are the gradients of an earlier pass, if there was a backward pass yet.
@@ -183,7 +188,7 @@ def _memory(share: _RankShare) -> RankMemory:
     )
 
 
-def _activations(share: _RankShare) -> int:
+def _activations(share: RankShare) -> int:
     kept = {
         "full": [cost.output for cost in share.costs],
         "selective": [cost.output + cost.products for cost in share.costs],
@@ -192,7 +197,7 @@ def _activations(share: _RankShare) -> int:
     return int(share.layout.in_flight(share.held.stage.rank) * (sum(kept) + share.trace.outside))
 
 
-def _casted(share: _RankShare) -> tuple[int, int]:
+def _casted(share: RankShare) -> tuple[int, int]:
     """Copies of weights that autocast makes: at the end of the forward pass, and in the backward pass.
 
     It remembers those of whole weights for the length of a step. Of a tensor rank's parts and of shared weights every
@@ -208,7 +213,7 @@ def _casted(share: _RankShare) -> tuple[int, int]:
     return flying, flying
 
 
-def _gathered(share: _RankShare) -> int:
+def _gathered(share: RankShare) -> int:
     """Whole weights beside the shares of them."""
     held = share.held
     if not share.is_sharded:
@@ -218,20 +223,20 @@ def _gathered(share: _RankShare) -> int:
     return min(held.whole_bytes, held.outside_bytes + 2 * held.block_bytes)  # one in use, the next under way
 
 
-def _reduced(share: _RankShare) -> int:
+def _reduced(share: RankShare) -> int:
     """A block's gradients before they are divided: as they come, and side by side for the sum."""
     size = share.dtype_bytes if share.job.gathers_half(share.layout) else FP32
     return (size + FP32) * share.held.block_trained if share.is_sharded else 0
 
 
-def _loss(share: _RankShare) -> int:
+def _loss(share: RankShare) -> int:
     """What layers/loss.py holds when its gradients are ready, if every position is labelled."""
     (vocabulary, hidden_size), size = share.held.head, share.dtype_bytes
     rows = share.layout.micro_batch_size * share.job.lengths.length
     is_mixed = size != FP32
     # The norm's two and the labelled rows; a copy of the table; the gradients of rows and table.
     hidden = rows * hidden_size * 3 * FP32
-    copy = vocabulary * hidden_size * size * is_mixed
+    copy = vocabulary * hidden_size * size * (is_mixed and share.held.is_head_trained)  # a frozen one is kept so
     gradients = FP32 * hidden_size * (rows + vocabulary * share.held.is_head_trained)
     waiting = share.layout.micro_batches if share.layout.waits_for_all else 1
     chunk = min(CHUNK_ROWS, rows) * vocabulary * (FP32 + size * is_mixed)
@@ -241,7 +246,7 @@ def _loss(share: _RankShare) -> int:
 # --- traffic ---
 
 
-def _traffic(share: _RankShare) -> Traffic:
+def _traffic(share: RankShare) -> Traffic:
     layout, held, size = share.layout, share.held, share.dtype_bytes
     passes, recomputes = layout.micro_batches, layout.checkpoint_activations == "full"
     shards, replicas = layout.shard_ranks, layout.data // layout.shard_ranks
@@ -274,24 +279,47 @@ def _ring(ranks: int) -> float:
 # --- time ---
 
 
-def _flops(share: _RankShare) -> float:
-    layout, held = share.layout, share.held
-    times = 1 + share.trace.backward_share + (layout.checkpoint_activations == "full")
-    blocks = times * sum(cost.flops for cost in share.costs)
-    head = 0.0
-    if held.stage.has_last:
-        products = 3 if held.is_head_trained else 2
-        head = 2.0 * products * layout.micro_batch_size * share.job.lengths.length * math.prod(held.head)
-    return layout.micro_batches * (blocks + head)
+def _flops(share: RankShare) -> float:
+    layout = share.layout
+    kinds, again = [share.job.kinds[block] for block in share.held.stage.blocks], layout.checkpoint_activations
+    forward = (1 + (again == "full")) * sum(cost.flops for cost in share.costs)
+    blocks = forward + sum(total_flops(share.trace.backward.get(kind, {})) for kind in kinds)
+    return layout.micro_batches * (blocks + _head_flops(share))
 
 
-def _seconds(rank: RankPlan, layout: Layout, device: Device, per_node: int, network_bytes: float) -> float:
-    def link(span: int) -> float:
-        return device.link_bytes if span <= per_node else network_bytes
+def _head_flops(share: RankShare) -> float:
+    """Of one pass."""
+    held = share.held
+    products = 0 if not held.stage.has_last else 3 if held.is_head_trained else 2
+    return 2.0 * products * share.layout.micro_batch_size * share.job.lengths.length * math.prod(held.head)
 
-    compute = rank.flops / (device.flops * EFFICIENCY)
-    traffic, over_data = rank.traffic, link(layout.tensor * layout.data)
-    waited = traffic.tensor / link(layout.tensor) + traffic.expert / link(layout.tensor * layout.expert)
-    sharded = (traffic.gather + traffic.scatter) / over_data
-    piped = traffic.pipe / link(layout.world)
-    return (compute + waited + piped) / (1 - layout.bubble()) + max(0.0, sharded - compute) + traffic.reduce / over_data
+
+def _seconds(rank: RankPlan, share: RankShare, device: Device, links: Links) -> StepSeconds:
+    layout, traffic, job = share.layout, rank.traffic, share.job
+    own = computing(_work(share), job.seconds(share.trace, device), device, layout.micro_batches)
+    over_data = links.over(layout.tensor * layout.data)
+    hidden = (traffic.gather + traffic.scatter) / over_data
+    waited = traffic.tensor / links.over(layout.tensor) + traffic.expert / links.over(layout.tensor * layout.expert)
+    waited += traffic.pipe / links.over(layout.world)
+    return with_waiting(own, layout, hidden, waited, traffic.reduce / over_data)
+
+
+def _work(share: RankShare) -> RankWork:
+    layout, held, job = share.layout, share.held, share.job
+    rows = layout.micro_batch_size * job.lengths.length * held.stage.has_last
+    again = {"none": Seconds(), "full": Seconds(1, 1, 1, 1, 1), "selective": Seconds(0, 1, 1, 1, 1)}
+    is_whole = layout.tensor == 1 and not share.is_sharded
+    times = layout.micro_batches * (2 if layout.shard == "parameters" else 1) if layout.offload else 0
+    return RankWork(
+        share.trace,
+        [job.kinds[block] for block in held.stage.blocks],
+        _head_flops(share),
+        rows * held.head[0],
+        job.dtype.itemsize == FP32,
+        # Weight and gradient of each are read for the step and for its norm, and written.
+        6 * FP32 * held.held_trained + 2 * held.optimiser_bytes,
+        layout.offload,
+        times * held.held_bytes + FP32 * held.held_trained * layout.offload,
+        0.0 if job.gathers_half(layout) else 1 / layout.micro_batches if is_whole else 1.0,
+        again[layout.checkpoint_activations],
+    )

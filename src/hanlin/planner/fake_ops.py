@@ -2,50 +2,80 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from hanlin.layers.attention_kernels import AttentionKernel
 from hanlin.layers.experts import Experts
 from hanlin.layers.precision import matmul_dtype
+from hanlin.planner.devices import Device
+from hanlin.planner.kernels import AttentionCall, kernel_of
+from hanlin.planner.memory_tracker import tensor_bytes
+from hanlin.planner.work import WorkCounter, moved_bytes
 
 
-class FusedAttention(TorchFunctionMode):
-    """Takes the place of torch's attention: what it keeps is what the kernels of accelerators keep."""
+class DeviceAttention(TorchFunctionMode):
+    """Takes the place of torch's attention: what it keeps is what the kernels of a device keep; None: the CPU's own.
 
-    def __init__(self) -> None:
+    calls: what was asked of it, and which kernel takes it; bias_bytes: of the gradient of the largest trained bias.
+    """
+
+    def __init__(self, counter: WorkCounter, device: Device | None, choice: AttentionKernel) -> None:
         super().__init__()
-        self.flops = 0
+        self.counter, self.device = counter, device
+        self.choice: AttentionKernel = choice
+        self.calls: dict[AttentionCall, AttentionKernel] = {}
+        self.bias_bytes = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is not functional.scaled_dot_product_attention:
             return func(*args, **kwargs)
-        dtype = matmul_dtype(args[0])
-        return _Kernel.apply(*(part.to(dtype) for part in args[:3]), kwargs.get("attn_mask"), self)
+        dtype, mask = matmul_dtype(args[0]), kwargs.get("attn_mask")
+        if mask is not None and mask.requires_grad:
+            self.bias_bytes = max(self.bias_bytes, tensor_bytes(mask))
+        if self.device is None:
+            return func(*args, **kwargs)
+        parts = [part.to(dtype) for part in args[:3]]
+        call = AttentionCall.of(parts[0], parts[1], mask, kwargs)
+        kernel = self.calls[call] = kernel_of(call, self.device, self.choice)
+        if kernel == "math":
+            with sdpa_kernel(SDPBackend.MATH):
+                return func(*args, **kwargs)
+        # Two products of [queries, keys], each of 2 FLOP, half of them where nobody looks ahead.
+        flops = 4 * parts[0].numel() * parts[1].shape[-2] // (1 + call.is_causal)
+        return _Kernel.apply(*parts, mask, (flops, functools.partial(self.counter.note, kernel)))
 
 
 class _Kernel(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, query: Any, key: Any, value: Any, mask: Any, mode: FusedAttention) -> torch.Tensor:
-        # Two products of [queries, keys], each of 2 FLOP; the backward pass has five such.
-        ctx.mode, ctx.flops = mode, 4 * query.numel() * key.shape[-2]
-        mode.flops += ctx.flops
+    def forward(
+        ctx: Any, query: Any, key: Any, value: Any, mask: Any, work: tuple[int, Callable[[int, int], None]]
+    ) -> torch.Tensor:
+        flops, note = work
         mixed = torch.empty_like(query)
         sums = torch.empty(query.shape[:-1], dtype=torch.float32)
+        size = sum(moved_bytes(one) for one in (query, key, value, mixed, mask) if one is not None)
+        note(flops, size)
+        ctx.note = functools.partial(note, flops * 5 // 2, size * 5 // 2)  # backwards there are five such products
         ctx.save_for_backward(query, key, value, mixed, sums, *(() if mask is None else (mask,)))
         return mixed
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         query, key, value, _, _, *mask = ctx.saved_tensors
-        ctx.mode.flops += ctx.flops * 5 // 2
+        ctx.note()
         parts = (query, key, value, mask[0] if mask else None)
         wanted = zip(parts, ctx.needs_input_grad[:4], strict=True)
-        return (*(torch.empty_like(part) if part is not None and needed else None for part, needed in wanted), None)
+        made = (torch.empty_like(part) if part is not None and needed else None for part, needed in wanted)
+        return (*made, None)
 
 
 class EvenExperts(nn.Module):

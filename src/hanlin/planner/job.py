@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,8 +10,12 @@ from typing import Any
 import torch
 
 from hanlin.layers.precision import DTYPES, Precision
+from hanlin.layers.quantised import quantise_linears
 from hanlin.models.family import Family, load_family
+from hanlin.parallel.parallelize import kept_dtype
+from hanlin.planner.devices import Device, precision_on
 from hanlin.planner.layout import Layout
+from hanlin.planner.timing import PassSeconds, pass_seconds
 from hanlin.planner.trace import Trace, TraceSettings, kinds_of_blocks, shrink, trace, with_experts
 from hanlin.planner.weights import Held, StageWeights, Weight, cut_stages, hold, list_weights, query_heads
 from hanlin.recipe.settings import Recipe
@@ -32,18 +37,16 @@ class PlannedModel:
     """A recipe's model on the meta device. Traces are remembered: layouts share them."""
 
     def __init__(
-        self, recipe: Recipe, lengths: SequenceLengths, size: str | None = None, *, keeps_probabilities: bool = False
+        self, recipe: Recipe, lengths: SequenceLengths, size: str | None = None, *, device: Device | None = None
     ) -> None:
-        """size: a named size of the family in place of the recipe's base; keeps_probabilities: see
-        `trace.TraceSettings`.
+        """size: a named size of the family in place of the recipe's base; device: None: the CPU.
 
         Raises: ConfigError, CheckpointError.
         """
         family = load_family(recipe.model.family)
-        self.recipe, self.lengths, self.keeps_probabilities = recipe, lengths, keeps_probabilities
+        self.recipe, self.lengths, self.device = recipe, lengths, device
+        self.precision: Precision = precision_on(device, recipe.train.precision)
         self.config, self.notes = _config(recipe, family, size)
-        # auto is planned as bf16, which all but the oldest of the devices have.
-        self.precision: Precision = "bf16" if recipe.train.precision == "auto" else recipe.train.precision
         self.dtype = DTYPES[self.precision]
         model = _meta_model(recipe, family, self.config, self.dtype)
         self.weights: list[Weight] = list_weights(model)
@@ -51,16 +54,39 @@ class PlannedModel:
         self.heads = query_heads(model)
         self.num_experts = max(weight.num_experts for weight in self.weights)
         self._template = shrink(model)
+        self._remember()
+
+    def _remember(self) -> None:
         self._cut = functools.cache(self._stages)
         self._held = functools.cache(self._hold)
         self._trace = functools.cache(self._run)
+        self._with_experts = functools.cache(self._more_experts)
+        self.seconds = functools.cache(self._seconds)
+
+    def on(self, device: Device) -> PlannedModel:
+        """The same on another device.
+
+        Raises: ConfigError where it has not the recipe's precision.
+        """
+        other = copy.copy(self)
+        other.device, other.precision = device, precision_on(device, self.recipe.train.precision)
+        other.dtype = DTYPES[other.precision]
+        other._remember()
+        return other
 
     def trace(self, layout: Layout) -> Trace:
         """One pass of `layout.micro_batch_size` rows on one tensor rank."""
         plain = Layout(tensor=layout.tensor, micro_batch_size=layout.micro_batch_size)
         if not self.num_experts:
             return self._trace(plain, 1)
-        return with_experts(self._trace(plain, 1), self._trace(plain, 2), -(-self.num_experts // layout.expert))
+        return self._with_experts(plain, -(-self.num_experts // layout.expert))
+
+    def _more_experts(self, layout: Layout, count: int) -> Trace:
+        one_row = replace(layout, micro_batch_size=1)  # what experts add does not depend on the rows
+        return with_experts(self._trace(layout, 1), self._trace(one_row, 1), self._trace(one_row, 2), count)
+
+    def _seconds(self, trace: Trace, device: Device) -> PassSeconds:
+        return pass_seconds(trace, device)
 
     def held(self, layout: Layout) -> list[Held]:
         """What each pipeline rank holds.
@@ -93,19 +119,21 @@ class PlannedModel:
             lengths.encoder_length or lengths.length,
             self.dtype,
             lengths.sample_length,
-            keeps_probabilities=self.keeps_probabilities,
-            experts=experts,
+            self.device,
+            self.recipe.run.attention,
+            experts,
         )
         return trace(self._template, layout, run)
 
 
 def _meta_model(recipe: Recipe, family: Family, config: Any, dtype: torch.dtype) -> Any:
-    """Trained weights are fp32, frozen ones have the dtype of the arithmetic (parallel/parallelize.py)."""
     with torch.device("meta"):
         model = family.model()(config)
+        if recipe.model.quantise is not None:
+            quantise_linears(model, recipe.model.quantise)
         apply_tuning(model, recipe.tuning, family)
     for weight in model.parameters():
-        weight.data = weight.data.to(torch.float32 if weight.requires_grad else dtype)
+        weight.data = weight.data.to(kept_dtype(weight, dtype))
     return model
 
 

@@ -28,13 +28,17 @@ class MemoryTracker(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        is_copy = func is _ATEN._to_copy.default and _key(args[0]) in self._weights
+        is_copy = self.is_cast(func, args)
         if func in _PRODUCTS:
             self.products += tensor_bytes(tree_leaves(result)[0])
         for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor) and _key(tensor) not in self._known:
                 self._record(tensor.untyped_storage(), is_copy)
         return result
+
+    def is_cast(self, func: Any, args: Any) -> bool:
+        """Whether an operation copies a weight in another dtype."""
+        return func is _ATEN._to_copy.default and _key(args[0]) in self._weights
 
     def _record(self, storage: torch.UntypedStorage, is_copy: bool) -> None:
         key, size = storage._cdata, storage.nbytes()

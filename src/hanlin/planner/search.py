@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from hanlin.planner.devices import Device
+from hanlin.core.errors import ConfigError
+from hanlin.planner.devices import DEVICES, Device
 from hanlin.planner.estimate import Estimate, estimate
 from hanlin.planner.job import PlannedModel
+from hanlin.planner.kernels import kernel_of
 from hanlin.planner.layout import Layout
 
 
@@ -28,11 +30,31 @@ def propose(job: PlannedModel, device: Device, nodes: int, per_node: int, networ
     for layout in _layouts(job, nodes * per_node, per_node):
         result = estimate(job, layout)
         if result.fits(device):
-            found.append(Proposal(result, result.step_seconds(device, per_node, network_bytes)))
+            found.append(Proposal(result, result.step_seconds(device, per_node, network_bytes).total))
     best: dict[tuple[int, ...], Proposal] = {}
     for proposal in sorted(found, key=lambda each: (each.step_seconds, _complexity(each.estimate.layout))):
         best.setdefault(_complexity(proposal.estimate.layout), proposal)
     return list(best.values())
+
+
+def that_fit(job: PlannedModel, layout: Layout) -> list[Device]:
+    """The known devices that have the recipe's precision and hold a layout, each with its own kernels."""
+    calls = job.trace(layout).attention
+    estimates: dict[object, Estimate] = {}
+    found = []
+    for device in DEVICES.values():
+        try:
+            there = job.on(device)
+        except ConfigError:
+            continue  # no bf16 there
+        # Whatever is fused keeps the same.
+        kernels = [kernel_of(replace(call, dtype=there.dtype), device, job.recipe.run.attention) for call in calls]
+        kind = tuple(kernel == "math" for kernel in kernels)
+        if kind not in estimates:
+            estimates[kind] = estimate(there, layout)
+        if estimates[kind].fits(device):
+            found.append(device)
+    return found
 
 
 def _complexity(layout: Layout) -> tuple[int, ...]:

@@ -14,23 +14,32 @@ import dataclasses
 import inspect
 import math
 import weakref
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
 
+from hanlin.layers.attention_kernels import AttentionKernel
 from hanlin.layers.experts import Experts
-from hanlin.planner.fake_ops import EvenExperts, FusedAttention
+from hanlin.layers.quantised import packed_linears
+from hanlin.parallel.parallelize import kept_dtype
+from hanlin.planner.devices import Device
+from hanlin.planner.fake_ops import DeviceAttention, EvenExperts
+from hanlin.planner.kernels import AttentionCall
 from hanlin.planner.layout import Layout
-from hanlin.planner.memory_tracker import MemoryTracker, tensor_bytes
+from hanlin.planner.memory_tracker import tensor_bytes
 from hanlin.planner.weights import block_names, seen_shapes
+from hanlin.planner.work import Work, WorkCounter, total_flops
 
 TraceInputs = dict[str, torch.Tensor]
+
+
+OUTSIDE = ""
+"""Of the blocks: embedding, masks, position bias."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +48,7 @@ class BlockCost:
 
     kept: what it holds for the backward pass, its output included, without `casted`: copies of weights in the dtype of
     the arithmetic (autocast makes them); products: of matrix products alone; output: the bytes of its
-    output, elements: their number.
+    output, elements: their number; flops: of its products and its attention.
     """
 
     kept: int
@@ -50,20 +59,23 @@ class BlockCost:
     flops: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Trace:
     """One forward and backward pass of `rows` rows.
 
     blocks: by kind; outside: kept by what stands before the blocks (embedding, masks, position bias); transient: most
-    that the backward pass holds besides what was kept and the gradients of the weights; backward_share: FLOP of the
-    backward pass per FLOP of the forward pass; outputs: bytes of the state that travels between stages.
+    that the backward pass holds besides what was kept and the gradients of the weights; outputs: bytes of the state
+    that travels between stages; forward, backward: operations of the blocks, by kind, and under OUTSIDE those of what
+    stands in none; attention: its calls, and the kernels that take them.
     """
 
     blocks: Mapping[str, BlockCost]
     outside: int
     transient: int
-    backward_share: float
     outputs: int
+    forward: Mapping[str, Work]
+    backward: Mapping[str, Work]
+    attention: Mapping[AttentionCall, AttentionKernel]
 
 
 def kinds_of_blocks(model: Any) -> list[str]:
@@ -107,47 +119,72 @@ class TraceSettings:
     """How the traced pass is run.
 
     length, encoder_length: of a row, in tokens; dtype: of the arithmetic; sample_length: positions of a packed row that
-    attend among themselves (0: all); keeps_probabilities: as the CPU's attention does with a trained bias or with
-    dropout, while the kernels of accelerators compute them again; experts: among which a rank's tokens are divided, 1
-    or 2.
+    attend among themselves (0: all); device, attention: whose kernels compute attention (`run.attention`); None: the
+    CPU's, which keep probabilities where there is a trained bias or dropout; experts: among which a rank's tokens are
+    divided, 1 or 2.
     """
 
     length: int
     encoder_length: int
     dtype: torch.dtype
     sample_length: int = 0
-    keeps_probabilities: bool = False
+    device: Device | None = None
+    attention: AttentionKernel = "auto"
     experts: int = 1
 
 
 def trace(template: TraceModel, layout: Layout, run: TraceSettings) -> Trace:
     """Run a shrunk model once, forwards and backwards, on one tensor rank's shapes."""
     model, shapes = copy.deepcopy(template.model).train(), seen_shapes(template.model, layout)
-    with FakeTensorMode():
-        _realise(model, shapes, layout, run.experts)
+    make_constants(model)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        _realise(model, shapes, layout, run)
         inputs = make_inputs(model, layout.micro_batch_size, run)
         gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
-        live = MemoryTracker(weights=tuple(model.parameters()), others=(*gradients, *inputs.values()))
-        flops = _Flops()
-        marks = [_Mark(model.get_submodule(name), live, flops) for name in block_names(model)]
-        with live, flops.counter, nullcontext() if run.keeps_probabilities else flops.attention:
+        counter = WorkCounter(weights=tuple(model.parameters()), others=(*gradients, *inputs.values()))
+        kernels = DeviceAttention(counter, run.device, run.attention)
+        sections = _Sections(counter)
+        marks = [
+            _Mark(model.get_submodule(name), kind, sections)
+            for kind, name in zip(template.kinds, block_names(model), strict=True)
+        ]
+        with counter, kernels:
             outputs = _forward(model, inputs, run.dtype)
-            kept, forward, live.peak = live.live, flops.total(), live.live
-            blocks = {kind: mark.cost() for kind, mark in zip(template.kinds, marks, strict=True)}
+            kept, counter.peak = counter.live, counter.live
+            forward = sections.taken()
+            blocks = {mark.kind: mark.cost(forward) for mark in marks}
             reached = [out for out in outputs if out.requires_grad]
             torch.autograd.backward(reached, [torch.ones_like(out) for out in reached])
         outside = kept - sum(cost.kept + cost.casted for cost in blocks.values())
-        share = (flops.total() - forward) / max(forward, 1)
-        return Trace(blocks, outside, live.peak - kept, share, sum(map(tensor_bytes, outputs)))
+        return Trace(
+            blocks,
+            outside,
+            # Of a bias that all blocks share, a further block finds the gradient of those behind it.
+            counter.peak - kept + kernels.bias_bytes,
+            sum(map(tensor_bytes, outputs)),
+            forward,
+            sections.taken(),
+            kernels.calls,
+        )
 
 
-def with_experts(one: Trace, two: Trace, count: int) -> Trace:
-    """The trace with `count` experts from those with one and two: they keep as much together, but copy more weights."""
+def make_constants(model: nn.Module) -> None:
+    """Let packed linears make the tables that they remember for good, which must have values."""
+    for packing in set(packed_linears(model).values()):
+        tensors = [torch.zeros_like(part, device="cpu") for part in packing.empty(2, 64)]
+        packing.unpack(tuple(tensors), 64, torch.float32)
+
+
+def with_experts(found: Trace, one: Trace, two: Trace, count: int) -> Trace:
+    """A trace with `count` experts instead of one: they keep as much together, but copy more weights, by as much as two
+    do than one.
+    """
+    more = {kind: two.blocks[kind].casted - cost.casted for kind, cost in one.blocks.items()}
     blocks = {
-        kind: dataclasses.replace(cost, casted=cost.casted + (count - 1) * (two.blocks[kind].casted - cost.casted))
-        for kind, cost in one.blocks.items()
+        kind: dataclasses.replace(cost, casted=cost.casted + (count - 1) * more[kind])
+        for kind, cost in found.blocks.items()
     }
-    return dataclasses.replace(one, blocks=blocks)
+    return dataclasses.replace(found, blocks=blocks)
 
 
 def _forward(model: Any, inputs: TraceInputs, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
@@ -157,23 +194,27 @@ def _forward(model: Any, inputs: TraceInputs, dtype: torch.dtype) -> tuple[torch
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
-def _realise(model: Any, shapes: Mapping[str, Sequence[int]], layout: Layout, experts: int) -> None:
+def _realise(model: Any, shapes: Mapping[str, Sequence[int]], layout: Layout, run: TraceSettings) -> None:
     """Give a meta model weights (and gradients) of one tensor rank's shapes."""
     made: dict[int, nn.Parameter] = {}
     for name, weight in list(model.named_parameters(remove_duplicate=False)):
         if id(weight) not in made:
-            made[id(weight)] = _fake(weight, shapes[name])
+            made[id(weight)] = _fake(weight, shapes[name], run.dtype)
         module, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(module), leaf, made[id(weight)])
     if layout.tensor > 1 and getattr(model, "prefix", None) is not None:
         _narrow_prefix(model, layout.tensor)
     for name, module in list(model.named_modules()):
         if isinstance(module, Experts):
-            model.set_submodule(name, EvenExperts(module, experts))
+            model.set_submodule(name, EvenExperts(module, run.experts))
+    for name, buffer in list(model.named_buffers()):
+        module, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(module), leaf, torch.empty_like(buffer, device="cpu"))
 
 
-def _fake(weight: nn.Parameter, shape: Sequence[int]) -> nn.Parameter:
-    made = nn.Parameter(torch.empty(tuple(shape), dtype=weight.dtype, device="cpu"), requires_grad=weight.requires_grad)
+def _fake(weight: nn.Parameter, shape: Sequence[int], arithmetic: torch.dtype) -> nn.Parameter:
+    dtype = kept_dtype(weight, arithmetic)
+    made = nn.Parameter(torch.empty(tuple(shape), dtype=dtype, device="cpu"), requires_grad=weight.requires_grad)
     made.grad = torch.zeros_like(made) if weight.requires_grad else None
     return made
 
@@ -217,41 +258,66 @@ def _named(forward: Callable[..., Any]) -> list[str]:
     return [one.name for one in given if one.kind is one.KEYWORD_ONLY and one.default is one.empty]
 
 
+class _Sections:
+    """Names the sections of a counter: the kind of the block that runs, forwards or backwards, else OUTSIDE."""
+
+    def __init__(self, counter: WorkCounter) -> None:
+        self.counter = counter
+        self.outputs: set[int] = set()
+
+    def taken(self) -> dict[str, Work]:
+        """What was counted since the last time."""
+        found, self.counter.work = self.counter.work, defaultdict(Counter)
+        self.counter.section = OUTSIDE
+        return dict(found)
+
+    def enter(self, kind: str, entered: torch.Tensor) -> None:
+        self.counter.section = kind
+        if entered.requires_grad and id(entered) not in self.outputs:
+            entered.register_hook(lambda _: self._go_on(OUTSIDE))  # of its gradient: backwards the block has ended
+
+    def leave(self, kind: str, left: torch.Tensor) -> None:
+        self.counter.section = OUTSIDE
+        self.outputs.add(id(left))
+        if left.requires_grad:
+            left.register_hook(lambda _: self._go_on(kind))
+
+    def _go_on(self, section: str) -> None:
+        self.counter.section = section
+
+
 class _Mark:
     """What is alive before and after a block."""
 
-    def __init__(self, block: nn.Module, live: MemoryTracker, flops: _Flops) -> None:
-        self.live, self.flops = live, flops
-        self.before = self.after = (0, 0, 0, 0)
+    def __init__(self, block: nn.Module, kind: str, sections: _Sections) -> None:
+        self.kind, self.sections, self.counter = kind, sections, sections.counter
+        self.before = self.after = (0, 0, 0)
         self.entered = self.output = self.elements = 0
         self.input: weakref.ref[Any] = weakref.ref(self)
         self.is_empty = False
         block.register_forward_pre_hook(self._enter)
         block.register_forward_hook(self._leave)
 
-    def cost(self) -> BlockCost:
+    def cost(self, forward: Mapping[str, Work]) -> BlockCost:
         """To be asked when the forward pass is over: an input that nobody kept is gone then."""
-        live, casted, products, flops = (after - before for after, before in zip(self.after, self.before, strict=True))
+        live, casted, products = (after - before for after, before in zip(self.after, self.before, strict=True))
         freed = 0 if self.input() is not None or self.is_empty else self.entered
+        flops = total_flops(forward.get(self.kind, {}))
         return BlockCost(live - casted - freed, products, casted, self.output, self.elements, flops)
 
     def _enter(self, block: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         self.input, self.entered = weakref.ref(inputs[0].untyped_storage()), tensor_bytes(inputs[0])
         self.before = self._now()
+        # All blocks but the first have trained ones before them, for which they keep what the gradient of their input
+        # needs.
+        inputs[0].requires_grad_(torch.is_grad_enabled())
+        self.sections.enter(self.kind, inputs[0])
 
     def _leave(self, block: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         self.output, self.elements = tensor_bytes(output), output.numel()
         self.is_empty = output is inputs[0]  # a pruned block
         self.after = self._now()
+        self.sections.leave(self.kind, output)
 
-    def _now(self) -> tuple[int, int, int, int]:
-        return self.live.live, self.live.casted, self.live.products, self.flops.total()
-
-
-class _Flops:
-    def __init__(self) -> None:
-        self.counter = FlopCounterMode(display=False)
-        self.attention = FusedAttention()
-
-    def total(self) -> int:
-        return self.counter.get_total_flops() + self.attention.flops
+    def _now(self) -> tuple[int, int, int]:
+        return self.counter.live, self.counter.casted, self.counter.products

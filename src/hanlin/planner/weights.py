@@ -15,7 +15,7 @@ from torch import nn
 
 from hanlin.core.errors import ConfigError
 from hanlin.core.plan import Plan, TensorSplit, compile_pattern, divided_dimensions
-from hanlin.parallel.pipeline import cut_costs
+from hanlin.parallel.stages import cut_costs
 from hanlin.planner.layout import Layout
 
 _ONE = Layout()
@@ -30,7 +30,8 @@ class Weight:
 
     place: the number of its block in the order of the flow, or where else it lives; dim: what tensor ranks divide;
     num_heads: of keys and values, which fewer heads than ranks keep from being divided (0: it is none of theirs);
-    num_experts: there are so many of it, one for each expert (0: it is none's).
+    num_experts: there are so many of it, one for each expert (0: it is none's); numbers: parameters that it stands for,
+    more than its elements where several are packed into one.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Weight:
     dim: int | None = None
     num_heads: int = 0
     num_experts: int = 0
+    numbers: int = 0
 
     @property
     def is_summed(self) -> bool:
@@ -197,8 +199,17 @@ def _weight(
         dim,
         model.get_submodule(module).weight.shape[0] // plan.head_dim if split == "kv" and dim is not None else 0,
         num_experts,
+        _numbers(model.get_submodule(module), leaf, parameter),
     )
     return weight, is_first
+
+
+def _numbers(module: nn.Module, leaf: str, parameter: nn.Parameter) -> int:
+    """The parameters that one stands for: none that says how the others are packed."""
+    packed = getattr(module, "weight", parameter)
+    if packed.is_floating_point() or leaf in ("bias", *getattr(module, "added", ())):
+        return parameter.numel()
+    return int(module.in_features) * int(module.out_features) if leaf == "weight" else 0  # pyright: ignore[reportArgumentType]
 
 
 def query_heads(model: Any) -> set[int]:

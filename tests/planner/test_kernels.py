@@ -1,0 +1,77 @@
+"""The kernel of a call is the one that torch's dispatcher finds by its filters."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from measure import tiny_recipe
+
+from hanlin.planner.devices import DEVICES
+from hanlin.planner.job import PlannedModel, SequenceLengths
+from hanlin.planner.kernels import AttentionCall, kernel_of, why_not_flash
+from hanlin.planner.layout import Layout
+
+CAUSAL = AttentionCall(torch.bfloat16, 128, is_causal=True)
+HALF = AttentionCall(torch.float16, 128, is_causal=True)
+BIAS = AttentionCall(torch.bfloat16, 128, mask=torch.bfloat16)
+MASK = AttentionCall(torch.float16, 128, mask=torch.bool)
+
+
+@pytest.mark.parametrize(
+    ("device", "call", "kernel"),
+    [
+        ("A100-80", CAUSAL, "flash"),
+        ("A100-80", replace(CAUSAL, is_grouped=True), "flash"),
+        ("A100-80", replace(CAUSAL, dtype=torch.float32), "efficient"),
+        ("A100-80", replace(CAUSAL, dtype=torch.float32, is_grouped=True), "math"),
+        ("A100-80", replace(CAUSAL, is_square=False), "efficient"),
+        ("A100-80", BIAS, "efficient"),
+        ("A100-80", replace(BIAS, head_dim=100), "math"),
+        ("A100-80", replace(CAUSAL, head_dim=320), "efficient"),
+        ("RTX4090-24", replace(CAUSAL, head_dim=224), "efficient"),
+        ("RTX4090-24", replace(CAUSAL, head_dim=224, is_trained=False), "flash"),
+        ("H100-80", CAUSAL, "flash"),
+        ("V100-32", HALF, "efficient"),
+        ("V100-32", replace(HALF, is_grouped=True), "math"),
+        ("T4-16", MASK, "efficient"),
+        ("910B-64", CAUSAL, "flash"),
+        ("910B-64", MASK, "flash"),
+        ("910B-64", BIAS, "math"),
+        ("910A-32", HALF, "math"),
+    ],
+)
+def test_the_kernel_of_a_call(device: str, call: AttentionCall, kernel: str) -> None:
+    assert kernel_of(call, DEVICES[device]) == kernel
+    assert (why_not_flash(call, kernel_of(call, DEVICES[device]), DEVICES[device]) == "") == (kernel == "flash")
+
+
+def test_what_a_recipe_asks_for_is_taken_where_it_takes_the_call() -> None:
+    device = DEVICES["A100-80"]
+    assert kernel_of(CAUSAL, device, "math") == "math"
+    assert kernel_of(CAUSAL, device, "efficient") == "efficient"
+    assert kernel_of(BIAS, device, "flash") == "math"
+    assert kernel_of(BIAS, device, "cudnn") == "cudnn"
+    assert kernel_of(replace(CAUSAL, head_dim=256), device, "cudnn") == "flash"
+
+
+def test_plain_products_keep_the_probabilities() -> None:
+    recipe = tiny_recipe("cpm_bee", "tuning.method=lora", "train.precision=auto")
+    kept = {}
+    for name in ("A100-80", "910B-64"):
+        job = PlannedModel(recipe, SequenceLengths(256), device=DEVICES[name])
+        found = job.trace(Layout())
+        assert set(found.attention.values()) == {"efficient" if name == "A100-80" else "math"}
+        kept[name] = max(cost.kept for cost in found.blocks.values())
+    probabilities = job.config.num_heads * 256 * 256 * 4
+    assert kept["910B-64"] - kept["A100-80"] >= probabilities
+
+
+def test_a_model_moves_to_another_device_with_its_own_kernels() -> None:
+    recipe = tiny_recipe("chatglm2", "tuning.method=lora", "train.precision=auto")
+    job = PlannedModel(recipe, SequenceLengths(128), device=DEVICES["A100-80"])
+    old = job.on(DEVICES["V100-32"])
+    assert (job.precision, old.precision) == ("bf16", "fp16")
+    assert set(job.trace(Layout()).attention.values()) == {"flash"}
+    assert set(old.trace(Layout()).attention.values()) == {"math"}  # its query heads share keys
