@@ -7,15 +7,16 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 import torch
 from run_tiny import run
-from tiny_model import TinyLoader, break_batch
+from tiny_model import TinyLoader, break_batch, make_batch
 
-from hanlin.core.errors import CheckpointError, HanlinError
+from hanlin.core.errors import CheckpointError, DataError, HanlinError
 from hanlin.core.manifest import write_manifest
 from hanlin.recipe.settings import TrainSettings
 from hanlin.training import loop
@@ -23,6 +24,7 @@ from hanlin.training.loop import EXIT_INTERRUPTED, count_steps
 from hanlin.training.metrics import MetricsFile
 from hanlin.training.run_checkpoints import TrainProgress
 from hanlin.training.signals import StopSignals
+from hanlin.training.step import Step
 
 SCRIPT = Path(__file__).with_name("run_tiny.py")
 MY_OPTIMIZER = str(Path(__file__).parents[2] / "examples" / "my_optimizer.py")
@@ -78,19 +80,16 @@ def test_a_run_shorter_than_all_intervals_leaves_last_and_best(tmp_path):
     assert (tmp_path / "checkpoints" / "000002").is_dir()
 
 
-def test_asking_the_ranks_does_not_tell_how_long_a_step_takes(tmp_path, monkeypatch):
+def test_the_first_step_has_a_limit_of_its_own(tmp_path, monkeypatch):
     class Watched(StopSignals):
-        def __enter__(self):
-            watched.append(self)
-            return super().__enter__()
+        def step(self):
+            longest.append(self._longest)
+            return super().step()
 
-    watched, longest, forever = [], [], TinyLoader.forever
+    longest = []
     monkeypatch.setattr(loop, "StopSignals", Watched)
-    monkeypatch.setattr(
-        TinyLoader, "forever", lambda self: (longest.append(watched[0]._longest) or batch for batch in forever(self))
-    )
     run(tmp_path, steps=2)
-    assert longest[0] is None, "the first step, which takes longest, must have its own limit"
+    assert longest[0] is None
     assert longest[1] > 0
 
 
@@ -117,9 +116,52 @@ def test_weights_and_gradients_are_inspected_every_n_steps(tmp_path, caplog):
     assert "gradient std" in caplog.text
 
 
-def test_the_making_of_batches_is_measured(tmp_path):
-    run(tmp_path, steps=2, pause=0.05)
-    assert all(line["data_seconds"] >= 0.05 for line in lines_of(tmp_path) if "loss" in line)
+def test_waiting_for_batches_is_measured(tmp_path):
+    run(tmp_path, steps=3, pause=0.1, with_eval=False)
+    lines = [line for line in lines_of(tmp_path) if "loss" in line]
+    assert lines[0]["data_seconds"] >= 0.09
+    assert sum(line["data_seconds"] + line["seconds"] for line in lines) >= 0.29
+
+
+def test_a_step_does_not_wait_for_a_batch_that_was_made_in_the_one_before(tmp_path, monkeypatch):
+    step = Step.run
+    monkeypatch.setattr(Step, "run", lambda *given: (time.sleep(0.1), step(*given))[1])
+    run(tmp_path, steps=5, pause=0.05, with_eval=False)
+    waited = [line["data_seconds"] for line in lines_of(tmp_path) if "loss" in line]
+    assert waited[0] > 0.04
+    assert sorted(waited[1:])[1] < 0.02  # of four one or two may meet a busy machine
+
+
+def test_the_position_is_that_of_what_was_trained_on_not_of_what_was_made(tmp_path, monkeypatch):
+    """The thread is one batch ahead: the second of two runs must begin with that one."""
+    seen, step = [], Step.run
+    monkeypatch.setattr(Step, "run", lambda *given: (seen.append(given[1].rows[0]), time.sleep(0.02), step(*given))[2])
+    for steps in (2, 4):
+        run(tmp_path, steps=steps, decay_steps=12)
+    assert seen == [make_batch(number).rows[0] for number in range(4)]
+
+
+def test_what_goes_wrong_in_the_making_of_a_batch_comes_up_when_its_turn_comes(tmp_path, monkeypatch):
+    def broken(self):
+        for number in range(3):
+            self.number += 1
+            yield make_batch(number)
+        raise DataError("rows.jsonl:4: was written to")
+
+    monkeypatch.setattr(TinyLoader, "forever", broken)
+    with pytest.raises(DataError, match=r"rows.jsonl:4: was written to") as caught:
+        run(tmp_path, steps=9, save_every=3)
+    assert caught.value.__notes__ == ["step=4"]
+    assert list(losses_of(tmp_path)) == [1, 2, 3]
+    assert (tmp_path / "checkpoints" / "000003").is_dir()
+    assert wait_for_end_of_threads()
+
+
+def wait_for_end_of_threads() -> bool:
+    limit = time.monotonic() + 5
+    while any(one.name.startswith("batches") for one in threading.enumerate()) and time.monotonic() < limit:
+        time.sleep(0.01)
+    return time.monotonic() < limit
 
 
 def test_training_ends_when_the_evaluation_stops_improving_and_stays_ended(tmp_path):

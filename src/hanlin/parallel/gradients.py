@@ -9,29 +9,52 @@ from typing import Any, Literal
 import torch
 from torch import distributed, nn
 
+from hanlin.parallel.buckets import Buckets
 from hanlin.parallel.mesh import Mesh, local
+
+_Axis = Literal["data", "copy"]
 
 
 class Gradients:
     """Those of this rank's stages. All ranks call the same methods in the same order."""
 
     def __init__(
-        self, models: Sequence[nn.Module], mesh: Mesh, *, is_sharded: bool, own: AbstractSet[str] = frozenset()
+        self,
+        models: Sequence[nn.Module],
+        mesh: Mesh,
+        *,
+        is_sharded: bool,
+        own: AbstractSet[str] = frozenset(),
+        has_experts: bool = False,
     ) -> None:
         """is_sharded: FSDP adds those of the data ranks; own: names of what other data ranks do not have."""
-        self._mesh, self._is_sharded, self._own = mesh, is_sharded, own
+        self._mesh, self._is_sharded, self._own, self._has_experts = mesh, is_sharded, own, has_experts
         self._held = [_trained(model) for model in models]
         self._holders = self._find_holders()
         self._groups = self._join_holders()
+        self._buckets = self._make_buckets()
+        self._lacking: set[str] = set()
 
     @property
     def weights(self) -> dict[str, nn.Parameter]:
         """The trained weights that this rank holds, by name."""
         return {name: weight for held in reversed(self._held) for name, weight in held.items()}
 
+    def expect_last(self) -> None:
+        """The next backward pass is the last one of a step: in plain data parallelism the ranks add gradients while it
+        goes on. Elsewhere other things travel between its blocks, or not all of a gradient is there yet.
+        """
+        is_plain = self._mesh.size("pipe") == self._mesh.size("tensor") == 1 and not self._has_experts
+        if is_plain and (shared := self._buckets.get("data")) is not None:
+            shared.expect_last()
+
     @torch.no_grad()
-    def add(self) -> None:
-        """Bring the gradients together that several stages or data ranks have of one weight."""
+    def add(self) -> int:
+        """Bring the gradients together that several stages or data ranks have of one weight.
+
+        Returns how many weights are of data ranks and had no gradient on this one; if that is so on any of these,
+        `drop_unknown` is to follow.
+        """
         weights = self.weights
         for weight in (weight for held in self._held for weight in held.values()):
             _sum_partial_gradient(weight)
@@ -40,10 +63,22 @@ class Gradients:
                 other = held.get(name, first)
                 if other is not first and other.grad is not None:
                     first.grad = other.grad if first.grad is None else first.grad.add_(other.grad)
-        if self._mesh.size("data") > 1:
-            self._add_over_data(weights)
+        self._lacking = self._add_over_data(weights)
         if self._holders:
             self._add_over_pipe(weights)
+        return len(self._lacking)
+
+    @torch.no_grad()
+    def drop_unknown(self) -> None:
+        """Take from weights that had no gradient on any data rank the zeros that `add` gave them: an optimizer leaves
+        a weight alone that has none. All data ranks must call it.
+        """
+        for axis, names in self._parts().items():
+            has = torch.tensor([float(name not in self._lacking) for name in names], device=self._mesh.device)
+            distributed.all_reduce(has, group=self._mesh.group(axis))
+            for name, count in zip(names, has.tolist(), strict=True):
+                if not count and name not in self._holders:
+                    self.weights[name].grad = None
 
     @torch.no_grad()
     def own_norm(self) -> torch.Tensor:
@@ -79,25 +114,33 @@ class Gradients:
 
     # --- over the data axis ---
 
-    def _add_over_data(self, weights: Mapping[str, nn.Parameter]) -> None:
-        if not self._is_sharded:
-            shared = [weight for name, weight in weights.items() if name not in self._own]
-            self._mesh.add("data", self._known_to_any("data", shared))
-        if own := [weight for name, weight in weights.items() if name in self._own]:
-            gradients = self._known_to_any("copy", own)
-            if self._is_sharded:  # these were not averaged
-                for gradient in gradients:
-                    gradient.div_(self._mesh.size("data"))
-            self._mesh.add("copy", gradients)
+    def _parts(self) -> dict[_Axis, list[str]]:
+        """The names of the weights that the ranks of an axis hold whole, where that has several."""
+        if self._mesh.size("data") == 1:
+            return {}
+        own = [name for name in self.weights if name in self._own]
+        shared = [] if self._is_sharded else [name for name in self.weights if name not in self._own]
+        parts: dict[_Axis, list[str]] = {"data": shared, "copy": own}
+        return {axis: names for axis, names in parts.items() if names}
 
-    def _known_to_any(self, axis: Literal["data", "copy"], weights: Sequence[nn.Parameter]) -> list[torch.Tensor]:
-        """The gradients that any rank has; zeros where this one has none."""
-        has = torch.tensor([float(weight.grad is not None) for weight in weights], device=self._mesh.device)
-        distributed.all_reduce(has, group=self._mesh.group(axis))
-        for weight, count in zip(weights, has.tolist(), strict=True):
-            if count and weight.grad is None:
-                weight.grad = torch.zeros_like(weight)
-        return [local(weight.grad) for weight in weights if weight.grad is not None]
+    def _make_buckets(self) -> dict[_Axis, Buckets]:
+        weights = self.weights
+        return {
+            axis: Buckets([weights[name] for name in names], self._mesh.group(axis))
+            for axis, names in self._parts().items()
+        }
+
+    def _add_over_data(self, weights: Mapping[str, nn.Parameter]) -> set[str]:
+        """Returns the names of those that had no gradient here."""
+        parts = self._parts()
+        lacking = {name for names in parts.values() for name in names if weights[name].grad is None}
+        for axis, names in parts.items():
+            if axis == "copy" and self._is_sharded:  # these were not averaged
+                for gradient in (weights[name].grad for name in names):
+                    if gradient is not None:
+                        local(gradient).div_(self._mesh.size("data"))
+            self._buckets[axis].finish()
+        return lacking
 
     # --- over the pipeline ---
 

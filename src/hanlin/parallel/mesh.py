@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 Axis = Literal["pipe", "replicate", "shard", "tensor", "data", "expert", "copy", "all"]
+Numbers = tuple[Axis, Literal["sum", "max"], Sequence[float]]
+"""Numbers of this rank's, and what of those of an axis' ranks is asked for."""
 AXES = ("pipe", "replicate", "shard", "tensor")
 EXPERT_AXES = ("pipe", "copy", "expert", "tensor")
 
@@ -129,31 +131,23 @@ class Mesh:
 
     def sum(self, axis: Axis, values: Sequence[float]) -> list[float]:
         """The sums of numbers over the ranks of an axis. Every rank must call it, with equally many numbers."""
-        return self.sums((axis, values))[0]
-
-    def sums(self, *of: tuple[Axis, Sequence[float]]) -> list[list[float]]:
-        """The same of several axes, in one exchange."""
-        if all(self.size(axis) == 1 for axis, _ in of):
-            return [list(values) for _, values in of]
-        every = self._gathered([value for _, values in of for value in values])
-        found, begin = [], 0
-        for axis, values in of:
-            numbers = every[self._ranks(axis), begin : begin + len(values)]
-            found.append(numbers.sum(0).tolist())
-            begin += len(values)
-        return found
-
-    def add(self, axis: Axis, tensors: Sequence[torch.Tensor]) -> None:
-        """Add tensors that every rank of an axis holds whole, in place."""
-        group = self.group(axis)
-        handles = [distributed.all_reduce(tensor, group=group, async_op=True) for tensor in tensors]
-        for handle in handles:
-            assert handle is not None
-            handle.wait()
+        return self.exchange((axis, "sum", values))[0]
 
     def maximum(self, axis: Axis, value: float) -> float:
         """The greatest of the numbers of the ranks of an axis; every rank must call it."""
-        return value if self.size(axis) == 1 else self._gathered([value])[self._ranks(axis)].max().item()
+        return self.exchange((axis, "max", [value]))[0][0]
+
+    def exchange(self, *of: Numbers) -> list[list[float]]:
+        """Sums and greatest numbers over several axes, in one collective; every rank must call it, with alike ones."""
+        if all(self.size(axis) == 1 for axis, _, _ in of):
+            return [list(values) for _, _, values in of]
+        every = self._gathered([value for _, _, values in of for value in values])
+        found, begin = [], 0
+        for axis, what, values in of:
+            numbers = every[self._ranks(axis), begin : begin + len(values)]
+            found.append((numbers.sum(0) if what == "sum" else numbers.amax(0)).tolist())
+            begin += len(values)
+        return found
 
     def _ranks(self, axis: Axis) -> list[int]:
         """Of this process' part of an axis, in the whole."""

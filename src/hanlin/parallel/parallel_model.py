@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import torch
@@ -14,7 +14,7 @@ from torch import nn
 from hanlin.core.batch import Batch
 from hanlin.layers.attention_kernels import AttentionKernel, attention_kernels
 from hanlin.parallel.gradients import Gradients
-from hanlin.parallel.mesh import Mesh
+from hanlin.parallel.mesh import Mesh, Numbers
 from hanlin.parallel.parameter_statistics import ParameterStatistics, parameter_statistics
 from hanlin.parallel.sharded_parameters import ShardedParameters
 from hanlin.recipe.settings import ParallelSettings
@@ -23,12 +23,14 @@ from hanlin.recipe.settings import ParallelSettings
 @dataclass(frozen=True)
 class BackwardResult:
     """losses: of this rank's micro-batches, each by its denominator; loss: their sum over the data ranks;
-    grad_norm: the length of all gradients as one vector, over all ranks, not finite if any of them is not.
+    grad_norm: the length of all gradients as one vector, over all ranks, not finite if any of them is not; told: what
+    the ranks told each other besides.
     """
 
     losses: list[float]
     loss: float
     grad_norm: float
+    told: list[list[float]] = field(default_factory=list)
 
 
 class StageRunner(Protocol):
@@ -46,8 +48,14 @@ class StageRunner(Protocol):
 class SingleStage:
     """All blocks on this rank."""
 
-    def __init__(self, model: nn.Module, shard: Literal["none", "gradients", "parameters"]) -> None:
-        self.model, self.shard = model, shard
+    def __init__(
+        self,
+        model: nn.Module,
+        shard: Literal["none", "gradients", "parameters"],
+        before_last: Callable[[], None] = lambda: None,
+    ) -> None:
+        """before_last: called before the backward pass with which all gradients are there."""
+        self.model, self.shard, self.before_last = model, shard, before_last
 
     def forward_backward(self, parts: Sequence[Batch], factors: Sequence[float]) -> torch.Tensor:
         losses = []
@@ -58,6 +66,8 @@ class SingleStage:
                 # Whole gradients are kept from pass to pass only where the whole weights are.
                 reduce_gradients(self.model, now=self.shard == "parameters" or number == len(parts) - 1)
             loss = self.model(**part.inputs, labels=part.labels, weights=part.weights, reduction="sum")
+            if number == len(parts) - 1:
+                self.before_last()
             (loss * factor).backward()
             losses.append(loss.detach())
         return torch.stack(losses)
@@ -81,12 +91,15 @@ class ParallelModel:
         self.mesh, self.device, self.dtype, self.settings = mesh, mesh.device, dtype, settings
         self.models = list(models)
         self._attention: AttentionKernel = attention
+        experts = _names_of_experts(models)
         # Of experts that other data ranks do not have.
-        self._own_names = set[str]() if mesh.size("expert") == 1 else _names_of_experts(models)
+        self._own_names = set[str]() if mesh.size("expert") == 1 else experts
         self._runner = self._make_runner()
         self._bring()
         self._sharded_parameters = ShardedParameters(self.models, mesh)
-        self._gradients = Gradients(self.models, mesh, is_sharded=self._is_sharded, own=self._own_names)
+        self._gradients = Gradients(
+            self.models, mesh, is_sharded=self._is_sharded, own=self._own_names, has_experts=bool(experts)
+        )
 
     @property
     def model(self) -> nn.Module:
@@ -108,24 +121,30 @@ class ParallelModel:
         """The trained ones that this rank holds, by name."""
         return self._gradients.weights
 
-    def split(self, batch: Batch, rows: int | None) -> list[Batch]:
+    def split(self, batch: Batch, rows: int | None, most: int | None = None) -> list[Batch]:
         """The parts of this rank's rows that go through the model one after the other, `rows` each.
 
         All data ranks get equally many parts, in a pipeline all of one size: rows without loss fill them up.
+        most: rows that any data rank has; None: they are asked.
         """
         if self.mesh.size("all") == 1:
             return batch.split(self.settings.micro_batches or -(-batch.size // (rows or batch.size)))
-        most = int(self.mesh.maximum("data", batch.size))
+        most = int(self.mesh.maximum("data", batch.size)) if most is None else most
         parts = self.settings.micro_batches or -(-most // (rows or most))
         filled = batch.fill_rows(-(-most // parts) * parts if self.mesh.size("pipe") > 1 else parts)
         return filled.split(parts)
 
     def forward_backward(
-        self, parts: Sequence[Batch], denominators: Sequence[float], scale: float = 1.0
+        self,
+        parts: Sequence[Batch],
+        denominators: Sequence[float],
+        scale: float = 1.0,
+        tell: Callable[[], Sequence[Numbers]] = tuple,
     ) -> BackwardResult:
         """Add the gradient of scale x the sum of (summed loss / denominator) over the parts of this rank's rows.
 
-        The device is waited for once.
+        The device is waited for once, and numbers go from rank to rank once: those of the loss and the norm, together
+        with what else is to be told, which is asked for when the device is done.
         """
         self._set_mode(training=True)
         self._gradients.refresh_copies()
@@ -134,12 +153,16 @@ class ParallelModel:
         factors = [scale / denominator * repeats for denominator in denominators]
         with self._arithmetic():
             losses = self._runner.forward_backward([part.to(self.device) for part in parts], factors)
-        self._gradients.add()
+        num_lacking = self._gradients.add()
         norm = self._gradients.own_norm()
         *sums, length = torch.cat([losses, norm.to(losses.device, losses.dtype)[None]]).tolist()
         own = [loss / denominator for loss, denominator in zip(sums, denominators, strict=True)]
-        (loss,), (square,) = self.mesh.sums(("data", [math.fsum(own)]), ("all", [length**2]))
-        return BackwardResult(own, loss, square**0.5)
+        (loss, lacking), (square,), *told = self.mesh.exchange(
+            ("data", "sum", [math.fsum(own), num_lacking]), ("all", "sum", [length**2]), *tell()
+        )
+        if lacking:
+            self._gradients.drop_unknown()
+        return BackwardResult(own, loss, square**0.5, told)
 
     def __call__(self, **inputs: Any) -> torch.Tensor:
         """The model's result for rows of this data rank, on all its ranks; no gradient."""
@@ -170,10 +193,6 @@ class ParallelModel:
     def sum_over_data(self, values: Sequence[float]) -> list[float]:
         """The sums over the data ranks; every rank must call it."""
         return self.mesh.sum("data", values)
-
-    def any(self, is_so: bool) -> bool:
-        """Whether it is so on any rank; every rank must call it."""
-        return self.mesh.sum("all", [float(is_so)])[0] > 0
 
     # --- whole weights ---
 
@@ -214,7 +233,8 @@ class ParallelModel:
     def _make_runner(self) -> StageRunner:
         if self.mesh.size("pipe") == 1:
             self._shard(self.models)
-            return SingleStage(self.model, self.settings.shard if self._is_sharded else "none")
+            shard = self.settings.shard if self._is_sharded else "none"
+            return SingleStage(self.model, shard, self._expect_last_gradients)
         from hanlin.parallel.pipeline import Pipeline, Stage
 
         count = self.settings.num_stages
@@ -222,6 +242,9 @@ class ParallelModel:
         stages = [Stage(model, number, count, self.mesh) for model, number in zip(self.models, numbers, strict=True)]
         self._shard(stages)
         return Pipeline(stages, count, self.mesh, self.settings.schedule)
+
+    def _expect_last_gradients(self) -> None:
+        self._gradients.expect_last()
 
     def _shard(self, stages: Sequence[nn.Module]) -> None:
         if not self._is_sharded:

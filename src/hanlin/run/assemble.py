@@ -157,6 +157,7 @@ def _corpus(path: Path, components: Components) -> Path:
 
 
 def _train(components: Components, start: Start) -> Outcome:
+    from hanlin.data.ahead import Ahead
     from hanlin.parallel.mesh import Degrees
     from hanlin.run.weights import export, parallelize_tuned
     from hanlin.training.loop import count_steps, train
@@ -195,7 +196,7 @@ def _train(components: Components, start: Start) -> Outcome:
         logger=_run_logger(recipe, console, ranks.is_main),
         evaluate=None
         if held_out is None
-        else lambda: {"loss": mean_loss(parallel_model, held_out.once(), recipe.train.micro_batch_size)},
+        else lambda: {"loss": mean_loss(parallel_model, Ahead(held_out.once()), recipe.train.micro_batch_size)},
         write_samples=_write_samples(components, parallel_model),
     )
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, Protocol
 
-from hanlin.core.batch import Batch
 from hanlin.core.device import peak_memory_bytes
 from hanlin.core.errors import noting
 from hanlin.recipe.settings import TrainSettings
+from hanlin.training.batches_ahead import BatchesAhead
 from hanlin.training.run_checkpoints import Batches, RunCheckpoints, TrainProgress
 from hanlin.training.run_logger import RunLogger
 from hanlin.training.signals import StopSignals
-from hanlin.training.step import Inspect, Step, StepReport
+from hanlin.training.step import Around, Inspect, Step, StepReport
 
 log = logging.getLogger(__name__)
 
@@ -77,9 +77,10 @@ def train(
     """
     progress = checkpoints.resume()
     start = time.perf_counter()
-    batches = loader.forever()
     in_step = noting(lambda: f"step={progress.step + 1}")
-    with in_step, StopSignals() as signals, logger.open(progress.step, step.total_steps):
+    watching = logger.open(progress.step, step.total_steps)
+    ahead = BatchesAhead(loader, step.total_steps - progress.step)
+    with in_step, StopSignals() as signals, watching, ahead as batches:
         while (end := _end(progress, step, settings, signals)) is None:
             number = progress.step + 1
             inspect = partial(logger.parameters, number) if _is_due(number, settings.inspect_every) else None
@@ -92,8 +93,8 @@ def train(
                 if write_samples:
                     write_samples(progress.step)
             if _is_due(progress.step, settings.save_every):
-                checkpoints.save(progress)
-        checkpoints.save(progress)
+                checkpoints.save(progress, batches.position)
+        checkpoints.save(progress, batches.position)
         checkpoints.export("last")
         checkpoints.wait()
     log.info(
@@ -104,13 +105,15 @@ def train(
     return Outcome(progress, end)
 
 
-def _timed_step(step: Step, batches: Iterator[Batch], signals: StopSignals, inspect: Inspect | None) -> StepReport:
-    """One step, with the time in which its batch was made or waited for."""
-    start = time.perf_counter()
-    batch = next(batches)
-    data_seconds = time.perf_counter() - start
+def _timed_step(step: Step, batches: BatchesAhead, signals: StopSignals, inspect: Inspect | None) -> StepReport:
+    """One step, with the time in which batches were waited for, before and within it."""
+    before = batches.seconds_waited
+    batch = batches.take()
+    at_start = batches.seconds_waited
     with signals.step():
-        return replace(step.run(batch, inspect), data_seconds=data_seconds)
+        report = step.run(batch, inspect, Around(batches.peek, lambda: signals.requested))
+    end = batches.seconds_waited
+    return replace(report, seconds=report.seconds - (end - at_start), data_seconds=end - before)
 
 
 def _end(
@@ -120,9 +123,8 @@ def _end(
         return "steps"
     if settings.patience is not None and progress.worse >= settings.patience:
         return "patience"
-    # A signal may reach one rank only; all must stop at the same step.
-    with signals.step(counts=False):
-        is_interrupted = step.parallel_model.any(bool(signals.requested))
+    # A signal may reach one rank only; all must stop at the same step, at whose end they heard of it.
+    is_interrupted = step.is_end_wanted or (signals.requested and step.parallel_model.mesh.size("all") == 1)
     if is_interrupted:
         log.warning("interrupted after step=%d: saving; a second signal ends at once", progress.step)
     return "signal" if is_interrupted else None

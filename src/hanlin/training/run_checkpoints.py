@@ -86,14 +86,17 @@ class RunCheckpoints:
         self.checkpointer.complete(saved.step, is_best=progress.is_best)
         return progress
 
-    def save(self, progress: TrainProgress) -> None:
-        """Write a checkpoint of this step, if there is none yet."""
+    def save(self, progress: TrainProgress, position: dict[str, Any]) -> None:
+        """Write a checkpoint of this step, if there is none yet.
+
+        position: in the data, behind the batch of the step.
+        """
         if self._saved_step == progress.step:
             return
         values = {
             "progress": asdict(progress),
             "step": self.step.values(),
-            "loader": self.loader.state_dict(),
+            "loader": position,
             "random": self.step.parallel_model.mesh.gather("all", random_states(self.step.parallel_model.device)),
         }
         self.checkpointer.save(progress.step, self._tensors(), values, is_best=progress.is_best)

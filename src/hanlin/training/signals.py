@@ -66,15 +66,11 @@ class StopSignals:
         self._restore()
 
     @contextmanager
-    def step(self, *, counts: bool = True) -> Iterator[None]:
-        """Around what must end for a signal to be heard: a step, or asking the other ranks.
-
-        counts: whether its time tells how long a step takes.
-        """
+    def step(self) -> Iterator[None]:
+        """Around what must end for a signal to be heard."""
         self._began = time.monotonic()
         yield
-        if counts:
-            self._longest = max(self._longest or 0.0, time.monotonic() - self._began)
+        self._longest = max(self._longest or 0.0, time.monotonic() - self._began)
         self._began = None
 
     def _seconds_too_long(self) -> float:

@@ -13,6 +13,7 @@ import torch
 
 from hanlin.core.batch import Batch
 from hanlin.core.errors import HanlinError, shorten
+from hanlin.parallel.mesh import Numbers
 from hanlin.parallel.parallel_model import BackwardResult, ParallelModel
 from hanlin.parallel.parameter_statistics import ParameterStatistics
 from hanlin.recipe.settings import TrainSettings
@@ -28,6 +29,30 @@ NAMED_ROWS = 20
 
 Inspect = Callable[[Mapping[str, ParameterStatistics]], None]
 """Takes the statistics of a step: weights before it, gradients of the loss before clipping, by name."""
+
+
+@dataclass(frozen=True)
+class Around:
+    """What lies around a step and its ranks tell each other in it, so that they need not ask between two steps.
+
+    upcoming: gives the batch of the next step, None where there is none; wants_end: whether this rank is to end.
+    """
+
+    upcoming: Callable[[], Batch | None] = lambda: None
+    wants_end: Callable[[], bool] = lambda: False
+
+
+@dataclass(frozen=True)
+class _Shares:
+    """Of a batch: rows of the data rank that has most; over all of them tokens without padding, weights in the loss."""
+
+    most_rows: int
+    tokens: int
+    loss_tokens: float
+
+    @staticmethod
+    def told(rows: Sequence[float], tokens: Sequence[float]) -> _Shares:
+        return _Shares(int(rows[0]), int(tokens[0]), tokens[1])
 
 
 @dataclass(frozen=True)
@@ -70,17 +95,20 @@ class Step:
         self.scale = LossScale.of(settings)
         self.updates = 0
         self.skipped_in_row = 0
+        self.is_end_wanted = False
+        """Whether any rank was to end when the last step did."""
+        self._upcoming: tuple[Batch, _Shares] | None = None
 
-    def run(self, batch: Batch, inspect: Inspect | None = None) -> StepReport:
+    def run(self, batch: Batch, inspect: Inspect | None = None, around: Around | None = None) -> StepReport:
         """Train on one batch (this rank's share of it).
 
         inspect: gets the statistics of weights and gradients; of all ranks or of none.
         Raises: HanlinError after `max_skipped` broken steps in a row.
         """
         start = time.perf_counter()
-        parts = self.parallel_model.split(batch, self.settings.micro_batch_size)
-        tokens, loss_tokens = self.parallel_model.sum_over_data([_num_tokens(batch), batch.loss_tokens])
-        found, scale = self._accumulate(parts, loss_tokens), self.scale.value
+        shares = self._shares(batch)
+        parts = self.parallel_model.split(batch, self.settings.micro_batch_size, shares.most_rows)
+        found, scale = self._accumulate(parts, shares.loss_tokens, around or Around()), self.scale.value
         losses, loss, norm = found.losses, found.loss, found.grad_norm / scale
         if inspect is not None:
             inspect(self.parallel_model.parameter_statistics(scale))
@@ -90,7 +118,7 @@ class Step:
             self._update(norm, rate)
         self.parallel_model.drop_grads()
         report = StepReport(
-            loss, rate, norm, int(tokens), loss_tokens, not is_finite, scale, time.perf_counter() - start
+            loss, rate, norm, shares.tokens, shares.loss_tokens, not is_finite, scale, time.perf_counter() - start
         )
         broken = [part for part, value in zip(parts, losses, strict=True) if not math.isfinite(value)]
         self._judge(report, broken or [batch])
@@ -106,13 +134,31 @@ class Step:
         if self.scale.patience:
             self.scale = replace(self.scale, **values["scale"])
 
-    def _accumulate(self, parts: Sequence[Batch], loss_tokens: float) -> BackwardResult:
+    def _shares(self, batch: Batch) -> _Shares:
+        """As the ranks told each other in the step before; asked where they did not."""
+        told, self._upcoming = self._upcoming, None
+        if told is not None and told[0] is batch:
+            return told[1]
+        return _Shares.told(*self.parallel_model.mesh.exchange(*_share_of(batch)))
+
+    def _accumulate(self, parts: Sequence[Batch], loss_tokens: float, around: Around) -> BackwardResult:
         """Sum the gradients of the micro-batches."""
         denominators = [loss_tokens] * len(parts)
         if self.settings.loss_mean == "batch":  # mean of the means of each forward pass
             denominators = [part.loss_tokens * len(parts) * self.parallel_model.data_ranks for part in parts]
-        # Nothing in the loss: 0 / 1, not 0 / 0.
-        return self.parallel_model.forward_backward(parts, [number or 1.0 for number in denominators], self.scale.value)
+        denominators = [number or 1.0 for number in denominators]  # nothing in the loss: 0 / 1, not 0 / 0
+        upcoming = None
+
+        def tell() -> list[Numbers]:
+            nonlocal upcoming
+            upcoming = None if self.parallel_model.mesh.size("all") == 1 else around.upcoming()
+            return [("all", "max", [around.wants_end()]), *_share_of(upcoming)]
+
+        found = self.parallel_model.forward_backward(parts, denominators, self.scale.value, tell)
+        (end,), *shares = found.told
+        self.is_end_wanted = end > 0
+        self._upcoming = None if upcoming is None else (upcoming, _Shares.told(*shares))
+        return found
 
     def _update(self, norm: float, rate: float) -> None:
         factor = 1 / self.scale.value
@@ -155,6 +201,12 @@ def mean_loss(parallel_model: ParallelModel, batches: Iterable[Batch], rows: int
     pairs = [(parallel_model.losses(part).cpu().sum(dtype=torch.float64).item(), part.loss_tokens) for part in parts]
     total, tokens = parallel_model.sum_over_data([math.fsum(column) for column in zip(*pairs, strict=True)])
     return total / tokens
+
+
+def _share_of(batch: Batch | None) -> list[Numbers]:
+    """What this rank tells of its share; of none where it has none."""
+    counted = [0.0, 0.0] if batch is None else [_num_tokens(batch), batch.loss_tokens]
+    return [("data", "max", [0 if batch is None else batch.size]), ("data", "sum", counted)]
 
 
 def _num_tokens(batch: Batch) -> int:
