@@ -74,7 +74,10 @@ def _run(
         counted = {"step": _counted(costs)}
         costs.clear()
         losses = [loss, mean_loss(trained, [batch], rows)]
-    return losses, {**counted, "evaluation": _counted(costs), "micro_batches": -(-batch.size // rows)}
+        counted["evaluation"] = _counted(costs)
+        inspected = trained.parameter_statistics()
+    spread = sum(one.weight.std for one in inspected.values())
+    return [*losses, spread], {**counted, "micro_batches": -(-batch.size // rows)}
 
 
 @cache

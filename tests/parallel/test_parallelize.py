@@ -1,6 +1,7 @@
 import pytest
 import torch
-from cases import CASES, METHODS, SHAPE
+from cases import CASES, METHODS, SHAPE, make_model
+from ranks import run_ranks
 from tiny_model import make_batch, tiny_model
 
 from hanlin.core.errors import ConfigError
@@ -84,3 +85,18 @@ def test_one_process_counts_micro_batches_too():
         make_batch(0, rows=4),
     )
     assert [part.size for part in parallel_model.split(batch, None)] == [2, 2]
+
+
+def test_whole_weights_come_to_the_main_rank_through_plain_memory():
+    """What is offloaded is sent from there, so it may not be waited for on a device."""
+
+    def gathered():
+        parallel_model = parallelize(make_model(CASES["cpm1"], "full"), CPU, "fp32", ParallelSettings(pipe=2))
+        parallel_model.mesh.device = torch.device("meta")  # where nothing can arrive
+        return {name: weight.clone() for name, weight in parallel_model.gather()}
+
+    model = make_model(CASES["cpm1"], "full")
+    main, other = run_ranks(2, gathered)
+    assert set(main) == set(other) == {name for name, _ in model.named_parameters()}
+    assert all(weight.equal(model.get_parameter(name).float()) for name, weight in main.items())
+    assert not any(weight.numel() for weight in other.values())

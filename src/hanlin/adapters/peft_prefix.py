@@ -129,7 +129,7 @@ def projected(model: nn.Module) -> Any:
     encoder: Any = model.prefix
     with torch.no_grad():
         table = encoder.embedding.weight
-        return (table if encoder.trans is None else encoder.trans(table)).detach().float().contiguous()
+        return (table if encoder.trans is None else encoder.trans(table)).detach().float().cpu().contiguous()
 
 
 PEFT_PREFIX_TUNING = AdapterFormat(_TITLE, _holds, _open, _save, names_base=True)

@@ -91,6 +91,16 @@ def has_bf16(device: torch.device) -> bool:
     return known is None or bool(known())
 
 
+def has_fp64(device: torch.device) -> bool:
+    """Whether it holds fp64; Apple's GPUs and Ascend's NPUs do not."""
+    return device.type not in ("mps", "npu")
+
+
+def can_pin_in_place(device: torch.device) -> bool:
+    """Whether torch can pin memory that is there already, for copies from the device: it asks CUDA's runtime."""
+    return device.type == "cuda"
+
+
 def best_precision(device: torch.device) -> Literal["fp32", "bf16", "fp16"]:
     """What `train.precision: auto` is there."""
     if device.type in ("cpu", "mps"):
@@ -109,11 +119,13 @@ def precision_problem(precision: str, device: torch.device) -> str | None:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """The most memory held so far: of the accelerator, else of this process."""
+    """The most memory held so far: of the accelerator, where it counts that, else of this process."""
     import torch
 
-    if device.type != "cpu":
-        return torch.accelerator.max_memory_allocated(device)
+    # Asked of the device's own module: torch.accelerator's raises for one whose allocator it does not know.
+    counted = getattr(getattr(torch, device.type, None), "max_memory_allocated", None)
+    if counted is not None and device.type != "cpu":
+        return counted(device)
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -62,9 +62,10 @@ class LoraLinear(nn.Linear):
         with torch.device("meta"):
             plain = Linear(self.in_features, self.out_features, bias=self.bias is not None, scale=self.scale)
         # The weight is multiplied by `scale` after the product, the addition is not.
-        change = (self.lora_B.double() @ self.lora_A.double()) * (self.factor / self.scale)
-        merged = (self.weight.double() + change).to(self.weight.dtype)
-        plain.weight = nn.Parameter(merged.detach(), requires_grad=self.weight.requires_grad)
+        # In fp64 on the CPU: not every device has that.
+        outer, inner, weight = (one.detach().cpu().double() for one in (self.lora_B, self.lora_A, self.weight))
+        merged = (weight + (outer @ inner) * (self.factor / self.scale)).to(self.weight.dtype).to(self.weight.device)
+        plain.weight = nn.Parameter(merged, requires_grad=self.weight.requires_grad)
         plain.bias = self.bias
         return plain.train(self.training)
 

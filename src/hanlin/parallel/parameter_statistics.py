@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from hanlin.core.device import has_fp64
 from hanlin.parallel.mesh import Mesh, local
 
 
@@ -54,7 +55,8 @@ def parameter_statistics(
 
 @torch.no_grad()
 def _sums(tensor: torch.Tensor, factor: float = 1.0) -> Sums:
-    numbers = local(tensor).double() * factor
+    part = local(tensor)
+    numbers = (part if has_fp64(part.device) else part.cpu()).double() * factor
     if not numbers.numel():
         return 0, 0.0, 0.0, -math.inf, math.inf
     low, high = numbers.aminmax()

@@ -12,6 +12,8 @@ from torch import distributed, nn
 from hanlin.layers.quantised import packed_sizes
 from hanlin.parallel.mesh import Mesh, local
 
+_HOST = torch.device("cpu")
+
 
 class ShardedParameters:
     """This rank's parts of the weights. All ranks call the same methods in the same order."""
@@ -71,20 +73,22 @@ class ShardedParameters:
         return {first_rank(pipe, expert): part for pipe, parts in found for expert, part in enumerate(parts)}
 
     def _to_main(self, whole: torch.Tensor | None, owner: int) -> torch.Tensor:
-        """Bring a tensor of the rank `owner` to the main one."""
+        """Bring a tensor of the rank `owner` to the main one, through plain memory on both sides: what is offloaded
+        lies there already, and to send from there to another's device would wait for ever.
+        """
         empty, rank = torch.empty(0), self._mesh.rank("all")
         if owner == 0 or rank not in (0, owner):
             return empty if whole is None or rank > 0 else whole.cpu()
         if rank == owner:
             assert whole is not None
-            distributed.send_object_list([(whole.shape, whole.dtype)], dst=0)
-            distributed.send(whole.contiguous(), dst=0)
+            distributed.send_object_list([(whole.shape, whole.dtype)], dst=0, device=_HOST)
+            distributed.send(whole.cpu().contiguous(), dst=0)
             return empty
         told: list[Any] = [None]
-        distributed.recv_object_list(told, src=owner)
-        received = torch.empty(told[0][0], dtype=told[0][1], device=self._mesh.device)
+        distributed.recv_object_list(told, src=owner, device=_HOST)
+        received = torch.empty(told[0][0], dtype=told[0][1])
         distributed.recv(received, src=owner)
-        return received.cpu()
+        return received
 
 
 def _whole_of(part: torch.Tensor) -> torch.Tensor:

@@ -44,7 +44,7 @@ def collate(rows: Sequence[Sequence[Sample]], length: int, fillers: Mapping[str,
     labels, weights = (
         _stack([row[name] for row in joined], gap) for name, gap in (("labels", IGNORED), ("weights", 0))
     )
-    return Batch(pad_right(joined, fillers), torch.from_numpy(labels), torch.from_numpy(weights.astype(np.float32)))
+    return Batch(pad_right(joined, fillers), torch.from_numpy(labels), torch.from_numpy(weights))
 
 
 def pad_right(rows: Sequence[Arrays], fillers: Mapping[str, int]) -> dict[str, torch.Tensor]:
@@ -79,7 +79,7 @@ def _part(sample: Sample, first_column: int, first_span: int) -> dict[str, np.nd
 
 def _stack(arrays: Sequence[np.ndarray], filler: int) -> np.ndarray:
     """Padded on the right to the longest: `[arrays, longest]`; whole numbers as int64."""
-    kind = np.float64 if arrays[0].dtype.kind == "f" else np.int64
+    kind = np.float32 if arrays[0].dtype.kind == "f" else np.int64
     stacked = np.full((len(arrays), max(map(len, arrays))), filler, kind)
     for row, array in zip(stacked, arrays, strict=True):
         row[: len(array)] = array
