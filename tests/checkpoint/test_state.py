@@ -3,15 +3,22 @@ import json
 import logging
 import resource
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 from kills import killed_at
+from ranks import run_ranks
+from torch import distributed
 
+from hanlin.checkpoint import state
+from hanlin.checkpoint.metadata import _HashedFiles
 from hanlin.checkpoint.state import Checkpointer, Saved, recipe_identity, verify
+from hanlin.core import manifest
 from hanlin.core.errors import CheckpointError
 from hanlin.core.manifest import write_manifest
+from hanlin.core.remembered import sha256_of
 from hanlin.recipe.settings import Recipe
 
 
@@ -286,3 +293,61 @@ def test_a_checkpoint_that_cannot_grow_is_told_with_the_systems_reason(tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert saved(tmp_path, 1, 2).load_latest(tensors(0.0)) == Saved(2, {"position": [1, 2]})
+
+
+def _saved_and_checked(folder: Path, monkeypatch) -> tuple[list[str], list[str], int]:
+    """The files that this rank reads to hash them, when it saves two checkpoints and when the newest is loaded."""
+    rank, read = distributed.get_rank(), []
+    monkeypatch.setattr(manifest, "sha256_of", lambda path: (read.append(path.name), sha256_of(path))[1])
+    checkpointer = Checkpointer(folder, in_background=True)
+    for step in (1, 2):
+        checkpointer.save(step, {f"model.{rank}": torch.full((500,), float(rank))}, {})
+    checkpointer.wait()
+    distributed.barrier()
+    saved, read[:] = list(read), []
+    target = torch.zeros(500)
+    found = Checkpointer(folder).load_latest({f"model.{rank}": target})
+    assert found is not None
+    assert target.eq(rank).all()
+    return saved, read, found.step
+
+
+def test_ranks_hash_what_they_write_and_check_a_share_each(tmp_path, monkeypatch):
+    (saved, checked, step), (saved_too, checked_too, step_too) = run_ranks(2, _saved_and_checked, tmp_path, monkeypatch)
+    assert (step, step_too) == (2, 2)
+    assert (saved, saved_too) == (["state.json"] * 2, []), "tensors are hashed while they are written"
+    assert sorted(checked + checked_too) == [".metadata", "__0_0.distcp", "__1_0.distcp", "state.json"]
+    assert len(checked) == len(checked_too) == 2
+    assert verify(tmp_path / "000002") == []
+    flip(tmp_path / "000002" / "tensors" / "__1_0.distcp")
+
+    def load() -> int:
+        found = Checkpointer(tmp_path).load_latest({f"model.{distributed.get_rank()}": torch.zeros(500)})
+        assert found is not None
+        return found.step
+
+    assert run_ranks(2, load) == [1, 1], "also the rank that has not read the damaged file goes back"
+
+
+def test_what_is_saved_in_the_background_is_what_it_was(tmp_path, monkeypatch):
+    writing, write = threading.Event(), state._write_later
+    monkeypatch.setattr(state, "_write_later", lambda *given: (writing.wait(10), write(*given)))
+    checkpointer, given, target = Checkpointer(tmp_path, in_background=True), tensors(1.0), tensors(0.0)
+    checkpointer.save(1, given, {})
+    for tensor in given.values():
+        tensor.add_(1)
+    writing.set()
+    checkpointer.wait()
+    assert checkpointer.load_latest(target) == Saved(1, {})
+    assert all(tensor.equal(tensors(1.0)[name]) for name, tensor in target.items())
+
+
+def test_a_stream_that_is_written_to_and_fro_is_read_for_its_hash(tmp_path):
+    files = _HashedFiles()
+    for name, turns_back in (("straight", False), ("back", True)):
+        with files.create_stream(tmp_path / name, "wb") as stream:
+            stream.write(memoryview(b"first"))
+            if turns_back:
+                stream.seek(0)
+            stream.write(bytearray(b"then"))
+        assert files.written[name] == ((tmp_path / name).stat().st_size, sha256_of(tmp_path / name))

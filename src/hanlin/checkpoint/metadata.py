@@ -1,19 +1,25 @@
-"""torch's DCP as files: its `.metadata` is read without running anything, and what fails to be written is told.
+"""torch's DCP as files: its `.metadata` is read without running anything, what fails to be written is told, and what
+is written is hashed on its way.
 
 The metadata are a pickle, and a pickle can call any function. Only the classes that DCP itself puts there are let in.
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 
 from hanlin.core.errors import CheckpointError
 from hanlin.core.os_errors import system_error
+from hanlin.core.remembered import sha256_of
 
 _ALLOWED = {
     "torch.distributed.checkpoint.metadata": {
@@ -81,9 +87,61 @@ class TensorWriter(FileSystemWriter):
     Here, and not where it arrives: on its way from another rank an error loses what it came from.
     """
 
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.fs = _HashedFiles()
+
+    @property
+    def written(self) -> dict[str, tuple[int, str]]:
+        """Size and sha256 of each file that this rank has written, by its name."""
+        assert isinstance(self.fs, _HashedFiles)
+        return self.fs.written
+
     def write_data(self, *args: Any, **kwargs: Any) -> Any:
         """Raises: OSError."""
         try:
             return super().write_data(*args, **kwargs)
         except RuntimeError as error:
             raise system_error(error) or error from None
+
+
+class _HashedFiles(FileSystem):
+    """Files, of which those that are written are hashed on their way: they need not be read for it."""
+
+    def __init__(self) -> None:
+        self.written: dict[str, tuple[int, str]] = {}
+
+    @contextmanager
+    def create_stream(self, path: str | os.PathLike[str], mode: str) -> Iterator[Any]:
+        with super().create_stream(path, mode) as stream:
+            if mode != "wb":
+                yield stream
+                return
+            hashed = _HashedStream(stream)
+            yield hashed
+        digest = hashed.digest.hexdigest() if hashed.is_straight else sha256_of(Path(path))
+        self.written[Path(path).name] = (Path(path).stat().st_size, digest)
+
+    def rename(self, path: str | os.PathLike[str], new_path: str | os.PathLike[str]) -> None:
+        super().rename(path, new_path)
+        if (facts := self.written.pop(Path(path).name, None)) is not None:
+            self.written[Path(new_path).name] = facts
+
+
+class _HashedStream:
+    """A stream that hashes what is written to it. is_straight: never at another place than the end."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream, self.digest, self.is_straight = stream, hashlib.sha256(), True
+
+    def write(self, content: Any) -> int:
+        count = self._stream.write(content)
+        self.digest.update(memoryview(content).cast("B")[:count])
+        return count
+
+    def seek(self, *place: int) -> int:
+        self.is_straight = False
+        return self._stream.seek(*place)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

@@ -6,8 +6,8 @@
 
 A checkpoint is written to NNNNNN.tmp, its files are synced and hashed into the manifest, then it is renamed; `latest`
 moves after that and old ones go last. Only trained weights are in it; the frozen base is not.
-Of several ranks each writes its own part of the tensors, the main one does all else; the folder must be one that all
-of them see.
+Of several ranks each writes its own part of the tensors and hashes it on its way, the main one does all else; before
+one is read, each hashes a share of the files. The folder must be one that all of them see.
 DCP's own index is a pickle, which is read without running anything (checkpoint/metadata.py).
 """
 
@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from hanlin.checkpoint.saved import SavedSteps, checkpoint_folders, lost_checkpoints, read_saved, refuse_lost
 from hanlin.core.collectives import call_on_main, gather_values, has_ranks, is_main_rank, new_cpu_group, wait_for_all
+from hanlin.core.device import can_pin_in_place
 from hanlin.core.errors import CheckpointError, shorten
 from hanlin.core.files import read_json_object, remove_leftovers, replaced_file, sync
 from hanlin.core.manifest import manifest_problems, write_manifest
@@ -36,10 +37,14 @@ from hanlin.recipe.settings import Recipe
 if TYPE_CHECKING:
     import torch
     from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.staging import DefaultStager
 
 log = logging.getLogger(__name__)
 
 TENSORS, STATE = "tensors", "state.json"
+
+HashedFiles = Mapping[str, tuple[int, str]]
+"""Size and sha256 of files by their names."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,7 @@ class Checkpointer:
         self._pending: Future[None] | None = None
         # The ranks agree on a checkpoint in the background while they train in the foreground.
         self._group = new_cpu_group() if in_background else None
+        self._stager: DefaultStager | None = None
 
     def save(
         self,
@@ -98,11 +104,10 @@ class Checkpointer:
         with _naming(target):
             self._begin(beside)
             if self._threads is None:
-                _write_tensors(beside / TENSORS, tensors)
-                finish()
+                finish(_write_tensors(beside / TENSORS, tensors))
                 wait_for_all()
                 return
-        copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+        copies = self._staged({name: tensor.detach() for name, tensor in tensors.items()})
         self._pending = self._threads.submit(_write_later, beside / TENSORS, copies, self._group, finish)
 
     def wait(self) -> None:
@@ -122,7 +127,7 @@ class Checkpointer:
         Raises: CheckpointError when all are damaged or lost, when one lacks a tensor or was written by another version,
         and for a run of another identity or other settings.
         """
-        folder = call_on_main(self._newest_valid)
+        folder = self._newest_valid()
         if folder is None:
             return None
         # Of a checkpoint without settings, from before they were kept, none are compared.
@@ -134,15 +139,14 @@ class Checkpointer:
         return Saved(state["step"], state["values"], folder / STATE)
 
     def _newest_valid(self) -> Path | None:
-        folders = checkpoint_folders(self.folder)
-        refuse_lost(self.folder)
-        self._tell_lost()
+        folders = call_on_main(self._look)
         for folder in reversed(folders):
-            if problems := verify(folder):
-                log.error("checkpoint %s is damaged and not used: %s", folder, "; ".join(problems))
+            # Each rank reads a share of the files; what is wrong with the manifest all of them tell.
+            if problems := list(dict.fromkeys(one for told in gather_values(verify(folder, _share())) for one in told)):
+                self._tell("checkpoint %s is damaged and not used: %s", folder, "; ".join(problems))
                 continue
             if folder is not folders[-1]:
-                log.error("going back to checkpoint %s (step %d)", folder, int(folder.name))
+                self._tell("going back to checkpoint %s (step %d)", folder, int(folder.name))
             return folder
         if not folders:
             return None
@@ -151,14 +155,43 @@ class Checkpointer:
             "restore one from a copy, or remove the folder to start anew"
         )
 
-    def _tell_lost(self) -> None:
+    def _look(self) -> list[Path]:
+        """The checkpoints that are there; which are lost is told.
+
+        Raises: CheckpointError.
+        """
+        refuse_lost(self.folder)
         try:
             lost = lost_checkpoints(self.folder)
         except CheckpointError as error:
             log.error("%s", error)
-            return
-        if lost:
-            log.error("%s: checkpoints are gone: %s", self.folder, ", ".join(f"{step:06}" for step in lost))
+        else:
+            if lost:
+                log.error("%s: checkpoints are gone: %s", self.folder, ", ".join(f"{step:06}" for step in lost))
+        return checkpoint_folders(self.folder)
+
+    def _tell(self, text: str, *values: object) -> None:
+        if is_main_rank():
+            log.error(text, *values)
+
+    def _staged(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Copies in the CPU's memory. Of what lies on an accelerator the memory is pinned, where torch can do that, and
+        kept for the next time, since pinning takes long; the device is waited for once.
+        """
+        from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+
+        devices = {tensor.device for tensor in tensors.values()}
+        on_device = any(device.type != "cpu" for device in devices)
+        stager = self._stager or DefaultStager(
+            StagingOptions(
+                use_pinned_memory=any(map(can_pin_in_place, devices)),
+                use_shared_memory=False,
+                use_async_staging=False,
+                use_non_blocking_copy=on_device,
+            )
+        )
+        self._stager = stager if on_device else None
+        return stager.stage(tensors)  # pyright: ignore[reportReturnType]  # not a future, where it is not asynchronous
 
     def _begin(self, beside: Path) -> None:
         if is_main_rank():
@@ -168,13 +201,15 @@ class Checkpointer:
             beside.mkdir()
         wait_for_all()
 
-    def _finish(self, beside: Path, target: Path, step: int, values: Mapping[str, Any], *, is_best: bool) -> None:
+    def _finish(
+        self, beside: Path, target: Path, step: int, values: Mapping[str, Any], written: HashedFiles, *, is_best: bool
+    ) -> None:
         """After all ranks have written their tensors: the rest, by the main one."""
         if not is_main_rank():
             return
         state = {"step": step, "identity": self.identity, "settings": self.settings, "values": values}
         _write_json(beside / STATE, state)
-        write_manifest(beside)
+        write_manifest(beside, {f"{TENSORS}/{name}": facts for name, facts in written.items()})
         shutil.rmtree(target, ignore_errors=True)  # a damaged one of the same step
         beside.rename(target)
         sync(self.folder)
@@ -311,11 +346,18 @@ def check_keys(path: Path, found: Any, like: Any, inside: str = "") -> None:
             check_keys(path, found[key], value, f"{inside}{key}.")
 
 
-def verify(folder: Path) -> list[str]:
-    """What is wrong with a checkpoint's files; nothing if it is valid."""
+def verify(folder: Path, share: tuple[int, int] = (0, 1)) -> list[str]:
+    """What is wrong with a checkpoint's files; nothing if it is valid. share: as in `manifest_problems`."""
     return manifest_problems(
-        folder, lambda listed: STATE in listed and any(name.startswith(f"{TENSORS}/") for name in listed)
+        folder, lambda listed: STATE in listed and any(name.startswith(f"{TENSORS}/") for name in listed), share
     )
+
+
+def _share() -> tuple[int, int]:
+    """Which of the ranks this is, and of how many."""
+    from torch import distributed
+
+    return (distributed.get_rank(), distributed.get_world_size()) if has_ranks() else (0, 1)
 
 
 def _write_json(path: Path, value: Any) -> None:
@@ -323,19 +365,22 @@ def _write_json(path: Path, value: Any) -> None:
     sync(path)
 
 
-def _write_tensors(folder: Path, tensors: Mapping[str, torch.Tensor], group: Any = None) -> None:
-    """Returns when all ranks have written theirs."""
+def _write_tensors(folder: Path, tensors: Mapping[str, torch.Tensor], group: Any = None) -> HashedFiles:
+    """Returns when all ranks have written theirs: what that are."""
     from torch.distributed.checkpoint.state_dict_saver import save
 
     from hanlin.checkpoint.metadata import TensorWriter
 
+    writer = TensorWriter(folder)
     with _as_one_process():
-        save(dict(tensors), storage_writer=TensorWriter(folder), process_group=group, no_dist=not has_ranks())
+        save(dict(tensors), storage_writer=writer, process_group=group, no_dist=not has_ranks())
+    return {name: facts for written in gather_values(writer.written, group) for name, facts in written.items()}
 
 
-def _write_later(folder: Path, tensors: Mapping[str, torch.Tensor], group: Any, finish: Callable[[], None]) -> None:
-    _write_tensors(folder, tensors, group)
-    finish()
+def _write_later(
+    folder: Path, tensors: Mapping[str, torch.Tensor], group: Any, finish: Callable[[HashedFiles], None]
+) -> None:
+    finish(_write_tensors(folder, tensors, group))
 
 
 @contextmanager

@@ -7,7 +7,7 @@ long as its size, times and inode are the same (core/remembered.py); `manifest_p
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,27 +39,33 @@ def published_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]
         write_manifest(beside)
 
 
-def write_manifest(folder: Path) -> None:
-    """List all files in a folder; they and the list are on the disk when it returns."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
-    for path in files:
+def write_manifest(folder: Path, known: Mapping[str, tuple[int, str]] | None = None) -> None:
+    """List all files in a folder; they and the list are on the disk when it returns.
+
+    known: size and sha256 of files that are on the disk already, by their paths in the folder.
+    """
+    listed: Listed = dict(known or {})
+    every = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    files = {name: path for name, path in every.items() if name not in {MANIFEST, *listed}}
+    for path in files.values():
         sync(path)
     with ThreadPoolExecutor(4) as threads:  # hashing leaves the other threads alone
-        digests = list(threads.map(sha256_of, files))
-    facts = {
-        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": digest}
-        for path, digest in zip(files, digests, strict=True)
-    }
+        for (name, path), digest in zip(files.items(), threads.map(sha256_of, files.values()), strict=True):
+            listed[name] = (path.stat().st_size, digest)
+    facts = {name: {"size": size, "sha256": digest} for name, (size, digest) in sorted(listed.items())}
     path = folder / MANIFEST
     path.write_text(json.dumps({"files": facts}, ensure_ascii=False, indent=1), encoding="utf-8")
     for part in (path, *(path for path in folder.rglob("*") if path.is_dir()), folder):
         sync(part)
 
 
-def manifest_problems(folder: Path, has_all: Callable[[Listed], bool] = lambda _: True) -> list[str]:
+def manifest_problems(
+    folder: Path, has_all: Callable[[Listed], bool] = lambda _: True, share: tuple[int, int] = (0, 1)
+) -> list[str]:
     """What is wrong with the files of a folder that has a manifest; nothing if all are as they were written.
 
-    has_all: whether the files that the manifest lists are all that there must be.
+    has_all: whether the files that the manifest lists are all that there must be; share: this one's number, and among
+    how many the files are divided, each of which reads its own.
     """
     try:
         listed = _listed(read_json_object(folder / MANIFEST)) if (folder / MANIFEST).is_file() else None
@@ -69,7 +75,9 @@ def manifest_problems(folder: Path, has_all: Callable[[Listed], bool] = lambda _
         return [f"{MANIFEST} cannot be read" if (folder / MANIFEST).is_file() else f"{MANIFEST} is missing"]
     if not has_all(listed):
         return [f"{MANIFEST} is incomplete"]
-    return _differing(folder, listed, sha256_of)
+    number, count = share
+    own = sorted(listed)[number::count]
+    return _differing(folder, {name: listed[name] for name in own}, sha256_of)
 
 
 def check_manifest(path: Path) -> None:

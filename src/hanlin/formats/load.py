@@ -64,6 +64,8 @@ def load_into(
             if fingerprint is not None:
                 fingerprint.add(name, kept)
             translated.forget(name)
+    if fingerprint is not None:
+        fingerprint.wait()
     sound.report.tell_zeros(source.path)
 
 
