@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import socket
 import subprocess
 import sys
 import time
@@ -30,7 +29,7 @@ from torch import distributed
 
 from hanlin.core.batch import Batch
 from hanlin.core.device import peak_memory_bytes
-from hanlin.core.ranks import join, leave
+from hanlin.core.ranks import LISTENING, join, leave, meeting_socket
 from hanlin.models.cpm1.config import shape
 from hanlin.models.cpm1.model import Cpm1
 from hanlin.parallel.launch import rank_environment
@@ -79,12 +78,15 @@ def main() -> None:
 
 def run_ranks(world: int, layout: Mapping[str, Any], length: int) -> list[dict[str, float]]:
     """The facts of all ranks."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     command = [sys.executable, __file__, "--length", str(length), "--rank-of", json.dumps(layout)]
-    environments = [rank_environment(rank, world, port, 0) | {"OMP_NUM_THREADS": "1"} for rank in range(world)]
-    ranks = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) for environment in environments]
+    with meeting_socket() as listening:
+        port, handle = listening.getsockname()[1], listening.fileno()
+        environments = [rank_environment(rank, world, port, 0) | {"OMP_NUM_THREADS": "1"} for rank in range(world)]
+        environments[0][LISTENING] = str(handle)
+        ranks = [
+            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, pass_fds=() if rank else (handle,))
+            for rank, environment in enumerate(environments)
+        ]
     outputs = [rank.communicate()[0] for rank in ranks]
     assert not any(rank.returncode for rank in ranks), [rank.returncode for rank in ranks]
     return [json.loads(output) for output in outputs]

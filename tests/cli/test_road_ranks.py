@@ -54,6 +54,7 @@ def test_two_processes_find_the_scores_of_one(rows: Path) -> None:
     target = rows.parent / "scores.json"
     assert start("evaluate", recipe_of(rows, "both"), "--json", str(target)).wait(300) == 0
     assert results(rows, "both") == results(rows, "alone")
+    assert (rows.parent / "both" / "logs" / "rank_1.log").is_file()
     assert json.loads(target.read_text()) == json.loads(results(rows, "alone")["metrics.json"])
 
     killed = recipe_of(rows, "killed")

@@ -6,6 +6,9 @@ import re
 import socket
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +19,16 @@ from hanlin.core import ranks
 from hanlin.core.device import communication_backend, pick_device
 from hanlin.core.errors import ConfigError
 from hanlin.core.logging import start_log
-from hanlin.core.ranks import Ranks, first_host, free_port, interface_towards, is_launched, join, read_ranks
+from hanlin.core.ranks import (
+    LISTENING,
+    Ranks,
+    first_host,
+    interface_towards,
+    is_launched,
+    join,
+    meeting_socket,
+    read_ranks,
+)
 from hanlin.core.seeds import random_states, restore_random_states, seed_everything
 
 CPU = torch.device("cpu")
@@ -158,15 +170,20 @@ def test_cuda_is_named_where_it_differs_from_other_accelerators_only():
     assert set(named) <= {"attention_kernels.py", "device.py"}
 
 
-def test_a_free_port_is_one_that_the_system_gives_to_nobody_by_itself():
-    ports = {free_port() for _ in range(20)}
-    assert len(ports) > 1
-    assert all(20_000 <= port < 30_000 for port in ports)
-
-
-def test_a_port_that_is_taken_is_not_free(monkeypatch):
-    with socket.socket() as taken:
-        taken.bind(("", 0))
-        port = taken.getsockname()[1]
-        monkeypatch.setattr(ranks, "_PORTS", range(port, port + 4))
-        assert all(free_port() != port for _ in range(20))
+def test_nobody_else_gets_the_port_where_ranks_will_meet(monkeypatch):
+    """It is taken before the first rank has read torch, and handed over; the second one may come before that."""
+    with meeting_socket() as listening, socket.socket() as other:
+        port = listening.getsockname()[1]
+        with pytest.raises(OSError, match="in use"):
+            other.bind(("127.0.0.1", port))
+        for name, value in {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": 1}.items():
+            monkeypatch.setenv(name, str(value))
+        limit = timedelta(seconds=20)
+        with ThreadPoolExecutor() as threads:
+            second = threads.submit(ranks._store, Ranks(1, 2, 1), "127.0.0.1", limit)
+            time.sleep(0.05)
+            monkeypatch.setenv(LISTENING, str(os.dup(listening.fileno())))
+            first = ranks._store(Ranks(0, 2, 0), "127.0.0.1", limit)
+            first.set("word", "hello")
+            assert LISTENING not in os.environ, "it is handed over once"
+            assert second.result().get("word") == b"hello"

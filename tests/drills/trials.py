@@ -14,7 +14,6 @@ import pkgutil
 import resource
 import shutil
 import signal
-import socket
 import sys
 import time
 import traceback
@@ -27,6 +26,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import torch
+
+from hanlin.core.ranks import LISTENING, meeting_socket
 
 TIMEOUT_SECONDS = 120.0
 _LATER = (
@@ -97,11 +98,11 @@ def run(
     """Run a command in `folder`; prepare: is called in the new process first."""
     calls = mmap.mmap(-1, 8)
     reading, writing = os.pipe()
-    environments, start = _environments(ranks), time.monotonic()
+    start = time.monotonic()
     child = os.fork()
     if child == 0:
         os.close(reading)
-        _be_command(list(argv), folder, writing, environments, _Calls(calls, kill), prepare)
+        _be_command(list(argv), folder, writing, ranks, _Calls(calls, kill), prepare)
     os.close(writing)
     os.set_blocking(reading, False)
     code, output = _wait(child, reading, start, kill, timeout)
@@ -138,20 +139,20 @@ def _kill_group(leader: int) -> None:
 
 
 def _environments(ranks: int) -> list[dict[str, str]]:
-    """Of each rank, as torchrun gives them; nothing for one."""
+    """Of each rank, as our launcher gives them; nothing for one. The socket on which they meet stays open."""
     if ranks == 1:
         return [{}]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(ranks)}
-    return [{**meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
+    listening = meeting_socket()
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(listening.getsockname()[1]), "WORLD_SIZE": str(ranks)}
+    first, *others = [{**meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
+    return [{**first, LISTENING: str(listening.detach())}, *others]
 
 
 def _be_command(
     argv: list[str],
     folder: Path,
     stream: int,
-    environments: list[dict[str, str]],
+    ranks: int,
     calls: _Calls,
     prepare: Callable[[], None] | None,
 ) -> None:
@@ -167,9 +168,10 @@ def _be_command(
         os.chdir(folder)
         if prepare is not None:
             prepare()
-        others = []
+        others, environments = [], _environments(ranks)
         for rank, environment in enumerate(environments[1:], start=1):
             if (child := os.fork()) == 0:
+                os.close(int(environments[0][LISTENING]))
                 code = _run_rank(argv, rank, environment, calls)
                 os._exit(code)
             others.append(child)

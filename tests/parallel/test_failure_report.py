@@ -15,7 +15,7 @@ from ranks import run_ranks
 from torch import distributed
 
 from hanlin.core.errors import DataError, RankError, noting
-from hanlin.core.ranks import free_port
+from hanlin.core.ranks import LISTENING, meeting_socket
 from hanlin.parallel import failure_report
 from hanlin.parallel.failure_report import report_failures
 
@@ -25,9 +25,12 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def _meeting_place(monkeypatch):
     """Where the ranks meet, as a launcher would tell them; a short roll call, so that a test is over soon."""
-    monkeypatch.setenv("MASTER_PORT", str(free_port()))
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    monkeypatch.setattr(failure_report, "ROLL_CALL_SECONDS", 3.0)
+    with meeting_socket() as listening:
+        monkeypatch.setenv("MASTER_PORT", str(listening.getsockname()[1]))
+        monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+        monkeypatch.setenv(LISTENING, str(listening.fileno()))
+        monkeypatch.setattr(failure_report, "ROLL_CALL_SECONDS", 3.0)
+        yield
 
 
 def joined(world, body, *, timeout_seconds=20.0, interface=None):

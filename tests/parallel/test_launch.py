@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from hanlin.core.errors import ConfigError
 from hanlin.parallel.launch import run_ranks_here
 
 SMALL_RANK = Path(__file__).with_name("small_rank.py")
@@ -86,6 +88,30 @@ def test_a_failed_rank_is_named_with_its_last_words(caplog):
         patch.setattr("hanlin.parallel.launch.GRACE_SECONDS", 0.2)
         assert run_ranks_here(command, 2) == 1
     assert caplog.messages == ["rank 1 failed with exit code 1\n  rank 1 said:\n  the cause"]
+
+
+def test_what_each_rank_says_stays_in_its_log(tmp_path, caplog):
+    """Start after start, behind what is there; the last words of a failed rank are those of its last start."""
+    code = "print('I am', os.environ['RANK']); sys.exit(int(sys.argv[1]) * (os.environ['RANK'] == '1'))"
+    logs, command = tmp_path / "run" / "logs", python(code)
+    assert run_ranks_here([*command, "0"], 3, logs=logs) == 0
+    assert run_ranks_here([*command, "5"], 3, logs=logs) == 5
+    assert sorted(path.name for path in logs.iterdir()) == ["rank_1.log", "rank_2.log"]
+    lines = (logs / "rank_2.log").read_text().splitlines()
+    begins, words = lines[0::2], lines[1::2]
+    assert words == ["I am 2", "I am 2"]
+    assert all(re.match(r"--- \d{4}-\d\d-\d\d \d\d:\d\d:\d\d attempt 0: .*python", line) for line in begins)
+    assert caplog.messages == ["rank 1 failed with exit code 5\n  rank 1 said:\n  I am 1"]
+
+
+def test_a_log_that_cannot_be_written_is_told_before_anything_starts(tmp_path):
+    os.mkfifo(tmp_path / "rank_1.log")  # it would be waited for
+    with pytest.raises(ConfigError, match=r"rank_1.log: is a pipe"):
+        run_ranks_here(python("pass"), 2, logs=tmp_path)
+    (tmp_path / "rank_1.log").unlink()
+    (tmp_path / "rank_1.log").mkdir()
+    with pytest.raises(ConfigError, match=r"rank_1.log: .*; the words of ranks go there"):
+        run_ranks_here(python("pass"), 2, logs=tmp_path)
 
 
 def test_what_a_rank_has_started_ends_too(tmp_path):

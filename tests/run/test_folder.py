@@ -181,3 +181,9 @@ def test_a_restart_that_was_killed_is_brought_to_its_end(
         assert not list((folder / "former").glob("*.part"))
         assert not (folder / "checkpoints").exists()
     assert call > 10
+
+
+def test_a_file_in_the_place_of_the_ranks_logs_is_told(run: Path) -> None:
+    (run / "logs").write_text("mine")
+    with pytest.raises(ConfigError, match=r"logs is no folder, and what ranks say goes there"):
+        refuse_other_run(recipe(run), "resume")

@@ -41,9 +41,10 @@ def add_launch(parser: argparse.ArgumentParser, *, is_alone: bool = False) -> No
     )
 
 
-def on_all_ranks(args: argparse.Namespace, recipe: Recipe, work: Callable[[], int]) -> int:
+def on_all_ranks(args: argparse.Namespace, recipe: Recipe, work: Callable[[], int], *, keeps_logs: bool = False) -> int:
     """Do the work in this process, together with the other ranks if there are any; or start the ranks that do it.
 
+    keeps_logs: what ranks other than 0 say stays in the run folder.
     Raises: ConfigError, RankError; what the work raises.
     """
     from hanlin.core.device import pick_device
@@ -54,9 +55,12 @@ def on_all_ranks(args: argparse.Namespace, recipe: Recipe, work: Callable[[], in
     to_start = num_to_start(args, recipe)
     if to_start > 1:
         from hanlin.parallel.launch import run_ranks_here
+        from hanlin.run.folder import LOGS
 
         start_log()
-        return run_ranks_here([sys.executable, "-m", "hanlin", *args.argv], to_start, max_restarts=args.max_restarts)
+        command = [sys.executable, "-m", "hanlin", *args.argv]
+        logs = recipe.run.folder / LOGS if keeps_logs else None
+        return run_ranks_here(command, to_start, max_restarts=args.max_restarts, logs=logs)
     if world == 1:
         return work()
     from hanlin.parallel.failure_report import report_failures

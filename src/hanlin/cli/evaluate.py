@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     recipe = with_run_weights(args.recipe, args.changes, args.weights, "evaluate")
     if args.json:
         new_target(args.json, overwrite=args.overwrite)
-    return on_all_ranks(args, recipe, lambda: _score(recipe, args.json))
+    return on_all_ranks(args, recipe, lambda: _score(recipe, args.json), keeps_logs=True)
 
 
 def _score(recipe: Recipe, target: Path | None) -> int:

@@ -38,4 +38,4 @@ def run(args: argparse.Namespace) -> int:
     recipe = check_file(args.recipe, args.changes, "train", start=start)
     from hanlin.run.assemble import assemble
 
-    return on_all_ranks(args, recipe, lambda: assemble(recipe, start).train().exit_code)
+    return on_all_ranks(args, recipe, lambda: assemble(recipe, start).train().exit_code, keeps_logs=True)

@@ -6,7 +6,6 @@ Besides `cli` the only place that reads environment variables. torch is imported
 from __future__ import annotations
 
 import os
-import random
 import re
 import socket
 import sys
@@ -25,8 +24,11 @@ if TYPE_CHECKING:
 MEETING_SECONDS = 300
 """So long ranks wait for each other at the start, if not their time-out is shorter."""
 
+LISTENING = "HANLIN_LISTENING_SOCKET"
+"""Environment variable of rank 0: the number of a socket that it was given, on which the others are waited for."""
+
 _PORTS = range(20_000, 30_000)
-"""For meeting places: below those that systems hand out by themselves, which may be taken before they are used."""
+"""For jobs of Slurm: below those that systems hand out by themselves, which may be taken before they are used."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,6 @@ def join(device: torch.device, *, timeout_seconds: float = 1800) -> Store | None
         return None
     from torch import distributed
     from torch.distributed.distributed_c10d import PrefixStore
-    from torch.distributed.rendezvous import rendezvous
 
     host = _name_meeting_place()
     if "GLOO_SOCKET_IFNAME" not in os.environ and (interface := interface_towards(host)):
@@ -102,7 +103,7 @@ def join(device: torch.device, *, timeout_seconds: float = 1800) -> Store | None
         os.environ["GLOO_SOCKET_IFNAME"] = interface
     limit = timedelta(seconds=timeout_seconds)
     meeting_limit = min(limit, timedelta(seconds=MEETING_SECONDS))
-    store = next(iter(rendezvous("env://", ranks.rank, ranks.world, timeout=meeting_limit)))[0]
+    store = _store(ranks, host, meeting_limit)
     if os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE"):
         # torchrun keeps the store for its next attempt, which must not find this one's addresses there. Its agents on
         # several machines count attempts differently: see parallel/launch.py.
@@ -115,6 +116,17 @@ def join(device: torch.device, *, timeout_seconds: float = 1800) -> Store | None
         timeout=limit,
     )
     return store
+
+
+def _store(ranks: Ranks, host: str, limit: timedelta) -> Store:
+    from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
+    from torch.distributed.rendezvous import rendezvous
+
+    handle = os.environ.pop(LISTENING, None)
+    if handle is None or not ranks.is_main:
+        return next(iter(rendezvous("env://", ranks.rank, ranks.world, timeout=limit)))[0]
+    port = int(os.environ["MASTER_PORT"])
+    return TCPStore(host, port, ranks.world, True, limit, master_listen_fd=int(handle))
 
 
 def _backends(device: torch.device) -> str:
@@ -182,19 +194,14 @@ def interface_towards(host: str) -> str | None:
     return None
 
 
-def free_port() -> int:
-    """A port of this machine on which ranks can meet: nobody has it, nor will get it unasked."""
-    ports = random.SystemRandom().sample(_PORTS, len(_PORTS))
-    return next((port for port in ports if _is_free(port)), ports[0])
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        try:
-            probe.bind(("", port))
-        except OSError:
-            return False
-    return True
+def meeting_socket() -> socket.socket:
+    """A socket on which ranks of this machine can meet. It listens already, so that nobody else gets its port before
+    rank 0, to which it is to be handed over (`LISTENING`), has read torch.
+    """
+    listening = socket.socket()
+    listening.bind(("127.0.0.1", 0))
+    listening.listen(4096)
+    return listening
 
 
 def _name_meeting_place() -> str:

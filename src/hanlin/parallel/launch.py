@@ -21,8 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from hanlin.core.errors import HanlinError, RankError
-from hanlin.core.ranks import free_port, interface_towards
+from hanlin.core.errors import ConfigError, HanlinError, RankError
+from hanlin.core.files import check_regular
+from hanlin.core.os_errors import explain
+from hanlin.core.ranks import LISTENING, interface_towards, meeting_socket
 
 log = logging.getLogger(__name__)
 
@@ -41,11 +43,12 @@ EXIT_SAVED = 75
 
 @dataclass(frozen=True)
 class RankProcess:
-    """One process of a run. output: where its words go; None: to our terminal."""
+    """One process of a run. output: where its words go, from the byte `begin` on; None: to our terminal."""
 
     name: str
     process: subprocess.Popen[bytes]
     output: Path | None = None
+    begin: int = 0
 
 
 @dataclass(frozen=True)
@@ -57,16 +60,18 @@ class LaunchResult:
     may_restart: bool = False
 
 
-def run_ranks_here(command: Sequence[str], world: int, *, max_restarts: int = 0) -> int:
+def run_ranks_here(command: Sequence[str], world: int, *, max_restarts: int = 0, logs: Path | None = None) -> int:
     """Run a command as ranks 0 to world - 1 of this machine; return the exit code of the first that failed, 75, or 0.
 
-    Rank 0 writes to our terminal; of the others only the words of a failed one are shown. SIGTERM, SIGINT and SIGHUP
-    are passed on as SIGTERM. Dies this process, so do they.
+    Rank 0 writes to our terminal, the others to `rank_N.log` in the folder `logs`, behind what is there (None: to files
+    that are gone at the end); the last words of a failed one are shown. SIGTERM, SIGINT and SIGHUP are passed on as
+    SIGTERM. Dies this process, so do they.
     max_restarts: how often all are started anew after a failure that is not the user's mistake.
+    Raises: ConfigError when nothing can be written to `logs`.
     """
     for attempt in range(max_restarts + 1):
         with tempfile.TemporaryDirectory(prefix="hanlin-") as folder:
-            end = run_together(_start_ranks(command, world, attempt, Path(folder)))
+            end = run_together(_start_ranks(command, world, attempt, logs or Path(folder)))
         if not end.may_restart or attempt == max_restarts:
             break
         log.warning("%s; starting all %d ranks anew (%d of %d)", end.text, world, attempt + 1, max_restarts)
@@ -171,18 +176,41 @@ def rank_environment(rank: int, world: int, port: int, attempt: int) -> dict[str
 
 
 def _start_ranks(command: Sequence[str], world: int, attempt: int, folder: Path) -> Iterator[RankProcess]:
-    port = free_port()
-    for rank in range(world):
-        output = folder / f"{rank}.txt" if rank else None
-        process = start_process(command, rank_environment(rank, world, port, attempt), output)
-        yield RankProcess(f"rank {rank}", process, output)
+    outputs = [folder / f"rank_{rank}.log" for rank in range(1, world)]
+    begins = [_begin_log(output, command, attempt) for output in outputs]
+    with meeting_socket() as listening:
+        port, handle = listening.getsockname()[1], listening.fileno()
+        first = rank_environment(0, world, port, attempt) | {LISTENING: str(handle)}
+        yield RankProcess("rank 0", start_process(command, first, handles=[handle]))
+        for rank, (output, begin) in enumerate(zip(outputs, begins, strict=True), start=1):
+            process = start_process(command, rank_environment(rank, world, port, attempt), output)
+            yield RankProcess(f"rank {rank}", process, output, begin)
+
+
+def _begin_log(path: Path, command: Sequence[str], attempt: int) -> int:
+    """Write down in a rank's log what begins; returns where the words of this attempt will stand."""
+    check_regular(path, ConfigError)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as stream:
+            when, line = time.strftime("%Y-%m-%d %H:%M:%S"), shlex.join(command).replace("\n", " ")
+            stream.write(f"--- {when} attempt {attempt}: {line}\n".encode())
+            return stream.tell()
+    except OSError as error:
+        raise ConfigError(f"{explain(error, path, 'write')}; the words of ranks go there") from None
 
 
 def start_process(
-    command: Sequence[str], environment: Mapping[str, str] | None = None, output: Path | None = None
+    command: Sequence[str],
+    environment: Mapping[str, str] | None = None,
+    output: Path | None = None,
+    handles: Sequence[int] = (),
 ) -> subprocess.Popen[bytes]:
-    """A process in a session of its own that dies with us. output: file for its words; None: our terminal."""
-    stream = output.open("wb") if output else None
+    """A process in a session of its own that dies with us.
+
+    output: file behind which its words go; None: our terminal. handles: open files of ours that it gets too.
+    """
+    stream = output.open("ab") if output else None
     try:
         return subprocess.Popen(
             command,
@@ -191,6 +219,7 @@ def start_process(
             stdout=stream,
             stderr=subprocess.STDOUT if stream else None,
             start_new_session=True,
+            pass_fds=handles,
             preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509  # no threads here
         )
     finally:
@@ -303,5 +332,6 @@ def _last_lines(member: RankProcess, count: int = 20) -> str:
     """What a process that does not write to our terminal said at last."""
     if member.output is None:
         return ""
-    lines = member.output.read_text(encoding="utf-8", errors="replace").splitlines()[-count:]
+    words = member.output.read_bytes()[member.begin :].decode("utf-8", "replace")
+    lines = words.splitlines()[-count:]
     return "".join(f"\n  {line}" for line in [f"{member.name} said:", *lines]) if lines else ""

@@ -20,7 +20,7 @@ from hanlin.recipe.settings import Recipe
 from hanlin.recipe.unused_settings import unused_settings
 from hanlin.run.precision import saying
 
-__all__ = ["FORMER", "Start", "going_on", "open_run_folder", "refuse_other_run", "train_settings"]
+__all__ = ["FORMER", "LOGS", "Start", "going_on", "open_run_folder", "refuse_other_run", "train_settings"]
 
 Start = Literal["resume", "change", "restart"]
 """How a run begins in a folder that holds one: it goes on; it goes on with other settings of `train`; it begins anew,
@@ -29,6 +29,11 @@ and the former one is set aside.
 
 FORMER = "former"
 """In the run folder: former runs, each a run folder by itself, by number."""
+
+LOGS = "logs"
+"""In the run folder: what each rank but the first says, start after start; `--restart` leaves it there, since the ranks
+have it open already.
+"""
 
 _CONFIG = "config.yaml"
 _PRECISION = "train.precision"
@@ -131,6 +136,8 @@ def _refuse_odd(folder: Path) -> None:
     pointers = [f"{CHECKPOINTS}/{name}" for name in ("latest", "best")]
     for name in [*(name for name in _WRITTEN if "." in name), *pointers]:
         has_file(folder / name, ConfigError)
+    if (folder / LOGS).exists() and not (folder / LOGS).is_dir():
+        raise ConfigError(f"{folder / LOGS} is no folder, and what ranks say goes there; remove it")
 
 
 def _refuse_foreign(folder: Path) -> None:
