@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 
-from hanlin.layers.loss import CHUNK_ROWS
+from hanlin.layers.loss import ACCELERATOR_CHUNK_ROWS
 from hanlin.planner.devices import GIB, Device
 from hanlin.planner.job import PlannedModel
 from hanlin.planner.layout import Layout
@@ -239,7 +239,7 @@ def _loss(share: RankShare) -> int:
     copy = vocabulary * hidden_size * size * (is_mixed and share.held.is_head_trained)  # a frozen one is kept so
     gradients = FP32 * hidden_size * (rows + vocabulary * share.held.is_head_trained)
     waiting = share.layout.micro_batches if share.layout.waits_for_all else 1
-    chunk = min(CHUNK_ROWS, rows) * vocabulary * (FP32 + size * is_mixed)
+    chunk = min(ACCELERATOR_CHUNK_ROWS, rows) * vocabulary * (FP32 + size * is_mixed)
     return hidden + copy + waiting * gradients + chunk
 
 
