@@ -15,6 +15,7 @@ from family_cases import case_of
 
 import hanlin
 from hanlin.api.conversion import ConvertSettings
+from hanlin.api.generation import chatting, check_length
 
 
 def test_a_run_a_recipe_and_weights_with_an_adapter_are_the_same_model(bee: dict[str, Any]) -> None:
@@ -198,6 +199,13 @@ def test_who_remembers_nothing_takes_one_question(tmp_path: Path) -> None:
     assert model.chat("床前", max_new_tokens=3, method="greedy") == model.generate(
         "床前", max_new_tokens=3, method="greedy"
     )
+    for question in ("床前", "床" * 40):  # the length of whose answer nobody states
+        room = min(32, 64 - model._engine.processor.prompt(model._engine.processor.ask(question, [])).length)
+        assert model.chat(question, method="greedy") == model.generate(question, max_new_tokens=room, method="greedy")
+    with pytest.raises(hanlin.DataError, match="64"):
+        model.chat("床前", max_new_tokens=64)
+    with pytest.raises(hanlin.ConfigError, match="reads at most 64 tokens"):
+        check_length(chatting(model.recipe.generate.model_copy(update={"max_new_tokens": 64}), []), 64)
     with pytest.raises(hanlin.ConfigError, match="remember nothing of earlier messages"):
         model.chat(DIALOGUE)
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from hanlin.api.generation import states_length
 from hanlin.core.errors import ConfigError, DataError, PromptTooLongError
 from hanlin.data.forms.content import ChatMessage, Conversation
 from hanlin.data.processor import TakesForms
@@ -82,8 +83,10 @@ def text_sample(processor: Processor, text: str) -> Sample:
     return processor.text_sample(text)
 
 
-def fitting_record(engine: Engine, messages: Messages, options: GenerateSettings) -> Any:
-    """The record that asks for the next message, without the oldest rounds that leave no room for an answer.
+def fitting_record(engine: Engine, messages: Messages, options: GenerateSettings) -> tuple[Any, GenerateSettings]:
+    """The record that asks for the next message, without the oldest rounds that leave no room for an answer; and the
+    settings of that answer, which may be shorter where its length is not stated: half of what the model reads, or what
+    the newest question leaves.
 
     Raises: ConfigError for a family that cannot be talked with; DataError naming the message that cannot be used, or
     when the newest question alone leaves no room.
@@ -96,6 +99,9 @@ def fitting_record(engine: Engine, messages: Messages, options: GenerateSettings
         raise ConfigError(
             "models of this family remember nothing of earlier messages; give one question, or use generate"
         )
+    limit = None if states_length(options) else engine.max_length
+    if limit is not None:
+        options = options.model_copy(update={"max_new_tokens": max(1, min(options.max_new_tokens, limit // 2))})
 
     def fits(part: Conversation) -> bool:
         try:
@@ -105,13 +111,16 @@ def fitting_record(engine: Engine, messages: Messages, options: GenerateSettings
         return True
 
     kept = longest_that_fits(dialogue, lambda part: part.without_oldest_round, fits)
-    if kept is None:
-        newest = dialogue
-        while (shorter := newest.without_oldest_round) is not None:
-            newest = shorter
-        engine.prompt(_of_dialogue(processor, newest), options)
-        raise AssertionError("the newest question alone is too long")
-    return _of_dialogue(processor, kept)
+    if kept is not None:
+        return _of_dialogue(processor, kept), options
+    newest = dialogue
+    while (shorter := newest.without_oldest_round) is not None:
+        newest = shorter
+    record = _of_dialogue(processor, newest)
+    if limit is not None and (left := limit - processor.prompt(record).length) > 0:
+        options = options.model_copy(update={"max_new_tokens": left})
+    engine.prompt(record, options)
+    return record, options
 
 
 def _read(messages: Messages) -> Conversation:

@@ -10,7 +10,7 @@ from hanlin.core.errors import ConfigError
 if TYPE_CHECKING:
     from hanlin.recipe.settings import GenerateSettings, Recipe
 
-__all__ = ["chatting", "chosen_settings", "generate_settings", "streaming"]
+__all__ = ["chatting", "check_length", "chosen_settings", "generate_settings", "states_length", "streaming"]
 
 
 def generate_settings(recipe: Recipe, changes: Mapping[str, Any]) -> GenerateSettings:
@@ -38,12 +38,34 @@ def streaming(options: GenerateSettings, named: Iterable[str]) -> GenerateSettin
 
 
 def chatting(options: GenerateSettings, named: Iterable[str]) -> GenerateSettings:
-    """The settings chosen, over those with which the original of ChatGLM2 chats."""
+    """The settings chosen, over those with which the original of ChatGLM2 chats; how long an answer may be is then
+    not stated, and less where less fits.
+    """
     from hanlin.recipe.settings import GENERATE_METHODS
 
     chosen = chosen_settings(options, named)
     draws = {"method": "sample", "top_p": 0.8, "temperature": 0.8} if "method" not in chosen else {}
-    return GENERATE_METHODS.make({**draws, "max_new_tokens": 1024, **chosen})
+    settings = GENERATE_METHODS.make({**draws, "max_new_tokens": 1024, **chosen})
+    if "max_new_tokens" not in chosen:
+        settings.model_fields_set.discard("max_new_tokens")
+    return settings
+
+
+def states_length(options: GenerateSettings) -> bool:
+    """Whether somebody chose how long an answer may be."""
+    return "max_new_tokens" in options.model_fields_set
+
+
+def check_length(options: GenerateSettings, max_length: int | None) -> None:
+    """Whether an answer of the stated length leaves room for any prompt; max_length: of both together.
+
+    Raises: ConfigError.
+    """
+    if max_length is not None and states_length(options) and options.max_new_tokens >= max_length:
+        raise ConfigError(
+            f"generate.max_new_tokens: {options.max_new_tokens:,}, but the model reads at most {max_length:,} tokens, "
+            "prompt and answer together; lower it, or leave it out: then an answer has the room that is left"
+        )
 
 
 def chosen_settings(options: GenerateSettings, named: Iterable[str]) -> dict[str, Any]:

@@ -147,7 +147,8 @@ class Model:
 
         messages: `[{"role": "user", "content": "..."}, ...]`, the last one by the user; or a question. Where they leave
         no room for an answer, the oldest rounds are left out. What was read of the last dialogue is not read again.
-        Tokens are drawn (top_p 0.8, temperature 0.8, at most 1,024) unless the recipe or the settings say otherwise.
+        Tokens are drawn (top_p 0.8, temperature 0.8, at most 1,024, fewer where fewer fit) unless the recipe or the
+        settings say otherwise.
 
         stream: give the message in pieces while it is written.
         Raises: ConfigError, DataError.
@@ -157,10 +158,10 @@ class Model:
         return pieces if stream else "".join(pieces)
 
     def reply(self, messages: Messages, options: GenerateSettings, seed: int | None = None) -> Iterator[str]:
-        """`chat` in pieces, with settings that stand as they are."""
+        """`chat` in pieces, with settings that stand as they are (`api.generation.chatting`)."""
         from hanlin.generate.running_batch import BatchLimits
 
-        record = fitting_record(self._engine, messages, options)
+        record, options = fitting_record(self._engine, messages, options)
         try:
             memory = self._memories.pop()
         except IndexError:  # none yet, or another thread has it

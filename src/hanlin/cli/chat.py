@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
         return _talk(lambda asked, number: server.reply(asked))
     recipe = recipe_of_model(args)
     say_remark(recipe)
-    from hanlin.api.generation import chatting
+    from hanlin.api.generation import chatting, check_length
     from hanlin.models.family import Converses
     from hanlin.run.components import build_components
 
@@ -47,7 +47,9 @@ def run(args: argparse.Namespace) -> int:
     from hanlin.api.model import Model
     from hanlin.run.weights import load_engine
 
-    model, options = Model(components, load_engine(recipe, components)), chatting(recipe.generate, args.words)
+    options = chatting(recipe.generate, args.words)
+    check_length(options, getattr(components.config, "max_length", None))
+    model = Model(components, load_engine(recipe, components))
     return _talk(
         lambda asked, number: model.reply(asked, options, recipe.run.seed + number),
         remembers=components.processor.remembers,

@@ -103,14 +103,16 @@ def _components(recipe: Recipe, args: argparse.Namespace, adapters: Mapping[str,
 def _service(
     name: str, components: Sequence[Components], adapters: Sequence[str], args: argparse.Namespace, limits: Limits
 ) -> Service:
-    from hanlin.api.generation import chatting
+    from hanlin.api.generation import chatting, check_length
     from hanlin.run.adapted import adapted_engine
     from hanlin.run.weights import load_engine
     from hanlin.serve.scheduler import Scheduler
     from hanlin.serve.service import Service
 
     base, *others = components
-    engine, settings = load_engine(base.recipe, base), chatting(base.recipe.generate, args.words)
+    settings = chatting(base.recipe.generate, args.words)
+    check_length(settings, getattr(base.config, "max_length", None))
+    engine = load_engine(base.recipe, base)
     engine.take_model()
     scheduler, created = Scheduler(engine, limits), int(time.time())
     chances = [_temperature(one) for one in components]
