@@ -116,7 +116,7 @@ def _use(folder: Path, library: str, facts: CardFacts) -> str:
     elif library == "transformers":
         lines = list(_transformers_lines(folder))
     else:
-        return "`model.base` (an adapter: `model.adapter`) of a recipe of hanlin. 在 hanlin 的配方中用作 `model.base`。"
+        return "`model.base` (an adapter: `model.adapter`) of a recipe of hanlin. 在 hanlin 的配置中用作 `model.base`。"
     return "\n".join(["```python", *lines, "```"])
 
 
