@@ -1,6 +1,6 @@
 """What packed bases (`model.quantise`) cost and give: bytes, loss against plain weights, time and bytes of a product.
 
-python benchmarks/packed_bases.py --work FOLDER [--out result.json]        (needs pypinyin, as `hanlin demo` does)
+python benchmarks/packed_bases.py [--work FOLDER] [--out result.json]        (needs pypinyin, as `hanlin demo` does)
 
 bytes: of the weights of whole published models, counted on the meta device; plain weights in bf16.
 losses: of the demo's CPM-Bee (4 layers x 128, phrases -> pinyin), trained here for --steps in fp32 unless FOLDER holds
@@ -15,9 +15,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -46,7 +48,7 @@ TARGETS = ["query", "key", "value", "output", "gate", "up", "down"]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--work", type=Path, help="folder of the small models; what is there already is not made again")
+    parser.add_argument("--work", type=Path, help="of the small models; what is there is not made again")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--lora-steps", type=int, default=60)
     parser.add_argument("--characters", type=int, default=800)
@@ -57,14 +59,16 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=[f"{family}/{size}" for family, size in MODELS])
     parser.add_argument("--out", type=Path)
     smallest = (
-        "--steps 2 --lora-steps 1 --characters 60 --held-out 4 --size 64 --rows 8 --rounds 1 --models chatglm2/tiny"
+        "--steps 2 --lora-steps 1 --characters 25 --held-out 2 --size 64 --rows 8 --rounds 1 --models chatglm2/tiny"
     )
     args = read_arguments(parser, smallest)
     require("pypinyin")
     torch.set_num_threads(1)
+    with TemporaryDirectory() if args.work is None else nullcontext(args.work) as work:
+        losses = small_model(Path(work).resolve(), args)
     figures = {
         "bytes": {name: weight_bytes(*name.split("/")) for name in args.models},
-        "losses": small_model(args),
+        "losses": losses,
         "golden": golden_losses(),
         "products": {str(dtype)[6:]: products(dtype, args) for dtype in (torch.float32, torch.bfloat16)},
     }
@@ -96,10 +100,8 @@ def empty_model(family: str, size: str) -> Any:
 # --- losses of small models ---
 
 
-def small_model(args: argparse.Namespace) -> dict[str, Any]:
+def small_model(home: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Losses per token; `bf16`: plain weights, in the arithmetic of bf16; `bf16 nf4`: packed ones in the same."""
-    work: Path = args.work or Path(args.out or ".").resolve().parent / "packed_bases"
-    home = work.resolve()
     if not (home / "data").is_dir():
         write_phrases(home / "data", characters=args.characters, eval_rows=args.held_out, seed=1)
         vocabulary(home)

@@ -22,7 +22,6 @@ EQUAL = (
     Cell("chatglm2-turns", "lora", "packed", "sequence-sharded"),
     Cell("chatglm2-turns-int4", "prefix", "single", "pipe"),
     Cell("cpm_bee-nf4", "lora", "packed", "parameters"),
-    Cell("cpm2-experts-nf4", "lora", "single", "expert"),
 )
 REFUSED = (
     Cell("chatglm2-int8", "lora", "packed", "tensor"),

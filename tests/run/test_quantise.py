@@ -67,7 +67,7 @@ def recipe_of(case: Case, base: Path, folder: Path, tuning: Mapping[str, Any]) -
         "model": {"family": case.name, "base": str(base)},
         "data": {"train": [str(rows)], "eval": [str(rows)], "cache": str(folder / "cache"), "max_length": 64},
         "tuning": dict(tuning),
-        "train": {"steps": STEPS, "batch_size": 2, "lr": 0.01, "save_every": 1, "schedule": "constant"},
+        "train": {"steps": STEPS, "batch_size": 2, "lr": 0.01, "schedule": "constant"},
         "generate": {"method": "greedy", "max_new_tokens": 4},
         "run": {"folder": str(folder / "run"), "threads": 1, "device": "cpu"},
     }

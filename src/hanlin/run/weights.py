@@ -232,7 +232,7 @@ def _say_packing(components: Components) -> None:
     """Tell that an adapter was trained on a base that was held otherwise than here."""
     adapter, here = components.adapter, components.recipe.model.quantise
     if adapter is not None and adapter.quantise not in (None, here):
-        log.info(
+        log.warning(
             "model.adapter was trained on a base held as %s, here it is held %s; model.quantise=%s holds it so",
             adapter.quantise,
             f"as {here}" if here else "as it lies on disk",
