@@ -112,5 +112,5 @@ def test_what_is_taken_over_stands_behind_the_same_prefix() -> None:
     view.add_positions(spans=torch.zeros(1, 3, dtype=torch.int64))
     view.update("0", keys, keys)  # two of them are a prefix
     view.commit()
-    target.copy_from(source, 2, cache.prefix_length)
+    cache.copy(target, source, 2)
     assert write(cache, [target], torch.tensor([[9.0]])).tolist() == [[1, 2, 3, 4, 9]]

@@ -4,6 +4,7 @@ hanlin serve runs/chat                           the model that a run has traine
 hanlin serve --base chatglm2-6b --adapter lora   a model as it is published, with a LoRA on top
 hanlin serve --base m --adapter law=lora1 --adapter tax=lora2       m, m:law and m:tax, chosen by a request's `model`
 hanlin serve --base m --host 0.0.0.0 --api-key-env HANLIN_API_KEY   for other machines, which need the key
+hanlin serve --base m --nproc 2 parallel.tensor=2                   a model that several devices hold together
 
 Where a request says nothing, answers are looked for as with `hanlin chat`. Fields that are not honoured are refused
 (docs/serving.md). SIGTERM takes no more requests and ends those that are being answered.
@@ -20,17 +21,22 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from hanlin.cli._launch import add_launch, num_to_start, on_all_ranks
 from hanlin.cli._numbers import real, whole
 from hanlin.cli._recipe import add_model, recipe_of_model, say_remark
+from hanlin.core.collectives import main_first
 from hanlin.core.errors import ConfigError
+from hanlin.core.ranks import read_ranks
 
 if TYPE_CHECKING:
+    from hanlin.generate.engine import Engine
     from hanlin.recipe.settings import Recipe
     from hanlin.run.components import Components
     from hanlin.serve.limits import Limits
@@ -54,10 +60,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         option = f"--{_option(field.name).replace('_', '-')}"
         number = whole(1, 10**15) if isinstance(field.default, int) else real(1e-3, 1e9)
         parser.add_argument(option, type=number, default=field.default, help=f"default: {field.default:g}")
+    add_launch(parser, is_alone=True)
 
 
 def run(args: argparse.Namespace) -> int:
-    from hanlin.run.memory import answering_memory
     from hanlin.serve.limits import Limits
 
     key = _key(args)
@@ -67,15 +73,75 @@ def run(args: argparse.Namespace) -> int:
     limits = Limits(**{field.name: getattr(args, _option(field.name)) for field in fields(Limits)})
     args.adapter, adapters = _adapters(args.adapter)
     recipe = recipe_of_model(args)
+    _check_ranks(max(read_ranks().world, num_to_start(args, recipe)), recipe, adapters)
+    return on_all_ranks(args, recipe, lambda: _serve_together(args, recipe, adapters, limits, key))
+
+
+def _check_ranks(world: int, recipe: Recipe, adapters: Mapping[str, Path]) -> None:
+    """Raises: ConfigError."""
+    together = recipe.parallel.tensor * recipe.parallel.pipe
+    if world not in (1, together):
+        raise ConfigError(
+            f"{world} processes are to serve, but parallel.tensor x parallel.pipe, which hold the model together, are "
+            f"{together}; set parallel.tensor={world}, or start {together}. Several copies are several servers"
+        )
+    if world > 1 and adapters:
+        raise ConfigError("--adapter NAME=PATH: a model that several processes hold together has one adapter, or none")
+
+
+def _serve_together(
+    args: argparse.Namespace, recipe: Recipe, adapters: Mapping[str, Path], limits: Limits, key: str | None
+) -> int:
+    """What every process does; the main one answers, the others compute with it."""
+    from hanlin.api.generation import chatting, check_length
+    from hanlin.run.memory import answering_memory
+    from hanlin.run.weights import load_engine
+
     name = args.name or os.path.basename(os.path.abspath(args.base or recipe.run.folder))
     components = _components(recipe, args, adapters)
     if name in adapters:
         raise ConfigError(f"--adapter {name}=...: the base is called so; --name calls it otherwise")
+    check_length(chatting(recipe.generate, args.words), getattr(components[0].config, "max_length", None))
     for one in components:
         say_remark(one.recipe)
-    with _listening(args.host, args.port) as listener, answering_memory(recipe):
-        service = _service(name, components, list(adapters), args, limits)
-        return _serve(service, args, key, listener)
+    with main_first() as is_main:
+        listener = _listening(args.host, args.port) if is_main else None
+    with answering_memory(recipe):
+        engine = load_engine(components[0].recipe, components[0])
+        if listener is None:
+            return _follow(engine)
+        with listener, _leading(engine):
+            service = _service(name, engine, components, list(adapters), args, limits)
+            return _serve(service, args, key, listener)
+
+
+@contextmanager
+def _leading(engine: Engine) -> Iterator[None]:
+    """Let the other processes compute with this one. When one is lost, the server is ended as by a signal."""
+    if engine.mesh.size("all") == 1:
+        yield
+        return
+    from hanlin.parallel.leading import leading
+
+    with leading(engine.model, on_failure=lambda: os.kill(os.getpid(), signal.SIGTERM)):
+        yield
+
+
+def _follow(engine: Engine) -> int:
+    """Until the main process ends, which gets the same signals."""
+    from hanlin.parallel.leading import follow
+
+    asked: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: asked.append(number))
+    try:
+        follow(engine.model, engine.inference)
+    except RuntimeError:
+        time.sleep(0)  # a signal that came meanwhile is noted
+        if asked:  # it was cut off in the middle of a step
+            os._exit(0)
+        raise
+    return 0
 
 
 def _components(recipe: Recipe, args: argparse.Namespace, adapters: Mapping[str, Path]) -> list[Components]:
@@ -101,18 +167,20 @@ def _components(recipe: Recipe, args: argparse.Namespace, adapters: Mapping[str,
 
 
 def _service(
-    name: str, components: Sequence[Components], adapters: Sequence[str], args: argparse.Namespace, limits: Limits
+    name: str,
+    engine: Engine,
+    components: Sequence[Components],
+    adapters: Sequence[str],
+    args: argparse.Namespace,
+    limits: Limits,
 ) -> Service:
-    from hanlin.api.generation import chatting, check_length
+    from hanlin.api.generation import chatting
     from hanlin.run.adapted import adapted_engine
-    from hanlin.run.weights import load_engine
     from hanlin.serve.scheduler import Scheduler
     from hanlin.serve.service import Service
 
     base, *others = components
     settings = chatting(base.recipe.generate, args.words)
-    check_length(settings, getattr(base.config, "max_length", None))
-    engine = load_engine(base.recipe, base)
     engine.take_model()
     scheduler, created = Scheduler(engine, limits), int(time.time())
     chances = [_temperature(one) for one in components]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from hanlin.core.errors import HanlinError, RankError
@@ -28,11 +29,14 @@ def is_main_rank() -> bool:
     return not has_ranks() or distributed.get_rank() == 0
 
 
-def new_cpu_group() -> ProcessGroup | None:
-    """All ranks once more, talking through the CPU's memory; None for a process alone."""
+def new_cpu_group(timeout: timedelta | None = None) -> ProcessGroup | None:
+    """All ranks once more, talking through the CPU's memory; None for a process alone.
+
+    timeout: how long they wait for each other; None: as elsewhere.
+    """
     from torch import distributed
 
-    return distributed.new_group(backend="gloo") if has_ranks() else None  # pyright: ignore[reportReturnType]
+    return distributed.new_group(backend="gloo", timeout=timeout) if has_ranks() else None  # pyright: ignore[reportReturnType]
 
 
 def wait_for_all() -> None:
@@ -53,13 +57,13 @@ def gather_values(value: Any, group: ProcessGroup | None = None) -> list[Any]:
     return values
 
 
-def broadcast_value(value: Any) -> Any:
-    """The main rank's picklable value, on all ranks; what the others give does not matter."""
+def broadcast_value(value: Any, group: ProcessGroup | None = None) -> Any:
+    """The main rank's picklable value, on all ranks; what the others give does not matter. group: of all ranks."""
     from torch import distributed
 
     values = [value if is_main_rank() else None]
     if has_ranks():
-        distributed.broadcast_object_list(values, src=0)
+        distributed.broadcast_object_list(values, src=0, group=group)
     return values[0]
 
 

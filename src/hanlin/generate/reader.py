@@ -146,7 +146,7 @@ class Reader:
                 slot = held.slots[place]
                 if slot in slots:
                     slot = free.pop()
-                    slot.copy_from(held.slots[place], held.slots[place].length, self._cache.prefix_length)
+                    self._cache.copy(slot, held.slots[place], held.slots[place].length)
                 slots.append(slot)
             held.slots, held.spare = slots, free
         self._grow([self._held[number] for number in parents])
@@ -194,7 +194,7 @@ class Reader:
         others = [(one.slots[0], one.positions) for one in alone]
         source, length = self._known.find(held.positions, others)
         if source is not None:
-            held.slots[0].copy_from(source, length, self._cache.prefix_length)
+            self._cache.copy(held.slots[0], source, length)
             rest = {name: tensor[:, length:] for name, tensor in held.unread.items()}
             held.unread = rest if next(iter(rest.values())).shape[1] else None
 
@@ -278,7 +278,7 @@ class Reader:
             for held in own:
                 mine, new = new[: held.room.beams], new[held.room.beams :]
                 for old, slot in zip(held.slots, mine, strict=False):
-                    slot.copy_from(old, old.length, self._cache.prefix_length)
+                    self._cache.copy(slot, old, old.length)
                 self._cache.give_back([*held.slots, *held.spare])
                 held.slots, held.spare = mine[: len(held.slots)], mine[len(held.slots) :]
 

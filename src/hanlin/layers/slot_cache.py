@@ -97,6 +97,27 @@ class Slot:
         self.length = length
 
 
+Place = tuple[int, int]
+"""A slot: the number of its arena, and its place in it."""
+
+
+@dataclass(frozen=True)
+class ViewOfSlots:
+    """What is to be known of a `SlotView` in order to make the same one of another cache, which has followed so far.
+
+    arenas: by number how many slots they have, and their widths; alive: those that are still used; moves: since the
+    view before: a slot that is wiped, or that gets so many positions of another one; slots: with the positions that
+    they hold; counts: as the view has them.
+    """
+
+    arenas: dict[int, tuple[int, int, int]]
+    alive: set[int]
+    prefix_length: int
+    moves: list[tuple[Place, Place | None, int]]
+    slots: list[tuple[Place, int]]
+    counts: list[int] | None
+
+
 class Budget:
     """Positions that several caches may take together."""
 
@@ -121,11 +142,16 @@ class SlotCache:
         self.prefix_length = 0  # columns; known from the first call of the model on
         self._arenas: list[Arena] = []
         self._numbers = numbered()
+        self._moves: list[tuple[Slot, Slot | None, int]] = []
 
     @property
     def positions(self) -> int:
         """That memory is taken for."""
         return sum(arena.positions for arena in self._arenas)
+
+    @property
+    def arena_numbers(self) -> set[int]:
+        return {arena.number for arena in self._arenas}
 
     def width_for(self, length: int) -> int:
         """Of the slots that so many positions go into: one of few widths, so that many requests share it."""
@@ -144,12 +170,42 @@ class SlotCache:
                 return None
             alike.append(new)
         slots = [Slot(arena, place) for arena in alike for place in arena.free][:count]
-        for arena, place in ((slot.arena, slot.place) for slot in slots):
-            if place in arena.used:
-                arena.wipe(place)
         for slot in slots:
+            if slot.place in slot.arena.used:
+                self._move(slot, None, 0)
             slot.arena.free.remove(slot.place)
         return slots
+
+    def copy(self, slot: Slot, source: Slot, length: int) -> None:
+        """Give a slot the first positions of another one."""
+        self._move(slot, source, length)
+
+    def _move(self, slot: Slot, source: Slot | None, length: int) -> None:
+        self._moves.append((slot, source, length))
+        if source is None:
+            slot.arena.wipe(slot.place)
+        else:
+            slot.copy_from(source, length, self.prefix_length)
+
+    def moves(self) -> list[tuple[Slot, Slot | None, int]]:
+        """Those since this was asked last: slots that were wiped, or that got positions of others."""
+        moves, self._moves = self._moves, []
+        return moves
+
+    def follow(self, view: ViewOfSlots) -> SlotView:
+        """The same view of this cache, which has followed another one from its beginning."""
+        self.prefix_length = view.prefix_length
+        arenas = {arena.number: arena for arena in self._arenas}
+        for number, sizes in view.arenas.items():
+            arenas.setdefault(number, Arena(number, *sizes, free=[]))
+
+        def slot_at(place: Place, length: int = 0) -> Slot:
+            return Slot(arenas[place[0]], place[1], length)
+
+        for place, source, length in view.moves:
+            self._move(slot_at(place), None if source is None else slot_at(source), length)
+        self._arenas = [arena for arena in arenas.values() if arena.number in view.alive]
+        return SlotView(self, [slot_at(*slot) for slot in view.slots], view.counts)
 
     def give_back(self, slots: Iterable[Slot]) -> None:
         for slot in slots:
@@ -213,7 +269,8 @@ class SlotView:
     """
 
     def __init__(self, cache: SlotCache, slots: Sequence[Slot], counts: Sequence[int] | None = None) -> None:
-        self._cache, self._slots, self._counts = cache, slots, counts
+        self.cache, self._slots, self._counts = cache, slots, counts
+        self._moves = cache.moves()
         self._is_fresh = all(slot.length == 0 for slot in slots)
         assert counts is None or self._is_fresh, "only empty slots get padding"
         self.length = max(slot.length for slot in slots)
@@ -236,6 +293,18 @@ class SlotView:
         """The call has ended well: its positions count."""
         for slot, count in zip(self._slots, self._counts or [self._new] * len(self._slots), strict=True):
             slot.length += count
+
+    def described(self) -> ViewOfSlots:
+        """The view as it is before it is used."""
+        slots = [*self._slots, *(one for slot, source, _ in self._moves for one in (slot, source) if one is not None)]
+        return ViewOfSlots(
+            {slot.arena.number: (slot.arena.count, slot.arena.width, slot.arena.encoder_width) for slot in slots},
+            self.cache.arena_numbers,
+            self.cache.prefix_length,
+            [(slot.order, None if source is None else source.order, length) for slot, source, length in self._moves],
+            [(slot.order, slot.length) for slot in self._slots],
+            None if self._counts is None else list(self._counts),
+        )
 
     def add_positions(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
         """As in a `KVCache`; what a row does not have is padding."""
@@ -261,8 +330,8 @@ class SlotView:
     def keys_of_rows(self, block: Hashable, keys: torch.Tensor, values: torch.Tensor) -> list[KeysOfRows]:
         """The same as views: those of some rows after those of others."""
         if self._is_fresh:
-            self._cache.prefix_length = keys.shape[2] - self._new
-        prefix, parts = self._cache.prefix_length, [KeysOfRows(slice(None), keys, values)] if self._is_fresh else []
+            self.cache.prefix_length = keys.shape[2] - self._new
+        prefix, parts = self.cache.prefix_length, [KeysOfRows(slice(None), keys, values)] if self._is_fresh else []
         for run in self._runs:
             arena, width = run.arena, prefix + max(run.starts) + self._new
             own_keys = run.of(arena.keys, block, keys, prefix + arena.width)

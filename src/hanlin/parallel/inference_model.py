@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,8 +15,11 @@ class ShardedInferenceModel(nn.Module):
     """All ranks with the same rows call it alike; each has a `KVCache` of its own, if any, for the blocks that it
     holds.
 
-    names: of all weights, in the order of the whole model.
+    names: of all weights, in the order of the whole model; around_calls: what computes a call in its place, by the
+    function that does it and the inputs (leading.py).
     """
+
+    around_calls: Callable[[Callable[..., torch.Tensor], dict[str, Any]], torch.Tensor] | None = None
 
     def __init__(self, parallel_model: ParallelModel, names: Sequence[str]) -> None:
         super().__init__()
@@ -26,6 +29,9 @@ class ShardedInferenceModel(nn.Module):
 
     def forward(self, **inputs: Any) -> torch.Tensor:
         """The same on all tensor and pipe ranks, bit for bit, since they go on by what they find in it."""
+        return self._compute(**inputs) if self.around_calls is None else self.around_calls(self._compute, inputs)
+
+    def _compute(self, **inputs: Any) -> torch.Tensor:
         result = self._parallel_model(**inputs)
         if self.mesh.size("tensor") > 1:
             result = result.contiguous()
