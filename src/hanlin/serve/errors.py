@@ -7,7 +7,8 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
-from hanlin.evaluation.decisions.questions import place_of
+from hanlin.core.field_problems import first_field_problem
+from hanlin.evaluation.decisions.questions import TAGS
 
 __all__ = ["RequestError", "error_response", "failed", "first_problem"]
 
@@ -39,10 +40,5 @@ def failed(error: Exception) -> RequestError:
 
 def first_problem(problems: Sequence[Mapping[str, Any]]) -> RequestError:
     """The first of what pydantic found wrong."""
-    problem = problems[0]
-    param = place_of(problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        return RequestError(f"unknown field {param!r}; nothing is ignored here", param=param, code="unknown_field")
-    found = f", found {problem['input']!r:.60}" if problem["type"] != "missing" else ""
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    return RequestError(f"{param or 'the body'}: {message}{found}", param=param or None, code=problem["type"])
+    field, message, code = first_field_problem(problems, TAGS)
+    return RequestError(message, param=field or None, code=code)

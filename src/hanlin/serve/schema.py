@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import (
@@ -17,6 +18,8 @@ from pydantic import (
     model_validator,
 )
 
+from hanlin.core.field_problems import FieldError
+
 from .errors import first_problem
 
 if TYPE_CHECKING:
@@ -27,7 +30,15 @@ _OF_SAMPLING = {"temperature", "top_p", "top_k", "min_p"}
 __all__ = ["ChatBody", "CompletionBody", "StreamOptions", "request_settings"]
 
 Number = StrictInt | StrictFloat
-_Id = Annotated[str, Field(pattern="^(0|[1-9][0-9]{0,8})$")]
+
+
+def _id(value: str) -> str:
+    if not re.fullmatch("0|[1-9][0-9]{0,8}", value):
+        raise ValueError("expected the number of a token as a text, without zeros before it")
+    return value
+
+
+_Id = Annotated[str, AfterValidator(_id)]
 
 
 def _not_yet(reason: str) -> BeforeValidator:
@@ -114,9 +125,9 @@ class _Body(BaseModel):
     @model_validator(mode="after")
     def _agree(self) -> _Body:
         if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options has an effect with stream: true only")
+            raise FieldError("stream_options", "has an effect with stream: true only")
         if any(not stop for stop in self.stops):
-            raise ValueError("stop: an empty text would end every answer at once")
+            raise FieldError("stop", "an empty text would end every answer at once")
         return self
 
 
@@ -153,17 +164,17 @@ class ChatBody(_Body):
     @model_validator(mode="after")
     def _one_limit(self) -> ChatBody:
         if self.max_tokens is not None and self.max_completion_tokens not in (None, self.max_tokens):
-            raise ValueError("max_tokens and max_completion_tokens differ; give one of them")
+            raise FieldError("max_tokens", "differs from max_completion_tokens; give one of them")
         if self.top_logprobs is not None and not self.logprobs:
-            raise ValueError("top_logprobs has an effect with logprobs: true only")
+            raise FieldError("top_logprobs", "has an effect with logprobs: true only")
         return self
 
     @model_validator(mode="after")
     def _one_question(self) -> ChatBody:
         if self.record is not None and (self.messages or self.stops or self.tools):
-            raise ValueError("a record is asked without messages and tools, and its answers end without stop")
+            raise FieldError("record", "is asked without messages and tools, and its answers end without stop")
         if self.tool_choice == "auto" and not self.tools:
-            raise ValueError("tool_choice has an effect with tools only")
+            raise FieldError("tool_choice", "has an effect with tools only")
         return self
 
 
@@ -201,9 +212,9 @@ class CompletionBody(_Body):
     @model_validator(mode="after")
     def _has_something_to_tell(self) -> CompletionBody:
         if self.max_tokens == 0 and not self.echo and self.prompt_logprobs is None:
-            raise ValueError("max_tokens: 0 tells nothing without echo or prompt_logprobs")
+            raise FieldError("max_tokens", "0 tells nothing without echo or prompt_logprobs")
         if self.stream and self.prompt_logprobs is not None:
-            raise ValueError("prompt_logprobs are told at once; leave stream out")
+            raise FieldError("prompt_logprobs", "are told at once; leave stream out")
         return self
 
 

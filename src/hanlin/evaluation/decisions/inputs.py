@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field, StrictStr, TypeAdapter, ValidationE
 from hanlin.core.errors import DataError
 from hanlin.models.common.spoken import ASSISTANT_SAYS, USER_SAYS
 
-from .questions import ImagePart, JsonPart, TextPart, TextParts, WireModel, place_of, text_of_parts
+from .questions import ImagePart, JsonPart, TextPart, TextParts, WireModel, problem_of, text_of_parts
 
 __all__ = ["DecisionInput", "read_input", "text_of_input"]
 
@@ -177,9 +177,7 @@ def read_input(value: Any) -> str:
     try:
         items = TypeAdapter(DecisionInput).validate_python(value)
     except ValidationError as error:
-        problem = error.errors()[0]
-        where = place_of(("input", *problem["loc"]))
-        raise DataError(f"{where}: {problem['msg'].removeprefix('Value error, ')}") from None
+        raise DataError(problem_of("input", error)) from None
     return text_of_input(items)
 
 

@@ -22,9 +22,11 @@ from pydantic import (
 )
 
 from hanlin.core.errors import DataError
+from hanlin.core.field_problems import first_field_problem
 
 __all__ = [
     "MOST_QUESTIONS",
+    "TAGS",
     "ChoiceQuestion",
     "PredicateQuestion",
     "Question",
@@ -32,31 +34,33 @@ __all__ = [
     "TextParts",
     "Unread",
     "WireModel",
-    "place_of",
+    "problem_of",
     "read_questions",
     "text_of_parts",
 ]
 
 MOST_QUESTIONS, MOST_OPTIONS = 400, 255
 _MOST_LEVELS, _MOST_VALUES, _MOST_BYTES = 32, 10_000, 256 * 2**10  # of a part of JSON, as OpenAI has it
-_TAGS = {
-    *(
-        "str",
-        "bool",
-        "int",
-        "float",
-        "list[str]",
-        "model-field",
-        "list[dict[str,any]]",
-        "dict[str,any]",
-        "predicate",
-        "choice",
-        "score",
-        "message",
-    ),
-    *("input_text", "input_json", "input_image", "output_text", "refusal"),
-    *(f"{kind}_call{end}" for kind in ("function", "custom_tool") for end in ("", "_output")),
-}
+TAGS = frozenset(
+    {
+        *(
+            "str",
+            "bool",
+            "int",
+            "float",
+            "list[str]",
+            "model-field",
+            "list[dict[str,any]]",
+            "dict[str,any]",
+            "predicate",
+            "choice",
+            "score",
+            "message",
+        ),
+        *("input_text", "input_json", "input_image", "output_text", "refusal"),
+        *(f"{kind}_call{end}" for kind in ("function", "custom_tool") for end in ("", "_output")),
+    }
+)
 """What pydantic puts among the names of fields where a value may be of several types."""
 
 
@@ -196,14 +200,13 @@ def read_questions(values: Any) -> tuple[PredicateQuestion | ChoiceQuestion | Sc
     try:
         return TypeAdapter(bounded).validate_python(values)
     except ValidationError as error:
-        problem = error.errors()[0]
-        where = place_of(("questions", *problem["loc"]))
-        raise DataError(f"{where}: {problem['msg'].removeprefix('Value error, ')}") from None
+        raise DataError(problem_of("questions", error)) from None
 
 
-def place_of(parts: Sequence[int | str]) -> str:
-    """The name of a field that pydantic speaks of, as the request has it."""
-    return ".".join(str(part) for part in parts if part not in _TAGS)
+def problem_of(name: str, error: ValidationError) -> str:
+    """The first of what is wrong with a value of this name."""
+    problems = [{**one, "loc": (name, *one["loc"])} for one in error.errors(include_url=False)]
+    return first_field_problem(problems, TAGS).message
 
 
 def text_of_parts(parts: Sequence[Any]) -> str:
