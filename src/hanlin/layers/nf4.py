@@ -14,6 +14,7 @@ import torch
 from torch.nn import functional
 
 from hanlin.core.errors import CheckpointError
+from hanlin.layers.dynamic_code import dynamic_code
 from hanlin.layers.packing import PackedTensors
 
 BLOCK = 64
@@ -64,7 +65,7 @@ class Nf4:
         absmax = torch.cat(largest)
         # One number after the other: the same sum whatever the threads, so that all ranks hold the same base.
         mean = (absmax.double().cumsum(0)[-1] / len(absmax)).float()
-        quantised, nested = _quantised_to(_dynamic_codes().to(flat.device), absmax - mean, GROUP)
+        quantised, nested = _quantised_to(_scale_codes(flat.device), absmax - mean, GROUP)
         statistics = torch.cat([nested, mean[None]]).view(torch.int32)
         return torch.cat(packed).view(len(weight), -1), quantised.to(torch.uint8), statistics
 
@@ -124,7 +125,7 @@ def multiply_by_library(input: torch.Tensor, tensors: PackedTensors) -> torch.Te
 
     packed, absmax, statistics = tensors
     nested, (mean,) = statistics.view(torch.float32).tensor_split([-1])
-    codes, shape = _dynamic_codes(input.device), [len(packed), input.shape[-1]]
+    codes, shape = _scale_codes(input.device), [len(packed), input.shape[-1]]
     multiply = torch.ops.bitsandbytes.gemm_4bit
     return multiply(input.contiguous(), packed.view(-1, 1), shape, nested, BLOCK, "nf4", None, absmax, codes, mean)
 
@@ -132,7 +133,7 @@ def multiply_by_library(input: torch.Tensor, tensors: PackedTensors) -> torch.Te
 def largest_of_blocks(quantised: torch.Tensor, statistics: torch.Tensor) -> torch.Tensor:
     """The largest magnitude of each block, fp32 `[blocks]`, from `weight_absmax` and `weight_nested`."""
     nested, mean = statistics.view(torch.float32).tensor_split([-1])
-    values = _dynamic_codes(quantised.device).index_select(0, quantised.int())
+    values = _scale_codes(quantised.device).index_select(0, quantised.int())
     return values.mul_(nested.repeat_interleave(GROUP)[: len(values)]).add_(mean)
 
 
@@ -159,14 +160,8 @@ def _pairs(device: torch.device) -> torch.Tensor:
 
 
 @cache
-def _dynamic_codes(device: torch.device | None = None) -> torch.Tensor:
-    """The 256 numbers in [-1, 1] of 8-bit optimizers (Dettmers et al. 2021): a sign, a power of ten, a fraction."""
-    found = [0.0, 1.0]
-    for power in range(7):
-        bounds = torch.linspace(0.1, 1, 2**power + 1)
-        means = 10 ** (power - 6) * ((bounds[:-1] + bounds[1:]) / 2)
-        found += [*means.tolist(), *(-means).tolist()]
-    return torch.tensor(sorted(found), device=device)
+def _scale_codes(device: torch.device) -> torch.Tensor:
+    return dynamic_code(is_signed=True).to(device)
 
 
 @cache

@@ -125,8 +125,10 @@ class _Code:
     def __init__(self, kind: str, device: torch.device) -> None:
         import torch
 
+        from hanlin.layers.dynamic_code import dynamic_code
+
         is_signed = kind == "mean"
-        self.numbers = torch.tensor(dynamic_code(is_signed=is_signed), dtype=torch.float32, device=device)
+        self.numbers = dynamic_code(is_signed=is_signed).to(device)
         every = torch.arange(-(2**15), 2**15).to(torch.int16).view(torch.bfloat16).float().nan_to_num(0)
         middles = (self.numbers[1:] + self.numbers[:-1]).cpu() / 2
         # No square becomes 0: an update is divided by its root.
@@ -146,20 +148,6 @@ class _Code:
         shares = blocks / sizes.clamp(min=torch.finfo(torch.float32).tiny)[..., None]
         bits = shares.bfloat16().view(torch.int16).int() + 2**15
         codes.copy_(self.nearest.index_select(0, bits.flatten()).view(codes.shape))
-
-
-def dynamic_code(*, is_signed: bool) -> tuple[float, ...]:
-    """The 256 numbers of the dynamic tree code (Dettmers 2016), from least to largest.
-
-    In each of seven decades below 1 they stand in equal distances, twice as many in each as in the one below.
-    """
-    numbers = [0.0, 1.0]
-    for decade in range(7):
-        count = 2**decade if is_signed else 2 ** (decade + 1)
-        width = 0.9 / count
-        means = [10.0 ** (decade - 6) * (0.1 + width * (place + 0.5)) for place in range(count)]
-        numbers += [*means, *(-mean for mean in means)] if is_signed else means
-    return tuple(sorted(numbers))
 
 
 def _block(shape: Sequence[int]) -> int | None:
