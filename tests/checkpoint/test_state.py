@@ -13,7 +13,7 @@ from ranks import run_ranks
 from torch import distributed
 
 from hanlin.checkpoint import state
-from hanlin.checkpoint.metadata import _HashedFiles
+from hanlin.checkpoint.metadata import _HashingFileSystem
 from hanlin.checkpoint.state import Checkpointer, Saved, recipe_identity, verify
 from hanlin.core import manifest
 from hanlin.core.errors import CheckpointError
@@ -343,7 +343,7 @@ def test_what_is_saved_in_the_background_is_what_it_was(tmp_path, monkeypatch):
 
 
 def test_a_stream_that_is_written_to_and_fro_is_read_for_its_hash(tmp_path):
-    files = _HashedFiles()
+    files = _HashingFileSystem()
     for name, turns_back in (("straight", False), ("back", True)):
         with files.create_stream(tmp_path / name, "wb") as stream:
             stream.write(memoryview(b"first"))

@@ -15,7 +15,7 @@ from hanlin.core.errors import CheckpointError, ConfigError
 from hanlin.core.locks import held
 from hanlin.recipe.reading import make_recipe
 from hanlin.recipe.settings import Recipe
-from hanlin.run.folder import going_on, open_run_folder, refuse_other_run, train_settings
+from hanlin.run.folder import open_run_folder, refuse_other_run, train_settings, with_run_precision
 
 
 def recipe(folder: Path, *changes: str) -> Recipe:
@@ -89,20 +89,20 @@ def test_the_checkpoint_counts_where_a_start_with_other_settings_ended_before_it
     open_run_folder(recipe(in_bf16, "train.precision=fp16", "train.lr=0.5"), "change")
     with pytest.raises(ConfigError, match=r"train\.lr: 0\.001 -> 0\.5; train\.precision: bf16 -> fp16.*--change"):
         refuse_other_run(recipe(in_bf16, "train.precision=fp16", "train.lr=0.5"), "resume")
-    assert going_on(recipe(in_bf16, "train.precision=auto")) == asked
+    assert with_run_precision(recipe(in_bf16, "train.precision=auto")) == asked
     assert open_run_folder(asked, "resume") == []
 
 
 def test_auto_is_the_precision_that_a_run_began_with(in_bf16: Path) -> None:
     auto = recipe(in_bf16, "train.precision=auto")
-    assert going_on(auto).train.precision == "bf16"
-    assert going_on(recipe(in_bf16)).train.precision == "fp32"
-    assert going_on(auto, "restart").train.precision == "auto"
+    assert with_run_precision(auto).train.precision == "bf16"
+    assert with_run_precision(recipe(in_bf16)).train.precision == "fp32"
+    assert with_run_precision(auto, "restart").train.precision == "auto"
     state = in_bf16 / "checkpoints/000004/state.json"
     state.write_text("{}")  # from before settings were kept there
-    assert going_on(auto).train.precision == "fp32"
+    assert with_run_precision(auto).train.precision == "fp32"
     shutil.rmtree(in_bf16 / "checkpoints")
-    assert going_on(auto).train.precision == "auto"
+    assert with_run_precision(auto).train.precision == "auto"
 
 
 def test_a_frozen_base_stays_in_the_precision_it_was_read_in(tmp_path: Path) -> None:

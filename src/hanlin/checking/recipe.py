@@ -32,7 +32,7 @@ from hanlin.recipe.reading import Draft, Overrides, Problem, RecipeSource, listi
 from hanlin.recipe.settings import Recipe
 from hanlin.recipe.unused_settings import unused_settings
 from hanlin.run.components import build_components, warm_start
-from hanlin.run.folder import Start, going_on
+from hanlin.run.folder import Start, with_run_precision
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def check(
         found = [*damaged, *found]  # first, as others may follow from it
     components = cache(lambda: build_components(recipe))
     if not found and with_torch:
-        asked = going_on(recipe, start) if purpose == "train" else recipe
+        asked = with_run_precision(recipe, start) if purpose == "train" else recipe
         found += [*device_problems(asked), *weight_problems(recipe, components, purpose)]
     if not found and with_torch:
         found += fit_problems(recipe, components, purpose)

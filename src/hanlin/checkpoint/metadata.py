@@ -18,6 +18,7 @@ from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 
 from hanlin.core.errors import CheckpointError
+from hanlin.core.manifest import FileFacts
 from hanlin.core.os_errors import system_error
 from hanlin.core.remembered import sha256_of
 
@@ -89,12 +90,12 @@ class TensorWriter(FileSystemWriter):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self.fs = _HashedFiles()
+        self.fs = _HashingFileSystem()
 
     @property
-    def written(self) -> dict[str, tuple[int, str]]:
-        """Size and sha256 of each file that this rank has written, by its name."""
-        assert isinstance(self.fs, _HashedFiles)
+    def written(self) -> FileFacts:
+        """Of each file that this rank has written, by its name."""
+        assert isinstance(self.fs, _HashingFileSystem)
         return self.fs.written
 
     def write_data(self, *args: Any, **kwargs: Any) -> Any:
@@ -105,8 +106,8 @@ class TensorWriter(FileSystemWriter):
             raise system_error(error) or error from None
 
 
-class _HashedFiles(FileSystem):
-    """Files, of which those that are written are hashed on their way: they need not be read for it."""
+class _HashingFileSystem(FileSystem):
+    """DCP's files; those that are written are hashed on their way, so that they need not be read for it."""
 
     def __init__(self) -> None:
         self.written: dict[str, tuple[int, str]] = {}
@@ -117,7 +118,7 @@ class _HashedFiles(FileSystem):
             if mode != "wb":
                 yield stream
                 return
-            hashed = _HashedStream(stream)
+            hashed = _HashingStream(stream)
             yield hashed
         digest = hashed.digest.hexdigest() if hashed.is_straight else sha256_of(Path(path))
         self.written[Path(path).name] = (Path(path).stat().st_size, digest)
@@ -128,7 +129,7 @@ class _HashedFiles(FileSystem):
             self.written[Path(new_path).name] = facts
 
 
-class _HashedStream:
+class _HashingStream:
     """A stream that hashes what is written to it. is_straight: never at another place than the end."""
 
     def __init__(self, stream: Any) -> None:

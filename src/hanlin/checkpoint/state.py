@@ -30,7 +30,7 @@ from hanlin.core.collectives import call_on_main, gather_values, has_ranks, is_m
 from hanlin.core.device import can_pin_in_place
 from hanlin.core.errors import CheckpointError, shorten
 from hanlin.core.files import read_json_object, remove_leftovers, replaced_file, sync
-from hanlin.core.manifest import manifest_problems, write_manifest
+from hanlin.core.manifest import FileFacts, manifest_problems, write_manifest
 from hanlin.core.os_errors import explain, reason_of
 from hanlin.recipe.settings import Recipe
 
@@ -42,9 +42,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 TENSORS, STATE = "tensors", "state.json"
-
-HashedFiles = Mapping[str, tuple[int, str]]
-"""Size and sha256 of files by their names."""
 
 
 @dataclass(frozen=True)
@@ -202,7 +199,7 @@ class Checkpointer:
         wait_for_all()
 
     def _finish(
-        self, beside: Path, target: Path, step: int, values: Mapping[str, Any], written: HashedFiles, *, is_best: bool
+        self, beside: Path, target: Path, step: int, values: Mapping[str, Any], written: FileFacts, *, is_best: bool
     ) -> None:
         """After all ranks have written their tensors: the rest, by the main one."""
         if not is_main_rank():
@@ -365,8 +362,8 @@ def _write_json(path: Path, value: Any) -> None:
     sync(path)
 
 
-def _write_tensors(folder: Path, tensors: Mapping[str, torch.Tensor], group: Any = None) -> HashedFiles:
-    """Returns when all ranks have written theirs: what that are."""
+def _write_tensors(folder: Path, tensors: Mapping[str, torch.Tensor], group: Any = None) -> FileFacts:
+    """Returns, when all ranks have written theirs, the facts of all files by name."""
     from torch.distributed.checkpoint.state_dict_saver import save
 
     from hanlin.checkpoint.metadata import TensorWriter
@@ -378,7 +375,7 @@ def _write_tensors(folder: Path, tensors: Mapping[str, torch.Tensor], group: Any
 
 
 def _write_later(
-    folder: Path, tensors: Mapping[str, torch.Tensor], group: Any, finish: Callable[[HashedFiles], None]
+    folder: Path, tensors: Mapping[str, torch.Tensor], group: Any, finish: Callable[[FileFacts], None]
 ) -> None:
     finish(_write_tensors(folder, tensors, group))
 

@@ -17,14 +17,22 @@ from hanlin.core.errors import CheckpointError, shorten
 from hanlin.core.files import published, read_json_object, sync
 from hanlin.core.remembered import MIN_REMEMBERED_BYTES, remembered_sha256, sha256_of
 
-__all__ = ["MANIFEST", "check_complete", "check_manifest", "manifest_problems", "published_folder", "write_manifest"]
+__all__ = [
+    "MANIFEST",
+    "FileFacts",
+    "check_complete",
+    "check_manifest",
+    "manifest_problems",
+    "published_folder",
+    "write_manifest",
+]
 
 MANIFEST = "manifest.json"
 
 _LEVELS = 3  # of folders between a manifest and a file that is named by its path
 
-Listed = dict[str, tuple[int, str]]
-"""File -> size and sha256."""
+FileFacts = Mapping[str, tuple[int, str]]
+"""File -> size in bytes and sha256."""
 
 
 @contextmanager
@@ -39,12 +47,12 @@ def published_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]
         write_manifest(beside)
 
 
-def write_manifest(folder: Path, known: Mapping[str, tuple[int, str]] | None = None) -> None:
+def write_manifest(folder: Path, known: FileFacts | None = None) -> None:
     """List all files in a folder; they and the list are on the disk when it returns.
 
     known: size and sha256 of files that are on the disk already, by their paths in the folder.
     """
-    listed: Listed = dict(known or {})
+    listed = dict(known or {})
     every = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     files = {name: path for name, path in every.items() if name not in {MANIFEST, *listed}}
     for path in files.values():
@@ -60,12 +68,12 @@ def write_manifest(folder: Path, known: Mapping[str, tuple[int, str]] | None = N
 
 
 def manifest_problems(
-    folder: Path, has_all: Callable[[Listed], bool] = lambda _: True, share: tuple[int, int] = (0, 1)
+    folder: Path, has_all: Callable[[FileFacts], bool] = lambda _: True, share: tuple[int, int] = (0, 1)
 ) -> list[str]:
     """What is wrong with the files of a folder that has a manifest; nothing if all are as they were written.
 
-    has_all: whether the files that the manifest lists are all that there must be; share: this one's number, and among
-    how many the files are divided, each of which reads its own.
+    has_all: whether the files that the manifest lists are all that there must be; share: (number, count) of a rank,
+    whose share of the files is read: each of `count` ranks reads others.
     """
     try:
         listed = _listed(read_json_object(folder / MANIFEST)) if (folder / MANIFEST).is_file() else None
@@ -117,7 +125,7 @@ def check_complete(folder: Path) -> None:
         raise _unlike(folder, gone)
 
 
-def _check(folder: Path, listed: Listed) -> None:
+def _check(folder: Path, listed: FileFacts) -> None:
     is_small = sum(size for size, _ in listed.values()) < MIN_REMEMBERED_BYTES
     if problems := _differing(folder, listed, sha256_of if is_small else remembered_sha256):
         raise _unlike(folder, problems)
@@ -130,7 +138,7 @@ def _unlike(folder: Path, problems: list[str]) -> CheckpointError:
     )
 
 
-def _listed(values: dict[str, Any]) -> Listed | None:
+def _listed(values: dict[str, Any]) -> FileFacts | None:
     """None for what is another program's; nothing where all was taken out."""
     if not values:
         return {}
@@ -140,7 +148,7 @@ def _listed(values: dict[str, Any]) -> Listed | None:
         return None
 
 
-def _differing(folder: Path, listed: Listed, sha256: Callable[[Path], str]) -> list[str]:
+def _differing(folder: Path, listed: FileFacts, sha256: Callable[[Path], str]) -> list[str]:
     def problem(name: str) -> str | None:
         path, (size, digest) = folder / name, listed[name]
         if not path.is_file():

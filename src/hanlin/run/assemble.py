@@ -23,7 +23,7 @@ from hanlin.formats.fingerprint import Fingerprint
 from hanlin.models.family import LoadTokenizer
 from hanlin.recipe.settings import Recipe
 from hanlin.run.components import Components, build_components, vocab_path
-from hanlin.run.folder import Start, going_on, open_run_folder, train_settings
+from hanlin.run.folder import Start, open_run_folder, train_settings, with_run_precision
 from hanlin.run.memory import answering_memory, training_memory
 from hanlin.run.precision import saying, with_precision
 from hanlin.training.optimizer import build_optimizer
@@ -63,8 +63,8 @@ class Run:
         recipe = self.components.recipe
         alone = entered_on_main(_alone_in(recipe.run.folder, CHECKPOINTS))
         with alone, training_memory(recipe), _group_for_offload(recipe):
-            # Asked before the folder is made ready, by all ranks of the main one.
-            precision = call_on_main(lambda: going_on(recipe, self.start).train.precision)
+            # The main rank looks for all, before it makes the folder ready.
+            precision = call_on_main(lambda: with_run_precision(recipe, self.start).train.precision)
             components = replace(self.components, recipe=saying(recipe, precision))
             return _train(with_precision(components), self.start)
 

@@ -20,7 +20,7 @@ from hanlin.recipe.settings import Recipe
 from hanlin.recipe.unused_settings import unused_settings
 from hanlin.run.precision import saying
 
-__all__ = ["FORMER", "LOGS", "Start", "going_on", "open_run_folder", "refuse_other_run", "train_settings"]
+__all__ = ["FORMER", "LOGS", "Start", "open_run_folder", "refuse_other_run", "train_settings", "with_run_precision"]
 
 Start = Literal["resume", "change", "restart"]
 """How a run begins in a folder that holds one: it goes on; it goes on with other settings of `train`; it begins anew,
@@ -106,7 +106,7 @@ def open_run_folder(recipe: Recipe, start: Start) -> list[str]:
     return _shown(changed)
 
 
-def going_on(recipe: Recipe, start: Start = "resume") -> Recipe:
+def with_run_precision(recipe: Recipe, start: Start = "resume") -> Recipe:
     """The recipe with what `train.precision: auto` is for the run that its folder holds: what it began with.
 
     Raises: ConfigError when the run's own recipe cannot be read.
@@ -194,7 +194,7 @@ def _changes(recipe: Recipe) -> dict[str, tuple[Any, Any]]:
             f"{folder} holds a run whose {_CONFIG} cannot be read ({error}); restore it, choose another folder, or "
             "begin anew (--restart)"
         ) from None
-    recipe = going_on(recipe)
+    recipe = with_run_precision(recipe)
     there, here = (
         _flat(one.model_dump(mode="json")) for one in (former, make_recipe(yaml.safe_load(dump_recipe(recipe))))
     )
