@@ -21,7 +21,7 @@ from hanlin.parallel.parallel_model import ParallelModel
 from hanlin.parallel.parallelize import parallelize
 from hanlin.recipe.settings import ParallelSettings, TrainSettings
 from hanlin.training.optimizer import build_optimizer
-from hanlin.training.step import Around, Step
+from hanlin.training.step import NextStep, Step
 
 CPU, ROWS = torch.device("cpu"), 4
 SUMS = ("all_reduce", "all_gather", "broadcast", "all_gather_object", "broadcast_object_list", "barrier")
@@ -113,7 +113,7 @@ def counted_steps(layout: ParallelSettings, monkeypatch: Any) -> list[Counter[st
     found = []
     for batch, upcoming in pairwise(batches):
         calls.clear()
-        report = step.run(batch, around=Around(lambda batch=upcoming: batch, lambda: distributed.get_rank() == 1))
+        report = step.run(batch, following=NextStep(lambda batch=upcoming: batch, lambda: distributed.get_rank() == 1))
         assert step.is_end_wanted, "rank 1 wants to end"
         assert report.loss_tokens == pytest.approx(whole[len(found)].loss_tokens, rel=1e-6)
         found.append(Counter(calls))

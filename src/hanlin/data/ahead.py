@@ -21,7 +21,7 @@ class Ahead(Generic[T]):
         """For items that were not there when they were asked for."""
 
     def close(self) -> None:
-        """Let the thread go. What it is making is not waited for: it may hang where the program could end."""
+        """Let the thread go. What it is making is not waited for here, but by Python when the program ends."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def __iter__(self) -> Iterator[T]:

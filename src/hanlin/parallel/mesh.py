@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 Axis = Literal["pipe", "replicate", "shard", "tensor", "data", "expert", "copy", "all"]
-Numbers = tuple[Axis, Literal["sum", "max"], Sequence[float]]
-"""Numbers of this rank's, and what of those of an axis' ranks is asked for."""
+Reduction = tuple[Axis, Literal["sum", "max"], Sequence[float]]
+"""Of numbers, each over the ranks of an axis: which axis, how, and the numbers of this rank."""
 AXES = ("pipe", "replicate", "shard", "tensor")
 EXPERT_AXES = ("pipe", "copy", "expert", "tensor")
 
@@ -137,8 +137,10 @@ class Mesh:
         """The greatest of the numbers of the ranks of an axis; every rank must call it."""
         return self.exchange((axis, "max", [value]))[0][0]
 
-    def exchange(self, *of: Numbers) -> list[list[float]]:
-        """Sums and greatest numbers over several axes, in one collective; every rank must call it, with alike ones."""
+    def exchange(self, *of: Reduction) -> list[list[float]]:
+        """The results of several reductions, in one collective. Every rank must call it, with the same axes
+        and kinds, and equally many numbers.
+        """
         if all(self.size(axis) == 1 for axis, _, _ in of):
             return [list(values) for _, _, values in of]
         every = self._gathered([value for _, _, values in of for value in values])

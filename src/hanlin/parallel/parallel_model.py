@@ -14,7 +14,7 @@ from torch import nn
 from hanlin.core.batch import Batch
 from hanlin.layers.attention_kernels import AttentionKernel, attention_kernels
 from hanlin.parallel.gradients import Gradients
-from hanlin.parallel.mesh import Mesh, Numbers
+from hanlin.parallel.mesh import Mesh, Reduction
 from hanlin.parallel.parameter_statistics import ParameterStatistics, parameter_statistics
 from hanlin.parallel.sharded_parameters import ShardedParameters
 from hanlin.recipe.settings import ParallelSettings
@@ -139,7 +139,7 @@ class ParallelModel:
         parts: Sequence[Batch],
         denominators: Sequence[float],
         scale: float = 1.0,
-        tell: Callable[[], Sequence[Numbers]] = tuple,
+        tell: Callable[[], Sequence[Reduction]] = tuple,
     ) -> BackwardResult:
         """Add the gradient of scale x the sum of (summed loss / denominator) over the parts of this rank's rows.
 

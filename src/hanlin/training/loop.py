@@ -17,7 +17,7 @@ from hanlin.training.batches_ahead import BatchesAhead
 from hanlin.training.run_checkpoints import Batches, RunCheckpoints, TrainProgress
 from hanlin.training.run_logger import RunLogger
 from hanlin.training.signals import StopSignals
-from hanlin.training.step import Around, Inspect, Step, StepReport
+from hanlin.training.step import Inspect, NextStep, Step, StepReport
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ def _timed_step(step: Step, batches: BatchesAhead, signals: StopSignals, inspect
     batch = batches.take()
     at_start = batches.seconds_waited
     with signals.step():
-        report = step.run(batch, inspect, Around(batches.peek, lambda: signals.requested))
+        report = step.run(batch, inspect, NextStep(batches.peek, lambda: signals.requested))
     end = batches.seconds_waited
     return replace(report, seconds=report.seconds - (end - at_start), data_seconds=end - before)
 

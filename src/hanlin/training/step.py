@@ -13,7 +13,7 @@ import torch
 
 from hanlin.core.batch import Batch
 from hanlin.core.errors import HanlinError, shorten
-from hanlin.parallel.mesh import Numbers
+from hanlin.parallel.mesh import Reduction
 from hanlin.parallel.parallel_model import BackwardResult, ParallelModel
 from hanlin.parallel.parameter_statistics import ParameterStatistics
 from hanlin.recipe.settings import TrainSettings
@@ -32,27 +32,30 @@ Inspect = Callable[[Mapping[str, ParameterStatistics]], None]
 
 
 @dataclass(frozen=True)
-class Around:
-    """What lies around a step and its ranks tell each other in it, so that they need not ask between two steps.
+class NextStep:
+    """What a rank knows of the step after the one that runs. Ranks tell each other at the end of that one, so that they
+    need not ask between two steps.
 
-    upcoming: gives the batch of the next step, None where there is none; wants_end: whether this rank is to end.
+    batch: its batch, None where there is none; wants_end: whether this rank is to end instead.
     """
 
-    upcoming: Callable[[], Batch | None] = lambda: None
+    batch: Callable[[], Batch | None] = lambda: None
     wants_end: Callable[[], bool] = lambda: False
 
 
 @dataclass(frozen=True)
-class _Shares:
-    """Of a batch: rows of the data rank that has most; over all of them tokens without padding, weights in the loss."""
+class _GlobalBatch:
+    """A batch over all data ranks. most_rows: of the rank that has most; tokens: without padding; loss_tokens: the sum
+    of the weights in the loss.
+    """
 
     most_rows: int
     tokens: int
     loss_tokens: float
 
     @staticmethod
-    def told(rows: Sequence[float], tokens: Sequence[float]) -> _Shares:
-        return _Shares(int(rows[0]), int(tokens[0]), tokens[1])
+    def of(rows: Sequence[float], tokens: Sequence[float]) -> _GlobalBatch:
+        return _GlobalBatch(int(rows[0]), int(tokens[0]), tokens[1])
 
 
 @dataclass(frozen=True)
@@ -97,18 +100,18 @@ class Step:
         self.skipped_in_row = 0
         self.is_end_wanted = False
         """Whether any rank was to end when the last step did."""
-        self._upcoming: tuple[Batch, _Shares] | None = None
+        self._upcoming: tuple[Batch, _GlobalBatch] | None = None
 
-    def run(self, batch: Batch, inspect: Inspect | None = None, around: Around | None = None) -> StepReport:
+    def run(self, batch: Batch, inspect: Inspect | None = None, following: NextStep | None = None) -> StepReport:
         """Train on one batch (this rank's share of it).
 
-        inspect: gets the statistics of weights and gradients; of all ranks or of none.
+        inspect: gets the statistics of weights and gradients; of all ranks or of none. following: `NextStep`.
         Raises: HanlinError after `max_skipped` broken steps in a row.
         """
         start = time.perf_counter()
-        shares = self._shares(batch)
-        parts = self.parallel_model.split(batch, self.settings.micro_batch_size, shares.most_rows)
-        found, scale = self._accumulate(parts, shares.loss_tokens, around or Around()), self.scale.value
+        whole = self._global_batch(batch)
+        parts = self.parallel_model.split(batch, self.settings.micro_batch_size, whole.most_rows)
+        found, scale = self._accumulate(parts, whole.loss_tokens, following or NextStep()), self.scale.value
         losses, loss, norm = found.losses, found.loss, found.grad_norm / scale
         if inspect is not None:
             inspect(self.parallel_model.parameter_statistics(scale))
@@ -118,7 +121,7 @@ class Step:
             self._update(norm, rate)
         self.parallel_model.drop_grads()
         report = StepReport(
-            loss, rate, norm, shares.tokens, shares.loss_tokens, not is_finite, scale, time.perf_counter() - start
+            loss, rate, norm, whole.tokens, whole.loss_tokens, not is_finite, scale, time.perf_counter() - start
         )
         broken = [part for part, value in zip(parts, losses, strict=True) if not math.isfinite(value)]
         self._judge(report, broken or [batch])
@@ -134,14 +137,14 @@ class Step:
         if self.scale.patience:
             self.scale = replace(self.scale, **values["scale"])
 
-    def _shares(self, batch: Batch) -> _Shares:
+    def _global_batch(self, batch: Batch) -> _GlobalBatch:
         """As the ranks told each other in the step before; asked where they did not."""
         told, self._upcoming = self._upcoming, None
         if told is not None and told[0] is batch:
             return told[1]
-        return _Shares.told(*self.parallel_model.mesh.exchange(*_share_of(batch)))
+        return _GlobalBatch.of(*self.parallel_model.mesh.exchange(*_share_of(batch)))
 
-    def _accumulate(self, parts: Sequence[Batch], loss_tokens: float, around: Around) -> BackwardResult:
+    def _accumulate(self, parts: Sequence[Batch], loss_tokens: float, following: NextStep) -> BackwardResult:
         """Sum the gradients of the micro-batches."""
         denominators = [loss_tokens] * len(parts)
         if self.settings.loss_mean == "batch":  # mean of the means of each forward pass
@@ -149,15 +152,15 @@ class Step:
         denominators = [number or 1.0 for number in denominators]  # nothing in the loss: 0 / 1, not 0 / 0
         upcoming = None
 
-        def tell() -> list[Numbers]:
+        def tell() -> list[Reduction]:
             nonlocal upcoming
-            upcoming = None if self.parallel_model.mesh.size("all") == 1 else around.upcoming()
-            return [("all", "max", [around.wants_end()]), *_share_of(upcoming)]
+            upcoming = None if self.parallel_model.mesh.size("all") == 1 else following.batch()
+            return [("all", "max", [following.wants_end()]), *_share_of(upcoming)]
 
         found = self.parallel_model.forward_backward(parts, denominators, self.scale.value, tell)
-        (end,), *shares = found.told
+        (end,), *batch = found.told
         self.is_end_wanted = end > 0
-        self._upcoming = None if upcoming is None else (upcoming, _Shares.told(*shares))
+        self._upcoming = None if upcoming is None else (upcoming, _GlobalBatch.of(*batch))
         return found
 
     def _update(self, norm: float, rate: float) -> None:
@@ -203,7 +206,7 @@ def mean_loss(parallel_model: ParallelModel, batches: Iterable[Batch], rows: int
     return total / tokens
 
 
-def _share_of(batch: Batch | None) -> list[Numbers]:
+def _share_of(batch: Batch | None) -> list[Reduction]:
     """What this rank tells of its share; of none where it has none."""
     counted = [0.0, 0.0] if batch is None else [_num_tokens(batch), batch.loss_tokens]
     return [("data", "max", [0 if batch is None else batch.size]), ("data", "sum", counted)]
