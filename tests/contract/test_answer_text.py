@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from family_cases import Case
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -33,7 +34,7 @@ def test_a_growing_answer_has_the_text_of_its_tokens(case: Case) -> None:
 def test_few_tokens_of_a_long_answer_are_decoded_again(case: Case) -> None:
     processor = case.processor
     if not isinstance(processor, FollowsAnswers):
-        return
+        pytest.skip("it decodes answers from their beginning")
     prompt, decoded = processor.prompt(case.records[0]), []
     [id, *_] = case.tokenizer.encode(case.texts[0])[-3:]
     decode = processor.tokenizer.decode

@@ -31,6 +31,7 @@ def check_numbers(values: torch.Tensor) -> torch.Tensor:
 
 
 def no_numbers() -> HanlinError:
+    """Where logits are NaN or infinite."""
     return HanlinError(
         "the model's answers are not numbers (NaN or inf): its weights are damaged, or too large for fp16; look at "
         "them with `hanlin inspect --values`, or choose train.precision bf16 or fp32"
