@@ -2,6 +2,8 @@
 
 python tests/accelerator/run.py                        every variant, tuning, kind of rows, precision and profile
 python tests/accelerator/run.py PROFILE PRECISION CELL ...    some: cuda-sm90 bf16 chatglm2.lora.packed
+    after a further dot, what is computed again in the backward pass: chatglm2.lora.packed.full
+python tests/accelerator/run.py answers                       every family, tuning and way to answer
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from functools import cache, partial
+from itertools import cycle
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,7 @@ if __name__ == "__main__":
 import torch
 from family_cases import Case, case_of
 from layouts import BATCH_SIZE, VARIANTS, Cell, loader, model_of
+from layouts import case as variant_case
 from stand_in import NAME, PROFILES, Costs, stand_in
 
 from hanlin.core.batch import Batch
@@ -32,12 +37,13 @@ from hanlin.generate.methods.beam import BeamSettings
 from hanlin.generate.methods.greedy import GreedySettings
 from hanlin.generate.methods.sample import SampleSettings
 from hanlin.parallel.parallelize import parallelize
-from hanlin.recipe.settings import OPTIMIZERS, TrainSettings
+from hanlin.recipe.settings import OPTIMIZERS, ParallelSettings, TrainSettings
 from hanlin.training.optimizer import build_optimizer
 from hanlin.training.step import Step, mean_loss
 
 MICRO_BATCHES, ROWS = 2, 2
 FAMILIES = ("cpm1", "cpm1_t5", "cpm2", "cpm_bee", "chatglm2")
+ANSWERED = {"chatglm2-int8": "lora", "chatglm2-int4": "prefix", "cpm2-experts": "full"}
 WAYS = {
     "greedy": GreedySettings(max_new_tokens=5),
     "sample": SampleSettings(max_new_tokens=5, top_p=0.9, repetition_penalty=1.2),
@@ -58,7 +64,8 @@ def compare(cell: Cell, precision: Any, profile: str) -> dict[str, Any]:
         difference = max(abs(a - b) for a, b in zip(losses, others, strict=True))
         found.append({"difference": difference, "loss": losses[0], **costs})
     worst = max(found, key=lambda costs: (costs["step"].get("wait", 0), costs["step"].get("copy", 0)))
-    return {**worst, "difference": max(one["difference"] for one in found)}
+    unlisted = sorted({name for one in found for part in ("step", "evaluation") for name in one[part]["unlisted"]})
+    return {**worst, "difference": max(one["difference"] for one in found), "unlisted": unlisted}
 
 
 def _run(
@@ -67,11 +74,14 @@ def _run(
     rows = BATCH_SIZE if VARIANTS[cell.variant].has_experts else BATCH_SIZE // MICRO_BATCHES
     settings = settings.model_copy(update={"micro_batch_size": rows})
     with stand_in(profile) as costs:
-        trained = parallelize(copy.deepcopy(model), device, settings.precision)
+        again = ParallelSettings(checkpoint_activations=cell.layout)  # pyright: ignore[reportArgumentType]
+        trained = parallelize(copy.deepcopy(model), device, settings.precision, again)
         step = Step(trained, build_optimizer(trained.parameters, settings.optimizer), settings, 10)
         costs.clear()
         loss = step.run(batch).loss
         counted = {"step": _counted(costs)}
+        statistics = trained.parameter_statistics()
+        assert all(isfinite(one.weight.std) for one in statistics.values())
         costs.clear()
         losses = [loss, mean_loss(trained, [batch], rows)]
         counted["evaluation"] = _counted(costs)
@@ -85,11 +95,8 @@ def _case(family: str) -> Case:
     return case_of(family, Path(tempfile.mkdtemp(prefix="hanlin-stand-in-")))
 
 
-def answer(family: str, method: str | None, way: str, profile: str) -> dict[str, Any]:
+def answer(case: Case, model: torch.nn.Module, processor: Any, way: str, profile: str) -> dict[str, Any]:
     """Whether the answers of both devices are the same, and what a step of the search costs the device."""
-    case = _case(family)
-    processor = case.processor if method is None else case.processor_for(method)
-    model = case.model(method).float().requires_grad_(False)  # pyright: ignore
     answers, steps, counted = [], 0, {}
     for device in (torch.device("cpu"), torch.device(NAME, 0)):
         with stand_in(profile) as costs:
@@ -98,15 +105,32 @@ def answer(family: str, method: str | None, way: str, profile: str) -> dict[str,
             streams = [record_stream(0, number) for number in range(ROWS)]
             found = engine.search(prompts, WAYS[way], streams)
             next(found)  # reads the prompts
+            read = _counted(costs)
             costs.clear()
             searches = list(found)
             counted, steps = _counted(costs), len(searches)
             answers.append([search.best.tokens for search in searches[-1]])
-    return {"same": answers[0] == answers[1], "tokens": answers[0], "steps": steps, "costs": counted}
+    return {"same": answers[0] == answers[1], "tokens": answers[0], "steps": steps, "prompt": read, "costs": counted}
+
+
+def answer_tuned(family: str, method: str | None, dtype: torch.dtype, way: str, profile: str) -> dict[str, Any]:
+    case = _case(family)
+    processor = case.processor if method is None else case.processor_for(method)
+    model = case.model(method).to(dtype).requires_grad_(False)  # pyright: ignore
+    return answer(case, model, processor, way, profile)
+
+
+def answer_variant(variant: str, method: str, dtype: torch.dtype, way: str, profile: str) -> dict[str, Any]:
+    """Of a quantised base, or with experts."""
+    model = model_of(Cell(variant, method, "single", "none")).to(dtype).requires_grad_(False)
+    case = variant_case(variant)
+    processor = case.processor if method == "full" else case.processor_for(method)
+    return answer(case, model, processor, way, profile)
 
 
 def _counted(costs: Costs) -> dict[str, Any]:
-    return {**costs.kinds, "launches": costs.launches.total(), "places": dict(costs.places.most_common())}
+    known = {"attention": dict(costs.attention), "unlisted": dict(costs.unlisted)}
+    return {**costs.kinds, **known, "launches": costs.launches.total(), "places": dict(costs.places.most_common())}
 
 
 def _every() -> Iterator[tuple[str, str, Cell]]:
@@ -129,11 +153,24 @@ def _told(make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def _answers() -> None:
-    for family in FAMILIES:
-        for method in [None, *(name for name in _case(family).tuning if name != "lora")]:
-            for way in WAYS:
-                found = _told(partial(answer, family, method, way, "npu"))
-                print(json.dumps({"cell": f"{family}.{method or 'base'}.{way}", **found}), flush=True)
+    kinds = cycle(
+        [("npu", torch.float32), ("cuda-sm90", torch.bfloat16), ("mps", torch.float32), ("cuda-sm70", torch.float16)]
+    )
+    asked = [
+        *((answer_tuned, family, method)
+          for family in FAMILIES for method in [None, *(name for name in _case(family).tuning if name != "lora")]),
+        *((answer_variant, variant, method) for variant, method in ANSWERED.items()),
+    ]  # fmt: skip
+    for make, name, method in asked:
+        for way in WAYS:
+            profile, dtype = next(kinds)
+            found = _told(partial(make, name, method, dtype, way, profile))
+            print(json.dumps({"cell": f"{name}.{method or 'base'}.{way}", "profile": profile, **found}), flush=True)
+
+
+def _cell(name: str) -> Cell:
+    parts = name.split(".")
+    return Cell(*parts, *["none"][len(parts) - 3 :])  # pyright: ignore[reportArgumentType]
 
 
 def main(words: list[str]) -> None:
@@ -141,10 +178,10 @@ def main(words: list[str]) -> None:
         _answers()
         return
     given = zip(words[::3], words[1::3], words[2::3], strict=True)
-    asked = [(profile, precision, Cell(*cell.split("."), "none")) for profile, precision, cell in given]  # pyright: ignore
+    asked = [(profile, precision, _cell(name)) for profile, precision, name in given]
     for profile, precision, cell in asked or _every():
         found = _told(partial(compare, cell, precision, profile))
-        print(json.dumps({"cell": f"{profile} {precision} {cell.name.removesuffix('.none')}", **found}), flush=True)
+        print(json.dumps({"cell": f"{profile} {precision} {cell.name}", **found}), flush=True)
 
 
 if __name__ == "__main__":

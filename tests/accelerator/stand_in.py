@@ -1,14 +1,15 @@
 """A stand-in accelerator: tensors that say they are on `npu:0` and hold CPU values.
 
 It computes what the CPU computes, refuses tensors of two devices in one operation, and counts what costs time on a
-real device: copies from the host, waits for a result (`item`, `nonzero`, boolean indices, copies to the host) and
-kernel launches. A profile says what a device refuses. Importing this module changes torch for the whole process: the
-tests run it in processes of their own (run.py).
+real device: copies from the host, waits for a result (`item`, `nonzero`, boolean indices, copies to the host), kernel
+launches and, where a profile knows, which kernel attention would get. It notes what hanlin's table of operations
+(diagnosis/npu_operations.py) lacks. A profile says what a device refuses. Importing this module changes torch for the
+whole process: the tests run it in processes of their own (run.py).
 """
 
 from __future__ import annotations
 
-import traceback
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,9 +17,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
+from hanlin.diagnosis.npu_operations import is_listed
 
 NAME = "npu"
 aten = torch.ops.aten
@@ -56,17 +60,67 @@ class UnsupportedError(RuntimeError):
 
 @dataclass(frozen=True)
 class Profile:
-    """dtypes: of what the device refuses to hold; takes_float_masks: whether its attention adds a bias."""
+    """refused: dtypes that the device cannot hold; attention: the kernel for what it is given, "fused" or "plain"
+    (matrix products), None: not known.
+    """
 
     name: str
     refused: frozenset[torch.dtype] = frozenset()
-    takes_float_masks: bool = True
+    attention: Callable[..., str] | None = None
+    has_tanh_gelu_only: bool = False
+
+
+def npu_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> str:
+    """The kernel that torch_npu takes on an Atlas A2 or later (op-plugin, ScaledDotProductAttentionKernelNpuOpApi.cpp).
+
+    Raises: UnsupportedError for what it cannot take at all.
+    """
+    del value, dropout_p, scale
+    if attn_mask is not None and attn_mask.dtype not in (torch.bool, query.dtype):
+        raise UnsupportedError(f"npu: a mask of {attn_mask.dtype} for {query.dtype} at {_site()}")
+    if attn_mask is not None and is_causal:
+        raise UnsupportedError(f"npu: is_causal with a mask at {_site()}")
+    groups, heads, queries, head_dim = query.shape
+    is_bool = attn_mask is None or attn_mask.dtype == torch.bool
+    fits = heads <= 2048 and head_dim <= 512 and heads % key.shape[1] == 0
+    if not (is_bool and fits and query.dtype in (torch.float32, torch.bfloat16, torch.float16)):
+        return plain_attention(enable_gqa=enable_gqa)
+    # Other masks are expanded by the newest versions only.
+    taken = [(one, other) for one, other in ((groups, heads), (groups, 1), (1, 1))]
+    if attn_mask is not None and (
+        tuple(attn_mask.shape[:-2]) not in [*taken, ()] or attn_mask.shape[-2:] != (queries, key.shape[2])
+    ):
+        raise UnsupportedError(f"npu: a mask of {tuple(attn_mask.shape)} for {tuple(query.shape)} at {_site()}")
+    return "fused"
+
+
+def plain_attention(*args: Any, enable_gqa: bool = False, **kwargs: Any) -> str:
+    """torch_npu's before Atlas A2: matrix products.
+
+    Raises: UnsupportedError for fewer heads of keys than of queries.
+    """
+    if enable_gqa:
+        raise UnsupportedError(f"npu: its plain attention takes no enable_gqa at {_site()}")
+    return "plain"
 
 
 PROFILES = {
     "cuda-sm90": Profile("cuda-sm90"),
     "cuda-sm70": Profile("cuda-sm70", frozenset({torch.bfloat16})),
-    "npu": Profile("npu", frozenset({torch.float64}), takes_float_masks=False),
+    "npu": Profile("npu", frozenset({torch.float64}), npu_attention, has_tanh_gelu_only=True),
+    "npu-910a": Profile(
+        "npu-910a", frozenset({torch.float64, torch.bfloat16}), plain_attention, has_tanh_gelu_only=True
+    ),
     "mps": Profile("mps", frozenset({torch.float64})),
 }
 
@@ -78,9 +132,11 @@ class Costs:
     kinds: Counter[str] = field(default_factory=Counter)
     places: Counter[str] = field(default_factory=Counter)
     launches: Counter[str] = field(default_factory=Counter)
+    attention: Counter[str] = field(default_factory=Counter)
+    unlisted: Counter[str] = field(default_factory=Counter)
 
     def clear(self) -> None:
-        for counter in (self.kinds, self.places, self.launches):
+        for counter in (self.kinds, self.places, self.launches, self.attention, self.unlisted):
             counter.clear()
 
     def note(self, kind: str, what: str) -> None:
@@ -93,9 +149,11 @@ _profile = PROFILES["cuda-sm90"]
 
 
 def _site() -> str:
-    for frame in reversed(traceback.extract_stack()):
-        if "/hanlin/" in frame.filename:
-            return f"{frame.filename.rpartition('/hanlin/')[2]}:{frame.lineno}"
+    frame = sys._getframe(1)
+    while frame is not None:
+        if "/hanlin/" in frame.f_code.co_filename:
+            return f"{frame.f_code.co_filename.rpartition('/hanlin/')[2]}:{frame.f_lineno}"
+        frame = frame.f_back
     return "outside"
 
 
@@ -144,6 +202,15 @@ class _Mode(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
+class _Attention(TorchFunctionMode):
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        is_attention = getattr(func, "__name__", "") == "scaled_dot_product_attention"
+        if is_attention and _profile.attention is not None and isinstance(args[0], DeviceTensor):
+            COSTS.attention[_profile.attention(*args, **kwargs)] += 1
+        return func(*args, **kwargs)
+
+
 def _is_host(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and not isinstance(value, DeviceTensor) and value.device.type == "cpu"
 
@@ -154,6 +221,8 @@ def _run(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     ours = [tensor for tensor in tensors if isinstance(tensor, DeviceTensor)]
     wanted = kwargs.get("device")
     to_ours = None if wanted is None else torch.device(wanted).type == NAME
+    if _profile.has_tanh_gelu_only and name == "gelu" and ours and kwargs.get("approximate") != "tanh":
+        raise UnsupportedError(f"{_profile.name} has gelu with tanh only: {_site()}")
     _count(name, args, ours, to_ours)
     if ours and name not in _MAY_MIX and (hosts := [one for one in tensors if _is_host(one) and one.dim()]):
         raise MixedDevicesError(f"{func}: {NAME}:0 and cpu {[tuple(one.shape) for one in hosts]} at {_site()}")
@@ -167,7 +236,10 @@ def _run(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     if stays or not (bool(ours) if to_ours is None else to_ours):
         return found
     known = {id(tensor.held): tensor for tensor in ours}
-    return tree_map(lambda value: _ours(value, known, func), found)
+    # In inference mode a view of what was made outside is no tensor of inference.
+    is_inference = torch.is_inference_mode_enabled() and all(one.is_inference() for one in ours)
+    with torch.inference_mode(is_inference):
+        return tree_map(lambda value: _ours(value, known, func), found)
 
 
 def _ours(value: Any, known: dict[int, DeviceTensor], func: Any) -> Any:
@@ -197,8 +269,12 @@ def _count(name: str, args: tuple, ours: list[DeviceTensor], to_ours: bool | Non
             COSTS.note("wait", "boolean index")
         if any(_is_host(one) and one.dim() for one in indices):
             COSTS.note("copy", "index")
-    if name not in _VIEWS and (ours or to_ours):
-        COSTS.launches[name] += 1
+    if name in _VIEWS or not (ours or to_ours):
+        return
+    COSTS.launches[name] += 1
+    for dtype in {one.dtype for one in ours}:
+        if not is_listed(name, dtype):
+            COSTS.unlisted[f"{name} {str(dtype).removeprefix('torch.')}"] += 1
 
 
 @contextmanager
@@ -207,7 +283,7 @@ def stand_in(profile: str = "cuda-sm90") -> Iterator[Costs]:
     global _profile  # noqa: PLW0603
     _profile = PROFILES[profile]
     COSTS.clear()
-    with _Mode():
+    with _Mode(), _Attention():
         yield COSTS
 
 
@@ -221,6 +297,7 @@ for _name, _value in {
     "device_count": lambda: 1,
     "current_device": lambda: 0,
     "is_available": lambda: True,
+    "is_bf16_supported": lambda: torch.bfloat16 not in _profile.refused,
     "is_initialized": lambda: True,
     "get_rng_state": lambda device=None: _numbers.get_state(),
     "set_rng_state": lambda state, device=None: _numbers.set_state(state),

@@ -6,6 +6,7 @@ import torch
 
 from hanlin.generate.sampling import (
     BANNED,
+    _next_below,
     ban_ids,
     draw,
     keep_min_p,
@@ -88,3 +89,9 @@ def test_a_temperature_divides_to_the_bit() -> None:
         assert warp(logits, temperature, 0, 1.0).equal(logits / temperature)
     assert warp(logits, 1e-38, 0, 1.0).argmax(-1).equal(logits.argmax(-1))
     assert not warp(logits, 1e-38, 0, 1.0).isnan().any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_next_number_below_is_what_nextafter_says(dtype: torch.dtype) -> None:
+    sums = torch.tensor([1.0, 1.0000001, 0.9999999, 2.0, 1e-30], dtype=dtype)[:, None]
+    assert _next_below(sums).equal(sums.nextafter(torch.zeros_like(sums)))

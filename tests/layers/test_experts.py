@@ -52,6 +52,14 @@ def test_the_last_digit_of_a_score_decides_nothing() -> None:
         assert assign_balanced(scores + noise).equal(assign_balanced(scores))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_scores_of_few_digits_are_assigned_as_their_values_in_fp32(dtype: torch.dtype) -> None:
+    draw = torch.Generator().manual_seed(3)
+    for _ in range(5):
+        scores = (40 * torch.randn(64, 4, generator=draw)).to(dtype)
+        assert assign_balanced(scores).equal(assign_balanced(scores.float()))
+
+
 def test_dealing_loses_no_token_and_parts_neighbours() -> None:
     groups = deal(18, 3)
     assert sorted(groups.flatten().tolist()) == list(range(18))

@@ -129,11 +129,17 @@ def draw(logits: torch.Tensor, uniforms: Sequence[float]) -> torch.Tensor:
     cumulative = logits.softmax(dim=-1).cumsum(dim=-1)
     total = cumulative[:, -1:]
     # A uniform number near 1 rounds to 1 in fp32, which would choose an id after the last possible one.
-    below_total = total.nextafter(torch.zeros_like(total))
+    below_total = _next_below(total)
     given = to_device({"uniforms": torch.tensor(uniforms, dtype=total.dtype)}, total.device)
     targets = given["uniforms"][:, None] * total
     drawn = torch.searchsorted(cumulative, targets.minimum(below_total), right=True).squeeze(-1)
     return drawn.clamp(max=logits.shape[-1] - 1)  # of what is no number, which is told afterwards
+
+
+def _next_below(positive: torch.Tensor) -> torch.Tensor:
+    """The greatest numbers below these. What nextafter says, which NPUs leave to the CPU: another wait per token."""
+    as_whole = torch.int64 if positive.dtype == torch.float64 else torch.int32
+    return (positive.view(as_whole) - 1).view(positive.dtype)
 
 
 def _cells(ids: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional
 
+from hanlin.core.device import has_bf16
 from hanlin.core.transfer import on_host, to_device
 
 
@@ -176,22 +177,43 @@ def attention(
     if query.shape[2] == 1:
         # The query heads of a group stand as queries side by side: no copy of a long KV cache.
         folded = query.squeeze(2).unflatten(1, (kv_heads, -1))
+        seen = mask.mask
+        if seen is not None and repeats > 1:
+            seen = seen.expand(-1, -1, repeats, -1)  # an NPU's kernel takes a mask for every query only
         mixed = functional.scaled_dot_product_attention(
-            folded, key, value, attn_mask=mask.mask, dropout_p=dropout, scale=scale
+            folded, key, value, attn_mask=seen, dropout_p=dropout, scale=scale
         ).flatten(1)[:, None]
     elif mask.mask is None:
+        is_grouped = repeats > 1 and _shares_heads(query.device)
+        if not is_grouped:
+            key, value = (_for_each_query_head(part, repeats) for part in (key, value))
         mixed = functional.scaled_dot_product_attention(
-            query, key, value, is_causal=True, enable_gqa=repeats > 1, dropout_p=dropout, scale=scale
+            query, key, value, is_causal=True, enable_gqa=is_grouped, dropout_p=dropout, scale=scale
         )
         mixed = mixed.transpose(1, 2).flatten(2)
     else:
         # CUDA has no fast kernel for a mask together with enable_gqa.
-        key, value = (part.repeat_interleave(repeats, dim=1) if repeats > 1 else part for part in (key, value))
+        key, value = (_for_each_query_head(part, repeats) for part in (key, value))
         mixed = functional.scaled_dot_product_attention(
             query, key, value, attn_mask=mask.mask, dropout_p=dropout, scale=scale
         )
         mixed = mixed.transpose(1, 2).flatten(2)
     return mixed if mask.empty_queries is None else mixed.masked_fill(mask.empty_queries[..., None], 0)
+
+
+def _shares_heads(device: torch.device) -> bool:
+    """Whether kernels take fewer heads of keys than of queries: not on NPUs before Atlas A2, which have no bf16 either;
+    torch_npu's matrix products, all that they have, drop `enable_gqa` (op-plugin).
+    """
+    return device.type != "npu" or has_bf16(device)
+
+
+def _for_each_query_head(part: torch.Tensor, repeats: int) -> torch.Tensor:
+    """`[groups, kv_heads, keys, head_dim]` -> `[groups, kv_heads * repeats, keys, head_dim]`, neighbours alike."""
+    if repeats == 1:
+        return part
+    # Not by repeat_interleave, which NPUs have for neither bf16 nor 4 million numbers and more.
+    return part[:, :, None].expand(-1, -1, repeats, -1, -1).flatten(1, 2)
 
 
 def additive_mask(bias: torch.Tensor, visible: torch.Tensor, windows: AttentionWindows | None = None) -> AttentionMask:

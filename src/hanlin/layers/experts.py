@@ -166,7 +166,10 @@ def assign_balanced(scores: torch.Tensor) -> torch.Tensor:
     assert share * experts == tokens, (tokens, experts)
     if experts == 1:
         return torch.arange(tokens, device=scores.device)
-    liking, step = _in_whole_steps(scores.detach().t().contiguous())
+    scores = scores.detach().t()
+    # The bits of a bf16 or fp16 number are too few: bids would no longer rise, and the auction never end.
+    scores = scores if scores.dtype == torch.float64 else scores.float()
+    liking, step = _in_whole_steps(scores.contiguous())
     values, cost, won, rounds = liking.clone(), liking.new_zeros(tokens), None, 0
     while True:
         best, chosen = values.topk(share + 1, dim=1)

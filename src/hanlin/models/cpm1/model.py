@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from hanlin.core.plan import Plan
+from hanlin.layers.activation import gelu
 from hanlin.layers.block_attention import AttentionContext, block_attention, causal_mask_of_call, make_attention_context
 from hanlin.layers.kv_cache import KVCache
 from hanlin.layers.linear import Linear
@@ -161,6 +162,6 @@ class FeedForward(nn.Module):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         normed = self.norm(hidden)
-        out = self.down(functional.gelu(self.up(normed), approximate=self.approximate))
+        out = self.down(gelu(self.up(normed), approximate=self.approximate))
         residual = normed if self.residual_after_norm else hidden
         return residual + functional.dropout(out, self.dropout, self.training)

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 from hanlin.core.plan import Plan
+from hanlin.layers.activation import gelu
 from hanlin.layers.attention import AttentionMask, KeysOfRows, attention_by_rows, causal_mask, same_span
 from hanlin.layers.kv_cache import KVCache
 from hanlin.layers.linear import Linear
@@ -216,5 +217,5 @@ class FeedForward(nn.Module):
         self.down = Linear(config.ffn_size, config.hidden_size)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        inner = functional.gelu(self.up(self.norm(hidden)), approximate=self.approximate)
+        inner = gelu(self.up(self.norm(hidden)), approximate=self.approximate)
         return hidden + functional.dropout(self.down(inner), self.dropout, self.training)

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 from hanlin.core.plan import Plan, TensorSplit
+from hanlin.layers.activation import gelu
 from hanlin.layers.attention import AttentionMask, KeysOfRows, additive_mask, attention_by_rows, same_span
 from hanlin.layers.experts import Experts
 from hanlin.layers.kv_cache import KVCache
@@ -244,7 +245,7 @@ class FeedForward(nn.Module):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         normed = self.norm(hidden)
-        inner = functional.gelu(self.gate(normed), approximate="tanh") * self.up(normed)
+        inner = gelu(self.gate(normed), approximate="tanh") * self.up(normed)
         out = self.down(functional.dropout(inner, self.dropout, self.training))
         return hidden + functional.dropout(out, self.dropout, self.training)
 

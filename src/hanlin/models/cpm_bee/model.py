@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 from hanlin.core.plan import Plan
+from hanlin.layers.activation import gelu
 from hanlin.layers.attention import AttentionMask, AttentionWindows, additive_mask, same_span
 from hanlin.layers.block_attention import AttentionContext, block_attention, make_attention_context
 from hanlin.layers.kv_cache import KVCache
@@ -208,7 +209,7 @@ class FeedForward(nn.Module):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         normed = self.norm(hidden)
-        inner = functional.gelu(self.gate(normed)) * self.up(normed)
+        inner = gelu(self.gate(normed)) * self.up(normed)
         return self.down(functional.dropout(inner, self.dropout, self.training))
 
 
