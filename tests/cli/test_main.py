@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from hanlin.cli import main as cli
@@ -87,9 +90,14 @@ def test_a_number_that_no_machine_bears_is_told_from_its_option(
     assert "number from" in capsys.readouterr().err
 
 
-def test_doctor_finds_this_machine_well(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["doctor"]) == 0
-    assert "matmul cpu" in capsys.readouterr().out
+def test_doctor_finds_this_machine_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor", "--report", str(tmp_path / "report.json")]) == 0
+    assert "cpu product bf16" in capsys.readouterr().out
+    report = json.loads((tmp_path / "report.json").read_text("utf-8"))
+    found = {finding["name"]: finding for finding in report["findings"]}
+    assert found["cpu product bf16"]["facts"]["same_bits"]
+    assert found["cpu attention flash"]["facts"]["fp32"]["bias"] == "works"
+    assert found["ring of 2 cpu"]["facts"]["backend"] == "gloo"
 
 
 @pytest.mark.parametrize("command", ["inspect ", "check ", "convert  out", "evaluate a.yaml --json "])

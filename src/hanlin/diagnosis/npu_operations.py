@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["is_listed"]
+__all__ = ["is_listed", "known_operations"]
 
 _SHORT = {
     "bf16": "bfloat16",
@@ -34,14 +34,17 @@ _GROUPS = {
 _LISTED = """
 abs add add_ cos div eq ge gt le lt ne maximum minimum mul mul_ reciprocal rsqrt sin square | all
 __and__ __or__ bitwise_and bitwise_not bitwise_or | whole bool | torch.bitwise_and, ...
-sub sub_ | float whole
-all any cat stack tril where clone copy_ _to_copy to scatter scatter_ scatter_add_ masked_scatter dropout sum | all
-empty_like fill_ zeros ones zeros_like ones_like new_full new_zeros scalar_tensor arange | all | torch.full, torch.zeros
+sub sub_ rsub sqrt | float whole
+all any cat stack tril where clone copy_ _to_copy to scatter scatter_ scatter_add scatter_add_ | all
+masked_scatter sum | all
+dropout native_dropout native_dropout_backward | all | torch.nn.functional.dropout
+empty_like new_empty_strided fill_ zeros ones zeros_like ones_like new_full new_zeros | all | torch.full, ...
+scalar_tensor arange | all
 constant_pad_nd pad | all | torch.nn.ConstantPad2d
 flatten unflatten movedim view_as select_backward slice_backward | all | views, and copies of their gradients
 _local_scalar_dense | all | Tensor.item
 addmm bmm mm linear matmul | float | torch.nn.functional.linear, Tensor.matmul
-addmm_ | half
+addmm_ lerp lerp_ rsqrt_ | half
 scaled_dot_product_attention | float bool | bool masks in one kernel, others by matrix products
 _safe_softmax softmax _softmax log_softmax _log_softmax | float | torch.nn.Softmax, torch.nn.LogSoftmax
 _softmax_backward_data _log_softmax_backward_data | float | their gradients
@@ -50,7 +53,7 @@ silu silu_backward sigmoid | float | torch.nn.SiLU, torch.nn.Sigmoid
 layer_norm native_layer_norm native_layer_norm_backward | float
 embedding embedding_dense_backward | float int32 int64
 linalg_vector_norm | float | torch.norm
-mean div_ exp_ | float
+mean div_ exp_ sqrt_ | float
 amax | half whole bool
 argmax clamp topk | float whole | topk: sorted only
 bincount | whole
@@ -66,7 +69,7 @@ neg | float int8 int32 int64
 nonzero | half whole bool
 pow | float int16 int64
 round | float
-_foreach_add_ _foreach_mul_ _fused_adamw_ | float | torch.optim.AdamW
+_foreach_add_ _fused_adamw_ | float | torch.optim.AdamW
 """
 
 # What the lists do not have, and why it can be expected to work.
@@ -74,8 +77,9 @@ _UNLISTED = """
 index | all int64 | op-plugin has a kernel; subscripts with tensors
 index_put index_put_ | float bool | op-plugin has a kernel; the list tells of int64 only
 index_add | bf16 | aclnnIndexAdd takes it on Atlas A2
-__lshift__ __rshift__ | int8 uint8 | op-plugin has kernels; unpacks int4
-rms_norm _fused_rms_norm | float | torch makes it of listed operations
+__lshift__ __rshift__ __irshift__ | int8 uint8 | op-plugin has kernels; unpacks int4
+rms_norm | float | torch makes it of listed operations
+clamp_ | float | the list says that it may go by the CPU; clamp does not
 frexp | float | experts with balanced shares only
 """
 
@@ -86,6 +90,10 @@ def is_listed(operation: str, dtype: torch.dtype) -> bool:
     """
     known = _table().get(operation, frozenset())
     return str(dtype).removeprefix("torch.") in known
+
+
+def known_operations() -> frozenset[str]:
+    return frozenset(_table())
 
 
 @cache

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-__all__ = ["ALLOWED_KERNELS", "AttentionKernel", "attention_kernels"]
+__all__ = ["ALLOWED_KERNELS", "AttentionKernel", "attention_kernels", "lone_kernel", "lone_kernels"]
 
 AttentionKernel = Literal["auto", "flash", "efficient", "cudnn", "math"]
 
@@ -36,4 +36,18 @@ def attention_kernels(device: torch.device, choice: AttentionKernel = "auto") ->
         yield
         return
     with sdpa_kernel(ALLOWED_KERNELS[choice], set_priority=choice == "cudnn"):
+        yield
+
+
+def lone_kernels(device: torch.device) -> Sequence[AttentionKernel]:
+    """Those among which there is a choice on a device; elsewhere its maker chooses."""
+    if device.type == "cuda":
+        return ("flash", "efficient", "cudnn", "math")
+    return ("flash", "math") if device.type == "cpu" else ()
+
+
+@contextmanager
+def lone_kernel(kernel: AttentionKernel) -> Iterator[None]:
+    """Let nothing else compute attention inside; what it does not take raises a RuntimeError."""
+    with sdpa_kernel(ALLOWED_KERNELS[kernel][0]):
         yield

@@ -119,7 +119,9 @@ def halves(packed: torch.Tensor, scale: torch.Tensor) -> tuple[PackedTensors, Pa
 def multiply_bytes(input: torch.Tensor, integers: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """input @ (integers * scale).T, `[..., in]` -> `[..., out]`; integers: int8 `[out, in]`, scale: `[out]`."""
     is_few = input[..., 0].numel() <= _FEW_ROWS.get(input.dtype, 0)
-    if is_few and input.device.type == "cpu" and scale.dtype == input.dtype:
+    # The kernel reads bf16 32 at a time, also beyond the end of a row.
+    is_whole = input.dtype != torch.bfloat16 or input.shape[-1] % 32 == 0
+    if is_few and is_whole and input.device.type == "cpu" and scale.dtype == input.dtype:
         rows = input.reshape(-1, input.shape[-1]).contiguous()
         return torch.ops.aten._weight_int8pack_mm(rows, integers, scale).view(*input.shape[:-1], -1)
     return functional.linear(input, scaled(integers, scale, input.dtype))

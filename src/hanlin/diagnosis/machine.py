@@ -1,0 +1,41 @@
+"""Python, packages, memory and disk: what can be said without torch."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from hanlin.diagnosis.finding import Finding
+
+__all__ = ["machine_findings"]
+
+_PACKAGES = ("numpy", "safetensors", "pydantic", "PyYAML", "rich", "matplotlib", "ahocorasick_rs", "jieba")
+_OPTIONAL = ("pypinyin", "tensorboard", "wandb", "swanlab")
+
+
+def machine_findings() -> Iterator[Finding]:
+    yield Finding("hanlin", importlib.metadata.version("hanlin"))
+    yield Finding("python", f"{platform.python_version()} on {platform.platform()}")
+    for name in (*_PACKAGES, *_OPTIONAL):
+        yield _package(name)
+    yield Finding("memory", _memory())
+    disk = shutil.disk_usage(Path.cwd())
+    yield Finding("disk here", f"{disk.free / 1e9:,.1f} GB free of {disk.total / 1e9:,.1f}", disk.free > 1e9)
+
+
+def _package(name: str) -> Finding:
+    try:
+        return Finding(name, importlib.metadata.version(name))
+    except importlib.metadata.PackageNotFoundError:
+        is_optional = name in _OPTIONAL
+        return Finding(name, "not installed" + (" (optional)" if is_optional else ""), is_optional)
+
+
+def _memory() -> str:
+    if not hasattr(os, "sysconf"):
+        return "unknown"
+    return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9:,.1f} GB"
