@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import hanlin
+from hanlin.core.errors import ConfigError
 
 LOGGER = logging.getLogger("hanlin")
 
@@ -101,6 +102,16 @@ def test_a_run_goes_on_in_the_precision_that_it_began_with(bee: dict[str, Any], 
         hanlin.train(bee, {**folder, "train.steps": 3, "train.precision": "fp32"}, quiet=True)
     hanlin.train(bee, {"run.folder": tmp_path / "other", "train.steps": 1}, quiet=True)
     assert hanlin.load_recipe(tmp_path / "other").train.precision == "fp32"  # auto, on a CPU
+
+
+def test_a_run_goes_on_with_another_optimizer(bee: dict[str, Any], tmp_path: Path) -> None:
+    folder = {"run.folder": tmp_path / "run"}
+    hanlin.train(bee, {**folder, "train.steps": 1}, quiet=True)
+    other = {**folder, "train.steps": 2, "train.optimizer": "adafactor"}
+    with pytest.raises(ConfigError, match=r"\(train\.optimizer\.name: adamw -> adafactor\).*--change"):
+        hanlin.train(bee, other, quiet=True)
+    assert hanlin.train(bee, other, quiet=True, start="change").steps == 2
+    assert hanlin.train(bee, {**other, "train.steps": 3}, quiet=True).steps == 3
 
 
 def test_a_setting_without_effect_is_no_other_one_when_a_run_goes_on_by_its_folder(

@@ -249,6 +249,20 @@ def test_other_settings_are_told_and_taken_on_request(tmp_path, caplog):
     assert "with other settings: train.lr: 0.1 -> 0.2" in caplog.text
 
 
+def test_what_means_nothing_under_another_setting_is_left_behind(tmp_path, caplog):
+    weight, anew = torch.ones(3), {"train.optimizer.name": "optimizer."}
+    written = {"model.weight": weight, "optimizer.mean.weight": weight}
+    Checkpointer(tmp_path, settings={"train.optimizer.name": "one"}).save(1, written, {})
+    target = {"model.weight": torch.zeros(3), "optimizer.rows.weight": torch.zeros(1)}
+    other = Checkpointer(tmp_path, settings={"train.optimizer.name": "other"}, may_change=True)
+    assert other.load_latest(target, anew) == Saved(1, {})
+    assert target["model.weight"].equal(weight)
+    assert target["optimizer.rows.weight"].equal(torch.zeros(1))
+    assert "what one has kept is left behind" in caplog.text
+    with pytest.raises(CheckpointError, match=r"missing optimizer\.rows\.weight"):
+        Checkpointer(tmp_path, settings={"train.optimizer.name": "one"}).load_latest(target, anew)
+
+
 def test_a_kill_leaves_a_valid_checkpoint(tmp_path, monkeypatch):
     for call in itertools.count(1, 2):
         folder = tmp_path / str(call)

@@ -52,6 +52,7 @@ def contents(folder: Path) -> dict[str, bytes]:
         ("train.lr=0.01", "train.lr: 0.001 -> 0.01"),
         ("train.precision=bf16", "train.precision: fp32 -> bf16"),
         ("train.optimizer={name: adamw, weight_decay: 0.5}", "train.optimizer.weight_decay: "),
+        ("train.optimizer=adafactor", "train.optimizer.name: adamw -> adafactor"),
     ],
 )
 def test_settings_that_change_the_numbers_are_told_and_change_on_request(run: Path, change: str, told: str) -> None:
@@ -90,6 +91,12 @@ def test_the_checkpoint_counts_where_a_start_with_other_settings_ended_before_it
     with pytest.raises(ConfigError, match=r"train\.lr: 0\.001 -> 0\.5; train\.precision: bf16 -> fp16.*--change"):
         refuse_other_run(recipe(in_bf16, "train.precision=fp16", "train.lr=0.5"), "resume")
     assert with_run_precision(recipe(in_bf16, "train.precision=auto")) == asked
+    assert open_run_folder(asked, "resume") == []
+
+
+def test_a_run_goes_on_with_its_optimizer_after_a_start_with_another_that_ended_early(in_bf16: Path) -> None:
+    asked = recipe(in_bf16, "train.precision=bf16")
+    open_run_folder(recipe(in_bf16, "train.precision=bf16", "train.optimizer=adafactor"), "change")
     assert open_run_folder(asked, "resume") == []
 
 

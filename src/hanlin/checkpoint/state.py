@@ -117,9 +117,13 @@ class Checkpointer:
             with _naming(self.folder):
                 pending.result()
 
-    def load_latest(self, tensors: Mapping[str, torch.Tensor]) -> Saved | None:
+    def load_latest(
+        self, tensors: Mapping[str, torch.Tensor], begun_anew: Mapping[str, str] | None = None
+    ) -> Saved | None:
         """Fill `tensors` from the newest valid checkpoint; None if there never was one.
 
+        begun_anew: setting -> how the names of tensors begin that mean nothing under another value of it: these stay as
+        they are where the checkpoint was written with another one.
         Damaged and lost ones are named in the log and passed over.
         Raises: CheckpointError when all are damaged or lost, when one lacks a tensor or was written by another version,
         and for a run of another identity or other settings.
@@ -132,7 +136,8 @@ class Checkpointer:
         check_keys(folder / STATE, state, {"step": 0, "identity": {}, "settings": {}, "values": {}})
         self._check_identity(folder, state["identity"])
         self._check_settings(folder, state["settings"])
-        _read_tensors(folder / TENSORS, tensors)
+        left = self._left_behind(state["settings"], begun_anew or {})
+        _read_tensors(folder / TENSORS, tensors, left)
         return Saved(state["step"], state["values"], folder / STATE)
 
     def _newest_valid(self) -> Path | None:
@@ -233,6 +238,15 @@ class Checkpointer:
             )
         if changed:
             log.warning("going on from %s with other settings: %s", folder, "; ".join(changed))
+
+    def _left_behind(self, was: Mapping[str, Any], begun_anew: Mapping[str, str]) -> tuple[str, ...]:
+        """How the names of tensors begin that are not read; see `load_latest`."""
+        changed = [
+            key for key in begun_anew.keys() & was.keys() & self.settings.keys() if was[key] != self.settings[key]
+        ]
+        for key in changed:
+            log.warning("%s: what %s has kept is left behind, %s begins anew", key, was[key], self.settings[key])
+        return tuple(begun_anew[key] for key in changed)
 
     def complete(self, step: int, *, is_best: bool) -> None:
         """Do what the process that wrote the newest checkpoint, of `step`, was killed before: pointers to it, and the
@@ -400,14 +414,16 @@ def _reasons(error: CheckpointException) -> str:
     return "; ".join(f"rank {rank}: {text}" if len(told) > 1 else text for rank, text in told.items())
 
 
-def _read_tensors(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+def _read_tensors(folder: Path, tensors: Mapping[str, torch.Tensor], dropped: tuple[str, ...] = ()) -> None:
+    """dropped: beginnings of names that are of no concern, on either side."""
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.state_dict_loader import load
 
     from hanlin.checkpoint.metadata import MetadataReader
 
     reader = MetadataReader(folder)
-    found = reader.read_metadata().state_dict_metadata
+    found = [name for name in reader.read_metadata().state_dict_metadata if not name.startswith(dropped)]
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(dropped)}
     expected = {name for names in gather_values(list(tensors)) for name in names}
     lacking, unknown = sorted(expected - set(found)), sorted(set(found) - expected)
     if lacking or unknown:
@@ -417,7 +433,7 @@ def _read_tensors(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
         )
     try:
         with _as_one_process():
-            load(dict(tensors), storage_reader=reader, no_dist=not has_ranks())
+            load(tensors, storage_reader=reader, no_dist=not has_ranks())
     except (CheckpointException, ValueError) as error:  # the first is a BaseException; the second tells of shapes
         raise CheckpointError(f"{folder}: cannot be loaded: {error}") from error
 

@@ -37,6 +37,8 @@ have it open already.
 
 _CONFIG = "config.yaml"
 _PRECISION = "train.precision"
+_OPTIMIZER = "train.optimizer."
+_OPTIMIZER_NAME = f"{_OPTIMIZER}name"
 _TRAINED = (
     *("log.txt", "metrics.jsonl", "metrics.damaged.jsonl", "samples.jsonl", "samples.damaged.jsonl"),
     *("parameters.jsonl", "parameters.damaged.jsonl", CHECKPOINTS, f"saved.{CHECKPOINTS}.json", "best", "last"),
@@ -200,9 +202,18 @@ def _changes(recipe: Recipe) -> dict[str, tuple[Any, Any]]:
     )
     # What the checkpoint was written with counts: a start with other settings may have ended before its first one.
     counts, was = train_settings(recipe), newest_settings(folder / CHECKPOINTS)
+    if was.get(_OPTIMIZER_NAME, there[_OPTIMIZER_NAME]) != there[_OPTIMIZER_NAME]:
+        there = {key: value for key, value in there.items() if not key.startswith(_OPTIMIZER)}
     there |= {key: was[key] for key in counts.keys() & was.keys()}
+    if here[_OPTIMIZER_NAME] != there[_OPTIMIZER_NAME]:  # what else is set of them has nothing in common
+        there, here = ({key: one[key] for key in one if not _is_of_optimizer(key)} for one in (there, here))
     keys = sorted(here.keys() | there.keys())
     return {key: (there.get(key), here.get(key)) for key in keys if here.get(key) != there.get(key)}
+
+
+def _is_of_optimizer(key: str) -> bool:
+    """Whether it is a setting of one optimizer, which others need not have."""
+    return key.startswith(_OPTIMIZER) and key != _OPTIMIZER_NAME
 
 
 def _shown(changes: Mapping[str, tuple[Any, Any]]) -> list[str]:

@@ -19,6 +19,8 @@ from hanlin.training.step import Step
 
 log = logging.getLogger(__name__)
 
+_OPTIMIZER = "optimizer."
+
 
 class Batches(Protocol):
     """What the loop needs of a `data.loader.Loader`."""
@@ -71,7 +73,7 @@ class RunCheckpoints:
 
         Raises: CheckpointError, DataError when the checkpoint belongs to another run or to other data.
         """
-        saved = self.checkpointer.load_latest(self._tensors())
+        saved = self.checkpointer.load_latest(self._tensors(), {"train.optimizer.name": _OPTIMIZER})
         if saved is None:
             return TrainProgress()
         values = saved.values
@@ -137,5 +139,5 @@ class RunCheckpoints:
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         weights = {f"model.{name}": weight.detach() for name, weight in self.step.parallel_model.parameters.items()}
-        state = {f"optimizer.{name}": tensor for name, tensor in self.step.optimizer.tensors().items()}
+        state = {f"{_OPTIMIZER}{name}": tensor for name, tensor in self.step.optimizer.tensors().items()}
         return {**weights, **state}
