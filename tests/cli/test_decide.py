@@ -21,6 +21,7 @@ from hanlin.cli.main import main
 from hanlin.cli.serve import _service
 from hanlin.evaluation.decisions.calibration import read_calibration
 from hanlin.run.components import build_components
+from hanlin.run.weights import load_engine
 from hanlin.serve.limits import Limits
 
 QUESTIONS = [
@@ -118,7 +119,7 @@ def test_an_output_that_was_cut_off_is_gone_on_with(capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("rows", "options", "message"),
     [
-        ([{"input": "床前"}], ["--question", '{"type": "predicate"}'], "questions.0.instructions: Field required"),
+        ([{"input": "床前"}], ["--question", '{"type": "predicate"}'], "questions.0.instructions: is missing"),
         ([{"input": "床前"}], ["--question", "{"], "--question: this is no JSON"),
         ([{"text": "床前"}], ["--questions", "questions.json"], 'no "input" (the row has: text)'),
         ([{"input": "床前", "questions": QUESTIONS}], ["--questions", "questions.json"], "keep one of them"),
@@ -156,7 +157,9 @@ def test_a_calibration_lies_beside_the_weights_and_is_used(capsys: pytest.Captur
     assert main([*decide, "after.jsonl"]) == 0
     assert f"calibrated on 40 questions, temperature {found.temperature:.3g}" in capsys.readouterr().err
     args = argparse.Namespace(base=Path("base"), words=[], family=None, vocab=None)
-    service = _service("m", [build_components(recipe_of_base(Path("base"), []))], [], args, Limits())
+    components = build_components(recipe_of_base(Path("base"), []))
+    engine = load_engine(components.recipe, components)
+    service = _service("m", engine, [components], [], args, Limits())
     assert service.temperature == found.temperature
     assert "decisions: calibrated on 40" in capsys.readouterr().err
     model = hanlin.load("base")
