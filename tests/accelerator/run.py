@@ -14,6 +14,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache, partial
 from itertools import cycle
 from math import isfinite
@@ -63,6 +64,11 @@ def compare(cell: Cell, precision: Any, profile: str) -> dict[str, Any]:
         others, costs = _run(model, batch, cell, settings, torch.device(NAME, 0), profile)
         difference = max(abs(a - b) for a, b in zip(losses, others, strict=True))
         found.append({"difference": difference, "loss": losses[0], **costs})
+    if cell.method == "lora":
+        offload = replace(cell, layout="offload")
+        others, costs = _run(model, batch, offload, settings, torch.device(NAME, 0), profile)
+        difference = max(abs(a - b) for a, b in zip(losses, others, strict=True))
+        found[-1] |= {"offloaded": {**costs["step"], "difference": difference}}
     worst = max(found, key=lambda costs: (costs["step"].get("wait", 0), costs["step"].get("copy", 0)))
     unlisted = sorted({name for one in found for part in ("step", "evaluation") for name in one[part]["unlisted"]})
     return {**worst, "difference": max(one["difference"] for one in found), "unlisted": unlisted}

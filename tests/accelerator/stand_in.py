@@ -259,7 +259,7 @@ def _count(name: str, args: tuple, ours: list[DeviceTensor], to_ours: bool | Non
     elif name == "copy_":
         if ours and args[0] is ours[0] and _is_host(args[1]) and args[1].dim():
             COSTS.note("copy", "copy_")
-        if _is_host(args[0]) and ours:
+        if _is_host(args[0]) and ours and not (args[2:] and args[2]):
             COSTS.note("wait", "copy_")
     elif name in _WAITS and ours:
         COSTS.note("wait", _WAITS[name])

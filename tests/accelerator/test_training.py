@@ -64,6 +64,10 @@ def test_the_numbers_are_the_cpus_and_nothing_waits_for_the_device(
             assert costs["attention"].keys() == {"fused" if is_fused else "plain"}
     if has_experts:
         return  # which expert takes which token decides the shapes
+    if offloaded := result.get("offloaded"):
+        assert offloaded["difference"] < near * abs(result["loss"])
+        assert offloaded["wait"] == 1, offloaded["places"]
+        assert offloaded["copy"] > result["step"]["copy"]  # the inputs of blocks come back
     parts = result["micro_batches"]
     assert result["step"]["wait"] == 1, result["step"]["places"]  # losses and norm
     assert result["evaluation"]["wait"] == parts, result["evaluation"]["places"]  # the losses of each forward pass

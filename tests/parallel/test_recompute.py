@@ -8,12 +8,12 @@ import pytest
 import torch
 from cases import CASES, make_batch, make_model
 
-from hanlin.parallel.recompute import recompute
+from hanlin.parallel.recompute import HowRecomputed, recompute
 
 METHODS = {"cpm_bee": "prefix", "chatglm2": "prefix", "cpm1": "prompt", "cpm1_t5": "lora", "cpm2": "prompt"}
 
 
-def gradients(family: str, method: str, how: Literal["full", "selective"] | None) -> dict[str, torch.Tensor]:
+def gradients(family: str, method: str, how: HowRecomputed | None) -> dict[str, torch.Tensor]:
     model, batch = make_model(CASES[family], method), make_batch(CASES[family])
     if how:
         for blocks in model.plan.blocks:  # pyright: ignore
@@ -23,10 +23,10 @@ def gradients(family: str, method: str, how: Literal["full", "selective"] | None
     return {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
 
 
-@pytest.mark.parametrize("how", ["full", "selective"])
+@pytest.mark.parametrize("how", ["full", "offload", "selective"])
 @pytest.mark.parametrize("method", ["full", "adapter"])
 @pytest.mark.parametrize("family", CASES)
-def test_recomputing_changes_no_gradient(family: str, method: str, how: Literal["full", "selective"]) -> None:
+def test_recomputing_changes_no_gradient(family: str, method: str, how: HowRecomputed) -> None:
     method = METHODS[family] if method == "adapter" else method
     plain = gradients(family, method, None)
     assert plain

@@ -210,3 +210,14 @@ def test_the_work_is_what_the_parameters_say() -> None:
     products = 2 * tokens * (linears + config.hidden_size * config.vocab_size)
     flops = estimate(job, Layout(micro_batch_size=2)).ranks[0].flops
     assert flops == pytest.approx(3 * (products + attention), rel=0.05)
+
+
+def test_inputs_of_blocks_that_are_kept_by_the_cpu_leave_the_device() -> None:
+    deep = ("model.config.num_layers=12", "train.precision=bf16")
+    (full,), (offload,) = (
+        _planned(tiny_recipe("chatglm2", f"parallel.checkpoint_activations={kept}", *deep))
+        for kept in ("full", "offload")
+    )
+    assert full.host == 0
+    # 12 blocks' inputs are there, of which the device holds those of two.
+    assert full.activations - offload.activations == offload.host * 10 // 12

@@ -160,6 +160,7 @@ def _memory(share: RankShare) -> RankMemory:
     gradients = FP32 * (held.whole_trained if accumulates else held.held_trained)
     optimizer = held.optimiser_bytes
     host = held.held_bytes + FP32 * held.held_trained + optimizer if layout.offload else 0
+    host += _inputs_on_host(share)
     activations, (casted, casted_late), gathered = _activations(share), _casted(share), _gathered(share)
     backward = share.trace.transient + _reduced(share)
     if share.recomputes:
@@ -168,7 +169,7 @@ def _memory(share: RankShare) -> RankMemory:
         there = [cost.output + has_products * cost.products for cost in share.costs]
         backward += max((max(0, cost.kept - own) for cost, own in zip(share.costs, there, strict=True)), default=0)
     loss = _loss(share) if held.stage.has_last else 0
-    static = (0 if host else held.held_bytes + optimizer) + gathered
+    static = (0 if layout.offload else held.held_bytes + optimizer) + gathered
     # When all activations are there, so are the gradients of an earlier pass, if there was a backward pass yet.
     full = activations + (0 if passes == 1 or layout.waits_for_all else gradients)
     # A first pass makes the last block's gradients in `backward`; further ones add theirs to those that are there.
@@ -191,10 +192,19 @@ def _memory(share: RankShare) -> RankMemory:
 def _activations(share: RankShare) -> int:
     kept = {
         "full": [cost.output for cost in share.costs],
+        # On the device is what one block reads and what it writes.
+        "offload": [2 * max((cost.output for cost in share.costs), default=0)],
         "selective": [cost.output + cost.products for cost in share.costs],
         "none": [cost.kept for cost in share.costs],
     }[share.layout.checkpoint_activations]
     return int(share.layout.in_flight(share.held.stage.rank) * (sum(kept) + share.trace.outside))
+
+
+def _inputs_on_host(share: RankShare) -> int:
+    """Those of blocks that `checkpoint_activations: offload` keeps in the CPU's memory."""
+    if share.layout.checkpoint_activations != "offload":
+        return 0
+    return int(share.layout.in_flight(share.held.stage.rank) * sum(cost.output for cost in share.costs))
 
 
 def _casted(share: RankShare) -> tuple[int, int]:
@@ -248,7 +258,7 @@ def _loss(share: RankShare) -> int:
 
 def _traffic(share: RankShare) -> Traffic:
     layout, held, size = share.layout, share.held, share.dtype_bytes
-    passes, recomputes = layout.micro_batches, layout.checkpoint_activations == "full"
+    passes, recomputes = layout.micro_batches, layout.checkpoint_activations in ("full", "offload")
     shards, replicas = layout.shard_ranks, layout.data // layout.shard_ranks
     times = 2 if layout.shard == "parameters" else 1
     gather = _ring(shards) * held.whole_bytes * times * passes
@@ -282,7 +292,7 @@ def _ring(ranks: int) -> float:
 def _flops(share: RankShare) -> float:
     layout = share.layout
     kinds, again = [share.job.kinds[block] for block in share.held.stage.blocks], layout.checkpoint_activations
-    forward = (1 + (again == "full")) * sum(cost.flops for cost in share.costs)
+    forward = (1 + (again in ("full", "offload"))) * sum(cost.flops for cost in share.costs)
     blocks = forward + sum(total_flops(share.trace.backward.get(kind, {})) for kind in kinds)
     return layout.micro_batches * (blocks + _head_flops(share))
 
@@ -307,7 +317,8 @@ def _seconds(rank: RankPlan, share: RankShare, device: Device, links: Links) -> 
 def _work(share: RankShare) -> RankWork:
     layout, held, job = share.layout, share.held, share.job
     rows = layout.micro_batch_size * job.lengths.length * held.stage.has_last
-    again = {"none": Seconds(), "full": Seconds(1, 1, 1, 1, 1), "selective": Seconds(0, 1, 1, 1, 1)}
+    all_again = Seconds(1, 1, 1, 1, 1)
+    again = {"none": Seconds(), "full": all_again, "offload": all_again, "selective": Seconds(0, 1, 1, 1, 1)}
     is_whole = layout.tensor == 1 and not share.is_sharded
     times = layout.micro_batches * (2 if layout.shard == "parameters" else 1) if layout.offload else 0
     return RankWork(

@@ -13,7 +13,7 @@ from hanlin.recipe.settings import Recipe
 
 Shard = Literal["none", "gradients", "parameters"]
 Schedule = Literal["gpipe", "1f1b", "interleaved"]
-Recomputed = Literal["none", "full", "selective"]
+Recomputed = Literal["none", "full", "offload", "selective"]
 
 
 @dataclass(frozen=True)

@@ -206,9 +206,9 @@ class ParallelSettings(Settings):
     sequence_parallel: bool = False
     # Keep weights, gradients and optimizer in the CPU's memory (shard: parameters).
     offload: bool = False
-    # Compute again in the backward pass instead of keeping: full: all but a block's input; selective: all but the
-    # results of matrix products.
-    checkpoint_activations: Literal["none", "full", "selective"] = "none"
+    # Compute again in the backward pass instead of keeping: full: all but a block's input; offload: likewise, and the
+    # inputs are kept in the CPU's memory; selective: all but the results of matrix products.
+    checkpoint_activations: Literal["none", "full", "offload", "selective"] = "none"
 
     @property
     def num_stages(self) -> int:
