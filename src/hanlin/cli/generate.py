@@ -102,7 +102,8 @@ def _answer(args: argparse.Namespace, recipe: Recipe) -> int:
     name = "--record" if args.record else "standard input"
     say_remark(recipe)
     engine = load_engine(recipe, components)
-    engine.take_model()
+    if not args.stream:  # one answer at a time is written faster as it is
+        engine.take_model()
     if args.stream:
         groups = _checked(lines, components, name)
         records = ([one.record for one in asked] for asked in groups) if given is None else (given.records,)
