@@ -5,8 +5,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from family_cases import METHODS, case_of
 
+from hanlin.adapters.folder import save_adapter
 from hanlin.cli.main import main
+from hanlin.formats.load import save_base
 from hanlin.planner.layout import layout_of
 from hanlin.recipe.reading import load_recipe
 
@@ -98,6 +101,61 @@ def test_a_recipe_without_its_files_is_planned_by_the_config(
     shown = capsys.readouterr().out
     assert "nowhere/base is not here" in shown
     assert "9,6" in shown  # 9.6 billion parameters
+
+
+def test_answers_are_planned_for_one_device(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", recipe, "--serve", "--context", "256", "--device", "T4"]) == 0
+    shown = capsys.readouterr().out
+    assert "fits T4-16" in shown
+    assert "--max-cache-tokens" in shown
+    assert "tokens/s" in shown
+    assert "attention of answers: efficient (it has no flash attention, fp32, a mask or a bias)" in shown
+    assert main(["plan", recipe, "--serve", "--context", "256", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["sequences"] > 0
+    assert told["peak_bytes"] <= told["device"]["memory_bytes"]
+    assert told["sequence_positions"] == 256
+
+
+def test_what_cannot_answer_is_exit_code_1(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    huge = ["model.config.hidden_size=16384", "model.config.num_layers=64", "model.config.ffn_size=65536"]
+    assert main(["plan", recipe, "--serve", "--device", "T4", *huge]) == 1
+    assert "does not fit T4-16" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--context", "64"], "--context: goes with --serve"),
+        (["--serve", "--per-node", "8"], "--per-node: --serve plans one device"),
+        (["--serve", "--context", "9999999"], "the model has places for"),
+        (["--device", "A100"], "is one of A100-40 and A100-80"),
+        (["--size", "gigantic"], "gigantic"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(
+    recipe: str, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", recipe, *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_folder_of_weights_is_planned_and_an_adapter_names_its_base(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder as it is exported, without a recipe."""
+    case = case_of("cpm1", tmp_path)
+    save_base(tmp_path / "base", case.family, case.config, dict(case.model().float().state_dict()), case.tokenizer)
+    assert main(["plan", str(tmp_path / "base"), "--propose", "0", "data.max_length=8", "tuning.method=lora"]) == 0
+    assert "parameters trained" in capsys.readouterr().out
+    assert main(["plan", str(tmp_path / "base"), "--serve", "--context", "8"]) == 0
+    assert "fits A100-80" in capsys.readouterr().out
+    model = case.model("lora")
+    save_adapter(model, METHODS["lora"], tmp_path / "adapter")
+    assert main(["plan", str(tmp_path / "adapter")]) == 2
+    assert "an adapter, which is planned with its base" in capsys.readouterr().err
+    assert main(["plan", str(tmp_path / "nothing")]) == 2
+    assert "there is no such recipe" in capsys.readouterr().err
 
 
 EXPERTS = """\

@@ -1,5 +1,8 @@
 """What a recipe needs on so many devices, per rank: memory, traffic and time; and which layouts would fit.
 
+hanlin plan recipe.yaml --nodes 2 --per-node 8 --device 910B-64     training
+hanlin plan chatglm2-6b --device A10-24 --serve --context 4096      answering: how many at once, how fast
+
 No device, no weights and no vocabulary are needed: where they are missing, the sizes of the family's config stand for
 them. Exit code 1: the recipe's layout does not fit the device.
 """
@@ -70,6 +73,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sample-length", type=whole(1, 2**24), default=0, help="tokens of a usual sample in a packed row"
     )
+    parser.add_argument(
+        "--serve", action="store_true", help="what one device holds while it answers, how many at once, how fast"
+    )
+    parser.add_argument(
+        "--context",
+        type=whole(2, 2**24),
+        help="with --serve: tokens of a prompt and its answer together (default 2048)",
+    )
     parser.add_argument("--propose", type=whole(0), default=8, metavar="N", help="so many layouts that fit (default 8)")
     parser.add_argument("--json", action="store_true", help="everything as JSON, in bytes and seconds")
 
@@ -79,10 +90,15 @@ def run(args: argparse.Namespace) -> int:
     from hanlin.planner.estimate import estimate
     from hanlin.planner.job import PlannedModel, SequenceLengths
     from hanlin.planner.search import propose
-    from hanlin.recipe.reading import load_recipe
 
     device = find_device(args.device)
-    recipe = load_recipe(args.recipe, args.changes)
+    recipe = _recipe(args)
+    if args.serve:
+        from hanlin.cli._plan_answers import plan_answers
+
+        return plan_answers(args, recipe, device)
+    if args.context is not None:
+        raise ConfigError("--context: goes with --serve; the rows of training have data.max_length tokens")
     layout, reason = _layout(recipe, args.nodes * args.per_node)
     lengths = SequenceLengths(recipe.data.max_length, args.encoder_length, args.sample_length)
     job = PlannedModel(recipe, lengths, args.size, device=device)
@@ -92,6 +108,28 @@ def run(args: argparse.Namespace) -> int:
     show = _print_json if args.json else _print_tables
     show(args, job, device, own, found[: args.propose], notes)
     return 0 if own is not None and own.fits(device) else 1
+
+
+def _recipe(args: argparse.Namespace) -> Recipe:
+    """That of a file or a run; of a folder or a file of weights one that says nothing else.
+
+    Raises: ConfigError, CheckpointError.
+    """
+    from hanlin.adapters.opening import is_adapter
+    from hanlin.api.weights import find_family
+    from hanlin.recipe.reading import is_recipe, load_recipe, make_recipe
+
+    path = args.recipe
+    if is_recipe(path) or not path.exists():
+        return load_recipe(path, args.changes)
+    if is_adapter(path):
+        raise ConfigError(
+            f"{path}: an adapter, which is planned with its base: hanlin plan BASE model.adapter={path}, or the recipe "
+            "that trains it"
+        )
+    return make_recipe(
+        {"model": {"family": find_family(path).name, "base": str(path)}, "run": {"folder": "."}}, args.changes
+    )
 
 
 def _layout(recipe: Recipe, world: int) -> tuple[Layout | None, str]:

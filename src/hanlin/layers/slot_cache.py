@@ -153,6 +153,12 @@ class SlotCache:
     def arena_numbers(self) -> set[int]:
         return {arena.number for arena in self._arenas}
 
+    @property
+    def bytes(self) -> int:
+        """Of the tensors that there are."""
+        stores = (store for arena in self._arenas for store in (arena.inputs, arena.keys, arena.values, arena.cross))
+        return sum(tensor.nbytes for store in stores for tensor in store.values())
+
     def width_for(self, length: int) -> int:
         """Of the slots that so many positions go into: one of few widths, so that many requests share it."""
         width = _SMALLEST_WIDTH

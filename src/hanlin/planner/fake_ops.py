@@ -44,7 +44,7 @@ class DeviceAttention(TorchFunctionMode):
         if self.device is None:
             return func(*args, **kwargs)
         parts = [part.to(dtype) for part in args[:3]]
-        call = AttentionCall.of(parts[0], parts[1], mask, kwargs)
+        call = AttentionCall.of(parts[0], parts[1], mask, kwargs, self.device)
         kernel = self.calls[call] = kernel_of(call, self.device, self.choice)
         if kernel == "math":
             with sdpa_kernel(SDPBackend.MATH):

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from hanlin.core.errors import ConfigError
 from hanlin.layers.precision import DTYPES, Precision
 from hanlin.layers.quantised import quantise_linears
 from hanlin.models.family import Family, load_family
@@ -18,6 +19,7 @@ from hanlin.planner.layout import Layout
 from hanlin.planner.timing import PassSeconds, pass_seconds
 from hanlin.planner.trace import Trace, TraceSettings, kinds_of_blocks, shrink, trace, with_experts
 from hanlin.planner.weights import Held, StageWeights, Weight, cut_stages, hold, list_weights, query_heads
+from hanlin.recipe.reading import nearest
 from hanlin.recipe.settings import Recipe
 from hanlin.run.components import find_adapter, model_config
 from hanlin.training.optimizer import find_optimizer
@@ -46,7 +48,7 @@ class PlannedModel:
         family = load_family(recipe.model.family)
         self.recipe, self.lengths, self.device = recipe, lengths, device
         self.precision: Precision = precision_on(device, recipe.train.precision)
-        self.config, self.notes = _config(recipe, family, size)
+        self.config, self.notes = planned_config(recipe, family, size)
         self.dtype = DTYPES[self.precision]
         model = _meta_model(recipe, family, self.config, self.dtype)
         self.weights: list[Weight] = list_weights(model)
@@ -137,10 +139,12 @@ def _meta_model(recipe: Recipe, family: Family, config: Any, dtype: torch.dtype)
     return model
 
 
-def _config(recipe: Recipe, family: Family, size: str | None) -> tuple[Any, list[str]]:
+def planned_config(recipe: Recipe, family: Family, size: str | None) -> tuple[Any, list[str]]:
     """The model's shape, and what was assumed of it because files are missing."""
     notes, model = [], recipe.model
     if size is not None:
+        if size not in family.sizes:
+            raise ConfigError(f"--size: {family.title} has no size {size!r}{nearest(size, family.sizes)}")
         model = model.model_copy(update={"base": None, "size": size})
     elif model.base is not None and not model.base.exists():
         notes.append(f"{model.base} is not here: planned for {family.title}'s default size (--size names another)")

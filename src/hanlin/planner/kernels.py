@@ -49,11 +49,13 @@ class AttentionCall:
     is_trained: bool = True
 
     @staticmethod
-    def of(query: Any, key: Any, mask: Any, options: dict[str, Any]) -> AttentionCall:
+    def of(query: Any, key: Any, mask: Any, options: dict[str, Any], device: Device) -> AttentionCall:
+        # Masks stay boolean on an NPU alone (layers/attention.py); a bias has other numbers for each head.
+        is_mask = mask is not None and device.kind == "npu" and mask.dim() == 4 and mask.shape[1] == 1
         return AttentionCall(
             query.dtype,
             query.shape[-1],
-            None if mask is None else mask.dtype,
+            None if mask is None else torch.bool if is_mask else mask.dtype,
             bool(options.get("is_causal")),
             query.shape[-3] != key.shape[-3],
             query.shape[-2] == key.shape[-2],
@@ -83,7 +85,7 @@ def why_not_flash(call: AttentionCall, kernel: AttentionKernel, device: Device) 
     reasons = [
         "it has no flash attention" if not device.has_flash else "",
         "fp32" if not call.is_half else "",
-        "" if call.mask is None else "a mask" if call.mask == torch.bool else "a bias on the scores",
+        "" if call.mask is None else "a mask" if call.mask == torch.bool else "a mask or a bias",
         "query heads share keys" if kernel == "math" and call.is_grouped else "",
         f"heads of {call.head_dim}" if call.head_dim > 256 else "",
     ]

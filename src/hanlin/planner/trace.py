@@ -99,9 +99,11 @@ class TraceModel:
 _TRACED_EXPERTS = 2
 
 
-def shrink(model: Any) -> TraceModel:
-    """Take from a (meta) model, in place, its last parts, all blocks but the last of each kind, and most experts."""
-    for name in set(model.plan.last) - set(model.plan.first):
+def shrink(model: Any, *, keeps_ends: bool = False) -> TraceModel:
+    """Take from a (meta) model, in place, all blocks but the last of each kind, most experts, and its last parts unless
+    they are kept.
+    """
+    for name in () if keeps_ends else set(model.plan.last) - set(model.plan.first):
         setattr(model, name, None)
     last = dict(zip(kinds_of_blocks(model), block_names(model), strict=True))
     for name in set(block_names(model)) - set(last.values()):
@@ -138,7 +140,7 @@ def trace(template: TraceModel, layout: Layout, run: TraceSettings) -> Trace:
     model, shapes = copy.deepcopy(template.model).train(), seen_shapes(template.model, layout)
     make_constants(model)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        _realise(model, shapes, layout, run)
+        realise(model, shapes, layout, run)
         inputs = make_inputs(model, layout.micro_batch_size, run)
         gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
         counter = WorkCounter(weights=tuple(model.parameters()), others=(*gradients, *inputs.values()))
@@ -194,7 +196,7 @@ def _forward(model: Any, inputs: TraceInputs, dtype: torch.dtype) -> tuple[torch
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
-def _realise(model: Any, shapes: Mapping[str, Sequence[int]], layout: Layout, run: TraceSettings) -> None:
+def realise(model: Any, shapes: Mapping[str, Sequence[int]], layout: Layout, run: TraceSettings) -> None:
     """Give a meta model weights (and gradients) of one tensor rank's shapes."""
     made: dict[int, nn.Parameter] = {}
     for name, weight in list(model.named_parameters(remove_duplicate=False)):
@@ -233,14 +235,16 @@ def _narrow_prefix(model: Any, ranks: int) -> None:
             setattr(table, leaf, narrow)
 
 
-def make_inputs(model: Any, rows: int, run: TraceSettings) -> TraceInputs:
+def make_inputs(model: Any, rows: int, run: TraceSettings, also: Sequence[str] = ()) -> TraceInputs:
     """What the model's `forward` wants: the fields without default of the `Inputs` beside it, else its own arguments.
 
-    A field is `[batch, length]`, of truth values if it is called so; `encoder_...` has the length of the encoder.
+    A field is `[batch, length]`, of truth values if it is called so; `encoder_...` has the length of the encoder; also:
+    further ones, where there are such.
     """
     kind = type(model).forward.__globals__.get("Inputs")
     fields = [] if kind is None else dataclasses.fields(kind)
-    wanted = [field.name for field in fields if field.default is dataclasses.MISSING] or _named(type(model).forward)
+    is_wanted = {field.name: field.default is dataclasses.MISSING or field.name in also for field in fields}
+    wanted = [name for name, wanted in is_wanted.items() if wanted] or _named(type(model).forward)
     lengths = {name: run.encoder_length if name.startswith("encoder_") else run.length for name in wanted}
     inputs = {
         name: torch.zeros(rows, lengths[name], dtype=torch.bool if name.startswith(("is_", "has_")) else torch.int64)
