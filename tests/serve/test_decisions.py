@@ -209,6 +209,9 @@ def test_a_request_reads_no_more_than_the_limit(serve: Start) -> None:
     status, found = post(url, {"input": TEXT, "questions": QUESTIONS * 3})
     assert (status, found["error"]["code"]) == (400, "too_large")
     assert post(url, {"input": "月", "questions": QUESTIONS[:1]})[0] == 200
+    url, _ = serve(Limits(prompt_tokens=9), engine=engine_of_family("cpm_bee"))
+    status, found = post(url, {"input": TEXT, "questions": QUESTIONS})
+    assert (status, found["error"]["param"], found["error"]["code"]) == (400, "questions.0", "too_large")
 
 
 def test_streams_and_decisions_go_on_beside_each_other(serve: Start) -> None:

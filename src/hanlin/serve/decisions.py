@@ -37,7 +37,7 @@ async def decide(request: Request) -> Response:
     service = service.named(body.model)
     # In a thread: many options of a long text take a while to be encoded.
     polls = await asyncio.to_thread(_polls, service, body)
-    steps = scored_in_steps(service.engine, polls, service.settings.batch_size)
+    steps = scored_in_steps(service.engine, polls, service.settings.batch_size, service.limits.step_tokens)
     read = sum(poll.num_tokens for poll in polls)
     scored = await service.run_aside(steps, request, read)
     return await asyncio.to_thread(_response, service, body, scored, read)
@@ -69,6 +69,13 @@ def _polls(service: Service, body: DecisionBody) -> list[Poll]:
             polls.append(poll_of_question(service.processor, question, text, service.engine.max_length))
         except DataError as error:
             raise RequestError(f"questions.{number}: {error}", param=f"questions.{number}") from None
+        longest = max(sample.length for sample in polls[-1].samples)
+        if not service.engine.is_causal and longest > (most := service.limits.prompt_tokens):
+            raise RequestError(
+                f"an option has {longest:,} tokens with the input; this model reads them whole, at most {most:,} here",
+                param=f"questions.{number}",
+                code="too_large",
+            )
         if sum(poll.num_tokens for poll in polls) > limit:
             raise RequestError(
                 f"more than {limit:,} tokens are to be read, the input once for each option; ask less at once",

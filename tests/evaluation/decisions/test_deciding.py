@@ -178,6 +178,23 @@ def test_every_step_runs_one_batch() -> None:
     assert [len(one.scores) for one in last] == [3, 2]
 
 
+@pytest.mark.parametrize("family", ["cpm1", "cpm2", "cpm_bee"])
+def test_a_step_has_a_bound_in_positions(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, sizes = engine_of_family(family), []
+    polls = [poll(engine, question) for question in asked(QUESTIONS)]
+    collate = engine.processor.collate
+    monkeypatch.setattr(
+        engine.processor, "collate", lambda rows, length: sizes.append((len(rows), length)) or collate(rows, length)
+    )
+    expected, longest = score_polls(engine, polls, 9), max(length for _, length in sizes)
+    for most in (1, 2 * longest):
+        sizes.clear()
+        *_, last = scored_in_steps(engine, polls, 9, most)
+        assert all(rows == 1 or rows * length <= most for rows, length in sizes)
+        for one, other in zip(last, expected, strict=True):
+            np.testing.assert_allclose(one.scores, other.scores, rtol=1e-4, atol=1e-5)
+
+
 def test_the_answer_of_a_row_with_options_is_one_of_them() -> None:
     processor = engine_of_family("chatglm2").processor
     row = {"prompt": TEXT, "response": "霜", "options": ["霜", "光"]}

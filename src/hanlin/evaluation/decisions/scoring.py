@@ -45,12 +45,17 @@ def score_polls(engine: Engine, polls: Sequence[Poll], batch_size: int) -> list[
     return scored
 
 
-def scored_in_steps(engine: Engine, polls: Sequence[Poll], batch_size: int) -> Iterator[list[OptionScores]]:
-    """One batch of the model a step; the last one yields all scores, the others nothing."""
+def scored_in_steps(
+    engine: Engine, polls: Sequence[Poll], batch_size: int, most_positions: int | None = None
+) -> Iterator[list[OptionScores]]:
+    """One batch of the model a step; the last one yields all scores, the others nothing.
+
+    most_positions: of a step, unless an option alone has more; None: no limit.
+    """
     found: dict[tuple[int, int], Any] = {}
     samples = [((number, place), one) for number, poll in enumerate(polls) for place, one in enumerate(poll.samples)]
     compute = _label_scores if any(poll.labels for poll in polls) else _likelihoods
-    for results in batch_by_batch(engine, samples, batch_size, compute):
+    for results in batch_by_batch(engine, samples, batch_size, compute, most_positions):
         found |= results
         if len(found) < len(samples):
             yield []

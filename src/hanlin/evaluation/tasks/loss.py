@@ -67,18 +67,32 @@ def batch_by_batch(
     samples: Iterable[tuple[Any, Sample]],
     batch_size: int,
     compute: Callable[[Engine, Sequence[tuple[Any, Sample]]], Sequence[Result]],
+    most_positions: int | None = None,
 ) -> Iterator[Sequence[Result]]:
     """What `compute` says of the named samples of a batch, one batch after the other.
 
-    Long samples go together, and only such as leave each other's loss alone.
+    Long samples go together, and only such as leave each other's loss alone. most_positions: of a batch with its
+    padding, unless a sample alone has more; None: no limit.
     """
     samples = iter(samples)
     while ahead := list(islice(samples, _BATCHES_AHEAD * batch_size)):
         groups: dict[Hashable, list[tuple[Any, Sample]]] = defaultdict(list)
         for pair in sorted(ahead, key=lambda pair: -pair[1].length):
             groups[engine.processor.batch_key(pair[1])].append(pair)
-        batches = [batch for group in groups.values() for batch in batches_of(group, batch_size)]
+        batches = [batch for group in groups.values() for batch in _batches(group, batch_size, most_positions)]
         yield from engine.shared(batches, lambda batch: compute(engine, batch))
+
+
+def _batches(
+    longest_first: Sequence[tuple[Any, Sample]], size: int, most_positions: int | None
+) -> Iterator[Sequence[tuple[Any, Sample]]]:
+    if most_positions is None:
+        yield from batches_of(longest_first, size)
+        return
+    while longest_first:
+        rows = max(1, min(size, most_positions // max(1, longest_first[0][1].length)))
+        yield longest_first[:rows]
+        longest_first = longest_first[rows:]
 
 
 def _samples(engine: Engine, numbered: Numbered) -> Iterator[tuple[int, Sample]]:
