@@ -63,7 +63,7 @@ def store_in_blocks(model: nn.Module) -> None:
     """Lay frozen fp32 matrices out in memory as oneDNN's kernels read them, where there are such kernels.
 
     torch's own product of some rows with a matrix copies the matrix into blocks each time, which takes as long as the
-    product itself; of one row it takes as long either way. What comes of a row is the same to the bit, whatever rows
+    product itself; a lone row takes up to a quarter longer. What comes of a row is the same to the bit, whatever rows
     stand beside it. Only weights of layers that say `reads_blocks` move; each is still a parameter of its name, its
     shape and its numbers (`to_dense`), but can neither be trained nor copied.
     """
