@@ -73,13 +73,13 @@ def test_rows_of_other_forms_are_records_too(serve: Start, engine_of: EngineOf, 
         ({"record": {"题": {"深": {"深": 1.5}}, "<ans>": ""}}, "record"),
         ({"record": "床"}, "record"),
         ({"record": [{"<ans>": ""}]}, "record"),
-        ({"record": BLANKS, "messages": [{"role": "user", "content": "床"}]}, None),
-        ({"record": BLANKS, "stop": "光"}, None),
+        ({"record": BLANKS, "messages": [{"role": "user", "content": "床"}]}, "record"),
+        ({"record": BLANKS, "stop": "光"}, "record"),
         ({"record": None, "messages": []}, "messages"),
     ],
 )
 def test_records_that_cannot_be_asked_are_refused(
-    serve: Start, engine_of: EngineOf, body: dict[str, Any], param: str | None
+    serve: Start, engine_of: EngineOf, body: dict[str, Any], param: str
 ) -> None:
     url, service = serve(engine=engine_of("cpm_bee"))
     status, found = post(url, ROUTE, {"max_tokens": 4, **body})
