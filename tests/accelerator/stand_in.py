@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
+import hanlin
 from hanlin.diagnosis.npu_operations import is_listed
 
 NAME = "npu"
@@ -144,6 +146,8 @@ class Costs:
         self.places[f"{kind} {what} {_site()}"] += 1
 
 
+_SOURCE = f"{Path(hanlin.__file__).parent}/"
+
 COSTS = Costs()
 _profile = PROFILES["cuda-sm90"]
 
@@ -151,8 +155,9 @@ _profile = PROFILES["cuda-sm90"]
 def _site() -> str:
     frame = sys._getframe(1)
     while frame is not None:
-        if "/hanlin/" in frame.f_code.co_filename:
-            return f"{frame.f_code.co_filename.rpartition('/hanlin/')[2]}:{frame.f_lineno}"
+        file = frame.f_code.co_filename
+        if file.startswith(_SOURCE):  # a checkout may be called hanlin too
+            return f"{file.removeprefix(_SOURCE)}:{frame.f_lineno}"
         frame = frame.f_back
     return "outside"
 

@@ -6,7 +6,9 @@ import sys
 import threading
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
+_SOURCE = f"{Path(__file__).parents[1]}/"
 _WRAPPERS = ("wrapper", "decorate_context", "_fn", "wait")
 
 
@@ -19,10 +21,10 @@ def describe_wait(frames: Sequence[traceback.FrameSummary]) -> str:
     if not of_torch:
         return ""
     called = [frames[number].name for number in of_torch if frames[number].name not in _WRAPPERS]
-    ours = [frame for frame in frames[: of_torch[-1]] if "/hanlin/" in frame.filename]
+    ours = [frame for frame in frames[: of_torch[-1]] if frame.filename.startswith(_SOURCE)]
     if not ours:
         return called[-1] if called else ""
-    place = f"{ours[-1].filename.rpartition('/hanlin/')[2]}:{ours[-1].lineno} ({ours[-1].name})"
+    place = f"{ours[-1].filename.removeprefix(_SOURCE)}:{ours[-1].lineno} ({ours[-1].name})"
     return f"{called[-1] if called else 'torch.distributed'}, called in {place}"
 
 
@@ -36,5 +38,5 @@ def describe_main_thread() -> str:
     told = next((text for stack in stacks if (text := describe_wait(stack))), "")
     if told:
         return told
-    here = next((frame for frame in reversed(stacks[0]) if "/hanlin/" in frame.filename), stacks[0][-1])
+    here = next((frame for frame in reversed(stacks[0]) if frame.filename.startswith(_SOURCE)), stacks[0][-1])
     return f"{here.filename}:{here.lineno} ({here.name})"
