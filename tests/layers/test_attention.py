@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional
 
 from hanlin.layers.attention import (
     AttentionMask,
@@ -91,6 +96,35 @@ def test_shared_heads_and_the_lone_query_equal_the_written_out_softmax() -> None
         expected = (shares @ value.repeat_interleave(3, 1)).transpose(1, 2).flatten(2)
         torch.testing.assert_close(attention(query, key, value, AttentionMask()), expected)
         torch.testing.assert_close(attention(query, key, value, AttentionMask(visible)), expected)
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "is_grouped"),
+    [
+        ((9, 0), torch.bfloat16, True),
+        ((9, 0), torch.float32, False),  # only flash takes shared keys, and it takes no fp32
+        ((7, 0), torch.float16, False),  # V100 and T4 have no flash
+    ],
+)
+def test_shared_keys_are_copied_where_no_fused_kernel_of_cuda_takes_them(
+    capability: tuple[int, int], dtype: torch.dtype, is_grouped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def spy(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **options: Any) -> torch.Tensor:
+        asked.append((key.shape[1], value.shape[1], options.get("enable_gqa", False)))
+        return torch.empty_like(query)
+
+    def copies(part: torch.Tensor, repeats: int) -> torch.Tensor:  # torch without CUDA cannot even index its tensors
+        return part.new_empty(len(part), part.shape[1] * repeats, *part.shape[2:])
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr("hanlin.layers.attention.for_each_query_head", copies)
+    monkeypatch.setattr(functional, "scaled_dot_product_attention", spy)
+    with FakeTensorMode():
+        query, key, value = (torch.empty(2, heads, 5, 64, device="cuda", dtype=dtype) for heads in (8, 2, 2))
+        assert attention(query, key, value, AttentionMask()).shape == (2, 5, 8 * 64)
+    assert asked == ([(2, 2, True)] if is_grouped else [(8, 8, False)])
 
 
 def test_neighbours_share_windows_as_wide_as_the_longest_span() -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
+from torch.backends.cuda import flash_sdp_enabled
 from torch.nn import functional
 
 from hanlin.core.device import has_bf16
@@ -184,16 +185,16 @@ def attention(
             folded, key, value, attn_mask=seen, dropout_p=dropout, scale=scale
         ).flatten(1)[:, None]
     elif mask.mask is None:
-        is_grouped = repeats > 1 and _shares_heads(query.device)
+        is_grouped = repeats > 1 and _shares_heads(query)
         if not is_grouped:
-            key, value = (_for_each_query_head(part, repeats) for part in (key, value))
+            key, value = (for_each_query_head(part, repeats) for part in (key, value))
         mixed = functional.scaled_dot_product_attention(
             query, key, value, is_causal=True, enable_gqa=is_grouped, dropout_p=dropout, scale=scale
         )
         mixed = mixed.transpose(1, 2).flatten(2)
     else:
         # CUDA has no fast kernel for a mask together with enable_gqa.
-        key, value = (_for_each_query_head(part, repeats) for part in (key, value))
+        key, value = (for_each_query_head(part, repeats) for part in (key, value))
         mixed = functional.scaled_dot_product_attention(
             query, key, value, attn_mask=mask.mask, dropout_p=dropout, scale=scale
         )
@@ -201,14 +202,18 @@ def attention(
     return mixed if mask.empty_queries is None else mixed.masked_fill(mask.empty_queries[..., None], 0)
 
 
-def _shares_heads(device: torch.device) -> bool:
-    """Whether kernels take fewer heads of keys than of queries: not on NPUs before Atlas A2, which have no bf16 either;
-    torch_npu's matrix products, all that they have, drop `enable_gqa` (op-plugin).
+def _shares_heads(query: torch.Tensor) -> bool:
+    """Whether kernels take fewer heads of keys than of queries. Of CUDA's only flash does, which is not there before
+    sm80 and not for fp32. On NPUs before Atlas A2, which have no bf16 either, there are matrix products only, and they
+    drop `enable_gqa` (op-plugin).
     """
-    return device.type != "npu" or has_bf16(device)
+    if query.device.type == "cuda":
+        is_half = query.dtype in (torch.float16, torch.bfloat16)
+        return is_half and query.shape[-1] <= 256 and flash_sdp_enabled() and has_bf16(query.device)
+    return query.device.type != "npu" or has_bf16(query.device)
 
 
-def _for_each_query_head(part: torch.Tensor, repeats: int) -> torch.Tensor:
+def for_each_query_head(part: torch.Tensor, repeats: int) -> torch.Tensor:
     """`[groups, kv_heads, keys, head_dim]` -> `[groups, kv_heads * repeats, keys, head_dim]`, neighbours alike."""
     if repeats == 1:
         return part

@@ -12,6 +12,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from hanlin.layers.attention import for_each_query_head
 from hanlin.layers.attention_kernels import AttentionKernel
 from hanlin.layers.experts import Experts
 from hanlin.layers.precision import matmul_dtype
@@ -45,7 +46,15 @@ class DeviceAttention(TorchFunctionMode):
             return func(*args, **kwargs)
         parts = [part.to(dtype) for part in args[:3]]
         call = AttentionCall.of(parts[0], parts[1], mask, kwargs, self.device)
-        kernel = self.calls[call] = kernel_of(call, self.device, self.choice)
+        kernel = kernel_of(call, self.device, self.choice)
+        if kwargs.get("enable_gqa") and kernel in ("efficient", "math"):
+            # As layers/attention.py does it where no kernel takes shared keys.
+            repeats = parts[0].shape[-3] // parts[1].shape[-3]
+            parts[1:] = [for_each_query_head(part, repeats) for part in parts[1:]]
+            args, kwargs = tuple(parts), {**kwargs, "enable_gqa": False}
+            call = AttentionCall.of(parts[0], parts[1], mask, kwargs, self.device)
+            kernel = kernel_of(call, self.device, self.choice)
+        self.calls[call] = kernel
         if kernel == "math":
             with sdpa_kernel(SDPBackend.MATH):
                 return func(*args, **kwargs)
