@@ -62,7 +62,7 @@ def test_a_card_without_bf16_is_planned_in_fp16_and_refuses_it(recipe: str, caps
     assert main(["plan", recipe, "--device", "V100-32", "--propose", "0", "train.precision=auto"]) == 0
     shown = capsys.readouterr().out
     assert "fp16 (train.precision: auto)" in shown
-    assert "attention on V100-32: math (it has no flash attention, query heads share keys)" in shown
+    assert "attention on V100-32: efficient (it has no flash attention)" in shown
     assert main(["plan", recipe, "--device", "V100-32", "train.precision=bf16"]) == 2
     assert "train.precision: V100-32 has no bf16" in capsys.readouterr().err
 
@@ -83,7 +83,7 @@ def test_the_time_of_a_step_is_told_by_its_parts(recipe: str, capsys: pytest.Cap
     assert main(["plan", recipe, "--propose", "0", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["plan"]["step_seconds"] == pytest.approx(sum(told["plan"]["seconds"].values()))
-    assert told["attention"] == {"math": "fp32, query heads share keys"}
+    assert told["attention"] == {"efficient": "fp32"}
     assert told["precision"] == "fp32"
 
 
