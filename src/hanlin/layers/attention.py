@@ -12,11 +12,10 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
-from torch.backends.cuda import flash_sdp_enabled
 from torch.nn import functional
 
-from hanlin.core.device import has_bf16
 from hanlin.core.transfer import on_host, to_device
+from hanlin.layers.attention_kernels import takes_shared_keys
 
 
 @dataclass(frozen=True)
@@ -185,7 +184,7 @@ def attention(
             folded, key, value, attn_mask=seen, dropout_p=dropout, scale=scale
         ).flatten(1)[:, None]
     elif mask.mask is None:
-        is_grouped = repeats > 1 and _shares_heads(query)
+        is_grouped = repeats > 1 and takes_shared_keys(query)
         if not is_grouped:
             key, value = (for_each_query_head(part, repeats) for part in (key, value))
         mixed = functional.scaled_dot_product_attention(
@@ -200,17 +199,6 @@ def attention(
         )
         mixed = mixed.transpose(1, 2).flatten(2)
     return mixed if mask.empty_queries is None else mixed.masked_fill(mask.empty_queries[..., None], 0)
-
-
-def _shares_heads(query: torch.Tensor) -> bool:
-    """Whether kernels take fewer heads of keys than of queries. Of CUDA's only flash does, which is not there before
-    sm80 and not for fp32. On NPUs before Atlas A2, which have no bf16 either, there are matrix products only, and they
-    drop `enable_gqa` (op-plugin).
-    """
-    if query.device.type == "cuda":
-        is_half = query.dtype in (torch.float16, torch.bfloat16)
-        return is_half and query.shape[-1] <= 256 and flash_sdp_enabled() and has_bf16(query.device)
-    return query.device.type != "npu" or has_bf16(query.device)
 
 
 def for_each_query_head(part: torch.Tensor, repeats: int) -> torch.Tensor:

@@ -7,9 +7,19 @@ from contextlib import contextmanager
 from typing import Literal
 
 import torch
+from torch.backends.cuda import flash_sdp_enabled
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-__all__ = ["ALLOWED_KERNELS", "AttentionKernel", "attention_kernels", "lone_kernel", "lone_kernels"]
+from hanlin.core.device import has_bf16
+
+__all__ = [
+    "ALLOWED_KERNELS",
+    "AttentionKernel",
+    "attention_kernels",
+    "lone_kernel",
+    "lone_kernels",
+    "takes_shared_keys",
+]
 
 AttentionKernel = Literal["auto", "flash", "efficient", "cudnn", "math"]
 
@@ -51,3 +61,14 @@ def lone_kernel(kernel: AttentionKernel) -> Iterator[None]:
     """Let nothing else compute attention inside; what it does not take raises a RuntimeError."""
     with sdpa_kernel(ALLOWED_KERNELS[kernel][0]):
         yield
+
+
+def takes_shared_keys(query: torch.Tensor) -> bool:
+    """Whether kernels take fewer heads of keys than of queries. Of CUDA's only flash does, which is not there before
+    sm80 and not for fp32. On NPUs before Atlas A2, which have no bf16 either, there are matrix products only, and they
+    drop `enable_gqa` (op-plugin).
+    """
+    if query.device.type == "cuda":
+        is_half = query.dtype in (torch.float16, torch.bfloat16)
+        return is_half and query.shape[-1] <= 256 and flash_sdp_enabled() and has_bf16(query.device)
+    return query.device.type != "npu" or has_bf16(query.device)
