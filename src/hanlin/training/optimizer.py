@@ -27,6 +27,42 @@ class Optimizer(Protocol):
         ...
 
 
+class WeightByWeight:
+    """An `Optimizer` that changes one weight after the other: what is left to its subclasses is `update`.
+
+    state: by kind and by the name of the weight; steps: how many each weight has made.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], kinds: Sequence[str]) -> None:
+        import torch
+
+        self.parameters = dict(parameters)
+        self.state: dict[str, dict[str, torch.Tensor]] = {kind: {} for kind in kinds}
+        # On the weights' devices: nothing waits for them.
+        self.steps = {
+            name: torch.zeros((), dtype=torch.float32, device=weight.device) for name, weight in parameters.items()
+        }
+
+    def step(self, rate: float) -> None:
+        """Change the weights that have a gradient."""
+        import torch
+
+        with torch.no_grad():
+            for name, weight in self.parameters.items():
+                if weight.grad is not None:
+                    self.steps[name].add_(1)
+                    self.update(name, weight, weight.grad, rate)
+
+    def update(self, name: str, weight: torch.Tensor, gradient: torch.Tensor, rate: float) -> None:
+        """Change a weight, of which a layout may leave this rank a part, in place; its step is counted already."""
+        raise NotImplementedError
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The whole state by flat names; to be saved, or loaded into."""
+        kinds = {**self.state, "steps": self.steps}
+        return {f"{kind}.{name}": tensor for kind, named in kinds.items() for name, tensor in named.items()}
+
+
 @dataclass(frozen=True)
 class OptimizerSpec:
     """What a file exports as `optimizer`.

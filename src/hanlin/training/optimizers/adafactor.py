@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from hanlin.recipe.settings import OptimizerSettings
-from hanlin.training.optimizer import OptimizerSpec
+from hanlin.training.optimizer import OptimizerSpec, WeightByWeight
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +28,7 @@ class AdafactorSettings(OptimizerSettings):
     weight_decay: float = Field(default=0.0, ge=0)
 
 
-class Adafactor:
+class Adafactor(WeightByWeight):
     """p -= rate * scale(p) * gradient / sqrt(rows x columns / mean of the rows), as torch.optim.Adafactor computes it.
 
     Where a layout divides a weight, its sums go over the ranks.
@@ -39,40 +39,22 @@ class Adafactor:
 
         from hanlin.parallel.mesh import like, local
 
-        self.settings = settings
-        self.parameters = dict(parameters)
         # The running means of squared gradients: over rows and over columns of a matrix, of each element of a vector.
-        self.means: dict[str, dict[str, torch.Tensor]] = {"rows": {}, "columns": {}, "square": {}}
+        super().__init__(parameters, ("rows", "columns", "square"))
+        self.settings = settings
         for name, weight in parameters.items():
             for kind, dim in _kinds(weight.shape).items():
                 whole, part = list(weight.shape), list(local(weight).shape)
                 if dim is not None:
                     whole[dim] = part[dim] = 1
                 zeros = torch.zeros(part, dtype=weight.dtype, device=weight.device)
-                self.means[kind][name] = like(weight, zeros, whole)
-        self.steps = {
-            name: torch.zeros((), dtype=torch.float32, device=weight.device) for name, weight in parameters.items()
-        }
+                self.state[kind][name] = like(weight, zeros, whole)
 
-    def step(self, rate: float) -> None:
-        """Change the weights that have a gradient."""
-        import torch
-
-        with torch.no_grad():
-            for name, weight in self.parameters.items():
-                if weight.grad is not None:
-                    self._update(name, weight, weight.grad, rate)
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """The whole state by flat names; to be saved, or loaded into."""
-        kinds = {**self.means, "steps": self.steps}
-        return {f"{kind}.{name}": tensor for kind, named in kinds.items() for name, tensor in named.items()}
-
-    def _update(self, name: str, weight: torch.Tensor, gradient: torch.Tensor, rate: float) -> None:
+    def update(self, name: str, weight: torch.Tensor, gradient: torch.Tensor, rate: float) -> None:
         from hanlin.parallel.mesh import local
 
         settings, mine, mine_grad = self.settings, local(weight), local(gradient)
-        count = self.steps[name].add_(1)
+        count = self.steps[name]
         update = self._square(name, weight, mine_grad, count**settings.decay).rsqrt_().mul_(mine_grad)
         factor = count.rsqrt().clamp(max=rate) * _root_mean_square(weight, mine).clamp(min=settings.least_scale)
         factor = factor / (_root_mean_square(weight, update) / settings.clip_update).clamp(min=1)
@@ -86,7 +68,7 @@ class Adafactor:
 
         tiny, squares, means = torch.finfo(weight.dtype).eps, gradient.square(), {}
         for kind, dim in _kinds(weight.shape).items():
-            means[kind] = local(self.means[kind][name])
+            means[kind] = local(self.state[kind][name])
             new = squares if dim is None else sum_over_shards(weight, squares, [dim]) / weight.shape[dim]
             means[kind].lerp_(new, share)
         if "square" in means:

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from hanlin.core.errors import ConfigError
 from hanlin.recipe.settings import Fraction, OptimizerSettings
-from hanlin.training.optimizer import OptimizerSpec
+from hanlin.training.optimizer import OptimizerSpec, WeightByWeight
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +36,7 @@ class AdamW8bitSettings(OptimizerSettings):
     weight_decay: float = Field(default=0.01, ge=0)
 
 
-class AdamW8bit:
+class AdamW8bit(WeightByWeight):
     """p -= rate * mean / (sqrt(square) + eps) + rate * decay * p, with bias-corrected mean and square.
 
     Of a matrix each running mean is codes (uint8, in its shape) and the largest size in each block of a row (fp32).
@@ -47,10 +47,9 @@ class AdamW8bit:
 
         from hanlin.parallel.mesh import like, local
 
+        super().__init__(parameters, ("mean", "square", "mean_size", "square_size"))
         self.settings = settings
-        self.parameters = dict(parameters)
         self.codes: dict[tuple[str, torch.device], _Code] = {}
-        self.state: dict[str, dict[str, torch.Tensor]] = {"mean": {}, "square": {}, "mean_size": {}, "square_size": {}}
         for name, weight in parameters.items():
             part, block = local(weight), _block(weight.shape)
             for kind in ("mean", "square"):
@@ -62,29 +61,11 @@ class AdamW8bit:
                     )
                     whole = [*weight.shape[:-1], weight.shape[-1] // block]
                     self.state[f"{kind}_size"][name] = like(weight, sizes, whole)
-        # On the weights' device: nothing waits for it.
-        self.steps = {
-            name: torch.zeros((), dtype=torch.float32, device=weight.device) for name, weight in parameters.items()
-        }
 
-    def step(self, rate: float) -> None:
-        """Change the weights that have a gradient."""
-        import torch
-
-        with torch.no_grad():
-            for name, weight in self.parameters.items():
-                if weight.grad is not None:
-                    self._update(name, weight, weight.grad, rate)
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """The whole state by flat names; to be saved, or loaded into."""
-        kinds = {**self.state, "steps": self.steps}
-        return {f"{kind}.{name}": tensor for kind, named in kinds.items() for name, tensor in named.items()}
-
-    def _update(self, name: str, weight: torch.Tensor, gradient: torch.Tensor, rate: float) -> None:
+    def update(self, name: str, weight: torch.Tensor, gradient: torch.Tensor, rate: float) -> None:
         from hanlin.parallel.mesh import local
 
-        settings, count = self.settings, self.steps[name].add_(1)
+        settings, count = self.settings, self.steps[name]
         early, late = settings.betas
         size = rate / (1 - early**count)
         root = (1 - late**count).rsqrt()
