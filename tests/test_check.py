@@ -12,6 +12,7 @@ import torch
 from small_bee import SPECIALS, write_vocab
 
 from hanlin.checking import check, check_file
+from hanlin.cli.main import main
 from hanlin.core.errors import ConfigError
 from hanlin.core.manifest import write_manifest
 from hanlin.formats.files import write_safetensors
@@ -96,6 +97,14 @@ def test_a_run_goes_on_only_with_its_own_settings(project: Path, change: str, is
     (run / "config.yaml").write_text(dump_recipe(load_recipe("recipe.yaml")), encoding="utf-8")
     found = problems(change)
     assert found == [] if is_same_run else "holds a run with other settings" in found[0]
+
+
+@pytest.mark.parametrize(("start", "code"), [([], 2), (["--change"], 0), (["--restart"], 0)])
+def test_a_run_is_checked_for_the_start_that_it_is_to_have(project: Path, start: list[str], code: int) -> None:
+    run = project / "run"
+    (run / "checkpoints" / "000005").mkdir(parents=True)
+    (run / "config.yaml").write_text(dump_recipe(load_recipe("recipe.yaml")), encoding="utf-8")
+    assert main(["check", "recipe.yaml", "train.lr=1e-3", *start]) == code
 
 
 def test_what_is_not_needed_is_not_asked_for(project: Path) -> None:
@@ -350,6 +359,10 @@ LAYOUTS = [
     ("data=2 expert=2", "parallel.expert: this model is no mixture of experts; use 1"),
     ("data=2 expert=2 shard=parameters offload=true", "parallel.offload: not with parallel.expert"),
     ("tensor=3", "parallel.tensor: 4 heads cannot be divided among 3 ranks; use a divisor of 4 ("),
+    (
+        "tensor=16 model.config.num_heads=16 model.config.ffn_size=384 train.optimizer=adamw_8bit",
+        "train.optimizer: adamw_8bit keeps blocks of ",
+    ),
     ("pipe=3", "parallel.pipe: 2 blocks cannot be cut into 3 stages; use fewer"),
     ("pipe=2 schedule=interleaved", "parallel.pipe: 2 blocks cannot be cut into 4 stages"),
 ]

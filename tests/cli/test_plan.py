@@ -92,6 +92,36 @@ def test_wrong_degrees_are_a_message(recipe: str, capsys: pytest.CaptureFixture[
     assert "which is 4" in capsys.readouterr().err
 
 
+WIDE = (16, "model.config.num_heads=16", "model.config.ffn_size=384", "train.optimizer=adamw_8bit")
+"""Tensor ranks that cut what the optimizer keeps together."""
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        (["data.max_length=5000", "model.config.max_length=4096"], "data.max_length: 5000 tokens, but the model reads"),
+        (["parallel={offload: true}"], "parallel.offload: only with parallel.shard: parameters"),
+        (["parallel.tensor=3"], "parallel.tensor: 4 heads cannot be divided among 3 ranks"),
+        (["parallel.tensor=2", "model.quantise=int8", "tuning.method=lora"], "packed weights cannot be divided"),
+        (
+            [f"parallel.tensor={WIDE[0]}", *WIDE[1:]],
+            "train.optimizer: adamw_8bit keeps blocks of 64, and a rank has 32 of",
+        ),
+    ],
+)
+def test_what_check_refuses_is_not_planned(
+    recipe: str, changes: list[str], problem: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", recipe, "--propose", "0", *changes]) == 2
+    assert problem in capsys.readouterr().err
+
+
+def test_only_layouts_that_the_optimizer_takes_are_proposed(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--per-node", "16", "--propose", "20", "--json", "--device", "H200-141"]
+    assert main(["plan", recipe, *arguments, *WIDE[1:]]) == 0
+    assert max(one["layout"]["tensor"] for one in json.loads(capsys.readouterr().out)["proposals"]) == 8
+
+
 def test_a_recipe_without_its_files_is_planned_by_the_config(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -112,5 +112,6 @@ def test_a_state_that_was_saved_goes_on_bitwise(name: str) -> None:
 
 def test_a_layout_that_cuts_a_block_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hanlin.parallel.mesh.local", lambda tensor: tensor[:, :120])
-    with pytest.raises(ConfigError, match=r"blocks of 16, and a rank has 120 of each row; use another parallel.tensor"):
-        AdamW8bit({"matrix": torch.nn.Parameter(torch.zeros(64, 128))}, AdamW8bitSettings())
+    told = r"train.optimizer: adamw_8bit keeps blocks of 16, and a rank has 120 of each row of 128 \(matrix\)"
+    with pytest.raises(ConfigError, match=told):
+        build_optimizer({"matrix": torch.nn.Parameter(torch.zeros(64, 128))}, AdamW8bitSettings())

@@ -59,18 +59,23 @@ def load_recipe(recipe: RecipeSource, overrides: Overrides = (), *, trust_code: 
 
 
 def check(
-    recipe: RecipeSource, overrides: Overrides = (), *, purpose: Purpose | None = None, trust_code: bool = False
+    recipe: RecipeSource,
+    overrides: Overrides = (),
+    *,
+    purpose: Purpose | None = None,
+    start: Start = "resume",
+    trust_code: bool = False,
 ) -> list[Problem]:
     """Every problem that would keep a recipe from running, the first rows of each data file tried; none: it can run.
 
-    purpose: train, evaluate or generate (None: what the recipe has settings for).
+    purpose: train, evaluate or generate (None: what the recipe has settings for); start: as of `train`.
     Raises: ConfigError when its file cannot be read.
     """
     from hanlin.checking import check_source
 
     changes, named = named_by(recipe, overrides)
     with called(named, trust_code=trust_code):
-        return check_source(recipe, changes, purpose).problems
+        return check_source(recipe, changes, purpose, start=start).problems
 
 
 def train(

@@ -17,7 +17,7 @@ from hanlin.generate.method import find_method
 from hanlin.models.family import Family, ModelConfig, family_names, load_family
 from hanlin.recipe.reading import Found, nearest
 from hanlin.recipe.settings import Recipe
-from hanlin.run.components import Components, find_adapter, make_processor, model_config, vocab_path
+from hanlin.run.components import Components, find_adapter, make_processor, model_config, reach_problems, vocab_path
 
 _PADDING_ROWS = 1024  # embedding rows that a base may have beyond its tokens
 
@@ -125,13 +125,8 @@ def _vocabulary(recipe: Recipe, rows: int, tokens: int, path: Path) -> Found:
 
 
 def _reach(recipe: Recipe, config: ModelConfig) -> Found:
-    limit = getattr(config, "max_length", None)
-    if recipe.data.trained and limit is not None and recipe.data.max_length > limit:
-        yield (
-            "data.max_length",
-            f"{recipe.data.max_length} tokens, but the model reads at most {limit} (max_length); lower it, or set "
-            "model.config.max_length for a fresh model",
-        )
+    if recipe.data.trained:
+        yield from reach_problems(recipe.data.max_length, config)
 
 
 # --- what needs torch ---
@@ -190,6 +185,7 @@ def tuning_and_layout_problems(recipe: Recipe, build: Callable[[], Components]) 
     """What the model, made and tuned without memory, says to the recipe's tuning and layout."""
     from hanlin.parallel.layout_checks import model_problems
     from hanlin.run.weights import empty_tuned_model
+    from hanlin.training.optimizer import layout_problems
 
     try:
         model = empty_tuned_model(build())
@@ -197,6 +193,10 @@ def tuning_and_layout_problems(recipe: Recipe, build: Callable[[], Components]) 
         yield _with_key(error, "model.adapter" if recipe.model.adapter else "tuning")
         return
     yield from model_problems(model, recipe.parallel)
+    if recipe.parallel.tensor > 1:
+        from hanlin.parallel.tensor import part_shapes
+
+        yield from layout_problems(recipe.train.optimizer, part_shapes(model, recipe.parallel.tensor))
 
 
 def answering_problems(recipe: Recipe, build: Callable[[], Components]) -> Found:

@@ -12,12 +12,28 @@ from hanlin.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from hanlin.recipe.settings import Recipe
+    from hanlin.run.folder import Start
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", type=Path, help="a recipe (YAML), or a run folder, which stands for its recipe")
     parser.add_argument("changes", nargs="*", default=[], metavar="KEY=VALUE", help="settings to change: train.lr=1e-4")
     add_trust(parser)
+
+
+def add_start(parser: argparse.ArgumentParser) -> None:
+    """How training begins where the run folder holds a run; `start_of` reads it."""
+    begin = parser.add_mutually_exclusive_group()
+    begin.add_argument(
+        "--restart", action="store_true", help="begin anew; the run that is there is kept in RUN/former/NUMBER"
+    )
+    begin.add_argument(
+        "--change", action="store_true", help="go on with the run that is there although settings of train are others"
+    )
+
+
+def start_of(args: argparse.Namespace) -> Start:
+    return "change" if args.change else "restart" if args.restart else "resume"
 
 
 def add_weights(parser: argparse.ArgumentParser) -> None:

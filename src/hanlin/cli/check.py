@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from hanlin.cli._recipe import add_recipe, say_remark
+from hanlin.cli._recipe import add_recipe, add_start, say_remark, start_of
 
 if TYPE_CHECKING:
     from hanlin.recipe.settings import Recipe
@@ -15,6 +15,7 @@ HELP = "list every problem of a recipe"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser)
+    add_start(parser)
     parser.add_argument("--show", action="store_true", help="print the resolved recipe, defaults included")
 
 
@@ -22,7 +23,7 @@ def run(args: argparse.Namespace) -> int:
     from hanlin.checking import TRIED_ROWS, check_file
     from hanlin.recipe.reading import dump_recipe
 
-    recipe = check_file(args.recipe, args.changes)
+    recipe = check_file(args.recipe, args.changes, start=start_of(args))
     if args.show:
         print(dump_recipe(recipe))
         return 0

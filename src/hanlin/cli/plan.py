@@ -99,9 +99,10 @@ def run(args: argparse.Namespace) -> int:
         return plan_answers(args, recipe, device)
     if args.context is not None:
         raise ConfigError("--context: goes with --serve; the rows of training have data.max_length tokens")
-    layout, reason = _layout(recipe, args.nodes * args.per_node)
     lengths = SequenceLengths(recipe.data.max_length, args.encoder_length, args.sample_length)
     job = PlannedModel(recipe, lengths, args.size, device=device)
+    job.refuse_layout()
+    layout, reason = _layout(recipe, args.nodes * args.per_node)
     own = None if layout is None else estimate(job, layout)
     found = propose(job, device, args.nodes, args.per_node, args.network * 1e9) if args.propose else []
     notes = [*job.notes, *([reason] if reason else [])]

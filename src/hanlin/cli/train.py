@@ -7,26 +7,16 @@ used; under torchrun, srun or Kubernetes this is one of the processes they start
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
 
 from hanlin.cli._launch import add_launch, on_all_ranks
-from hanlin.cli._recipe import add_recipe
-
-if TYPE_CHECKING:
-    from hanlin.run.folder import Start
+from hanlin.cli._recipe import add_recipe, add_start, start_of
 
 HELP = "train, or go on with a stopped run"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser)
-    begin = parser.add_mutually_exclusive_group()
-    begin.add_argument(
-        "--restart", action="store_true", help="begin anew; the run that is there is kept in RUN/former/NUMBER"
-    )
-    begin.add_argument(
-        "--change", action="store_true", help="go on with the run that is there although settings of train are others"
-    )
+    add_start(parser)
     add_launch(parser)
 
 
@@ -34,7 +24,7 @@ def run(args: argparse.Namespace) -> int:
     from hanlin.api.runs import first_start
     from hanlin.checking import check_file
 
-    start: Start = first_start("change" if args.change else "restart" if args.restart else "resume")
+    start = first_start(start_of(args))
     recipe = check_file(args.recipe, args.changes, "train", start=start)
     from hanlin.run.assemble import assemble
 

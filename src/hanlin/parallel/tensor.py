@@ -247,7 +247,7 @@ def _divide_parameters(
             is_bias = split == "row" and name == "bias"
             part = replace(part, adds=dims[name] is None, divisor=hooks.size if is_bias else 1, of_stream=False)
         if id(parameter) not in known:
-            dim = None if shared is not None else dims.get(name)
+            dim = _divided_dimension(module, split, plan, name, hooks.size)
             place = Replicate() if dim is None else Shard(dim)
             placed = distribute_tensor(parameter.detach(), hooks.mesh, [place], src_data_rank=None)
             known[id(parameter)] = nn.Parameter(placed, requires_grad=parameter.requires_grad)
@@ -421,6 +421,27 @@ def division_problems(model: nn.Module, size: int) -> Iterator[tuple[str, str]]:
         if text := _heads_problem(model.get_submodule(name), split, plan.head_dim, size):
             yield "parallel.tensor", f"{text} ({name})"
             return  # that of one block is enough
+
+
+def part_shapes(model: nn.Module, size: int) -> Iterator[tuple[str, torch.Size, torch.Size]]:
+    """Name, shape and part of every trained weight of a model that is not divided yet, also one on the meta device:
+    what the first of so many ranks will hold of it.
+    """
+    plan: Plan = model.plan  # pyright: ignore[reportAssignmentType]
+    splits = dict(_splits(model, plan))
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:
+            module, _, leaf = name.rpartition(".")
+            dim = _divided_dimension(model.get_submodule(module), splits.get(module), plan, leaf, size)
+            part = [-(-length // size) if number == dim else length for number, length in enumerate(weight.shape)]
+            yield name, weight.shape, torch.Size(part)
+
+
+def _divided_dimension(module: nn.Module, split: TensorSplit | None, plan: Plan, leaf: str, size: int) -> int | None:
+    """Of a module's parameter; None: every rank holds the whole."""
+    if split is None or (split == "kv" and _num_heads(module, plan.head_dim) % size):
+        return None
+    return divided_dimensions(plan, split).get(leaf)
 
 
 def _heads_problem(module: nn.Module, split: TensorSplit, head_dim: int, size: int) -> str:

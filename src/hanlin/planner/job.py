@@ -13,16 +13,17 @@ from hanlin.core.errors import ConfigError
 from hanlin.layers.precision import DTYPES, Precision
 from hanlin.layers.quantised import quantise_linears
 from hanlin.models.family import Family, load_family
+from hanlin.parallel.layout_checks import model_problems, settings_problems
 from hanlin.parallel.parallelize import kept_dtype
 from hanlin.planner.devices import Device, precision_on
 from hanlin.planner.layout import Layout
 from hanlin.planner.timing import PassSeconds, pass_seconds
 from hanlin.planner.trace import Trace, TraceSettings, kinds_of_blocks, shrink, trace, with_experts
 from hanlin.planner.weights import Held, StageWeights, Weight, cut_stages, hold, list_weights, query_heads
-from hanlin.recipe.reading import nearest
+from hanlin.recipe.reading import Found, nearest
 from hanlin.recipe.settings import Recipe
-from hanlin.run.components import find_adapter, model_config
-from hanlin.training.optimizer import find_optimizer
+from hanlin.run.components import find_adapter, model_config, reach_problems
+from hanlin.training.optimizer import find_optimizer, layout_problems
 from hanlin.tuning.apply import apply_tuning
 
 
@@ -51,6 +52,8 @@ class PlannedModel:
         self.config, self.notes = planned_config(recipe, family, size)
         self.dtype = DTYPES[self.precision]
         model = _meta_model(recipe, family, self.config, self.dtype)
+        self._problems = [*reach_problems(lengths.length, self.config), *settings_problems(recipe)]
+        self._problems += model_problems(model, recipe.parallel)
         self.weights: list[Weight] = list_weights(model)
         self.kinds = kinds_of_blocks(model)
         self.heads = query_heads(model)
@@ -64,6 +67,17 @@ class PlannedModel:
         self._trace = functools.cache(self._run)
         self._with_experts = functools.cache(self._more_experts)
         self.seconds = functools.cache(self._seconds)
+
+    def refuse_layout(self) -> None:
+        """Raises: ConfigError for what keeps the recipe's rows and its layout from being trained, as `check` has it."""
+        if found := [*self._problems, *self.optimizer_problems(self.recipe.parallel.tensor)]:
+            raise ConfigError("; ".join(f"{key}: {text}" for key, text in found))
+
+    def optimizer_problems(self, tensor: int) -> Found:
+        """What keeps the recipe's optimizer from so many tensor ranks."""
+        layout = Layout(tensor=tensor)
+        parts = ((one.name, one.shape, one.local_shape(layout)) for one in self.weights if one.is_trained)
+        yield from layout_problems(self.recipe.train.optimizer, parts)
 
     def on(self, device: Device) -> PlannedModel:
         """The same on another device.

@@ -86,6 +86,8 @@ def _degrees(job: PlannedModel, world: int, per_node: int) -> Iterator[Layout]:
     for tensor in _divisors(per_node):
         if any(heads % tensor for heads in job.heads) or (tensor > 1 and not job.heads):
             continue
+        if any(job.optimizer_problems(tensor)):
+            continue
         for expert in _divisors(job.num_experts) if job.num_experts else [1]:
             for pipe in _divisors(world):
                 if world % (tensor * expert * pipe) == 0 and pipe <= len(job.kinds):

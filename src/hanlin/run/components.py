@@ -179,6 +179,17 @@ def model_config(
     return replace(start, **{"vocab_size": tokens, **values})
 
 
+def reach_problems(max_length: int, config: ModelConfig) -> Iterator[tuple[str, str]]:
+    """Key and text of what keeps rows of so many tokens from a model."""
+    limit = getattr(config, "max_length", None)
+    if limit is not None and max_length > limit:
+        yield (
+            "data.max_length",
+            f"{max_length} tokens, but the model reads at most {limit} (max_length); lower it, or set "
+            "model.config.max_length for a fresh model",
+        )
+
+
 def vocab_path(recipe: Recipe) -> Path:
     """Where the tokenizer's files lie.
 

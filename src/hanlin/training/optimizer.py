@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from hanlin.core.errors import ConfigError
+from hanlin.recipe.reading import Found
 from hanlin.recipe.settings import OPTIMIZERS, OptimizerSettings
 
 if TYPE_CHECKING:
@@ -68,12 +70,14 @@ class OptimizerSpec:
     """What a file exports as `optimizer`.
 
     settings: the class of its settings, without torch; build: makes the optimizer of named weights by such settings;
-    state_bytes: what it keeps for one weight of this shape, for the planner.
+    state_bytes: what it keeps for one weight of this shape, for the planner; part_problem: what keeps it from a weight
+    of one shape of which a rank holds a part of another one ("" if nothing does; None: it takes all).
     """
 
     settings: type[OptimizerSettings]
     build: Callable[[Mapping[str, nn.Parameter], Any], Optimizer]
     state_bytes: Callable[[Any, Sequence[int]], int]
+    part_problem: Callable[[Sequence[int], Sequence[int]], str] | None = None
 
 
 def find_optimizer(settings: OptimizerSettings) -> OptimizerSpec:
@@ -81,6 +85,28 @@ def find_optimizer(settings: OptimizerSettings) -> OptimizerSpec:
     return OPTIMIZERS.load(settings.name)
 
 
+def layout_problems(settings: OptimizerSettings, parts: Iterable[tuple[str, Sequence[int], Sequence[int]]]) -> Found:
+    """Key and text of what keeps the optimizer from a layout: of the first weight that it does not take.
+
+    parts: of trained weights name, shape, and the shape of what the rank that has most of it holds.
+    """
+    spec = find_optimizer(settings)
+    for name, whole, part in parts if spec.part_problem is not None else ():
+        assert spec.part_problem is not None
+        if text := spec.part_problem(whole, part):
+            yield "train.optimizer", f"{settings.name} {text} ({name}); use another parallel.tensor, or adamw"
+            return
+
+
 def build_optimizer(parameters: Mapping[str, nn.Parameter], settings: OptimizerSettings) -> Optimizer:
-    """The optimizer of these weights, with a state that knows of no step yet."""
+    """The optimizer of these weights, with a state that knows of no step yet.
+
+    Raises: ConfigError for a layout that it does not take.
+    """
+    from hanlin.parallel.mesh import local
+
+    for key, text in layout_problems(
+        settings, ((name, one.shape, local(one).shape) for name, one in parameters.items())
+    ):
+        raise ConfigError(f"{key}: {text}")
     return find_optimizer(settings).build(parameters, settings)

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from hanlin.core.errors import ConfigError
 from hanlin.recipe.settings import Fraction, OptimizerSettings
 from hanlin.training.optimizer import OptimizerSpec, WeightByWeight
 
@@ -56,9 +55,7 @@ class AdamW8bit(WeightByWeight):
                 dtype = torch.float32 if block is None else torch.uint8
                 self.state[kind][name] = torch.zeros_like(weight, dtype=dtype)
                 if block is not None:
-                    sizes = part.new_zeros(
-                        *part.shape[:-1], _whole_blocks(name, part.shape[-1], block), dtype=torch.float32
-                    )
+                    sizes = part.new_zeros(*part.shape[:-1], part.shape[-1] // block, dtype=torch.float32)
                     whole = [*weight.shape[:-1], weight.shape[-1] // block]
                     self.state[f"{kind}_size"][name] = like(weight, sizes, whole)
 
@@ -142,14 +139,11 @@ def _block(shape: Sequence[int]) -> int | None:
     return block if block >= _LEAST_BLOCK else None
 
 
-def _whole_blocks(name: str, length: int, block: int) -> int:
-    """How many blocks a rank's part of a row has. Raises: ConfigError where a layout cuts one."""
-    if length % block:
-        raise ConfigError(
-            f"train.optimizer: adamw_8bit keeps {name} in blocks of {block}, and a rank has {length} of each row; use "
-            "another parallel.tensor, or adamw"
-        )
-    return length // block
+def _part_problem(whole: Sequence[int], part: Sequence[int]) -> str:
+    block = _block(whole)
+    if block is None or part[-1] % block == 0:
+        return ""
+    return f"keeps blocks of {block}, and a rank has {part[-1]} of each row of {whole[-1]}"
 
 
 def _pieces(part: torch.Tensor) -> Iterator[slice | EllipsisType]:
@@ -168,4 +162,4 @@ def _state_bytes(settings: AdamW8bitSettings, shape: Sequence[int]) -> int:
     return 4 + (8 * numbers if block is None else 2 * numbers + 8 * numbers // block)
 
 
-optimizer = OptimizerSpec(AdamW8bitSettings, AdamW8bit, _state_bytes)
+optimizer = OptimizerSpec(AdamW8bitSettings, AdamW8bit, _state_bytes, _part_problem)
