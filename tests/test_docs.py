@@ -13,7 +13,12 @@ from hanlin.recipe.reading import load_recipe
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 RECIPES = sorted(ROOT.glob("recipes/*.yaml"))
-LINK = re.compile(r"\]\((?!https?://|mailto:|#)([^)#\s]+)")
+LINK = re.compile(r"\]\((?!https?://|mailto:)([^)#\s]*)(#[^)\s]+)?\)")
+HEADING = re.compile(r"^(#+) +(.*)$", re.MULTILINE)
+BLOCK = re.compile(r"^ *```.*?^ *```$", re.DOTALL | re.MULTILINE)
+CHINESE = ".zh-CN.md"
+ONE_PAGE_FOR_BOTH = {"glossary.md"}
+TRANSLATED = [page for page in PAGES if page.name.endswith(CHINESE)]
 COMMAND = re.compile(r"^(?:\$ |#  +)?(hanlin [a-z].*?)(?:\s+#.*)?$", re.MULTILINE)
 OPTION = re.compile(r"(?<!\S)--[a-z][a-z-]*")
 
@@ -24,8 +29,38 @@ def _name(path: Path) -> str:
 
 @pytest.mark.parametrize("page", PAGES, ids=_name)
 def test_links_lead_somewhere(page: Path) -> None:
-    missing = [link for link in LINK.findall(page.read_text(encoding="utf-8")) if not (page.parent / link).exists()]
-    assert not missing
+    for link, anchor in _links(page):
+        target = page.parent / link if link else page
+        assert target.exists(), link
+        assert not anchor or target.suffix != ".md" or anchor in _anchors(target), link + anchor
+
+
+def test_users_pages_are_there_in_both_languages() -> None:
+    english = [page for page in ROOT.glob("docs/*.md") if not page.name.endswith(CHINESE)]
+    lacking = [page.name for page in english if not page.with_suffix(CHINESE).exists()]
+    assert set(lacking) <= ONE_PAGE_FOR_BOTH | {"tuning.md"}
+
+
+@pytest.mark.parametrize("page", TRANSLATED, ids=_name)
+def test_both_languages_of_a_page_say_the_same(page: Path) -> None:
+    """Headings by number and level, code blocks but for their comments, and links."""
+    english = _english(page)
+    assert [level for level, _ in _headings(page)] == [level for level, _ in _headings(english)]
+    assert [_without_comments(block) for block in _blocks(page)] == [
+        _without_comments(block) for block in _blocks(english)
+    ]
+    assert sorted(_pages_linked(page)) == sorted(_pages_linked(english))
+
+
+@pytest.mark.parametrize("page", TRANSLATED, ids=_name)
+def test_pages_name_their_other_language_and_stay_in_one(page: Path) -> None:
+    english = _english(page)
+    assert f"\n[English]({english.name}) | 简体中文\n" in page.read_text(encoding="utf-8")
+    assert f"\nEnglish | [简体中文]({page.name})\n" in english.read_text(encoding="utf-8")
+    for link, _ in _links(page):
+        if link.endswith(".md") and link != english.name:
+            assert not (page.parent / link).with_suffix(CHINESE).exists(), f"{link} is there in Chinese"
+    assert [link for link, _ in _links(english) if link.endswith(CHINESE)] == [page.name]
 
 
 @pytest.mark.parametrize("page", [*PAGES, *RECIPES], ids=_name)
@@ -44,6 +79,40 @@ def test_commands_exist_with_their_options(page: Path) -> None:
 @pytest.mark.parametrize("recipe", RECIPES, ids=_name)
 def test_recipes_are_right(recipe: Path) -> None:
     load_recipe(recipe)
+
+
+def _english(page: Path) -> Path:
+    return page.with_name(page.name.removesuffix(CHINESE) + ".md")
+
+
+def _blocks(page: Path) -> list[str]:
+    return BLOCK.findall(page.read_text(encoding="utf-8"))
+
+
+def _prose(page: Path) -> str:
+    return BLOCK.sub("", page.read_text(encoding="utf-8"))
+
+
+def _headings(page: Path) -> list[tuple[str, str]]:
+    return HEADING.findall(_prose(page))
+
+
+def _anchors(page: Path) -> set[str]:
+    """The names that GitHub gives to the headings of a page."""
+    titles = (re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", title) for _, title in _headings(page))
+    return {"#" + re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def _links(page: Path) -> list[tuple[str, str]]:
+    return LINK.findall(_prose(page))
+
+
+def _pages_linked(page: Path) -> list[str]:
+    return [(link or page.name).replace(".zh-CN.", ".") for link, _ in _links(page)]
+
+
+def _without_comments(block: str) -> list[str]:
+    return [re.sub(r"(^|\s)(#|//)(\s.*)?$", "", line).rstrip() for line in block.split("\n")]
 
 
 def _help(name: str) -> str:
