@@ -9,7 +9,7 @@ ARGS ?=
 RUN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help demo test check clients mutants bench drill docs clean
+.PHONY: help demo test check clients mutants bench drill docs reference clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/'
@@ -53,6 +53,9 @@ endif
 
 docs: $(INSTALLED) ## links, commands and recipes that the docs name exist
 	$(RUN)/python -m pytest tests/test_docs.py
+
+reference: $(INSTALLED) ## docs/settings.md and docs/settings.zh-CN.md, from the comments above the settings
+	$(RUN)/python -m hanlin.reference
 
 clean: ## remove the environment
 	rm -rf .venv

@@ -36,6 +36,7 @@ def project(tmp_path: Path) -> Path:
         (["--help"], 0),
         (["train", "--help"], 0),
         (["--version"], 0),
+        (["help", "train.lr"], 0),
         (["check", "recipe.yaml"], 2),
         (["train", "recipe.yaml"], 2),
         (["train", "original.yaml"], 2),

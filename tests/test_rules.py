@@ -37,10 +37,10 @@ KNOWN_ORIGINALS = {
     ("cli/inspect.py", "_bee"): "tells of data/sources/bee",
     ("cli/inspect.py", "_is_bee_file"): "tells of data/sources/bee",
     ("cli/prepare.py", "bee"): "the name of a data layout in --from and --to",
-    ("recipe/reading.py", "bmtrain"): "a value's old name, answered by the new one",
-    ("recipe/reading.py", "cpm1"): "a value's old name, answered by the new one",
-    ("recipe/reading.py", "cpm2"): "a value's old name, answered by the new one",
-    ("recipe/reading.py", "megatron"): "a value's old name, answered by the new one",
+    ("recipe/other_names.py", "bmtrain"): "a value's old name, answered by the new one",
+    ("recipe/other_names.py", "cpm1"): "a value's old name, answered by the new one",
+    ("recipe/other_names.py", "cpm2"): "a value's old name, answered by the new one",
+    ("recipe/other_names.py", "megatron"): "a value's old name, answered by the new one",
 }
 
 
@@ -104,7 +104,7 @@ GIVEN_UP_MODULES = {
     "training/keeper.py", "training/watch.py",
 }  # fmt: skip
 THEIR_NAMES = {"past_key_values"}  # transformers' word for a cache
-ANSWERED = {"src/hanlin/recipe/reading.py", "tests/test_rules.py"}  # they have to say what an old name is now
+ANSWERED = {"src/hanlin/recipe/other_names.py", "tests/test_rules.py"}  # they have to say what an old name is now
 
 
 def test_names_that_were_given_up_stay_away() -> None:

@@ -39,6 +39,7 @@ _ORDER = (
         "report",
         "inspect",
         "convert",
+        "help",
     ),
 )
 _NOT_COMMANDS = {"main"}
@@ -100,6 +101,17 @@ def command_names() -> list[str]:
     found = [module.name for module in pkgutil.iter_modules(cli.__path__) if not module.name.startswith("_")]
     names = [name for name in found if name not in _NOT_COMMANDS]
     return sorted(names, key=lambda name: (_ORDER.index(name) if name in _ORDER else len(_ORDER), name))
+
+
+def command_help(name: str | None) -> str:
+    """What `hanlin NAME --help` prints; None: `hanlin --help`."""
+    parser = _parser([name] if name else [])
+    return (_subparsers(parser)[name] if name else parser).format_help()
+
+
+def _subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """The commands of a parser."""
+    return next(action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction))
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:

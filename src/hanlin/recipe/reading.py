@@ -21,6 +21,7 @@ from pydantic_core import ErrorDetails
 
 from hanlin.core.errors import ConfigError
 from hanlin.core.files import check_regular, expanded, missing_link
+from hanlin.recipe.other_names import OTHER_NAMES, OTHER_VALUES
 from hanlin.recipe.settings import Recipe
 from hanlin.recipe.union import UNUSABLE, OneOf, find_unions
 from hanlin.recipe.unused_settings import unused_settings
@@ -48,48 +49,6 @@ _OVERRIDES = "overrides"
 """Where changes stand that a program gives as a dict."""
 _GIVEN = "recipe"
 """Where a recipe stands that is no file."""
-
-# What other trainers call a setting.
-_OTHER_NAMES = {
-    "learning_rate": "train.lr",
-    "global_batch_size": "train.batch_size",
-    "per_device_train_batch_size": "train.micro_batch_size",
-    "gradient_accumulation_steps": "train.micro_batch_size",
-    "max_steps": "train.steps",
-    "train_iters": "train.steps",
-    "num_epochs": "train.epochs",
-    "num_train_epochs": "train.epochs",
-    "warmup": "train.warmup_steps",
-    "warmup_iters": "train.warmup_steps",
-    "max_grad_norm": "train.clip",
-    "eval_interval": "train.eval_every",
-    "max_seq_length": "data.max_length",
-    "lora_r": "tuning.rank",
-    "pre_seq_len": "tuning.length",
-    "do_sample": "generate.method",
-    "lora_alpha": "tuning.alpha",
-    "output_dir": "run.folder",
-    "model_path": "model.base",
-    "adam_beta1": "train.optimizer.betas",
-    "adam_beta2": "train.optimizer.betas",
-    "adam_epsilon": "train.optimizer.eps",
-    "num_beams": "generate.beams",
-    # What a setting was called before.
-    "adamw": "train.optimizer.eps_before_correction",
-    "batch_rows": "train.batch_size",
-    "micro_rows": "train.micro_batch_size",
-    "prefix_length": "tuning.length",
-    "prefix_projection": "tuning.projection",
-    "prompt": "tuning.length",
-}
-# What values were called before they were named by what they do.
-_OTHER_VALUES = {
-    "bmtrain": ["standard"],
-    "megatron": ["floored"],
-    "cpm1": ["endless"],
-    "cpm2": ["once", "corpus_original"],
-}
-
 
 Found = Iterator[tuple[str, str]]
 """Key and text of problems, as they are found."""
@@ -456,7 +415,7 @@ def _unknown_setting(keys: Sequence[str], values: Mapping[str, Any]) -> str:
 
 
 def _close_word(found: Any, options: Sequence[str]) -> str:
-    close = [value for value in _OTHER_VALUES.get(str(found), ()) if value in options]
+    close = [value for value in OTHER_VALUES.get(str(found), ()) if value in options]
     close = close or difflib.get_close_matches(str(found).lower(), options, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
@@ -465,12 +424,12 @@ def _nearest_setting(keys: Sequence[str], here: Sequence[str]) -> str:
     """The same name in another section first, then a name that looks alike, here before elsewhere."""
     name = keys[-1]
     everywhere = _everywhere()
-    same = [key for key in everywhere if key.rpartition(".")[2] == name] or [*filter(None, [_OTHER_NAMES.get(name)])]
+    same = [key for key in everywhere if key.rpartition(".")[2] == name] or [*filter(None, [OTHER_NAMES.get(name)])]
     if same:
         return f"; did you mean {same[0]!r}?"
     if difflib.get_close_matches(name, here, n=1):
         return nearest(name, here)
-    endings = {**_OTHER_NAMES, **{key.rpartition(".")[2]: key for key in everywhere}}
+    endings = {**OTHER_NAMES, **{key.rpartition(".")[2]: key for key in everywhere}}
     close = difflib.get_close_matches(name, endings, n=1, cutoff=0.8)
     return f"; did you mean {endings[close[0]]!r}?" if close else nearest(name, here)
 

@@ -1,6 +1,7 @@
 """The settings of a recipe: plain, typed, frozen. `recipe.reading` reads them from YAML and checks them.
 
-Each field's comment gives its unit, the reason of its default and its effect. No torch here.
+The comment above a field is what users read of it (docs/settings.md, `hanlin help train.lr`): its effect and unit, and
+the reason of its default. No torch here.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ NonNegative = Annotated[float, Field(ge=0)]
 
 
 class ModelSettings(Settings):
-    # Folder name under hanlin.models, or the path of a Python file that defines `family`.
+    # The kind of model: a family of hanlin's, or the path of a Python file that defines `family`.
     family: str
     # Weights to start from: a base folder, an original checkpoint file or folder. None: fresh weights. As adapter and
-    # vocab may, it may be the name of a model (THUDM/chatglm2-6b): its folder in a local cache (core/hub.py).
+    # vocab may, it may be the name of a model (THUDM/chatglm2-6b): its folder in a local cache.
     base: Path | None = None
     # What a tuning method trained, on top of the base: our adapter folder, PEFT's, or an original's file.
     adapter: Path | None = None
@@ -51,12 +52,13 @@ class DataSettings(Settings):
     # Training files, folders of files, or patterns (data/*.jsonl): JSON, CSV, Parquet, Arrow (docs/data.md); read in
     # this order, one after the other.
     train: tuple[Path, ...] = ()
-    # In place of train: CPM-Bee's JSON list of data sets, which are read by weight (see data/mixture_file.py).
+    # In place of train: CPM-Bee's JSON list of data sets, which are read by weight (docs/data.md).
     mixture: Path | None = None
     # Files for the evaluation during training.
     eval: tuple[Path, ...] = ()
-    # The first share of the rows of each entry of train, and of eval, that is read (more than 0, at most 1).
+    # The first share of the rows of each entry of train that is read.
     train_share: float = Field(default=1.0, gt=0, le=1)
+    # The first share of the rows of each entry of eval that is read.
     eval_share: float = Field(default=1.0, gt=0, le=1)
     # Only the first n records of each training file. None: all.
     train_limit: int | None = Field(default=None, gt=0)
@@ -71,13 +73,13 @@ class DataSettings(Settings):
     # Windows of the valid part that an evaluation reads. None: all.
     eval_windows: int | None = Field(default=None, gt=0)
     # Keys of a record from those of a raw row: {"<ans>": "$text", "task": "..."}, or a Python file whose function
-    # transform(data, num_sample, r) returns the record (see data/transform.py). Empty: the rows are records.
+    # transform(data, num_sample, r) returns the record (docs/data.md). Empty: the rows are records.
     transform: dict[str, Any] | Path = Field(default_factory=dict)
     # Form of the rows: auto: told from their keys; records: the family's own; or one of data/forms, whatever the keys.
     format: Literal["auto", "records", "alpaca", "sharegpt", "messages", "prompt_completion", "text", "preference"] = (
         "auto"
     )
-    # How the family reads records: column names, chat template, ... (its options: record.py or processor.py beside it).
+    # How the family reads records: column names, chat template, ... Each family has options of its own.
     options: dict[str, Any] = Field(default_factory=dict)
     # Tokens per row that the model sees at once.
     max_length: int = Field(default=1024, gt=0, le=2**24)
@@ -103,6 +105,7 @@ class DataSettings(Settings):
 class OptimizerSettings(Settings):
     """What the settings of all optimizers have in common."""
 
+    # What turns gradients into changes of the weights: an optimizer of hanlin's, or a Python file named by its path.
     name: str
 
 
@@ -120,8 +123,9 @@ class TrainSettings(Settings):
     micro_batch_size: int | None = Field(default=None, gt=0)
     # Peak learning rate (noam: see docs/recipes.md, its peak is lr / sqrt(warmup_steps)).
     lr: float = Field(default=1e-4, gt=0)
+    # The curve by which the rate falls after the warm-up (docs/recipes.md has the formulas).
     schedule: Literal["noam", "linear", "cosine", "exponential", "constant"] = "cosine"
-    # How the rate falls. standard: from the warm-up's end to decay_steps (CPM-Bee); floored: over decay_steps, until it
+    # How the rate falls: standard: from the warm-up's end to decay_steps (CPM-Bee); floored: over decay_steps, until it
     # stops at a floor (CPM-1's pretraining); endless: likewise, without a stop (CPM-1's fine-tuning). The last two
     # count steps from 0 and know no noam.
     schedule_form: Literal["standard", "floored", "endless"] = "standard"
@@ -135,8 +139,7 @@ class TrainSettings(Settings):
     decay_steps: int | None = Field(default=None, gt=0)
     # True: the first step has the rate of step 0, which is 0 (as BMTrain does it).
     first_step_at_zero: bool = False
-    # What turns gradients into changes of the weights: a name, or a section with its own settings; each is a file of
-    # training/optimizers/, or a Python file named by its path.
+    # The optimizer: its name, or a section with its own settings.
     optimizer: Annotated[OptimizerSettings, OPTIMIZERS] = Field(default_factory=OPTIMIZERS.make_default)
     # Largest norm of all gradients together; None: no clipping.
     clip: float | None = Field(default=1.0, gt=0)
@@ -146,13 +149,15 @@ class TrainSettings(Settings):
     # Arithmetic of the forward and backward pass, and of answers. Trained weights and optimizer are always fp32.
     # auto: bf16 where the device has it, fp16 on other CUDA and NPU devices, fp32 elsewhere; a run keeps what it was.
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    # fp16: first loss scale, and the good steps after which it doubles; None: it never changes.
+    # fp16: the first loss scale.
     loss_scale: float = Field(default=65536.0, gt=0)
+    # fp16: good steps after which the loss scale doubles. None: it never changes.
     loss_scale_steps: int | None = Field(default=512, gt=0)
-    # Overflows until it halves, counted anew when it has doubled (Megatron and DeepSpeed: 2) ...
+    # fp16: overflows until the loss scale halves, counted anew when it has doubled (Megatron and DeepSpeed: 2).
     loss_scale_hysteresis: int = Field(default=1, gt=0)
-    # ... or after every good step (Megatron's and DeepSpeed's consecutive_hysteresis); its least value.
+    # True: these overflows are counted anew after every good step (Megatron's and DeepSpeed's consecutive_hysteresis).
     loss_scale_consecutive: bool = False
+    # fp16: the loss scale does not fall below it.
     loss_scale_min: float = Field(default=1.0, gt=0)
     # Steps between evaluations of data.eval; None: at the end only.
     eval_every: int | None = Field(default=None, gt=0)
@@ -168,7 +173,8 @@ class TrainSettings(Settings):
     save_every: int | None = Field(default=None, gt=0)
     # Go on training while a checkpoint is written; needs memory of the CPU for a copy of it.
     save_in_background: bool = False
-    # Of the weights in best/ and last/, where the base is trained; checkpoints, which a run goes on from, stay fp32.
+    # Number format of the weights in best/ and last/, where the base is trained; checkpoints, which a run goes on from,
+    # stay fp32.
     save_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     # Checkpoints kept, besides the best one.
     keep: int = Field(default=2, gt=0)
@@ -177,7 +183,7 @@ class TrainSettings(Settings):
 
 
 class ParallelSettings(Settings):
-    # data x tensor x pipe is the number of processes. Ranks among which the rows of a batch are divided; None: those
+    # Ranks among which the rows of a batch are divided; data x tensor x pipe is the number of processes. None: those
     # that tensor and pipe leave.
     data: int | None = Field(default=None, gt=0)
     # Ranks that divide every matrix, by heads and by vocabulary; it must divide the number of heads.
@@ -219,15 +225,17 @@ class ParallelSettings(Settings):
 class GenerateSettings(Settings):
     """What the settings of all methods have in common; those of each are in its file of generate/methods/."""
 
-    # A file of generate/methods/ (beam, greedy, sample), or a Python file named by its path.
+    # How the next token is chosen: a method of hanlin's, or a Python file named by its path.
     method: str
     # Tokens of all answers of a record together.
     max_new_tokens: int = Field(default=100, gt=0, le=2**24)
-    # Logits of used tokens are divided (or multiplied, below 0) by this; window: only the last n of them.
+    # Logits of used tokens are divided (or multiplied, below 0) by this.
     repetition_penalty: float = Field(default=1.0, ge=1)
+    # Only the last n tokens count as used. None: all.
     repetition_window: int | None = Field(default=None, gt=0)
-    # Taken off the logits of tokens that the answer has already: once, and for each time.
+    # Taken off the logits of tokens that the answer has already.
     presence_penalty: float = Field(default=0.0, ge=-2, le=2)
+    # Taken off the logits of a token for each time that the answer has it already.
     frequency_penalty: float = Field(default=0.0, ge=-2, le=2)
     # GiB of memory for a mixture's experts: those used last stay, the others are read from disk when a token comes to
     # them; also in `evaluate`. None: all are in memory.
@@ -259,7 +267,7 @@ class RunSettings(Settings):
     folder: Path
     # All random numbers of the run come from this; numpy's generators take no larger ones.
     seed: int = Field(default=1234, ge=0, lt=2**32)
-    # auto: the accelerator that torch finds, else cpu.
+    # Where the model runs: cpu, cuda, npu, ... auto: the accelerator that torch finds, else cpu.
     device: str = "auto"
     # Kernels of attention: flash, efficient, cudnn or math (plain products, also where the kernel named takes no mask).
     # auto: torch's choice, on CUDA without cuDNN, which plans anew for every shape.
@@ -275,12 +283,19 @@ class RunSettings(Settings):
 class Recipe(Settings):
     """One YAML file."""
 
+    # The family, the weights to start from, and the vocabulary.
     model: ModelSettings
+    # Where a run writes, what it computes on, and the seed.
     run: RunSettings
+    # The files, and how rows are made of them.
     data: DataSettings = DataSettings()
-    # The settings of each method stand in its file under hanlin.tuning.
+    # What of the model is trained, and how.
     tuning: Annotated[TuningMethod, TUNING_METHODS] = Field(default_factory=TUNING_METHODS.make_default)
+    # Length, batch, rate and optimizer of the training, and how often it evaluates and saves.
     train: TrainSettings = Field(default_factory=TrainSettings)
+    # How the model and the batch are divided among processes.
     parallel: ParallelSettings = ParallelSettings()
+    # How answers are written.
     generate: Annotated[GenerateSettings, GENERATE_METHODS] = Field(default_factory=GENERATE_METHODS.make_default)
+    # What is scored, and how.
     evaluate: EvaluateSettings = EvaluateSettings()

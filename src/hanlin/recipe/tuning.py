@@ -26,7 +26,7 @@ class TuningMethod(Settings):
     attribute `added` the parameters that were added to it; the base's own names stay as they are.
     """
 
-    # The name of a file under hanlin.tuning, or the path of a Python file that defines `method`.
+    # What is trained: a tuning method of hanlin's, or the path of a Python file that defines `method`.
     method: str
 
     along: ClassVar[Mapping[str, Along]] = {}

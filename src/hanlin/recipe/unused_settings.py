@@ -7,10 +7,12 @@ leaves it out.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
-from hanlin.recipe.settings import Recipe
+from hanlin.recipe.settings import ModelSettings, Recipe, RunSettings
 
-__all__ = ["Unused", "unused_settings"]
+__all__ = ["Unused", "depends_on", "unused_settings"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,20 @@ class Unused:
 def unused_settings(recipe: Recipe) -> dict[str, Unused]:
     """The keys of all settings, given or default, that change nothing in this recipe."""
     return {key: unused for keys, unused, is_idle in _rules(recipe) if is_idle for key in keys.split()}
+
+
+def depends_on(key: str) -> tuple[str, ...]:
+    """The settings that can make this one idle, in any recipe."""
+    return _causes().get(key, ())
+
+
+@cache
+def _causes() -> dict[str, tuple[str, ...]]:
+    found: dict[str, tuple[str, ...]] = {}
+    for keys, unused, _ in _rules(Recipe(model=ModelSettings(family="any"), run=RunSettings(folder=Path()))):
+        for key in keys.split():
+            found[key] = tuple(dict.fromkeys([*found.get(key, ()), unused.cause]))
+    return found
 
 
 def _rules(recipe: Recipe) -> list[tuple[str, Unused, bool]]:

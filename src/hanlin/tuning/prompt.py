@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from hanlin.core.errors import ConfigError
 from hanlin.recipe.cpm2_prompts import read_prompt_file
@@ -41,18 +41,19 @@ class PromptTuning(TuningMethod):
     # vocabulary: as embeddings of tokens; random: as numbers of the embedding's spread; checkpoint: as the prompts that
     # lie in model.base, or at random where there are none.
     init: Literal["vocabulary", "random", "checkpoint"] = "random"
-    # vocabulary: a text whose tokens are the first prompts ...
+    # With init vocabulary: a text whose tokens the first prompts begin as.
     init_text: str = ""
-    # ... the token of all other prompts ...
+    # With init vocabulary: the token that all other prompts begin as.
     init_token: str = "<mask>"
-    # ... or, if this is true, the tokens 100, 200, 300, ... in its place.
+    # With init vocabulary: the other prompts begin as the tokens 100, 200, 300, ... in place of init_token.
     init_spread: bool = False
     # True: the base is trained along.
     trains_model: bool = False
     # False: the prompts stay as they begin, only the base is trained.
     trains_prompts: bool = True
-    # Whether prompts look at tokens, and tokens at prompts.
+    # Whether prompts look at tokens.
     sees_tokens: bool = True
+    # Whether tokens look at prompts.
     is_seen: bool = True
 
     fixed: ClassVar = ("length", "ratios", "sees_tokens", "is_seen")
@@ -123,12 +124,10 @@ class PromptTuning(TuningMethod):
             raise mistake("file", str(error), values["file"]) from error
         return {**stated, **{name: value for name, value in values.items() if name != "file"}}
 
-    @model_validator(mode="before")
+    @field_validator("ratios", mode="before", json_schema_input_type=tuple[float, ...] | str)
     @classmethod
-    def _read_shares(cls, values: Any) -> Any:
-        if isinstance(values, Mapping) and isinstance(values.get("ratios"), str):
-            return {**values, "ratios": _shares(values["ratios"])}
-        return values
+    def _read_shares(cls, value: Any) -> Any:
+        return _shares(value) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _trains_something(self) -> Self:

@@ -31,7 +31,7 @@ class ChatGlm2Config:
     num_heads: int = 32
     # Key and value head g serves the query heads from g * num_heads / num_kv_heads on.
     num_kv_heads: int = 2
-    # num_heads * head_dim need not be hidden_size.
+    # Width of a head; num_heads * head_dim need not be hidden_size.
     head_dim: int = 128
     ffn_size: int = 13696
     # Positions that the original's rotation table holds; more are an error there.
@@ -39,8 +39,9 @@ class ChatGlm2Config:
     norm: Literal["rms", "layer"] = "rms"
     norm_eps: float = 1e-5
     has_final_norm: bool = True
-    # Biases of query, key and value; and of these and all other linears of a block.
+    # Biases of query, key and value.
     qkv_bias: bool = True
+    # Biases of all linears of a block, those of query, key and value included.
     linear_bias: bool = False
     # True: the residual is what the norm put out, not what went in.
     residual_after_norm: bool = False
@@ -53,7 +54,7 @@ class ChatGlm2Config:
     half_rotary: bool = False
     # True: the residual stream is fp32.
     fp32_residual: bool = False
-    # After attention and after the ffn, in training only.
+    # Share dropped after attention and after the ffn, in training only.
     dropout: float = 0.0
     end_ids: tuple[int, ...] = (2,)
     pad_id: int = 0

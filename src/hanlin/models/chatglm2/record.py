@@ -22,23 +22,29 @@ SOURCE_LENGTH, TARGET_LENGTH = 1024, 128
 class ChatGlm2Options:
     """What may be chosen about the samples."""
 
-    # Keys of a record. The history may be absent: [[question, answer], ...] or [{"role": ..., "content": ...}, ...].
+    # Key of the question in a record.
     prompt_column: str = "prompt"
+    # Key of the answer in a record.
     response_column: str = "response"
+    # Key of what was said before, which may be absent: [[question, answer], ...], or [{"role": ..., "content": ...},
+    # ...].
     history_column: str = "history"
-    # auto (the model's own), rounds (ChatGLM2), roles (ChatGLM3), plain, or a text with {question} or {any column}.
+    # Chat template: auto (the model's own), rounds (ChatGLM2), roles (ChatGLM3), plain, or a text with {question} or
+    # {any column}.
     template: str = "auto"
     # A text before every prompt (the original's source_prefix).
     source_prefix: str = ""
-    # Tokens. A longer prompt loses its oldest rounds, never its newest question. None: no limit but the model's.
+    # Tokens of a prompt. A longer one loses its oldest rounds, never its newest question. None: no limit but the
+    # model's.
     prompt_length: int | None = None
-    # Tokens. A longer answer is cut, and its end is then not learned.
+    # Tokens of an answer. A longer one is cut, and its end is then not learned.
     answer_length: int | None = None
-    # The same where answers are generated and scored, as the original's evaluation has lengths of its own
-    # (--max_source_length of evaluate.sh, --val_max_target_length). None: prompt_length, answer_length.
+    # prompt_length where answers are generated and scored, as the original's evaluation has lengths of its own
+    # (--max_source_length of evaluate.sh). None: prompt_length.
     eval_prompt_length: int | None = None
+    # answer_length where answers are scored (the original's --val_max_target_length). None: answer_length.
     eval_answer_length: int | None = None
-    # Of a dialogue the answers that are learned. None: all of a row that is a dialogue (ShareGPT, messages, alpaca),
+    # Which answers of a dialogue are learned. None: all of a row that is a dialogue (ShareGPT, messages, alpaca),
     # the response alone of our own records (prompt, response, history).
     loss_turns: Literal["last", "all"] | None = None
     # What becomes of a system message where the template has no place for one (ChatGLM2, CodeGeeX2, plain, a text of

@@ -75,21 +75,24 @@ class TextConfig(Protocol):
 class TextOptions:
     """What may be chosen about the samples."""
 
-    # Keys of a record: either a text, all of which is learned, or a prompt with its answer, which alone is learned.
+    # Key of a record's text, all of which is learned; or a record has a prompt with its answer.
     text_column: str = "text"
+    # Key of what stands before the answer, and is not learned.
     prompt_column: str = "prompt"
+    # Key of the answer, which is learned.
     answer_column: str = "answer"
     # An <eod> follows every text and answer, and is learned; a record may say otherwise ("ends": false).
     ends: bool = True
-    # Tokens. A longer answer is cut, and its end is then not learned.
+    # Tokens of an answer. A longer one is cut, and its end is then not learned.
     answer_length: int | None = None
     # A text that is split: the last token of a part is the first of the next, so that every token is learned. False:
     # the parts share nothing, as in the fine-tuning program.
     overlap: bool = True
-    # In a piece of the token stream, which may hold several documents, as the pretraining program has it: positions
-    # begin anew after each <eod>; documents do not see each other; what follows an <eod> is not learned.
+    # In a piece of the token stream, which may hold several documents: positions begin anew after each <eod>.
     reset_position_ids: bool = False
+    # In a piece of the token stream: documents do not see each other.
     reset_attention_mask: bool = False
+    # In a piece of the token stream: what follows an <eod> is not learned.
     eod_mask_loss: bool = False
 
     @property

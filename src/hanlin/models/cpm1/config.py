@@ -16,8 +16,9 @@ class Cpm1Config:
     hidden_size: int = 2560
     num_layers: int = 32
     num_heads: int = 32
-    # The originals only know hidden_size / num_heads and 4 * hidden_size.
+    # Width of a head; the originals only know hidden_size / num_heads.
     head_dim: int = 80
+    # Inner width of the feed-forward; the originals only know 4 * hidden_size.
     ffn_size: int = 10240
     # Rows of the position table: the longest text.
     max_length: int = 1024
@@ -26,8 +27,9 @@ class Cpm1Config:
     gelu: Literal["tanh", "erf"] = "tanh"
     # True: the residual is what the norm put out, not what went in.
     residual_after_norm: bool = False
-    # In training: after the embedding, attention and ffn; and on the attention's probabilities.
+    # Share dropped after the embedding, attention and ffn, in training only.
     dropout: float = 0.1
+    # Share of the attention's probabilities that is dropped, in training only.
     attention_dropout: float = 0.1
     # Megatron's form: rows of the embedding are filled up to a multiple of this and the tensor ranks. No effect here.
     vocab_multiple: int = 128

@@ -13,10 +13,10 @@ class Cpm1T5Config:
     # Rows of the embedding: the tokenizer's ids, filled up; all take part in the softmax.
     vocab_size: int = 26240
     hidden_size: int = 128
-    # Of the encoder, and again of the decoder.
+    # Blocks of the encoder, and again of the decoder.
     num_layers: int = 2
     num_heads: int = 8
-    # num_heads * head_dim need not be hidden_size.
+    # Width of a head; num_heads * head_dim need not be hidden_size.
     head_dim: int = 16
     ffn_size: int = 256
     # Rows of the position table, which encoder and decoder share.
@@ -25,8 +25,9 @@ class Cpm1T5Config:
     gelu: Literal["tanh", "erf"] = "erf"
     # True: the residual of self-attention (not of the rest) is what the norm put out.
     residual_after_norm: bool = False
-    # In training: after the embedding, attention and ffn; and on the attention's probabilities.
+    # Share dropped after the embedding, attention and ffn, in training only.
     dropout: float = 0.1
+    # Share of the attention's probabilities that is dropped, in training only.
     attention_dropout: float = 0.1
     # Megatron's form: rows of the embedding are filled up to a multiple of this and the tensor ranks. No effect here.
     vocab_multiple: int = 128

@@ -51,20 +51,23 @@ from .config import Cpm1T5Config
 class Cpm1T5Options:
     """What may be chosen about the samples."""
 
-    # Keys of a record: either a text, or a source with its target.
+    # Key of a record's text, spans of which are taken out and learned; or a record has a source with its target.
     text_column: str = "text"
+    # Key of what the encoder reads.
     source_column: str = "source"
+    # Key of what the decoder learns.
     target_column: str = "target"
     # An <eod> follows every text and target, and is learned; a record may say otherwise ("ends": false).
     ends: bool = True
     # Ids that the decoder reads; what is wanted beyond them is cut off. None: as many as data.max_length.
     target_length: int | None = None
-    # Of a text or a piece of the token stream: the share of tokens that is taken out, and the tokens of a span.
+    # Share of the tokens of a text, or of a piece of the token stream, that is taken out.
     density: float = 0.15
+    # Tokens of a span that is taken out, on average.
     mean_span: float = 3.0
-    # In a piece of the token stream, which may hold several documents, as the pretraining program has it: positions
-    # begin anew after each document; documents do not see each other.
+    # In a piece of the token stream, which may hold several documents: positions begin anew after each document.
     reset_position_ids: bool = False
+    # In a piece of the token stream: documents do not see each other.
     reset_attention_mask: bool = False
 
     @property

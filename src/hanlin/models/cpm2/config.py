@@ -12,22 +12,23 @@ class Cpm2Config:
     # Rows of the embedding and of the head, which are two tables: 26240 with cn, 51968 with cn_en.
     vocab_size: int = 26240
     hidden_size: int = 4096
-    # Of the encoder, and again of the decoder.
+    # Blocks of the encoder, and again of the decoder.
     num_layers: int = 24
     num_heads: int = 64
-    # num_heads * head_dim need not be hidden_size.
+    # Width of a head; num_heads * head_dim need not be hidden_size.
     head_dim: int = 64
     ffn_size: int = 10240
-    # Every feed-forward is so many, of which a token passes one; 0: there is just one.
+    # Experts of every feed-forward, of which a token passes one. 0: there is just one feed-forward.
     num_experts: int = 0
     # Rows of each of the two position bias tables.
     num_distance_buckets: int = 32
-    # Tokens; all larger distances share a bucket.
+    # Distance in tokens; all larger ones share a bucket.
     max_distance: int = 128
     norm_eps: float = 1e-6
     dropout: float = 0.0
-    # Spread of fresh weights; those of attention.output and ffn.down are smaller by sqrt(2 * num_layers) if scaled.
+    # Spread of fresh weights.
     init_std: float = 0.001
+    # True: fresh weights of attention.output and ffn.down are smaller by sqrt(2 * num_layers).
     scaled_init: bool = True
 
 

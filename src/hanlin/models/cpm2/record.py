@@ -19,12 +19,13 @@ class Cpm2Options:
     # One of CPM-2's data sets by the name that its scripts use, with the template and the label words of the original;
     # text: records with any two columns.
     dataset: Literal["text", "c3", "ccpm", "kdconv", "lcqmc", "sogou-log", "math", "lcsts", "adgen", "wmtencn"] = "text"
-    # The columns of dataset text.
+    # With dataset text: key of what the encoder reads.
     source_column: str = "source"
+    # With dataset text: key of the answer.
     target_column: str = "target"
-    # Ids. What the encoder reads beyond is cut off; None: as the data set has it (c3 768, kdconv 512).
+    # Ids that the encoder reads; what is beyond is cut off. None: as the data set has it (c3 768, kdconv 512).
     source_length: int | None = None
-    # Ids. A longer answer is cut, and its end is then not learned.
+    # Tokens of an answer. A longer one is cut, and its end is then not learned.
     answer_length: int | None = None
     # sample: the loss is the mean over the samples of the means over their tokens, as in the original; token: the mean
     # over all tokens, so that long answers weigh more.
@@ -34,9 +35,9 @@ class Cpm2Options:
     compatible: bool = False
     # cn_en only. True: a text of one token is encoded as that token twice, as the original does it.
     doubles_lone: bool = True
-    # Pretraining (data.split): the share of tokens that is taken out, and the tokens of a span (the report of CPM-2
-    # says 10, its program 3).
+    # Pretraining (data.split): the share of tokens that is taken out.
     density: float = 0.15
+    # Pretraining (data.split): tokens of a span that is taken out (the report of CPM-2 says 10, its program 3).
     mean_span: float = 3.0
 
     def __post_init__(self) -> None:

@@ -15,18 +15,20 @@ class CpmBeeConfig:
     hidden_size: int = 4096
     num_layers: int = 48
     num_heads: int = 32
-    # num_heads * head_dim need not be hidden_size.
+    # Width of a head; num_heads * head_dim need not be hidden_size.
     head_dim: int = 128
     ffn_size: int = 10240
-    # Rows of the position bias table: for distances inside a segment, and for relations between segments.
+    # Rows of the position bias table for distances inside a segment.
     num_distance_buckets: int = 256
+    # Rows of the position bias table for relations between segments.
     num_relation_buckets: int = 256
-    # Tokens; all larger distances share a bucket.
+    # Distance in tokens; all larger ones share a bucket.
     max_distance: int = 2048
     norm_eps: float = 1e-6
     dropout: float = 0.0
-    # Blocks that are left out of a pruned model, by layer number.
+    # Layers of a pruned model whose attention is left out.
     removed_attention: tuple[int, ...] = ()
+    # Layers of a pruned model whose feed-forward is left out.
     removed_ffn: tuple[int, ...] = ()
     # True: the rotation frequencies are rounded to fp16, as in every checkpoint that was trained in fp16.
     half_frequencies: bool = True

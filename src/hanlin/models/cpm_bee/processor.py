@@ -71,7 +71,7 @@ class CpmBeeOptions:
     control_marks: bool = False
     # True: an answer need be none of the record's options, and blanks need no answers of their own.
     free_answers: bool = False
-    # True: write "<" in answers as "<"; else as "<<", the form that records have.
+    # True: "<" in answers is written as it is; else as "<<", the form that records have.
     unescape_answers: bool = False
 
     def __post_init__(self) -> None:

@@ -18,15 +18,16 @@ if TYPE_CHECKING:
 
 class AdamWSettings(OptimizerSettings):
     name: Literal["adamw"] = "adamw"
-    # Of the running means of gradients and of their squares.
+    # Share of the old value in each step's running mean of gradients, and in that of their squares.
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    # Added to the root of the mean square, by which a step is divided.
     eps: float = Field(default=1e-8, gt=0)
     # False: eps is added to the bias-corrected root; true: to the root before that, as transformers' own AdamW did,
     # with which the original ChatGLM2 was tuned (differs by 1 % in the first steps).
     eps_before_correction: bool = False
-    # Decoupled weight decay, on matrices and embeddings only ...
+    # Decoupled weight decay, on matrices and embeddings only.
     weight_decay: float = Field(default=0.01, ge=0)
-    # ... or on all trained weights, norms included (as the original CPM-Bee does it).
+    # True: weight decay on all trained weights, norms included (as the original CPM-Bee does it).
     decay_all: bool = False
 
     @model_validator(mode="after")

@@ -28,8 +28,9 @@ _PIECE = 2**22  # elements computed at once: it bounds the fp32 copies
 
 class AdamW8bitSettings(OptimizerSettings):
     name: Literal["adamw_8bit"] = "adamw_8bit"
-    # Of the running means of gradients and of their squares.
+    # Share of the old value in each step's running mean of gradients, and in that of their squares.
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    # Added to the root of the mean square, by which a step is divided.
     eps: float = Field(default=1e-8, gt=0)
     # Decoupled weight decay, on matrices and embeddings only.
     weight_decay: float = Field(default=0.01, ge=0)

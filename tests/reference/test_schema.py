@@ -1,0 +1,87 @@
+"""The schema that editors get takes what hanlin takes, and says what is wrong where it is."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hanlin.recipe.reading import dump_recipe, load_recipe
+from hanlin.recipe.yaml12 import parse_yaml
+from hanlin.reference.schema import recipe_schema
+from hanlin.reference.settings import all_settings
+
+jsonschema = pytest.importorskip("jsonschema", reason="needs the package jsonschema (hanlin[dev])")
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+SMALL: dict[str, Any] = {"model": {"family": "cpm_bee", "size": "tiny"}, "run": {"folder": "runs/mine"}}
+
+
+@pytest.fixture(scope="module")
+def judge() -> Any:
+    schema = recipe_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    return jsonschema.Draft202012Validator(schema)
+
+
+def _wrong(judge: Any, values: Any) -> list[str]:
+    return [error.json_path for error in judge.iter_errors(values)]
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_recipes_that_come_with_hanlin_are_right(recipe: Path, judge: Any) -> None:
+    assert not _wrong(judge, parse_yaml(recipe.read_text(encoding="utf-8"))[0])
+
+
+def test_a_runs_own_recipe_is_right(judge: Any) -> None:
+    """It spells out all defaults."""
+    assert not _wrong(judge, parse_yaml(dump_recipe(load_recipe(RECIPES[0])))[0])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"train": {"optimizer": "adafactor"}},
+        {"train": {"optimizer": {"weight_decay": 0.1}}},
+        {"train": {"optimizer": {"name": "my.py", "anything": 1}}},
+        {"generate": {"method": "sample", "top_p": 0.5}},
+        {"data": {"train": "rows.jsonl", "options": {"max_depth": 4}}},
+        {"tuning": {"method": "prompt", "ratios": "5_5_0"}},
+        {"model": {"family": "my_model.py", "config": {"whatever": 1}}},
+    ],
+    ids=str,
+)
+def test_what_hanlin_takes_is_taken(change: dict[str, Any], judge: Any) -> None:
+    assert not _wrong(judge, {**deepcopy(SMALL), **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        ({"train": {"lr": -1}}, "$.train.lr"),
+        ({"train": {"learning_rate": 1}}, "$.train"),
+        ({"model": {"family": "cpm_bee", "size": "huge"}}, "$.model.size"),
+        ({"model": {"family": "no_such"}}, "$.model.family"),
+        ({"data": {"options": {"template": "auto"}}}, "$.data.options"),
+        ({"generate": {"method": "greedy", "beams": 3}}, "$.generate"),
+        ({"run": {}}, "$.run"),
+    ],
+    ids=str,
+)
+def test_what_hanlin_refuses_is_marked_at_its_place(change: dict[str, Any], place: str, judge: Any) -> None:
+    assert _wrong(judge, {**deepcopy(SMALL), **change}) == [place]
+
+
+def test_every_setting_of_a_recipe_is_explained_there() -> None:
+    assert _descriptions(recipe_schema()) >= {one.effect for one in all_settings() if not one.values}
+
+
+def _descriptions(part: Any) -> set[str]:
+    if isinstance(part, list):
+        return set().union(*map(_descriptions, part))
+    if not isinstance(part, dict):
+        return set()
+    inner = set().union(*map(_descriptions, part.values()))
+    return inner | {part["description"]} if isinstance(part.get("description"), str) else inner
