@@ -17,13 +17,15 @@ help: ## list the targets
 demo: $(INSTALLED) ## data, a small model trained, tuned and scored, in a few minutes on a CPU
 	$(RUN)/hanlin demo $(ARGS)
 
-# The tests of several ranks fork them from pytest; they have a process of their own, in which no other test ran before.
-FORKING := tests/cli tests/parallel tests/planner
+# Each worker is a process that takes one file of tests after another, those whose tests fork first (tests/conftest.py).
+WORKERS ?= 2
+SHARED_OUT := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-test: $(INSTALLED) ## all tests (ARGS="-k name" for some of them)
+test: $(INSTALLED) ## all tests, in two processes (ARGS="-k name" for some of them, in one)
 ifeq ($(ARGS),)
-	$(RUN)/python -m pytest tests $(FORKING:%=--ignore %)
-	$(RUN)/python -m pytest $(FORKING)
+	@$(RUN)/python -c 'import xdist' 2>/dev/null || \
+		echo "make: pytest-xdist is missing, so one process runs all tests: $(RUN)/python -m pip install -c constraints.txt -e '.[dev]'"
+	$(RUN)/python -m pytest $$($(RUN)/python -c 'import xdist' 2>/dev/null && echo "$(SHARED_OUT)")
 else
 	$(RUN)/python -m pytest $(ARGS)
 endif

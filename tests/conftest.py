@@ -20,10 +20,26 @@ import torch
 torch.zeros((), requires_grad=True).backward()
 
 SHARED = Path(__file__).parents[2] / "shared"
+FORKING = ("cli", "contract", "parallel", "planner")
+"""Folders whose tests fork processes, besides those that import `run_ranks`."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes more than two seconds")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that fork this process go first: it must have no threads then, and other tests leave some (servers, arrow).
+
+    Several workers (`pytest -n 2`) take the files in this order too, so it holds for each of them.
+    """
+    items.sort(key=lambda item: not _forks(item))
+
+
+def _forks(item: pytest.Item) -> bool:
+    module = item.getparent(pytest.Module)
+    return item.path.parent.name in FORKING or (module is not None and hasattr(module.obj, "run_ranks"))
 
 
 @pytest.fixture(autouse=True)
