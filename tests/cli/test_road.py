@@ -51,9 +51,10 @@ def test_killed_run_goes_on_with_the_same_losses(tmp_path: Path, capsys: pytest.
         stderr=subprocess.DEVNULL,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not (tmp_path / "killed" / "checkpoints" / "latest").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
+    process.send_signal(signal.SIGSTOP)  # so that it does not come to its end meanwhile
     assert main(["train", str(recipe)]) == 2  # the same command once more, while it runs
     assert f"is in use by process {process.pid} on " in capsys.readouterr().err
     process.send_signal(signal.SIGKILL)

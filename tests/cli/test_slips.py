@@ -127,9 +127,9 @@ def test_a_slip_gives_one_clear_message(
     recipe = project / "recipe.yaml"
     recipe.write_text(RECIPE.replace(slip.old, slip.new, 1) + slip.append, encoding="utf-8")
     (project / "bad.jsonl").write_text('{"input": "床", "<ans>": "月"}\n{"input": "床"}\n', encoding="utf-8")
-    started = time.perf_counter()
+    started = time.process_time()
     code = main([command, "recipe.yaml", *slip.changes])
-    seconds = time.perf_counter() - started
+    seconds = time.process_time() - started
     message = capsys.readouterr().err
     assert code == 2
     assert message.count("\n") == 1, f"one message is expected:\n{message}"

@@ -74,10 +74,10 @@ def test_what_is_right_is_read_as_it_is() -> None:
 
 
 def test_a_text_without_end_is_looked_through_once() -> None:
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(json.JSONDecodeError, match="has no end"):
         skip_value('{"a": "' + '\\"' * 100_000, 0)
-    assert time.monotonic() - start < 2
+    assert time.process_time() - start < 2
 
 
 @pytest.mark.parametrize(

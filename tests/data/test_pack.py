@@ -66,9 +66,9 @@ def test_a_planned_epoch_is_the_best_fit_of_the_original_while_all_rows_are_open
 
 def test_planning_an_epoch_is_fast() -> None:
     lengths = np.random.default_rng(2).integers(20, 200, size=50_000)
-    start = time.perf_counter()
+    start = time.process_time()
     plan_rows(lengths, np.arange(50_000), 1024)
-    assert time.perf_counter() - start < 1  # a million samples in seconds, on a slow and busy machine too
+    assert time.process_time() - start < 1  # a million samples in seconds, on a slow machine too
 
 
 def test_pooled_rows_have_like_lengths_and_the_rest_comes_last() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import pickle
@@ -20,6 +21,14 @@ import pytest
 import torch
 from torch import distributed
 
+# Here once, and not again in each process that is forked: a second and more of work for it.
+import hanlin.checkpoint.metadata
+import hanlin.parallel.experts
+import hanlin.parallel.pipeline
+import hanlin.parallel.shard
+import hanlin.parallel.tensor
+import hanlin.training.optimizers.adamw  # noqa: F401
+
 GRACE_SECONDS = 1.0
 """After the first failure the others have this long to end by themselves, unless a test gives them more."""
 
@@ -28,7 +37,7 @@ def run_ranks(
     world: int,
     function: Callable[..., Any],
     *args: Any,
-    timeout_seconds: float = 60,
+    timeout_seconds: float = 300,
     grace_seconds: float = GRACE_SECONDS,
 ) -> list[Any]:
     """Call `function(*args)` on `world` ranks joined through gloo; return their results in the order of ranks.
@@ -63,6 +72,7 @@ def run_ranks(
 def _rank(
     rank: int, world: int, folder: Path, timeout_seconds: float, function: Callable[..., Any], args: Sequence[Any]
 ) -> None:
+    gc.freeze()  # what came along is looked at no more, and so not copied
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
     torch.set_num_threads(1)
     random.seed(0)

@@ -47,7 +47,6 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "all axes": {"data": 2, "expert": 2, "tensor": 2, "pipe": 2, "micro_batches": 1, "shard": "parameters"},
 }
 STEPS = 20
-LONG = 300.0  # seconds; a second each where there are as many cores
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -90,7 +89,7 @@ def alone() -> dict[str, Any]:
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_twenty_steps_on_several_processes_are_those_of_one(alone: dict[str, Any], world: int) -> None:
-    sharded = run_ranks(world, train, None, 0, STEPS, {"expert": world}, timeout_seconds=LONG)
+    sharded = run_ranks(world, train, None, 0, STEPS, {"expert": world})
     assert_same(sharded[0], alone, 0)
 
 
@@ -98,9 +97,9 @@ def test_twenty_steps_on_several_processes_are_those_of_one(alone: dict[str, Any
 def test_a_run_on_two_processes_goes_on_on_any_other_number(
     tmp_path: Path, alone: dict[str, Any], second: dict[str, Any]
 ) -> None:
-    run_ranks(2, train, tmp_path, 0, STEPS // 2, {"expert": 2}, timeout_seconds=LONG)
+    run_ranks(2, train, tmp_path, 0, STEPS // 2, {"expert": 2})
     world = second.get("data", 1)
-    (after, *_) = run_ranks(world, train, tmp_path, STEPS // 2, STEPS, second, timeout_seconds=LONG)
+    (after, *_) = run_ranks(world, train, tmp_path, STEPS // 2, STEPS, second)
     assert_same(after, alone, STEPS // 2)
 
 

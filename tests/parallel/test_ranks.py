@@ -40,7 +40,7 @@ def test_a_failure_shows_its_traceback_and_ends_the_others():
     start = time.monotonic()
     with pytest.raises(AssertionError, match=r"--- rank 1 ---(.|\n)*the real cause"):
         run_ranks(2, work)
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 60  # of the 300 that they had
 
 
 def test_a_hung_rank_is_killed_at_the_time_out():

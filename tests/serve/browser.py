@@ -92,7 +92,7 @@ class Browser:
         self.one("#text").send_keys(text)
         self.press("发送")
 
-    def wait(self, condition: Callable[[], Any], seconds: float = 10) -> Any:
+    def wait(self, condition: Callable[[], Any], seconds: float = 120) -> Any:
         end = time.monotonic() + seconds
         while not (found := condition()):
             assert time.monotonic() < end, self.text("#log")

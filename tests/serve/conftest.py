@@ -137,4 +137,4 @@ def serve(engine: Engine) -> Iterator[Start]:
     yield start
     for server, thread in started:
         server.should_exit = True
-        thread.join(10)
+        thread.join(60)

@@ -39,7 +39,7 @@ def client_of(url: str) -> openai.OpenAI:
 def post(url: str, body: Any) -> tuple[int, Any]:
     request = urllib.request.Request(f"{url}/v1/decisions", json.dumps(body).encode())
     try:
-        with urllib.request.urlopen(request, timeout=30) as response:
+        with urllib.request.urlopen(request, timeout=120) as response:
             return response.status, json.load(response)
     except HTTPError as error:
         return error.code, json.loads(error.read())
@@ -172,7 +172,7 @@ def running(engine: Engine, **options: Any) -> Iterator[tuple[str, Service]]:
         time.sleep(0.01)
     yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}", service
     server.should_exit = True
-    thread.join(10)
+    thread.join(60)
 
 
 @pytest.fixture(scope="module")

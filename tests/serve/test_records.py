@@ -23,7 +23,7 @@ ROUTE = "/v1/chat/completions"
 def post(url: str, path: str, body: Any) -> tuple[int, Any]:
     request = urllib.request.Request(f"{url}{path}", json.dumps(body).encode(), {"content-type": "application/json"})
     try:
-        with urllib.request.urlopen(request, timeout=30) as response:
+        with urllib.request.urlopen(request, timeout=120) as response:
             return response.status, json.load(response)
     except HTTPError as error:
         return error.code, json.loads(error.read())

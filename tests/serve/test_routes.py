@@ -37,7 +37,7 @@ def post(url: str, path: str, body: Any, **headers: str) -> tuple[int, Any]:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     request = urllib.request.Request(f"{url}{path}", data, {"content-type": "application/json", **headers})
     try:
-        with urllib.request.urlopen(request, timeout=30) as response:
+        with urllib.request.urlopen(request, timeout=120) as response:
             return response.status, json.load(response)
     except HTTPError as error:
         return error.code, json.loads(error.read())
@@ -260,7 +260,7 @@ def test_a_page_that_is_named_may_ask_and_no_other_one(serve: Start) -> None:
     for origin, status in (("https://pages.example", 200), ("https://other.example", 400)):
         asked = {"origin": origin, "access-control-request-method": "POST"}
         asked["access-control-request-headers"] = "content-type, authorization"
-        connection = HTTPConnection(urlsplit(url).netloc, timeout=30)
+        connection = HTTPConnection(urlsplit(url).netloc, timeout=120)
         connection.request("OPTIONS", "/v1/chat/completions", headers=asked)
         assert connection.getresponse().status == status
         connection.close()
@@ -387,7 +387,7 @@ def test_a_key_is_asked_for_everywhere_but_at_health(serve: Start) -> None:
 )
 def test_without_a_key_pages_of_others_are_kept_out(serve: Start, host: str, origin: str | None, status: int) -> None:
     url, _ = serve(origins=["https://named.example"])
-    connection = HTTPConnection(urlsplit(url).netloc, timeout=30)
+    connection = HTTPConnection(urlsplit(url).netloc, timeout=120)
     headers = {"host": host, "content-type": "text/plain", **({"origin": origin} if origin else {})}
     connection.request("POST", "/tokenize", json.dumps({"prompt": "明月"}), headers)
     response = connection.getresponse()
@@ -434,7 +434,7 @@ def test_the_pages_name_every_field_and_limit(page: str) -> None:
     assert [name for name in sorted(limits) if f"`{name}`" not in text] == []
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 10) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen"

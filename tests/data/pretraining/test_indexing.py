@@ -107,7 +107,7 @@ def test_a_damaged_corpus_of_the_cache_is_made_again(
 
 def test_a_killed_job_goes_on_where_it_was(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "a.txt", [f"text {number}" for number in range(400)])
-    command = [sys.executable, slow_letters.__file__, str(path), str(tmp_path / "out"), "0.01"]
+    command = [sys.executable, slow_letters.__file__, str(path), str(tmp_path / "out"), "0.05"]
     job = subprocess.Popen(command, start_new_session=True)
     try:
         while len(list((tmp_path / "out.parts").glob("*.npz"))) < 5:
