@@ -53,6 +53,16 @@ def test_a_model_that_is_asked_by_dicts_takes_messages_too(served: tuple[subproc
     assert found.usage.completion_tokens <= 4
 
 
+def test_weights_are_read_by_large_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything of torch takes memory; what the user says holds."""
+    for said, expected in ((None, "1"), ("0", "0")):
+        monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
+        if said is not None:
+            monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", said)
+        assert main(["serve", "--base", "nowhere"]) == 2
+        assert os.environ["THP_MEM_ALLOC_ENABLE"] == expected
+
+
 def test_answers_that_are_being_written_are_ended_before_the_server_is(
     served: tuple[subprocess.Popen[str], str],
 ) -> None:

@@ -32,6 +32,7 @@ from hanlin.cli._launch import add_launch, num_to_start, on_all_ranks
 from hanlin.cli._numbers import real, whole
 from hanlin.cli._recipe import add_model, recipe_of_model, say_remark
 from hanlin.core.collectives import main_first
+from hanlin.core.device import use_huge_pages
 from hanlin.core.errors import ConfigError
 from hanlin.core.ranks import read_ranks
 
@@ -66,6 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from hanlin.serve.limits import Limits
 
+    use_huge_pages()
     key = _key(args)
     for library in ("starlette", "uvicorn"):
         if importlib.util.find_spec(library) is None:

@@ -147,3 +147,11 @@ def keep_blas_quiet() -> None:
     Two pools that wait for work by spinning take the cores from each other (torch at 60 % of its speed).
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
+def use_huge_pages() -> None:
+    """Let torch ask Linux for pages of 2 MB for what is that large; only works before torch takes memory.
+
+    A CPU that answers reads all weights for each token: with pages of 4 KB it also waits for their addresses.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")

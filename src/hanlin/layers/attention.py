@@ -228,7 +228,8 @@ class _HiddenBias(torch.autograd.Function):
     def forward(ctx, bias: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(hidden)
         ctx.shape = bias.shape
-        *shape, width = torch.broadcast_shapes(bias.shape, hidden.shape)
+        # Of a single number no shape is worked out, which takes torch a while at each step of an answer.
+        *shape, width = torch.broadcast_shapes(bias.shape, hidden.shape) if bias.dim() else hidden.shape
         rows = bias.new_zeros(*shape, width + -width % 16)
         return rows[..., :width].copy_(bias).masked_fill_(hidden, -torch.inf)
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 _LEAST_ROWS = 4
-"""With fewer rows oneDNN takes another kernel, which is slower than this one with empty rows."""
+"""With fewer rows oneDNN takes another kernel, which is slower than this one with more rows."""
 
 _USUAL_ROWS = 32
 """That blocks are chosen for; those for 8 to 64 rows are the same or nearly as fast."""
@@ -37,10 +37,11 @@ def product(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     if not weight.is_mkldnn:
         return functional.linear(input, weight, bias)
     multiply, how = torch.ops.mkldnn._linear_pointwise.default, ("none", [], "")
-    if (count := input.numel() // input.shape[-1]) >= _LEAST_ROWS:
+    count = input.numel() // input.shape[-1]
+    if not 0 < count < _LEAST_ROWS:
         return multiply(input, weight, bias, *how)
-    rows = functional.pad(input.flatten(0, -2), (0, 0, 0, _LEAST_ROWS - count))
-    return multiply(rows, weight, bias, *how)[:count].view(*input.shape[:-1], len(weight))
+    rows = torch.cat([input.flatten(0, -2)] * -(-_LEAST_ROWS // count))  # a quarter of the time of zeros
+    return multiply(rows, weight, bias, *how)[:count].view(*input.shape[:-1], -1)
 
 
 @torch.no_grad()
