@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import inspect
+import re
+import shutil
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,9 @@ from family_cases import case_of
 
 import hanlin
 from hanlin.api.conversion import ConvertSettings
+from hanlin.api.decisions import identity_of_weights
 from hanlin.api.generation import chatting, check_length
+from hanlin.cli._answers import identity_of
 
 
 def test_a_run_a_recipe_and_weights_with_an_adapter_are_the_same_model(bee: dict[str, Any]) -> None:
@@ -267,3 +272,43 @@ def test_what_cannot_be_loaded_is_told(bee: dict[str, Any], tmp_path: Path) -> N
     ):
         with pytest.raises(hanlin.HanlinError, match=told):
             asked()
+
+
+PREDICATE = {"type": "predicate", "instructions": "好"}
+MISUSES: dict[str, tuple[Callable[[hanlin.Model], Any], str]] = {
+    "a number to answer": (lambda model: model.generate(5), "expected a text, a row (a dict), or several"),  # pyright: ignore
+    "nothing to answer": (lambda model: model.generate(None), "expected a text, a row (a dict), or several"),  # pyright: ignore
+    "bytes to score": (lambda model: model.score(b"ab"), "expected a text, a row (a dict), or several"),  # pyright: ignore
+    "a text without a question": (lambda model: model.decide("好"), "questions: a text asks nothing by itself"),
+    "texts without a question": (lambda model: model.decide(["好"]), "questions: a text asks nothing by itself"),
+    "a number to decide": (lambda model: model.decide(5, PREDICATE), "expected a text, a row"),  # pyright: ignore
+    "a number to calibrate by": (lambda model: model.calibrate(5), "expected a text, a row"),  # pyright: ignore
+    "a seed that is none": (lambda model: model.generate("好", seed=-1), "seed: expected a whole number, 0 or above"),
+    "no batch": (lambda model: model.score("好", batch_size=0), "batch_size: expected a whole number above 0"),
+    "a number to save to": (lambda model: model.save(5), "folder: expected the path of a file or folder"),  # pyright: ignore
+    "a number to load": (lambda _: hanlin.load(5), "expected a folder, a recipe (a file, a dict or settings), found 5"),  # pyright: ignore
+    "a number to train by": (lambda _: hanlin.train(5), "expected a folder, a recipe (a file, a dict"),  # pyright: ignore
+    "numbers to convert": (lambda _: hanlin.convert(5, 6), "source: expected the path of a file or folder"),  # pyright: ignore
+    "an unknown layout": (lambda model: model.save("copy", to="nosuch"), "known layouts: base, original"),
+}
+
+
+@pytest.mark.parametrize("name", MISUSES)
+def test_what_no_call_takes_is_told(name: str, talker: hanlin.Model) -> None:
+    call, told = MISUSES[name]
+    with pytest.raises(hanlin.HanlinError, match=re.escape(told)):
+        call(talker)
+
+
+def test_notes_beside_an_adapter_are_no_part_of_it(bee: dict[str, Any], tmp_path: Path) -> None:
+    """What is answered with it may be gone on with after it was calibrated."""
+    adapter = tmp_path / "adapter"
+    shutil.copytree(Path(bee["run"]["folder"]) / "best", adapter)
+    components = hanlin.load(bee, weights="base", adapter=adapter)._components
+    before = identity_of(components, "rows"), identity_of_weights(components)
+    for name in ("calibration.json", "calibration.png", "README.md", "README.zh-CN.md", ".note"):
+        (adapter / name).write_text("{}", "utf-8")
+    assert (identity_of(components, "rows"), identity_of_weights(components)) == before
+    (adapter / "adapter.json").write_text("{}", "utf-8")
+    assert identity_of(components, "rows") != before[0]
+    assert identity_of_weights(components) != before[1]

@@ -139,6 +139,32 @@ def test_a_slip_gives_one_clear_message(
     assert seconds < 1
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["check", "train.lr=abc"], "train.lr=abc: a setting where a recipe is expected"),
+        (["recipes", "copy", "cpm-be"], "did you mean 'cpm_bee_ccpm_full' or"),
+        (["recipes", "show", "cpm2_ccpm_ful.yaml"], "did you mean 'cpm2_ccpm_full' or"),
+        (["recipes", "copy", "nosuch"], "there is no recipe or example 'nosuch'; see `hanlin recipes`"),
+    ],
+)
+def test_a_name_that_is_none_is_told_shortly(words: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    message = capsys.readouterr().err
+    assert told in message
+    assert message.count("\n") == 1
+    assert len(message) < 250
+
+
+def test_plain_text_in_the_place_of_rows_is_told(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (project / "rows.txt").write_text("床前明月光\n", encoding="utf-8")
+    assert main(["data", "show", "rows.txt"]) == 0
+    assert main(["check", "recipe.yaml", "data.train=rows.txt"]) == 2
+    told = capsys.readouterr()
+    for text in told:
+        assert 'plain text has no rows: write each text as a line {"text": "..."}' in text
+
+
 def test_the_recipe_without_a_slip_is_right(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "recipe.yaml"]) == 0
     assert capsys.readouterr().out.startswith("recipe.yaml: no problems (")

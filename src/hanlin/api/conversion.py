@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from hanlin.api.process import called
 from hanlin.core.errors import ConfigError, HanlinError
 from hanlin.core.extensions import import_file
-from hanlin.core.files import published, written_alone
+from hanlin.core.files import path_of, published, written_alone
 from hanlin.core.hub import locate, name_of_folder
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def convert(  # noqa: PLR0913 the fields of ConvertSettings
     Raises: ConfigError, CheckpointError; the target is whole or not there at all.
     """
     given = {"vocab": vocab, "merge": merge, "base": base}
-    paths = {name: None if path is None else Path(path) for name, path in given.items()}
+    paths = {name: None if path is None else path_of(path, name) for name, path in given.items()}
     with called([family, tuning]):
         if tuning is not None:
             import_file(Path(tuning))
@@ -115,7 +115,7 @@ def convert(  # noqa: PLR0913 the fields of ConvertSettings
             overwrite=overwrite,
             **paths,
         )
-        return convert_weights(Path(source), Path(target), how)
+        return convert_weights(path_of(source, "source"), path_of(target, "target"), how)
 
 
 def convert_weights(source: Path, target: Path, how: ConvertSettings) -> Written:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hanlin.core.files import replaced_file
-from hanlin.core.manifest import MANIFEST
 from hanlin.core.remembered import MIN_REMEMBERED_BYTES, remembered_sha256, sha256_of
 from hanlin.evaluation.results import Identity
 
@@ -120,12 +119,9 @@ def calibration_path(components: Components) -> Path | None:
 
 def identity_of_weights(components: Components) -> Identity:
     """Of the files that hold them, and of what else decides the scores; not of the precision, which hardly does."""
-    adapter = components.recipe.model.adapter
-    own = [adapter] if adapter is not None and adapter.is_file() else sorted(adapter.rglob("*")) if adapter else []
-    files = [*(components.source.weights.files if components.source is not None else ()), *own]
-    kept = [file for file in files if file.is_file() and file.name != MANIFEST and not file.name.startswith(_NAME)]
-    facts = [components.identity(), [[file.name, _sha256(file)] for file in kept]]
-    named = [str(path) for path in (components.recipe.model.base, adapter) if path is not None]
+    facts = [components.identity(), [[file.name, _sha256(file)] for file in components.weight_files()]]
+    model = components.recipe.model
+    named = [str(path) for path in (model.base, model.adapter) if path is not None]
     return Identity.of(tuple(named), json.dumps(facts))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from hanlin.models.family import Processor
     from hanlin.recipe.settings import GenerateSettings
 
-__all__ = ["AskedRow", "Messages", "fitting_record", "question", "text_sample", "whole_record"]
+__all__ = ["AskedRow", "Messages", "fitting_record", "one_or_several", "question", "text_sample", "whole_record"]
 
 Messages = str | Sequence[Mapping[str, Any]]
 """A dialogue up to its newest question, as OpenAI's clients write it: {"role": "user", "content": "..."}; a text is one
@@ -48,6 +48,18 @@ class AskedRow:
         if isinstance(processor, TakesForms):
             return processor.answer_of(record)
         return "\n".join(text or "" for text in processor.gold(record))
+
+
+def one_or_several(given: Any) -> tuple[list[Any], bool]:
+    """Texts or rows as a list, and whether it was a single one.
+
+    Raises: DataError for what is neither.
+    """
+    if isinstance(given, str | Mapping):
+        return [given], True
+    if isinstance(given, bytes | bytearray) or not isinstance(given, Iterable):
+        raise DataError(f"expected a text, a row (a dict), or several of them, found {given!r:.80}")
+    return list(given), False
 
 
 def question(processor: Processor, given: Any) -> AskedRow:

@@ -9,7 +9,7 @@ from hanlin.api.model import Model
 from hanlin.api.process import called, named_by, with_threads
 from hanlin.core.errors import ConfigError
 from hanlin.core.extensions import import_file
-from hanlin.core.files import expanded
+from hanlin.core.files import expanded, path_of
 from hanlin.recipe.reading import Change, Overrides, Problem, RecipeSource, is_recipe, read_changes
 from hanlin.recipe.settings import Recipe
 
@@ -109,5 +109,5 @@ def _of_weights(
             f'hanlin.load(BASE, adapter="{base}")'
         )
     others: dict[str, Any] = {"adapter": adapter, "vocab": vocab}
-    paths = {name: None if path is None else Path(path) for name, path in others.items()}
+    paths = {name: None if path is None else path_of(path, name) for name, path in others.items()}
     return recipe_of_base(base, changes, family=family, **paths)

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from hanlin.api.conversion import ConvertSettings, Written, convert_held, convert_weights
-from hanlin.api.dialogue import Messages, fitting_record, question, text_sample, whole_record
+from hanlin.api.dialogue import Messages, fitting_record, one_or_several, question, text_sample, whole_record
 from hanlin.api.generation import chatting, generate_settings, streaming
 from hanlin.api.process import called, with_threads
 from hanlin.core.errors import ConfigError, DataError
+from hanlin.core.files import path_of
 from hanlin.evaluation.scorable import encode
 from hanlin.run.memory import answering_memory
 
@@ -120,8 +121,7 @@ class Model:
 
         Raises: ConfigError for a setting that does not exist; DataError for a record that cannot be asked.
         """
-        is_one = isinstance(records, str | Mapping)
-        given: list[Any] = [records] if is_one else list(records)
+        given, is_one = one_or_several(records)
         options = generate_settings(self.recipe, settings)
         questions = [self._named(number, question, one) for number, one in enumerate(given)]
         if stream:
@@ -192,11 +192,11 @@ class Model:
         from hanlin.evaluation.likelihoods import sample_likelihoods
         from hanlin.generate.engine import show_progress
 
-        is_one = isinstance(records, str | Mapping)
-        given: list[Any] = [records] if is_one else list(records)
+        given, is_one = one_or_several(records)
+        size = self._batch_size(batch_size)
         samples = [(number, self._named(number, self._sample, one)) for number, one in enumerate(given)]
         with self._computing(self.recipe.generate):
-            found = sample_likelihoods(self._engine, samples, batch_size or self.recipe.generate.batch_size)
+            found = sample_likelihoods(self._engine, samples, size)
             by_number = dict(show_progress(found, "score", len(given)) if progress else found)
         scores = [by_number[number] for number in range(len(given))]
         return scores[0] if is_one else scores
@@ -220,9 +220,10 @@ class Model:
         from hanlin.evaluation.decisions.questions import read_questions
         from hanlin.evaluation.decisions.rows import read_row
 
-        is_one, is_single = isinstance(records, str | Mapping), isinstance(questions, Mapping)
+        (rows, is_one), is_single = one_or_several(records), isinstance(questions, Mapping)
         asked = None if questions is None else read_questions([questions] if is_single else questions)
-        rows: list[Any] = [records] if is_one else list(records)
+        if asked is None and any(isinstance(row, str) for row in rows):
+            raise DataError("questions: a text asks nothing by itself; say what is to be decided about it")
         if asked is not None:
             rows = [{"input": row} if isinstance(row, str) else row for row in rows]
         limit = self._engine.max_length
@@ -252,7 +253,7 @@ class Model:
         if questions is not None:
             asked = read_questions([questions] if isinstance(questions, Mapping) else questions)
         limit, read = self._engine.max_length, []
-        for number, row in enumerate(rows):
+        for number, row in enumerate(one_or_several(rows)[0]):
             read.append(self._named(number, lambda processor, one: read_row(processor, one, limit, asked), row))
             self._named(number, golds_of, read[-1])
         with self._computing(self.recipe.generate):
@@ -270,7 +271,7 @@ class Model:
         Raises: CheckpointError when the folder is there (overwrite replaces it), or has no such layout; ConfigError
         for a model without an adapter whose weights `model.quantise` has packed.
         """
-        model, target = self.recipe.model, Path(folder)
+        model, target = self.recipe.model, path_of(folder, "folder")
         how = ConvertSettings(to=to, family=model.family, options=self.recipe.data.options, overwrite=overwrite)
         if model.quantise is not None and model.adapter is None:
             raise ConfigError(
@@ -290,7 +291,13 @@ class Model:
         if self._temperature is None:
             found = calibrated_by(self._components)
             self._temperature = 1.0 if found is None else found.temperature
-        return Decider(self._engine, batch_size or self.recipe.generate.batch_size, self._temperature)
+        return Decider(self._engine, self._batch_size(batch_size), self._temperature)
+
+    def _batch_size(self, given: int | None) -> int:
+        size = self.recipe.generate.batch_size if given is None else given
+        if type(size) is not int or size < 1:
+            raise ConfigError(f"batch_size: expected a whole number above 0, found {size!r:.80}")
+        return size
 
     def _save_from_memory(self, target: Path, how: ConvertSettings) -> Written:
         from hanlin.formats.convert import held_source
@@ -363,7 +370,11 @@ class Model:
         self._memories.append(memory)
 
     def _seed(self, seed: int | None) -> int:
-        return self.recipe.run.seed if seed is None else seed
+        if seed is None:
+            return self.recipe.run.seed
+        if type(seed) is not int or seed < 0:
+            raise ConfigError(f"seed: expected a whole number, 0 or above, found {seed!r:.80}")
+        return seed
 
     @contextmanager
     def _computing(self, options: GenerateSettings) -> Iterator[None]:

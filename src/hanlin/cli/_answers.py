@@ -134,11 +134,6 @@ def _keep_whole_lines(path: Path) -> int:
 
 def identity_of(components: Components, records: str) -> str:
     """Hash of all that decides the answers; records: their fingerprint. Of weights the files' sizes and times count."""
-    adapter = components.recipe.model.adapter
-    files = [
-        *(components.source.weights.files if components.source is not None else ()),
-        *(() if adapter is None else [adapter] if adapter.is_file() else sorted(adapter.rglob("*"))),
-    ]
     facts = [
         records,
         components.identity(),
@@ -146,7 +141,7 @@ def identity_of(components: Components, records: str) -> str:
         components.recipe.run.seed,
         components.recipe.train.precision,
         components.recipe.data.bad_rows,
-        [[str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns] for file in files],
+        [[str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns] for file in components.weight_files()],
     ]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 

@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from hanlin.core.errors import CheckpointError, HanlinError
+from hanlin.core.errors import CheckpointError, ConfigError, HanlinError
 from hanlin.core.json_text import parse_json
 from hanlin.core.locks import LOCK_FILE, lock_file, try_lock
 from hanlin.core.os_errors import naming, reason_of, writable
@@ -33,6 +33,7 @@ __all__ = [
     "has_file",
     "may_write",
     "missing_link",
+    "path_of",
     "private_folder",
     "private_name",
     "published",
@@ -86,6 +87,16 @@ def replaced_file(path: Path) -> Iterator[IO[bytes]]:
 def check_readable(path: Path) -> None:
     """Raises: OSError, which readers of other programs would take for a damaged file."""
     path.open("rb").close()
+
+
+def path_of(given: Any, name: str) -> Path:
+    """What a caller names a file or folder by; name: of the argument.
+
+    Raises: ConfigError.
+    """
+    if not isinstance(given, str | os.PathLike):
+        raise ConfigError(f"{name}: expected the path of a file or folder, found {given!r:.80}")
+    return Path(given)
 
 
 def expanded(path: Path) -> Path:

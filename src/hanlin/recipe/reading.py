@@ -8,6 +8,8 @@ that is one of several (another optimizer), what the file says to the old one al
 from __future__ import annotations
 
 import difflib
+import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -122,7 +124,7 @@ def read_recipe(source: RecipeSource, overrides: Overrides = ()) -> Draft:
         places = {key: _GIVEN for name, value in values.items() for key in _keys_inside(name, value)}
         problems = _apply_overrides(values, places, overrides)
         return _draft(values, problems, places, _GIVEN)
-    given = expanded(Path(source))
+    given = expanded(_path_of(source))
     path = _recipe_file(given)
     values, lines, problems = _parse(path)
     if _is_run(given) and isinstance(values.setdefault("run", {}), dict):
@@ -180,11 +182,18 @@ def _is_run(path: Path) -> bool:
     return any((path / name).exists() for name in ("checkpoints", "best", "last", "log.txt"))
 
 
+def _path_of(source: Any) -> Path:
+    """Raises: ConfigError."""
+    if not isinstance(source, str | os.PathLike):
+        raise ConfigError(f"expected a folder, a recipe (a file, a dict or settings), found {source!r:.80}")
+    return Path(source)
+
+
 def is_recipe(source: RecipeSource) -> bool:
     """Whether a source is a recipe or a run folder, by its name; else it is weights, or data."""
     if isinstance(source, Mapping | Recipe):
         return True
-    path = expanded(Path(source))
+    path = expanded(_path_of(source))
     return path.suffix in (".yaml", ".yml") or (path / "config.yaml").is_file()
 
 
@@ -198,6 +207,8 @@ def _recipe_file(path: Path) -> Path:
     if not path.is_file():
         here = [str(found) for found in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
         close = [] if path.exists() or path.is_symlink() else difflib.get_close_matches(str(path), here, n=1)
+        if not close and re.match(r"[a-z_]+(\.\w+)*=", str(path)):
+            raise ConfigError(f"{path}: a setting where a recipe is expected; it stands behind the recipe")
         near = f"; did you mean {close[0]}?" if close else _where_shipped(path)
         raise ConfigError(f"{path}: there is no such recipe{missing_link(path)}{near}")
     if path.suffix.lower() in _DATA_ENDINGS:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from hanlin.core.errors import ConfigError
-from hanlin.recipe.reading import nearest
 
 __all__ = ["shipped_file", "shipped_files"]
 
@@ -33,7 +34,15 @@ def shipped_file(name: str) -> Path:
     files = [*shipped_files("recipes"), *shipped_files("examples")]
     found = next((file for file in files if name in (file.name, file.stem)), None)
     if found is None:
-        names = [file.name for file in files]
-        close = nearest(name, [*names, *(file.stem for file in files)])
-        raise ConfigError(f"there is no recipe or example {name!r}{close}; see `hanlin recipes`")
+        near = _near(name, [file.stem if file.suffix == ".yaml" else file.name for file in files])
+        raise ConfigError(f"there is no recipe or example {name!r:.80}{near}; see `hanlin recipes`")
     return found
+
+
+def _near(name: str, known: Sequence[str]) -> str:
+    """Up to three names that may be meant, to add to a message; nothing where none may."""
+    asked = Path(name.lower().replace("-", "_")).stem
+    parts = [one for one in known if len(asked) > 1 and asked in one.lower()]
+    close = [*difflib.get_close_matches(asked, known, n=3, cutoff=0.6), *parts]
+    shown = list(dict.fromkeys(close))[:3]
+    return f"; did you mean {' or '.join(map(repr, shown))}?" if shown else ""

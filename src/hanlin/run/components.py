@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -22,6 +23,9 @@ from hanlin.recipe.settings import Recipe
 
 if TYPE_CHECKING:
     from hanlin.adapters.adapter import Adapter
+
+_BESIDE = re.compile(r"manifest\.json|calibration\.(json|png)|README(\..*)?|\..*", re.IGNORECASE)
+"""What may lie in an adapter's folder and decides nothing."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,16 @@ class Components:
             self.source.config({name: given[name] for name in given if not name.startswith("label")}).labels
         )
         return self.config if has_labels else replace(self.config, labels=())
+
+    def weight_files(self) -> list[Path]:
+        """Those of the base and of the adapter, with its settings; what else lies beside them (manifest, calibration,
+        model card) decides nothing.
+        """
+        base, adapter = () if self.source is None else self.source.weights.files, self.recipe.model.adapter
+        if adapter is None or adapter.is_file():
+            return [*base, *([] if adapter is None else [adapter])]
+        own = [file for file in sorted(adapter.rglob("*")) if file.is_file() and not _BESIDE.fullmatch(file.name)]
+        return [*base, *own]
 
     def identity(self) -> str:
         """Hash of all that decides the model's answers besides its tensors: configuration, tokenizer, how records are

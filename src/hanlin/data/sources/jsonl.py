@@ -20,7 +20,7 @@ from hanlin.core.errors import DataError
 from hanlin.core.files import replaced_file
 from hanlin.core.json_text import decode_utf8, parse_json
 from hanlin.data.file_array import FileBytes
-from hanlin.data.sources.packed import read_unpacked
+from hanlin.data.sources.packed import name_inside, read_unpacked
 from hanlin.data.sources.records import BadRowError
 
 BOM = b"\xef\xbb\xbf"
@@ -28,6 +28,9 @@ SCAN_BYTES = 1 << 26
 MAX_LINE_BYTES = 1 << 25
 """A longer line is no record; to encode it would take a hundred times its size."""
 
+_OF_TEXT = (
+    '; plain text has no rows: write each text as a line {"text": "..."}, or make a corpus of it (hanlin prepare --to)'
+)
 CUT_OFF = "not JSON: the file ends in the middle of this row; it was cut off while it was written"
 
 
@@ -62,7 +65,8 @@ class JsonlSource:
         try:
             return parse_row(line, is_cut=self._is_cut(row))
         except ValueError as error:
-            raise BadRowError(self.where(row), str(error)) from None
+            hint = _OF_TEXT if name_inside(self.path).suffix.lower() == ".txt" else ""
+            raise BadRowError(self.where(row), f"{error}{hint}") from None
 
     def where(self, row: int) -> str:
         return f"{self.path}:{self._lines[row]}"
