@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -25,6 +26,9 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 
 import hanlin
 from hanlin.diagnosis.npu_operations import is_listed
+from hanlin.layers import attention_kernels
+from hanlin.layers.attention_kernels import AttentionKernel, KernelScope
+from hanlin.layers.sequences import varlen_attention
 
 NAME = "npu"
 aten = torch.ops.aten
@@ -63,13 +67,14 @@ class UnsupportedError(RuntimeError):
 @dataclass(frozen=True)
 class Profile:
     """refused: dtypes that the device cannot hold; attention: the kernel for what it is given, "fused" or "plain"
-    (matrix products), None: not known.
+    (matrix products), None: not known; capability: of CUDA, which masks are made for (attention_kernels.py).
     """
 
     name: str
     refused: frozenset[torch.dtype] = frozenset()
     attention: Callable[..., str] | None = None
     has_tanh_gelu_only: bool = False
+    capability: int = 0
 
 
 def npu_attention(
@@ -117,8 +122,8 @@ def plain_attention(*args: Any, enable_gqa: bool = False, **kwargs: Any) -> str:
 
 
 PROFILES = {
-    "cuda-sm90": Profile("cuda-sm90"),
-    "cuda-sm70": Profile("cuda-sm70", frozenset({torch.bfloat16})),
+    "cuda-sm90": Profile("cuda-sm90", capability=90),
+    "cuda-sm70": Profile("cuda-sm70", frozenset({torch.bfloat16}), capability=70),
     "npu": Profile("npu", frozenset({torch.float64}), npu_attention, has_tanh_gelu_only=True),
     "npu-910a": Profile(
         "npu-910a", frozenset({torch.float64, torch.bfloat16}), plain_attention, has_tanh_gelu_only=True
@@ -210,6 +215,8 @@ class _Mode(TorchDispatchMode):
 class _Attention(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if func is varlen_attention and _profile.capability and isinstance(args[0], DeviceTensor):
+            COSTS.attention["varlen"] += 1
         is_attention = getattr(func, "__name__", "") == "scaled_dot_product_attention"
         if is_attention and _profile.attention is not None and isinstance(args[0], DeviceTensor):
             COSTS.attention[_profile.attention(*args, **kwargs)] += 1
@@ -288,8 +295,15 @@ def stand_in(profile: str = "cuda-sm90") -> Iterator[Costs]:
     global _profile  # noqa: PLW0603
     _profile = PROFILES[profile]
     COSTS.clear()
-    with _Mode(), _Attention():
+    with patch.object(attention_kernels, "_scope_of", _scope), _Mode(), _Attention():
         yield COSTS
+
+
+def _scope(device: torch.device, choice: AttentionKernel) -> KernelScope:
+    """Of CUDA's kernels those that take no masks are planned with, and computed by plain products."""
+    if device.type == NAME and _profile.capability:
+        return KernelScope("cuda", choice, None, _profile.capability)
+    return KernelScope(device.type, choice, device)
 
 
 # --- what torch has to know of the device ---

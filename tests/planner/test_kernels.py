@@ -75,3 +75,17 @@ def test_a_model_moves_to_another_device_with_its_own_kernels() -> None:
     assert (job.precision, old.precision) == ("bf16", "fp16")
     assert set(job.trace(Layout()).attention.values()) == {"flash"}
     assert set(old.trace(Layout()).attention.values()) == {"efficient"}  # each query head has keys of its own there
+
+
+@pytest.mark.parametrize("family", ["chatglm2", "cpm1"])
+@pytest.mark.parametrize(("device", "choice"), [("H100-80", "auto"), ("V100-32", "auto"), ("H100-80", "efficient")])
+def test_a_prefix_needs_no_mask_where_samples_go_one_behind_the_other(family: str, device: str, choice: str) -> None:
+    """The plan runs the model's own choice."""
+    changes = ["tuning.method=prefix", "train.precision=auto", f"run.attention={choice}"]
+    recipe = tiny_recipe(family, *changes, *(["model.config.attention_dropout=0"] if family == "cpm1" else []))
+    found = PlannedModel(recipe, SequenceLengths(128), device=DEVICES[device]).trace(Layout())
+    is_varlen = (device, choice) == ("H100-80", "auto")
+    assert set(found.attention.values()) == {"varlen" if is_varlen else "efficient"}
+    if is_varlen:
+        [(call, kernel)] = found.attention.items()
+        assert why_not_flash(call, kernel, DEVICES[device]) == ""

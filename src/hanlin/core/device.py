@@ -81,12 +81,22 @@ def communication_backend(device: torch.device) -> str:
         ) from None
 
 
+def cuda_capability(device: torch.device) -> int:
+    """80 for a compute capability of 8.0; 0 where it is no CUDA device."""
+    import torch
+
+    if device.type != "cuda":
+        return 0
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
 def has_bf16(device: torch.device) -> bool:
     """Whether its arithmetic knows bf16; a CPU's does, if slowly."""
     import torch
 
     if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
+        return cuda_capability(device) >= 80
     known = getattr(getattr(torch, device.type, None), "is_bf16_supported", None)
     return known is None or bool(known())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,8 +11,17 @@ from torch.nn import functional
 
 from hanlin.core.device import best_precision
 from hanlin.diagnosis.finding import Finding
-from hanlin.layers.attention_kernels import AttentionKernel, attention_kernels, lone_kernel, lone_kernels
+from hanlin.layers.attention_kernels import (
+    AttentionKernel,
+    AttentionUse,
+    attention_kernels,
+    kernel_scope,
+    lone_kernel,
+    lone_kernels,
+    works_here,
+)
 from hanlin.layers.precision import DTYPES
+from hanlin.layers.sequences import rehearse_varlen
 
 __all__ = ["attention_findings"]
 
@@ -34,6 +44,16 @@ def attention_findings(device: torch.device) -> Iterator[Finding]:
         yield Finding(
             f"{device} attention {kernel}", "; ".join(part for part in parts if part), is_well, {precision: told}
         )
+    yield from _without_masks(device, precision)
+
+
+def _without_masks(device: torch.device, precision: str) -> Iterator[Finding]:
+    """Of samples one behind the other, where a device has a kernel for them."""
+    use, scope = AttentionUse(DTYPES[precision], _HEAD_DIM, is_trained=True), kernel_scope(device)
+    if replace(scope, device=None, planned_version=scope.version).takes_sequences(use):
+        works = works_here(rehearse_varlen, device, use.dtype, use.head_dim)
+        state = "works" if works else "does not work; runs go on with masks (the log says why)"
+        yield Finding(f"{device} attention varlen", f"samples one behind the other: {state}", works, {precision: state})
 
 
 def _mask(kind: str) -> torch.Tensor:

@@ -16,63 +16,8 @@ from torch.nn import functional
 
 from hanlin.core.transfer import on_host, to_device
 from hanlin.layers.attention_kernels import takes_shared_keys
-
-
-@dataclass(frozen=True)
-class AttentionWindows:
-    """Positions of packed rows `[batch, length]` grouped into windows `[groups, width]` that attend among themselves.
-
-    positions: `[groups, width]`, number of the position in the flattened batch, -1 = padding;
-    slots: `[batch * length]`, number of the slot in the flattened windows, -1 = in no window.
-    """
-
-    positions: torch.Tensor
-    slots: torch.Tensor
-
-    @staticmethod
-    def of(windows: torch.Tensor, length: int) -> AttentionWindows:
-        """windows: `[batch, windows, width]` positions inside the row, -1 = padding; none stands in two windows."""
-        num_rows = windows.shape[0]
-        starts = torch.arange(num_rows, device=windows.device)[:, None, None] * length
-        positions = torch.where(windows >= 0, windows + starts, -1).flatten(0, 1)
-        slots = positions.new_full((num_rows * length + 1,), -1)
-        # All padding writes to the extra last entry.
-        slots[positions.flatten().where(positions.flatten() >= 0, num_rows * length)] = torch.arange(
-            positions.numel(), device=positions.device
-        )
-        return AttentionWindows(positions, slots[:-1])
-
-    def group_numbers(self, numbers: torch.Tensor) -> torch.Tensor:
-        """Numbers `[batch, length]` -> `[groups, width]`; padding gets those of the first position."""
-        return numbers.flatten()[self.positions.clamp(min=0)]
-
-    def group(self, vectors: torch.Tensor) -> torch.Tensor:
-        """`[batch, length, size]` -> `[groups, width, size]`; padding is 0."""
-        grouped = _Regroup.apply(vectors.flatten(0, 1), self.positions.flatten(), self.slots)
-        return grouped.unflatten(0, self.positions.shape)
-
-    def ungroup(self, vectors: torch.Tensor, length: int) -> torch.Tensor:
-        """`[groups, width, size]` -> `[batch, length, size]`; positions in no window are 0."""
-        ungrouped = _Regroup.apply(vectors.flatten(0, 1), self.slots, self.positions.flatten())
-        return ungrouped.unflatten(0, (-1, length))
-
-
-class _Regroup(torch.autograd.Function):
-    """Take rows by `index` (-1 = zeros); `inverse` says where each row went, so the gradient is a taking as well."""
-
-    @staticmethod
-    def forward(ctx, rows: torch.Tensor, index: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(inverse)
-        return _take(rows, index)
-
-    @staticmethod
-    def backward(ctx, gradient: torch.Tensor):
-        (inverse,) = ctx.saved_tensors
-        return _take(gradient, inverse), None, None
-
-
-def _take(rows: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    return rows.index_select(0, index.clamp(min=0)).masked_fill_((index < 0)[:, None], 0)
+from hanlin.layers.attention_windows import AttentionWindows
+from hanlin.layers.sequences import Sequences, varlen_attention
 
 
 @dataclass(frozen=True)
@@ -80,16 +25,17 @@ class AttentionMask:
     """Additive attention bias or boolean mask: made once per forward pass, used by all blocks.
 
     mask: `[groups or 1, heads or 1, queries, keys]`; a bias that is added to the scores, -inf where the query may not
-    look, or bool, True where it may. None: causal, a query sees the keys up to its own position, or all of them if it
-    is the only one.
+    look, or bool, True where it may. None: causal, the last query stands at the last key and sees them all.
     empty_queries: bool `[groups, queries]`, where a query sees nothing: its mask is open, its result is set to 0. None:
     every query sees something.
     windows: None = every row of the batch is one group.
+    sequences: what the positions of the whole batch are divided into, in place of all of these.
     """
 
     mask: torch.Tensor | None = None
     empty_queries: torch.Tensor | None = None
     windows: AttentionWindows | None = None
+    sequences: Sequences | None = None
     _parts: dict[tuple[int | None, int | None, int], AttentionMask] = field(
         default_factory=dict, init=False, repr=False
     )
@@ -172,33 +118,49 @@ def attention(
     probabilities that is dropped; scale: factor of the scores, None: 1 / sqrt(head_dim).
     Returns `[groups, queries, heads * head_dim]`.
     """
-    kv_heads = key.shape[1]
-    repeats = query.shape[1] // kv_heads
+    repeats = query.shape[1] // key.shape[1]
     if query.shape[2] == 1:
-        # The query heads of a group stand as queries side by side: no copy of a long KV cache.
-        folded = query.squeeze(2).unflatten(1, (kv_heads, -1))
-        seen = mask.mask
-        if seen is not None and repeats > 1:
-            seen = seen.expand(-1, -1, repeats, -1)  # an NPU's kernel takes a mask for every query only
-        mixed = functional.scaled_dot_product_attention(
-            folded, key, value, attn_mask=seen, dropout_p=dropout, scale=scale
-        ).flatten(1)[:, None]
-    elif mask.mask is None:
-        is_grouped = repeats > 1 and takes_shared_keys(query)
-        if not is_grouped:
-            key, value = (for_each_query_head(part, repeats) for part in (key, value))
-        mixed = functional.scaled_dot_product_attention(
-            query, key, value, is_causal=True, enable_gqa=is_grouped, dropout_p=dropout, scale=scale
-        )
-        mixed = mixed.transpose(1, 2).flatten(2)
+        mixed = _of_lone_query(query, key, value, mask, dropout, scale)
+    elif mask.mask is None and query.shape[2] < key.shape[2]:
+        mixed = _at_the_end(query, key, value, scale)
     else:
         # CUDA has no fast kernel for a mask together with enable_gqa.
-        key, value = (for_each_query_head(part, repeats) for part in (key, value))
-        mixed = functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask.mask, dropout_p=dropout, scale=scale
-        )
+        is_causal = mask.mask is None
+        is_grouped = is_causal and repeats > 1 and takes_shared_keys(query)
+        if not is_grouped:
+            key, value = (for_each_query_head(part, repeats) for part in (key, value))
+        options = {"dropout_p": dropout, "is_causal": is_causal, "scale": scale, "enable_gqa": is_grouped}
+        mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask.mask, **options)
         mixed = mixed.transpose(1, 2).flatten(2)
     return mixed if mask.empty_queries is None else mixed.masked_fill(mask.empty_queries[..., None], 0)
+
+
+def _of_lone_query(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: AttentionMask,
+    dropout: float,
+    scale: float | None,
+) -> torch.Tensor:
+    """The query heads of a group stand as queries side by side: no copy of a long KV cache."""
+    kv_heads = key.shape[1]
+    seen = mask.mask
+    if seen is not None and query.shape[1] > kv_heads:
+        # An NPU's kernel takes a mask for every query only.
+        seen = seen.expand(-1, -1, query.shape[1] // kv_heads, -1)
+    folded = query.squeeze(2).unflatten(1, (kv_heads, -1))
+    return functional.scaled_dot_product_attention(
+        folded, key, value, attn_mask=seen, dropout_p=dropout, scale=scale
+    ).flatten(1)[:, None]
+
+
+def _at_the_end(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None) -> torch.Tensor:
+    """Causal attention of the last positions of rows to all of them."""
+    rows, queries = len(query), query.shape[2]
+    sequences = Sequences.of_rows(rows, queries, key.shape[2], query.device)
+    query, key, value = (part.transpose(1, 2).flatten(0, 1) for part in (query, key, value))
+    return varlen_attention(query, key, value, sequences, scale).flatten(1).unflatten(0, (rows, queries))
 
 
 def for_each_query_head(part: torch.Tensor, repeats: int) -> torch.Tensor:
@@ -279,6 +241,19 @@ class Branches:
         """Which keys belong to the query's branch, or stand before it in the trunk: bool `[batch, queries, keys]`."""
         own = same_span(self.branch, self.branch)
         return own | ((self.fork == 0)[:, None, :] & (self.position[:, None, :] < self.fork[:, :, None]))
+
+
+def packed_sequences(spans: torch.Tensor, prefix: int = 0) -> AttentionMask:
+    """`packed_causal_mask` without branches, for a kernel that takes sequences; prefix: keys before those of each."""
+    on_cpu = on_host(spans)
+    rows, length = on_cpu.shape
+    is_first = torch.ones(rows, length, dtype=torch.bool)
+    is_first[:, 1:] = on_cpu[:, 1:] != on_cpu[:, :-1]
+    is_whole = bool((is_first[:, 1:] & (on_cpu[:, 1:] >= 0)).sum() == 0)
+    if is_whole and not prefix:
+        return AttentionMask()  # nobody looks ahead, so padding on the right disturbs nobody
+    starts = torch.cat((is_first.flatten().nonzero().flatten(), torch.tensor([rows * length])))
+    return AttentionMask(sequences=Sequences.of_lengths(starts.diff().tolist(), prefix, spans.device))
 
 
 def packed_causal_mask(spans: torch.Tensor, branches: Branches | None = None) -> AttentionMask:

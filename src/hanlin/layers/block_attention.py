@@ -15,9 +15,12 @@ from hanlin.layers.attention import (
     branched_causal_mask,
     cached_causal_mask,
     packed_causal_mask,
+    packed_sequences,
 )
+from hanlin.layers.attention_kernels import AttentionUse, kernel_scope
 from hanlin.layers.kv_cache import KVCache
 from hanlin.layers.prefix import Prefix, PrefixSource
+from hanlin.layers.sequences import Sequences, varlen_attention
 
 
 @dataclass(frozen=True)
@@ -42,11 +45,54 @@ def make_attention_context(
     """mask: of the positions of this call, `tokens` `[batch, length]`, without the prefix; prefix: that of the
     model; dtype: of the scores.
     """
-    if prefix is None:
-        return AttentionContext(mask.additive(dtype), {}, kv_cache)
+    mask = mask if prefix is None else mask.with_prefix(prefix.length, tokens)
+    return _with_prefixes(mask.additive(dtype), prefix, kv_cache)
+
+
+def _with_prefixes(mask: AttentionMask, prefix: PrefixSource | None, kv_cache: KVCache | None) -> AttentionContext:
     is_kept = kv_cache is not None and kv_cache.has_keys
-    mask = mask.with_prefix(prefix.length, tokens).additive(dtype)
-    return AttentionContext(mask, {} if is_kept else prefix(), kv_cache)
+    return AttentionContext(mask, {} if prefix is None or is_kept else prefix(), kv_cache)
+
+
+@dataclass(frozen=True)
+class CausalRows:
+    """The positions of a call of a causal model.
+
+    tokens, spans: `[batch, length]`; see `packed_causal_mask`; spans None: a row is one sample; branches: of its
+    positions, never with a cache.
+    """
+
+    tokens: torch.Tensor
+    spans: torch.Tensor | None = None
+    branches: Branches | None = None
+
+
+def make_causal_context(
+    rows: CausalRows, prefix: PrefixSource | None, kv_cache: KVCache | None, use: AttentionUse
+) -> AttentionContext:
+    """`make_attention_context` under a causal mask within each sample, which is not made where a kernel needs none.
+
+    The positions of this call are added to the KV cache.
+    """
+    # With a cache only several positions of rows that hold one sample each (no `spans`) stand at the end of their keys.
+    is_plain = rows.branches is None and (kv_cache is None or (rows.spans is None and rows.tokens.shape[1] > 1))
+    if is_plain and kernel_scope(rows.tokens.device).takes_sequences(use):
+        return _with_prefixes(_unmasked(rows, prefix, kv_cache), prefix, kv_cache)
+    mask = causal_mask_of_call(rows.tokens, rows.spans, kv_cache, rows.branches)
+    return make_attention_context(mask, rows.tokens, prefix, kv_cache, use.dtype)
+
+
+def _unmasked(rows: CausalRows, prefix: PrefixSource | None, kv_cache: KVCache | None) -> AttentionMask:
+    if kv_cache is not None:
+        kv_cache.add_positions(spans=torch.zeros_like(rows.tokens))
+        return AttentionMask()
+    length = 0 if prefix is None else prefix.length
+    if rows.spans is not None:
+        return packed_sequences(rows.spans, length)
+    if not length:
+        return AttentionMask()
+    count, width = rows.tokens.shape
+    return AttentionMask(sequences=Sequences.of_lengths([width] * count, length, rows.tokens.device))
 
 
 def causal_mask_of_call(
@@ -80,6 +126,8 @@ def block_attention(
     name: the block's; query: `[batch, length, heads, head_dim]`; key, value: `[batch, length, kv_heads, head_dim]`.
     Returns `[batch, length, heads * head_dim]`.
     """
+    if context.mask.sequences is not None:
+        return _sequence_attention(context, name, query, key, value)
     windows, length = context.mask.windows, query.shape[1]
     if windows is not None:
         query, key, value = (
@@ -92,3 +140,15 @@ def block_attention(
         return attention_by_rows(query, context.kv_cache.keys_of_rows(name, key, value), context.mask, dropout=dropout)
     mixed = attention(query, key, value, context.mask, dropout=dropout)
     return mixed if windows is None else windows.ungroup(mixed, length)
+
+
+def _sequence_attention(
+    context: AttentionContext, name: str, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+) -> torch.Tensor:
+    sequences = context.mask.sequences
+    assert sequences is not None
+    key, value = key.flatten(0, 1), value.flatten(0, 1)
+    if name in context.prefixes:
+        key, value = sequences.with_prefix(context.prefixes[name], key, value)
+    mixed = varlen_attention(query.flatten(0, 1), key, value, sequences)
+    return mixed.flatten(1).unflatten(0, query.shape[:2])

@@ -22,9 +22,13 @@ class Prefix:
         """Put the prefix before keys and values `[batch, kv_heads, length, head_dim]`."""
         return self._joined(self.keys, keys), self._joined(self.values, values)
 
-    def _joined(self, prefix: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-        repeated = prefix.to(own.dtype).expand(own.shape[0], -1, -1, -1)
-        return torch.cat((functional.dropout(repeated, self.dropout, self.dropout > 0), own), dim=2)
+    def of_rows(self, rows: int, part: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Its keys or values for each of some rows: `[rows, kv_heads, length, head_dim]`."""
+        repeated = part.to(dtype).expand(rows, -1, -1, -1)
+        return functional.dropout(repeated, self.dropout, self.dropout > 0)
+
+    def _joined(self, part: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+        return torch.cat((self.of_rows(len(own), part, own.dtype), own), dim=2)
 
 
 class PrefixSource(nn.Module):

@@ -154,7 +154,7 @@ class AnsweringModel:
                     self._call(model, cache, slots[:rows], self._inputs(rows, known))
                 counter.work.clear()
                 counter.peak, before, held = counter.live, counter.live, sections.total()
-                with attention:
+                with attention.in_place():
                     self._call(model, cache, slots[:rows], self._inputs(rows, new))
                 transient = counter.peak - before - (sections.total() - held)
         transient += rows * self.config.vocab_size * 4 * _LOGIT_COPIES

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -13,9 +14,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from hanlin.layers.attention import for_each_query_head
-from hanlin.layers.attention_kernels import AttentionKernel
+from hanlin.layers.attention_kernels import AttentionKernel, planned_kernels
 from hanlin.layers.experts import Experts
 from hanlin.layers.precision import matmul_dtype
+from hanlin.layers.sequences import Sequences, varlen_attention
 from hanlin.planner.devices import Device
 from hanlin.planner.kernels import AttentionCall, kernel_of
 from hanlin.planner.memory_tracker import tensor_bytes
@@ -35,8 +37,17 @@ class DeviceAttention(TorchFunctionMode):
         self.calls: dict[AttentionCall, AttentionKernel] = {}
         self.bias_bytes = 0
 
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Masks are made as for the device, and attention is computed by its kernels."""
+        device = self.device
+        with nullcontext() if device is None else planned_kernels(device.kind, device.version, self.choice), self:
+            yield
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is varlen_attention:
+            return self._sequences(*args, **kwargs)
         if func is not functional.scaled_dot_product_attention:
             return func(*args, **kwargs)
         dtype, mask = matmul_dtype(args[0]), kwargs.get("attn_mask")
@@ -61,6 +72,17 @@ class DeviceAttention(TorchFunctionMode):
         # Two products of [queries, keys], each of 2 FLOP, half of them where nobody looks ahead.
         flops = 4 * parts[0].numel() * parts[1].shape[-2] // (1 + call.is_causal)
         return _Kernel.apply(*parts, mask, (flops, functools.partial(self.counter.note, kernel)))
+
+    def _sequences(self, *parts: torch.Tensor, sequences: Sequences, scale: float | None = None) -> torch.Tensor:
+        del scale
+        query, key, value = (part.to(matmul_dtype(part)) for part in parts)
+        is_square = sequences.most_queries == sequences.most_keys
+        is_grouped = query.shape[-2] != key.shape[-2]
+        call = AttentionCall(query.dtype, query.shape[-1], None, True, is_grouped, is_square)
+        self.calls[call] = "varlen"
+        seen = sequences.most_keys - sequences.most_queries // 2  # a query sees on average
+        work = (4 * query.numel() * seen, functools.partial(self.counter.note, "varlen"))
+        return _Kernel.apply(query, key, value, None, work)
 
 
 class _Kernel(torch.autograd.Function):

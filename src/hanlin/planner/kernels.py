@@ -1,9 +1,10 @@
 """Which kernel computes an attention on a device, told from the arguments of the call as torch's dispatcher does.
 
 CUDA: the filters of `sdp_utils.cpp` of torch 2.11 to 2.13, of those that our calls can meet. Flash takes half precision
-from sm80 on, heads of at most 256, no mask. Efficient takes masks and fp32, but no grouped heads (`enable_gqa`), and
-heads whose size suits its products. What no kernel takes is computed by plain products (math), which hold the scores
-and the probabilities of all heads in fp32.
+from sm80 on, heads of at most 256, no mask; it is called varlen where it computes samples one behind the other, which
+the model itself decides when it makes its masks (layers/attention_kernels.py). Efficient takes masks and fp32, but no
+grouped heads (`enable_gqa`), and heads whose size suits its products. What no kernel takes is computed by plain
+products (math), which hold the scores and the probabilities of all heads in fp32.
 
 Ascend: torch_npu's attention is fused from the A2 on, in half precision, for calls without a mask or with a boolean
 one; a bias that is added, fp32 and the 910A get plain products.
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend
 
-from hanlin.layers.attention_kernels import ALLOWED_KERNELS, AttentionKernel
+from hanlin.layers.attention_kernels import ALLOWED_KERNELS, AttentionKernel, AttentionUse, flash_takes
 from hanlin.planner.devices import Device
 
 __all__ = ["AttentionCall", "kernel_of", "why_not_flash"]
@@ -80,7 +81,7 @@ def kernel_of(call: AttentionCall, device: Device, choice: AttentionKernel = "au
 
 def why_not_flash(call: AttentionCall, kernel: AttentionKernel, device: Device) -> str:
     """What keeps a call from the fastest kernel, in words; empty: nothing."""
-    if kernel == "flash":
+    if kernel in ("varlen", "flash"):
         return ""
     reasons = [
         "it has no flash attention" if not device.has_flash else "",
@@ -93,11 +94,8 @@ def why_not_flash(call: AttentionCall, kernel: AttentionKernel, device: Device) 
 
 
 def _flash_takes(call: AttentionCall, device: Device) -> bool:
-    is_square = call.is_square or not call.is_causal
-    takes = device.has_flash and call.is_half and call.mask is None and call.head_dim <= 256 and is_square
-    if takes and device.is_small and call.is_trained:  # the backward pass of wide heads needs much shared memory
-        return call.head_dim <= 192 or (call.head_dim > 224 and not call.dropout)
-    return takes
+    use = AttentionUse(call.dtype, call.head_dim, call.dropout, call.is_trained)
+    return call.mask is None and (call.is_square or not call.is_causal) and flash_takes(use, device.version)
 
 
 def _efficient_takes(call: AttentionCall, device: Device) -> bool:

@@ -150,7 +150,7 @@ def trace(template: TraceModel, layout: Layout, run: TraceSettings) -> Trace:
             _Mark(model.get_submodule(name), kind, sections)
             for kind, name in zip(template.kinds, block_names(model), strict=True)
         ]
-        with counter, kernels:
+        with counter, kernels.in_place():
             outputs = _forward(model, inputs, run.dtype)
             kept, counter.peak = counter.live, counter.live
             forward = sections.taken()

@@ -269,9 +269,10 @@ class RunSettings(Settings):
     seed: int = Field(default=1234, ge=0, lt=2**32)
     # Where the model runs: cpu, cuda, npu, ... auto: the accelerator that torch finds, else cpu.
     device: str = "auto"
-    # Kernels of attention: flash, efficient, cudnn or math (plain products, also where the kernel named takes no mask).
-    # auto: torch's choice, on CUDA without cuDNN, which plans anew for every shape.
-    attention: Literal["auto", "flash", "efficient", "cudnn", "math"] = "auto"
+    # Kernels of attention: varlen (flash attention of samples one behind the other, without masks), flash, efficient,
+    # cudnn or math (plain products, also where the kernel named does not take a call). auto: varlen where it takes the
+    # call, else torch's choice, on CUDA without cuDNN, which plans anew for every shape.
+    attention: Literal["auto", "varlen", "flash", "efficient", "cudnn", "math"] = "auto"
     # CPU threads; None: torch's choice. The process dies without a word where the system refuses it so many.
     threads: int | None = Field(default=None, gt=0, le=1024)
     # Steps between lines in the log.

@@ -18,7 +18,8 @@ from torch.nn import functional
 from hanlin.core.errors import ConfigError
 from hanlin.core.plan import Plan
 from hanlin.layers.attention import Branches
-from hanlin.layers.block_attention import AttentionContext, block_attention, causal_mask_of_call, make_attention_context
+from hanlin.layers.attention_kernels import AttentionUse
+from hanlin.layers.block_attention import AttentionContext, CausalRows, block_attention, make_causal_context
 from hanlin.layers.kv_cache import KVCache
 from hanlin.layers.label_head import LabelHead
 from hanlin.layers.linear import Linear, product
@@ -137,8 +138,9 @@ class ChatGlm2(nn.Module):
         dtype = matmul_dtype(next(self.parameters()))
         cosine, sine = rotation(self.config, positions, dtype)
         branches = None if given.branches is None else Branches.of(given.branches, positions)
-        mask = causal_mask_of_call(given.tokens, given.spans, kv_cache, branches)
-        return BlockContext(cosine, sine, make_attention_context(mask, given.tokens, self.prefix, kv_cache, dtype))
+        use = AttentionUse(dtype, self.config.head_dim, is_trained=torch.is_grad_enabled())
+        rows = CausalRows(given.tokens, given.spans, branches)
+        return BlockContext(cosine, sine, make_causal_context(rows, self.prefix, kv_cache, use))
 
 
 class Block(nn.Module):

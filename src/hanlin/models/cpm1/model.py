@@ -15,7 +15,8 @@ from torch.nn import functional
 
 from hanlin.core.plan import Plan
 from hanlin.layers.activation import gelu
-from hanlin.layers.block_attention import AttentionContext, block_attention, causal_mask_of_call, make_attention_context
+from hanlin.layers.attention_kernels import AttentionUse
+from hanlin.layers.block_attention import AttentionContext, CausalRows, block_attention, make_causal_context
 from hanlin.layers.kv_cache import KVCache
 from hanlin.layers.linear import Linear
 from hanlin.layers.loss import head_logits, head_loss
@@ -86,8 +87,9 @@ class Cpm1(nn.Module):
         """
         given = Inputs(**inputs)
         hidden = state[0] if state else self._embed(given, kv_cache)
-        mask = causal_mask_of_call(given.tokens, given.spans, kv_cache)
-        context = make_attention_context(mask, given.tokens, self.prefix, kv_cache, matmul_dtype(hidden))
+        dropout = self.config.attention_dropout if self.training else 0.0
+        use = AttentionUse(matmul_dtype(hidden), self.config.head_dim, dropout, is_trained=torch.is_grad_enabled())
+        context = make_causal_context(CausalRows(given.tokens, given.spans), self.prefix, kv_cache, use)
         for name, block in self.blocks.items():
             hidden = block(hidden, context, name)
         if self.norm is None:
