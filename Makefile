@@ -59,6 +59,10 @@ docs: $(INSTALLED) ## links, commands and recipes that the docs name exist
 reference: $(INSTALLED) ## docs/settings.md and docs/settings.zh-CN.md, from the comments above the settings
 	$(RUN)/python -m hanlin.reference
 
+site: $(INSTALLED) ## the docs as HTML in both languages, into site/ (ARGS="--repository URL" where files of the repository are shown)
+	$(RUN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt -e '.[docs]'
+	$(RUN)/python tools/site/build.py $(ARGS)
+
 clean: ## remove the environment
 	rm -rf .venv
 
