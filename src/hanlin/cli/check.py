@@ -1,4 +1,9 @@
-"""Check a recipe: every problem in one list, before anything heavy starts."""
+"""Check a recipe: every problem in one list, before anything heavy starts.
+
+hanlin check recipe.yaml
+hanlin check recipe.yaml train.lr=1e-4 data.max_length=2048    with other settings
+hanlin check recipe.yaml --show                                every setting that has an effect, defaults included
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,9 @@
 
 The settings are printed as YAML, to be put into a recipe; with --one-line as KEY=VALUE for a command line. What has no
 meaning here, or needs a look, is told beside.
+
+hanlin deepspeed ds_config.json                        as YAML
+hanlin deepspeed ds_config.json --data 8 --one-line    as words for a command line of 8 data ranks
 """
 
 from __future__ import annotations

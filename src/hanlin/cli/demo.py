@@ -3,6 +3,9 @@
 A small CPM-Bee learns from scratch to read Chinese phrases aloud (pinyin); then a LoRA on top of it learns their tones.
 Last, a small GPT-2 (CPM-1) is pretrained on idioms as plain text, and makes up some of its own. The data are the phrase
 dictionary of the package pypinyin. Every step is a command that is shown as it is run.
+
+hanlin demo            in a few minutes
+hanlin demo --quick    in a minute: it shows the way, and learns little
 """
 
 from __future__ import annotations

@@ -1,4 +1,9 @@
-"""What this machine and its devices offer, and whether they compute rightly."""
+"""Look at this machine and its devices: what they offer, and whether they compute rightly.
+
+hanlin doctor                        the report, on the terminal
+hanlin doctor --report machine.json  and as a file
+hanlin doctor --npu                  of an Ascend NPU, to be sent
+"""
 
 from __future__ import annotations
 

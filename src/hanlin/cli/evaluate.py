@@ -3,6 +3,10 @@
 The model is the best one of the recipe's run; before there is a run, or with --weights base, it is what the recipe
 starts from. All accelerators of this machine are used, as in training (docs/launching.md); what is scored already is
 not scored again, whatever the number of processes.
+
+hanlin evaluate recipe.yaml                               the best weights of its run
+hanlin evaluate runs/mine --weights last --json s.json    other weights; the scores as a file too
+hanlin evaluate recipe.yaml --weights base evaluate.limit=100    what the run starts from, on 100 records
 """
 
 from __future__ import annotations

@@ -1,4 +1,9 @@
-"""Say what a file or folder is, and why: weights and their layout, an adapter, data, a vocabulary, a recipe, a run."""
+"""Say what a file or folder is, and why: weights and their layout, an adapter, data, a vocabulary, a recipe, a run.
+
+hanlin inspect chatglm2-6b/                 weights: family, layout, shape, dtype
+hanlin inspect pytorch_model.bin --values   likewise, and whether the numbers are sound
+hanlin inspect data/ runs/mine vocab.txt    anything else
+"""
 
 from __future__ import annotations
 

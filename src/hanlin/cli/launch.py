@@ -2,6 +2,9 @@
 
 The hostfile is DeepSpeed's: lines of `host slots=8`. The first machine is where all meet. Python, the project and the
 current folder must be at the same place on all machines. On one machine, `hanlin train` alone does it.
+
+hanlin launch --hostfile hosts train recipe.yaml          one command for each machine, printed
+hanlin launch --hostfile hosts --run train recipe.yaml    the same, executed by ssh
 """
 
 from __future__ import annotations

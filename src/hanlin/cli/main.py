@@ -11,11 +11,12 @@ import importlib
 import pkgutil
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from types import ModuleType
 
 import hanlin
 from hanlin import cli
+from hanlin.cli._completing import answer_shell, is_asked
+from hanlin.cli._parser import CommandParser, add_command, did_you_mean, parse_words
 from hanlin.cli._trust import trusted_files
 from hanlin.core.device import keep_blas_quiet
 from hanlin.core.errors import HanlinError
@@ -40,9 +41,18 @@ _ORDER = (
         "inspect",
         "convert",
         "help",
+        "completion",
     ),
 )
 _NOT_COMMANDS = {"main"}
+_OVERVIEW = """\
+examples:
+  hanlin demo                        see it work, in a few minutes
+  hanlin recipes                     recipes that come with hanlin
+  hanlin train recipe.yaml           train by a recipe
+
+`hanlin help COMMAND` explains a command, `hanlin help train.lr` a setting of a recipe.
+"""
 _LOCALE = "the locale of this terminal ({}) cannot name the file {!r}; set PYTHONUTF8=1, or LC_ALL=C.UTF-8"
 
 
@@ -51,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     run failed), 75 (interrupted and saved), 130 (Ctrl-C).
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    if is_asked():
+        answer_shell(_parser)
     keep_blas_quiet()
     with steady_streams():
         try:
@@ -109,39 +121,37 @@ def command_help(name: str | None) -> str:
     return (_subparsers(parser)[name] if name else parser).format_help()
 
 
-def _subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+def _subparsers(parser: argparse.ArgumentParser) -> dict[str, CommandParser]:
     """The commands of a parser."""
     return next(action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction))
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Parse; settings (`train.lr=1e-4`) may also stand behind the options, where argparse would not take them."""
     parser = _parser(argv)
-    args, rest = parser.parse_known_args(argv)
-    words = getattr(args, "changes", getattr(args, "words", None))
-    if rest and (words is None or any(word.startswith("-") or "=" not in word for word in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if words is not None:
-        words.extend(rest)
-    return args
+    first = argv[0] if argv else ""
+    if first.startswith("--") and not any(option.startswith(first) for option in parser._option_string_actions):
+        parser.error(f"unrecognized arguments: {first}{did_you_mean(first, parser._option_string_actions)}")
+    if first and not first.startswith("-") and first not in command_names():
+        near = did_you_mean(first, command_names()) or "; `hanlin --help` lists them"
+        parser.exit(2, f"hanlin: there is no command {first!r}{near}\n")
+    return parse_words(parser, argv)
 
 
-def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser(argv: Sequence[str]) -> CommandParser:
+    parser = CommandParser(
         prog="hanlin",
         description="Pretrain, tune, evaluate, convert and run the CPM and ChatGLM families of Chinese models.",
-        epilog="Start with `hanlin demo`. `hanlin COMMAND --help` explains a command.",
+        epilog=_OVERVIEW,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"hanlin {hanlin.__version__}")
+    parser.add_argument("-V", "--version", action="version", version=f"hanlin {hanlin.__version__}")
+    parser.set_defaults(parser=parser)
+    parser.examples = _OVERVIEW.splitlines()[1:4]
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     names = command_names()
     wanted = next((word for word in argv if word in names), None)
     for name in [wanted] if wanted else names:
-        module = _command(name)
-        command = commands.add_parser(name, help=module.HELP, description=module.__doc__, formatter_class=_Help)
-        command.register("type", Path, _named_path)
-        module.add_arguments(command)
-        command.set_defaults(run=module.run)
+        add_command(commands, name, _command(name))
     return parser
 
 
@@ -149,18 +159,8 @@ def _command(name: str) -> ModuleType:
     return importlib.import_module(f"hanlin.cli.{name}")
 
 
-def _named_path(text: str) -> Path:
-    if not text:
-        raise argparse.ArgumentTypeError("an empty name; name a file or a folder (. is the current one)")
-    return Path(text)
-
-
 def _in_red(text: str) -> str:
     return f"\033[31m{text}\033[0m" if sys.stderr.isatty() else text
-
-
-class _Help(argparse.RawDescriptionHelpFormatter):
-    """Descriptions are the modules' docstrings, laid out as they are."""
 
 
 if __name__ == "__main__":

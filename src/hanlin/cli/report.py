@@ -1,4 +1,8 @@
-"""Compare runs: one self-contained HTML page with curves and the settings that differ, and the curves as PNG."""
+"""Compare runs: one self-contained HTML page with curves and the settings that differ, and the curves as PNG.
+
+hanlin report runs/mine                                   report.html in the run folder
+hanlin report runs/lora runs/full --output compared.html  several runs beside each other
+"""
 
 from __future__ import annotations
 

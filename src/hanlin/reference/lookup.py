@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_origin
 
 from hanlin.recipe.other_names import OTHER_NAMES
 from hanlin.recipe.settings import Recipe
 from hanlin.reference.settings import NameOrFile, Setting, all_settings, recipe_settings
 
-__all__ = ["KnownAs", "find_settings", "nearest_settings"]
+__all__ = ["KnownAs", "choices_of", "find_settings", "nearest_settings"]
 
 
 @dataclass(frozen=True)
@@ -54,3 +56,19 @@ def _section(name: str) -> Sequence[Setting]:
 
 def _keys(settings: Iterable[Setting]) -> list[str]:
     return list(dict.fromkeys(one.key for one in settings))
+
+
+def choices_of(key: str) -> list[str]:
+    """The values of a setting that has a choice of them, as a command line has them."""
+    kinds = [one.kind for one in all_settings() if one.key == key]
+    return list(dict.fromkeys(choice for kind in kinds for choice in _choices(kind)))
+
+
+def _choices(kind: Any) -> list[str]:
+    if isinstance(kind, NameOrFile):
+        return list(kind.names)
+    if kind is bool:
+        return ["true", "false"]
+    if get_origin(kind) is Literal:
+        return [value if isinstance(value, str) else json.dumps(value) for value in get_args(kind)]
+    return ["null"] if kind is type(None) else [choice for part in get_args(kind) for choice in _choices(part)]
