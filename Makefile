@@ -46,9 +46,10 @@ mutants: $(INSTALLED) ## break one line after another; do the unit tests notice?
 bench: $(INSTALLED) ## a benchmark, as ratios within one run (NAME=step_cpm1 ARGS="--rounds 3"; ARGS=--smoke: does it run?)
 	$(RUN)/python benchmarks/$(NAME).py $(ARGS)
 
-drill: $(INSTALLED) ## kills, damage, hostile files, full disks, fuzzing: an hour on two cores (ARGS="--scale 0.1" for less)
+drill: $(INSTALLED) ## kills, damage, hostile files, full disks, fuzzing, what `make test` leaves out: more than an hour (ARGS="--scale 0.1" for less)
 	$(RUN)/python tests/drills/drill.py $(ARGS)
 ifeq ($(ARGS),)
+	$(RUN)/python -m pytest -m drill
 	$(RUN)/python tests/drills/layouts.py --sample 200
 	HANLIN_SOAK_REQUESTS=10000 $(RUN)/python -m pytest -s tests/serve/test_soak.py
 endif

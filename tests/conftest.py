@@ -26,15 +26,21 @@ FORKING = ("cli", "contract", "parallel", "planner")
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes more than two seconds")
+    config.addinivalue_line("markers", "drill: one of many cells of a test; left to `make drill` (pytest -m drill)")
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Tests that fork this process go first: it must have no threads then, and other tests leave some (servers, arrow).
 
-    Several workers (`pytest -n 2`) take the files in this order too, so it holds for each of them.
+    Several workers (`pytest -n 2`) take the files in this order too, so it holds for each of them; the one thread that
+    these have waits for the name of the next test. Cells of a drill are
+    left out, unless a test is named or asked for by a mark.
     """
     items.sort(key=lambda item: not _forks(item))
+    if not config.getoption("markexpr") and not any("::" in word for word in config.args):
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("drill")])
+        items[:] = [item for item in items if not item.get_closest_marker("drill")]
 
 
 def _forks(item: pytest.Item) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from ranks import run_ranks
+from sampled import sampled
 
 from hanlin.checking import check_file
 from hanlin.cli.main import main
@@ -21,6 +22,7 @@ LAYOUTS = {
     "pipe": ["pipe=2"],
     "sequence": ["tensor=2", "sequence_parallel=true", "checkpoint_activations=full"],
     "interleaved": ["data=2", "pipe=2", "schedule=interleaved", "shard=gradients"],
+    "sharded": ["data=2", "shard=parameters"],
     "all": ["data=2", "tensor=2", "pipe=2", "shard=parameters"],
 }
 
@@ -70,14 +72,16 @@ def test_a_layout_changes_no_loss(home: Path, alone: dict[str, list[float]], lay
     assert losses(home, layout, layout=layout) == pytest.approx(alone["full"], rel=1e-5)
 
 
-def test_nor_with_lora(home: Path, alone: dict[str, list[float]]) -> None:
-    assert losses(home, "lora", "tuning.method=lora", layout="all") == pytest.approx(alone["lora"], rel=1e-5)
+@pytest.mark.parametrize("layout", sampled(["sequence", "all"], ["sequence"]))
+def test_nor_with_lora(home: Path, alone: dict[str, list[float]], layout: str) -> None:
+    assert losses(home, f"lora {layout}", "tuning.method=lora", layout=layout) == pytest.approx(alone["lora"], rel=1e-5)
 
 
-def test_an_optimizer_in_a_file_of_its_own_works_under_a_layout(home: Path) -> None:
+@pytest.mark.parametrize("layout", sampled(["sharded", "all"], ["sharded"]))
+def test_an_optimizer_in_a_file_of_its_own_works_under_a_layout(home: Path, layout: str) -> None:
     lion = ("train.optimizer={name: examples/my_optimizer.py, weight_decay: 0.1}", "train.lr=1e-4")
-    alone = losses(home, "lion alone", *lion)
-    assert losses(home, "lion", *lion, layout="all") == pytest.approx(alone, rel=1e-4)
+    alone = losses(home, f"lion alone {layout}", *lion)
+    assert losses(home, f"lion {layout}", *lion, layout=layout) == pytest.approx(alone, rel=1e-4)
 
 
 def test_it_learns_its_poems_and_writes_them(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

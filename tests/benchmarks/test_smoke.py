@@ -1,4 +1,7 @@
-"""Every script of benchmarks/ runs at its smallest sizes, as a process of its own, agreement checks included."""
+"""Every script of benchmarks/ runs at its smallest sizes, as a process of its own, agreement checks included.
+
+`make test` runs those that start one process and end soon, `make drill` all of them.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,18 @@ import sys
 from pathlib import Path
 
 import pytest
+from sampled import sampled
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "benchmarks"
 HELPERS = {"device_parts", "glm_peer", "script", "turns"}
 """What the scripts import, and nobody runs."""
 SCRIPTS = sorted(file.stem for file in FOLDER.glob("*.py") if file.stem not in HELPERS)
+SMOKING = [name for name in SCRIPTS if name != "device_check"]
+LONG = (
+    *("convert_ranks", "load_cpm_bee", "packed_bases", "real_size_chatglm2", "scaling", "stream_experts"),
+    *("decode_chatglm2", "step_chatglm2", "step_cpm2", "step_cpm_bee"),
+)
 LACKS = 77
 """Exit code of a script that lacks a file or a package; its last line says which (benchmarks/script.py)."""
 
@@ -31,7 +40,7 @@ def run(name: str, *options: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in SCRIPTS if name != "device_check"])
+@pytest.mark.parametrize("name", sampled(SMOKING, [name for name in SMOKING if name not in LONG]))
 def test_a_smoke_run_ends_with_a_report(name: str, tmp_path: Path) -> None:
     out = tmp_path / "result.json"
     done = run(name, "--smoke", "--out", str(out))

@@ -40,7 +40,13 @@ def recipe_of(rows: Path, name: str) -> str:
 
 def start(*words: str) -> subprocess.Popen[bytes]:
     line = [sys.executable, "-m", "hanlin", *words, "--nproc", "2"]
-    return subprocess.Popen(line, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
+    return subprocess.Popen(line, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE)
+
+
+def code(*words: str) -> int:
+    with start(*words) as process:
+        process.communicate(timeout=600)
+    return process.returncode
 
 
 def results(rows: Path, name: str) -> dict[str, bytes]:
@@ -52,7 +58,7 @@ def results(rows: Path, name: str) -> dict[str, bytes]:
 def test_two_processes_find_the_scores_of_one(rows: Path) -> None:
     assert main(["evaluate", recipe_of(rows, "alone")]) == 0
     target = rows.parent / "scores.json"
-    assert start("evaluate", recipe_of(rows, "both"), "--json", str(target)).wait(300) == 0
+    assert code("evaluate", recipe_of(rows, "both"), "--json", str(target)) == 0
     assert results(rows, "both") == results(rows, "alone")
     assert (rows.parent / "both" / "logs" / "rank_1.log").is_file()
     assert json.loads(target.read_text()) == json.loads(results(rows, "alone")["metrics.json"])
@@ -64,7 +70,7 @@ def test_two_processes_find_the_scores_of_one(rows: Path) -> None:
     while not (part.exists() and part.stat().st_size) and process.poll() is None and time.monotonic() < limit:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.communicate()  # until the main rank is gone too, and with it its lock
     assert main(["evaluate", killed]) == 0
     assert results(rows, "killed") == results(rows, "alone")
 
@@ -74,7 +80,7 @@ def test_two_processes_write_the_answers_of_one(rows: Path, capfd: pytest.Captur
     model = ["--base", str(CASE), "--vocab", str(CASE / "vocab.txt"), "generate.max_new_tokens=4"]
     words = ["generate", *model, "--input", str(rows), "--output"]
     assert main([*words, str(rows.parent / "alone.jsonl")]) == 0
-    assert start(*words, str(rows.parent / "both.jsonl")).wait(300) == 0
+    assert code(*words, str(rows.parent / "both.jsonl")) == 0
     assert (rows.parent / "both.jsonl").read_bytes() == (rows.parent / "alone.jsonl").read_bytes()
     assert main(["generate", *model, "--nproc", "2"]) == 2
     assert "cannot read standard input" in capfd.readouterr().err

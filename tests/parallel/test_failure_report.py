@@ -1,11 +1,11 @@
 from __future__ import annotations
 
+import inspect
 import multiprocessing
 import os
 import re
 import signal
 import socket
-import time
 from contextlib import suppress
 from threading import BrokenBarrierError
 
@@ -34,8 +34,12 @@ def _meeting_place(monkeypatch):
 
 
 def joined(world, body, *, timeout_seconds=20.0, interface=None):
-    """Run the body on ranks that meet by themselves; on each rank what it returned, or the text of its RankError."""
-    end = multiprocessing.get_context("fork").Barrier(world)
+    """Run the body on ranks that meet by themselves; on each rank what it returned, or the text of its RankError.
+
+    body: may take an event, which is set when the first rank has its error.
+    """
+    fork = multiprocessing.get_context("fork")
+    end, told = fork.Barrier(world), fork.Event()
 
     def rank():
         distributed.barrier()
@@ -44,8 +48,9 @@ def joined(world, body, *, timeout_seconds=20.0, interface=None):
             os.environ["GLOO_SOCKET_IFNAME"] = interface
         try:
             with report_failures(CPU, timeout_seconds=timeout_seconds), noting(lambda: "step=7"):
-                return body()
+                return body(told) if inspect.signature(body).parameters else body()
         except (RankError, DataError) as error:
+            told.set()
             return f"{type(error).__name__}: {error}"
         finally:
             with suppress(BrokenBarrierError):  # rank 0 keeps the store, which the others read to the end
@@ -93,7 +98,7 @@ def test_all_learn_which_rank_failed_in_which_step_and_why(bad):
             raise DataError("rows.jsonl:3: not JSON")
         return add_one()
 
-    told = joined(2, body, timeout_seconds=3.0)
+    told = joined(2, body, timeout_seconds=5)
     assert told[bad] == "DataError: rows.jsonl:3: not JSON"
     assert f"rank {bad} failed: step=7 DataError: rows.jsonl:3: not JSON" in told[1 - bad]
     assert told[1 - bad].startswith(f"RankError: rank {1 - bad} of 2 was ended")
@@ -101,11 +106,11 @@ def test_all_learn_which_rank_failed_in_which_step_and_why(bad):
 
 @pytest.mark.usefixtures("_meeting_place")
 def test_a_hung_rank_is_named_after_the_time_out():
-    def body():
+    def body(told):
         add_one()
         if distributed.get_rank() == 1:
-            time.sleep(12)
-            return "slept"
+            assert told.wait(60)
+            return "hung"
         return add_one()
 
     told = joined(3, body, timeout_seconds=4)
@@ -120,7 +125,7 @@ def test_ranks_that_wait_for_different_things_are_told_with_their_collectives():
             distributed.recv(torch.ones(1), src=0)
         return add_one()
 
-    for text in joined(2, body, timeout_seconds=1.5):
+    for text in joined(2, body, timeout_seconds=4):
         assert "waited for different things: rank 0: step=7 RuntimeError: " in text
         assert re.search(r"rank 0: step=7 .* in all_reduce, called in .*; rank 1: step=7 .* in recv, called in ", text)
 

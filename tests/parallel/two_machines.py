@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -10,7 +11,6 @@ from contextlib import contextmanager
 import pytest
 
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
-NAMES = ("hanlin-a", "hanlin-b")
 
 
 @contextmanager
@@ -21,19 +21,20 @@ def two_machines() -> Iterator[Sequence[str]]:
     """
     if not shutil.which("ip"):
         pytest.skip("needs the program ip to make network namespaces")
+    names = [f"hanlin-{os.getpid()}-{letter}" for letter in "ab"]  # other tests may run on this machine
     try:
-        for name in NAMES:
+        for name in names:
             _ip("netns", "add", name)
-        _ip("link", "add", "cable-a", "netns", NAMES[0], "type", "veth", "peer", "name", "cable-b", "netns", NAMES[1])
-        for name, address, cable in zip(NAMES, ADDRESSES, ("cable-a", "cable-b"), strict=True):
+        _ip("link", "add", "cable-a", "netns", names[0], "type", "veth", "peer", "name", "cable-b", "netns", names[1])
+        for name, address, cable in zip(names, ADDRESSES, ("cable-a", "cable-b"), strict=True):
             _ip("-n", name, "address", "add", f"{address}/24", "dev", cable)
             _ip("-n", name, "link", "set", cable, "up")
             _ip("-n", name, "link", "set", "lo", "up")
-        yield NAMES
+        yield names
     except subprocess.CalledProcessError as error:
         pytest.skip(f"network namespaces are not permitted here: {error.stderr.decode().strip()}")
     finally:
-        for name in NAMES:
+        for name in names:
             subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
 
 
