@@ -36,9 +36,10 @@ check: $(INSTALLED) ## style, types, imports
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(RUN)/pyright
 	$(RUN)/lint-imports
 
-clients: $(INSTALLED) ## other clients of `hanlin serve` for tests/serve/test_clients.py, into .clients: OpenAI 1.x and 2.x, LiteLLM, lm-eval
+clients: $(INSTALLED) ## other programs that optional tests compare with, into .clients: OpenAI 1.x and 2.x, LiteLLM, lm-eval, TRL
 	for one in "openai1 openai<2" "openai2 openai<3" "litellm litellm" "lm_eval lm-eval[api]"; do \
 		$(RUN)/python -m pip install --quiet --upgrade --target .clients/$${one%% *} "$${one#* }" || exit 1; done
+	$(RUN)/python -m pip install --quiet --upgrade --target .clients/trl --no-deps "trl>=1.16" accelerate datasets multiprocess dill xxhash pandas fsspec httpx
 
 mutants: $(INSTALLED) ## break one line after another; do the unit tests notice? (ARGS=step.py: some of them)
 	$(RUN)/python tests/mutants.py $(ARGS)

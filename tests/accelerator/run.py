@@ -39,8 +39,9 @@ from hanlin.generate.methods.greedy import GreedySettings
 from hanlin.generate.methods.sample import SampleSettings
 from hanlin.parallel.parallelize import parallelize
 from hanlin.recipe.settings import OPTIMIZERS, ParallelSettings, TrainSettings
+from hanlin.training.objectives.likelihood import mean_loss
 from hanlin.training.optimizer import build_optimizer
-from hanlin.training.step import Step, mean_loss
+from hanlin.training.step import Step
 
 MICRO_BATCHES, ROWS = 2, 2
 FAMILIES = ("cpm1", "cpm1_t5", "cpm2", "cpm_bee", "chatglm2")

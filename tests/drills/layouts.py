@@ -44,8 +44,9 @@ from hanlin.layers.quantised import PackingName, packed, packed_linears, quantis
 from hanlin.parallel.layout_checks import combination_problems, model_problems
 from hanlin.parallel.parallelize import parallelize
 from hanlin.recipe.settings import DataSettings, ParallelSettings, TrainSettings
+from hanlin.training.objectives.likelihood import mean_loss
 from hanlin.training.optimizer import build_optimizer
-from hanlin.training.step import Step, mean_loss
+from hanlin.training.step import Step
 from hanlin.tuning.apply import apply_tuning
 from hanlin.tuning.full import FullTuning
 

@@ -14,10 +14,11 @@ from hanlin.core.logging import start_log
 from hanlin.parallel.parallelize import parallelize
 from hanlin.recipe.settings import TrainSettings
 from hanlin.training.loop import Outcome, count_steps, train
+from hanlin.training.objectives.likelihood import mean_loss
 from hanlin.training.optimizer import build_optimizer
 from hanlin.training.run_checkpoints import RunCheckpoints
 from hanlin.training.run_logger import RunLogger
-from hanlin.training.step import Step, mean_loss
+from hanlin.training.step import Step
 
 
 def run(folder: Path, *, with_eval: bool = True, held: int | None = None, **settings) -> tuple[Outcome, Step]:

@@ -10,9 +10,10 @@ from tiny_model import break_batch, make_batch, tiny_model
 from hanlin.core.errors import HanlinError
 from hanlin.parallel.parallelize import parallelize
 from hanlin.recipe.settings import TrainSettings
+from hanlin.training.objectives.likelihood import mean_loss
 from hanlin.training.optimizer import build_optimizer
 from hanlin.training.schedules import learning_rate
-from hanlin.training.step import Step, mean_loss
+from hanlin.training.step import Step
 
 CPU = torch.device("cpu")
 

@@ -17,7 +17,15 @@ from hanlin.generate.method import find_method
 from hanlin.models.family import Family, ModelConfig, family_names, load_family
 from hanlin.recipe.reading import Found, nearest
 from hanlin.recipe.settings import Recipe
-from hanlin.run.components import Components, find_adapter, make_processor, model_config, reach_problems, vocab_path
+from hanlin.run.components import (
+    Components,
+    answers_in_row,
+    find_adapter,
+    make_processor,
+    model_config,
+    reach_problems,
+    vocab_path,
+)
 
 _PADDING_ROWS = 1024  # embedding rows that a base may have beyond its tokens
 
@@ -126,7 +134,7 @@ def _vocabulary(recipe: Recipe, rows: int, tokens: int, path: Path) -> Found:
 
 def _reach(recipe: Recipe, config: ModelConfig) -> Found:
     if recipe.data.trained:
-        yield from reach_problems(recipe.data.max_length, config)
+        yield from reach_problems(recipe.data.max_length, config, answers_in_row(recipe))
 
 
 # --- what needs torch ---

@@ -24,7 +24,13 @@ from hanlin.checking.model import (
     weight_problems,
 )
 from hanlin.checking.run_folder import folder_problems
-from hanlin.checking.settings import batch_problems, idle_problems, length_problems, tracker_problems
+from hanlin.checking.settings import (
+    batch_problems,
+    idle_problems,
+    length_problems,
+    objective_problems,
+    tracker_problems,
+)
 from hanlin.core.errors import ConfigError
 from hanlin.models.family import option_problems
 from hanlin.parallel.layout_checks import settings_problems
@@ -94,6 +100,7 @@ def check(
         found += [
             *length_problems(recipe),
             *batch_problems(recipe),
+            *objective_problems(recipe),
             *settings_problems(recipe),
             *folder_problems(recipe, start),
             *tracker_problems(recipe),

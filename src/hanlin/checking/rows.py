@@ -11,7 +11,9 @@ from hanlin.core.errors import ConfigError, DataError, HanlinError
 from hanlin.core.tokenizer import Tokenizer
 from hanlin.data.bad_rows import BadRow, list_bad_rows, list_dropped, try_records
 from hanlin.data.expand import open_first, records_in
+from hanlin.data.forms.content import Side
 from hanlin.data.mixture_file import is_mixture, read_mixture
+from hanlin.data.pairs import answer_settings
 from hanlin.data.prepare import try_rows
 from hanlin.data.pretraining.indexing import end_id, try_texts
 from hanlin.data.pretraining.windows import CorpusPart, check_windows, is_corpus
@@ -24,6 +26,7 @@ from hanlin.models.family import Processor
 from hanlin.recipe.reading import Found
 from hanlin.recipe.settings import DataSettings, Recipe
 from hanlin.run.components import Components
+from hanlin.training.objective import find_objective
 
 TRIED_ROWS = 100
 """Rows of each data file that are tried."""
@@ -62,10 +65,21 @@ def _all_rows(components: Components, purpose: Purpose) -> Found:
     if any(recipe.data.in_context[1:]) and not isinstance(processor, JoinsExamples):
         yield "data.in_context", "this family has no in-context samples; leave it at [1.0]"
     data = recipe.data
-    yield from (("data.train", text) for text in _trained_rows(data, processor, data.train, data.train_share, True))
-    yield from (("data.eval", text) for text in _trained_rows(data, processor, data.eval, data.eval_share, False))
+    if find_objective(recipe.train.objective).reads == "preferences":
+        for side in ("chosen", "rejected"):
+            yield from _rows_of_files(answer_settings(data), processor, side)
+        return
+    yield from _rows_of_files(data, processor)
     if data.mixture is not None:
         yield from (("data.mixture", text) for text in _mixture_rows(data, processor))
+
+
+def _rows_of_files(settings: DataSettings, processor: Processor, side: Side | None = None) -> Found:
+    for key, files, share in (
+        ("data.train", settings.train, settings.train_share),
+        ("data.eval", settings.eval, settings.eval_share),
+    ):
+        yield from ((key, text) for text in _trained_rows(settings, processor, files, share, key == "data.train", side))
 
 
 def _mixture_rows(settings: DataSettings, processor: Processor) -> Iterator[str]:
@@ -122,14 +136,19 @@ def _check_texts(path: Path, tokenizer: Tokenizer, part: CorpusPart, key: str) -
 
 
 def _trained_rows(
-    settings: DataSettings, processor: Processor, files: Sequence[Path], share: float, is_training: bool
+    settings: DataSettings,
+    processor: Processor,
+    files: Sequence[Path],
+    share: float,
+    is_training: bool,
+    side: Side | None = None,
 ) -> Iterator[str]:
     """What keeps files from being trained on together, as far as their first rows show it."""
     limit = settings.train_limit if is_training else None
     tried, has_more = [], False
     for path in filter(_is_opened, files):
         try:
-            source, is_whole = open_first(path, settings, processor, TRIED_ROWS, share=share, limit=limit)
+            source, is_whole = open_first(path, settings, processor, TRIED_ROWS, share=share, limit=limit, side=side)
             tried.append(try_rows(source, processor, settings))
         except DataError as error:
             yield str(error)

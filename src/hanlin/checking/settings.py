@@ -8,6 +8,7 @@ from hanlin.core.errors import ConfigError
 from hanlin.recipe.reading import COMMAND_LINE, Found
 from hanlin.recipe.settings import Recipe
 from hanlin.recipe.unused_settings import unused_settings
+from hanlin.training.objective import find_objective
 from hanlin.training.trackers import check_trackers
 
 
@@ -64,6 +65,26 @@ def batch_problems(recipe: Recipe) -> Found:
             f"{rows} is not a multiple of train.micro_batch_size {micro} "
             f"(batch_size = micro_batch_size x forward passes per step); use {' or '.join(map(str, near))}",
         )
+
+
+def objective_problems(recipe: Recipe) -> Found:
+    """What an objective that compares answers cannot learn from."""
+    data, name = recipe.data, recipe.train.objective.name
+    if find_objective(recipe.train.objective).reads != "preferences":
+        return
+    why = f"train.objective={name} learns from preference rows"
+    if data.split is not None:
+        yield "data.split", f"{why}, and corpora have none; remove it"
+    if data.mixture is not None:
+        yield "data.mixture", f"{why}; name their files in data.train"
+    if any(data.in_context[1:]):
+        yield "data.in_context", f"{why}, before which no worked examples stand; leave it at [1.0]"
+    if data.overlong == "split":
+        yield "data.overlong", f"{why}, and parts of an answer cannot be compared; use error, drop or truncate"
+    if data.max_length < 2:
+        yield "data.max_length", f"{data.max_length} has no room for two answers"
+    if recipe.train.loss_mean != "token":
+        yield "train.loss_mean", f"{why}, of which the loss is the mean; leave it at token"
 
 
 def tracker_problems(recipe: Recipe) -> Found:

@@ -96,6 +96,7 @@ def _store(words: Sequence[str]) -> int:
     from hanlin.data.sources.arrow_writing import write_arrow
     from hanlin.run.assemble import load_data
     from hanlin.run.components import build_components
+    from hanlin.training.objective import find_objective
 
     paths = [word for word in words if "=" not in word]
     if len(paths) != 2:
@@ -103,7 +104,9 @@ def _store(words: Sequence[str]) -> int:
     recipe = check_file(paths[0], [word for word in words if "=" in word])
     components = build_components(recipe)
     processor = components.processor
-    if not isinstance(processor, StoresRows) or recipe.data.split is not None or recipe.data.mixture is not None:
+    has_records = recipe.data.split is None and recipe.data.mixture is None
+    has_records &= find_objective(recipe.train.objective).reads == "records"
+    if not isinstance(processor, StoresRows) or not has_records:
         raise ConfigError(
             f"--to arrow: {recipe.model.family} keeps no rows of ids of these data; train on them as they are"
         )

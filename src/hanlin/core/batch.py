@@ -51,13 +51,16 @@ class Batch:
 
     inputs: by the model's argument names, `[batch, ...]`.
     labels: `[batch, length]` int64; weights: `[batch, length]` float32.
-    rows: for each batch row, the numbers of the data set's rows packed into it (only to name them in messages).
+    rows: for each batch row, the numbers of the data set's rows packed into it.
+    answers: `[batch, length]` int64, where a row of the data set has several answers that are compared: whose token a
+        label is, counted from 1 within the batch row; 0 = nobody's.
     """
 
     inputs: dict[str, torch.Tensor]
     labels: torch.Tensor
     weights: torch.Tensor
     rows: Sequence[Sequence[int]] = field(default=())
+    answers: torch.Tensor | None = None
 
     @property
     def size(self) -> int:
@@ -83,10 +86,13 @@ class Batch:
         places = find_places(self.labels)
         names = [f"inputs.{name}" for name in self.inputs]
         tensors = dict(zip(names, self.inputs.values(), strict=True))
-        there = to_device({**tensors, "labels": self.labels, "weights": self.weights, "places": places}, device)
+        tensors |= {"labels": self.labels, "weights": self.weights, "places": places}
+        if self.answers is not None:
+            tensors["answers"] = self.answers
+        there = to_device(tensors, device)
         labels = with_places(there["labels"], there["places"])
         inputs = dict(zip(self.inputs, (there[name] for name in names), strict=True))
-        return Batch(inputs, labels, there["weights"], self.rows)
+        return Batch(inputs, labels, there["weights"], self.rows, there.get("answers"))
 
     def fill_rows(self, rows: int) -> Batch:
         """At least so many rows: copies of the first one, which carry no loss, stand behind."""
@@ -98,16 +104,20 @@ class Batch:
         def more(tensor: torch.Tensor) -> torch.Tensor:
             return torch.cat([tensor, tensor[:1].expand(missing, *tensor.shape[1:])])
 
-        labels = torch.cat([self.labels, torch.full_like(self.labels[:1], IGNORED).expand(missing, -1)])
-        weights = torch.cat([self.weights, torch.zeros_like(self.weights[:1]).expand(missing, -1)])
+        def empty(tensor: torch.Tensor, value: int = 0) -> torch.Tensor:
+            return torch.cat([tensor, torch.full_like(tensor[:1], value).expand(missing, -1)])
+
+        labels, weights = empty(self.labels, IGNORED), empty(self.weights)
         inputs = {name: more(tensor) for name, tensor in self.inputs.items()}
-        return Batch(inputs, labels, weights, [*self.rows, *[() for _ in range(missing)]] if self.rows else ())
+        held = [*self.rows, *[() for _ in range(missing)]] if self.rows else ()
+        return Batch(inputs, labels, weights, held, None if self.answers is None else empty(self.answers))
 
     def part(self, begin: int, end: int) -> Batch:
         """Some of the rows."""
         part = slice(begin, end)
         inputs = {name: tensor[part] for name, tensor in self.inputs.items()}
-        return Batch(inputs, self.labels[part], self.weights[part], self.rows[part])
+        answers = None if self.answers is None else self.answers[part]
+        return Batch(inputs, self.labels[part], self.weights[part], self.rows[part], answers)
 
 
 class Cursor(Protocol):

@@ -11,6 +11,7 @@ import numpy as np
 
 from hanlin.core.errors import DamagedFileError, DataError
 from hanlin.data.bad_rows import BadRow
+from hanlin.data.forms.content import Side
 from hanlin.data.forms.detection import InForm, tell_form
 from hanlin.data.processor import SampleProcessor
 from hanlin.data.sources import LeftOutError, Records
@@ -92,24 +93,37 @@ class FileRecords:
         return record if self.form is None else self.form.answered(number, record)
 
 
-def open_rows(path: Path, settings: DataSettings, processor: SampleProcessor, *, is_asked: bool = False) -> Records:
+def open_rows(
+    path: Path,
+    settings: DataSettings,
+    processor: SampleProcessor,
+    *,
+    is_asked: bool = False,
+    side: Side | None = None,
+) -> Records:
     """The rows of a file or folder, through `data.transform`, as records of the family if they have a known form.
 
-    is_asked: they wait for answers.
+    is_asked: they wait for answers; side: which answer of preference rows is read.
     Raises: DataError.
     """
-    return as_records(open_transformed(path, settings), path, settings, processor, is_asked=is_asked)
+    return as_records(open_transformed(path, settings), path, settings, processor, is_asked=is_asked, side=side)
 
 
 def as_records(
-    rows: Records, path: Path, settings: DataSettings, processor: SampleProcessor, *, is_asked: bool = False
+    rows: Records,
+    path: Path,
+    settings: DataSettings,
+    processor: SampleProcessor,
+    *,
+    is_asked: bool = False,
+    side: Side | None = None,
 ) -> Records:
     """`open_rows` of rows that are open."""
     if isinstance(processor, HoldsSeveral) and processor.records is not None:
+        if side is not None:
+            raise DataError(f"{path}: data.options reads raw rows of a data set; preference rows are none of them")
         return rows
-    reading = tell_form(rows, processor, settings.format, is_asked=is_asked)
-    reading.refuse_preferences(str(path))
-    return InForm(rows, reading)
+    return InForm(rows, tell_form(rows, processor, settings.format, is_asked=is_asked).of_side(side, str(path)))
 
 
 def open_part(
@@ -120,13 +134,14 @@ def open_part(
     share: float = 1.0,
     limit: int | None = None,
     is_asked: bool = False,
+    side: Side | None = None,
 ) -> FileRecords:
     """The records of a file or folder: of its first share of rows the first `limit` records.
 
-    is_asked: they wait for answers.
+    is_asked: they wait for answers; side: which answer of preference rows is read.
     Raises: DataError when nothing is left.
     """
-    rows = open_rows(path, settings, processor, is_asked=is_asked)
+    rows = open_rows(path, settings, processor, is_asked=is_asked, side=side)
     return _find_some(_first_share(path, rows, share), processor, limit, len(rows))
 
 
@@ -138,12 +153,14 @@ def open_first(
     *,
     share: float = 1.0,
     limit: int | None = None,
+    side: Side | None = None,
 ) -> tuple[FileRecords, bool]:
     """What `open_part` opens, but of its first `most` rows only, and whether these are all.
 
     Raises: DataError, as `open_part` does.
     """
-    return first_records(open_rows(path, settings, processor), path, processor, most, share=share, limit=limit)
+    rows = open_rows(path, settings, processor, side=side)
+    return first_records(rows, path, processor, most, share=share, limit=limit)
 
 
 def first_records(

@@ -16,7 +16,7 @@ from hanlin.core.batch import IGNORED, Batch, Sample
 from hanlin.core.errors import ConfigError, DataError
 from hanlin.data.pack import SampleNumbers, Shuffle, SingleRows, plan_rows, pool_rows
 from hanlin.data.processor import JoinsExamples, SampleProcessor, SharesTable
-from hanlin.data.sample_source import SampleSource
+from hanlin.data.sample_source import ComparesAnswers, SampleSource
 
 NO_EXAMPLES = (1.0,)
 
@@ -195,8 +195,12 @@ class Loader:
         return self._collate(rows[begin:end], plan, epoch, length)
 
     def _collate(self, rows: Sequence[SampleNumbers], plan: _Epoch, epoch: int, length: int) -> Batch:
+        numbers = [plan.drawn[row].tolist() for row in rows]
+        if isinstance(self.prepared, ComparesAnswers):
+            compared = [[answer for number in row for answer in self.prepared.answers(number)] for row in numbers]
+            return replace(_with_answers(self.processor, compared, length), rows=numbers)
         made = [[self._sample(place, plan, epoch) for place in row] for row in rows]
-        return replace(self.processor.collate(made, length), rows=[plan.drawn[row].tolist() for row in rows])
+        return replace(self.processor.collate(made, length), rows=numbers)
 
     def _sample(self, place: int, plan: _Epoch, epoch: int) -> Sample:
         draws, number = self.shuffle and self.prepared.num_varying > 0, int(plan.drawn[place])
@@ -213,11 +217,24 @@ class Loader:
         return int(self.prepared.lengths[[*plan.drawn[row], *shown]].sum())
 
 
+def _with_answers(processor: SampleProcessor, rows: Sequence[Sequence[Sample]], length: int) -> Batch:
+    """The batch of answers that are compared: it says whose each token is, and every learned one counts once."""
+    # A family puts weights where the labels go, whatever they are: here they are the numbers of the answers.
+    numbered = [
+        [replace(answer, weights=(answer.weights > 0) * np.float32(number)) for number, answer in enumerate(row, 1)]
+        for row in rows
+    ]
+    batch = processor.collate(numbered, length)
+    answers = (batch.weights * (batch.labels != IGNORED)).long()
+    return replace(batch, weights=(answers > 0).float(), answers=answers)
+
+
 def _without_loss(batch: Batch) -> Batch:
     import torch
 
     labels, weights = torch.full_like(batch.labels, IGNORED), torch.zeros_like(batch.weights)
-    return replace(batch, labels=labels, weights=weights, rows=[() for _ in batch.rows])
+    answers = None if batch.answers is None else torch.zeros_like(batch.answers)
+    return replace(batch, labels=labels, weights=weights, rows=[() for _ in batch.rows], answers=answers)
 
 
 def _plain(value: Any) -> Any:

@@ -28,6 +28,7 @@ from hanlin.data import forms
 from hanlin.data.bad_rows import BadRow, list_bad_rows, list_dropped
 from hanlin.data.cache import SampleArrays, SampleArrayWriter, read_columns
 from hanlin.data.expand import FileRecords, open_part
+from hanlin.data.forms.content import Side
 from hanlin.data.pack import Shuffle, draw_each_once, padding_share, plan_rows
 from hanlin.data.processor import HasFingerprint, NotesRecords, ProcessesMany, SampleProcessor, tried
 from hanlin.data.report import Counts, DataReport, make_report
@@ -132,7 +133,7 @@ class Prepared:
         return make_report(counts, lengths, loss_tokens, longest, padding, self._processor.show(self.get(0)))
 
 
-def prepare(
+def prepare(  # noqa: PLR0913 what decides the samples
     files: Sequence[Path],
     processor: SampleProcessor,
     settings: DataSettings,
@@ -140,17 +141,19 @@ def prepare(
     tokenizer: Tokenizer,
     share: float = 1.0,
     limit: int | None = None,
+    side: Side | None = None,
     progress: bool = True,
 ) -> Prepared:
     """Encode the rows of all files, or take them from the cache under `settings.cache`.
 
     tokenizer: the one that `processor` uses; what it saves of itself is part of the cache's name.
     share, limit: of each file only the first share of its rows, and the first records of these.
+    side: which answer of preference rows.
     Raises: DataError listing the rows that cannot be used, unless the settings say that they are dropped.
     """
     if not files:
         raise DataError("no data files were given; name at least one")
-    sources = [open_part(path, settings, processor, share=share, limit=limit) for path in files]
+    sources = [open_part(path, settings, processor, share=share, limit=limit, side=side) for path in files]
     fingerprint = _fingerprint(sources, processor, tokenizer, settings)
     folder = settings.cache.expanduser() / fingerprint[:32]
     columns, is_new = open_or_make(
@@ -357,7 +360,7 @@ def _encode(
     if sample.length <= settings.max_length:
         return [_Encoded(_with_loss(sample), processor.varies(record))]
     if settings.overlong in ("error", "drop"):
-        raise _OverlongError(f"too long: {sample.length} tokens, data.max_length is {settings.max_length}")
+        raise _OverlongError(f"too long: {sample.length} tokens, {settings.told_length}")
     fitted = [(one, processor.sample(one)) for one in processor.fit(record, settings.max_length, settings.overlong)]
     encoded = [_Encoded(_with_loss(cut), processor.varies(one), part) for part, (one, cut) in enumerate(fitted)]
     assert all(one.sample.length <= settings.max_length for one in encoded), [one.sample.length for one in encoded]

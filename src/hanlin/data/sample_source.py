@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -62,4 +62,15 @@ class SampleSource(Protocol):
 
     def example_weights(self, in_context: Sequence[float]) -> Sequence[Sequence[float]]:
         """Of each source the weights of 0, 1, 2, ... worked examples before a sample; in_context: the recipe's."""
+        ...
+
+
+@runtime_checkable
+class ComparesAnswers(Protocol):
+    """A source each of whose rows holds several answers, which stand in one row of a batch; its lengths are of all of
+    them together.
+    """
+
+    def answers(self, number: int) -> Sequence[Sample]:
+        """Those of a row, in an order that is the same for all rows."""
         ...

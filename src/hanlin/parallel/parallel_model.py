@@ -140,13 +140,15 @@ class ParallelModel:
         denominators: Sequence[float],
         scale: float = 1.0,
         tell: Callable[[], Sequence[Reduction]] = tuple,
+        *,
+        dropout: bool = True,
     ) -> BackwardResult:
         """Add the gradient of scale x the sum of (summed loss / denominator) over the parts of this rank's rows.
 
         The device is waited for once, and numbers go from rank to rank once: those of the loss and the norm, together
         with what else is to be told, which is asked for when the device is done.
         """
-        self._set_mode(training=True)
+        self._set_mode(training=dropout)
         self._gradients.refresh_copies()
         # Sharded gradients are averaged over the ranks that share, and they are to be added.
         repeats = self.data_ranks if self._is_sharded else 1

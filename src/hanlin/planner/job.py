@@ -22,7 +22,7 @@ from hanlin.planner.trace import Trace, TraceSettings, kinds_of_blocks, shrink, 
 from hanlin.planner.weights import Held, StageWeights, Weight, cut_stages, hold, list_weights, query_heads
 from hanlin.recipe.reading import Found, nearest
 from hanlin.recipe.settings import Recipe
-from hanlin.run.components import find_adapter, model_config, reach_problems
+from hanlin.run.components import answers_in_row, find_adapter, model_config, reach_problems
 from hanlin.training.optimizer import find_optimizer, layout_problems
 from hanlin.tuning.apply import apply_tuning
 
@@ -52,7 +52,10 @@ class PlannedModel:
         self.config, self.notes = planned_config(recipe, family, size)
         self.dtype = DTYPES[self.precision]
         model = _meta_model(recipe, family, self.config, self.dtype)
-        self._problems = [*reach_problems(lengths.length, self.config), *settings_problems(recipe)]
+        self._problems = [
+            *reach_problems(lengths.length, self.config, answers_in_row(recipe)),
+            *settings_problems(recipe),
+        ]
         self._problems += model_problems(model, recipe.parallel)
         self.weights: list[Weight] = list_weights(model)
         self.kinds = kinds_of_blocks(model)

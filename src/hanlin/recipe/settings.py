@@ -101,6 +101,11 @@ class DataSettings(Settings):
         """The files that are trained on, or the list that names them."""
         return self.train if self.mixture is None else (self.mixture,)
 
+    @property
+    def told_length(self) -> str:
+        """What max_length is, in a message."""
+        return f"data.max_length is {self.max_length}"
+
 
 class OptimizerSettings(Settings):
     """What the settings of all optimizers have in common."""
@@ -109,6 +114,15 @@ class OptimizerSettings(Settings):
     name: str
 
 
+class ObjectiveSettings(Settings):
+    """What the settings of all objectives have in common."""
+
+    # What training makes smaller: likelihood: of what the rows say; dpo: learns which of two answers is preferred; or a
+    # Python file named by its path.
+    name: str
+
+
+OBJECTIVES = OneOf("hanlin.training.objectives", key="name", exports="objective", default="likelihood")
 OPTIMIZERS = OneOf("hanlin.training.optimizers", key="name", exports="optimizer", default="adamw")
 
 
@@ -141,6 +155,8 @@ class TrainSettings(Settings):
     first_step_at_zero: bool = False
     # The optimizer: its name, or a section with its own settings.
     optimizer: Annotated[OptimizerSettings, OPTIMIZERS] = Field(default_factory=OPTIMIZERS.make_default)
+    # The objective: its name, or a section with its own settings.
+    objective: Annotated[ObjectiveSettings, OBJECTIVES] = Field(default_factory=OBJECTIVES.make_default)
     # Largest norm of all gradients together; None: no clipping.
     clip: float | None = Field(default=1.0, gt=0)
     # Denominator of the loss: token: all loss tokens of the step; batch: mean of the means of each forward pass

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from hanlin.checkpoint.saved import CHECKPOINTS
+from hanlin.checkpoint.saved import CHECKPOINTS, checkpoint_folders
 from hanlin.core.collectives import call_on_main, entered_on_main, main_first
 from hanlin.core.device import pick_device, set_threads
 from hanlin.core.errors import ConfigError
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from hanlin.parallel.mesh import Degrees
     from hanlin.parallel.parallel_model import ParallelModel
     from hanlin.training.loop import Outcome, WriteSamples
+    from hanlin.training.objective import Objective
     from hanlin.training.run_logger import RunLogger
 
 log = logging.getLogger(__name__)
@@ -103,7 +104,6 @@ def load_data(recipe: Recipe, components: Components, part: DataPart) -> SampleS
     if recipe.data.split is not None:
         return _windows(recipe, components, part)
     from hanlin.data.mixture import open_mixture
-    from hanlin.data.prepare import prepare
 
     data, is_training = recipe.data, part == "train"
     if is_training and data.mixture is not None:
@@ -111,7 +111,7 @@ def load_data(recipe: Recipe, components: Components, part: DataPart) -> SampleS
     files = data.train if is_training else data.eval
     if not files:
         return None
-    return prepare(
+    return _preparing(recipe)(
         files,
         components.processor,
         data,
@@ -119,6 +119,15 @@ def load_data(recipe: Recipe, components: Components, part: DataPart) -> SampleS
         share=data.train_share if is_training else data.eval_share,
         limit=data.train_limit if is_training else None,
     )
+
+
+def _preparing(recipe: Recipe) -> Callable[..., SampleSource]:
+    """What makes samples of the rows that the objective learns from."""
+    from hanlin.data.pairs import prepare_pairs
+    from hanlin.data.prepare import prepare
+    from hanlin.training.objective import find_objective
+
+    return prepare_pairs if find_objective(recipe.train.objective).reads == "preferences" else prepare
 
 
 def _windows(recipe: Recipe, components: Components, part: DataPart) -> CorpusWindows | None:
@@ -157,12 +166,11 @@ def _corpus(path: Path, components: Components) -> Path:
 
 
 def _train(components: Components, start: Start) -> Outcome:
-    from hanlin.data.ahead import Ahead
     from hanlin.parallel.mesh import Degrees
     from hanlin.run.weights import export, parallelize_tuned
     from hanlin.training.loop import count_steps, train
     from hanlin.training.run_checkpoints import RunCheckpoints
-    from hanlin.training.step import Step, mean_loss
+    from hanlin.training.step import Step
 
     recipe, folder, ranks = components.recipe, components.recipe.run.folder, read_ranks()
     degrees = Degrees.of(recipe.parallel, ranks.world)
@@ -179,7 +187,8 @@ def _train(components: Components, start: Start) -> Outcome:
     base = Fingerprint() if recipe.model.base or not recipe.tuning.trains_base else None
     parallel_model = parallelize_tuned(components, device, ranks.world, base)
     optimizer = build_optimizer(parallel_model.parameters, recipe.train.optimizer)
-    step = Step(parallel_model, optimizer, recipe.train, count_steps(recipe.train, loader), loader.where)
+    objective = _begin_objective(recipe, parallel_model, loader, held_out)
+    step = Step(parallel_model, optimizer, recipe.train, count_steps(recipe.train, loader), loader.where, objective)
     _log_start(components, parallel_model, step.total_steps, device, threads)
     identity = None if base is None else base.value(parallel_model.mesh.gather("all", base.digests))
     return train(
@@ -194,11 +203,30 @@ def _train(components: Components, start: Start) -> Outcome:
             lambda target: export(components, parallel_model, target),
         ),
         logger=_run_logger(recipe, console, ranks.is_main),
-        evaluate=None
-        if held_out is None
-        else lambda: {"loss": mean_loss(parallel_model, Ahead(held_out.once()), recipe.train.micro_batch_size)},
+        evaluate=None if held_out is None else _evaluating(objective, parallel_model, held_out, recipe),
         write_samples=_write_samples(components, parallel_model),
     )
+
+
+def _begin_objective(
+    recipe: Recipe, parallel_model: ParallelModel, loader: Loader, held_out: Loader | None
+) -> Objective:
+    """The objective, of a model that is as the run began, or as a checkpoint will fill it."""
+    from hanlin.training.objective import build_objective
+
+    folder, objective = recipe.run.folder, build_objective(recipe.train.objective)
+    loaders = {"train": loader} if held_out is None else {"train": loader, "valid": held_out}
+    objective.begin(parallel_model, loaders, folder, goes_on=bool(checkpoint_folders(folder / CHECKPOINTS)))
+    return objective
+
+
+def _evaluating(
+    objective: Objective, parallel_model: ParallelModel, held_out: Loader, recipe: Recipe
+) -> Callable[[], dict[str, float]]:
+    from hanlin.data.ahead import Ahead
+
+    rows = recipe.train.micro_batch_size
+    return lambda: objective.evaluate(parallel_model, Ahead(held_out.once()), rows)
 
 
 def _group_for_offload(recipe: Recipe) -> AbstractContextManager[None]:

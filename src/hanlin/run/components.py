@@ -20,6 +20,7 @@ from hanlin.data.prepare import hash_tokenizer
 from hanlin.formats.source import Source, open_source, read_config
 from hanlin.models.family import Family, ModelConfig, Processor, load_family, make_options
 from hanlin.recipe.settings import Recipe
+from hanlin.training.objective import find_objective
 
 if TYPE_CHECKING:
     from hanlin.adapters.adapter import Adapter
@@ -193,13 +194,19 @@ def model_config(
     return replace(start, **{"vocab_size": tokens, **values})
 
 
-def reach_problems(max_length: int, config: ModelConfig) -> Iterator[tuple[str, str]]:
-    """Key and text of what keeps rows of so many tokens from a model."""
-    limit = getattr(config, "max_length", None)
-    if limit is not None and max_length > limit:
+def answers_in_row(recipe: Recipe) -> int:
+    """How many answers, each with its question and positions of its own, share the room of one in a row."""
+    return 2 if find_objective(recipe.train.objective).reads == "preferences" else 1
+
+
+def reach_problems(max_length: int, config: ModelConfig, answers: int = 1) -> Iterator[tuple[str, str]]:
+    """Key and text of what keeps rows of so many tokens, of so many answers, from a model."""
+    limit, length = getattr(config, "max_length", None), max_length // answers
+    if limit is not None and length > limit:
+        each = f" for each of {answers} answers" if answers > 1 else ""
         yield (
             "data.max_length",
-            f"{max_length} tokens, but the model reads at most {limit} (max_length); lower it, or set "
+            f"{length} tokens{each}, but the model reads at most {limit} (max_length); lower it, or set "
             "model.config.max_length for a fresh model",
         )
 

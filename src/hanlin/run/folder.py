@@ -19,6 +19,7 @@ from hanlin.recipe.reading import dump_recipe, load_recipe, make_recipe
 from hanlin.recipe.settings import Recipe
 from hanlin.recipe.unused_settings import unused_settings
 from hanlin.run.precision import saying
+from hanlin.training.objective import REFERENCE
 
 __all__ = ["FORMER", "LOGS", "Start", "open_run_folder", "refuse_other_run", "train_settings", "with_run_precision"]
 
@@ -41,7 +42,15 @@ _OPTIMIZER = "train.optimizer."
 _OPTIMIZER_NAME = f"{_OPTIMIZER}name"
 _TRAINED = (
     *("log.txt", "metrics.jsonl", "metrics.damaged.jsonl", "samples.jsonl", "samples.damaged.jsonl"),
-    *("parameters.jsonl", "parameters.damaged.jsonl", CHECKPOINTS, f"saved.{CHECKPOINTS}.json", "best", "last"),
+    *(
+        "parameters.jsonl",
+        "parameters.damaged.jsonl",
+        REFERENCE,
+        CHECKPOINTS,
+        f"saved.{CHECKPOINTS}.json",
+        "best",
+        "last",
+    ),
     *("tensorboard", "wandb", "swanlab"),
 )
 _EVALUATION = "evaluation"

@@ -84,9 +84,12 @@ class RunLogger:
     def step(self, number: int, report: StepReport) -> None:
         """After each step."""
         self._recent.append(report)
-        self._write(number, {**asdict(report), "tokens_per_second": round(report.tokens / _seconds(report), 1)})
+        values = asdict(report)
+        measures = values.pop("measures")
+        self._write(number, {**values, **measures, "tokens_per_second": round(report.tokens / _seconds(report), 1)})
         facts = {
             "loss": f"{report.loss:.4f}",
+            **{name: f"{value:.4g}" for name, value in measures.items()},
             "lr": f"{report.lr:.3g}",
             "grad_norm": f"{report.grad_norm:.3g}",
             "tokens/s": f"{self.tokens_per_second:,.0f}",

@@ -5,11 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
-
-import torch
 
 from hanlin.core.batch import Batch
 from hanlin.core.errors import HanlinError, shorten
@@ -17,6 +15,8 @@ from hanlin.parallel.mesh import Reduction
 from hanlin.parallel.parallel_model import BackwardResult, ParallelModel
 from hanlin.parallel.parameter_statistics import ParameterStatistics
 from hanlin.recipe.settings import TrainSettings
+from hanlin.training.objective import Objective, Weighed
+from hanlin.training.objectives.likelihood import LikelihoodObjective
 from hanlin.training.optimizer import Optimizer
 from hanlin.training.scale import LossScale
 from hanlin.training.schedules import learning_rate
@@ -45,13 +45,13 @@ class NextStep:
 
 @dataclass(frozen=True)
 class _GlobalBatch:
-    """A batch over all data ranks. most_rows: of the rank that has most; tokens: without padding; loss_tokens: the sum
-    of the weights in the loss.
+    """A batch over all data ranks. most_rows: of the rank that has most; tokens: without padding; size: what it counts
+    in the mean.
     """
 
     most_rows: int
     tokens: int
-    loss_tokens: float
+    size: float
 
     @staticmethod
     def of(rows: Sequence[float], tokens: Sequence[float]) -> _GlobalBatch:
@@ -63,8 +63,9 @@ class StepReport:
     """What one step did; over all ranks.
 
     loss: before the step; lr: the rate used; grad_norm: before clipping; tokens: without padding; loss_tokens: sum of
-    the weights in the loss; skipped: a number was not finite, the weights are as before; scale: of the loss (fp16);
-    data_seconds: this process waited for the batch before the step, whose own time is `seconds`.
+    the weights in the loss (or the pairs that are compared); skipped: a number was not finite, the weights are as
+    before; scale: of the loss (fp16); data_seconds: this process waited for the batch before the step, whose own time
+    is `seconds`; measures: what else the objective measures.
     """
 
     loss: float
@@ -76,6 +77,7 @@ class StepReport:
     scale: float
     seconds: float
     data_seconds: float = 0.0
+    measures: Mapping[str, float] = field(default_factory=dict)
 
 
 class Step:
@@ -91,8 +93,11 @@ class Step:
         settings: TrainSettings,
         total_steps: int,
         where: Callable[[Batch], Sequence[str]] | None = None,
+        objective: Objective | None = None,
     ) -> None:
+        """objective: None: likelihood."""
         self.parallel_model, self.optimizer, self.settings = parallel_model, optimizer, settings
+        self.objective = objective or LikelihoodObjective()
         self.total_steps = total_steps
         self.where = where or _row_numbers
         self.scale = LossScale.of(settings)
@@ -111,8 +116,13 @@ class Step:
         start = time.perf_counter()
         whole = self._global_batch(batch)
         parts = self.parallel_model.split(batch, self.settings.micro_batch_size, whole.most_rows)
-        found, scale = self._accumulate(parts, whole.loss_tokens, following or NextStep()), self.scale.value
-        losses, loss, norm = found.losses, found.loss, found.grad_norm / scale
+        weighed = [self.objective.weigh(self.parallel_model, part) for part in parts]
+        found, totals = self._accumulate(weighed, whole.size, following or NextStep())
+        measures = {
+            name: total / (whole.size or 1.0) for name, total in zip(self.objective.measures, totals, strict=True)
+        }
+        losses, scale = found.losses, self.scale.value
+        loss, norm = measures.pop("loss", found.loss), found.grad_norm / scale
         if inspect is not None:
             inspect(self.parallel_model.parameter_statistics(scale))
         rate = learning_rate(self.settings, self.updates + 1, self.total_steps)
@@ -120,8 +130,9 @@ class Step:
         if is_finite:
             self._update(norm, rate)
         self.parallel_model.drop_grads()
+        seconds = time.perf_counter() - start
         report = StepReport(
-            loss, rate, norm, whole.tokens, whole.loss_tokens, not is_finite, scale, time.perf_counter() - start
+            loss, rate, norm, whole.tokens, whole.size, not is_finite, scale, seconds, measures=measures
         )
         broken = [part for part, value in zip(parts, losses, strict=True) if not math.isfinite(value)]
         self._judge(report, broken or [batch])
@@ -142,26 +153,37 @@ class Step:
         told, self._upcoming = self._upcoming, None
         if told is not None and told[0] is batch:
             return told[1]
-        return _GlobalBatch.of(*self.parallel_model.mesh.exchange(*_share_of(batch)))
+        return _GlobalBatch.of(*self.parallel_model.mesh.exchange(*self._share_of(batch)))
 
-    def _accumulate(self, parts: Sequence[Batch], loss_tokens: float, following: NextStep) -> BackwardResult:
-        """Sum the gradients of the micro-batches."""
-        denominators = [loss_tokens] * len(parts)
+    def _share_of(self, batch: Batch | None) -> list[Reduction]:
+        """What this rank tells of its share; of none where it has none."""
+        counted = [0.0, 0.0] if batch is None else [_num_tokens(batch), self.objective.size(batch)]
+        return [("data", "max", [0 if batch is None else batch.size]), ("data", "sum", counted)]
+
+    def _accumulate(
+        self, weighed: Sequence[Weighed], size: float, following: NextStep
+    ) -> tuple[BackwardResult, list[float]]:
+        """Sum the gradients of the micro-batches, and what was measured of them, over the ranks."""
+        parts = [one.batch for one in weighed]
+        denominators = [size] * len(parts)
         if self.settings.loss_mean == "batch":  # mean of the means of each forward pass
-            denominators = [part.loss_tokens * len(parts) * self.parallel_model.data_ranks for part in parts]
+            denominators = [self.objective.size(part) * len(parts) * self.parallel_model.data_ranks for part in parts]
         denominators = [number or 1.0 for number in denominators]  # nothing in the loss: 0 / 1, not 0 / 0
         upcoming = None
 
         def tell() -> list[Reduction]:
             nonlocal upcoming
             upcoming = None if self.parallel_model.mesh.size("all") == 1 else following.batch()
-            return [("all", "max", [following.wants_end()]), *_share_of(upcoming)]
+            ends = ("all", "max", [following.wants_end()])
+            return [ends, ("data", "sum", _sum_measured(weighed)), *self._share_of(upcoming)]
 
-        found = self.parallel_model.forward_backward(parts, denominators, self.scale.value, tell)
-        (end,), *batch = found.told
+        found = self.parallel_model.forward_backward(
+            parts, denominators, self.scale.value, tell, dropout=self.objective.uses_dropout
+        )
+        (end,), totals, *batch = found.told
         self.is_end_wanted = end > 0
         self._upcoming = None if upcoming is None else (upcoming, _GlobalBatch.of(*batch))
-        return found
+        return found, totals
 
     def _update(self, norm: float, rate: float) -> None:
         factor = 1 / self.scale.value
@@ -194,22 +216,10 @@ class Step:
             )
 
 
-def mean_loss(parallel_model: ParallelModel, batches: Iterable[Batch], rows: int | None = None) -> float:
-    """The mean loss per loss token of the batches (this rank's share of each), over all ranks.
-
-    rows: of a forward pass; None: all of a batch.
-    """
-    parts = (part for batch in batches for part in parallel_model.split(batch, rows))
-    # Added on the host: not every device has fp64.
-    pairs = [(parallel_model.losses(part).cpu().sum(dtype=torch.float64).item(), part.loss_tokens) for part in parts]
-    total, tokens = parallel_model.sum_over_data([math.fsum(column) for column in zip(*pairs, strict=True)])
-    return total / tokens
-
-
-def _share_of(batch: Batch | None) -> list[Reduction]:
-    """What this rank tells of its share; of none where it has none."""
-    counted = [0.0, 0.0] if batch is None else [_num_tokens(batch), batch.loss_tokens]
-    return [("data", "max", [0 if batch is None else batch.size]), ("data", "sum", counted)]
+def _sum_measured(weighed: Sequence[Weighed]) -> list[float]:
+    """Over the micro-batches of this rank; read from the device at once."""
+    measured = [one.measured for one in weighed if one.measured is not None]
+    return sum(measured[1:], start=measured[0]).tolist() if measured else []
 
 
 def _num_tokens(batch: Batch) -> int:

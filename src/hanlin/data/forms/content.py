@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from hanlin.core.errors import DataError
@@ -16,6 +16,7 @@ __all__ = [
     "PlainText",
     "Preference",
     "Role",
+    "Side",
     "ToolCall",
     "make_conversation",
 ]
@@ -87,12 +88,21 @@ class PlainText:
     text: str
 
 
+Side = Literal["chosen", "rejected"]
+
+
 @dataclass(frozen=True)
 class Preference:
     """Two dialogues that differ in their last turn."""
 
     chosen: Conversation
     rejected: Conversation
+
+    def side(self, side: Side) -> Conversation:
+        """One of them, of which the last answer alone is learned."""
+        dialogue = self.chosen if side == "chosen" else self.rejected
+        read = [replace(one, is_learned=one.role != "assistant") for one in dialogue.question.messages]
+        return replace(dialogue, messages=(*read, *dialogue.answer))
 
 
 Content = Conversation | PlainText | Preference

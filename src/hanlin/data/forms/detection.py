@@ -7,12 +7,12 @@ first row of a form that is known; a row of another one is a bad row. `data.form
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from hanlin.core.errors import DataError
 from hanlin.data.forms import alpaca, messages, preference, prompt_completion, sharegpt, text
-from hanlin.data.forms.content import Content, Conversation, PlainText
+from hanlin.data.forms.content import Content, Conversation, PlainText, Preference, Side
 from hanlin.data.forms.form import Form, RawRow, kind_of
 from hanlin.data.processor import ContinuesTexts, SampleProcessor, TakesForms, tried
 from hanlin.data.sources import Records
@@ -32,7 +32,7 @@ _LOOKED_AT = 100
 @dataclass(frozen=True)
 class Reading:
     """How the rows of a file are read. form: None for a family's own records; reason: how that is known; is_asked: the
-    rows wait for answers.
+    rows wait for answers; side: which answer of preference rows is read.
     """
 
     form: Form | None
@@ -40,6 +40,7 @@ class Reading:
     processor: SampleProcessor
     is_asked: bool = False
     is_told: bool = True
+    side: Side | None = None
 
     def __str__(self) -> str:
         return f"{self.title} ({self.reason})" if self.reason else self.title
@@ -75,6 +76,8 @@ class Reading:
         """
         assert self.form is not None, self
         content = self.form.read(_given(row))
+        if isinstance(content, Preference) and self.side is not None:
+            return content.side(self.side)
         if isinstance(content, Conversation) and not self.is_asked and not content.is_answered:
             raise DataError("no answer to learn or to compare: there is none behind the last question, or it is empty")
         if isinstance(content, PlainText) and self.is_asked and not isinstance(self.processor, ContinuesTexts):
@@ -85,7 +88,7 @@ class Reading:
         """What is to be said of a row of a form: keys that nothing reads, answers that are not learned."""
         assert self.form is not None, self
         assert isinstance(self.processor, TakesForms), self.processor
-        is_several = isinstance(content, Conversation) and content.num_answers > 1
+        is_several = isinstance(content, Conversation) and content.num_answers > 1 and self.side is None
         return [
             *self.form.unread(_given(row)),
             *([ONE_LEARNED] if is_several and not self.processor.learns_all_turns else []),
@@ -98,14 +101,24 @@ class Reading:
         assert isinstance(self.processor, TakesForms), self.processor
         return self.form.write(row, self.processor.answer_of(record))
 
-    def refuse_preferences(self, where: str) -> None:
-        """Raises: DataError for rows that nothing learns from yet."""
-        if self.form is FORMS["preference"]:
+    def of_side(self, side: Side | None, where: str) -> Reading:
+        """The reading of one side of preference rows, or of rows that have no sides (None).
+
+        Raises: DataError for the one where the other is needed.
+        """
+        is_preference = self.form is FORMS["preference"]
+        if side is None and is_preference:
             raise DataError(
-                f"{where}: read as {self}: two answers to a question, one of them preferred. No method of tuning here "
-                "learns from that yet; to learn the chosen answers alone, map the keys of your rows: "
+                f"{where}: read as {self}: two answers to a question, one of them preferred. train.objective=dpo "
+                "learns from that; to learn or to score the chosen answers alone, map the keys of your rows: "
                 "data.transform={prompt: $prompt, completion: $chosen}"
             )
+        if side is not None and not is_preference:
+            raise DataError(
+                f"{where}: read as {self}, but train.objective learns from preference rows: objects with a question, "
+                'a "chosen" and a "rejected" answer'
+            )
+        return replace(self, side=side)
 
     def _refuse_others(self, row: Any) -> None:
         """Raises: DataError for a row of another form than the file's first one."""
@@ -128,8 +141,10 @@ class InForm:
 
     @property
     def fingerprint(self) -> str:
-        form = self.reading.form
-        return self.source.fingerprint if form is None else f"{self.source.fingerprint} as {form.name}"
+        form, side = self.reading.form, self.reading.side
+        if form is None:
+            return self.source.fingerprint
+        return f"{self.source.fingerprint} as {form.name}{f' {side}' if side else ''}"
 
     def __len__(self) -> int:
         return len(self.source)

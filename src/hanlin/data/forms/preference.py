@@ -22,7 +22,14 @@ def _fits(row: RawRow) -> Fit | None:
 def _read(row: RawRow) -> Preference:
     """Raises: DataError."""
     asked = [*system_of(row), *read_history(row.get("history")), *_question(row)]
-    return Preference(*(_with_answer(row, key, asked) for key in (_CHOSEN, _REJECTED)))
+    chosen, rejected = (_with_answer(row, key, asked) for key in (_CHOSEN, _REJECTED))
+    if chosen.question.messages != rejected.question.messages:
+        raise DataError(
+            f'"{_CHOSEN}" and "{_REJECTED}" answer different questions; they must differ in the last turn alone'
+        )
+    if chosen.answer == rejected.answer:
+        raise DataError(f'"{_CHOSEN}" and "{_REJECTED}" are the same answer, and nothing is preferred')
+    return Preference(chosen, rejected)
 
 
 def _question(row: RawRow) -> list[ChatMessage]:

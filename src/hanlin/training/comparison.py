@@ -1,0 +1,128 @@
+"""Answers that are compared: their log likelihoods, by the model as it is and as it was when the run began."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.numpy import load as from_bytes
+from safetensors.numpy import save as to_bytes
+
+from hanlin.core.batch import Batch
+from hanlin.core.collectives import call_on_main
+from hanlin.core.errors import CheckpointError
+from hanlin.core.files import replaced_file
+from hanlin.data.loader import Loader
+from hanlin.parallel.parallel_model import ParallelModel
+from hanlin.training.objective import REFERENCE, Weighed
+
+__all__ = ["PairLikelihoods", "pair_likelihoods", "reference", "weighed"]
+
+TOLD_AT_ONCE = 1 << 16
+"""Numbers that the ranks tell each other in one message."""
+ANSWERS = 2
+"""To a question, the chosen one first."""
+
+
+@dataclass(frozen=True)
+class PairLikelihoods:
+    """Of the pairs of a batch. rows, pairs: `[pairs]`, the row of each and its place among those of the row; numbers:
+    in the data; totals: `[2, pairs]`, natural logarithms of the probabilities of the answers; counts: their tokens.
+    """
+
+    rows: torch.Tensor
+    pairs: torch.Tensor
+    numbers: torch.Tensor
+    totals: torch.Tensor
+    counts: torch.Tensor
+
+    def of(self, table: torch.Tensor | None) -> torch.Tensor | None:
+        """What a table `[pairs of the data, 2]` says of these pairs, `[2, pairs]`."""
+        return None if table is None else table[self.numbers].t().to(self.totals)
+
+
+def pair_likelihoods(parallel_model: ParallelModel, batch: Batch) -> PairLikelihoods:
+    """Ask the model as it is, without a gradient and without dropout; batch: on its device."""
+    assert batch.answers is not None, "a batch of pairs"
+    device = batch.answers.device
+    places = [(row, pair, number) for row, held in enumerate(batch.rows) for pair, number in enumerate(held)]
+    rows, pairs, numbers = torch.tensor(places, dtype=torch.int64).reshape(-1, 3).t().to(device)
+    width = 1 + ANSWERS * max(map(len, batch.rows), default=0)
+    losses = parallel_model.losses(batch)
+    sums, counts = (
+        losses.new_zeros(batch.size, width).scatter_add_(1, batch.answers, values)[:, 1:].unflatten(1, (-1, ANSWERS))
+        for values in (-losses, batch.weights.to(losses.dtype))
+    )
+    return PairLikelihoods(rows, pairs, numbers, sums[rows, pairs].t().contiguous(), counts[rows, pairs].t())
+
+
+def weighed(batch: Batch, found: PairLikelihoods, measured: Sequence[torch.Tensor]) -> Weighed:
+    """The batch with minus the gradient of `totals` as the weights of the tokens."""
+    assert batch.answers is not None, "a batch of pairs"
+    assert found.totals.grad is not None, "no backward pass yet"
+    width = 1 + ANSWERS * max(map(len, batch.rows), default=0)
+    slopes = batch.weights.new_zeros(batch.size, (width - 1) // ANSWERS, ANSWERS)
+    slopes[found.rows, found.pairs] = -found.totals.grad.t().to(slopes.dtype)
+    by_answer = torch.cat([slopes.new_zeros(batch.size, 1), slopes.flatten(1)], 1)
+    weights = by_answer.gather(1, batch.answers)
+    return Weighed(replace(batch, weights=weights), torch.stack([value.detach().float() for value in measured]))
+
+
+def reference(
+    parallel_model: ParallelModel, loaders: Mapping[str, Loader], folder: Path, *, goes_on: bool
+) -> dict[str, torch.Tensor]:
+    """The log likelihoods `[pairs, 2]` of the answers of each loader, by the model that the run began with.
+
+    goes_on: it is that no more, and what it said is read from the run's folder.
+    Raises: CheckpointError when the folder has it no more.
+    """
+    path = folder / REFERENCE
+    if goes_on:
+        found = call_on_main(
+            lambda: _read(path, {name: len(loader.prepared.lengths) for name, loader in loaders.items()})
+        )
+    else:
+        found = {name: _ask(parallel_model, loader) for name, loader in loaders.items()}
+        call_on_main(lambda: _write(path, found))
+    return {name: torch.from_numpy(values).to(parallel_model.device) for name, values in found.items()}
+
+
+def _ask(parallel_model: ParallelModel, loader: Loader) -> np.ndarray:
+    """What the model makes of all answers."""
+    values = np.zeros((len(loader.prepared.lengths), ANSWERS), np.float32)
+    for batch in loader.once():
+        for part in parallel_model.split(batch, None):
+            found = pair_likelihoods(parallel_model, part.to(parallel_model.device))
+            values[found.numbers.cpu().numpy()] = found.totals.t().cpu().numpy()
+    # Each pair is of one data rank, and 0 on the others.
+    parts = [parallel_model.sum_over_data(part.tolist()) for part in np.array_split(values.ravel(), _num_parts(values))]
+    return np.concatenate(parts).astype(np.float32).reshape(values.shape)
+
+
+def _num_parts(values: np.ndarray) -> int:
+    return -(-values.size // TOLD_AT_ONCE)
+
+
+def _write(path: Path, values: Mapping[str, np.ndarray]) -> None:
+    with replaced_file(path) as stream:
+        stream.write(to_bytes(dict(values)))
+
+
+def _read(path: Path, sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
+    """Raises: CheckpointError."""
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path} is missing: what the model that this run began with made of the answers, which no later one can "
+            "say; put it back, or begin anew (--restart)"
+        )
+    try:
+        found = from_bytes(path.read_bytes())
+    except Exception as error:  # safetensors has errors of its own for every kind of damage
+        raise CheckpointError(f"{path} cannot be read ({error}); put it back, or begin anew (--restart)") from None
+    shapes = {name: (size, ANSWERS) for name, size in sizes.items()}
+    if {name: found[name].shape for name in shapes if name in found} != shapes:
+        raise CheckpointError(f"{path} belongs to other data; put the run's own back, or begin anew (--restart)")
+    return {name: found[name] for name in shapes}

@@ -1,0 +1,92 @@
+"""What a file of objectives/ exports, and what a step and an evaluation ask of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from hanlin.recipe.settings import OBJECTIVES, ObjectiveSettings
+
+if TYPE_CHECKING:
+    import torch
+
+    from hanlin.core.batch import Batch
+    from hanlin.data.loader import Loader
+    from hanlin.parallel.parallel_model import ParallelModel
+
+__all__ = ["REFERENCE", "Objective", "ObjectiveSpec", "Weighed", "build_objective", "find_objective"]
+
+REFERENCE = "reference.safetensors"
+"""In the run folder: what the model that the run began with made of the answers, `[pairs, 2]` for each part of the
+data, where the objective compares with it.
+"""
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """A batch whose weighted loss, summed, has the gradient of the objective, summed over what the batch counts for.
+
+    measured: what was measured on the way, summed likewise: `[measures]`; None where nothing is.
+    """
+
+    batch: Batch
+    measured: torch.Tensor | None = None
+
+
+class Objective(Protocol):
+    """What training makes smaller.
+
+    The model computes one loss: cross entropies times weights. An objective is what it makes of the weights.
+    measures: names of what it measures, "loss" first; none where its loss is the model's own.
+    uses_dropout: False where the model is asked twice, and has to say the same.
+    """
+
+    @property
+    def measures(self) -> Sequence[str]: ...
+    @property
+    def uses_dropout(self) -> bool: ...
+
+    def begin(
+        self, parallel_model: ParallelModel, loaders: Mapping[str, Loader], folder: Path, *, goes_on: bool
+    ) -> None:
+        """Before the first step of a start; the weights are those that the run began with.
+
+        loaders: of what is trained on ("train") and watched ("valid"); folder: of the run, which may keep something;
+        goes_on: whether a checkpoint is there. All ranks call it.
+        """
+        ...
+
+    def size(self, batch: Batch) -> float:
+        """What a batch counts in the mean over a step; known without the model."""
+        ...
+
+    def weigh(self, parallel_model: ParallelModel, batch: Batch) -> Weighed:
+        """Weigh the tokens of a micro-batch by the model as it is; all ranks call it equally often."""
+        ...
+
+    def evaluate(self, parallel_model: ParallelModel, batches: Iterable[Batch], rows: int | None) -> dict[str, float]:
+        """Mean measures of held-out batches, over all ranks; rows: of a forward pass."""
+        ...
+
+
+@dataclass(frozen=True)
+class ObjectiveSpec:
+    """What a file exports as `objective`.
+
+    settings: the class of its settings, without torch; build: makes the objective; reads: what it learns from.
+    """
+
+    settings: type[ObjectiveSettings]
+    build: Callable[[Any], Objective]
+    reads: Literal["records", "preferences"] = "records"
+
+
+def find_objective(settings: ObjectiveSettings) -> ObjectiveSpec:
+    """The objective that is meant. Raises: ConfigError."""
+    return OBJECTIVES.load(settings.name)
+
+
+def build_objective(settings: ObjectiveSettings) -> Objective:
+    return find_objective(settings).build(settings)

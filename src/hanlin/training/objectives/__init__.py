@@ -1,0 +1,1 @@
+"""Objectives, a file each: `train.objective` names one; training/objective.py says what it exports."""

@@ -1,0 +1,231 @@
+"""Learning from preferences: gradients and numbers against a direct computation, runs by their files, refusals."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from family_cases import Case, case_of
+from torch.nn.functional import log_softmax, logsigmoid
+
+import hanlin
+from hanlin.checking import check_source
+from hanlin.core.batch import IGNORED
+from hanlin.core.errors import ConfigError, HanlinError
+from hanlin.data.forms.detection import tell_row
+from hanlin.data.loader import Loader
+from hanlin.data.pairs import prepare_pairs
+from hanlin.formats.load import save_base
+from hanlin.parallel.parallelize import parallelize
+from hanlin.recipe.settings import DataSettings, TrainSettings
+from hanlin.training.objectives.dpo import Dpo
+from hanlin.training.optimizer import build_optimizer
+from hanlin.training.step import Step
+
+FAMILIES = ("chatglm2", "cpm1", "cpm1_t5", "cpm2", "cpm_bee")
+CPU = torch.device("cpu")
+ROWS = [
+    {"prompt": "床前明月光，", "chosen": "疑是地上霜。", "rejected": "低头"},
+    {"prompt": "举头望", "chosen": "明月", "rejected": "地上"},
+    {"prompt": "低头思故乡，", "chosen": "故", "rejected": "明月光明月"},
+    {"prompt": "月", "chosen": "光光", "rejected": "霜"},
+    {"prompt": "上", "chosen": "地", "rejected": "头"},
+]
+LOSSES: dict[str, dict[str, Any]] = {
+    "sigmoid": {"beta": 0.3, "label_smoothing": 0.1},
+    "ipo": {"beta": 0.2},
+    "simpo": {"beta": 2.0, "margin": 0.5},
+    "orpo": {"beta": 0.4},
+}
+
+
+@pytest.fixture(scope="module")
+def make_case(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
+    return cache(lambda family: case_of(family, tmp_path_factory.mktemp(family)))
+
+
+def write_rows(folder: Path, rows: list[dict[str, Any]] = ROWS) -> Path:
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def make_loader(case: Case, folder: Path, **settings: Any) -> Loader:
+    settings = {"max_length": 128, "cache": folder / "cache", **settings}
+    data = DataSettings(**settings)
+    pairs = prepare_pairs([write_rows(folder)], case.processor, data, tokenizer=case.tokenizer)
+    return Loader(pairs, case.processor, max_length=data.max_length, batch_size=5, seed=1, pack=data.pack)
+
+
+def direct_loss(case: Case, model: Any, start: Any, loss: str, beta: float, **more: float) -> torch.Tensor:
+    """The mean over the rows, from the logits of one answer after the other; model, start: as it is, and was."""
+
+    def log_likelihood(answer: str, row: dict[str, Any], of: Any) -> tuple[torch.Tensor, int]:
+        sample = case.processor.sample(record_of(case, row["prompt"], row[answer]))
+        batch = case.processor.collate([[sample]], sample.length)
+        logits = log_softmax(of(**batch.inputs), -1)[0]
+        places = torch.nonzero((batch.labels[0] != IGNORED) & (batch.weights[0] > 0))[:, 0]
+        return logits[places, batch.labels[0, places]].sum(), len(places)
+
+    losses = []
+    for row in ROWS:
+        (chosen, n), (rejected, m) = (log_likelihood(answer, row, model) for answer in ("chosen", "rejected"))
+        (was_chosen, _), (was_rejected, _) = (log_likelihood(answer, row, start) for answer in ("chosen", "rejected"))
+        gain, loss_gain = chosen - was_chosen.detach(), rejected - was_rejected.detach()
+        match loss:
+            case "sigmoid":
+                wrong = more["label_smoothing"]
+                losses.append(
+                    -(1 - wrong) * logsigmoid(beta * (gain - loss_gain)) - wrong * logsigmoid(beta * (loss_gain - gain))
+                )
+            case "ipo":
+                losses.append((gain / n - loss_gain / m - 1 / (2 * beta)) ** 2)
+            case "simpo":
+                losses.append(-torch.log(torch.sigmoid(beta * (chosen / n - rejected / m) - more["margin"])))
+            case "orpo":
+                p, q = (chosen / n).exp(), (rejected / m).exp()
+                ratio = torch.log((p / (1 - p)) / (q / (1 - q)))
+                losses.append(-chosen / n - beta * torch.log(torch.sigmoid(ratio)))
+    return torch.stack(losses).mean()
+
+
+def record_of(case: Case, question: str, answer: str) -> Any:
+    row = {"prompt": question, "completion": answer}
+    return tell_row(row, case.processor, "prompt_completion", is_asked=False).record(row)
+
+
+@pytest.mark.parametrize(
+    ("family", "loss"),
+    [*((family, "sigmoid") for family in FAMILIES), *(("cpm1", loss) for loss in LOSSES if loss != "sigmoid")],
+)
+def test_gradients_are_those_of_the_loss_itself(
+    family: str, loss: str, make_case: Callable[[str], Case], tmp_path: Path
+) -> None:
+    case = make_case(family)
+    model, start = case.model(dropout=0.0) if hasattr(case.config, "dropout") else case.model(), case.model()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(9)), alpha=0.05)
+    loader = make_loader(case, tmp_path)
+    settings = TrainSettings(steps=1, objective={"name": "dpo", "loss": loss, **LOSSES[loss]}, clip=None)
+    objective = Dpo(settings.objective)
+    objective.begin(parallelize(start, CPU), {"train": loader}, tmp_path, goes_on=False)
+    parallel_model = parallelize(model, CPU)
+    step = Step(
+        parallel_model, build_optimizer(parallel_model.parameters, settings.optimizer), settings, 1, objective=objective
+    )
+    gradients: dict[str, torch.Tensor] = {}
+    step.optimizer.step = lambda rate: gradients.update(  # type: ignore[method-assign]
+        {name: weight.grad.clone() for name, weight in parallel_model.parameters.items() if weight.grad is not None}
+    )
+    report = step.run(next(iter(loader)))
+    expected = direct_loss(case, model, start, loss, **LOSSES[loss])
+    assert report.loss == pytest.approx(expected.item(), rel=1e-5)
+    assert report.loss_tokens == len(ROWS)
+    expected.backward()
+    for name, weight in model.named_parameters():
+        wanted = torch.zeros_like(weight) if weight.grad is None else weight.grad
+        torch.testing.assert_close(gradients.get(name, torch.zeros_like(weight)), wanted, rtol=1e-3, atol=2e-6)
+
+
+# --- runs ---
+
+
+@pytest.fixture(scope="module")
+def base(make_case: Callable[[str], Case], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    case, folder = make_case("cpm1"), tmp_path_factory.mktemp("base") / "cpm1"
+    weights = {key: value.float() for key, value in case.model().named_parameters()}
+    save_base(folder, case.family, case.config, weights, case.tokenizer)
+    return folder
+
+
+def recipe(base: Path, folder: Path, **train: Any) -> dict[str, Any]:
+    path = str(write_rows(folder))
+    return {
+        "model": {"family": "cpm1", "base": str(base)},
+        "data": {"train": [path], "eval": [path], "max_length": 60, "cache": str(folder / "cache")},
+        "tuning": {"method": "lora", "rank": 2},
+        "train": {"steps": 6, "lr": 0.02, "batch_size": 2, "objective": "dpo", "eval_every": 3, **train},
+        "run": {"folder": str(folder / "run"), "threads": 1},
+    }
+
+
+def steps_of(folder: Path) -> list[dict[str, Any]]:
+    lines = map(json.loads, (folder / "run/metrics.jsonl").read_text("utf-8").splitlines())
+    return [{key: value for key, value in line.items() if "second" not in key} for line in lines]
+
+
+def test_a_run_prefers_what_is_chosen_and_goes_on_exactly(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "parts").mkdir()
+    hanlin.train(recipe(base, tmp_path / "whole"))
+    whole = steps_of(tmp_path / "whole")
+    first, last = whole[0], whole[-1]
+    assert first["loss"] == pytest.approx(math.log(2), rel=1e-4)  # the model is its own reference
+    assert first["margin"] == pytest.approx(0, abs=1e-4)
+    assert last["eval_loss"] < math.log(2)
+    assert last["eval_accuracy"] == 1.0
+    assert last["eval_margin"] > 0
+    # Killed after three steps: what the start said of the answers is read again, not asked again.
+    half = recipe(base, tmp_path / "parts", save_every=3, steps=3, decay_steps=7)
+    hanlin.train(half)
+    hanlin.train({**half, "train": {**half["train"], "steps": 6}})
+    rest = [step for step in steps_of(tmp_path / "parts") if step["step"] > 3 and "loss" in step]
+    (tmp_path / "long").mkdir()
+    hanlin.train(recipe(base, tmp_path / "long", save_every=3, decay_steps=7))
+    assert rest == [step for step in steps_of(tmp_path / "long") if step["step"] > 3 and "loss" in step]
+
+
+def test_a_run_that_lost_its_reference_does_not_go_on(base: Path, tmp_path: Path) -> None:
+    made = recipe(base, tmp_path, steps=1)
+    hanlin.train(made)
+    (tmp_path / "run/reference.safetensors").unlink()
+    with pytest.raises(HanlinError, match=r"reference\.safetensors is missing.*--restart"):
+        hanlin.train({**made, "train": {**made["train"], "steps": 2}})
+
+
+def test_rows_that_prefer_nothing_are_refused_before_anything_starts(base: Path, tmp_path: Path) -> None:
+    made = recipe(base, tmp_path)
+    write_rows(tmp_path, [*ROWS[:2], {"prompt": "月", "chosen": "光", "rejected": "光"}])
+    [problem, *_] = check_source(made).problems
+    assert "rows.jsonl:3" in problem.text
+    assert "the same answer" in problem.text
+    write_rows(tmp_path, [{"prompt": "月", "completion": "光"}])
+    [problem, *_] = check_source(made).problems
+    assert "train.objective learns from preference rows" in problem.text
+    with pytest.raises(ConfigError, match="preference rows"):
+        hanlin.train(made)
+    write_rows(tmp_path, [{"prompt": "月" * 40, "chosen": "光", "rejected": "霜"}])
+    [problem, *_] = check_source(made).problems
+    assert "half of data.max_length" in problem.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"data": {"overlong": "split"}}, "data.overlong"),
+        ({"data": {"in_context": [0.5, 0.5]}}, "data.in_context"),
+        ({"train": {"loss_mean": "batch"}}, "train.loss_mean"),
+        ({"train": {"objective": {"name": "dpo", "loss": "ipo", "margin": 1.0}}}, "train.objective"),
+        ({"train": {"objective": {"name": "dpo", "beta": 0}}}, "train.objective.beta"),
+        ({"train": {"objective": "ppo"}}, "train.objective"),
+    ],
+)
+def test_settings_that_compare_nothing_are_refused(
+    changes: dict[str, Any], key: str, base: Path, tmp_path: Path
+) -> None:
+    made = recipe(base, tmp_path)
+    for section, values in changes.items():
+        made[section] |= values
+    assert any(problem.key.startswith(key) for problem in check_source(made).problems)
+
+
+def test_preference_rows_without_the_objective_name_it(base: Path, tmp_path: Path) -> None:
+    [problem, *_] = check_source(recipe(base, tmp_path, objective="likelihood")).problems
+    assert "train.objective=dpo" in problem.text
