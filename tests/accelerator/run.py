@@ -32,13 +32,14 @@ from layouts import BATCH_SIZE, VARIANTS, Cell, loader, model_of
 from layouts import case as variant_case
 from stand_in import NAME, PROFILES, Costs, stand_in
 
-from hanlin.core.batch import Batch
+from hanlin.core.batch import IGNORED, Batch
 from hanlin.generate.engine import Engine, record_stream
 from hanlin.generate.methods.beam import BeamSettings
 from hanlin.generate.methods.greedy import GreedySettings
 from hanlin.generate.methods.sample import SampleSettings
 from hanlin.parallel.parallelize import parallelize
 from hanlin.recipe.settings import OPTIMIZERS, ParallelSettings, TrainSettings
+from hanlin.training.objectives.dpo import Dpo, DpoSettings
 from hanlin.training.objectives.likelihood import mean_loss
 from hanlin.training.optimizer import build_optimizer
 from hanlin.training.step import Step
@@ -73,6 +74,7 @@ def compare(cell: Cell, precision: Any, profile: str) -> dict[str, Any]:
         others, costs = _run(model, batch, offload, settings, torch.device(NAME, 0), profile)
         difference = max(abs(a - b) for a, b in zip(losses, others, strict=True))
         found[-1] |= {"offloaded": {**costs["step"], "difference": difference}}
+        found[-1] |= {"preferred": _prefer(model, batch, settings, profile)}
     worst = max(found, key=lambda costs: (costs["step"].get("wait", 0), costs["step"].get("copy", 0)))
     unlisted = sorted({name for one in found for part in ("step", "evaluation") for name in one[part]["unlisted"]})
     return {**worst, "difference": max(one["difference"] for one in found), "unlisted": unlisted}
@@ -98,6 +100,26 @@ def _run(
         inspected = trained.parameter_statistics()
     spread = sum(one.weight.std for one in inspected.values())
     return [*losses, spread], {**counted, "micro_batches": -(-batch.size // rows)}
+
+
+def _prefer(model: torch.nn.Module, batch: Batch, settings: TrainSettings, profile: str) -> dict[str, Any]:
+    """A step of an objective that compares answers, the first half of a row's labels with the second."""
+    places = (batch.labels != IGNORED).cumsum(1)
+    answers = torch.where(batch.labels == IGNORED, 0, 1 + (places > places[:, -1:] // 2))
+    pairs = replace(batch, answers=answers, weights=(answers > 0).float(), rows=[[n] for n in range(batch.size)])
+    reports, counted = [], {}
+    for device in (torch.device("cpu"), torch.device(NAME, 0)):
+        with stand_in(profile) as costs:
+            trained = parallelize(copy.deepcopy(model), device, settings.precision)
+            objective = Dpo(DpoSettings(loss="orpo"))
+            optimizer = build_optimizer(trained.parameters, settings.optimizer)
+            step = Step(trained, optimizer, settings, 10, objective=objective)
+            costs.clear()
+            report = step.run(pairs)
+            reports.append([report.loss, report.grad_norm, *report.measures.values()])
+            counted = _counted(costs)
+    difference = max(abs(a - b) for a, b in zip(*reports, strict=True))
+    return {**counted, "difference": difference, "loss": reports[0][0]}
 
 
 @cache

@@ -78,6 +78,10 @@ def test_the_numbers_are_the_cpus_and_nothing_waits_for_the_device(
         assert offloaded["difference"] < near * abs(result["loss"])
         assert offloaded["wait"] == 1, offloaded["places"]
         assert offloaded["copy"] > result["step"]["copy"]  # the inputs of blocks come back
+    if preferred := result.get("preferred"):
+        assert preferred["difference"] < near * abs(preferred["loss"])
+        assert not preferred["unlisted"], ("not in hanlin/diagnosis/npu_operations.py", preferred["unlisted"])
+        assert preferred["wait"] == 2, preferred["places"]  # losses and norm; what was measured
     parts = result["micro_batches"]
     assert result["step"]["wait"] == 1, result["step"]["places"]  # losses and norm
     assert result["evaluation"]["wait"] == parts, result["evaluation"]["places"]  # the losses of each forward pass

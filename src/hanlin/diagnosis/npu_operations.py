@@ -50,6 +50,7 @@ _safe_softmax softmax _softmax log_softmax _log_softmax | float | torch.nn.Softm
 _softmax_backward_data _log_softmax_backward_data | float | their gradients
 gelu gelu_backward | float | approximate="tanh" only
 silu silu_backward sigmoid | float | torch.nn.SiLU, torch.nn.Sigmoid
+log_sigmoid_forward log_sigmoid_backward | half | torch.nn.LogSigmoid
 layer_norm native_layer_norm native_layer_norm_backward | float
 embedding embedding_dense_backward | float int32 int64
 linalg_vector_norm | float | torch.norm
@@ -59,6 +60,7 @@ argmax clamp topk | float whole | topk: sorted only
 bincount | whole
 cumsum | half whole bool
 erf exp exp2 log | float int64 bool
+log1p | half whole bool
 floor_divide searchsorted sort argsort index_copy | half whole
 gather roll repeat_interleave | half int16 int32 int64 bool | repeat_interleave: below 4 million numbers
 index_select masked_fill masked_fill_ | float int8 int16 int32 int64 bool
