@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from hanlin.cli.main import _parser, command_names
 from hanlin.recipe.reading import load_recipe
+from hanlin.recipe.settings import EvaluateSettings
+from hanlin.reference.settings import all_settings
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -74,6 +77,42 @@ def test_commands_exist_with_their_options(page: Path) -> None:
         assert name in command_names(), command
         help_text = _help(name)
         assert all(option in help_text for option in OPTION.findall(command)), command
+
+
+@pytest.mark.parametrize("page", TRANSLATED, ids=_name)
+def test_chinese_pages_use_the_words_of_the_field(page: Path) -> None:
+    """docs/glossary.md: 模型系列, 配置, 词元, 检查点."""
+    assert not re.findall("家族|配方|食谱|令牌|检查站", page.read_text(encoding="utf-8"))
+
+
+def test_the_page_on_evaluation_names_every_task_and_metric() -> None:
+    page = (ROOT / "docs/evaluating.md").read_text(encoding="utf-8")
+    names = [*get_args(get_args(EvaluateSettings.model_fields["tasks"].annotation)[0])]
+    names += get_args(get_args(EvaluateSettings.model_fields["metrics"].annotation)[0])
+    assert {"loss", "rouge"} <= set(names)
+    assert not [name for name in names if f"| `{name}`" not in page]
+
+
+SECTIONS = "model|data|tuning|train|generate|evaluate|run|parallel"
+SETTING = re.compile(rf"(?<![\w./-])((?:{SECTIONS})(?:\.[a-z_0-9]+)+)(?=[\s=:,)\]`]|$)")
+"""A dotted setting in code: at its end, or before a value."""
+TODAY = [page for page in PAGES if page.name != "CHANGELOG.md"]
+"""The CHANGELOG says what settings were called as well."""
+NO_SETTINGS = {
+    *("model.chat", "model.decide", "model.device", "model.generate", "model.network", "model.save", "model.score"),
+    *("model.tokenizer.vocab_size", "parallel.parallelize"),  # all of these are of Python
+    *("evaluate.sh", "model.gguf", "model.py", "model.safetensors", "train.jsonl", "train.sh"),  # files
+    "train.learning_rate",  # a mistake that is shown
+}
+
+
+@pytest.mark.parametrize("page", [*TODAY, *RECIPES], ids=_name)
+def test_settings_that_are_named_exist(page: Path) -> None:
+    known = {setting.key for setting in all_settings()}
+    codes = [*re.findall(r"`([^`\n]+)`", page.read_text(encoding="utf-8")), *_blocks(page)]
+    named = {name for code in codes for name in SETTING.findall(code)} - NO_SETTINGS
+    sections = {key.rpartition(".")[0] for key in known}
+    assert not {name for name in named if name not in known | sections}
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=_name)
