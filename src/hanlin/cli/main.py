@@ -26,7 +26,7 @@ from hanlin.core.terminal import mute, steady_streams
 
 # The order of `hanlin --help`, along a user's way; commands that are not named here come last.
 _ORDER = (
-    *("demo", "doctor", "recipes", "data", "check", "plan", "prepare", "tokenizer"),
+    *("demo", "doctor", "recipes", "init", "data", "check", "plan", "prepare", "tokenizer"),
     *(
         "train",
         "launch",
@@ -48,7 +48,7 @@ _NOT_COMMANDS = {"main"}
 _OVERVIEW = """\
 examples:
   hanlin demo                        see it work, in a few minutes
-  hanlin recipes                     recipes that come with hanlin
+  hanlin init rows.jsonl --base MODEL    a first recipe, for a file of rows and a model
   hanlin train recipe.yaml           train by a recipe
 
 `hanlin help COMMAND` explains a command, `hanlin help train.lr` a setting of a recipe.

@@ -3,7 +3,7 @@
 The recipe is checked first. Ctrl-C or SIGTERM finishes the step, saves and ends. All accelerators of this machine are
 used; under torchrun, srun or Kubernetes this is one of the processes they start (docs/launching.md).
 
-hanlin train recipe.yaml                       by a recipe; `hanlin recipes copy NAME` brings one to begin with
+hanlin train recipe.yaml                       by a recipe; `hanlin init rows.jsonl --base MODEL` writes a first one
 hanlin train recipe.yaml train.lr=1e-5 run.folder=runs/slow    with other settings
 hanlin train runs/mine                         go on with a run that was stopped
 hanlin train recipe.yaml --nproc 2             on two accelerators of this machine

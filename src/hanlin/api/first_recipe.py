@@ -1,0 +1,259 @@
+"""A first recipe for a model and files of rows: what is told from them, and what fits into this machine's memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from hanlin.core.errors import ConfigError
+from hanlin.core.language import Language
+
+if TYPE_CHECKING:
+    from hanlin.data.preview import Preview
+    from hanlin.planner.devices import Device
+    from hanlin.recipe.settings import Recipe
+    from hanlin.run.components import Components
+
+__all__ = ["Memory", "first_recipe", "memory_here", "memory_of"]
+
+_GIB = 1 << 30
+_ROWS = 2000
+"""Rows of each file that are looked at."""
+_BATCH = 8
+_LONGEST = 2048
+"""Tokens of a row, where the samples of the user are longer."""
+_USUAL_LENGTHS = (128, 256, 512, 1024, 2048)
+_RATES = {"fresh": 5e-4, "full": 2e-5, "other": 1e-4}
+_HOST_SHARE = 0.8
+"""Of the CPU's memory, what is taken for free."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """name: of what has it; device: as the planner knows it; None: the CPU, or one that it does not know."""
+
+    name: str
+    bytes: int
+    device: Device | None = None
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How to train: settings that differ from their defaults, and the most that it takes of the memory, if it fits."""
+
+    settings: Mapping[str, Any]
+    peak_bytes: int
+    fits: bool
+
+
+@dataclass(frozen=True)
+class _Lengths:
+    """Tokens of a row, and of the user's samples."""
+
+    row: int
+    p99: int
+    longest: int
+
+
+def memory_of(name: str) -> Memory:
+    """That of a device by its name.
+
+    Raises: ConfigError.
+    """
+    from hanlin.planner.devices import find_device
+
+    device = find_device(name)
+    return Memory(device.name, device.memory_bytes, device)
+
+
+def memory_here() -> Memory:
+    """That of this machine's first accelerator, else of its CPU."""
+    import os
+
+    import torch
+
+    from hanlin.core.device import pick_device
+    from hanlin.planner.devices import find_device
+
+    device = pick_device("auto")
+    if device.type in ("cuda", "npu"):
+        about = getattr(torch, device.type).get_device_properties(device)
+        try:
+            known = find_device(about.name)
+        except ConfigError:
+            known = None
+        return Memory(about.name, about.total_memory, known)
+    return Memory("cpu", int(_HOST_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")))
+
+
+def first_recipe(
+    model: Mapping[str, str], files: Sequence[Path], folder: Path, memory: Memory, language: Language
+) -> str:
+    """The text of a recipe that `check` passes.
+
+    model: of its section `model`: family, and base or size; folder: of the run.
+    Raises: ConfigError, DataError: what `check` would say of it; nothing is written.
+    """
+    from hanlin.checking import check
+    from hanlin.recipe.reading import listing
+    from hanlin.run.components import build_components
+
+    values: dict[str, Any] = {"model": dict(model), "data": {"train": list(map(str, files))}}
+    values |= {"train": {"epochs": 3, "batch_size": _BATCH}, "run": {"folder": str(folder)}}
+    components = build_components(_recipe(values))
+    seen = list(_previews(files, values, components))
+    lengths = _lengths(seen, components.config)
+    values["data"] |= {"max_length": lengths.row} | ({"overlong": "truncate"} if lengths.longest > lengths.row else {})
+    way = _way(values, memory)
+    _put(values, way.settings)
+    method = values.get("tuning", {}).get("method", "full")
+    values["train"]["lr"] = _RATES.get("fresh" if "base" not in model else method, _RATES["other"])
+    if problems := check(_recipe(values), purpose="train"):
+        raise ConfigError(listing(problems, "init"))
+    return _written(values, seen, lengths, way, memory, language)
+
+
+def _recipe(values: Mapping[str, Any], changes: Mapping[str, Any] = MappingProxyType({})) -> Recipe:
+    from hanlin.recipe.reading import make_recipe
+
+    return make_recipe(deepcopy(dict(values)), changes)
+
+
+def _previews(files: Sequence[Path], values: Mapping[str, Any], components: Components) -> Iterator[Preview]:
+    from hanlin.data.preview import preview
+
+    longest = getattr(components.config, "max_length", None) or _LONGEST
+    data = _recipe(values, {"data.max_length": longest}).data
+    for file in files:
+        yield preview(file, data, components.processor, components.tokenizer, shown=0, most=_ROWS)
+
+
+def _lengths(seen: Sequence[Preview], config: Any) -> _Lengths:
+    """A row holds nearly all samples whole, as far as the model reads."""
+    longest = max((one.sizes.get("max", 0) for one in seen), default=0)
+    p99 = max((one.sizes.get("p99", 0) for one in seen), default=0)
+    most = min(getattr(config, "max_length", None) or _LONGEST, _LONGEST)
+    return _Lengths(min(next((n for n in _USUAL_LENGTHS if n >= longest), most), most), p99, longest)
+
+
+def _way(values: Mapping[str, Any], memory: Memory) -> _Way:
+    """The first that fits, from what changes most and costs most to what takes least."""
+    ways = [{}]
+    if "base" in values["model"]:
+        lora = {"tuning.method": "lora"}
+        recomputed = {**lora, "parallel.checkpoint_activations": "full"}
+        ways += [lora, recomputed, {**recomputed, "model.quantise": "nf4"}]
+    tried = None
+    for settings in ways:
+        for tried in _by_rows(values, settings, memory):
+            if tried.fits:
+                return tried
+    assert tried is not None
+    return tried
+
+
+def _by_rows(values: Mapping[str, Any], settings: Mapping[str, Any], memory: Memory) -> Iterator[_Way]:
+    """The same with fewer and fewer rows in a forward pass."""
+    from hanlin.planner.estimate import FRAGMENTATION, RESERVE_BYTES, estimate
+    from hanlin.planner.job import PlannedModel, SequenceLengths
+    from hanlin.planner.layout import layout_of
+
+    recipe = _recipe(values, settings)
+    job = PlannedModel(recipe, SequenceLengths(recipe.data.max_length), device=memory.device)
+    for rows in (_BATCH, 4, 2, 1):
+        layout = layout_of(_with_rows(recipe, rows), 1)
+        peak = int(estimate(job, layout).peak * FRAGMENTATION) + RESERVE_BYTES
+        yield _Way({**settings, "train.micro_batch_size": rows}, peak, peak <= memory.bytes)
+
+
+def _with_rows(recipe: Recipe, rows: int) -> Recipe:
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"micro_batch_size": rows})})
+
+
+def _put(values: dict[str, Any], settings: Mapping[str, Any]) -> None:
+    for key, value in settings.items():
+        section, name = key.split(".")
+        values.setdefault(section, {})[name] = value
+
+
+# --- as text ---
+
+_NOTES = {
+    "en": {
+        "head": "A first recipe, written by `hanlin init`. `hanlin check FILE` looks at it, `hanlin train FILE`\n"
+        "# trains; `hanlin help train.lr` explains a setting, and docs/settings.md all of them.",
+        "train": "{rows:,} rows; read as: {form}",
+        "eval": "name files of other rows here, to see how the model does on what it has not learned",
+        "max_length": "tokens of a row; 99 % of the samples have at most {p99:,}, the longest has {longest:,}",
+        "overlong": "longer samples are shortened",
+        "method": "the base stays as it is, and small matrices beside it are trained",
+        "full": "all weights are trained",
+        "quantise": "the base lies in memory in 4 bits",
+        "checkpoint_activations": "saves memory, takes a third more time",
+        "epochs": "passes over the rows",
+        "batch_size": "rows of a step",
+        "micro_batch_size": "rows at a time; needs {peak:.1f} of the {there:.1f} GiB of {name}, by `hanlin plan`",
+        "micro_batch_size too large": "rows at a time; needs {peak:.1f} GiB, and {name} has {there:.1f}: "
+        "`hanlin plan FILE` says what would fit",
+        "lr": "the highest rate; if the loss jumps, a lower one",
+        "folder": "everything that the run writes",
+    },
+    "zh": {
+        "head": "由 `hanlin init` 写出的第一份配置。`hanlin check FILE` 检查它，`hanlin train FILE` 开始训练；\n"
+        "# `hanlin help train.lr` 解释一个设置，docs/settings.zh-CN.md 解释全部。",
+        "train": "{rows:,} 行；识别为：{form}",
+        "eval": "在这里写另一些行的文件，用来看模型在没有学过的内容上表现如何",
+        "max_length": "一行的 token 数；99 % 的样本不超过 {p99:,}，最长的有 {longest:,}",
+        "overlong": "更长的样本会被截短",
+        "method": "底座保持不变，只训练旁边的小矩阵",
+        "full": "训练所有权重",
+        "quantise": "底座在内存中每个权重占 4 位",
+        "checkpoint_activations": "节省内存，时间多三分之一",
+        "epochs": "训练数据过多少遍",
+        "batch_size": "一步的行数",
+        "micro_batch_size": "一次处理的行数；按 `hanlin plan` 的估计，需要 {name} 的 {there:.1f} GiB 中的 {peak:.1f}",
+        "micro_batch_size too large": "一次处理的行数；需要 {peak:.1f} GiB，而 {name} 有 {there:.1f}："
+        "`hanlin plan FILE` 说明怎样才放得下",
+        "lr": "学习率的峰值；损失突然升高时改小",
+        "folder": "运行写出的一切",
+    },
+}  # fmt: skip
+
+
+def _written(
+    values: Mapping[str, Any],
+    seen: Sequence[Preview],
+    lengths: _Lengths,
+    way: _Way,
+    memory: Memory,
+    language: Language,
+) -> str:
+    notes = _NOTES[language]
+    form = ", ".join(dict.fromkeys(one.read_as for one in seen))
+    facts = {"rows": sum(one.num_rows for one in seen), "form": form, "p99": lengths.p99, "longest": lengths.longest}
+    facts |= {"peak": way.peak_bytes / _GIB, "there": memory.bytes / _GIB, "name": memory.name}
+    lines = [f"# {notes['head']}"]
+    for section in ("model", "data", "tuning", "train", "parallel", "run"):
+        own = values.get(section) or ({"method": "full"} if section == "tuning" else {})
+        lines += [f"{section}:"] if own else []
+        for name, value in own.items():
+            lines.append(_line(name, value, notes.get(_note_of(name, value, way), "").format(**facts)))
+            lines += [f"  # eval: [held_out.jsonl]   # {notes['eval']}"] if name == "train" else []
+    return "\n".join(lines) + "\n"
+
+
+def _note_of(name: str, value: Any, way: _Way) -> str:
+    if name == "micro_batch_size" and not way.fits:
+        return "micro_batch_size too large"
+    return "full" if name == "method" and value == "full" else name
+
+
+def _line(name: str, value: Any, note: str) -> str:
+    import yaml
+
+    text = yaml.safe_dump({name: value}, allow_unicode=True, default_flow_style=True, width=10**6).strip()[1:-1]
+    return f"  {text}   # {note}" if note else f"  {text}"

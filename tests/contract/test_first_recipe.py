@@ -1,0 +1,109 @@
+"""`hanlin init` writes of each family's base and rows a recipe that `check` passes at once."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from family_cases import Case
+
+from hanlin.api.first_recipe import Memory, first_recipe, memory_of
+from hanlin.checking import check_file
+from hanlin.cli import init
+from hanlin.cli.main import main
+from hanlin.core.language import Language
+from hanlin.formats.load import base_parameters, save_base
+from hanlin.recipe.reading import make_recipe
+from hanlin.recipe.yaml12 import parse_yaml
+
+
+def write_base(case: Case, folder: Path) -> Path:
+    save_base(folder / "base", case.family, case.config, base_parameters(case.model().float()), case.tokenizer)
+    return folder / "base"
+
+
+def write_rows(case: Case, folder: Path) -> Path:
+    path = folder / "rows.jsonl"
+    path.write_text("\n".join(json.dumps(record, ensure_ascii=False) for record in case.records) + "\n", "utf-8")
+    return path
+
+
+def test_a_first_recipe_passes_check_at_once(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_base(case, tmp_path), write_rows(case, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    named = ["--family", case.name] if case.name.endswith(".py") else []
+    assert main(["init", "rows.jsonl", "--base", "base", *named]) == 0
+    assert "hanlin train recipe.yaml" in capsys.readouterr().out
+    recipe = check_file(Path("recipe.yaml"), purpose="train")
+    assert recipe.model.family == case.name
+    assert recipe.run.folder == Path("runs/rows")
+    assert recipe.tuning.method == "full"
+    assert recipe.data.max_length <= (getattr(case.config, "max_length", None) or 128)
+
+
+@pytest.mark.parametrize(("language", "words"), [("en", "and small has 0.0"), ("zh", "而 small 有 0.0")])
+def test_what_does_not_fit_whole_gets_another_method(
+    language: Language, words: str, make_case: Callable[[str], Case], tmp_path: Path
+) -> None:
+    case = make_case("cpm1")
+    model = {"family": case.name, "base": str(write_base(case, tmp_path))}
+    text = first_recipe(model, [write_rows(case, tmp_path)], tmp_path / "run", Memory("small", 1), language)
+    recipe = make_recipe(parse_yaml(text)[0])
+    assert recipe.tuning.method == "lora"
+    assert recipe.model.quantise == "nf4"
+    assert recipe.parallel.checkpoint_activations == "full"
+    assert recipe.train.micro_batch_size == 1
+    assert words in text
+
+
+def test_fresh_weights_get_a_recipe_too(make_case: Callable[[str], Case], tmp_path: Path) -> None:
+    case = make_case("cpm_bee")
+    model = {"family": case.name, "size": "tiny", "vocab": str(case.vocab / "vocab.txt")}
+    text = first_recipe(model, [write_rows(case, tmp_path)], tmp_path / "run", memory_of("A100-80"), "en")
+    assert make_recipe(parse_yaml(text)[0]).train.micro_batch_size == 8
+    assert "GiB of A100-80, by `hanlin plan`" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("", "name a file of rows"),
+        ("rows.jsonl", "name a model"),
+        ("rows.jsonl --size tiny", "say of which family"),
+        ("rows.jsonl --base b --size tiny", "leave one of them out"),
+        ("rows.jsonl --base nowhere", "there is no nowhere"),
+    ],
+)
+def test_what_is_missing_is_said_where_nobody_can_be_asked(
+    words: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["init", *words.split()]) == 2
+    assert said in capsys.readouterr().err
+    assert not Path("recipe.yaml").exists()
+
+
+def test_rows_that_cannot_be_read_are_said_and_nothing_is_written(
+    make_case: Callable[[str], Case],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_base(make_case("cpm1"), tmp_path)
+    Path("rows.jsonl").write_text('{"who": "1"}\n', "utf-8")
+    assert main(["init", "rows.jsonl", "--base", "base"]) == 2
+    assert "rows.jsonl:1" in capsys.readouterr().err
+    assert not Path("recipe.yaml").exists()
+
+
+def test_a_person_at_a_terminal_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    for stream in (sys.stdin, sys.stdout):
+        monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", lambda prompt: f" answer to {prompt}")
+    assert init._asked("file of rows", "") == "answer to file of rows:"
