@@ -135,11 +135,11 @@ def test_matrices_that_stand_the_other_way_round_have_their_additions_too(tmp_pa
 @pytest.mark.parametrize(
     ("stated", "says"),
     [
-        ({"use_dora": True}, "use_dora is True: a DoRA changes the size of the base"),
+        ({"use_dora": True}, "use_dora is True, but there is no lora_magnitude_vector for"),
         ({"bias": "lora_only"}, "bias is 'lora_only', known: 'none'"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'"),
         ({"layer_replication": [[0, 2]]}, "layer_replication"),
-        ({"peft_type": "IA3"}, "peft_type is 'IA3'; LORA, PREFIX_TUNING, PROMPT_TUNING and P_TUNING are read"),
+        ({"peft_type": "LOHA"}, "peft_type is 'LOHA'; LORA, IA3, PREFIX_TUNING, PROMPT_TUNING and P_TUNING are read"),
         ({"r": 4}, "says rank 4 for transformer.encoder.layers.0.*lora_A has 2 rows"),
         ({"lora_alpha": None}, "lora_alpha is None"),
     ],
@@ -162,8 +162,8 @@ def test_dora_and_several_adapters_are_told_by_their_tensors(tmp_path: Path) -> 
     path = write_peft(tmp_path / "peft", FUSED)
     file = path / "adapter_model.safetensors"
     tensors = load_file(file)
-    save_file({**tensors, "base_model.model.x.lora_magnitude_vector.weight": torch.ones(2)}, file)
-    with pytest.raises(CheckpointError, match="a DoRA"):
+    save_file({**tensors, "base_model.model.x.lora_magnitude_vector": torch.ones(2)}, file)
+    with pytest.raises(CheckpointError, match="of lora_A and lora_B only one is there: x"):
         open_adapter(path, family)
     save_file({**tensors, "base_model.model.x.lora_A.other.weight": torch.ones(2, 2)}, file)
     with pytest.raises(CheckpointError, match=r"several adapters \(None, other\)"):

@@ -25,11 +25,13 @@ from hanlin.models.cpm_bee.tokenizer import CpmBeeTokenizer
 from hanlin.models.family import Family, TakesPrompts, load_family, make_options
 from hanlin.tokens.wordpiece import WordPiece
 from hanlin.tuning.apply import apply_tuning
+from hanlin.tuning.ia3 import Ia3Tuning
 from hanlin.tuning.lora import LoraTuning
 from hanlin.tuning.prefix import PrefixTuning
 from hanlin.tuning.prompt import PromptTuning
 
 METHODS = {
+    "ia3": Ia3Tuning(),
     "lora": LoraTuning(rank=2),
     "prefix": PrefixTuning(length=3),
     "prompt": PromptTuning(length=3),
@@ -137,7 +139,7 @@ def _chatglm2(folder: Path) -> dict[str, Any]:
         "config": {**_SHAPE, "num_heads": 4, "num_kv_heads": 2, "ffn_size": 24, "max_length": 256},
         "records": _pairs("prompt", "response"),
         "texts": ("你好，世界！", "类型#裤*颜色#黑色", "床前明月光"),
-        "tuning": ("lora", "prefix"),
+        "tuning": ("ia3", "lora", "prefix"),
         "lossy": ("int8", "int4"),
         "read_only": ("quantized",),
     }
@@ -150,7 +152,7 @@ def _cpm1(folder: Path) -> dict[str, Any]:
         "config": {**_SHAPE, "ffn_size": 64, "max_length": 64, **_MEGATRON},
         "records": _pairs("prompt", "answer"),
         "texts": ("床前明月光", "疑是地上霜", "举头望明月,低头思故乡."),
-        "tuning": ("lora", "prefix", "prompt"),
+        "tuning": ("ia3", "lora", "prefix", "prompt"),
     }
 
 
@@ -160,7 +162,7 @@ def _cpm1_t5(folder: Path) -> dict[str, Any]:
         "vocab": _saved(WordPiece(words), folder),
         "config": {**_SHAPE, "ffn_size": 24, "max_length": 64, **_MEGATRON},
         "records": _pairs("source", "target"),
-        "tuning": ("lora",),
+        "tuning": ("ia3", "lora", "prefix"),
     }
 
 
@@ -174,7 +176,7 @@ def _cpm2(folder: Path) -> dict[str, Any]:
             {"source": "山", "target": "水"},
         ],
         "texts": ("今天天气好，去公园。", "灯熄灭了"),
-        "tuning": ("lora", "prompt"),
+        "tuning": ("ia3", "lora", "prefix", "prompt"),
         "for_format": {"experts": {"num_experts": 2}},
     }
 
@@ -191,7 +193,7 @@ def _cpm_bee(folder: Path) -> dict[str, Any]:
             "half_frequencies": False,
         },
         "records": _pairs("input", "<ans>"),
-        "tuning": ("lora", "prefix"),
+        "tuning": ("ia3", "lora", "prefix"),
     }
 
 
@@ -266,6 +268,9 @@ def _found_methods(case: Case) -> Iterator[str]:
     if case.family.lora_targets:
         yield "lora"
     model = case.empty()
+    called = {name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
+    if called >= {*Ia3Tuning().outputs, *Ia3Tuning().inputs}:
+        yield "ia3"
     if hasattr(model, "prefix"):
         yield "prefix"
     if hasattr(model, "soft_prompt") and isinstance(case.processor, TakesPrompts):

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from hanlin.layers.linear import Linear, product, store_by_columns, store_in_blocks
-from hanlin.layers.lora import LoraLinear
+from hanlin.layers.lora import Addition, LoraLinear
 from hanlin.layers.loss import head_logits, head_loss
 
 HAS_BLOCKS = torch.backends.mkldnn.is_available()
@@ -40,7 +40,7 @@ def test_columns_are_laid_out_without_a_change_of_numbers() -> None:
 
 def frozen_layers() -> nn.ModuleDict:
     torch.manual_seed(0)
-    lora = LoraLinear(Linear(48, 80, scale=0.5), rank=2, alpha=4.0)
+    lora = LoraLinear(Linear(48, 80, scale=0.5), Addition(rank=2, factor=2.0))
     for weight in (lora.lora_A, lora.lora_B):
         nn.init.normal_(weight)
     plain = {"biased": Linear(48, 80, bias=True), "scaled": Linear(48, 33, scale=0.25), "doubled": Doubled(48, 8)}

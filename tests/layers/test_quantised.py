@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from hanlin.core.errors import CheckpointError, ConfigError
-from hanlin.layers.lora import LoraLinear
+from hanlin.layers.lora import Addition, LoraLinear
 from hanlin.layers.packing import dequantise, pack_int4, quantise, unpack_int4
 from hanlin.layers.quantised import PACKINGS, PackingName, QuantisedLinear, packed, packed_linears, quantise_linears
 
@@ -74,7 +74,7 @@ def test_nothing_unpacked_is_kept_for_the_backward_pass(form: PackingName) -> No
 @pytest.mark.parametrize("form", PACKINGS)
 def test_lora_on_a_packed_linear_keeps_its_weight_and_is_not_merged_into_it(form: PackingName) -> None:
     base = filled(QuantisedLinear(16, 8, False, form, scale=0.25), torch.randn(8, 16))
-    linear, input = LoraLinear(base, rank=2, alpha=4), torch.randn(3, 16)
+    linear, input = LoraLinear(base, Addition(rank=2, factor=2.0)), torch.randn(3, 16)
     linear.init_addition()
     names = {name for name, _ in linear.named_parameters()}
     assert names == {"lora_A", "lora_B", *(name for name, _ in base.named_parameters())}

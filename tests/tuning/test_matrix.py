@@ -28,6 +28,10 @@ from hanlin.tuning.apply import apply_tuning, trained_parameters
 METHODS: dict[str, dict[str, Any]] = {
     "full": {"method": "full"},
     "lora": {"method": "lora", "rank": 2},
+    "lora of all linears": {"method": "lora", "rank": 2, "targets": "all-linear", "rslora": True, "b_rate": 4},
+    "lora with magnitudes": {"method": "lora", "rank": 2, "targets": "all-linear", "dora": True},
+    "lora from principal parts": {"method": "lora", "rank": 2, "targets": "all-linear", "init": "pissa"},
+    "ia3": {"method": "ia3"},
     "prefix": {"method": "prefix", "length": 3},
     "projected prefix": {"method": "prefix", "length": 3, "projection": True},
     "prompt": {"method": "prompt", "length": 4},
@@ -36,8 +40,6 @@ METHODS: dict[str, dict[str, Any]] = {
 """Sections `tuning`."""
 FAMILIES = [*sorted(BUILT_IN), "cpm2 experts"]
 REFUSED: dict[tuple[str, str], str] = {
-    ("cpm2", "prefix"): "takes no prefix",
-    ("cpm1_t5", "prefix"): "takes no prefix",
     ("cpm1_t5", "prompt"): "no place for soft prompts",
     ("cpm_bee", "prompt"): "no place for soft prompts",
     ("chatglm2", "prompt"): "no place for soft prompts",
@@ -85,8 +87,12 @@ class Cell:
         return self.processor.collate([[sample] for sample in made], max(sample.length for sample in made))
 
     def base(self) -> Any:
-        model = self.case.family.model()(self.case.config)
-        model.init_weights(torch.Generator().manual_seed(1))
+        """With noise, so that no gradient is nearly nothing."""
+        model, draw = self.case.family.model()(self.case.config), torch.Generator().manual_seed(1)
+        model.init_weights(draw)
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.add_(torch.randn(weight.shape, generator=draw), alpha=0.1)
         return model
 
     def step(self) -> Step:
@@ -96,7 +102,7 @@ class Cell:
         self.method.init_from_settings(model, self.case.tokenizer, self.case.family, None)
         settings = TrainSettings(lr=0.02, steps=STEPS, schedule="constant")
         parallel_model = parallelize(model, torch.device("cpu"))
-        optimizer = build_optimizer(parallel_model.parameters, settings.optimizer)
+        optimizer = build_optimizer(parallel_model.parameters, settings.optimizer, self.method.rate_factors)
         return Step(parallel_model, optimizer, settings, STEPS)
 
     def trains(self) -> Step:
@@ -137,7 +143,7 @@ class Cell:
         if added_parameters(model):
             save_adapter(model, self.method, folder)
             adapter = open_adapter(folder, family, self.case.config)
-            apply_tuning(again, adapter.settings, family)
+            apply_tuning(again, adapter.settings, family, is_loaded=True)
             load_adapter(again, adapter)
         again.requires_grad_(False).eval()
         with torch.no_grad():

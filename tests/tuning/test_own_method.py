@@ -1,4 +1,4 @@
-"""A tuning method in one file outside the package (ia3.py), named by its path: by commands, on several families."""
+"""A tuning method in one file outside the package (loha.py), named by its path: by commands, on several families."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hanlin.formats.load import save_base
 from hanlin.recipe.reading import load_recipe
 from hanlin.run.assemble import assemble
 
-IA3 = Path(__file__).parents[2] / "examples" / "ia3.py"
+LOHA = Path(__file__).parents[2] / "examples" / "loha.py"
 FAMILIES = ["chatglm2", "cpm2", "cpm_bee"]
 
 
@@ -49,7 +49,7 @@ def write_recipe(case: Case, home: Path) -> None:
     recipe = {
         "model": {"family": case.name, "base": str(home / "base")},
         "data": {**data, "options": dict(case.options)},
-        "tuning": {"method": str(IA3)},
+        "tuning": {"method": str(LOHA)},
         "train": {"steps": 6, "batch_size": 2, "lr": 0.05, "schedule": "constant", "save_every": 3},
         "evaluate": {"tasks": ["loss"], "data": str(home / "rows.jsonl")},
         "generate": {"method": "greedy", "max_new_tokens": 4},
@@ -92,8 +92,8 @@ def test_it_trains_goes_on_and_is_scored_and_asked(
     last = home / "run/last"
     assert is_adapter(last)
     vectors = open_weights(last)
-    assert {name.rpartition(".")[2] for name in vectors} == {"ia3_outputs", "ia3_inputs"}
-    assert any(not vectors[name].allclose(torch.ones(1)) for name in vectors)
+    assert {name.rpartition(".")[2] for name in vectors} == {"loha_A1", "loha_A2", "loha_B1", "loha_B2"}
+    assert any(vectors[name].any() for name in vectors if name.endswith("loha_B2"))
     tuned, untuned = score(home, *trusted(home, "run")), score(home, *trusted(home, "run"), "--weights", "base")
     assert tuned < untuned
 
@@ -110,7 +110,7 @@ def test_its_adapter_is_copied_merged_and_shown(
     home = home_of(family)
     if not (home / "run/last").exists():
         assert main(["train", *trusted(home, "run")]) == 0
-    base, last, own = str(home / "base"), str(home / "run/last"), ["--tuning", str(IA3)]
+    base, last, own = str(home / "base"), str(home / "run/last"), ["--tuning", str(LOHA)]
     tuned = score(home, *trusted(home, "run"))
     assert main(["convert", last, str(home / "copy"), "--base", base, *own]) == 0
     assert score(home, *trusted(home, "run"), "--weights", str(home / "copy")) == tuned
@@ -145,16 +145,16 @@ def test_a_layout_changes_no_loss(family: str, layout: tuple[str, ...], home_of:
     assert set(codes) == {0}
     assert losses(home, run) == pytest.approx(losses(home, "alone"), rel=1e-5)
     ours, alone = open_weights(home / run / "last"), open_weights(home / "alone/last")
-    for name in alone:
-        torch.testing.assert_close(ours[name], alone[name], rtol=1e-4, atol=1e-5)
+    for name in alone:  # AdamW makes steps of one size of gradients that are nearly nothing
+        torch.testing.assert_close(ours[name], alone[name], rtol=1e-3, atol=1e-3)
 
 
 def test_its_settings_and_memory_are_known(home_of: Callable[[str], Path], capsys: pytest.CaptureFixture[str]) -> None:
     home = home_of("cpm_bee")
-    assert main(["check", *trusted(home, "run", "tuning.rank=4")]) == 2
-    assert "tuning.rank: is a setting of method lora" in capsys.readouterr().err
-    assert main(["check", *trusted(home, "run", "tuning.outputz=[key]")]) == 2
-    assert "did you mean 'outputs'?" in capsys.readouterr().err
+    assert main(["check", *trusted(home, "run", "tuning.rslora=true")]) == 2
+    assert "tuning.rslora: is a setting of method lora" in capsys.readouterr().err
+    assert main(["check", *trusted(home, "run", "tuning.targetz=[key]")]) == 2
+    assert "did you mean 'targets'?" in capsys.readouterr().err
     assert main(["plan", *trusted(home, "run", "parallel.tensor=2"), "--per-node", "2", "--json"]) == 0
 
 

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hanlin.adapters.adapter import Adapter, AdapterFormat, read_settings
 from hanlin.adapters.labels import refuse_labels
-from hanlin.adapters.lora_names import bypassing, has_additions, one_rank, read_additions, tensors_of, their_module
+from hanlin.adapters.lora_names import (
+    MERGE_THERE,
+    has_additions,
+    low_rank_of,
+    one_rank,
+    read_additions,
+    tensors_of,
+    their_module,
+)
+from hanlin.adapters.lora_parts import LowRank
+from hanlin.core.errors import CheckpointError
 from hanlin.core.files import published
 from hanlin.formats.files import write_pickle
 from hanlin.formats.format import FamilyFacts
@@ -24,6 +35,7 @@ def _open(path: Path, family: FamilyFacts, config: Any) -> Adapter | None:
     if (additions := read_additions(path)) is None:
         return None
     pairs = additions.ours(family, config)
+    _refuse_magnitudes(str(path), pairs)
     values = {
         "method": "lora",
         "rank": one_rank(path, pairs),
@@ -37,14 +49,19 @@ def _open(path: Path, family: FamilyFacts, config: Any) -> Adapter | None:
 def _save(model: nn.Module, settings: Any, path: Path, family: FamilyFacts, *, overwrite: bool = False) -> None:
     """The original reads it with alpha 16, so B is adjusted to that, and expects rank 8; the dtype is the base's."""
     refuse_labels(model)
-    tensors = {}
-    for name, tensor in bypassing(model, settings).items():
-        module, _, matrix = name.rpartition(".")
-        dtype = model.get_parameter(f"{module}.weight").dtype
-        adjusted = tensor * (settings.alpha / ORIGINAL_ALPHA) if matrix == "lora_B" else tensor
-        tensors[f"{their_module(module, family, 'original')}.lora.{matrix}"] = adjusted.to(dtype)
+    pairs, tensors = low_rank_of(model, settings), {}
+    _refuse_magnitudes("--to delta", pairs)
+    for module, pair in pairs.items():
+        theirs, dtype = their_module(module, family, "original"), model.get_parameter(f"{module}.weight").dtype
+        adjusted = pair.outer * (settings.factor * len(pair.inner) / ORIGINAL_ALPHA)
+        tensors |= {f"{theirs}.lora.lora_A": pair.inner.to(dtype), f"{theirs}.lora.lora_B": adjusted.to(dtype)}
     with published(path, "replace" if overwrite else "refuse") as beside:
         write_pickle(beside, tensors)
+
+
+def _refuse_magnitudes(where: str, pairs: Mapping[str, LowRank]) -> None:
+    if any(pair.magnitude is not None for pair in pairs.values()):
+        raise CheckpointError(f"{where}: the original's file has no place for the magnitudes of a DoRA; {MERGE_THERE}")
 
 
 DELTA = AdapterFormat(_TITLE, has_additions, _open, _save)

@@ -15,7 +15,6 @@ from hanlin.adapters.lora_parts import LowRank, cut
 from hanlin.core.errors import CheckpointError, shorten
 from hanlin.formats.files import find_weights, open_weights
 from hanlin.formats.format import FamilyFacts
-from hanlin.formats.load import added_parameters
 from hanlin.formats.rules import Rule, rename
 from hanlin.formats.source import plain_values
 
@@ -27,7 +26,6 @@ PEFT_PREFIX = "base_model.model."
 _MARK = "lora_"
 MERGE_THERE = "merge it into its base where it was trained (merge_and_unload), and take that as model.base"
 _UNREAD = {
-    "lora_magnitude_vector": "a DoRA, which changes the size of the base's rows as well",
     "lora_embedding_": "an addition to an embedding",
     "trainable_tokens_": "trained rows of an embedding",
     "lora_B.bias": "a trained bias of lora_B",
@@ -37,7 +35,11 @@ _UNREAD = {
 _SAVED = re.compile(r"\.modules_to_save(\.default)?(?=\.)")
 """What PEFT puts into the name of a tensor that is trained whole, in some versions also on the disk."""
 # PEFT's `x.lora_A.weight`, with the adapter's name `x.lora_A.default.weight`; OpenDelta's `x.lora.lora_A`.
-_ADDITION = re.compile(r"(?P<module>.+?)(\.lora)?\.(?P<matrix>lora_[AB])(\.(?P<adapter>[^.]+))??(\.weight)?")
+_ADDITION = re.compile(
+    r"(?P<module>.+?)(\.lora)?\.(?P<matrix>lora_[AB]|lora_magnitude_vector)(\.(?P<adapter>[^.]+))??(\.weight)?"
+)
+MAGNITUDE = "lora_magnitude_vector"
+"""Of a DoRA, in PEFT."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,9 @@ def rules_of(family: FamilyFacts, config: Any) -> list[Sequence[Rule]]:
 def tensors_of(pairs: Mapping[str, LowRank]) -> dict[str, torch.Tensor]:
     """Additions by our names of their linears, as a tuned model calls their tensors."""
     inner = {f"{name}.lora_A": pair.inner for name, pair in pairs.items()}
-    return inner | {f"{name}.lora_B": pair.outer for name, pair in pairs.items()}
+    outer = {f"{name}.lora_B": pair.outer for name, pair in pairs.items()}
+    lengths = {f"{name}.lora_magnitude": pair.magnitude for name, pair in pairs.items() if pair.magnitude is not None}
+    return inner | outer | lengths
 
 
 def read_additions(path: Path) -> Additions | None:
@@ -97,10 +101,14 @@ def read_additions(path: Path) -> Additions | None:
     for name, match in matches.items():
         if match:
             found.setdefault(match["module"], {})[match["matrix"]] = weights[name]
-    if odd := [module for module, both in found.items() if len(both) != 2]:
+    if odd := [module for module, parts in found.items() if not {"lora_A", "lora_B"} <= parts.keys()]:
         raise CheckpointError(f"{path}: of lora_A and lora_B only one is there: {', '.join(shorten(odd))}")
     others = {_SAVED.sub("", name.removeprefix(PEFT_PREFIX)): weights[name] for name in weights if not matches[name]}
-    return Additions([LowRank(both["lora_A"], both["lora_B"], module) for module, both in found.items()], others)
+    pairs = [
+        LowRank(parts["lora_A"], parts["lora_B"], module, magnitude=parts.get(MAGNITUDE))
+        for module, parts in found.items()
+    ]
+    return Additions(pairs, others)
 
 
 def one_rank(path: Path, pairs: Mapping[str, LowRank]) -> int:
@@ -130,12 +138,17 @@ def their_module(module: str, family: FamilyFacts, form: str) -> str:
     )
 
 
-def bypassing(model: nn.Module, settings: Any) -> dict[str, torch.Tensor]:
-    """The additions as matrices that bypass the linear's factor, which the foreign layouts take for granted."""
-    tensors = {name: parameter.detach() for name, parameter in added_parameters(model).items()}
-    if settings.form == "original":
-        return tensors
-    return {
-        name: tensor * model.get_submodule(name.rpartition(".")[0]).scale if name.endswith("lora_B") else tensor  # pyright: ignore[reportOperatorIssue]
-        for name, tensor in tensors.items()
-    }
+def low_rank_of(model: nn.Module, settings: Any) -> dict[str, LowRank]:
+    """The additions of a model, each as one product that bypasses the linear's factor, which the foreign layouts take
+    for granted, by the names of their linears.
+    """
+    from hanlin.layers.lora import LoraLinear
+
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLinear):
+            inner, outer = module.low_rank()
+            outer = outer * module.scale if settings.form == "scaled" else outer
+            magnitude = module.lora_magnitude.detach() if module.has_magnitude else None
+            found[name] = LowRank(inner, outer, name, magnitude=magnitude)
+    return found

@@ -29,13 +29,15 @@ class LowRank:
     """An addition to one linear: `outer @ inner`.
 
     inner: A `[rank, in]`; outer: B `[out, rank]`; theirs: what the file calls the linear that it was trained on;
-    stands_transposed: whether the weight of that linear is `[in, out]` there (A and B are as ever).
+    stands_transposed: whether the weight of that linear is `[in, out]` there (A and B are as ever); magnitude: the
+    lengths `[out]` that the rows of weight and addition get (DoRA), None where they stay as they are.
     """
 
     inner: torch.Tensor
     outer: torch.Tensor
     theirs: str
     stands_transposed: bool = False
+    magnitude: torch.Tensor | None = None
 
 
 def cut(pair: LowRank, layouts: Iterable[Sequence[Rule]]) -> dict[str, LowRank]:
@@ -44,31 +46,55 @@ def cut(pair: LowRank, layouts: Iterable[Sequence[Rule]]) -> dict[str, LowRank]:
 
     Raises: OtherShapeError where B has other rows than the linear.
     """
+    parts = cut_rows(pair.theirs, _with_column(pair.outer, pair.magnitude), layouts)
+    if not parts:
+        return {pair.theirs: pair}
+    own = _own(pair, list(parts.values()))
+    return {name: replace(pair, **part) for name, part in zip(parts, own, strict=True) if part}
+
+
+def cut_rows(theirs: str, rows: torch.Tensor, layouts: Iterable[Sequence[Rule]]) -> dict[str, torch.Tensor]:
+    """What `[out, n]`, of which each row belongs to an output of a linear of theirs, is of ours, by our names; {} where
+    none of the layouts knows it.
+
+    Raises: OtherShapeError where the linear has other outputs.
+    """
     for rules in layouts:
-        for move in find_moves(rules, [f"{pair.theirs}{_WEIGHT}"], "to_ours"):
+        for move in find_moves(rules, [f"{theirs}{_WEIGHT}"], "to_ours"):
             if move.targets:
-                turned = isinstance(move.rule, Transposed)
                 try:
-                    rows = move.run((pair.outer.t() if turned else pair.outer,))
+                    parts = move.run((rows.t() if isinstance(move.rule, Transposed) else rows,))
                 except CheckpointError as error:
                     raise OtherShapeError(str(error)) from None
-                names = [target.removesuffix(_WEIGHT) for target in move.targets]
-                return {name: replace(pair, **part) for name, part in zip(names, _own(pair, rows), strict=True) if part}
-    return {pair.theirs: pair}
+                return dict(zip((target.removesuffix(_WEIGHT) for target in move.targets), parts, strict=True))
+    return {}
 
 
 def _own(pair: LowRank, rows: Sequence[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
-    """Each part's A and B without the columns that are others'; nothing for a part that has none of its own."""
+    """Each part's A, B and magnitude without the columns that are others'; nothing for a part that has none of its own.
+
+    rows: of B, with the magnitude as its last column if there is one.
+    """
+    magnitudes = [{} if pair.magnitude is None else {"magnitude": part[:, -1].contiguous()} for part in rows]
+    rows = rows if pair.magnitude is None else [part[:, :-1] for part in rows]
     used = [(part != 0).any(0) for part in rows]
     of_any = sum(one.int() for one in used) > 0
     found: list[dict[str, torch.Tensor]] = []
-    for part, own in zip(rows, used, strict=True):
+    for part, own, more in zip(rows, used, magnitudes, strict=True):
         kept = own | ~of_any  # a column that is zero everywhere has not been trained yet
-        if kept.all():
-            found.append({"inner": pair.inner, "outer": part.contiguous()})
+        if kept.all() or (more and not kept.any()):
+            found.append({"inner": pair.inner, "outer": part.contiguous(), **more})
+        elif kept.any():
+            found.append({"inner": pair.inner[kept], "outer": part[:, kept].contiguous(), **more})
         else:
-            found.append({"inner": pair.inner[kept], "outer": part[:, kept].contiguous()} if kept.any() else {})
+            found.append({})
     return found
+
+
+def _with_column(outer: torch.Tensor, magnitude: torch.Tensor | None) -> torch.Tensor:
+    import torch
+
+    return outer if magnitude is None else torch.cat((outer, magnitude.to(outer.dtype)[:, None]), 1)
 
 
 def join(pairs: Mapping[str, LowRank], num_rows: Mapping[str, int], rules: Sequence[Rule]) -> list[LowRank]:
@@ -76,17 +102,42 @@ def join(pairs: Mapping[str, LowRank], num_rows: Mapping[str, int], rules: Seque
 
     pairs: by our names; num_rows: outputs of every linear of the model, by our names. An addition to what is no linear
     of theirs alone, or no part of one, is left out.
+    Raises: CheckpointError where a part of one of theirs has a magnitude, and another one has none.
     """
     found = []
     for move in find_moves(rules, [f"{name}{_WEIGHT}" for name in num_rows], "to_theirs"):
         names = [source.removesuffix(_WEIGHT) for source in move.sources]
         if len(move.targets) == 1 and any(name in pairs for name in names):
             turned = isinstance(move.rule, Transposed)
-            inner, blocks = _stacked([pairs.get(name) for name in names], [num_rows[name] for name in names])
-            (outer,) = move.run(tuple(blocks))
+            parts = [pairs.get(name) for name in names]
+            inner, blocks = _stacked(parts, [num_rows[name] for name in names])
+            lengths = _magnitudes(parts, names)
+            (outer,) = move.run(tuple(map(_with_column, blocks, lengths)))
             outer = (outer.t() if turned else outer).contiguous()
-            found.append(LowRank(inner, outer, move.targets[0].removesuffix(_WEIGHT), turned))
+            theirs, magnitude = move.targets[0].removesuffix(_WEIGHT), None
+            if lengths[0] is not None:
+                outer, magnitude = outer[:, :-1].contiguous(), outer[:, -1].contiguous()
+            found.append(LowRank(inner, outer, theirs, turned, magnitude))
     return found
+
+
+def parts_of_linears(names: Iterable[str], rules: Sequence[Rule]) -> set[str]:
+    """Those of our linears, by name, that are one of theirs or a part of one."""
+    moves = find_moves(rules, [f"{name}{_WEIGHT}" for name in names], "to_theirs")
+    return {source.removesuffix(_WEIGHT) for move in moves if len(move.targets) == 1 for source in move.sources}
+
+
+def _magnitudes(parts: Sequence[LowRank | None], names: Sequence[str]) -> list[torch.Tensor | None]:
+    """Those of all parts of one linear of theirs, or None for each."""
+    lengths = [None if part is None else part.magnitude for part in parts]
+    without = [name for name, one in zip(names, lengths, strict=True) if one is None]
+    if 0 < len(without) < len(names):
+        raise CheckpointError(
+            f"a DoRA of some of {', '.join(names)}, which are one linear there and all have magnitudes or none: "
+            f"{', '.join(without)} would need one; work it into the base: `hanlin convert BASE NEW_FOLDER --merge "
+            "ADAPTER`"
+        )
+    return lengths
 
 
 def _stacked(parts: Sequence[LowRank | None], num_rows: Sequence[int]) -> tuple[torch.Tensor, list[torch.Tensor]]:

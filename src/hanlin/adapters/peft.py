@@ -7,6 +7,7 @@ linears of exactly one layout, fused ones as they are there, and what is read mu
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,16 +16,18 @@ from typing import TYPE_CHECKING, Any
 from hanlin.adapters.adapter import ANY_BASE, Adapter, AdapterFormat, ForBase, read_settings
 from hanlin.adapters.labels import is_label_parameter, refuse_labels
 from hanlin.adapters.lora_names import (
+    MAGNITUDE,
     MERGE_THERE,
     PEFT_PREFIX,
     Additions,
-    bypassing,
+    low_rank_of,
     read_additions,
     rules_of,
     tensors_of,
 )
-from hanlin.adapters.lora_parts import LowRank, join, shortest_endings, their_modules
+from hanlin.adapters.lora_parts import LowRank, join, parts_of_linears, shortest_endings, their_modules
 from hanlin.adapters.peft_config import (
+    IA3,
     LORA,
     PREFIX_TUNING,
     PROMPT_KINDS,
@@ -57,14 +60,14 @@ _FIRST = "huggingface"
 
 
 def _holds(path: Path) -> bool:
-    return peft_type(path) not in (None, PREFIX_TUNING, *PROMPT_KINDS)
+    return peft_type(path) not in (None, IA3, PREFIX_TUNING, *PROMPT_KINDS)
 
 
 def _open(path: Path, family: FamilyFacts, config: Any) -> Adapter | None:
     if not _holds(path):
         return None
     if (kind := peft_type(path)) != LORA:
-        known = f"{', '.join((LORA, PREFIX_TUNING, *PROMPT_KINDS[:-1]))} and {PROMPT_KINDS[-1]}"
+        known = f"{', '.join((LORA, IA3, PREFIX_TUNING, *PROMPT_KINDS[:-1]))} and {PROMPT_KINDS[-1]}"
         raise CheckpointError(
             f"{path / SETTINGS}: peft_type is {kind!r}; {known} are read. Merge it into its base where it was trained, "
             "if it can be merged"
@@ -75,7 +78,8 @@ def _open(path: Path, family: FamilyFacts, config: Any) -> Adapter | None:
     check_modules(path, stated, (pair.theirs for pair in additions.pairs))
     check_whole(path, stated, additions.others, rules_of(family, config))
     factors = {pair.theirs: lora_factor(path, stated, pair.theirs, len(pair.inner)) for pair in additions.pairs}
-    settings, pairs = _as_one(additions.ours(family, config), factors)
+    _check_magnitudes(path, stated, additions, family, config)
+    settings, pairs = _as_one(additions.ours(family, config), factors, is_rslora=bool(stated.get("use_rslora")))
     tensors = tensors_of(pairs)
     found = read_settings(path, {**settings, "dropout": stated.get("lora_dropout", 0.0)}).resolved(tensors)
     if config is not None:
@@ -84,7 +88,37 @@ def _open(path: Path, family: FamilyFacts, config: Any) -> Adapter | None:
     return Adapter(path, _TITLE, found, tensors, base=stated_base(stated))
 
 
-def _as_one(pairs: Mapping[str, LowRank], factors: Mapping[str, float]) -> tuple[dict[str, Any], dict[str, LowRank]]:
+def _check_magnitudes(
+    path: Path, stated: Mapping[str, Any], additions: Additions, family: FamilyFacts, config: Any
+) -> None:
+    """Raises: CheckpointError where the magnitudes of a DoRA are not those that the configuration says, or mean rows of
+    another length here.
+    """
+    is_dora = bool(stated.get("use_dora"))
+    if odd := [pair.theirs for pair in additions.pairs if (pair.magnitude is not None) is not is_dora]:
+        has = "no " if is_dora else ""
+        raise CheckpointError(
+            f"{path / SETTINGS}: use_dora is {is_dora}, but there is {has}{MAGNITUDE} for {', '.join(shorten(odd, 3))}"
+        )
+    if is_dora:
+        import torch
+
+        with torch.device("meta"):
+            _refuse_scales(family.model()(config or family.config()))
+
+
+def _refuse_scales(model: nn.Module) -> None:
+    """Raises: CheckpointError for linears with a factor of their own, which PEFT's DoRA does not know."""
+    if any(getattr(module, "scale", 1.0) != 1.0 for module in model.modules()):
+        raise CheckpointError(
+            "a DoRA of this family is not the same in PEFT: its linears multiply what they have computed by a factor, "
+            "which PEFT leaves out of the lengths of rows. Use our adapter folder, or a LoRA without dora"
+        )
+
+
+def _as_one(
+    pairs: Mapping[str, LowRank], factors: Mapping[str, float], *, is_rslora: bool
+) -> tuple[dict[str, Any], dict[str, LowRank]]:
     """Settings, and additions of one rank with one factor, that compute what PEFT computes with a rank and a factor for
     each module: smaller ones are filled up with zeros, and B takes over by how much a factor is another.
 
@@ -97,7 +131,9 @@ def _as_one(pairs: Mapping[str, LowRank], factors: Mapping[str, float]) -> tuple
         outer = pair.outer if factors[pair.theirs] == factor else pair.outer * (factors[pair.theirs] / factor)
         found[name] = replace(pair, inner=_filled(pair.inner, rank, 0), outer=_filled(outer, rank, 1))
     # PEFT adds to the finished output.
-    return {"method": "lora", "rank": rank, "alpha": factor * rank, "form": "original"}, found
+    kinds = {"rslora": is_rslora, "dora": any(pair.magnitude is not None for pair in found.values())}
+    alpha = factor * (math.sqrt(rank) if is_rslora else rank)
+    return {"method": "lora", "rank": rank, "alpha": _number(alpha), "form": "original", **kinds}, found
 
 
 def _filled(tensor: torch.Tensor, size: int, dim: int) -> torch.Tensor:
@@ -143,11 +179,14 @@ def _save(
     layout, form = known_to_peft(family, base.layout)
     form.write_config(replace(model.config, **plain_values(family)))  # refuses what no model there computes
     pairs = _theirs(model, settings, layout, form)
-    factor = settings.alpha / settings.rank
+    if settings.dora:
+        _refuse_scales(model)
     known = their_modules(form.rules(model.config), [name for name, _ in model.named_parameters()])
     config = {
         "peft_type": LORA,
-        **_ranks(pairs, factor),
+        **_ranks(pairs, settings.factor, is_rslora=settings.rslora),
+        "use_rslora": settings.rslora,
+        "use_dora": settings.dora,
         "lora_dropout": settings.dropout,
         "target_modules": shortest_endings({pair.theirs for pair in pairs}, known),
         "bias": "none",
@@ -155,8 +194,14 @@ def _save(
         "init_lora_weights": True,
         "modules_to_save": None,
     }
-    tensors = {f"{PEFT_PREFIX}{name}.weight": one for name, one in tensors_of({p.theirs: p for p in pairs}).items()}
+    tensors = {_name_there(name): one for name, one in tensors_of({pair.theirs: pair for pair in pairs}).items()}
     write_folder(path, tensors, config | about_base(base, layout, form), overwrite=overwrite)
+
+
+def _name_there(name: str) -> str:
+    """Of an addition's tensor by our last part of its name."""
+    module, _, matrix = name.rpartition(".")
+    return f"{PEFT_PREFIX}{module}.{MAGNITUDE if matrix == 'lora_magnitude' else f'{matrix}.weight'}"
 
 
 def write_folder(
@@ -214,12 +259,10 @@ def _theirs(model: nn.Module, settings: Any, layout: str, form: Format) -> list[
     """
     from torch import nn
 
-    tensors = bypassing(model, settings)
-    names = [name.removesuffix(".lora_A") for name in tensors if name.endswith(".lora_A")]
-    pairs = {name: LowRank(tensors[f"{name}.lora_A"], tensors[f"{name}.lora_B"], name) for name in names}
+    pairs = low_rank_of(model, settings)
     num_rows = {name: module.out_features for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     rules = form.rules(model.config)
-    if lost := [name for name in pairs if not join({name: pairs[name]}, num_rows, rules)]:
+    if lost := sorted(pairs.keys() - parts_of_linears(num_rows, rules)):
         raise CheckpointError(
             f"the layout {layout!r} has no linear that holds {', '.join(shorten(lost))}, so an addition to it cannot "
             "be written there; work it into the base: `hanlin convert BASE NEW_FOLDER --merge ADAPTER`"
@@ -227,21 +270,25 @@ def _theirs(model: nn.Module, settings: Any, layout: str, form: Format) -> list[
     return join(pairs, num_rows, rules)
 
 
-def _ranks(pairs: list[LowRank], factor: float) -> dict[str, Any]:
+def _ranks(pairs: list[LowRank], factor: float, *, is_rslora: bool) -> dict[str, Any]:
     """Rank and alpha: the largest for all, others by name. All have one factor, as vLLM takes for granted."""
+
+    def alpha(rank: int) -> float:
+        return _number(factor * (math.sqrt(rank) if is_rslora else rank))
+
     ranks = {pair.theirs: len(pair.inner) for pair in pairs}
     largest = max(ranks.values())
-    found: dict[str, Any] = {"r": largest, "lora_alpha": _number(factor * largest)}
+    found: dict[str, Any] = {"r": largest, "lora_alpha": alpha(largest)}
     for rank in sorted(set(ranks.values()) - {largest}):
         for ending in shortest_endings({name for name in ranks if ranks[name] == rank}, ranks):
             found.setdefault("rank_pattern", {})[ending] = rank
-            found.setdefault("alpha_pattern", {})[ending] = _number(factor * rank)
+            found.setdefault("alpha_pattern", {})[ending] = alpha(rank)
     return found
 
 
 def _number(value: float) -> float:
-    """Whole where it is: PEFT calls its alpha an int."""
-    return int(value) if value == int(value) else value
+    """Whole where it is, up to rounding: PEFT calls its alpha an int."""
+    return round(value) if math.isclose(value, round(value), rel_tol=1e-12) else value
 
 
 PEFT = AdapterFormat(_TITLE, _holds, _open, _save, names_base=True)

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 WEIGHTS = "adapter_model.safetensors"
 SETTINGS = "adapter_config.json"
 TABLE = "prompt_embeddings"
-LORA, PREFIX_TUNING = "LORA", "PREFIX_TUNING"
+LORA, IA3, PREFIX_TUNING = "LORA", "IA3", "PREFIX_TUNING"
 PROMPT_KINDS = ("PROMPT_TUNING", "P_TUNING")
 """Both keep the vectors that stand before a text; how the second made them is worked into these."""
 COMMON_KEYS = (
@@ -43,7 +43,7 @@ _ALL = "all-linear"
 
 _KEYS = ConfigKeys(
     read=(
-        *("r", "lora_alpha", "lora_dropout", "use_rslora", "alpha_pattern", "rank_pattern"),
+        *("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "alpha_pattern", "rank_pattern"),
         *("exclude_modules", "layers_pattern", "layers_to_transform", "modules_to_save", "target_modules"),
     ),
     harmless=(
@@ -59,7 +59,6 @@ _KEYS = ConfigKeys(
     neutral={"bias": ("none",), "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva", None)},
 )
 _REASONS = {
-    "use_dora": "a DoRA changes the size of the base's rows as well",
     "lora_bias": "lora_B has a trained bias",
     "layer_replication": "its model has blocks of the base several times",
     "megatron_config": "its tensors are one rank's of Megatron",
@@ -77,6 +76,7 @@ _NAMES = (str, list, type(None))
 _KINDS = {
     "r": (int, float),
     "use_rslora": (bool, type(None)),
+    "use_dora": (bool, type(None)),
     "layers_pattern": _NAMES,
     "modules_to_save": _NAMES,
     "layers_to_transform": (int, list, type(None)),

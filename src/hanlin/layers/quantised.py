@@ -44,14 +44,23 @@ class QuantisedLinear(nn.Linear):
         return found if self.scale == 1.0 else found * self.scale
 
 
-def linear(module: nn.Linear, input: torch.Tensor) -> torch.Tensor:
-    """The module's product and bias, without its scale; its weight is packed if it has a `packing`."""
-    packing = packing_of(module)
+def linear(module: nn.Linear, input: torch.Tensor, *, has_bias: bool = True) -> torch.Tensor:
+    """The module's product and its bias, if that is wanted, without its scale; its weight is packed if it has a
+    `packing`."""
+    packing, bias = packing_of(module), module.bias if has_bias else None
     if packing is None:
-        return product(input, module.weight, module.bias)
+        return product(input, module.weight, bias)
     input = input.to(matmul_dtype(input))
     found: Any = _PackedProduct.apply(input, packing, *_tensors(module, packing))
-    return found if module.bias is None else found + module.bias.to(found.dtype)
+    return found if bias is None else found + bias.to(found.dtype)
+
+
+def dense_weight(module: nn.Linear) -> torch.Tensor:
+    """The module's weight `[out, in]` as plain numbers, wherever it is packed."""
+    packing = packing_of(module)
+    if packing is not None:
+        return packing.unpack(_tensors(module, packing), module.in_features, torch.float32)
+    return module.weight.to_dense() if module.weight.is_mkldnn else module.weight
 
 
 def packing_of(module: nn.Module) -> Packing | None:

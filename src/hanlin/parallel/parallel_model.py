@@ -96,6 +96,8 @@ class ParallelModel:
         self._own_names = set[str]() if mesh.size("expert") == 1 else experts
         self._runner = self._make_runner()
         self._bring()
+        # Before a sharded model runs, which then has gathered weights under these names.
+        self._made_of_base = {name: weight for model in self.models for name, weight in _made_of_base(model)}
         self._sharded_parameters = ShardedParameters(self.models, mesh)
         self._gradients = Gradients(
             self.models, mesh, is_sharded=self._is_sharded, own=self._own_names, has_experts=bool(experts)
@@ -120,6 +122,11 @@ class ParallelModel:
     def parameters(self) -> dict[str, nn.Parameter]:
         """The trained ones that this rank holds, by name."""
         return self._gradients.weights
+
+    @property
+    def saved(self) -> dict[str, nn.Parameter]:
+        """Those that a run needs to go on, by name: the trained ones, and what was made of the base beside them."""
+        return {**self._made_of_base, **self.parameters}
 
     def split(self, batch: Batch, rows: int | None, most: int | None = None) -> list[Batch]:
         """The parts of this rank's rows that go through the model one after the other, `rows` each.
@@ -288,3 +295,12 @@ def _names_of_experts(models: Sequence[nn.Module]) -> set[str]:
     from hanlin.parallel.experts import expert_names
 
     return {name for model in models for name in expert_names(model)}
+
+
+def _made_of_base(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """What a tuning method added and does not train, whose values come from weights of the base."""
+    for prefix, module in model.named_modules():
+        for name in module.added if getattr(module, "reads_base", False) else ():  # pyright: ignore[reportGeneralTypeIssues]
+            weight = module.get_parameter(name)  # pyright: ignore[reportArgumentType]
+            if not weight.requires_grad:
+                yield f"{prefix}.{name}", weight

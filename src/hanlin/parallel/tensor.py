@@ -42,6 +42,13 @@ class HasOwnPart(Protocol):
         ...
 
 
+@runtime_checkable
+class JoinsColumns(Protocol):
+    """A linear that needs numbers of all columns of its weight, of which tensor ranks may have their own."""
+
+    join_ranks: Callable[[torch.Tensor], torch.Tensor] | None
+
+
 def divide(model: nn.Module, mesh: DeviceMesh, *, sequence: bool = False) -> None:
     """Divide a model (also one on the meta device, or a part of one) among the ranks of a mesh of one dimension.
 
@@ -116,6 +123,11 @@ class TensorParallelHooks:
             return self.enter(hidden)
         return self._once(hidden, lambda: self._join(hidden, Partial()))
 
+    def add(self, numbers: torch.Tensor) -> torch.Tensor:
+        """The sum of the ranks' numbers, through which no gradient goes."""
+        distributed.all_reduce(numbers, group=self.mesh.get_group())
+        return numbers
+
     def leave(self, partial_sum: torch.Tensor) -> torch.Tensor:
         """The sum of the ranks' results."""
         return self._move(partial_sum, Partial(), Replicate(), Replicate())
@@ -176,8 +188,7 @@ class VocabularyRows:
     hooks: TensorParallelHooks
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
-        distributed.all_reduce(values, group=self.hooks.mesh.get_group())
-        return values
+        return self.hooks.add(values)
 
     def maximum(self, values: torch.Tensor) -> torch.Tensor:
         distributed.all_reduce(values, distributed.ReduceOp.MAX, group=self.hooks.mesh.get_group())
@@ -316,6 +327,8 @@ def _register_hooks(module: nn.Module, split: TensorSplit, hooks: TensorParallel
         module.register_forward_pre_hook(lambda _, args: (enter(args[0]), *args[1:]), prepend=True)
     elif split == "row":
         module.register_forward_hook(partial(_leave, hooks))
+        if isinstance(module, JoinsColumns):
+            module.join_ranks = hooks.add
     elif split == "logits":
         module.register_forward_pre_hook(lambda _, args: (hooks.enter(args[0]), *args[1:]), prepend=True)
         module.register_forward_hook(_join_rows)

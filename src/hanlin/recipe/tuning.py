@@ -37,12 +37,18 @@ class TuningMethod(Settings):
     """The settings without which what was trained means something else: who goes on from it must have the same."""
 
     reads_base: ClassVar[tuple[str, ...]] = ()
-    """The parameters of the base whose values the first values of what is added come from."""
+    """The parameters of the base whose values the first values of what is added come from. A module with additions that
+    come from its own weight says so itself: see `init_from_base`."""
 
     @property
     def trains_base(self) -> bool:
         """Whether a run changes the weights that it starts from."""
         return False
+
+    @property
+    def rate_factors(self) -> Mapping[str, float]:
+        """By what the learning rate of a trained parameter is multiplied, by the last part of its name; others: 1."""
+        return {}
 
     def add_to(self, model: Any, family: Any) -> None:
         """Add what is trained, without values yet; the model may be on the meta device.
@@ -57,6 +63,14 @@ class TuningMethod(Settings):
         for module in model.modules():
             if hasattr(module, "init_addition"):
                 module.init_addition(generator)
+
+    def init_from_base(self, model: Any) -> None:
+        """Give what was added the first values that come from the weights of the base, which are there; here each
+        module does so, from its own, that has `init_from_base` and says that it `reads_base`.
+        """
+        for module in model.modules():
+            if getattr(module, "reads_base", False):
+                module.init_from_base()
 
     def init_from_settings(self, model: Any, tokenizer: Any, family: Any, base: Path | None) -> None:
         """Give it the first values that the settings ask for in place of drawn ones; base: the weights' path."""

@@ -6,7 +6,7 @@ import logging
 import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -254,7 +254,7 @@ def with_adapter(model: torch.nn.Module, components: Components) -> torch.nn.Mod
     if components.adapter is not None:
         with blaming("model.adapter"):
             settings, draw = _adapter_settings(components, components.adapter), _tuning_generator(components)
-            apply_tuning(model, settings, components.family, draw)
+            apply_tuning(model, settings, components.family, draw, is_loaded=True)
             load_adapter(model, components.adapter)
     return model
 
@@ -413,7 +413,8 @@ def _frozen_sharded(components: Components, device: torch.device, layout: Parall
 def _tuned_model(components: Components, fingerprint: Fingerprint | None = None) -> torch.nn.Module:
     recipe = components.recipe
     model = _base_model(components, _base_dtype(components), fingerprint)
-    apply_tuning(model, recipe.tuning, components.family, _tuning_generator(components))
+    draw, is_loaded = _tuning_generator(components), components.adapter is not None
+    apply_tuning(model, recipe.tuning, components.family, draw, is_loaded=is_loaded)
     _init_additions(model, components)
     return model
 
@@ -424,6 +425,8 @@ def _additions(components: Components) -> NamedTensors:
     model = apply_tuning(_empty_model(components), tuning, components.family)
     _load_what_is_read(model, components)
     init_additions_of(model, tuning, _tuning_generator(components))
+    if components.adapter is None:
+        _init_from_base(model, components)
     _init_head(model, components)
     _init_additions(model, components)
     return ((name, weight.detach()) for name, weight in added_parameters(model).items())
@@ -437,6 +440,32 @@ def _load_what_is_read(model: torch.nn.Module, components: Components) -> None:
     for name, weight in _base_weights(components, names):
         if name in names:
             set_parameter(model, name, weight.float())
+
+
+def _init_from_base(model: torch.nn.Module, components: Components) -> None:
+    """Give additions that come from the weight beside them their first values: one weight after the other, each as it
+    is kept while it is trained on, is put into a model on the meta device and forgotten.
+    """
+    waiting = {
+        owner: {name for name, _ in module.named_parameters(recurse=False)} - set(getattr(module, "added", ()))
+        for owner, module in model.named_modules()
+        if getattr(module, "reads_base", False)
+    }
+    names = [name for name, _ in model.named_parameters() if name.rpartition(".")[2] in waiting.get(_owner(name), ())]
+    for name, weight in _kept(components, names, _base_dtype(components)) if names else ():
+        owner, _, own = name.rpartition(".")
+        if own not in waiting.get(owner, ()):
+            continue
+        set_parameter(model, name, weight, requires_grad=False)
+        waiting[owner].remove(own)
+        if not waiting[owner]:
+            module: Any = model.get_submodule(owner)
+            module.init_from_base()
+            module.register_parameter("weight", None)  # it was needed for this alone
+
+
+def _owner(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
 def _tuning_generator(components: Components) -> torch.Generator:

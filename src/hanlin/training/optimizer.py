@@ -98,15 +98,42 @@ def layout_problems(settings: OptimizerSettings, parts: Iterable[tuple[str, Sequ
             return
 
 
-def build_optimizer(parameters: Mapping[str, nn.Parameter], settings: OptimizerSettings) -> Optimizer:
+class AtRates:
+    """Optimizers of one kind, each of which has weights of its own and multiplies the learning rate by a factor."""
+
+    def __init__(self, by_factor: Mapping[float, Optimizer]) -> None:
+        self.by_factor = dict(by_factor)
+
+    def step(self, rate: float) -> None:
+        """Change the weights that have a gradient."""
+        for factor, optimizer in self.by_factor.items():
+            optimizer.step(rate * factor)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The whole state by flat names, which are those of one optimizer of all weights."""
+        return {name: tensor for one in self.by_factor.values() for name, tensor in one.tensors().items()}
+
+
+def build_optimizer(
+    parameters: Mapping[str, nn.Parameter],
+    settings: OptimizerSettings,
+    rate_factors: Mapping[str, float] | None = None,
+) -> Optimizer:
     """The optimizer of these weights, with a state that knows of no step yet.
 
+    rate_factors: by what the learning rate of weights is multiplied, by the last part of their names; others: 1.
     Raises: ConfigError for a layout that it does not take.
     """
     from hanlin.parallel.mesh import local
 
-    for key, text in layout_problems(
-        settings, ((name, one.shape, local(one).shape) for name, one in parameters.items())
-    ):
+    shapes = ((name, one.shape, local(one).shape) for name, one in parameters.items())
+    for key, text in layout_problems(settings, shapes):
         raise ConfigError(f"{key}: {text}")
-    return find_optimizer(settings).build(parameters, settings)
+    build = find_optimizer(settings).build
+    groups: dict[float, dict[str, nn.Parameter]] = {}
+    for name, weight in parameters.items():
+        factor = (rate_factors or {}).get(name.rpartition(".")[2], 1.0)
+        groups.setdefault(factor, {})[name] = weight
+    if groups.keys() <= {1.0}:
+        return build(parameters, settings)
+    return AtRates({factor: build(own, settings) for factor, own in groups.items()})

@@ -138,6 +138,6 @@ class RunCheckpoints:
         seed_everything(torch.initial_seed() + 1_000_003 * saved.step)
 
     def _tensors(self) -> dict[str, torch.Tensor]:
-        weights = {f"model.{name}": weight.detach() for name, weight in self.step.parallel_model.parameters.items()}
+        weights = {f"model.{name}": weight.detach() for name, weight in self.step.parallel_model.saved.items()}
         state = {f"{_OPTIMIZER}{name}": tensor for name, tensor in self.step.optimizer.tensors().items()}
         return {**weights, **state}

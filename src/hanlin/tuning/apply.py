@@ -26,11 +26,19 @@ class HasTargets(Protocol):
     def lora_targets(self) -> tuple[str, ...]: ...
 
 
-def apply_tuning(model: Any, method: TuningMethod, family: HasTargets, generator: torch.Generator | None = None) -> Any:
+def apply_tuning(
+    model: Any,
+    method: TuningMethod,
+    family: HasTargets,
+    generator: torch.Generator | None = None,
+    *,
+    is_loaded: bool = False,
+) -> Any:
     """Prepare a model for training by a method; return it.
 
     What is added is initialised, except on the meta device (`init_additions_of` does it later). A head for labels is
     trained beside a frozen base.
+    is_loaded: what is added gets its values from files, so that the base need not be asked for any.
 
     Raises: ConfigError when the model does not take the method, or when quantised weights should be trained.
     """
@@ -45,6 +53,8 @@ def apply_tuning(model: Any, method: TuningMethod, family: HasTargets, generator
     added = added_parameters(model).values()
     if not any(weight.is_meta for weight in added):
         method.init_additions(model, generator)
+        if not is_loaded and not any(weight.is_meta for weight in model.parameters()):
+            method.init_from_base(model)
     return model
 
 
