@@ -62,8 +62,8 @@ METHODS = {
     "cpm_bee": ("full", "lora", "prefix"),
     "chatglm2": ("full", "lora", "prefix"),
     "cpm1": ("full", "lora", "prefix"),
-    "cpm1_t5": ("full", "lora"),
-    "cpm2": ("full", "lora"),
+    "cpm1_t5": ("full", "lora", "prefix"),
+    "cpm2": ("full", "lora", "prefix"),
 }
 # 8 processes take long on few cores, and each family is cut, divided and sharded in the others.
 MATRIX = [(family, layout) for family in METHODS for layout in LAYOUTS if layout != "2x2x2" or family in WHOLE]

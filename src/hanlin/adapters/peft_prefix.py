@@ -81,7 +81,12 @@ def _layout(family: FamilyFacts, layout: str | None) -> tuple[str, Format]:
 
     Raises: CheckpointError where there is none.
     """
-    known_to_peft(family, layout)
+    _, first = known_to_peft(family, layout)
+    if first.peft == "SEQ_2_SEQ_LM":
+        raise CheckpointError(
+            f"a prefix of {family.name} is not the same in PEFT: there it stands in the decoder alone, here before the "
+            "encoder's attention and the look at the encoder too. Use our adapter folder"
+        )
     known = {name: form for name, form in family.formats.items() if form.prefix_keys is not None}
     if not known:
         raise CheckpointError(
@@ -108,11 +113,11 @@ def _save(
     refuse_labels(model)
     layout, form = _layout(family, base.layout)
     table = projected(model)
-    width = table.shape[1] // (2 * model.prefix.num_layers)
+    width = table.shape[1] // (2 * len(model.prefix.places))
     config = {
         "peft_type": PREFIX_TUNING,
         "num_virtual_tokens": len(table),
-        "num_layers": model.prefix.num_layers,
+        "num_layers": len(model.prefix.places),
         "num_attention_heads": width // model.prefix.head_dim,
         "token_dim": width,
         "num_transformer_submodules": 1,

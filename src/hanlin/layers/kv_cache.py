@@ -62,8 +62,11 @@ class KVCache:
     def has_cross_attention(self) -> bool:
         return bool(self._cross_attention_kv)
 
-    def set_cross_attention(self, block: Hashable, *tensors: torch.Tensor) -> None:
-        """Remember keys and values `[batch, heads, length, head_dim]` of an encoder's text, or only that it has run."""
+    def set_cross_attention(self, block: Hashable, *tensors: torch.Tensor, prefix: int = 0) -> None:
+        """Remember keys and values `[batch, heads, length, head_dim]` of an encoder's text, or only that it has run;
+        prefix: how many of them stand before the text.
+        """
+        del prefix
         self._cross_attention_kv[block] = tensors
 
     def cross_attention(self, block: Hashable) -> list[KeysOfRows]:

@@ -1,8 +1,12 @@
-"""Keys and values that stand before a block's own and are seen by every query (P-Tuning v2, Liu et al. 2021)."""
+"""Keys and values that stand before those of an attention and are seen by every query (P-Tuning v2, Liu et al. 2021).
+
+A decoder has an attention in each block. An encoder-decoder has three kinds of them, each with a prefix of its own, as
+in Li & Liang 2021: that of the encoder's blocks, that of the decoder's, and the decoder's look at the encoder.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,7 +16,7 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class Prefix:
-    """One block's prefix: `[kv_heads, length, head_dim]`, any dtype; dropout: share that each row drops anew."""
+    """One attention's prefix: `[kv_heads, length, head_dim]`, any dtype; dropout: share that each row drops anew."""
 
     keys: torch.Tensor
     values: torch.Tensor
@@ -32,7 +36,7 @@ class Prefix:
 
 
 class PrefixSource(nn.Module):
-    """What a model holds as its `prefix`: called without arguments, it gives each block's `Prefix` by its name."""
+    """What a model holds as its `prefix`: called without arguments, it gives each attention's `Prefix` by its name."""
 
     length: int
 
@@ -53,7 +57,7 @@ class PrefixSource(nn.Module):
 
 
 class PrefixEncoder(PrefixSource):
-    """A table of `length` entries, each the keys and values of all blocks; or, with `projection`, their reduced form.
+    """A table of `length` entries, each the keys and values of all places; or, with `projection`, their reduced form.
 
     With `projection` a table row goes through two linears with a tanh between them: width -> hidden_size -> width.
     Parameters have the shapes and the order of ChatGLM2's original, so its checkpoints fit. They are kept in fp32.
@@ -62,20 +66,22 @@ class PrefixEncoder(PrefixSource):
     def __init__(
         self,
         length: int,
-        num_layers: int,
+        places: Sequence[str],
         num_heads: int,
         head_dim: int,
         *,
         hidden_size: int | None = None,
         dropout: float = 0.0,
     ) -> None:
-        """hidden_size: that of the projection, None = no projection; num_heads: of keys and values."""
+        """places: the names of the attentions; hidden_size: that of the projection, None = no projection; num_heads: of
+        keys and values.
+        """
         super().__init__()
         self.length = length
         self.dropout = dropout
         self.head_dim = head_dim
-        self.num_layers = num_layers
-        width = 2 * num_layers * num_heads * head_dim
+        self.places = tuple(places)
+        width = 2 * len(places) * num_heads * head_dim
         self.embedding = nn.Embedding(length, width)
         self.trans = None
         if hidden_size is not None:
@@ -83,12 +89,14 @@ class PrefixEncoder(PrefixSource):
         self.added = tuple(name for name, _ in self.named_parameters())
 
     def forward(self) -> dict[str, Prefix]:
-        """The prefix of each block by its name ("0", "1", ...)."""
+        """The prefix of each attention by its name."""
         with torch.autocast(self.embedding.weight.device.type, enabled=False):
             table = self.embedding.weight if self.trans is None else self.trans(self.embedding.weight)
-        slots = table.unflatten(-1, (2 * self.num_layers, -1, self.head_dim)).permute(1, 2, 0, 3)
+        slots = table.unflatten(-1, (2 * len(self.places), -1, self.head_dim)).permute(1, 2, 0, 3)
         dropout = self.dropout if self.training else 0.0
-        return {str(layer): Prefix(slots[2 * layer], slots[2 * layer + 1], dropout) for layer in range(self.num_layers)}
+        return {
+            place: Prefix(slots[2 * number], slots[2 * number + 1], dropout) for number, place in enumerate(self.places)
+        }
 
     def init_addition(self, generator: torch.Generator | None = None) -> None:
         """As torch initialises these modules, which the original leaves as it is."""

@@ -93,7 +93,8 @@ class Slot:
                 target, used = own.room(mine, block, room, prefix + own.width), prefix + length
                 target[self.place, :, :used] = room[other.place, :, :used]
         for name, room in theirs.cross.items():
-            own.room(own.cross, name, room, own.encoder_width)[self.place] = room[other.place]
+            before = room.shape[2] - theirs.encoder_width
+            own.room(own.cross, name, room, before + own.encoder_width)[self.place] = room[other.place]
         self.length = length
 
 
@@ -348,11 +349,11 @@ class SlotView:
                 parts.append(KeysOfRows(run.rows, own_keys.narrow(2, 0, width), own_values.narrow(2, 0, width)))
         return parts
 
-    def set_cross_attention(self, block: Hashable, *tensors: torch.Tensor) -> None:
+    def set_cross_attention(self, block: Hashable, *tensors: torch.Tensor, prefix: int = 0) -> None:
         """As in a `KVCache`."""
         for run in self._runs:
             for number, tensor in enumerate(tensors):
-                room = run.arena.room(run.arena.cross, (block, number), tensor, run.arena.encoder_width)
+                room = run.arena.room(run.arena.cross, (block, number), tensor, prefix + run.arena.encoder_width)
                 room[run.places].narrow(2, 0, tensor.shape[2]).copy_(tensor[run.rows])
 
     def cross_attention(self, block: Hashable) -> list[KeysOfRows]:

@@ -1,4 +1,7 @@
-"""Trained keys and values before those of every block (P-Tuning v2, Liu et al. 2021), for any model with a `prefix`."""
+"""Trained keys and values before those of every attention (P-Tuning v2, Liu et al. 2021) of a model with a `prefix`.
+
+The attentions that get one are those that the model names in `prefix_places`; a decoder's are its blocks.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ _NAME = "prefix"
 
 class PrefixTuning(TuningMethod):
     method: Literal["prefix"] = "prefix"
-    # Keys and values of a prefix, per block.
+    # Keys and values of a prefix, per attention.
     length: int = Field(default=128, gt=0, le=2**16)
     # True: the prefix comes out of two trained linears, which the base's width makes large.
     projection: bool = False
@@ -42,7 +45,7 @@ class PrefixTuning(TuningMethod):
         with torch.device(next(model.parameters()).device):
             encoder = PrefixEncoder(
                 self.length,
-                config.num_layers,
+                getattr(model, "prefix_places", None) or [str(number) for number in range(config.num_layers)],
                 getattr(config, "num_kv_heads", config.num_heads),
                 config.head_dim,
                 hidden_size=config.hidden_size if self.projection else None,

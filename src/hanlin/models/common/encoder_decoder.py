@@ -6,7 +6,7 @@ decoder block made of its output.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -15,6 +15,7 @@ from torch import nn
 
 from hanlin.layers.attention import AttentionMask, KeysOfRows
 from hanlin.layers.kv_cache import KVCache
+from hanlin.layers.prefix import Prefix, PrefixSource
 
 
 @dataclass(frozen=True)
@@ -40,17 +41,30 @@ class EncoderDecoderInputs:
         return torch.zeros_like(self.encoder_tokens) if self.encoder_spans is None else self.encoder_spans
 
 
+def cross_place(name: str) -> str:
+    """What the prefix of a decoder block's look at the encoder is called."""
+    return f"{name}.cross"
+
+
 InputsT = TypeVar("InputsT", bound=EncoderDecoderInputs, contravariant=True)
 
 
 @dataclass(frozen=True)
 class DecoderContext:
-    """What all decoder blocks share in a forward pass; encoded: None when its keys and values are in the KV cache."""
+    """What all decoder blocks share in a forward pass; encoded: None when its keys and values are in the KV cache.
+
+    prefixes: those that come into this call, by the names of their attentions.
+    """
 
     self_mask: AttentionMask
     cross_mask: AttentionMask
     encoded: torch.Tensor | None
     kv_cache: KVCache | None
+    prefixes: Mapping[str, Prefix]
+
+    def own_prefix(self, name: str) -> Prefix | None:
+        """That of the self-attention of a block; None where there is none, or where the KV cache holds it already."""
+        return self.prefixes.get(name)
 
     def cross_attention_kv(
         self, name: str, project: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
@@ -59,14 +73,18 @@ class DecoderContext:
         if self.encoded is None:
             assert self.kv_cache is not None, "neither the encoder's output nor what was made of it"
             return self.kv_cache.cross_attention(name)
-        pair = project(self.encoded)
+        pair, prefix = project(self.encoded), self.prefixes.get(cross_place(name))
+        if prefix is not None:
+            pair = prefix.before(*pair)
         if self.kv_cache is not None:
-            self.kv_cache.set_cross_attention(name, *pair)
+            self.kv_cache.set_cross_attention(name, *pair, prefix=0 if prefix is None else prefix.keys.shape[1])
         return [KeysOfRows(slice(None), *pair)]
 
 
 class EncoderDecoder(Protocol[InputsT]):
     """What a model gives to `run_encoder_decoder`."""
+
+    prefix: PrefixSource | None
 
     def embed_encoder(self, given: InputsT) -> torch.Tensor: ...
 
@@ -74,7 +92,7 @@ class EncoderDecoder(Protocol[InputsT]):
         """start: the positions in the KV cache."""
         ...
 
-    def encode(self, hidden: torch.Tensor, given: InputsT) -> torch.Tensor:
+    def encode(self, hidden: torch.Tensor, given: InputsT, prefixes: Mapping[str, Prefix]) -> torch.Tensor:
         """Run the encoder's blocks that exist."""
         ...
 
@@ -98,11 +116,20 @@ def run_encoder_decoder(
     state: those of an earlier stage, none on the first one.
     """
     encoded, hidden = _split_state(state) if state else _embed_both(model, given, kv_cache)
+    is_kept = kv_cache is not None and kv_cache.has_keys
+    prefixes = {} if model.prefix is None or is_kept else model.prefix()
     if encoded is not None:
-        encoded = model.encode(encoded, given)
+        encoded = model.encode(encoded, given, prefixes)
         if kv_cache is not None:
             kv_cache.set_cross_attention("encoder")  # a stage of encoder blocks has nothing else to keep
-    return encoded, _decode(model, encoded, hidden, given, kv_cache)
+    return encoded, _decode(model, encoded, hidden, given, kv_cache, prefixes)
+
+
+def prefix_places(encoder: Iterable[str], decoder: Iterable[str]) -> tuple[str, ...]:
+    """The attentions of an encoder-decoder that a prefix stands before: the encoder's, then those of each decoder
+    block; by the names of the blocks.
+    """
+    return (*encoder, *(place for name in decoder for place in (name, cross_place(name))))
 
 
 def join_state(encoded: torch.Tensor | None, hidden: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -129,13 +156,18 @@ def _decode(
     hidden: torch.Tensor,
     given: InputsT,
     kv_cache: KVCache | None,
+    prefixes: Mapping[str, Prefix],
 ) -> torch.Tensor:
     # The positions are counted on every stage, also where there is no block of the decoder.
     known = given.own_spans if kv_cache is None else kv_cache.add_positions(spans=given.own_spans)["spans"]
     blocks = model.existing_decoder_blocks()
     if not blocks:
         return hidden
-    context = DecoderContext(*model.decoder_masks(given, known, hidden), encoded, kv_cache)
+    self_mask, cross_mask = model.decoder_masks(given, known, hidden)
+    if model.prefix is not None:
+        self_mask = self_mask.with_prefix(model.prefix.length, given.tokens)
+        cross_mask = cross_mask.with_prefix(model.prefix.length, given.tokens)
+    context = DecoderContext(self_mask, cross_mask, encoded, kv_cache, prefixes)
     for name, block in blocks.items():
         hidden = block(hidden, context, name)
     return hidden

@@ -7,7 +7,7 @@ embedding. Linears have no bias, norms have.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,10 +23,12 @@ from hanlin.layers.linear import Linear
 from hanlin.layers.loss import head_logits, head_loss
 from hanlin.layers.norm import LayerNorm
 from hanlin.layers.precision import matmul_dtype
+from hanlin.layers.prefix import Prefix, PrefixSource
 from hanlin.models.common.encoder_decoder import (
     DecoderContext,
     EncoderDecoderInputs,
     join_state,
+    prefix_places,
     run_encoder_decoder,
 )
 from hanlin.models.common.init_weights import init_parameters, std_by_depth
@@ -51,6 +53,9 @@ class Cpm1T5(nn.Module):
     def __init__(self, config: Cpm1T5Config) -> None:
         super().__init__()
         self.config = config
+        self.prefix: PrefixSource | None = None
+        names = [str(number) for number in range(2 * config.num_layers)]
+        self.prefix_places = prefix_places(names[: config.num_layers], names[config.num_layers :])
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         self.positions = nn.Embedding(config.max_length, config.hidden_size)
         kinds = [EncoderBlock] * config.num_layers + [DecoderBlock] * config.num_layers
@@ -106,14 +111,16 @@ class Cpm1T5(nn.Module):
     def embed_decoder(self, given: Inputs, start: int) -> torch.Tensor:
         return self._embed(given.tokens, given.positions, start)
 
-    def encode(self, hidden: torch.Tensor, given: Inputs) -> torch.Tensor:
-        encoder = [block for block in self.blocks.values() if isinstance(block, EncoderBlock)]
+    def encode(self, hidden: torch.Tensor, given: Inputs, prefixes: Mapping[str, Prefix]) -> torch.Tensor:
+        encoder = {name: block for name, block in self.blocks.items() if isinstance(block, EncoderBlock)}
         if not encoder:
             return hidden
         visible = same_span(given.read_spans, given.read_spans)[:, None]
         mask = AttentionMask(visible).additive(matmul_dtype(hidden))
-        for block in encoder:
-            hidden = block(hidden, mask)
+        if self.prefix is not None:
+            mask = mask.with_prefix(self.prefix.length, given.encoder_tokens)
+        for name, block in encoder.items():
+            hidden = block(hidden, mask, prefixes.get(name))
         return hidden
 
     def existing_decoder_blocks(self) -> dict[str, nn.Module]:
@@ -142,8 +149,8 @@ class EncoderBlock(nn.Module):
         self.attention = SelfAttention(config)
         self.ffn = FeedForward(config)
 
-    def forward(self, hidden: torch.Tensor, mask: AttentionMask) -> torch.Tensor:
-        return self.ffn(self.attention(hidden, mask))
+    def forward(self, hidden: torch.Tensor, mask: AttentionMask, prefix: Prefix | None) -> torch.Tensor:
+        return self.ffn(self.attention(hidden, mask, prefix))
 
 
 class DecoderBlock(nn.Module):
@@ -154,7 +161,7 @@ class DecoderBlock(nn.Module):
         self.ffn = FeedForward(config)
 
     def forward(self, hidden: torch.Tensor, context: DecoderContext, name: str) -> torch.Tensor:
-        hidden = self.attention(hidden, context.self_mask, context.kv_cache, name)
+        hidden = self.attention(hidden, context.self_mask, context.own_prefix(name), context.kv_cache, name)
         # kept: the norm of the ffn serves here as well (golden case cpm1_t5).
         normed = self.ffn.norm(hidden)
         parts = context.cross_attention_kv(name, self.cross_attention.keys_and_values)
@@ -197,10 +204,17 @@ class SelfAttention(Attention):
         self.norm = LayerNorm(config.hidden_size, config.norm_eps)
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]: its keys are its own
-        self, hidden: torch.Tensor, mask: AttentionMask, kv_cache: KVCache | None = None, name: str = ""
+        self,
+        hidden: torch.Tensor,
+        mask: AttentionMask,
+        prefix: Prefix | None,
+        kv_cache: KVCache | None = None,
+        name: str = "",
     ) -> torch.Tensor:
         normed = self.norm(hidden)
         key, value = self.keys_and_values(normed)
+        if prefix is not None:
+            key, value = prefix.before(key, value)
         parts = [KeysOfRows(slice(None), key, value)] if kv_cache is None else kv_cache.keys_of_rows(name, key, value)
         return (normed if self.residual_after_norm else hidden) + super().forward(normed, parts, mask)
 

@@ -7,7 +7,7 @@ attention; in the original it sees everything, which reaches no loss.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from hanlin.layers.linear import Linear
 from hanlin.layers.loss import head_loss
 from hanlin.layers.norm import RmsNorm
 from hanlin.layers.precision import matmul_dtype
+from hanlin.layers.prefix import Prefix, PrefixSource
 from hanlin.layers.ranking_loss import pairwise_ranking_loss
 from hanlin.layers.relative_position import relative_position_bucket
 from hanlin.layers.soft_prompt import SoftPrompt
@@ -31,6 +32,7 @@ from hanlin.models.common.encoder_decoder import (
     DecoderContext,
     EncoderDecoderInputs,
     join_state,
+    prefix_places,
     run_encoder_decoder,
 )
 from hanlin.models.common.init_weights import init_parameters, std_by_depth
@@ -57,6 +59,9 @@ class Cpm2(nn.Module):
     def __init__(self, config: Cpm2Config) -> None:
         super().__init__()
         self.config = config
+        self.prefix: PrefixSource | None = None
+        numbers = [str(number) for number in range(config.num_layers)]
+        self.prefix_places = prefix_places((f"encoder.{number}" for number in numbers), numbers)
         self.soft_prompt: SoftPrompt | None = None
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         self.encoder_bias = nn.Embedding(config.num_distance_buckets, config.num_heads)
@@ -111,12 +116,14 @@ class Cpm2(nn.Module):
         del start  # there are no positions, but distances
         return self._embed(given.tokens)
 
-    def encode(self, hidden: torch.Tensor, given: Inputs) -> torch.Tensor:
+    def encode(self, hidden: torch.Tensor, given: Inputs, prefixes: Mapping[str, Prefix]) -> torch.Tensor:
         if not self.encoder_blocks:
             return hidden
         mask = self._encoder_mask(given, matmul_dtype(hidden))
-        for block in self.encoder_blocks.values():
-            hidden = block(hidden, mask)
+        if self.prefix is not None:
+            mask = mask.with_prefix(self.prefix.length, given.encoder_tokens)
+        for name, block in self.encoder_blocks.items():
+            hidden = block(hidden, mask, prefixes.get(f"encoder.{name}"))
         # The norm stands behind the last block, wherever a cut model has that one.
         is_last = str(self.config.num_layers - 1) in self.encoder_blocks
         return self._finish(self.encoder_norm, hidden) if is_last else hidden
@@ -170,8 +177,8 @@ class EncoderBlock(nn.Module):
         self.attention = Attention(config)
         self.ffn = make_ffn(config)
 
-    def forward(self, hidden: torch.Tensor, mask: AttentionMask) -> torch.Tensor:
-        return self.ffn(self.attention(hidden, mask))
+    def forward(self, hidden: torch.Tensor, mask: AttentionMask, prefix: Prefix | None) -> torch.Tensor:
+        return self.ffn(self.attention(hidden, mask, prefix))
 
 
 class DecoderBlock(nn.Module):
@@ -182,7 +189,7 @@ class DecoderBlock(nn.Module):
         self.ffn = make_ffn(config)
 
     def forward(self, hidden: torch.Tensor, context: DecoderContext, name: str) -> torch.Tensor:
-        hidden = self.attention(hidden, context.self_mask, context.kv_cache, name)
+        hidden = self.attention(hidden, context.self_mask, context.own_prefix(name), context.kv_cache, name)
         return self.ffn(self.cross_attention(hidden, context, name))
 
 
@@ -201,10 +208,17 @@ class Attention(nn.Module):
         self.output = Linear(inner, config.hidden_size)
 
     def forward(
-        self, hidden: torch.Tensor, mask: AttentionMask, kv_cache: KVCache | None = None, name: str = ""
+        self,
+        hidden: torch.Tensor,
+        mask: AttentionMask,
+        prefix: Prefix | None,
+        kv_cache: KVCache | None = None,
+        name: str = "",
     ) -> torch.Tensor:
         normed = self.norm(hidden)
         key, value = self.keys_and_values(normed)
+        if prefix is not None:
+            key, value = prefix.before(key, value)
         if kv_cache is None:
             return self._mixed(hidden, normed, [KeysOfRows(slice(None), key, value)], mask)
         return self._mixed(hidden, normed, kv_cache.keys_of_rows(name, key, value), mask)
