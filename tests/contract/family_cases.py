@@ -139,7 +139,7 @@ def _chatglm2(folder: Path) -> dict[str, Any]:
         "config": {**_SHAPE, "num_heads": 4, "num_kv_heads": 2, "ffn_size": 24, "max_length": 256},
         "records": _pairs("prompt", "response"),
         "texts": ("你好，世界！", "类型#裤*颜色#黑色", "床前明月光"),
-        "tuning": ("ia3", "lora", "prefix"),
+        "tuning": ("ia3", "lora", "prefix", "prompt"),
         "lossy": ("int8", "int4"),
         "read_only": ("quantized",),
     }
@@ -162,7 +162,7 @@ def _cpm1_t5(folder: Path) -> dict[str, Any]:
         "vocab": _saved(WordPiece(words), folder),
         "config": {**_SHAPE, "ffn_size": 24, "max_length": 64, **_MEGATRON},
         "records": _pairs("source", "target"),
-        "tuning": ("ia3", "lora", "prefix"),
+        "tuning": ("ia3", "lora", "prefix", "prompt"),
     }
 
 
@@ -193,7 +193,7 @@ def _cpm_bee(folder: Path) -> dict[str, Any]:
             "half_frequencies": False,
         },
         "records": _pairs("input", "<ans>"),
-        "tuning": ("ia3", "lora", "prefix"),
+        "tuning": ("ia3", "lora", "prefix", "prompt"),
     }
 
 

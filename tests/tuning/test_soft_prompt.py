@@ -5,19 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from family_cases import case_of
+from torch import nn
 
 from hanlin.adapters.adapter import load_adapter
 from hanlin.adapters.cpm2_prompts import PROMPTS as PROMPT_FILE
 from hanlin.adapters.folder import save_adapter
 from hanlin.adapters.opening import format_to_write, is_adapter, open_adapter
+from hanlin.core.batch import IGNORED
 from hanlin.core.errors import CheckpointError, ConfigError
 from hanlin.formats.convert import convert
 from hanlin.formats.files import open_weights
 from hanlin.formats.load import base_parameters, load_into, save_base
-from hanlin.models.chatglm2 import family as decoder_family
-from hanlin.models.chatglm2.config import ChatGlm2Config
 from hanlin.models.cpm2 import family
 from hanlin.models.cpm2.config import Cpm2Config
 from hanlin.models.cpm2.formats import PROMPTS
@@ -76,17 +78,64 @@ def test_prompts_begin_with_the_tokens_of_a_text_and_then_the_default() -> None:
             return {"<mask>": 6}.get(token)
 
     assert first_tokens(PromptTuning(length=4, init_text="ab"), Letters()) == [97, 98, 6, 6]
+    assert first_tokens(PromptTuning(length=5, init="text", init_text="ab"), Letters()) == [97, 98, 97, 98, 97]
+    with pytest.raises(ConfigError, match=r"tuning\.init_text: has no tokens"):
+        first_tokens(PromptTuning(length=5, init="text"), Letters())
     assert first_tokens(PromptTuning(length=2, init_text="abc"), Letters()) == [97, 98]
     assert first_tokens(PromptTuning(length=3, init_text="a", init_spread=True), Letters()) == [97, 100, 200]
     with pytest.raises(ConfigError, match="'<x>' is not in the vocabulary"):
         first_tokens(PromptTuning(init_token="<x>"), Letters())
 
 
-def test_a_family_without_soft_prompts_says_so() -> None:
-    shape = {"hidden_size": 8, "num_layers": 1, "num_heads": 2, "num_kv_heads": 1, "head_dim": 4, "ffn_size": 8}
-    model = decoder_family.model()(ChatGlm2Config(vocab_size=9, max_length=8, **shape))
+def test_a_model_without_soft_prompts_says_so() -> None:
     with pytest.raises(ConfigError, match="takes no soft prompts"):
-        apply_tuning(model, settings(), decoder_family)
+        apply_tuning(nn.Linear(2, 2), settings(), family)
+
+
+@pytest.mark.parametrize("name", ["chatglm2", "cpm1", "cpm1_t5", "cpm_bee"])
+def test_every_family_has_places_for_prompts(name: str, tmp_path: Path) -> None:
+    """In front, and behind what is given, where no answer begins yet; the answer's loss is asked of the same ids."""
+    case = case_of(name, tmp_path)
+    side = "encoder_tokens" if name == "cpm1_t5" else "tokens"
+    bare = case.processor.sample(case.records[0])
+    front = case.processor.with_prompts(PromptTuning(length=4)).sample(case.records[0])
+    assert front.inputs[side].tolist() == [-1, -2, -3, -4, *bare.inputs[side]]
+    asked = case.processor.with_prompts(PromptTuning(length=4)).prompt(case.records[0])
+    assert asked.inputs[side][:4].tolist() == [-1, -2, -3, -4]
+    assert sorted(front.labels[front.labels != IGNORED]) == sorted(bare.labels[bare.labels != IGNORED])
+    with pytest.raises(ConfigError, match=r"tuning\.ratios"):
+        case.processor.with_prompts(PromptTuning(length=4, ratios=(0.5, 0.5, 0)))
+    if name == "cpm_bee":
+        with pytest.raises(ConfigError, match=r"tuning\.ratios: these rows have their prompts in front;"):
+            case.processor.with_prompts(PromptTuning(length=4, ratios=(0.5, 0, 0.5)))
+        return
+    both = case.processor.with_prompts(PromptTuning(length=4, ratios=(0.5, 0, 0.5))).sample(case.records[0])
+    ids = both.inputs[side].tolist()
+    assert ids[:2] == [-1, -2]
+    place = ids.index(-3)
+    assert ids[place : place + 2] == [-3, -4]
+    assert [id for id in ids if id >= 0] == bare.inputs[side].tolist()
+    if name == "cpm1_t5":
+        assert place == len(ids) - 2
+    else:
+        assert np.flatnonzero(both.labels != IGNORED)[0] == place + 1
+
+
+def test_prompts_of_an_encoder_may_be_hidden_in_cpm1s_t5(tmp_path: Path) -> None:
+    case = case_of("cpm1_t5", tmp_path)
+    logits = {}
+    for is_seen in (True, False):
+        wanted = PromptTuning(length=4, is_seen=is_seen)
+        model = case.family.model()(case.config)
+        model.init_weights(torch.Generator().manual_seed(0))
+        apply_tuning(model, wanted, case.family, torch.Generator().manual_seed(0))
+        processor = case.processor.with_prompts(wanted)
+        batch = processor.collate([[processor.sample(case.records[0])]], 64)
+        logits[is_seen] = model.eval()(**batch.inputs)
+    assert not logits[True].allclose(logits[False])
+    (tmp_path / "other").mkdir()
+    with pytest.raises(ConfigError, match=r"tuning\.sees_tokens: only an encoder"):
+        case_of("cpm1", tmp_path / "other").processor.with_prompts(PromptTuning(length=4, is_seen=False))
 
 
 def test_an_adapter_folder_holds_the_prompts_and_all_settings(tmp_path: Path) -> None:

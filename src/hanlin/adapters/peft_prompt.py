@@ -77,6 +77,8 @@ def _save(
     layout, form = _layout(family, base.layout)
     if not settings.is_seen:
         raise CheckpointError("tuning.is_seen is false: in PEFT a text always sees its prompts; use our adapter folder")
+    if settings.borders((1.0, 0.0, 0.0))[0] != settings.length:
+        raise CheckpointError("tuning.ratios: in PEFT all prompts stand in front of a text; use our adapter folder")
     table = model.soft_prompt.weight.detach().float().contiguous()
     config = {
         "peft_type": PROMPT_KINDS[0],

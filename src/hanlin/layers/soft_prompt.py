@@ -5,6 +5,8 @@ Prompt i (from 0) is the id -(i + 1). It counts in positions, lengths and masks 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -19,7 +21,7 @@ class SoftPrompt(nn.Module):
         self.is_seen = is_seen
         self.added = ("weight",)
 
-    def forward(self, tokens: torch.Tensor, embedding: nn.Module) -> torch.Tensor:
+    def forward(self, tokens: torch.Tensor, embedding: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
         """Vectors of ids `[batch, length]`: from the table below 0, else from the embedding."""
         is_prompt = tokens < 0
         prompts = nn.functional.embedding((-tokens - 1).clamp(min=0), self.weight)

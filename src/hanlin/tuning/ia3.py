@@ -18,9 +18,9 @@ __all__ = ["Ia3Tuning", "method"]
 
 class Ia3Tuning(TuningMethod):
     method: Literal["ia3"] = "ia3"
-    # Last parts of the names of the linears whose outputs are rescaled ...
+    # Last parts of the names of the linears whose outputs are rescaled.
     outputs: tuple[str, ...] = ("key", "value")
-    # ... and of those whose inputs are.
+    # Last parts of the names of the linears whose inputs are rescaled.
     inputs: tuple[str, ...] = ("down",)
 
     fixed: ClassVar = ("outputs", "inputs")

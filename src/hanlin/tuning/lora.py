@@ -31,9 +31,9 @@ class LoraTuning(TuningMethod):
     method: Literal["lora"] = "lora"
     # Inner size of the addition.
     rank: int = Field(default=8, gt=0, le=2**16)
-    # The addition is multiplied by alpha / rank ...
+    # The addition is multiplied by alpha / rank.
     alpha: float = Field(default=16.0, gt=0)
-    # ... or, if this is true, by alpha / sqrt(rank), so that large ranks learn as fast as small ones (rsLoRA).
+    # The addition is multiplied by alpha / sqrt(rank), so that large ranks learn as fast as small ones (rsLoRA).
     rslora: bool = False
     # Share of the addition's input that is dropped in training.
     dropout: float = Field(default=0.0, ge=0, lt=1)

@@ -38,10 +38,11 @@ class PromptTuning(TuningMethod):
     # Shares of them at the places of the data set's template (before, between, after its pieces): [0.33, 0.34, 0.33],
     # or as in the names of the original's files: 33_34_33. Empty: the template's own.
     ratios: tuple[Annotated[float, Field(ge=0)], ...] = ()
-    # vocabulary: as embeddings of tokens; random: as numbers of the embedding's spread; checkpoint: as the prompts that
-    # lie in model.base, or at random where there are none.
-    init: Literal["vocabulary", "random", "checkpoint"] = "random"
-    # With init vocabulary: a text whose tokens the first prompts begin as.
+    # text: the prompts begin as embeddings of the tokens of init_text, over and over; vocabulary: as embeddings of
+    # tokens; random: as numbers of the embedding's spread; checkpoint: as the prompts that lie in model.base, or at
+    # random where there are none.
+    init: Literal["text", "vocabulary", "random", "checkpoint"] = "random"
+    # With init text and vocabulary: a text whose tokens the first prompts begin as.
     init_text: str = ""
     # With init vocabulary: the token that all other prompts begin as.
     init_token: str = "<mask>"
@@ -66,7 +67,7 @@ class PromptTuning(TuningMethod):
     def add_to(self, model: Any, family: Any) -> None:
         """They are on every pipeline stage: the masks, which each makes for itself, depend on them."""
         if not hasattr(model, _NAME):
-            raise ConfigError("tuning.method: this family takes no soft prompts; choose lora, prefix or full")
+            raise ConfigError("tuning.method: this model takes no soft prompts; choose lora, prefix or full")
         import torch
 
         from hanlin.layers.soft_prompt import SoftPrompt
@@ -83,7 +84,7 @@ class PromptTuning(TuningMethod):
     def init_from_settings(self, model: Any, tokenizer: PromptTokenizer, family: Any, base: Path | None) -> None:
         from hanlin.adapters.cpm2_prompts import find_prompts, set_prompts
 
-        if self.init == "vocabulary":
+        if self.init in ("text", "vocabulary"):
             init_from_tokens(model, first_tokens(self, tokenizer))
         elif self.init == "checkpoint" and base is not None and (found := find_prompts(base, family)) is not None:
             set_prompts(model, found, base)
@@ -152,7 +153,8 @@ def init_random(model: Any, generator: torch.Generator | None = None) -> None:
     import torch
 
     with torch.no_grad():
-        spread = model.embedding.weight[:_COUNTED_ROWS].float().std()
+        # CPM-Bee's embedding divides what it has by a number.
+        spread = model.embedding.weight[:_COUNTED_ROWS].float().std() * getattr(model.embedding, "scale", 1.0)
         model.soft_prompt.weight.normal_(generator=generator).mul_(spread)
 
 
@@ -162,6 +164,7 @@ def init_from_tokens(model: Any, tokens: Sequence[int]) -> None:
     Raises: ConfigError for a token that the model does not have.
     """
     import torch
+    from torch.nn import functional
 
     weight, size = model.soft_prompt.weight, model.config.vocab_size
     if surplus := [token for token in tokens if token >= size]:
@@ -170,7 +173,8 @@ def init_from_tokens(model: Any, tokens: Sequence[int]) -> None:
         )
     assert len(tokens) == len(weight), (len(tokens), len(weight))
     with torch.no_grad():
-        weight.copy_(model.embedding(torch.tensor(tokens, device=weight.device)))
+        rows = functional.embedding(torch.tensor(tokens, device=weight.device), model.embedding.weight)
+        weight.copy_(rows * getattr(model.embedding, "scale", 1.0))
 
 
 def first_tokens(settings: PromptTuning, tokenizer: PromptTokenizer) -> list[int]:
@@ -180,6 +184,10 @@ def first_tokens(settings: PromptTuning, tokenizer: PromptTokenizer) -> list[int
     """
     ids = tokenizer.encode(settings.init_text)[: settings.length]
     rest = range(settings.length - len(ids))
+    if settings.init == "text":
+        if not ids:
+            raise ConfigError("tuning.init_text: has no tokens, and the prompts are to begin as these; give a text")
+        return [ids[number % len(ids)] for number in range(settings.length)]
     if settings.init_spread:
         ids += [100 * (number + 1) for number in rest]
     elif not rest:

@@ -29,6 +29,7 @@ from hanlin.layers.precision import matmul_dtype
 from hanlin.layers.prefix import PrefixSource
 from hanlin.layers.quantised import QuantisedLinear
 from hanlin.layers.rotary import inverse_frequencies, rotate_pairs
+from hanlin.layers.soft_prompt import SoftPrompt
 from hanlin.models.common.init_weights import init_parameters
 
 from .config import ChatGlm2Config
@@ -68,6 +69,7 @@ class ChatGlm2(nn.Module):
         super().__init__()
         self.config = config
         self.prefix: PrefixSource | None = None
+        self.soft_prompt: SoftPrompt | None = None
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         self.blocks = nn.ModuleDict({str(i): Block(config) for i in range(config.num_layers)})
         self.norm = make_norm(config) if config.has_final_norm else nn.Identity()
@@ -128,7 +130,7 @@ class ChatGlm2(nn.Module):
         init_parameters(self, lambda _: 0.02, generator)
 
     def _embed(self, tokens: torch.Tensor) -> torch.Tensor:
-        hidden = self.embedding(tokens)
+        hidden = self.embedding(tokens) if self.soft_prompt is None else self.soft_prompt(tokens, self.embedding)
         return hidden.float() if self.config.fp32_residual else hidden
 
     def _context(self, given: Inputs, kv_cache: KVCache | None) -> BlockContext:

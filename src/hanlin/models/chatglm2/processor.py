@@ -5,6 +5,7 @@ A record is a question with its answer and the rounds before them, of which only
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -17,13 +18,14 @@ import numpy as np
 from hanlin.core.batch import IGNORED, Batch, Prompt, PromptBatch, Sample
 from hanlin.core.errors import ConfigError, DataError
 from hanlin.data.forms.content import ChatMessage, Content, Conversation, MultipleChoice, PlainText
-from hanlin.data.processor import tried
+from hanlin.data.processor import SoftPrompts, tried
 from hanlin.models.common import decoder_batch
 from hanlin.models.common.answers import check_answer
 from hanlin.models.common.decoder_batch import TextCursor
 from hanlin.models.common.label_processor import LabelKeys, LabelProcessor
 from hanlin.models.common.multi_turn import LearnedTurn, sample_of_turns, shown_ids
 from hanlin.models.common.rounds import longest_that_fits
+from hanlin.models.common.soft_prompts import NO_PROMPTS, behind_prompts, place_prompts
 from hanlin.models.common.spoken import refuse_preference
 from hanlin.models.common.text_record import OPTIONS, names_columns, unread_columns
 from hanlin.tokens.stream import Decode, Growing
@@ -67,6 +69,7 @@ class ChatGlm2Processor:
     ) -> None:
         """Raises: ConfigError."""
         self.config = config
+        self.prompts = NO_PROMPTS
         self.options = options = options or ChatGlm2Options()
         self.template = template_of(options, config.generation)
         self.calls_tools = has_roles = isinstance(self.template, RoleTemplate)
@@ -82,10 +85,22 @@ class ChatGlm2Processor:
                 "compatible: the original has no template roles; take rounds, plain or a text of your own"
             )
 
+    def with_prompts(self, prompts: SoftPrompts) -> ChatGlm2Processor:
+        """The same samples with soft prompts before each, and between prompt and answer.
+
+        Raises: ConfigError.
+        """
+        if self.options.compatible:
+            raise ConfigError("tuning.method: the original's rows (compatible) have no place for soft prompts")
+        other = copy.copy(self)
+        other.prompts = place_prompts(prompts, has_masks=False)
+        return other
+
     @property
     def fingerprint(self) -> str:
         """What, besides the data, decides the arrays."""
-        return f"{self.tokenizer.fingerprint} {self.config.generation} {sorted(asdict(self.options).items())}"
+        facts = f"{self.tokenizer.fingerprint} {self.config.generation} {sorted(asdict(self.options).items())}"
+        return f"{facts} {self.prompts}" if len(self.prompts) else facts
 
     def check(self, record: Any) -> None:
         """Whether a record can be trained on.
@@ -100,6 +115,8 @@ class ChatGlm2Processor:
         Raises: DataError.
         """
         if is_row(record):
+            if len(self.prompts):
+                raise DataError("a row of ids has no place for soft prompts; give its texts")
             return make_sample(read_row(record, self.config.vocab_size))
         turns, parts = self._draft_of(record)
         return self._sample_of(record, turns, self.tokenizer.encode_parts(parts))
@@ -171,7 +188,7 @@ class ChatGlm2Processor:
     def _sample_of(self, record: Any, turns: Sequence[Turn], ids: Sequence[list[int]]) -> Sample:
         """The sample of a record; ids: prompt and answer of each turn in turn, or those of a text."""
         if not turns:
-            return text_sample(record, ids[0], self.tokenizer)
+            return behind_prompts(text_sample(record, ids[0], self.tokenizer), self.prompts)
         if self.options.compatible:
             [prompt, answer] = ids
             return make_sample(self._original_row(prompt, answer))
@@ -190,7 +207,7 @@ class ChatGlm2Processor:
         limit = self.options.answer_length
         is_whole = limit is None or len(answer) <= limit
         end = self.template.end(self.tokenizer, turn.answer) if is_whole else None
-        return LearnedTurn(prompt, answer if is_whole else answer[:limit], end)
+        return LearnedTurn(self.prompts.around(prompt), answer if is_whole else answer[:limit], end)
 
     def original_row(self, record: Any, row_length: int | None = None) -> tuple[list[int], list[int]]:
         """The `input_ids` and `labels` that the original's training script makes of a record.
@@ -256,7 +273,7 @@ class ChatGlm2Processor:
         """
         if self._is_text(record):
             [ids] = self.tokenizer.encode_parts([text_of(record, self.config.vocab_size)])
-            return fit_text(record, ids, self.tokenizer, max_length, policy)
+            return fit_text(record, ids, self.tokenizer, max_length - len(self.prompts), policy)
         if policy != "truncate":
             raise DataError(
                 "a dialogue cannot be split; choose data.overlong truncate (drops its oldest rounds) or drop"
@@ -286,7 +303,9 @@ class ChatGlm2Processor:
         """All samples leave each other's loss alone."""
 
     def show(self, sample: Sample) -> list[tuple[str, bool]]:
-        ids = shown_ids(sample, {self.tokenizer.end, *self.template.ends(self.tokenizer)})
+        ids = [
+            one for one in shown_ids(sample, {self.tokenizer.end, *self.template.ends(self.tokenizer)}) if one[0] >= 0
+        ]
         pieces = []
         for is_learnt, group in groupby(ids, key=itemgetter(1)):
             tokens = [id for id, _ in group]
@@ -305,7 +324,9 @@ class ChatGlm2Processor:
         if self.options.compatible:
             ids = ids[: self.options.asked_length or self.options.source_length]
         else:
-            _, ids = self._shortened(record, ids, self.options.asked_length or self.config.max_length - 1)
+            limit = self.options.asked_length or self.config.max_length - 1 - len(self.prompts)
+            _, ids = self._shortened(record, ids, limit)
+            ids = self.prompts.around(ids)
         ends = frozenset((*self.config.end_ids, *self.template.ends(self.tokenizer)))
         cursor = TextCursor(ids[-1], len(ids) - 1, ends)
         return Prompt(record, {"tokens": np.array(ids[:-1], dtype=np.int32)}, cursor)
@@ -402,7 +423,7 @@ class ChatGlm2Processor:
         labels, weights = np.full(tokens.size, IGNORED, dtype=np.int32), np.zeros(tokens.size, dtype=np.float32)
         learnt = slice(len(prefix) - 1, tokens.size - 1)
         labels[learnt], weights[learnt] = ids, 1
-        return Sample({"tokens": tokens}, labels, weights)
+        return behind_prompts(Sample({"tokens": tokens}, labels, weights), self.prompts)
 
     learns_all_turns = True
 

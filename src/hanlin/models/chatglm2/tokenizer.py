@@ -101,6 +101,10 @@ class ChatGlm2Tokenizer:
         """The special tokens and their ids."""
         return dict(self._specials)
 
+    def find(self, token: str) -> int | None:
+        """The id of a special token such as `[gMASK]`, None if there is none."""
+        return self._specials.get(token)
+
     def role(self, name: str) -> int:
         """The id of a role's token; the tokenizer must have roles."""
         assert self.has_roles, "use with_roles()"

@@ -22,6 +22,7 @@ from hanlin.data.processor import SoftPrompts
 from hanlin.models.common import decoder_batch
 from hanlin.models.common.decoder_batch import TextCursor
 from hanlin.models.common.documents import count_positions, number_documents
+from hanlin.models.common.soft_prompts import NO_PROMPTS, place_prompts
 from hanlin.models.common.spoken import question_record, refuse_preference
 from hanlin.models.common.text_record import (
     ENDS,
@@ -117,26 +118,21 @@ class TextProcessor:
         self.options = options or TextOptions()
         self.end = end_id(tokenizer)
         self.pad = pad_id(tokenizer)
-        self.prompts: list[int] = []
+        self.prompts = NO_PROMPTS
 
     def with_prompts(self, prompts: SoftPrompts) -> TextProcessor:
-        """The same samples with soft prompts before each.
+        """The same samples with soft prompts before each, and between prompt and answer.
 
         Raises: ConfigError for what only an encoder can do with them.
         """
-        if prompts.ratios or not (prompts.sees_tokens and prompts.is_seen):
-            raise ConfigError(
-                "tuning.method: before a decoder's text all prompts stand at one place, see no tokens and are seen; "
-                "leave ratios, sees_tokens and is_seen out"
-            )
         other = copy.copy(self)
-        other.prompts = [-number for number in range(1, prompts.length + 1)]
+        other.prompts = place_prompts(prompts, has_masks=False)
         return other
 
     @property
     def fingerprint(self) -> str:
         """What, besides the data, decides the arrays."""
-        return f"{self.tokenizer.fingerprint} {sorted(asdict(self.options).items())} {len(self.prompts)}"
+        return f"{self.tokenizer.fingerprint} {sorted(asdict(self.options).items())} {self.prompts}"
 
     learns_all_turns = False
 
@@ -189,7 +185,7 @@ class TextProcessor:
         Raises: DataError.
         """
         prompt, learned = self._ids(record)
-        given = self.prompts + prompt
+        given = self.prompts.around(prompt)
         ids = np.array(given + learned, np.int32)
         labels = ids[1:].copy()
         labels[: max(len(given) - 1, 0)] = IGNORED
@@ -211,7 +207,7 @@ class TextProcessor:
 
         Raises: ConfigError.
         """
-        if self.prompts:
+        if len(self.prompts):
             raise ConfigError("tuning.method: pieces of a token stream have no place for soft prompts; choose lora")
         check_max_length(max_length, self.config.max_length)
         return max_length + 1
@@ -273,7 +269,7 @@ class TextProcessor:
         Its last token is the first column that the cursor feeds.
         Raises: DataError.
         """
-        ids = self.prompts + self._given(record, self._text_or(record, self.options.prompt_column))
+        ids = self.prompts.around(self._given(record, self._text_or(record, self.options.prompt_column)))
         cursor = TextCursor(ids[-1], len(ids) - 1, frozenset([self.end]))
         return Prompt(record, {"tokens": np.array(ids[:-1], np.int32)}, cursor)
 

@@ -24,6 +24,7 @@ from hanlin.layers.loss import head_logits, head_loss
 from hanlin.layers.norm import LayerNorm
 from hanlin.layers.precision import matmul_dtype
 from hanlin.layers.prefix import Prefix, PrefixSource
+from hanlin.layers.soft_prompt import SoftPrompt
 from hanlin.models.common.encoder_decoder import (
     DecoderContext,
     EncoderDecoderInputs,
@@ -54,6 +55,7 @@ class Cpm1T5(nn.Module):
         super().__init__()
         self.config = config
         self.prefix: PrefixSource | None = None
+        self.soft_prompt: SoftPrompt | None = None
         names = [str(number) for number in range(2 * config.num_layers)]
         self.prefix_places = prefix_places(names[: config.num_layers], names[config.num_layers :])
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
@@ -115,8 +117,10 @@ class Cpm1T5(nn.Module):
         encoder = {name: block for name, block in self.blocks.items() if isinstance(block, EncoderBlock)}
         if not encoder:
             return hidden
-        visible = same_span(given.read_spans, given.read_spans)[:, None]
-        mask = AttentionMask(visible).additive(matmul_dtype(hidden))
+        visible = same_span(given.read_spans, given.read_spans)
+        if self.soft_prompt is not None:
+            visible = self.soft_prompt.restrict(visible, given.encoder_tokens)
+        mask = AttentionMask(visible[:, None]).additive(matmul_dtype(hidden))
         if self.prefix is not None:
             mask = mask.with_prefix(self.prefix.length, given.encoder_tokens)
         for name, block in encoder.items():
@@ -139,7 +143,8 @@ class Cpm1T5(nn.Module):
     def _embed(self, tokens: torch.Tensor, positions: torch.Tensor | None, start: int) -> torch.Tensor:
         if positions is None:
             positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)[None]
-        hidden = self.embedding(tokens) + self.positions(positions)
+        embedded = self.embedding(tokens) if self.soft_prompt is None else self.soft_prompt(tokens, self.embedding)
+        hidden = embedded + self.positions(positions)
         return functional.dropout(hidden, self.config.dropout, self.training)
 
 

@@ -6,6 +6,7 @@ is wanted: the encoder reads `source <s_0>`, the decoder `<s_0> target <eod>`, a
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -17,9 +18,11 @@ from hanlin.core.batch import IGNORED, NO_SPAN, Batch, Prompt, PromptBatch, Samp
 from hanlin.core.errors import ConfigError, DataError
 from hanlin.data.forms.content import Content, MultipleChoice, PlainText
 from hanlin.data.pretraining.span_corruption import MIN_TOKENS, Marks, span_sample
+from hanlin.data.processor import SoftPrompts
 from hanlin.models.common import encoder_decoder_batch
 from hanlin.models.common.decoder_batch import TextCursor
 from hanlin.models.common.documents import count_positions, number_documents
+from hanlin.models.common.soft_prompts import NO_PROMPTS, place_prompts
 from hanlin.models.common.span_corruption import Corruption, check_spans, span_tokens
 from hanlin.models.common.spoken import question_record, refuse_preference
 from hanlin.models.common.text_record import (
@@ -90,14 +93,25 @@ class Cpm1T5Processor:
         check_vocabulary(tokenizer, config.vocab_size)
         self.tokenizer: Any = tokenizer
         self.config, self.options = config, options or Cpm1T5Options()
+        self.prompts = NO_PROMPTS
         first, count = span_tokens(tokenizer)
         self.marks = Marks(first, end_id(tokenizer), pad_id(tokenizer), tokenizer.vocab_size)
         self.corruption = Corruption(self.options.density, self.options.mean_span, count)
 
+    def with_prompts(self, prompts: SoftPrompts) -> Cpm1T5Processor:
+        """The same samples with soft prompts before and behind what the encoder reads.
+
+        Raises: ConfigError.
+        """
+        other = copy.copy(self)
+        other.prompts = place_prompts(prompts, has_masks=True)
+        return other
+
     @property
     def fingerprint(self) -> str:
         """What, besides the data, decides the arrays."""
-        return f"{self.tokenizer.fingerprint} {self.config.max_length} {sorted(asdict(self.options).items())}"
+        facts = f"{self.tokenizer.fingerprint} {self.config.max_length} {sorted(asdict(self.options).items())}"
+        return f"{facts} {self.prompts}" if len(self.prompts) else facts
 
     learns_all_turns = False
 
@@ -147,9 +161,12 @@ class Cpm1T5Processor:
         """
         if not self._is_text(record):
             context, target = self._sides(record)
-            return self.pair(np.array(context), np.array(target))
+            return self._prompted(np.array(context), np.array(target))
         ids = np.array(self._text(record))
-        return self.pair(*self.corruption.run(ids, len(ids), self.marks, rng))
+        return self._prompted(*self.corruption.run(ids, len(ids), self.marks, rng))
+
+    def _prompted(self, context: np.ndarray, target: np.ndarray) -> Sample:
+        return self.pair(np.array(self.prompts.around(context.tolist())), target)
 
     def process_many(self, records: Sequence[Any]) -> list[Sample | DataError]:
         """`sample` of many records, their texts encoded at once; of one that cannot be used, its error."""
@@ -167,6 +184,8 @@ class Cpm1T5Processor:
 
         Raises: ConfigError.
         """
+        if len(self.prompts):
+            raise ConfigError("tuning.method: pieces of a token stream have no place for soft prompts; choose lora")
         check_max_length(max_length, self.config.max_length)
         return self.corruption.tokens_for(max_length)
 
@@ -201,6 +220,9 @@ class Cpm1T5Processor:
         Raises: DataError when a target is too long, or would have to be split.
         """
         options = self.options
+        target_room, max_length = max_length, max_length - len(self.prompts)
+        if max_length < 1:
+            raise DataError(f"{len(self.prompts)} soft prompts leave no room for a text; raise data.max_length")
         if self._is_text(record):
             step, ids = self.corruption.tokens_for(max_length), self._text(record)
             parts = [ids[start : start + step] for start in range(0, len(ids), step)]
@@ -209,9 +231,9 @@ class Cpm1T5Processor:
         if policy == "split":
             raise DataError("a source with its target cannot be split; choose data.overlong truncate or drop")
         context, target = self._sides(record)
-        if len(target) - 1 > max_length:
+        if len(target) - 1 > target_room:
             raise DataError(
-                f"its target alone makes {len(target) - 1} tokens, data.max_length is {max_length}; raise it, or let "
+                f"its target alone makes {len(target) - 1} tokens, data.max_length is {target_room}; raise it, or let "
                 "the target be cut (target_length)"
             )
         surplus = len(context) - max_length
@@ -227,15 +249,15 @@ class Cpm1T5Processor:
 
     def show(self, sample: Sample) -> list[tuple[str, bool]]:
         labels = sample.labels[sample.labels != IGNORED]
-        decode = self.tokenizer.decode
-        return [(decode(sample.inputs["encoder_tokens"].tolist()), False), (decode(labels.tolist()), True)]
+        decode, read = self.tokenizer.decode, sample.inputs["encoder_tokens"]
+        return [(decode(read[read >= 0].tolist()), False), (decode(labels.tolist()), True)]
 
     def prompt(self, record: Any) -> Prompt:
         """Encode a source whose target is wanted.
 
         Raises: DataError.
         """
-        context = np.array(self._source(record), np.int32)
+        context = np.array(self.prompts.around(self._source(record)), np.int32)
         if len(context) > self.config.max_length:
             raise DataError(f"its source makes {len(context)} tokens, the model reads {self.config.max_length}")
         # A position of padding, which nobody sees: what has been read before the first position of the target.

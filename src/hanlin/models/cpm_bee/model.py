@@ -27,6 +27,7 @@ from hanlin.layers.precision import matmul_dtype
 from hanlin.layers.prefix import PrefixSource
 from hanlin.layers.relative_position import relative_position_bucket
 from hanlin.layers.rotary import inverse_frequencies, rotate_halves
+from hanlin.layers.soft_prompt import SoftPrompt
 from hanlin.models.common.init_weights import init_parameters
 
 from .config import CpmBeeConfig
@@ -85,6 +86,7 @@ class CpmBee(nn.Module):
         super().__init__()
         self.config = config
         self.prefix: PrefixSource | None = None
+        self.soft_prompt: SoftPrompt | None = None
         self.embedding = SubscriptEmbedding(config.vocab_size, config.hidden_size, config.half_frequencies)
         self.position_bias = PositionBias(config)
         self.blocks = nn.ModuleDict({str(i): Block(config, i) for i in range(config.num_layers)})
@@ -123,7 +125,7 @@ class CpmBee(nn.Module):
         inputs: the fields of `Inputs`. Labels and ids of the logits from vocab_size on are entries of the ext table.
         """
         given = Inputs(**inputs)
-        hidden = state[0] if state else self.embedding(given.tokens, given.subs)
+        hidden = state[0] if state else self._embed(given)
         mask = self._mask(given, kv_cache)
         context = make_attention_context(mask, given.tokens, self.prefix, kv_cache, matmul_dtype(hidden))
         for name, block in self.blocks.items():
@@ -138,6 +140,11 @@ class CpmBee(nn.Module):
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Fill every parameter that exists as a fresh CPM-Bee has it."""
         init_parameters(self, lambda name: 0.02 if name == "embedding" else 1.0, generator)
+
+    def _embed(self, given: Inputs) -> torch.Tensor:
+        if self.soft_prompt is None:
+            return self.embedding(given.tokens, given.subs)
+        return self.soft_prompt(given.tokens, lambda tokens: self.embedding(tokens, given.subs))
 
     def _mask(self, given: Inputs, kv_cache: KVCache | None) -> AttentionMask:
         windows = None if given.windows is None else AttentionWindows.of(given.windows, given.tokens.shape[1])

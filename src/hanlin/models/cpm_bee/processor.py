@@ -19,8 +19,9 @@ import numpy as np
 from hanlin.core.batch import IGNORED, Batch, Prompt, PromptBatch, Sample
 from hanlin.core.errors import ConfigError, DataError
 from hanlin.data.forms.content import Content, MultipleChoice, PlainText
-from hanlin.data.processor import tried
+from hanlin.data.processor import SoftPrompts, tried
 from hanlin.models.common.answers import check_answer
+from hanlin.models.common.soft_prompts import NO_PROMPTS, place_prompts
 from hanlin.models.common.spoken import answer_text, map_texts, question_text, refuse_preference, system_text
 from hanlin.tokens.stream import Decode, Growing
 
@@ -98,14 +99,24 @@ class CpmBeeProcessor:
                 "take the vocabulary that belongs to the model, or set model.config.vocab_size for fresh weights"
             )
         self.tokenizer = tokenizer
+        self.prompts = NO_PROMPTS
         self.config = config
         self.options = options or CpmBeeOptions()
         self._start, self._end, self._unknown = (tokenizer.marks[mark] for mark in ("<s>", "</s>", "<unk>"))
 
+    def with_prompts(self, prompts: SoftPrompts) -> CpmBeeProcessor:
+        """The same samples with soft prompts as the first positions of the first text of the context.
+
+        Raises: ConfigError.
+        """
+        other = copy.copy(self)
+        other.prompts = place_prompts(prompts, has_masks=False, has_back=False)
+        return other
+
     @property
     def fingerprint(self) -> str:
         """What, besides the data and the vocabulary, decides the arrays."""
-        return str(self.options)
+        return f"{self.options} {self.prompts}" if len(self.prompts) else str(self.options)
 
     learns_all_turns = False
     blanks = answers.BLANKS
@@ -218,6 +229,8 @@ class CpmBeeProcessor:
         pieces: list[tuple[str, bool]] = []
         labels = np.concatenate([[IGNORED], sample.labels])  # what the position before each token predicts
         for token, sub, label in zip(sample.inputs["tokens"], sample.inputs["subs"], labels[:-1], strict=True):
+            if token < 0:
+                continue
             if label == self._end:
                 _append(pieces, "</s>", True)
             is_learnt = label not in (IGNORED, self._end)
@@ -303,6 +316,8 @@ class CpmBeeProcessor:
         parts = segments(record, rng)
         table: dict[int, str] = {}
         ids = [self._encode_segment(part, table) for part in parts]
+        first = next((number for number, part in enumerate(parts) if part.role != "answer"), 0)
+        ids[first] = [*self.prompts.front, *ids[first]]
         renamed = self._rename(table)
         tokens = np.fromiter((token for part in ids for token in part), dtype=np.int32)
         subs = np.zeros_like(tokens)

@@ -102,6 +102,8 @@ class CpmBeeTokenizer:
         """The id of a mark, None if the vocabulary lacks it."""
         return self._marks.get(mark)
 
+    find = mark_id
+
     def tokenize(self, text: str) -> list[Token]:
         """Cut a text into tokens.
 
