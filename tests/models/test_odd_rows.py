@@ -18,7 +18,8 @@ from hanlin.data.processor import NotesRecords
 from hanlin.evaluation.scorable import choices
 from hanlin.generate.prompts import make_prompt
 from hanlin.models.chatglm2.config import ChatGlm2Config
-from hanlin.models.chatglm2.processor import ChatGlm2Processor, label_processor
+from hanlin.models.chatglm2.labels import label_processor
+from hanlin.models.chatglm2.processor import ChatGlm2Processor
 from hanlin.models.chatglm2.record import ChatGlm2Options
 from hanlin.models.chatglm2.tokenizer import ChatGlm2Tokenizer
 from hanlin.models.common.text_processor import TextProcessor

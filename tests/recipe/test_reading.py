@@ -240,7 +240,7 @@ def test_another_tuning_method_leaves_the_settings_of_the_file_s_behind(
         ),
         ("method: lora\n  length: 4", "tuning.length: is a setting of method prefix or prompt, not of lora"),
         ("method: lora\n  rnak: 4", r"tuning.rnak: there is no such setting; did you mean 'rank'\?"),
-        ("method: magic\n  rank: 4", "tuning.method: found 'magic', expected one of: full, lora, prefix"),
+        ("method: magic\n  rank: 4", "tuning.method: found 'magic', expected one of: full, ia3, lora, prefix"),
         ("method: prompt\n  file: nowhere.json", "tuning.file: nowhere.json: cannot be read"),
     ],
 )
@@ -255,7 +255,7 @@ def test_a_setting_that_the_tuning_method_does_not_have_is_told_with_its_line(
 
 def test_the_written_recipe_leaves_out_what_has_no_effect(recipe: Path) -> None:
     written = yaml.safe_load(dump_recipe(load_recipe(recipe, ["train.precision=fp32"])))
-    assert written["tuning"] == {"method": "full"}
+    assert written["tuning"] == {"method": "full", "frozen": []}
     assert "loss_scale" not in written["train"]
 
 

@@ -22,7 +22,7 @@ from hanlin.models.chatglm2 import family as chatglm2
 from hanlin.models.cpm2 import family
 from hanlin.models.cpm2.config import Cpm2Config
 from hanlin.recipe.reading import make_recipe
-from hanlin.run import weights as weights_module
+from hanlin.run import hash_shares
 from hanlin.run.components import build_components
 from hanlin.run.weights import _additions, _base_model, _tuned_model, load_engine, parallelize_tuned
 
@@ -60,11 +60,11 @@ def test_each_weight_is_hashed_once_on_each_machine(monkeypatch: pytest.MonkeyPa
     everything, half = ["a", "b", "c", "d"], ["a", "b"]
     ranks = [(("one", 0), everything), (("one", 1), everything), (("one", 2), half), (("two", 3), everything)]
     hashed: dict[str, list[str]] = {"one": [], "two": []}
-    monkeypatch.setattr(weights_module, "gather_values", lambda mine: ranks)
+    monkeypatch.setattr(hash_shares, "gather_values", lambda mine: ranks)
     for (machine, rank), names in ranks:
-        monkeypatch.setattr(weights_module.socket, "gethostname", lambda machine=machine: machine)
-        monkeypatch.setattr(weights_module, "read_ranks", lambda rank=rank: Ranks(rank, 4))
-        mine = weights_module._names_to_hash(names)
+        monkeypatch.setattr(hash_shares.socket, "gethostname", lambda machine=machine: machine)
+        monkeypatch.setattr(hash_shares, "read_ranks", lambda rank=rank: Ranks(rank, 4))
+        mine = hash_shares.names_to_hash(names)
         assert mine <= set(names)
         hashed[machine] += mine
     assert {machine: sorted(names) for machine, names in hashed.items()} == {"one": everything, "two": everything}

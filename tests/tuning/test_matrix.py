@@ -26,6 +26,7 @@ from hanlin.tuning.apply import apply_tuning, trained_parameters
 
 METHODS: dict[str, dict[str, Any]] = {
     "full": {"method": "full"},
+    "full but for embeddings": {"method": "full", "frozen": ["embedding"]},
     "lora": {"method": "lora", "rank": 2},
     "lora of all linears": {"method": "lora", "rank": 2, "targets": "all-linear", "rslora": True, "b_rate": 4},
     "lora with magnitudes": {"method": "lora", "rank": 2, "targets": "all-linear", "dora": True},

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,6 @@ import torch
 
 from hanlin.adapters.adapter import Adapter, load_adapter
 from hanlin.adapters.folder import ADAPTER_FOLDER, save_adapter
-from hanlin.core.collectives import gather_values
 from hanlin.core.device import pick_device, set_threads
 from hanlin.core.errors import ConfigError
 from hanlin.core.files import published
@@ -33,6 +31,7 @@ from hanlin.parallel.parallelize import parallelize
 from hanlin.recipe.settings import ParallelSettings
 from hanlin.recipe.tuning import TuningMethod
 from hanlin.run.components import Components, blaming, build_components
+from hanlin.run.hash_shares import names_to_hash
 from hanlin.run.precision import precision_of
 from hanlin.tuning.apply import allocate_additions, apply_tuning, init_additions_of
 
@@ -198,10 +197,18 @@ def export(components: Components, parallel_model: ParallelModel, target: Path) 
         save_adapter(model, tuning, target, overwrite=True, quantise=components.recipe.model.quantise)
         return
     with published(target, "replace") as beside:
-        weights = Cast(target, base_parameters(model), DTYPES[components.recipe.train.save_dtype])
+        held = {**base_parameters(model), **_frozen_weights(components)}
+        weights = Cast(target, held, DTYPES[components.recipe.train.save_dtype])
         save_base(beside, components.family, components.config, weights, components.tokenizer)
         if added_parameters(model):
             save_adapter(model, tuning, beside / ADAPTER_FOLDER)
+
+
+def _frozen_weights(components: Components) -> dict[str, torch.Tensor]:
+    """Weights of a base that is trained but for these, as they came: in memory they may be rounded."""
+    model = apply_tuning(_empty_model(components), components.recipe.tuning, components.family)
+    frozen = {name for name, weight in base_parameters(model).items() if not weight.requires_grad}
+    return {name: one for name, one in _base_weights(components, [*frozen]) if name in frozen} if frozen else {}
 
 
 # --- making ---
@@ -296,7 +303,7 @@ def _kept(
     kept = _packed_or_cast(components, names, dtype)
     if fingerprint is None:
         return kept
-    return fingerprint.passing(kept, None if components.source is None else _names_to_hash(names))
+    return fingerprint.passing(kept, None if components.source is None else names_to_hash(names))
 
 
 def _packed_or_cast(components: Components, names: list[str], dtype: torch.dtype) -> NamedTensors:
@@ -312,17 +319,6 @@ def _packed_or_cast(components: Components, names: list[str], dtype: torch.dtype
             kept = {name: weight}
         for part, tensor in kept.items():
             yield part, tensor.to(dtype) if tensor.is_floating_point() else tensor
-
-
-def _names_to_hash(names: Sequence[str]) -> set[str]:
-    """Of the weights that a rank reads those that it hashes for all ranks of its machine that read them too."""
-    me = (socket.gethostname(), read_ranks().rank)
-    readers: dict[str, list[tuple[str, int]]] = {}
-    for place, read in gather_values((me, list(names))):
-        for name in read if place[0] == me[0] else ():
-            readers.setdefault(name, []).append(place)
-    turns = sorted(readers)
-    return {name for number, name in enumerate(turns) if readers[name][number % len(readers[name])] == me}
 
 
 def _base_dtype(components: Components) -> torch.dtype:
@@ -413,8 +409,8 @@ def _frozen_sharded(components: Components, device: torch.device, layout: Parall
 def _tuned_model(components: Components, fingerprint: Fingerprint | None = None) -> torch.nn.Module:
     recipe = components.recipe
     model = _base_model(components, _base_dtype(components), fingerprint)
-    draw, is_loaded = _tuning_generator(components), components.adapter is not None
-    apply_tuning(model, recipe.tuning, components.family, draw, is_loaded=is_loaded)
+    draw = _tuning_generator(components)
+    apply_tuning(model, recipe.tuning, components.family, draw, is_loaded=components.adapter is not None)
     _init_additions(model, components)
     return model
 
@@ -451,7 +447,7 @@ def _init_from_base(model: torch.nn.Module, components: Components) -> None:
         for owner, module in model.named_modules()
         if getattr(module, "reads_base", False)
     }
-    names = [name for name, _ in model.named_parameters() if name.rpartition(".")[2] in waiting.get(_owner(name), ())]
+    names = [f"{owner}.{own}" for owner, needed in waiting.items() for own in sorted(needed)]
     for name, weight in _kept(components, names, _base_dtype(components)) if names else ():
         owner, _, own = name.rpartition(".")
         if own not in waiting.get(owner, ()):
@@ -462,10 +458,6 @@ def _init_from_base(model: torch.nn.Module, components: Components) -> None:
             module: Any = model.get_submodule(owner)
             module.init_from_base()
             module.register_parameter("weight", None)  # it was needed for this alone
-
-
-def _owner(name: str) -> str:
-    return name.rpartition(".")[0]
 
 
 def _tuning_generator(components: Components) -> torch.Generator:

@@ -9,7 +9,8 @@ from hanlin.models.family import BeamVariant, Family
 
 from .config import SIZES, ChatGlm2Config
 from .formats import FORMATS
-from .processor import ChatGlm2Processor, label_processor
+from .labels import label_processor
+from .processor import ChatGlm2Processor
 from .record import ChatGlm2Options
 from .tokenizer import ChatGlm2Tokenizer
 

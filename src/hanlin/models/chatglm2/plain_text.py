@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hanlin.core.batch import Sample
+import numpy as np
+
+from hanlin.core.batch import IGNORED, Sample
 from hanlin.core.errors import DataError
 from hanlin.models.common.multi_turn import LearnedTurn, sample_of_turns
 
@@ -71,3 +73,18 @@ def fit_text(
     learned = [*ids, *([tokenizer.end] if record.get(ENDS, True) else [])]
     parts = [learned[start : start + room] for start in range(0, len(learned), room)]
     return [{**record, TEXT: part, ENDS: False} for part in (parts[:1] if policy == "truncate" else parts)]
+
+
+def told_sample(text: str, tokenizer: ChatGlm2Tokenizer) -> Sample:
+    """All of a text behind the tokens with which every row begins, of which none is learned.
+
+    Raises: DataError for one without tokens.
+    """
+    prefix, ids = list(tokenizer.prefix), tokenizer.encode(text)
+    if not ids:
+        raise DataError("an empty text, of which nothing is to be told")
+    tokens = np.array(prefix + ids, dtype=np.int32)
+    labels, weights = np.full(tokens.size, IGNORED, dtype=np.int32), np.zeros(tokens.size, dtype=np.float32)
+    learnt = slice(len(prefix) - 1, tokens.size - 1)
+    labels[learnt], weights[learnt] = ids, 1
+    return Sample({"tokens": tokens}, labels, weights)

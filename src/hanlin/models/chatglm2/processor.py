@@ -22,7 +22,6 @@ from hanlin.data.processor import SoftPrompts, tried
 from hanlin.models.common import decoder_batch
 from hanlin.models.common.answers import check_answer
 from hanlin.models.common.decoder_batch import TextCursor
-from hanlin.models.common.label_processor import LabelKeys, LabelProcessor
 from hanlin.models.common.multi_turn import LearnedTurn, sample_of_turns, shown_ids
 from hanlin.models.common.rounds import longest_that_fits
 from hanlin.models.common.soft_prompts import NO_PROMPTS, behind_prompts, place_prompts
@@ -45,7 +44,7 @@ from .dialogue import (
     without_oldest_round,
 )
 from .original import INPUT_IDS, LABELS, is_row, make_sample, read_row, reference_ids, train_row
-from .plain_text import ENDS, TEXT, fit_text, is_text, text_behind, text_of, text_sample
+from .plain_text import ENDS, TEXT, fit_text, is_text, text_behind, text_of, text_sample, told_sample
 from .record import (
     TOOLS,
     ChatGlm2Options,
@@ -416,14 +415,7 @@ class ChatGlm2Processor:
 
         Raises: DataError.
         """
-        prefix, ids = list(self.tokenizer.prefix), self.tokenizer.encode(text)
-        if not ids:
-            raise DataError("an empty text, of which nothing is to be told")
-        tokens = np.array(prefix + ids, dtype=np.int32)
-        labels, weights = np.full(tokens.size, IGNORED, dtype=np.int32), np.zeros(tokens.size, dtype=np.float32)
-        learnt = slice(len(prefix) - 1, tokens.size - 1)
-        labels[learnt], weights[learnt] = ids, 1
-        return behind_prompts(Sample({"tokens": tokens}, labels, weights), self.prompts)
+        return behind_prompts(told_sample(text, self.tokenizer), self.prompts)
 
     learns_all_turns = True
 
@@ -506,16 +498,3 @@ class ChatGlm2Processor:
         column = self.options.history_column
         history = drop_oldest(record.get(column) or [])
         return None if history is None else {**record, column: history}
-
-
-def label_processor(processor: ChatGlm2Processor) -> LabelProcessor:
-    """Those of a model with a head for labels: the response column holds the label, prompt_length cuts the text.
-
-    Raises: ConfigError.
-    """
-    options, config = processor.options, processor.config
-    without_effect = ("compatible", "answer_length", "eval_prompt_length")
-    if (name := next((name for name in without_effect if getattr(options, name)), None)) is not None:
-        raise ConfigError(f"{name} has no effect on labels (model.config.labels); remove it")
-    columns = LabelKeys(options.prompt_column, options.response_column)
-    return LabelProcessor(processor, config.labels, config.label_kind, columns, options.prompt_length)
