@@ -94,8 +94,13 @@ def own_rows(batch: Batch, parallel_model: ParallelModel) -> Batch:
     return batch.split(count)[parallel_model.mesh.rank("data")]
 
 
-def compute(case: Case, method: str, settings: ParallelSettings, dtype: torch.dtype, rows: int = 2) -> dict[str, Any]:
-    """What one rank gets: loss, norm and loss without gradient, over all ranks; the gradients that it holds."""
+def compute(
+    case: Case, method: str, settings: ParallelSettings, dtype: torch.dtype, rows: int | None = None
+) -> dict[str, Any]:
+    """What one rank gets: loss, norm and loss without gradient, over all ranks; the gradients that it holds.
+
+    rows: of a micro-batch; None: two micro-batches, if there are rows for them.
+    """
     parallel_model = parallelize(
         make_model(case, method, dtype),
         torch.device("cpu"),
@@ -106,7 +111,7 @@ def compute(case: Case, method: str, settings: ParallelSettings, dtype: torch.dt
     batch = make_batch(case)
     batch = Batch(batch.inputs, batch.labels, batch.weights.to(dtype), batch.rows)
     mine = own_rows(batch, parallel_model)
-    parts = parallel_model.split(mine, rows)
+    parts = parallel_model.split(mine, rows or max(2, mine.size // 2))
     losses = parallel_model.forward_backward(parts, [batch.loss_tokens] * len(parts)).losses
     (loss,) = parallel_model.sum_over_data([sum(losses)])
     gradients = {name: weight.grad for name, weight in parallel_model.parameters.items() if weight.grad is not None}
