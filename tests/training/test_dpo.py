@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,14 @@ import hanlin
 from hanlin.checking import check_source
 from hanlin.core.batch import IGNORED
 from hanlin.core.errors import ConfigError, HanlinError
+from hanlin.data.forms.content import Side
 from hanlin.data.forms.detection import tell_row
 from hanlin.data.loader import Loader
 from hanlin.data.pairs import prepare_pairs
 from hanlin.formats.load import save_base
 from hanlin.parallel.parallelize import parallelize
 from hanlin.recipe.settings import DataSettings, TrainSettings
-from hanlin.training.objectives.dpo import Dpo
+from hanlin.training.objective import RunStart, build_objective, find_objective
 from hanlin.training.optimizer import build_optimizer
 from hanlin.training.step import Step
 
@@ -42,6 +43,7 @@ LOSSES: dict[str, dict[str, Any]] = {
     "ipo": {"beta": 0.2},
     "simpo": {"beta": 2.0, "margin": 0.5},
     "orpo": {"beta": 0.4},
+    "kto": {"beta": 0.2, "undesirable_weight": 0.7},
 }
 
 
@@ -56,10 +58,10 @@ def write_rows(folder: Path, rows: list[dict[str, Any]] = ROWS) -> Path:
     return path
 
 
-def make_loader(case: Case, folder: Path, **settings: Any) -> Loader:
-    settings = {"max_length": 128, "cache": folder / "cache", **settings}
+def make_loader(case: Case, folder: Path, sides: Sequence[Side], **settings: Any) -> Loader:
+    settings = {"max_length": 192, "cache": folder / "cache", **settings}
     data = DataSettings(**settings)
-    pairs = prepare_pairs([write_rows(folder)], case.processor, data, tokenizer=case.tokenizer)
+    pairs = prepare_pairs([write_rows(folder)], case.processor, data, sides=sides, tokenizer=case.tokenizer)
     return Loader(pairs, case.processor, max_length=data.max_length, batch_size=5, seed=1, pack=data.pack)
 
 
@@ -73,7 +75,11 @@ def direct_loss(case: Case, model: Any, start: Any, loss: str, beta: float, **mo
         places = torch.nonzero((batch.labels[0] != IGNORED) & (batch.weights[0] > 0))[:, 0]
         return logits[places, batch.labels[0, places]].sum(), len(places)
 
-    losses = []
+    losses, gains = [], []
+    for row, after in zip(ROWS, [*ROWS[1:], ROWS[0]], strict=True):
+        beside = {**row, "chosen": after["chosen"]}
+        gains.append((log_likelihood("chosen", beside, model)[0] - log_likelihood("chosen", beside, start)[0]).detach())
+    usual = max(float(sum(gains)) / len(gains), 0)
     for row in ROWS:
         (chosen, n), (rejected, m) = (log_likelihood(answer, row, model) for answer in ("chosen", "rejected"))
         (was_chosen, _), (was_rejected, _) = (log_likelihood(answer, row, start) for answer in ("chosen", "rejected"))
@@ -92,6 +98,9 @@ def direct_loss(case: Case, model: Any, start: Any, loss: str, beta: float, **mo
                 p, q = (chosen / n).exp(), (rejected / m).exp()
                 ratio = torch.log((p / (1 - p)) / (q / (1 - q)))
                 losses.append(-chosen / n - beta * torch.log(torch.sigmoid(ratio)))
+            case "kto":
+                up, down = torch.sigmoid(beta * (gain - usual)), torch.sigmoid(beta * (usual - loss_gain))
+                losses.append((1 - up + more["undesirable_weight"] * (1 - down)) / 2)
     return torch.stack(losses).mean()
 
 
@@ -102,7 +111,11 @@ def record_of(case: Case, question: str, answer: str) -> Any:
 
 @pytest.mark.parametrize(
     ("family", "loss"),
-    [*((family, "sigmoid") for family in FAMILIES), *(("cpm1", loss) for loss in LOSSES if loss != "sigmoid")],
+    [
+        *((family, "sigmoid") for family in FAMILIES),
+        *(("cpm1", loss) for loss in LOSSES if loss != "sigmoid"),
+        ("cpm_bee", "kto"),
+    ],
 )
 def test_gradients_are_those_of_the_loss_itself(
     family: str, loss: str, make_case: Callable[[str], Case], tmp_path: Path
@@ -112,10 +125,11 @@ def test_gradients_are_those_of_the_loss_itself(
     with torch.no_grad():
         for weight in model.parameters():
             weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(9)), alpha=0.05)
-    loader = make_loader(case, tmp_path)
-    settings = TrainSettings(steps=1, objective={"name": "dpo", "loss": loss, **LOSSES[loss]}, clip=None)
-    objective = Dpo(settings.objective)
-    objective.begin(parallelize(start, CPU), {"train": loader}, tmp_path, goes_on=False)
+    how = {"name": "kto"} if loss == "kto" else {"name": "dpo", "loss": loss}
+    settings = TrainSettings(steps=1, objective={**how, **LOSSES[loss]}, clip=None, micro_batch_size=1)
+    loader = make_loader(case, tmp_path, find_objective(settings.objective).answers)
+    objective = build_objective(settings.objective)
+    objective.begin(parallelize(start, CPU), {"train": loader}, RunStart(tmp_path))
     parallel_model = parallelize(model, CPU)
     step = Step(
         parallel_model, build_optimizer(parallel_model.parameters, settings.optimizer), settings, 1, objective=objective
@@ -203,7 +217,7 @@ def test_rows_that_prefer_nothing_are_refused_before_anything_starts(base: Path,
         hanlin.train(made)
     write_rows(tmp_path, [{"prompt": "月" * 40, "chosen": "光", "rejected": "霜"}])
     [problem, *_] = check_source(made).problems
-    assert "half of data.max_length" in problem.text
+    assert "its part of data.max_length is 30" in problem.text
 
 
 @pytest.mark.parametrize(
@@ -229,3 +243,14 @@ def test_settings_that_compare_nothing_are_refused(
 def test_preference_rows_without_the_objective_name_it(base: Path, tmp_path: Path) -> None:
     [problem, *_] = check_source(recipe(base, tmp_path, objective="likelihood")).problems
     assert "train.objective=dpo" in problem.text
+
+
+def test_kto_compares_with_answers_to_other_questions(base: Path, tmp_path: Path) -> None:
+    made = recipe(base, tmp_path, objective={"name": "kto", "beta": 0.5})
+    hanlin.train(made)
+    last = steps_of(tmp_path)[-1]
+    assert last["eval_loss"] < 0.5  # of a model that is its own reference: (1 - sigmoid(0) + 1 - sigmoid(0)) / 2
+    assert last["eval_margin"] > 0
+    write_rows(tmp_path, ROWS[:1])
+    [problem, *_] = check_source(made).problems
+    assert "no row behind it has another answer" in problem.text

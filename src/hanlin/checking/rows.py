@@ -65,9 +65,10 @@ def _all_rows(components: Components, purpose: Purpose) -> Found:
     if any(recipe.data.in_context[1:]) and not isinstance(processor, JoinsExamples):
         yield "data.in_context", "this family has no in-context samples; leave it at [1.0]"
     data = recipe.data
-    if find_objective(recipe.train.objective).reads == "preferences":
-        for side in ("chosen", "rejected"):
-            yield from _rows_of_files(answer_settings(data), processor, side)
+    answers = find_objective(recipe.train.objective).answers
+    for side in answers:
+        yield from _rows_of_files(answer_settings(data, len(answers)), processor, side)
+    if answers:
         return
     yield from _rows_of_files(data, processor)
     if data.mixture is not None:

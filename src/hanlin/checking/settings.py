@@ -70,7 +70,8 @@ def batch_problems(recipe: Recipe) -> Found:
 def objective_problems(recipe: Recipe) -> Found:
     """What an objective that compares answers cannot learn from."""
     data, name = recipe.data, recipe.train.objective.name
-    if find_objective(recipe.train.objective).reads != "preferences":
+    answers = find_objective(recipe.train.objective).answers
+    if not answers:
         return
     why = f"train.objective={name} learns from preference rows"
     if data.split is not None:
@@ -81,8 +82,8 @@ def objective_problems(recipe: Recipe) -> Found:
         yield "data.in_context", f"{why}, before which no worked examples stand; leave it at [1.0]"
     if data.overlong == "split":
         yield "data.overlong", f"{why}, and parts of an answer cannot be compared; use error, drop or truncate"
-    if data.max_length < 2:
-        yield "data.max_length", f"{data.max_length} has no room for two answers"
+    if data.max_length < len(answers):
+        yield "data.max_length", f"{data.max_length} has no room for {len(answers)} answers"
     if recipe.train.loss_mean != "token":
         yield "train.loss_mean", f"{why}, of which the loss is the mean; leave it at token"
 

@@ -105,7 +105,7 @@ def _store(words: Sequence[str]) -> int:
     components = build_components(recipe)
     processor = components.processor
     has_records = recipe.data.split is None and recipe.data.mixture is None
-    has_records &= find_objective(recipe.train.objective).reads == "records"
+    has_records &= not find_objective(recipe.train.objective).answers
     if not isinstance(processor, StoresRows) or not has_records:
         raise ConfigError(
             f"--to arrow: {recipe.model.family} keeps no rows of ids of these data; train on them as they are"

@@ -1,9 +1,12 @@
-"""Preference rows as a source of pairs: the chosen and the rejected answer to a question, side by side in one row."""
+"""Preference rows as a source of answers that are compared: the chosen and the rejected one, and one to another
+question where that is asked for, each with the question, side by side in one row.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +14,7 @@ import numpy as np
 from hanlin.core.batch import Sample
 from hanlin.core.errors import DataError
 from hanlin.core.tokenizer import Tokenizer
+from hanlin.data.forms.content import Side
 from hanlin.data.pack import Shuffle, SingleRows, draw_each_once, padding_share, plan_rows
 from hanlin.data.prepare import Prepared, prepare
 from hanlin.data.processor import SampleProcessor
@@ -21,29 +25,27 @@ __all__ = ["Pairs", "answer_settings", "prepare_pairs"]
 
 
 class Pairs:
-    """Of every row both answers, each encoded with its question; a row of which one was left out is left out."""
+    """Of every row its answers, each encoded with the question; a row of which one was left out is left out."""
 
     has_own_order = False
     num_varying = 0
     """A pair is the same in all epochs: what the model began with is compared with it."""
 
-    def __init__(
-        self, chosen: Prepared, rejected: Prepared, processor: SampleProcessor, settings: DataSettings
-    ) -> None:
-        """Raises: DataError where no row has both."""
-        self._sides, self._processor, self._settings = (chosen, rejected), processor, settings
-        rows, first, second = np.intersect1d(chosen.rows, rejected.rows, assume_unique=True, return_indices=True)
+    def __init__(self, sides: Sequence[Prepared], processor: SampleProcessor, settings: DataSettings) -> None:
+        """sides: of the same rows, the chosen answers first. Raises: DataError where no row has all answers."""
+        self._sides, self._processor, self._settings = sides, processor, settings
+        rows = reduce(np.intersect1d, [side.rows for side in sides])
         if not len(rows):
             raise DataError(
-                f"no row has both answers: of each one was dropped; raise data.max_length ({settings.max_length}, half "
-                "of which is an answer with its question)"
+                f"no row has all {len(sides)} answers: of each one was dropped; raise data.max_length "
+                f"({settings.max_length}, of which each, with its question, has an equal part)"
             )
-        self._places = np.stack((first, second), 1)
-        self.lengths = chosen.lengths[first] + rejected.lengths[second]
-        self.loss_tokens = chosen.loss_tokens[first] + rejected.loss_tokens[second]
-        facts = [chosen.identity, rejected.identity]
-        self.identity = hashlib.sha256("".join(facts).encode()).hexdigest()
-        self.source_bounds = np.searchsorted(first, chosen.source_bounds)
+        self._places = np.stack([np.searchsorted(side.rows, rows) for side in sides], 1)
+        columns = list(zip(sides, self._places.T, strict=True))
+        self.lengths = np.sum([side.lengths[places] for side, places in columns], 0)
+        self.loss_tokens = np.sum([side.loss_tokens[places] for side, places in columns], 0)
+        self.identity = hashlib.sha256("".join(side.identity for side in sides).encode()).hexdigest()
+        self.source_bounds = np.searchsorted(self._places[:, 0], sides[0].source_bounds)
 
     def __len__(self) -> int:
         return len(self._places)
@@ -61,10 +63,9 @@ class Pairs:
         """The chosen answer."""
         return self.answers(number)[0]
 
-    def answers(self, number: int) -> tuple[Sample, Sample]:
-        """The chosen and the rejected answer."""
-        first, second = (side.get(int(place)) for side, place in zip(self._sides, self._places[number], strict=True))
-        return first, second
+    def answers(self, number: int) -> list[Sample]:
+        """Those of a row, the chosen one first."""
+        return [side.get(int(place)) for side, place in zip(self._sides, self._places[number], strict=True)]
 
     def where(self, number: int) -> str:
         """File and line of the row."""
@@ -81,12 +82,12 @@ class Pairs:
 class _OneAnswer(DataSettings):
     @property
     def told_length(self) -> str:
-        return f"half of data.max_length is {self.max_length} (a row holds both answers, each with its question)"
+        return f"its part of data.max_length is {self.max_length} (a row holds all answers, each with the question)"
 
 
-def answer_settings(settings: DataSettings) -> DataSettings:
-    """How one answer of a pair is read: it may take half of a row."""
-    return _OneAnswer.model_construct(**{**dict(settings), "max_length": max(settings.max_length // 2, 1)})
+def answer_settings(settings: DataSettings, answers: int) -> DataSettings:
+    """How one of a row's answers is read: each may take an equal part of it."""
+    return _OneAnswer.model_construct(**{**dict(settings), "max_length": max(settings.max_length // answers, 1)})
 
 
 def prepare_pairs(
@@ -94,17 +95,17 @@ def prepare_pairs(
     processor: SampleProcessor,
     settings: DataSettings,
     *,
+    sides: Sequence[Side] = ("chosen", "rejected"),
     tokenizer: Tokenizer,
     share: float = 1.0,
     limit: int | None = None,
 ) -> Pairs:
-    """`prepare` of both answers of preference rows.
+    """`prepare` of the answers of preference rows.
 
     Raises: as `prepare`.
     """
-    half = answer_settings(settings)
-    chosen, rejected = (
-        prepare(files, processor, half, tokenizer=tokenizer, share=share, limit=limit, side=side)
-        for side in ("chosen", "rejected")
-    )
-    return Pairs(chosen, rejected, processor, settings)
+    each = answer_settings(settings, len(sides))
+    prepared = [
+        prepare(files, processor, each, tokenizer=tokenizer, share=share, limit=limit, side=side) for side in sides
+    ]
+    return Pairs(prepared, processor, settings)

@@ -117,8 +117,8 @@ class OptimizerSettings(Settings):
 class ObjectiveSettings(Settings):
     """What the settings of all objectives have in common."""
 
-    # What training makes smaller: likelihood: of what the rows say; dpo: learns which of two answers is preferred; or a
-    # Python file named by its path.
+    # What training makes smaller: likelihood: of what the rows say; dpo, kto: learn which of two answers is preferred;
+    # or a Python file named by its path.
     name: str
 
 

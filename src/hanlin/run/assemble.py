@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -127,7 +128,8 @@ def _preparing(recipe: Recipe) -> Callable[..., SampleSource]:
     from hanlin.data.prepare import prepare
     from hanlin.training.objective import find_objective
 
-    return prepare_pairs if find_objective(recipe.train.objective).reads == "preferences" else prepare
+    answers = find_objective(recipe.train.objective).answers
+    return partial(prepare_pairs, sides=answers) if answers else prepare
 
 
 def _windows(recipe: Recipe, components: Components, part: DataPart) -> CorpusWindows | None:
@@ -212,11 +214,12 @@ def _begin_objective(
     recipe: Recipe, parallel_model: ParallelModel, loader: Loader, held_out: Loader | None
 ) -> Objective:
     """The objective, of a model that is as the run began, or as a checkpoint will fill it."""
-    from hanlin.training.objective import build_objective
+    from hanlin.training import objective as objectives
 
-    folder, objective = recipe.run.folder, build_objective(recipe.train.objective)
+    folder, objective = recipe.run.folder, objectives.build_objective(recipe.train.objective)
     loaders = {"train": loader} if held_out is None else {"train": loader, "valid": held_out}
-    objective.begin(parallel_model, loaders, folder, goes_on=bool(checkpoint_folders(folder / CHECKPOINTS)))
+    goes_on = bool(checkpoint_folders(folder / CHECKPOINTS))
+    objective.begin(parallel_model, loaders, objectives.RunStart(folder, goes_on, recipe.train.micro_batch_size))
     return objective
 
 

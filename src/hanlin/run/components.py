@@ -195,8 +195,8 @@ def model_config(
 
 
 def answers_in_row(recipe: Recipe) -> int:
-    """How many answers, each with its question and positions of its own, share the room of one in a row."""
-    return 2 if find_objective(recipe.train.objective).reads == "preferences" else 1
+    """How many answers, each with its question and positions of its own, share the room of a row."""
+    return max(len(find_objective(recipe.train.objective).answers), 1)
 
 
 def reach_problems(max_length: int, config: ModelConfig, answers: int = 1) -> Iterator[tuple[str, str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from hanlin.recipe.settings import OBJECTIVES, ObjectiveSettings
 
@@ -13,10 +13,11 @@ if TYPE_CHECKING:
     import torch
 
     from hanlin.core.batch import Batch
+    from hanlin.data.forms.content import Side
     from hanlin.data.loader import Loader
     from hanlin.parallel.parallel_model import ParallelModel
 
-__all__ = ["REFERENCE", "Objective", "ObjectiveSpec", "Weighed", "build_objective", "find_objective"]
+__all__ = ["REFERENCE", "Objective", "ObjectiveSpec", "RunStart", "Weighed", "build_objective", "find_objective"]
 
 REFERENCE = "reference.safetensors"
 """In the run folder: what the model that the run began with made of the answers, `[pairs, 2]` for each part of the
@@ -35,6 +36,17 @@ class Weighed:
     measured: torch.Tensor | None = None
 
 
+@dataclass(frozen=True)
+class RunStart:
+    """Of a run. folder: where it may keep something; goes_on: whether a checkpoint is there; rows: of a forward pass,
+    None: all of a batch.
+    """
+
+    folder: Path
+    goes_on: bool = False
+    rows: int | None = None
+
+
 class Objective(Protocol):
     """What training makes smaller.
 
@@ -48,13 +60,10 @@ class Objective(Protocol):
     @property
     def uses_dropout(self) -> bool: ...
 
-    def begin(
-        self, parallel_model: ParallelModel, loaders: Mapping[str, Loader], folder: Path, *, goes_on: bool
-    ) -> None:
-        """Before the first step of a start; the weights are those that the run began with.
+    def begin(self, parallel_model: ParallelModel, loaders: Mapping[str, Loader], start: RunStart) -> None:
+        """Before the first step of a start; the weights are those that the run began with. All ranks call it.
 
-        loaders: of what is trained on ("train") and watched ("valid"); folder: of the run, which may keep something;
-        goes_on: whether a checkpoint is there. All ranks call it.
+        loaders: of what is trained on ("train") and watched ("valid").
         """
         ...
 
@@ -62,8 +71,8 @@ class Objective(Protocol):
         """What a batch counts in the mean over a step; known without the model."""
         ...
 
-    def weigh(self, parallel_model: ParallelModel, batch: Batch) -> Weighed:
-        """Weigh the tokens of a micro-batch by the model as it is; all ranks call it equally often."""
+    def weigh(self, parallel_model: ParallelModel, parts: Sequence[Batch]) -> list[Weighed]:
+        """Weigh the tokens of a step's micro-batches by the model as it is; all ranks call it, with equally many."""
         ...
 
     def evaluate(self, parallel_model: ParallelModel, batches: Iterable[Batch], rows: int | None) -> dict[str, float]:
@@ -75,12 +84,13 @@ class Objective(Protocol):
 class ObjectiveSpec:
     """What a file exports as `objective`.
 
-    settings: the class of its settings, without torch; build: makes the objective; reads: what it learns from.
+    settings: the class of its settings, without torch; build: makes the objective; answers: of preference rows, which
+    of them it compares; none where it learns from records or corpora.
     """
 
     settings: type[ObjectiveSettings]
     build: Callable[[Any], Objective]
-    reads: Literal["records", "preferences"] = "records"
+    answers: tuple[Side, ...] = ()
 
 
 def find_objective(settings: ObjectiveSettings) -> ObjectiveSpec:

@@ -116,7 +116,7 @@ class Step:
         start = time.perf_counter()
         whole = self._global_batch(batch)
         parts = self.parallel_model.split(batch, self.settings.micro_batch_size, whole.most_rows)
-        weighed = [self.objective.weigh(self.parallel_model, part) for part in parts]
+        weighed = self.objective.weigh(self.parallel_model, parts)
         found, totals = self._accumulate(weighed, whole.size, following or NextStep())
         measures = {
             name: total / (whole.size or 1.0) for name, total in zip(self.objective.measures, totals, strict=True)

@@ -88,7 +88,8 @@ class PlainText:
     text: str
 
 
-Side = Literal["chosen", "rejected"]
+Side = Literal["chosen", "rejected", "unrelated"]
+"""An answer that is learned from: one of the two, or that to another question."""
 
 
 @dataclass(frozen=True)
@@ -98,11 +99,16 @@ class Preference:
     chosen: Conversation
     rejected: Conversation
 
-    def side(self, side: Side) -> Conversation:
-        """One of them, of which the last answer alone is learned."""
-        dialogue = self.chosen if side == "chosen" else self.rejected
-        read = [replace(one, is_learned=one.role != "assistant") for one in dialogue.question.messages]
-        return replace(dialogue, messages=(*read, *dialogue.answer))
+    def side(self, side: Side, other: Preference | None = None) -> Conversation:
+        """The question with an answer, which alone is learned; other: whose chosen answer is the unrelated one."""
+        given = {"chosen": self.chosen, "rejected": self.rejected, "unrelated": other and other.chosen}[side]
+        assert given is not None, "an unrelated answer is another row's"
+        read = [replace(one, is_learned=one.role != "assistant") for one in self.chosen.question.messages]
+        return replace(self.chosen, messages=(*read, *given.answer))
+
+    def is_unrelated(self, other: Preference) -> bool:
+        """Whether the chosen answer of another row is neither of these two."""
+        return other.chosen.answer not in (self.chosen.answer, self.rejected.answer)
 
 
 Content = Conversation | PlainText | Preference

@@ -76,7 +76,7 @@ class Reading:
         """
         assert self.form is not None, self
         content = self.form.read(_given(row))
-        if isinstance(content, Preference) and self.side is not None:
+        if isinstance(content, Preference) and self.side is not None and self.side != "unrelated":
             return content.side(self.side)
         if isinstance(content, Conversation) and not self.is_asked and not content.is_answered:
             raise DataError("no answer to learn or to compare: there is none behind the last question, or it is empty")
@@ -110,7 +110,7 @@ class Reading:
         if side is None and is_preference:
             raise DataError(
                 f"{where}: read as {self}: two answers to a question, one of them preferred. train.objective=dpo "
-                "learns from that; to learn or to score the chosen answers alone, map the keys of your rows: "
+                "(or kto) learns from that; to learn or to score the chosen answers alone, map the keys of your rows: "
                 "data.transform={prompt: $prompt, completion: $chosen}"
             )
         if side is not None and not is_preference:
@@ -150,14 +150,30 @@ class InForm:
         return len(self.source)
 
     def __getitem__(self, row: int) -> Any:
-        return self.reading.record(self.source[row])
+        return self.noted(row)[0]
 
     def where(self, row: int) -> str:
         return self.source.where(row)
 
     def noted(self, row: int) -> tuple[Any, Sequence[str]]:
         """See `Reading.noted`."""
+        if self.reading.side == "unrelated":
+            return self._unrelated(row), ()
         return self.reading.noted(self.source[row])
+
+    def _unrelated(self, row: int) -> Any:
+        """The record of a row's question with the answer of the next row that has another one.
+
+        Raises: DataError.
+        """
+        assert isinstance(self.reading.processor, TakesForms), self.reading
+        asked = self.reading.content(self.source[row])
+        assert isinstance(asked, Preference), self.reading
+        for step in range(1, min(len(self), _LOOKED_AT)):
+            other = tried(self.reading.content, tried(self.source.__getitem__, (row + step) % len(self)))
+            if isinstance(other, Preference) and asked.is_unrelated(other):
+                return self.reading.processor.record_of(asked.side("unrelated", other))
+        raise DataError("no row behind it has another answer, with which its own are to be compared")
 
     def answered(self, row: int, record: Any) -> Any:
         """See `Reading.answered`."""

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from hanlin.recipe.settings import ObjectiveSettings
-from hanlin.training.objective import ObjectiveSpec, Weighed
+from hanlin.training.objective import ObjectiveSpec, RunStart, Weighed
 
 if TYPE_CHECKING:
     from hanlin.core.batch import Batch
@@ -26,16 +25,14 @@ class LikelihoodObjective:
     measures = ()
     uses_dropout = True
 
-    def begin(
-        self, parallel_model: ParallelModel, loaders: Mapping[str, Loader], folder: Path, *, goes_on: bool
-    ) -> None:
+    def begin(self, parallel_model: ParallelModel, loaders: Mapping[str, Loader], start: RunStart) -> None:
         """Nothing is compared with the model as it was."""
 
     def size(self, batch: Batch) -> float:
         return batch.loss_tokens
 
-    def weigh(self, parallel_model: ParallelModel, batch: Batch) -> Weighed:
-        return Weighed(batch)
+    def weigh(self, parallel_model: ParallelModel, parts: Sequence[Batch]) -> list[Weighed]:
+        return [Weighed(part) for part in parts]
 
     def evaluate(self, parallel_model: ParallelModel, batches: Iterable[Batch], rows: int | None) -> dict[str, float]:
         return {"loss": mean_loss(parallel_model, batches, rows)}
