@@ -41,7 +41,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_users_pages_are_there_in_both_languages() -> None:
     english = [page for page in ROOT.glob("docs/*.md") if not page.name.endswith(CHINESE)]
     lacking = [page.name for page in english if not page.with_suffix(CHINESE).exists()]
-    assert set(lacking) <= ONE_PAGE_FOR_BOTH | {"tuning.md"}
+    assert set(lacking) <= ONE_PAGE_FOR_BOTH
 
 
 @pytest.mark.parametrize("page", TRANSLATED, ids=_name)
