@@ -61,6 +61,17 @@ def test_what_does_not_fit_whole_gets_another_method(
     assert words in text
 
 
+def test_samples_longer_than_the_model_reads_are_shortened(make_case: Callable[[str], Case], tmp_path: Path) -> None:
+    case = make_case("cpm1")
+    model = {"family": case.name, "base": str(write_base(case, tmp_path))}
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"instruction": "床前明月光" * 20, "output": "疑是地上霜"}) + "\n", "utf-8")
+    text = first_recipe(model, [rows], tmp_path / "run", memory_of("A100-80"), "en")
+    recipe = make_recipe(parse_yaml(text)[0])
+    assert (recipe.data.max_length, recipe.data.overlong) == (case.config.max_length, "truncate")
+    assert "read as: alpaca" in text
+
+
 def test_fresh_weights_get_a_recipe_too(make_case: Callable[[str], Case], tmp_path: Path) -> None:
     case = make_case("cpm_bee")
     model = {"family": case.name, "size": "tiny", "vocab": str(case.vocab / "vocab.txt")}

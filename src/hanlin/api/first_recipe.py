@@ -106,8 +106,13 @@ def first_recipe(
     values |= {"train": {"epochs": 3, "batch_size": _BATCH}, "run": {"folder": str(folder)}}
     components = build_components(_recipe(values))
     seen = list(_previews(files, values, components))
+    if any(one.bad for one in seen):  # of those that are too long for the model too; what else is wrong check says
+        seen = list(_previews(files, {**values, "data": {**values["data"], "overlong": "truncate"}}, components))
+        values["data"]["overlong"] = "truncate"
     lengths = _lengths(seen, components.config)
-    values["data"] |= {"max_length": lengths.row} | ({"overlong": "truncate"} if lengths.longest > lengths.row else {})
+    values["data"]["max_length"] = lengths.row
+    if lengths.longest > lengths.row:
+        values["data"]["overlong"] = "truncate"
     way = _way(values, memory)
     _put(values, way.settings)
     method = values.get("tuning", {}).get("method", "full")

@@ -23,6 +23,7 @@ import numpy as np
 from hanlin.core.batch import Sample
 from hanlin.core.errors import DataError
 from hanlin.core.os_errors import naming
+from hanlin.core.progress import counted
 from hanlin.core.tokenizer import Tokenizer
 from hanlin.data import forms
 from hanlin.data.bad_rows import BadRow, list_bad_rows, list_dropped
@@ -268,7 +269,9 @@ def _encode_all(
     num_rows = sum(len(source) for source in sources)
     counts, bad, kept = _count(sources), [], []
     writer = SampleArrayWriter(folder)
-    for row, one in _encode_rows(sources, _with_progress(num_rows, progress), processor, settings, counts, bad):
+    for row, one in _encode_rows(
+        sources, counted(range(num_rows), "Encoding", num_rows, shows=progress), processor, settings, counts, bad
+    ):
         writer.append(one.sample)
         counts.count_unknown(one.sample, tokenizer)
         kept.append((row, one.part, one.varies, one.sample.length, one.sample.loss_tokens))
@@ -406,18 +409,3 @@ def _where(sources: Sequence[Records], bounds: np.ndarray, row: int) -> str:
 def _place(bounds: np.ndarray, row: int) -> tuple[int, int]:
     source = int(np.searchsorted(bounds, row, side="right")) - 1
     return source, row - int(bounds[source])
-
-
-def _with_progress(num_rows: int, progress: bool) -> Iterator[int]:
-    """The row numbers, with a bar on a terminal."""
-    if not progress:
-        yield from range(num_rows)
-        return
-    from rich.console import Console
-    from rich.progress import track
-
-    from hanlin.core.terminal import shows_progress
-
-    console = Console(stderr=True)
-    rows = range(num_rows)
-    yield from track(rows, "Encoding", console=console, transient=True, disable=not shows_progress(console))

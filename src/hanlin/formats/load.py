@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hanlin.core.files import write_json
 from hanlin.core.manifest import check_manifest, published_folder
 from hanlin.core.parameters import set_parameter
+from hanlin.core.progress import progress
 from hanlin.core.remembered import HOME_CACHE, MIN_REMEMBERED_BYTES, remembered
 from hanlin.core.tokenizer import Tokenizer
 from hanlin.formats.files import write_shards
@@ -56,14 +57,16 @@ def load_into(
     if wanted is None:
         check_manifest(source.path)
     sound = Sound(source.path, translated, dtype)
-    for name, parameter in parameters.items():
-        if wanted is None or wanted(name):
+    asked = {name: parameter for name, parameter in parameters.items() if wanted is None or wanted(name)}
+    with progress("Loading weights", sum(parameter.numel() for parameter in asked.values())) as advance:
+        for name, parameter in asked.items():
             tensor = sound[name]
             tensor = tensor if dtype is None or not tensor.is_floating_point() else tensor.to(dtype)
             kept = _load_parameter(model, name, parameter, tensor)
             if fingerprint is not None:
                 fingerprint.add(name, kept)
             translated.forget(name)
+            advance(parameter.numel())
     if fingerprint is not None:
         fingerprint.wait()
     sound.report.tell_zeros(source.path)

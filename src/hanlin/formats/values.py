@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hanlin.core.errors import CheckpointError, shorten
+from hanlin.core.progress import counted
 from hanlin.formats.lazy import TensorSubset, forget, meta_of
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class ValueReport:
 def count_values(tensors: Mapping[str, torch.Tensor]) -> ValueReport:
     """Look at all tensors, one in memory at a time."""
     report = ValueReport()
-    for name in tensors:
+    for name in counted(tensors, "Looking at the weights", len(tensors)):
         report.add(name, tensors[name])
         forget(tensors, name)
     return report

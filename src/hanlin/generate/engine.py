@@ -16,14 +16,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import nn
 
 from hanlin.core.batch import Prompt
 from hanlin.core.errors import DataError, HanlinError
-from hanlin.core.ranks import read_ranks
-from hanlin.core.terminal import shows_progress
+from hanlin.core.progress import counted
 from hanlin.layers.attention_kernels import AttentionKernel, attention_kernels
 from hanlin.layers.linear import store_by_columns, store_in_blocks
 from hanlin.layers.precision import DTYPES, Precision
@@ -236,9 +233,8 @@ def batches_of(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
 
 
 def show_progress(items: Iterable[Item], title: str, total: int) -> Iterable[Item]:
-    """The items, with a bar on the main rank's terminal that counts them."""
-    console = Console(stderr=True, quiet=not read_ranks().is_main)
-    return track(items, title, total, console=console, transient=True, disable=not shows_progress(console))
+    """The items, with what shows how many of them are done."""
+    return counted(items, title, total)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from hanlin.core.errors import ConfigError
 from hanlin.core.files import published
 from hanlin.core.manifest import check_manifest
 from hanlin.core.parameters import set_parameter
+from hanlin.core.progress import counted
 from hanlin.core.ranks import read_ranks
 from hanlin.formats.fingerprint import Fingerprint
 from hanlin.formats.load import added_parameters, base_parameters, load_into, look_at_values, open_ours, save_base
@@ -352,7 +353,7 @@ def _base_weights(components: Components, names: list[str], dtype: torch.dtype |
         yield from init_weights(lambda: _plain_model(components), components.recipe.run.seed)
         return
     weights = open_ours(source, components.family, config=components.base_config, dtype=dtype)
-    for name in names:
+    for name in counted(names, "Loading weights", len(names)):
         if name in weights:
             yield name, weights[name]
             weights.forget(name)

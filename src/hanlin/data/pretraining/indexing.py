@@ -21,7 +21,6 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from functools import partial
 from pathlib import Path
@@ -32,6 +31,7 @@ import numpy as np
 from hanlin.core.errors import ConfigError, DataError, shorten
 from hanlin.core.files import replaced_file
 from hanlin.core.locks import one_at_a_time
+from hanlin.core.progress import progress as shown
 from hanlin.core.remembered import remembered_sha256
 from hanlin.core.tokenizer import FindsTokens, Tokenizer
 from hanlin.data.bad_rows import lines_of
@@ -250,7 +250,7 @@ def _encode_all(
     bad: dict[int, list[tuple[str, str]]] = {}
     num_reused = 0
     encode = _here if workers == 1 else partial(_in_processes, workers=workers)
-    with _bar(sum(file.stat().st_size for file in files), progress) as advance:
+    with shown("Encoding", sum(file.stat().st_size for file in files), shows=progress) as advance:
         jobs = _jobs(files, encoder, digests)
         for job in encode(jobs, encoder):
             bad[job.number] = encoder.bad(job.piece, job.digest)
@@ -362,16 +362,3 @@ def _list_bad(bad: Sequence[tuple[str, str]]) -> str:
     lines = [f"  {line}" for line in shorten(lines_of(bad, LISTED), LISTED)]
     advice = "Correct them (the rest is kept and not encoded again), or leave them out with prepare --bad-rows drop."
     return "\n".join([f"{len(bad):,} documents cannot be used.", *lines, advice])
-
-
-@contextmanager
-def _bar(total: int, progress: bool) -> Iterator[Callable[[int], None]]:
-    """A bar over bytes on a terminal; gives what advances it."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = TextColumn("Encoding"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console, transient=True, disable=not (progress and console.is_terminal)) as bar:
-        task = bar.add_task("Encoding", total=total)
-        yield lambda size: bar.advance(task, size)
