@@ -102,7 +102,7 @@ def make_chatglm2(folder: Path, *, is_tiny: bool) -> Path:
         byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False, minloglevel=2,
     )  # fmt: skip
     tokenizer = ChatGlm2Tokenizer(SentencePiece(model.getvalue()))
-    return exported(chatglm2.family, replace(TINY if is_tiny else SMALL, vocab_size=8192), tokenizer, folder)
+    return exported(chatglm2.family, replace(TINY if is_tiny else SMALL, vocab_size=tokenizer.vocab_size), tokenizer, folder)
 
 
 def make_gpt2(folder: Path, *, is_tiny: bool) -> Path:
@@ -112,7 +112,7 @@ def make_gpt2(folder: Path, *, is_tiny: bool) -> Path:
     tokens = [*letters, *("".join(pair) for pair in pairs), "<eod>"]
     tokenizer = BytePairTokenizer({token: id for id, token in enumerate(tokens)}, pairs)
     config = shape(32, 2, 4) if is_tiny else shape(512, 12, 8)
-    return exported(cpm1.family, replace(config, vocab_size=8704, max_length=1024), tokenizer, folder)
+    return exported(cpm1.family, replace(config, vocab_size=tokenizer.vocab_size, max_length=1024), tokenizer, folder)
 
 
 MODELS: dict[str, Callable[..., Path]] = {"chatglm2": make_chatglm2, "gpt2": make_gpt2}

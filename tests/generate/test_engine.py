@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from family_cases import case_of
 
 from hanlin.core.batch import IGNORED
 from hanlin.core.errors import DataError, HanlinError
@@ -13,6 +15,7 @@ from hanlin.generate.engine import Engine, record_stream
 from hanlin.generate.methods.beam import BeamSettings
 from hanlin.generate.methods.greedy import GreedySettings
 from hanlin.generate.methods.sample import SampleSettings
+from hanlin.generate.running_batch import AnswerRequest, TokenScores
 from hanlin.models.cpm_bee import CpmBeeConfig, CpmBeeTokenizer, family
 from hanlin.models.cpm_bee.processor import CpmBeeProcessor
 from hanlin.models.family import BeamVariant
@@ -186,3 +189,31 @@ def test_bf16_writes_answers_too(engine: Engine):
     model = copy.deepcopy(engine.model).float()
     answered = Engine(model, engine.processor, precision="bf16").generate(RECORDS, BEAM)
     assert len(answered) == len(RECORDS)
+
+
+@pytest.mark.parametrize("name", ["chatglm2", "cpm1", "cpm1_t5", "cpm2", "cpm_bee"])
+def test_rows_that_fill_a_vocabulary_up_are_never_chosen_nor_told(name: str, tmp_path: Path) -> None:
+    """However likely the model finds them."""
+    case = case_of(name, tmp_path)
+    size = case.tokenizer.vocab_size
+    case = replace(case, config=replace(case.config, vocab_size=size + 3))
+    model = case.model().requires_grad_(False)
+    model.register_forward_hook(lambda _, given, logits: logits.index_fill(-1, torch.tensor([size, size + 2]), 1e3))
+    engine = Engine(model, case.processor, family=case.family)
+    record, stream = case.records[0], np.random.default_rng(0)
+    for options in (
+        GreedySettings(max_new_tokens=3),
+        SampleSettings(max_new_tokens=3, temperature=2.0, top_p=1.0),
+        BeamSettings(max_new_tokens=3, beams=2),
+    ):
+        is_traced, running = options.method != "beam", engine.run_together()
+        trace: list[TokenScores] | None = [] if is_traced else None
+        asked = AnswerRequest(engine.prompt(record, options), options, stream, trace, top=size + 3)
+        with engine.inference():
+            searches = running.add([0], [asked])
+            while not running.is_empty:
+                searches = running.step()
+        assert searches is not None
+        ids = list(searches[0].best.tokens) + [id for one in trace or [] for id, _ in one.likeliest]
+        own = set(case.processor.prompt(record).state.by_id) if name == "cpm_bee" else set()
+        assert all(id < size or id in own for id in ids), (options.method, max(ids), size)

@@ -360,6 +360,24 @@ def test_errors_have_one_shape_on_every_route(serve: Start) -> None:
     assert answer["error"]["type"] == "invalid_request_error"
 
 
+def test_more_text_than_a_tokenizer_should_read_is_refused_before_it_does(serve: Start) -> None:
+    url, service = serve(Limits(text_characters=100, decision_tokens=100))
+    questions = [{"type": "choice", "instructions": "床", "choices": [{"value": str(n)} for n in range(50)]}]
+    for path, body in (
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "床" * 51} for _ in range(2)]}),
+        ("/v1/chat/completions", {"record": {"prompt": "床" * 101}}),
+        ("/v1/completions", {"prompt": ["床" * 50, "月" * 51]}),
+        ("/tokenize", {"prompt": "床" * 101}),
+        ("/v1/decisions", {"input": "床" * 95, "questions": questions[:1]}),
+        ("/v1/decisions", {"input": "床" * 20, "questions": questions[:1]}),
+    ):
+        status, answer = post(url, path, body)
+        assert (status, answer["error"]["code"]) == (400, "too_large"), (path, answer)
+        assert "characters" in answer["error"]["message"]
+    assert post(url, "/tokenize", {"prompt": "床" * 90})[0] == 200
+    assert service.scheduler.counts.requests == 0
+
+
 def test_a_key_is_asked_for_everywhere_but_at_health(serve: Start) -> None:
     url, _ = serve(key="secret")
     status, answer = post(url, "/v1/completions", {"prompt": "床"})

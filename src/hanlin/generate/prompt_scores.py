@@ -16,7 +16,7 @@ from hanlin.layers.precision import at_least_fp32
 
 from .engine import Engine
 from .running_batch import TokenScores
-from .sampling import check_numbers
+from .sampling import BANNED, ban_ids, check_numbers
 
 __all__ = ["PromptScore", "score_prompts_in_steps"]
 
@@ -60,17 +60,19 @@ def _in_parts(engine: Engine, prompt: Prompt, top: int) -> Iterator[list[PromptS
         with engine.inference():
             logits = engine.model(**part, kv_cache=cache, logits_to_keep=end - start)[0]
             scores = check_numbers(at_least_fp32(logits).log_softmax(-1))
-        yield _noted(scores, ids[start + 1 : end + 1], top)
+        # What is no token is as likely as the model says, but not told.
+        yield _noted(ban_ids(scores, [batch.banned[0]] * len(scores)), ids[start + 1 : end + 1], top)
 
 
 def _noted(scores: torch.Tensor, ids: list[int], top: int) -> list[PromptScore]:
-    """scores: `[positions, vocab]`, the log probabilities of what stands at each."""
+    """scores: `[positions, vocab]`, the log probabilities of what stands at each; ids that are no tokens have `BANNED`.
+    """
     chosen = torch.tensor(ids, device=scores.device).clamp(min=0)
     own = scores.gather(-1, chosen[:, None])
     ranks = (scores >= own).sum(-1).tolist()
     likeliest = scores.topk(min(top, scores.shape[-1]))
     pairs = zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)
     return [
-        PromptScore(TokenScores(id, score, list(zip(*pair, strict=True))), rank)
+        PromptScore(TokenScores(id, score, [one for one in zip(*pair, strict=True) if one[1] > BANNED]), rank)
         for id, score, rank, pair in zip(ids, own[:, 0].tolist(), ranks, pairs, strict=True)
     ]

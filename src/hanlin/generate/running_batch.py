@@ -26,7 +26,7 @@ from .beam import BeamRules, Candidate, Search, advance, best_candidates, start_
 from .blame import Blame
 from .method import GenerateMethod, find_method
 from .reader import BeamRow, Reader, Room
-from .sampling import add_bias, ban_ids, no_numbers, penalise_counts, penalise_used
+from .sampling import BANNED, add_bias, ban_ids, no_numbers, penalise_counts, penalise_used
 
 
 @dataclass(frozen=True)
@@ -233,7 +233,8 @@ class RunningBatch:
             return
         scores = logits.log_softmax(dim=-1)
         top = scores.topk(min(question.top, len(scores)))
-        pairs = list(zip(top.indices.tolist(), top.values.tolist(), strict=True))
+        told = zip(top.indices.tolist(), top.values.tolist(), logits[top.indices].tolist(), strict=True)
+        pairs = [(id, score) for id, score, logit in told if logit > BANNED]
         question.trace.append(TokenScores(token, float(scores[token]), pairs))
 
     def _by_options(self, rows: Sequence[BeamRow]) -> list[list[int]]:

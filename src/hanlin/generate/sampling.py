@@ -42,6 +42,11 @@ def ban_ids(logits: torch.Tensor, banned: Sequence[Sequence[int]]) -> torch.Tens
     """Rule out the ids `banned[row]` of each row."""
     if not any(banned):
         return logits
+    first = banned[0]
+    if isinstance(first, range) and first.step == 1 and all(one == first for one in banned):  # no table of each cell
+        kept = logits.clone()
+        kept[:, first.start : first.stop] = BANNED
+        return kept
     return logits.index_put(_cells(banned, logits.device), logits.new_full((), BANNED))
 
 

@@ -11,13 +11,18 @@ from starlette.responses import JSONResponse, Response
 
 from hanlin.core.errors import DataError
 from hanlin.evaluation.decisions.answers import answer_of, probabilities_of
-from hanlin.evaluation.decisions.asking import Poll, poll_of_question
+from hanlin.evaluation.decisions.asking import Poll, poll_of_question, spoken_options
 from hanlin.evaluation.decisions.inputs import DecisionInput, text_of_input
 from hanlin.evaluation.decisions.questions import MOST_QUESTIONS, Question, Unread, WireModel
 from hanlin.evaluation.decisions.scoring import OptionScores, scored_in_steps
 
+from hanlin.models.family import PredictsLabels
+
 from .errors import RequestError
 from .service import Service, read_body
+
+_MOST_CHARACTERS = 4
+"""For each token that a request's decisions may read."""
 
 
 class DecisionBody(WireModel):
@@ -64,7 +69,16 @@ def _polls(service: Service, body: DecisionBody) -> list[Poll]:
     except DataError as error:
         raise RequestError(str(error), param="input") from None
     polls, limit = [], service.limits.decision_tokens
+    characters = 0
     for number, question in enumerate(body.questions):
+        times = 1 if isinstance(service.processor, PredictsLabels) else len(spoken_options(question))
+        characters += times * (len(text) + len(question.asked))
+        if characters > (most := _MOST_CHARACTERS * limit):  # so that nobody waits for a tokenizer
+            raise RequestError(
+                f"more than {most:,} characters are to be read, the input once for each option; ask less at once",
+                param=f"questions.{number}",
+                code="too_large",
+            )
         try:
             polls.append(poll_of_question(service.processor, question, text, service.engine.max_length))
         except DataError as error:

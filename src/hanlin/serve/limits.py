@@ -11,7 +11,7 @@ __all__ = ["Limits"]
 class Limits:
     """cache_tokens: positions of the KV cache, over all rows that are answered together and all that is remembered;
     rows: that are answered together; prompt_tokens: of a prompt that is read whole, which takes memory by the square of
-    its length; step_tokens: positions of prompts that are read between two tokens of the answers;
+    its length; text_characters: of all texts of a request together, before they are made into tokens; step_tokens: positions of prompts that are read between two tokens of the answers;
     kept_prompts: that are remembered with their answers, for others that begin alike; queue: requests that wait;
     wait_seconds: how long one waits before it is turned away; request_seconds: how long one may take in all;
     drain_seconds: how long answers that are being written have when the server ends; body_bytes: of a request;
@@ -22,6 +22,7 @@ class Limits:
     cache_tokens: int = 65536
     rows: int = 64
     prompt_tokens: int = 4096
+    text_characters: int = 2**18
     step_tokens: int = 512
     kept_prompts: int = 64
     queue: int = 256

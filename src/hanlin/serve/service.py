@@ -269,18 +269,32 @@ async def read_body(request: Request, form: type[BaseModel], limits: Limits) -> 
         if size > limits.body_bytes:
             raise RequestError(f"the body is larger than {limits.body_bytes:,} bytes", 413)
         pieces.append(piece)
-    body = b"".join(pieces)
-    return _parsed(form, body) if size < _SMALL_BODY else await asyncio.to_thread(_parsed, form, body)
+    body, most = b"".join(pieces), limits.text_characters
+    return _parsed(form, body, most) if size < _SMALL_BODY else await asyncio.to_thread(_parsed, form, body, most)
 
 
-def _parsed(form: type[BaseModel], body: bytes) -> Any:
-    """Raises: RequestError."""
+def _parsed(form: type[BaseModel], body: bytes, most: int) -> Any:
+    """most: characters of its texts, which take a tokenizer long.
+
+    Raises: RequestError.
+    """
     try:
-        return form.model_validate(parse_json(body.decode()))
+        value = parse_json(body.decode())
+        if len(body) > most and (count := _count_characters(value)) > most:
+            raise RequestError(f"its texts have {count:,} characters, at most {most:,} are read", code="too_large")
+        return form.model_validate(value)
     except ValidationError as error:
         raise first_problem(error.errors(include_url=False)) from None
     except ValueError as error:
         raise RequestError(f"the body is no JSON: {error}", code="invalid_json") from None
+
+
+def _count_characters(value: Any) -> int:
+    """Of the texts in a value of JSON."""
+    if isinstance(value, str):
+        return len(value)
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return sum(map(_count_characters, inside))
 
 
 def timestamp() -> int:

@@ -205,7 +205,7 @@ class LabelProcessor:
         return replace(prompt, record=record, cursor=LabelCursor(prompt.cursor))
 
     def collate_prompts(self, prompts: Sequence[Prompt]) -> PromptBatch:
-        return self.texts.collate_prompts(prompts)
+        return replace(self.texts.collate_prompts(prompts), banned=[[] for _ in prompts])  # all labels may be said
 
     def answer(self, prompt: Prompt, tokens: Sequence[int]) -> Any:
         return {**prompt.record, self.columns.label: self.labels[tokens[0]]}

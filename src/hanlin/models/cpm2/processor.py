@@ -240,7 +240,8 @@ class Cpm2Processor:
 
     def collate_prompts(self, prompts: Sequence[Prompt]) -> PromptBatch:
         inputs = batch.pad_prompts([prompt.inputs for prompt in prompts], self.tokenizer.pad_id)
-        return PromptBatch(inputs, [prompt.cursor for prompt in prompts], [[] for _ in prompts])
+        surplus = range(self.tokenizer.vocab_size, self.config.vocab_size)
+        return PromptBatch(inputs, [prompt.cursor for prompt in prompts], [surplus for _ in prompts])
 
     def answer(self, prompt: Prompt, tokens: Sequence[int]) -> Any:
         """A copy of the prompt's record with the answer written in."""
