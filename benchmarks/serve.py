@@ -102,7 +102,9 @@ def make_chatglm2(folder: Path, *, is_tiny: bool) -> Path:
         byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False, minloglevel=2,
     )  # fmt: skip
     tokenizer = ChatGlm2Tokenizer(SentencePiece(model.getvalue()))
-    return exported(chatglm2.family, replace(TINY if is_tiny else SMALL, vocab_size=tokenizer.vocab_size), tokenizer, folder)
+    return exported(
+        chatglm2.family, replace(TINY if is_tiny else SMALL, vocab_size=tokenizer.vocab_size), tokenizer, folder
+    )
 
 
 def make_gpt2(folder: Path, *, is_tiny: bool) -> Path:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
 import torch
-from family_cases import Case
+from family_cases import METHODS, Case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hanlin.core.batch import Prompt
+from hanlin.formats.load import added_parameters
 from hanlin.generate.engine import Engine, record_stream
 from hanlin.generate.methods.beam import BeamSettings
 from hanlin.generate.methods.greedy import GreedySettings
 from hanlin.generate.methods.sample import SampleSettings
 from hanlin.generate.running_batch import AnswerRequest, BatchLimits
 from hanlin.layers.slot_cache import Budget
+from hanlin.run.adapted import joint_engine
+from hanlin.tuning.apply import apply_tuning
 
 WAYS = (
     GreedySettings(max_new_tokens=9),
@@ -90,6 +94,47 @@ def test_answers_to_one_prompt_read_it_once(case: Case) -> None:
         running.add(range(3), [AnswerRequest(prompt, GreedySettings(max_new_tokens=1))] * 3)
         assert len(running.step()) == 3
     assert seen == [prompt.length, 3]
+
+
+def test_so_are_those_of_rows_that_have_adapters_of_their_own(case: Case) -> None:
+    """The base and two LoRAs of it, in one call of the model; what one has read is not taken for another."""
+    if "lora" not in case.tuning:
+        return
+    engines, sizes = _with_loras(case), []
+    joint, together = joint_engine(engines[""], {name: engine for name, engine in engines.items() if name})
+    assert together == {"one", "two"}
+    joint.model.register_forward_pre_hook(lambda _, args, given: sizes.append(len(given["tokens"])), with_kwargs=True)
+    prompt = joint.processor.prompt(max(case.records, key=lambda record: len(str(record))))
+    asked = [(name, way) for way in range(len(WAYS)) for name in ("one", "", "two")]
+    running, found, waiting = joint.run_together(BatchLimits(prompt_tokens=9, kept=3)), {}, list(enumerate(asked))
+    with joint.inference():
+        while waiting or not running.is_empty:
+            for number, (name, way) in waiting[:5]:
+                one = AnswerRequest(prompt, WAYS[way], record_stream(way, 0), adapter=name)
+                assert running.add([number], [one]) is not None
+            waiting = waiting[5:]
+            found |= {number: one.best.tokens for number, one in running.step().items() if one.is_done}
+    for number, (name, way) in enumerate(asked):
+        *_, [search] = engines[name].search([prompt], WAYS[way], [record_stream(way, 0)])
+        assert found[number] == search.best.tokens, (name, way)
+    assert max(sizes) > len(WAYS)
+    assert len({found[number] for number in range(3)}) > 1
+
+
+def _with_loras(case: Case) -> dict[str, Engine]:
+    """A base, and two models that share its tensors."""
+    base = case.model()
+    models, shared = {"": base}, {id(tensor): tensor for tensor in (*base.parameters(), *base.buffers())}
+    for number, name in enumerate(("one", "two")):
+        models[name] = apply_tuning(copy.deepcopy(base, dict(shared)), METHODS["lora"], case.family)
+        draw = torch.Generator().manual_seed(number)
+        with torch.no_grad():
+            for weight in added_parameters(models[name]).values():
+                weight.copy_(torch.randn(weight.shape, generator=draw))
+        models[name] = models[name].double().eval()
+    return {
+        name: Engine(model.requires_grad_(False), case.processor, family=case.family) for name, model in models.items()
+    }
 
 
 def _check(case: Case, method: str | None, limits: BatchLimits | None = None) -> None:

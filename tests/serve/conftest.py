@@ -26,6 +26,7 @@ from hanlin.models.chatglm2.config import ChatGlm2Config
 from hanlin.models.chatglm2.processor import ChatGlm2Processor
 from hanlin.models.chatglm2.tokenizer import ChatGlm2Tokenizer
 from hanlin.recipe.tuning import TuningMethod
+from hanlin.run.adapted import joint_engine
 from hanlin.run.components import build_components
 from hanlin.run.weights import load_engine
 from hanlin.serve.app import make_app
@@ -121,10 +122,13 @@ def serve(engine: Engine) -> Iterator[Start]:
     ) -> tuple[str, Service]:
         limits = limits or Limits()
         settings, scheduler = GreedySettings(max_new_tokens=max_new_tokens), Scheduler(engine, limits)
+        joint, together = joint_engine(engine, adapters or {})
+        common = (settings, scheduler, limits, 1)
         adapted = {
-            name: Service(f"tiny:{name}", one, settings, scheduler, limits, 1) for name, one in (adapters or {}).items()
+            name: Service(f"tiny:{name}", one, *common, {}, 1.0, joint if name in together else None, name)
+            for name, one in (adapters or {}).items()
         }
-        service = Service("tiny", engine, settings, scheduler, limits, 1, adapted)
+        service = Service("tiny", engine, *common, adapted, 1.0, joint)
         server = uvicorn.Server(uvicorn.Config(make_app(service, **options), port=0, log_level="warning"))
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()

@@ -14,7 +14,7 @@ from hanlin.api.recipes import recipe_of_base
 from hanlin.cli.main import main
 from hanlin.generate.engine import Engine
 from hanlin.generate.methods.sample import SampleSettings
-from hanlin.run.adapted import adapted_engine
+from hanlin.run.adapted import adapted_engine, joint_engine
 from hanlin.run.components import Components, build_components
 from hanlin.run.weights import load_engine
 from hanlin.serve.service import Service
@@ -86,14 +86,14 @@ def test_each_request_is_answered_by_the_model_that_it_names(
 def test_what_goes_wrong_with_one_adapter_leaves_the_others(
     serve: Start, engines: dict[str, Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url, service = serve(engine=engines["tiny"], adapters={"law": engines["law"]})
+    url, service = serve(engine=engines["tiny"], adapters={"tax": engines["tax"]})
     client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
     asked: Any = [{"role": "user", "content": "床前"}]
-    monkeypatch.setattr(engines["law"].model, "forward", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(engines["tax"].model, "forward", lambda *_, **__: 1 / 0)
     stream = client.chat.completions.create(model="tiny", messages=asked, max_tokens=200, temperature=1.9, stream=True)
     pieces = [next(iter(stream))]
     with pytest.raises(openai.InternalServerError):
-        client.chat.completions.create(model="law", messages=asked, max_tokens=3)
+        client.chat.completions.create(model="tax", messages=asked, max_tokens=3)
     pieces += list(stream)
     assert pieces[-1].choices[0].finish_reason is not None
     assert service.scheduler.counts.failed == 1
@@ -107,3 +107,19 @@ def test_options_of_a_model_without_a_run_are_refused_beside_one(
     for name in ("adapter", "vocab", "family"):
         assert main(["generate", str(recipe), "--record", "{}", f"--{name}", "cpm_bee"]) == 2
         assert f"--{name}: goes with --base" in capsys.readouterr().err
+
+
+def test_adapters_that_add_to_linears_are_answered_in_one_pass(base: Path, lora: Path, prefix: Path) -> None:
+    """Those that change more take turns."""
+    of_base = components_of(base, None)
+    engine = load_engine(of_base.recipe, of_base)
+    adapted = {
+        name: adapted_engine(engine, components_of(base, path))
+        for name, path in (("law", lora), ("tax", prefix), ("trade", lora))
+    }
+    joint, together = joint_engine(engine, adapted)
+    assert together == {"law", "trade"}
+    held = set(map(id, (weight for one in (engine, *adapted.values()) for weight in one.model.parameters())))
+    assert {id(weight) for weight in joint.model.parameters()} <= held
+    assert joint_engine(engine, {"tax": adapted["tax"]}) == (engine, set())
+    assert not any("additions" in name for name, _ in engine.model.named_modules())

@@ -177,7 +177,7 @@ def _service(
     limits: Limits,
 ) -> Service:
     from hanlin.api.generation import chatting
-    from hanlin.run.adapted import adapted_engine
+    from hanlin.run.adapted import adapted_engine, joint_engine
     from hanlin.serve.scheduler import Scheduler
     from hanlin.serve.service import Service
 
@@ -186,11 +186,14 @@ def _service(
     engine.take_model()
     scheduler, created = Scheduler(engine, limits), int(time.time())
     chances = [_temperature(one) for one in components]
+    engines = {short: adapted_engine(engine, one) for short, one in zip(adapters, others, strict=True)}
+    joint, together = joint_engine(engine, engines)
+    common = (settings, scheduler, limits, created)
     adapted = {
-        short: Service(f"{name}:{short}", adapted_engine(engine, one), settings, scheduler, limits, created, {}, own)
-        for short, one, own in zip(adapters, others, chances[1:], strict=True)
+        short: Service(f"{name}:{short}", one, *common, {}, own, joint if short in together else None, short)
+        for (short, one), own in zip(engines.items(), chances[1:], strict=True)
     }
-    return Service(name, engine, settings, scheduler, limits, created, adapted, chances[0])
+    return Service(name, engine, *common, adapted, chances[0], joint)
 
 
 def _temperature(components: Components) -> float:

@@ -23,6 +23,7 @@ from hanlin.core.errors import DataError, HanlinError
 from hanlin.core.progress import counted
 from hanlin.layers.attention_kernels import AttentionKernel, attention_kernels
 from hanlin.layers.linear import store_by_columns, store_in_blocks
+from hanlin.layers.lora import AdapterRows
 from hanlin.layers.precision import DTYPES, Precision
 from hanlin.models.family import BeamVariant, Family, Processor
 from hanlin.parallel.inference_model import ShardedInferenceModel
@@ -73,6 +74,7 @@ class Engine:
         self.max_length = max_length
         self.beam_variant = BeamVariant() if family is None else family.beam_variant
         self.is_causal = family is not None and family.is_causal
+        self.adapters: AdapterRows | None = None  # of a model whose rows may have different ones
         self.mesh = mesh or Mesh(Degrees(), self.device)
         self._is_frozen = not any(weight.requires_grad for weight in model.parameters())
         if self.device.type == "cpu" and self._is_frozen:
@@ -179,9 +181,8 @@ class Engine:
 
     def run_together(self, limits: BatchLimits | None = None) -> RunningBatch:
         """An empty batch of questions that may join and leave it after any step; call it within `inference`."""
-        return RunningBatch(
-            self.model, self.processor, self.device, self.beam_variant, is_causal=self.is_causal, limits=limits
-        )
+        how = {"is_causal": self.is_causal, "limits": limits, "adapters": self.adapters}
+        return RunningBatch(self.model, self.processor, self.device, self.beam_variant, **how)
 
     def shared(self, batches: Iterable[Item], compute: Callable[[Item], Result]) -> Iterator[Result]:
         """What is computed of each batch, in their order, on all ranks; the data ranks share the work."""

@@ -12,8 +12,8 @@ import torch
 
 from hanlin.layers.slot_cache import Slot, SlotCache
 
-Positions = list[tuple[int, ...]]
-"""The inputs of each position, in the order of their names."""
+Positions = list[tuple[str | int, ...]]
+"""Of each position the adapter that has read it, and its inputs in the order of their names."""
 
 _ENOUGH = 64
 """Positions that are worth a copy in any case."""
@@ -64,9 +64,10 @@ class KnownPrompts:
         return True
 
 
-def positions_of(inputs: Mapping[str, torch.Tensor]) -> Positions:
+def positions_of(inputs: Mapping[str, torch.Tensor], adapter: str = "") -> Positions:
     """The positions of a batch of one row; inputs: int `[1, length]` each."""
-    return list(zip(*(tensor[0].tolist() for _, tensor in sorted(inputs.items())), strict=True))
+    values = zip(*(tensor[0].tolist() for _, tensor in sorted(inputs.items())), strict=True)
+    return [(adapter, *position) for position in values]
 
 
 def shared_beginning(some: Positions, wanted: Positions) -> int:

@@ -65,8 +65,7 @@ def _in_parts(engine: Engine, prompt: Prompt, top: int) -> Iterator[list[PromptS
 
 
 def _noted(scores: torch.Tensor, ids: list[int], top: int) -> list[PromptScore]:
-    """scores: `[positions, vocab]`, the log probabilities of what stands at each; ids that are no tokens have `BANNED`.
-    """
+    """scores: `[positions, vocab]`, the log probabilities of what stands at each; no token: `BANNED`."""
     chosen = torch.tensor(ids, device=scores.device).clamp(min=0)
     own = scores.gather(-1, chosen[:, None])
     ranks = (scores >= own).sum(-1).tolist()

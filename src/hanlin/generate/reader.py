@@ -7,6 +7,7 @@ was read of another one that begins alike is taken from there.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from torch import nn
 from hanlin.core.batch import PromptBatch
 from hanlin.core.transfer import to_device
 from hanlin.layers.kv_cache import pad_right
+from hanlin.layers.lora import AdapterRows
 from hanlin.layers.slot_cache import Budget, Slot, SlotCache, SlotView
 
 from .beam import Beam
@@ -35,12 +37,15 @@ class BeamRow(NamedTuple):
 
 
 class Room(NamedTuple):
-    """What a question needs at most: beams, positions of its prompt and of its answer, those of an encoder."""
+    """What a question needs: at most so many beams, positions of its prompt and of its answer, those of an encoder; and
+    the adapter that it is for.
+    """
 
     beams: int
     prompt: int
     answer: int
     encoder: int = 0
+    adapter: str = ""
 
 
 @dataclass(eq=False)
@@ -62,9 +67,18 @@ class _Held:
 class Reader:
     """Reads prompts, whole or in pieces, and then a position of each open beam at each step."""
 
-    def __init__(self, model: nn.Module, device: torch.device, budget: Budget | None = None, kept: int = 0) -> None:
-        """budget: of all positions together; kept: prompts at most that are remembered when they are done."""
-        self._model, self._device = model, device
+    def __init__(
+        self,
+        model: nn.Module,
+        device: torch.device,
+        budget: Budget | None = None,
+        kept: int = 0,
+        adapters: AdapterRows | None = None,
+    ) -> None:
+        """budget: of all positions together; kept: prompts at most that are remembered when they are done; adapters:
+        of the model, where rows may have different ones.
+        """
+        self._model, self._device, self._adapters = model, device, adapters
         self._cache = SlotCache(budget)
         self._known = KnownPrompts(self._cache, kept)
         self._held: dict[int, _Held] = {}
@@ -98,13 +112,14 @@ class Reader:
             return False
         for place, number in enumerate(numbers):
             self._held[number].constant = {name: tensor[place : place + 1] for name, tensor in constant.items()}
-        self._call([self._held[number].slots[0] for number in numbers], prompt, constant)
+        held = [self._held[number] for number in numbers]
+        self._call(held, [one.slots[0] for one in held], prompt, constant)
         return True
 
     def open_unread(self, number: int, batch: PromptBatch, room: Room) -> bool:
         """Take in a single prompt of a causal model; `read_some` reads it. False where there is no room for it."""
         prompt, constant = self._inputs_of_prompts(batch)
-        wanted = positions_of(batch.inputs) if self._known.limit else []
+        wanted = positions_of(batch.inputs, room.adapter) if self._known.limit else []
         self._known.find(wanted)  # it should not be forgotten for this one
         if not self._take([number], [room]):
             return False
@@ -161,7 +176,8 @@ class Reader:
         order = sorted(range(len(rows)), key=lambda place: slots[place].order)
         rows = [rows[place] for place in order]
         inputs = self._inputs_of(rows)
-        logits = self._call([slots[place] for place in order], inputs, self._constant_of(rows))[:, -1]
+        held = [self._held[row.record] for row in rows]
+        logits = self._call(held, [slots[place] for place in order], inputs, self._constant_of(rows))[:, -1]
         self._note_positions(rows)
         if order != list(range(len(rows))):
             logits = logits[to_device({"order": torch.tensor(order).argsort()}, logits.device)["order"]]
@@ -205,20 +221,25 @@ class Reader:
         counts = [next(iter(piece.values())).shape[1] for piece in pieces]
         inputs = {name: _stack([piece[name] for piece in pieces], name) for name in pieces[0]}
         constant = {name: _stack([held.constant[name] for held in some], name) for name in some[0].constant}
-        self._call([held.slots[0] for held in some], inputs, constant, counts if len(some) > 1 else None)
+        self._call(some, [held.slots[0] for held in some], inputs, constant, counts if len(some) > 1 else None)
         for held, count in zip(some, counts, strict=True):
             rest = {name: tensor[:, count:] for name, tensor in (held.unread or {}).items()}
             held.unread = rest if next(iter(rest.values())).shape[1] else None
 
     def _call(
         self,
+        held: Sequence[_Held],
         slots: Sequence[Slot],
         inputs: Mapping[str, torch.Tensor],
         constant: Mapping[str, torch.Tensor],
         counts: Sequence[int] | None = None,
     ) -> torch.Tensor:
+        """held: the prompt of each row."""
         view = SlotView(self._cache, slots, counts)
-        logits = self._model(**inputs, **constant, kv_cache=view, logits_to_keep=1)
+        adapters = self._adapters
+        by_row = nullcontext() if adapters is None else adapters.of([one.room.adapter for one in held], self._device)
+        with by_row:
+            logits = self._model(**inputs, **constant, kv_cache=view, logits_to_keep=1)
         view.commit()
         return logits
 
@@ -241,7 +262,8 @@ class Reader:
     def _note_positions(self, rows: Sequence[BeamRow]) -> None:
         for row in rows:
             if (held := self._held[row.record]).positions:
-                held.positions.append(tuple(value for _, value in sorted(row.beam.cursor.inputs().items())))
+                values = (value for _, value in sorted(row.beam.cursor.inputs().items()))
+                held.positions.append((held.room.adapter, *values))
 
     def _constant_of(self, rows: Sequence[BeamRow]) -> dict[str, torch.Tensor]:
         records = [row.record for row in rows]

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from hanlin.core.batch import Prompt
+from hanlin.layers.lora import AdapterRows
 from hanlin.layers.slot_cache import Budget
 from hanlin.models.family import BeamVariant, Processor
 from hanlin.recipe.settings import GenerateSettings
@@ -33,7 +34,8 @@ from .sampling import BANNED, add_bias, ban_ids, no_numbers, penalise_counts, pe
 class AnswerRequest:
     """A prompt, and how its answer is looked for. stream: its random numbers, read by sampling only; trace: where to
     note how likely each token was, of an answer of one beam; top: so many likeliest ids are noted beside it; bias: what
-    is added to the logits of ids before anything else.
+    is added to the logits of ids before anything else; adapter: of the model, where it has several (`Engine.adapters`);
+    empty: the base.
     """
 
     prompt: Prompt
@@ -42,6 +44,7 @@ class AnswerRequest:
     trace: list[TokenScores] | None = None
     top: int = 0
     bias: Mapping[int, float] = field(default_factory=dict)
+    adapter: str = ""
 
 
 class TokenScores(NamedTuple):
@@ -90,14 +93,15 @@ class RunningBatch:
         *,
         is_causal: bool = False,
         limits: BatchLimits | None = None,
+        adapters: AdapterRows | None = None,
     ) -> None:
-        """is_causal: whether no position sees a later one (`Family.is_causal`)."""
+        """is_causal: whether no position sees a later one (`Family.is_causal`); adapters: of the model, by row."""
         self._processor, self._variant = processor, variant
         self._limits = limits = limits or BatchLimits()
         self.reads_in_pieces = is_causal and (limits.prompt_tokens is not None or limits.kept > 0)
         """Whether `add` leaves the reading to `step`."""
         self._open: dict[int, _Open] = {}
-        self._reader = Reader(model, device, limits.budget, limits.kept)
+        self._reader = Reader(model, device, limits.budget, limits.kept, adapters)
 
     @property
     def is_empty(self) -> bool:
@@ -200,13 +204,14 @@ class RunningBatch:
                 max(1, question.prompt.length),
                 question.options.max_new_tokens,
                 question.prompt.size - question.prompt.length,
+                question.adapter,
             )
             for question in questions
         ]
         if self.reads_in_pieces:
             return rooms
-        most = [max(sizes) for sizes in zip(*rooms, strict=True)][1:]
-        return [Room(room.beams, *most) for room in rooms]
+        prompt, answer, encoder = (max(sizes) for sizes in list(zip(*rooms, strict=True))[1:4])
+        return [Room(room.beams, prompt, answer, encoder, room.adapter) for room in rooms]
 
     def _choose(self, logits: torch.Tensor, rows: Sequence[BeamRow], blame: Blame) -> dict[int, list[Candidate]]:
         """For each open question its candidates, best first; none for one whose logits are no numbers."""

@@ -11,7 +11,8 @@ and what A and B began as is subtracted from what they are, which computes the s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,6 +20,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from hanlin.core.transfer import to_device
 from hanlin.layers.linear import Linear
 from hanlin.layers.precision import matmul_dtype
 from hanlin.layers.quantised import dense_weight, linear, packing_of, share_weight
@@ -77,10 +79,7 @@ class LoraLinear(nn.Linear):
         self.train(base.training)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        dropped = functional.dropout(input, self.dropout, self.training).to(matmul_dtype(self.lora_A))
-        addition = functional.linear(functional.linear(dropped, self.lora_A), self.lora_B)
-        if self.begins_as_weight:
-            addition = addition - functional.linear(functional.linear(dropped, self.lora_A_start), self.lora_B_start)
+        addition = self.addition(input)
         product = linear(self, input, has_bias=not self.has_magnitude) * self.scale
         found = torch.add(product, addition.to(product.dtype), alpha=self.factor)
         if not self.has_magnitude:
@@ -88,6 +87,14 @@ class LoraLinear(nn.Linear):
         # differs: with dropout PEFT also drops from the input of the base's part of the gain; here the base is whole.
         found = found * self._gain().to(found.dtype)
         return found if self.bias is None else found + self.bias.to(found.dtype) * self.scale
+
+    def addition(self, input: torch.Tensor) -> torch.Tensor:
+        """What is added to the product, before the factor."""
+        dropped = functional.dropout(input, self.dropout, self.training).to(matmul_dtype(self.lora_A))
+        addition = functional.linear(functional.linear(dropped, self.lora_A), self.lora_B)
+        if self.begins_as_weight:
+            addition = addition - functional.linear(functional.linear(dropped, self.lora_A_start), self.lora_B_start)
+        return addition
 
     def _gain(self) -> torch.Tensor:
         """By how much each row is longer than that of base and addition: fp32 `[out]`; the length of the sum is a
@@ -199,3 +206,76 @@ def principal_part(weight: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch
         left = basis @ left
     roots = values[:rank].sqrt()
     return left[:, :rank] * roots, roots[:, None] * right[:rank]
+
+
+class AdapterRows:
+    """Which adapter each row of a call of the model is for; the additions of all of them look here."""
+
+    def __init__(self) -> None:
+        self.places: dict[str, torch.Tensor] = {}
+
+    @contextmanager
+    def of(self, adapters: Sequence[str], device: torch.device) -> Iterator[None]:
+        """Around a call; adapters: by their names, in the order of the rows; empty: the base alone."""
+        places: dict[str, list[int]] = {}
+        for place, name in enumerate(adapters):
+            places.setdefault(name, []).append(place)
+        self.places = to_device({name: torch.tensor(some) for name, some in places.items() if name}, device)
+        try:
+            yield
+        finally:
+            self.places = {}
+
+
+class AdditionsByRow(nn.Module):
+    """A linear of the base with the additions of several adapters, each for the rows that are its own."""
+
+    def __init__(self, base: nn.Linear, rows: AdapterRows) -> None:
+        super().__init__()
+        self.base, self.rows = base, rows
+        self.additions: dict[str, LoraLinear] = {}  # whose tensors are those of the adapters' own models
+
+    @property
+    def weight(self) -> torch.Tensor:
+        return self.base.weight
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        return self.base.bias
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """input: `[batch, ...]`."""
+        product = self.base(input)
+        for name, places in self.rows.places.items():
+            if (own := self.additions.get(name)) is None:
+                continue
+            if len(places) == len(input):
+                product = torch.add(product, own.addition(input).to(product.dtype), alpha=own.factor)
+            else:
+                addition = own.addition(input.index_select(0, places)).to(product.dtype)
+                product = product.index_add(0, places, addition, alpha=own.factor)
+        return product
+
+
+def only_adds(base: nn.Module, adapted: nn.Module) -> bool:
+    """Whether a model is another one, whose tensors it shares, with additions to some linears."""
+    held = {id(tensor) for tensor in (*base.parameters(), *base.buffers())}
+    own = [module for module in adapted.modules() if isinstance(module, LoraLinear)]
+    added = {id(weight) for module in own for weight in (module.lora_A, module.lora_B)}
+    return {id(tensor) for tensor in (*adapted.parameters(), *adapted.buffers())} - held == added
+
+
+def additions_by_row(base: nn.Module, adapted: Mapping[str, nn.Module]) -> AdapterRows:
+    """Let a model answer for several others by row which are it with additions (`only_adds`); its modules change."""
+    rows = AdapterRows()
+    for adapter, model in adapted.items():
+        for name, module in model.named_modules():
+            if not isinstance(module, LoraLinear):
+                continue
+            linear_of_all = base.get_submodule(name)
+            if not isinstance(linear_of_all, AdditionsByRow):
+                assert isinstance(linear_of_all, nn.Linear), name
+                linear_of_all = AdditionsByRow(linear_of_all, rows)
+                base.set_submodule(name, linear_of_all)
+            linear_of_all.additions[adapter] = module
+    return rows

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from hanlin.core.errors import ConfigError
+from hanlin.data.processor import HasFingerprint
+from hanlin.layers.lora import additions_by_row, only_adds
 from hanlin.run.weights import with_adapter
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from hanlin.generate.engine import Engine
+    from hanlin.models.family import Processor
     from hanlin.run.components import Components
 
-__all__ = ["adapted_engine", "check_same_base"]
+__all__ = ["adapted_engine", "check_same_base", "joint_engine"]
 
 
 def check_same_base(base: Components, adapted: Components) -> None:
@@ -36,8 +42,7 @@ def adapted_engine(base: Engine, components: Components) -> Engine:
     """
     from hanlin.generate.engine import Engine
 
-    shared = {id(tensor): tensor for tensor in (*base.model.parameters(), *base.model.buffers())}
-    model = with_adapter(copy.deepcopy(base.model, shared), components)
+    model = with_adapter(_sharing(base.model), components)
     engine = Engine(
         model.requires_grad_(False).eval().to(base.device),
         components.processor,
@@ -48,3 +53,28 @@ def adapted_engine(base: Engine, components: Components) -> Engine:
     )
     engine.attention = base.attention
     return engine
+
+
+def joint_engine(base: Engine, adapted: Mapping[str, Engine]) -> tuple[Engine, set[str]]:
+    """An engine that answers for the base and for those of the engines whose adapters are additions to its linears,
+    each row by its own (`AnswerRequest.adapter`); and their names. Where there is none, the base as it is.
+    """
+    joint, alike = _sharing(base.model), {}
+    for name, engine in adapted.items():
+        if _rows_of(engine.processor) == _rows_of(base.processor) and only_adds(base.model, engine.model):
+            alike[name] = engine.model
+    if not alike:
+        return base, set()
+    engine = copy.copy(base)
+    engine.model, engine.adapters = joint, additions_by_row(joint, alike)
+    return engine, set(alike)
+
+
+def _rows_of(processor: Processor) -> tuple[type, str]:
+    """What decides how records are read, as far as the processor tells it."""
+    return type(processor), processor.fingerprint if isinstance(processor, HasFingerprint) else ""
+
+
+def _sharing(model: nn.Module) -> nn.Module:
+    """Modules of their own whose tensors are those of a model."""
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})

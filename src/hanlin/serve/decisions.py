@@ -15,7 +15,6 @@ from hanlin.evaluation.decisions.asking import Poll, poll_of_question, spoken_op
 from hanlin.evaluation.decisions.inputs import DecisionInput, text_of_input
 from hanlin.evaluation.decisions.questions import MOST_QUESTIONS, Question, Unread, WireModel
 from hanlin.evaluation.decisions.scoring import OptionScores, scored_in_steps
-
 from hanlin.models.family import PredictsLabels
 
 from .errors import RequestError
@@ -69,9 +68,9 @@ def _polls(service: Service, body: DecisionBody) -> list[Poll]:
     except DataError as error:
         raise RequestError(str(error), param="input") from None
     polls, limit = [], service.limits.decision_tokens
-    characters = 0
+    characters, has_labels = 0, isinstance(service.processor, PredictsLabels)
     for number, question in enumerate(body.questions):
-        times = 1 if isinstance(service.processor, PredictsLabels) else len(spoken_options(question))
+        times = 1 if has_labels else len(spoken_options(question))
         characters += times * (len(text) + len(question.asked))
         if characters > (most := _MOST_CHARACTERS * limit):  # so that nobody waits for a tokenizer
             raise RequestError(

@@ -2,8 +2,8 @@
 
 What happens to a request is told to its `Listener` from that thread. An error is told to the request that brings it,
 found by computing each alone where several were computed together (`generate.blame`); only one that is found nowhere
-else fails all that an engine was answering. Several engines (adapters of one base) take turns: each
-writes a token of each of its answers before the next one does.
+else fails all that an engine was answering. Several engines (of adapters that are not answered in one pass) take
+turns: each writes a token of each of its answers before the next one does.
 """
 
 from __future__ import annotations

@@ -42,7 +42,8 @@ class Service:
     """A model that is served. name: as clients call it; settings: of generation where a request says nothing; created:
     when it was loaded, in seconds of the epoch; adapters: the same base with adapters, by the names that clients call
     them by, each with an engine of its own and the scheduler of the base; temperature: of the probabilities of
-    decisions.
+    decisions; joint: the engine that writes its answers beside those of the base and of others; None: its own; adapter:
+    its name there.
     """
 
     name: str
@@ -53,6 +54,8 @@ class Service:
     created: int
     adapters: Mapping[str, Service] = field(default_factory=dict)
     temperature: float = 1.0
+    joint: Engine | None = None
+    adapter: str = ""
 
     @property
     def processor(self) -> Any:
@@ -116,6 +119,7 @@ class Service:
                 trace=None if body.noted is None else [],
                 top=body.noted or 0,
                 bias=body.bias,
+                adapter=self.adapter,
             )
             for place, (prompt, chosen) in enumerate(prompts)
             for number in range(answers)
@@ -197,7 +201,7 @@ class Service:
                 reply.tell(Answered(number, (), "", "length"))
             yield reply
             return
-        job = Job(questions, reply.tell, tuple(stops), is_streamed, self.engine, is_plain)
+        job = Job(questions, reply.tell, tuple(stops), is_streamed, self.joint or self.engine, is_plain)
         with _busy_told(self.scheduler):
             self.scheduler.submit(job)
         try:
