@@ -332,9 +332,8 @@ class ChatGlm2Processor:
 
     def collate_prompts(self, prompts: Sequence[Prompt]) -> PromptBatch:
         """Pad prompts on the left."""
-        inputs = decoder_batch.pad_left([prompt.inputs["tokens"] for prompt in prompts], self.config.pad_id)
         surplus = range(self.tokenizer.vocab_size, self.config.vocab_size)
-        return PromptBatch(inputs, [prompt.cursor for prompt in prompts], [surplus for _ in prompts])
+        return decoder_batch.collate_prompts(prompts, self.config.pad_id, surplus)
 
     def answer(self, prompt: Prompt, tokens: Sequence[int]) -> Any:
         """A copy of the prompt's record with the answer in its response column."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hanlin.core.batch import IGNORED, NO_SPAN, Batch, Sample
+from hanlin.core.batch import IGNORED, NO_SPAN, Batch, Prompt, PromptBatch, Sample
 
 if TYPE_CHECKING:
     import torch
@@ -68,6 +68,12 @@ def pad_left(prompts: Sequence[np.ndarray], pad: int) -> dict[str, torch.Tensor]
     for number, prompt in enumerate(prompts):
         _write(inputs, (number, slice(length - len(prompt), length)), {"tokens": prompt}, 0)
     return _tensors(inputs)
+
+
+def collate_prompts(prompts: Sequence[Prompt], pad: int, banned: Sequence[int]) -> PromptBatch:
+    """Prompts padded on the left; banned: ids that no answer may use."""
+    inputs = pad_left([prompt.inputs["tokens"] for prompt in prompts], pad)
+    return PromptBatch(inputs, [prompt.cursor for prompt in prompts], [banned for _ in prompts])
 
 
 def _padding(shape: tuple[int, int], pad: int) -> dict[str, np.ndarray]:

@@ -275,9 +275,8 @@ class TextProcessor:
 
     def collate_prompts(self, prompts: Sequence[Prompt]) -> PromptBatch:
         """Pad prompts on the left; rows that fill up the embedding are no tokens to answer with."""
-        inputs = decoder_batch.pad_left([prompt.inputs["tokens"] for prompt in prompts], self.pad)
         surplus = range(self.tokenizer.vocab_size, self.config.vocab_size)
-        return PromptBatch(inputs, [prompt.cursor for prompt in prompts], [surplus for _ in prompts])
+        return decoder_batch.collate_prompts(prompts, self.pad, surplus)
 
     def answer(self, prompt: Prompt, tokens: Sequence[int]) -> Any:
         """A copy of the prompt's record with the answer in its answer column."""
