@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 import urllib.request
 from collections.abc import Callable
@@ -358,6 +359,21 @@ def test_errors_have_one_shape_on_every_route(serve: Start) -> None:
     status, answer = post(url, "/v1/completions", {"prompt": "床" * 1000})
     assert status == 413
     assert answer["error"]["type"] == "invalid_request_error"
+
+
+def test_bodies_that_are_packed_slow_or_no_utf8_are_told(serve: Start) -> None:
+    url, _ = serve(Limits(wait_seconds=0.3))
+    head = "POST /tokenize HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 15\r\n"
+    for more, body, status, told in (
+        ("Content-Encoding: gzip\r\n", b'{"prompt":"ab"}', 415, "send it unpacked"),
+        ("", b'{"prompt":', 408, "the body did not come within 0.3 seconds"),
+        ("", b'{"prompt":"ab"}'.replace(b"ab", b"\xb4\xb2"), 400, "not UTF-8"),
+    ):
+        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), 20) as connection:
+            connection.sendall(f"{head}{more}Connection: close\r\n\r\n".encode() + body)
+            answer = b"".join(iter(lambda: connection.recv(4096), b"")).decode()
+        assert answer.startswith(f"HTTP/1.1 {status} ")
+        assert told in json.loads(answer.partition("\r\n\r\n")[2])["error"]["message"]
 
 
 def test_more_text_than_a_tokenizer_should_read_is_refused_before_it_does(serve: Start) -> None:

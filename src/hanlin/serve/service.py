@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
 from hanlin.core.errors import HanlinError
-from hanlin.core.json_text import parse_json
+from hanlin.core.json_text import decode_utf8, parse_json
 from hanlin.generate.engine import record_stream
 from hanlin.generate.method import find_method
 from hanlin.generate.running_batch import AnswerRequest
@@ -267,12 +267,19 @@ async def read_body(request: Request, form: type[BaseModel], limits: Limits) -> 
 
     Raises: RequestError.
     """
+    if (encoding := request.headers.get("content-encoding", "identity")) != "identity":
+        raise RequestError(f"content-encoding {encoding!r:.40}: bodies are read as they are; send it unpacked", 415)
     size, pieces = 0, []
-    async for piece in request.stream():
-        size += len(piece)
-        if size > limits.body_bytes:
-            raise RequestError(f"the body is larger than {limits.body_bytes:,} bytes", 413)
-        pieces.append(piece)
+    try:
+        async with asyncio.timeout(limits.wait_seconds):
+            async for piece in request.stream():
+                size += len(piece)
+                if size > limits.body_bytes:
+                    raise RequestError(f"the body is larger than {limits.body_bytes:,} bytes", 413)
+                pieces.append(piece)
+    except TimeoutError:
+        told = f"the body did not come within {limits.wait_seconds:g} seconds"
+        raise RequestError(told, 408, code="timeout") from None
     body, most = b"".join(pieces), limits.text_characters
     return _parsed(form, body, most) if size < _SMALL_BODY else await asyncio.to_thread(_parsed, form, body, most)
 
@@ -283,7 +290,7 @@ def _parsed(form: type[BaseModel], body: bytes, most: int) -> Any:
     Raises: RequestError.
     """
     try:
-        value = parse_json(body.decode())
+        value = parse_json(decode_utf8(body))
         if len(body) > most and (count := _count_characters(value)) > most:
             raise RequestError(f"its texts have {count:,} characters, at most {most:,} are read", code="too_large")
         return form.model_validate(value)
