@@ -34,7 +34,7 @@ PREDICATE = {"type": "predicate", "name": "whether", "instructions": "霜"}
 def engine_of_family(family: str) -> Engine:
     case = case_of(family, Path(mkdtemp()))
     limit = getattr(case.config, "max_length", None)
-    return Engine(case.model().requires_grad_(False), case.processor, max_length=limit)
+    return Engine(case.model().requires_grad_(False), case.processor, max_length=limit, family=case.family)
 
 
 @cache

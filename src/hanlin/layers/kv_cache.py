@@ -74,6 +74,16 @@ class KVCache:
         keys, values = self._cross_attention_kv[block]
         return [KeysOfRows(slice(None), keys, values)]
 
+    def cut(self) -> KVCache:
+        """What a single row has here, for any number of rows that go on from it; this one stays as it is."""
+        other = KVCache()
+        other.length, other._used = self.length, dict(self._used)
+        # Without room behind it: who writes there makes room of its own, for its own number of rows.
+        other._inputs = {name: held.narrow(1, 0, self.length) for name, held in self._inputs.items()}
+        other._keys = {block: held.narrow(2, 0, self._used[block]) for block, held in self._keys.items()}
+        other._values = {block: held.narrow(2, 0, self._used[block]) for block, held in self._values.items()}
+        return other
+
     def of_stage(self, number: int) -> KVCache:
         """The cache of one of several stages of a model on this rank, each of which adds the positions."""
         return self._stages.setdefault(number, KVCache())

@@ -12,6 +12,7 @@ from decision_cases import FAMILIES, LABELS, PREDICATE, QUESTIONS, TEXT, asked, 
 
 from hanlin.core.errors import DataError
 from hanlin.data.forms.content import MultipleChoice
+from hanlin.evaluation.decisions import reading_once
 from hanlin.evaluation.decisions.answers import answer_of, probabilities_of
 from hanlin.evaluation.decisions.asking import poll_of_record, spoken_options
 from hanlin.evaluation.decisions.scoring import OptionScores, score_polls, scored_in_steps
@@ -193,6 +194,28 @@ def test_a_step_has_a_bound_in_positions(family: str, monkeypatch: pytest.Monkey
         assert all(rows == 1 or rows * length <= most for rows, length in sizes)
         for one, other in zip(last, expected, strict=True):
             np.testing.assert_allclose(one.scores, other.scores, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["chatglm2", "cpm1"])
+def test_what_options_begin_with_is_read_once(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is long enough; the scores stay what they are."""
+    engine, sizes = engine_of_family(family), []
+    polls = [poll(engine, question) for question in asked(QUESTIONS)]
+    expected = score_polls(engine, polls, 2)
+    hook = engine.model.register_forward_pre_hook(
+        lambda _, args, given: sizes.append(given["tokens"].numel()), with_kwargs=True
+    )
+    monkeypatch.setattr(reading_once, "_WORTH", 1)
+    for most in (None, 4):
+        sizes.clear()
+        *before, last = scored_in_steps(engine, polls, 2, most)
+        assert not any(before)
+        assert len(before) + 1 == len(sizes)
+        assert sum(sizes) < sum(one.num_tokens for one in polls)
+        assert most is None or sizes[0] == most
+        for one, other in zip(last, expected, strict=True):
+            np.testing.assert_allclose(one.scores, other.scores, rtol=1e-5, atol=1e-6)
+    hook.remove()
 
 
 def test_the_answer_of_a_row_with_options_is_one_of_them() -> None:

@@ -14,6 +14,7 @@ from hanlin.evaluation.tasks.loss import batch_by_batch, batch_losses
 from hanlin.generate.engine import Engine
 
 from .asking import Poll
+from .reading_once import is_read_once, likelihoods_read_once
 
 __all__ = ["OptionScores", "score_polls", "scored_in_steps"]
 
@@ -53,11 +54,19 @@ def scored_in_steps(
     most_positions: of a step, unless an option alone has more; None: no limit.
     """
     found: dict[tuple[int, int], Any] = {}
-    samples = [((number, place), one) for number, poll in enumerate(polls) for place, one in enumerate(poll.samples)]
-    compute = _label_scores if any(poll.labels for poll in polls) else _likelihoods
+    has_labels, count = any(poll.labels for poll in polls), sum(len(poll.samples) for poll in polls)
+    alike = [] if has_labels else [n for n, poll in enumerate(polls) if is_read_once(engine, poll.samples)]
+    for number in alike:
+        for scores in likelihoods_read_once(engine, polls[number].samples, batch_size, most_positions):
+            found |= {(number, place): score for place, score in enumerate(scores)}
+            if len(found) < count:
+                yield []
+    others = [(number, poll) for number, poll in enumerate(polls) if number not in alike]
+    samples = [((number, place), one) for number, poll in others for place, one in enumerate(poll.samples)]
+    compute = _label_scores if has_labels else _likelihoods
     for results in batch_by_batch(engine, samples, batch_size, compute, most_positions):
         found |= results
-        if len(found) < len(samples):
+        if len(found) < count:
             yield []
     yield [
         _scores_of(poll, [found[number, place] for place in range(len(poll.samples))])
