@@ -33,7 +33,7 @@ def test_a_setting_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_a_setting_is_found_by_other_names(name: str, key: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert _help(capsys, name).splitlines()[0] == key
+    assert _help(capsys, name).split()[0] == key  # alone, or the first of a list
 
 
 @pytest.mark.parametrize(
