@@ -45,8 +45,8 @@ def filled(linear: QuantisedLinear, weight: torch.Tensor) -> QuantisedLinear:
     return linear
 
 
-# One row, a few, and more than a CPU multiplies by bytes as they are.
-@pytest.mark.parametrize("rows", [1, 3, 20])
+# None, as in front of a decoder's first token; one row, a few, and more than a CPU multiplies by bytes as they are.
+@pytest.mark.parametrize("rows", [0, 1, 3, 20])
 @pytest.mark.parametrize("form", PACKINGS)
 def test_a_packed_linear_computes_and_passes_gradients_as_its_unpacked_weight(form: PackingName, rows: int) -> None:
     torch.manual_seed(0)

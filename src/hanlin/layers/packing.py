@@ -123,7 +123,7 @@ def multiply_bytes(input: torch.Tensor, integers: torch.Tensor, scale: torch.Ten
     is_whole = input.dtype != torch.bfloat16 or input.shape[-1] % 32 == 0
     if is_few and is_whole and input.device.type == "cpu" and scale.dtype == input.dtype:
         rows = input.reshape(-1, input.shape[-1]).contiguous()
-        return torch.ops.aten._weight_int8pack_mm(rows, integers, scale).view(*input.shape[:-1], -1)
+        return torch.ops.aten._weight_int8pack_mm(rows, integers, scale).view(*input.shape[:-1], len(integers))
     return functional.linear(input, scaled(integers, scale, input.dtype))
 
 
