@@ -132,8 +132,8 @@ class _CountsOldGradients:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._parallel_model, name)
 
-    def forward_backward(self, *arguments: Any) -> BackwardResult:
-        found: BackwardResult = self._parallel_model.forward_backward(*arguments)
+    def forward_backward(self, *arguments: Any, **settings: Any) -> BackwardResult:
+        found: BackwardResult = self._parallel_model.forward_backward(*arguments, **settings)
         own = found.grad_norm
         if self._old is None:
             self._old = (self._first_norm**2 - own**2) ** 0.5
