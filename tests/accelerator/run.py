@@ -37,6 +37,7 @@ from hanlin.generate.engine import Engine, record_stream
 from hanlin.generate.methods.beam import BeamSettings
 from hanlin.generate.methods.greedy import GreedySettings
 from hanlin.generate.methods.sample import SampleSettings
+from hanlin.layers.precision import DTYPES
 from hanlin.parallel.parallelize import parallelize
 from hanlin.recipe.settings import OPTIMIZERS, ParallelSettings, TrainSettings
 from hanlin.training.objectives.dpo import Dpo, DpoSettings
@@ -48,6 +49,8 @@ MICRO_BATCHES, ROWS = 2, 2
 FAMILIES = ("cpm1", "cpm1_t5", "cpm2", "cpm_bee", "chatglm2")
 LONG = ("chatglm2", "cpm2")
 """Variants that are trained by every optimizer, and with the inputs of blocks in the CPU's memory."""
+ROUNDED = ("chatglm2", "cpm1", "cpm_bee")
+"""Variants that are trained with bf16 weights, too."""
 ANSWERED = {"chatglm2-int8": "lora", "chatglm2-int4": "prefix", "cpm2-experts": "full"}
 WAYS = {
     "greedy": GreedySettings(max_new_tokens=5),
@@ -57,14 +60,23 @@ WAYS = {
 
 
 def compare(cell: Cell, precision: Any, profile: str) -> dict[str, Any]:
-    """A step and an evaluation on both devices, for some by each optimizer: the greatest difference of a loss, and the
-    most that they cost the device.
+    """A step and an evaluation on both devices, for some by each optimizer and with bf16 weights: the greatest
+    difference of a loss, and the most that they cost the device.
     """
     model, batch = model_of(cell).float(), next(iter(loader(cell, 0, 1)))
     found = []
     is_long = cell.variant in LONG
-    for optimizer in OPTIMIZERS.names if is_long and cell.method == "full" else ["adamw"]:
-        settings = TrainSettings(steps=10, precision=precision, lr=1e-3, optimizer=OPTIMIZERS.make(optimizer))
+    ways = [(name, "fp32") for name in (OPTIMIZERS.names if is_long and cell.method == "full" else ["adamw"])]
+    if precision == "bf16" and cell.method == "full" and cell.variant in ROUNDED:
+        ways.append(("adamw", "bf16"))
+    for optimizer, weight_dtype in ways:
+        settings = TrainSettings(
+            steps=10,
+            precision=precision,
+            lr=1e-3,
+            optimizer=OPTIMIZERS.make(optimizer),
+            weight_dtype=weight_dtype,
+        )
         losses, _ = _run(model, batch, cell, settings, torch.device("cpu"), profile)
         others, costs = _run(model, batch, cell, settings, torch.device(NAME, 0), profile)
         difference = max(abs(a - b) for a, b in zip(losses, others, strict=True))
@@ -87,7 +99,8 @@ def _run(
     settings = settings.model_copy(update={"micro_batch_size": rows})
     with stand_in(profile) as costs:
         again = ParallelSettings(checkpoint_activations=cell.layout)  # pyright: ignore[reportArgumentType]
-        trained = parallelize(copy.deepcopy(model), device, settings.precision, again)
+        dtype = DTYPES[settings.weight_dtype]
+        trained = parallelize(copy.deepcopy(model), device, settings.precision, again, trained=dtype)
         step = Step(trained, build_optimizer(trained.parameters, settings.optimizer), settings, 10)
         costs.clear()
         loss = step.run(batch).loss

@@ -165,3 +165,25 @@ def test_what_is_handed_on_may_be_written_in_half_precision(tmp_path: Path, caps
     idle = write_recipe(tmp_path, "idle", tuning={"method": "lora"}, train={"save_dtype": "bf16"})
     assert main(["check", str(idle)]) == 2
     assert "train.save_dtype: has no effect with tuning.method lora" in capsys.readouterr().err
+
+
+def test_bf16_weights_go_on_bitwise_and_are_written_as_they_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = {"weight_dtype": "bf16", "precision": "bf16", "optimizer": "adamw_8bit", "decay_steps": 9}
+    whole, begun = (write_recipe(tmp_path, name, steps=4, train=train) for name in ("whole", "begun"))
+    assert main(["train", str(whole), "train.steps=6"]) == main(["train", str(begun)]) == 0
+    assert main(["train", str(begun), "train.steps=6"]) == 0
+    assert losses(tmp_path / "begun") == losses(tmp_path / "whole")
+    weights, others = (load_file(tmp_path / name / "last/model.safetensors") for name in ("whole", "begun"))
+    assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
+    assert all(tensor.equal(others[name]) for name, tensor in weights.items())
+    capsys.readouterr()
+    assert main(["check", str(begun), "train.steps=7", "train.weight_dtype=fp32", "--change"]) == 2
+    assert "other settings (train.weight_dtype: bf16 -> fp32" in capsys.readouterr().err
+    for command in ("check", "train", "plan"):
+        assert main([command, str(whole), "train.precision=fp32", f"run.folder={tmp_path}/new"]) == 2
+        assert "train.weight_dtype: bf16 weights are trained in the arithmetic of bf16" in capsys.readouterr().err
+    idle = write_recipe(tmp_path, "idle", tuning={"method": "lora"}, train=train)
+    assert main(["check", str(idle)]) == 2
+    assert "train.weight_dtype: has no effect with tuning.method lora" in capsys.readouterr().err

@@ -13,6 +13,7 @@ from test_layouts import own_rows, whole
 
 from hanlin.models.cpm2.config import Cpm2Config
 from hanlin.models.cpm2.model import Cpm2
+from hanlin.parallel.mesh import like, local, offset_of
 from hanlin.parallel.parallelize import parallelize
 from hanlin.recipe.settings import OPTIMIZERS, ParallelSettings, TrainSettings
 from hanlin.training.optimizer import build_optimizer
@@ -63,6 +64,33 @@ def test_a_layout_changes_no_weight_and_no_state(layout: str) -> None:
                     assert ((found.int() - tensor.int()).abs() <= 1).all(), (name, key)
                 else:
                     torch.testing.assert_close(found, tensor, rtol=1e-4, atol=1e-5 if name == "adamw_8bit" else 1e-9)
+
+
+def round_weights(case: Case, layout: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Whole bf16 weights after some steps by gradients that depend on their names alone."""
+    settings = ParallelSettings(**layout)
+    model = make_model(case, "full").float()
+    parallel_model = parallelize(model, torch.device("cpu"), "bf16", settings, trained=torch.bfloat16)
+    optimizer = build_optimizer(parallel_model.parameters, OPTIMIZERS.make("adamw"), seed=3)
+    for number in range(STEPS):
+        for name, weight in parallel_model.parameters.items():
+            draw = torch.Generator().manual_seed(len(name) + number)
+            part = torch.randn(weight.shape, generator=draw).bfloat16()
+            for dim, (first, size) in enumerate(zip(offset_of(weight), local(weight).shape, strict=True)):
+                part = part.narrow(dim, first if size else 0, size)
+            weight.grad = like(weight, part.contiguous(), weight.shape)
+        optimizer.step(1e-3)
+    return {name: whole(weight.detach()).clone() for name, weight in parallel_model.parameters.items()}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_layout_changes_no_rounding(layout: str) -> None:
+    case = Case(lambda: Cpm2(Cpm2Config(**CONFIG)), _pair, ())
+    expected = round_weights(case, {})
+    for result in run_ranks(4, round_weights, case, LAYOUTS[layout]):
+        for name, weight in expected.items():
+            assert weight.dtype == torch.bfloat16
+            assert result[name].equal(weight), name
 
 
 def _pair(draw: torch.Generator) -> dict[str, torch.Tensor]:

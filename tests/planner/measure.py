@@ -22,6 +22,7 @@ from hanlin.planner.memory_tracker import MemoryTracker
 from hanlin.planner.trace import TraceSettings, make_inputs
 from hanlin.recipe.reading import make_recipe
 from hanlin.recipe.settings import Recipe
+from hanlin.run.precision import trained_dtype
 from hanlin.training.optimizer import build_optimizer
 from hanlin.tuning.apply import apply_tuning
 
@@ -63,7 +64,9 @@ def parallelize_fresh(recipe: Recipe, config: Any) -> ParallelModel:
         for weight in model.parameters():
             weight.data.fill_(0.01 if weight.is_floating_point() else 1)
     apply_tuning(model, recipe.tuning, family, torch.Generator().manual_seed(2))
-    return parallelize(model, torch.device("cpu"), recipe.train.precision, recipe.parallel)
+    return parallelize(
+        model, torch.device("cpu"), recipe.train.precision, recipe.parallel, trained=trained_dtype(recipe)
+    )
 
 
 def measure(recipe: Recipe, config: Any) -> Measured:
@@ -79,6 +82,8 @@ def measure(recipe: Recipe, config: Any) -> Measured:
     live = MemoryTracker(others=(*weights, *state, *given))
     with live:
         parallel_model.forward_backward(parts, [100.0] * len(parts))
+        if recipe.train.weight_dtype != "fp32":
+            optimizer.step(1e-3)  # makes copies
     gradients = [weight.grad for weight in weights if weight.grad is not None]
     return Measured(_bytes(weights), _bytes(gradients), _bytes(state), _bytes(weights) + _bytes(state) + live.peak)
 

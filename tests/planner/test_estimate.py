@@ -43,6 +43,11 @@ def test_full_tuning_takes_what_the_plan_says(family: str, precision: str) -> No
     _agrees(tiny_recipe(family, f"train.precision={precision}", TWO_PASSES))
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weights_of_half_the_bytes_take_what_the_plan_says(family: str) -> None:
+    _agrees(tiny_recipe(family, "train.precision=bf16", "train.weight_dtype=bf16", TWO_PASSES))
+
+
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name != "cpm1_t5"])
 def test_lora_takes_what_the_plan_says(family: str) -> None:
     _agrees(tiny_recipe(family, "tuning.method=lora", "train.precision=bf16"))

@@ -87,11 +87,13 @@ def test_the_state_takes_the_bytes_that_are_told(name: str) -> None:
         assert spec.state_bytes(spec.settings(), shape) == held, shape
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("name", OPTIMIZERS.names)
-def test_a_state_that_was_saved_goes_on_bitwise(name: str) -> None:
+def test_a_state_that_was_saved_goes_on_bitwise(name: str, dtype: torch.dtype) -> None:
     def make() -> Step:
         settings = TrainSettings(lr=0.01, steps=9, optimizer=OPTIMIZERS.make({"name": name}))
-        parallel_model = parallelize(tiny_model(), torch.device("cpu"), "fp32")
+        precision = "fp32" if dtype == torch.float32 else "bf16"
+        parallel_model = parallelize(tiny_model(), torch.device("cpu"), precision, trained=dtype)
         return Step(parallel_model, build_optimizer(parallel_model.parameters, settings.optimizer), settings, 9)
 
     whole, first, second = make(), make(), make()

@@ -140,11 +140,13 @@ def _reach(recipe: Recipe, config: ModelConfig) -> Found:
 # --- what needs torch ---
 
 
-def device_problems(recipe: Recipe) -> Found:
+def device_problems(recipe: Recipe, purpose: Purpose) -> Found:
     asked, precision = recipe.run.device, recipe.train.precision
-    if asked == "cpu" or (asked == "auto" and precision != "bf16"):
+    keeps_half = purpose == "train" and recipe.train.weight_dtype != "fp32"
+    if not keeps_half and (asked == "cpu" or (asked == "auto" and precision != "bf16")):
         return
-    from hanlin.core.device import pick_device, precision_problem
+    from hanlin.core.device import best_precision, pick_device, precision_problem
+    from hanlin.run.precision import weight_dtype_problem
 
     try:
         device = pick_device(asked)
@@ -153,6 +155,10 @@ def device_problems(recipe: Recipe) -> Found:
         return
     if problem := precision_problem(precision, device):
         yield "train.precision", problem
+    elif keeps_half and (
+        problem := weight_dtype_problem(recipe, best_precision(device) if precision == "auto" else precision)
+    ):
+        yield "train.weight_dtype", problem
 
 
 def weight_problems(recipe: Recipe, build: Callable[[], Components], purpose: Purpose) -> Found:

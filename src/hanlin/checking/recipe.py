@@ -116,7 +116,7 @@ def check(
     components = cache(lambda: build_components(recipe))
     if not found and with_torch:
         asked = with_run_precision(recipe, start) if purpose == "train" else recipe
-        found += [*device_problems(asked), *weight_problems(recipe, components, purpose)]
+        found += [*device_problems(asked, purpose), *weight_problems(recipe, components, purpose)]
     if not found and with_torch:
         found += fit_problems(recipe, components, purpose)
     if not found and with_torch:

@@ -80,6 +80,7 @@ index | all int64 | op-plugin has a kernel; subscripts with tensors
 index_put index_put_ | float bool | op-plugin has a kernel; the list tells of int64 only
 index_add | bf16 | aclnnIndexAdd takes it on Atlas A2
 __lshift__ __rshift__ __irshift__ | int8 uint8 | op-plugin has kernels; unpacks int4
+__rshift__ bitwise_xor_ | int32 | op-plugin has kernels; rounds bf16 weights
 rms_norm | float | torch makes it of listed operations
 clamp_ | float | the list says that it may go by the CPU; clamp does not
 frexp | float | experts with balanced shares only

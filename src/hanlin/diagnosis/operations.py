@@ -23,6 +23,7 @@ from hanlin.core.device import has_bf16
 from hanlin.diagnosis.finding import Finding, first_line
 from hanlin.layers.activation import gelu
 from hanlin.layers.precision import DTYPES
+from hanlin.training.rounding import round_by_chance
 
 __all__ = ["EXAMPLES", "SmallTensors", "operation_findings"]
 
@@ -102,6 +103,12 @@ def _assigned(t: SmallTensors) -> torch.Tensor:
     return numbers
 
 
+def _rounded(numbers: torch.Tensor) -> torch.Tensor:
+    found = torch.empty_like(numbers)
+    round_by_chance(numbers, found, found, key=1)
+    return found
+
+
 def _attention(t: SmallTensors, **arguments: Any) -> list[torch.Tensor]:
     heads = t.weight[None, None, :, :4].expand(1, 2, -1, -1)
     return _with_gradient(
@@ -139,6 +146,7 @@ EXAMPLES: dict[str, Callable[[SmallTensors], Any]] = {
     "masked_fill": lambda t: [t.x.masked_fill(t.mask, -1), t.x.clone().masked_fill_(t.mask, 2)],
     "masked_scatter": lambda t: t.ids.masked_scatter(t.mask, t.ids.roll(1, 0)),
     "bool": lambda t: [t.mask & ~t.mask.roll(1, 0), t.mask | t.mask.roll(1, 1), t.mask.all(), t.mask.any(1)],
+    "rounding": lambda t: _rounded(t.x.float().clone()),
     "shifts": lambda t: [t.bytes << 4, t.bytes >> 4, (t.bytes << 4).__irshift__(4)],
     "int64": lambda t: [t.ids + 1, t.ids - 1, t.ids * 3, t.ids // 2, -t.ids, t.ids.clamp(min=1), t.ids.amax(1)],
     "casts": lambda t: [t.x.float(), t.x.to(torch.int64), t.ids.to(t.dtype), t.mask.to(t.dtype), t.bytes.to(t.dtype)],

@@ -84,7 +84,7 @@ class Gradients:
     def own_norm(self) -> torch.Tensor:
         """The length, as one vector, of the gradients that this rank counts: a number that is still on the device."""
         counted = [local(weight.grad) for weight in self.counted().values() if weight.grad is not None]
-        return nn.utils.get_total_norm(counted) if counted else torch.zeros((), device=self._mesh.device)
+        return _norm(counted) if counted else torch.zeros((), device=self._mesh.device)
 
     def counted(self) -> dict[str, nn.Parameter]:
         """The weights, of those that several ranks hold alike only where this rank is the one to count them."""
@@ -188,6 +188,14 @@ class Gradients:
 
 def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+def _norm(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Of all as one vector, in fp32 at least; torch's own norm of several is as coarse as they are."""
+    if all(gradient.dtype.itemsize >= 4 for gradient in gradients):
+        return nn.utils.get_total_norm(gradients)
+    norms = [torch.linalg.vector_norm(one, dtype=torch.float32) for one in gradients]
+    return torch.linalg.vector_norm(torch.stack(norms))
 
 
 def _is_divided(weight: torch.Tensor) -> bool:

@@ -200,6 +200,16 @@ def like(weight: torch.Tensor, part: torch.Tensor, shape: Sequence[int]) -> torc
     )
 
 
+def offset_of(weight: torch.Tensor) -> tuple[int, ...]:
+    """Where what this rank holds of a tensor begins in the whole, in each dimension."""
+    placements = getattr(weight, "placements", None)
+    if placements is None:
+        return (0,) * weight.ndim
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    return compute_local_shape_and_global_offset(weight.shape, weight.device_mesh, placements)[1]  # pyright: ignore
+
+
 def sum_over_shards(weight: torch.Tensor, part: torch.Tensor, dims: Sequence[int]) -> torch.Tensor:
     """The sums over dimensions of something that is divided as a weight is; these stay, with the length 1.
 

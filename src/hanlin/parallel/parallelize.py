@@ -1,6 +1,6 @@
 """A model, or this rank's share of it, brought to its device in the dtypes of a precision.
 
-Trained weights are fp32, frozen ones are stored in the precision of the arithmetic.
+Trained weights are fp32 or, where that is asked for, bf16; frozen ones are stored in the precision of the arithmetic.
 """
 
 from __future__ import annotations
@@ -32,11 +32,13 @@ def parallelize(
     *,
     copy: Callable[[], nn.Module] | None = None,
     attention: AttentionKernel = "auto",
+    trained: torch.dtype = torch.float32,
 ) -> ParallelModel:
     """Bring the model, or this rank's share of it, to the device in the dtypes of `precision`.
 
     auto: what the device computes best in.
     What requires a gradient is trained. A model on the meta device comes out empty: see `ParallelModel.fill`.
+    trained: dtype of the trained weights.
     copy: makes the same model once more (on the meta device), where a rank has several stages of a pipeline.
 
     Raises: ConfigError when the layout does not fit the model or the number of processes.
@@ -46,16 +48,18 @@ def parallelize(
     mesh = Mesh(Degrees.of(settings, read_ranks().world), device)
     for key, text in combination_problems(settings):
         raise ConfigError(f"{key}: {text}")
-    models = [_apply_layout(one, device, precision, settings, mesh) for one in _cut(model, settings, mesh, copy)]
+    models = [
+        _apply_layout(one, (DTYPES[precision], trained), settings, mesh) for one in _cut(model, settings, mesh, copy)
+    ]
     return ParallelModel(models, mesh, settings, DTYPES[precision], attention)
 
 
-def kept_dtype(weight: torch.Tensor, arithmetic: torch.dtype) -> torch.dtype:
-    """In which a weight is kept where that is the dtype of the arithmetic."""
+def kept_dtype(weight: torch.Tensor, arithmetic: torch.dtype, trained: torch.dtype = torch.float32) -> torch.dtype:
+    """In which a weight is kept where that is the dtype of the arithmetic, and trained ones are to be `trained`."""
     # fp64 is there for a comparison; quantised weights stay as they are packed.
     if not weight.is_floating_point() or weight.dtype == torch.float64:
         return weight.dtype
-    return torch.float32 if weight.requires_grad else arithmetic
+    return trained if weight.requires_grad else arithmetic
 
 
 def _cut(
@@ -73,12 +77,13 @@ def _cut(
 
 
 def _apply_layout(
-    model: nn.Module, device: torch.device, precision: Precision, settings: ParallelSettings, mesh: Mesh
+    model: nn.Module, dtypes: tuple[torch.dtype, torch.dtype], settings: ParallelSettings, mesh: Mesh
 ) -> nn.Module:
+    """dtypes: of the arithmetic and of trained weights."""
     plan: Plan = model.plan  # pyright: ignore[reportAssignmentType]
     for parameter in model.parameters():
         # Changing the data and not the parameter keeps tied weights tied.
-        parameter.data = parameter.data.to(kept_dtype(parameter, DTYPES[precision]))
+        parameter.data = parameter.data.to(kept_dtype(parameter, *dtypes))
     if mesh.size("data") > 1:
         from hanlin.parallel.experts import share_experts
 

@@ -14,12 +14,15 @@ from hanlin.planner.timing import NETWORK_BYTES, Links, RankWork, StepSeconds, c
 from hanlin.planner.trace import BlockCost, Trace
 from hanlin.planner.weights import Held
 from hanlin.planner.work import Seconds, total_flops
+from hanlin.training.rounding import GROUP_NUMBERS
 
 FP32 = 4
 RESERVE_BYTES = int(1.5 * GIB)
 """The device's own: context, libraries, buffers of collectives."""
 FRAGMENTATION = 1.05
 """What the allocator takes beyond what tensors need."""
+_WIDENED_BYTES = 100
+"""That a bf16 weight and its gradient move besides while they are fp32, and the weight is rounded."""
 
 
 @dataclass(frozen=True)
@@ -157,9 +160,10 @@ def _memory(share: RankShare) -> RankMemory:
     passes = layout.micro_batches
     # Each pass adds to whole gradients, and the last one divides them.
     accumulates = share.is_sharded and passes > 1 and not _reduces_each_pass(layout)
-    gradients = FP32 * (held.whole_trained if accumulates else held.held_trained)
+    size = share.job.trained_bytes
+    gradients = FP32 * held.whole_trained if accumulates else size * held.held_trained
     optimizer = held.optimiser_bytes
-    host = held.held_bytes + FP32 * held.held_trained + optimizer if layout.offload else 0
+    host = held.held_bytes + size * held.held_trained + optimizer if layout.offload else 0
     host += _inputs_on_host(share)
     activations, (casted, casted_late), gathered = _activations(share), _casted(share), _gathered(share)
     backward = share.trace.transient + _reduced(share)
@@ -173,9 +177,10 @@ def _memory(share: RankShare) -> RankMemory:
     # When all activations are there, so are the gradients of an earlier pass, if there was a backward pass yet.
     full = activations + (0 if passes == 1 or layout.waits_for_all else gradients)
     # A first pass makes the last block's gradients in `backward`; further ones add theirs to those that are there.
-    fresh = FP32 * held.block_trained if passes == 1 and not share.is_sharded else 0
+    fresh = size * held.block_trained if passes == 1 and not share.is_sharded else 0
     ends = gradients - fresh + trace.outside + backward
-    peak = static + max(full + casted + loss, full + casted_late + backward, ends + casted_late)
+    stepping = 0 if layout.offload else gradients + _widened(share)
+    peak = static + max(full + casted + loss, full + casted_late + backward, ends + casted_late, stepping)
     return RankMemory(
         held.held_bytes,
         gradients,
@@ -239,14 +244,21 @@ def _reduced(share: RankShare) -> int:
     return (size + FP32) * share.held.block_trained if share.is_sharded else 0
 
 
+def _widened(share: RankShare) -> int:
+    """fp32 copies of bf16 weights and of their gradients, while the optimizer changes them."""
+    if share.job.trained_bytes == FP32:
+        return 0
+    return 2 * FP32 * max(share.held.largest_trained, min(GROUP_NUMBERS, share.held.held_trained))
+
+
 def _loss(share: RankShare) -> int:
     """What layers/loss.py holds when its gradients are ready, if every position is labelled."""
     (vocabulary, hidden_size), size = share.held.head, share.dtype_bytes
     rows = share.layout.micro_batch_size * share.job.lengths.length
-    is_mixed = size != FP32
+    is_mixed, is_wide = size != FP32, share.held.is_head_trained and share.job.trained_bytes == FP32
     # The norm's two and the labelled rows; a copy of the table; the gradients of rows and table.
     hidden = rows * hidden_size * 3 * FP32
-    copy = vocabulary * hidden_size * size * (is_mixed and share.held.is_head_trained)  # a frozen one is kept so
+    copy = vocabulary * hidden_size * size * (is_mixed and is_wide)  # another one is kept so
     gradients = FP32 * hidden_size * (rows + vocabulary * share.held.is_head_trained)
     waiting = share.layout.micro_batches if share.layout.waits_for_all else 1
     chunk = min(ACCELERATOR_CHUNK_ROWS, rows) * vocabulary * (FP32 + size * is_mixed)
@@ -264,7 +276,8 @@ def _traffic(share: RankShare) -> Traffic:
     gather = _ring(shards) * held.whole_bytes * times * passes
     sums = passes if _reduces_each_pass(layout) else 1
     scatter = _ring(shards) * FP32 * held.whole_trained * sums
-    reduce = 2 * _ring(replicas) * FP32 * held.whole_trained / shards * sums
+    summed_bytes = share.job.trained_bytes if shards == 1 else FP32
+    reduce = 2 * _ring(replicas) * summed_bytes * held.whole_trained / shards * sums
     # Each row-divided product is summed in the forward pass, the gradient of its input in the backward pass.
     states = sum(cost.elements for cost in share.costs)
     summed = states * held.sums / max(1, len(share.costs)) * (3 if recomputes else 2)
@@ -315,7 +328,7 @@ def _seconds(rank: RankPlan, share: RankShare, device: Device, links: Links) -> 
 
 
 def _work(share: RankShare) -> RankWork:
-    layout, held, job = share.layout, share.held, share.job
+    layout, held, job, size = share.layout, share.held, share.job, share.job.trained_bytes
     rows = layout.micro_batch_size * job.lengths.length * held.stage.has_last
     all_again = Seconds(1, 1, 1, 1, 1)
     again = {"none": Seconds(), "full": all_again, "offload": all_again, "selective": Seconds(0, 1, 1, 1, 1)}
@@ -328,9 +341,9 @@ def _work(share: RankShare) -> RankWork:
         rows * held.head[0],
         job.dtype.itemsize == FP32,
         # Weight and gradient of each are read for the step and for its norm, and written.
-        6 * FP32 * held.held_trained + 2 * held.optimiser_bytes,
+        (6 * size + (size < FP32) * _WIDENED_BYTES) * held.held_trained + 2 * held.optimiser_bytes,
         layout.offload,
-        times * held.held_bytes + FP32 * held.held_trained * layout.offload,
+        times * held.held_bytes + size * held.held_trained * layout.offload,
         0.0 if job.gathers_half(layout) else 1 / layout.micro_batches if is_whole else 1.0,
         again[layout.checkpoint_activations],
     )

@@ -23,6 +23,7 @@ from hanlin.planner.weights import Held, StageWeights, Weight, cut_stages, hold,
 from hanlin.recipe.reading import Found, nearest
 from hanlin.recipe.settings import Recipe
 from hanlin.run.components import answers_in_row, find_adapter, model_config, reach_problems
+from hanlin.run.precision import weight_dtype_problem
 from hanlin.training.optimizer import find_optimizer, layout_problems
 from hanlin.tuning.apply import apply_tuning
 
@@ -51,7 +52,9 @@ class PlannedModel:
         self.precision: Precision = precision_on(device, recipe.train.precision)
         self.config, self.notes = planned_config(recipe, family, size)
         self.dtype = DTYPES[self.precision]
-        model = _meta_model(recipe, family, self.config, self.dtype)
+        trained = DTYPES[recipe.train.weight_dtype if recipe.tuning.trains_base else "fp32"]
+        self.trained_bytes = trained.itemsize
+        model = _meta_model(recipe, family, self.config, (self.dtype, trained))
         self._problems = [
             *reach_problems(lengths.length, self.config, answers_in_row(recipe)),
             *settings_problems(recipe),
@@ -73,7 +76,10 @@ class PlannedModel:
 
     def refuse_layout(self) -> None:
         """Raises: ConfigError for what keeps the recipe's rows and its layout from being trained, as `check` has it."""
-        if found := [*self._problems, *self.optimizer_problems(self.recipe.parallel.tensor)]:
+        found = [*self._problems, *self.optimizer_problems(self.recipe.parallel.tensor)]
+        if problem := weight_dtype_problem(self.recipe, self.precision):
+            found.append(("train.weight_dtype", problem))
+        if found:
             raise ConfigError("; ".join(f"{key}: {text}" for key, text in found))
 
     def optimizer_problems(self, tensor: int) -> Found:
@@ -145,14 +151,14 @@ class PlannedModel:
         return trace(self._template, layout, run)
 
 
-def _meta_model(recipe: Recipe, family: Family, config: Any, dtype: torch.dtype) -> Any:
+def _meta_model(recipe: Recipe, family: Family, config: Any, dtypes: tuple[torch.dtype, torch.dtype]) -> Any:
     with torch.device("meta"):
         model = family.model()(config)
         if recipe.model.quantise is not None:
             quantise_linears(model, recipe.model.quantise)
         apply_tuning(model, recipe.tuning, family)
     for weight in model.parameters():
-        weight.data = weight.data.to(kept_dtype(weight, dtype))
+        weight.data = weight.data.to(kept_dtype(weight, *dtypes))
     return model
 
 

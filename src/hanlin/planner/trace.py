@@ -215,7 +215,7 @@ def realise(model: Any, shapes: Mapping[str, Sequence[int]], layout: Layout, run
 
 
 def _fake(weight: nn.Parameter, shape: Sequence[int], arithmetic: torch.dtype) -> nn.Parameter:
-    dtype = kept_dtype(weight, arithmetic)
+    dtype = kept_dtype(weight, arithmetic, weight.dtype)
     made = nn.Parameter(torch.empty(tuple(shape), dtype=dtype, device="cpu"), requires_grad=weight.requires_grad)
     made.grad = torch.zeros_like(made) if weight.requires_grad else None
     return made

@@ -104,7 +104,8 @@ class Held:
     """What one rank holds of its stage.
 
     held_bytes, held_trained: its share of the weights, and elements of the trained ones; optimiser_bytes: of its state;
-    whole_...: the same before they are divided over data ranks, in the dtypes in which they are gathered;
+    largest_trained: elements of its share of the largest trained weight; whole_...: the same before they are divided
+    over data ranks, in the dtypes in which they are gathered;
     outside_bytes, block_bytes, block_trained: of these, in no block, and in the largest one; sums: products in its
     blocks whose results are summed over tensor ranks; head: the shape of the output table, [vocabulary, hidden_size].
     """
@@ -113,6 +114,7 @@ class Held:
     held_bytes: int
     held_trained: int
     optimiser_bytes: int
+    largest_trained: int
     whole_bytes: int
     whole_trained: int
     outside_bytes: int
@@ -148,6 +150,7 @@ def hold(stage: StageWeights, layout: Layout, state_bytes: StateBytes, gathered_
             for weight in stage.weights
             if weight.is_trained
         ),
+        max((held // weight.count(layout) for weight, _, held in sizes if weight.is_trained), default=0),
         outside_bytes + sum(block_bytes.values()),
         sum(whole for weight, whole, _ in sizes if weight.is_trained),
         outside_bytes,

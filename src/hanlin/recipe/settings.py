@@ -162,9 +162,13 @@ class TrainSettings(Settings):
     # Denominator of the loss: token: all loss tokens of the step; batch: mean of the means of each forward pass
     # (as the original CPM-Bee does it).
     loss_mean: Literal["token", "batch"] = "token"
-    # Arithmetic of the forward and backward pass, and of answers. Trained weights and optimizer are always fp32.
+    # Arithmetic of the forward and backward pass, and of answers. Trained weights have weight_dtype.
     # auto: bf16 where the device has it, fp16 on other CUDA and NPU devices, fp32 elsewhere; a run keeps what it was.
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    # Number format of trained weights and their gradients, where the base is trained. bf16: half the memory, in the
+    # arithmetic of bf16 only; each step rounds them up or down by chance, since to the nearest most changes would be
+    # lost.
+    weight_dtype: Literal["fp32", "bf16"] = "fp32"
     # fp16: the first loss scale.
     loss_scale: float = Field(default=65536.0, gt=0)
     # fp16: good steps after which the loss scale doubles. None: it never changes.
@@ -190,8 +194,8 @@ class TrainSettings(Settings):
     # Go on training while a checkpoint is written; needs memory of the CPU for a copy of it.
     save_in_background: bool = False
     # Number format of the weights in best/ and last/, where the base is trained; checkpoints, which a run goes on from,
-    # stay fp32.
-    save_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    # stay in weight_dtype. None: weight_dtype.
+    save_dtype: Literal["fp32", "bf16", "fp16"] | None = None
     # Checkpoints kept, besides the best one.
     keep: int = Field(default=2, gt=0)
     # Skipped steps (non-finite loss or gradient) in a row after which training stops.

@@ -68,7 +68,7 @@ def _rules(recipe: Recipe) -> list[tuple[str, Unused, bool]]:
             train.precision in ("fp32", "bf16"),
         ),
         (
-            "train.save_dtype",
+            "train.save_dtype train.weight_dtype",
             Unused("tuning.method", f"with tuning.method {recipe.tuning.method}, which writes an adapter"),
             not recipe.tuning.trains_base,
         ),
@@ -164,6 +164,11 @@ def _rules(recipe: Recipe) -> list[tuple[str, Unused, bool]]:
             "parallel.gather_fp32",
             Unused("train.precision", "with train.precision fp32; set that to bf16 or fp16"),
             layout.gather_fp32 and recipe.train.precision == "fp32",
+        ),
+        (
+            "parallel.gather_fp32",
+            Unused("train.weight_dtype", "with train.weight_dtype bf16; there is nothing else to gather"),
+            layout.gather_fp32 and train.weight_dtype == "bf16",
         ),
         (
             "parallel.sequence_parallel",

@@ -188,7 +188,8 @@ def _train(components: Components, start: Start) -> Outcome:
     # It must be the one that the checkpoint was trained on: a frozen one is not in it, of another one it tells the run.
     base = Fingerprint() if recipe.model.base or not recipe.tuning.trains_base else None
     parallel_model = parallelize_tuned(components, device, ranks.world, base)
-    optimizer = build_optimizer(parallel_model.parameters, recipe.train.optimizer, recipe.tuning.rate_factors)
+    tuning, seed = recipe.tuning, recipe.run.seed
+    optimizer = build_optimizer(parallel_model.parameters, recipe.train.optimizer, tuning.rate_factors, seed)
     objective = _begin_objective(recipe, parallel_model, loader, held_out)
     step = Step(parallel_model, optimizer, recipe.train, count_steps(recipe.train, loader), loader.where, objective)
     _log_start(components, parallel_model, step.total_steps, device, threads)

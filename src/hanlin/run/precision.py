@@ -11,6 +11,8 @@ from hanlin.recipe.settings import Recipe
 from hanlin.run.components import Components
 
 if TYPE_CHECKING:
+    import torch
+
     from hanlin.layers.precision import Precision
 
 
@@ -23,6 +25,32 @@ def precision_of(recipe: Recipe) -> Precision:
     if problem := precision_problem(asked, device):
         raise ConfigError(f"train.precision: {problem}")
     return best_precision(device) if asked == "auto" else asked
+
+
+def weight_dtype_problem(recipe: Recipe, precision: Precision) -> str:
+    """What keeps trained weights from the dtype that the recipe wants, in the arithmetic of a precision; "" if none."""
+    asked = recipe.train.weight_dtype
+    if asked == "fp32" or not recipe.tuning.trains_base or precision == asked:
+        return ""
+    return (
+        f"{asked} weights are trained in the arithmetic of {asked}, and train.precision is {precision}; set it to bf16"
+    )
+
+
+def trained_dtype(recipe: Recipe) -> torch.dtype:
+    """Of trained weights. Raises: ConfigError where they cannot be kept so in the recipe's precision."""
+    from hanlin.layers.precision import DTYPES
+
+    if problem := weight_dtype_problem(recipe, precision_of(recipe)):
+        raise ConfigError(f"train.weight_dtype: {problem}")
+    return DTYPES[recipe.train.weight_dtype if recipe.tuning.trains_base else "fp32"]
+
+
+def saved_dtype(recipe: Recipe) -> torch.dtype:
+    """Of what is written of a trained base."""
+    from hanlin.layers.precision import DTYPES
+
+    return DTYPES[recipe.train.save_dtype] if recipe.train.save_dtype else trained_dtype(recipe)
 
 
 def with_precision(components: Components) -> Components:

@@ -33,7 +33,7 @@ from hanlin.recipe.settings import ParallelSettings
 from hanlin.recipe.tuning import TuningMethod
 from hanlin.run.components import Components, blaming, build_components
 from hanlin.run.hash_shares import names_to_hash
-from hanlin.run.precision import precision_of
+from hanlin.run.precision import precision_of, saved_dtype, trained_dtype
 from hanlin.tuning.apply import allocate_additions, apply_tuning, init_additions_of
 
 if TYPE_CHECKING:
@@ -171,15 +171,14 @@ def parallelize_tuned(
         log.info("head for labels: drawn fresh from run.seed, since %s is a language model", recipe.model.base)
     _say_precision(components)
     precision, attention = precision_of(recipe), recipe.run.attention
+    options: dict[str, Any] = {"attention": attention, "trained": trained_dtype(recipe)}
     if world == 1:
-        return parallelize(
-            _tuned_model(components, fingerprint), device, precision, recipe.parallel, attention=attention
-        )
+        return parallelize(_tuned_model(components, fingerprint), device, precision, recipe.parallel, **options)
 
     def empty() -> torch.nn.Module:
         return apply_tuning(_empty_model(components), recipe.tuning, components.family)
 
-    parallel_model = parallelize(empty(), device, precision, recipe.parallel, copy=empty, attention=attention)
+    parallel_model = parallelize(empty(), device, precision, recipe.parallel, copy=empty, **options)
     parallel_model.fill(_kept(components, parallel_model.names, _base_dtype(components), fingerprint))
     parallel_model.fill(_additions(components))
     return parallel_model
@@ -199,7 +198,7 @@ def export(components: Components, parallel_model: ParallelModel, target: Path) 
         return
     with published(target, "replace") as beside:
         held = {**base_parameters(model), **_frozen_weights(components)}
-        weights = Cast(target, held, DTYPES[components.recipe.train.save_dtype])
+        weights = Cast(target, held, saved_dtype(components.recipe))
         save_base(beside, components.family, components.config, weights, components.tokenizer)
         if added_parameters(model):
             save_adapter(model, tuning, beside / ADAPTER_FOLDER)
@@ -323,9 +322,9 @@ def _packed_or_cast(components: Components, names: list[str], dtype: torch.dtype
 
 
 def _base_dtype(components: Components) -> torch.dtype:
-    """Trained weights are kept in fp32, frozen ones in the precision of the recipe."""
+    """Trained weights are kept in `train.weight_dtype`, frozen ones in the precision of the recipe."""
     recipe = components.recipe
-    return torch.float32 if recipe.tuning.trains_base else DTYPES[precision_of(recipe)]
+    return trained_dtype(recipe) if recipe.tuning.trains_base else DTYPES[precision_of(recipe)]
 
 
 def refuse_unsound(components: Components, *, is_trained: bool) -> ValueReport | None:
@@ -367,7 +366,7 @@ def _base_weights(components: Components, names: list[str], dtype: torch.dtype |
 def _say_precision(components: Components) -> None:
     """Tell where what is written takes more room than what it came from."""
     recipe, source = components.recipe, components.source
-    is_larger = recipe.tuning.trains_base and recipe.train.save_dtype == "fp32"
+    is_larger = recipe.tuning.trains_base and saved_dtype(recipe) == torch.float32
     if source is None or not is_larger or stored_dtype(source.weights) not in _HALF:
         return
     count = sum(weight.numel() for weight in _empty_model(components).parameters())

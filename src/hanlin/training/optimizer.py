@@ -118,22 +118,36 @@ def build_optimizer(
     parameters: Mapping[str, nn.Parameter],
     settings: OptimizerSettings,
     rate_factors: Mapping[str, float] | None = None,
+    seed: int = 0,
 ) -> Optimizer:
-    """The optimizer of these weights, with a state that knows of no step yet.
+    """The optimizer of these weights, with a state that knows of no step yet. bf16 ones are rounded by chance, from the
+    seed.
+
 
     rate_factors: by what the learning rate of weights is multiplied, by the last part of their names; others: 1.
     Raises: ConfigError for a layout that it does not take.
     """
+    import torch
+
     from hanlin.parallel.mesh import local
 
     shapes = ((name, one.shape, local(one).shape) for name, one in parameters.items())
     for key, text in layout_problems(settings, shapes):
         raise ConfigError(f"{key}: {text}")
+    if not any(weight.dtype == torch.bfloat16 for weight in parameters.values()):
+        return _build(parameters, settings, rate_factors or {})
+    from hanlin.training.rounding import RoundedOptimizer
+
+    return RoundedOptimizer(parameters, lambda wide: _build(wide, settings, rate_factors or {}), seed)
+
+
+def _build(
+    parameters: Mapping[str, nn.Parameter], settings: OptimizerSettings, rate_factors: Mapping[str, float]
+) -> Optimizer:
     build = find_optimizer(settings).build
     groups: dict[float, dict[str, nn.Parameter]] = {}
     for name, weight in parameters.items():
-        factor = (rate_factors or {}).get(name.rpartition(".")[2], 1.0)
-        groups.setdefault(factor, {})[name] = weight
+        groups.setdefault(rate_factors.get(name.rpartition(".")[2], 1.0), {})[name] = weight
     if groups.keys() <= {1.0}:
         return build(parameters, settings)
     return AtRates({factor: build(own, settings) for factor, own in groups.items()})

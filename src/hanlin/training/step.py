@@ -18,6 +18,7 @@ from hanlin.recipe.settings import TrainSettings
 from hanlin.training.objective import Objective, Weighed
 from hanlin.training.objectives.likelihood import LikelihoodObjective
 from hanlin.training.optimizer import Optimizer
+from hanlin.training.rounding import RoundedOptimizer
 from hanlin.training.scale import LossScale
 from hanlin.training.schedules import learning_rate
 
@@ -191,6 +192,8 @@ class Step:
             factor *= min(1.0, self.settings.clip / (norm + 1e-6))
         if factor != 1:
             self.parallel_model.scale_grads(factor)
+        if isinstance(self.optimizer, RoundedOptimizer):
+            self.optimizer.updates = self.updates
         self.optimizer.step(rate)
         self.updates += 1
 
