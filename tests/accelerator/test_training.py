@@ -84,6 +84,6 @@ def test_the_numbers_are_the_cpus_and_nothing_waits_for_the_device(
         assert preferred["wait"] == 2, preferred["places"]  # losses and norm; what was measured
     parts = result["micro_batches"]
     assert result["step"]["wait"] == 1, result["step"]["places"]  # losses and norm
-    assert result["evaluation"]["wait"] == parts, result["evaluation"]["places"]  # the losses of each forward pass
+    assert result["evaluation"]["wait"] == 1, result["evaluation"]["places"]  # the losses of up to 64 forward passes
     # A buffer for each micro-batch, and one for its windows.
     assert result["step"]["copy"] <= 2 * parts, result["step"]["places"]

@@ -87,6 +87,7 @@ def test_the_ranks_together_see_the_batches_of_one_rank(data: Prepared, pack: bo
     for batch, *shares in zip(whole, *parts, strict=True):
         assert [row for share in shares for row in share.rows if row] == list(batch.rows)
         assert len({share.labels.shape[1] for share in shares}) == 1
+        assert {share.most_rows for share in shares} == {max(share.size for share in shares)}
         assert sum(share.loss_tokens for share in shares) == batch.loss_tokens
         full = torch.cat([share.inputs["tokens"] for share in shares if any(share.rows)])
         assert torch.equal(full, batch.inputs["tokens"])

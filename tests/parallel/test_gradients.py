@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -20,6 +21,7 @@ from hanlin.parallel import buckets, pipeline, shard, tensor  # noqa: F401  # re
 from hanlin.parallel.parallel_model import ParallelModel
 from hanlin.parallel.parallelize import parallelize
 from hanlin.recipe.settings import ParallelSettings, TrainSettings
+from hanlin.training.objectives.likelihood import mean_loss
 from hanlin.training.optimizer import build_optimizer
 from hanlin.training.step import NextStep, Step
 
@@ -98,7 +100,7 @@ def test_buckets_set_out_before_the_backward_pass_ends(monkeypatch: pytest.Monke
 
 
 def counted_steps(layout: ParallelSettings, monkeypatch: Any) -> list[Counter[str]]:
-    """The collectives of each of three steps, as they follow each other in a run."""
+    """The collectives of each of three steps, as they follow each other in a run, and those of an evaluation."""
     make = partial(make_model, CASES["cpm1"], "full", torch.float32)
     parallel_model = parallelize(make(), CPU, "fp32", layout, copy=make)
     settings = TrainSettings(steps=4, micro_batch_size=1)
@@ -117,7 +119,9 @@ def counted_steps(layout: ParallelSettings, monkeypatch: Any) -> list[Counter[st
         assert step.is_end_wanted, "rank 1 wants to end"
         assert report.loss_tokens == pytest.approx(whole[len(found)].loss_tokens, rel=1e-6)
         found.append(Counter(calls))
-    return found
+    calls.clear()
+    mean_loss(parallel_model, [replace(batch, most_rows=batch.size) for batch in batches], 1)
+    return [*found, calls]
 
 
 BUDGETS = {
@@ -132,7 +136,8 @@ BUDGETS = {
 def test_host_numbers_travel_once_a_step(layout: str, monkeypatch: pytest.MonkeyPatch):
     """A budget: it only goes down."""
     settings, most = BUDGETS[layout]
-    for first, *others in run_ranks(2, counted_steps, ParallelSettings(**settings), monkeypatch):
+    for first, *others, evaluation in run_ranks(2, counted_steps, ParallelSettings(**settings), monkeypatch):
+        assert "data" not in settings or evaluation["all_gather"] == 1, "the sums at its end"
         assert first["all_gather"] == most + ("data" in settings), "no data rank knows of the others' first batch"
         for calls in others:
             assert calls["all_gather"] == most

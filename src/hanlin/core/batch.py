@@ -54,6 +54,7 @@ class Batch:
     rows: for each batch row, the numbers of the data set's rows packed into it.
     answers: `[batch, length]` int64, where a row of the data set has several answers that are compared: whose token a
         label is, counted from 1 within the batch row; 0 = nobody's.
+    most_rows: batch rows of the data rank that has most of the same batch; None: not known.
     """
 
     inputs: dict[str, torch.Tensor]
@@ -61,6 +62,7 @@ class Batch:
     weights: torch.Tensor
     rows: Sequence[Sequence[int]] = field(default=())
     answers: torch.Tensor | None = None
+    most_rows: int | None = None
 
     @property
     def size(self) -> int:

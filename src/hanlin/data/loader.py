@@ -182,10 +182,11 @@ class Loader:
         rows = plan.rows[number * self.batch_size : (number + 1) * self.batch_size]
         begin, end = (len(rows) * place // self.world for place in (self.rank, self.rank + 1))
         length = self.max_length if self.pack else max(self._length(row, plan) for row in rows)
+        most_rows = -(-len(rows) // self.world)
         if begin == end:
             # A rank must run as many steps as the others: it gets a row that carries no loss.
-            return _without_loss(self._part(rows, 0, 1, plan, epoch, length))
-        return self._part(rows, begin, end, plan, epoch, length)
+            return replace(_without_loss(self._part(rows, 0, 1, plan, epoch, length)), most_rows=most_rows)
+        return replace(self._part(rows, begin, end, plan, epoch, length), most_rows=most_rows)
 
     def _part(
         self, rows: Sequence[SampleNumbers], begin: int, end: int, plan: _Epoch, epoch: int, length: int

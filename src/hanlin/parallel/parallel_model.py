@@ -132,11 +132,11 @@ class ParallelModel:
         """The parts of this rank's rows that go through the model one after the other, `rows` each.
 
         All data ranks get equally many parts, in a pipeline all of one size: rows without loss fill them up.
-        most: rows that any data rank has; None: they are asked.
+        most: rows that any data rank has; None: what the batch says of it, else they are asked.
         """
         if self.mesh.size("all") == 1:
             return batch.split(self.settings.micro_batches or -(-batch.size // (rows or batch.size)))
-        most = int(self.mesh.maximum("data", batch.size)) if most is None else most
+        most = most or batch.most_rows or int(self.mesh.maximum("data", batch.size))
         parts = self.settings.micro_batches or -(-most // (rows or most))
         filled = batch.fill_rows(-(-most // parts) * parts if self.mesh.size("pipe") > 1 else parts)
         return filled.split(parts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
 from hanlin.recipe.settings import ObjectiveSettings
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     from hanlin.core.batch import Batch
     from hanlin.data.loader import Loader
     from hanlin.parallel.parallel_model import ParallelModel
+
+_LOSSES_AT_ONCE = 64
+"""Forward passes of an evaluation after which the host waits for their losses."""
 
 
 class LikelihoodSettings(ObjectiveSettings):
@@ -45,11 +49,15 @@ def mean_loss(parallel_model: ParallelModel, batches: Iterable[Batch], rows: int
     """
     import torch
 
-    parts = (part for batch in batches for part in parallel_model.split(batch, rows))
-    # Added on the host: not every device has fp64.
-    pairs = [(parallel_model.losses(part).cpu().sum(dtype=torch.float64).item(), part.loss_tokens) for part in parts]
-    total, tokens = parallel_model.sum_over_data([math.fsum(column) for column in zip(*pairs, strict=True)])
-    return total / tokens
+    parts, sums, tokens = (part for batch in batches for part in parallel_model.split(batch, rows)), [], []
+    while some := list(islice(parts, _LOSSES_AT_ONCE)):
+        losses = [parallel_model.losses(part).flatten() for part in some]
+        # Added on the host: not every device has fp64.
+        there = torch.cat(losses).cpu().split([len(own) for own in losses])
+        sums += [own.sum(dtype=torch.float64).item() for own in there]
+        tokens += [part.loss_tokens for part in some]
+    total, count = parallel_model.sum_over_data([math.fsum(sums), math.fsum(tokens)])
+    return total / count
 
 
 objective = ObjectiveSpec(LikelihoodSettings, lambda settings: LikelihoodObjective())
