@@ -200,3 +200,18 @@ def test_an_adapter_alone_is_no_whole_model_and_what_to_do_is_said(
         assert main(["convert", str(home / name / "last"), str(out), "--to", "huggingface"]) == 2
         assert expected in capsys.readouterr().err
     assert not out.exists()
+
+
+@pytest.mark.parametrize(("layout", "is_kept"), [("adapter", True), ("peft", False)])
+def test_how_the_base_was_packed_is_written_again_or_said_to_be_lost(
+    layout: str, is_kept: bool, home: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(home / "lora" / "last", tmp_path / "packed")
+    (tmp_path / "packed/manifest.json").unlink()
+    settings = read_json_object(tmp_path / "packed/adapter.json")
+    write_json(tmp_path / "packed/adapter.json", {**settings, "quantise": "nf4"})
+    words = [str(tmp_path / "packed"), str(tmp_path / "out"), "--to", layout, "--base", str(home / "model")]
+    assert main(["convert", *words]) == 0
+    kept = open_adapter(tmp_path / "out", family, read_config(home / "model", family)).quantise
+    assert kept == ("nf4" if is_kept else None)
+    assert ("a base held as nf4, which PEFT" in caplog.text) is not is_kept

@@ -57,12 +57,13 @@ class ForBase:
     """The base for which other programs get an adapter.
 
     layout: in whose names of modules (None: the format's choice); name: where the base lies, as those programs are
-    told, and files: the layout in which it lies there.
+    told, and files: the layout in which it lies there; quantise: see `Adapter`.
     """
 
     layout: str | None = None
     name: str | None = None
     files: str | None = None
+    quantise: str | None = None
 
 
 ANY_BASE = ForBase()
@@ -77,7 +78,8 @@ class AdapterFormat:
     (CheckpointError for a broken one); save: writes a model's;
     tensors: of a layout that keeps them among the tensors of their base: the model's by their names there; family: the
     name of the one family whose adapters lie so, if there is one;
-    names_base: whether what is written names the modules of a base and the base itself; its `save` takes a `ForBase`.
+    names_base: whether what is written names the modules of a base and the base itself; keeps_packing: whether it says
+    how that was packed in memory. With any of the two its `save` takes a `ForBase`.
     """
 
     title: str
@@ -87,11 +89,12 @@ class AdapterFormat:
     tensors: Callable[[nn.Module, FamilyFacts], dict[str, torch.Tensor]] | None = None
     family: str | None = None
     names_base: bool = False
+    keeps_packing: bool = False
 
     def for_base(self, base: ForBase) -> AdapterFormat:
         """The same for a given base."""
         save: Callable[..., None] = self.save
-        return replace(self, save=partial(save, base=base)) if self.names_base else self
+        return replace(self, save=partial(save, base=base)) if self.names_base or self.keeps_packing else self
 
 
 def read_settings(path: Path, values: Mapping[str, Any]) -> TuningMethod:

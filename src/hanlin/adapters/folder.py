@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hanlin.adapters.adapter import Adapter, AdapterFormat, read_settings
+from hanlin.adapters.adapter import ANY_BASE, Adapter, AdapterFormat, ForBase, read_settings
 from hanlin.adapters.labels import stated_labels
 from hanlin.core.files import has_file, read_json_object, write_json
 from hanlin.core.manifest import published_folder
@@ -57,8 +57,16 @@ def _open(path: Path, family: FamilyFacts, config: Any) -> Adapter | None:
     return Adapter(path, _TITLE, read_settings(path / SETTINGS, values), open_weights(path), labels, quantise=quantise)
 
 
-def _save(model: nn.Module, settings: Any, path: Path, family: FamilyFacts, *, overwrite: bool = False) -> None:
-    save_adapter(model, settings, path, overwrite=overwrite)
+def _save(
+    model: nn.Module,
+    settings: Any,
+    path: Path,
+    family: FamilyFacts,
+    *,
+    overwrite: bool = False,
+    base: ForBase = ANY_BASE,
+) -> None:
+    save_adapter(model, settings, path, overwrite=overwrite, quantise=base.quantise)
 
 
-FOLDER = AdapterFormat(_TITLE, _holds, _open, _save)
+FOLDER = AdapterFormat(_TITLE, _holds, _open, _save, keeps_packing=True)

@@ -235,9 +235,12 @@ def _convert_adapter(source: Path, target: Path, how: ConvertSettings) -> Writte
     family = _family(how, base)
     adapter = open_adapter(source, family, read_config(base, family))
     layout = format_to_write(adapter.settings, how.to or OURS)
+    about = ForBase(quantise=adapter.quantise)
     if layout.names_base:
-        name = name_of_folder(base) or str(base.resolve())
-        layout = layout.for_base(ForBase(how.layout, name, open_source(base, family).format))
+        about = ForBase(how.layout, name_of_folder(base) or str(base.resolve()), open_source(base, family).format)
+    if adapter.quantise is not None and not layout.keeps_packing:
+        log.warning("%s was trained on a base held as %s, which %s cannot say", source, adapter.quantise, layout.title)
+    layout = layout.for_base(about)
     model = model_of_adapter(adapter, base, family)
     if layout.tensors is not None:
         return _convert(base, target, how, family, more=layout.tensors(model, family))
