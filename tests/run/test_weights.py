@@ -60,14 +60,22 @@ def test_each_weight_is_hashed_once_on_each_machine(monkeypatch: pytest.MonkeyPa
     everything, half = ["a", "b", "c", "d"], ["a", "b"]
     ranks = [(("one", 0), everything), (("one", 1), everything), (("one", 2), half), (("two", 3), everything)]
     hashed: dict[str, list[str]] = {"one": [], "two": []}
-    monkeypatch.setattr(hash_shares, "gather_values", lambda mine: ranks)
+    told = []
+    for (machine, _), names in ranks:
+        monkeypatch.setattr(hash_shares.socket, "gethostname", lambda machine=machine: machine)
+        told.append(hash_shares._reader(names))
+    monkeypatch.setattr(hash_shares, "gather_values", lambda mine: told)
     for (machine, rank), names in ranks:
         monkeypatch.setattr(hash_shares.socket, "gethostname", lambda machine=machine: machine)
         monkeypatch.setattr(hash_shares, "read_ranks", lambda rank=rank: Ranks(rank, 4))
         mine = hash_shares.names_to_hash(names)
         assert mine <= set(names)
         hashed[machine] += mine
-    assert {machine: sorted(names) for machine, names in hashed.items()} == {"one": everything, "two": everything}
+    # Ranks of one machine that read the same share it; one that reads other names hashes all of them.
+    assert {machine: sorted(names) for machine, names in hashed.items()} == {
+        "one": sorted([*everything, *half]),
+        "two": everything,
+    }
 
 
 def test_it_is_said_that_a_half_base_is_trained_and_written_in_fp32(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import socket
 from collections.abc import Sequence
 
@@ -12,11 +13,12 @@ __all__ = ["names_to_hash"]
 
 
 def names_to_hash(names: Sequence[str]) -> set[str]:
-    """Of the weights that a rank reads those that it hashes for all ranks of its machine that read them too."""
-    me = (socket.gethostname(), read_ranks().rank)
-    readers: dict[str, list[tuple[str, int]]] = {}
-    for place, read in gather_values((me, list(names))):
-        for name in read if place[0] == me[0] else ():
-            readers.setdefault(name, []).append(place)
-    turns = sorted(readers)
-    return {name for number, name in enumerate(turns) if readers[name][number % len(readers[name])] == me}
+    """Of the weights that a rank reads those that it hashes for all ranks of its machine that read the same."""
+    me, turns = _reader(names), sorted(names)
+    readers = [rank for rank, other in enumerate(gather_values(me)) if other == me]
+    return set(turns[readers.index(read_ranks().rank) :: len(readers)])
+
+
+def _reader(names: Sequence[str]) -> tuple[str, str]:
+    """What the ranks of a machine that read the same have in common. Not the names, which would be ranks x weights."""
+    return socket.gethostname(), hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
