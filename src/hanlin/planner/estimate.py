@@ -117,6 +117,16 @@ def estimate(job: PlannedModel, layout: Layout) -> Estimate:
     return Estimate(layout, tuple(ranks), tuple(shares))
 
 
+def least_bytes(job: PlannedModel, layout: Layout) -> int:
+    """What the fullest rank holds at least: weights, gradients and optimizer; of a layout without offload.
+
+    Raises: ConfigError when the model cannot be cut so.
+    """
+    return max(
+        held.held_bytes + held.optimiser_bytes + job.trained_bytes * held.held_trained for held in job.held(layout)
+    )
+
+
 @dataclass(frozen=True)
 class RankShare:
     """One rank of a layout. costs: of its blocks."""

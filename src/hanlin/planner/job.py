@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from hanlin.core.errors import ConfigError
 from hanlin.layers.precision import DTYPES, Precision
@@ -19,7 +23,7 @@ from hanlin.planner.devices import Device, precision_on
 from hanlin.planner.layout import Layout
 from hanlin.planner.timing import PassSeconds, pass_seconds
 from hanlin.planner.trace import Trace, TraceSettings, kinds_of_blocks, shrink, trace, with_experts
-from hanlin.planner.weights import Held, StageWeights, Weight, cut_stages, hold, list_weights, query_heads
+from hanlin.planner.weights import Held, HeldSizes, StageWeights, Weight, cut_stages, hold, list_weights, query_heads
 from hanlin.recipe.reading import Found, nearest
 from hanlin.recipe.settings import Recipe
 from hanlin.run.components import answers_in_row, find_adapter, model_config, reach_problems
@@ -107,8 +111,15 @@ class PlannedModel:
         return self._with_experts(plain, -(-self.num_experts // layout.expert))
 
     def _more_experts(self, layout: Layout, count: int) -> Trace:
-        one_row = replace(layout, micro_batch_size=1)  # what experts add does not depend on the rows
-        return with_experts(self._trace(layout, 1), self._trace(one_row, 1), self._trace(one_row, 2), count)
+        # What experts add does not depend on the rows, and tensor ranks divide it as they do the weights.
+        one, two = (self._trace(Layout(), experts) for experts in (1, 2))
+        share = self._expert_elements(layout) / self._expert_elements(Layout())
+        added = {kind: round(share * (two.blocks[kind].casted - cost.casted)) for kind, cost in one.blocks.items()}
+        return with_experts(self._trace(layout, 1), added, count)
+
+    def _expert_elements(self, layout: Layout) -> int:
+        """That a tensor rank computes with, of one expert of each block."""
+        return sum(math.prod(weight.seen_shape(layout)) for weight in self.weights if weight.num_experts)
 
     def _seconds(self, trace: Trace, device: Device) -> PassSeconds:
         return pass_seconds(trace, device)
@@ -131,8 +142,8 @@ class PlannedModel:
         cut = Layout(pipe=layout.pipe, schedule=layout.schedule, stages_per_rank=layout.stages_per_rank)
         most = self.dtype.itemsize if self.gathers_half(layout) else None
         settings = self.recipe.train.optimizer
-        state_bytes = functools.partial(find_optimizer(settings).state_bytes, settings)
-        return [hold(stage, layout, state_bytes, most) for stage in self._cut(cut)]
+        sizes = HeldSizes(layout, functools.partial(find_optimizer(settings).state_bytes, settings))
+        return [hold(stage, layout, sizes, most) for stage in self._cut(cut)]
 
     def _stages(self, layout: Layout) -> list[StageWeights]:
         return cut_stages(self.weights, layout)
@@ -152,7 +163,7 @@ class PlannedModel:
 
 
 def _meta_model(recipe: Recipe, family: Family, config: Any, dtypes: tuple[torch.dtype, torch.dtype]) -> Any:
-    with torch.device("meta"):
+    with torch.device("meta"), _drawing_nothing():
         model = family.model()(config)
         if recipe.model.quantise is not None:
             quantise_linears(model, recipe.model.quantise)
@@ -160,6 +171,20 @@ def _meta_model(recipe: Recipe, family: Family, config: Any, dtypes: tuple[torch
     for weight in model.parameters():
         weight.data = weight.data.to(kept_dtype(weight, *dtypes))
     return model
+
+
+@contextmanager
+def _drawing_nothing() -> Iterator[None]:
+    """Let torch's modules leave out their first values, which take seconds for a mixture, also without memory."""
+    drawing = [nn.Linear, nn.Embedding]
+    kept = [module.reset_parameters for module in drawing]
+    for module in drawing:
+        module.reset_parameters = lambda self: None
+    try:
+        yield
+    finally:
+        for module, reset in zip(drawing, kept, strict=True):
+            module.reset_parameters = reset
 
 
 def planned_config(recipe: Recipe, family: Family, size: str | None) -> tuple[Any, list[str]]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from hanlin.core.errors import ConfigError
 from hanlin.planner.devices import DEVICES, Device
-from hanlin.planner.estimate import Estimate, estimate
+from hanlin.planner.estimate import Estimate, estimate, least_bytes
 from hanlin.planner.job import PlannedModel
 from hanlin.planner.kernels import kernel_of
 from hanlin.planner.layout import Layout
@@ -28,6 +28,8 @@ def propose(job: PlannedModel, device: Device, nodes: int, per_node: int, networ
     """
     found = []
     for layout in _layouts(job, nodes * per_node, per_node):
+        if least_bytes(job, layout) > device.memory_bytes:
+            continue  # which saves a trace, and most of a search for a large model
         result = estimate(job, layout)
         if result.fits(device):
             found.append(Proposal(result, result.step_seconds(device, per_node, network_bytes).total))

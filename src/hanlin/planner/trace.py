@@ -177,11 +177,10 @@ def make_constants(model: nn.Module) -> None:
         packing.unpack(tuple(tensors), 64, torch.float32)
 
 
-def with_experts(found: Trace, one: Trace, two: Trace, count: int) -> Trace:
-    """A trace with `count` experts instead of one: they keep as much together, but copy more weights, by as much as two
-    do than one.
+def with_experts(found: Trace, more: Mapping[str, int], count: int) -> Trace:
+    """A trace with `count` experts instead of one: they keep as much together, but copy more weights; more: bytes of
+    those of a further expert, by kind of block.
     """
-    more = {kind: two.blocks[kind].casted - cost.casted for kind, cost in one.blocks.items()}
     blocks = {
         kind: dataclasses.replace(cost, casted=cost.casted + (count - 1) * more[kind])
         for kind, cost in found.blocks.items()

@@ -125,12 +125,29 @@ class Held:
     is_head_trained: bool
 
 
-def hold(stage: StageWeights, layout: Layout, state_bytes: StateBytes, gathered_bytes: int | None = None) -> Held:
+class HeldSizes:
+    """What tensor rank 0 and data rank 0 hold of a weight under a layout; blocks are alike, so little is computed."""
+
+    def __init__(self, layout: Layout, state_bytes: StateBytes) -> None:
+        self._layout, self._state_bytes = layout, state_bytes
+        self._known: dict[tuple[object, ...], tuple[int, int, int]] = {}
+
+    def of(self, weight: Weight) -> tuple[int, int, int]:
+        """Elements before it is sharded, and of its share; bytes of the optimizer's state."""
+        key = weight.shape, weight.dim, weight.num_heads, weight.num_experts
+        if key not in self._known:
+            state = weight.count(self._layout) * self._state_bytes(weight.held_shape(self._layout))
+            self._known[key] = weight.whole_elements(self._layout), weight.held_elements(self._layout), state
+        return self._known[key]
+
+
+def hold(stage: StageWeights, layout: Layout, held_sizes: HeldSizes, gathered_bytes: int | None = None) -> Held:
     """The shares of tensor rank 0 and data rank 0.
 
     gathered_bytes: of an element of a block's weight when it is whole (None: as where it is held).
     """
-    sizes = [(weight, weight.whole_elements(layout), weight.held_elements(layout)) for weight in stage.weights]
+    states = sum(held_sizes.of(weight)[2] for weight in stage.weights if weight.is_trained)
+    sizes = [(weight, *held_sizes.of(weight)[:2]) for weight in stage.weights]
     block_bytes: dict[int, int] = {}
     block_trained: dict[int, int] = {}
     for weight, whole, _ in sizes:
@@ -145,11 +162,7 @@ def hold(stage: StageWeights, layout: Layout, state_bytes: StateBytes, gathered_
         stage,
         sum(held * weight.element_bytes for weight, _, held in sizes),
         sum(held for weight, _, held in sizes if weight.is_trained),
-        sum(
-            weight.count(layout) * state_bytes(weight.held_shape(layout))
-            for weight in stage.weights
-            if weight.is_trained
-        ),
+        states,
         max((held // weight.count(layout) for weight, _, held in sizes if weight.is_trained), default=0),
         outside_bytes + sum(block_bytes.values()),
         sum(whole for weight, whole, _ in sizes if weight.is_trained),
