@@ -75,6 +75,15 @@ def test_devices_that_lack_the_precision_do_not_fit(recipe: str, capsys: pytest.
     assert "910A" not in fitting
 
 
+def test_devices_that_compute_in_fp16_do_not_take_bf16_weights(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", recipe, "--propose", "0", "train.precision=auto", "train.weight_dtype=bf16"]) == 0
+    fitting = capsys.readouterr().out.partition("; fits: ")[2]
+    assert "RTX4080-16" in fitting
+    assert "V100" not in fitting
+    assert main(["plan", recipe, "--device", "V100-32", "train.precision=auto", "train.weight_dtype=bf16"]) == 2
+    assert "and train.precision is fp16" in capsys.readouterr().err
+
+
 def test_the_time_of_a_step_is_told_by_its_parts(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", recipe, "--propose", "0"]) == 0
     shown = capsys.readouterr().out

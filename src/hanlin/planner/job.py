@@ -95,10 +95,12 @@ class PlannedModel:
     def on(self, device: Device) -> PlannedModel:
         """The same on another device.
 
-        Raises: ConfigError where it has not the recipe's precision.
+        Raises: ConfigError where it has not the recipe's precision, or not what the dtype of its weights goes with.
         """
         other = copy.copy(self)
         other.device, other.precision = device, precision_on(device, self.recipe.train.precision)
+        if problem := weight_dtype_problem(self.recipe, other.precision):
+            raise ConfigError(f"train.weight_dtype: {problem}")
         other.dtype = DTYPES[other.precision]
         other._remember()
         return other
