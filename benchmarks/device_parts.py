@@ -29,9 +29,14 @@ from torch.nn import functional
 from hanlin.checkpoint.state import Checkpointer
 from hanlin.core.batch import IGNORED, Batch
 from hanlin.core.errors import ConfigError
+from hanlin.core.transfer import to_device
+from hanlin.layers.attention_kernels import AttentionUse, attention_kernels, kernel_scope
+from hanlin.layers.block_attention import CausalRows, block_attention, make_causal_context
 from hanlin.layers.kv_cache import KVCache
+from hanlin.layers.prefix import PrefixEncoder
 from hanlin.layers.quantised import packed, packed_linears, packed_sizes, quantise_linears
 from hanlin.models.family import load_family
+from hanlin.parallel.compiled import compile_block
 from hanlin.parallel.parallelize import parallelize
 from hanlin.recipe.settings import OPTIMIZERS, ParallelSettings, TrainSettings
 from hanlin.recipe.tuning import TUNING_METHODS
@@ -44,6 +49,8 @@ PEAK_TFLOPS = 989
 """Of dense bf16 products on an H100 or H200, by the maker."""
 LOSS_BOUNDS = {"fp32": 3e-5, "bf16": 1e-2, "fp16": 4e-3}
 """How far a loss may be from the CPU's in fp32, as a share of it; its own bf16 and fp16 are 7e-3 and 2e-3 away."""
+ATTENTION_BOUND = 4e-2
+"""How far bf16 attention and its gradients may be from fp32's, as a share of the greatest number."""
 FULL_GIB = 120
 """Of the device, from which on all of the 6B is trained: fp32 weights, gradients and Adam's state are 100 GB."""
 FEW_LAYERS = 14
@@ -159,6 +166,67 @@ def measure_kernels(bench: Bench) -> None:
             bench.keep(f"gradients_not_finite{suffix(is_on)}", broken)
             # cuDNN's is a known fault of torch (pytorch#196678), to be told and not to be counted.
             assert is_on or not broken, f"{broken} gradients of attention are not finite"
+
+
+def compare_attention(bench: Bench) -> None:
+    """Packed rows and rows with a prefix, by each kernel of `run.attention`: results, gradients, milliseconds forwards
+    and backwards. What differs from plain products in fp32, or is left out by `auto`, fails.
+    """
+    scope = kernel_scope(bench.device)
+    use = AttentionUse(torch.bfloat16, 16 if bench.is_tiny else 128, is_trained=True)
+    if bench.is_cuda:
+        assert scope.takes_sequences(use), "flash attention of samples one behind the other does not work here"
+    else:
+        bench.skip("varlen", "needs CUDA: flash attention of samples one behind the other, here by plain products")
+    wrong = []
+    for name, prefix in (("packed", 0), ("prefix", 5 if bench.is_tiny else 128)):
+        rows = PackedAttention.draw(bench, use.head_dim, prefix)
+        expected = [part.cpu() for part in rows.run("math", torch.float32)]
+        found: dict[str, Any] = {}
+        for kernel in ("auto", "efficient", "math"):
+            parts = rows.run(kernel, use.dtype)
+            gaps = [float((one.float().cpu() - other).abs().max() / other.abs().max())
+                    for one, other in zip(parts, expected, strict=True)]  # fmt: skip
+            seconds = bench.median_seconds(lambda k=kernel, r=rows: r.run(k, use.dtype))
+            found[kernel] = {"ms": round(1e3 * seconds, 3), "gap": round(max(gaps), 5)}
+            wrong += [f"{name} {kernel}"] if not max(gaps) < ATTENTION_BOUND else []
+        bench.keep(name, found)
+    assert not wrong, f"attention differs from plain products: {', '.join(wrong)}"
+
+
+@dataclass(frozen=True)
+class PackedAttention:
+    """Causal attention of samples in packed rows, with few key heads; numbers: query, key and value `[rows, length,
+    heads, head_dim]` on the CPU.
+    """
+
+    device: torch.device
+    spans: torch.Tensor
+    numbers: list[torch.Tensor]
+    prefix: PrefixEncoder | None
+
+    @staticmethod
+    def draw(bench: Bench, head_dim: int, prefix: int) -> PackedAttention:
+        generator = torch.Generator().manual_seed(0)
+        count, length, heads = (2, 64, 4) if bench.is_tiny else (2, 4096, 32)
+        ends = torch.randint(1, length // 8, (count, length), generator=generator).cumsum(1)
+        spans = (torch.arange(length)[:, None] >= ends[:, None, :]).sum(-1)
+        shapes = ((count, length, number, head_dim) for number in (heads, 2, 2))
+        numbers = [torch.randn(shape, generator=generator) for shape in shapes]
+        torch.manual_seed(0)
+        encoder = PrefixEncoder(prefix, 1, 2, head_dim).to(bench.device) if prefix else None
+        return PackedAttention(bench.device, spans, numbers, encoder)
+
+    def run(self, kernel: Any, dtype: torch.dtype) -> list[torch.Tensor]:
+        """The result, and the gradients of query, key and value."""
+        parts = [part.clone().to(self.device, dtype).requires_grad_() for part in self.numbers]
+        spans = to_device({"spans": self.spans}, self.device)["spans"]
+        use = AttentionUse(dtype, parts[0].shape[-1], is_trained=True)
+        with attention_kernels(self.device, kernel):
+            context = make_causal_context(CausalRows(spans, spans), self.prefix, None, use)
+            mixed = block_attention(context, "0", *parts)
+            mixed.float().square().sum().backward()
+        return [mixed.detach(), *(part.grad for part in parts if part.grad is not None)]
 
 
 @contextmanager
@@ -517,13 +585,12 @@ def time_steps(
     """
     bench.free()
     model, config = make_large(bench, method, layers, family_name, form)
-    if backend:
-        for block in model.blocks.values():
-            block.compile(dynamic=True, backend=backend)
     length = 64 if bench.is_tiny else 2048 if family_name == "chatglm2" else 1024
     chosen = OPTIMIZERS.make(optimizer)
     settings = TrainSettings(steps=99, precision="bf16", micro_batch_size=1, lr=1e-4, optimizer=chosen)
     parallel_model = parallelize(model, bench.device, "bf16", ParallelSettings(checkpoint_activations=recomputed))
+    for block in model.blocks.values() if backend else ():
+        compile_block(block, backend)
     step = Step(parallel_model, build_optimizer(parallel_model.parameters, settings.optimizer), settings, 99)
     seconds, reports = [], []
     for seed in range(steps):
@@ -610,6 +677,7 @@ def in_ms(seconds: list[float]) -> list[float]:
 PARTS = {
     "machine": Part(measure_machine, 10),
     "kernels": Part(measure_kernels, 40),
+    "attention": Part(compare_attention, 20),
     "numbers": Part(check_numbers, 60),
     "decoding": Part(measure_decoding, 45),
     "adapters": Part(measure_adapters, 60),

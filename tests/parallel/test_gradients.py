@@ -143,3 +143,16 @@ def test_host_numbers_travel_once_a_step(layout: str, monkeypatch: pytest.Monkey
             assert calls["all_gather"] == most
             if layout == "data":
                 assert calls == {"all_gather": 1, "all_reduce": 1}, "all gradients fit into one bucket"
+
+
+def test_gradients_are_scaled_by_one_kernel_as_one_by_one(monkeypatch: pytest.MonkeyPatch):
+    scaled = []
+    for is_at_once in (False, True):
+        monkeypatch.setattr("hanlin.parallel.gradients.has_foreach", lambda device, answer=is_at_once: answer)
+        trained = parallelize(OddModel(), CPU)
+        for number, weight in enumerate(trained.parameters.values()):
+            weight.grad = torch.full_like(weight, number) if number else None
+        trained.scale_grads(0.3)
+        scaled.append([weight.grad for weight in trained.parameters.values()])
+    assert all(one is other is None or one.equal(other) for one, other in zip(*scaled, strict=True))
+    assert any(one is not None and one.any() for one in scaled[0])

@@ -197,7 +197,7 @@ def fit_problems(recipe: Recipe, build: Callable[[], Components], purpose: Purpo
 
 def tuning_and_layout_problems(recipe: Recipe, build: Callable[[], Components]) -> Found:
     """What the model, made and tuned without memory, says to the recipe's tuning and layout."""
-    from hanlin.parallel.layout_checks import model_problems
+    from hanlin.parallel.layout_checks import compile_problems, model_problems
     from hanlin.run.weights import empty_tuned_model
     from hanlin.training.optimizer import layout_problems
 
@@ -207,6 +207,8 @@ def tuning_and_layout_problems(recipe: Recipe, build: Callable[[], Components]) 
         yield _with_key(error, "model.adapter" if recipe.model.adapter else "tuning")
         return
     yield from model_problems(model, recipe.parallel)
+    if recipe.train.compile == "blocks":
+        yield from compile_problems(model, recipe.parallel)
     if recipe.parallel.tensor > 1:
         from hanlin.parallel.tensor import part_shapes
 

@@ -101,6 +101,11 @@ def has_bf16(device: torch.device) -> bool:
     return known is None or bool(known())
 
 
+def has_foreach(device: torch.device) -> bool:
+    """Whether a kernel takes many tensors at once; a CPU goes from one to the next, and NPUs have few such kernels."""
+    return device.type == "cuda"
+
+
 def has_fp64(device: torch.device) -> bool:
     """Whether it holds fp64; Apple's GPUs and Ascend's NPUs do not."""
     return device.type not in ("mps", "npu")

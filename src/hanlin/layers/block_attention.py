@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -33,6 +33,10 @@ class AttentionContext:
     mask: AttentionMask
     prefixes: Mapping[str, Prefix]
     kv_cache: KVCache | None
+
+    def for_block(self, name: str) -> AttentionContext:
+        """See `parallel.compiled`."""
+        return replace(self, prefixes={"": self.prefixes[name]}) if name in self.prefixes else self
 
 
 def make_attention_context(

@@ -80,7 +80,8 @@ class LoraLinear(nn.Linear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         addition = self.addition(input)
-        product = linear(self, input, has_bias=not self.has_magnitude) * self.scale
+        product = linear(self, input, has_bias=not self.has_magnitude)
+        product = product if self.scale == 1 else product * self.scale
         found = torch.add(product, addition.to(product.dtype), alpha=self.factor)
         if not self.has_magnitude:
             return found

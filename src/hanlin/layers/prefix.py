@@ -29,10 +29,10 @@ class Prefix:
     def of_rows(self, rows: int, part: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Its keys or values for each of some rows: `[rows, kv_heads, length, head_dim]`."""
         repeated = part.to(dtype).expand(rows, -1, -1, -1)
-        return functional.dropout(repeated, self.dropout, self.dropout > 0)
+        return functional.dropout(repeated, self.dropout) if self.dropout else repeated
 
     def _joined(self, part: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-        return torch.cat((self.of_rows(len(own), part, own.dtype), own), dim=2)
+        return torch.cat((self.of_rows(own.shape[0], part, own.dtype), own), dim=2)
 
 
 class PrefixSource(nn.Module):

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import distributed, nn
 
+from hanlin.core.device import has_foreach
 from hanlin.parallel.buckets import Buckets
 from hanlin.parallel.mesh import Mesh, local
 
@@ -92,9 +93,12 @@ class Gradients:
 
     @torch.no_grad()
     def scale(self, factor: float) -> None:
-        for weight in self.weights.values():
-            if weight.grad is not None:
-                local(weight.grad).mul_(factor)
+        gradients = [local(weight.grad) for weight in self.weights.values() if weight.grad is not None]
+        if gradients and has_foreach(gradients[0].device):
+            torch.ops.aten._foreach_mul_.Scalar(gradients, factor)  # a few launches for all of them
+            return
+        for gradient in gradients:
+            gradient.mul_(factor)
 
     def drop(self) -> None:
         for held in self._held:

@@ -63,6 +63,23 @@ def _batch(recipe: Recipe) -> Found:
         )
 
 
+def compile_problems(model: nn.Module, layout: ParallelSettings) -> Found:
+    """What keeps the blocks of a model from being compiled (`train.compile: blocks`)."""
+    from hanlin.layers.experts import Experts
+    from hanlin.layers.quantised import packed_linears
+
+    if layout.tensor > 1:
+        yield (
+            "train.compile",
+            "blocks, with parallel.tensor, whose ranks move activations inside of blocks by hooks that torch.compile "
+            "does not see; set it to none or parallel.tensor to 1",
+        )
+    if any(isinstance(module, Experts) for module in model.modules()):
+        yield "train.compile", "blocks, of a mixture of experts, whose shapes follow its routing; set it to none"
+    if packed_linears(model):
+        yield "train.compile", "blocks, of a packed base, whose products torch.compile cannot take in; set it to none"
+
+
 def model_problems(model: nn.Module, layout: ParallelSettings) -> Found:
     """What is wrong with a layout for a model, which may be on the meta device."""
     if layout.expert > 1:

@@ -17,7 +17,7 @@ from hanlin.core.errors import ConfigError
 from hanlin.layers.precision import DTYPES, Precision
 from hanlin.layers.quantised import quantise_linears
 from hanlin.models.family import Family, load_family
-from hanlin.parallel.layout_checks import model_problems, settings_problems
+from hanlin.parallel.layout_checks import compile_problems, model_problems, settings_problems
 from hanlin.parallel.parallelize import kept_dtype
 from hanlin.planner.devices import Device, precision_on
 from hanlin.planner.layout import Layout
@@ -64,6 +64,7 @@ class PlannedModel:
             *settings_problems(recipe),
         ]
         self._problems += model_problems(model, recipe.parallel)
+        self._problems += compile_problems(model, recipe.parallel) if recipe.train.compile == "blocks" else []
         self.weights: list[Weight] = list_weights(model)
         self.kinds = kinds_of_blocks(model)
         self.heads = query_heads(model)

@@ -169,6 +169,9 @@ class TrainSettings(Settings):
     # arithmetic of bf16 only; each step rounds them up or down by chance, since to the nearest most changes would be
     # lost.
     weight_dtype: Literal["fp32", "bf16"] = "fp32"
+    # blocks: the repeated blocks are compiled by torch.compile, once for all lengths, which takes minutes before the
+    # first step and a C++ compiler, on a GPU Triton; what cannot be compiled runs as before, as the log says.
+    compile: Literal["none", "blocks"] = "none"
     # fp16: the first loss scale.
     loss_scale: float = Field(default=65536.0, gt=0)
     # fp16: good steps after which the loss scale doubles. None: it never changes.

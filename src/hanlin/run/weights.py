@@ -25,6 +25,7 @@ from hanlin.layers.label_head import label_parameters
 from hanlin.layers.precision import DTYPES
 from hanlin.layers.quantised import packed, packed_linears, quantise_linears
 from hanlin.models.common.init_weights import init_weights
+from hanlin.parallel.compiled import compile_blocks
 from hanlin.parallel.inference_model import ShardedInferenceModel
 from hanlin.parallel.mesh import Degrees, Mesh
 from hanlin.parallel.parallel_model import ParallelModel
@@ -165,18 +166,18 @@ def parallelize_tuned(
     several ranks those that this one holds.
     Raises: ConfigError, CheckpointError.
     """
-    recipe = components.recipe
+    recipe, precision = components.recipe, precision_of(components.recipe)
     _refuse_changed_base(components)
     if components.adapter is None and _fresh_head(components):
         log.info("head for labels: drawn fresh from run.seed, since %s is a language model", recipe.model.base)
     _say_precision(components)
-    precision, attention = precision_of(recipe), recipe.run.attention
-    options: dict[str, Any] = {"attention": attention, "trained": trained_dtype(recipe)}
+    options: dict[str, Any] = {"attention": recipe.run.attention, "trained": trained_dtype(recipe)}
     if world == 1:
-        return parallelize(_tuned_model(components, fingerprint), device, precision, recipe.parallel, **options)
+        model = _tuned_model(components, fingerprint)
+        return parallelize(compile_blocks(model, recipe), device, precision, recipe.parallel, **options)
 
     def empty() -> torch.nn.Module:
-        return apply_tuning(_empty_model(components), recipe.tuning, components.family)
+        return compile_blocks(apply_tuning(_empty_model(components), recipe.tuning, components.family), recipe)
 
     parallel_model = parallelize(empty(), device, precision, recipe.parallel, copy=empty, **options)
     parallel_model.fill(_kept(components, parallel_model.names, _base_dtype(components), fingerprint))

@@ -8,7 +8,7 @@ linears are cut by formats.py.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -60,6 +60,10 @@ class BlockContext:
     cosine: torch.Tensor
     sine: torch.Tensor
     attention: AttentionContext
+
+    def for_block(self, name: str) -> BlockContext:
+        """See `parallel.compiled`."""
+        return replace(self, attention=self.attention.for_block(name))
 
 
 class ChatGlm2(nn.Module):

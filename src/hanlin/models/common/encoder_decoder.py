@@ -7,7 +7,7 @@ decoder block made of its output.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 import torch
@@ -65,6 +65,11 @@ class DecoderContext:
     def own_prefix(self, name: str) -> Prefix | None:
         """That of the self-attention of a block; None where there is none, or where the KV cache holds it already."""
         return self.prefixes.get(name)
+
+    def for_block(self, name: str) -> DecoderContext:
+        """See `parallel.compiled`."""
+        places = ((name, ""), (cross_place(name), cross_place("")))
+        return replace(self, prefixes={own: self.prefixes[place] for place, own in places if place in self.prefixes})
 
     def cross_attention_kv(
         self, name: str, project: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
