@@ -33,6 +33,7 @@ from hanlin.core.transfer import to_device
 from hanlin.layers.attention_kernels import AttentionUse, attention_kernels, kernel_scope
 from hanlin.layers.block_attention import CausalRows, block_attention, make_causal_context
 from hanlin.layers.kv_cache import KVCache
+from hanlin.layers.pair_scores import rehearse_flex
 from hanlin.layers.prefix import PrefixEncoder
 from hanlin.layers.quantised import packed, packed_linears, packed_sizes, quantise_linears
 from hanlin.models.family import load_family
@@ -178,6 +179,9 @@ def compare_attention(bench: Bench) -> None:
         assert scope.takes_sequences(use), "flash attention of samples one behind the other does not work here"
     else:
         bench.skip("varlen", "needs CUDA: flash attention of samples one behind the other, here by plain products")
+    gap = rehearse_flex(bench.device, use.dtype, use.head_dim)
+    bench.keep("flex", {"gap": round(gap, 5), "by": "flex_attention" if bench.is_cuda else "plain products"})
+    assert gap < ATTENTION_BOUND, f"a bias pair by pair is off by {gap:.1e}"
     wrong = []
     for name, prefix in (("packed", 0), ("prefix", 5 if bench.is_tiny else 128)):
         rows = PackedAttention.draw(bench, use.head_dim, prefix)

@@ -89,3 +89,16 @@ def test_a_prefix_needs_no_mask_where_samples_go_one_behind_the_other(family: st
     if is_varlen:
         [(call, kernel)] = found.attention.items()
         assert why_not_flash(call, kernel, DEVICES[device]) == ""
+
+
+@pytest.mark.parametrize("family", ["cpm_bee", "cpm2"])
+def test_a_large_bias_is_planned_as_it_is_computed(family: str) -> None:
+    recipe = tiny_recipe(family, "tuning.method=full", "train.precision=auto", "model.config.dropout=0")
+    lengths = {length: SequenceLengths(length, length) for length in (256, 16384)}
+    found = {
+        length: PlannedModel(recipe, one, device=DEVICES["H100-80"]).trace(Layout()) for length, one in lengths.items()
+    }
+    assert "flex" not in found[256].attention.values()
+    assert "flex" in found[16384].attention.values()
+    [(call, kernel)] = [pair for pair in found[16384].attention.items() if pair[1] == "flex"]
+    assert why_not_flash(call, kernel, DEVICES["H100-80"]) == "a mask or a bias"

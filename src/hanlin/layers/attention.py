@@ -17,6 +17,7 @@ from torch.nn import functional
 from hanlin.core.transfer import on_host, to_device
 from hanlin.layers.attention_kernels import takes_shared_keys
 from hanlin.layers.attention_windows import AttentionWindows
+from hanlin.layers.pair_scores import PairScores, pair_attention
 from hanlin.layers.sequences import Sequences, varlen_attention
 
 
@@ -30,12 +31,14 @@ class AttentionMask:
     every query sees something.
     windows: None = every row of the batch is one group.
     sequences: what the positions of the whole batch are divided into, in place of all of these.
+    pairs: what computes bias and mask of the groups where they are used, in place of `mask` and `empty_queries`.
     """
 
     mask: torch.Tensor | None = None
     empty_queries: torch.Tensor | None = None
     windows: AttentionWindows | None = None
     sequences: Sequences | None = None
+    pairs: PairScores | None = None
     _parts: dict[tuple[int | None, int | None, int], AttentionMask] = field(
         default_factory=dict, init=False, repr=False
     )
@@ -119,7 +122,9 @@ def attention(
     Returns `[groups, queries, heads * head_dim]`.
     """
     repeats = query.shape[1] // key.shape[1]
-    if query.shape[2] == 1:
+    if mask.pairs is not None:
+        mixed = pair_attention(query, key, value, mask.pairs, scale).transpose(1, 2).flatten(2)
+    elif query.shape[2] == 1:
         mixed = _of_lone_query(query, key, value, mask, dropout, scale)
     elif mask.mask is None and query.shape[2] < key.shape[2]:
         mixed = _at_the_end(query, key, value, scale)

@@ -1,7 +1,8 @@
 """Which kernels compute attention on a device (`run.attention`).
 
 Models ask when they make their masks, since some kernels need none: on CUDA flash attention takes samples one behind
-the other (layers/sequences.py). All else goes to `scaled_dot_product_attention`, among whose kernels torch chooses.
+the other (layers/sequences.py), and `flex_attention` computes a bias pair by pair (layers/pair_scores.py). All else
+goes to `scaled_dot_product_attention`, among whose kernels torch chooses.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch.backends.cuda import flash_sdp_enabled
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hanlin.core.device import cuda_capability, has_bf16
+from hanlin.layers.pair_scores import rehearse_flex
 from hanlin.layers.sequences import rehearse_varlen
 
 __all__ = [
@@ -38,7 +40,7 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-AttentionKernel = Literal["auto", "varlen", "flash", "efficient", "cudnn", "math"]
+AttentionKernel = Literal["auto", "varlen", "flex", "flash", "efficient", "cudnn", "math"]
 
 _FLASH, _EFFICIENT = SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION
 ALLOWED_KERNELS: dict[AttentionKernel, list[SDPBackend]] = {
@@ -46,6 +48,7 @@ ALLOWED_KERNELS: dict[AttentionKernel, list[SDPBackend]] = {
     # answers are new all the time; with masks its gradients can be NaN (pytorch/pytorch#196678).
     "auto": [_FLASH, _EFFICIENT, SDPBackend.MATH],
     "varlen": [SDPBackend.MATH],
+    "flex": [_FLASH, _EFFICIENT, SDPBackend.MATH],
     "flash": [_FLASH, SDPBackend.MATH],
     "efficient": [_EFFICIENT, SDPBackend.MATH],
     "cudnn": [SDPBackend.CUDNN_ATTENTION, _FLASH, _EFFICIENT, SDPBackend.MATH],
@@ -54,6 +57,9 @@ ALLOWED_KERNELS: dict[AttentionKernel, list[SDPBackend]] = {
 """Of `scaled_dot_product_attention`, by `run.attention`."""
 
 _AMPERE = 80
+
+_LARGE_BIAS = 2**29
+"""Scores of all heads from which on their bias is not written down: 1 GiB in half precision."""
 
 Rehearsal = Callable[[torch.device, torch.dtype, int], float]
 """Computes a little with a kernel, forwards and backwards, and says how far it is from plain products; int: the
@@ -97,9 +103,18 @@ class KernelScope:
         CUDA; `mha_varlen_fwd` of its flash_api.cpp takes fewer heads of keys than of queries, puts the last query at
         the last key, and wants heads of a multiple of 8.
         """
-        is_wanted = self.kind == "cuda" and self.choice in ("auto", "varlen")
+        is_wanted = self.kind == "cuda" and self.choice in ("auto", "varlen", "flex")
         takes = is_wanted and not use.dropout and use.head_dim % 8 == 0 and flash_takes(use, self.version)
         return takes and (self.device is None or works_here(rehearse_varlen, self.device, use.dtype, use.head_dim))
+
+    def takes_pairs(self, use: AttentionUse, scores: int) -> bool:
+        """Whether `flex_attention` computes a bias pair by pair: a bias of so many scores, over all heads, that it is
+        better not written down, or any where `run.attention` is flex. It has no dropout, and its kernel (Triton) was
+        made for CUDA (`_validate_device` of torch's flex_attention.py: no gradients on CPUs).
+        """
+        is_wanted = self.choice == "flex" or (self.choice == "auto" and scores >= _LARGE_BIAS)
+        takes = self.kind == "cuda" and is_wanted and not use.dropout and self.version >= _AMPERE
+        return takes and (self.device is None or works_here(rehearse_flex, self.device, use.dtype, use.head_dim))
 
 
 _SCOPE: ContextVar[KernelScope | None] = ContextVar("attention kernels", default=None)

@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from hanlin.layers.attention import for_each_query_head
 from hanlin.layers.attention_kernels import AttentionKernel, planned_kernels
 from hanlin.layers.experts import Experts
+from hanlin.layers.pair_scores import PairScores, pair_attention
 from hanlin.layers.precision import matmul_dtype
 from hanlin.layers.sequences import Sequences, varlen_attention
 from hanlin.planner.devices import Device
@@ -48,6 +49,8 @@ class DeviceAttention(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is varlen_attention:
             return self._sequences(*args, **kwargs)
+        if func is pair_attention:
+            return self._pairs(*args, **kwargs)
         if func is not functional.scaled_dot_product_attention:
             return func(*args, **kwargs)
         dtype, mask = matmul_dtype(args[0]), kwargs.get("attn_mask")
@@ -72,6 +75,14 @@ class DeviceAttention(TorchFunctionMode):
         # Two products of [queries, keys], each of 2 FLOP, half of them where nobody looks ahead.
         flops = 4 * parts[0].numel() * parts[1].shape[-2] // (1 + call.is_causal)
         return _Kernel.apply(*parts, mask, (flops, functools.partial(self.counter.note, kernel)))
+
+    def _pairs(self, *parts: torch.Tensor, scores: PairScores, scale: float | None = None) -> torch.Tensor:
+        del scale
+        query, key, value = (part.to(matmul_dtype(part)) for part in parts)
+        call = AttentionCall(query.dtype, query.shape[-1], scores.table.dtype)
+        self.calls[call] = "flex"
+        work = (4 * query.numel() * key.shape[-2], functools.partial(self.counter.note, "flex"))
+        return _Kernel.apply(query, key, value, None, work)
 
     def _sequences(self, *parts: torch.Tensor, sequences: Sequences, scale: float | None = None) -> torch.Tensor:
         del scale

@@ -21,7 +21,7 @@ from hanlin.planner.memory_tracker import MemoryTracker
 
 PRODUCT_SHARE = 0.7
 """Of the peak FLOP/s, reached by products of large matrices."""
-ATTENTION_SHARES = {"varlen": 0.45, "flash": 0.45, "cudnn": 0.5, "efficient": 0.25}
+ATTENTION_SHARES = {"varlen": 0.45, "flash": 0.45, "cudnn": 0.5, "efficient": 0.25, "flex": 0.25}
 """Of the same, by fused attention, forwards and backwards together; `math` is counted as the products that it is."""
 BANDWIDTH_SHARE = 0.8
 """Of the memory's bandwidth."""

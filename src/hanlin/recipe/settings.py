@@ -294,8 +294,9 @@ class RunSettings(Settings):
     device: str = "auto"
     # Kernels of attention: varlen (flash attention of samples one behind the other, without masks), flash, efficient,
     # cudnn or math (plain products, also where the kernel named does not take a call). auto: varlen where it takes the
-    # call, else torch's choice, on CUDA without cuDNN, which plans anew for every shape.
-    attention: Literal["auto", "varlen", "flash", "efficient", "cudnn", "math"] = "auto"
+    # call, flex (a bias pair by pair) where a bias would be large, else torch's choice, on CUDA without cuDNN, which
+    # plans anew for every shape. flex: auto, with flex for every bias.
+    attention: Literal["auto", "varlen", "flex", "flash", "efficient", "cudnn", "math"] = "auto"
     # CPU threads; None: torch's choice. The process dies without a word where the system refuses it so many.
     threads: int | None = Field(default=None, gt=0, le=1024)
     # Steps between lines in the log.

@@ -7,6 +7,7 @@ attention; in the original it sees everything, which reaches no loss.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,11 +19,13 @@ from torch.nn import functional
 from hanlin.core.plan import Plan, TensorSplit
 from hanlin.layers.activation import gelu
 from hanlin.layers.attention import AttentionMask, KeysOfRows, additive_mask, attention_by_rows, same_span
+from hanlin.layers.attention_kernels import AttentionUse, kernel_scope
 from hanlin.layers.experts import Experts
 from hanlin.layers.kv_cache import KVCache
 from hanlin.layers.linear import Linear
 from hanlin.layers.loss import head_loss
 from hanlin.layers.norm import RmsNorm
+from hanlin.layers.pair_scores import PairScores
 from hanlin.layers.precision import matmul_dtype
 from hanlin.layers.prefix import Prefix, PrefixSource
 from hanlin.layers.ranking_loss import pairwise_ranking_loss
@@ -147,6 +150,8 @@ class Cpm2(nn.Module):
 
     def _encoder_mask(self, given: Inputs, dtype: torch.dtype) -> AttentionMask:
         spans = given.read_spans
+        if self.soft_prompt is None and (pairs := self._pairs(spans, self.encoder_bias, dtype, is_causal=False)):
+            return AttentionMask(pairs=pairs)
         visible = visible_spans(spans, spans)
         if self.soft_prompt is not None:
             visible = self.soft_prompt.restrict(visible, given.encoder_tokens)
@@ -156,6 +161,9 @@ class Cpm2(nn.Module):
 
     def _decoder_mask(self, spans: torch.Tensor, known: torch.Tensor, dtype: torch.dtype) -> AttentionMask:
         """known: all positions so far, of which those of `spans` are the last; a single one is each row's own last."""
+        is_own = known.shape == spans.shape and spans.shape[1] > 1  # nothing stands before them in a cache
+        if is_own and (pairs := self._pairs(spans, self.decoder_bias, dtype, is_causal=True)):
+            return AttentionMask(pairs=pairs)
         keys = torch.arange(known.shape[1], device=spans.device)
         offsets = keys[None, :] - keys[-spans.shape[1] :, None]
         if spans.shape[1] == 1:
@@ -163,12 +171,23 @@ class Cpm2(nn.Module):
         visible = visible_spans(spans, known) & (offsets <= 0)
         return additive_mask(_bias(self.decoder_bias, self._buckets(offsets, is_causal=True), dtype), visible)
 
+    def _pairs(
+        self, spans: torch.Tensor, table: nn.Embedding, dtype: torch.dtype, *, is_causal: bool
+    ) -> PairScores | None:
+        """Where a kernel computes a bias pair by pair; before a prefix it does not."""
+        if self.prefix is not None:
+            return None
+        dropout = self.config.dropout if self.training else 0.0
+        use = AttentionUse(dtype, self.config.head_dim, dropout, is_trained=torch.is_grad_enabled())
+        shape = (*spans.shape, spans.shape[1])
+        if not kernel_scope(spans.device).takes_pairs(use, math.prod(shape) * table.weight.shape[1]):
+            return None
+        rule = PairsOfSpans(spans, self.config.num_distance_buckets, self.config.max_distance, is_causal)
+        return PairScores.of(rule, table.weight, shape)
+
     def _buckets(self, offsets: torch.Tensor, *, is_causal: bool) -> torch.Tensor:
-        """Rows of a bias table for key minus query positions; a decoder has all its buckets behind the query."""
-        count = self.config.num_distance_buckets
-        if is_causal:
-            return relative_position_bucket(offsets.clamp(max=0), 2 * count, self.config.max_distance)
-        return relative_position_bucket(offsets, count, self.config.max_distance)
+        sizes = (self.config.num_distance_buckets, self.config.max_distance)
+        return distance_buckets(offsets, *sizes, is_causal=is_causal)
 
 
 class EncoderBlock(nn.Module):
@@ -300,6 +319,35 @@ def make_plan(config: Cpm2Config) -> Plan:
 def visible_spans(queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
     """Which keys belong to the query's sample: bool `[batch, queries, keys]`; padding sees nothing."""
     return same_span(queries, keys) & (queries >= 0)[:, :, None]
+
+
+@dataclass(frozen=True)
+class PairsOfSpans:
+    """A bias by distance within each sample, a pair at a time (`layers.pair_scores.PairRule`).
+
+    spans: `[batch, length]`, below 0 is padding, which sees nothing.
+    """
+
+    spans: torch.Tensor
+    num_buckets: int
+    max_distance: int
+    is_causal: bool
+
+    def sees(self, group: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        own = self.spans[group, query]
+        visible = (own == self.spans[group, key]) & (own >= 0)
+        return visible & (key <= query) if self.is_causal else visible
+
+    def row(self, group: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        del group
+        return distance_buckets(key - query, self.num_buckets, self.max_distance, is_causal=self.is_causal)
+
+
+def distance_buckets(offsets: torch.Tensor, num_buckets: int, max_distance: int, *, is_causal: bool) -> torch.Tensor:
+    """Rows of a bias table for key minus query positions; a decoder has all its buckets behind the query."""
+    if is_causal:
+        return relative_position_bucket(offsets.clamp(max=0), 2 * num_buckets, max_distance)
+    return relative_position_bucket(offsets, num_buckets, max_distance)
 
 
 def _bias(table: nn.Module, buckets: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -8,7 +8,7 @@ is the embedding plus one id per entry of the batch's ext table. The original's 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import torch
@@ -17,12 +17,14 @@ from torch.nn import functional
 
 from hanlin.core.plan import Plan
 from hanlin.layers.activation import gelu
-from hanlin.layers.attention import AttentionMask, AttentionWindows, additive_mask, same_span
+from hanlin.layers.attention import AttentionMask, AttentionWindows, additive_mask
+from hanlin.layers.attention_kernels import AttentionUse, kernel_scope
 from hanlin.layers.block_attention import AttentionContext, block_attention, make_attention_context
 from hanlin.layers.kv_cache import KVCache
 from hanlin.layers.linear import Linear
 from hanlin.layers.loss import HeadPart, head_logits, head_loss
 from hanlin.layers.norm import RmsNorm
+from hanlin.layers.pair_scores import PairScores
 from hanlin.layers.precision import matmul_dtype
 from hanlin.layers.prefix import PrefixSource
 from hanlin.layers.relative_position import relative_position_bucket
@@ -78,6 +80,20 @@ class MaskInputs:
     spans: torch.Tensor
     exists: torch.Tensor
 
+    def at(self, *place: Any) -> MaskInputs:
+        """The same facts at some places, as they are indexed."""
+        return MaskInputs(*(getattr(self, field.name)[place] for field in fields(self)))
+
+    @property
+    def of_queries(self) -> MaskInputs:
+        """`[groups, positions, 1]`"""
+        return self.at(slice(None), slice(None), None)
+
+    @property
+    def of_keys(self) -> MaskInputs:
+        """`[groups, 1, positions]`"""
+        return self.at(slice(None), None, slice(None))
+
 
 class CpmBee(nn.Module):
     """CPM-Bee of any size, whole or cut (see core/plan.py)."""
@@ -126,7 +142,7 @@ class CpmBee(nn.Module):
         """
         given = Inputs(**inputs)
         hidden = state[0] if state else self._embed(given)
-        mask = self._mask(given, kv_cache)
+        mask = self._mask(given, kv_cache, matmul_dtype(hidden))
         context = make_attention_context(mask, given.tokens, self.prefix, kv_cache, matmul_dtype(hidden))
         for name, block in self.blocks.items():
             hidden = block(hidden, context, name)
@@ -146,10 +162,20 @@ class CpmBee(nn.Module):
             return self.embedding(given.tokens, given.subs)
         return self.soft_prompt(given.tokens, lambda tokens: self.embedding(tokens, given.subs))
 
-    def _mask(self, given: Inputs, kv_cache: KVCache | None) -> AttentionMask:
+    def _mask(self, given: Inputs, kv_cache: KVCache | None, dtype: torch.dtype) -> AttentionMask:
         windows = None if given.windows is None else AttentionWindows.of(given.windows, given.tokens.shape[1])
         queries, keys = own_mask_inputs(given, windows) if kv_cache is None else cached_mask_inputs(given, kv_cache)
         offsets = given.relation_offsets if windows is None else windows.group_numbers(given.relation_offsets)
+        shape = (*queries.positions.shape, keys.positions.shape[1])
+        dropout = self.config.dropout if self.training else 0.0
+        use = AttentionUse(dtype, self.config.head_dim, dropout, is_trained=torch.is_grad_enabled())
+        scores = math.prod(shape) * self.position_bias.weight.shape[1]
+        is_own = kv_cache is None and self.prefix is None
+        if is_own and kernel_scope(offsets.device).takes_pairs(use, scores):
+            starts = relation_starts(queries, offsets, given.relations)
+            sizes = (self.position_bias.num_buckets, self.position_bias.max_distance)
+            rule = PairsOfRow(queries, keys, starts, given.relations.flatten(), *sizes)
+            return AttentionMask(windows=windows, pairs=PairScores.of(rule, self.position_bias.weight, shape))
         relation = relations_between(queries, keys, offsets, given.relations)
         return additive_mask(self.position_bias(queries, keys, relation), visibility(queries, keys), windows)
 
@@ -253,12 +279,42 @@ class PositionBias(nn.Module):
 
     def forward(self, queries: MaskInputs, keys: MaskInputs, relation: torch.Tensor) -> torch.Tensor:
         """`[groups, heads, queries, keys]` in the dtype of the attention."""
-        offset = keys.positions[:, None, :] - queries.positions[:, :, None]
-        distance = relative_position_bucket(offset, self.num_buckets, self.max_distance)
-        rows = torch.where(relation == SAME_SEGMENT, distance, self.num_buckets + relation - 1)
+        rows = bias_rows(queries.of_queries, keys.of_keys, relation, self.num_buckets, self.max_distance)
         # The cast comes last: the gradient of a row is a sum over many pairs, too many for half precision.
         bias = functional.embedding(rows, self.weight).to(matmul_dtype(self.weight))
         return bias.permute(0, 3, 1, 2)
+
+
+def bias_rows(
+    query: MaskInputs, key: MaskInputs, relation: torch.Tensor, num_buckets: int, max_distance: int
+) -> torch.Tensor:
+    """The row of the bias table of each pair, whose facts have shapes that fit together."""
+    distance = relative_position_bucket(key.positions - query.positions, num_buckets, max_distance)
+    return torch.where(relation == SAME_SEGMENT, distance, num_buckets + relation - 1)
+
+
+@dataclass(frozen=True)
+class PairsOfRow:
+    """Who sees whom with which bias, a pair at a time (`layers.pair_scores.PairRule`).
+
+    starts: `[groups, queries]`, where the query's relations begin in `relations`, those of all rows; num_buckets,
+    max_distance: of `PositionBias`.
+    """
+
+    queries: MaskInputs
+    keys: MaskInputs
+    starts: torch.Tensor
+    relations: torch.Tensor
+    num_buckets: int
+    max_distance: int
+
+    def sees(self, group: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        return sees(self.queries.at(group, query), self.keys.at(group, key))
+
+    def row(self, group: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        one, other = self.queries.at(group, query), self.keys.at(group, key)
+        relation = relation_of(one, other, self.starts[group, query], self.relations)
+        return bias_rows(one, other, relation, self.num_buckets, self.max_distance)
 
 
 def visibility(queries: MaskInputs, keys: MaskInputs) -> torch.Tensor:
@@ -267,11 +323,14 @@ def visibility(queries: MaskInputs, keys: MaskInputs) -> torch.Tensor:
     Context is seen by all, an answer by itself from left to right; an example (sample 1, 2, ...) sees itself only, the
     main sample (0) sees its examples; packed samples (spans) never see each other.
     """
-    is_earlier = keys.positions[:, None, :] <= queries.positions[:, :, None]
-    by_role = keys.is_context[:, None, :] | (~queries.is_context[:, :, None] & is_earlier)
-    by_sample = (queries.sample_ids == 0)[:, :, None] | same_span(queries.sample_ids, keys.sample_ids)
-    exists = queries.exists[:, :, None] & keys.exists[:, None, :]
-    return by_role & by_sample & same_span(queries.spans, keys.spans) & exists
+    return sees(queries.of_queries, keys.of_keys)
+
+
+def sees(query: MaskInputs, key: MaskInputs) -> torch.Tensor:
+    """`visibility` of pairs whose facts have shapes that fit together."""
+    by_role = key.is_context | (~query.is_context & (key.positions <= query.positions))
+    by_sample = (query.sample_ids == 0) | (query.sample_ids == key.sample_ids)
+    return by_role & by_sample & (query.spans == key.spans) & query.exists & key.exists
 
 
 def relations_between(
@@ -281,12 +340,24 @@ def relations_between(
 
     offsets: `[groups, queries]`, where the query's table starts in its row of `relations` `[rows, relations]`.
     """
-    is_same = same_span(queries.sample_ids, keys.sample_ids) & same_span(queries.spans, keys.spans)
+    starts = relation_starts(queries, offsets, relations)[:, :, None]
+    return relation_of(queries.of_queries, keys.of_keys, starts, relations.flatten())
+
+
+def relation_starts(queries: MaskInputs, offsets: torch.Tensor, relations: torch.Tensor) -> torch.Tensor:
+    """Where the relations of the query's segment begin among those of all rows: `[groups, queries]`."""
     starts = queries.segments * queries.num_segments + offsets
-    places = torch.where(is_same, starts[:, :, None] + keys.segments[:, None, :], 0).long()
     groups_per_row = len(starts) // len(relations)
     rows = torch.arange(len(starts), device=relations.device) // groups_per_row * relations.shape[1]
-    return torch.where(is_same, relations.flatten()[places + rows[:, None, None]].long(), OTHER_SAMPLE)
+    return starts.long() + rows[:, None]
+
+
+def relation_of(query: MaskInputs, key: MaskInputs, start: torch.Tensor, relations: torch.Tensor) -> torch.Tensor:
+    """`relations_between` of pairs whose facts have shapes that fit together; relations: of all rows, one behind the
+    other."""
+    is_same = (query.sample_ids == key.sample_ids) & (query.spans == key.spans)
+    places = torch.where(is_same, start + key.segments, 0)
+    return torch.where(is_same, relations[places].long(), OTHER_SAMPLE)
 
 
 def own_mask_inputs(given: Inputs, windows: AttentionWindows | None) -> tuple[MaskInputs, MaskInputs]:
