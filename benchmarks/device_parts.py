@@ -218,7 +218,7 @@ class PackedAttention:
         shapes = ((count, length, number, head_dim) for number in (heads, 2, 2))
         numbers = [torch.randn(shape, generator=generator) for shape in shapes]
         torch.manual_seed(0)
-        encoder = PrefixEncoder(prefix, 1, 2, head_dim).to(bench.device) if prefix else None
+        encoder = PrefixEncoder(prefix, ("0",), 2, head_dim).to(bench.device) if prefix else None
         return PackedAttention(bench.device, spans, numbers, encoder)
 
     def run(self, kernel: Any, dtype: torch.dtype) -> list[torch.Tensor]:

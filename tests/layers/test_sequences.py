@@ -49,7 +49,7 @@ def test_sequences_have_the_numbers_and_gradients_of_the_masks(spans: Any, has_p
     tokens = torch.zeros(2, 8, dtype=torch.long)
     rows = CausalRows(tokens, None if spans is None else torch.tensor(spans))
     exists = torch.ones(2, 8, dtype=torch.bool) if spans is None else torch.tensor(spans) >= 0
-    prefix = PrefixEncoder(3, 1, 2, 8).double() if has_prefix else None
+    prefix = PrefixEncoder(3, ("0",), 2, 8).double() if has_prefix else None
     found = []
     for kind in ("cpu", "cuda"):
         parts = parts_of(2, 8)
@@ -71,7 +71,7 @@ def test_sequences_have_the_numbers_and_gradients_of_the_masks(spans: Any, has_p
 
 def test_pieces_of_a_prompt_need_no_mask(on_h100: None) -> None:
     """Read in pieces behind a prefix and what the cache holds, as in one go."""
-    prefix = PrefixEncoder(3, 1, 2, 8).double()
+    prefix = PrefixEncoder(3, ("0",), 2, 8).double()
     parts, tokens = parts_of(1, 8), torch.zeros(1, 8, dtype=torch.long)
     with torch.no_grad():
         whole = result(make_causal_context(CausalRows(tokens), prefix, None, USE), parts)
