@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -11,11 +13,13 @@ import yaml
 from cpm2_tiny import write_original, write_raw
 
 from hanlin.cli.main import main
+from hanlin.core.errors import ConfigError
 from hanlin.formats.files import open_weights
 from hanlin.formats.ranks import RankWeights, find_ranks
 from hanlin.formats.source import open_source
 from hanlin.models.cpm2 import family
 from hanlin.models.cpm2.formats import PARTITIONS, PROMPTS
+from hanlin.tuning.prompt import PromptTuning
 
 NAME = "soft_prompt.weight"
 ORIGINAL = {
@@ -106,18 +110,11 @@ def test_prompts_that_stay_begin_as_the_checkpoint_has_them(original: Path, tmp_
     assert open_weights(folders[1] / "run/last/adapter")[NAME].equal(open_weights(last)[NAME])
 
 
-def test_a_family_without_places_for_prompts_is_told_at_once(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    case = Path(__file__).parents[1] / "golden/cases/bee_generate"
-    recipe = {
-        "model": {"family": "cpm_bee", "base": str(case), "vocab": str(case / "vocab.txt")},
-        "tuning": {"method": "prompt"},
-        "run": {"folder": str(tmp_path / "run")},
-    }
-    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
-    assert main(["generate", str(tmp_path / "r.yaml"), "--record", "{}"]) != 0
-    assert "the rows of cpm_bee have no place for soft prompts" in capsys.readouterr().err
+def test_a_processor_without_places_for_prompts_is_told_at_once() -> None:
+    """As one of a user's own family may be; ours have places."""
+    processor: Any = object()
+    with pytest.raises(ConfigError, match="the rows of mine have no place for soft prompts"):
+        PromptTuning().adapt_processor(processor, SimpleNamespace(name="mine"))
 
 
 def test_a_base_without_its_prompts_is_not_asked(

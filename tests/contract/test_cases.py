@@ -24,7 +24,7 @@ def test_a_file_may_state_what_its_tests_take(tmp_path: Path) -> None:
     case = case_of(write(tmp_path, stated), tmp_path)
     assert (case.config.num_layers, case.config.vocab_size) == (2, 7)
     assert (case.records, case.texts) == (records, ["abc"])
-    assert list(case.tuning) == ["lora"]
+    assert list(case.tuning) == ["lora", "ia3"]
 
 
 def test_what_it_states_in_vain_is_named(tmp_path: Path) -> None:

@@ -74,19 +74,16 @@ def memory_here() -> Memory:
     """That of this machine's first accelerator, else of its CPU."""
     import os
 
-    import torch
-
-    from hanlin.core.device import pick_device
+    from hanlin.core.device import device_memory, pick_device
     from hanlin.planner.devices import find_device
 
-    device = pick_device("auto")
-    if device.type in ("cuda", "npu"):
-        about = getattr(torch, device.type).get_device_properties(device)
+    if (found := device_memory(pick_device("auto"))) is not None:
+        name, size = found
         try:
-            known = find_device(about.name)
+            known = find_device(name)
         except ConfigError:
             known = None
-        return Memory(about.name, about.total_memory, known)
+        return Memory(name, size, known)
     return Memory("cpu", int(_HOST_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")))
 
 

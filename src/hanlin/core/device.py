@@ -156,6 +156,16 @@ def set_threads(threads: int | None) -> int:
     return torch.get_num_threads()
 
 
+def device_memory(device: torch.device) -> tuple[str, int] | None:
+    """The name of a card and the bytes of its memory; None of what has no memory of its own."""
+    if device.type not in ("cuda", "npu"):
+        return None
+    import torch
+
+    about = torch.get_device_module(device).get_device_properties(device)
+    return about.name, about.total_memory
+
+
 def keep_blas_quiet() -> None:
     """Limit numpy's own thread pool to one thread; only works before numpy is imported.
 

@@ -190,6 +190,8 @@ EXAMPLES: dict[str, Callable[[SmallTensors], Any]] = {
     "gelu tanh": lambda t: _with_gradient(lambda x: gelu(x, "tanh"), t.weight),
     "gelu erf": lambda t: _with_gradient(gelu, t.weight),
     "silu": lambda t: _with_gradient(functional.silu, t.weight),
+    "log_sigmoid": lambda t: _with_gradient(functional.logsigmoid, t.x.float()),
+    "log1p": lambda t: t.x.float().log1p(),
     "dropout": lambda t: functional.dropout(torch.zeros_like(t.x), 0.5),
     "attention": lambda t: _attention(t, is_causal=True),
     "attention, bool mask": lambda t: _attention(t, attn_mask=t.below[None, None]),

@@ -432,8 +432,10 @@ def _close_word(found: Any, options: Sequence[str]) -> str:
 
 
 def _nearest_setting(keys: Sequence[str], here: Sequence[str]) -> str:
-    """The same name in another section first, then a name that looks alike, here before elsewhere."""
+    """A slip of the pen here, the same name in another section, a name that looks alike, here before elsewhere."""
     name = keys[-1]
+    if difflib.get_close_matches(name, here, n=1, cutoff=0.85):
+        return nearest(name, here)
     everywhere = _everywhere()
     same = [key for key in everywhere if key.rpartition(".")[2] == name] or [*filter(None, [OTHER_NAMES.get(name)])]
     if same:

@@ -59,13 +59,13 @@ def joint_engine(base: Engine, adapted: Mapping[str, Engine]) -> tuple[Engine, s
     """An engine that answers for the base and for those of the engines whose adapters are additions to its linears,
     each row by its own (`AnswerRequest.adapter`); and their names. Where there is none, the base as it is.
     """
-    joint, alike = _sharing(base.model), {}
+    alike = {}
     for name, engine in adapted.items():
         if _rows_of(engine.processor) == _rows_of(base.processor) and only_adds(base.model, engine.model):
             alike[name] = engine.model
     if not alike:
         return base, set()
-    engine = copy.copy(base)
+    engine, joint = copy.copy(base), _sharing(base.model)
     engine.model, engine.adapters = joint, additions_by_row(joint, alike)
     return engine, set(alike)
 

@@ -154,7 +154,9 @@ inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, ret
 with torch.no_grad():
     logits = model(**inputs).logits[0, -1].tolist()
 write = pipeline("text-generation", model=model, tokenizer=tokenizer)
-answer = write(messages, max_new_tokens=24, do_sample=False, return_tensors=True)
+# We never choose rows of the embedding that are no tokens; of these weights, which are drawn, they are often likeliest.
+surplus = list(range(len(tokenizer), len(logits)))
+answer = write(messages, max_new_tokens=24, do_sample=False, return_tensors=True, suppress_tokens=surplus)
 print(json.dumps({
     "class": type(model).__name__, "ids": inputs["input_ids"][0].tolist(), "logits": logits,
     "ends": model.generation_config.eos_token_id, "answer": answer[0]["generated_token_ids"],

@@ -84,5 +84,5 @@ def test_prompts_count_in_the_length_and_what_cannot_be_is_refused(processor: Te
         processor.fit(RECORDS[1], LENGTH, "split")
     with pytest.raises(ConfigError, match="have no place for soft prompts"):
         processor.window_tokens(8)
-    with pytest.raises(ConfigError, match="all prompts stand at one place"):
+    with pytest.raises(ConfigError, match=r"prompts in front and .* what is given"):
         processor.with_prompts(PromptTuning(ratios=(0.5, 0.5, 0.0)))
