@@ -49,6 +49,9 @@ class Rows:
     class prepared:  # noqa: N801 as the attribute of a loader
         lengths = np.zeros(ROWS + 1)
 
+    def steps_per_epoch(self) -> int:
+        return 1
+
     def once(self) -> Iterator[Batch]:
         yield own_rows(self.batch, self.parallel_model)
 

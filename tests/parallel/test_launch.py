@@ -176,3 +176,10 @@ def test_a_hung_rank_is_killed_after_the_time_out(tmp_path, caplog):
     assert "rank 0 did not answer the others and was killed" in caplog.text
     assert "step=2" in caplog.text
     assert not is_alive(int((tmp_path / "pid0").read_text()))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs prctl of Linux")
+def test_a_child_whose_parent_died_before_it_could_ask_ends_too():
+    command = "import os; from hanlin.parallel.launch import _die_with; _die_with(os.getppid() + 1); print('lives')"
+    ran = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout) == (-signal.SIGKILL, "")

@@ -254,3 +254,17 @@ def test_kto_compares_with_answers_to_other_questions(base: Path, tmp_path: Path
     write_rows(tmp_path, ROWS[:1])
     [problem, *_] = check_source(made).problems
     assert "no row behind it has another answer" in problem.text
+
+
+def test_a_rank_without_rows_takes_part(make_case: Callable[[str], Case], tmp_path: Path) -> None:
+    """Of a batch smaller than the data ranks: it asks the model as the others do, and nothing comes of it."""
+    case = make_case("cpm1")
+    loader = make_loader(case, tmp_path, ("chosen", "rejected"))
+    loader.rank, loader.world = 0, 2  # all pairs stand in one row, which the second rank has
+    objective = build_objective(TrainSettings(steps=1, objective={"name": "dpo", "loss": "simpo"}).objective)
+    batch = next(iter(loader))
+    [one] = objective.weigh(parallelize(case.model(), CPU), [batch])
+    assert objective.size(batch) == 0
+    assert one.measured is not None
+    assert not one.measured.any()
+    assert not one.batch.weights.any()

@@ -175,9 +175,7 @@ def _save(
     overwrite: bool = False,
     base: ForBase = ANY_BASE,
 ) -> None:
-    refuse_labels(model)
-    layout, form = known_to_peft(family, base.layout)
-    form.write_config(replace(model.config, **plain_values(family)))  # refuses what no model there computes
+    layout, form = form_in_peft(model, family, base.layout)
     pairs = _theirs(model, settings, layout, form)
     if settings.dora:
         _refuse_scales(model)
@@ -229,6 +227,17 @@ def _name_of_base(base: ForBase, layout: str) -> str | None:
         *(base.name, base.files, layout),
     )
     return None
+
+
+def form_in_peft(model: Any, family: FamilyFacts, layout: str | None) -> tuple[str, Format]:
+    """`known_to_peft` for the adapter of a model.
+
+    Raises: CheckpointError also for a head for labels, and for a configuration that no model there computes.
+    """
+    refuse_labels(model)
+    name, form = known_to_peft(family, layout)
+    form.write_config(replace(model.config, **plain_values(family)))
+    return name, form
 
 
 def known_to_peft(family: FamilyFacts, layout: str | None) -> tuple[str, Format]:

@@ -7,15 +7,13 @@ inputs are one vector, so that its parts must have the same.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hanlin.adapters.adapter import ANY_BASE, Adapter, AdapterFormat, ForBase, read_settings
-from hanlin.adapters.labels import refuse_labels
 from hanlin.adapters.lora_names import PEFT_PREFIX, rules_of
 from hanlin.adapters.lora_parts import cut_rows, shortest_endings, their_modules
-from hanlin.adapters.peft import about_base, known_to_peft, write_folder
+from hanlin.adapters.peft import about_base, form_in_peft, write_folder
 from hanlin.adapters.peft_config import COMMON_KEYS, IA3, SETTINGS, peft_type, stated_base
 from hanlin.core.errors import CheckpointError, shorten
 from hanlin.core.files import read_json_object
@@ -23,7 +21,6 @@ from hanlin.formats.config_keys import ConfigKeys
 from hanlin.formats.files import open_weights
 from hanlin.formats.format import FamilyFacts
 from hanlin.formats.rules import Move, Transposed, find_moves
-from hanlin.formats.source import plain_values
 from hanlin.formats.translate import shapes_of
 
 if TYPE_CHECKING:
@@ -95,9 +92,7 @@ def _save(
     overwrite: bool = False,
     base: ForBase = ANY_BASE,
 ) -> None:
-    refuse_labels(model)
-    layout, form = known_to_peft(family, base.layout)
-    form.write_config(replace(model.config, **plain_values(family)))  # refuses what no model there computes
+    layout, form = form_in_peft(model, family, base.layout)
     moves = find_moves(form.rules(model.config), [f"{name}.weight" for name in _linears(model)], "to_theirs")
     outputs, inputs = _outputs(model, moves), _inputs(model, moves)
     if both := sorted(outputs.keys() & inputs.keys()):

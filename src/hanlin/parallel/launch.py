@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -211,6 +212,7 @@ def start_process(
     output: file behind which its words go; None: our terminal. handles: open files of ours that it gets too.
     """
     stream = output.open("ab") if output else None
+    follows = partial(_die_with, os.getpid()) if sys.platform == "linux" else None
     try:
         return subprocess.Popen(
             command,
@@ -220,7 +222,7 @@ def start_process(
             stderr=subprocess.STDOUT if stream else None,
             start_new_session=True,
             pass_fds=handles,
-            preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509  # no threads here
+            preexec_fn=follows,  # noqa: PLW1509  # no threads here
         )
     finally:
         if stream:
@@ -230,9 +232,11 @@ def start_process(
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
-def _die_with_parent() -> None:
+def _die_with(parent: int) -> None:
     assert _LIBC is not None
     _LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:  # it died before
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 @contextmanager

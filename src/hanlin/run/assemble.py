@@ -215,12 +215,12 @@ def _begin_objective(
     recipe: Recipe, parallel_model: ParallelModel, loader: Loader, held_out: Loader | None
 ) -> Objective:
     """The objective, of a model that is as the run began, or as a checkpoint will fill it."""
-    from hanlin.training import objective as objectives
+    from hanlin.training.objective import RunStart, build_objective
 
-    folder, objective = recipe.run.folder, objectives.build_objective(recipe.train.objective)
+    folder, objective = recipe.run.folder, build_objective(recipe.train.objective)
     loaders = {"train": loader} if held_out is None else {"train": loader, "valid": held_out}
     goes_on = bool(checkpoint_folders(folder / CHECKPOINTS))
-    objective.begin(parallel_model, loaders, objectives.RunStart(folder, goes_on, recipe.train.micro_batch_size))
+    objective.begin(parallel_model, loaders, RunStart(folder, goes_on, recipe.train.micro_batch_size))
     return objective
 
 

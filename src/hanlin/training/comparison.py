@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,11 +15,10 @@ from hanlin.core.batch import Batch
 from hanlin.core.collectives import call_on_main
 from hanlin.core.errors import CheckpointError
 from hanlin.core.files import replaced_file
+from hanlin.core.progress import counted
 from hanlin.data.loader import Loader
 from hanlin.parallel.parallel_model import ParallelModel
 from hanlin.training.objective import REFERENCE, RunStart, Weighed
-
-log = logging.getLogger(__name__)
 
 __all__ = ["PairLikelihoods", "pair_likelihoods", "reference", "weighed"]
 
@@ -74,10 +72,7 @@ def weighed(batch: Batch, found: PairLikelihoods, measured: Sequence[torch.Tenso
 
 
 def reference(
-    parallel_model: ParallelModel,
-    loaders: Mapping[str, Loader],
-    start: RunStart,
-    answers: int,
+    parallel_model: ParallelModel, loaders: Mapping[str, Loader], start: RunStart, answers: int
 ) -> dict[str, torch.Tensor]:
     """The log likelihoods `[pairs, answers]` of the answers of each loader, by the model that the run began with.
 
@@ -89,7 +84,6 @@ def reference(
         shapes = {name: (len(loader.prepared.lengths), answers) for name, loader in loaders.items()}
         found = call_on_main(lambda: _read(path, shapes))
     else:
-        log.info("asking the model that the run begins with for %s answers to each question", answers)
         found = {name: _ask(parallel_model, loader, answers, start.rows) for name, loader in loaders.items()}
         call_on_main(lambda: _write(path, found))
     return {name: torch.tensor(values).to(parallel_model.device) for name, values in found.items()}
@@ -98,17 +92,15 @@ def reference(
 def _ask(parallel_model: ParallelModel, loader: Loader, answers: int, rows: int | None) -> np.ndarray:
     """What the model makes of all answers."""
     values = np.zeros((len(loader.prepared.lengths), answers), np.float32)
-    for batch in loader.once():
+    for batch in counted(loader.once(), "Asking the model that the run begins with", loader.steps_per_epoch()):
         for part in parallel_model.split(batch, rows):
             found = pair_likelihoods(parallel_model, part.to(parallel_model.device), answers)
             values[found.numbers.cpu().numpy()] = found.totals.t().cpu().numpy()
     # Each pair is of one data rank, and 0 on the others.
-    parts = [parallel_model.sum_over_data(part.tolist()) for part in np.array_split(values.ravel(), _num_parts(values))]
-    return np.concatenate(parts).astype(np.float32).reshape(values.shape)
-
-
-def _num_parts(values: np.ndarray) -> int:
-    return -(-values.size // TOLD_AT_ONCE)
+    flat = values.ravel()
+    parts = (flat[begin : begin + TOLD_AT_ONCE] for begin in range(0, flat.size, TOLD_AT_ONCE))
+    sums = [parallel_model.sum_over_data(part.tolist()) for part in parts]
+    return np.concatenate(sums).astype(np.float32).reshape(values.shape)
 
 
 def _write(path: Path, values: Mapping[str, np.ndarray]) -> None:

@@ -90,10 +90,11 @@ def layout_problems(settings: OptimizerSettings, parts: Iterable[tuple[str, Sequ
 
     parts: of trained weights name, shape, and the shape of what the rank that has most of it holds.
     """
-    spec = find_optimizer(settings)
-    for name, whole, part in parts if spec.part_problem is not None else ():
-        assert spec.part_problem is not None
-        if text := spec.part_problem(whole, part):
+    part_problem = find_optimizer(settings).part_problem
+    if part_problem is None:
+        return
+    for name, whole, part in parts:
+        if text := part_problem(whole, part):
             yield "train.optimizer", f"{settings.name} {text} ({name}); use another parallel.tensor, or adamw"
             return
 
@@ -122,7 +123,6 @@ def build_optimizer(
 ) -> Optimizer:
     """The optimizer of these weights, with a state that knows of no step yet. bf16 ones are rounded by chance, from the
     seed.
-
 
     rate_factors: by what the learning rate of weights is multiplied, by the last part of their names; others: 1.
     Raises: ConfigError for a layout that it does not take.

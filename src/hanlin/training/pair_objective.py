@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from hanlin.core.batch import Batch
+    from hanlin.data.forms.content import Side
     from hanlin.data.loader import Loader
     from hanlin.parallel.parallel_model import ParallelModel
 
@@ -31,7 +32,7 @@ class PairObjective:
     measures = ("loss", "accuracy", "margin", "chosen_reward", "rejected_reward")
     uses_dropout = False
 
-    def __init__(self, answers: int, *, has_reference: bool) -> None:
+    def __init__(self, answers: Sequence[Side], *, has_reference: bool) -> None:
         """answers: of a row; has_reference: whether they are compared with the model that the run began with."""
         self.answers, self.has_reference = answers, has_reference
         self._references: Mapping[str, torch.Tensor] = {}
@@ -52,7 +53,7 @@ class PairObjective:
         if self.has_reference:
             from hanlin.training.comparison import reference
 
-            self._references = reference(parallel_model, loaders, start, self.answers)
+            self._references = reference(parallel_model, loaders, start, len(self.answers))
 
     def size(self, batch: Batch) -> float:
         return sum(map(len, batch.rows))
@@ -63,12 +64,14 @@ class PairObjective:
     def evaluate(self, parallel_model: ParallelModel, batches: Iterable[Batch], rows: int | None) -> dict[str, float]:
         import torch
 
-        sums = torch.zeros(len(self.measures) + 1, dtype=torch.float64)
+        found, size = [], 0.0
         for batch in batches:
-            for one in self._weigh(parallel_model, parallel_model.split(batch, rows), "valid"):
-                assert one.measured is not None
-                sums += torch.tensor([*one.measured.tolist(), self.size(one.batch)], dtype=torch.float64)
-        *totals, count = parallel_model.sum_over_data(sums.tolist())
+            parts = parallel_model.split(batch, rows)
+            found += [one.measured for one in self._weigh(parallel_model, parts, "valid") if one.measured is not None]
+            size += sum(map(self.size, parts))
+        # The device is waited for once; added on the host, as not every device has fp64.
+        sums = torch.stack(found).cpu().double().sum(0)
+        *totals, count = parallel_model.sum_over_data([*sums.tolist(), size])
         return {name: total / count for name, total in zip(self.measures, totals, strict=True)}
 
     def _weigh(
@@ -77,7 +80,7 @@ class PairObjective:
         from hanlin.training.comparison import pair_likelihoods, weighed
 
         batches, table = [part.to(parallel_model.device) for part in parts], self._references.get(of)
-        found = [pair_likelihoods(parallel_model, batch, self.answers) for batch in batches]
+        found = [pair_likelihoods(parallel_model, batch, len(self.answers)) for batch in batches]
         scores = [one.scores(table) for one in found]
         unrelated, result = self._mean_unrelated(parallel_model, scores), []
         for batch, one, score in zip(batches, found, scores, strict=True):
@@ -90,8 +93,9 @@ class PairObjective:
 
     def _mean_unrelated(self, parallel_model: ParallelModel, scores: Sequence[torch.Tensor]) -> float:
         """Over all ranks, so that no layout changes it."""
-        if self.answers == 2:
+        if "unrelated" not in self.answers:
             return 0.0
-        sums = [float(score[2].detach().sum()) for score in scores]
+        place = self.answers.index("unrelated")
+        sums = [float(score[place].detach().sum()) for score in scores]
         total, count = parallel_model.sum_over_data([sum(sums), sum(score.shape[1] for score in scores)])
         return total / count

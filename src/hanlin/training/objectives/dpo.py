@@ -42,7 +42,7 @@ class Dpo(PairObjective):
     """Rewards are beta times the scores; of simpo and orpo, per token."""
 
     def __init__(self, settings: DpoSettings) -> None:
-        super().__init__(answers=2, has_reference=settings.loss in ("sigmoid", "ipo"))
+        super().__init__(objective.answers, has_reference=settings.loss in ("sigmoid", "ipo"))
         self.settings = settings
 
     def losses(self, scores: torch.Tensor, counts: torch.Tensor, unrelated: float) -> tuple[torch.Tensor, torch.Tensor]:

@@ -32,7 +32,7 @@ class Kto(PairObjective):
     """Of each pair the mean of its two answers' losses."""
 
     def __init__(self, settings: KtoSettings) -> None:
-        super().__init__(answers=3, has_reference=True)
+        super().__init__(objective.answers, has_reference=True)
         self.settings = settings
 
     def losses(self, scores: torch.Tensor, counts: torch.Tensor, unrelated: float) -> tuple[torch.Tensor, torch.Tensor]:
