@@ -118,3 +118,16 @@ def test_a_person_at_a_terminal_is_asked(monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
     monkeypatch.setattr("builtins.input", lambda prompt: f" answer to {prompt}")
     assert init._asked("file of rows", "") == "answer to file of rows:"
+
+
+def test_a_size_that_there_is_not_is_named(
+    make_case: Callable[[str], Case],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("rows.jsonl").write_text('{"text": "床前明月光"}\n', encoding="utf-8")
+    words = ["init", "rows.jsonl", "--family", "cpm1", "--size", "smal", "--vocab", str(make_case("cpm1").vocab)]
+    assert main(words) == 2
+    assert "cpm1 has no size 'smal'; did you mean 'small'?" in capsys.readouterr().err

@@ -207,7 +207,9 @@ def test_a_run_that_lost_its_reference_does_not_go_on(base: Path, tmp_path: Path
 def test_rows_that_prefer_nothing_are_refused_before_anything_starts(base: Path, tmp_path: Path) -> None:
     made = recipe(base, tmp_path)
     write_rows(tmp_path, [*ROWS[:2], {"prompt": "月", "chosen": "光", "rejected": "光"}])
-    [problem, *_] = check_source(made).problems
+    problems = check_source(made).problems
+    assert len(problems) == 2  # of data.train and data.eval, once each
+    problem = problems[0]
     assert "rows.jsonl:3" in problem.text
     assert "the same answer" in problem.text
     write_rows(tmp_path, [{"prompt": "月", "completion": "光"}])
@@ -268,3 +270,18 @@ def test_a_rank_without_rows_takes_part(make_case: Callable[[str], Case], tmp_pa
     assert one.measured is not None
     assert not one.measured.any()
     assert not one.batch.weights.any()
+
+
+def test_a_misspelt_objective_is_the_only_problem(base: Path, tmp_path: Path) -> None:
+    """Which rows are read, and whether the folder's run is another one, cannot be said then."""
+    made = recipe(base, tmp_path, steps=1)
+    hanlin.train(made)
+    [problem] = check_source({**made, "train": {**made["train"], "objective": "dpoo"}}).problems
+    assert "did you mean 'dpo'" in problem.text
+
+
+def test_a_run_that_ends_before_its_rate_has_risen_says_so(base: Path, tmp_path: Path) -> None:
+    made = recipe(base, tmp_path, epochs=1, warmup_steps=50)
+    del made["train"]["steps"]
+    hanlin.train(made)
+    assert "train.warmup_steps=50, but the run has" in (tmp_path / "run/log.txt").read_text("utf-8")

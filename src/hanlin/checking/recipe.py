@@ -136,5 +136,11 @@ def _follows(problem: Problem, draft: Draft, recipe: Recipe) -> bool:
     """Whether a problem may only be there because a wrong setting was left out of the draft."""
     wrong = {other.key for other in draft.problems}
     idle = unused_settings(recipe).get(problem.key)
-    # What is missing may stand there under a wrong name.
-    return problem.key in wrong or problem.key not in draft.places or (idle is not None and idle.cause in wrong)
+    if any(key.startswith("train.objective") for key in wrong) and problem.key in ("data.train", "data.eval"):
+        return True  # it decides what rows are read
+    # The run of a folder is compared with all settings. What is missing may stand there under a wrong name.
+    return (
+        problem.key in (*wrong, "run.folder")
+        or problem.key not in draft.places
+        or (idle is not None and idle.cause in wrong)
+    )

@@ -66,9 +66,10 @@ def _all_rows(components: Components, purpose: Purpose) -> Found:
         yield "data.in_context", "this family has no in-context samples; leave it at [1.0]"
     data = recipe.data
     answers = find_objective(recipe.train.objective).answers
-    for side in answers:
-        yield from _rows_of_files(answer_settings(data, len(answers)), processor, side)
     if answers:
+        each = answer_settings(data, len(answers))
+        # What is wrong with a row itself is the same for each of its answers.
+        yield from dict.fromkeys(found for side in answers for found in _rows_of_files(each, processor, side))
         return
     yield from _rows_of_files(data, processor)
     if data.mixture is not None:

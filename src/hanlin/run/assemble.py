@@ -193,6 +193,7 @@ def _train(components: Components, start: Start) -> Outcome:
     objective = _begin_objective(recipe, parallel_model, loader, held_out)
     step = Step(parallel_model, optimizer, recipe.train, count_steps(recipe.train, loader), loader.where, objective)
     _log_start(components, parallel_model, step.total_steps, device, threads)
+    _log_short(recipe, step.total_steps)
     identity = None if base is None else base.value(parallel_model.mesh.gather("all", base.digests))
     return train(
         step,
@@ -339,6 +340,15 @@ def _log_start(
         "steps=%d rows_per_step=%d max_tokens_per_step=%s folder=%s",
         steps, recipe.train.batch_size, f"{recipe.train.batch_size * recipe.data.max_length:,}", recipe.run.folder,
     )  # fmt: skip
+
+
+def _log_short(recipe: Recipe, steps: int) -> None:
+    """Say where a run ends before its rate has risen: a row holds several packed samples, so few rows are few steps."""
+    if recipe.train.warmup_steps >= steps:
+        log.warning(
+            "train.warmup_steps=%d, but the run has %d steps, in which the rate only rises; lower it, or make more "
+            "steps (train.epochs, a smaller train.batch_size or data.max_length)", recipe.train.warmup_steps, steps,
+        )  # fmt: skip
 
 
 def _log_remark(components: Components) -> None:

@@ -19,6 +19,7 @@ from hanlin.core.tokenizer import Tokenizer
 from hanlin.data.prepare import hash_tokenizer
 from hanlin.formats.source import Source, open_source, read_config
 from hanlin.models.family import Family, ModelConfig, Processor, load_family, make_options
+from hanlin.recipe.reading import nearest
 from hanlin.recipe.settings import Recipe
 from hanlin.training.objective import find_objective
 
@@ -189,7 +190,10 @@ def model_config(
     changes = {**(adapter.config if adapter is not None else {}), **recipe.model.config}
     if recipe.model.base is not None:
         return read_config(source or recipe.model.base, family, changes)
-    start = family.config() if recipe.model.size is None else family.sizes[recipe.model.size]
+    size = recipe.model.size
+    if size is not None and size not in family.sizes:
+        raise ConfigError(f"model.size: {family.name} has no size {size!r}{nearest(size, family.sizes)}")
+    start = family.config() if size is None else family.sizes[size]
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in changes.items()}
     return replace(start, **{"vocab_size": tokens, **values})
 

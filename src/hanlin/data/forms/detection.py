@@ -109,8 +109,9 @@ class Reading:
         is_preference = self.form is FORMS["preference"]
         if side is None and is_preference:
             raise DataError(
-                f"{where}: read as {self}: two answers to a question, one of them preferred. train.objective=dpo "
-                "(or kto) learns from that; to learn or to score the chosen answers alone, map the keys of your rows: "
+                f"{where}: read as {self}: two answers to a question, one of them preferred. Training with "
+                "train.objective=dpo or kto learns from them, and measures those of data.eval meanwhile (`hanlin "
+                "recipes` names recipes); to learn or to score the chosen answers alone, map the keys of your rows: "
                 "data.transform={prompt: $prompt, completion: $chosen}"
             )
         if side is not None and not is_preference:
