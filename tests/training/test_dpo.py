@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -17,14 +18,16 @@ from torch.nn.functional import log_softmax, logsigmoid
 import hanlin
 from hanlin.checking import check_source
 from hanlin.core.batch import IGNORED
-from hanlin.core.errors import ConfigError, HanlinError
+from hanlin.core.errors import ConfigError, DataError
 from hanlin.data.forms.content import Side
 from hanlin.data.forms.detection import tell_row
 from hanlin.data.loader import Loader
 from hanlin.data.pairs import prepare_pairs
 from hanlin.formats.load import save_base
 from hanlin.parallel.parallelize import parallelize
+from hanlin.recipe.reading import make_recipe
 from hanlin.recipe.settings import DataSettings, TrainSettings
+from hanlin.run.components import build_components
 from hanlin.training.objective import RunStart, build_objective, find_objective
 from hanlin.training.optimizer import build_optimizer
 from hanlin.training.step import Step
@@ -36,7 +39,7 @@ ROWS = [
     {"prompt": "举头望", "chosen": "明月", "rejected": "地上"},
     {"prompt": "低头思故乡，", "chosen": "故", "rejected": "明月光明月"},
     {"prompt": "月", "chosen": "光光", "rejected": "霜"},
-    {"prompt": "上", "chosen": "地", "rejected": "头"},
+    {"prompt": "上", "chosen": "地上", "rejected": "月"},
 ]
 LOSSES: dict[str, dict[str, Any]] = {
     "sigmoid": {"beta": 0.3, "label_smoothing": 0.1},
@@ -196,12 +199,44 @@ def test_a_run_prefers_what_is_chosen_and_goes_on_exactly(base: Path, tmp_path: 
     assert rest == [step for step in steps_of(tmp_path / "long") if step["step"] > 3 and "loss" in step]
 
 
-def test_a_run_that_lost_its_reference_does_not_go_on(base: Path, tmp_path: Path) -> None:
-    made = recipe(base, tmp_path, steps=1)
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_reference_that_is_lost_or_damaged_or_of_other_rows_is_asked_anew(
+    method: str, base: Path, tmp_path: Path
+) -> None:
+    made = recipe(base, tmp_path, steps=2, save_every=2, schedule="constant")
+    made["tuning"] = {"method": method}
     hanlin.train(made)
-    (tmp_path / "run/reference.safetensors").unlink()
-    with pytest.raises(HanlinError, match=r"reference\.safetensors is missing.*--restart"):
-        hanlin.train({**made, "train": {**made["train"], "steps": 2}})
+    path, folder = tmp_path / "run/reference.safetensors", tmp_path / "run"
+    kept = path.read_bytes()
+    shutil.copytree(folder, tmp_path / "before")
+    longer = {**made, "train": {**made["train"], "steps": 4}}
+    found = []
+    for damage in (lambda: None, path.unlink, lambda: path.write_bytes(kept[:-20] + bytes(20))):
+        shutil.rmtree(folder)
+        shutil.copytree(tmp_path / "before", folder)
+        damage()
+        hanlin.train(longer)
+        found.append(steps_of(tmp_path))
+        assert path.read_bytes() == kept
+    assert found[0] == found[1] == found[2]
+    # Held-out rows may be others: they are compared with what the start says of them, whatever their order.
+    shutil.rmtree(folder)
+    shutil.copytree(tmp_path / "before", folder)
+    (tmp_path / "others").mkdir()
+    others = write_rows(tmp_path / "others", ROWS[::-1])
+    hanlin.train({**longer, "data": {**longer["data"], "eval": [str(others)]}})
+    assert steps_of(tmp_path)[-1]["eval_loss"] == pytest.approx(found[0][-1]["eval_loss"], rel=1e-5)
+
+
+def test_another_objective_is_compared_with_the_start_too(base: Path, tmp_path: Path) -> None:
+    made = recipe(base, tmp_path, steps=2, objective={"name": "dpo", "loss": "simpo", "beta": 2})
+    hanlin.train(made)
+    longer = {**made["train"], "steps": 3}
+    hanlin.train({**made, "train": {**longer, "objective": "dpo"}}, start="change")
+    assert (tmp_path / "run/reference.safetensors").is_file()
+    # A batch of its rows holds other answers: it is another run.
+    [problem] = check_source({**made, "train": {**longer, "objective": "kto"}}, start="change").problems
+    assert "train.objective.name: dpo -> kto" in problem.text
 
 
 def test_rows_that_prefer_nothing_are_refused_before_anything_starts(base: Path, tmp_path: Path) -> None:
@@ -285,3 +320,19 @@ def test_a_run_that_ends_before_its_rate_has_risen_says_so(base: Path, tmp_path:
     del made["train"]["steps"]
     hanlin.train(made)
     assert "train.warmup_steps=50, but the run has" in (tmp_path / "run/log.txt").read_text("utf-8")
+
+
+def test_answers_that_are_the_same_tokens_are_refused(base: Path, tmp_path: Path) -> None:
+    made = recipe(base, tmp_path)
+    rows = [*ROWS, {"prompt": "月", "chosen": "龘", "rejected": "靐"}]  # the vocabulary has neither
+    path = write_rows(tmp_path, rows)
+    problems = check_source(made).problems
+    assert ["same as tokens" in problem.text for problem in problems] == [True, True]
+    assert "rows.jsonl:6" in problems[0].text
+    case_settings = {"max_length": 60, "cache": tmp_path / "cache"}
+    components = build_components(make_recipe(made))
+    given = ([path], components.processor)
+    with pytest.raises(DataError, match=r"rows\.jsonl:6.*same as tokens"):
+        prepare_pairs(*given, DataSettings(**case_settings), tokenizer=components.tokenizer)
+    dropping = DataSettings(**case_settings, bad_rows="drop")
+    assert len(prepare_pairs(*given, dropping, tokenizer=components.tokenizer)) == len(ROWS)

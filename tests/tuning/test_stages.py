@@ -15,6 +15,8 @@ from hanlin.core.errors import ConfigError
 from hanlin.formats.files import open_weights
 from hanlin.tuning.apply import apply_tuning, trained_parameters
 from hanlin.tuning.full import FullTuning
+from hanlin.tuning.ia3 import Ia3Tuning
+from hanlin.tuning.lora import LoraTuning
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +36,13 @@ def test_what_is_frozen_is_named_by_module_or_run_of_blocks(tmp_path: Path) -> N
         ConfigError, match=r"tuning.frozen: nothing is called blocks.0; the model has .*decoder_blocks.0-1"
     ):
         apply_tuning(case.empty(), FullTuning(frozen=("blocks.0",)), case.family)
+    for beyond in ("decoder_blocks.0-19", "decoder_blocks.0-999999999"):
+        with pytest.raises(ConfigError, match=f"nothing is called {beyond}"):
+            apply_tuning(case.empty(), FullTuning(frozen=(beyond,)), case.family)
+    with pytest.raises(ConfigError, match="nothing that is trained"):
+        apply_tuning(case.empty(), Ia3Tuning(inputs=(), outputs=()), case.family)
+    with pytest.raises(ConfigError, match="all-linear stands alone"):
+        apply_tuning(case.empty(), LoraTuning(targets=("all-linear", "nonsense")), case.family)
     with pytest.raises(ConfigError, match="nothing is left"):
         apply_tuning(case.empty(), FullTuning(frozen=tuple(dict(case.empty().named_children()))), case.family)
 

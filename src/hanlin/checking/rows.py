@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from hanlin.checking.files import Purpose
+from hanlin.core.batch import Sample
 from hanlin.core.errors import ConfigError, DataError, HanlinError
 from hanlin.core.tokenizer import Tokenizer
 from hanlin.data.bad_rows import BadRow, list_bad_rows, list_dropped, try_records
-from hanlin.data.expand import open_first, records_in
+from hanlin.data.expand import FileRecords, open_first, records_in
 from hanlin.data.forms.content import Side
 from hanlin.data.mixture_file import is_mixture, read_mixture
-from hanlin.data.pairs import answer_settings
+from hanlin.data.pairs import SAME_TOKENS, answer_settings, is_same
 from hanlin.data.prepare import try_rows
 from hanlin.data.pretraining.indexing import end_id, try_texts
 from hanlin.data.pretraining.windows import CorpusPart, check_windows, is_corpus
@@ -69,7 +70,8 @@ def _all_rows(components: Components, purpose: Purpose) -> Found:
     if answers:
         each = answer_settings(data, len(answers))
         # What is wrong with a row itself is the same for each of its answers.
-        yield from dict.fromkeys(found for side in answers for found in _rows_of_files(each, processor, side))
+        problems = list(dict.fromkeys(found for side in answers for found in _rows_of_files(each, processor, side)))
+        yield from problems or _same_answers(each, processor)
         return
     yield from _rows_of_files(data, processor)
     if data.mixture is not None:
@@ -82,6 +84,28 @@ def _rows_of_files(settings: DataSettings, processor: Processor, side: Side | No
         ("data.eval", settings.eval, settings.eval_share),
     ):
         yield from ((key, text) for text in _trained_rows(settings, processor, files, share, key == "data.train", side))
+
+
+def _same_answers(settings: DataSettings, processor: Processor) -> Found:
+    """Of the first rows those whose two answers are the same as tokens."""
+    if settings.bad_rows == "drop":
+        return
+    for key, path in (*(("data.train", one) for one in settings.train), *(("data.eval", one) for one in settings.eval)):
+        if not _is_opened(path):
+            continue
+        sides = [open_first(path, settings, processor, TRIED_ROWS, side=side) for side in ("chosen", "rejected")]
+        (source, is_whole), tried = sides[0], [dict(_first_samples(one, processor, settings)) for one, _ in sides]
+        bad = [
+            (source.where(number), SAME_TOKENS)
+            for number, chosen in tried[0].items()
+            if number in tried[1] and is_same(chosen, tried[1][number])
+        ]
+        if bad:
+            yield key, _listing(bad, len(source), is_whole)
+
+
+def _first_samples(source: FileRecords, processor: Processor, settings: DataSettings) -> list[tuple[int, Sample]]:
+    return try_rows(source, processor, settings, keep=TRIED_ROWS).first
 
 
 def _mixture_rows(settings: DataSettings, processor: Processor) -> Iterator[str]:

@@ -14,6 +14,7 @@ import numpy as np
 from hanlin.core.batch import Sample
 from hanlin.core.errors import DataError
 from hanlin.core.tokenizer import Tokenizer
+from hanlin.data.bad_rows import list_bad_rows
 from hanlin.data.forms.content import Side
 from hanlin.data.pack import Shuffle, SingleRows, draw_each_once, padding_share, plan_rows
 from hanlin.data.prepare import Prepared, prepare
@@ -21,7 +22,12 @@ from hanlin.data.processor import SampleProcessor
 from hanlin.data.report import DataReport, make_report
 from hanlin.recipe.settings import DataSettings
 
-__all__ = ["Pairs", "answer_settings", "prepare_pairs"]
+__all__ = ["SAME_TOKENS", "Pairs", "answer_settings", "is_same", "prepare_pairs"]
+
+SAME_TOKENS = (
+    "its two answers are the same as tokens (characters that the vocabulary lacks, or cut at the same place), and "
+    "nothing is preferred"
+)
 
 
 class Pairs:
@@ -40,12 +46,32 @@ class Pairs:
                 f"no row has all {len(sides)} answers: of each one was dropped; raise data.max_length "
                 f"({settings.max_length}, of which each, with its question, has an equal part)"
             )
-        self._places = np.stack([np.searchsorted(side.rows, rows) for side in sides], 1)
+        places = np.stack([np.searchsorted(side.rows, rows) for side in sides], 1)
+        self._places = places[self._differing(places)]
         columns = list(zip(sides, self._places.T, strict=True))
         self.lengths = np.sum([side.lengths[places] for side, places in columns], 0)
         self.loss_tokens = np.sum([side.loss_tokens[places] for side, places in columns], 0)
         self.identity = hashlib.sha256("".join(side.identity for side in sides).encode()).hexdigest()
         self.source_bounds = np.searchsorted(self._places[:, 0], sides[0].source_bounds)
+
+    def _differing(self, places: np.ndarray) -> np.ndarray:
+        """Which of the pairs have two answers as tokens; only those of equal lengths are looked at.
+
+        Raises: DataError that lists the others, unless bad rows are dropped.
+        """
+        first, second = self._sides[:2]
+        alike = first.lengths[places[:, 0]] == second.lengths[places[:, 1]]
+        for number in np.flatnonzero(alike):
+            chosen, rejected = (
+                side.get(int(place)) for side, place in zip((first, second), places[number], strict=False)
+            )
+            alike[number] = is_same(chosen, rejected)
+        if alike.any() and self._settings.bad_rows != "drop":
+            bad = [(first.where(int(place)), SAME_TOKENS) for place in places[alike, 0]]
+            raise DataError(list_bad_rows(bad, f"{len(bad):,} of {len(places):,} rows cannot be used."))
+        if alike.all():
+            raise DataError(f"all rows were dropped: {SAME_TOKENS}")
+        return ~alike
 
     def __len__(self) -> int:
         return len(self._places)
@@ -77,6 +103,13 @@ class Pairs:
 
     def example_weights(self, in_context: Sequence[float]) -> Sequence[Sequence[float]]:
         return [in_context] * (len(self.source_bounds) - 1)
+
+
+def is_same(chosen: Sample, rejected: Sample) -> bool:
+    """Whether two answers to a question have become the same tokens."""
+    return np.array_equal(chosen.labels, rejected.labels) and all(
+        name in rejected.inputs and np.array_equal(ids, rejected.inputs[name]) for name, ids in chosen.inputs.items()
+    )
 
 
 class _OneAnswer(DataSettings):

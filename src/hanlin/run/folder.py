@@ -63,7 +63,8 @@ _FREE = re.compile(
     r"|parallel\..*|train\.(steps|epochs|micro_batch_size|eval_every|inspect_every|samples|patience|save_every|save_in_background|save_dtype|keep|max_skipped)"
 )
 # What changes the numbers, but leaves a checkpoint's weights and place in the data their meaning.
-_ON_REQUEST = re.compile(r"train\.(?!batch_size|weight_dtype).*")  # the base was read in that dtype
+# Not that of the dtype in which the base was read, nor of an objective that reads other rows.
+_ON_REQUEST = re.compile(r"train\.(?!batch_size|weight_dtype|objective\.name).*")
 
 
 def refuse_other_run(recipe: Recipe, start: Start) -> None:

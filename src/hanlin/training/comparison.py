@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.numpy import load as from_bytes
+from safetensors import safe_open
 from safetensors.numpy import save as to_bytes
 
 from hanlin.core.batch import Batch
 from hanlin.core.collectives import call_on_main
-from hanlin.core.errors import CheckpointError
 from hanlin.core.files import replaced_file
 from hanlin.core.progress import counted
+from hanlin.data.forms.content import Side
 from hanlin.data.loader import Loader
 from hanlin.parallel.parallel_model import ParallelModel
 from hanlin.training.objective import REFERENCE, RunStart, Weighed
 
+log = logging.getLogger(__name__)
+
 __all__ = ["PairLikelihoods", "pair_likelihoods", "reference", "weighed"]
 
+_TOLD = "tables"
+"""In the metadata of the file: by the names of its tables whose they are, and their hashes."""
 TOLD_AT_ONCE = 1 << 16
 """Numbers that the ranks tell each other in one message."""
 
@@ -72,21 +79,29 @@ def weighed(batch: Batch, found: PairLikelihoods, measured: Sequence[torch.Tenso
 
 
 def reference(
-    parallel_model: ParallelModel, loaders: Mapping[str, Loader], start: RunStart, answers: int
+    parallel_model: ParallelModel, loaders: Mapping[str, Loader], start: RunStart, answers: Sequence[Side]
 ) -> dict[str, torch.Tensor]:
-    """The log likelihoods `[pairs, answers]` of the answers of each loader, by the model that the run began with.
+    """The log likelihoods `[pairs, answers]` of the answers of each loader, by the model that the run began with, which
+    this one is at every start until a checkpoint fills it.
 
-    Where the run goes on, the model is that no more, and what it said is read from the run's folder.
-    Raises: CheckpointError when the folder has it no more.
+    What it said is kept in the run's folder, so that a run that goes on under another layout compares with the same
+    numbers; what is not there, or is of other rows or answers, is asked anew.
     """
-    path = start.folder / REFERENCE
-    if start.goes_on:
-        shapes = {name: (len(loader.prepared.lengths), answers) for name, loader in loaders.items()}
-        found = call_on_main(lambda: _read(path, shapes))
-    else:
-        found = {name: _ask(parallel_model, loader, answers, start.rows) for name, loader in loaders.items()}
-        call_on_main(lambda: _write(path, found))
+    path, wanted = start.folder / REFERENCE, {name: _identity(loader, answers) for name, loader in loaders.items()}
+    found = call_on_main(lambda: _read(path, wanted) if start.goes_on else {})
+    lacking = [name for name in loaders if name not in found]
+    if start.goes_on and lacking:
+        log.warning("%s tells nothing of these rows of %s; the first model is asked again", path, " and ".join(lacking))
+    asked = {name: _ask(parallel_model, loaders[name], len(answers), start.rows) for name in lacking}
+    found |= asked
+    if asked:
+        call_on_main(lambda: _write(path, found, wanted))
     return {name: torch.tensor(values).to(parallel_model.device) for name, values in found.items()}
+
+
+def _identity(loader: Loader, answers: Sequence[Side]) -> str:
+    """Of which rows' answers a table tells."""
+    return f"{loader.prepared.identity} {' '.join(answers)}"
 
 
 def _ask(parallel_model: ParallelModel, loader: Loader, answers: int, rows: int | None) -> np.ndarray:
@@ -103,22 +118,27 @@ def _ask(parallel_model: ParallelModel, loader: Loader, answers: int, rows: int 
     return np.concatenate(sums).astype(np.float32).reshape(values.shape)
 
 
-def _write(path: Path, values: Mapping[str, np.ndarray]) -> None:
+def _write(path: Path, tables: Mapping[str, np.ndarray], identities: Mapping[str, str]) -> None:
+    told = {name: f"{identities[name]} {_hash(values)}" for name, values in tables.items()}
+    content = to_bytes(dict(tables), {_TOLD: json.dumps(told)})  # one entry: safetensors leaves several in no order
     with replaced_file(path) as stream:
-        stream.write(to_bytes(dict(values)))
+        stream.write(content)
 
 
-def _read(path: Path, shapes: Mapping[str, tuple[int, int]]) -> dict[str, np.ndarray]:
-    """Raises: CheckpointError."""
-    if not path.is_file():
-        raise CheckpointError(
-            f"{path} is missing: what the model that this run began with made of the answers, which no later one can "
-            "say; put it back, or begin anew (--restart)"
-        )
+def _read(path: Path, identities: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """The tables of a file that are whole, and of these rows and answers."""
+    if not path.exists():
+        return {}
     try:
-        found = from_bytes(path.read_bytes())
+        with safe_open(path, "numpy") as file:
+            told = json.loads((file.metadata() or {}).get(_TOLD, "{}"))
+            tables = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except Exception as error:  # safetensors has errors of its own for every kind of damage
-        raise CheckpointError(f"{path} cannot be read ({error}); put it back, or begin anew (--restart)") from None
-    if {name: found[name].shape for name in shapes if name in found} != shapes:
-        raise CheckpointError(f"{path} belongs to other data; put the run's own back, or begin anew (--restart)")
-    return {name: found[name] for name in shapes}
+        log.warning("%s cannot be read: %s", path, error)
+        return {}
+    wanted = {name: f"{identity} {_hash(tables[name])}" for name, identity in identities.items() if name in tables}
+    return {name: tables[name] for name in wanted if told.get(name) == wanted[name]}
+
+
+def _hash(values: np.ndarray) -> str:
+    return hashlib.sha256(f"{values.dtype} {values.shape}".encode() + values.tobytes()).hexdigest()

@@ -46,14 +46,11 @@ class PairObjective:
         raise NotImplementedError
 
     def begin(self, parallel_model: ParallelModel, loaders: Mapping[str, Loader], start: RunStart) -> None:
-        """Ask the model that the run begins with for all answers, once; the run's folder keeps it.
-
-        Raises: CheckpointError for a run that goes on and has lost it.
-        """
+        """Ask the model that the run begins with for all answers, once; the run's folder keeps it."""
         if self.has_reference:
             from hanlin.training.comparison import reference
 
-            self._references = reference(parallel_model, loaders, start, len(self.answers))
+            self._references = reference(parallel_model, loaders, start, self.answers)
 
     def size(self, batch: Batch) -> float:
         return sum(map(len, batch.rows))

@@ -50,6 +50,8 @@ def apply_tuning(
         model.plan = replace(model.plan, added={**model.plan.added, **method.along})
     if not method.trains_base:
         train_label_head(model)
+    if not any(weight.requires_grad for weight in model.parameters()):
+        raise ConfigError(f"tuning.method: {method.method} with these settings leaves nothing that is trained")
     added = added_parameters(model).values()
     if not any(weight.is_meta for weight in added):
         method.init_additions(model, generator)

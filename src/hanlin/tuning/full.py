@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from typing import Any, Literal
 
 from hanlin.core.errors import ConfigError
@@ -25,7 +26,7 @@ class FullTuning(TuningMethod):
 
     def add_to(self, model: Any, family: Any) -> None:
         for given in self.frozen:
-            modules = _modules(given)
+            modules = _modules(given, dict(model.named_modules()))
             found = [weight for name, weight in model.named_parameters() if _lies_in(name, modules)]
             if not found:
                 raise ConfigError(f"tuning.frozen: nothing is called {given}; the model has {_parts_of(model)}")
@@ -38,11 +39,14 @@ class FullTuning(TuningMethod):
 method = FullTuning
 
 
-def _modules(given: str) -> list[str]:
-    """`blocks.0-2` -> `blocks.0`, `blocks.1`, `blocks.2`."""
+def _modules(given: str, known: Collection[str]) -> list[str]:
+    """`blocks.0-2` -> `blocks.0`, `blocks.1`, `blocks.2`; none where one of them is not there."""
     if (run := _RUN.fullmatch(given)) is None:
         return [given]
-    return [f"{run['name']}.{number}" for number in range(int(run["first"]), int(run["last"]) + 1)]
+    first, last = int(run["first"]), int(run["last"])
+    if not {f"{run['name']}.{first}", f"{run['name']}.{last}"} <= set(known):
+        return []
+    return [f"{run['name']}.{number}" for number in range(first, last + 1)]
 
 
 def _lies_in(name: str, modules: list[str]) -> bool:

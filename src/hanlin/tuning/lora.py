@@ -127,6 +127,8 @@ def lora_names(model: nn.Module, targets: Sequence[str]) -> list[str]:
     from torch import nn
 
     if ALL_LINEAR in targets:
+        if len(targets) > 1:
+            raise ConfigError(f"tuning.targets: {ALL_LINEAR} stands alone: it is all linears of the blocks")
         plan: Plan = model.plan  # pyright: ignore[reportAssignmentType]
         linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
         return [name for name in linears if name.partition(".")[0] in plan.blocks]
