@@ -13,6 +13,8 @@ import pytest
 os.environ["OMP_NUM_THREADS"] = "1"
 # The tests compute on the CPU; with other devices autograd has threads, and a process with threads must not be forked.
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
+# What is said is compared with English words, whatever the locale.
+os.environ["HANLIN_LANG"] = "en"
 
 import torch
 

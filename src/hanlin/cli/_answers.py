@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
+from hanlin.cli._say import say
 from hanlin.core.errors import DataError
 from hanlin.core.files import check_target, replaced_file
 from hanlin.core.os_errors import naming
@@ -78,7 +79,7 @@ class _FileOutput(Output):
                 os.fsync(self._stream.fileno())
             self._stream.close()
         self._mark.unlink(missing_ok=True)
-        print(f"{self.target}: {count:,} records", file=sys.stderr)
+        say(f"{self.target}: {count:,} records")
 
     def close(self) -> None:
         with suppress(OSError):

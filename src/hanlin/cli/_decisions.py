@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hanlin.cli._say import say
 from hanlin.core.errors import DataError
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def open_decision_rows(args: argparse.Namespace, components: Components, *, with
     source = _source(args.input, components, questions is not None)
     usable = usable_records([source], check, components.recipe.data.bad_rows)
     if usable.bad:
-        print(list_bad_rows(usable.bad, f"{len(usable.bad):,} rows are left out."), file=sys.stderr)
+        say(list_bad_rows(usable.bad, f"{len(usable.bad):,} rows are left out."))
     return DecisionRows(usable.records, questions, f"{source.fingerprint} {questions}", components)
 
 

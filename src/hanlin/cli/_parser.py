@@ -9,12 +9,14 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
 from hanlin.cli._completing import complete_settings
+from hanlin.reference.messages import said
 
 __all__ = ["CommandParser", "add_command", "did_you_mean", "example_lines", "parse_words"]
 
@@ -35,7 +37,7 @@ class CommandParser(argparse.ArgumentParser):
             message += "\nfor example:\n" + "\n".join(f"  {line.strip()}" for line in self.examples[:MOST_EXAMPLES])
         elif found := _CHOICE.search(message):
             message += did_you_mean(found[1], re.findall(r"[^', ]+", found[2]))
-        self.exit(2, f"{self.prog}: {message}\n`{self.prog} --help` explains it\n")
+        self.exit(2, said(f"{self.prog}: {message}\n`{self.prog} --help` explains it\n", sys.stderr))
 
 
 def add_command(commands: argparse._SubParsersAction[CommandParser], name: str, module: ModuleType) -> CommandParser:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hanlin.cli._say import say
 from hanlin.cli._trust import add_trust
 from hanlin.core.errors import ConfigError
 
@@ -116,4 +116,4 @@ def say_remark(recipe: Recipe) -> None:
     from hanlin.core.ranks import read_ranks
 
     if read_ranks().is_main and (remark := remark_on_base(recipe)):
-        print(remark, file=sys.stderr)
+        say(remark)

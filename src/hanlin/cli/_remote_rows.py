@@ -13,6 +13,7 @@ from typing import Any
 
 from hanlin.cli._answers import is_unfinished, open_output, ready_lines, text_output
 from hanlin.cli._remote import Server
+from hanlin.cli._say import say
 from hanlin.cli._targets import sole_target
 from hanlin.core.errors import DataError
 
@@ -74,7 +75,7 @@ def _row(line: bytes, where: str) -> Any:
 def _write(server: Server, rows: Groups, identity: str | None, args: argparse.Namespace, name: str) -> int:
     with open_output(args.output, identity, overwrite=args.overwrite) as output:
         if output.num_done:
-            print(f"{args.output}: going on behind the {output.num_done:,} answers that are there", file=sys.stderr)
+            say(f"{args.output}: going on behind the {output.num_done:,} answers that are there")
         count = output.num_done
         for answered in _answers(server, rows, output.num_done, _drops(args.words), name):
             output.write(answered)
@@ -109,7 +110,7 @@ def _first(waiting: deque[tuple[int, Future[Any]]], drops: bool, name: str) -> I
         bad = DataError(f"{name}:{number}: {error}")
         if not drops:
             raise bad from None
-        print(f"left out: {bad}", file=sys.stderr)
+        say(f"left out: {bad}")
 
 
 def _stream(server: Server, rows: Groups, args: argparse.Namespace, name: str) -> int:

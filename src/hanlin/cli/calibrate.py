@@ -12,13 +12,13 @@ decide`, `hanlin serve` and `model.decide` use it from then on, as long as the w
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from hanlin.cli._decisions import add_rows, open_decision_rows
 from hanlin.cli._launch import add_launch, on_all_ranks
 from hanlin.cli._recipe import add_model, recipe_of_model, say_remark
+from hanlin.cli._say import say
 from hanlin.core.errors import ConfigError
 from hanlin.core.files import check_target
 
@@ -76,9 +76,6 @@ def _show(found: Calibration) -> None:
         table.add_row(name.replace("_", " "), f"{before:.4f}", f"{asdict(found.after)[name]:.4f}")
     screen().print(table)
     if found.temperature == 1.0:
-        print("no temperature does better on rows that it was not fitted on; 1 is kept", file=sys.stderr)
+        say("no temperature does better on rows that it was not fitted on; 1 is kept")
     if found.is_at_bound:
-        print(
-            "the temperature is at its bound: the rows are all right, or no better than guessed; give more of them",
-            file=sys.stderr,
-        )
+        say("the temperature is at its bound: the rows are all right, or no better than guessed; give more of them")

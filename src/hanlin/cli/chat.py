@@ -19,6 +19,7 @@ from io import TextIOWrapper
 
 from hanlin.cli._recipe import add_model, recipe_of_model, say_remark
 from hanlin.cli._remote import add_server, server_of
+from hanlin.cli._say import complain
 from hanlin.core.errors import ConfigError, DataError
 
 Answering = Callable[[list[dict[str, str]], int], Iterator[str]]
@@ -105,7 +106,7 @@ def _not_text(line: str) -> str:
 
 
 def _complain(problem: str) -> None:
-    print(f"hanlin: {problem}", file=sys.stderr, flush=True)
+    complain(problem)
 
 
 def _say(pieces: Iterator[str]) -> str:

@@ -13,13 +13,13 @@ hanlin convert run/best out/ --base base/ --to original      soft prompts among 
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from hanlin.cli._numbers import whole
 from hanlin.cli._recipe import add_tuning, run_tuning_file
+from hanlin.cli._say import say
 from hanlin.cli._targets import add_overwrite
 from hanlin.core.errors import ConfigError
 
@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
     if bits := written.unpacked_bits:
         print(f"  the source's weights of {bits} bits were unpacked; what rounding had taken from them is not back")
     if written.remark:
-        print(f"hanlin: {args.source}: {written.remark}; they were written as they are", file=sys.stderr)
+        say(f"hanlin: {args.source}: {written.remark}; they were written as they are")
     return 0
 
 

@@ -21,6 +21,7 @@ from hanlin.cli._answers import identity_of, is_unfinished, open_output
 from hanlin.cli._decisions import DecisionRows, add_rows, open_decision_rows
 from hanlin.cli._launch import add_launch, on_all_ranks
 from hanlin.cli._recipe import add_model, recipe_of_model, say_remark
+from hanlin.cli._say import say
 from hanlin.cli._targets import add_overwrite, sole_target
 from hanlin.core.collectives import entered_on_main
 
@@ -69,7 +70,7 @@ def _decide(args: argparse.Namespace, recipe: Recipe) -> int:
     calibration = calibrated_by(components)
     engine = load_engine(recipe, components)
     if engine.mesh.is_main and (remark := remark_on_calibration(components)):
-        print(remark, file=sys.stderr)
+        say(remark)
     temperature = 1.0 if calibration is None else calibration.temperature
     decider = Decider(engine, recipe.generate.batch_size, temperature)
     return _write(decider, components, rows, args.output, overwrite=args.overwrite)
@@ -88,7 +89,7 @@ def _write(
     with open_output(target if mesh.is_main else None, identity, overwrite=overwrite) as output:
         done = mesh.from_main(output.num_done)
         if done and mesh.is_main:
-            print(f"{target}: going on behind the {done:,} answers that are there", file=sys.stderr)
+            say(f"{target}: going on behind the {done:,} answers that are there")
         answered = show_progress(decider.answered(rows.read(done)), "decide", len(rows) - done)
         for number, (row, own) in enumerate(answered, start=done + 1):
             if len(shown) < _SHOWN_ROWS:

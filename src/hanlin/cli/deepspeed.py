@@ -12,11 +12,11 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
 from hanlin.cli._numbers import whole
+from hanlin.cli._say import say
 
 HELP = "read a DeepSpeed configuration as settings of a recipe"
 
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
 
     translation = read_deepspeed(args.file, args.data)
     for note in translation.notes:
-        print(f"# {note}", file=sys.stderr)
+        say(f"# {note}")
     if args.one_line:
         print(" ".join(shlex.quote(f"{key}={json.dumps(value)}") for key, value in translation.settings.items()))
         return 0

@@ -21,6 +21,7 @@ from hanlin.cli._answers import identity_of, in_order, is_unfinished, open_outpu
 from hanlin.cli._launch import add_launch, num_to_start, on_all_ranks
 from hanlin.cli._recipe import add_model, recipe_of_model, say_remark
 from hanlin.cli._remote import add_server, server_of
+from hanlin.cli._say import say
 from hanlin.cli._targets import add_overwrite, sole_target
 from hanlin.core.collectives import entered_on_main
 from hanlin.core.errors import DataError
@@ -139,7 +140,7 @@ def _rows_of_file(path: str, components: Components) -> _Rows:
     source = open_part(Path(path), settings, components.processor, is_asked=True)
     usable = usable_records([source], lambda record: _check_record(record, components), settings.bad_rows)
     if left_out := [*source.left_out, *usable.bad]:
-        print(list_bad_rows(left_out, f"{len(left_out):,} rows are left out."), file=sys.stderr)
+        say(list_bad_rows(left_out, f"{len(left_out):,} rows are left out."))
     return _Rows(source, usable.records, [number for _, number in usable.places])
 
 
@@ -169,7 +170,7 @@ def _answer_file(engine: Engine, components: Components, rows: _Rows, target: Pa
     with open_output(target if is_main else None, identity, overwrite=overwrite) as output:
         done = engine.mesh.from_main(output.num_done)
         if done and is_main:
-            print(f"{target}: going on behind the {done:,} answers that are there", file=sys.stderr)
+            say(f"{target}: going on behind the {done:,} answers that are there")
         wanted = range(done, len(rows.records))
         numbered = ((number, rows.records[number]) for number in wanted)
         answers = engine.answers(numbered, recipe.generate, recipe.run.seed, batches_ahead=BATCHES_AHEAD)
@@ -212,7 +213,7 @@ def _checked(groups: _Lines, components: Components, name: str) -> Iterator[list
                 if components.recipe.data.bad_rows == "error":
                     yield records
                     raise bad from None
-                print(f"left out: {bad}", file=sys.stderr)
+                say(f"left out: {bad}")
                 continue
             records += found
         yield records

@@ -17,12 +17,14 @@ import hanlin
 from hanlin import cli
 from hanlin.cli._completing import answer_shell, is_asked
 from hanlin.cli._parser import CommandParser, add_command, did_you_mean, parse_words
+from hanlin.cli._say import complain
 from hanlin.cli._trust import trusted_files
 from hanlin.core.device import keep_blas_quiet
 from hanlin.core.errors import HanlinError
 from hanlin.core.extensions import trusting
 from hanlin.core.os_errors import explain
 from hanlin.core.terminal import mute, steady_streams
+from hanlin.reference.messages import said
 
 # The order of `hanlin --help`, along a user's way; commands that are not named here come last.
 _ORDER = (
@@ -70,10 +72,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
             return code
         except HanlinError as error:
-            print(_in_red(f"hanlin: {error}"), file=sys.stderr)
+            complain(error)
             return error.exit_code
         except KeyboardInterrupt:
-            print("hanlin: interrupted", file=sys.stderr)
+            complain("interrupted")
             return 130
         except BrokenPipeError:  # the reader of our output has gone, as `| head` does
             mute(sys.stdout)
@@ -81,10 +83,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         except UnicodeEncodeError as error:
             if error.encoding == "utf-8":
                 raise
-            print(_in_red(f"hanlin: {_LOCALE.format(error.encoding, error.object)}"), file=sys.stderr)
+            complain(_LOCALE.format(error.encoding, error.object))
             return HanlinError.exit_code
         except OSError as error:
-            print(_in_red(f"hanlin: {explain(error)}"), file=sys.stderr)
+            complain(explain(error))
             _drop_unwritable()
             return HanlinError.exit_code
 
@@ -133,7 +135,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         parser.error(f"unrecognized arguments: {first}{did_you_mean(first, parser._option_string_actions)}")
     if first and not first.startswith("-") and first not in command_names():
         near = did_you_mean(first, command_names()) or "; `hanlin --help` lists them"
-        parser.exit(2, f"hanlin: there is no command {first!r}{near}\n")
+        parser.exit(2, said(f"hanlin: there is no command {first!r}{near}\n", sys.stderr))
     return parse_words(parser, argv)
 
 
@@ -157,10 +159,6 @@ def _parser(argv: Sequence[str]) -> CommandParser:
 
 def _command(name: str) -> ModuleType:
     return importlib.import_module(f"hanlin.cli.{name}")
-
-
-def _in_red(text: str) -> str:
-    return f"\033[31m{text}\033[0m" if sys.stderr.isatty() else text
 
 
 if __name__ == "__main__":

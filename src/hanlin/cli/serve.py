@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING
 from hanlin.cli._launch import add_launch, num_to_start, on_all_ranks
 from hanlin.cli._numbers import real, whole
 from hanlin.cli._recipe import add_model, recipe_of_model, say_remark
+from hanlin.cli._say import say
 from hanlin.core.collectives import main_first
 from hanlin.core.device import use_huge_pages
 from hanlin.core.errors import ConfigError
@@ -201,7 +202,7 @@ def _temperature(components: Components) -> float:
     from hanlin.api.decisions import calibrated_by, remark_on_calibration
 
     if remark := remark_on_calibration(components):
-        print(remark, file=sys.stderr)
+        say(remark)
     found = calibrated_by(components)
     return 1.0 if found is None else found.temperature
 
@@ -213,8 +214,8 @@ def _serve(service: Service, args: argparse.Namespace, key: str | None, listener
 
     host, port = listener.getsockname()[:2]
     where = f"[{host}]" if ":" in host else host
-    print(f"serving {', '.join(service.models)} at http://{where}:{port}/v1", file=sys.stderr)
-    print(f"a page to try it: http://{where}:{port}/", file=sys.stderr, flush=True)
+    say(f"serving {', '.join(service.models)} at http://{where}:{port}/v1")
+    say(f"a page to try it: http://{where}:{port}/")
     seconds, scheduler = service.limits.drain_seconds, service.scheduler
 
     class Server(uvicorn.Server):
@@ -223,7 +224,7 @@ def _serve(service: Service, args: argparse.Namespace, key: str | None, listener
                 os._exit(128 + sig)  # asked again: at once
             scheduler.end_by(time.monotonic() + seconds)
             if scheduler.is_busy:
-                print(f"answers that are being written have {seconds:g} seconds; again: at once", file=sys.stderr)
+                say(f"answers that are being written have {seconds:g} seconds; again: at once")
             super().handle_exit(sig, frame)
 
     # uvicorn waits a little longer than answers are written, so that it cuts no stream without a word.

@@ -1,0 +1,129 @@
+"""What the program says to a user, in his language. English is the key; `messages/ROOM.yaml` has the Chinese of a room.
+
+The source says its messages in English where they arise, as f-strings; what is raised, logged and answered over HTTP
+stays so. The command line translates a finished message just before it is printed: the constant parts of a template
+(`{}: no such file {}`) are found in it, and what stands between them is put into the Chinese one, after it was looked
+at in the same way (a message often holds another). Of all such readings that one is taken which knows most of the
+message; what no template fits is said in English, and what is quoted stays as it is. Which templates there have to be
+is read off the source by tests/reference/test_messages.py.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from importlib.resources import files
+from string import Formatter
+from typing import Any, NamedTuple
+
+from hanlin.core.language import language
+
+__all__ = ["read_messages", "said", "say_in_chinese"]
+
+_FOLDER = "messages"
+_QUOTED = re.compile(r"""(?<![\w])(?:'[^'\n]*'|"[^"\n]*"|`[^`\n]*`)(?!\w)""")
+
+
+def said(text: str, stream: Any = None) -> str:
+    """A message in the user's language; stream: where it will be printed; English where that cannot show Chinese."""
+    return say_in_chinese(text) if language() == "zh" and _shows_chinese(stream) else text
+
+
+def say_in_chinese(text: str) -> str:
+    """A message, which may have several lines, as far as the catalogue knows it."""
+    return "\n".join(_parsed(line)[1] for line in text.split("\n"))
+
+
+def read_messages(room: str) -> dict[str, str | None]:
+    """The catalogue of a room: English template -> Chinese one, None for a text that no user reads."""
+    import yaml  # only those who read Chinese need it this early
+
+    text = (files("hanlin.reference") / _FOLDER / f"{room}.yaml").read_text(encoding="utf-8")
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # PyYAML may have been built without it, ten times slower
+    return {entry["en"]: entry["zh"] for entry in yaml.load(text, loader) or ()}
+
+
+@dataclass(frozen=True)
+class _Template:
+    """parts: the constant parts, with a placeholder between each two; longest: of them, to look for first."""
+
+    parts: Sequence[str]
+    chinese: str
+    longest: str
+
+    def find(self, text: str) -> _Found | None:
+        """The first place where it stands, whatever is before and behind it; not within what a user has written."""
+        first, quoted = self.parts[0], [match.span() for match in _QUOTED.finditer(text)]
+        begin = text.find(first)
+        while begin >= 0 and (_cuts_word(text, begin) or _is_within(quoted, begin, first)):
+            begin = text.find(first, begin + 1)
+        end, values = begin + len(first), []
+        for number, part in enumerate(self.parts[1:], start=2):
+            is_rest = number == len(self.parts) and not part
+            place = len(text) if is_rest else text.find(part, end)
+            if begin < 0 or place < 0 or _is_within(quoted, place, part):
+                return None
+            values.append(text[end:place])
+            end = place + len(part)
+        return None if begin < 0 or _cuts_word(text, end) else _Found(begin, end, values)
+
+
+class _Found(NamedTuple):
+    begin: int
+    end: int
+    values: list[str]
+
+
+def _is_within(quoted: Sequence[tuple[int, int]], begin: int, part: str) -> bool:
+    """Whether words of a template stand inside of quotation marks that are not the template's."""
+    end = begin + len(part)
+    return any(map(str.isalpha, part)) and any(first < begin and end < last for first, last in quoted)
+
+
+def _cuts_word(text: str, place: int) -> bool:
+    """Whether a place is inside of an English word or a number."""
+    return 0 < place < len(text) and all(one.isascii() and one.isalnum() for one in text[place - 1 : place + 1])
+
+
+@lru_cache(maxsize=4096)
+def _parsed(text: str) -> tuple[int, str]:
+    """A line or a part of one, and how many of its characters were found to be constant ones: as many as can be."""
+    best = (0, text)
+    for template in _templates():
+        if template.longest in text and (found := template.find(text)):
+            parts = [_parsed(part) for part in (text[: found.begin], *found.values, text[found.end :])]
+            known = sum(map(len, template.parts)) + sum(count for count, _ in parts)
+            if known > best[0]:
+                before, *inner, behind = (chinese for _, chinese in parts)
+                best = known, before + template.chinese.format(*inner) + behind
+    return best
+
+
+@cache
+def _templates() -> list[_Template]:
+    return [_template(english, chinese) for english, chinese in _all_messages() if chinese is not None]
+
+
+def _template(english: str, chinese: str) -> _Template:
+    parts = [""]
+    for constant, field, _, _ in Formatter().parse(english):
+        parts[-1] += constant
+        if field is not None:
+            parts.append("")
+    return _Template(parts, chinese, max(parts, key=len))
+
+
+def _all_messages() -> Iterator[tuple[str, str | None]]:
+    for file in (files("hanlin.reference") / _FOLDER).iterdir():
+        if file.name.endswith(".yaml"):
+            yield from read_messages(file.name.removesuffix(".yaml")).items()
+
+
+def _shows_chinese(stream: Any) -> bool:
+    try:
+        "中".encode(getattr(stream, "encoding", None) or "utf-8")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True

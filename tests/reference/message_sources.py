@@ -1,0 +1,72 @@
+"""The messages of the source: every text of two English words and more, as a template (`{}: no such file {}`).
+
+Not those that no user reads: docstrings, what is logged or asserted, keys and types. A text of several lines is one
+message a line. Placeholders side by side are one.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+SOURCE = Path(__file__).parents[2] / "src/hanlin"
+_FIELD = re.compile(r"\{\w*(?:![rs])?(?::[^{}]*)?\}")
+"""Of a text that is filled by `str.format`."""
+_WORD = re.compile(r"(?<![\w.`'/<$%:=-])[A-Za-z][a-z']+(?![\w=/(`'-]|\.\w)")
+_LOGS = {"log", "logging", "warnings", "re"}
+
+
+def messages_of(room: str, left_out: frozenset[str] = frozenset()) -> dict[str, str]:
+    """Template -> where it stands first; left_out: files of the room that hold none."""
+    folder = SOURCE / room
+    found: dict[str, str] = {}
+    for path in sorted(folder.rglob("*.py")):
+        if str(path.relative_to(folder)) not in left_out:
+            for template, line in _messages(ast.parse(path.read_text(encoding="utf-8"))):
+                found.setdefault(template, f"{path.relative_to(SOURCE)}:{line}")
+    return found
+
+
+def is_sentence(template: str) -> bool:
+    """Whether it says something in English, and is more than a name."""
+    return len(_WORD.findall(template.replace("{}", " "))) > 1
+
+
+def _messages(tree: ast.Module) -> Iterator[tuple[str, int]]:
+    unread = set(_unread(tree))
+    for node in ast.walk(tree):
+        if node not in unread and isinstance(node, ast.Constant | ast.JoinedStr):
+            for line in _template(node).split("\n"):
+                if template := re.sub(r"(\{\})+", "{}", line).strip():
+                    yield template, node.lineno
+
+
+def _template(node: ast.Constant | ast.JoinedStr) -> str:
+    if isinstance(node, ast.JoinedStr):
+        parts = [value.value if isinstance(value, ast.Constant) else None for value in node.values]
+        return "".join("{}" if part is None else _escaped(str(part)) for part in parts)
+    text = node.value if isinstance(node.value, str) else ""
+    return "{}".join(map(_escaped, _FIELD.split(text))) if "%s" not in text else ""
+
+
+def _escaped(text: str) -> str:
+    return text.replace("{", "{{").replace("}", "}}")
+
+
+def _unread(tree: ast.Module) -> Iterator[ast.AST]:
+    for node in ast.walk(tree):
+        match node:
+            case ast.Expr(value=ast.Constant() as docstring):
+                yield docstring
+            case (
+                ast.Assert() | ast.Call(func=ast.Attribute(value=ast.Name(id=("log" | "logging" | "warnings" | "re"))))
+            ):
+                yield from ast.walk(node)
+            case ast.JoinedStr(values=values):
+                yield from (value for value in values if isinstance(value, ast.Constant))
+            case ast.FormattedValue(format_spec=ast.JoinedStr() as spec):
+                yield from ast.walk(spec)
+            case ast.arg(annotation=ast.expr() as kind) | ast.AnnAssign(annotation=kind):
+                yield from ast.walk(kind)

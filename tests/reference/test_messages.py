@@ -1,0 +1,102 @@
+"""Every message has a Chinese one, with the same things put in; a finished message is found by its constant parts."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from string import Formatter
+
+import pytest
+from message_sources import SOURCE, is_sentence, messages_of
+
+from hanlin.cli.main import main
+from hanlin.core.errors import DataError
+from hanlin.data.sources.opening import open_records
+from hanlin.reference.messages import read_messages, said, say_in_chinese
+
+# Room -> its files without messages.
+ROOMS: dict[str, frozenset[str]] = {"checking": frozenset(), "core": frozenset(), "recipe": frozenset()}
+LIBRARIES = "libraries"
+"""The catalogue of what others say within our messages."""
+FOLDER = SOURCE / "reference/messages"
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_every_message_has_a_chinese_one_and_no_other_has(room: str) -> None:
+    said_here, known = messages_of(room, ROOMS[room]), read_messages(room)
+    everywhere = {english for other in (*ROOMS, LIBRARIES) for english in read_messages(other)}
+    missing = "".join(
+        f'\n- en: "{text}"   # {place}\n  zh: ...'
+        for text, place in said_here.items()
+        if is_sentence(text) and text not in everywhere
+    )
+    assert not missing, f"add to {FOLDER}/{room}.yaml, with the Chinese one (null if no user reads it):{missing}"
+    unused = "\n".join(text for text in known if text not in said_here)
+    assert not unused, f"nothing in {room}/ says this any more; take it out of {FOLDER}/{room}.yaml:\n{unused}"
+
+
+def test_all_catalogues_are_of_rooms() -> None:
+    assert {path.stem for path in FOLDER.glob("*.yaml")} == {*ROOMS, LIBRARIES}
+
+
+def _fields(template: str) -> Sequence[str]:
+    return [field for _, field, _, _ in Formatter().parse(template) if field is not None]
+
+
+@pytest.mark.parametrize("room", [*ROOMS, LIBRARIES])
+def test_a_translation_puts_in_everything_once_and_is_chinese(room: str) -> None:
+    for english, chinese in read_messages(room).items():
+        if chinese is None:
+            continue
+        fields, count = _fields(chinese), len(_fields(english))
+        assert fields == [""] * count or sorted(fields) == [str(number) for number in range(count)], english
+        assert re.search("[\u4e00-\u9fff]", chinese) or chinese == english, f"no Chinese: {chinese}"
+
+
+@pytest.mark.parametrize("room", [*ROOMS, LIBRARIES])
+def test_a_translation_keeps_settings_and_commands(room: str) -> None:
+    """Names with a dot, an underscore or two dashes are written as in English."""
+    for english, chinese in read_messages(room).items():
+        names = re.findall(r"(?<![\w{}])(?:--[a-z-]+|[a-z]+[_.][a-z_.]*[a-z])", english) if chinese else ()
+        assert not (lost := [name for name in names if name not in str(chinese)]), f"{lost} of {english}"
+
+
+def test_a_message_within_a_message_is_translated_too() -> None:
+    text = "r.yaml:3: train.lrr: there is no such setting; did you mean 'train.lr'?"
+    assert say_in_chinese(text) == "r.yaml:3: train.lrr: 没有这个设置；是否想写 'train.lr'？"
+    text = "expected a valid integer, unable to parse string as an integer; found 'many'"  # the inner one is the longer
+    assert say_in_chinese(text) == "应为整数，实际为 'many'"
+
+
+def test_what_a_user_wrote_stays_as_it_is() -> None:
+    assert say_in_chinese("train.x: expected a whole number; found 'at least 3'").endswith("'at least 3'")
+    assert say_in_chinese("half of it, cat least 3") == "half of it, cat least 3"
+
+
+def test_a_message_that_nobody_knows_stays_english() -> None:
+    assert say_in_chinese("something quite new\nin two lines") == "something quite new\nin two lines"
+
+
+def test_the_command_line_says_it_in_the_language_of_the_user(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, expected in (("zh", "没有这个配置"), ("en", "there is no such recipe")):
+        monkeypatch.setenv("HANLIN_LANG", name)
+        assert main(["check", "nowhere.yaml"]) == 2
+        assert expected in capsys.readouterr().err
+
+
+def test_a_terminal_without_chinese_characters_gets_english(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HANLIN_LANG", "zh")
+    text = "is empty; name the training files"
+    assert said(text, io.TextIOWrapper(io.BytesIO(), encoding="latin-1")) == text
+    assert said(text, io.TextIOWrapper(io.BytesIO(), encoding="gb18030")) == "为空；请写出训练文件"
+
+
+def test_a_program_reads_english(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is raised can be searched for, and compared, whatever the locale."""
+    monkeypatch.setenv("HANLIN_LANG", "zh")
+    with pytest.raises(DataError, match="there is no such file"):
+        open_records(Path("nowhere.jsonl"))
