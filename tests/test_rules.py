@@ -149,6 +149,12 @@ def _is_ours(path: Path) -> bool:
     return not any(part.startswith(".") or part == "build" for part in path.relative_to(ROOT).parts)
 
 
+def test_tests_leave_no_folders_behind() -> None:
+    """Folders of `mkdtemp` stay; `scratch` (tests/drills/scratch.py) and pytest's are taken away."""
+    tests = [path for path in (ROOT / "tests").rglob("*.py") if path != Path(__file__)]
+    assert [path.name for path in tests if re.search(r"\bmkdtemp\b", path.read_text(encoding="utf-8"))] == []
+
+
 # Types ----------------------------------------------------------------------------------------------------------------
 
 OF_EVERY_MODEL = {"Attention", "Block", "DecoderBlock", "DecoderContext", "EncoderBlock", "FeedForward", "Inputs"}

@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 import json
 import sys
-import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -30,6 +29,7 @@ import torch
 from family_cases import Case, case_of
 from layouts import BATCH_SIZE, VARIANTS, Cell, loader, model_of
 from layouts import case as variant_case
+from scratch import scratch
 from stand_in import NAME, PROFILES, Costs, stand_in
 
 from hanlin.core.batch import IGNORED, Batch
@@ -137,7 +137,7 @@ def _prefer(model: torch.nn.Module, batch: Batch, settings: TrainSettings, profi
 
 @cache
 def _case(family: str) -> Case:
-    return case_of(family, Path(tempfile.mkdtemp(prefix="hanlin-stand-in-")))
+    return case_of(family, scratch())
 
 
 def answer(case: Case, model: torch.nn.Module, processor: Any, way: str, profile: str) -> dict[str, Any]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 from family_cases import case_of
+from scratch import scratch
 
 from hanlin.evaluation.decisions.asking import poll_of_question
 from hanlin.evaluation.decisions.questions import Question, read_questions
@@ -32,14 +31,14 @@ PREDICATE = {"type": "predicate", "name": "whether", "instructions": "霜"}
 
 @cache
 def engine_of_family(family: str) -> Engine:
-    case = case_of(family, Path(mkdtemp()))
+    case = case_of(family, scratch())
     limit = getattr(case.config, "max_length", None)
     return Engine(case.model().requires_grad_(False), case.processor, max_length=limit, family=case.family)
 
 
 @cache
 def label_engine(kind: str = "one") -> Engine:
-    case = case_of("chatglm2", Path(mkdtemp()))
+    case = case_of("chatglm2", scratch())
     labelled = replace(case, config=replace(case.config, labels=LABELS, label_kind=kind))
     return Engine(labelled.model().requires_grad_(False), labelled.processor, max_length=case.config.max_length)
 

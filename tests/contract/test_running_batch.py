@@ -48,7 +48,7 @@ def test_so_are_those_of_a_model_whose_matrices_lie_in_blocks(case: Case) -> Non
     for _ in range(2):
         with engine.inference():
             losses.append(engine.model(**batch.inputs, labels=batch.labels, reduction="none"))
-        engine.take_model()
+        engine.prepack_weights()
     torch.testing.assert_close(*losses, atol=1e-4, rtol=1e-4)
     _check_engine(engine, case, BatchLimits(prompt_tokens=3, kept=2), examples=4)
 

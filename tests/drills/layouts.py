@@ -16,7 +16,6 @@ import argparse
 import json
 import random
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,6 +33,7 @@ if __name__ == "__main__":
 import torch
 from family_cases import METHODS, Case, case_of
 from ranks import run_ranks
+from scratch import scratch
 from torch import nn
 
 from hanlin.core.batch import Batch
@@ -157,7 +157,7 @@ def cells() -> Iterator[Cell]:
 def case(variant: str) -> Case:
     """The family's small case with four blocks, or two on each side."""
     chosen = VARIANTS[variant]
-    folder = Path(tempfile.mkdtemp(prefix="hanlin-layouts-"))
+    folder = scratch()
     made = case_of(chosen.family, folder)
     changes = {**dict(chosen.config), **({} if hasattr(made.empty(), "encoder_blocks") else {"num_layers": 4})}
     return replace(made, config=replace(made.config, **changes))
@@ -185,7 +185,7 @@ def samples(variant: str, method: str, kind: Kind) -> tuple[Any, Any, int]:
     """Prepared records, their processor, and the length of rows."""
     chosen = case(variant)
     processor = chosen.processor if method == "full" else chosen.processor_for(method)
-    folder = Path(tempfile.mkdtemp(prefix="hanlin-layouts-"))
+    folder = scratch()
     file = folder / "rows.jsonl"
     file.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records(variant)), "utf-8")
     longest = max(processor.sample(record).length for record in records(variant))

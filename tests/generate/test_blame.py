@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from ids import CONFIG, Ids
 
-from hanlin.core.batch import Prompt, PromptBatch
 from hanlin.core.errors import HanlinError
 from hanlin.generate.blame import Blame
 from hanlin.generate.engine import Engine, record_stream
@@ -20,16 +19,12 @@ from hanlin.generate.methods.sample import SampleSettings
 from hanlin.generate.running_batch import AnswerRequest, BatchLimits, RunningBatch
 from hanlin.layers.slot_cache import Budget
 from hanlin.models.chatglm2 import family
-from hanlin.models.chatglm2.config import ChatGlm2Config
-from hanlin.models.common import decoder_batch
 from hanlin.models.common.decoder_batch import TextCursor
 from hanlin.recipe.settings import GenerateSettings
 
-CONFIG = ChatGlm2Config(
-    vocab_size=50, hidden_size=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, ffn_size=24, max_length=64
-)
 BAD = 49
 """An id that the model makes no numbers of, or does not read."""
+IDS = Ids(barred=(BAD,))
 WAYS: list[GenerateSettings] = [
     GreedySettings(max_new_tokens=6),
     SampleSettings(max_new_tokens=6, temperature=1.5, top_p=1.0),
@@ -39,28 +34,16 @@ PROMPTS = [[3, 5, 7, 9, 11], [4, 6], [8, 10, 12, 14, 16, 18, 20]]
 GUILTY = [13, 15, BAD, 17, 19, 21, 23, 25, 27]
 
 
-class Ids:
-    """Records that are ids, and answers that are read as they are."""
-
-    def prompt(self, record: list[int]) -> Prompt:
-        cursor = TextCursor(record[-1], len(record) - 1, frozenset())
-        return Prompt(record, {"tokens": np.array(record[:-1], np.int32)}, cursor)
-
-    def collate_prompts(self, prompts: list[Prompt]) -> PromptBatch:
-        inputs = decoder_batch.pad_left([prompt.inputs["tokens"] for prompt in prompts], 0)
-        return PromptBatch(inputs, [prompt.cursor for prompt in prompts], [[BAD] for _ in prompts])
-
-
 @pytest.fixture
 def engine() -> Engine:
     model = family.model()(CONFIG).double()
     model.init_weights(torch.Generator().manual_seed(0))
     torch.nn.init.normal_(model.embedding.weight, generator=torch.Generator().manual_seed(1))
-    return Engine(model.eval(), Ids(), family=family)  # pyright: ignore
+    return Engine(model.eval(), IDS, family=family)  # pyright: ignore
 
 
 def request(record: list[int], options: GenerateSettings, **given: Any) -> AnswerRequest:
-    return AnswerRequest(Ids().prompt(record), options, record_stream(5, len(record)), **given)
+    return AnswerRequest(IDS.prompt(record), options, record_stream(5, len(record)), **given)
 
 
 def alone(engine: Engine) -> list[Sequence[int]]:
@@ -68,7 +51,7 @@ def alone(engine: Engine) -> list[Sequence[int]]:
         next(iter(searches)).best.tokens
         for record in PROMPTS
         for way in WAYS
-        for searches in [list(engine.search([Ids().prompt(record)], way, [record_stream(5, len(record))]))[-1]]
+        for searches in [list(engine.search([IDS.prompt(record)], way, [record_stream(5, len(record))]))[-1]]
     ]
 
 
@@ -144,7 +127,7 @@ def reading(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> AnswerRequest:
 def feeding(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> AnswerRequest:
     """It goes wrong where its last token is read together with the others' next ones."""
     asked = reading(engine, monkeypatch)
-    return replace(asked, prompt=Ids().prompt([1, 2, BAD]))
+    return replace(asked, prompt=IDS.prompt([1, 2, BAD]))
 
 
 def sampling(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> AnswerRequest:
@@ -196,4 +179,4 @@ def test_a_failure_is_raised_where_an_answer_is_looked_at(engine: Engine) -> Non
     with torch.no_grad():
         engine.model.embedding.weight[BAD] = torch.nan
     with pytest.raises(HanlinError, match="not numbers"):
-        list(engine.search([Ids().prompt(one) for one in (PROMPTS[0], GUILTY)], WAYS[0]))
+        list(engine.search([IDS.prompt(one) for one in (PROMPTS[0], GUILTY)], WAYS[0]))

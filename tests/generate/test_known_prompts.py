@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from ids import CONFIG, Ids
 
-from hanlin.core.batch import Prompt, PromptBatch
 from hanlin.generate.engine import Engine
 from hanlin.generate.known_prompts import KnownPrompts
 from hanlin.generate.methods.beam import BeamSettings
@@ -16,31 +15,10 @@ from hanlin.generate.methods.greedy import GreedySettings
 from hanlin.generate.running_batch import AnswerRequest, BatchLimits, TokenScores
 from hanlin.layers.slot_cache import SlotCache
 from hanlin.models.chatglm2 import family
-from hanlin.models.chatglm2.config import ChatGlm2Config
-from hanlin.models.common import decoder_batch
-from hanlin.models.common.decoder_batch import TextCursor
 from hanlin.tuning.apply import apply_tuning
 from hanlin.tuning.prefix import PrefixTuning
 
-CONFIG = ChatGlm2Config(
-    vocab_size=50, hidden_size=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, ffn_size=24, max_length=64
-)
 GREEDY = GreedySettings(max_new_tokens=6)
-
-
-class Ids:
-    """Records that are ids, and answers that are read as they are."""
-
-    def prompt(self, record: list[int]) -> Prompt:
-        cursor = TextCursor(record[-1], len(record) - 1, frozenset())
-        return Prompt(record, {"tokens": np.array(record[:-1], np.int32)}, cursor)
-
-    def collate_prompts(self, prompts: list[Prompt]) -> PromptBatch:
-        inputs = decoder_batch.pad_left([prompt.inputs["tokens"] for prompt in prompts], 0)
-        return PromptBatch(inputs, [prompt.cursor for prompt in prompts], [[] for _ in prompts])
-
-    def answer_texts(self, prompt: Prompt, tokens: tuple[int, ...]) -> list[str]:
-        return ["".join(chr(65 + token) for token in tokens)]
 
 
 class Counting:

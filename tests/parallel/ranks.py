@@ -73,6 +73,7 @@ def _rank(
     rank: int, world: int, folder: Path, timeout_seconds: float, function: Callable[..., Any], args: Sequence[Any]
 ) -> None:
     gc.freeze()  # what came along is looked at no more, and so not copied
+    tempfile.tempdir = str(folder)  # nothing that a rank makes outlives the ranks
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
     torch.set_num_threads(1)
     random.seed(0)

@@ -31,7 +31,7 @@ def engines(base: Path, lora: Path, prefix: Path) -> dict[str, Engine]:
     """The base, and a LoRA and a prefix that share its weights."""
     of_base = components_of(base, None)
     engine = load_engine(of_base.recipe, of_base)
-    engine.take_model()
+    engine.prepack_weights()
     adapted = {
         name: adapted_engine(engine, components_of(base, path)) for name, path in (("law", lora), ("tax", prefix))
     }

@@ -104,7 +104,7 @@ def _answer(args: argparse.Namespace, recipe: Recipe) -> int:
     say_remark(recipe)
     engine = load_engine(recipe, components)
     if not args.stream:  # one answer at a time is written faster as it is
-        engine.take_model()
+        engine.prepack_weights()
     if args.stream:
         groups = _checked(lines, components, name)
         records = ([one.record for one in asked] for asked in groups) if given is None else (given.records,)

@@ -256,7 +256,7 @@ def _some_ranks(own: Estimate) -> list[Any]:
 
 def _verdict(own: Estimate, batch_size: int, device: Device, args: argparse.Namespace) -> Iterable[str]:
     from hanlin.planner.devices import names_of
-    from hanlin.planner.search import that_fit
+    from hanlin.planner.search import fitting_devices
 
     layout, job = own.layout, own.shares[0].job
     for kernel, reason in _kernels(own).items():
@@ -269,7 +269,7 @@ def _verdict(own: Estimate, batch_size: int, device: Device, args: argparse.Name
         yield f"pipeline: each rank waits {layout.bubble():.1%} of the step ({layout.schedule})"
     yield from _time_of_step(own, device, args)
     word = "fits" if own.fits(device) else "does not fit"
-    yield f"{word} {device.name}; fits: {names_of(that_fit(job, layout)) or 'none of the known devices'}"
+    yield f"{word} {device.name}; fits: {names_of(fitting_devices(job, layout)) or 'none of the known devices'}"
 
 
 def _time_of_step(own: Estimate, device: Device, args: argparse.Namespace) -> Iterable[str]:

@@ -184,7 +184,7 @@ def _service(
 
     base, *others = components
     settings = chatting(base.recipe.generate, args.words)
-    engine.take_model()
+    engine.prepack_weights()
     scheduler, created = Scheduler(engine, limits), int(time.time())
     chances = [_temperature(one) for one in components]
     engines = {short: adapted_engine(engine, one) for short, one in zip(adapters, others, strict=True)}

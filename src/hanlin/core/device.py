@@ -81,6 +81,10 @@ def communication_backend(device: torch.device) -> str:
         ) from None
 
 
+AMPERE = 80
+"""The compute capability of the first CUDA devices with bf16 and flash attention."""
+
+
 def cuda_capability(device: torch.device) -> int:
     """80 for a compute capability of 8.0; 0 where it is no CUDA device."""
     import torch
@@ -96,7 +100,7 @@ def has_bf16(device: torch.device) -> bool:
     import torch
 
     if device.type == "cuda":
-        return cuda_capability(device) >= 80
+        return cuda_capability(device) >= AMPERE
     known = getattr(getattr(torch, device.type, None), "is_bf16_supported", None)
     return known is None or bool(known())
 

@@ -80,7 +80,7 @@ class Engine:
         if self.device.type == "cpu" and self._is_frozen:
             store_by_columns(model)
 
-    def take_model(self) -> None:
+    def prepack_weights(self) -> None:
         """Let a CPU answer several questions at once faster, a lone one slower; the model is for answers alone then."""
         is_plain = self.precision == "fp32" and not isinstance(self.model, ShardedInferenceModel)
         if self.device.type == "cpu" and self._is_frozen and is_plain:

@@ -19,7 +19,7 @@ import torch
 from torch.backends.cuda import flash_sdp_enabled
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from hanlin.core.device import cuda_capability, has_bf16
+from hanlin.core.device import AMPERE, cuda_capability, has_bf16
 from hanlin.layers.pair_scores import rehearse_flex
 from hanlin.layers.sequences import rehearse_varlen
 
@@ -55,8 +55,6 @@ ALLOWED_KERNELS: dict[AttentionKernel, list[SDPBackend]] = {
     "math": [SDPBackend.MATH],
 }
 """Of `scaled_dot_product_attention`, by `run.attention`."""
-
-_AMPERE = 80
 
 _LARGE_BIAS = 2**29
 """Scores of all heads from which on their bias is not written down: 1 GiB in half precision."""
@@ -113,7 +111,7 @@ class KernelScope:
         made for CUDA (`_validate_device` of torch's flex_attention.py: no gradients on CPUs).
         """
         is_wanted = self.choice == "flex" or (self.choice == "auto" and scores >= _LARGE_BIAS)
-        takes = self.kind == "cuda" and is_wanted and not use.dropout and self.version >= _AMPERE
+        takes = self.kind == "cuda" and is_wanted and not use.dropout and self.version >= AMPERE
         return takes and (self.device is None or works_here(rehearse_flex, self.device, use.dtype, use.head_dim))
 
 
@@ -192,7 +190,7 @@ def flash_takes(use: AttentionUse, version: int) -> bool:
     `check_head_dim_size_flash` and `check_requires_grad_and_head_dim_gt192_constraints_on_sm86_89_or_120` of torch's
     sdp_utils.cpp).
     """
-    takes = version >= _AMPERE and use.dtype in (torch.float16, torch.bfloat16) and use.head_dim <= 256
+    takes = version >= AMPERE and use.dtype in (torch.float16, torch.bfloat16) and use.head_dim <= 256
     is_small = 86 <= version <= 89 or version >= 120
     if takes and is_small and use.is_trained:
         return use.head_dim <= 192 or (use.head_dim > 224 and not use.dropout)

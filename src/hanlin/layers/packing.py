@@ -56,20 +56,26 @@ class Packing(Protocol):
         ...
 
 
-class Int8Rows:
-    """A byte per weight, and the scale of each row, which is kept in the dtype of the arithmetic."""
+class _ScaledRows:
+    """Integers, and the scale of each row, which is kept in the dtype of the arithmetic."""
 
-    name, parts = "int8", ("weight_scale",)
+    parts = ("weight_scale",)
+
+    def unpack(self, tensors: PackedTensors, columns: int, dtype: torch.dtype) -> torch.Tensor:
+        packed, scale = tensors
+        return dequantise(packed, scale, columns, dtype)
+
+
+class Int8Rows(_ScaledRows):
+    """A byte per weight."""
+
+    name = "int8"
 
     def empty(self, rows: int, columns: int) -> PackedTensors:
         return torch.empty(rows, columns, dtype=torch.int8), torch.empty(rows)
 
     def pack(self, weight: torch.Tensor) -> PackedTensors:
         return quantise(weight, 8)
-
-    def unpack(self, tensors: PackedTensors, columns: int, dtype: torch.dtype) -> torch.Tensor:
-        packed, scale = tensors
-        return dequantise(packed, scale, columns, dtype)
 
     def multiply(self, input: torch.Tensor, tensors: PackedTensors) -> torch.Tensor:
         packed, scale = tensors
@@ -79,24 +85,20 @@ class Int8Rows:
         return gradient @ self.unpack(tensors, columns, gradient.dtype)
 
 
-class Int4Rows:
-    """Two weights per byte, and the scale of each row.
+class Int4Rows(_ScaledRows):
+    """Two weights per byte.
 
     The halves of the bytes are never put together to a matrix: the even columns are multiplied by one, the odd ones by
     the other.
     """
 
-    name, parts = "int4", ("weight_scale",)
+    name = "int4"
 
     def empty(self, rows: int, columns: int) -> PackedTensors:
         return torch.empty(rows, _packed_size(columns), dtype=torch.int8), torch.empty(rows)
 
     def pack(self, weight: torch.Tensor) -> PackedTensors:
         return quantise(weight, 4)
-
-    def unpack(self, tensors: PackedTensors, columns: int, dtype: torch.dtype) -> torch.Tensor:
-        packed, scale = tensors
-        return dequantise(packed, scale, columns, dtype)
 
     def multiply(self, input: torch.Tensor, tensors: PackedTensors) -> torch.Tensor:
         even, odd = (input[..., start::2] for start in (0, 1))

@@ -82,7 +82,7 @@ def _filled(weights: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:
     room = 0
     for weight in weights:
         size = local(weight).nbytes
-        if not buckets or size > room or not _joins(weight) or not _joins(buckets[-1][0], weight.dtype):
+        if not buckets or size > room or not _goes_with(weight, buckets[-1][0]):
             buckets.append([])
             room = BUCKET_BYTES
         buckets[-1].append(weight)
@@ -90,9 +90,9 @@ def _filled(weights: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:
     return buckets
 
 
-def _joins(weight: nn.Parameter, dtype: torch.dtype | None = None) -> bool:
-    """Whether its gradient may be a view of memory that others share, of this dtype; a DTensor's may not."""
-    return local(weight) is weight and dtype in (None, weight.dtype)
+def _goes_with(weight: nn.Parameter, other: nn.Parameter) -> bool:
+    """Whether their gradients may be views of the same memory: those of DTensors may not."""
+    return local(weight) is weight and local(other) is other and weight.dtype == other.dtype
 
 
 def _joined(bucket: Sequence[nn.Parameter]) -> torch.Tensor:

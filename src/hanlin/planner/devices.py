@@ -23,13 +23,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from hanlin.core.device import AMPERE
 from hanlin.core.errors import ConfigError
 from hanlin.layers.precision import Precision
 from hanlin.recipe.reading import nearest
 
 GIB = 1 << 30
 
-_AMPERE, _A2 = 80, 2
+_A2 = 2
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Device:
     @property
     def has_bf16(self) -> bool:
         """As `core.device.has_bf16` says it of a device that is there."""
-        return self.version >= (_AMPERE if self.kind == "cuda" else _A2)
+        return self.version >= (AMPERE if self.kind == "cuda" else _A2)
 
     @property
     def has_flash(self) -> bool:

@@ -280,7 +280,7 @@ def _loss(share: RankShare) -> int:
 
 def _traffic(share: RankShare) -> Traffic:
     layout, held, size = share.layout, share.held, share.dtype_bytes
-    passes, recomputes = layout.micro_batches, layout.checkpoint_activations in ("full", "offload")
+    passes = layout.micro_batches
     shards, replicas = layout.shard_ranks, layout.data // layout.shard_ranks
     times = 2 if layout.shard == "parameters" else 1
     gather = _ring(shards) * held.whole_bytes * times * passes
@@ -290,12 +290,12 @@ def _traffic(share: RankShare) -> Traffic:
     reduce = 2 * _ring(replicas) * summed_bytes * held.whole_trained / shards * sums
     # Each row-divided product is summed in the forward pass, the gradient of its input in the backward pass.
     states = sum(cost.elements for cost in share.costs)
-    summed = states * held.sums / max(1, len(share.costs)) * (3 if recomputes else 2)
+    summed = states * held.sums / max(1, len(share.costs)) * (3 if layout.computes_all_again else 2)
     tensor = 2 * _ring(layout.tensor) * size * summed * passes
     stages = layout.stages // layout.pipe if layout.pipe > 1 else 0
     ends = 2 * stages - held.stage.has_first - held.stage.has_last if stages else 0
     pipe = share.trace.outputs / layout.tensor * ends * passes
-    expert = _ring(layout.expert) * size * states * (6 if recomputes else 4) * passes
+    expert = _ring(layout.expert) * size * states * (6 if layout.computes_all_again else 4) * passes
     return Traffic(*map(int, (gather, scatter, reduce, tensor, pipe, expert)))
 
 
@@ -314,8 +314,8 @@ def _ring(ranks: int) -> float:
 
 def _flops(share: RankShare) -> float:
     layout = share.layout
-    kinds, again = [share.job.kinds[block] for block in share.held.stage.blocks], layout.checkpoint_activations
-    forward = (1 + (again in ("full", "offload"))) * sum(cost.flops for cost in share.costs)
+    kinds = [share.job.kinds[block] for block in share.held.stage.blocks]
+    forward = (1 + layout.computes_all_again) * sum(cost.flops for cost in share.costs)
     blocks = forward + sum(total_flops(share.trace.backward.get(kind, {})) for kind in kinds)
     return layout.micro_batches * (blocks + _head_flops(share))
 

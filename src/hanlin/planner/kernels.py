@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend
 
+from hanlin.core.device import AMPERE
 from hanlin.layers.attention_kernels import ALLOWED_KERNELS, AttentionKernel, AttentionUse, flash_takes
 from hanlin.planner.devices import Device
 
@@ -29,7 +30,6 @@ _NAMES: dict[SDPBackend, AttentionKernel] = {
     SDPBackend.CUDNN_ATTENTION: "cudnn",
     SDPBackend.MATH: "math",
 }
-_AMPERE = 80
 
 
 @dataclass(frozen=True)
@@ -99,11 +99,11 @@ def _flash_takes(call: AttentionCall, device: Device) -> bool:
 
 
 def _efficient_takes(call: AttentionCall, device: Device) -> bool:
-    alignment = (8 if call.is_half else 4) if device.version >= _AMPERE else (8 if call.is_half else 1)
+    alignment = (8 if call.is_half else 4) if device.version >= AMPERE else (8 if call.is_half else 1)
     has_dtype = call.dtype in (torch.float16, torch.float32) or (call.dtype == torch.bfloat16 and device.has_bf16)
     return has_dtype and not call.is_grouped and call.head_dim % alignment == 0
 
 
 def _cudnn_takes(call: AttentionCall, device: Device) -> bool:
     is_fitting = call.head_dim <= 128 and call.head_dim % 8 == 0 and (call.dropout * 16).is_integer()
-    return device.version >= _AMPERE and call.is_half and is_fitting
+    return device.version >= AMPERE and call.is_half and is_fitting

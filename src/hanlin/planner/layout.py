@@ -43,6 +43,11 @@ class Layout:
         return self.data * self.tensor * self.pipe
 
     @property
+    def computes_all_again(self) -> bool:
+        """Whether the backward pass has blocks computed again, of which only the inputs were kept."""
+        return self.checkpoint_activations in ("full", "offload")
+
+    @property
     def batch_size(self) -> int:
         return self.micro_batch_size * self.micro_batches * self.data
 

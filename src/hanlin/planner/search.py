@@ -39,7 +39,7 @@ def propose(job: PlannedModel, device: Device, nodes: int, per_node: int, networ
     return list(best.values())
 
 
-def that_fit(job: PlannedModel, layout: Layout) -> list[Device]:
+def fitting_devices(job: PlannedModel, layout: Layout) -> list[Device]:
     """The known devices that have the recipe's precision and hold a layout, each with its own kernels."""
     calls = job.trace(layout).attention
     estimates: dict[object, Estimate] = {}
