@@ -13,6 +13,7 @@ from test_own_method import losses, words, write_recipe
 from hanlin.cli.main import main
 from hanlin.core.errors import ConfigError
 from hanlin.formats.files import open_weights
+from hanlin.layers.precision import DTYPES
 from hanlin.tuning.apply import apply_tuning, trained_parameters
 from hanlin.tuning.full import FullTuning
 from hanlin.tuning.ia3 import Ia3Tuning
@@ -47,13 +48,21 @@ def test_what_is_frozen_is_named_by_module_or_run_of_blocks(tmp_path: Path) -> N
         apply_tuning(case.empty(), FullTuning(frozen=tuple(dict(case.empty().named_children()))), case.family)
 
 
-def test_what_is_frozen_comes_out_as_it_came_in(home: Path) -> None:
-    """Also of a base whose numbers the arithmetic of the run rounds."""
+@pytest.mark.parametrize(("setting", "dtype"), [("weight", "fp32"), ("weight", "bf16"), ("save", "bf16")])
+def test_what_is_frozen_comes_out_as_it_came_in(home: Path, setting: str, dtype: str) -> None:
+    """Also of a base whose numbers the arithmetic of the run rounds, unless what is written is to be rounded."""
     changes = ("tuning.method=full", "tuning.frozen=[embedding,decoder_blocks.0]", "train.precision=bf16")
-    assert main(["train", *words(home, "frozen", "train.steps=2", "train.lr=0.05", *changes)]) == 0
-    base, last = open_weights(home / "base"), open_weights(home / "frozen/last")
-    same = {name for name in base if last[name].equal(base[name])}
-    assert same == {name for name in base if name.startswith(("embedding.", "decoder_blocks.0."))}
+    run, given = home / f"{setting}-{dtype}", f"train.{setting}_dtype={dtype}"
+    assert main(["train", *words(home, run.name, "train.steps=2", "train.lr=0.05", *changes, given)]) == 0
+    base, last = open_weights(home / "base"), open_weights(run / "last")
+    frozen = {name for name in base if name.startswith(("embedding.", "decoder_blocks.0."))}
+    if setting == "save":
+        assert {last[name].dtype for name in base} == {torch.bfloat16}
+        return
+    assert {name for name in base if last[name].dtype == base[name].dtype and last[name].equal(base[name])} == frozen
+    kept = DTYPES[dtype]  # pyright: ignore[reportArgumentType]
+    assert {last[name].dtype for name in base if name not in frozen} == {kept}
+    assert main(["generate", str(run), "--record", json.dumps({"source": "山", "target": ""})]) == 0
 
 
 def test_a_second_stage_trains_the_base_from_the_prompts_of_the_first(home: Path) -> None:

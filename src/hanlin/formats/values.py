@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -129,25 +129,38 @@ def cast(where: object, name: str, tensor: torch.Tensor, dtype: torch.dtype | No
 class Cast(TensorSubset):
     """Tensors in a dtype (None: each in its own); what is in them is noted in `report` on its way.
 
+    exact: names of those that stay in their own dtype where this one would round them.
     Raises: CheckpointError, when a tensor is read, for numbers that the dtype cannot hold.
     """
 
-    def __init__(self, where: object, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype | None) -> None:
+    def __init__(
+        self,
+        where: object,
+        tensors: Mapping[str, torch.Tensor],
+        dtype: torch.dtype | None,
+        exact: Container[str] = (),
+    ) -> None:
         super().__init__(tensors, tensors)
-        self._where, self._dtype = where, dtype
+        self._where, self._dtype, self._exact = where, dtype, exact
         self.report = ValueReport()
 
     def __getitem__(self, name: str) -> torch.Tensor:
         tensor = super().__getitem__(name)
         self.report.add(name, tensor)
-        if self._dtype is None or not tensor.is_floating_point():
-            return tensor
-        is_broken = name in self.report.broken
-        return tensor.to(self._dtype) if is_broken else cast(self._where, name, tensor, self._dtype)
+        dtype = self._dtype_of(name, tensor)
+        return tensor.to(dtype) if name in self.report.broken else cast(self._where, name, tensor, dtype)
 
     def meta(self, name: str) -> torch.Tensor:
         tensor = super().meta(name)
-        return tensor if self._dtype is None or not tensor.is_floating_point() else tensor.to(self._dtype)
+        return tensor.to(self._dtype_of(name, tensor))
+
+    def _dtype_of(self, name: str, tensor: torch.Tensor) -> torch.dtype:
+        import torch
+
+        if self._dtype is None or not tensor.is_floating_point():
+            return tensor.dtype
+        is_rounded = torch.promote_types(tensor.dtype, self._dtype) != self._dtype
+        return tensor.dtype if is_rounded and name in self._exact else self._dtype
 
 
 class Sound(TensorSubset):

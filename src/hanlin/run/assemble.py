@@ -169,7 +169,8 @@ def _corpus(path: Path, components: Components) -> Path:
 
 def _train(components: Components, start: Start) -> Outcome:
     from hanlin.parallel.mesh import Degrees
-    from hanlin.run.weights import export, parallelize_tuned
+    from hanlin.run.export import export
+    from hanlin.run.weights import parallelize_tuned
     from hanlin.training.loop import count_steps, train
     from hanlin.training.run_checkpoints import RunCheckpoints
     from hanlin.training.step import Step

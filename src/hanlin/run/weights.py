@@ -1,26 +1,23 @@
-"""The weights of a recipe: into a model that answers, into a parallel model that trains, and out into folders."""
+"""The weights of a recipe: into a model that answers, or into a parallel model that trains (out of it: export.py)."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from hanlin.adapters.adapter import Adapter, load_adapter
-from hanlin.adapters.folder import ADAPTER_FOLDER, save_adapter
 from hanlin.core.device import pick_device, set_threads
 from hanlin.core.errors import ConfigError
-from hanlin.core.files import published
 from hanlin.core.manifest import check_manifest
 from hanlin.core.parameters import set_parameter
 from hanlin.core.progress import counted
 from hanlin.core.ranks import read_ranks
 from hanlin.formats.fingerprint import Fingerprint
-from hanlin.formats.load import added_parameters, base_parameters, load_into, look_at_values, open_ours, save_base
-from hanlin.formats.values import Cast, ValueReport, stored_dtype
+from hanlin.formats.load import added_parameters, load_into, look_at_values, open_ours
+from hanlin.formats.values import ValueReport, stored_dtype
 from hanlin.layers.label_head import label_parameters
 from hanlin.layers.precision import DTYPES
 from hanlin.layers.quantised import packed, packed_linears, quantise_linears
@@ -92,7 +89,7 @@ def empty_frozen_model(components: Components) -> torch.nn.Module:
     """
     _refuse_untrained(components)
     _refuse_packed_experts(components)
-    return with_adapter(_empty_model(components), components)
+    return with_adapter(empty_model(components), components)
 
 
 def empty_tuned_model(components: Components) -> torch.nn.Module:
@@ -100,7 +97,7 @@ def empty_tuned_model(components: Components) -> torch.nn.Module:
 
     Raises: ConfigError, CheckpointError.
     """
-    model = _empty_model(components)
+    model = empty_model(components)
     if components.recipe.model.base is None and not all(one.is_floating_point() for one in model.parameters()):
         raise ConfigError("model.config: fresh weights cannot be quantised; name a model.base, or set bits to 0")
     apply_tuning(model, components.recipe.tuning, components.family)
@@ -177,39 +174,12 @@ def parallelize_tuned(
         return parallelize(compile_blocks(model, recipe), device, precision, recipe.parallel, **options)
 
     def empty() -> torch.nn.Module:
-        return compile_blocks(apply_tuning(_empty_model(components), recipe.tuning, components.family), recipe)
+        return compile_blocks(apply_tuning(empty_model(components), recipe.tuning, components.family), recipe)
 
     parallel_model = parallelize(empty(), device, precision, recipe.parallel, copy=empty, **options)
     parallel_model.fill(_kept(components, parallel_model.names, _base_dtype(components), fingerprint))
     parallel_model.fill(_additions(components))
     return parallel_model
-
-
-def export(components: Components, parallel_model: ParallelModel, target: Path) -> None:
-    """Write a base folder or, when the base is frozen, an adapter folder; the one in the other if both are trained.
-
-    Every rank must call it; the main one writes.
-    """
-    tuning = components.recipe.tuning
-    model = _gathered(components, parallel_model)
-    if model is None:
-        return
-    if not tuning.trains_base:
-        save_adapter(model, tuning, target, overwrite=True, quantise=components.recipe.model.quantise)
-        return
-    with published(target, "replace") as beside:
-        held = {**base_parameters(model), **_frozen_weights(components)}
-        weights = Cast(target, held, saved_dtype(components.recipe))
-        save_base(beside, components.family, components.config, weights, components.tokenizer)
-        if added_parameters(model):
-            save_adapter(model, tuning, beside / ADAPTER_FOLDER)
-
-
-def _frozen_weights(components: Components) -> dict[str, torch.Tensor]:
-    """Weights of a base that is trained but for these, as they came: in memory they may be rounded."""
-    model = apply_tuning(_empty_model(components), components.recipe.tuning, components.family)
-    frozen = {name for name, weight in base_parameters(model).items() if not weight.requires_grad}
-    return {name: one for name, one in _base_weights(components, [*frozen]) if name in frozen} if frozen else {}
 
 
 # --- making ---
@@ -267,7 +237,7 @@ def with_adapter(model: torch.nn.Module, components: Components) -> torch.nn.Mod
     return model
 
 
-def _empty_model(components: Components) -> torch.nn.Module:
+def empty_model(components: Components) -> torch.nn.Module:
     """The model on the meta device, with packed linears where the recipe wants such.
 
     Raises: ConfigError.
@@ -288,7 +258,7 @@ def _plain_model(components: Components) -> torch.nn.Module:
 
 def _base_model(components: Components, dtype: torch.dtype, fingerprint: Fingerprint | None = None) -> torch.nn.Module:
     """The weights that the recipe starts from: a checkpoint's, or fresh ones from its seed."""
-    model = _empty_model(components)
+    model = empty_model(components)
     trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     for name, weight in _kept(components, list(trained), dtype, fingerprint):
         # What was read may lie in the file still.
@@ -300,7 +270,7 @@ def _base_model(components: Components, dtype: torch.dtype, fingerprint: Fingerp
 def _kept(
     components: Components, names: list[str], dtype: torch.dtype, fingerprint: Fingerprint | None = None
 ) -> NamedTensors:
-    """`_base_weights` as they are kept: packed, or in `dtype`."""
+    """`base_weights` as they are kept: packed, or in `dtype`."""
     kept = _packed_or_cast(components, names, dtype)
     if fingerprint is None:
         return kept
@@ -309,9 +279,9 @@ def _kept(
 
 def _packed_or_cast(components: Components, names: list[str], dtype: torch.dtype) -> NamedTensors:
     """Those that the recipe's `quantise` packs become several tensors; what is packed on disk stays as it is."""
-    linears = packed_linears(_empty_model(components)) if components.recipe.model.quantise else {}
+    linears = packed_linears(empty_model(components)) if components.recipe.model.quantise else {}
     parts = {f"{name}.{part}" for name, packing in linears.items() for part in packing.parts}
-    for name, weight in _base_weights(components, [name for name in names if name not in parts], dtype):
+    for name, weight in base_weights(components, [name for name in names if name not in parts], dtype):
         owner, _, last = name.rpartition(".")
         if last == "weight" and owner in linears:
             tensors = packed(linears[owner], weight.float())
@@ -343,7 +313,7 @@ def refuse_unsound(components: Components, *, is_trained: bool) -> ValueReport |
     return report
 
 
-def _base_weights(components: Components, names: list[str], dtype: torch.dtype | None = None) -> NamedTensors:
+def base_weights(components: Components, names: list[str], dtype: torch.dtype | None = None) -> NamedTensors:
     """Those of a checkpoint that have one of the names, or all fresh ones; one at a time.
 
     dtype: which is to hold them. To a language model's a fresh head for labels is added, where the recipe has labels.
@@ -370,7 +340,7 @@ def _say_precision(components: Components) -> None:
     is_larger = recipe.tuning.trains_base and saved_dtype(recipe) == torch.float32
     if source is None or not is_larger or stored_dtype(source.weights) not in _HALF:
         return
-    count = sum(weight.numel() for weight in _empty_model(components).parameters())
+    count = sum(weight.numel() for weight in empty_model(components).parameters())
     log.info(
         "the base is in %s; its weights are trained and written in float32, %.3g GB in best/ and again in last/; "
         "train.save_dtype=bf16 halves that, or hanlin convert %s OUT --dtype fp16 afterwards",
@@ -382,7 +352,7 @@ def _say_precision(components: Components) -> None:
 
 def _fresh_head(components: Components) -> list[str]:
     """The names of a head for labels that the weights that the recipe starts from do not have."""
-    return [] if components.base_config == components.config else label_parameters(_empty_model(components))
+    return [] if components.base_config == components.config else label_parameters(empty_model(components))
 
 
 def _frozen_sharded(components: Components, device: torch.device, layout: ParallelSettings) -> ShardedInferenceModel:
@@ -390,7 +360,7 @@ def _frozen_sharded(components: Components, device: torch.device, layout: Parall
     adapter, family, precision = components.adapter, components.family, precision_of(components.recipe)
 
     def empty() -> torch.nn.Module:
-        model = _empty_model(components)
+        model = empty_model(components)
         return model if adapter is None else apply_tuning(model, _adapter_settings(components, adapter), family)
 
     model = empty().requires_grad_(False)
@@ -419,7 +389,7 @@ def _tuned_model(components: Components, fingerprint: Fingerprint | None = None)
 def _additions(components: Components) -> NamedTensors:
     """What the tuning method adds, with its first values; small, so that every rank makes the whole of it."""
     tuning = components.recipe.tuning
-    model = apply_tuning(_empty_model(components), tuning, components.family)
+    model = apply_tuning(empty_model(components), tuning, components.family)
     _load_what_is_read(model, components)
     init_additions_of(model, tuning, _tuning_generator(components))
     if components.adapter is None:
@@ -434,7 +404,7 @@ def _load_what_is_read(model: torch.nn.Module, components: Components) -> None:
     names = list(components.recipe.tuning.reads_base)
     if not names:
         return
-    for name, weight in _base_weights(components, names):
+    for name, weight in base_weights(components, names):
         if name in names:
             set_parameter(model, name, weight.float())
 
@@ -478,23 +448,10 @@ def _init_head(model: torch.nn.Module, components: Components) -> None:
     """Give a head for labels that is trained beside a frozen base its values there, or fresh ones."""
     added = added_parameters(model)
     if names := [name for name in label_parameters(model) if name in added]:
-        for name, weight in _base_weights(components, names):
+        for name, weight in base_weights(components, names):
             if name in names:
                 added[name].copy_(weight)
 
 
 def _adapter_settings(components: Components, adapter: Adapter) -> TuningMethod:
     return adapter.settings.completed(components.recipe.tuning)
-
-
-def _gathered(components: Components, parallel_model: ParallelModel) -> torch.nn.Module | None:
-    """The model with what was trained, on the main rank; None on the others."""
-    if parallel_model.is_whole:
-        return parallel_model.model
-    tuning = components.recipe.tuning
-    model = apply_tuning(_empty_model(components), tuning, components.family)
-    names = None if tuning.trains_base else list(added_parameters(model))
-    for name, weight in parallel_model.gather(names):
-        if parallel_model.mesh.is_main:
-            set_parameter(model, name, weight, requires_grad=False)
-    return model if parallel_model.mesh.is_main else None
