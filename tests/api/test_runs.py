@@ -46,6 +46,7 @@ def test_a_run_is_trained_once_and_a_program_is_left_as_it_was(bee: dict[str, An
         assert result.best_step == 4
         assert result.weights == tmp_path / "run" / "best"
         assert hanlin.train(bee, {**folder, "train.steps": 4}, quiet=True) == result
+        assert "there is nothing left to train" in (result.folder / "log.txt").read_text(encoding="utf-8")
         assert hanlin.evaluate(bee, folder, quiet=True)["loss"]["records"] == 8
         assert hanlin.load(result.folder).score("北京").tokens > 0
         assert state() == before

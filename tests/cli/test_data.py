@@ -78,11 +78,14 @@ def test_preferences_and_unknown_rows_are_shown_too(
     original: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_rows(tmp_path / "pairs.jsonl", [{"prompt": "你好", "chosen": "世界", "rejected": "黑色"}])
-    for more in ([], ["--base", str(original)]):
-        assert main(["data", "show", "pairs.jsonl", *more]) == 0
-        shown = capsys.readouterr().out
-        assert "preference rows" in shown
-        assert "user: 你好\nassistant: ⟪世界⟫\nrejected assistant: 黑色" in shown
+    assert main(["data", "show", "pairs.jsonl"]) == 0
+    shown = capsys.readouterr().out
+    assert "preference rows" in shown
+    assert "user: 你好\nassistant: ⟪世界⟫\nrejected assistant: 黑色" in shown
+    assert main(["data", "show", "pairs.jsonl", "--base", str(original)]) == 0
+    shown = capsys.readouterr().out
+    assert "chosen: [gMASK]sop[Round 1]" in shown
+    assert "⟪世界</s>⟫\nrejected: [gMASK]sop" in shown
     write_rows(tmp_path / "own.jsonl", [{"input": "你好", "<ans>": "世界"}])
     assert main(["data", "show", "own.jsonl"]) == 0
     shown = capsys.readouterr().out

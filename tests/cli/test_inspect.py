@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from chatglm2_pieces import small_byte_ranks, small_pieces
 
 from hanlin.adapters.folder import save_adapter
 from hanlin.cli.main import main
@@ -126,6 +127,19 @@ def write_model(folder: Path, of: Family, config: Any, **changes: torch.Tensor) 
 
 
 CPM1 = shape(16, 2, 4, vocab_size=24, max_length=8)
+
+
+def test_a_vocabulary_is_told_by_what_is_in_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "pieces.model").write_bytes(small_pieces().model)
+    (tmp_path / "ranks.model").write_bytes(small_byte_ranks())
+    assert main(["inspect", str(tmp_path / "pieces.model"), str(tmp_path / "ranks.model")]) == 0
+    shown = capsys.readouterr().out
+    assert "sentencepiece (bpe)" in shown
+    assert "340" in shown
+    assert "byte strings (tiktoken)" in shown
+    (tmp_path / "empty.model").write_bytes(b"")
+    assert main(["inspect", str(tmp_path / "empty.model")]) == 2
+    assert "without any piece" in capsys.readouterr().err
 
 
 def test_the_values_are_read_on_demand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

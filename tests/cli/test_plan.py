@@ -194,7 +194,7 @@ def test_a_folder_of_weights_is_planned_and_an_adapter_names_its_base(
     assert main(["plan", str(tmp_path / "adapter")]) == 2
     assert "an adapter, which is planned with its base" in capsys.readouterr().err
     assert main(["plan", str(tmp_path / "nothing")]) == 2
-    assert "there is no such recipe" in capsys.readouterr().err
+    assert "there is no such recipe or run folder" in capsys.readouterr().err
 
 
 EXPERTS = """\

@@ -76,7 +76,7 @@ def test_fresh_weights_get_a_recipe_too(make_case: Callable[[str], Case], tmp_pa
     case = make_case("cpm_bee")
     model = {"family": case.name, "size": "tiny", "vocab": str(case.vocab / "vocab.txt")}
     text = first_recipe(model, [write_rows(case, tmp_path)], tmp_path / "run", memory_of("A100-80"), "en")
-    assert make_recipe(parse_yaml(text)[0]).train.micro_batch_size == 8
+    assert make_recipe(parse_yaml(text)[0]).train.batch_size == 1  # of few rows, for the sake of the steps
     assert "GiB of A100-80, by `hanlin plan`" in text
 
 
@@ -131,3 +131,32 @@ def test_a_size_that_there_is_not_is_named(
     words = ["init", "rows.jsonl", "--family", "cpm1", "--size", "smal", "--vocab", str(make_case("cpm1").vocab)]
     assert main(words) == 2
     assert "cpm1 has no size 'smal'; did you mean 'small'?" in capsys.readouterr().err
+
+
+def test_preference_rows_are_compared(make_case: Callable[[str], Case], tmp_path: Path) -> None:
+    case = make_case("chatglm2")
+    model = {"family": case.name, "base": str(write_base(case, tmp_path))}
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"prompt": "床前", "chosen": "明月光", "rejected": "月"}) + "\n", "utf-8")
+    text = first_recipe(model, [rows], tmp_path / "run", memory_of("A100-80"), "en")
+    train = make_recipe(parse_yaml(text)[0]).train
+    assert (train.objective.name, train.lr, train.batch_size) == ("dpo", 5e-7, 1)
+    assert "about 3 steps, which are few" in text
+
+
+def test_settings_that_are_decided_stay(
+    make_case: Callable[[str], Case],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    case = make_case("chatglm2")
+    write_base(case, tmp_path), write_rows(case, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    decided = ["tuning.method=lora", "tuning.rank=4", "train.steps=7", "train.batch_size=2", "data.max_length=64"]
+    assert main(["init", "rows.jsonl", "--base", "base", *decided, "data.overlong=drop"]) == 0
+    recipe = check_file(Path("recipe.yaml"), purpose="train")
+    assert (recipe.tuning.method, recipe.train.steps, recipe.train.epochs) == ("lora", 7, None)
+    assert (recipe.train.batch_size, recipe.train.micro_batch_size, recipe.data.max_length) == (2, 2, 64)
+    assert main(["init", "rows.jsonl", "--base", "base", "train.stepz=7", "--output", "other.yaml"]) == 2
+    assert "did you mean 'steps'" in capsys.readouterr().err

@@ -37,7 +37,8 @@ class ConvertSettings:
     to: base, a layout of the family, or of an adapter: adapter, delta, peft (None: base, or adapter); layout: with
     peft, whose names of modules, huggingface (None) or original; from_: the source's layout (None: told from the
     files); family: None: told from the files; vocab: the vocabulary to put into the target; merge: the adapter to work
-    into the weights; base: of a source that is an adapter; ranks: model-parallel ranks to divide over; iteration: of
+    into the weights; base: of a source that is an adapter (None:
+    what its run began with); ranks: model-parallel ranks to divide over; iteration: of
     the training program, for file names (None: the source's); config: values of the model that win over the source's;
     dtype: of the numbers written (None: the source's), or how a GGUF file packs its matrices; options: values of
     `data.options` that win over those of the run that trained the weights: how other programs write questions;
@@ -229,9 +230,11 @@ def _convert_adapter(source: Path, target: Path, how: ConvertSettings) -> Writte
     from hanlin.formats.source import open_source, read_config
 
     # It may lie among the tensors of a whole model.
-    base = how.base or (None if is_adapter(source) else source)
+    base = how.base or (_base_of_run(source) if is_adapter(source) else source)
     if base is None:
         raise ConfigError(f"{source} is an adapter; name the base that it belongs to with --base")
+    if not base.exists():
+        raise ConfigError(f"{source}: its run began with {base}, which is not there; name where it lies with --base")
     family = _family(how, base)
     adapter = open_adapter(source, family, read_config(base, family))
     layout = format_to_write(adapter.settings, how.to or OURS)

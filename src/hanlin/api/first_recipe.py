@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from hanlin.core.language import Language
 if TYPE_CHECKING:
     from hanlin.data.preview import Preview
     from hanlin.planner.devices import Device
+    from hanlin.recipe.reading import Overrides
     from hanlin.recipe.settings import Recipe
     from hanlin.run.components import Components
 
@@ -27,7 +29,10 @@ _BATCH = 8
 _LONGEST = 2048
 """Tokens of a row, where the samples of the user are longer."""
 _USUAL_LENGTHS = (128, 256, 512, 1024, 2048)
+_FEW_STEPS = 100
 _RATES = {"fresh": 5e-4, "full": 2e-5, "other": 1e-4}
+_COMPARED_RATES = {"full": 5e-7, "other": 5e-6}
+"""Of objectives that compare answers, as published for models of some billion parameters."""
 _HOST_SHARE = 0.8
 """Of the CPU's memory, what is taken for free."""
 
@@ -88,35 +93,79 @@ def memory_here() -> Memory:
 
 
 def first_recipe(
-    model: Mapping[str, str], files: Sequence[Path], folder: Path, memory: Memory, language: Language
+    model: Mapping[str, str],
+    files: Sequence[Path],
+    folder: Path,
+    memory: Memory,
+    language: Language,
+    overrides: Overrides = (),
 ) -> str:
     """The text of a recipe that `check` passes.
 
-    model: of its section `model`: family, and base or size; folder: of the run.
+    model: of its section `model`: family, and base or size; folder: of the run; overrides: settings that are decided.
     Raises: ConfigError, DataError: what `check` would say of it; nothing is written.
     """
     from hanlin.checking import check
-    from hanlin.recipe.reading import listing
+    from hanlin.recipe.reading import listing, read_changes, with_changes
     from hanlin.run.components import build_components
 
+    decided = read_changes(overrides)
     values: dict[str, Any] = {"model": dict(model), "data": {"train": list(map(str, files))}}
     values |= {"train": {"epochs": 3, "batch_size": _BATCH}, "run": {"folder": str(folder)}}
+    values = _without_epochs(with_changes(values, decided))
     components = build_components(_recipe(values))
     seen = list(_previews(files, values, components))
     if any(one.bad for one in seen):  # of those that are too long for the model too; what else is wrong check says
-        seen = list(_previews(files, {**values, "data": {**values["data"], "overlong": "truncate"}}, components))
-        values["data"]["overlong"] = "truncate"
+        seen = list(_previews(files, {**values, "data": {"overlong": "truncate", **values["data"]}}, components))
+        values["data"].setdefault("overlong", "truncate")
     lengths = _lengths(seen, components.config)
-    values["data"]["max_length"] = lengths.row
-    if lengths.longest > lengths.row:
-        values["data"]["overlong"] = "truncate"
+    values["data"].setdefault("max_length", lengths.row)
+    if lengths.longest > values["data"]["max_length"]:
+        values["data"].setdefault("overlong", "truncate")
+    if all(one.form == "preference" for one in seen):
+        values["train"].setdefault("objective", {"name": "dpo"})
+    values = with_changes(_with_batch(values, seen), decided)
     way = _way(values, memory)
-    _put(values, way.settings)
-    method = values.get("tuning", {}).get("method", "full")
-    values["train"]["lr"] = _RATES.get("fresh" if "base" not in model else method, _RATES["other"])
+    values = with_changes(with_changes(values, way.settings), decided)
+    values["train"].setdefault("lr", _rate(values))
     if problems := check(_recipe(values), purpose="train"):
         raise ConfigError(listing(problems, "init"))
     return _written(values, seen, lengths, way, memory, language)
+
+
+def _without_epochs(values: dict[str, Any]) -> dict[str, Any]:
+    """Of a user who has said how many steps."""
+    if values["train"].get("steps") is not None:
+        del values["train"]["epochs"]
+    return values
+
+
+def _with_batch(values: dict[str, Any], seen: Sequence[Preview]) -> dict[str, Any]:
+    """With fewer rows in a step, where there would be too few steps to learn from."""
+    epochs = values["train"].get("epochs")
+    sizes = [size for size in (_BATCH, 4, 2, 1) if epochs is None or _steps(values, seen, size) >= _FEW_STEPS]
+    values["train"]["batch_size"] = max(sizes, default=1)
+    return values
+
+
+def _steps(values: Mapping[str, Any], seen: Sequence[Preview], batch_size: int) -> int:
+    """Of all epochs, about: samples are packed into rows nearly without gaps."""
+    data, rows = values["data"], 0.0
+    for one in seen:
+        samples = one.num_rows / max(one.looked_at, 1)
+        rows += samples * (one.total / data["max_length"] if data.get("pack", True) else one.looked_at)
+    return math.ceil(values["train"]["epochs"] * max(rows, 1) / batch_size)
+
+
+def _rate(values: Mapping[str, Any]) -> float:
+    """The learning rate that usually does."""
+    from hanlin.training.objective import find_objective
+
+    method = values.get("tuning", {}).get("method", "full")
+    if "base" not in values["model"]:
+        return _RATES["fresh"]
+    rates = _COMPARED_RATES if find_objective(_recipe(values).train.objective).answers else _RATES
+    return rates.get(method, rates["other"])
 
 
 def _recipe(values: Mapping[str, Any], changes: Mapping[str, Any] = MappingProxyType({})) -> Recipe:
@@ -145,7 +194,7 @@ def _lengths(seen: Sequence[Preview], config: Any) -> _Lengths:
 def _way(values: Mapping[str, Any], memory: Memory) -> _Way:
     """The first that fits, from what changes most and costs most to what takes least."""
     ways = [{}]
-    if "base" in values["model"]:
+    if "base" in values["model"] and "method" not in values.get("tuning", {}):
         lora = {"tuning.method": "lora"}
         recomputed = {**lora, "parallel.checkpoint_activations": "full"}
         ways += [lora, recomputed, {**recomputed, "model.quantise": "nf4"}]
@@ -165,8 +214,10 @@ def _by_rows(values: Mapping[str, Any], settings: Mapping[str, Any], memory: Mem
     from hanlin.planner.layout import layout_of
 
     recipe = _recipe(values, settings)
+    given = values["train"].get("micro_batch_size")
+    sizes = [size for size in (_BATCH, 4, 2, 1) if size <= recipe.train.batch_size]
     job = PlannedModel(recipe, SequenceLengths(recipe.data.max_length), device=memory.device)
-    for rows in (_BATCH, 4, 2, 1):
+    for rows in [given] if given else sizes:
         layout = layout_of(_with_rows(recipe, rows), 1)
         peak = int(estimate(job, layout).peak * FRAGMENTATION) + RESERVE_BYTES
         yield _Way({**settings, "train.micro_batch_size": rows}, peak, peak <= memory.bytes)
@@ -174,12 +225,6 @@ def _by_rows(values: Mapping[str, Any], settings: Mapping[str, Any], memory: Mem
 
 def _with_rows(recipe: Recipe, rows: int) -> Recipe:
     return recipe.model_copy(update={"train": recipe.train.model_copy(update={"micro_batch_size": rows})})
-
-
-def _put(values: dict[str, Any], settings: Mapping[str, Any]) -> None:
-    for key, value in settings.items():
-        section, name = key.split(".")
-        values.setdefault(section, {})[name] = value
 
 
 # --- as text ---
@@ -196,7 +241,10 @@ _NOTES = {
         "full": "all weights are trained",
         "quantise": "the base lies in memory in 4 bits",
         "checkpoint_activations": "saves memory, takes a third more time",
-        "epochs": "passes over the rows",
+        "epochs": "passes over the rows: about {steps:,} steps",
+        "few steps": "passes over the rows: about {steps:,} steps, which are few; take more passes or a smaller "
+        "data.max_length",
+        "objective": "preference rows: the chosen answer is to become likelier than the rejected one",
         "batch_size": "rows of a step",
         "micro_batch_size": "rows at a time; needs {peak:.1f} of the {there:.1f} GiB of {name}, by `hanlin plan`",
         "micro_batch_size too large": "rows at a time; needs {peak:.1f} GiB, and {name} has {there:.1f}: "
@@ -215,7 +263,9 @@ _NOTES = {
         "full": "训练所有权重",
         "quantise": "底座在内存中每个权重占 4 位",
         "checkpoint_activations": "节省内存，时间多三分之一",
-        "epochs": "训练数据过多少遍",
+        "epochs": "训练数据过多少遍：约 {steps:,} 步",
+        "few steps": "训练数据过多少遍：约 {steps:,} 步，太少；增加遍数，或减小 data.max_length",
+        "objective": "偏好数据：使选中的回答比被拒绝的回答更可能",
         "batch_size": "一步的行数",
         "micro_batch_size": "一次处理的行数；按 `hanlin plan` 的估计，需要 {name} 的 {there:.1f} GiB 中的 {peak:.1f}",
         "micro_batch_size too large": "一次处理的行数；需要 {peak:.1f} GiB，而 {name} 有 {there:.1f}："
@@ -234,21 +284,26 @@ def _written(
     memory: Memory,
     language: Language,
 ) -> str:
+    from hanlin.recipe.settings import Recipe
+
     notes = _NOTES[language]
     form = ", ".join(dict.fromkeys(one.read_as for one in seen))
     facts = {"rows": sum(one.num_rows for one in seen), "form": form, "p99": lengths.p99, "longest": lengths.longest}
+    facts["steps"] = _steps(values, seen, values["train"]["batch_size"]) if "epochs" in values["train"] else 0
     facts |= {"peak": way.peak_bytes / _GIB, "there": memory.bytes / _GIB, "name": memory.name}
     lines = [f"# {notes['head']}"]
-    for section in ("model", "data", "tuning", "train", "parallel", "run"):
+    for section in (*(name for name in Recipe.model_fields if name != "run"), "run"):
         own = values.get(section) or ({"method": "full"} if section == "tuning" else {})
         lines += [f"{section}:"] if own else []
         for name, value in own.items():
-            lines.append(_line(name, value, notes.get(_note_of(name, value, way), "").format(**facts)))
+            lines.append(_line(name, value, notes.get(_note_of(name, value, way, facts["steps"]), "").format(**facts)))
             lines += [f"  # eval: [held_out.jsonl]   # {notes['eval']}"] if name == "train" else []
     return "\n".join(lines) + "\n"
 
 
-def _note_of(name: str, value: Any, way: _Way) -> str:
+def _note_of(name: str, value: Any, way: _Way, steps: int) -> str:
+    if name == "epochs" and steps < _FEW_STEPS:
+        return "few steps"
     if name == "micro_batch_size" and not way.fits:
         return "micro_batch_size too large"
     return "full" if name == "method" and value == "full" else name
@@ -257,5 +312,7 @@ def _note_of(name: str, value: Any, way: _Way) -> str:
 def _line(name: str, value: Any, note: str) -> str:
     import yaml
 
+    if isinstance(value, dict) and list(value) == ["name"]:
+        value = value["name"]
     text = yaml.safe_dump({name: value}, allow_unicode=True, default_flow_style=True, width=10**6).strip()[1:-1]
     return f"  {text}   # {note}" if note else f"  {text}"

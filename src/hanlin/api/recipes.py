@@ -36,6 +36,11 @@ def with_run_weights(source: RecipeSource, overrides: Overrides, weights: str | 
             changes += _pointing_at(draft, folder)
         elif weights not in (None, "best", "last"):
             raise ConfigError(f"weights: there is no {folder}; expected best, last, base or a path")
+        elif weights == "best" and (folder.parent / "last").is_dir():
+            raise ConfigError(
+                f"there is no {folder}: the run was not evaluated while it trained (data.eval and train.eval_every), "
+                "so that none of its weights are the best; use --weights last"
+            )
         elif weights is not None:
             raise ConfigError(f"there is no {folder}; train first: hanlin train {name}")
         elif draft.model.base is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+from hanlin.adapters.opening import is_adapter, weights_of_run
 from hanlin.core.errors import CheckpointError, ConfigError
 from hanlin.core.extensions import why_untrusted
 from hanlin.core.files import missing_link
@@ -27,12 +28,20 @@ def model_file_problems(recipe: Recipe) -> Found:
         path: Path | None = getattr(model, name)
         if path is not None and not path.exists():
             yield f"model.{name}", _missing(path)
+        elif name == "base" and path is not None and (trained := weights_of_run(path)) != path:
+            yield f"model.{name}", f"{path} is a run's folder; {_trained_there(trained)}"
     if model.vocab is None and model.base is None:
         yield "model.vocab", "name the vocabulary (there is no model.base that could bring one)"
     if model.vocab is None and model.base is not None and model.base.is_file():
         yield "model.vocab", f"name the vocabulary (model.base is a single file: {model.base})"
     if model.base is not None and model.base.is_dir():
         yield from _shards(model.base)
+
+
+def _trained_there(trained: Path) -> str:
+    if is_adapter(trained):
+        return f"it has trained an adapter: name {trained} in model.adapter, and its base here"
+    return f"what it has trained is {trained}"
 
 
 def damaged_weights(recipe: Recipe) -> Found:

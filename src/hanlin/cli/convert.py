@@ -3,7 +3,7 @@
 hanlin convert pytorch_model.bin base/ --vocab vocab.txt     an original checkpoint -> a base folder
 hanlin convert base/ out/ --to original                      and back (or --to huggingface)
 hanlin convert base/ merged/ --merge run/best                an adapter worked into its base
-hanlin convert run/best delta.pt --base base/ --to delta     an adapter as the original's delta (or --to peft, adapter)
+hanlin convert run/best delta.pt --to delta                  an adapter as the original's delta (or --to peft, adapter)
 hanlin convert run/best out/ --base glm/ --to peft           as PEFT's folder, for the model in glm/ (--layout original)
 hanlin convert 80000/ out/ --to original --ranks 4           files of model-parallel ranks, divided anew
 hanlin convert run/best out.gguf --to gguf --dtype q8_0       one file for llama.cpp (or --to ollama: a Modelfile too)
@@ -78,7 +78,9 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
     add_tuning(parser)
     parser.add_argument("--vocab", type=Path, help="vocabulary to put into the target")
     parser.add_argument("--merge", type=Path, metavar="ADAPTER", help="work this adapter into the weights")
-    parser.add_argument("--base", type=Path, help="the base that an adapter belongs to")
+    parser.add_argument(
+        "--base", type=Path, help="the base that an adapter belongs to; default: what its run began with"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

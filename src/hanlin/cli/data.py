@@ -197,12 +197,11 @@ def _sample(row: ShownRow, number: int, console: Console) -> RenderableType:
     else:
         head = f"{number}. {row.where}: {row.size:,} tokens, {row.learned:,} carry loss {_legend(console)}"
     text = Text(f"\n{head}\n", style="bold")
-    for speaker, said, is_learned in row.pieces:
+    for place, (speaker, said, is_learned) in enumerate(row.pieces):
         if speaker:
+            text.append("\n" if place else "")
             text.append(f"{speaker}: ", style="cyan")
         text.append_text(marked(said, is_learned, console))
-        if speaker:
-            text.append("\n")
     return text
 
 

@@ -3,6 +3,7 @@
 hanlin init rows.jsonl --base chatglm2-6b                  recipe.yaml
 hanlin init rows.jsonl --base cpm-bee-1b --output bee.yaml --run runs/bee
 hanlin init rows.jsonl --base cpm-bee-10b --device A10-24  for another machine's device
+hanlin init rows.jsonl --base glm tuning.method=lora       with a setting that is decided
 hanlin init rows.jsonl --family cpm1 --size small --vocab vocab.model    fresh weights
 
 On a terminal it asks for what is not given. The recipe is checked before it is written, and can be trained by at once.
@@ -11,6 +12,7 @@ On a terminal it asks for what is not given. The recipe is checked before it is 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
@@ -18,11 +20,15 @@ from hanlin.cli._targets import add_overwrite, new_target
 from hanlin.core.errors import ConfigError
 from hanlin.core.language import language
 
+_SETTING = re.compile(r"[a-z_]+(\.\w+)+=")
+
 HELP = "write a first recipe for a model and a file of rows"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("files", nargs="*", type=Path, metavar="DATA", help="files of rows to train on")
+    parser.add_argument(
+        "words", nargs="*", metavar="DATA KEY=VALUE", help="files of rows to train on, and settings that are decided"
+    )
     parser.add_argument("--base", metavar="MODEL", help="the weights to start from: a folder, a file or a model's name")
     parser.add_argument("--family", help="the model's family (default: told from the base)")
     parser.add_argument("--size", help="without --base: a named size of the family, with fresh weights")
@@ -39,13 +45,16 @@ def run(args: argparse.Namespace) -> int:
     from hanlin.core.files import replaced_file
 
     target = new_target(args.output, overwrite=args.overwrite)
-    files = args.files or [Path(_asked("file of rows", "name a file of rows: hanlin init rows.jsonl --base MODEL"))]
+    overrides = [word for word in args.words if _SETTING.match(word) and not Path(word).exists()]
+    files = [Path(word) for word in args.words if word not in overrides] or [
+        Path(_asked("file of rows", "name a file of rows: hanlin init rows.jsonl --base MODEL"))
+    ]
     model = _model(args)
     from hanlin.api.first_recipe import first_recipe, memory_here, memory_of
 
     memory = memory_of(args.device) if args.device else memory_here()
     folder = args.folder or Path("runs") / files[0].stem
-    text = first_recipe(model, files, folder, memory, language())
+    text = first_recipe(model, files, folder, memory, language(), overrides)
     with replaced_file(target) as stream:
         stream.write(text.encode())
     print(f"{target}: look at it, then `hanlin train {target}`")

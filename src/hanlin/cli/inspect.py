@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,8 +69,8 @@ def _facts(path: Path, reads_values: bool, family: str | None) -> Facts:
         return _weights(path, reads_values, family)
     if path.suffix in (".yaml", ".yml"):
         return _recipe(path)
-    if path.suffix == ".txt":
-        return _vocabulary(path)
+    if path.suffix in (".txt", ".model"):
+        return (_vocabulary if path.suffix == ".txt" else _pieces)(path)
     return _data(path)
 
 
@@ -333,6 +334,27 @@ def _agreement(size: int, wanted: int, says: str) -> str:
         return f"{size:,} bytes, as {says} says"
     cause = "cut off; copy it again" if size < wanted else "the rest is never read; it may belong to another index"
     return f"{size:,} bytes, but {says} says {wanted:,}: {cause}"
+
+
+def _pieces(path: Path) -> Facts:
+    from hanlin.tokens.byte_ranks import read_ranks
+    from hanlin.tokens.sentencepiece_file import read_file
+
+    content = path.read_bytes()
+    with suppress(DataError):
+        ranks = read_ranks(content)
+        yield "kind", "a vocabulary of byte strings (tiktoken)"
+        yield "tokens", f"{len(ranks):,}"
+        return
+    try:
+        model = read_file(content)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+    if not model.pieces:
+        raise DataError(f"{path}: a sentencepiece model without any piece; copy it again")
+    yield "kind", f"a vocabulary of sentencepiece ({model.algorithm})"
+    yield "pieces", f"{len(model.pieces):,}"
+    yield "first", " ".join(piece.text for piece in model.pieces[:12])
 
 
 def _vocabulary(path: Path) -> Facts:

@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from hanlin.core.batch import Sample
 from hanlin.core.errors import DataError
 from hanlin.core.tokenizer import Tokenizer
 from hanlin.data.bad_rows import BadRow
-from hanlin.data.expand import as_records, first_records
-from hanlin.data.forms.content import Content, Conversation, PlainText
+from hanlin.data.expand import FileRecords, as_records, first_records
+from hanlin.data.forms.content import Content, Conversation, PlainText, Side
 from hanlin.data.forms.detection import FORMS, Reading, tell_form
+from hanlin.data.pairs import answer_settings
 from hanlin.data.prepare import try_rows
 from hanlin.data.processor import SampleProcessor, tried
 from hanlin.data.sources import BadRowError, Records
@@ -28,6 +30,7 @@ from hanlin.recipe.settings import DataSettings
 
 __all__ = ["Preview", "ShownPiece", "ShownRow", "preview"]
 
+_COMPARED: tuple[Side, ...] = ("chosen", "rejected")
 ShownPiece = tuple[str, str, bool]
 """Who speaks (nothing for a model's sample), the text, and whether it carries loss."""
 
@@ -46,7 +49,8 @@ class ShownRow:
 class Preview:
     """num_rows: of the file; looked_at: rows that all that follows is about; read_as: form and why; keys: of the rows,
     and how many have each; unit: of sizes; sizes: p10, p50, p90, p99 and max; longest: file, line and size; fates: what
-    happens to rows that are not taken as they are; bad: what would stop a run; notes: what is not read.
+    happens to rows that are not taken as they are; bad: what would stop a run; notes: what is not read; form: its
+    name, None where the rows are the model's own; total: of all sizes.
     """
 
     path: str
@@ -61,6 +65,8 @@ class Preview:
     fates: list[tuple[str, str]] = field(default_factory=list)
     bad: list[BadRow] = field(default_factory=list)
     notes: dict[str, int] = field(default_factory=dict)
+    form: str | None = None
+    total: int = 0
 
 
 def preview(
@@ -83,45 +89,69 @@ def preview(
     reading = tell_form(rows, processor or NO_MODEL, settings.format)
     facts: dict[str, Any] = {
         "path": str(path), "num_rows": len(rows), "looked_at": looked_at, "keys": dict(keys),
+        "form": None if reading.form is None else reading.form.name,
     }  # fmt: skip
-    if processor is None or reading.form is FORMS["preference"]:
-        return _without_model(rows, reading, facts, shown, is_known=processor is not None)
-    return _with_model(path, rows, settings, processor, tokenizer, facts, shown)
+    if processor is None:
+        return _without_model(rows, reading, facts, shown)
+    sides: tuple[Side | None, ...] = (None,)
+    if reading.form is FORMS["preference"]:
+        sides, settings = _COMPARED, answer_settings(settings, len(_COMPARED))
+    records = [as_records(rows, path, settings, processor, side=side) for side in sides]
+    sources = {
+        side or "": first_records(one, path, processor, looked_at)[0] for side, one in zip(sides, records, strict=True)
+    }
+    return _with_model(sources, settings, processor, tokenizer, facts, shown)
 
 
 def _with_model(
-    path: Path,
-    rows: Records,
+    sources: Mapping[str, FileRecords],
     settings: DataSettings,
     processor: SampleProcessor,
     tokenizer: Tokenizer | None,
     facts: Mapping[str, Any],
     shown: int,
 ) -> Preview:
-    source, _ = first_records(as_records(rows, path, settings, processor), path, processor, facts["looked_at"])
-    tried_rows = try_rows(source, processor, settings, keep=shown, tokenizer=tokenizer)
+    """sources: of preference rows by which answer they hold, each with the question; else one."""
+    found = [try_rows(one, processor, settings, keep=shown, tokenizer=tokenizer) for one in sources.values()]
+    source, counts = next(iter(sources.values())), found[0].counts
     first = [
-        ShownRow(
-            source.where(number),
-            [("", text, is_learned) for text, is_learned in processor.show(sample)],
-            sample.length,
-            sample.loss_tokens,
-        )
-        for number, sample in tried_rows.first
+        _shown_samples(source.where(number), dict(zip(sources, samples, strict=True)), processor)
+        for number, samples in _together([one.first for one in found])
     ]
-    sizes = np.array([size for _, size in tried_rows.lengths])
-    counts = tried_rows.counts
+    lengths = [(number, sum(sizes)) for number, sizes in _together([one.lengths for one in found])]
     return Preview(
         **facts,
         read_as=source.read_as or "records of the model's own",
         unit="tokens",
         first=first,
-        sizes=_quantiles(sizes),
-        longest=_longest([(source.where(number), size) for number, size in tried_rows.lengths]),
+        sizes=_quantiles(np.array([size for _, size in lengths])),
+        longest=_longest([(source.where(number), size) for number, size in lengths]),
+        total=sum(size for _, size in lengths),
         fates=[*counts.fates(), *counts.unknown_share()],
-        bad=tried_rows.bad,
+        bad=list(dict.fromkeys(bad for one in found for bad in one.bad)),
         notes=counts.notes,
     )
+
+
+def _together(sides: Sequence[Sequence[tuple[int, Any]]]) -> list[tuple[int, tuple[Any, ...]]]:
+    """What was found of a row under each side, where all have it; of a single side a row may have several."""
+    if len(sides) == 1:
+        return [(number, (value,)) for number, value in sides[0]]
+    known = [dict(side) for side in sides]
+    return [
+        (number, tuple(side[number] for side in known)) for number in known[0] if all(number in side for side in known)
+    ]
+
+
+def _shown_samples(where: str, samples: Mapping[str, Sample], processor: SampleProcessor) -> ShownRow:
+    """samples: by whose they are."""
+    pieces = [
+        (name if place == 0 else "", text, is_learned)
+        for name, sample in samples.items()
+        for place, (text, is_learned) in enumerate(processor.show(sample))
+    ]
+    size, learned = (sum(getattr(one, name) for one in samples.values()) for name in ("length", "loss_tokens"))
+    return ShownRow(where, pieces, size, learned)
 
 
 class _NoModel:
@@ -142,7 +172,7 @@ class _NoModel:
 NO_MODEL: Any = _NoModel()
 
 
-def _without_model(rows: Records, reading: Reading, facts: Mapping[str, Any], shown: int, *, is_known: bool) -> Preview:
+def _without_model(rows: Records, reading: Reading, facts: Mapping[str, Any], shown: int) -> Preview:
     said, bad, notes = [], [], Counter[str]()
     for number in range(facts["looked_at"]):
         found = tried(_said, rows, number, reading)
@@ -152,10 +182,7 @@ def _without_model(rows: Records, reading: Reading, facts: Mapping[str, Any], sh
             pieces, noted = found
             said.append(ShownRow(rows.where(number), pieces, sum(len(text) for _, text, _ in pieces)))
             notes.update(noted)
-    if reading.form is not None:
-        read_as = str(reading)
-    else:
-        read_as = "records of the model's own" if is_known else _no_form(facts["keys"])
+    read_as = _no_form(facts["keys"]) if reading.form is None else str(reading)
     return Preview(
         **facts,
         read_as=read_as,
@@ -163,6 +190,7 @@ def _without_model(rows: Records, reading: Reading, facts: Mapping[str, Any], sh
         first=said[:shown],
         sizes=_quantiles(np.array([row.size for row in said])),
         longest=_longest([(row.where, row.size) for row in said]),
+        total=sum(row.size for row in said),
         bad=bad,
         notes=dict(notes),
     )

@@ -44,6 +44,7 @@ __all__ = [
     "nearest",
     "read_changes",
     "read_recipe",
+    "with_changes",
 ]
 
 COMMAND_LINE = "command line"
@@ -152,6 +153,17 @@ def make_recipe(values: dict[str, Any], overrides: Overrides = ()) -> Recipe:
     return draft.recipe
 
 
+def with_changes(values: Mapping[str, Any], overrides: Overrides) -> dict[str, Any]:
+    """The values of a recipe, with changes made; they are not checked.
+
+    Raises: ConfigError for words that are no change.
+    """
+    changed = deepcopy(dict(values))
+    if problems := _apply_overrides(changed, {}, overrides):
+        raise ConfigError(listing(problems, COMMAND_LINE))
+    return changed
+
+
 def listing(problems: Sequence[Problem], path: Path | str) -> str:
     """All problems as one message."""
     if len(problems) == 1:
@@ -210,6 +222,8 @@ def _recipe_file(path: Path) -> Path:
         if not close and re.match(r"[a-z_]+(\.\w+)*=", str(path)):
             raise ConfigError(f"{path}: a setting where a recipe is expected; it stands behind the recipe")
         near = f"; did you mean {close[0]}?" if close else _where_shipped(path)
+        if path.suffix not in (".yaml", ".yml"):
+            raise ConfigError(f"{path}: there is no such recipe or run folder{missing_link(path)}{near}")
         raise ConfigError(f"{path}: there is no such recipe{missing_link(path)}{near}")
     if path.suffix.lower() in _DATA_ENDINGS:
         raise ConfigError(

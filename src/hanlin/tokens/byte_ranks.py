@@ -28,7 +28,7 @@ class ByteRanks:
         Raises: DataError, also where the package tiktoken is missing.
         """
         self.model, self.pattern = model, pattern
-        self.ranks = ranks = _read_ranks(model)
+        self.ranks = ranks = read_ranks(model)
         try:
             import tiktoken
         except ImportError:
@@ -57,7 +57,8 @@ class ByteRanks:
         return self._encoding.decode([id for id in ids if 0 <= id < self.size])
 
 
-def _read_ranks(model: bytes) -> dict[bytes, int]:
+def read_ranks(model: bytes) -> dict[bytes, int]:
+    """The ranks in the content of a file. Raises: DataError."""
     ranks = {}
     for number, line in enumerate(model.splitlines(), start=1):
         try:

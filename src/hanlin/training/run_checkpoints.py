@@ -84,6 +84,11 @@ class RunCheckpoints:
         self._restore_random(values["random"], saved)
         self._saved_step = saved.step
         log.info("resumed at step=%d of %d from %s", saved.step, self.step.total_steps, self.checkpointer.folder)
+        if saved.step >= self.step.total_steps:
+            log.warning(
+                "the run had come to its end, and there is nothing left to train; for more raise train.steps or "
+                "train.epochs, and --restart begins anew"
+            )
         progress = TrainProgress(**values["progress"])
         self.checkpointer.complete(saved.step, is_best=progress.is_best)
         return progress

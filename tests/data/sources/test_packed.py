@@ -78,6 +78,9 @@ def test_a_full_disk_for_temporary_files_is_named(tmp_path: Path, monkeypatch: p
         (b"\xfd7zXZ\0\0", "is packed by xz"),
         (b"PK\x03\x04", "is a zip archive"),
         (b"\xd0\xcf\x11\xe0", "old Office"),
+        (b"\x89PNG\r\n\x1a\n", "is a picture"),
+        (b"%PDF-1.7", "take the text out of it"),
+        (b"\n\x0e\n\x05<unk" + bytes(range(32)) * 4, "is no text, and nothing else with rows: it begins with"),
     ],
 )
 def test_other_packings_are_named(tmp_path: Path, head: bytes, reason: str) -> None:

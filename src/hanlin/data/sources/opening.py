@@ -11,6 +11,9 @@ from hanlin.data.sources import columns, delimited, several
 from hanlin.data.sources.packed import first_bytes, name_inside
 from hanlin.data.sources.records import DataFile
 
+_HEAD_BYTES = 512
+_NEVER_TEXT = frozenset(range(32)) - frozenset(b"\t\n\v\f\r\x1b")
+
 
 def is_data_folder(path: Path) -> bool:
     """Whether a folder is one data set, not only a place where files lie."""
@@ -98,7 +101,15 @@ def open_file(path: Path, only: str | None = None) -> DataFile:
         table = delimited.DelimitedSource(path)
         columns.check_column(path, table.names, only)
         return table
+    _check_text(path)
     return JsonListSource(path) if is_json_list(path) else JsonlSource(path)
+
+
+def _check_text(path: Path) -> None:
+    """Raises: DataError of a file whose first bytes are no text in any encoding."""
+    head = first_bytes(path, _HEAD_BYTES)
+    if sum(byte in _NEVER_TEXT for byte in head) > _HEAD_BYTES // 10:
+        raise DataError(f"{path}: is no text, and nothing else with rows: it begins with {head[:8]!r}")
 
 
 def _check_columns(path: Path, head: bytes, ending: str) -> None:

@@ -30,6 +30,10 @@ _REFUSED = {
     b"7z\xbc\xaf\x27\x1c": "is a 7z archive; unpack it",
     b"Rar!\x1a\x07": "is a rar archive; unpack it",
     b"PK\x03\x04": "is a zip archive, or a table of Excel; unpack it, or save the table as CSV UTF-8",
+    b"\x89PNG": "is a picture; expected rows of text",
+    b"\xff\xd8\xff": "is a picture; expected rows of text",
+    b"%PDF": "is a PDF; take the text out of it, and write each text as a row",
+    b"SQLite f": "is a database of SQLite; write its table as CSV UTF-8 or JSON lines",
     b"\xd0\xcf\x11\xe0": "is a table or text of old Office; save it as CSV UTF-8",
 }
 _MAX_RATIO = 50  # text is packed to a third or a tenth
