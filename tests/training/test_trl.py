@@ -1,4 +1,7 @@
-"""Learning from preferences beside TRL's own trainer, which `make clients` puts into .clients/."""
+"""Learning from preferences beside TRL's own trainers, and imitating a teacher beside TRL's loss.
+
+`make clients` puts TRL into .clients/.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from typing import Any
 
 import pytest
 from family_cases import case_of
+from test_distill import larger, recipe, save
 from test_dpo import ROWS, record_of, write_rows
 
 import hanlin
@@ -42,6 +46,33 @@ config = Config(output_dir=folder + "/trl", max_steps=how["steps"], learning_rat
 trainer = Trainer(model=model, args=config, train_dataset=data, processing_class=tokenizer)
 trainer.train()
 print(json.dumps([one for one in trainer.state.log_history if "loss" in one]))
+"""
+
+DISTILLING = """
+import json, sys
+import torch
+from transformers import GPT2LMHeadModel
+from trl.experimental.gkd import GKDTrainer
+student, teacher = (GPT2LMHeadModel.from_pretrained(path).eval() for path in sys.argv[1:3])
+rows, how = map(json.loads, sys.argv[3:])
+optimizer = torch.optim.AdamW(student.parameters(), how["rate"], betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
+for step in range(how["steps"]):
+    losses = []
+    for ids, learned in rows:
+        tokens = torch.tensor([ids])
+        labels = tokens.clone()
+        labels[:, :-learned] = -100
+        with torch.no_grad():
+            wanted = teacher(tokens).logits[:, :-1]
+        own = student(tokens).logits[:, :-1]
+        losses.append(GKDTrainer.generalized_jsd_loss(
+            own, wanted, labels[:, 1:], how["beta"], how["temperature"], num_items_in_batch=1))
+    loss = sum(losses) / sum(learned for _, learned in rows)
+    optimizer.zero_grad()
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(student.parameters(), 1e9)
+    print(json.dumps([loss.item(), norm.item()]))
+    optimizer.step()
 """
 
 
@@ -95,9 +126,48 @@ def run_trl(case: Any, folder: Path, how: dict[str, Any]) -> list[dict[str, floa
             ids[answer], ids["prompt"] = whole[-learned:-1], whole[:-learned]
         rows.append(ids)
     words = [str(folder), *map(json.dumps, (rows, case.config.vocab_size, case.processor.end, how))]
+    return json.loads(run_script(TRL, words).splitlines()[-1])
+
+
+def run_script(script: str, words: list[str]) -> str:
     environment = {**os.environ, "PYTHONPATH": str(CLIENTS / "trl"), "HF_HUB_OFFLINE": "1"}
     found = subprocess.run(
-        [sys.executable, "-c", TRL, *words], check=False, env=environment, capture_output=True, text=True, timeout=600
+        [sys.executable, "-c", script, *words],
+        check=False,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
     assert found.returncode == 0, found.stderr[-3000:]
-    return json.loads(found.stdout.splitlines()[-1])
+    return found.stdout
+
+
+@pytest.mark.parametrize("divergence", ["forward", "reverse"])
+def test_steps_of_a_student_are_those_of_trl(divergence: str, tmp_path: Path) -> None:
+    """Of TRL's GKD without its own samples, whose loss is not multiplied by the square of the temperature."""
+    if not (CLIENTS / "trl").is_dir():
+        pytest.skip(f"needs trl in {CLIENTS}: make clients")
+    case, heat = case_of("cpm1", tmp_path), 1.5
+    for name, one in (("student", case), ("teacher", larger(case))):
+        hanlin.convert(save(one, tmp_path / name), tmp_path / f"{name}_exported", to="huggingface")
+    made = recipe(
+        (tmp_path / "student", tmp_path / "teacher"), tmp_path, case, share=1, divergence=divergence, temperature=heat
+    )
+    made["data"] |= {"eval": [], "pack": False}
+    made["train"] |= {
+        "steps": STEPS, "lr": RATE, "batch_size": len(case.records), "clip": None, "eval_every": None,
+        "optimizer": {"name": "adamw", "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0},
+    }  # fmt: skip
+    hanlin.train(made)
+    lines = map(json.loads, (tmp_path / "run/metrics.jsonl").read_text("utf-8").splitlines())
+    ours = [(line["loss"], line["grad_norm"]) for line in lines if "loss" in line]
+    rows = []
+    for sample in map(case.processor.sample, case.records):
+        whole = [*sample.inputs["tokens"].tolist(), int(sample.labels[-1])]
+        rows.append((whole, int((sample.labels >= 0).sum())))
+    how = {"beta": float(divergence == "reverse"), "temperature": heat, "steps": STEPS, "rate": RATE}
+    words = [str(tmp_path / f"{name}_exported") for name in ("student", "teacher")]
+    theirs = run_script(DISTILLING, [*words, *map(json.dumps, (rows, how))]).splitlines()[-STEPS:]
+    for (loss, norm), line in zip(ours, theirs, strict=True):
+        assert [loss / heat**2, norm / heat**2] == pytest.approx(json.loads(line), rel=2e-3)

@@ -20,12 +20,14 @@ from hanlin.recipe.settings import Recipe
 from hanlin.run.components import (
     Components,
     answers_in_row,
+    blaming,
     find_adapter,
     make_processor,
     model_config,
     reach_problems,
     vocab_path,
 )
+from hanlin.run.teacher import TEACHER, teacher_components
 
 _PADDING_ROWS = 1024  # embedding rows that a base may have beyond its tokens
 
@@ -223,6 +225,27 @@ def answering_problems(recipe: Recipe, build: Callable[[], Components]) -> Found
         empty_frozen_model(build())
     except HanlinError as error:
         yield _with_key(error, "model.adapter")
+
+
+def teacher_problems(recipe: Recipe, build: Callable[[], Components]) -> Found:
+    """What keeps the model that the objective imitates from being read beside the student."""
+    from hanlin.parallel.layout_checks import model_problems
+    from hanlin.run.weights import empty_frozen_model, refuse_unsound
+
+    try:
+        found = teacher_components(build())
+        if found is None:
+            return
+        with blaming(TEACHER):
+            assert found.source is not None, found.recipe
+            open_ours(found.source, found.family, config=found.base_config)
+            model = empty_frozen_model(found)
+            refuse_unsound(found, is_trained=False)
+    except HanlinError as error:
+        yield _with_key(error, TEACHER)
+        return
+    for key, text in model_problems(model, found.recipe.parallel):
+        yield key, f"for {TEACHER}: {text}"
 
 
 def _with_key(error: HanlinError, key: str) -> tuple[str, str]:

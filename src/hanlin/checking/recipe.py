@@ -18,6 +18,7 @@ from hanlin.checking.model import (
     fit_problems,
     search_problems,
     size_problems,
+    teacher_problems,
     token_and_row_problems,
     tuning_and_layout_problems,
     value_problems,
@@ -39,6 +40,7 @@ from hanlin.recipe.settings import Recipe
 from hanlin.recipe.unused_settings import unused_settings
 from hanlin.run.components import build_components, warm_start
 from hanlin.run.folder import Start, with_run_precision
+from hanlin.run.teacher import teacher_setting_problems
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,7 @@ def check(
             *length_problems(recipe),
             *batch_problems(recipe),
             *objective_problems(recipe),
+            *teacher_setting_problems(recipe),
             *settings_problems(recipe),
             *folder_problems(recipe, start),
             *tracker_problems(recipe),
@@ -119,6 +122,8 @@ def check(
         found += [*device_problems(asked, purpose), *weight_problems(recipe, components, purpose)]
     if not found and with_torch:
         found += fit_problems(recipe, components, purpose)
+    if not found and with_torch and purpose == "train":
+        found += teacher_problems(recipe, components)
     if not found and with_torch:
         found += (tuning_and_layout_problems if purpose == "train" else answering_problems)(recipe, components)
     return [Problem(key, text, _place(key, places)) for key, text in found]

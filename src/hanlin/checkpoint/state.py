@@ -304,7 +304,10 @@ def newest_settings(folder: Path) -> dict[str, Any]:
     return {}
 
 
-MOVABLE = ("model.base", "model.vocab", "data.train", "data.mixture")
+MOVABLE = (
+    *("model.base", "model.vocab", "data.train", "data.mixture"),
+    *("train.objective.teacher", "train.objective.teacher_adapter"),
+)
 """Paths that may be others when a run is resumed: what lies there is compared instead."""
 _NOTED_LATER = ("model.base weights",)
 """What checkpoints of earlier versions do not say of every run."""

@@ -45,6 +45,7 @@ _MEMORY = {
     "backward": "backward pass",
     "peak": "peak",
     "host": "in the CPU's memory",
+    "teacher": "the teacher's weights",
 }
 _TRAFFIC = {
     "gather": "weights gathered",

@@ -5,11 +5,16 @@ logits are there, so the backward pass only multiplies by a number.
 
 A table may be one rank's part of a vocabulary (`VocabularyPartition`): then hidden states, labels and results are those
 of all ranks of the table, and the same on each of them.
+
+What is made of the logits of a chunk is a `Comparison`: the cross entropy or, while `comparing` says so, another one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Literal, Protocol
 
@@ -28,6 +33,46 @@ that are 0.65 ms of an H100's memory, beside 0.9 ms for the products of 256 rows
 
 HeadPart = tuple[torch.Tensor, float]
 """A part of the head: (weight `[vocab part, hidden_size]`, factor of its logits); parts follow each other."""
+
+
+@dataclass(frozen=True)
+class LabelledRows:
+    """What a head is asked for. hidden: `[rows, hidden_size]`, of the labelled positions; pieces: of the head; classes,
+    weights: `[rows]`.
+    """
+
+    hidden: torch.Tensor
+    pieces: Sequence[HeadPart]
+    classes: torch.Tensor
+    weights: torch.Tensor
+
+
+class Comparison(Protocol):
+    """What is made of the logits of labelled rows, a chunk at a time."""
+
+    def losses(self, rows: torch.Tensor, parts: HeadParts, chunk: slice) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
+        """The losses `[chunk]`, and what `slopes` needs. rows: `[chunk, hidden_size]`."""
+        ...
+
+    def slopes(self, made: Sequence[torch.Tensor], parts: HeadParts, chunk: slice) -> Sequence[torch.Tensor]:
+        """The derivatives of the losses by the logits, for each part `[chunk, vocab part]`."""
+        ...
+
+
+Compare = Callable[[LabelledRows], Comparison | None]
+"""None: nothing is to be computed, and each loss is 0."""
+
+_compare: ContextVar[Compare | None] = ContextVar("compare", default=None)
+
+
+@contextmanager
+def comparing(compare: Compare) -> Iterator[None]:
+    """While this is open, `head_loss` asks what it is to compute; else it is the cross entropy."""
+    before = _compare.set(compare)
+    try:
+        yield
+    finally:
+        _compare.reset(before)
 
 
 class VocabularyPartition(Protocol):
@@ -88,11 +133,15 @@ def head_loss(
     rows, classes = at_places(hidden, places), at_places(labels, places).long()
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     shares = torch.ones_like(classes, dtype=dtype) if weights is None else at_places(weights, places).to(dtype)
-    factors = tuple(factor for _, factor in pieces)
-    tables = [table for table, _ in pieces]
+    compare, asked = _compare.get(), LabelledRows(rows, pieces, classes, shares)
+    comparison = CrossEntropy(classes) if compare is None else compare(asked)
+    if comparison is None:
+        return shares.new_zeros(() if reduction == "sum" else labels.shape)
     if reduction == "sum":
-        return _SummedLoss.apply(rows, classes, shares, factors, torch.is_grad_enabled(), *tables)
-    return _spread(_losses(rows.detach(), tables, factors, classes) * shares, labels, places)
+        factors = tuple(factor for _, factor in pieces)
+        tables = [table for table, _ in pieces]
+        return _SummedLoss.apply(rows, comparison, shares, factors, torch.is_grad_enabled(), *tables)
+    return _spread(_losses(rows.detach(), pieces, comparison) * shares, labels, places)
 
 
 def weighted(
@@ -113,23 +162,24 @@ def _spread(losses: torch.Tensor, labels: torch.Tensor, places: torch.Tensor) ->
     return losses.new_zeros(labels.numel()).index_copy(0, places, losses).view_as(labels)
 
 
-def _losses(
-    rows: torch.Tensor, tables: Sequence[torch.Tensor], factors: Sequence[float], classes: torch.Tensor
-) -> torch.Tensor:
-    parts, size = _HeadParts(tables, matmul_dtype(rows), factors), _chunk_rows(rows)
-    losses = [
-        _chunk(part, parts, part_classes)[0]
-        for part, part_classes in zip(rows.split(size), classes.split(size), strict=True)
-    ]
-    return torch.cat(losses)
+def _losses(rows: torch.Tensor, pieces: Sequence[HeadPart], comparison: Comparison) -> torch.Tensor:
+    parts = HeadParts(pieces, matmul_dtype(rows))
+    return torch.cat([comparison.losses(rows[chunk], parts, chunk)[0] for chunk in _chunks(rows)])
 
 
-class _HeadParts:
+def _chunks(rows: torch.Tensor) -> list[slice]:
+    """At least one, so that a head without labelled rows has a loss."""
+    size = CHUNK_ROWS if rows.device.type == "cpu" else ACCELERATOR_CHUNK_ROWS
+    return [slice(start, start + size) for start in range(0, len(rows), size)] or [slice(0, 0)]
+
+
+class HeadParts:
     """The tables in the dtype of the product, and the class of each one's first row."""
 
-    def __init__(self, tables: Sequence[torch.Tensor], dtype: torch.dtype, factors: Sequence[float]) -> None:
+    def __init__(self, pieces: Sequence[HeadPart], dtype: torch.dtype) -> None:
+        tables = [table for table, _ in pieces]
         self.tables = [table.detach().to(dtype) for table in tables]
-        self.factors = factors
+        self.factors = [factor for _, factor in pieces]
         self.shares = [share_of(table) for table in tables]
         sizes = [len(table) if share is None else share.total for table, share in zip(tables, self.shares, strict=True)]
         begins = accumulate(sizes, initial=0)
@@ -143,6 +193,15 @@ class _HeadParts:
             for table, factor in zip(self.tables, self.factors, strict=True)
         ]
 
+    def maximum(self, logits: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The greatest logit of each row `[rows]`, on whichever ranks it is."""
+        peak = torch.stack([part.amax(-1) for part in logits]).amax(0)
+        return peak if self.share is None else self.share.maximum(peak)
+
+    def picked(self, logits: Sequence[torch.Tensor], classes: torch.Tensor) -> list[torch.Tensor]:
+        """The logit of each row's class where a part holds it, else 0."""
+        return [_pick(part, classes, start) for part, start in zip(logits, self.starts, strict=True)]
+
     def sum(self, values: Sequence[torch.Tensor]) -> torch.Tensor:
         """The sum of one tensor per part over the parts, on whichever ranks they are."""
         whole = [value for value, share in zip(values, self.shares, strict=True) if share is None]
@@ -152,26 +211,41 @@ class _HeadParts:
         return torch.stack(whole).sum(0)
 
 
-def _chunk_rows(rows: torch.Tensor) -> int:
-    return CHUNK_ROWS if rows.device.type == "cpu" else ACCELERATOR_CHUNK_ROWS
+class CrossEntropy:
+    """The `Comparison` with labels. classes: `[rows]`."""
+
+    def __init__(self, classes: torch.Tensor) -> None:
+        self.classes = classes
+
+    def losses(self, rows: torch.Tensor, parts: HeadParts, chunk: slice) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
+        """The losses, and the probabilities per part, which take the place of the logits."""
+        logits = parts.logits(rows)
+        wanted = parts.picked(logits, self.classes[chunk])
+        if len(logits) == 1 and parts.share is None and rows.device.type == "cpu":
+            # The same in fewer passes over the logits, which no CPU's cache holds; torch's CPU kernel may write in
+            # place.
+            peak = logits[0].amax(-1)
+            likeliest = torch.softmax(logits[0], -1, out=logits[0]).amax(-1)
+            return peak - likeliest.log() - wanted[0], logits
+        peak = parts.maximum(logits)
+        exponentials = [part.sub_(peak[:, None]).exp_() for part in logits]
+        pairs = [torch.stack((part.sum(-1), pick)) for part, pick in zip(exponentials, wanted, strict=True)]
+        total, picked = parts.sum(pairs)
+        return total.log() + peak - picked, [part.div_(total[:, None]) for part in exponentials]
+
+    def slopes(self, made: Sequence[torch.Tensor], parts: HeadParts, chunk: slice) -> Sequence[torch.Tensor]:
+        """In place of the probabilities: less 1 at the label."""
+        return less_at_label(made, parts, self.classes[chunk])
 
 
-def _chunk(rows: torch.Tensor, parts: _HeadParts, classes: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Losses of some rows, and the probabilities per part, which take the place of the logits."""
-    logits = parts.logits(rows)
-    wanted = [_pick(part, classes, start) for part, start in zip(logits, parts.starts, strict=True)]
-    if len(logits) == 1 and parts.share is None and rows.device.type == "cpu":
-        # The same in fewer passes over the logits, which no CPU's cache holds; torch's CPU kernel may write in place.
-        peak = logits[0].amax(-1)
-        likeliest = torch.softmax(logits[0], -1, out=logits[0]).amax(-1)
-        return peak - likeliest.log() - wanted[0], logits
-    peak = torch.stack([part.amax(-1) for part in logits]).amax(0)
-    if parts.share is not None:
-        peak = parts.share.maximum(peak)
-    exponentials = [part.sub_(peak[:, None]).exp_() for part in logits]
-    pairs = [torch.stack((part.sum(-1), pick)) for part, pick in zip(exponentials, wanted, strict=True)]
-    total, picked = parts.sum(pairs)
-    return total.log() + peak - picked, [part.div_(total[:, None]) for part in exponentials]
+def less_at_label(
+    probabilities: Sequence[torch.Tensor], parts: HeadParts, classes: torch.Tensor
+) -> Sequence[torch.Tensor]:
+    """The cross entropy by the logits, in place of the probabilities."""
+    for part, start in zip(probabilities, parts.starts, strict=True):
+        local, is_here = _local(classes, start, part.shape[1])
+        part.scatter_add_(1, local[:, None], -is_here.to(part.dtype)[:, None])
+    return probabilities
 
 
 def _pick(logits: torch.Tensor, classes: torch.Tensor, start: int) -> torch.Tensor:
@@ -187,23 +261,21 @@ def _local(classes: torch.Tensor, start: int, size: int) -> tuple[torch.Tensor, 
 
 class _SummedLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, rows, classes, shares, factors, with_gradient, *tables):
+    def forward(ctx, rows, comparison, shares, factors, with_gradient, *tables):
         needs = ctx.needs_input_grad
         wants_rows, wants_tables = with_gradient and needs[0], [with_gradient and need for need in needs[5:]]
-        parts = _HeadParts(tables, matmul_dtype(rows), factors)
+        parts = HeadParts(list(zip(tables, factors, strict=True)), matmul_dtype(rows))
         rows_gradient = torch.zeros_like(rows, dtype=shares.dtype) if wants_rows else None
         table_gradients = [
             torch.zeros_like(table, dtype=shares.dtype) if wanted else None
             for table, wanted in zip(tables, wants_tables, strict=True)
         ]
         loss = shares.new_zeros(())
-        size = _chunk_rows(rows)
-        for start in range(0, len(rows), size):
-            chunk = slice(start, start + size)
-            losses, probabilities = _chunk(rows[chunk], parts, classes[chunk])
+        for chunk in _chunks(rows):
+            losses, made = comparison.losses(rows[chunk], parts, chunk)
             loss += (losses * shares[chunk]).sum()
             if wants_rows or any(wants_tables):
-                slopes, share = _slopes(probabilities, classes[chunk], parts), shares[chunk, None]
+                slopes, share = comparison.slopes(made, parts, chunk), shares[chunk, None]
                 if rows_gradient is not None:
                     rows_gradient[chunk] = _rows_gradient(slopes, parts, rows_gradient.dtype) * share
                 _add_table_gradients(table_gradients, rows[chunk] * share.to(rows.dtype), slopes, factors)
@@ -222,15 +294,7 @@ class _SummedLoss(torch.autograd.Function):
         return gradients[0], None, None, None, None, *gradients[1:]
 
 
-def _slopes(probabilities: Sequence[torch.Tensor], classes: torch.Tensor, parts: _HeadParts) -> Sequence[torch.Tensor]:
-    """The cross entropy by the logits, in place of the probabilities: less 1 at the label."""
-    for part, start in zip(probabilities, parts.starts, strict=True):
-        local, is_here = _local(classes, start, part.shape[1])
-        part.scatter_add_(1, local[:, None], -is_here.to(part.dtype)[:, None])
-    return probabilities
-
-
-def _rows_gradient(slopes: Sequence[torch.Tensor], parts: _HeadParts, dtype: torch.dtype) -> torch.Tensor:
+def _rows_gradient(slopes: Sequence[torch.Tensor], parts: HeadParts, dtype: torch.dtype) -> torch.Tensor:
     return parts.sum(
         [
             (slope.to(table.dtype) @ table).to(dtype) * factor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -33,11 +33,20 @@ class BackwardResult:
     told: list[list[float]] = field(default_factory=list)
 
 
+Around = Callable[[], AbstractContextManager[None]]
+"""Makes what is open while the model reads a micro-batch, forwards."""
+
+
 class StageRunner(Protocol):
     """How a rank runs its share of the model on its share of the rows."""
 
-    def forward_backward(self, parts: Sequence[Batch], factors: Sequence[float]) -> torch.Tensor:
-        """Add the gradients of the sum of factor x summed loss over the parts; the losses `[parts]`, without factor."""
+    def forward_backward(
+        self, parts: Sequence[Batch], factors: Sequence[float], around: Sequence[Around] = ()
+    ) -> torch.Tensor:
+        """Add the gradients of the sum of factor x summed loss over the parts; the losses `[parts]`, without factor.
+
+        around: of each part, or of none.
+        """
         ...
 
     def __call__(self, **inputs: Any) -> torch.Tensor:
@@ -57,15 +66,19 @@ class SingleStage:
         """before_last: called before the backward pass with which all gradients are there."""
         self.model, self.shard, self.before_last = model, shard, before_last
 
-    def forward_backward(self, parts: Sequence[Batch], factors: Sequence[float]) -> torch.Tensor:
+    def forward_backward(
+        self, parts: Sequence[Batch], factors: Sequence[float], around: Sequence[Around] = ()
+    ) -> torch.Tensor:
         losses = []
-        for number, (part, factor) in enumerate(zip(parts, factors, strict=True)):
+        each = around or [nullcontext] * len(parts)
+        for number, (part, factor, opened) in enumerate(zip(parts, factors, each, strict=True)):
             if self.shard != "none":
                 from hanlin.parallel.shard import reduce_gradients
 
                 # Whole gradients are kept from pass to pass only where the whole weights are.
                 reduce_gradients(self.model, now=self.shard == "parameters" or number == len(parts) - 1)
-            loss = self.model(**part.inputs, labels=part.labels, weights=part.weights, reduction="sum")
+            with opened():
+                loss = self.model(**part.inputs, labels=part.labels, weights=part.weights, reduction="sum")
             if number == len(parts) - 1:
                 self.before_last()
             (loss * factor).backward()
@@ -149,11 +162,13 @@ class ParallelModel:
         tell: Callable[[], Sequence[Reduction]] = tuple,
         *,
         dropout: bool = True,
+        around: Sequence[Around] = (),
     ) -> BackwardResult:
         """Add the gradient of scale x the sum of (summed loss / denominator) over the parts of this rank's rows.
 
         The device is waited for once, and numbers go from rank to rank once: those of the loss and the norm, together
-        with what else is to be told, which is asked for when the device is done.
+        with what else is to be told, which is asked for when the device is done. around: of each part, or of none; not
+        in a pipeline.
         """
         self._set_mode(training=dropout)
         self._gradients.refresh_copies()
@@ -161,7 +176,7 @@ class ParallelModel:
         repeats = self.data_ranks if self._is_sharded else 1
         factors = [scale / denominator * repeats for denominator in denominators]
         with self._arithmetic():
-            losses = self._runner.forward_backward([part.to(self.device) for part in parts], factors)
+            losses = self._runner.forward_backward([part.to(self.device) for part in parts], factors, around)
         num_lacking = self._gradients.add()
         norm = self._gradients.own_norm()
         *sums, length = torch.cat([losses, norm.to(losses.device, losses.dtype)[None]]).tolist()

@@ -21,6 +21,7 @@ from hanlin.parallel.state_shapes import States, StateShapes
 
 if TYPE_CHECKING:
     from hanlin.core.batch import Batch
+    from hanlin.parallel.parallel_model import Around
 
 _HEADER = 8
 """Numbers that announce a tensor: its dimensions, the place of its dtype, whether it bears a gradient."""
@@ -74,8 +75,11 @@ class Pipeline:
         self._shapes = StateShapes()
         self._made: dict[Any, Any] = {}  # by the number of parts and the shapes of states, the one used last at the end
 
-    def forward_backward(self, parts: Sequence[Batch], factors: Sequence[float]) -> torch.Tensor:
+    def forward_backward(
+        self, parts: Sequence[Batch], factors: Sequence[float], around: Sequence[Around] = ()
+    ) -> torch.Tensor:
         """Add the gradients of the sum of factor x loss over parts of one shape; return the losses `[parts]`."""
+        assert not around, "torch's schedules run the parts"
         inputs = _joined([part.inputs for part in parts])
         inputs |= {"labels": torch.cat([part.labels for part in parts])}
         inputs |= {"weights": torch.cat([part.weights for part in parts])}

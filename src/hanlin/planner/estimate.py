@@ -21,6 +21,8 @@ RESERVE_BYTES = int(1.5 * GIB)
 """The device's own: context, libraries, buffers of collectives."""
 FRAGMENTATION = 1.05
 """What the allocator takes beyond what tensors need."""
+_IMITATION_COPIES = 4
+"""fp32 numbers for each logit of a chunk besides, where a teacher is imitated (layers/distillation.py)."""
 _WIDENED_BYTES = 100
 """That a bf16 weight and its gradient move besides while they are fp32, and the weight is rounded."""
 
@@ -31,7 +33,8 @@ class RankMemory:
 
     copies: weights once more, in the dtype of the arithmetic: those that autocast made or that FSDP gathered;
     activations: kept for the backward pass by all micro-batches in flight; loss: head and cross entropy, the logits of
-    a chunk included; backward: most that the backward pass of a block holds besides; host: in the CPU's memory.
+    a chunk included; backward: most that the backward pass of a block holds besides; host: in the CPU's memory;
+    teacher: the weights of a model that the objective imitates.
     """
 
     parameters: int
@@ -43,6 +46,7 @@ class RankMemory:
     backward: int
     peak: int
     host: int = 0
+    teacher: int = 0
 
     def fits(self, device: Device) -> bool:
         return self.peak * FRAGMENTATION + RESERVE_BYTES <= device.memory_bytes
@@ -122,7 +126,7 @@ def least_bytes(job: PlannedModel, layout: Layout) -> int:
 
     Raises: ConfigError when the model cannot be cut so.
     """
-    return max(
+    return job.teacher_bytes(layout) + max(
         held.held_bytes + held.optimiser_bytes + job.trained_bytes * held.held_trained for held in job.held(layout)
     )
 
@@ -183,7 +187,8 @@ def _memory(share: RankShare) -> RankMemory:
         there = [cost.output + has_products * cost.products for cost in share.costs]
         backward += max((max(0, cost.kept - own) for cost, own in zip(share.costs, there, strict=True)), default=0)
     loss = _loss(share) if held.stage.has_last else 0
-    static = (0 if layout.offload else held.held_bytes + optimizer) + gathered
+    teacher = share.job.teacher_bytes(layout)
+    static = (0 if layout.offload else held.held_bytes + optimizer) + gathered + teacher
     # When all activations are there, so are the gradients of an earlier pass, if there was a backward pass yet.
     full = activations + (0 if passes == 1 or layout.waits_for_all else gradients)
     # A first pass makes the last block's gradients in `backward`; further ones add theirs to those that are there.
@@ -201,6 +206,7 @@ def _memory(share: RankShare) -> RankMemory:
         backward,
         peak,
         host,
+        teacher,
     )
 
 
@@ -271,7 +277,8 @@ def _loss(share: RankShare) -> int:
     copy = vocabulary * hidden_size * size * (is_mixed and is_wide)  # another one is kept so
     gradients = FP32 * hidden_size * (rows + vocabulary * share.held.is_head_trained)
     waiting = share.layout.micro_batches if share.layout.waits_for_all else 1
-    chunk = min(ACCELERATOR_CHUNK_ROWS, rows) * vocabulary * (FP32 + size * is_mixed)
+    more = _IMITATION_COPIES * FP32 * bool(share.job.teacher_bytes(share.layout))
+    chunk = min(ACCELERATOR_CHUNK_ROWS, rows) * vocabulary * (FP32 + size * is_mixed + more)
     return hidden + copy + waiting * gradients + chunk
 
 

@@ -28,6 +28,8 @@ from hanlin.recipe.reading import Found, nearest
 from hanlin.recipe.settings import Recipe
 from hanlin.run.components import answers_in_row, find_adapter, model_config, reach_problems
 from hanlin.run.precision import weight_dtype_problem
+from hanlin.run.teacher import TEACHER, teacher_recipe, teacher_setting_problems
+from hanlin.training.objective import teacher_settings
 from hanlin.training.optimizer import find_optimizer, layout_problems
 from hanlin.tuning.apply import apply_tuning
 
@@ -62,6 +64,8 @@ class PlannedModel:
         self._problems = [
             *reach_problems(lengths.length, self.config, answers_in_row(recipe)),
             *settings_problems(recipe),
+            # A teacher need not be here.
+            *(one for one in teacher_setting_problems(recipe) if not one[0].startswith(TEACHER)),
         ]
         self._problems += model_problems(model, recipe.parallel)
         self._problems += compile_problems(model, recipe.parallel) if recipe.train.compile == "blocks" else []
@@ -70,7 +74,28 @@ class PlannedModel:
         self.heads = query_heads(model)
         self.num_experts = max(weight.num_experts for weight in self.weights)
         self._template = shrink(model)
+        self._teacher = self._teacher_weights(family)
         self._remember()
+
+    def _teacher_weights(self, family: Family) -> list[Weight]:
+        """Of the model that the objective imitates; none where there is no such, or where it is not here."""
+        asked = teacher_settings(self.recipe.train.objective)
+        if asked is None:
+            return []
+        if not asked.path.exists():
+            self.notes.append(f"{asked.path} is not here: no memory is planned for the teacher")
+            return []
+        recipe = teacher_recipe(asked, self.recipe, family)
+        self.notes.append("the step time is without the teacher's pass")
+        config, _ = planned_config(recipe, family, None)
+        dtype = DTYPES[precision_on(self.device, recipe.train.precision)]
+        model = _meta_model(recipe, family, config, (dtype, dtype))
+        return list_weights(model)
+
+    def teacher_bytes(self, layout: Layout) -> int:
+        """The teacher's weights on one rank: only tensor ranks divide it."""
+        divided = Layout(tensor=layout.tensor)
+        return sum(weight.whole_elements(divided) * weight.element_bytes for weight in self._teacher)
 
     def _remember(self) -> None:
         self._cut = functools.cache(self._stages)

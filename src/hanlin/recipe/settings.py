@@ -118,7 +118,7 @@ class ObjectiveSettings(Settings):
     """What the settings of all objectives have in common."""
 
     # What training makes smaller: likelihood: of what the rows say; dpo, kto: learn which of two answers is preferred;
-    # or a Python file named by its path.
+    # distill: imitate a teacher; or a Python file named by its path.
     name: str
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -23,10 +23,11 @@ from hanlin.data.prepare import hash_tokenizer
 from hanlin.formats.fingerprint import Fingerprint
 from hanlin.models.family import LoadTokenizer
 from hanlin.recipe.settings import Recipe
-from hanlin.run.components import Components, build_components, vocab_path
+from hanlin.run.components import Components, blaming, build_components, vocab_path
 from hanlin.run.folder import Start, open_run_folder, train_settings, with_run_precision
 from hanlin.run.memory import answering_memory, training_memory
 from hanlin.run.precision import saying, with_precision
+from hanlin.run.teacher import TEACHER, teacher_components
 from hanlin.training.optimizer import build_optimizer
 
 if TYPE_CHECKING:
@@ -191,7 +192,8 @@ def _train(components: Components, start: Start) -> Outcome:
     parallel_model = parallelize_tuned(components, device, ranks.world, base)
     tuning, seed = recipe.tuning, recipe.run.seed
     optimizer = build_optimizer(parallel_model.parameters, recipe.train.optimizer, tuning.rate_factors, seed)
-    objective = _begin_objective(recipe, parallel_model, loader, held_out)
+    teacher, teacher_identity = _teacher(components, device)
+    objective = _begin_objective(recipe, parallel_model, loader, held_out, teacher)
     step = Step(parallel_model, optimizer, recipe.train, count_steps(recipe.train, loader), loader.where, objective)
     _log_start(components, parallel_model, step.total_steps, device, threads)
     _log_short(recipe, step.total_steps)
@@ -204,7 +206,7 @@ def _train(components: Components, start: Start) -> Outcome:
             folder,
             step,
             loader,
-            _checkpointer(components, identity, start),
+            _checkpointer(components, {"model.base": identity, TEACHER: teacher_identity}, start),
             lambda target: export(components, parallel_model, target),
         ),
         logger=_run_logger(recipe, console, ranks.is_main),
@@ -213,8 +215,33 @@ def _train(components: Components, start: Start) -> Outcome:
     )
 
 
+def _teacher(components: Components, device: torch.device) -> tuple[ParallelModel | None, str | None]:
+    """The model that the objective imitates, if it does, and the fingerprint of its weights.
+
+    Raises: ConfigError, CheckpointError.
+    """
+    from hanlin.run.weights import parallelize_frozen
+
+    found = teacher_components(components)
+    if found is None:
+        return None, None
+    weights = Fingerprint()
+    with blaming(TEACHER):
+        teacher = parallelize_frozen(found, device, weights)
+    log.info(
+        "teacher=%s parameters=%s precision=%s quantise=%s %.3g GB on this rank",
+        found.recipe.model.adapter or found.recipe.model.base, f"{teacher.count_parameters()[1]:,}",
+        found.recipe.train.precision, found.recipe.model.quantise or "none", teacher.num_bytes / 1e9,
+    )  # fmt: skip
+    return teacher, weights.value(teacher.mesh.gather("all", weights.digests))
+
+
 def _begin_objective(
-    recipe: Recipe, parallel_model: ParallelModel, loader: Loader, held_out: Loader | None
+    recipe: Recipe,
+    parallel_model: ParallelModel,
+    loader: Loader,
+    held_out: Loader | None,
+    teacher: ParallelModel | None,
 ) -> Objective:
     """The objective, of a model that is as the run began, or as a checkpoint will fill it."""
     from hanlin.training.objective import RunStart, build_objective
@@ -222,7 +249,7 @@ def _begin_objective(
     folder, objective = recipe.run.folder, build_objective(recipe.train.objective)
     loaders = {"train": loader} if held_out is None else {"train": loader, "valid": held_out}
     goes_on = bool(checkpoint_folders(folder / CHECKPOINTS))
-    objective.begin(parallel_model, loaders, RunStart(folder, goes_on, recipe.train.micro_batch_size))
+    objective.begin(parallel_model, loaders, RunStart(folder, goes_on, recipe.train.micro_batch_size, teacher))
     return objective
 
 
@@ -253,14 +280,13 @@ def _loaders(components: Components, console: Any, degrees: Degrees, rank: int) 
     return loader, held_out
 
 
-def _checkpointer(components: Components, base: str | None, start: Start) -> Checkpointer:
-    """base: the fingerprint of what the run starts from, None where that is drawn."""
+def _checkpointer(components: Components, weights: Mapping[str, str | None], start: Start) -> Checkpointer:
+    """weights: by the setting that names them their fingerprint, None where there are none."""
     from hanlin.checkpoint.state import Checkpointer, recipe_identity
 
     recipe = components.recipe
     identity = recipe_identity(recipe) | {"model.vocab content": hash_tokenizer(components.tokenizer)}
-    if base is not None:
-        identity["model.base weights"] = base
+    identity |= {f"{key} weights": value for key, value in weights.items() if value is not None}
     if recipe.model.base is not None:  # the recipe does not say what its config.json does
         identity["model.base config"] = asdict(components.config)
     return Checkpointer(

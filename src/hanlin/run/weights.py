@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -123,14 +123,17 @@ def training_engine(components: Components, parallel_model: ParallelModel) -> En
     return engine
 
 
-def frozen_model(components: Components, device: torch.device) -> torch.nn.Module:
+def frozen_model(
+    components: Components, device: torch.device, fingerprint: Fingerprint | None = None
+) -> torch.nn.Module:
     """The base with the recipe's adapter, frozen, in the precision of the recipe.
 
+    fingerprint: takes the base's weights into account while they are read.
     Raises: ConfigError, CheckpointError.
     """
     dtype = DTYPES[precision_of(components.recipe)]
     has_all = components.recipe.generate.expert_memory is None
-    model = _base_model(components, dtype) if has_all else _with_few_experts(components, dtype, device)
+    model = _base_model(components, dtype, fingerprint) if has_all else _with_few_experts(components, dtype, device)
     return with_adapter(model, components).requires_grad_(False).eval().to(device)
 
 
@@ -152,6 +155,30 @@ def _with_few_experts(components: Components, dtype: torch.dtype, device: torch.
     except ValueError as error:
         raise ConfigError(f"generate.expert_memory: {error}; give more") from None
     return model
+
+
+def parallelize_frozen(components: Components, device: torch.device, fingerprint: Fingerprint) -> ParallelModel:
+    """A frozen model with its adapter, of which tensor ranks hold a part each, data ranks a copy.
+
+    fingerprint: takes all of its weights into account.
+    Raises: ConfigError, CheckpointError.
+    """
+    recipe = components.recipe
+    _refuse_changed_base(components)
+    if recipe.parallel.tensor > 1:
+        return _frozen_divided(components, device, recipe.parallel, fingerprint)
+    model = frozen_model(components, torch.device("cpu"), fingerprint)
+    _add_all(fingerprint, added_parameters(model))
+    for weight in added_parameters(model).values():
+        weight.requires_grad_(True)  # which keeps it in fp32, as it lies in the adapter
+    return parallelize(model, device, precision_of(recipe), recipe.parallel, attention=recipe.run.attention)
+
+
+def _add_all(fingerprint: Fingerprint | None, weights: Mapping[str, torch.Tensor]) -> None:
+    if fingerprint is not None:
+        for name, weight in weights.items():
+            fingerprint.add(name, weight)
+        fingerprint.wait()
 
 
 def parallelize_tuned(
@@ -357,24 +384,35 @@ def _fresh_head(components: Components) -> list[str]:
 
 def _frozen_sharded(components: Components, device: torch.device, layout: ParallelSettings) -> ShardedInferenceModel:
     """`frozen_model` divided among the ranks, each of which reads its share only."""
-    adapter, family, precision = components.adapter, components.family, precision_of(components.recipe)
+    parallel_model = _frozen_divided(components, device, layout)
+    names = [name for name, _ in _empty_adapted(components).named_parameters()]
+    return ShardedInferenceModel(parallel_model, names).requires_grad_(False).eval()
 
-    def empty() -> torch.nn.Module:
-        model = empty_model(components)
-        return model if adapter is None else apply_tuning(model, _adapter_settings(components, adapter), family)
 
-    model = empty().requires_grad_(False)
+def _empty_adapted(components: Components) -> torch.nn.Module:
+    model, adapter = empty_model(components), components.adapter
+    if adapter is None:
+        return model
+    return apply_tuning(model, _adapter_settings(components, adapter), components.family)
+
+
+def _frozen_divided(
+    components: Components, device: torch.device, layout: ParallelSettings, fingerprint: Fingerprint | None = None
+) -> ParallelModel:
+    """This rank's share of the frozen model, and no more, is read."""
+    adapter, precision = components.adapter, precision_of(components.recipe)
+    model = _empty_adapted(components).requires_grad_(False)
     for weight in added_parameters(model).values():
         weight.requires_grad_(True)  # which keeps it in fp32, as it lies in the adapter
-    names = [name for name, _ in model.named_parameters()]
     parallel_model = parallelize(model, device, precision, layout, attention=components.recipe.run.attention)
-    parallel_model.fill(_kept(components, parallel_model.names, DTYPES[precision]))
+    parallel_model.fill(_kept(components, parallel_model.names, DTYPES[precision], fingerprint))
     if adapter is not None:
-        tuned = empty()
+        tuned = _empty_adapted(components)
         allocate_additions(tuned)
         load_adapter(tuned, adapter)
         parallel_model.fill(added_parameters(tuned).items())
-    return ShardedInferenceModel(parallel_model, names).requires_grad_(False).eval()
+        _add_all(fingerprint, added_parameters(tuned))
+    return parallel_model
 
 
 def _tuned_model(components: Components, fingerprint: Fingerprint | None = None) -> torch.nn.Module:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from hanlin.recipe.settings import OBJECTIVES, ObjectiveSettings
 
@@ -15,9 +15,19 @@ if TYPE_CHECKING:
     from hanlin.core.batch import Batch
     from hanlin.data.forms.content import Side
     from hanlin.data.loader import Loader
-    from hanlin.parallel.parallel_model import ParallelModel
+    from hanlin.parallel.parallel_model import Around, ParallelModel
 
-__all__ = ["REFERENCE", "Objective", "ObjectiveSpec", "RunStart", "Weighed", "build_objective", "find_objective"]
+__all__ = [
+    "REFERENCE",
+    "Objective",
+    "ObjectiveSpec",
+    "RunStart",
+    "TeacherSettings",
+    "Weighed",
+    "build_objective",
+    "find_objective",
+    "teacher_settings",
+]
 
 REFERENCE = "reference.safetensors"
 """In the run folder: what the model that the run began with made of the answers, `[pairs, 2]` for each part of the
@@ -29,22 +39,39 @@ data, where the objective compares with it.
 class Weighed:
     """A batch whose weighted loss, summed, has the gradient of the objective, summed over what the batch counts for.
 
-    measured: what was measured on the way, summed likewise: `[measures]`; None where nothing is.
+    measured: what was measured on the way, summed likewise: `[measures]`; None where nothing is; around: of all batches
+    of a step or of none: makes what is open while the model reads this one, in which `measured` may be filled still.
     """
 
     batch: Batch
     measured: torch.Tensor | None = None
+    around: Around | None = None
 
 
 @dataclass(frozen=True)
 class RunStart:
     """Of a run. folder: where it may keep something; goes_on: whether a checkpoint is there; rows: of a forward pass,
-    None: all of a batch.
+    None: all of a batch; teacher: frozen, where the objective asks for one.
     """
 
     folder: Path
     goes_on: bool = False
     rows: int | None = None
+    teacher: ParallelModel | None = None
+
+
+@dataclass(frozen=True)
+class TeacherSettings:
+    """A frozen model beside the one that is trained; of its family, with its tokens.
+
+    path: a base, or a run folder with what it has trained; adapter: on top of it; quantise, precision: of its weights
+    (`model.quantise`, `train.precision`; None: the run's).
+    """
+
+    path: Path
+    adapter: Path | None = None
+    quantise: Literal["nf4", "int8"] | None = None
+    precision: Literal["fp32", "bf16", "fp16"] | None = None
 
 
 class Objective(Protocol):
@@ -85,17 +112,25 @@ class ObjectiveSpec:
     """What a file exports as `objective`.
 
     settings: the class of its settings, without torch; build: makes the objective; answers: of preference rows, which
-    of them it compares; none where it learns from records or corpora.
+    of them it compares; none where it learns from records or corpora; teacher: whom its settings name, where it
+    imitates one.
     """
 
     settings: type[ObjectiveSettings]
     build: Callable[[Any], Objective]
     answers: tuple[Side, ...] = ()
+    teacher: Callable[[Any], TeacherSettings] | None = None
 
 
 def find_objective(settings: ObjectiveSettings) -> ObjectiveSpec:
     """The objective that is meant. Raises: ConfigError."""
     return OBJECTIVES.load(settings.name)
+
+
+def teacher_settings(settings: ObjectiveSettings) -> TeacherSettings | None:
+    """Of the teacher that an objective imitates, if it does. Raises: ConfigError."""
+    spec = find_objective(settings)
+    return None if spec.teacher is None else spec.teacher(settings)
 
 
 def build_objective(settings: ObjectiveSettings) -> Objective:

@@ -179,7 +179,12 @@ class Step:
             return [ends, ("data", "sum", _sum_measured(weighed)), *self._share_of(upcoming)]
 
         found = self.parallel_model.forward_backward(
-            parts, denominators, self.scale.value, tell, dropout=self.objective.uses_dropout
+            parts,
+            denominators,
+            self.scale.value,
+            tell,
+            dropout=self.objective.uses_dropout,
+            around=[one.around for one in weighed if one.around is not None],
         )
         (end,), totals, *batch = found.told
         self.is_end_wanted = end > 0
