@@ -32,6 +32,7 @@ from hanlin.run.weights import load_engine
 from hanlin.serve.app import make_app
 from hanlin.serve.limits import Limits
 from hanlin.serve.scheduler import Scheduler
+from hanlin.serve.server import server_config
 from hanlin.serve.service import Service
 from hanlin.tuning.apply import apply_tuning
 from hanlin.tuning.lora import LoraTuning
@@ -129,7 +130,7 @@ def serve(engine: Engine) -> Iterator[Start]:
             for name, one in (adapters or {}).items()
         }
         service = Service("tiny", engine, *common, adapted, 1.0, joint)
-        server = uvicorn.Server(uvicorn.Config(make_app(service, **options), port=0, log_level="warning"))
+        server = uvicorn.Server(server_config(make_app(service, **options), limits, port=0))
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()
         while not server.started:

@@ -37,7 +37,8 @@ def client_of(url: str) -> openai.OpenAI:
 
 
 def post(url: str, body: Any) -> tuple[int, Any]:
-    request = urllib.request.Request(f"{url}/v1/decisions", json.dumps(body).encode())
+    headers = {"content-type": "application/json"}
+    request = urllib.request.Request(f"{url}/v1/decisions", json.dumps(body).encode(), headers)
     try:
         with urllib.request.urlopen(request, timeout=120) as response:
             return response.status, json.load(response)

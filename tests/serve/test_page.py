@@ -420,7 +420,8 @@ def test_a_question_about_a_text_has_bars(serve: Start, engine_of: EngineOf, bro
         browser.press("发送")
         browser.answered(number)
         body = json.dumps(asked).encode()
-        with urllib.request.urlopen(urllib.request.Request(f"{url}/v1/decisions", body)) as response:
+        asked = urllib.request.Request(f"{url}/v1/decisions", body, {"content-type": "application/json"})
+        with urllib.request.urlopen(asked) as response:
             [found] = json.load(response)["answers"]
         assert found["type"] == kind
         shares = [f"{100 * one['probability']:.1f}%" for one in found["probabilities"]]

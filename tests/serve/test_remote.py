@@ -239,7 +239,7 @@ def test_a_server_that_is_not_reached_in_time_is_said(
 def test_who_waits_too_long_asks_again(
     serve: Start, bee: Engine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    url, service = serve(Limits(wait_seconds=0.05, rows=1), engine=bee)
+    url, service = serve(Limits(rows=1), engine=bee)
     waits: list[int] = []
 
     def make_room(number: int) -> None:

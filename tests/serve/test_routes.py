@@ -422,7 +422,8 @@ def test_a_key_is_asked_for_everywhere_but_at_health(serve: Start) -> None:
 def test_without_a_key_pages_of_others_are_kept_out(serve: Start, host: str, origin: str | None, status: int) -> None:
     url, _ = serve(origins=["https://named.example"])
     connection = HTTPConnection(urlsplit(url).netloc, timeout=120)
-    headers = {"host": host, "content-type": "text/plain", **({"origin": origin} if origin else {})}
+    kind = "application/json" if status == 200 else "text/plain"
+    headers = {"host": host, "content-type": kind, **({"origin": origin} if origin else {})}
     connection.request("POST", "/tokenize", json.dumps({"prompt": "明月"}), headers)
     response = connection.getresponse()
     assert response.status == status

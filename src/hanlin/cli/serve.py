@@ -14,18 +14,15 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import math
 import os
 import re
 import signal
 import socket
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from hanlin.cli._launch import add_launch, num_to_start, on_all_ranks
@@ -43,8 +40,6 @@ if TYPE_CHECKING:
     from hanlin.run.components import Components
     from hanlin.serve.limits import Limits
     from hanlin.serve.service import Service
-
-_WORD_SECONDS = 5
 
 HELP = "answer over HTTP, as OpenAI's clients ask"
 
@@ -99,6 +94,7 @@ def _serve_together(
     from hanlin.api.generation import chatting, check_length
     from hanlin.run.memory import answering_memory
     from hanlin.run.weights import load_engine
+    from hanlin.serve.server import serve_until_signal
 
     name = args.name or os.path.basename(os.path.abspath(args.base or recipe.run.folder))
     components = _components(recipe, args, adapters)
@@ -115,7 +111,8 @@ def _serve_together(
             return _follow(engine)
         with listener, _leading(engine):
             service = _service(name, engine, components, list(adapters), args, limits)
-            return _serve(service, args, key, listener)
+            serve_until_signal(service, key, args.cors, listener, say)
+    return 0
 
 
 @contextmanager
@@ -207,45 +204,12 @@ def _temperature(components: Components) -> float:
     return 1.0 if found is None else found.temperature
 
 
-def _serve(service: Service, args: argparse.Namespace, key: str | None, listener: socket.socket) -> int:
-    import uvicorn
-
-    from hanlin.serve.app import make_app
-
-    host, port = listener.getsockname()[:2]
-    where = f"[{host}]" if ":" in host else host
-    say(f"serving {', '.join(service.models)} at http://{where}:{port}/v1")
-    say(f"a page to try it: http://{where}:{port}/")
-    seconds, scheduler = service.limits.drain_seconds, service.scheduler
-
-    class Server(uvicorn.Server):
-        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-            if self.should_exit:
-                os._exit(128 + sig)  # asked again: at once
-            scheduler.end_by(time.monotonic() + seconds)
-            if scheduler.is_busy:
-                say(f"answers that are being written have {seconds:g} seconds; again: at once")
-            super().handle_exit(sig, frame)
-
-    # uvicorn waits a little longer than answers are written, so that it cuts no stream without a word.
-    wait = math.ceil(seconds) + _WORD_SECONDS
-    app = make_app(service, key, args.cors)
-    config = uvicorn.Config(app, log_level="warning", lifespan="on", timeout_graceful_shutdown=wait)
-    signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn ends in order, and then raises it once more
-    try:
-        Server(config).run(sockets=[listener])
-    finally:
-        if scheduler.is_running:  # in the middle of a step, which Python could not end without a crash
-            sys.stderr.flush()
-            os._exit(0)
-    return 0
-
-
 def _listening(host: str, port: int) -> socket.socket:
     """Raises: ConfigError, before the weights are loaded."""
+    from hanlin.serve.server import listen
+
     try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=2048)
+        return listen(host, port)
     except (OSError, OverflowError) as error:
         raise ConfigError(
             f"--host {host} --port {port}: {error}; is the port taken? --port 0 takes a free one"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -46,18 +46,18 @@ def make_app(service: Service, key: str | None = None, origins: Sequence[str] = 
     app = Starlette(
         routes=[
             Route("/", show_page),
-            Route("/v1/chat/completions", complete_chat, methods=["POST"]),
-            Route("/v1/completions", complete_text, methods=["POST"]),
-            Route("/v1/decisions", decide, methods=["POST"]),
-            Route("/v1/models", status.list_models),
-            Route("/v1/models/{name:path}", status.show_model),
-            Route("/tokenize", tokens.tokenize, methods=["POST"]),
-            Route("/detokenize", tokens.detokenize, methods=["POST"]),
-            Route("/tokenizer_info", tokens.tokenizer_info),
-            Route("/health", status.health),
-            Route("/ready", status.health),
-            Route("/metrics", status.metrics),
-            Route("/version", status.version),
+            _route("/v1/chat/completions", complete_chat, "POST"),
+            _route("/v1/completions", complete_text, "POST"),
+            _route("/v1/decisions", decide, "POST"),
+            _route("/v1/models", status.list_models),
+            _route("/v1/models/{name:path}", status.show_model),
+            _route("/tokenize", tokens.tokenize, "POST"),
+            _route("/detokenize", tokens.detokenize, "POST"),
+            _route("/tokenizer_info", tokens.tokenizer_info),
+            _route("/health", status.health),
+            _route("/ready", status.health),
+            _route("/metrics", status.metrics),
+            _route("/version", status.version),
         ],
         middleware=_middleware(key, origins),
         exception_handlers={
@@ -68,8 +68,25 @@ def make_app(service: Service, key: str | None = None, origins: Sequence[str] = 
         },
         lifespan=lifespan,
     )
+    app.router.redirect_slashes = False  # to where a proxy may know no way
     app.state.service = service
     return app
+
+
+def _route(path: str, answer: Callable[[Request], Awaitable[Response]], method: str = "GET") -> Route:
+    """A route that ignores nothing: no parameters behind its address, and no body where none is read."""
+
+    async def asked(request: Request) -> Response:
+        if request.url.query:
+            name = next(iter(request.query_params), None)
+            told = f"{request.url.path} takes no parameters behind '?', found {request.url.query!r:.80}"
+            raise RequestError(told, param=name, code="unknown_parameter")
+        sent = request.headers.get("content-length", "0").strip("0") or request.headers.get("transfer-encoding")
+        if method == "GET" and sent:
+            raise RequestError(f"{request.url.path} takes no body", code="unknown_parameter")
+        return await answer(request)
+
+    return Route(path, asked, methods=[method])
 
 
 def _middleware(key: str | None, origins: Sequence[str]) -> list[Middleware]:
@@ -89,7 +106,8 @@ async def _told(request: Request, error: Exception) -> Response:
 async def _told_by_starlette(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException), error
     texts = {404: f"there is no route {request.url.path}", 405: f"{request.method} is not for {request.url.path}"}
-    return error_response(RequestError(texts.get(error.status_code, error.detail), error.status_code))
+    told = RequestError(texts.get(error.status_code, error.detail), error.status_code)
+    return error_response(told, error.headers)
 
 
 async def _nobody_there(request: Request, error: Exception) -> Response:

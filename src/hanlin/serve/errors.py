@@ -28,9 +28,9 @@ class RequestError(Exception):
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
 
-def error_response(error: RequestError) -> JSONResponse:
-    headers = {"retry-after": "1"} if error.status in (429, 503) else {}
-    return JSONResponse(error.body, error.status, headers=headers)
+def error_response(error: RequestError, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    retry = {"retry-after": "1"} if error.status in (429, 503) else {}
+    return JSONResponse(error.body, error.status, headers={**retry, **(headers or {})})
 
 
 def failed(error: Exception) -> RequestError:

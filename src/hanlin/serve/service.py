@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Reply", "Service", "read_body"]
 
+_JSON = re.compile(r'application/json\s*(;\s*charset="?utf-?8"?\s*)?', re.IGNORECASE)
 _SMALL_BODY = 2**14
 """Bytes that are parsed at once; a larger body in a thread, since the event loop serves all the others meanwhile."""
 
@@ -269,6 +271,8 @@ async def read_body(request: Request, form: type[BaseModel], limits: Limits) -> 
     """
     if (encoding := request.headers.get("content-encoding", "identity")) != "identity":
         raise RequestError(f"content-encoding {encoding!r:.40}: bodies are read as they are; send it unpacked", 415)
+    if (kind := request.headers.get("content-type")) and not _JSON.fullmatch(kind):
+        raise RequestError(f"content-type {kind!r:.80}: expected application/json, in UTF-8", 415)
     size, pieces = 0, []
     try:
         async with asyncio.timeout(limits.wait_seconds):
