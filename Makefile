@@ -4,7 +4,7 @@
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 PIP_ARGS ?=
-NAME ?= startup
+NAME ?= run_all
 ARGS ?=
 RUN := .venv/bin
 INSTALLED := .venv/.installed
@@ -44,7 +44,7 @@ clients: $(INSTALLED) ## other programs that optional tests compare with, into .
 mutants: $(INSTALLED) ## break one line after another; do the unit tests notice? (ARGS=step.py: some of them)
 	$(RUN)/python tests/mutants.py $(ARGS)
 
-bench: $(INSTALLED) ## a benchmark, as ratios within one run (NAME=step_cpm1 ARGS="--rounds 3"; ARGS=--smoke: does it run?)
+bench: $(INSTALLED) ## all benchmarks, as ratios within one run, beside those that are kept; or one (NAME=step_cpm1 ARGS="--rounds 3")
 	$(RUN)/python benchmarks/$(NAME).py $(ARGS)
 
 drill: $(INSTALLED) ## kills, damage, hostile files, full disks, fuzzing, what `make test` leaves out: more than an hour (ARGS="--scale 0.1" for less)

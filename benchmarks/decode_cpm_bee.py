@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from script import read_arguments, report
 from torch.nn import functional
+from turns import spread
 
 from hanlin.core.batch import Cursor, Prompt
 from hanlin.generate.beam import Beam, BeamRules, Candidate, advance, start_search
@@ -108,7 +109,7 @@ def compare(
     return {
         "other_tokens_per_second": round(tokens / median(slow for slow, _ in times[1:]), 1),
         "hanlin_tokens_per_second": round(tokens / median(fast for _, fast in times[1:]), 1),
-        "ratio": round(median(slow / fast for slow, fast in times[1:]), 2),
+        "ratio": spread([slow / fast for slow, fast in times[1:]]),
         "same_tokens": True,
     }
 

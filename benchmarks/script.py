@@ -29,11 +29,13 @@ def read_arguments(
 ) -> argparse.Namespace:
     """The command line of a script; `--smoke` stands for the options `smallest`, which others on the line override.
 
-    shared: options whose files a smoke run takes from ../shared, by their paths there.
+    shared: options whose files a smoke run, and one with --shared, takes from ../shared, by their paths there.
     """
     parser.add_argument("--smoke", action="store_true", help="smallest sizes, to see that every line runs")
+    parser.add_argument("--shared", action="store_true", help="take vocabularies and data from ../shared")
     given = sys.argv[1:]
-    words = [*smallest.split(), *_shared_words(shared or {})] if "--smoke" in given else []
+    words = smallest.split() if "--smoke" in given else []
+    words += _shared_words(shared or {}) if {"--smoke", "--shared"} & {*given} else []
     args = parser.parse_args([*words, *given])
     out: Path | None = args.out
     if args.smoke and out is not None and out.resolve().is_relative_to(RESULTS):
@@ -44,7 +46,7 @@ def read_arguments(
 def _shared_words(shared: Mapping[str, str]) -> list[str]:
     for name in shared.values():
         if not (SHARED / name).is_file():
-            _lacks(f"--smoke needs {name} of ../shared, which is not distributed with the project")
+            _lacks(f"needs {name} of ../shared, which is not distributed with the project")
     return [word for option, name in shared.items() for word in (option, str(SHARED / name))]
 
 

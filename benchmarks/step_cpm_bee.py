@@ -24,6 +24,7 @@ import torch
 from script import read_arguments, report
 from torch import nn
 from torch.nn import functional
+from turns import spread
 
 from hanlin.core.batch import Batch, Sample
 from hanlin.models.cpm_bee import SIZES, CpmBeeTokenizer, family
@@ -95,8 +96,7 @@ def compare(size: str, settings: TuningMethod, batches: Sequence[Batch], rounds:
     return {
         "original_tokens_per_second": round(tokens / median(slow for _, slow in timed), 1),
         "hanlin_tokens_per_second": round(tokens / median(fast for fast, _ in timed), 1),
-        "ratio": round(median(slow / fast for fast, slow in timed), 2),
-        "ratios": [round(slow / fast, 2) for fast, slow in timed],
+        "ratio": spread([slow / fast for fast, slow in timed]),
         "largest_relative_gradient_difference": float(f"{difference:.1e}"),
     }
 

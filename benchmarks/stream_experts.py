@@ -17,6 +17,7 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from script import memory_bytes, read_arguments, report
@@ -61,11 +62,18 @@ def main() -> None:
         del model
         ways = {way: start(way, base, args.limit_mb) for way in ("whole", "streamed")}
     assert ways["whole"]["logits"] == ways["streamed"]["logits"], "the ways disagree"
-    figures = {"experts_mb": experts / 1e6, "limit_mb": args.limit_mb, **ways}
+    whole, streamed = ways["whole"], ways["streamed"]
+    figures = {
+        "experts_mb": experts / 1e6,
+        "limit_mb": args.limit_mb,
+        "memory_against_whole": round(streamed["anonymous_mb"] / whole["anonymous_mb"], 2),
+        "time_against_whole": round(streamed["cpu_seconds_per_batch"] / whole["cpu_seconds_per_batch"], 2),
+        **ways,
+    }
     report(figures, args.out)
 
 
-def start(way: str, base: Path, limit_mb: float) -> dict[str, float | str]:
+def start(way: str, base: Path, limit_mb: float) -> dict[str, Any]:
     command = [sys.executable, __file__, "--way", way, "--base", str(base), "--limit-mb", str(limit_mb)]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 

@@ -39,8 +39,11 @@ class Turns:
 
     def ratio(self, slow: str, fast: str) -> dict[str, float]:
         """How many times faster one way is: the median of the rounds' ratios, and their spread."""
-        ratios = [a / b for a, b in zip(self.seconds[slow], self.seconds[fast], strict=True)]
-        return {name: round(of(ratios), 2) for name, of in (("median", median), ("least", min), ("most", max))}
+        return spread([a / b for a, b in zip(self.seconds[slow], self.seconds[fast], strict=True)])
+
+
+def spread(ratios: Sequence[float]) -> dict[str, float]:
+    return {name: round(of(ratios), 2) for name, of in (("median", median), ("least", min), ("most", max))}
 
 
 def take_turns(ways: Mapping[str, Callable[[], object]], rounds: int) -> Turns:
