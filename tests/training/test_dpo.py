@@ -29,6 +29,7 @@ from hanlin.recipe.reading import make_recipe
 from hanlin.recipe.settings import DataSettings, TrainSettings
 from hanlin.run.components import build_components
 from hanlin.training.objective import RunStart, build_objective, find_objective
+from hanlin.training.objectives.dpo import DpoSettings
 from hanlin.training.optimizer import build_optimizer
 from hanlin.training.step import Step
 
@@ -237,6 +238,11 @@ def test_another_objective_is_compared_with_the_start_too(base: Path, tmp_path: 
     # A batch of its rows holds other answers: it is another run.
     [problem] = check_source({**made, "train": {**longer, "objective": "kto"}}, start="change").problems
     assert "train.objective.name: dpo -> kto" in problem.text
+
+
+def test_a_score_per_token_counts_for_more_where_nothing_is_said() -> None:
+    said = ({"loss": "simpo"}, {"loss": "simpo", "beta": 5}, {"loss": "orpo"}, {})
+    assert [DpoSettings.model_validate(one).beta for one in said] == [2, 5, 0.1, 0.1]
 
 
 def test_rows_that_prefer_nothing_are_refused_before_anything_starts(base: Path, tmp_path: Path) -> None:

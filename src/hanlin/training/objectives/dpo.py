@@ -6,7 +6,7 @@ began with; SimPO (Meng et al. 2024, 2405.14734) and ORPO (Hong et al. 2024, 240
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -23,12 +23,20 @@ class DpoSettings(ObjectiveSettings):
     # sigmoid: DPO's; ipo: the square of what the difference per token lacks of 1 / (2 beta); simpo: DPO's of log
     # likelihoods per token, without a reference; orpo: likelihood of the chosen answer, and beta times the odds.
     loss: Literal["sigmoid", "ipo", "simpo", "orpo"] = "sigmoid"
-    # How much a difference in log likelihood counts; large values stay near the reference (simpo: 2 to 10).
+    # How much a difference in log likelihood counts; large values stay near the reference. simpo, whose log likelihoods
+    # are per token: 2 where nothing is said, of 2 to 10.
     beta: float = Field(default=0.1, gt=0)
     # sigmoid: the share of rows whose preference is assumed to be the wrong way round (conservative DPO).
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
     # simpo: by how much the chosen answer has to be better.
     margin: float = Field(default=0.0, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_loss(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("loss") == "simpo":
+            return {"beta": 2.0, **values}
+        return values
 
     @model_validator(mode="after")
     def _means_something(self) -> DpoSettings:
