@@ -240,6 +240,24 @@ def test_another_objective_is_compared_with_the_start_too(base: Path, tmp_path: 
     assert "train.objective.name: dpo -> kto" in problem.text
 
 
+def test_preferences_are_evaluated_as_training_measures_them(base: Path, tmp_path: Path) -> None:
+    made = recipe(base, tmp_path, steps=2, objective={"name": "dpo", "loss": "orpo", "beta": 1}, eval_every=2)
+    hanlin.train(made)
+    last = steps_of(tmp_path)[-1]
+    how = {"evaluate.tasks": ["preference"], "evaluate.data": made["data"]["eval"]}
+    found = hanlin.evaluate(made, {**how, "generate.batch_size": 2}, weights="last")["preference"]
+    assert found["records"] == len(ROWS)
+    assert found["accuracy_per_token"] == last["eval_accuracy"]
+    assert found["margin_per_token"] == pytest.approx(last["eval_margin"], rel=1e-4)
+    with pytest.raises(ConfigError, match="preference reads other rows"):
+        hanlin.evaluate(made, {**how, "evaluate.tasks": ["preference", "loss"]})
+    with pytest.raises(ConfigError, match=r"compares them \(`hanlin recipes`"):
+        hanlin.evaluate(made, {"evaluate.data": made["data"]["eval"]})
+    (tmp_path / "plain.jsonl").write_text('{"prompt": "月", "response": "光"}\n', "utf-8")
+    with pytest.raises(ConfigError, match="preference rows are compared"):
+        hanlin.evaluate(made, {**how, "evaluate.data": str(tmp_path / "plain.jsonl")})
+
+
 def test_a_score_per_token_counts_for_more_where_nothing_is_said() -> None:
     said = ({"loss": "simpo"}, {"loss": "simpo", "beta": 5}, {"loss": "orpo"}, {})
     assert [DpoSettings.model_validate(one).beta for one in said] == [2, 5, 0.1, 0.1]
@@ -255,7 +273,7 @@ def test_rows_that_prefer_nothing_are_refused_before_anything_starts(base: Path,
     assert "the same answer" in problem.text
     write_rows(tmp_path, [{"prompt": "月", "completion": "光"}])
     [problem, *_] = check_source(made).problems
-    assert "train.objective learns from preference rows" in problem.text
+    assert "preference rows are compared (train.objective, evaluate.tasks)" in problem.text
     with pytest.raises(ConfigError, match="preference rows"):
         hanlin.train(made)
     write_rows(tmp_path, [{"prompt": "月" * 40, "chosen": "光", "rejected": "霜"}])

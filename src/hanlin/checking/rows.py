@@ -19,6 +19,7 @@ from hanlin.data.prepare import try_rows
 from hanlin.data.pretraining.indexing import end_id, try_texts
 from hanlin.data.pretraining.windows import CorpusPart, check_windows, is_corpus
 from hanlin.data.processor import JoinsExamples
+from hanlin.data.sources import Records
 from hanlin.data.sources.opening import opening_bytes
 from hanlin.data.sources.several import is_there
 from hanlin.evaluation.scorable import ScoredBy
@@ -201,7 +202,7 @@ def _scored_rows(recipe: Recipe, processor: Processor, config: Any) -> Found:
     dropped: list[BadRow] = []
     for path in filter(_is_opened, recipe.evaluate.data or recipe.data.eval):
         try:
-            source, is_whole = open_first(path, recipe.data, processor, TRIED_ROWS, share=share)
+            source, is_whole = _first_scored(by, path, recipe.data, processor, share)
         except DataError as error:
             yield key, str(error)
             return
@@ -213,6 +214,20 @@ def _scored_rows(recipe: Recipe, processor: Processor, config: Any) -> Found:
             dropped += found.bad
     if dropped and not num_usable and not has_more:
         yield key, _indented(list_dropped(dropped))
+
+
+def _first_scored(
+    by: ScoredBy, path: Path, settings: DataSettings, processor: Processor, share: float
+) -> tuple[Records, bool]:
+    """The first records of a file, and whether these are all."""
+    whole: list[bool] = []
+
+    def open_side(side: Side | None) -> Records:
+        source, is_whole = open_first(path, settings, processor, TRIED_ROWS, share=share, side=side)
+        whole.append(is_whole)
+        return source
+
+    return by.opened(open_side), all(whole)
 
 
 def _is_opened(path: Path) -> bool:

@@ -30,7 +30,8 @@ from hanlin.recipe.settings import GenerateSettings
 from .metrics.named import score_corpus, score_texts
 from .metrics.text import mean
 from .results import METRICS, NO_FILES, PREDICTIONS, About, EvaluatedFiles, Identity, all_predictions, open_results
-from .tasks import classify, generate, likelihood, loss, rank
+from .scorable import parts_of
+from .tasks import classify, generate, likelihood, loss, preference, rank
 from .tasks.task import Prediction, Task
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ TASKS: dict[str, Task] = {
     "loss": loss.TASK,
     "rank": rank.TASK,
     "classify": classify.TASK,
+    "preference": preference.TASK,
 }
 
 _KEY = re.compile(rb'\{"record": \d+, "key": "([0-9a-f]+)"')
@@ -75,7 +77,8 @@ def evaluate(  # noqa: PLR0913 what is scored, how, and where to
         raise DataError("there is nothing to score: the files hold no records (evaluate.data, evaluate.limit)")
     for number, record in enumerate(records):
         with naming(number):
-            engine.processor.check(record)
+            for part in parts_of(tasks, record):
+                engine.processor.check(part)
     weights = network + identity_of_weights(engine)
     about = About(Identity.of(files.weights, weights), Identity.of(files.data, _as_json(list(records))))
     own = open_results(folder, about) if engine.mesh.is_main else folder / about.name

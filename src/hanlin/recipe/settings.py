@@ -273,8 +273,9 @@ GENERATE_METHODS = OneOf("hanlin.generate.methods", key="method", exports="metho
 class EvaluateSettings(Settings):
     # generate: write the answer and compare; likelihood: take the option of the record with the best mean log
     # likelihood per token; loss: mean loss per token; rank: order competing titles by their score (CPM-2's Sogou-Log);
-    # classify: what a head for labels says (model.config.labels).
-    tasks: tuple[Literal["generate", "likelihood", "loss", "rank", "classify"], ...] = ("loss",)
+    # classify: what a head for labels says (model.config.labels); preference: whether the chosen answer of a preference
+    # row is likelier than the rejected one.
+    tasks: tuple[Literal["generate", "likelihood", "loss", "rank", "classify", "preference"], ...] = ("loss",)
     # Files to score; none: data.eval.
     data: tuple[Path, ...] = ()
     # Further scores of the task generate, from 0 to 100: BLEU-4 over characters, ROUGE-1, -2 and -L over jieba's words,

@@ -454,7 +454,10 @@ def _records(components: Components) -> list[Any]:
     by.check_tasks()
     share = 1.0 if recipe.evaluate.data else recipe.data.eval_share
     paths = recipe.evaluate.data or recipe.data.eval
-    sources = [open_part(path, recipe.data, components.processor, share=share) for path in paths]
+    sources = [
+        by.opened(lambda side, path=path: open_part(path, recipe.data, components.processor, share=share, side=side))
+        for path in paths
+    ]
     usable = usable_records(sources, by.check, recipe.data.bad_rows, limit=recipe.evaluate.limit)
     if usable.bad:
         shown = "; ".join(f"{where}: {reason}" for where, reason in usable.bad[:3])

@@ -110,14 +110,14 @@ class Reading:
         if side is None and is_preference:
             raise DataError(
                 f"{where}: read as {self}: two answers to a question, one of them preferred. Training with "
-                "train.objective=dpo or kto learns from them, and measures those of data.eval meanwhile (`hanlin "
+                "train.objective=dpo or kto learns from them, and evaluate.tasks=[preference] compares them (`hanlin "
                 "recipes` names recipes); to learn or to score the chosen answers alone, map the keys of your rows: "
                 "data.transform={prompt: $prompt, completion: $chosen}"
             )
         if side is not None and not is_preference:
             raise DataError(
-                f"{where}: read as {self}, but train.objective learns from preference rows: objects with a question, "
-                'a "chosen" and a "rejected" answer'
+                f"{where}: read as {self}, but preference rows are compared (train.objective, evaluate.tasks): "
+                'objects with a question, a "chosen" and a "rejected" answer'
             )
         return replace(self, side=side)
 
