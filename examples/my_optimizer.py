@@ -45,4 +45,8 @@ def state_bytes(settings, shape):
     return 4 * math.prod(shape)
 
 
-optimizer = OptimizerSpec(LionSettings, Lion, state_bytes)
+def step_bytes(settings, shape):
+    return 8 * math.prod(shape)  # the mean with the new gradient, and its sign
+
+
+optimizer = OptimizerSpec(LionSettings, Lion, state_bytes, step_bytes=step_bytes)

@@ -23,6 +23,7 @@ from hanlin.planner.trace import TraceSettings, make_inputs
 from hanlin.recipe.reading import make_recipe
 from hanlin.recipe.settings import Recipe
 from hanlin.run.precision import trained_dtype
+from hanlin.training.objective import build_objective, find_objective
 from hanlin.training.optimizer import build_optimizer
 from hanlin.tuning.apply import apply_tuning
 
@@ -31,7 +32,7 @@ LENGTH = 128
 
 @dataclass(frozen=True)
 class Measured:
-    """Bytes; peak: of all tensors of forward and backward passes."""
+    """Bytes; peak: of all tensors of a step."""
 
     parameters: int
     gradients: int
@@ -52,6 +53,15 @@ def job_of(recipe: Recipe) -> PlannedModel:
 
 def parallelize_fresh(recipe: Recipe, config: Any) -> ParallelModel:
     """The recipe's model with fresh weights, or this rank's share of it."""
+
+    def copy() -> Any:
+        return _fresh_model(recipe, config)
+
+    layout, trained = recipe.parallel, trained_dtype(recipe)
+    return parallelize(copy(), torch.device("cpu"), recipe.train.precision, layout, copy=copy, trained=trained)
+
+
+def _fresh_model(recipe: Recipe, config: Any) -> Any:
     family = load_family(recipe.model.family)
     with torch.device("meta"):
         model = family.model()(config)
@@ -63,17 +73,15 @@ def parallelize_fresh(recipe: Recipe, config: Any) -> ParallelModel:
     else:  # a packed base is never fresh
         for weight in model.parameters():
             weight.data.fill_(0.01 if weight.is_floating_point() else 1)
-    apply_tuning(model, recipe.tuning, family, torch.Generator().manual_seed(2))
-    return parallelize(
-        model, torch.device("cpu"), recipe.train.precision, recipe.parallel, trained=trained_dtype(recipe)
-    )
+    return apply_tuning(model, recipe.tuning, family, torch.Generator().manual_seed(2))
 
 
 def measure(recipe: Recipe, config: Any) -> Measured:
-    """Run the passes of one step in this process."""
+    """Run one step in this process, of passes and changes."""
     parallel_model = parallelize_fresh(recipe, config)
     weights = list(parallel_model.model.parameters())
     optimizer = build_optimizer(parallel_model.parameters, recipe.train.optimizer)
+    objective = build_objective(recipe.train.objective)
     parts = _batch(parallel_model, recipe, config.vocab_size).split(
         recipe.train.batch_size // (recipe.train.micro_batch_size or 1)
     )
@@ -81,9 +89,12 @@ def measure(recipe: Recipe, config: Any) -> Measured:
     state = list(optimizer.tensors().values())
     live = MemoryTracker(others=(*weights, *state, *given))
     with live:
-        parallel_model.forward_backward(parts, [100.0] * len(parts))
-        if recipe.train.weight_dtype != "fp32":
-            optimizer.step(1e-3)  # makes copies
+        weighed = objective.weigh(parallel_model, parts)
+        parts = [one.batch for one in weighed]
+        parallel_model.forward_backward(parts, [100.0] * len(parts), dropout=objective.uses_dropout)
+        parallel_model.grad_norm()
+        parallel_model.scale_grads(0.5)
+        optimizer.step(1e-3)
     gradients = [weight.grad for weight in weights if weight.grad is not None]
     return Measured(_bytes(weights), _bytes(gradients), _bytes(state), _bytes(weights) + _bytes(state) + live.peak)
 
@@ -133,7 +144,12 @@ def _batch(parallel_model: ParallelModel, recipe: Recipe, vocab_size: int) -> Ba
     rows = recipe.train.batch_size
     inputs = make_inputs(parallel_model.model, rows, TraceSettings(LENGTH, LENGTH, DTYPES[recipe.train.precision]))
     labels = torch.randint(vocab_size, (rows, LENGTH), generator=torch.Generator().manual_seed(0))
-    return Batch(inputs, labels, torch.ones(rows, LENGTH))
+    answers = len(find_objective(recipe.train.objective).answers)
+    if not answers:
+        return Batch(inputs, labels, torch.ones(rows, LENGTH))
+    # A pair in each row, of equally long answers.
+    sides = torch.arange(LENGTH).mul(answers).div(LENGTH, rounding_mode="floor").add(1).expand(rows, -1)
+    return Batch(inputs, labels, torch.ones(rows, LENGTH), [[row] for row in range(rows)], sides)
 
 
 def _bytes(tensors: list[Any]) -> int:

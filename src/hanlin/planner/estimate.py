@@ -14,7 +14,7 @@ from hanlin.planner.timing import NETWORK_BYTES, Links, RankWork, StepSeconds, c
 from hanlin.planner.trace import BlockCost, Trace
 from hanlin.planner.weights import Held
 from hanlin.planner.work import Seconds, total_flops
-from hanlin.training.rounding import GROUP_NUMBERS
+from hanlin.training.rounding import step_bytes as rounded_step_bytes
 
 FP32 = 4
 RESERVE_BYTES = int(1.5 * GIB)
@@ -147,11 +147,16 @@ class RankShare:
 
     @property
     def is_sharded(self) -> bool:
-        return self.layout.shard_ranks > 1
+        return self.layout.is_sharded
 
     @property
     def recomputes(self) -> bool:
         return self.layout.checkpoint_activations != "none"
+
+    @property
+    def forward_passes(self) -> int:
+        """Of whole blocks, for each micro-batch."""
+        return 1 + self.layout.computes_all_again + self.job.asks_first
 
 
 def _along_the_text(cost: BlockCost, undivided: int, sums: int, ranks: int) -> BlockCost:
@@ -177,7 +182,7 @@ def _memory(share: RankShare) -> RankMemory:
     size = share.job.trained_bytes
     gradients = FP32 * held.whole_trained if accumulates else size * held.held_trained
     optimizer = held.optimiser_bytes
-    host = held.held_bytes + size * held.held_trained + optimizer if layout.offload else 0
+    host = held.held_bytes + size * held.held_trained + optimizer + _changing(share) if layout.offload else 0
     host += _inputs_on_host(share)
     activations, (casted, casted_late), gathered = _activations(share), _casted(share), _gathered(share)
     backward = share.trace.transient + _reduced(share)
@@ -190,11 +195,12 @@ def _memory(share: RankShare) -> RankMemory:
     teacher = share.job.teacher_bytes(layout)
     static = (0 if layout.offload else held.held_bytes + optimizer) + gathered + teacher
     # When all activations are there, so are the gradients of an earlier pass, if there was a backward pass yet.
-    full = activations + (0 if passes == 1 or layout.waits_for_all else gradients)
+    here = 0 if layout.offload else gradients
+    full = activations + (0 if passes == 1 or layout.waits_for_all else here)
     # A first pass makes the last block's gradients in `backward`; further ones add theirs to those that are there.
     fresh = size * held.block_trained if passes == 1 and not share.is_sharded else 0
-    ends = gradients - fresh + trace.outside + backward
-    stepping = 0 if layout.offload else gradients + _widened(share)
+    ends = here - fresh + trace.outside + backward
+    stepping = 0 if layout.offload else gradients + _changing(share)
     peak = static + max(full + casted + loss, full + casted_late + backward, ends + casted_late, stepping)
     return RankMemory(
         held.held_bytes,
@@ -218,7 +224,8 @@ def _activations(share: RankShare) -> int:
         "selective": [cost.output + cost.products for cost in share.costs],
         "none": [cost.kept for cost in share.costs],
     }[share.layout.checkpoint_activations]
-    return int(share.layout.in_flight(share.held.stage.rank) * (sum(kept) + share.trace.outside))
+    outside = share.trace.outside * share.held.stage.runs
+    return int(share.layout.in_flight(share.held.stage.rank) * (sum(kept) + outside))
 
 
 def _inputs_on_host(share: RankShare) -> int:
@@ -260,11 +267,12 @@ def _reduced(share: RankShare) -> int:
     return (size + FP32) * share.held.block_trained if share.is_sharded else 0
 
 
-def _widened(share: RankShare) -> int:
-    """fp32 copies of bf16 weights and of their gradients, while the optimizer changes them."""
+def _changing(share: RankShare) -> int:
+    """What the optimizer needs besides its state, and the fp32 copies of bf16 weights, while it changes them."""
+    held = share.held
     if share.job.trained_bytes == FP32:
-        return 0
-    return 2 * FP32 * max(share.held.largest_trained, min(GROUP_NUMBERS, share.held.held_trained))
+        return held.changing_bytes
+    return rounded_step_bytes(held.held_trained, held.largest_trained, held.changing_bytes)
 
 
 def _loss(share: RankShare) -> int:
@@ -287,9 +295,9 @@ def _loss(share: RankShare) -> int:
 
 def _traffic(share: RankShare) -> Traffic:
     layout, held, size = share.layout, share.held, share.dtype_bytes
-    passes = layout.micro_batches
+    passes, asks = layout.micro_batches, share.job.asks_first
     shards, replicas = layout.shard_ranks, layout.data // layout.shard_ranks
-    times = 2 if layout.shard == "parameters" else 1
+    times = (2 if layout.shard == "parameters" else 1) + asks
     gather = _ring(shards) * held.whole_bytes * times * passes
     sums = passes if _reduces_each_pass(layout) else 1
     scatter = _ring(shards) * FP32 * held.whole_trained * sums
@@ -297,12 +305,12 @@ def _traffic(share: RankShare) -> Traffic:
     reduce = 2 * _ring(replicas) * summed_bytes * held.whole_trained / shards * sums
     # Each row-divided product is summed in the forward pass, the gradient of its input in the backward pass.
     states = sum(cost.elements for cost in share.costs)
-    summed = states * held.sums / max(1, len(share.costs)) * (3 if layout.computes_all_again else 2)
+    summed = states * held.sums / max(1, len(share.costs)) * (share.forward_passes + 1)
     tensor = 2 * _ring(layout.tensor) * size * summed * passes
     stages = layout.stages // layout.pipe if layout.pipe > 1 else 0
-    ends = 2 * stages - held.stage.has_first - held.stage.has_last if stages else 0
+    ends = (2 + asks) * stages - held.stage.has_first - (1 + asks) * held.stage.has_last if stages else 0
     pipe = share.trace.outputs / layout.tensor * ends * passes
-    expert = _ring(layout.expert) * size * states * (6 if layout.computes_all_again else 4) * passes
+    expert = _ring(layout.expert) * size * states * 2 * (share.forward_passes + 1) * passes
     return Traffic(*map(int, (gather, scatter, reduce, tensor, pipe, expert)))
 
 
@@ -322,7 +330,7 @@ def _ring(ranks: int) -> float:
 def _flops(share: RankShare) -> float:
     layout = share.layout
     kinds = [share.job.kinds[block] for block in share.held.stage.blocks]
-    forward = (1 + layout.computes_all_again) * sum(cost.flops for cost in share.costs)
+    forward = share.forward_passes * sum(cost.flops for cost in share.costs)
     blocks = forward + sum(total_flops(share.trace.backward.get(kind, {})) for kind in kinds)
     return layout.micro_batches * (blocks + _head_flops(share))
 
@@ -330,7 +338,7 @@ def _flops(share: RankShare) -> float:
 def _head_flops(share: RankShare) -> float:
     """Of one pass."""
     held = share.held
-    products = 0 if not held.stage.has_last else 3 if held.is_head_trained else 2
+    products = (2 + held.is_head_trained + share.job.asks_first) * held.stage.has_last
     return 2.0 * products * share.layout.micro_batch_size * share.job.lengths.length * math.prod(held.head)
 
 
@@ -350,17 +358,18 @@ def _work(share: RankShare) -> RankWork:
     all_again = Seconds(1, 1, 1, 1, 1)
     again = {"none": Seconds(), "full": all_again, "offload": all_again, "selective": Seconds(0, 1, 1, 1, 1)}
     is_whole = layout.tensor == 1 and not share.is_sharded
-    times = layout.micro_batches * (2 if layout.shard == "parameters" else 1) if layout.offload else 0
+    gathered = layout.micro_batches * ((2 if layout.shard == "parameters" else 1) + job.asks_first)
     return RankWork(
-        share.trace,
-        [job.kinds[block] for block in held.stage.blocks],
-        _head_flops(share),
-        rows * held.head[0],
-        job.dtype.itemsize == FP32,
+        trace=share.trace,
+        kinds=[job.kinds[block] for block in held.stage.blocks],
+        head_flops=_head_flops(share),
+        logits=rows * held.head[0] * (1 + job.asks_first),
+        is_fp32=job.dtype.itemsize == FP32,
         # Weight and gradient of each are read for the step and for its norm, and written.
-        (6 * size + (size < FP32) * _WIDENED_BYTES) * held.held_trained + 2 * held.optimiser_bytes,
-        layout.offload,
-        times * held.held_bytes + size * held.held_trained * layout.offload,
-        0.0 if job.gathers_half(layout) else 1 / layout.micro_batches if is_whole else 1.0,
-        again[layout.checkpoint_activations],
+        optimizer_bytes=(6 * size + (size < FP32) * _WIDENED_BYTES) * held.held_trained + 2 * held.optimiser_bytes,
+        is_offloaded=layout.offload,
+        link_bytes=layout.offload * (gathered * held.held_bytes + size * held.held_trained),
+        casts_per_pass=0.0 if job.gathers_half(layout) else 1 / layout.micro_batches if is_whole else 1.0,
+        computes_again=again[layout.checkpoint_activations],
+        asks_first=job.asks_first,
     )

@@ -23,13 +23,23 @@ from hanlin.planner.devices import Device, precision_on
 from hanlin.planner.layout import Layout
 from hanlin.planner.timing import PassSeconds, pass_seconds
 from hanlin.planner.trace import Trace, TraceSettings, kinds_of_blocks, shrink, trace, with_experts
-from hanlin.planner.weights import Held, HeldSizes, StageWeights, Weight, cut_stages, hold, list_weights, query_heads
+from hanlin.planner.weights import (
+    Held,
+    HeldSizes,
+    OptimizerBytes,
+    StageWeights,
+    Weight,
+    cut_stages,
+    hold,
+    list_weights,
+    query_heads,
+)
 from hanlin.recipe.reading import Found, nearest
 from hanlin.recipe.settings import Recipe
 from hanlin.run.components import answers_in_row, find_adapter, model_config, reach_problems
 from hanlin.run.precision import weight_dtype_problem
 from hanlin.run.teacher import TEACHER, teacher_recipe, teacher_setting_problems
-from hanlin.training.objective import teacher_settings
+from hanlin.training.objective import build_objective, teacher_settings
 from hanlin.training.optimizer import find_optimizer, layout_problems
 from hanlin.tuning.apply import apply_tuning
 
@@ -44,7 +54,10 @@ class SequenceLengths:
 
 
 class PlannedModel:
-    """A recipe's model on the meta device. Traces are remembered: layouts share them."""
+    """A recipe's model on the meta device. Traces are remembered: layouts share them.
+
+    asks_first: whether the objective asks the model for likelihoods, without a gradient, before each pass.
+    """
 
     def __init__(
         self, recipe: Recipe, lengths: SequenceLengths, size: str | None = None, *, device: Device | None = None
@@ -60,6 +73,7 @@ class PlannedModel:
         self.dtype = DTYPES[self.precision]
         trained = DTYPES[recipe.train.weight_dtype if recipe.tuning.trains_base else "fp32"]
         self.trained_bytes = trained.itemsize
+        self.asks_first = not build_objective(recipe.train.objective).uses_dropout
         model = _meta_model(recipe, family, self.config, (self.dtype, trained))
         self._problems = [
             *reach_problems(lengths.length, self.config, answers_in_row(recipe)),
@@ -159,18 +173,21 @@ class PlannedModel:
         """
         # What else a layout says is not asked for.
         return self._held(
-            replace(layout, micro_batch_size=1, micro_batches=1, checkpoint_activations="none", offload=False)
+            replace(layout, micro_batch_size=1, micro_batches=1, checkpoint_activations="none", offload=layout.offload)
         )
 
     def gathers_half(self, layout: Layout) -> bool:
         """Whether data ranks gather the weights of blocks in the dtype of the arithmetic (parallel/shard.py)."""
-        return layout.shard_ranks > 1 and self.dtype.itemsize < 4 and not self.recipe.parallel.gather_fp32
+        return layout.is_sharded and self.dtype.itemsize < 4 and not self.recipe.parallel.gather_fp32
 
     def _hold(self, layout: Layout) -> list[Held]:
         cut = Layout(pipe=layout.pipe, schedule=layout.schedule, stages_per_rank=layout.stages_per_rank)
         most = self.dtype.itemsize if self.gathers_half(layout) else None
         settings = self.recipe.train.optimizer
-        sizes = HeldSizes(layout, functools.partial(find_optimizer(settings).state_bytes, settings))
+        spec = find_optimizer(settings)
+        changing = spec.step_bytes or (lambda settings, shape: 0)
+        partial = functools.partial
+        sizes = HeldSizes(layout, OptimizerBytes(partial(spec.state_bytes, settings), partial(changing, settings)))
         return [hold(stage, layout, sizes, most) for stage in self._cut(cut)]
 
     def _stages(self, layout: Layout) -> list[StageWeights]:
@@ -186,6 +203,7 @@ class PlannedModel:
             self.device,
             self.recipe.run.attention,
             experts,
+            has_dropout=not self.asks_first,
         )
         return trace(self._template, layout, run)
 

@@ -78,6 +78,11 @@ class Layout:
         """Ranks that hold one copy of the weights together."""
         return 1 if self.shard == "none" else self.hybrid_ranks or self.data
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether a rank holds shares, and gathers what it needs; one alone does so only in order to offload."""
+        return self.shard != "none" and (self.world > 1 or self.offload)
+
     def bubble(self) -> float:
         """Share of the step in which a rank waits for the pipeline to fill and to drain.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from hanlin.planner.devices import Device
 from hanlin.planner.layout import Layout
@@ -59,7 +59,8 @@ def pass_seconds(trace: Trace, device: Device) -> PassSeconds:
 class RankWork:
     """What the seconds of a rank follow from. kinds: of its blocks; head_flops, logits: of a pass; optimizer_bytes:
     that it moves in a step; link_bytes: to and from the CPU's memory in a step; casts_per_pass: how often weights are
-    cast, 1 at most; computes_again: of each part of the blocks' forward pass the share that the backward pass repeats.
+    cast, 1 at most; computes_again: of each part of the blocks' forward pass the share that the backward pass repeats;
+    asks_first: whether there is another forward pass, without a gradient.
     """
 
     trace: Trace
@@ -72,6 +73,7 @@ class RankWork:
     link_bytes: int
     casts_per_pass: float
     computes_again: Seconds
+    asks_first: bool = False
 
 
 def computing(work: RankWork, seconds: PassSeconds, device: Device, passes: int) -> StepSeconds:
@@ -80,6 +82,7 @@ def computing(work: RankWork, seconds: PassSeconds, device: Device, passes: int)
     forward = blocks + seconds.forward[OUTSIDE]
     backward = sum((seconds.backward[kind] for kind in work.kinds), seconds.backward[OUTSIDE])
     one = forward + backward + blocks.times(work.computes_again)
+    one = one + forward if work.asks_first else one
     peak, bandwidth = device.peak("fp32" if work.is_fp32 else "fp16"), device.bandwidth * BANDWIDTH_SHARE
     products = one.products + work.head_flops / (peak * PRODUCT_SHARE)
     casts = forward.casts * (1 - work.casts_per_pass) + blocks.casts * work.computes_again.casts
@@ -87,13 +90,13 @@ def computing(work: RankWork, seconds: PassSeconds, device: Device, passes: int)
     starting = max(0.0, one.starts - products - one.attention - memory)
     optimizer = work.optimizer_bytes / (HOST_BANDWIDTH if work.is_offloaded else bandwidth)
     return StepSeconds(
-        passes * products,
-        passes * one.attention,
-        passes * memory,
-        passes * starting,
-        optimizer,
-        work.link_bytes / HOST_LINK_BYTES,
-        0.0,
+        products=passes * products,
+        attention=passes * one.attention,
+        memory=passes * memory,
+        starting=passes * starting,
+        optimizer=optimizer,
+        sending=work.link_bytes / HOST_LINK_BYTES,
+        waiting=0.0,
     )
 
 
@@ -117,4 +120,4 @@ def with_waiting(own: StepSeconds, layout: Layout, hidden: float, waited: float,
     compute = own.total - own.optimizer - own.sending
     sending = own.sending + waited + max(0.0, hidden - compute) + summed
     waiting = (compute + waited) * (1 / (1 - layout.bubble()) - 1)
-    return StepSeconds(own.products, own.attention, own.memory, own.starting, own.optimizer, sending, waiting)
+    return replace(own, sending=sending, waiting=waiting)

@@ -123,7 +123,7 @@ class TraceSettings:
     length, encoder_length: of a row, in tokens; dtype: of the arithmetic; sample_length: positions of a packed row that
     attend among themselves (0: all); device, attention: whose kernels compute attention (`run.attention`); None: the
     CPU's, which keep probabilities where there is a trained bias or dropout; experts: among which a rank's tokens are
-    divided, 1 or 2.
+    divided, 1 or 2; has_dropout: False where the objective is trained without it.
     """
 
     length: int
@@ -133,11 +133,12 @@ class TraceSettings:
     device: Device | None = None
     attention: AttentionKernel = "auto"
     experts: int = 1
+    has_dropout: bool = True
 
 
 def trace(template: TraceModel, layout: Layout, run: TraceSettings) -> Trace:
     """Run a shrunk model once, forwards and backwards, on one tensor rank's shapes."""
-    model, shapes = copy.deepcopy(template.model).train(), seen_shapes(template.model, layout)
+    model, shapes = copy.deepcopy(template.model).train(run.has_dropout), seen_shapes(template.model, layout)
     make_constants(model)
     with FakeTensorMode(allow_non_fake_inputs=True):
         realise(model, shapes, layout, run)

@@ -20,8 +20,15 @@ from hanlin.planner.layout import Layout
 
 _ONE = Layout()
 EndPlacement = Literal["first", "last", "ends", "everywhere"]
-StateBytes = Callable[[Sequence[int]], int]
-"""The shape of a trained weight -> what the optimizer keeps for it."""
+BytesOfShape = Callable[[Sequence[int]], int]
+
+
+@dataclass(frozen=True)
+class OptimizerBytes:
+    """Of a trained weight of a shape. state: what the optimizer keeps; changing: what it needs besides in its step."""
+
+    state: BytesOfShape
+    changing: BytesOfShape
 
 
 @dataclass(frozen=True)
@@ -86,13 +93,17 @@ class Weight:
 
 @dataclass(frozen=True)
 class StageWeights:
-    """What one pipeline rank computes: weights, and numbers of blocks."""
+    """What one pipeline rank computes: weights, and numbers of blocks.
+
+    runs: stages of it; each has a copy of what all stages have, which stands among the weights as often.
+    """
 
     rank: int
     weights: tuple[Weight, ...]
     blocks: tuple[int, ...]
     has_first: bool
     has_last: bool
+    runs: int = 1
 
     def sums(self, block: int) -> int:
         """Products in a block whose results are summed over tensor ranks."""
@@ -104,8 +115,9 @@ class Held:
     """What one rank holds of its stage.
 
     held_bytes, held_trained: its share of the weights, and elements of the trained ones; optimiser_bytes: of its state;
-    largest_trained: elements of its share of the largest trained weight; whole_...: the same before they are divided
-    over data ranks, in the dtypes in which they are gathered;
+    largest_trained: elements of its share of the largest trained weight; changing_bytes: most that the optimizer needs
+    to change one weight; whole_...: the same before they are divided over data ranks, in the dtypes in which they are
+    gathered;
     outside_bytes, block_bytes, block_trained: of these, in no block, and in the largest one; sums: products in its
     blocks whose results are summed over tensor ranks; head: the shape of the output table, [vocabulary, hidden_size].
     """
@@ -115,6 +127,7 @@ class Held:
     held_trained: int
     optimiser_bytes: int
     largest_trained: int
+    changing_bytes: int
     whole_bytes: int
     whole_trained: int
     outside_bytes: int
@@ -128,15 +141,15 @@ class Held:
 class HeldSizes:
     """What tensor rank 0 and data rank 0 hold of a weight under a layout; blocks are alike, so little is computed."""
 
-    def __init__(self, layout: Layout, state_bytes: StateBytes) -> None:
-        self._layout, self._state_bytes = layout, state_bytes
+    def __init__(self, layout: Layout, optimizer: OptimizerBytes) -> None:
+        self._layout, self.optimizer = layout, optimizer
         self._known: dict[tuple[object, ...], tuple[int, int, int]] = {}
 
     def of(self, weight: Weight) -> tuple[int, int, int]:
         """Elements before it is sharded, and of its share; bytes of the optimizer's state."""
         key = weight.shape, weight.dim, weight.num_heads, weight.num_experts
         if key not in self._known:
-            state = weight.count(self._layout) * self._state_bytes(weight.held_shape(self._layout))
+            state = weight.count(self._layout) * self.optimizer.state(weight.held_shape(self._layout))
             self._known[key] = weight.whole_elements(self._layout), weight.held_elements(self._layout), state
         return self._known[key]
 
@@ -146,8 +159,8 @@ def hold(stage: StageWeights, layout: Layout, held_sizes: HeldSizes, gathered_by
 
     gathered_bytes: of an element of a block's weight when it is whole (None: as where it is held).
     """
-    states = sum(held_sizes.of(weight)[2] for weight in stage.weights if weight.is_trained)
     sizes = [(weight, *held_sizes.of(weight)[:2]) for weight in stage.weights]
+    trained = [(weight, whole, held) for weight, whole, held in sizes if weight.is_trained]
     block_bytes: dict[int, int] = {}
     block_trained: dict[int, int] = {}
     for weight, whole, _ in sizes:
@@ -158,20 +171,22 @@ def hold(stage: StageWeights, layout: Layout, held_sizes: HeldSizes, gathered_by
     outside_bytes = sum(whole * weight.element_bytes for weight, whole, _ in sizes if not isinstance(weight.place, int))
     ends = [weight for weight in stage.weights if weight.place in ("last", "ends") and len(weight.shape) == 2]
     head = max(ends, key=lambda weight: math.prod(weight.shape), default=None)
+    changing = (held_sizes.optimizer.changing(weight.held_shape(layout)) for weight, *_ in trained)
     return Held(
         stage,
-        sum(held * weight.element_bytes for weight, _, held in sizes),
-        sum(held for weight, _, held in sizes if weight.is_trained),
-        states,
-        max((held // weight.count(layout) for weight, _, held in sizes if weight.is_trained), default=0),
-        outside_bytes + sum(block_bytes.values()),
-        sum(whole for weight, whole, _ in sizes if weight.is_trained),
-        outside_bytes,
-        max(block_bytes.values(), default=0),
-        max(block_trained.values(), default=0),
-        sum(weight.is_summed for weight in stage.weights),
-        head.local_shape(layout) if head is not None else (0, 0),
-        head is not None and head.is_trained,
+        held_bytes=sum(held * weight.element_bytes for weight, _, held in sizes),
+        held_trained=sum(held for *_, held in trained),
+        optimiser_bytes=sum(held_sizes.of(weight)[2] for weight in {weight: None for weight, *_ in trained}),
+        largest_trained=max((held // weight.count(layout) for weight, _, held in trained), default=0),
+        changing_bytes=max(changing, default=0),
+        whole_bytes=outside_bytes + sum(block_bytes.values()),
+        whole_trained=sum(whole for _, whole, _ in trained),
+        outside_bytes=outside_bytes,
+        block_bytes=max(block_bytes.values(), default=0),
+        block_trained=max(block_trained.values(), default=0),
+        sums=sum(weight.is_summed for weight in stage.weights),
+        head=head.local_shape(layout) if head is not None else (0, 0),
+        is_head_trained=head is not None and head.is_trained,
     )
 
 
@@ -276,13 +291,13 @@ def _stage(weights: Sequence[Weight], layout: Layout, bounds: Sequence[int], ran
     numbers = range(rank, layout.stages, layout.pipe)
     blocks = tuple(block for number in numbers for block in range(bounds[number], bounds[number + 1]))
     has_first, has_last = 0 in numbers, layout.stages - 1 in numbers
-    here = {"everywhere": True, "first": has_first, "last": has_last, "ends": has_first or has_last}
+    copies = {"everywhere": len(numbers), "first": has_first, "last": has_last, "ends": has_first or has_last}
     held = tuple(
         weight
         for weight in weights
-        if (weight.place in blocks if isinstance(weight.place, int) else here[weight.place])
+        for _ in range(weight.place in blocks if isinstance(weight.place, int) else copies[weight.place])
     )
-    return StageWeights(rank, held, blocks, has_first, has_last)
+    return StageWeights(rank, held, blocks, has_first, has_last, len(numbers))
 
 
 def _block_sizes(weights: Sequence[Weight]) -> list[int]:

@@ -71,13 +71,15 @@ class OptimizerSpec:
 
     settings: the class of its settings, without torch; build: makes the optimizer of named weights by such settings;
     state_bytes: what it keeps for one weight of this shape, for the planner; part_problem: what keeps it from a weight
-    of one shape of which a rank holds a part of another one ("" if nothing does; None: it takes all).
+    of one shape of which a rank holds a part of another one ("" if nothing does; None: it takes all); step_bytes: most
+    that it holds besides while it changes one fp32 weight of this shape, for the planner (None: nothing).
     """
 
     settings: type[OptimizerSettings]
     build: Callable[[Mapping[str, nn.Parameter], Any], Optimizer]
     state_bytes: Callable[[Any, Sequence[int]], int]
     part_problem: Callable[[Sequence[int], Sequence[int]], str] | None = None
+    step_bytes: Callable[[Any, Sequence[int]], int] | None = None
 
 
 def find_optimizer(settings: OptimizerSettings) -> OptimizerSpec:

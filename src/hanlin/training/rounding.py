@@ -26,6 +26,7 @@ GROUP_NUMBERS = 2**26
 """Numbers that are fp32 at once, with their gradients."""
 _PIECE = 2**22
 """Numbers that are rounded at once."""
+_FP32 = 4
 
 
 class RoundedOptimizer:
@@ -83,6 +84,17 @@ class RoundedOptimizer:
         round_by_chance(local(wide), local(weight), weight, key_of(self.seed, self.updates, name))
         wide.grad = None
         swap_tensors(wide, _empty(weight))
+
+
+def step_bytes(numbers: int, largest: int, changing: int) -> int:
+    """What a step holds besides bf16 weights, their gradients and the optimizer's state.
+
+    numbers: of all weights; largest: of one; changing: bytes that the optimizer needs to change that one.
+    """
+    widened = 2 * _FP32 * max(largest, min(GROUP_NUMBERS, numbers))
+    # A piece's places, mixed twice; and those of the piece before.
+    rounding = _FP32 * (3 + (largest > _PIECE)) * min(_PIECE, largest)
+    return widened + max(rounding, changing)
 
 
 def key_of(seed: int, step: int, name: str) -> int:

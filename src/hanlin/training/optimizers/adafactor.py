@@ -98,4 +98,9 @@ def _state_bytes(settings: AdafactorSettings, shape: Sequence[int]) -> int:
     return 4 * (numbers + 1)
 
 
-optimizer = OptimizerSpec(AdafactorSettings, Adafactor, _state_bytes)
+def _step_bytes(settings: AdafactorSettings, shape: Sequence[int]) -> int:
+    """The update and its squares, in fp32."""
+    return 8 * math.prod(shape)
+
+
+optimizer = OptimizerSpec(AdafactorSettings, Adafactor, _state_bytes, step_bytes=_step_bytes)

@@ -24,6 +24,7 @@ _LEAST = 4096  # elements: what is smaller is kept in fp32, as bitsandbytes does
 _LEAST_BLOCK = 16  # shorter ones would take more bytes for their sizes than they save
 _LAYOUT_RANKS = 8  # that may divide the last dimension of a matrix without cutting a block
 _PIECE = 2**22  # elements computed at once: it bounds the fp32 copies
+_STEP_NUMBERS = 5  # of four bytes, for each of these
 
 
 class AdamW8bitSettings(OptimizerSettings):
@@ -163,4 +164,12 @@ def _state_bytes(settings: AdamW8bitSettings, shape: Sequence[int]) -> int:
     return 4 + (8 * numbers if block is None else 2 * numbers + 8 * numbers // block)
 
 
-optimizer = OptimizerSpec(AdamW8bitSettings, AdamW8bit, _state_bytes, _part_problem)
+def _step_bytes(settings: AdamW8bitSettings, shape: Sequence[int]) -> int:
+    """Of a piece: gradient, both means and, while one is written, its shares of the largest and their places; one of
+    the piece before is there too.
+    """
+    numbers, several = math.prod(shape), math.prod(shape) > _PIECE
+    return 4 * (_STEP_NUMBERS + several) * min(_PIECE, numbers) if _block(shape) else 4 * 3 * min(_PIECE, numbers)
+
+
+optimizer = OptimizerSpec(AdamW8bitSettings, AdamW8bit, _state_bytes, _part_problem, _step_bytes)
