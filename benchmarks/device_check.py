@@ -6,7 +6,8 @@ python benchmarks/device_check.py FOLDER --device cpu --tiny        (a dry run, 
 Each part (device_parts.py) has an estimate in seconds and starts only if that fits into what is left of the budget.
 `--prior` goes on where a former call stopped: parts that never ran come first, then those that failed or were cut off;
 what is done is not done again, unless `--only` names it. A part that fails leaves its error behind and the others go
-on; if the device no longer answers, they do so in a new process. The exit code is 1 if the results hold a failed part.
+on; if it hangs, or the device no longer answers, they do so in a new process. What does not fit into the device is
+measured with fewer layers. The exit code is 1 if the results hold a failed part.
 """
 
 from __future__ import annotations
@@ -16,9 +17,12 @@ import json
 import os
 import platform
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +33,8 @@ from script import read_arguments
 START = "HANLIN_DEVICE_CHECK_START"
 """Environment variable: when the call began, for the process that goes on after another one."""
 TRACE_LINES = 12
+PATIENCE, LEAST_PATIENCE = 3, 120
+"""A part that takes so many times its estimate, and so many seconds, hangs."""
 
 
 class Results:
@@ -75,9 +81,12 @@ def main() -> None:
             if results.state(name) is None:
                 results.set(name, state="no_time", error=f"{left:.0f} s were left, {PARTS[name].seconds} s are needed")
             continue
-        run_part(name, results, torch.device(args.device), args.tiny)
+        limit = max(LEAST_PATIENCE, PATIENCE * PARTS[name].seconds)
+        with watched(limit, partial(leave_behind, name, limit, args, results, waiting, begin)):
+            run_part(name, results, torch.device(args.device), args.tiny)
         if waiting and results.state(name) == "failed" and not answers(torch.device(args.device)):
-            go_on_in_new_process(args, results.file, waiting, begin)
+            print("the device no longer answers", flush=True)
+            go_on_in_new_process(args, results, waiting, begin)
     print(summary(results))
     sys.exit(int(any(results.state(name) == "failed" for name in PARTS)))
 
@@ -134,12 +143,37 @@ def answers(device: torch.device) -> bool:
         return False
 
 
-def go_on_in_new_process(args: argparse.Namespace, file: Path, waiting: list[str], begin: float) -> None:
+@contextmanager
+def watched(seconds: float, give_up: Callable[[], None]) -> Iterator[None]:
+    """Call `give_up`, from a thread, if the block takes longer."""
+    timer = threading.Timer(seconds, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def leave_behind(
+    name: str, limit: float, args: argparse.Namespace, results: Results, waiting: list[str], begin: float
+) -> None:
+    """End a part that hangs, with the process that waits for it."""
+    results.set(name, state="failed", seconds=limit, error=f"not done after {limit:.0f} s, and left behind")
+    print(f"{name} hangs", flush=True)
+    go_on_in_new_process(args, results, waiting, begin)
+
+
+def go_on_in_new_process(args: argparse.Namespace, results: Results, waiting: list[str], begin: float) -> None:
+    if not waiting:
+        print(summary(results), flush=True)
+        os._exit(1)
     os.environ[START] = str(begin)
-    words = ["--out", str(file.parent), "--prior", str(file), "--only", ",".join(waiting)]
+    words = ["--out", str(results.file.parent), "--prior", str(results.file), "--only", ",".join(waiting)]
     tiny = ["--tiny"] if args.tiny else []
     options = [*words, "--budget", str(args.budget), "--device", args.device, *tiny]
-    print("the device no longer answers; a new process goes on", flush=True)
+    print("a new process goes on", flush=True)
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # those of the device's driver too, which holds the memory till then
     os.execv(sys.executable, [sys.executable, __file__, *options])
 
 

@@ -54,7 +54,7 @@ ATTENTION_BOUND = 4e-2
 """How far bf16 attention and its gradients may be from fp32's, as a share of the greatest number."""
 FULL_GIB = 120
 """Of the device, from which on all of the 6B is trained: fp32 weights, gradients and Adam's state are 100 GB."""
-FEW_LAYERS = 14
+FEW_LAYERS, LEAST_LAYERS = 14, 4
 
 
 @dataclass(frozen=True)
@@ -571,7 +571,26 @@ def measure_compiled(bench: Bench) -> None:
     bench.keep("lora", {"backend": backend, **found})
 
 
-def time_steps(
+def time_steps(bench: Bench, method: str, *, layers: int | None = None, **options: Any) -> dict[str, Any]:
+    """`measure_steps`, with fewer layers where the device's memory is too small, and how many were too many.
+
+    layers: None: all that the model has.
+    """
+    too_many: list[int | str] = []
+    while True:
+        try:
+            found = measure_steps(bench, method, layers=layers, **options)
+            return {**found, "out_of_memory_with": too_many} if too_many else found
+        except torch.OutOfMemoryError:
+            too_many.append(layers or "all")
+            if layers is not None and layers <= LEAST_LAYERS:
+                raise
+        # Not before the error is forgotten, which holds the frames and their tensors.
+        bench.free()
+        layers = FEW_LAYERS if layers is None else layers // 2
+
+
+def measure_steps(
     bench: Bench,
     method: str,
     *,

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import sys
+import threading
 from pathlib import Path
 
 import pytest
+import torch
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
@@ -45,3 +48,45 @@ def test_a_failing_part_leaves_its_error_and_the_others_go_on(
     assert (found["good"]["state"], found["good"]["results"]) == ("done", {"sum": 2})
     assert found["long"]["state"] == "no_time"
     assert "the kernel has no shape" in capsys.readouterr().out
+
+
+def test_a_part_that_hangs_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    check = importlib.import_module("device_check")
+    went_on, asked = threading.Event(), []
+
+    def hang(bench: object) -> None:
+        assert went_on.wait(60)
+
+    part = importlib.import_module("device_parts").Part
+    monkeypatch.setattr(check, "PARTS", {"stuck": part(hang, 0), "other": part(lambda bench: None, 1)})
+    monkeypatch.setattr(check, "LEAST_PATIENCE", 0.05)
+    monkeypatch.setattr(os, "closerange", lambda *_: None)
+    monkeypatch.setattr(os, "execv", lambda _, words: (asked.extend(words), went_on.set()))
+    monkeypatch.setattr(sys, "argv", ["device_check.py", str(tmp_path), "--device", "cpu"])
+    monkeypatch.delenv(check.START, raising=False)
+    told: list[dict[str, object]] = []
+    monkeypatch.setattr(check.Results, "set", lambda self, name, **facts: told.append({"part": name, **facts}))
+    with pytest.raises(SystemExit):
+        check.main()
+    assert {"part": "stuck", "state": "failed", "seconds": 0.05, "error": "not done after 0 s, and left behind"} in told
+    assert asked[asked.index("--only") + 1] == "other"
+    monkeypatch.delenv(check.START, raising=False)
+
+
+def test_what_does_not_fit_is_measured_with_fewer_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    parts = importlib.import_module("device_parts")
+
+    def measure(bench: object, method: str, *, layers: int | None, steps: int) -> dict[str, object]:
+        if layers is None or layers > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return {"layers": layers}
+
+    monkeypatch.setattr(parts, "measure_steps", measure)
+    bench = parts.Bench(torch.device("cpu"), True, print)
+    most = 7
+    assert parts.time_steps(bench, "full", steps=3) == {"layers": 7, "out_of_memory_with": ["all", 14]}
+    most = 1
+    with pytest.raises(torch.OutOfMemoryError):
+        parts.time_steps(bench, "full", steps=3)
