@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hanlin.core.errors import CheckpointError, ConfigError
 from hanlin.layers.lora import Addition, LoraLinear
-from hanlin.layers.packing import dequantise, pack_int4, quantise, unpack_int4
+from hanlin.layers.packing import dequantise, multiply_bytes, pack_int4, quantise, unpack_int4
 from hanlin.layers.quantised import PACKINGS, PackingName, QuantisedLinear, packed, packed_linears, quantise_linears
 
 
@@ -60,6 +62,61 @@ def test_a_packed_linear_computes_and_passes_gradients_as_its_unpacked_weight(fo
         output.square().sum().backward()
     torch.testing.assert_close(*outputs)
     torch.testing.assert_close(inputs[0].grad, inputs[1].grad)
+
+
+# Width and rows; dtype of the input and of the scale; whether integers and scales lie one behind the other.
+KERNEL_CASES = [
+    (31, 2, torch.float32, torch.float32, "whole", True),
+    (31, 3, torch.float32, torch.float32, "whole", False),
+    (64, 16, torch.bfloat16, torch.bfloat16, "whole", True),
+    (64, 17, torch.bfloat16, torch.bfloat16, "whole", False),
+    (48, 1, torch.bfloat16, torch.bfloat16, "whole", False),  # it reads beyond the end, and may crash
+    (64, 1, torch.bfloat16, torch.float32, "whole", False),
+    (64, 1, torch.float16, torch.float16, "whole", False),
+    (64, 1, torch.float64, torch.float64, "whole", False),
+    (64, 1, torch.float32, torch.float32, "integers", False),
+    (64, 1, torch.float32, torch.float32, "scale", False),  # of which it reads others, without a word
+]
+
+
+class Called(TorchDispatchMode):
+    """Notes which operations are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(func._schema.name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("width", "rows", "dtype", "scale_dtype", "strided", "is_taken"), KERNEL_CASES)
+def test_the_kernel_for_bytes_gets_only_what_it_reads_right(
+    width: int, rows: int, dtype: torch.dtype, scale_dtype: torch.dtype, strided: str, is_taken: bool
+) -> None:
+    torch.manual_seed(0)
+    input = torch.randn(1, rows, width, dtype=torch.float64).to(dtype)
+    integers = torch.randint(-127, 128, (6, width), dtype=torch.int8)
+    scale = torch.rand(6, dtype=torch.float64).to(scale_dtype)
+    expected = input.double() @ (integers.double() * scale.double()[:, None]).T
+    if strided == "integers":
+        integers = integers.t().contiguous().t()
+    if strided == "scale":
+        scale = torch.stack((scale, scale), dim=1)[:, 0]
+    with Called() as called:
+        found = multiply_bytes(input, integers, scale)
+    assert ("aten::_weight_int8pack_mm" in called.names) is is_taken
+    assert found.dtype == dtype
+    gap = (found.double() - expected).abs().max() / expected.abs().max()
+    assert gap < {torch.bfloat16: 2e-2, torch.float16: 4e-3}.get(dtype, 1e-5)
+
+
+def test_the_kernel_for_bytes_is_a_cpus() -> None:
+    there = [torch.empty(shape, device="meta") for shape in ((1, 32), (6,))]
+    with Called() as called:
+        multiply_bytes(there[0], torch.empty(6, 32, dtype=torch.int8, device="meta"), there[1])
+    assert "aten::_weight_int8pack_mm" not in called.names
 
 
 @pytest.mark.parametrize("form", PACKINGS)

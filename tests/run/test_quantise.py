@@ -14,13 +14,13 @@ from family_cases import Case, case_of
 
 import hanlin
 from hanlin.cli.main import main
-from hanlin.core.errors import ConfigError
+from hanlin.core.errors import CheckpointError, ConfigError
 from hanlin.formats.files import open_weights
 from hanlin.formats.load import base_parameters, save_base
 from hanlin.layers.quantised import packed_linears, quantise_linears
 from hanlin.tuning.lora import LoraTuning
 
-# Each family, and the mixture of experts, with one of the forms and one of the methods.
+# Each family, the mixtures of experts and a head for labels, with one of the forms and one of the methods.
 CASES = {
     "cpm_bee": ("nf4", {"method": "lora", "rank": 2}),
     "chatglm2": ("nf4", {"method": "prefix", "length": 2}),
@@ -28,7 +28,10 @@ CASES = {
     "cpm1_t5": ("nf4", {"method": "lora", "rank": 2}),
     "cpm2": ("nf4", {"method": "prompt", "length": 2}),
     "experts": ("nf4", {"method": "lora", "rank": 2}),
+    "experts-prompt": ("int8", {"method": "prompt", "length": 2}),
+    "labels": ("int8", {"method": "lora", "rank": 2}),
 }
+LABELLED = ({"prompt": "床前明月光，", "response": "霜"}, {"prompt": "举头望明月，", "response": "光"})
 STEPS = 2
 
 
@@ -39,8 +42,10 @@ def name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def case(name: str, tmp_path: Path) -> Case:
-    made = case_of("cpm2" if name == "experts" else name, tmp_path)
-    return replace(made, config=replace(made.config, num_experts=2)) if name == "experts" else made
+    if name == "labels":
+        return replace(case_of("chatglm2", tmp_path), records=LABELLED)
+    made = case_of("cpm2" if name.startswith("experts") else name, tmp_path)
+    return replace(made, config=replace(made.config, num_experts=2)) if name.startswith("experts") else made
 
 
 def write_bases(case: Case, form: str, folder: Path) -> tuple[Path, Path]:
@@ -83,10 +88,14 @@ def adapter(folder: Path) -> dict[str, torch.Tensor]:
     return {name: tensors[name].clone() for name in tensors}
 
 
-def test_a_packed_base_is_tuned_and_answers_as_its_unpacked_twin(name: str, case: Case, tmp_path: Path) -> None:
+def test_a_packed_base_is_tuned_and_answers_as_its_unpacked_twin(
+    name: str, case: Case, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     form, tuning = CASES[name]
     plain, rounded = write_bases(case, form, tmp_path)
     recipe = recipe_of(case, plain, tmp_path, tuning)
+    if name == "labels":
+        recipe["model"]["config"] = {"labels": ["霜", "光"]}
     packed = {"model.quantise": form, "run.folder": str(tmp_path / "packed")}
     other = {"model.base": str(rounded), "run.folder": str(tmp_path / "twin")}
     for changes in (packed, other):
@@ -99,6 +108,10 @@ def test_a_packed_base_is_tuned_and_answers_as_its_unpacked_twin(name: str, case
     assert not packed_linears(models[1].network)
     record = {key: value for key, value in case.records[0].items() if key not in ("answer", "response", "target")}
     assert models[0].generate(record, progress=False) == models[1].generate(record, progress=False)
+    if tuning["method"] != "lora":
+        with pytest.raises(CheckpointError, match="cannot be worked into weights"):
+            hanlin.convert(plain, tmp_path / "merged", merge=tmp_path / "packed/last")
+        assert "worked into the weights on disk" not in caplog.text
 
 
 @pytest.mark.parametrize(("name", "form"), [("cpm_bee", "nf4"), ("cpm1", "int8")], indirect=["name"])

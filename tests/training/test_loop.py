@@ -150,14 +150,7 @@ def test_what_goes_wrong_in_the_making_of_a_batch_comes_up_when_its_turn_comes(t
     assert caught.value.__notes__ == ["step=4"]
     assert list(losses_of(tmp_path)) == [1, 2, 3]
     assert (tmp_path / "checkpoints" / "000003").is_dir()
-    assert wait_for_end_of_threads()
-
-
-def wait_for_end_of_threads() -> bool:
-    limit = time.monotonic() + 60
-    while any(one.name.startswith("batches") for one in threading.enumerate()) and time.monotonic() < limit:
-        time.sleep(0.01)
-    return time.monotonic() < limit
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("batches")]
 
 
 def test_training_ends_when_the_evaluation_stops_improving_and_stays_ended(tmp_path):

@@ -211,13 +211,13 @@ def _merge(source: Path, target: Path, how: ConvertSettings) -> Written:
     assert how.merge is not None, how
     family = _family(how, source)
     adapter = open_adapter(how.merge, family, read_config(source, family))
+    model = merge_adapter(adapter, source, family)
     if adapter.quantise is not None:
         log.warning(
             "%s was trained on a base held as %s; it is worked into the weights on disk, which were not rounded so: "
             "answers differ a little from those of the base with model.quantise=%s",
             *(how.merge, adapter.quantise, adapter.quantise),
         )
-    model = merge_adapter(adapter, source, family)
     config = read_config(source, family, {**plain_values(family), **adapter.config})
     merged = {name: parameter.detach() for name, parameter in base_parameters(model).items()}
     return _convert(held_source(source, family, config, merged), target, how, family)

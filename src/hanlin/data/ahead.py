@@ -21,8 +21,8 @@ class Ahead(Generic[T]):
         """For items that were not there when they were asked for."""
 
     def close(self) -> None:
-        """Let the thread go. What it is making is not waited for here, but by Python when the program ends."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        """Let the thread go, when it has made what it is making: nothing reads the source any more after this."""
+        self._thread.shutdown(cancel_futures=True)
 
     def __iter__(self) -> Iterator[T]:
         """All that is left; the thread is let go at the end."""

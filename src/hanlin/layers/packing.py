@@ -120,13 +120,19 @@ def halves(packed: torch.Tensor, scale: torch.Tensor) -> tuple[PackedTensors, Pa
 
 def multiply_bytes(input: torch.Tensor, integers: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """input @ (integers * scale).T, `[..., in]` -> `[..., out]`; integers: int8 `[out, in]`, scale: `[out]`."""
-    is_few = input[..., 0].numel() <= _FEW_ROWS.get(input.dtype, 0)
-    # The kernel reads bf16 32 at a time, also beyond the end of a row.
-    is_whole = input.dtype != torch.bfloat16 or input.shape[-1] % 32 == 0
-    if is_few and is_whole and input.device.type == "cpu" and scale.dtype == input.dtype:
+    if _kernel_takes(input, integers, scale):
         rows = input.reshape(-1, input.shape[-1]).contiguous()
         return torch.ops.aten._weight_int8pack_mm(rows, integers, scale).view(*input.shape[:-1], len(integers))
     return functional.linear(input, scaled(integers, scale, input.dtype))
+
+
+def _kernel_takes(input: torch.Tensor, integers: torch.Tensor, scale: torch.Tensor) -> bool:
+    """Whether a CPU's kernel multiplies by bytes as they are, right and in less time. It checks little by itself."""
+    is_few = input[..., 0].numel() <= _FEW_ROWS.get(input.dtype, 0)
+    # It reads bf16 32 at a time, also beyond the end of a row, and scales one behind the other, however they lie.
+    is_whole = input.dtype != torch.bfloat16 or input.shape[-1] % 32 == 0
+    lies_whole = integers.is_contiguous() and scale.is_contiguous() and scale.dtype == input.dtype
+    return is_few and is_whole and lies_whole and input.device.type == "cpu"
 
 
 def scaled(integers: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -258,8 +258,11 @@ def _evaluating(
 ) -> Callable[[], dict[str, float]]:
     from hanlin.data.ahead import Ahead
 
-    rows = recipe.train.micro_batch_size
-    return lambda: objective.evaluate(parallel_model, Ahead(held_out.once()), rows)
+    def evaluate() -> dict[str, float]:
+        with closing(Ahead(held_out.once())) as batches:
+            return objective.evaluate(parallel_model, batches, recipe.train.micro_batch_size)
+
+    return evaluate
 
 
 def _group_for_offload(recipe: Recipe) -> AbstractContextManager[None]:
