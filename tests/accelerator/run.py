@@ -3,7 +3,7 @@
 python tests/accelerator/run.py                        every variant, tuning, kind of rows, precision and profile
 python tests/accelerator/run.py PROFILE PRECISION CELL ...    some: cuda-sm90 bf16 chatglm2.lora.packed
     after a further dot, what is computed again in the backward pass: chatglm2.lora.packed.full
-python tests/accelerator/run.py answers                       every family, tuning and way to answer
+python tests/accelerator/run.py answers                       every family, tuning and way to answer; single acts
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ if __name__ == "__main__":
     sys.path[:0] = [str(TESTS), *(str(TESTS / folder) for folder in folders)]
 
 import torch
+from acts import costs_of_acts
 from family_cases import Case, case_of
 from layouts import BATCH_SIZE, VARIANTS, Cell, loader, model_of
 from layouts import case as variant_case
@@ -199,6 +200,7 @@ def _told(make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def _answers() -> None:
+    print(json.dumps({"cell": "acts", "costs": costs_of_acts()}), flush=True)
     kinds = cycle(
         [("npu", torch.float32), ("cuda-sm90", torch.bfloat16), ("mps", torch.float32), ("cuda-sm70", torch.float16)]
     )

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from family_cases import Case, case_of
+from ranks import run_ranks
 
 import hanlin
 from hanlin.cli.main import main
@@ -18,6 +19,8 @@ from hanlin.core.errors import CheckpointError, ConfigError
 from hanlin.formats.files import open_weights
 from hanlin.formats.load import base_parameters, save_base
 from hanlin.layers.quantised import packed_linears, quantise_linears
+from hanlin.recipe.reading import load_recipe
+from hanlin.run.weights import load_engine
 from hanlin.tuning.lora import LoraTuning
 
 # Each family, the mixtures of experts and a head for labels, with one of the forms and one of the methods.
@@ -33,6 +36,7 @@ CASES = {
 }
 LABELLED = ({"prompt": "床前明月光，", "response": "霜"}, {"prompt": "举头望明月，", "response": "光"})
 STEPS = 2
+ANSWER_KEYS = ("answer", "response", "target")
 
 
 @pytest.fixture(params=CASES)
@@ -106,7 +110,7 @@ def test_a_packed_base_is_tuned_and_answers_as_its_unpacked_twin(
     models = [hanlin.load(recipe, changes) for changes in (packed, other)]
     assert packed_linears(models[0].network)
     assert not packed_linears(models[1].network)
-    record = {key: value for key, value in case.records[0].items() if key not in ("answer", "response", "target")}
+    record = {key: value for key, value in case.records[0].items() if key not in ANSWER_KEYS}
     assert models[0].generate(record, progress=False) == models[1].generate(record, progress=False)
     if tuning["method"] != "lora":
         with pytest.raises(CheckpointError, match="cannot be worked into weights"):
@@ -142,6 +146,26 @@ def test_a_run_goes_on_bitwise_and_only_on_the_base_that_it_began_with(
     added.merge(twin)
     weights = dict(twin.named_parameters())
     assert all(plain[name].equal(weights[name]) for name in plain)
+
+
+@pytest.mark.parametrize(("name", "form"), [("chatglm2", "nf4"), ("cpm2", "int8")], indirect=["name"])
+def test_stages_of_a_packed_base_answer_as_one_process(case: Case, form: str, tmp_path: Path) -> None:
+    """As `hanlin serve --nproc 2` and `generate` load it: each rank reads and packs its blocks."""
+    save_base(tmp_path / "base", case.family, case.config, base_parameters(case.model().float()), case.tokenizer)
+    values = recipe_of(case, tmp_path / "base", tmp_path, {"method": "full"})
+    values["model"]["quantise"] = form
+    questions = [{key: value for key, value in record.items() if key not in ANSWER_KEYS} for record in case.records]
+
+    def answers(pipe: int) -> tuple[list[Any], int]:
+        recipe = load_recipe(values, {"parallel": {"pipe": pipe}})
+        engine = load_engine(recipe)
+        held = sum(weight.numel() for weight in engine.model.parameters() if not weight.is_floating_point())
+        return engine.generate(questions, recipe.generate), held
+
+    alone, whole = answers(1)
+    found = run_ranks(2, answers, 2)
+    assert [told for told, _ in found] == [alone] * 2
+    assert sum(held for _, held in found) == whole
 
 
 def test_what_cannot_be_packed_or_trained_is_refused_before_it_is_loaded(tmp_path: Path) -> None:
