@@ -26,7 +26,7 @@ MORE = {"CHANGELOG.md": "CHANGELOG", "CONTRIBUTING.md": "CONTRIBUTING", "SECURIT
 NAVIGATION = (
     ("Start", "入门", "start data recipes api"),
     ("Coming from", "从原版迁移", "coming_from_chatglm2 coming_from_cpm1 coming_from_cpm2 coming_from_cpm_bee"),
-    ("Tune", "微调", "tuning preferences distillation ccpm_comparison"),
+    ("Tune", "微调", "tuning preferences distillation comparing ccpm_comparison"),
     ("Pretrain", "预训练", "pretraining_data"),
     ("Evaluate and decide", "评测与决策", "evaluating decisions"),
     ("Serve", "服务", "serving"),

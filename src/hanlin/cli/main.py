@@ -39,6 +39,7 @@ _ORDER = (
         "calibrate",
         "chat",
         "serve",
+        "compare",
         "report",
         "inspect",
         "convert",
