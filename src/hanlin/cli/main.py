@@ -34,6 +34,7 @@ _ORDER = (
         "launch",
         "deepspeed",
         "evaluate",
+        "reproduce",
         "generate",
         "decide",
         "calibrate",
