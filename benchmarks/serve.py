@@ -3,10 +3,11 @@
 python benchmarks/serve.py [--out result.json]        (needs transformers, fastapi, openai)
 
 The same weights and tokenizer in both: ChatGLM2's shape (as GlmForCausalLM) by chats, GPT-2's (as GPT2LMHeadModel) by
-texts; random weights, fp32, one thread a server, over HTTP as streams, greedy, prompts of all lengths up to --prompt
-characters. 1, 8 and 32 clients ask as soon as their last answer has come; an answer counts as --tokens tokens. The
-servers take turns, the other one is stopped meanwhile. `ratio` is of the CPU time of the servers, which others on the
-machine disturb less, `ratio_by_the_clock` of the time that clients see. Both must say the same.
+texts; random weights, fp32 in both, one thread a server, over HTTP as streams, greedy, prompts of all lengths up to
+--prompt characters. 1, 8 and 32 clients ask as soon as their last answer has come; an answer counts as --tokens tokens.
+The servers take turns, the other one is stopped meanwhile. `ratio` is of the CPU time of the servers, which others on
+the machine disturb less, `ratio_by_the_clock` of the time that clients see. Both must say the same. --weights half:
+numbers that half precision has, as published checkpoints of fp16 are; single: any of fp32.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from http.client import HTTPConnection
 from io import BytesIO
+from itertools import product
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -76,22 +78,23 @@ def main() -> None:
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--answers", type=int, default=2, help="of each client in a round")
     parser.add_argument("--shapes", nargs="+", default=["chatglm2", "gpt2"])
+    parser.add_argument("--weights", nargs="+", choices=["half", "single"], default=["half", "single"])
     parser.add_argument("--out", type=Path)
     args = read_arguments(parser, "--rounds 1 --prompt 9 --tokens 4 --clients 1 2 --answers 1 --shapes gpt2")
     require("transformers", "fastapi", "openai")
     figures = {}
-    for name in args.shapes:
+    for name, weights in product(args.shapes, args.weights):
         with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-            base = MODELS[name](Path(folder), is_tiny=args.smoke)
+            base = MODELS[name](Path(folder), is_half=weights == "half", is_tiny=args.smoke)
             servers = {way: stack.enter_context(START[way](base)) for way in WAYS}
-            figures[name] = compare(servers, name, args)
+            figures[name if weights == "single" else f"{name}_half"] = compare(servers, name, args)
     report(figures, args.out, ["transformers"])
 
 
 # --- models ---
 
 
-def make_chatglm2(folder: Path, *, is_tiny: bool) -> Path:
+def make_chatglm2(folder: Path, *, is_half: bool, is_tiny: bool) -> Path:
     """A folder that both read; the vocabulary is made of random texts."""
     from sentencepiece import SentencePieceTrainer
 
@@ -102,30 +105,38 @@ def make_chatglm2(folder: Path, *, is_tiny: bool) -> Path:
         byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False, minloglevel=2,
     )  # fmt: skip
     tokenizer = ChatGlm2Tokenizer(SentencePiece(model.getvalue()))
-    return exported(
-        chatglm2.family, replace(TINY if is_tiny else SMALL, vocab_size=tokenizer.vocab_size), tokenizer, folder
-    )
+    config = replace(TINY if is_tiny else SMALL, vocab_size=tokenizer.vocab_size)
+    return exported(random_model(chatglm2.family, config, is_half=is_half), chatglm2.family, tokenizer, folder)
 
 
-def make_gpt2(folder: Path, *, is_tiny: bool) -> Path:
+def make_gpt2(folder: Path, *, is_half: bool, is_tiny: bool) -> Path:
     """The same of GPT-2's shape; the vocabulary has the bytes and pairs of them."""
     letters = list(_letters().values())
     pairs = [(one, other) for one in letters[:90] for other in letters[:90]]
     tokens = [*letters, *("".join(pair) for pair in pairs), "<eod>"]
     tokenizer = BytePairTokenizer({token: id for id, token in enumerate(tokens)}, pairs)
-    config = shape(32, 2, 4) if is_tiny else shape(512, 12, 8)
-    return exported(cpm1.family, replace(config, vocab_size=tokenizer.vocab_size, max_length=1024), tokenizer, folder)
+    config = replace(
+        shape(32, 2, 4) if is_tiny else shape(512, 12, 8), vocab_size=tokenizer.vocab_size, max_length=1024
+    )
+    return exported(random_model(cpm1.family, config, is_half=is_half), cpm1.family, tokenizer, folder)
 
 
 MODELS: dict[str, Callable[..., Path]] = {"chatglm2": make_chatglm2, "gpt2": make_gpt2}
 
 
-def exported(family: Any, config: Any, tokenizer: Any, folder: Path) -> Path:
+@torch.no_grad()
+def random_model(family: Any, config: Any, *, is_half: bool) -> Any:
     model = family.model()(config)
     draw = torch.Generator().manual_seed(0)
     for weight in model.parameters():
         torch.nn.init.normal_(weight, std=0.05, generator=draw)
-    save_base(folder / "base", family, config, base_parameters(model), tokenizer)
+        if is_half:
+            weight.copy_(weight.half())
+    return model
+
+
+def exported(model: Any, family: Any, tokenizer: Any, folder: Path) -> Path:
+    save_base(folder / "base", family, model.config, base_parameters(model), tokenizer)
     convert(folder / "base", family, None, "huggingface", folder / "model")
     return folder / "model"
 

@@ -50,7 +50,9 @@ def run(args: argparse.Namespace) -> int:
 
     options = chatting(recipe.generate, args.words)
     check_length(options, getattr(components.config, "max_length", None))
-    model = Model(components, load_engine(recipe, components))
+    engine = load_engine(recipe, components)
+    engine.prepack_weights(is_alone=True)
+    model = Model(components, engine)
     return _talk(
         lambda asked, number: model.reply(asked, options, recipe.run.seed + number),
         remembers=components.processor.remembers,

@@ -103,8 +103,7 @@ def _answer(args: argparse.Namespace, recipe: Recipe) -> int:
     name = "--record" if args.record else "standard input"
     say_remark(recipe)
     engine = load_engine(recipe, components)
-    if not args.stream:  # one answer at a time is written faster as it is
-        engine.prepack_weights()
+    engine.prepack_weights(is_alone=args.stream)
     if args.stream:
         groups = _checked(lines, components, name)
         records = ([one.record for one in asked] for asked in groups) if given is None else (given.records,)

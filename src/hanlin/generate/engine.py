@@ -20,9 +20,10 @@ from torch import nn
 
 from hanlin.core.batch import Prompt
 from hanlin.core.errors import DataError, HanlinError
+from hanlin.core.plan import Plan
 from hanlin.core.progress import counted
 from hanlin.layers.attention_kernels import AttentionKernel, attention_kernels
-from hanlin.layers.linear import store_by_columns, store_in_blocks
+from hanlin.layers.linear import store_as_half, store_by_columns, store_in_blocks
 from hanlin.layers.lora import AdapterRows
 from hanlin.layers.precision import DTYPES, Precision
 from hanlin.models.family import BeamVariant, Family, Processor
@@ -80,10 +81,17 @@ class Engine:
         if self.device.type == "cpu" and self._is_frozen:
             store_by_columns(model)
 
-    def prepack_weights(self) -> None:
-        """Let a CPU answer several questions at once faster, a lone one slower; the model is for answers alone then."""
+    def prepack_weights(self, *, is_alone: bool = False) -> None:
+        """Let a CPU answer faster; the model is for answers alone then.
+
+        is_alone: one answer at a time, to which what lets several at once be answered faster does harm.
+        """
         is_plain = self.precision == "fp32" and not isinstance(self.model, ShardedInferenceModel)
-        if self.device.type == "cpu" and self._is_frozen and is_plain:
+        if not (self.device.type == "cpu" and self._is_frozen and is_plain):
+            return
+        plan: Plan | None = getattr(self.model, "plan", None)
+        store_as_half(self.model, () if plan is None else set(plan.first) & set(plan.last))
+        if not is_alone:
             store_in_blocks(self.model)
 
     def generate(self, records: Sequence[Any], options: GenerateSettings, seed: int = 0) -> list[Any]:

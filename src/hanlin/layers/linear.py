@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Collection
 
 import torch
 from torch import nn
 from torch.nn import functional
+
+from hanlin.layers.half_weight import HalfWeight, fits_half
 
 _LEAST_ROWS = 4
 """With fewer rows oneDNN takes another kernel, which is slower than this one with more rows."""
@@ -33,7 +36,10 @@ class Linear(nn.Linear):
 
 
 def product(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """`functional.linear`, also by a weight that lies in blocks, through which no gradient goes."""
+    """`functional.linear`, also by a weight that lies in blocks or is packed as half precision, through which no
+    gradient goes."""
+    if type(weight) is HalfWeight:
+        return weight.multiply(input, bias)
     if not weight.is_mkldnn:
         return functional.linear(input, weight, bias)
     multiply, how = torch.ops.mkldnn._linear_pointwise.default, ("none", [], "")
@@ -60,6 +66,25 @@ def store_by_columns(model: nn.Module) -> None:
 
 
 @torch.no_grad()
+def store_as_half(model: nn.Module, tables: Collection[str] = ()) -> None:
+    """Pack frozen fp32 matrices whose numbers half precision has (layers/half_weight.py), where there is a kernel.
+
+    They take half the memory, and one row to some are multiplied in half to a third of the time; many take as long as
+    before. Only the rounding of sums changes. Weights of layers that say `reads_blocks`, and the embeddings `tables`
+    of which the model also makes its logits; those keep their rows beside it, and take what they took. As with
+    `store_in_blocks`, each is still a parameter, but can neither be trained nor copied.
+    """
+    for name, module in model.named_modules():
+        is_table = name in tables and type(module) is nn.Embedding
+        if not (is_table or vars(type(module)).get("reads_blocks")):
+            continue
+        weight = module.get_parameter("weight")
+        if _is_plain(weight) and fits_half(weight):
+            packed = nn.Parameter(HalfWeight.of(weight, has_rows=is_table), requires_grad=False)
+            module.register_parameter("weight", packed)
+
+
+@torch.no_grad()
 def store_in_blocks(model: nn.Module) -> None:
     """Lay frozen fp32 matrices out in memory as oneDNN's kernels read them, where there are such kernels.
 
@@ -80,5 +105,5 @@ def store_in_blocks(model: nn.Module) -> None:
 
 def _is_plain(weight: torch.Tensor) -> bool:
     """Whether it may be laid out otherwise."""
-    is_frozen = weight.dtype == torch.float32 and not weight.requires_grad
+    is_frozen = weight.dtype == torch.float32 and not weight.requires_grad and type(weight) is not HalfWeight
     return is_frozen and weight.dim() == 2 and weight.device.type == "cpu" and not weight.is_mkldnn

@@ -13,6 +13,7 @@ from torch import nn
 
 from hanlin.core.errors import CheckpointError, ConfigError
 from hanlin.core.plan import Plan
+from hanlin.layers.half_weight import HalfWeight
 from hanlin.layers.linear import Linear, product
 from hanlin.layers.nf4 import Nf4
 from hanlin.layers.packing import Int4Rows, Int8Rows, Packing
@@ -60,6 +61,8 @@ def dense_weight(module: nn.Linear) -> torch.Tensor:
     packing = packing_of(module)
     if packing is not None:
         return packing.unpack(_tensors(module, packing), module.in_features, torch.float32)
+    if isinstance(module.weight, HalfWeight):
+        return module.weight.numbers()
     return module.weight.to_dense() if module.weight.is_mkldnn else module.weight
 
 
