@@ -228,6 +228,14 @@ def test_counting_padding_needs_a_family_that_counts_the_prompt() -> None:
 
 
 @pytest.mark.usefixtures("project")
+def test_looking_tokens_up_ahead_needs_a_family_that_reads_several_at_once() -> None:
+    [problem] = problems("generate.method=greedy", "generate.lookup=4")
+    assert problem.startswith("generate.lookup: has no effect with cpm_bee")
+    with pytest.raises(ConfigError, match="is a setting of method greedy, not of sample"):
+        problems("generate.method=sample", "generate.lookup=4")
+
+
+@pytest.mark.usefixtures("project")
 def test_a_full_disk_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 20))
     assert "0.0 GB free, the run writes at least 0.1 GB" in problems()[0]

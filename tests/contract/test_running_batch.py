@@ -29,6 +29,8 @@ WAYS = (
     SampleSettings(max_new_tokens=7, temperature=1.3, top_k=9),
     SampleSettings(max_new_tokens=12, top_p=0.8),
     BeamSettings(max_new_tokens=6, beams=3),
+    GreedySettings(max_new_tokens=15, lookup=6),
+    GreedySettings(max_new_tokens=11, lookup=3, frequency_penalty=0.4),
 )
 # Steps of the batch before a question comes, which record and which way; some leave after a few steps.
 visits = st.lists(
@@ -146,7 +148,8 @@ def _check_engine(engine: Engine, case: Case, limits: BatchLimits | None, exampl
 
     @cache
     def alone(record: int, way: int) -> Sequence[int]:
-        *_, [search] = engine.search([prompts[record]], WAYS[way], [record_stream(way, record)])
+        plain = WAYS[way].model_copy(update={"lookup": 0})
+        *_, [search] = engine.search([prompts[record]], plain, [record_stream(way, record)])
         return search.best.tokens
 
     @given(visits)

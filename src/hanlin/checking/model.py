@@ -72,6 +72,11 @@ def value_problems(recipe: Recipe, family: Family) -> Found:
 def search_problems(recipe: Recipe, family: Family) -> Found:
     if find_method(recipe.generate).counts_padding(recipe.generate) and not family.beam_variant.length_includes_prompt:
         yield "generate.count_padding", f"has no effect with {family.name}, whose scores count the answer alone"
+    if find_method(recipe.generate).lookup(recipe.generate) and not family.is_causal:
+        yield (
+            "generate.lookup",
+            f"has no effect with {family.name}, which does not read several positions of an answer at once; remove it",
+        )
 
 
 def token_and_row_problems(recipe: Recipe, family: Family, purpose: Purpose) -> Found:

@@ -23,6 +23,10 @@ def _no_padding(settings: GenerateSettings) -> bool:
     return False
 
 
+def _no_guesses(settings: GenerateSettings) -> int:
+    return 0
+
+
 @dataclass(frozen=True)
 class GenerateMethod:
     """What a file exports as `method`.
@@ -33,7 +37,8 @@ class GenerateMethod:
     num_beams: open answers that are kept at each step;
     is_random: whether an answer depends on the seed;
     can_stream: whether what is written of an answer stays, so that it can be shown before its end;
-    counts_padding: whether a length that a score is divided by counts the padding of the batch.
+    counts_padding: whether a length that a score is divided by counts the padding of the batch;
+    lookup: tokens at most that may be guessed ahead (generate/lookup.py), of one beam.
     """
 
     settings: type[GenerateSettings]
@@ -42,6 +47,7 @@ class GenerateMethod:
     is_random: bool = False
     can_stream: bool = True
     counts_padding: Callable[[Any], bool] = _no_padding
+    lookup: Callable[[Any], int] = _no_guesses
 
 
 def find_method(settings: GenerateSettings) -> GenerateMethod:

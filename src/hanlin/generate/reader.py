@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from hanlin.core.batch import PromptBatch
+from hanlin.core.batch import Cursor, PromptBatch
 from hanlin.core.transfer import to_device
 from hanlin.layers.kv_cache import pad_right
 from hanlin.layers.lora import AdapterRows
@@ -175,13 +175,37 @@ class Reader:
         slots = [slot for number in dict.fromkeys(row.record for row in rows) for slot in self._held[number].slots]
         order = sorted(range(len(rows)), key=lambda place: slots[place].order)
         rows = [rows[place] for place in order]
-        inputs = self._inputs_of(rows)
+        inputs = self._inputs_at([[row.beam.cursor] for row in rows])
         held = [self._held[row.record] for row in rows]
         logits = self._call(held, [slots[place] for place in order], inputs, self._constant_of(rows))[:, -1]
-        self._note_positions(rows)
+        for row in rows:
+            self._note_positions(row.record, [row.beam.cursor])
         if order != list(range(len(rows))):
             logits = logits[to_device({"order": torch.tensor(order).argsort()}, logits.device)["order"]]
         return logits if logits.dtype == torch.float64 else logits.float()
+
+    def room_ahead(self, number: int) -> int:
+        """Positions behind the next one for which the slot of a prompt's only beam has room."""
+        [slot] = self._held[number].slots
+        return slot.arena.width - slot.length - 1
+
+    def read_ahead(self, row: BeamRow, guesses: Sequence[Cursor]) -> torch.Tensor:
+        """`read` for the only beam of a prompt of a causal model, and for positions that may follow; logits `[1 +
+        guesses, vocab]`. `keep` has to say next how many of them hold.
+        """
+        held = self._held[row.record]
+        cursors = [row.beam.cursor, *guesses]
+        inputs = self._inputs_at([cursors])
+        logits = self._call([held], held.slots, inputs, self._constant_of([row]), logits_to_keep=len(cursors))[0]
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+    def keep(self, row: BeamRow, cursors: Sequence[Cursor], read: int) -> None:
+        """Of so many positions that were read ahead with a row only these hold."""
+        held = self._held[row.record]
+        [slot] = held.slots
+        if len(cursors) < read:
+            self._cache.cut(slot, slot.length - read + len(cursors))
+        self._note_positions(row.record, cursors)
 
     def drop(self, number: int, *, is_kept: bool = True) -> None:
         """Let go of a prompt; what was read of it is remembered if it may serve another one, unless it is not to be."""
@@ -233,13 +257,15 @@ class Reader:
         inputs: Mapping[str, torch.Tensor],
         constant: Mapping[str, torch.Tensor],
         counts: Sequence[int] | None = None,
+        *,
+        logits_to_keep: int = 1,
     ) -> torch.Tensor:
         """held: the prompt of each row."""
         view = SlotView(self._cache, slots, counts)
         adapters = self._adapters
         by_row = nullcontext() if adapters is None else adapters.of([one.room.adapter for one in held], self._device)
         with by_row:
-            logits = self._model(**inputs, **constant, kv_cache=view, logits_to_keep=1)
+            logits = self._model(**inputs, **constant, kv_cache=view, logits_to_keep=logits_to_keep)
         view.commit()
         return logits
 
@@ -253,16 +279,20 @@ class Reader:
             {name: tensor for name, tensor in given.items() if name not in names},
         )
 
-    def _inputs_of(self, rows: Sequence[BeamRow]) -> dict[str, torch.Tensor]:
-        inputs = [row.beam.cursor.inputs() for row in rows]
-        dtypes = {name: self._dtypes.get(name, torch.int64) for name in inputs[0]}
-        given = {name: torch.tensor([[one[name]] for one in inputs], dtype=dtype) for name, dtype in dtypes.items()}
+    def _inputs_at(self, rows: Sequence[Sequence[Cursor]]) -> dict[str, torch.Tensor]:
+        """Those of the next positions of each row."""
+        inputs = [[cursor.inputs() for cursor in row] for row in rows]
+        dtypes = {name: self._dtypes.get(name, torch.int64) for name in inputs[0][0]}
+        given = {
+            name: torch.tensor([[one[name] for one in row] for row in inputs], dtype=dtype)
+            for name, dtype in dtypes.items()
+        }
         return to_device(given, self._device)
 
-    def _note_positions(self, rows: Sequence[BeamRow]) -> None:
-        for row in rows:
-            if (held := self._held[row.record]).positions:
-                values = (value for _, value in sorted(row.beam.cursor.inputs().items()))
+    def _note_positions(self, number: int, cursors: Sequence[Cursor]) -> None:
+        if (held := self._held[number]).positions:
+            for cursor in cursors:
+                values = (value for _, value in sorted(cursor.inputs().items()))
                 held.positions.append((held.room.adapter, *values))
 
     def _constant_of(self, rows: Sequence[BeamRow]) -> dict[str, torch.Tensor]:

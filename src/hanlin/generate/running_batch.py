@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from hanlin.core.batch import Prompt
+from hanlin.core.batch import Cursor, Prompt
 from hanlin.layers.lora import AdapterRows
 from hanlin.layers.slot_cache import Budget
 from hanlin.models.family import BeamVariant, Processor
@@ -25,6 +25,7 @@ from hanlin.recipe.settings import GenerateSettings
 
 from .beam import BeamRules, Candidate, Search, advance, best_candidates, start_search
 from .blame import Blame
+from .lookup import FIRST_COUNT, guess_next, next_count
 from .method import GenerateMethod, find_method
 from .reader import BeamRow, Reader, Room
 from .sampling import BANNED, add_bias, ban_ids, no_numbers, penalise_counts, penalise_used
@@ -35,7 +36,7 @@ class AnswerRequest:
     """A prompt, and how its answer is looked for. stream: its random numbers, read by sampling only; trace: where to
     note how likely each token was, of an answer of one beam; top: so many likeliest ids are noted beside it; bias: what
     is added to the logits of ids before anything else; adapter: of the model, where it has several (`Engine.adapters`);
-    empty: the base.
+    empty: the base; by_token: each token is to be seen before the next one is written, so none is guessed ahead.
     """
 
     prompt: Prompt
@@ -45,6 +46,7 @@ class AnswerRequest:
     top: int = 0
     bias: Mapping[int, float] = field(default_factory=dict)
     adapter: str = ""
+    by_token: bool = False
 
 
 class TokenScores(NamedTuple):
@@ -100,7 +102,9 @@ class RunningBatch:
         self._limits = limits = limits or BatchLimits()
         self.reads_in_pieces = is_causal and (limits.prompt_tokens is not None or limits.kept > 0)
         """Whether `add` leaves the reading to `step`."""
+        self._is_causal = is_causal
         self._open: dict[int, _Open] = {}
+        self._to_guess = FIRST_COUNT
         self._reader = Reader(model, device, limits.budget, limits.kept, adapters)
 
     @property
@@ -182,11 +186,10 @@ class RunningBatch:
         rows = [BeamRow(number, beam) for number in numbers for beam in self._open[number].search.beams]
         if rows:
             self._reader.follow(rows)
-        searches = {}
-        for own, logits in blame.each(rows, lambda row: row.record, self._reader.read):
-            for number, best_first in self._choose(logits, own, blame).items():
-                with blame.of(number):
-                    searches[number] = advance(self._open[number].search, best_first, self._open[number].rules)
+        if len(rows) == 1 and (guesses := self._guesses(rows[0])):
+            searches = self._step_ahead(rows[0], guesses, blame)
+        else:
+            searches = self._step_each(rows, blame)
         searches |= {number: Search((), failure=error) for number, error in blame.failures.items()}
         for number, search in searches.items():
             if search.is_done:
@@ -195,6 +198,54 @@ class RunningBatch:
             else:
                 self._open[number] = replace(self._open[number], search=search)
         return searches
+
+    def _step_each(self, rows: Sequence[BeamRow], blame: Blame) -> dict[int, Search]:
+        """A token of each open answer."""
+        searches = {}
+        for own, logits in blame.each(rows, lambda row: row.record, self._reader.read):
+            for number, best_first in self._choose(logits, own, blame).items():
+                with blame.of(number):
+                    searches[number] = advance(self._open[number].search, best_first, self._open[number].rules)
+        return searches
+
+    def _guesses(self, row: BeamRow) -> list[tuple[int, Cursor]]:
+        """Tokens that may follow that of a lone row, each with the position at which the model would read it."""
+        one = self._open[row.record]
+        options, beam = one.question.options, row.beam
+        most = min(
+            one.method.lookup(options),
+            self._to_guess,
+            self._reader.room_ahead(row.record) if one.rules.beams == 1 else 0,
+            options.max_new_tokens - len(beam.tokens) - 1,
+        )
+        if most <= 0 or not self._is_causal or one.question.by_token:
+            return []
+        found, cursor = [], beam.cursor
+        for token in guess_next([*one.question.prompt.inputs["tokens"].tolist(), *beam.fed], most):
+            cursor = cursor.advance(token)
+            if cursor.is_done:
+                break
+            found.append((token, cursor))
+        return found
+
+    def _step_ahead(self, row: BeamRow, guesses: Sequence[tuple[int, Cursor]], blame: Blame) -> dict[int, Search]:
+        """The tokens of a lone answer up to the first that was not guessed."""
+        number, tokens, cursors = row.record, [token for token, _ in guesses], [cursor for _, cursor in guesses]
+        with blame.of(number):
+            logits = self._reader.read_ahead(row, cursors)
+            search, count = self._open[number].search, 0
+            while True:
+                best_first = self._choose(logits[count : count + 1], [BeamRow(number, search.beams[0])], blame)
+                if number not in best_first:  # it is no number, which is noted
+                    break
+                search = advance(search, best_first[number], self._open[number].rules)
+                count += 1
+                if search.is_done or count > len(tokens) or search.beams[0].tokens[-1] != tokens[count - 1]:
+                    break
+            self._reader.keep(row, [row.beam.cursor, *cursors][: max(count, 1)], len(logits))
+            self._to_guess = next_count(count - 1, len(tokens))
+            return {number: search}
+        return {}
 
     def _rooms(self, questions: Sequence[AnswerRequest]) -> list[Room]:
         """Those of questions that are read in one go are equally large."""

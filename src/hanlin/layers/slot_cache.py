@@ -82,6 +82,12 @@ class Slot:
     def order(self) -> tuple[int, int]:
         return self.arena.number, self.place
 
+    def cut(self, length: int) -> None:
+        """Leave nothing to be seen of the positions behind the first ones; their keys are masked."""
+        for name, room in self.arena.inputs.items():
+            room[self.place, length:] = filler_of(str(name))
+        self.length = length
+
     def copy_from(self, other: Slot, length: int, prefix: int = 0) -> None:
         """Take the first positions of another slot, behind a prefix of so many columns, and its encoder's text."""
         own, theirs = self.arena, other.arena
@@ -107,8 +113,8 @@ class ViewOfSlots:
     """What is to be known of a `SlotView` in order to make the same one of another cache, which has followed so far.
 
     arenas: by number how many slots they have, and their widths; alive: those that are still used; moves: since the
-    view before: a slot that is wiped, or that gets so many positions of another one; slots: with the positions that
-    they hold; counts: as the view has them.
+    view before: a slot that is wiped, that gets so many positions of another one, or (of itself) keeps so many; slots:
+    with the positions that they hold; counts: as the view has them.
     """
 
     arenas: dict[int, tuple[int, int, int]]
@@ -187,10 +193,16 @@ class SlotCache:
         """Give a slot the first positions of another one."""
         self._move(slot, source, length)
 
+    def cut(self, slot: Slot, length: int) -> None:
+        """Take a slot's positions away but for the first ones."""
+        self._move(slot, slot, length)
+
     def _move(self, slot: Slot, source: Slot | None, length: int) -> None:
         self._moves.append((slot, source, length))
         if source is None:
             slot.arena.wipe(slot.place)
+        elif source.order == slot.order:
+            slot.cut(length)
         else:
             slot.copy_from(source, length, self.prefix_length)
 

@@ -328,7 +328,7 @@ class Scheduler:
             self._fail(job, _failure(search.failure))
             return
         tokens = search.best.tokens if search.is_done else search.beams[0].tokens
-        if len(tokens) == 1 and place == 0:
+        if not job.first_token and place == 0:
             self.counts.first_tokens += 1
             job.first_token = time.monotonic()
             self.counts.first_token_seconds += job.first_token - job.submitted

@@ -122,6 +122,7 @@ class Service:
                 top=body.noted or 0,
                 bias=body.bias,
                 adapter=self.adapter,
+                by_token=bool(body.stops),
             )
             for place, (prompt, chosen) in enumerate(prompts)
             for number in range(answers)
