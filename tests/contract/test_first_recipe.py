@@ -144,6 +144,41 @@ def test_preference_rows_are_compared(make_case: Callable[[str], Case], tmp_path
     assert "about 3 steps, which are few" in text
 
 
+@pytest.mark.parametrize(("objective", "row"), [("dpo", 256), ("kto", 512)])
+def test_a_row_has_room_for_the_longest_answer_as_often_as_answers_are_compared(
+    objective: str, row: int, make_case: Callable[[str], Case], tmp_path: Path
+) -> None:
+    case = make_case("chatglm2")
+    model = {"family": case.name, "base": str(write_base(case, tmp_path))}
+    rows = tmp_path / "rows.jsonl"
+    answers = [{"prompt": f"{number}", "chosen": "明月光" * 10 + f"{number}", "rejected": "月"} for number in range(3)]
+    rows.write_text("".join(json.dumps(answer) + "\n" for answer in answers), "utf-8")
+    decided = ["model.config.max_length=1024", f"train.objective={objective}"]
+    text = first_recipe(model, [rows], tmp_path / "run", memory_of("A100-80"), "en", decided)
+    data = make_recipe(parse_yaml(text)[0]).data
+    assert (data.max_length, data.overlong) == (row, "error")
+
+
+@pytest.mark.parametrize(
+    ("decided", "rows", "at_once"),
+    [
+        ("train.batch_size=6", 6, 6),
+        ("train.batch_size=100", 100, 5),
+        ("train.micro_batch_size=3", 3, 3),
+        ("train.micro_batch_size=16", 16, 16),
+    ],
+)
+def test_the_rows_of_a_step_are_a_multiple_of_those_of_a_forward_pass(
+    decided: str, rows: int, at_once: int, make_case: Callable[[str], Case], tmp_path: Path
+) -> None:
+    case = make_case("cpm1")
+    model = {"family": case.name, "base": str(write_base(case, tmp_path))}
+    files, memory = [write_rows(case, tmp_path)], memory_of("A100-80")
+    text = first_recipe(model, files, tmp_path / "run", memory, "en", [decided])
+    train = make_recipe(parse_yaml(text)[0]).train
+    assert (train.batch_size, train.micro_batch_size) == (rows, at_once)
+
+
 def test_settings_that_are_decided_stay(
     make_case: Callable[[str], Case],
     tmp_path: Path,

@@ -57,9 +57,12 @@ class _Way:
 
 @dataclass(frozen=True)
 class _Lengths:
-    """Tokens of a row, and of the user's samples."""
+    """Tokens: row: that a row gets; needed: that one has to have to hold every sample whole; p99, longest: of the
+    user's samples.
+    """
 
     row: int
+    needed: int
     p99: int
     longest: int
 
@@ -118,12 +121,12 @@ def first_recipe(
     if any(one.bad for one in seen):  # of those that are too long for the model too; what else is wrong check says
         seen = list(_previews(files, {**values, "data": {"overlong": "truncate", **values["data"]}}, components))
         values["data"].setdefault("overlong", "truncate")
-    lengths = _lengths(seen, components.config)
-    values["data"].setdefault("max_length", lengths.row)
-    if lengths.longest > values["data"]["max_length"]:
-        values["data"].setdefault("overlong", "truncate")
     if all(one.form == "preference" for one in seen):
         values["train"].setdefault("objective", {"name": "dpo"})
+    lengths = _lengths(seen, components.config, _num_answers(values))
+    values["data"].setdefault("max_length", lengths.row)
+    if lengths.needed > values["data"]["max_length"]:
+        values["data"].setdefault("overlong", "truncate")
     values = with_changes(_with_batch(values, seen), decided)
     way = _way(values, memory)
     values = with_changes(with_changes(values, way.settings), decided)
@@ -142,9 +145,10 @@ def _without_epochs(values: dict[str, Any]) -> dict[str, Any]:
 
 def _with_batch(values: dict[str, Any], seen: Sequence[Preview]) -> dict[str, Any]:
     """With fewer rows in a step, where there would be too few steps to learn from."""
-    epochs = values["train"].get("epochs")
-    sizes = [size for size in (_BATCH, 4, 2, 1) if epochs is None or _steps(values, seen, size) >= _FEW_STEPS]
-    values["train"]["batch_size"] = max(sizes, default=1)
+    epochs, micro = values["train"].get("epochs"), values["train"].get("micro_batch_size") or 1
+    sizes = [size for size in (_BATCH, 4, 2, 1) if size % micro == 0] or [micro]
+    enough = [size for size in sizes if epochs is None or _steps(values, seen, size) >= _FEW_STEPS]
+    values["train"]["batch_size"] = max(enough, default=min(sizes))
     return values
 
 
@@ -157,14 +161,19 @@ def _steps(values: Mapping[str, Any], seen: Sequence[Preview], batch_size: int) 
     return math.ceil(values["train"]["epochs"] * max(rows, 1) / batch_size)
 
 
-def _rate(values: Mapping[str, Any]) -> float:
-    """The learning rate that usually does."""
+def _num_answers(values: Mapping[str, Any]) -> int:
+    """Of a row that the objective compares; 0: it compares none."""
     from hanlin.training.objective import find_objective
 
+    return len(find_objective(_recipe(values).train.objective).answers)
+
+
+def _rate(values: Mapping[str, Any]) -> float:
+    """The learning rate that usually does."""
     method = values.get("tuning", {}).get("method", "full")
     if "base" not in values["model"]:
         return _RATES["fresh"]
-    rates = _COMPARED_RATES if find_objective(_recipe(values).train.objective).answers else _RATES
+    rates = _COMPARED_RATES if _num_answers(values) else _RATES
     return rates.get(method, rates["other"])
 
 
@@ -183,12 +192,13 @@ def _previews(files: Sequence[Path], values: Mapping[str, Any], components: Comp
         yield preview(file, data, components.processor, components.tokenizer, shown=0, most=_ROWS)
 
 
-def _lengths(seen: Sequence[Preview], config: Any) -> _Lengths:
-    """A row holds nearly all samples whole, as far as the model reads."""
+def _lengths(seen: Sequence[Preview], config: Any, num_answers: int) -> _Lengths:
+    """A row holds nearly all samples whole, as far as the model reads; answers that are compared have equal parts."""
     longest = max((one.sizes.get("max", 0) for one in seen), default=0)
     p99 = max((one.sizes.get("p99", 0) for one in seen), default=0)
     most = min(getattr(config, "max_length", None) or _LONGEST, _LONGEST)
-    return _Lengths(min(next((n for n in _USUAL_LENGTHS if n >= longest), most), most), p99, longest)
+    needed = max(longest, num_answers * max((one.longest_answer for one in seen), default=0))
+    return _Lengths(min(next((n for n in _USUAL_LENGTHS if n >= needed), most), most), needed, p99, longest)
 
 
 def _way(values: Mapping[str, Any], memory: Memory) -> _Way:
@@ -214,8 +224,8 @@ def _by_rows(values: Mapping[str, Any], settings: Mapping[str, Any], memory: Mem
     from hanlin.planner.layout import layout_of
 
     recipe = _recipe(values, settings)
-    given = values["train"].get("micro_batch_size")
-    sizes = [size for size in (_BATCH, 4, 2, 1) if size <= recipe.train.batch_size]
+    given, whole = values["train"].get("micro_batch_size"), recipe.train.batch_size
+    sizes = [size for size in range(min(_BATCH, whole), 0, -1) if whole % size == 0]
     job = PlannedModel(recipe, SequenceLengths(recipe.data.max_length), device=memory.device)
     for rows in [given] if given else sizes:
         layout = layout_of(_with_rows(recipe, rows), 1)

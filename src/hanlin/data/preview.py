@@ -50,7 +50,8 @@ class Preview:
     """num_rows: of the file; looked_at: rows that all that follows is about; read_as: form and why; keys: of the rows,
     and how many have each; unit: of sizes; sizes: p10, p50, p90, p99 and max; longest: file, line and size; fates: what
     happens to rows that are not taken as they are; bad: what would stop a run; notes: what is not read; form: its
-    name, None where the rows are the model's own; total: of all sizes.
+    name, None where the rows are the model's own; total: of all sizes; longest_answer: tokens of the longest answer of
+    preference rows, with its question.
     """
 
     path: str
@@ -67,6 +68,7 @@ class Preview:
     notes: dict[str, int] = field(default_factory=dict)
     form: str | None = None
     total: int = 0
+    longest_answer: int = 0
 
 
 def preview(
@@ -118,7 +120,8 @@ def _with_model(
         _shown_samples(source.where(number), dict(zip(sources, samples, strict=True)), processor)
         for number, samples in _together([one.first for one in found])
     ]
-    lengths = [(number, sum(sizes)) for number, sizes in _together([one.lengths for one in found])]
+    together = _together([one.lengths for one in found])
+    lengths = [(number, sum(sizes)) for number, sizes in together]
     return Preview(
         **facts,
         read_as=source.read_as or "records of the model's own",
@@ -130,6 +133,7 @@ def _with_model(
         fates=[*counts.fates(), *counts.unknown_share()],
         bad=list(dict.fromkeys(bad for one in found for bad in one.bad)),
         notes=counts.notes,
+        longest_answer=max((max(sizes) for _, sizes in together), default=0) if len(found) > 1 else 0,
     )
 
 
