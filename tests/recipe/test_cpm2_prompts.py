@@ -76,6 +76,7 @@ def test_a_recipe_may_name_the_file_and_change_single_values(tmp_path: Path) -> 
     ("values", "message"),
     [
         ({"ratios": "33_34"}, "three or four numbers"),
+        ({"ratios": [50, 0, 50]}, "shares add up to 1, these to 100"),
         ({"trains_prompts": False}, "neither prompts nor model"),
         ({"file": "nowhere.json"}, "cannot be read"),
     ],

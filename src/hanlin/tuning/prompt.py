@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["PromptTuning", "first_tokens", "init_from_tokens", "init_random", "method"]
 
 _NAME = "soft_prompt"
+_ROUNDING = 1e-6  # of shares in fp64
 _COUNTED_ROWS = 4096  # of the embedding; enough to tell its spread
 
 
@@ -136,6 +137,10 @@ class PromptTuning(TuningMethod):
             raise ValueError("neither prompts nor model would be trained; set trains_prompts or trains_model")
         if self.ratios and len(self.ratios) not in (3, 4):
             raise ValueError(f"ratios {list(self.ratios)}: three or four numbers are expected, such as 33_34_33")
+        if (total := sum(self.ratios)) > 1 + _ROUNDING:
+            raise ValueError(
+                f"ratios {list(self.ratios)}: shares add up to 1, these to {total:g}; write them as 33_34_33"
+            )
         return self
 
 
