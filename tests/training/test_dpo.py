@@ -23,6 +23,7 @@ from hanlin.data.forms.content import Side
 from hanlin.data.forms.detection import tell_row
 from hanlin.data.loader import Loader
 from hanlin.data.pairs import prepare_pairs
+from hanlin.data.preview import preview
 from hanlin.formats.load import save_base
 from hanlin.parallel.parallelize import parallelize
 from hanlin.recipe.reading import make_recipe
@@ -360,3 +361,25 @@ def test_answers_that_are_the_same_tokens_are_refused(base: Path, tmp_path: Path
         prepare_pairs(*given, DataSettings(**case_settings), tokenizer=components.tokenizer)
     dropping = DataSettings(**case_settings, bad_rows="drop")
     assert len(prepare_pairs(*given, dropping, tokenizer=components.tokenizer)) == len(ROWS)
+
+
+@pytest.mark.parametrize("overlong", ["drop", "truncate"])
+def test_what_the_length_of_a_rejected_answer_costs_is_told(
+    overlong: str, make_case: Callable[[str], Case], tmp_path: Path
+) -> None:
+    case = make_case("cpm1")
+    long = {"prompt": "床前明月光，" * 3, "chosen": "光", "rejected": "明月光" * 5}
+    same = {"prompt": "月", "chosen": "龘", "rejected": "靐"}
+    path = write_rows(tmp_path, [*ROWS, long, same])
+    data = DataSettings(max_length=60, overlong=overlong, bad_rows="drop", cache=tmp_path / "cache")
+    pairs = prepare_pairs([path], case.processor, data, tokenizer=case.tokenizer)
+    counts, shown = pairs.report.counts, preview(path, data, case.processor, case.tokenizer, shown=1, most=10)
+    assert sum(counts.dropped.values()) == len(ROWS) + 2 - len(pairs)
+    assert counts.dropped["its two answers are the same as tokens"] == 1
+    if overlong == "drop":
+        assert counts.dropped["another of its answers is left out"] == 1
+        assert counts.examples[0][0] == f"{path}:6"
+        assert [text[:4] for label, text in shown.fates if label == "rows dropped (rejected)"] == ["1 (1"]
+    else:
+        assert counts.notes == {"another of its answers is shortened": 1}
+        assert [text[:4] for label, text in shown.fates if label == "rows truncated (rejected)"] == ["1 (1"]

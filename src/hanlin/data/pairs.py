@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from hanlin.data.forms.content import Side
 from hanlin.data.pack import Shuffle, SingleRows, draw_each_once, padding_share, plan_rows
 from hanlin.data.prepare import Prepared, prepare
 from hanlin.data.processor import SampleProcessor
-from hanlin.data.report import DataReport, make_report
+from hanlin.data.report import Counts, DataReport, make_report
 from hanlin.recipe.settings import DataSettings
 
 __all__ = ["SAME_TOKENS", "Pairs", "answer_settings", "is_same", "prepare_pairs"]
@@ -48,6 +49,7 @@ class Pairs:
             )
         places = np.stack([np.searchsorted(side.rows, rows) for side in sides], 1)
         self._places = places[self._differing(places)]
+        self._counts = _counts_of_rows(sides, len(rows), len(self._places))
         columns = list(zip(sides, self._places.T, strict=True))
         self.lengths = np.sum([side.lengths[places] for side, places in columns], 0)
         self.loss_tokens = np.sum([side.loss_tokens[places] for side, places in columns], 0)
@@ -78,12 +80,12 @@ class Pairs:
 
     @property
     def report(self) -> DataReport:
-        chosen, longest = self._sides[0], self._settings.max_length
+        longest = self._settings.max_length
         numbers = np.arange(len(self))
         packed = plan_rows(self.lengths, numbers, longest) if self._settings.pack else SingleRows(numbers)
         padding = padding_share(self.lengths, packed, longest)
         shown = self._processor.show(self.get(0))
-        return make_report(chosen.counts, self.lengths, self.loss_tokens, longest, padding, shown)
+        return make_report(self._counts, self.lengths, self.loss_tokens, longest, padding, shown)
 
     def get(self, number: int, rng: np.random.Generator | None = None) -> Sample:
         """The chosen answer."""
@@ -103,6 +105,25 @@ class Pairs:
 
     def example_weights(self, in_context: Sequence[float]) -> Sequence[Sequence[float]]:
         return [in_context] * (len(self.source_bounds) - 1)
+
+
+def _counts_of_rows(sides: Sequence[Prepared], num_whole: int, num_used: int) -> Counts:
+    """What happened to the rows: to their chosen answers, and because of the others.
+
+    num_whole: rows of which all answers are there; num_used: of these, those whose answers differ.
+    """
+    chosen, others = sides[0], [side.counts for side in sides[1:]]
+    left_out = {
+        "another of its answers is left out": len(chosen.rows) - num_whole,
+        "its two answers are the same as tokens": num_whole - num_used,
+    }
+    shortened = {"another of its answers is shortened": sum(counts.truncated for counts in others)}
+    return replace(
+        chosen.counts,
+        dropped=chosen.counts.dropped | {why: number for why, number in left_out.items() if number},
+        examples=list(dict.fromkeys((where, reason) for side in sides for where, reason in side.counts.examples)),
+        notes=chosen.counts.notes | {text: number for text, number in shortened.items() if number},
+    )
 
 
 def is_same(chosen: Sample, rejected: Sample) -> bool:

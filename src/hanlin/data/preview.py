@@ -130,7 +130,11 @@ def _with_model(
         sizes=_quantiles(np.array([size for _, size in lengths])),
         longest=_longest([(source.where(number), size) for number, size in lengths]),
         total=sum(size for _, size in lengths),
-        fates=[*counts.fates(), *counts.unknown_share()],
+        fates=[
+            (f"{label} ({side})" if side else label, text)
+            for side, one in zip(sources, found, strict=True)
+            for label, text in (*one.counts.fates(), *one.counts.unknown_share())
+        ],
         bad=list(dict.fromkeys(bad for one in found for bad in one.bad)),
         notes=counts.notes,
         longest_answer=max((max(sizes) for _, sizes in together), default=0) if len(found) > 1 else 0,
