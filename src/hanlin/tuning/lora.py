@@ -95,12 +95,6 @@ class LoraTuning(TuningMethod):
 
         merge_lora(model)
 
-    @model_validator(mode="before")
-    @classmethod
-    def _read_one_target(cls, values: Any) -> Any:
-        is_word = isinstance(values, Mapping) and isinstance(values.get("targets"), str)
-        return {**values, "targets": [values["targets"]]} if is_word else values
-
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.dora and self.init == "pissa":
