@@ -290,6 +290,7 @@ def test_rows_that_prefer_nothing_are_refused_before_anything_starts(base: Path,
         ({"train": {"loss_mean": "batch"}}, "train.loss_mean"),
         ({"train": {"objective": {"name": "dpo", "loss": "ipo", "margin": 1.0}}}, "train.objective"),
         ({"train": {"objective": {"name": "dpo", "beta": 0}}}, "train.objective.beta"),
+        ({"train": {"objective": {"name": "kto", "desirable_weight": 0, "undesirable_weight": 0}}}, "train.objective"),
         ({"train": {"objective": "ppo"}}, "train.objective"),
     ],
 )

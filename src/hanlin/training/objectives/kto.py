@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from hanlin.recipe.settings import ObjectiveSettings
 from hanlin.training.objective import ObjectiveSpec
@@ -26,6 +26,12 @@ class KtoSettings(ObjectiveSettings):
     desirable_weight: float = Field(default=1.0, ge=0)
     # Weight of the rejected answers in the loss.
     undesirable_weight: float = Field(default=1.0, ge=0)
+
+    @model_validator(mode="after")
+    def _learns_something(self) -> KtoSettings:
+        if self.desirable_weight == self.undesirable_weight == 0:
+            raise ValueError("desirable_weight and undesirable_weight are both 0, so nothing would be learned")
+        return self
 
 
 class Kto(PairObjective):
