@@ -14,7 +14,7 @@ from hanlin.core.errors import ConfigError
 from hanlin.layers.distillation import Imitation, Teacher, TeacherRows
 from hanlin.layers.loss import Comparison, LabelledRows, comparing
 from hanlin.parallel.parallel_model import ParallelModel
-from hanlin.training.objective import RunStart, Weighed
+from hanlin.training.objective import RunStart, Weighed, mean_measures
 
 if TYPE_CHECKING:
     from hanlin.data.loader import Loader
@@ -63,10 +63,7 @@ class Distillation:
                     parallel_model.losses(one.batch)
                 found.append(one.measured)
                 size += self.size(one.batch)
-        # The device is waited for once; added on the host, as not every device has fp64.
-        sums = torch.stack(found).cpu().double().sum(0)
-        *totals, count = parallel_model.sum_over_data([*sums.tolist(), size])
-        return {name: total / count for name, total in zip(self.measures, totals, strict=True)}
+        return mean_measures(parallel_model, self.measures, found, size)
 
     @contextmanager
     def _imitating(self, part: Batch, measured: torch.Tensor) -> Iterator[None]:

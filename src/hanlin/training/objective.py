@@ -26,6 +26,7 @@ __all__ = [
     "Weighed",
     "build_objective",
     "find_objective",
+    "mean_measures",
     "teacher_settings",
 ]
 
@@ -131,6 +132,20 @@ def teacher_settings(settings: ObjectiveSettings) -> TeacherSettings | None:
     """Of the teacher that an objective imitates, if it does. Raises: ConfigError."""
     spec = find_objective(settings)
     return None if spec.teacher is None else spec.teacher(settings)
+
+
+def mean_measures(
+    parallel_model: ParallelModel, measures: Sequence[str], found: Sequence[torch.Tensor], size: float
+) -> dict[str, float]:
+    """The means over all ranks. found: what was measured of each batch, summed, `[measures]`; size: what these batches
+    count for together.
+    """
+    import torch
+
+    # The device is waited for once; added on the host, as not every device has fp64.
+    sums = torch.stack(list(found)).cpu().double().sum(0)
+    *totals, count = parallel_model.sum_over_data([*sums.tolist(), size])
+    return {name: total / count for name, total in zip(measures, totals, strict=True)}
 
 
 def build_objective(settings: ObjectiveSettings) -> Objective:

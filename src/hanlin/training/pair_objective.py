@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from hanlin.training.objective import RunStart, Weighed
+from hanlin.training.objective import RunStart, Weighed, mean_measures
 
 if TYPE_CHECKING:
     import torch
@@ -59,17 +59,12 @@ class PairObjective:
         return self._weigh(parallel_model, parts, "train")
 
     def evaluate(self, parallel_model: ParallelModel, batches: Iterable[Batch], rows: int | None) -> dict[str, float]:
-        import torch
-
         found, size = [], 0.0
         for batch in batches:
             parts = parallel_model.split(batch, rows)
             found += [one.measured for one in self._weigh(parallel_model, parts, "valid") if one.measured is not None]
             size += sum(map(self.size, parts))
-        # The device is waited for once; added on the host, as not every device has fp64.
-        sums = torch.stack(found).cpu().double().sum(0)
-        *totals, count = parallel_model.sum_over_data([*sums.tolist(), size])
-        return {name: total / count for name, total in zip(self.measures, totals, strict=True)}
+        return mean_measures(parallel_model, self.measures, found, size)
 
     def _weigh(
         self, parallel_model: ParallelModel, parts: Sequence[Batch], of: Literal["train", "valid"]
