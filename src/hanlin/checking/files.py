@@ -16,6 +16,7 @@ from hanlin.data.mixture_file import is_mixture, read_mixture
 from hanlin.data.pretraining.windows import is_corpus
 from hanlin.data.sources.several import is_pattern, is_there, no_match
 from hanlin.formats.files import read_shard_index
+from hanlin.formats.read_once import sha256_and_values
 from hanlin.recipe.reading import Found, nearest
 from hanlin.recipe.settings import Recipe
 
@@ -44,13 +45,17 @@ def _trained_there(trained: Path) -> str:
     return f"what it has trained is {trained}"
 
 
-def damaged_weights(recipe: Recipe) -> Found:
-    """Weights that are not as they were written; those of ours and converted ones carry a list of their bytes."""
+def damaged_weights(recipe: Recipe, purpose: Purpose) -> Found:
+    """Weights that are not as they were written; those of ours and converted ones carry a list of their bytes.
+
+    Where their values are looked at next, that is done on the way: large files are read once for both.
+    """
+    sha256 = None if purpose == "generate" else sha256_and_values
     for name in ("base", "adapter"):
         path: Path | None = getattr(recipe.model, name)
         try:
             if path is not None:
-                check_manifest(path)
+                check_manifest(path, sha256)
         except CheckpointError as error:
             yield f"model.{name}", str(error)
 

@@ -114,7 +114,7 @@ def check(
         found += [*search_problems(recipe, family), *option_problems(family, recipe.data.options)]
         if not any(key.startswith(("model.", "data.options", "data.transform")) for key, _ in found):
             found += [*token_and_row_problems(recipe, family, purpose)]
-    if with_torch and (damaged := [*damaged_weights(recipe)]):
+    if with_torch and (damaged := [*damaged_weights(recipe, purpose)]):
         found = [*damaged, *found]  # first, as others may follow from it
     components = cache(lambda: build_components(recipe))
     if not found and with_torch:

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +89,10 @@ def manifest_problems(
     return _differing(folder, {name: listed[name] for name in own}, sha256_of)
 
 
-def check_manifest(path: Path) -> None:
+def check_manifest(path: Path, sha256: Callable[[Path], str] | None = None) -> None:
     """See that the folder of `path`, or `path` itself, is as it was written; one without a manifest is not looked at.
+
+    sha256: what reads a large file, where its hash is not known (None: `sha256_of`).
 
     Raises: CheckpointError saying what was changed.
     """
@@ -107,7 +110,7 @@ def check_manifest(path: Path) -> None:
             raise CheckpointError(f"{folder / MANIFEST}: lists no files; restore it from a copy, or remove it")
         inner = path.relative_to(folder).as_posix()
         if listed is not None and (folder == path or any(f"{name}/".startswith(f"{inner}/") for name in listed)):
-            _check(folder, listed)
+            _check(folder, listed, sha256)
             return
 
 
@@ -125,9 +128,10 @@ def check_complete(folder: Path) -> None:
         raise _unlike(folder, gone)
 
 
-def _check(folder: Path, listed: FileFacts) -> None:
+def _check(folder: Path, listed: FileFacts, sha256: Callable[[Path], str] | None) -> None:
     is_small = sum(size for size, _ in listed.values()) < MIN_REMEMBERED_BYTES
-    if problems := _differing(folder, listed, sha256_of if is_small else remembered_sha256):
+    known_or_read = partial(remembered_sha256, find_out=sha256)
+    if problems := _differing(folder, listed, sha256_of if is_small else known_or_read):
         raise _unlike(folder, problems)
 
 

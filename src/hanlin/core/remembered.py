@@ -21,7 +21,7 @@ from hanlin.core.errors import DataError
 from hanlin.core.files import expanded, replaced_file
 from hanlin.core.locks import one_at_a_time
 
-__all__ = ["HOME_CACHE", "MIN_REMEMBERED_BYTES", "remembered", "remembered_sha256", "sha256_of"]
+__all__ = ["HOME_CACHE", "MIN_REMEMBERED_BYTES", "recalled", "remembered", "remembered_sha256", "sha256_of"]
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +40,7 @@ def remembered(cache: Path, files: Sequence[Path], question: str, find_out: Call
     question: all that the answer depends on besides the files. A cache that cannot be written is done without.
     Raises: what `find_out` raises.
     """
-    asked = json.dumps([question, [str(path.absolute()) for path in files]])
-    path = expanded(cache) / "remembered" / f"{hashlib.sha256(asked.encode()).hexdigest()[:32]}.json"
+    path = _place(cache, files, question)
     if known := _known(path, files):
         return known[1]
     with ExitStack() as stack:
@@ -55,15 +54,26 @@ def remembered(cache: Path, files: Sequence[Path], question: str, find_out: Call
         return found
 
 
+def recalled(cache: Path, files: Sequence[Path], question: str) -> Any | None:
+    """What `remembered` knows without finding out; None where that is nothing."""
+    known = _known(_place(cache, files, question), files)
+    return None if known is None else known[1]
+
+
 def sha256_of(path: Path) -> str:
     """Of all bytes of a file, which are read for it."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def remembered_sha256(path: Path, cache: Path = HOME_CACHE) -> str:
-    """The same from memory, where the file was read before."""
-    return remembered(cache, [path], "sha256", lambda: sha256_of(path))
+def remembered_sha256(path: Path, cache: Path = HOME_CACHE, find_out: Callable[[Path], str] | None = None) -> str:
+    """The same from memory, where the file was read before; find_out: what reads it, where it was not (None: that)."""
+    return remembered(cache, [path], "sha256", lambda: (find_out or sha256_of)(path))
+
+
+def _place(cache: Path, files: Sequence[Path], question: str) -> Path:
+    asked = json.dumps([question, [str(path.absolute()) for path in files]])
+    return expanded(cache) / "remembered" / f"{hashlib.sha256(asked.encode()).hexdigest()[:32]}.json"
 
 
 def _known(path: Path, files: Sequence[Path]) -> list[Any] | None:

@@ -16,8 +16,9 @@ from hanlin.core.remembered import HOME_CACHE, MIN_REMEMBERED_BYTES, remembered
 from hanlin.core.tokenizer import Tokenizer
 from hanlin.formats.files import write_shards
 from hanlin.formats.fingerprint import Fingerprint
-from hanlin.formats.format import DTYPE_KEY, FamilyFacts
+from hanlin.formats.format import BASE, DTYPE_KEY, FamilyFacts
 from hanlin.formats.lazy import Lazy
+from hanlin.formats.read_once import known_values
 from hanlin.formats.source import Source, open_source
 from hanlin.formats.translate import shapes_of, to_ours
 from hanlin.formats.values import Sound, ValueReport, count_values, stored_dtype
@@ -89,13 +90,17 @@ def open_ours(
 def look_at_values(source: Source, config: Any) -> ValueReport:
     """What is in the tensors of weights by our names, for a model of this configuration; what `load_into` would meet.
 
-    They are read for it; what was found in large ones is remembered until one of their files changes.
+    They are read for it, if `sha256_and_values` has not seen them; what was found in large ones is remembered until one
+    of their files changes.
     Raises: CheckpointError as `open_ours`.
     """
     tensors = to_ours(source, source.family, config, shapes_of(source.family, config))
     files = source.weights.files
     if sum(file.stat().st_size for file in files) < MIN_REMEMBERED_BYTES:
         return count_values(tensors)
+    known = known_values([file for file in files if file.suffix == ".safetensors"]) if source.format == BASE else None
+    if known is not None and known.names == set(tensors):
+        return known
     question = json.dumps(["values", 1, source.family.name, source.format, asdict(config)], default=str)
     return ValueReport.of(remembered(HOME_CACHE, files, question, lambda: count_values(tensors).as_json()))
 

@@ -42,6 +42,13 @@ class ValueReport:
     def as_json(self) -> dict[str, Any]:
         return {**asdict(self), "names": sorted(self.names), "zeros": sorted(self.zeros)}
 
+    def join(self, other: ValueReport) -> None:
+        """Take in what was found in other tensors."""
+        self.names |= other.names
+        self.broken |= other.broken
+        self.zeros |= other.zeros
+        self.largest = max(self.largest, other.largest)
+
     def add(self, name: str, tensor: torch.Tensor) -> None:
         self.names.add(name)
         if not tensor.numel() or not tensor.is_floating_point():
