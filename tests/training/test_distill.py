@@ -26,6 +26,8 @@ from hanlin.planner.job import PlannedModel, SequenceLengths
 from hanlin.planner.layout import Layout
 from hanlin.recipe.reading import make_recipe
 from hanlin.recipe.settings import TrainSettings
+from hanlin.run.components import build_components
+from hanlin.run.teacher import teacher_components
 from hanlin.training.objective import RunStart, build_objective
 from hanlin.training.optimizer import build_optimizer
 from hanlin.training.step import Step
@@ -240,6 +242,21 @@ def test_a_teacher_of_other_tokens_rows_or_family_is_refused(
     weights = next(damaged.glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-4] + b"\xff\xff\xff\xff")
     assert "something else than numbers" in problem_of(damaged)
+
+
+def test_rows_to_be_ranked_have_no_teacher(make_case: Callable[[str], Case], tmp_path: Path) -> None:
+    """Their loss compares two positions, and no probabilities of the vocabulary."""
+    base = save(make_case("cpm2"), tmp_path / "base")
+    made = make_recipe(
+        {
+            "model": {"family": "cpm2", "base": str(base)},
+            "data": {"options": {"dataset": "sogou-log"}, "max_length": 60},
+            "train": {"objective": {"name": "distill", "teacher": str(base)}},
+            "run": {"folder": str(tmp_path / "run")},
+        }
+    )
+    with pytest.raises(ConfigError, match=r"train\.objective\.teacher: .*rows to be ranked"):
+        teacher_components(build_components(made))
 
 
 def test_the_plan_counts_the_teacher(

@@ -177,8 +177,13 @@ class RankedExample:
 
 @runtime_checkable
 class RanksCandidates(Protocol):
-    """Processor of a family some of whose records are competitors to be ranked."""
+    """Processor of a family some of whose records are competitors to be ranked.
 
+    learns_ranks: whether its samples are pairs of them, whose loss compares the two and is none over the vocabulary.
+    """
+
+    @property
+    def learns_ranks(self) -> bool: ...
     def ranked_example(self, record: Any) -> RankedExample:
         """A competitor's score is the logit of the one label of its sample.
 

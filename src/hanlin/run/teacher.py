@@ -12,7 +12,7 @@ from hanlin.adapters.opening import is_adapter, weights_of_run
 from hanlin.core.errors import ConfigError, HanlinError
 from hanlin.core.hub import hint
 from hanlin.data.prepare import hash_tokenizer
-from hanlin.models.family import Family
+from hanlin.models.family import Family, RanksCandidates
 from hanlin.recipe.reading import Found, load_recipe
 from hanlin.recipe.settings import ModelSettings, ParallelSettings, Recipe
 from hanlin.recipe.tuning import TUNING_METHODS, TuningMethod
@@ -135,6 +135,8 @@ def _refuse_others(teacher: Components, student: Components) -> None:
         )
     if any(getattr(one.config, "labels", ()) for one in (teacher, student)):
         raise ConfigError("a head for labels has no probabilities of tokens; use train.objective: likelihood")
+    if isinstance(student.processor, RanksCandidates) and student.processor.learns_ranks:
+        raise ConfigError("rows to be ranked (data.options) have no probabilities of tokens; use likelihood")
     if teacher.adapter is not None and _adapts_rows(teacher.adapter.settings):
         raise ConfigError(
             f"{teacher.adapter.path}: the rows of {teacher.adapter.settings.method} have places for what it has "

@@ -278,6 +278,10 @@ class Cpm2Processor:
         """
         return self._answer_form().candidates(record)
 
+    @property
+    def learns_ranks(self) -> bool:
+        return self.data_set.answer is None
+
     def ranked_example(self, record: Any) -> RankedExample:
         """The titles that a record lets compete, the better one first where it says so.
 
@@ -309,7 +313,7 @@ class Cpm2Processor:
         return max(len(source_of(item, self.tokenizer)) for item in self.data_set.make_items(record, None))
 
     def _is_ranking(self, record: Any) -> bool:
-        return self.data_set.answer is None and sogou.is_ranking(record)
+        return self.learns_ranks and sogou.is_ranking(record)
 
     def _weight(self, num_labels: int) -> float:
         """Of each label of a sample."""
