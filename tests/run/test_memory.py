@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hanlin.core.errors import noting
-from hanlin.core.memory import OutOfMemoryError
+from hanlin.core.memory import DeviceError, OutOfMemoryError
 from hanlin.recipe.reading import make_recipe
 from hanlin.run.memory import answering_memory, training_memory
 
@@ -46,3 +46,29 @@ def test_answers_have_settings_of_their_own() -> None:
 def test_other_errors_stay_what_they_are() -> None:
     with pytest.raises(RuntimeError, match="ours"), training_memory(RECIPE):
         raise RuntimeError("ours")
+
+
+def test_free_memory_in_small_pieces_is_told_with_what_joins_them() -> None:
+    text = "CUDA out of memory. Tried to allocate 1 GiB. {} GiB is reserved by PyTorch but unallocated. If reserved but"
+    with (
+        pytest.raises(OutOfMemoryError, match=r"expandable_segments:True.* 7\.25 GiB are free in pieces"),
+        training_memory(RECIPE),
+    ):
+        raise torch.OutOfMemoryError(text.format(7.25))
+    with pytest.raises(OutOfMemoryError) as caught, training_memory(RECIPE):
+        raise torch.OutOfMemoryError(text.format(0.5))
+    assert "expandable" not in str(caught.value)
+
+
+def test_libraries_of_cuda_lack_memory_in_words_of_their_own() -> None:
+    with pytest.raises(OutOfMemoryError), training_memory(RECIPE):
+        raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+
+
+def test_a_device_that_failed_is_told_and_may_be_tried_again() -> None:
+    says = r"step=12: the device failed: CUDA error: device-side assert triggered\. .*CUDA_LAUNCH_BLOCKING=1"
+    with pytest.raises(DeviceError, match=says) as caught, training_memory(RECIPE), noting(lambda: "step=12"):
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered\nCompile with `TORCH_USE_CUDA_DSA`")
+    assert caught.value.exit_code == 1  # no mistake of the user's: a launcher begins anew
+    with pytest.raises(OutOfMemoryError), training_memory(RECIPE):
+        raise torch.AcceleratorError("CUDA error: out of memory")

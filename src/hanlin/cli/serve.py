@@ -123,8 +123,12 @@ def _leading(engine: Engine) -> Iterator[None]:
         return
     from hanlin.parallel.leading import leading
 
-    with leading(engine.model, on_failure=lambda: os.kill(os.getpid(), signal.SIGTERM)):
+    with leading(engine.model, on_failure=_end_like_a_signal):
         yield
+
+
+def _end_like_a_signal() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _follow(engine: Engine) -> int:
@@ -182,7 +186,7 @@ def _service(
     base, *others = components
     settings = chatting(base.recipe.generate, args.words)
     engine.prepack_weights()
-    scheduler, created = Scheduler(engine, limits), int(time.time())
+    scheduler, created = Scheduler(engine, limits, on_lost=_end_like_a_signal), int(time.time())
     chances = [_temperature(one) for one in components]
     engines = {short: adapted_engine(engine, one) for short, one in zip(adapters, others, strict=True)}
     joint, together = joint_engine(engine, engines)

@@ -9,7 +9,7 @@ from hanlin.recipe.settings import Recipe
 
 
 def training_memory(recipe: Recipe) -> AbstractContextManager[None]:
-    """Tell a lack of memory in training. Raises: OutOfMemoryError."""
+    """Tell a lack of memory in training. Raises: OutOfMemoryError, DeviceError."""
     rows = recipe.train.micro_batch_size or recipe.train.batch_size
     return telling_memory(
         recipe.run.device,
@@ -19,7 +19,7 @@ def training_memory(recipe: Recipe) -> AbstractContextManager[None]:
 
 
 def answering_memory(recipe: Recipe) -> AbstractContextManager[None]:
-    """Tell a lack of memory in generation and evaluation. Raises: OutOfMemoryError."""
+    """Tell a lack of memory in generation and evaluation. Raises: OutOfMemoryError, DeviceError."""
     options = recipe.generate
     return telling_memory(
         recipe.run.device,

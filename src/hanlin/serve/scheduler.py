@@ -18,6 +18,7 @@ from itertools import count
 from typing import Literal, NamedTuple
 
 from hanlin.core.errors import HanlinError
+from hanlin.core.memory import is_device_failure
 from hanlin.generate.answer_text import follow_text
 from hanlin.generate.beam import Search
 from hanlin.generate.engine import Engine
@@ -115,17 +116,19 @@ class _Running(NamedTuple):
 class Scheduler:
     """Answers jobs with an engine, or with others that jobs name, from `start` to `close`."""
 
-    def __init__(self, engine: Engine, limits: Limits) -> None:
+    def __init__(self, engine: Engine, limits: Limits, on_lost: Callable[[], object] = lambda: None) -> None:
+        """on_lost: called when the device has failed: nothing is answered any more, and nothing taken."""
         self.engine, self.limits = engine, limits
         self.counts = ServerCounts()
         self._waiting: deque[Job] = deque()
         self._running: dict[int, _Running] = {}
         self._budget = Budget(limits.cache_tokens)
         self._batches: dict[Engine, RunningBatch] = {}
-        self._aside = SideJobs(self.counts)
+        self._aside = SideJobs(self.counts, self._see_device)
         self._numbers = count()
         self._changed = threading.Condition()
         self._is_closing = False
+        self.is_lost, self._on_lost = False, on_lost
         self._end: float | None = None
         self._thread = threading.Thread(target=self._run, name="answers", daemon=True)
 
@@ -196,7 +199,7 @@ class Scheduler:
 
     @property
     def is_alive(self) -> bool:
-        return self._thread.is_alive() and not self._is_closing
+        return self._thread.is_alive() and not self._is_closing and not self.is_lost
 
     # --- the thread ---
 
@@ -225,7 +228,7 @@ class Scheduler:
         for engine in engines:
             self._batches.pop(engine).close()
         for job in jobs:
-            self._fail(job, _failure(error))
+            self._fail(job, self._failure(error))
 
     def _engine_of(self, job: Job) -> Engine:
         return job.engine or self.engine
@@ -289,7 +292,7 @@ class Scheduler:
         except Exception as error:
             log.error("a prompt could not be read", exc_info=error)
             self._waiting_done()
-            self._fail(job, _failure(error))
+            self._fail(job, self._failure(error))
             return True
         if has_joined:
             self._waiting_done()
@@ -319,13 +322,13 @@ class Scheduler:
                 self._tell(number, search)
             except Exception as error:
                 log.error("what was written of an answer cannot be told", exc_info=error)
-                self._fail(job, _failure(error))
+                self._fail(job, self._failure(error))
 
     def _tell(self, number: int, search: Search) -> None:
         job, place, text_of = self._running[number]
         question = job.questions[place]
         if search.failure is not None:
-            self._fail(job, _failure(search.failure))
+            self._fail(job, self._failure(search.failure))
             return
         tokens = search.best.tokens if search.is_done else search.beams[0].tokens
         if not job.first_token and place == 0:
@@ -361,6 +364,15 @@ class Scheduler:
         self.counts.failed += 1
         job.listener(why)
 
+    def _see_device(self, error: Exception) -> None:
+        if is_device_failure(error) and not self.is_lost:
+            self.is_lost = True
+            self._on_lost()
+
+    def _failure(self, error: Exception) -> Failed:
+        self._see_device(error)
+        return Failed(str(error) if isinstance(error, HanlinError) else failed(error).message, is_ours=True)
+
     def _count(self) -> None:
         self.counts.waiting, self.counts.running = len(self._waiting), len(self._running)
         with self._changed:  # other threads make batches
@@ -377,7 +389,3 @@ def _until(text: str, stops: Sequence[str]) -> tuple[str, bool]:
     """The text before the first of several, and whether there is any."""
     places = [place for stop in stops if (place := text.find(stop)) >= 0]
     return (text[: min(places)], True) if places else (text, False)
-
-
-def _failure(error: Exception) -> Failed:
-    return Failed(str(error) if isinstance(error, HanlinError) else failed(error).message, is_ours=True)

@@ -16,6 +16,8 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp
 
+from hanlin.core.memory import DeviceError
+
 from .app import make_app
 from .connections import Connection
 from .limits import Limits
@@ -40,7 +42,10 @@ def listen(host: str, port: int) -> socket.socket:
 def serve_until_signal(
     service: Service, key: str | None, origins: Sequence[str], listener: socket.socket, say: Callable[[str], None]
 ) -> None:
-    """Answer at `listener` until SIGTERM or SIGINT; a second signal ends the process at once. say: to its starter."""
+    """Answer at `listener` until SIGTERM or SIGINT; a second signal ends the process at once. say: to its starter.
+
+    Raises: DeviceError, when the device computes nothing more.
+    """
     _allow_many_connections()
     host, port = listener.getsockname()[:2]
     where = f"[{host}]" if ":" in host else host
@@ -55,7 +60,9 @@ def serve_until_signal(
     finally:
         if service.scheduler.is_running:  # in the middle of a step, which Python could not end without a crash
             sys.stderr.flush()
-            os._exit(0)
+            os._exit(int(service.scheduler.is_lost))
+    if service.scheduler.is_lost:
+        raise DeviceError("the device failed, as the log says, and the server has ended; start it anew")
 
 
 class _Server(uvicorn.Server):

@@ -44,8 +44,9 @@ class SideJob:
 class SideJobs:
     """Those that are not done; `add` may be called by any thread, `step` by the one that runs the model."""
 
-    def __init__(self, counts: JobCounts) -> None:
-        self._counts = counts
+    def __init__(self, counts: JobCounts, on_error: Callable[[Exception], None] = lambda error: None) -> None:
+        """on_error: told what goes wrong in a step."""
+        self._counts, self._on_error = counts, on_error
         self._waiting: deque[SideJob] = deque()
         self._begun: deque[tuple[SideJob, Any]] = deque()
 
@@ -74,6 +75,7 @@ class SideJobs:
             job.done(found, None)
         except Exception as error:
             log.error("a step beside the answers failed", exc_info=error)
+            self._on_error(error)
             self._fail(job, error)
 
     def fail_all(self, error: Exception) -> None:
