@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from family_cases import METHODS, case_of
+from sampled import sampled
 
 from hanlin.adapters.folder import save_adapter
 from hanlin.cli.main import main
@@ -223,3 +224,66 @@ def test_a_proposal_is_settings_that_a_recipe_takes_and_that_mean_the_same(
         assert layout["data"] * layout["tensor"] * layout["pipe"] == 4
         recipe = load_recipe(tmp_path / "recipe.yaml", proposal["settings"])
         assert asdict(layout_of(recipe, 4)) == layout
+
+
+def test_a_path_that_is_not_there_says_where_it_was_looked_for(
+    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "chatglm2-6b").mkdir()
+    assert main(["plan", "chatglm2-6"]) == 2
+    said = capsys.readouterr().err
+    assert f"chatglm2-6 (that is {tmp_path / 'chatglm2-6'}): there is no such" in said
+    assert "did you mean 'chatglm2-6b'?" in said
+    assert main(["plan", "recip.yaml"]) == 2
+    assert "did you mean recipe.yaml?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("model.config.num_heads=0", "model.config.num_heads: must be greater than 0"),
+        ("model.config.hidden_size=-8", "model.config.hidden_size: must be greater than 0"),
+        ("model.config.num_layers=100000", "no model has more than 10,000"),
+        ("model.config.headz=2", "chatglm2 has no such value"),
+        ("train.micro_batch_size=3", "16 is not a multiple of train.micro_batch_size 3"),
+    ],
+)
+def test_sizes_that_no_model_has_are_refused(
+    recipe: str, change: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", recipe, change]) == 2
+    assert told in capsys.readouterr().err
+    if "config" in change:
+        assert main(["plan", recipe, "--serve", change]) == 2
+        assert told in capsys.readouterr().err
+
+
+def test_a_card_of_another_memory_is_told_by_its_own(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["plan", recipe, "--device", "4090", "--propose", "0", "--json"]
+    assert main([*arguments, "--memory", "48"]) == 0
+    assert json.loads(capsys.readouterr().out)["device"]["memory_bytes"] == 48 * 2**30
+    assert main([*arguments, "--memory", "0.01"]) == 1
+    capsys.readouterr()
+    assert main(["plan", recipe, "--serve", "--context", "64", "--memory", "0.01"]) == 1
+    assert "take a larger device, a shorter --context, or pack the weights" in capsys.readouterr().out
+    assert main(["plan", recipe, "--serve", "--context", "64", "--memory", "0.01", "model.quantise=nf4"]) == 1
+    assert "pack" not in capsys.readouterr().out
+
+
+ADVISED = [("chatglm2", "8", ""), ("cpm2", "4", "tuning.method=lora"), ("cpm_bee", "2", "train.objective=dpo")]
+
+
+@pytest.mark.parametrize(("family", "ranks", "change"), sampled(ADVISED, ADVISED[-1:]))
+def test_what_is_advised_plans_and_fits_itself(
+    family: str, ranks: str, change: str, recipe: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["plan", recipe, "--per-node", ranks, "--json", f"model.family={family}", *filter(None, [change])]
+    main([*words, "--propose", "3"])
+    told = json.loads(capsys.readouterr().out)
+    assert told["proposals"]
+    for proposal in told["proposals"]:
+        assert main([*words, "--propose", "0", *proposal["settings"]]) == 0
+        again = json.loads(capsys.readouterr().out)["plan"]
+        for name in ("layout", "peak_bytes", "step_seconds", "fits"):
+            assert again[name] == proposal[name]

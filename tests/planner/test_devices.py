@@ -18,6 +18,14 @@ NAMES = {
     "NVIDIA H200": "H200-141",
     "Ascend 910B3": "910B-64",
     "Ascend910C": "910C-64",
+    "A100-40G": "A100-40",
+    "A800 80G": "A800-80",
+    "V100-32G": "V100-32",
+    "NVIDIA GeForce RTX 4090 D": "RTX4090D-24",
+    "4060 Ti": "RTX4060TI-16",
+    "NVIDIA RTX 6000 Ada Generation": "RTX6000ADA-48",
+    "910B2": "910B-64",
+    "Ascend910_9391": "910C-64",
 }
 
 
@@ -31,7 +39,20 @@ def test_a_name_of_several_devices_lists_them() -> None:
         find_device("A100")
 
 
-@pytest.mark.parametrize("name", ["A100-81", "", "GB", "RTX"])
+def test_names_of_ours_are_unlike_and_what_makers_state_adds_up() -> None:
+    assert {find_device(name).name for name in DEVICES} == set(DEVICES)
+    for device in DEVICES.values():
+        assert device.memory_bytes <= float(device.name.rpartition("-")[2]) * 2**30
+        assert 0 < device.fp32_flops <= device.flops
+        assert 1e9 < device.link_bytes < device.bandwidth
+
+
+def test_a_series_of_machines_is_several_devices() -> None:
+    with pytest.raises(ConfigError, match="'A2' is one of 910B-32 and 910B-64"):
+        find_device("A2")
+
+
+@pytest.mark.parametrize("name", ["A100-81", "", "GB", "RTX", "A10G", "24G", "mps"])
 def test_an_unknown_device_lists_the_known_ones(name: str) -> None:
     with pytest.raises(ConfigError, match=r"no device .*known: .*V100-32"):
         find_device(name)
@@ -39,7 +60,7 @@ def test_an_unknown_device_lists_the_known_ones(name: str) -> None:
 
 def test_cards_without_bf16_plan_fp16_and_refuse_bf16() -> None:
     without = {name for name, device in DEVICES.items() if not device.has_bf16}
-    assert without == {"T4-16", "V100-16", "V100-32", "910A-32"}
+    assert without == {"RTX2080TI-11", "T4-16", "V100-16", "V100-32", "910A-32"}
     for device in DEVICES.values():
         assert precision_on(device, "auto") == ("fp16" if device.name in without else "bf16")
     with pytest.raises(ConfigError, match=r"train\.precision: V100-32 has no bf16; set it to auto, fp16 or fp32"):

@@ -98,10 +98,10 @@ def _lines(args: argparse.Namespace, model: AnsweringModel, device: Device, rows
 
 def _verdict(model: AnsweringModel, device: Device, rows: int) -> Iterable[str]:
     if not rows:
-        yield (
-            f"does not fit {device.name}: {model.peak(1) / _GIB:.1f} GiB for one sequence; take a larger device, a "
-            "shorter --context, or pack the weights (model.quantise=nf4)"
-        )
+        advice = ["take a larger device", "a shorter --context"]
+        if model.recipe.model.quantise is None and model.recipe.generate.expert_memory is None:
+            advice.append("or pack the weights (model.quantise=nf4)")
+        yield f"does not fit {device.name}: {model.peak(1) / _GIB:.1f} GiB for one sequence; {', '.join(advice)}"
         return
     positions = rows * (model.width + model.encoder_width)
     yield f"fits {device.name}: {rows:,} sequences at once (--max-rows {rows} --max-cache-tokens {positions})"

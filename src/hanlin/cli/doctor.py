@@ -3,6 +3,8 @@
 hanlin doctor                        the report, on the terminal
 hanlin doctor --report machine.json  and as a file
 hanlin doctor --npu                  of an Ascend NPU, to be sent
+
+Exit code 0: all is well; 1: something is wrong, as the report says; 2: the report could not be written.
 """
 
 from __future__ import annotations
@@ -33,6 +35,8 @@ def run(args: argparse.Namespace) -> int:
     if args.report is not None:
         check_target(args.report)
     table = Table(show_header=False)
+    for _ in range(3):
+        table.add_column(overflow="fold")  # on a narrow terminal too every letter is there
     findings = []
     for finding in examine(needs_npu=args.npu):
         findings.append(finding)
@@ -45,11 +49,11 @@ def run(args: argparse.Namespace) -> int:
         "is_well": is_well,
         "findings": [finding.as_json() for finding in findings],
     }
-    text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
-    if args.report is not None:
-        args.report.write_text(text, "utf-8")
+    text = json.dumps(report, indent=1, ensure_ascii=False, default=str) + "\n"
     if args.json or args.npu:
         sys.stdout.write(text)
     else:
         screen().print(table)
+    if args.report is not None:
+        args.report.write_text(text, "utf-8")
     return 0 if is_well else 1

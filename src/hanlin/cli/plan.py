@@ -13,7 +13,7 @@ import argparse
 import json
 import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from hanlin.cli._numbers import MAX_PROCESSES, real, whole
@@ -21,6 +21,8 @@ from hanlin.cli._recipe import add_recipe
 from hanlin.core.errors import ConfigError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.table import Table
 
     from hanlin.planner.devices import Device
@@ -65,6 +67,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", default="A100-80", help="its name (default A100-80; another name lists all)")
     parser.add_argument(
+        "--memory",
+        type=real(0.001, 10**6),
+        metavar="GIB",
+        help="of each device, where it has another one than the device of that name",
+    )
+    parser.add_argument(
         "--network", type=real(0.001, 10**6), default=25.0, metavar="GB/S", help="per device, between machines (25)"
     )
     parser.add_argument("--size", help="a named size of the family in place of the recipe's base")
@@ -93,7 +101,10 @@ def run(args: argparse.Namespace) -> int:
     from hanlin.planner.search import propose
 
     device = find_device(args.device)
+    if args.memory is not None:
+        device = replace(device, memory_bytes=int(args.memory * _GIB))
     recipe = _recipe(args)
+    _refuse(recipe, answers=args.serve)
     if args.serve:
         from hanlin.cli._plan_answers import plan_answers
 
@@ -122,7 +133,9 @@ def _recipe(args: argparse.Namespace) -> Recipe:
     from hanlin.recipe.reading import is_recipe, load_recipe, make_recipe
 
     path = args.recipe
-    if is_recipe(path) or not path.exists():
+    if not path.exists():
+        return _missing_recipe(path, args.changes)
+    if is_recipe(path):
         return load_recipe(path, args.changes)
     if is_adapter(path):
         raise ConfigError(
@@ -132,6 +145,33 @@ def _recipe(args: argparse.Namespace) -> Recipe:
     return make_recipe(
         {"model": {"family": find_family(path).name, "base": str(path)}, "run": {"folder": "."}}, args.changes
     )
+
+
+def _missing_recipe(path: Path, changes: Sequence[str]) -> Recipe:
+    """Raises: ConfigError that says where it was looked for, and what is called nearly so."""
+    from hanlin.recipe.reading import load_recipe, nearest
+
+    try:
+        return load_recipe(path, changes)
+    except ConfigError as error:
+        beside = [str(path.parent / entry.name) for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        near = nearest(str(path), beside) if beside else ""
+        told = str(error) + (near if "did you mean" in near and "; " not in str(error) else "")
+        where = "" if path.is_absolute() else f" (that is {path.absolute()})"
+        raise ConfigError(told.replace(f"{path}: ", f"{path}{where}: ", 1)) from None
+
+
+def _refuse(recipe: Recipe, *, answers: bool) -> None:
+    """Raises: ConfigError for what `check` finds in the settings that a plan follows from."""
+    from hanlin.checking.model import value_problems
+    from hanlin.checking.settings import batch_problems, objective_problems
+    from hanlin.models.family import load_family
+
+    found = [*value_problems(recipe, load_family(recipe.model.family))]
+    if not answers:
+        found += [*batch_problems(recipe), *objective_problems(recipe)]
+    if found:
+        raise ConfigError("; ".join(f"{key}: {text}" for key, text in found))
 
 
 def _layout(recipe: Recipe, world: int) -> tuple[Layout | None, str]:

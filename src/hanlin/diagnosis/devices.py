@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 
 from hanlin.core.device import best_precision, has_bf16, has_fp64
-from hanlin.diagnosis.finding import Finding
+from hanlin.diagnosis.finding import Finding, first_line
 from hanlin.layers.precision import DTYPES
 
 __all__ = ["copy_findings", "device_findings", "product_findings", "torch_findings", "version_findings", "wait"]
@@ -24,6 +25,7 @@ _SIZES = {"cpu": 512}
 _SIZE = 4096  # of the test matrices on accelerators
 _ENOUGH_SECONDS = 0.2
 _COPIED_BYTES = 1 << 26
+_VERSION = re.compile(r"\d+(\.\d+)+")
 
 
 def wait(device: torch.device) -> None:
@@ -42,68 +44,93 @@ def torch_findings() -> Iterator[Finding]:
 
 
 def device_findings(device: torch.device) -> Iterator[Finding]:
-    """What it is; unknown is what its maker's part of torch does not say."""
-    module = getattr(torch, device.type, None)
-    free, total = _ask(module, "mem_get_info", device) or (None, None)
-    capability = _ask(module, "get_device_capability", device)
-    arithmetic = ["fp32", "fp16", *(["bf16"] if has_bf16(device) else []), *(["fp64"] if has_fp64(device) else [])]
+    """What it is; unknown is what its maker's part of torch does not say, and what it fails to say is told."""
+    module, failed = getattr(torch, device.type, None), {}
+
+    def ask(name: str) -> Any:
+        return _ask(getattr(module, name, None), failed, name, device)
+
+    memory, capability = ask("mem_get_info"), ask("get_device_capability")
+    free, total = memory if isinstance(memory, tuple) and len(memory) == 2 else (None, None)
+    knows_bf16 = _ask(has_bf16, failed, "bf16", device)
+    arithmetic = ["fp32", "fp16", *(["bf16"] if knows_bf16 else []), *(["fp64"] if has_fp64(device) else [])]
     facts = {
-        "name": _ask(module, "get_device_name", device),
+        "name": ask("get_device_name"),
         "memory_bytes": total,
         "free_bytes": free,
         "capability": capability and (list(capability) if isinstance(capability, tuple) else str(capability)),
         "arithmetic": arithmetic,
-        "precision_auto": best_precision(device),
+        "precision_auto": _ask(best_precision, failed, "precision", device),
+        "failed": failed,
     }
-    memory = "memory unknown" if not total or free is None else f"{free / 2**30:,.1f} GiB free of {total / 2**30:,.1f}"
-    version = "" if not isinstance(capability, tuple) else f", capability {capability[0]}.{capability[1]}"
-    what = f"{facts['name'] or 'name unknown'}, {memory}{version}"
-    yield Finding(str(device), f"{what}; {' '.join(arithmetic)}; auto is {facts['precision_auto']}", facts=facts)
+    room = "memory unknown" if not total or free is None else f"{free / 2**30:,.1f} GiB free of {total / 2**30:,.1f}"
+    version = f", capability {'.'.join(map(str, capability))}" if isinstance(capability, tuple) else ""
+    what = f"{facts['name'] or 'name unknown'}, {room}{version}"
+    lacking = "".join(f"; {name}: {error}" for name, error in failed.items())
+    yield Finding(
+        str(device), f"{what}; {' '.join(arithmetic)}; auto is {facts['precision_auto']}{lacking}", not failed, facts
+    )
 
 
-def _ask(module: Any, name: str, device: torch.device) -> Any:
-    function = getattr(module, name, None)
+def _ask(function: Callable[..., Any] | None, failed: dict[str, str], name: str, *words: Any) -> Any:
+    """What a maker's function says; None where there is none, or where it fails, which is noted."""
     if function is None:
         return None
-    with suppress(RuntimeError, NotImplementedError, AttributeError, AssertionError, TypeError):
-        return function(device)
-    return None
+    try:
+        return function(*words)
+    except NotImplementedError:
+        return None
+    except Exception as error:  # whatever a driver raises is what this command is asked for
+        failed[name] = first_line(error)
+        return None
 
 
 def version_findings(kind: str) -> Iterator[Finding]:
     """Of the driver and of the maker's libraries under torch."""
+    failed: dict[str, str] = {}
     versions: dict[str, Any] = {}
     if kind == "cuda":
         versions = {"CUDA": torch.version.cuda, "HIP": getattr(torch.version, "hip", None)}
-        versions |= {"cuDNN": torch.backends.cudnn.version(), "driver": _driver()}
-        with suppress(AttributeError, RuntimeError):
-            versions["NCCL"] = ".".join(map(str, importlib.import_module("torch.cuda.nccl").version()))
+        versions["cuDNN"] = _ask(torch.backends.cudnn.version, failed, "cuDNN")
+        versions |= {"driver": _ask(_driver, failed, "driver"), "NCCL": _ask(_nccl_version, failed, "NCCL")}
     elif kind == "npu":
-        with suppress(importlib.metadata.PackageNotFoundError):
-            versions["torch_npu"] = importlib.metadata.version("torch_npu")
-        versions |= {"CANN": getattr(torch.version, "cann", None), **_cann_versions()}
+        versions = {"torch_npu": _ask(_torch_npu_version, failed, "torch_npu")}
+        versions["CANN"] = getattr(torch.version, "cann", None)
+        versions |= _ask(_cann_versions, failed, "CANN") or {}
     told = {name: str(version) for name, version in versions.items() if version}
-    if told:
-        yield Finding("versions", ", ".join(f"{name} {version}" for name, version in told.items()), facts=told)
+    if told or failed:
+        texts = [f"{name} {version}" for name, version in told.items()]
+        texts += [f"{name} unknown ({error})" for name, error in failed.items()]
+        yield Finding("versions", ", ".join(texts), facts=told)
+
+
+def _nccl_version() -> str:
+    return ".".join(map(str, importlib.import_module("torch.cuda.nccl").version()))
+
+
+def _torch_npu_version() -> str | None:
+    with suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version("torch_npu")
+    return None
 
 
 def _driver() -> str | None:
+    """What nvidia-smi says, where that is there and says a version."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return None
     words = [program, "--query-gpu=driver_version", "--format=csv,noheader"]
-    with suppress(OSError, subprocess.SubprocessError):
-        lines = subprocess.run(words, capture_output=True, text=True, timeout=10, check=True).stdout.split()
-        return lines[0] if lines else None
-    return None
+    said = subprocess.run(words, capture_output=True, stdin=subprocess.DEVNULL, timeout=10, check=False).stdout
+    found = _VERSION.search(said[:1000].decode("utf-8", "replace"))
+    return found and found[0]
 
 
 def _cann_versions() -> dict[str, str]:
     """From CANN 8.1 on; the function has stood in two places."""
     for place in ("torch_npu.utils", "torch_npu.npu.utils"):
-        with suppress(ImportError, AttributeError, RuntimeError, OSError):
+        with suppress(ImportError, AttributeError, OSError):
             ask = importlib.import_module(place).get_cann_version
-            return {name: ask(module=name) for name in ("CANN", "DRIVER", "HCCL") if ask(module=name)}
+            return {name: str(ask(module=name)) for name in ("CANN", "DRIVER", "HCCL") if ask(module=name)}
     return {}
 
 

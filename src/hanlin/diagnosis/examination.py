@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from hanlin.diagnosis.finding import Finding
+from hanlin.diagnosis.finding import Finding, guarded
 from hanlin.diagnosis.machine import machine_findings
 
 __all__ = ["examine", "findings_of", "ring_findings"]
@@ -24,21 +24,31 @@ RING_SECONDS = 120.0
 """For the processes of a ring to start, meet and add."""
 
 _POLL_SECONDS = 0.1
+_DEVICES, _RING = "the devices", "ring of {} {}"
 
 
 def examine(*, needs_npu: bool = False) -> Iterator[Finding]:
     """What there is to say, as it is found; needs_npu: an Ascend NPU that is not found is wrong."""
     yield from machine_findings()
-    if needs_npu and importlib.util.find_spec("torch_npu") is None:
+    if needs_npu and not _has_torch_npu():
         yield Finding("torch_npu", "not installed: pip install torch_npu, of torch's version", is_well=False)
     devices: list[str] = []
-    yield from findings_of([sys.executable, "-m", "hanlin.diagnosis.probe"], devices, DEVICE_SECONDS)
+    probe = [sys.executable, "-m", "hanlin.diagnosis.probe"]
+    yield from guarded(_DEVICES, lambda: findings_of(probe, devices, DEVICE_SECONDS))
     if not devices:
         yield Finding("accelerator", "none, the CPU computes", not needs_npu)
     elif needs_npu and not devices[0].startswith("npu"):
         yield Finding("npu", f"there is none; found are {', '.join(devices)}", is_well=False)
     kind = devices[0].partition(":")[0] if devices else "cpu"
-    yield ring_findings(kind, max(len(devices), 1 if devices else 2))
+    count = max(len(devices), 1 if devices else 2)
+    yield from guarded(_RING.format(count, kind), lambda: [ring_findings(kind, count)])
+
+
+def _has_torch_npu() -> bool:
+    try:
+        return importlib.util.find_spec("torch_npu") is not None
+    except (ImportError, ValueError):  # something of that name that is no package
+        return False
 
 
 def findings_of(command: Sequence[str], devices: list[str], seconds: float) -> Iterator[Finding]:
@@ -85,7 +95,7 @@ def _parsed(line: bytes) -> dict[str, Any]:
 
 def ring_findings(kind: str, count: int, seconds: float = RING_SECONDS) -> Finding:
     """A sum over this many devices of a kind (processes, on a CPU), and how fast it goes."""
-    name = f"ring of {count} {kind}"
+    name = _RING.format(count, kind)
     with tempfile.TemporaryDirectory(prefix="hanlin-doctor-") as folder:
         ranks: list[subprocess.Popen[bytes]] = []
         for rank in range(count):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-__all__ = ["Finding", "guarded"]
+__all__ = ["Finding", "first_line", "guarded"]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from hanlin.diagnosis.finding import Finding
+from hanlin.diagnosis.finding import Finding, guarded
 
 __all__ = ["machine_findings"]
 
@@ -18,13 +18,18 @@ _OPTIONAL = ("pypinyin", "tensorboard", "wandb", "swanlab")
 
 
 def machine_findings() -> Iterator[Finding]:
-    yield Finding("hanlin", importlib.metadata.version("hanlin"))
-    yield Finding("python", f"{platform.python_version()} on {platform.platform()}")
+    """Whatever of it cannot be found out is said, and the others go on."""
+    yield from guarded("hanlin", lambda: [_package("hanlin")])
+    yield from guarded("python", lambda: [Finding("python", f"{platform.python_version()} on {platform.platform()}")])
     for name in (*_PACKAGES, *_OPTIONAL):
-        yield _package(name)
-    yield Finding("memory", _memory())
+        yield from guarded(name, lambda name=name: [_package(name)])
+    yield from guarded("memory", lambda: [Finding("memory", _memory())])
+    yield from guarded("disk here", lambda: [_disk()])
+
+
+def _disk() -> Finding:
     disk = shutil.disk_usage(Path.cwd())
-    yield Finding("disk here", f"{disk.free / 1e9:,.1f} GB free of {disk.total / 1e9:,.1f}", disk.free > 1e9)
+    return Finding("disk here", f"{disk.free / 1e9:,.1f} GB free of {disk.total / 1e9:,.1f}", disk.free > 1e9)
 
 
 def _package(name: str) -> Finding:

@@ -43,10 +43,13 @@ def probes(devices: list[torch.device]) -> Iterator[tuple[str, Callable[[], Iter
         yield f"{device} operations", partial(operation_findings, device)
 
 
-def _devices() -> list[torch.device]:
+def _look_for(devices: list[torch.device]) -> Iterator[Finding]:
+    """Adds the accelerators here; a driver that cannot even say how many there are leaves the CPU to be asked."""
     count = num_devices("auto")  # makes a maker's device known to torch
     found = torch.accelerator.current_accelerator(check_available=True)
-    return [] if found is None else [torch.device(found.type, number) for number in range(count)]
+    if found is not None:
+        devices += [torch.device(found.type, number) for number in range(count)]
+    yield from ()
 
 
 def main() -> None:
@@ -54,7 +57,9 @@ def main() -> None:
         print(json.dumps(value, ensure_ascii=False, default=str), flush=True)
 
     tell({"begins": "the accelerators"})
-    devices = _devices()
+    devices: list[torch.device] = []
+    for finding in guarded("the accelerators", lambda: _look_for(devices)):
+        tell({"finding": finding.as_json()})
     tell({"devices": [str(device) for device in devices]})
     for name, probe in probes(devices):
         tell({"begins": name})

@@ -3,11 +3,12 @@
 Figures are dense (no sparsity) and those with sums in fp32, which is how torch multiplies; of consumer cards they are
 half of what advertisements say. From NVIDIA:
 
-- V100, T4, A10, L4, L40S, A100, H100, H200: their data sheets (SXM forms where there are several); RTX A6000 and 3090:
-  the Ampere GA102 white paper; RTX 4080 and 4090: the Ada white paper; RTX 5090: the Blackwell white paper; B200: the
-  data sheet of HGX B200, by one of its eight. Cards without NVLink talk over PCIe x16 (3.0: 16, 4.0: 32, 5.0: 64 GB/s).
-- A800, H800: A100, H100 with a link of 400 GB/s, both directions together. H20: 148 TFLOP/s, 96 GB, 4 TB/s, as
-  NVIDIA's partners list it.
+- V100, T4, A10, A30, A40, L4, L40, L40S, A100, H100, H200, RTX A5000, RTX 6000 Ada: their data sheets (SXM forms where
+  there are several); RTX 2080 Ti: the Turing white paper; RTX A6000 and 30: the Ampere GA102 white paper; RTX 40: the
+  Ada white paper; RTX 50: the Blackwell white paper; B200: the data sheet of HGX B200, by one of its eight. Cards
+  without NVLink talk over PCIe x16 (3.0: 16, 4.0: 32, 5.0: 64 GB/s; the RTX 4060 Ti has 8 lanes).
+- A800, H800: A100, H100 with a link of 400 GB/s, both directions together. H20 (148 TFLOP/s, 96 GB, 4 TB/s), L20 and
+  RTX 4090 D: as NVIDIA's partners list them.
 
 From Huawei: Atlas 800 (910A: 256 TFLOP/s fp16, 32 GB, 1.2 TB/s, HCCS 30 GB/s per neighbour), Atlas 800T A2 (910B3: 313
 TFLOP/s, 64 GB, 1.6 TB/s, HCCS 392 GB/s in both directions together; 910B4: 280 TFLOP/s, 32 GB, 0.8 TB/s), and for the
@@ -89,13 +90,27 @@ _TABLE = (
     _cuda("T4-16", 75, 15, (65, 8.1), (300, 16)),
     _cuda("V100-16", 70, 16, (125, 15.7), (900, 150)),
     _cuda("V100-32", 70, 32, (125, 15.7), (900, 150)),
+    _cuda("RTX3080-10", 86, 10, (59.5, 29.8), (760, 32)),
+    _cuda("RTX2080TI-11", 75, 11, (53.8, 13.4), (616, 16)),
+    _cuda("RTX3060-12", 86, 12, (25.5, 12.7), (360, 32)),
+    _cuda("RTX4070-12", 89, 12, (58.3, 29.1), (504, 32)),
+    _cuda("RTX4060TI-16", 89, 16, (44.1, 22.1), (288, 16)),
     _cuda("RTX4080-16", 89, 16, (97.5, 48.7), (716.8, 32)),
+    _cuda("RTX5080-16", 120, 15.9, (112.6, 56.3), (960, 64)),
     _cuda("RTX3090-24", 86, 24, (71, 35.6), (936, 32)),
+    _cuda("RTX3090TI-24", 86, 24, (80, 40), (1008, 32)),
+    _cuda("RTX4090D-24", 89, 24, (147, 73.5), (1008, 32)),
     _cuda("RTX4090-24", 89, 24, (165, 82.6), (1008, 32)),
     _cuda("A10-24", 86, 22.5, (125, 31.2), (600, 32)),
+    _cuda("A5000-24", 86, 24, (111.1, 27.8), (768, 32)),
+    _cuda("A30-24", 80, 24, (165, 10.3), (933, 100)),
     _cuda("L4-24", 89, 22.5, (121, 30.3), (300, 32)),
     _cuda("RTX5090-32", 120, 31.8, (209.5, 104.8), (1792, 64)),
     _cuda("A6000-48", 86, 48, (154.8, 38.7), (768, 32)),
+    _cuda("A40-48", 86, 45, (149.7, 37.4), (696, 32)),
+    _cuda("L20-48", 89, 45, (119.5, 59.8), (864, 32)),
+    _cuda("L40-48", 89, 45, (181, 90.5), (864, 32)),
+    _cuda("RTX6000ADA-48", 89, 48, (364, 91.1), (960, 32)),
     _cuda("L40S-48", 89, 45, (362, 91.6), (864, 32)),
     _cuda("A100-40", 80, 39.6, (312, 19.5), (1555, 300)),
     _cuda("A100-80", 80, 80, (312, 19.5), (2039, 300)),
@@ -111,8 +126,15 @@ _TABLE = (
     _npu("910C-64", 3, 64, 376, (1600, 196)),
 )
 DEVICES = {device.name: device for device in _TABLE}
-_ALSO = {"A3": "910C-64", "910B3": "910B-64", "910B4": "910B-32", "910PROA": "910A-32"}
-_IDLE_WORDS = re.compile(r"NVIDIA|HUAWEI|GEFORCE|TESLA|QUADRO|RTX|HGX|ASCEND|ATLAS|SXM\d*|PCIE|HBM\d*E?|GB(?![A-Z\d])")
+_ALSO = {"A2": "910B", "A3": "910C-64", "910B3": "910B-64", "910B4": "910B-32", "910PROA": "910A-32"}
+# The machine names its chips: torch_npu says of the dies of an A3 Ascend910_9391 and the like.
+_ALSO |= {f"910{number}": "910C-64" for number in (9361, 9362, 9371, 9372, 9381, 9382, 9391, 9392)}
+# More products per second than a 910B3, of the same memory: planned as that.
+_ALSO |= {"910B1": "910B-64", "910B2": "910B-64", "910B2C": "910B-64"}
+_IDLE_WORDS = re.compile(
+    r"NVIDIA|HUAWEI|GEFORCE|TESLA|QUADRO|RTX|HGX|ASCEND|ATLAS|GENERATION|SXM\d*|PCIE|HBM\d*E?|GB(?![A-Z\d])"
+    r"|(?:(?<=[ _-]\d\d)|(?<=[ _-]\d\d\d))GI?B?(?![A-Z\d])"
+)
 
 
 def find_device(name: str) -> Device:
@@ -133,7 +155,9 @@ def find_device(name: str) -> Device:
         raise ConfigError(f"--device: {name!r} is one of {' and '.join(device.name for device in alike)}; name one")
     hint = nearest(name, DEVICES)
     known = "" if hint.startswith("; known") else f" (known: {names_of(_TABLE)})"
-    raise ConfigError(f"--device: no device {name!r}{hint}{known}")
+    raise ConfigError(
+        f"--device: no device {name!r}{hint}{known}; of another one name a device of its kind, and --memory GIB"
+    )
 
 
 def _plain(name: str) -> str:
