@@ -200,8 +200,11 @@ def _memory(share: RankShare) -> RankMemory:
     # A first pass makes the last block's gradients in `backward`; further ones add theirs to those that are there.
     fresh = size * held.block_trained if passes == 1 and not share.is_sharded else 0
     ends = here - fresh + trace.outside + backward
+    # What is in no block is whole until the pass ends, and then once more, side by side.
+    whole = FP32 * held.outside_trained if share.is_sharded else 0
+    summing = here + 2 * whole - (whole // layout.shard_ranks if passes == 1 and here else 0)
     stepping = 0 if layout.offload else gradients + _changing(share)
-    peak = static + max(full + casted + loss, full + casted_late + backward, ends + casted_late, stepping)
+    peak = static + max(full + casted + loss, full + casted_late + backward, ends + casted_late, summing, stepping)
     return RankMemory(
         held.held_bytes,
         gradients,

@@ -117,9 +117,9 @@ class Held:
     held_bytes, held_trained: its share of the weights, and elements of the trained ones; optimiser_bytes: of its state;
     largest_trained: elements of its share of the largest trained weight; changing_bytes: most that the optimizer needs
     to change one weight; whole_...: the same before they are divided over data ranks, in the dtypes in which they are
-    gathered;
-    outside_bytes, block_bytes, block_trained: of these, in no block, and in the largest one; sums: products in its
-    blocks whose results are summed over tensor ranks; head: the shape of the output table, [vocabulary, hidden_size].
+    gathered; outside_bytes, outside_trained, block_bytes, block_trained: of these, in no block, and in the largest one;
+    sums: products in its blocks whose results are summed over tensor ranks; head: the shape of the output table,
+    [vocabulary, hidden_size].
     """
 
     stage: StageWeights
@@ -131,6 +131,7 @@ class Held:
     whole_bytes: int
     whole_trained: int
     outside_bytes: int
+    outside_trained: int
     block_bytes: int
     block_trained: int
     sums: int
@@ -182,6 +183,7 @@ def hold(stage: StageWeights, layout: Layout, held_sizes: HeldSizes, gathered_by
         whole_bytes=outside_bytes + sum(block_bytes.values()),
         whole_trained=sum(whole for _, whole, _ in trained),
         outside_bytes=outside_bytes,
+        outside_trained=sum(whole for weight, whole, _ in trained if not isinstance(weight.place, int)),
         block_bytes=max(block_bytes.values(), default=0),
         block_trained=max(block_trained.values(), default=0),
         sums=sum(weight.is_summed for weight in stage.weights),
