@@ -85,17 +85,29 @@ def test_what_is_known_of_a_prompt_is_not_read_again(case: Case) -> None:
 
 
 def test_answers_to_one_prompt_read_it_once(case: Case) -> None:
-    if not case.family.is_causal:
-        return
     model, seen = case.model(), []
-    model.register_forward_pre_hook(lambda _, args, given: seen.append(given["tokens"].numel()), with_kwargs=True)
+    model.register_forward_pre_hook(lambda _, args, given: seen.append(given["tokens"].shape), with_kwargs=True)
     engine = Engine(model, case.processor, family=case.family)
     prompt = engine.processor.prompt(max(case.records, key=lambda record: len(str(record))))
     running = engine.run_together(BatchLimits(kept=1))
     with engine.inference():
         running.add(range(3), [AnswerRequest(prompt, GreedySettings(max_new_tokens=1))] * 3)
         assert len(running.step()) == 3
-    assert seen == [prompt.length, 3]
+    assert seen == [(1, prompt.length), (3, 1)]
+
+
+def test_answers_to_one_prompt_beside_others_are_those_of_lone_runs(case: Case) -> None:
+    engine = Engine(case.model(), case.processor, family=case.family)
+    prompts = [engine.processor.prompt(case.records[place % len(case.records)]) for place in (0, 1, 0, 0, 1)]
+    asked = [AnswerRequest(prompt, WAYS[2], record_stream(place, 0)) for place, prompt in enumerate(prompts)]
+    running, found = engine.run_together(BatchLimits(kept=1)), {}
+    with engine.inference():
+        running.add(range(5), asked)
+        while not running.is_empty:
+            found |= {number: one.best.tokens for number, one in running.step().items() if one.is_done}
+    for number, prompt in enumerate(prompts):
+        *_, [search] = engine.search([prompt], WAYS[2], [record_stream(number, 0)])
+        assert found[number] == search.best.tokens
 
 
 def test_so_are_those_of_rows_that_have_adapters_of_their_own(case: Case) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -102,8 +102,8 @@ class Reader:
         return sum(room.beams * sum(self._widths(room)) for room in rooms)
 
     def open(self, numbers: Sequence[int], batch: PromptBatch, rooms: Sequence[Room]) -> bool:
-        """Read prompts in one go, as they stand in a batch; False where there is no room for them. Where it raises,
-        some may be held.
+        """Read prompts in one go, as they stand in a batch, those that are the same once; False where there is no room
+        for them. Where it raises, some may be held.
         """
         prompt, constant = self._inputs_of_prompts(batch)
         length, encoder = prompt["tokens"].shape[1], constant.get("encoder_tokens")
@@ -112,8 +112,14 @@ class Reader:
             return False
         for place, number in enumerate(numbers):
             self._held[number].constant = {name: tensor[place : place + 1] for name, tensor in constant.items()}
-        held = [self._held[number] for number in numbers]
-        self._call(held, [one.slots[0] for one in held], prompt, constant)
+        held, firsts = [self._held[number] for number in numbers], _firsts_alike(batch, rooms)
+        read = [place for place, first in enumerate(firsts) if place == first]
+        only = {name: tensor[read] for name, tensor in prompt.items()}
+        constant = {name: tensor[read] for name, tensor in constant.items()}
+        self._call([held[place] for place in read], [held[place].slots[0] for place in read], only, constant)
+        for one, first in zip(held, firsts, strict=True):
+            if one is not held[first]:
+                self._cache.copy(one.slots[0], held[first].slots[0], length)
         return True
 
     def open_unread(self, number: int, batch: PromptBatch, room: Room) -> bool:
@@ -358,6 +364,16 @@ def _that_fit(waiting: Sequence[_Held], most: int | None) -> list[_Held]:
         some.append(held)
         width = wider
     return some
+
+
+def _firsts_alike(batch: PromptBatch, rooms: Sequence[Room]) -> list[int]:
+    """For each row of a batch the first one that reads the same with the same adapter: several answers to a prompt."""
+    firsts: dict[tuple[Any, ...], int] = {}
+    rows = [
+        (room.adapter, *(tensor[place].numpy().tobytes() for tensor in batch.inputs.values()))
+        for place, room in enumerate(rooms)
+    ]
+    return [firsts.setdefault(row, place) for place, row in enumerate(rows)]
 
 
 def _stack(rows: Sequence[torch.Tensor], name: str) -> torch.Tensor:

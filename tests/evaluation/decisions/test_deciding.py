@@ -218,6 +218,25 @@ def test_what_options_begin_with_is_read_once(family: str, monkeypatch: pytest.M
     hook.remove()
 
 
+@pytest.mark.parametrize("family", ["cpm2", "cpm1_t5"])
+def test_what_an_encoder_reads_is_read_once(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, rows = engine_of_family(family), []
+    polls = [poll(engine, question) for question in asked(QUESTIONS)]
+    expected = score_polls(engine, polls, 2)
+    hook = engine.model.register_forward_pre_hook(
+        lambda _, args, given: rows.append((len(given["encoder_tokens"]), len(given["tokens"]))), with_kwargs=True
+    )
+    monkeypatch.setattr(reading_once, "_WORTH", 1)
+    for size in (3, 2):
+        rows.clear()
+        for one, other in zip(score_polls(engine, polls, size), expected, strict=True):
+            np.testing.assert_allclose(one.scores, other.scores, rtol=1e-5, atol=1e-6)
+        assert {encoded for encoded, _ in rows} == {1}
+        assert sum(decoded for _, decoded in rows) == sum(len(one.samples) for one in polls)
+        assert max(decoded for _, decoded in rows) == size
+    hook.remove()
+
+
 def test_the_answer_of_a_row_with_options_is_one_of_them() -> None:
     processor = engine_of_family("chatglm2").processor
     row = {"prompt": TEXT, "response": "霜", "options": ["霜", "光"]}

@@ -21,8 +21,8 @@ def test_keys_and_values_of_the_encoders_output_are_projected_once() -> None:
         calls.append(encoded)
         return encoded + 1, encoded + 2
 
-    first = DecoderContext(mask, mask, torch.zeros(1, 2), kv_cache, {}).cross_attention_kv("0", project)
-    later = DecoderContext(mask, mask, None, kv_cache, {}).cross_attention_kv("0", project)
+    first = DecoderContext(mask, mask, torch.zeros(1, 1, 1, 2), kv_cache, {}, 1).cross_attention_kv("0", project)
+    later = DecoderContext(mask, mask, None, kv_cache, {}, 1).cross_attention_kv("0", project)
     assert len(calls) == 1
     for one, other in zip(first, later, strict=True):
         assert torch.equal(one.keys, other.keys)

@@ -1,10 +1,13 @@
-"""Options that begin alike: what they share is read once, by models whose positions never see a later one."""
+"""Options that are asked about alike: what they share is read once, by models whose positions never see a later one
+what they begin with, by encoder-decoders what the encoder reads.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import torch
 
 from hanlin.core.batch import IGNORED, Sample
 from hanlin.generate.engine import Engine
@@ -13,15 +16,21 @@ from hanlin.layers.kv_cache import KVCache
 
 __all__ = ["is_read_once", "likelihoods_read_once"]
 
+_ENCODER = "encoder_"
+"""Begins the names of what an encoder reads."""
 _WORTH = 256
 """Positions that are not read again, below which calls of their own cost as much."""
 
 
 def is_read_once(engine: Engine, samples: Sequence[Sample]) -> bool:
     """Whether so much of some samples is alike that it is worth reading it by itself."""
-    if not engine.is_causal or engine.mesh.size("all") > 1:
+    if engine.mesh.size("all") > 1:
         return False
-    return (len(samples) - 1) * _shared_positions(samples) >= _WORTH
+    if engine.is_causal:
+        shared = _shared_positions(samples)
+    else:
+        shared = _encoded_positions(samples) if getattr(engine.model, "encodes_once", False) else 0
+    return (len(samples) - 1) * shared >= _WORTH
 
 
 def likelihoods_read_once(
@@ -30,7 +39,7 @@ def likelihoods_read_once(
     """One call of the model a step; the last one yields the mean log likelihood of each sample's learned tokens, the
     others nothing.
     """
-    shared, longest = _shared_positions(samples), max(sample.length for sample in samples)
+    shared, longest = _shared_positions(samples) if engine.is_causal else 0, max(sample.length for sample in samples)
     batch = engine.processor.collate([[sample] for sample in samples], longest).to(engine.device)
     cache, most = KVCache(), most_positions or longest * batch_size
     for start in range(0, shared, most):
@@ -41,15 +50,33 @@ def likelihoods_read_once(
             )
         yield []
     labels, weights = batch.labels[:, shared:], batch.weights[:, shared:]
-    rows, found = max(1, min(batch_size, most // (longest - shared))), []
+    encoded = _encoded_positions(samples)
+    rows, found = max(1, min(batch_size, (most - encoded) // labels.shape[1])), []
     for first in range(0, len(samples), rows):
         some = slice(first, first + rows)
-        rest = {name: one[some, shared:] for name, one in batch.inputs.items()}
+        rest = {name: _part(name, one, some, shared) for name, one in batch.inputs.items()}
         with engine.inference():
-            losses = engine.model(**rest, labels=labels[some], reduction="none", kv_cache=cache.cut())
+            behind = cache.cut() if shared else None
+            losses = engine.model(**rest, labels=labels[some], reduction="none", kv_cache=behind)
         tokens = (weights[some] * (labels[some] != IGNORED)).sum(-1)
         found += (-check_numbers((losses * weights[some]).sum(-1)) / tokens).tolist()
         yield found if len(found) == len(samples) else []
+
+
+def _part(name: str, values: torch.Tensor, rows: slice, start: int) -> torch.Tensor:
+    """Of some rows the positions from `start` on; of what an encoder reads a single row."""
+    if name.startswith(_ENCODER):
+        return values[:1]
+    return values[rows] if values.ndim == 1 else values[rows, start:]
+
+
+def _encoded_positions(samples: Sequence[Sample]) -> int:
+    """That an encoder reads, the same for all; 0 where they differ, or there is none."""
+    read = [{name: values for name, values in sample.inputs.items() if name.startswith(_ENCODER)} for sample in samples]
+    is_alike = all(
+        name in one and np.array_equal(values, one[name]) for one in read for name, values in read[0].items()
+    )
+    return max((len(values) for values in read[0].values()), default=0) if is_alike else 0
 
 
 def _shared_positions(samples: Sequence[Sample]) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
+from typing import ClassVar, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -51,7 +51,8 @@ InputsT = TypeVar("InputsT", bound=EncoderDecoderInputs, contravariant=True)
 
 @dataclass(frozen=True)
 class DecoderContext:
-    """What all decoder blocks share in a forward pass; encoded: None when its keys and values are in the KV cache.
+    """What all decoder blocks share in a forward pass; encoded: None when its keys and values are in the KV cache; it
+    has `num_rows`, or a single one that all of them look at.
 
     prefixes: those that come into this call, by the names of their attentions.
     """
@@ -61,6 +62,7 @@ class DecoderContext:
     encoded: torch.Tensor | None
     kv_cache: KVCache | None
     prefixes: Mapping[str, Prefix]
+    num_rows: int
 
     def own_prefix(self, name: str) -> Prefix | None:
         """That of the self-attention of a block; None where there is none, or where the KV cache holds it already."""
@@ -81,14 +83,19 @@ class DecoderContext:
         pair, prefix = project(self.encoded), self.prefixes.get(cross_place(name))
         if prefix is not None:
             pair = prefix.before(*pair)
+        pair = tuple(one.expand(self.num_rows, -1, -1, -1) for one in pair)
         if self.kv_cache is not None:
             self.kv_cache.set_cross_attention(name, *pair, prefix=0 if prefix is None else prefix.keys.shape[1])
         return [KeysOfRows(slice(None), *pair)]
 
 
 class EncoderDecoder(Protocol[InputsT]):
-    """What a model gives to `run_encoder_decoder`."""
+    """What a model gives to `run_encoder_decoder`.
 
+    encodes_once: inputs of the encoder may be of one row, whose text all rows of the decoder look at.
+    """
+
+    encodes_once: ClassVar[bool]
     prefix: PrefixSource | None
 
     def embed_encoder(self, given: InputsT) -> torch.Tensor: ...
@@ -172,7 +179,7 @@ def _decode(
     if model.prefix is not None:
         self_mask = self_mask.with_prefix(model.prefix.length, given.tokens)
         cross_mask = cross_mask.with_prefix(model.prefix.length, given.tokens)
-    context = DecoderContext(self_mask, cross_mask, encoded, kv_cache, prefixes)
+    context = DecoderContext(self_mask, cross_mask, encoded, kv_cache, prefixes, hidden.shape[0])
     for name, block in blocks.items():
         hidden = block(hidden, context, name)
     return hidden

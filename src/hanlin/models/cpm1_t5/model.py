@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -50,6 +50,8 @@ class Cpm1T5(nn.Module):
 
     As in the original, one list holds the encoder's blocks and then the decoder's.
     """
+
+    encodes_once: ClassVar[bool] = True
 
     def __init__(self, config: Cpm1T5Config) -> None:
         super().__init__()

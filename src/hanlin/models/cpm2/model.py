@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -58,6 +58,8 @@ class Inputs(EncoderDecoderInputs):
 
 class Cpm2(nn.Module):
     """CPM-2 of any size, whole or cut (see core/plan.py); the state is the hidden states of encoder and decoder."""
+
+    encodes_once: ClassVar[bool] = True
 
     def __init__(self, config: Cpm2Config) -> None:
         super().__init__()
