@@ -20,7 +20,16 @@ if TYPE_CHECKING:
     from hanlin.models.family import Processor
     from hanlin.recipe.settings import GenerateSettings
 
-__all__ = ["AskedRow", "Messages", "fitting_record", "one_or_several", "question", "text_sample", "whole_record"]
+__all__ = [
+    "AskedRow",
+    "Messages",
+    "fitting_record",
+    "next_message",
+    "one_or_several",
+    "question",
+    "text_sample",
+    "whole_record",
+]
 
 Messages = str | Sequence[Mapping[str, Any]]
 """A dialogue up to its newest question, as OpenAI's clients write it: {"role": "user", "content": "..."}; a text is one
@@ -135,13 +144,23 @@ def fitting_record(engine: Engine, messages: Messages, options: GenerateSettings
     return record, options
 
 
-def _read(messages: Messages) -> Conversation:
+def next_message(processor: Processor, messages: Messages, tools: Sequence[Any] = ()) -> Any:
+    """The record that asks for the next message of a dialogue, all of which it holds; tools: that it may call.
+
+    Raises: DataError naming the message that cannot be used.
+    """
+    if not isinstance(processor, TakesForms):
+        raise DataError("this model reads records of its own form alone, no messages")
+    return processor.record_of(_read(messages, tools))
+
+
+def _read(messages: Messages, tools: Sequence[Any] = ()) -> Conversation:
     """Raises: DataError naming the message that cannot be used."""
     from hanlin.data.forms.messages import FORM
 
     if isinstance(messages, str):
         return Conversation((ChatMessage("user", messages),))
-    dialogue = FORM.read({"messages": messages})
+    dialogue = FORM.read({"messages": messages, **({"tools": list(tools)} if tools else {})})
     assert isinstance(dialogue, Conversation), dialogue
     if dialogue.is_answered:
         raise DataError("messages: the last one is the assistant's; it answers what somebody else says last")

@@ -10,7 +10,15 @@ from hanlin.core.errors import ConfigError
 if TYPE_CHECKING:
     from hanlin.recipe.settings import GenerateSettings, Recipe
 
-__all__ = ["chatting", "check_length", "chosen_settings", "generate_settings", "states_length", "streaming"]
+__all__ = [
+    "chatting",
+    "check_length",
+    "chosen_settings",
+    "generate_settings",
+    "requested",
+    "states_length",
+    "streaming",
+]
 
 
 def generate_settings(recipe: Recipe, changes: Mapping[str, Any]) -> GenerateSettings:
@@ -49,6 +57,27 @@ def chatting(options: GenerateSettings, named: Iterable[str]) -> GenerateSetting
     if "max_new_tokens" not in chosen:
         settings.model_fields_set.discard("max_new_tokens")
     return settings
+
+
+def requested(default: GenerateSettings, said: Mapping[str, Any], num_answers: int) -> GenerateSettings:
+    """The settings of a request for so many answers: what it says, else the default. A temperature of 0 is greedy
+    search; any other one, `top_p`, `top_k` or `min_p`, and several answers, are sampling.
+
+    Raises: pydantic.ValidationError.
+    """
+    from hanlin.recipe.settings import GENERATE_METHODS
+
+    of_sampling, said = {"temperature", "top_p", "top_k", "min_p"}, dict(said)
+    method = default.method
+    if said.get("temperature") == 0:
+        method, said = "greedy", {name: value for name, value in said.items() if name not in of_sampling}
+    elif of_sampling & said.keys() or num_answers > 1:
+        method = "sample"
+        if default.method != "sample":  # what a client does not say is then as its own documentation has it
+            said = {"temperature": 1.0, "top_p": 1.0} | said
+    settings = GENERATE_METHODS.load(method).settings
+    base = {name: value for name, value in default if name in settings.model_fields and name != "method"}
+    return settings(**base | said, method=method)
 
 
 def states_length(options: GenerateSettings) -> bool:

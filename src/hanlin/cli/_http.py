@@ -10,7 +10,7 @@ from http.client import HTTPConnection, HTTPResponse, HTTPSConnection
 from typing import Any
 from urllib.parse import urlsplit
 
-from hanlin.serve.loopback import is_loopback
+from hanlin.core.loopback import is_loopback
 
 __all__ = ["CONNECT_SECONDS", "QUIET_SECONDS", "opener_for"]
 

@@ -246,7 +246,7 @@ def _option(name: str) -> str:
 
 def _key(args: argparse.Namespace) -> str | None:
     """Raises: ConfigError for a server that others can reach without a key."""
-    from hanlin.serve.loopback import is_loopback
+    from hanlin.core.loopback import is_loopback
 
     key = os.environ.get(args.api_key_env, "") if args.api_key_env else ""
     if args.api_key_env and not key:

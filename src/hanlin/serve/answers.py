@@ -19,7 +19,7 @@ from hanlin.tokens.stream import Pieces
 from .errors import RequestError, failed
 from .scheduler import Answered
 from .schema import ChatBody, CompletionBody
-from .service import Reply, Service, timestamp
+from .service import Reply, Service, timestamp, unless_gone
 
 __all__ = ["Shape", "respond"]
 
@@ -77,7 +77,7 @@ async def respond(
     how = {"is_streamed": body.stream, "is_empty": body.most_tokens == 0, "is_plain": shape.is_plain}
     if not body.stream:
         async with service.answering(questions, body.stops, **how) as reply:
-            ends = await reply.ends(len(questions), request)
+            ends = await unless_gone(reply.ends(len(questions)), request)
 
         def whole() -> Response:
             choices = [shape.choice(end) for end in ends]

@@ -8,8 +8,9 @@ from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from hanlin.core.loopback import is_loopback
+
 from .errors import RequestError, error_response
-from .loopback import is_loopback
 
 __all__ = ["CalledFromHere", "NeedsKey"]
 

@@ -11,17 +11,13 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from hanlin.api.dialogue import AskedRow, question
-from hanlin.core.errors import HanlinError
-from hanlin.data.forms.content import Conversation
-from hanlin.data.forms.messages import FORM
-from hanlin.data.processor import TakesForms
+from hanlin.api.dialogue import AskedRow, next_message, question
 from hanlin.generate.running_batch import AnswerRequest
 from hanlin.models.family import CallsTools
 from hanlin.recipe.settings import GenerateSettings
 
 from .answers import respond
-from .errors import RequestError
+from .errors import RequestError, blaming
 from .logprobs import of_chat
 from .scheduler import Answered
 from .schema import ChatBody, request_settings
@@ -55,12 +51,11 @@ def _questions(
     if body.record is None:
         if not body.messages:
             raise RequestError("messages: expected at least one, or a record", param="messages")
-        record = record_of_messages(service, body.messages, body.offered_tools)
+        with blaming("messages"):
+            record = next_message(service.processor, body.messages, body.offered_tools)
         return None, service.questions(body, settings, [record], "messages")
-    try:
+    with blaming("record"):
         asked = question(service.processor, body.record)
-    except HanlinError as error:
-        raise RequestError(str(error), param="record") from None
     return asked, service.questions(body, settings, [asked.record], "record")
 
 
@@ -130,26 +125,5 @@ def _tool_names(service: Service, tools: Sequence[dict[str, Any]]) -> list[str]:
         return []
     if not isinstance(service.processor, CallsTools) or not service.processor.calls_tools:
         raise RequestError("this model calls no tools; describe them in a message", param="tools")
-    try:
+    with blaming("tools", "tools: {}"):
         return service.processor.tool_names(tools)
-    except HanlinError as error:
-        raise RequestError(f"tools: {error}", param="tools") from None
-
-
-def record_of_messages(
-    service: Service, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] = ()
-) -> Any:
-    """The family's record of a dialogue that waits for the assistant's next message.
-
-    Raises: RequestError naming the message.
-    """
-    if not isinstance(service.processor, TakesForms):
-        raise RequestError("this model reads records of its own form alone, no messages", param="messages")
-    try:
-        dialogue = FORM.read({"messages": messages, **({"tools": list(tools)} if tools else {})})
-        assert isinstance(dialogue, Conversation), dialogue
-        if dialogue.is_answered:
-            raise RequestError("messages: the last one is the assistant's; nothing is asked", param="messages")
-        return service.processor.record_of(dialogue)
-    except HanlinError as error:
-        raise RequestError(str(error), param="messages") from None

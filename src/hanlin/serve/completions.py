@@ -9,14 +9,13 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from hanlin.core.errors import HanlinError
 from hanlin.data.processor import ContinuesTexts
 from hanlin.generate.prompt_scores import PromptScore, score_prompts_in_steps
 from hanlin.generate.running_batch import AnswerRequest
 from hanlin.recipe.settings import GenerateSettings
 
 from .answers import respond
-from .errors import RequestError
+from .errors import RequestError, blaming
 from .logprobs import joined, of_prompt, of_text, vllm_prompt
 from .scheduler import Answered
 from .schema import CompletionBody, request_settings
@@ -48,12 +47,10 @@ def _questions(service: Service, body: CompletionBody, settings: GenerateSetting
         raise RequestError(told, param="prompt", code="too_large")
     if not isinstance(processor, ContinuesTexts):
         raise RequestError("this model does not go on with bare texts; ask by /v1/chat/completions", param="prompt")
-    try:
+    with blaming("prompt", "{}; ask by /v1/chat/completions"):
         records = [
             processor.continuation(processor.text_ids(one) if isinstance(one, str) else one) for one in body.prompts
         ]
-    except HanlinError as error:
-        raise RequestError(f"{error}; ask by /v1/chat/completions", param="prompt") from None
     return service.questions(body, settings, records, "prompt")
 
 

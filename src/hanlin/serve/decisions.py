@@ -9,7 +9,6 @@ from pydantic import Field, StrictStr
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from hanlin.core.errors import DataError
 from hanlin.evaluation.decisions.answers import answer_of, probabilities_of
 from hanlin.evaluation.decisions.asking import Poll, poll_of_question, spoken_options
 from hanlin.evaluation.decisions.inputs import DecisionInput, text_of_input
@@ -17,7 +16,7 @@ from hanlin.evaluation.decisions.questions import MOST_QUESTIONS, Question, Unre
 from hanlin.evaluation.decisions.scoring import OptionScores, scored_in_steps
 from hanlin.models.family import PredictsLabels
 
-from .errors import RequestError
+from .errors import RequestError, blaming
 from .service import Service, read_body
 
 _MOST_CHARACTERS = 4
@@ -63,10 +62,8 @@ def _response(service: Service, body: DecisionBody, scored: Sequence[OptionScore
 
 def _polls(service: Service, body: DecisionBody) -> list[Poll]:
     """Raises: RequestError naming the question."""
-    try:
+    with blaming("input"):
         text = text_of_input(body.input)
-    except DataError as error:
-        raise RequestError(str(error), param="input") from None
     polls, limit = [], service.limits.decision_tokens
     characters, has_labels = 0, isinstance(service.processor, PredictsLabels)
     for number, question in enumerate(body.questions):
@@ -78,10 +75,8 @@ def _polls(service: Service, body: DecisionBody) -> list[Poll]:
                 param=f"questions.{number}",
                 code="too_large",
             )
-        try:
+        with blaming(f"questions.{number}", f"questions.{number}: {{}}"):
             polls.append(poll_of_question(service.processor, question, text, service.engine.max_length))
-        except DataError as error:
-            raise RequestError(f"questions.{number}: {error}", param=f"questions.{number}") from None
         longest = max(sample.length for sample in polls[-1].samples)
         if not service.engine.is_causal and longest > (most := service.limits.prompt_tokens):
             raise RequestError(

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from starlette.responses import JSONResponse
 
+from hanlin.core.errors import HanlinError
 from hanlin.core.field_problems import first_field_problem
 from hanlin.evaluation.decisions.questions import TAGS
 
-__all__ = ["RequestError", "error_response", "failed", "first_problem"]
+__all__ = ["RequestError", "blaming", "error_response", "failed", "first_problem"]
 
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
@@ -26,6 +28,18 @@ class RequestError(Exception):
     def body(self) -> dict[str, Any]:
         kind = _TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+
+@contextmanager
+def blaming(param: str, told: str = "{}") -> Iterator[None]:
+    """What cannot be made of a field is the request's mistake; told: how its reason is said.
+
+    Raises: RequestError naming the field.
+    """
+    try:
+        yield
+    except HanlinError as error:
+        raise RequestError(told.format(error), param=param) from None
 
 
 def error_response(error: RequestError, headers: Mapping[str, str] | None = None) -> JSONResponse:

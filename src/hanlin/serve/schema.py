@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from hanlin.api.generation import requested
 from hanlin.core.field_problems import FieldError
 
 from .errors import first_problem
@@ -25,7 +26,10 @@ from .errors import first_problem
 if TYPE_CHECKING:
     from hanlin.recipe.settings import GenerateSettings
 
-_OF_SAMPLING = {"temperature", "top_p", "top_k", "min_p"}
+_SETTINGS = (
+    *("temperature", "top_p", "top_k", "min_p"),
+    *("repetition_penalty", "presence_penalty", "frequency_penalty"),
+)
 
 __all__ = ["ChatBody", "CompletionBody", "StreamOptions", "request_settings"]
 
@@ -89,6 +93,7 @@ def _text_alone(value: Any) -> Any:
 class StreamOptions(BaseModel):
     model_config = ConfigDict(extra="forbid")
     include_usage: StrictBool = False
+    include_obfuscation: Annotated[Any, only(False)] = None
 
 
 class _Body(BaseModel):
@@ -221,34 +226,12 @@ class CompletionBody(_Body):
 def request_settings(body: ChatBody | CompletionBody, default: GenerateSettings) -> GenerateSettings:
     """How the answer is looked for: what the body says, else what the server was started with.
 
-    A temperature of 0 is greedy search; any other one, and top_p or top_k, is sampling.
     Raises: RequestError.
     """
-    from hanlin.recipe.settings import GENERATE_METHODS
-
-    values = {
-        "max_new_tokens": 1 if body.most_tokens == 0 else body.most_tokens,
-        "repetition_penalty": body.repetition_penalty,
-        "temperature": body.temperature,
-        "top_p": body.top_p,
-        "top_k": body.top_k,
-        "min_p": body.min_p,
-        "presence_penalty": body.presence_penalty,
-        "frequency_penalty": body.frequency_penalty,
-    }
-    given = {name: value for name, value in values.items() if value is not None}
-    if body.temperature == 0:
-        method, dropped = "greedy", _OF_SAMPLING
-    elif _OF_SAMPLING & given.keys() or body.n > 1:
-        method, dropped = "sample", set()
-        if default.method != "sample":  # what a client does not say is then as its own documentation has it
-            given = {"temperature": 1.0, "top_p": 1.0} | given
-    else:
-        method, dropped = default.method, set()
-    settings = GENERATE_METHODS.load(method).settings
-    known = settings.model_fields
-    base = {name: value for name, value in default if name in known and name != "method"}
+    said = {name: value for name in _SETTINGS if (value := getattr(body, name)) is not None}
+    if body.most_tokens is not None:
+        said["max_new_tokens"] = max(1, body.most_tokens)
     try:
-        return settings(**base | {name: value for name, value in given.items() if name not in dropped}, method=method)
+        return requested(default, said, num_answers=body.n)
     except ValidationError as error:
         raise first_problem(error.errors()) from None

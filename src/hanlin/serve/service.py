@@ -6,7 +6,7 @@ import asyncio
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from hanlin.generate.engine import record_stream
 from hanlin.generate.method import find_method
 from hanlin.generate.running_batch import AnswerRequest
 
-from .errors import RequestError, failed, first_problem
+from .errors import RequestError, blaming, failed, first_problem
 from .limits import Limits
 from .scheduler import Answered, BusyError, Failed, Job, Scheduler
 from .side_jobs import SideJob
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from .schema import ChatBody, CompletionBody
 
-__all__ = ["Reply", "Service", "read_body"]
+__all__ = ["Reply", "Service", "read_body", "unless_gone"]
 
 _JSON = re.compile(r'application/json\s*(;\s*charset="?utf-?8"?\s*)?', re.IGNORECASE)
 _SMALL_BODY = 2**14
@@ -107,12 +107,10 @@ class Service:
         if body.bias and max(body.bias) >= (size := self.tokenizer.vocab_size):
             raise RequestError(f"logit_bias: {max(body.bias)} is no id, the vocabulary has {size}", param="logit_bias")
         drawn = secrets.randbits(62) if body.seed is None else body.seed
-        try:
+        with blaming(param):
             prompts = [
                 self._prompt(record, settings, param, is_stated=body.most_tokens is not None) for record in records
             ]
-        except HanlinError as error:
-            raise RequestError(str(error), param=param) from None
         return [
             AnswerRequest(
                 prompt,
@@ -172,7 +170,7 @@ class Service:
         with _busy_told(self.scheduler):
             self.scheduler.submit_aside(job)
         try:
-            result, error = await _unless_gone(found, request)
+            result, error = await unless_gone(found, request)
         finally:
             job.is_cancelled = True
         if isinstance(error, TimeoutError):
@@ -243,25 +241,15 @@ class Reply:
             raise RequestError(event.message, status, code="timeout" if event.is_late else None)
         return event
 
-    async def ends(self, count: int, request: Request) -> list[Answered]:
-        """The answers of so many questions, in their order; while they are waited for, it is seen whether anybody is
-        still there.
+    async def ends(self, count: int) -> list[Answered]:
+        """The answers of so many questions, in their order.
 
-        Raises: RequestError, ClientDisconnect.
+        Raises: RequestError where there is no answer.
         """
         found: dict[int, Answered] = {}
-        gone = asyncio.ensure_future(_disconnected(request))
-        try:
-            while len(found) < count:
-                waiting = asyncio.ensure_future(self.next())
-                await asyncio.wait({waiting, gone}, return_when=asyncio.FIRST_COMPLETED)
-                if not waiting.done():
-                    waiting.cancel()
-                    raise ClientDisconnect
-                if (event := waiting.result()).end is not None:
-                    found[event.number] = event
-        finally:
-            gone.cancel()
+        while len(found) < count:
+            if (event := await self.next()).end is not None:
+                found[event.number] = event
         return [found[number] for number in range(count)]
 
 
@@ -328,8 +316,12 @@ def _busy_told(scheduler: Scheduler) -> Iterator[None]:
         raise RequestError(str(error), code="too_large") from None
 
 
-async def _unless_gone(awaited: asyncio.Future[Any], request: Request) -> Any:
-    """Raises: ClientDisconnect where nobody waits any more."""
+async def unless_gone(awaitable: Awaitable[Any], request: Request) -> Any:
+    """What is awaited, while it is seen whether anybody is still there.
+
+    Raises: ClientDisconnect where nobody waits any more; what is raised there.
+    """
+    awaited = asyncio.ensure_future(awaitable)
     gone = asyncio.ensure_future(_disconnected(request))
     try:
         await asyncio.wait({awaited, gone}, return_when=asyncio.FIRST_COMPLETED)

@@ -9,11 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from hanlin.core.errors import HanlinError
+from hanlin.api.dialogue import next_message
 from hanlin.data.processor import ContinuesTexts
 
-from .chat import record_of_messages
-from .errors import RequestError
+from .errors import RequestError, blaming
 from .schema import only
 from .service import Service, read_body
 
@@ -90,9 +89,9 @@ def _ids(service: Service, body: TokenizeBody) -> list[int]:
     if (body.prompt is None) == (body.messages is None):
         raise RequestError("expected prompt or messages, one of them", param="prompt")
     processor, text = service.processor, body.prompt
-    try:
+    with blaming("messages" if text is None else "prompt"):
         if text is None:
-            prompt = processor.prompt(record_of_messages(service, body.messages or []))
+            prompt = processor.prompt(next_message(processor, body.messages or []))
             ids = [*map(int, prompt.inputs.get("encoder_tokens", ())), *prompt.ids]
             return [id for id in ids if id >= 0]  # soft prompts are none
         if not isinstance(processor, ContinuesTexts):
@@ -101,5 +100,3 @@ def _ids(service: Service, body: TokenizeBody) -> list[int]:
         if text in named:
             return [named[text]]
         return service.tokenizer.encode(text) if body.add_special_tokens is False else processor.text_ids(text)
-    except HanlinError as error:
-        raise RequestError(str(error), param="prompt" if body.messages is None else "messages") from None
