@@ -39,6 +39,9 @@ check: $(INSTALLED) ## style, types, imports
 clients: $(INSTALLED) ## other programs that optional tests compare with, into .clients: OpenAI 1.x and 2.x, LiteLLM, lm-eval, TRL
 	for one in "openai1 openai<2" "openai2 openai<3" "litellm litellm" "lm_eval lm-eval[api]"; do \
 		$(RUN)/python -m pip install --quiet --upgrade --target .clients/$${one%% *} "$${one#* }" || exit 1; done
+	$(RUN)/python -m pip install --quiet --upgrade --target .clients/openai_suite --no-deps pytest-asyncio
+	$(RUN)/python -m pip download --quiet --no-deps --no-binary :all: --dest .clients openai
+	tar --extract --gzip --directory .clients/openai_suite --file $$(ls -t .clients/openai-*.tar.gz | head -1)
 	$(RUN)/python -m pip install --quiet --upgrade --target .clients/trl --no-deps "trl>=1.16" accelerate datasets multiprocess dill xxhash pandas fsspec httpx
 
 mutants: $(INSTALLED) ## break one line after another; do the unit tests notice? (ARGS=step.py: some of them)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import openai
 import pytest
@@ -75,6 +78,9 @@ print(json.dumps({"backend": model.tokenizer_backend, "rolling": rolling, "whole
 """
 
 
+RESOURCES = ("test_completions", "test_models", "test_decisions", "chat/test_completions")
+
+
 def run_with(client: str, script: str, *arguments: Any) -> Any:
     """What a script prints that finds this client before all else."""
     folder = CLIENTS / client
@@ -107,6 +113,38 @@ def test_every_major_version_of_openai_is_answered(serve: Start, engine: Engine,
     assert (found["refused"], found["missing"], found["models"]) == ("top_p", "model_not_found", ["tiny"])
     assert found["usage"]
     assert found["told"] > 0
+
+
+@pytest.mark.slow
+def test_openais_own_tests_of_its_resources_pass_or_are_refused(serve: Start, engine: Engine, tmp_path: Path) -> None:
+    """Those of the routes that are here; what they ask that is not honoured is told in a sentence."""
+    suite = next(CLIENTS.glob("openai_suite/openai-*"), None)
+    if suite is None:
+        pytest.skip(f"needs the sources of OpenAI's client in {CLIENTS}: make clients")
+    asked = ("gpt-3.5-turbo-instruct", "gpt-6-astra", "model")
+    url, _ = serve(adapters={name: copy.copy(engine) for name in asked})
+    kept = {
+        "TEST_API_BASE_URL": f"{url}/v1",
+        "PYTHONPATH": os.pathsep.join(map(str, (CLIENTS / "openai_suite", suite))),
+    }
+    files = [f"tests/api_resources/{name}.py" for name in RESOURCES]
+    options = ["-o", "addopts=", "-W", "ignore", "-k", "not aiohttp", f"--junitxml={tmp_path / 'found.xml'}"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, *files]
+    subprocess.run(command, check=False, cwd=suite, env={**os.environ, **kept}, capture_output=True, timeout=300)
+    passed = set()
+    for case in ElementTree.parse(tmp_path / "found.xml").iter("testcase"):
+        name = f"{case.get('classname', '').rpartition('.test_')[2]}.{case.get('name', '')}"
+        failures = [one.get("message", "") for one in case if one.tag in ("failure", "error")]
+        if not failures:
+            passed.add(name.partition("[")[0])
+        assert all(re.search(r"Error code: (400|404|405) - \w", one) for one in failures), (name, failures)
+    ways = ("method", "raw_response", "streaming_response")
+    for side in ("", "Async"):
+        for way in ways:
+            assert {f"models.Test{side}Models.test_{way}_{what}" for what in ("list", "retrieve")} <= passed
+            assert f"decisions.Test{side}Decisions.test_{way}_create" in passed
+            for overload in (1, 2):
+                assert f"completions.Test{side}Completions.test_{way}_create_overload_{overload}" in passed
 
 
 @pytest.mark.slow

@@ -65,7 +65,8 @@ def test_a_stream_adds_up_to_the_answer_and_tells_its_usage(serve: Start) -> Non
     client = client_of(serve()[0])
     asked: dict[str, Any] = {"model": "tiny", "messages": ASKED, "seed": 3, "temperature": 1.5, "max_tokens": 20}
     whole = client.chat.completions.create(**asked)
-    chunks = list(client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+    told: Any = {"include_usage": True, "include_obfuscation": False}
+    chunks = list(client.chat.completions.create(**asked, stream=True, stream_options=told))
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
     assert text == whole.choices[0].message.content
     assert chunks[0].choices[0].delta.role == "assistant"
@@ -326,6 +327,10 @@ def test_a_page_that_is_named_may_ask_and_no_other_one(serve: Start) -> None:
         ({"messages": ASKED, "response_format": {"type": "json_object"}}, 400, "response_format"),
         ({"messages": ASKED, "stream_options": {"include_usage": True}}, 400, "stream_options"),
         ({"messages": ASKED, "stream": True, "stream_options": {"other": 1}}, 400, "stream_options.other"),
+        (
+            {"messages": ASKED, "stream": True, "stream_options": {"include_obfuscation": True}},
+            *(400, "stream_options.include_obfuscation"),
+        ),
         ({"messages": ASKED, "model": "other"}, 404, "model"),
         ({"messages": []}, 400, "messages"),
         ({"messages": "床"}, 400, "messages"),
@@ -350,6 +355,32 @@ def test_what_is_not_honoured_is_refused(serve: Start, body: Any, status: int, p
     assert answer["error"]["message"]
     assert answer["error"]["param"] == param, answer
     assert "nput" not in answer["error"]["message"]  # of pydantic's own words
+
+
+def test_what_else_openais_client_asks_is_refused_in_that_shape(serve: Start) -> None:
+    client = client_of(serve()[0])
+    text: Any = {"model": "tiny", "input": "床"}
+    refused: list[Callable[[], Any]] = [
+        lambda: client.responses.create(**text),
+        lambda: client.embeddings.create(**text),
+        lambda: client.moderations.create(**text),
+        lambda: client.images.generate(model="tiny", prompt="床"),
+        lambda: client.audio.speech.create(**text, voice="alloy"),
+        client.files.list,
+        client.batches.list,
+        client.fine_tuning.jobs.list,
+        client.vector_stores.list,
+        lambda: client.models.delete("tiny"),
+        client.chat.completions.list,
+        lambda: client.chat.completions.retrieve("id"),
+        lambda: client.chat.completions.delete("id"),
+    ]
+    for ask in refused:
+        with pytest.raises(openai.APIStatusError, match=r"there is no route /v1/|is not for /v1/") as told:
+            ask()
+        assert told.value.status_code in (404, 405)
+        body: Any = told.value.body
+        assert set(body) == {"message", "type", "param", "code"}
 
 
 def test_errors_have_one_shape_on_every_route(serve: Start) -> None:

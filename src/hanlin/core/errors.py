@@ -15,6 +15,11 @@ class HanlinError(Exception):
     exit_code = 2
 
 
+def traceback_of(error: BaseException) -> BaseException | None:
+    """What a log shows of an error behind its sentence: nothing where the sentence is meant to say it all."""
+    return None if isinstance(error, HanlinError) else error
+
+
 class ConfigError(HanlinError):
     """A recipe or a command-line argument that cannot be run."""
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
+from hanlin.core.errors import traceback_of
+
 __all__ = ["Blame"]
 
 log = logging.getLogger(__name__)
@@ -27,7 +29,7 @@ class Blame:
 
     def note(self, number: int, error: Exception) -> None:
         if self.is_sought:  # else it is raised
-            log.error("an answer that was being written failed", exc_info=error)
+            log.error("an answer that was being written failed: %s", error, exc_info=traceback_of(error))
         self.failures.setdefault(number, error)
 
     @contextmanager

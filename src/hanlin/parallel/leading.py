@@ -29,6 +29,8 @@ __all__ = ["follow", "leading"]
 _SILENCE = timedelta(days=365)
 """So long nobody may ask anything. A rank that ends meanwhile closes its connections, which is noticed at once."""
 
+_LOST = "the ranks that hold the model together have lost each other"
+
 
 @dataclass(frozen=True)
 class _Call:
@@ -88,16 +90,19 @@ class _Leader:
         self._caches: WeakKeyDictionary[KVCache | SlotCache, int] = WeakKeyDictionary()
 
     def call(self, compute: Callable[..., torch.Tensor], inputs: dict[str, Any]) -> torch.Tensor:
-        """Tell the others, and compute the own part; raises what this raises, and nothing is told after that."""
+        """Tell the others, and compute the own part.
+
+        Raises: RankError where this goes wrong; nothing is told after that.
+        """
         if self.failure is not None:
-            raise RankError("the ranks that hold the model together have lost each other")
+            raise RankError(_LOST)
         try:
             broadcast_value(self._told(inputs), self.group)
             return compute(**inputs)
         except BaseException as error:
             self.failure = error
             self._on_failure()
-            raise
+            raise RankError(_LOST) from error
 
     def _told(self, inputs: dict[str, Any]) -> _Call:
         given = {name: one.cpu() if isinstance(one, torch.Tensor) else one for name, one in inputs.items()}

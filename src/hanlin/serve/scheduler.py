@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Literal, NamedTuple
 
-from hanlin.core.errors import HanlinError
+from hanlin.core.errors import HanlinError, traceback_of
 from hanlin.core.memory import is_device_failure
 from hanlin.generate.answer_text import follow_text
 from hanlin.generate.beam import Search
@@ -223,7 +223,7 @@ class Scheduler:
         """All that these engines answer fails, and what comes next finds an empty batch: nothing ends the thread. For
         what no single request is guilty of.
         """
-        log.error("the answers that were being written failed", exc_info=error)
+        log.error("the answers that were being written failed: %s", error, exc_info=traceback_of(error))
         jobs = {one.job for one in self._running.values() if self._engine_of(one.job) in engines}
         for engine in engines:
             self._batches.pop(engine).close()
@@ -290,7 +290,7 @@ class Scheduler:
             with self._engine_of(job).inference():
                 has_joined = self._batch_of(job).add(numbers, job.questions) is not None
         except Exception as error:
-            log.error("a prompt could not be read", exc_info=error)
+            log.error("a prompt could not be read: %s", error, exc_info=traceback_of(error))
             self._waiting_done()
             self._fail(job, self._failure(error))
             return True

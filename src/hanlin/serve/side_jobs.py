@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from hanlin.core.errors import traceback_of
+
 __all__ = ["SideJob", "SideJobs"]
 
 log = logging.getLogger(__name__)
@@ -74,7 +76,7 @@ class SideJobs:
             self._counts.prompt_tokens += job.tokens
             job.done(found, None)
         except Exception as error:
-            log.error("a step beside the answers failed", exc_info=error)
+            log.error("a step beside the answers failed: %s", error, exc_info=traceback_of(error))
             self._on_error(error)
             self._fail(job, error)
 
