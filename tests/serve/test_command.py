@@ -146,7 +146,20 @@ def test_it_is_this_machine_alone_that_is_answered_by_default(base: Path) -> Non
             assert "<title>Hanlin" in response.read().decode()
         with urllib.request.urlopen(f"{url}/models") as response:
             assert json.load(response)["data"][0]["id"] == "bee"
-        process.terminate()
+        body = {
+            "messages": [{"role": "user", "content": "床前"}],
+            "n": 16,
+            "max_tokens": 4000,
+            "logit_bias": {"7": -100},
+        }
+        long = {"content-type": "application/json"}
+        asked = urllib.request.Request(f"{url}/chat/completions", json.dumps(body | {"stream": True}).encode(), long)
+        with urllib.request.urlopen(asked) as stream:
+            stream.readline()
+            process.terminate()
+            next(line for line in process.stderr if line.startswith("answers that are being written have 30 seconds"))
+            process.terminate()  # a second signal ends it at once
+            assert process.wait(20) == 128 + signal.SIGTERM
 
 
 def test_the_files_for_deployment_name_what_the_command_has() -> None:

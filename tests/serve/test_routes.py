@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 import time
 import urllib.request
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from hanlin.data.forms.messages import FORM
 from hanlin.generate.engine import Engine
 from hanlin.generate.methods.greedy import GreedySettings
 from hanlin.generate.methods.sample import SampleSettings
+from hanlin.serve import answers
 from hanlin.serve.limits import Limits
 from hanlin.serve.schema import ChatBody, CompletionBody
 from hanlin.serve.service import Service
@@ -298,6 +300,8 @@ def test_a_page_that_is_named_may_ask_and_no_other_one(serve: Start) -> None:
         ({"messages": [{"content": "床"}]}, 400, "messages"),
         ({"messages": [{"role": "tool", "content": "12"}]}, 400, "messages"),
         ({"messages": [None]}, 400, "messages.0"),
+        ({"messages": [{**ASKED[0], "audio": {"id": "a"}}]}, 400, "messages"),
+        ({"messages": [{**ASKED[0], "contents": "床"}]}, 400, "messages"),
         ({"messages": None}, 400, "messages"),
         ({"messages": ASKED, "stream": "yes"}, 400, "stream"),
         ({"messages": ASKED, "stop": [1]}, 400, "stop.0"),
@@ -489,6 +493,31 @@ def test_too_many_are_turned_away(serve: Start) -> None:
     assert statuses == {200, 429}
     assert post(url, "/v1/chat/completions", {**body, "n": 3})[0] == 400
     wait_for(lambda: service.scheduler.counts.running == 0)
+
+
+def test_who_waits_hears_so_and_who_may_not_when_to_ask_again(
+    serve: Start, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, service = serve(Limits(queue=1, rows=1))
+    monkeypatch.setattr(answers, "_QUIET_SECONDS", 0.05)
+    may_go_on, asked = threading.Event(), json.dumps({"messages": ASKED, "max_tokens": 2, "stream": True})
+    hook = engine.model.register_forward_pre_hook(lambda *_: may_go_on.wait(60) and None)
+    some = [HTTPConnection(urlsplit(url).netloc, timeout=60) for _ in range(3)]
+    try:
+        for count, one in enumerate(some[:2], start=1):
+            one.request("POST", "/v1/chat/completions", asked, {"content-type": "application/json"})
+            stream = one.getresponse()
+            wait_for(lambda count=count: service.scheduler.counts.requests == count)
+            assert stream.readline().startswith(b"data: ")
+            assert [stream.readline() for _ in range(2)] == [b"\n", b": waiting\n"]
+        some[2].request("POST", "/v1/chat/completions", asked, {"content-type": "application/json"})
+        refused = some[2].getresponse()
+        assert (refused.status, refused.headers["retry-after"]) == (429, "1")
+    finally:
+        may_go_on.set()
+        hook.remove()
+        for one in some:
+            one.close()
 
 
 @pytest.mark.parametrize("page", ["serving.md", "serving.zh-CN.md"])

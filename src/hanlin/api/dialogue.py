@@ -147,8 +147,12 @@ def fitting_record(engine: Engine, messages: Messages, options: GenerateSettings
 def next_message(processor: Processor, messages: Messages, tools: Sequence[Any] = ()) -> Any:
     """The record that asks for the next message of a dialogue, all of which it holds; tools: that it may call.
 
-    Raises: DataError naming the message that cannot be used.
+    Raises: DataError naming the message that cannot be used, or what nothing reads of one.
     """
+    from hanlin.data.forms.turns import unread_of_turns
+
+    if unread := unread_of_turns(messages):
+        raise DataError(f"messages: {unread[0]}; nothing is ignored here")
     if not isinstance(processor, TakesForms):
         raise DataError("this model reads records of its own form alone, no messages")
     return processor.record_of(_read(messages, tools))

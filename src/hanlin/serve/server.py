@@ -73,11 +73,11 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.should_exit:
             os._exit(128 + sig)  # asked again: at once
+        super().handle_exit(sig, frame)  # first of all: the next signal may come while this one is answered
         seconds, scheduler = self._service.limits.drain_seconds, self._service.scheduler
         scheduler.end_by(time.monotonic() + seconds)
         if scheduler.is_busy:
             self._say(f"answers that are being written have {seconds:g} seconds; again: at once")
-        super().handle_exit(sig, frame)
 
 
 def _allow_many_connections() -> None:
