@@ -16,8 +16,12 @@ from hanlin.core.errors import DataError
 from hanlin.data.sources.opening import open_records
 from hanlin.reference.messages import read_messages, said, say_in_chinese
 
-# Room -> its files without messages.
-ROOMS: dict[str, frozenset[str]] = {"checking": frozenset(), "core": frozenset(), "recipe": frozenset()}
+ROOMS = dict.fromkeys(
+    "adapters api checking checkpoint core data evaluation formats generate layers models parallel planner recipe run "
+    "tokens training tuning".split(),
+    frozenset[str](),
+) | {"api": frozenset({"first_recipe.py", "model_card.py"}), "training": frozenset({"report.py"})}
+"""Room -> its files whose texts are no messages."""
 LIBRARIES = "libraries"
 """The catalogue of what others say within our messages."""
 FOLDER = SOURCE / "reference/messages"
