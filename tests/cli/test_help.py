@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
+from message_sources import is_sentence
 
-from hanlin.cli.main import main
+from hanlin.cli.main import command_help, command_names, main
 
 
 def _help(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -84,3 +86,13 @@ def test_settings_are_explained_in_chinese(capsys: pytest.CaptureFixture[str], m
 def test_the_schema_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(_help(capsys, "--schema"))["properties"]["train"]["properties"]["lr"]["exclusiveMinimum"] == 0
     assert main(["help", "train.lr", "--schema"]) == 2
+
+
+@pytest.mark.parametrize("name", [None, *command_names()])
+def test_the_help_of_every_command_is_there_in_chinese(name: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HANLIN_LANG", "zh")
+    _, _, explained = command_help(name).partition("\n\n")  # behind the usage
+    told, examples, _ = explained.partition("示例：")
+    assert examples
+    helps = [re.split(" {2,}", line.strip())[-1] for line in told.splitlines()]
+    assert not [text for text in helps if is_sentence(text) and text.isascii() and text[0] not in "-{"]

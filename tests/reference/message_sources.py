@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
+
+from hanlin.cli._parser import divided, is_example
 
 SOURCE = Path(__file__).parents[2] / "src/hanlin"
 _FIELD = re.compile(r"\{\w*(?:![rs])?(?::[^{}]*)?\}")
@@ -18,13 +20,14 @@ _WORD = re.compile(r"(?<![\w.`'/<$%:=-])[A-Za-z][a-z']+(?![\w=/(`'-]|\.\w)")
 _LOGS = {"log", "logging", "warnings", "re"}
 
 
-def messages_of(room: str, left_out: frozenset[str] = frozenset()) -> dict[str, str]:
+def messages_of(room: str, left_out: Collection[str] = ()) -> dict[str, str]:
     """Template -> where it stands first; left_out: files of the room that hold none."""
     folder = SOURCE / room
     found: dict[str, str] = {}
     for path in sorted(folder.rglob("*.py")):
         if str(path.relative_to(folder)) not in left_out:
-            for template, line in _messages(ast.parse(path.read_text(encoding="utf-8"))):
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            for template, line in (*_messages(tree), *(_help(tree) if _is_command(path) else ())):
                 found.setdefault(template, f"{path.relative_to(SOURCE)}:{line}")
     return found
 
@@ -32,6 +35,19 @@ def messages_of(room: str, left_out: frozenset[str] = frozenset()) -> dict[str, 
 def is_sentence(template: str) -> bool:
     """Whether it says something in English, and is more than a name."""
     return len(_WORD.findall(template.replace("{}", " "))) > 1
+
+
+def _is_command(path: Path) -> bool:
+    return path.parent.name == "cli" and not path.name.startswith("_") and path.name != "main.py"
+
+
+def _help(tree: ast.Module) -> Iterator[tuple[str, int]]:
+    """What the docstring of a command says: its paragraphs, and the remarks behind its examples."""
+    about, examples = divided(ast.get_docstring(tree) or "")
+    yield from ((_escaped(" ".join(paragraph.split())), 1) for paragraph in about)
+    for line in examples.splitlines():
+        if remark := re.split(" {3,}", line.strip())[1:] or [line.strip()][is_example(line.strip()) :]:
+            yield _escaped(remark[0]), 1
 
 
 def _messages(tree: ast.Module) -> Iterator[tuple[str, int]]:

@@ -10,21 +10,59 @@ import argparse
 import difflib
 import re
 import sys
+import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
 from hanlin.cli._completing import complete_settings
+from hanlin.cli._say import in_users_language
 from hanlin.reference.messages import said
 
-__all__ = ["CommandParser", "add_command", "did_you_mean", "example_lines", "parse_words"]
+__all__ = [
+    "CommandParser",
+    "HelpFormatter",
+    "add_command",
+    "did_you_mean",
+    "divided",
+    "example_lines",
+    "is_example",
+    "parse_words",
+]
 
 _MISSING = "the following arguments are required"
 _CHOICE = re.compile(r"invalid choice: '?([^' ]*)'? \(choose from (.*)\)")
 MOST_EXAMPLES = 3
+_WIDTH = 100
+"""Columns of a paragraph that was not wrapped by hand."""
 _WORDS = ("changes", "words")
 """Arguments among which settings may stand."""
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """argparse's, in the user's language."""
+
+    def add_usage(
+        self,
+        usage: str | None,
+        actions: Iterable[argparse.Action],
+        groups: Iterable[argparse._MutuallyExclusiveGroup],
+        prefix: str | None = None,
+    ) -> None:
+        super().add_usage(usage, actions, groups, in_users_language("usage: ") if prefix is None else prefix)
+
+    def start_section(self, heading: str | None) -> None:
+        super().start_section(in_users_language(heading or ""))
+
+    def add_text(self, text: str | None) -> None:
+        super().add_text("\n\n".join(map(_paragraph, (text or "").split("\n\n"))) or None)
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        return in_users_language(action.help or "")
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return super()._split_lines(text, width) if text.isascii() else wrapped(text, width)
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -42,9 +80,9 @@ class CommandParser(argparse.ArgumentParser):
 
 def add_command(commands: argparse._SubParsersAction[CommandParser], name: str, module: ModuleType) -> CommandParser:
     """The parser of a command, as its module describes it."""
-    about, examples = _divided(module.__doc__ or "")
+    about, examples = divided(module.__doc__ or "")
     parser = commands.add_parser(
-        name, help=module.HELP, description=about, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
+        name, help=module.HELP, description="\n\n".join(about), epilog=examples, formatter_class=HelpFormatter
     )
     parser.examples = example_lines(module)
     parser.register("type", Path, _named_path)
@@ -58,7 +96,7 @@ def add_command(commands: argparse._SubParsersAction[CommandParser], name: str, 
 
 def example_lines(module: ModuleType) -> list[str]:
     """The examples of a command's docstring, one a line."""
-    return [line for line in (module.__doc__ or "").splitlines() if _is_example(line)]
+    return [line for line in (module.__doc__ or "").splitlines() if is_example(line)]
 
 
 def parse_words(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
@@ -80,16 +118,37 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def _divided(text: str) -> tuple[str, str]:
-    """Description and examples of a docstring."""
+def wrapped(text: str, width: int) -> list[str]:
+    """Lines of at most so many columns of a terminal; a Chinese character takes two, and a line may end behind it."""
+    lines = [""]
+    for piece in re.findall(r"[!-~]+[，。；：、）]?|.[，。；：、）]?", text):
+        if _columns(lines[-1] + piece.rstrip()) > width and lines[-1]:
+            lines.append("")
+        lines[-1] += piece
+    return [line.rstrip() for line in lines]
+
+
+def _columns(text: str) -> int:
+    return sum(2 if unicodedata.east_asian_width(one) in "WF" else 1 for one in text)
+
+
+def _paragraph(text: str) -> str:
+    """A paragraph, or the examples, in the user's language; the first in lines of its own."""
+    joined = " ".join(text.split())
+    told = joined if any(map(is_example, map(str.strip, text.splitlines()))) else in_users_language(joined)
+    return in_users_language(text) if told == joined else "\n".join(wrapped(told, _WIDTH))
+
+
+def divided(text: str) -> tuple[list[str], str]:
+    """The paragraphs of a command's docstring, and its examples as the help shows them."""
     paragraphs = text.strip().split("\n\n")
-    examples = [part for part in paragraphs if any(map(_is_example, part.splitlines()))]
+    examples = [part for part in paragraphs if any(map(is_example, part.splitlines()))]
     about = [part for part in paragraphs if part not in examples]
-    shown = "\n".join(f"  {line}" if _is_example(line) else line for part in examples for line in part.splitlines())
-    return "\n\n".join(about), f"examples:\n{shown}" if shown else ""
+    shown = "\n".join(f"  {line}" if is_example(line) else line for part in examples for line in part.splitlines())
+    return about, f"examples:\n{shown}" if shown else ""
 
 
-def _is_example(line: str) -> bool:
+def is_example(line: str) -> bool:
     return line.startswith("hanlin ") or " | hanlin " in line
 
 

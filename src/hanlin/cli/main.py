@@ -16,7 +16,7 @@ from types import ModuleType
 import hanlin
 from hanlin import cli
 from hanlin.cli._completing import answer_shell, is_asked
-from hanlin.cli._parser import CommandParser, add_command, did_you_mean, parse_words
+from hanlin.cli._parser import CommandParser, HelpFormatter, add_command, did_you_mean, parse_words
 from hanlin.cli._say import complain
 from hanlin.cli._trust import trusted_files
 from hanlin.core.device import keep_blas_quiet
@@ -146,7 +146,7 @@ def _parser(argv: Sequence[str]) -> CommandParser:
         prog="hanlin",
         description="Pretrain, tune, evaluate, convert and run the CPM and ChatGLM families of Chinese models.",
         epilog=_OVERVIEW,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("-V", "--version", action="version", version=f"hanlin {hanlin.__version__}")
     parser.set_defaults(parser=parser)
