@@ -145,8 +145,8 @@ def test_what_a_row_says_and_that_its_keys_tell_so(name: str, row: dict[str, Any
 USER = {"role": "user", "content": "问"}
 ODD = [
     ("messages", {"messages": turns(("narrator", "问"))}, "unknown role 'narrator'; known: system"),
-    ("messages", {"messages": turns(("user", "问"), ("user", "问"))}, "two user turns in a row: message 2, by"),
-    ("messages", {"messages": turns(("user", "问"), ("assistant", " "))}, "an empty turn: message 2, by the assistant"),
+    ("messages", {"messages": turns(("user", "问"), ("user", "问"))}, "message 2, by the user: two user turns"),
+    ("messages", {"messages": turns(("user", "问"), ("assistant", " "))}, "message 2, by the assistant: an empty turn"),
     ("messages", {"messages": turns(("user", "问"), ("assistant", "答"), ("assistant", "答"))}, "two assistant turns"),
     ("messages", {"messages": turns(("assistant", "答"), ("user", "问"))}, "the dialogue begins with an answer"),
     ("messages", {"messages": turns(("user", "问"), ("system", "你"))}, "a system message stands first"),

@@ -141,8 +141,7 @@ def make_conversation(messages: Sequence[ChatMessage], tools: Sequence[Any] = ()
     for number, message in enumerate(messages):
         before = messages[number - 1] if number else None
         if reason := _what_is_odd(message, before):
-            head, colon, advice = reason.partition("; ")
-            raise DataError(f"{head}: message {number + 1}, by the {message.role}{colon}{advice}")
+            raise DataError(f"message {number + 1}, by the {message.role}: {reason}")
     if all(message.role == "system" for message in messages):
         raise DataError("the dialogue has no question: no message by the user")
     return Conversation(tuple(messages), tuple(tools))
