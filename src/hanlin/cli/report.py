@@ -1,4 +1,4 @@
-"""Compare runs: one self-contained HTML page with curves and the settings that differ, and the curves as PNG.
+"""Compare runs: one self-contained HTML page with curves, scores, texts and settings, and the curves as PNG.
 
 hanlin report runs/mine                                   report.html in the run folder
 hanlin report runs/lora runs/full --output compared.html  several runs beside each other
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hanlin.cli._targets import add_overwrite, new_target
 
-HELP = "one page with the curves of runs and the settings that differ"
+HELP = "one page with the curves, scores, texts and settings of runs"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

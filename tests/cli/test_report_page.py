@@ -1,0 +1,111 @@
+"""The page of `hanlin report`, in a real Chromium: from a file, without a network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from browser import Browser
+
+from hanlin.training.report import write_report
+from hanlin.training.report_page import _thinned
+
+POINT = """const right = arguments[0].getBoundingClientRect().right;
+    arguments[0].dispatchEvent(new PointerEvent("pointermove", {clientX: right - 5}))"""
+HOSTILE = "</script><img src=x onerror='window.hit=1'>{{data}}"
+
+
+def _write_run(folder: Path, lr: float, shift: float) -> Path:
+    folder.mkdir(parents=True)
+    steps = [{"step": n, "loss": 3 / n + shift + (n % 3) / 10, "lr": lr / n, "grad_norm": 1.0} for n in range(1, 61)]
+    lines = [json.dumps(row) for row in (*steps, {"step": 60, "eval_loss": 1.5 + shift, "loss": float("nan")})]
+    (folder / "metrics.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    settings = f"train: {{lr: {lr}, steps: 60}}\nrun: {{folder: {json.dumps(HOSTILE)}}}\n"
+    (folder / "config.yaml").write_text(settings, encoding="utf-8")
+    texts = [{"step": step, "input": "春", "<ans>": f"{word}{HOSTILE}"} for step, word in ((20, "早"), (60, "晚"))]
+    (folder / "samples.jsonl").write_text("\n".join(map(json.dumps, texts)) + '\n{"step": 70', encoding="utf-8")
+    results = folder / "evaluation/best-12345678"
+    results.mkdir(parents=True)
+    (results / "metrics.json").write_text('{"generate": {"rouge_l": 0.4321, "mean": null}}', encoding="utf-8")
+    (folder / "evaluation/damaged").mkdir()
+    (folder / "evaluation/damaged/metrics.json").write_text('{"generate": [1', encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    found = Browser(tmp_path_factory.mktemp("chromium"))
+    yield found
+    found.driver.quit()
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("runs")
+    runs = [_write_run(folder / name, lr, shift) for name, lr, shift in (("full", 0.001, 0.0), ("微调", 0.01, 0.5))]
+    written, _ = write_report(runs, folder / "report.html")
+    return written.as_uri()
+
+
+def _open(
+    browser: Browser, page: str, language: str, size: tuple[int, int] = (1280, 800), scheme: str = "light"
+) -> None:
+    browser.complaints()
+    browser.set(language, size, scheme)
+    browser.driver.get(page)
+
+
+def test_curves_scores_settings_and_texts_are_there(chromium: Browser, page: str) -> None:
+    _open(chromium, page, "en")
+    assert chromium.texts("figcaption b") == [
+        "training loss per token",
+        "evaluation loss per token",
+        "learning rate",
+        "gradient norm before clipping",
+    ]
+    assert len(chromium.all("#curve-loss path:not(.pale)")) == len(chromium.all("#curve-loss path.pale")) == 2
+    assert len(chromium.all("#curve-lr path")) == 2  # not smoothed
+    cells = chromium.texts("td")
+    assert {"best-12345678", "rouge_l", "0.4321", "train.lr", "0.001", "0.01"} <= set(cells)
+    assert chromium.texts("#texts th") == ["full", "微调"]
+    assert json.loads(chromium.texts("#texts pre")[0]) == {"input": "春", "<ans>": f"晚{HOSTILE}"}
+    assert chromium.js("return window.hit") is None
+    assert chromium.complaints() == []
+
+
+def test_what_is_seen_can_be_chosen(chromium: Browser, page: str) -> None:
+    _open(chromium, page, "en")
+    chromium.all("#runs input")[1].click()
+    assert len(chromium.all("#curve-loss path:not(.pale)")) == 1
+    chromium.js("const one = arguments[0]; one.value = 0; one.oninput()", chromium.one("#smooth"))
+    assert not chromium.all("path.pale")
+    before = chromium.one("#curve-loss path").get_attribute("d")
+    chromium.one("#log").click()
+    assert chromium.one("#curve-loss path").get_attribute("d") != before
+    chromium.js("const one = arguments[0]; one.value = 0; one.oninput()", chromium.one("#step"))
+    assert chromium.text("#at") == "20"
+    assert "早" in chromium.text("#texts pre")
+    chromium.js(POINT, chromium.one("#curve-eval_loss svg"))
+    assert chromium.text("#curve-eval_loss figcaption span") == "step 60: full 1.5"
+    assert chromium.complaints() == []
+
+
+@pytest.mark.parametrize("size", [(1280, 800), (390, 844)])
+def test_it_is_chinese_dark_and_fits_a_phone(size: tuple[int, int], chromium: Browser, page: str) -> None:
+    _open(chromium, page, "zh-CN", size, "dark")
+    assert chromium.texts("h2")[:2] == ["结果", "曲线"]
+    assert chromium.text("figcaption b") == "训练损失（每个词元）"
+    red = chromium.js("return getComputedStyle(document.body).backgroundColor.match(/\\d+/)[0]")
+    assert int(red) < 60
+    assert chromium.js("return document.documentElement.scrollWidth") <= size[0]
+
+
+def test_a_long_curve_keeps_its_peaks() -> None:
+    values = [0.0] * 100_000
+    values[77_777] = 9.0
+    steps, thinned = _thinned(range(1, 100_001), values)
+    assert len(steps) == len(thinned) <= 2_000
+    assert steps == sorted(steps)
+    assert (77_778, 9.0) in zip(steps, thinned, strict=True)
