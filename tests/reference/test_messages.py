@@ -19,25 +19,45 @@ from hanlin.reference.messages import read_messages, said, say_in_chinese
 # Rooms that tell users nothing in sentences of their own: a report for those who develop, answers to programs, pages.
 OTHER_ROOMS = {"diagnosis", "serve", "reference"}
 ROOMS = sorted({path.parent.name for path in SOURCE.glob("*/__init__.py")} - OTHER_ROOMS)
+COMPLETE = ("checking", "core", "recipe")
+"""What every user meets: none is missing. Elsewhere a new one may be said in English for a while."""
+MOST_MISSING = 0.03
 # Files whose texts are no messages: written files in both languages, and a page.
-LEFT_OUT = {"api": {"first_recipe.py", "model_card.py"}, "training": {"report.py"}}
+LEFT_OUT = {"api": {"first_recipe.py", "model_card.py"}, "training": {"report.py", "report_page.py"}}
 LIBRARIES = "libraries"
 """The catalogue of what others say within our messages."""
 FOLDER = SOURCE / "reference/messages"
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_every_message_has_a_chinese_one_and_no_other_has(room: str) -> None:
-    said_here, known = messages_of(room, LEFT_OUT.get(room, set())), read_messages(room)
+def _missing(room: str) -> dict[str, str]:
+    """Messages that no catalogue has, and where they stand."""
+    said_here = messages_of(room, LEFT_OUT.get(room, set()))
     everywhere = {english for other in (*ROOMS, LIBRARIES) for english in read_messages(other)}
-    missing = "".join(
-        f'\n- en: "{text}"   # {place}\n  zh: ...'
-        for text, place in said_here.items()
-        if is_sentence(text) and text not in everywhere
-    )
+    return {text: place for text, place in said_here.items() if is_sentence(text) and text not in everywhere}
+
+
+def _unused(room: str) -> list[str]:
+    said_here = messages_of(room, LEFT_OUT.get(room, set()))
+    return [text for text in read_messages(room) if text not in said_here]
+
+
+def _told(missing: dict[str, str]) -> str:
+    return "".join(f'\n- en: "{text}"   # {place}\n  zh: ...' for text, place in missing.items())
+
+
+@pytest.mark.parametrize("room", COMPLETE)
+def test_every_message_has_a_chinese_one_and_no_other_has(room: str) -> None:
+    missing, unused = _told(_missing(room)), "\n".join(_unused(room))
     assert not missing, f"add to {FOLDER}/{room}.yaml, with the Chinese one (null if no user reads it):{missing}"
-    unused = "\n".join(text for text in known if text not in said_here)
     assert not unused, f"nothing in {room}/ says this any more; take it out of {FOLDER}/{room}.yaml:\n{unused}"
+
+
+def test_nearly_every_message_of_all_rooms_has_a_chinese_one() -> None:
+    missing = {text: place for room in ROOMS for text, place in _missing(room).items()}
+    unused = [text for room in ROOMS for text in _unused(room)]
+    most = MOST_MISSING * sum(len(read_messages(room)) for room in ROOMS)
+    assert len(missing) <= most, f"add to {FOLDER}/ROOM.yaml, with the Chinese one:{_told(missing)}"
+    assert len(unused) <= most, f"nothing says this any more; take it out of {FOLDER}: {unused}"
 
 
 def test_all_catalogues_are_of_rooms() -> None:
