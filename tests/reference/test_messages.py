@@ -102,6 +102,25 @@ def test_a_message_that_nobody_knows_stays_english() -> None:
     assert say_in_chinese("something quite new\nin two lines") == "something quite new\nin two lines"
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "g.yaml: there is no such cell; docs/comparing.md shows one",  # "there is no {}"
+        "there is no route /v1/x",
+        "300 answers are more than this server holds at once (64); ask for less",  # "more than {}"
+        "a.json: b.bin lists this file, but it is missing; restore it",  # "{} is missing"
+        "no config.json beside the weights at all; copy it",
+    ],
+)
+def test_no_clause_is_half_chinese(text: str) -> None:
+    assert say_in_chinese(text) == text
+
+
+def test_a_clause_that_nobody_knows_leaves_the_others_chinese() -> None:
+    assert say_in_chinese("unable to open it; did you mean 'b'?") == "unable to open it；是否想写 'b'？"
+    assert say_in_chinese("a.txt cannot be read: broken pipe here") == "a.txt 无法读取: broken pipe here"
+
+
 def test_the_command_line_says_it_in_the_language_of_the_user(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

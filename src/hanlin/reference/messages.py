@@ -4,8 +4,8 @@ The source says its messages in English where they arise, as f-strings; what is 
 stays so. The command line translates a finished message just before it is printed: the constant parts of a template
 (`{}: no such file {}`) are found in it, and what stands between them is put into the Chinese one, after it was looked
 at in the same way (a message often holds another). Of all such readings that one is taken which knows most of the
-message; what no template fits is said in English, and what is quoted stays as it is. Which templates there have to be
-is read off the source by tests/reference/test_messages.py.
+message and leaves no clause half in English; what no template fits is said in English, and what is quoted stays as it
+is. Which templates there have to be is read off the source by tests/reference/test_messages.py.
 """
 
 from __future__ import annotations
@@ -25,6 +25,11 @@ __all__ = ["read_messages", "said", "say_in_chinese"]
 _FOLDER = "messages"
 _QUOTED = re.compile(r"""(?<![\w])(?:'[^'\n]*'|"[^"\n]*"|`[^`\n]*`)(?!\w)""")
 
+_CLAUSE_ENDS = re.compile(r"[,;:()\n]")
+_WORDS = re.compile(r"(?<!\S)[a-z]+ [a-z]+(?!\S)")
+"""Two English words, as names and values are not."""
+_BEGINS_WITH_WORD = re.compile(r"\s*[a-z]+ \S")
+
 
 def said(text: str, stream: Any = None) -> str:
     """A message in the user's language; stream: where it will be printed; English where that cannot show Chinese."""
@@ -33,7 +38,7 @@ def said(text: str, stream: Any = None) -> str:
 
 def say_in_chinese(text: str) -> str:
     """A message, which may have several lines, as far as the catalogue knows it."""
-    return "\n".join(_parsed(line)[1] for line in text.split("\n"))
+    return "\n".join(_parsed(line).chinese for line in text.split("\n"))
 
 
 def read_messages(room: str) -> dict[str, str | None]:
@@ -87,18 +92,49 @@ def _cuts_word(text: str, place: int) -> bool:
     return 0 < place < len(text) and all(one.isascii() and one.isalnum() for one in text[place - 1 : place + 1])
 
 
+class _Reading(NamedTuple):
+    """A line or a part of one. known: how many of its characters are constant ones; english: whether it begins, and
+    whether it ends, with a clause of which nothing is known.
+    """
+
+    known: int
+    chinese: str
+    english: tuple[bool, bool]
+
+
 @lru_cache(maxsize=4096)
-def _parsed(text: str) -> tuple[int, str]:
-    """A line or a part of one, and how many of its characters were found to be constant ones: as many as can be."""
-    best = (0, text)
+def _parsed(text: str) -> _Reading:
+    """The reading that knows most of it."""
+    clauses = _CLAUSE_ENDS.split(text)
+    begins = _WORDS.search(clauses[0]) or _BEGINS_WITH_WORD.match(clauses[0])
+    best = _Reading(0, text, (begins is not None, _WORDS.search(clauses[-1]) is not None))
     for template in _templates():
         if template.longest in text and (found := template.find(text)):
-            parts = [_parsed(part) for part in (text[: found.begin], *found.values, text[found.end :])]
-            known = sum(map(len, template.parts)) + sum(count for count, _ in parts)
-            if known > best[0]:
-                before, *inner, behind = (chinese for _, chinese in parts)
-                best = known, before + template.chinese.format(*inner) + behind
+            pieces = [text[: found.begin], *found.values, text[found.end :]]
+            readings = [_parsed(piece) for piece in pieces]
+            known = sum(map(len, template.parts)) + sum(one.known for one in readings)
+            if known > best.known and not _is_mixed(template.parts, readings):
+                before, *inner, behind = (one.chinese for one in readings)
+                edges = _edges(template.parts, pieces, readings)
+                best = _Reading(known, before + template.chinese.format(*inner) + behind, edges)
     return best
+
+
+def _is_mixed(parts: Sequence[str], readings: Sequence[_Reading]) -> bool:
+    """Whether a clause would be half Chinese, half English: what stands beside a constant part, without a mark between
+    them, is words that nobody knows.
+    """
+    return any(
+        (before.english[1] and part.lstrip()[:1].isalnum()) or (behind.english[0] and part.rstrip()[-1:].isalnum())
+        for part, before, behind in zip(parts, readings, readings[1:], strict=False)
+    )
+
+
+def _edges(parts: Sequence[str], pieces: Sequence[str], readings: Sequence[_Reading]) -> tuple[bool, bool]:
+    """Of a reading: that of its first piece, if it is not a constant part, and that of its last one."""
+    first = next((number for number, piece in enumerate(pieces) if piece or (parts[number : number + 1] or "-")[0]), 0)
+    last = next((number for number in reversed(range(len(pieces))) if pieces[number] or parts[number - 1]), 0)
+    return bool(pieces[first]) and readings[first].english[0], bool(pieces[last]) and readings[last].english[1]
 
 
 @cache
