@@ -32,8 +32,8 @@ from hanlin.core.errors import ConfigError
 from hanlin.core.transfer import to_device
 from hanlin.layers.attention_kernels import AttentionUse, attention_kernels, kernel_scope
 from hanlin.layers.block_attention import CausalRows, block_attention, make_causal_context
+from hanlin.layers.flex import rehearse_flex
 from hanlin.layers.kv_cache import KVCache
-from hanlin.layers.pair_scores import rehearse_flex
 from hanlin.layers.prefix import PrefixEncoder
 from hanlin.layers.quantised import packed, packed_linears, packed_sizes, quantise_linears
 from hanlin.models.family import load_family

@@ -28,7 +28,7 @@ import hanlin
 from hanlin.diagnosis.npu_operations import is_listed
 from hanlin.layers import attention_kernels
 from hanlin.layers.attention_kernels import AttentionKernel, KernelScope
-from hanlin.layers.sequences import varlen_attention
+from hanlin.layers.varlen import varlen_attention
 
 NAME = "npu"
 aten = torch.ops.aten

@@ -105,6 +105,8 @@ def test_every_family_has_places_for_prompts(name: str, tmp_path: Path) -> None:
     assert sorted(front.labels[front.labels != IGNORED]) == sorted(bare.labels[bare.labels != IGNORED])
     with pytest.raises(ConfigError, match=r"tuning\.ratios"):
         case.processor.with_prompts(PromptTuning(length=4, ratios=(0.5, 0.5, 0)))
+    with pytest.raises(ConfigError, match=r"tuning\.ratios"):  # no prompt would stand anywhere
+        case.processor.with_prompts(PromptTuning(length=4, ratios=(0, 0, 0)))
     if name == "cpm_bee":
         with pytest.raises(ConfigError, match=r"tuning\.ratios: these rows have their prompts in front;"):
             case.processor.with_prompts(PromptTuning(length=4, ratios=(0.5, 0, 0.5)))

@@ -21,7 +21,7 @@ from hanlin.layers.attention_kernels import (
     works_here,
 )
 from hanlin.layers.precision import DTYPES
-from hanlin.layers.sequences import rehearse_varlen
+from hanlin.layers.varlen import rehearse_varlen
 
 __all__ = ["attention_findings"]
 

@@ -17,8 +17,8 @@ from torch.nn import functional
 from hanlin.core.transfer import on_host, to_device
 from hanlin.layers.attention_kernels import takes_shared_keys
 from hanlin.layers.attention_windows import AttentionWindows
-from hanlin.layers.pair_scores import PairScores, pair_attention
-from hanlin.layers.sequences import Sequences, varlen_attention
+from hanlin.layers.flex import PairScores, pair_attention
+from hanlin.layers.varlen import Sequences, varlen_attention
 
 
 @dataclass(frozen=True)

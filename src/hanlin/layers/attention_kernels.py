@@ -1,7 +1,7 @@
 """Which kernels compute attention on a device (`run.attention`).
 
 Models ask when they make their masks, since some kernels need none: on CUDA flash attention takes samples one behind
-the other (layers/sequences.py), and `flex_attention` computes a bias pair by pair (layers/pair_scores.py). All else
+the other (layers/varlen.py), and `flex_attention` computes a bias pair by pair (layers/flex.py). All else
 goes to `scaled_dot_product_attention`, among whose kernels torch chooses.
 """
 
@@ -20,8 +20,8 @@ from torch.backends.cuda import flash_sdp_enabled
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hanlin.core.device import AMPERE, cuda_capability, has_bf16
-from hanlin.layers.pair_scores import rehearse_flex
-from hanlin.layers.sequences import rehearse_varlen
+from hanlin.layers.flex import rehearse_flex
+from hanlin.layers.varlen import rehearse_varlen
 
 __all__ = [
     "ALLOWED_KERNELS",

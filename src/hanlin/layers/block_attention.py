@@ -20,7 +20,7 @@ from hanlin.layers.attention import (
 from hanlin.layers.attention_kernels import AttentionUse, kernel_scope
 from hanlin.layers.kv_cache import KVCache
 from hanlin.layers.prefix import Prefix, PrefixSource
-from hanlin.layers.sequences import Sequences, varlen_attention
+from hanlin.layers.varlen import Sequences, varlen_attention
 
 
 @dataclass(frozen=True)

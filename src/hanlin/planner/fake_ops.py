@@ -16,9 +16,9 @@ from torch.overrides import TorchFunctionMode
 from hanlin.layers.attention import for_each_query_head
 from hanlin.layers.attention_kernels import AttentionKernel, planned_kernels
 from hanlin.layers.experts import Experts
-from hanlin.layers.pair_scores import PairScores, pair_attention
+from hanlin.layers.flex import PairScores, pair_attention
 from hanlin.layers.precision import matmul_dtype
-from hanlin.layers.sequences import Sequences, varlen_attention
+from hanlin.layers.varlen import Sequences, varlen_attention
 from hanlin.planner.devices import Device
 from hanlin.planner.kernels import AttentionCall, kernel_of
 from hanlin.planner.memory_tracker import tensor_bytes

@@ -48,7 +48,7 @@ class PairObjective:
     def begin(self, parallel_model: ParallelModel, loaders: Mapping[str, Loader], start: RunStart) -> None:
         """Ask the model that the run begins with for all answers, once; the run's folder keeps it."""
         if self.has_reference:
-            from hanlin.training.comparison import reference
+            from hanlin.training.pair_likelihoods import reference
 
             self._references = reference(parallel_model, loaders, start, self.answers)
 
@@ -69,7 +69,7 @@ class PairObjective:
     def _weigh(
         self, parallel_model: ParallelModel, parts: Sequence[Batch], of: Literal["train", "valid"]
     ) -> list[Weighed]:
-        from hanlin.training.comparison import pair_likelihoods, weighed
+        from hanlin.training.pair_likelihoods import pair_likelihoods, weighed
 
         batches, table = [part.to(parallel_model.device) for part in parts], self._references.get(of)
         found = [pair_likelihoods(parallel_model, batch, len(self.answers)) for batch in batches]

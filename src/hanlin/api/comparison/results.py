@@ -37,7 +37,7 @@ class Measures:
     """Of a run; None: not measured.
 
     score: as the grid names it; held_out_loss: the best one on data.eval; general_before, general_after: loss of
-    general text; trained, parameters: numbers of them; peak_gib: most memory that training took (of the last start);
+    general text; trained, parameters: numbers of them; peak_gib: most memory that training took, of all its starts;
     minutes: of its steps; tokens_per_second: of these, without padding; handed_on_bytes: of best/ or last/; steps.
     """
 

@@ -48,6 +48,8 @@ def place_prompts(prompts: SoftPrompts, *, has_masks: bool, has_back: bool = Tru
     if len(borders) != 3 or borders[0] != borders[1] or not (has_back or borders[1] == borders[2]):
         places = "in front and behind what is given: two shares around a 0, such as 50_0_50" if has_back else "in front"
         raise ConfigError(f"tuning.ratios: these rows have their prompts {places}; or leave ratios out")
+    if not borders[-1]:
+        raise ConfigError("tuning.ratios: with these shares no prompt stands in any row; give the places shares")
     ids = [-(number + 1) for number in range(prompts.length)]
     return PlacedPrompts(tuple(ids[: borders[0]]), tuple(ids[borders[1] : borders[2]]))
 

@@ -21,11 +21,11 @@ from hanlin.layers.activation import gelu
 from hanlin.layers.attention import AttentionMask, KeysOfRows, additive_mask, attention_by_rows, same_span
 from hanlin.layers.attention_kernels import AttentionUse, kernel_scope
 from hanlin.layers.experts import Experts
+from hanlin.layers.flex import PairScores
 from hanlin.layers.kv_cache import KVCache
 from hanlin.layers.linear import Linear
 from hanlin.layers.loss import head_loss
 from hanlin.layers.norm import RmsNorm
-from hanlin.layers.pair_scores import PairScores
 from hanlin.layers.precision import matmul_dtype
 from hanlin.layers.prefix import Prefix, PrefixSource
 from hanlin.layers.ranking_loss import pairwise_ranking_loss
@@ -325,7 +325,7 @@ def visible_spans(queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class PairsOfSpans:
-    """A bias by distance within each sample, a pair at a time (`layers.pair_scores.PairRule`).
+    """A bias by distance within each sample, a pair at a time (`layers.flex.PairRule`).
 
     spans: `[batch, length]`, below 0 is padding, which sees nothing.
     """

@@ -20,11 +20,11 @@ from hanlin.layers.activation import gelu
 from hanlin.layers.attention import AttentionMask, AttentionWindows, additive_mask
 from hanlin.layers.attention_kernels import AttentionUse, kernel_scope
 from hanlin.layers.block_attention import AttentionContext, block_attention, make_attention_context
+from hanlin.layers.flex import PairScores
 from hanlin.layers.kv_cache import KVCache
 from hanlin.layers.linear import Linear
 from hanlin.layers.loss import HeadPart, head_logits, head_loss
 from hanlin.layers.norm import RmsNorm
-from hanlin.layers.pair_scores import PairScores
 from hanlin.layers.precision import matmul_dtype
 from hanlin.layers.prefix import PrefixSource
 from hanlin.layers.relative_position import relative_position_bucket
@@ -295,7 +295,7 @@ def bias_rows(
 
 @dataclass(frozen=True)
 class PairsOfRow:
-    """Who sees whom with which bias, a pair at a time (`layers.pair_scores.PairRule`).
+    """Who sees whom with which bias, a pair at a time (`layers.flex.PairRule`).
 
     starts: `[groups, queries]`, where the query's relations begin in `relations`, those of all rows; num_buckets,
     max_distance: of `PositionBias`.

@@ -20,7 +20,7 @@ from hanlin.layers.attention_kernels import AttentionUse, KernelScope, flash_tak
 from hanlin.layers.block_attention import AttentionContext, CausalRows, block_attention, make_causal_context
 from hanlin.layers.kv_cache import KVCache
 from hanlin.layers.prefix import PrefixEncoder
-from hanlin.layers.sequences import Sequences, rehearse_varlen, varlen_attention
+from hanlin.layers.varlen import Sequences, rehearse_varlen, varlen_attention
 
 SPANS = [[0, 0, 0, 1, 1, 2, -1, -1], [-1, 3, 3, 4, 4, 4, 4, 4]]
 USE = AttentionUse(torch.bfloat16, 8)

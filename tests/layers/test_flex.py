@@ -17,7 +17,7 @@ from torch.nn.attention import flex_attention as flex
 from hanlin.layers.attention import AttentionMask
 from hanlin.layers.attention_kernels import AttentionUse, KernelScope, planned_kernels
 from hanlin.layers.block_attention import AttentionContext, block_attention
-from hanlin.layers.pair_scores import PairScores, flex_attention_of, plain_pairs
+from hanlin.layers.flex import PairScores, flex_attention_of, plain_pairs
 
 USE = AttentionUse(torch.bfloat16, 64)
 CELLS = [("cpm_bee", "single"), ("cpm_bee", "packed"), ("cpm2", "single"), ("cpm2", "packed")]
