@@ -98,6 +98,18 @@ def test_what_a_user_wrote_stays_as_it_is() -> None:
     assert say_in_chinese("half of it, cat least 3") == "half of it, cat least 3"
 
 
+@pytest.mark.parametrize("place", ["", "hanlin: ", "  r.yaml:2: data.train: "])
+def test_a_message_that_begins_otherwise_in_chinese_leaves_its_place_in_front(place: str) -> None:
+    assert say_in_chinese(f"{place}3 of the 40 rows cannot be used.") == f"{place}这 40 行中有 3 行无法使用。"
+
+
+def test_a_message_that_ends_otherwise_in_chinese_leaves_the_rest_behind() -> None:
+    text = """a.jsonl:5: not JSON: Expecting ',' delimiter at column 36, near '"x" "y"' (also 7)"""
+    assert say_in_chinese(text) == """a.jsonl:5: 不是 JSON：应有分隔符 ','（第 36 列），附近是 '"x" "y"' （还有 7）"""
+    text = "there is no such setting; did you mean 'train.lr' or 'train.clip'?"
+    assert say_in_chinese(text) == "没有这个设置；是否想写 'train.lr' 或 'train.clip'？"
+
+
 def test_a_message_that_nobody_knows_stays_english() -> None:
     assert say_in_chinese("something quite new\nin two lines") == "something quite new\nin two lines"
 

@@ -29,6 +29,8 @@ _CLAUSE_ENDS = re.compile(r"[,;:()\n]")
 _WORDS = re.compile(r"(?<!\S)[a-z]+ [a-z]+(?!\S)")
 """Two English words, as names and values are not."""
 _BEGINS_WITH_WORD = re.compile(r"\s*[a-z]+ \S")
+_BEFORE, _BEHIND = re.compile(r"^\s+|[:;.] "), re.compile(r"[;)]|, near |\.(?=\s|$)| \(")
+"""What parts a message from what stands before it (`recipe.yaml:2: data.train: `), and behind it."""
 
 
 def said(text: str, stream: Any = None) -> str:
@@ -72,7 +74,20 @@ class _Template:
                 return None
             values.append(text[end:place])
             end = place + len(part)
-        return None if begin < 0 or _cuts_word(text, end) else _Found(begin, end, values)
+        return None if begin < 0 or _cuts_word(text, end) else self._without_neighbours(_Found(begin, end, values))
+
+    def _without_neighbours(self, found: _Found) -> _Found:
+        """Without the file, the setting or the next sentence in a value at an end that is elsewhere in Chinese."""
+        begin, end, values = found.begin, found.end, [*found.values]
+        if values and not self.parts[0] and not self.chinese.startswith(("{}", "{0}")):
+            last = max((match.end() for match in _BEFORE.finditer(values[0])), default=0)
+            begin, values[0] = begin + last, values[0][last:]
+        if values and not self.parts[-1] and not self.chinese.endswith("}"):
+            marks = [match.span() for match in _QUOTED.finditer(values[-1])]
+            behind = (match.start() for match in _BEHIND.finditer(values[-1]))
+            first = next((at for at in behind if not any(one < at < other for one, other in marks)), len(values[-1]))
+            end, values[-1] = end - len(values[-1]) + first, values[-1][:first]
+        return _Found(begin, end, values)
 
 
 class _Found(NamedTuple):
