@@ -144,8 +144,11 @@ def test_every_cell_is_checked_before_one_starts(base: tuple[Path, Case], tmp_pa
     ("changes", "text"),
     [
         ({"seeds": [1, 1]}, "seeds: one stands there twice"),
-        ({"seeds": []}, "seeds"),
-        ({"recipes": {}}, "recipes"),
+        ({"seeds": []}, "seeds: expected at least 1, found []"),
+        ({"seeds": [True]}, "seeds.0: expected a whole number, found True"),
+        ({"recipes": {}}, "recipes: expected at least 1, found {}"),
+        ({"recipes": {"a": None}}, "recipes.a: expected an object, found None"),
+        ({"methods": {"full": [1]}}, "methods.full: expected an object, found [1]"),
         ({"recipes": {"a/b": "tiny.yaml"}}, "'a/b': names are of letters"),
         (
             {"recipes": {"a": {"recipe": "tiny.yaml", "methods": ["loro"]}}},

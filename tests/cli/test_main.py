@@ -91,9 +91,9 @@ def test_a_number_that_no_machine_bears_is_told_from_its_option(
 
 
 def test_doctor_finds_this_machine_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["doctor", "--report", str(tmp_path / "report.json")]) == 0
+    assert cli.main(["doctor", "--report", str(tmp_path / "a new folder/report.json")]) == 0
     assert "cpu product bf16" in capsys.readouterr().out
-    report = json.loads((tmp_path / "report.json").read_text("utf-8"))
+    report = json.loads((tmp_path / "a new folder/report.json").read_text("utf-8"))
     found = {finding["name"]: finding for finding in report["findings"]}
     assert found["cpu product bf16"]["facts"]["same_bits"]
     assert found["cpu attention flash"]["facts"]["fp32"]["bias"] == "works"

@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     from rich.markup import escape
     from rich.table import Table
 
-    from hanlin.core.files import check_target
+    from hanlin.core.files import check_target, replaced_file
     from hanlin.core.terminal import screen
     from hanlin.diagnosis.examination import examine
 
@@ -55,5 +55,6 @@ def run(args: argparse.Namespace) -> int:
     else:
         screen().print(table)
     if args.report is not None:
-        args.report.write_text(text, "utf-8")
+        with replaced_file(args.report) as stream:
+            stream.write(text.encode())
     return 0 if is_well else 1

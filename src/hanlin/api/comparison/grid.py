@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, StrictInt, ValidationError, field_validator, model_validator
 
 from hanlin.core.errors import ConfigError
+from hanlin.core.field_problems import first_field_problem
 from hanlin.core.files import check_regular
 from hanlin.recipe.reading import Change, nearest, read_changes
 from hanlin.recipe.section import Settings
@@ -59,7 +60,7 @@ class Grid(Settings):
     folder: Path
     recipes: dict[str, GridRecipe] = Field(min_length=1)
     methods: dict[str, dict[str, Any]] = Field(min_length=1)
-    seeds: tuple[int, ...] = Field(default=(1234,), min_length=1)
+    seeds: tuple[StrictInt, ...] = Field(default=(1234,), min_length=1)
     set: dict[str, Any] = Field(default_factory=dict)
     score: str = "loss.loss"
     general: General | None = None
@@ -160,8 +161,9 @@ def _explain(error: ValidationError, path: Path, lines: Mapping[str, int]) -> It
         if detail["type"] == "extra_forbidden":
             known = {1: Grid, 2: General, 3: GridRecipe}.get(len(keys), Grid).model_fields
             text = f"there is no such key{nearest(keys[-1], known)}"
-        elif detail["type"] == "missing":
-            text = "is missing"
+        elif detail["type"] != "value_error":
+            problem = first_field_problem([detail])
+            text = problem.message.removeprefix(f"{problem.field}: ")
         yield f"{place}: {key}: {text}" if key else f"{place}: {text}"
 
 
