@@ -44,6 +44,16 @@ def test_a_file_alone_is_told_by_its_form(capsys: pytest.CaptureFixture[str]) ->
     assert "2. rows.jsonl" not in shown
 
 
+def test_what_is_wrong_with_rows_is_said_in_the_users_language(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HANLIN_LANG", "zh")
+    assert main(["data", "show", "rows.jsonl", "-n", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert "训练遇到它们会停止" in shown
+    assert "rows.jsonl:2: 没有" in shown
+
+
 def test_with_a_model_the_samples_are_those_that_it_sees(original: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["data", "show", "rows.jsonl", "--base", str(original), "data.max_length=60", "data.bad_rows=drop"]
     assert main([*words, "data.overlong=drop"]) == 0

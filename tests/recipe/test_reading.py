@@ -321,3 +321,9 @@ def test_a_file_of_data_in_the_place_of_a_recipe_is_told(tmp_path: Path) -> None
     (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n')
     with pytest.raises(ConfigError, match=r"rows\.jsonl: a file of data, no recipe; .*data\.train.*hanlin data show"):
         load_recipe(tmp_path / "rows.jsonl")
+
+
+def test_a_model_where_a_recipe_is_expected_is_said_to_be_one(tmp_path: Path) -> None:
+    (tmp_path / "pytorch_model.bin").touch()
+    with pytest.raises(ConfigError, match="a model, where a recipe or a run folder is expected; name it with --base"):
+        read_recipe(tmp_path)

@@ -110,6 +110,11 @@ def test_a_message_that_ends_otherwise_in_chinese_leaves_the_rest_behind() -> No
     assert say_in_chinese(text) == "没有这个设置；是否想写 'train.lr' 或 'train.clip'？"
 
 
+def test_what_a_message_quotes_stays_as_it_is() -> None:
+    """Also where it is a word of its own elsewhere, as the heading of argparse's options is."""
+    assert say_in_chinese('"options" is empty').startswith('"options"')
+
+
 def test_a_message_that_nobody_knows_stays_english() -> None:
     assert say_in_chinese("something quite new\nin two lines") == "something quite new\nin two lines"
 

@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hanlin.cli._say import in_users_language
 from hanlin.cli._trust import add_trust
 from hanlin.core.errors import ConfigError, shorten
 
@@ -168,7 +169,7 @@ def _fact_rows(one: Preview) -> Iterator[tuple[str, str]]:
         "rows",
         f"{one.num_rows:,}" + (f", looked at the first {one.looked_at:,}" if one.looked_at < one.num_rows else ""),
     )
-    yield "read as", one.read_as
+    yield "read as", in_users_language(one.read_as)
     keys = [name if count == one.looked_at else f"{name} (in {count:,})" for name, count in one.keys.items()]
     yield "keys", ", ".join(shorten(keys, 20))
     if one.sizes:
@@ -181,9 +182,11 @@ def _fact_rows(one: Preview) -> Iterator[tuple[str, str]]:
     if one.bad:
         yield (
             "bad rows",
-            f"{len(one.bad):,} of {one.looked_at:,}; training stops at them (data.bad_rows, data.overlong)",
+            in_users_language(
+                f"{len(one.bad):,} of {one.looked_at:,}; training stops at them (data.bad_rows, data.overlong)"
+            ),
         )
-        yield from (("", text) for text in shorten(lines_of(one.bad, MOST_BAD), MOST_BAD))
+        yield from (("", text) for text in map(in_users_language, shorten(lines_of(one.bad, MOST_BAD), MOST_BAD)))
 
 
 def _sample(row: ShownRow, number: int, console: Console) -> RenderableType:

@@ -214,6 +214,7 @@ _DATA_ENDINGS = (".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".gz", ".zst")
 
 def _recipe_file(path: Path) -> Path:
     if path.is_dir():
+        _refuse_model(path)
         path = path / "config.yaml"
     check_regular(path, ConfigError)
     if not path.is_file():
@@ -231,6 +232,17 @@ def _recipe_file(path: Path) -> Path:
             "what is in it"
         )
     return path
+
+
+def _refuse_model(folder: Path) -> None:
+    """Say of a model's folder where a recipe or a run is expected that it is one."""
+    if not (folder / "config.yaml").exists() and any(
+        next(folder.glob(f"*{ending}"), None) for ending in (".bin", ".safetensors", ".pt", ".bin.index.json")
+    ):
+        raise ConfigError(
+            f"{folder}: a model, where a recipe or a run folder is expected; name it with --base, or in a recipe as "
+            "model.base"
+        )
 
 
 def _where_shipped(path: Path) -> str:

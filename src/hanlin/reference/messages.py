@@ -126,13 +126,22 @@ def _parsed(text: str) -> _Reading:
     for template in _templates():
         if template.longest in text and (found := template.find(text)):
             pieces = [text[: found.begin], *found.values, text[found.end :]]
-            readings = [_parsed(piece) for piece in pieces]
+            quoted = [False, *map(_are_quotes, template.parts, template.parts[1:]), False]
+            readings = [
+                _Reading(0, piece, (False, False)) if is_quoted else _parsed(piece)
+                for piece, is_quoted in zip(pieces, quoted, strict=True)
+            ]
             known = sum(map(len, template.parts)) + sum(one.known for one in readings)
             if known > best.known and not _is_mixed(template.parts, readings):
                 before, *inner, behind = (one.chinese for one in readings)
                 edges = _edges(template.parts, pieces, readings)
                 best = _Reading(known, before + template.chinese.format(*inner) + behind, edges)
     return best
+
+
+def _are_quotes(before: str, behind: str) -> bool:
+    """Whether what stands between two parts of a template is quoted by them."""
+    return before[-1:] == behind[:1] and before[-1:] in ("'", '"', "`")
 
 
 def _is_mixed(parts: Sequence[str], readings: Sequence[_Reading]) -> bool:
