@@ -82,6 +82,8 @@ def test_prompts_count_in_the_length_and_what_cannot_be_is_refused(processor: Te
     assert all(processor.sample(part).length <= LENGTH + 4 for part in parts)
     with pytest.raises(DataError, match="3 soft prompts leave no room"):
         processor.fit(RECORDS[1], LENGTH, "split")
+    with pytest.raises(DataError, match="leaves room for 1; raise it"):
+        processor.fit({"prompt": "举头", "answer": "明月 床前"}, LENGTH + 1, "truncate")
     with pytest.raises(ConfigError, match="have no place for soft prompts"):
         processor.window_tokens(8)
     with pytest.raises(ConfigError, match=r"prompts in front and .* what is given"):

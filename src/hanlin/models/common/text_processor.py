@@ -244,7 +244,8 @@ class TextProcessor:
         keep = max_length + 1 - len(learned)
         if keep < 1:
             raise DataError(
-                f"its answer alone makes {len(learned)} tokens, data.max_length is {max_length}; raise it, or drop it"
+                f"its answer alone makes {len(learned)} tokens, and data.max_length leaves room for {max_length}; "
+                "raise it, or drop the row"
             )
         return [{**record, options.prompt_column: prompt[-keep:]}]
 

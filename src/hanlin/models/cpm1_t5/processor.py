@@ -233,8 +233,8 @@ class Cpm1T5Processor:
         context, target = self._sides(record)
         if len(target) - 1 > target_room:
             raise DataError(
-                f"its target alone makes {len(target) - 1} tokens, data.max_length is {target_room}; raise it, or let "
-                "the target be cut (target_length)"
+                f"its target alone makes {len(target) - 1} tokens, and data.max_length leaves room for {target_room}; "
+                "raise it, or let the target be cut (target_length)"
             )
         surplus = len(context) - max_length
         source = read_column(record, options.source_column, self.tokenizer)
