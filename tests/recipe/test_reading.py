@@ -164,6 +164,9 @@ def test_a_key_that_stands_twice_is_named_with_both_lines(recipe: Path) -> None:
     [
         ("model: [1", "recipe.yaml:1: not YAML"),
         ("model:\n\tfamily: x", "recipe.yaml:2: not YAML: .*tab"),
+        ("model: {family: x，size: y}", r"recipe.yaml:1: not YAML: .*\(，\) is full-width, and YAML knows ',' alone"),
+        ("tuning：{method: lora}", r"no such setting; U\+FF1A \(：\) is full-width, and YAML knows ':' alone"),
+        ("model:\n  family: chatglm2  # 用，这个：\n base: base", r"not YAML: [^，：]*$"),
         ("just words", "a recipe has sections"),
         ("", "a recipe has sections"),
     ],

@@ -27,7 +27,7 @@ from hanlin.recipe.other_names import OTHER_NAMES, OTHER_VALUES
 from hanlin.recipe.settings import Recipe
 from hanlin.recipe.union import UNUSABLE, OneOf, find_unions
 from hanlin.recipe.unused_settings import unused_settings
-from hanlin.recipe.yaml12 import YamlError, parse_yaml
+from hanlin.recipe.yaml12 import YamlError, full_width_hint, parse_yaml
 
 __all__ = [
     "COMMAND_LINE",
@@ -438,6 +438,8 @@ def _reason(detail: ErrorDetails, keys: Sequence[str], values: Mapping[str, Any]
 def _unknown_setting(keys: Sequence[str], values: Mapping[str, Any]) -> str:
     """Whose setting it is if it belongs to another value of its section, else the nearest name."""
     *parents, name = keys
+    if hint := full_width_hint(name):
+        return "there is no such setting" + hint
     section = ".".join(parents)
     union = _unions().get(section)
     if union is None:

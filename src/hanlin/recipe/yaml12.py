@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import yaml
 from yaml.reader import ReaderError
 
-__all__ = ["YamlError", "parse_yaml"]
+__all__ = ["YamlError", "full_width_hint", "parse_yaml"]
 
 _NUMBER = {
     "tag:yaml.org,2002:bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
@@ -24,6 +24,8 @@ _NUMBER = {
 }
 
 
+_HALF_WIDTH = dict(zip("，：；（）【】｛｝“”‘’　", ",:;()[]{}\"\"'' ", strict=True))
+_NO_SYNTAX = re.compile(r"""#.*|"[^"]*"|'[^']*'""")
 MAX_VALUES = 100_000
 """A recipe has some hundred."""
 
@@ -116,4 +118,13 @@ def _mistake(error: yaml.YAMLError, text: str) -> YamlError:
     problem = getattr(error, "problem", None) or str(error).splitlines()[0]
     if "\\t" in problem:
         problem = "a tab in the indentation; use spaces"
-    return YamlError(problem, mark.line + 1 if mark else 1)
+    line = mark.line if mark else 0
+    return YamlError(problem + full_width_hint("\n".join(text.splitlines()[: line + 1][-2:])), line + 1)
+
+
+def full_width_hint(text: str) -> str:
+    """What to add to a message about lines with Chinese punctuation that YAML takes for letters; else nothing."""
+    found = next((sign for sign in _NO_SYNTAX.sub("", text) if sign in _HALF_WIDTH), None)
+    if found is None:
+        return ""
+    return f"; U+{ord(found):04X} ({found}) is full-width, and YAML knows {_HALF_WIDTH[found]!r} alone: write it so"
