@@ -11,7 +11,7 @@ import torch
 
 from hanlin.adapters.adapter import load_adapter
 from hanlin.adapters.cpm_bee_delta import DELTA
-from hanlin.adapters.folder import save_adapter
+from hanlin.adapters.folder import FOLDER, save_adapter
 from hanlin.adapters.opening import is_adapter, open_adapter
 from hanlin.adapters.peft import PEFT
 from hanlin.core.errors import CheckpointError
@@ -19,6 +19,7 @@ from hanlin.formats.load import added_parameters
 from hanlin.models.cpm_bee import family
 from hanlin.models.cpm_bee.config import CpmBeeConfig
 from hanlin.models.cpm_bee.model import CpmBee
+from hanlin.models.family import load_family
 from hanlin.tuning.apply import apply_tuning
 from hanlin.tuning.lora import LoraTuning
 
@@ -106,6 +107,16 @@ def test_another_rank_is_named(tmp_path: Path) -> None:
     path = write("ours", tuned(settings), settings, tmp_path)
     with pytest.raises(CheckpointError, match=r"lora_A: found \[8, 8\], expected \[4, 8\]"):
         load_adapter(tuned(LoraTuning(rank=4)), open_adapter(path, family))
+
+
+def test_an_adapter_of_another_family_is_refused(tmp_path: Path) -> None:
+    settings = LoraTuning()
+    FOLDER.save(tuned(settings), settings, tmp_path / "adapter", family)
+    assert open_adapter(tmp_path / "adapter", family).settings.method == "lora"
+    with pytest.raises(CheckpointError, match="was trained on a model of cpm_bee, and this one is of chatglm2"):
+        open_adapter(tmp_path / "adapter", load_family("chatglm2"))
+    save_adapter(tuned(settings), settings, tmp_path / "own", family="my_family")  # which may be called otherwise
+    assert open_adapter(tmp_path / "own", family).settings.method == "lora"
 
 
 def test_settings_that_are_none_are_refused(tmp_path: Path) -> None:

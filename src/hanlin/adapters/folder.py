@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from hanlin.adapters.adapter import ANY_BASE, Adapter, AdapterFormat, ForBase, read_settings
 from hanlin.adapters.labels import stated_labels
+from hanlin.core.errors import CheckpointError
 from hanlin.core.files import has_file, read_json_object, write_json
 from hanlin.core.manifest import published_folder
 from hanlin.formats.files import open_weights, write_safetensors
 from hanlin.formats.format import FamilyFacts
 from hanlin.formats.load import added_parameters
+from hanlin.models.family import family_names
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,6 +24,8 @@ WEIGHTS = "adapter.safetensors"
 SETTINGS = "adapter.json"
 CONFIG = "config"
 """There: values of the model's configuration without which the adapter has no place."""
+FAMILY = "family"
+"""There: whose layers it changes; others may have some of the same names and shapes."""
 QUANTISE = "quantise"
 """There: how the base was packed in memory that it was trained on, where it was."""
 ADAPTER_FOLDER = "adapter"
@@ -30,16 +34,23 @@ _TITLE = "our adapter folder"
 
 
 def save_adapter(
-    model: nn.Module, settings: TuningMethod, folder: Path, *, overwrite: bool = False, quantise: str | None = None
+    model: nn.Module,
+    settings: TuningMethod,
+    folder: Path,
+    *,
+    family: str | None = None,
+    overwrite: bool = False,
+    quantise: str | None = None,
 ) -> None:
-    """Write our adapter folder in one step; quantise: see `Adapter`.
+    """Write our adapter folder in one step; family: the model's; quantise: see `Adapter`.
 
     Raises: CheckpointError when the folder exists.
     """
     tensors = {name: parameter.detach() for name, parameter in added_parameters(model).items()}
     stated = settings.resolved(tensors).model_dump(mode="json")
     labels = stated_labels(model)
-    facts = {**({CONFIG: labels} if labels else {}), **({QUANTISE: quantise} if quantise else {})}
+    told = {FAMILY: family, CONFIG: labels, QUANTISE: quantise}
+    facts = {name: value for name, value in told.items() if value}
     with published_folder(folder, overwrite=overwrite) as beside:
         write_safetensors(beside / WEIGHTS, tensors)
         write_json(beside / SETTINGS, {**stated, **facts})
@@ -53,7 +64,9 @@ def _open(path: Path, family: FamilyFacts, config: Any) -> Adapter | None:
     if not _holds(path):
         return None
     values = read_json_object(path / SETTINGS)
-    labels, quantise = values.pop(CONFIG, {}), values.pop(QUANTISE, None)
+    labels, quantise, trained = values.pop(CONFIG, {}), values.pop(QUANTISE, None), values.pop(FAMILY, None)
+    if trained != family.name and {trained, family.name} <= {*family_names()}:  # a user's own may be renamed
+        raise CheckpointError(f"{path}: was trained on a model of {trained}, and this one is of {family.name}")
     return Adapter(path, _TITLE, read_settings(path / SETTINGS, values), open_weights(path), labels, quantise=quantise)
 
 
@@ -66,7 +79,7 @@ def _save(
     overwrite: bool = False,
     base: ForBase = ANY_BASE,
 ) -> None:
-    save_adapter(model, settings, path, overwrite=overwrite, quantise=base.quantise)
+    save_adapter(model, settings, path, family=family.name, overwrite=overwrite, quantise=base.quantise)
 
 
 FOLDER = AdapterFormat(_TITLE, _holds, _open, _save, keeps_packing=True)

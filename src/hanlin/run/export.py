@@ -23,12 +23,12 @@ def export(components: Components, parallel_model: ParallelModel, target: Path) 
 
     Every rank must call it; the main one writes.
     """
-    tuning = components.recipe.tuning
+    tuning, family = components.recipe.tuning, components.family.name
     model = _gathered(components, parallel_model)
     if model is None:
         return
     if not tuning.trains_base:
-        save_adapter(model, tuning, target, overwrite=True, quantise=components.recipe.model.quantise)
+        save_adapter(model, tuning, target, family=family, overwrite=True, quantise=components.recipe.model.quantise)
         return
     with published(target, "replace") as beside:
         frozen = _frozen_weights(components)
@@ -36,7 +36,7 @@ def export(components: Components, parallel_model: ParallelModel, target: Path) 
         weights = Cast(target, {**base_parameters(model), **frozen}, saved_dtype(components.recipe), exact)
         save_base(beside, components.family, components.config, weights, components.tokenizer)
         if added_parameters(model):
-            save_adapter(model, tuning, beside / ADAPTER_FOLDER)
+            save_adapter(model, tuning, beside / ADAPTER_FOLDER, family=family)
 
 
 def _frozen_weights(components: Components) -> dict[str, torch.Tensor]:
