@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -158,6 +159,20 @@ def test_tests_leave_no_folders_behind() -> None:
 # Types ----------------------------------------------------------------------------------------------------------------
 
 OF_EVERY_MODEL = {"Attention", "Block", "DecoderBlock", "DecoderContext", "EncoderBlock", "FeedForward", "Inputs"}
+
+
+def test_what_tests_import_of_each_other_stands_once() -> None:
+    """Their folders are on one path, where the first file of a name hides the others."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["pytest"]["ini_options"]
+    places = [ROOT / folder for folder in settings["pythonpath"]]
+    imported = {
+        node.module
+        for path in (ROOT / "tests").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.ImportFrom) and node.module and "." not in node.module
+    }
+    several = {name for name in imported if sum((place / f"{name}.py").is_file() for place in places) > 1}
+    assert not several, f"files of one name in several folders of tests, and imported by it: {several}"
 
 
 def test_a_public_name_of_a_type_means_one_type() -> None:

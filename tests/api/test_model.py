@@ -171,7 +171,7 @@ def test_only_a_lack_of_room_shortens_a_dialogue(talker: hanlin.Model, monkeypat
         (DIALOGUE[:2], "the last one is the assistant's"),
         ([{"role": "martian", "content": "你好"}], "unknown role 'martian'"),
         ([*DIALOGUE[:2], {"role": "user", "content": None}], "message 3, by the user"),
-        ([*DIALOGUE, {"role": "user", "content": "又"}], "two user turns in a row: message 4"),
+        ([*DIALOGUE, {"role": "user", "content": "又"}], "message 4, by the user: two user turns in a row"),
         (["你好"], "found the text .你好. .turn 1"),
         ([{"role": "system", "content": "x"}, *DIALOGUE], "has no place in this template"),
     ],

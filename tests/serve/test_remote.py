@@ -72,7 +72,8 @@ def test_an_output_is_gone_on_with(
     assert lines_of(output) == lines_of(whole)[:3]
     asked = service.scheduler.counts.requests
     assert main([*command, "--output", str(output)]) == 2
-    assert service.scheduler.counts.requests - asked <= 1  # what is there is not asked again
+    # What is there is not asked again; the row behind the bad one may have been, by either command.
+    assert service.scheduler.counts.requests - asked < 3
     assert "going on behind the 3 answers" in capsys.readouterr().err
     dropped = questions.with_name("dropped.jsonl")
     assert main([*command, "--output", str(dropped), "data.bad_rows=drop"]) == 0
