@@ -124,3 +124,13 @@ def test_a_model_of_which_a_part_is_missing_is_named(
     (folder / "pytorch_model.bin").rename(folder / "pytorch_model-00001-of-00002.bin")
     assert main(words) == 2
     assert "lacks pytorch_model-00002-of-00002.bin" in capsys.readouterr().err
+
+
+def test_a_published_number_is_of_a_model_by_its_name_too(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("train.json", "dev.json"):
+        Path(name).write_text("[]", "utf-8")
+    words = ["reproduce", "chatglm2-adgen-full-gpu", "--data", ".", "--dry-run"]
+    assert main([*words, "--weights", NAME]) == 0
+    assert str(cache / "snapshots/a1") in capsys.readouterr().out
+    assert main([*words, "--weights", "THUDM/another"]) == 2
+    assert "--weights: there is no THUDM/another" in capsys.readouterr().err

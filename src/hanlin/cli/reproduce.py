@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from hanlin.cli._numbers import MAX_PROCESSES, whole
 from hanlin.core.errors import ConfigError
 from hanlin.core.files import replaced_file
+from hanlin.core.hub import locate
 from hanlin.core.language import language
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class _Place:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", nargs="?", help="of the catalogue; without it, all are listed")
     parser.add_argument("changes", nargs="*", default=[], metavar="KEY=VALUE", help="settings to change in all runs")
-    parser.add_argument("--weights", type=Path, help="the released weights that the number belongs to")
+    parser.add_argument("--weights", type=Path, help="the released weights that the number belongs to, or their name")
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="the data set's files, as its authors name them")
     parser.add_argument("--folder", type=Path, help="what is written (default: runs/reproduce/NAME)")
     parser.add_argument("--dry-run", action="store_true", help="print the commands, and run nothing")
@@ -71,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
             f"{wanted.name}: name the weights ({wanted.weights}) with --weights, and with --data the folder of "
             f"{', '.join(_files(wanted))}"
         )
-    place = _Place(args.weights, args.data, args.folder or Path("runs/reproduce") / wanted.name)
+    place = _Place(locate(args.weights), args.data, args.folder or Path("runs/reproduce") / wanted.name)
     _refuse_missing(wanted, place)
     launched = [] if args.nproc is None else ["--nproc", str(args.nproc)]
     commands = list(_commands(wanted, place, args.changes, launched))
@@ -170,9 +171,8 @@ def _compare(wanted: Published, place: _Place) -> int:
         return 0
     scores = json.loads((place.run(len(wanted.runs)) / "evaluation/metrics.json").read_text("utf-8"))
     here = {metric: wanted.as_printed(metric, _score(scores, metric)) for metric in wanted.numbers}
-    table = Table(
-        *(["指标", "公布", "这里", "差"] if language() == "zh" else ["metric", "published", "here", "difference"])
-    )
+    heads = {"en": ("metric", "published", "here", "difference"), "zh": ("指标", "公布", "这里", "差")}
+    table = Table(*heads[language()])
     for metric, value in wanted.numbers.items():
         table.add_row(metric, f"{value:g}", f"{here[metric]:.4g}", f"{here[metric] - value:+.4g}")
     told = {

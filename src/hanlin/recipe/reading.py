@@ -27,7 +27,7 @@ from hanlin.recipe.other_names import OTHER_NAMES, OTHER_VALUES
 from hanlin.recipe.settings import Recipe
 from hanlin.recipe.union import UNUSABLE, OneOf, find_unions
 from hanlin.recipe.unused_settings import unused_settings
-from hanlin.recipe.yaml12 import YamlError, full_width_hint, parse_yaml
+from hanlin.recipe.yaml12 import YamlError, full_width_hint, parse_yaml, read_yaml
 
 __all__ = [
     "COMMAND_LINE",
@@ -257,12 +257,7 @@ def _where_shipped(path: Path) -> str:
 
 
 def _parse(path: Path) -> tuple[dict[str, Any], dict[str, int], list[Problem]]:
-    try:
-        values, lines, twice = parse_yaml(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not a text file in UTF-8 ({error.reason} at byte {error.start})") from error
-    except YamlError as error:
-        raise ConfigError(f"{path}:{error.line}: not YAML: {error}") from error
+    values, lines, twice = read_yaml(path)
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: a recipe has sections (model, data, train, ...); found {_shown(values)}")
     problems = [

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, ClassVar
 
 import yaml
 from yaml.reader import ReaderError
 
-__all__ = ["YamlError", "full_width_hint", "parse_yaml"]
+from hanlin.core.errors import ConfigError
+
+__all__ = ["YamlError", "full_width_hint", "parse_yaml", "read_yaml"]
 
 _NUMBER = {
     "tag:yaml.org,2002:bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
@@ -73,6 +76,19 @@ def parse_yaml(text: str) -> tuple[Any, dict[str, int], list[tuple[str, int]]]:
         else:
             lines[key] = line
     return values, lines, twice
+
+
+def read_yaml(path: Path) -> tuple[Any, dict[str, int], list[tuple[str, int]]]:
+    """`parse_yaml` of a file.
+
+    Raises: ConfigError that names the file and the line.
+    """
+    try:
+        return parse_yaml(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not a text file in UTF-8 ({error.reason} at byte {error.start})") from error
+    except YamlError as error:
+        raise ConfigError(f"{path}:{error.line}: not YAML: {error}") from error
 
 
 def _check_size(root: yaml.Node | None) -> None:

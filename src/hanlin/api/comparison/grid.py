@@ -16,7 +16,7 @@ from hanlin.core.field_problems import first_field_problem
 from hanlin.core.files import check_regular
 from hanlin.recipe.reading import Change, nearest, read_changes
 from hanlin.recipe.section import Settings
-from hanlin.recipe.yaml12 import YamlError, parse_yaml
+from hanlin.recipe.yaml12 import read_yaml
 
 __all__ = ["CELLS", "Cell", "General", "Grid", "as_words", "general_changes", "read_grid"]
 
@@ -134,12 +134,7 @@ def read_grid(path: Path) -> Grid:
     check_regular(path, ConfigError)
     if not path.is_file():
         raise ConfigError(f"{path}: there is no such file; docs/comparing.md shows one")
-    try:
-        values, lines, twice = parse_yaml(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not a text file in UTF-8 ({error.reason} at byte {error.start})") from error
-    except YamlError as error:
-        raise ConfigError(f"{path}:{error.line}: not YAML: {error}") from error
+    values, lines, twice = read_yaml(path)
     if twice:
         key, line = twice[0]
         raise ConfigError(f"{path}:{line}: {key} stands there twice; remove one of them")
