@@ -45,7 +45,7 @@ def with_run_weights(source: RecipeSource, overrides: Overrides, weights: str | 
             raise ConfigError(f"there is no {folder}; train first: hanlin train {name}")
         elif draft.model.base is None:
             raise ConfigError(f"model.base is empty and there is no {folder}; train first: hanlin train {name}")
-    return check_file(source, changes, purpose)
+    return check_file(source, changes, purpose, is_loaded_next=True)
 
 
 def _weights_folder(recipe: Recipe, weights: str | None) -> Path:
@@ -99,7 +99,7 @@ def recipe_of_base(base: Path, overrides: Overrides = (), *, family: str | None 
     values: dict[str, Any] = {"family": family or find_family(base).name, "base": str(base)}
     values |= {name: str(path) for name, path in model.items() if path is not None}
     recipe = make_recipe({"model": values, "run": {"folder": "."}}, overrides)
-    if problems := check(recipe, purpose="generate"):
+    if problems := check(recipe, purpose="generate", is_loaded_next=True):
         raise ConfigError(listing(problems, COMMAND_LINE))
     return recipe
 

@@ -100,7 +100,7 @@ def train(
     changes, named = named_by(recipe, overrides)
     with called(named, trust_code=trust_code):
         start = first_start(start)
-        checked = check_file(recipe, changes, "train", start=start)
+        checked = check_file(recipe, changes, "train", start=start, is_loaded_next=True)
         from hanlin.run.assemble import assemble
 
         with guest(checked.run.device, quiet=quiet), joined(checked.run.device):

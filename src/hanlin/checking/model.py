@@ -183,7 +183,9 @@ def weight_problems(recipe: Recipe, build: Callable[[], Components], purpose: Pu
     yield from problems or record_problems(components, purpose)
 
 
-def fit_problems(recipe: Recipe, build: Callable[[], Components], purpose: Purpose) -> Found:
+def fit_problems(
+    recipe: Recipe, build: Callable[[], Components], purpose: Purpose, *, is_loaded_next: bool = False
+) -> Found:
     """Tensors of the base that are missing, surplus, of another shape than its configuration says, or no numbers.
 
     What answers at once looks at the numbers while it loads them: that comes next, and before it nothing is computed.
@@ -197,7 +199,7 @@ def fit_problems(recipe: Recipe, build: Callable[[], Components], purpose: Purpo
         assert components.source is not None, recipe
         open_ours(components.source, components.family, config=components.base_config)
         if purpose != "generate":
-            refuse_unsound(components, is_trained=purpose == "train")
+            refuse_unsound(components, is_trained=purpose == "train", is_loaded_next=is_loaded_next)
     except HanlinError as error:
         yield _with_key(error, "model.base")
 
@@ -232,7 +234,7 @@ def answering_problems(recipe: Recipe, build: Callable[[], Components]) -> Found
         yield _with_key(error, "model.adapter")
 
 
-def teacher_problems(recipe: Recipe, build: Callable[[], Components]) -> Found:
+def teacher_problems(recipe: Recipe, build: Callable[[], Components], *, is_loaded_next: bool = False) -> Found:
     """What keeps the model that the objective imitates from being read beside the student."""
     from hanlin.parallel.layout_checks import model_problems
     from hanlin.run.weights import empty_frozen_model, refuse_unsound
@@ -245,7 +247,7 @@ def teacher_problems(recipe: Recipe, build: Callable[[], Components]) -> Found:
             assert found.source is not None, found.recipe
             open_ours(found.source, found.family, config=found.base_config)
             model = empty_frozen_model(found)
-            refuse_unsound(found, is_trained=False)
+            refuse_unsound(found, is_trained=False, is_loaded_next=is_loaded_next)
     except HanlinError as error:
         yield _with_key(error, TEACHER)
         return

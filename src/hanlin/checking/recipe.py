@@ -52,10 +52,15 @@ class Checked:
 
 
 def check_source(
-    source: RecipeSource, overrides: Overrides = (), purpose: Purpose | None = None, *, start: Start = "resume"
+    source: RecipeSource,
+    overrides: Overrides = (),
+    purpose: Purpose | None = None,
+    *,
+    start: Start = "resume",
+    is_loaded_next: bool = False,
 ) -> Checked:
     """Read and check a recipe; purpose None: train when the recipe has a section `train` or training data,
-    else evaluate; start: how training would begin where the run folder holds a run.
+    else evaluate; start: how training would begin where the run folder holds a run; is_loaded_next: as of `check`.
 
     Raises: ConfigError when its file cannot be read.
     """
@@ -65,19 +70,25 @@ def check_source(
         purpose = purpose or _purpose(recipe)
         recipe, contrary = warm_start(recipe) if purpose == "train" and not problems else (recipe, [])
         problems += [Problem(key, text, _place(key, draft.places)) for key, text in contrary]
-        found = check(recipe, draft.places, purpose=purpose, with_torch=not problems, start=start)
+        with_torch = not problems
+        found = check(recipe, draft.places, purpose, with_torch=with_torch, start=start, is_loaded_next=is_loaded_next)
         problems += [problem for problem in found if not draft.problems or not _follows(problem, draft, recipe)]
     return Checked(recipe, problems)
 
 
 def check_file(
-    source: RecipeSource, overrides: Overrides = (), purpose: Purpose | None = None, *, start: Start = "resume"
+    source: RecipeSource,
+    overrides: Overrides = (),
+    purpose: Purpose | None = None,
+    *,
+    start: Start = "resume",
+    is_loaded_next: bool = False,
 ) -> Recipe:
     """`check_source` of a recipe that is to be run.
 
     Raises: ConfigError that lists all problems.
     """
-    checked = check_source(source, overrides, purpose, start=start)
+    checked = check_source(source, overrides, purpose, start=start, is_loaded_next=is_loaded_next)
     if checked.problems or checked.recipe is None:
         raise ConfigError(listing(checked.problems, name_of(source)))
     return checked.recipe
@@ -86,14 +97,16 @@ def check_file(
 def check(
     recipe: Recipe,
     places: Mapping[str, str] | None = None,
-    *,
     purpose: Purpose | None = None,
+    *,
     with_torch: bool = True,
     start: Start = "resume",
+    is_loaded_next: bool = False,
 ) -> list[Problem]:
     """All problems of a recipe whose values are right one by one.
 
-    places: where each key stands; with_torch: look at the device and at original weights too, which takes seconds.
+    places: where each key stands; with_torch: look at the device and at original weights too, which takes seconds;
+    is_loaded_next: the numbers and bytes of a large base are left to who loads it, which reads it anyway.
     """
     places = places or {}
     purpose = purpose or _purpose(recipe)
@@ -114,16 +127,16 @@ def check(
         found += [*search_problems(recipe, family), *option_problems(family, recipe.data.options)]
         if not any(key.startswith(("model.", "data.options", "data.transform")) for key, _ in found):
             found += [*token_and_row_problems(recipe, family, purpose)]
-    if with_torch and (damaged := [*damaged_weights(recipe, purpose)]):
+    if with_torch and (damaged := [*damaged_weights(recipe, purpose, is_loaded_next=is_loaded_next)]):
         found = [*damaged, *found]  # first, as others may follow from it
     components = cache(lambda: build_components(recipe))
     if not found and with_torch:
         asked = with_run_precision(recipe, start) if purpose == "train" else recipe
         found += [*device_problems(asked, purpose), *weight_problems(recipe, components, purpose)]
     if not found and with_torch:
-        found += fit_problems(recipe, components, purpose)
+        found += fit_problems(recipe, components, purpose, is_loaded_next=is_loaded_next)
     if not found and with_torch and purpose == "train":
-        found += teacher_problems(recipe, components)
+        found += teacher_problems(recipe, components, is_loaded_next=is_loaded_next)
     if not found and with_torch:
         found += (tuning_and_layout_problems if purpose == "train" else answering_problems)(recipe, components)
     return [Problem(key, text, _place(key, places)) for key, text in found]

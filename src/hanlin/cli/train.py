@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     from hanlin.checking import check_file
 
     start = first_start(start_of(args))
-    recipe = check_file(args.recipe, args.changes, "train", start=start)
+    recipe = check_file(args.recipe, args.changes, "train", start=start, is_loaded_next=True)
     from hanlin.run.assemble import assemble
 
     return on_all_ranks(args, recipe, lambda: assemble(recipe, start).train().exit_code, keeps_logs=True)

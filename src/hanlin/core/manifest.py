@@ -7,7 +7,7 @@ long as its size, times and inode are the same (core/remembered.py); `manifest_p
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -89,10 +89,11 @@ def manifest_problems(
     return _differing(folder, {name: listed[name] for name in own}, sha256_of)
 
 
-def check_manifest(path: Path, sha256: Callable[[Path], str] | None = None) -> None:
+def check_manifest(path: Path, sha256: Callable[[Path], str] | None = None, later: Container[Path] = ()) -> None:
     """See that the folder of `path`, or `path` itself, is as it was written; one without a manifest is not looked at.
 
-    sha256: what reads a large file, where its hash is not known (None: `sha256_of`).
+    sha256: what reads a large file, where its hash is not known (None: `sha256_of`); later: files of which nothing but
+    the size is compared, because who loads them takes their hash.
 
     Raises: CheckpointError saying what was changed.
     """
@@ -110,7 +111,7 @@ def check_manifest(path: Path, sha256: Callable[[Path], str] | None = None) -> N
             raise CheckpointError(f"{folder / MANIFEST}: lists no files; restore it from a copy, or remove it")
         inner = path.relative_to(folder).as_posix()
         if listed is not None and (folder == path or any(f"{name}/".startswith(f"{inner}/") for name in listed)):
-            _check(folder, listed, sha256)
+            _check(folder, listed, sha256, later)
             return
 
 
@@ -128,10 +129,10 @@ def check_complete(folder: Path) -> None:
         raise _unlike(folder, gone)
 
 
-def _check(folder: Path, listed: FileFacts, sha256: Callable[[Path], str] | None) -> None:
+def _check(folder: Path, listed: FileFacts, sha256: Callable[[Path], str] | None, later: Container[Path] = ()) -> None:
     is_small = sum(size for size, _ in listed.values()) < MIN_REMEMBERED_BYTES
     known_or_read = partial(remembered_sha256, find_out=sha256)
-    if problems := _differing(folder, listed, sha256_of if is_small else known_or_read):
+    if problems := _differing(folder, listed, sha256_of if is_small else known_or_read, later):
         raise _unlike(folder, problems)
 
 
@@ -152,14 +153,16 @@ def _listed(values: dict[str, Any]) -> FileFacts | None:
         return None
 
 
-def _differing(folder: Path, listed: FileFacts, sha256: Callable[[Path], str]) -> list[str]:
+def _differing(
+    folder: Path, listed: FileFacts, sha256: Callable[[Path], str], later: Container[Path] = ()
+) -> list[str]:
     def problem(name: str) -> str | None:
         path, (size, digest) = folder / name, listed[name]
         if not path.is_file():
             return f"{name} is missing"
         if path.stat().st_size != size:
             return f"{name} has {path.stat().st_size:,} bytes instead of {size:,}"
-        return None if sha256(path) == digest else f"{name} was changed (its sha256 is another)"
+        return None if path in later or sha256(path) == digest else f"{name} was changed (its sha256 is another)"
 
     with ThreadPoolExecutor(4) as threads:  # hashing leaves the other threads alone
         return [found for found in threads.map(problem, listed) if found is not None]

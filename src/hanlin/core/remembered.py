@@ -21,7 +21,17 @@ from hanlin.core.errors import DataError
 from hanlin.core.files import expanded, replaced_file
 from hanlin.core.locks import one_at_a_time
 
-__all__ = ["HOME_CACHE", "MIN_REMEMBERED_BYTES", "recalled", "remembered", "remembered_sha256", "sha256_of"]
+__all__ = [
+    "HOME_CACHE",
+    "MIN_REMEMBERED_BYTES",
+    "SHA256",
+    "keep",
+    "recalled",
+    "remembered",
+    "remembered_sha256",
+    "sha256_of",
+    "state_of",
+]
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +40,9 @@ HOME_CACHE = Path("~/.cache/hanlin")
 
 MIN_REMEMBERED_BYTES = 1 << 24
 """Weights of less than this are read each time; it takes milliseconds."""
+
+SHA256 = "sha256"
+"""The question of `remembered_sha256`."""
 
 _SETTLED_SECONDS = 2.0
 
@@ -48,10 +61,15 @@ def remembered(cache: Path, files: Sequence[Path], question: str, find_out: Call
             stack.enter_context(one_at_a_time(path.with_suffix(".lock")))
         if known := _known(path, files):
             return known[1]
-        state, found = _state(files), find_out()
-        if state == _state(files) and time.time_ns() - max(max(one[1:3]) for one in state) > _SETTLED_SECONDS * 1e9:
-            _write(path, [state, found])
+        state, found = state_of(files), find_out()
+        keep(cache, files, question, state, found)
         return found
+
+
+def keep(cache: Path, files: Sequence[Path], question: str, state: list[list[int]], found: Any) -> None:
+    """Remember what was found out of files; state: `state_of` them before they were read."""
+    if state == state_of(files) and time.time_ns() - max(max(one[1:3]) for one in state) > _SETTLED_SECONDS * 1e9:
+        _write(_place(cache, files, question), [state, found])
 
 
 def recalled(cache: Path, files: Sequence[Path], question: str) -> Any | None:
@@ -68,7 +86,7 @@ def sha256_of(path: Path) -> str:
 
 def remembered_sha256(path: Path, cache: Path = HOME_CACHE, find_out: Callable[[Path], str] | None = None) -> str:
     """The same from memory, where the file was read before; find_out: what reads it, where it was not (None: that)."""
-    return remembered(cache, [path], "sha256", lambda: (find_out or sha256_of)(path))
+    return remembered(cache, [path], SHA256, lambda: (find_out or sha256_of)(path))
 
 
 def _place(cache: Path, files: Sequence[Path], question: str) -> Path:
@@ -79,10 +97,11 @@ def _place(cache: Path, files: Sequence[Path], question: str) -> Path:
 def _known(path: Path, files: Sequence[Path]) -> list[Any] | None:
     """State and answer, if they lie at `path` and are those of the files as they are."""
     known = _read(path)
-    return known if known is not None and known[0] == _state(files) else None
+    return known if known is not None and known[0] == state_of(files) else None
 
 
-def _state(files: Sequence[Path]) -> list[list[int]]:
+def state_of(files: Sequence[Path]) -> list[list[int]]:
+    """What tells that files are unchanged."""
     states = [path.stat() for path in files]
     return [[one.st_size, one.st_mtime_ns, one.st_ctime_ns, one.st_ino, one.st_dev] for one in states]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,13 +96,18 @@ def look_at_values(source: Source, config: Any) -> ValueReport:
     """
     tensors = to_ours(source, source.family, config, shapes_of(source.family, config))
     files = source.weights.files
-    if sum(file.stat().st_size for file in files) < MIN_REMEMBERED_BYTES:
+    if not is_large(files):
         return count_values(tensors)
     known = known_values([file for file in files if file.suffix == ".safetensors"]) if source.format == BASE else None
     if known is not None and known.names == set(tensors):
         return known
     question = json.dumps(["values", 1, source.family.name, source.format, asdict(config)], default=str)
     return ValueReport.of(remembered(HOME_CACHE, files, question, lambda: count_values(tensors).as_json()))
+
+
+def is_large(files: Sequence[Path]) -> bool:
+    """Whether reading files is worth avoiding."""
+    return sum(file.stat().st_size for file in files) >= MIN_REMEMBERED_BYTES
 
 
 def check_fit(path: Path, family: FamilyFacts) -> Lazy:

@@ -26,6 +26,9 @@ from hanlin.training.objective import find_objective
 if TYPE_CHECKING:
     from hanlin.adapters.adapter import Adapter
 
+_REPLACED = ("tuning.", "model.base")
+"""What `blaming` takes another setting for."""
+
 _BESIDE = re.compile(r"manifest\.json|calibration\.(json|png)|README(\..*)?|\..*", re.IGNORECASE)
 """What may lie in an adapter's folder and decides nothing."""
 
@@ -115,12 +118,12 @@ def find_adapter(recipe: Recipe, family: Family, source: Source | None = None) -
 
 @contextmanager
 def blaming(key: str) -> Iterator[None]:
-    """Let an error name the setting that it is about, in place of one of the recipe's tuning."""
+    """Let an error name the setting that it is about, in place of one of the recipe's tuning or its base."""
     try:
         yield
     except HanlinError as error:
         named, colon, text = str(error).partition(": ")
-        raise type(error)(f"{key}: {text if colon and named.startswith('tuning.') else error}") from error
+        raise type(error)(f"{key}: {text if colon and named.startswith(_REPLACED) else error}") from error
 
 
 def warm_start(recipe: Recipe) -> tuple[Recipe, list[tuple[str, str]]]:

@@ -16,7 +16,9 @@ from hanlin.core.parameters import set_parameter
 from hanlin.core.progress import counted
 from hanlin.core.ranks import read_ranks
 from hanlin.formats.fingerprint import Fingerprint
-from hanlin.formats.load import added_parameters, load_into, look_at_values, open_ours
+from hanlin.formats.format import BASE
+from hanlin.formats.load import added_parameters, is_large, load_into, look_at_values, open_ours
+from hanlin.formats.read_once import passing_unread, unread_files
 from hanlin.formats.values import ValueReport, stored_dtype
 from hanlin.layers.label_head import label_parameters
 from hanlin.layers.precision import DTYPES
@@ -246,9 +248,19 @@ def _say_packing(components: Components) -> None:
 
 
 def _refuse_changed_base(components: Components) -> None:
-    """Raises: CheckpointError for a base that is not as its manifest says, whichever part of it this rank reads."""
+    """Whichever part of it this rank reads; of files whose hash is taken while they are loaded only the size counts.
+
+    Raises: CheckpointError for a base that is not as its manifest says.
+    """
     if components.source is not None:
-        check_manifest(components.source.path)
+        later = unread_files(components.source.path) if _hashes_while_it_loads(components) else ()
+        check_manifest(components.source.path, later=later)
+
+
+def _hashes_while_it_loads(components: Components) -> bool:
+    """A process that is alone reads the whole of a base of ours: but for experts that are read when they are needed."""
+    source, has_all = components.source, components.recipe.generate.expert_memory is None
+    return source is not None and source.format == BASE and has_all and read_ranks().world == 1
 
 
 def with_adapter(model: torch.nn.Module, components: Components) -> torch.nn.Module:
@@ -325,15 +337,17 @@ def _base_dtype(components: Components) -> torch.dtype:
     return trained_dtype(recipe) if recipe.tuning.trains_base else DTYPES[precision_of(recipe)]
 
 
-def refuse_unsound(components: Components, *, is_trained: bool) -> ValueReport | None:
+def refuse_unsound(components: Components, *, is_trained: bool, is_loaded_next: bool = False) -> ValueReport | None:
     """See that the base holds numbers, such as the dtype can hold in which training (else: answering) keeps them.
 
-    It is read for that; see `look_at_values`. Returns what is in it, None where there is no base, or where its experts
-    are read only when they are needed.
+    It is read for that, unless it is large and loaded next, which looks at it too; see `look_at_values`. Returns what
+    is in it, None where that is not known: there is no base, or its experts are read only when they are needed.
     Raises: CheckpointError, as what loads it would.
     """
     source = components.source
     if source is None or (components.recipe.generate.expert_memory is not None and not is_trained):
+        return None
+    if is_loaded_next and read_ranks().world == 1 and is_large(source.weights.files):
         return None
     report = look_at_values(source, components.base_config)
     report.refuse(source.path, _base_dtype(components) if is_trained else DTYPES[precision_of(components.recipe)])
@@ -349,11 +363,11 @@ def base_weights(components: Components, names: list[str], dtype: torch.dtype | 
     if source is None:
         yield from init_weights(lambda: _plain_model(components), components.recipe.run.seed)
         return
-    weights = open_ours(source, components.family, config=components.base_config, dtype=dtype)
-    for name in counted(names, "Loading weights", len(names)):
-        if name in weights:
-            yield name, weights[name]
-            weights.forget(name)
+    with blaming("model.base"):
+        weights = open_ours(source, components.family, config=components.base_config, dtype=dtype)
+        here = [name for name in names if name in weights]
+        folder = source.path if _hashes_while_it_loads(components) else None
+        yield from counted(passing_unread(folder, weights, here), "Loading weights", len(here))
     if read_ranks().is_main:
         weights.report.tell_zeros(source.path)
     if set(fresh) & set(names):
