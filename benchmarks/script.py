@@ -17,6 +17,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from hanlin.core.machine import cpu_name
+
 RESULTS = Path(__file__).parent / "results"
 SHARED = Path(__file__).parents[2] / "shared"
 """Vocabularies and data that may not be distributed with the project."""
@@ -82,13 +84,6 @@ def report(figures: Mapping[str, Any], out: Path | None, packages: Sequence[str]
     print(text)
     if out:
         out.write_text(text + "\n", "utf-8")
-
-
-def cpu_name() -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text("utf-8").splitlines() if path.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def memory_bytes(field: str) -> int:

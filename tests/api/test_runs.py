@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import random
@@ -48,6 +49,9 @@ def test_a_run_is_trained_once_and_a_program_is_left_as_it_was(bee: dict[str, An
         assert hanlin.train(bee, {**folder, "train.steps": 4}, quiet=True) == result
         assert "there is nothing left to train" in (result.folder / "log.txt").read_text(encoding="utf-8")
         assert hanlin.evaluate(bee, folder, quiet=True)["loss"]["records"] == 8
+        starts = [json.loads(line) for line in (result.folder / "starts.jsonl").read_text("utf-8").splitlines()]
+        assert [start["machine"]["threads"] for start in starts] == [2, 2]
+        assert {part: report["samples"] for part, report in starts[1]["data"].items()} == {"train": 8, "eval": 8}
         assert hanlin.load(result.folder).score("北京").tokens > 0
         assert state() == before
     finally:

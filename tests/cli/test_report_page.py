@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from browser import Browser
 
-from hanlin.training.report import write_report
+from hanlin.core.errors import DataError
+from hanlin.training.report import watch_report, write_report
 from hanlin.training.report_page import _thinned
 
 POINT = """const right = arguments[0].getBoundingClientRect().right;
@@ -26,6 +27,12 @@ def _write_run(folder: Path, lr: float, shift: float) -> Path:
     (folder / "config.yaml").write_text(settings, encoding="utf-8")
     texts = [{"step": step, "input": "春", "<ans>": f"{word}{HOSTILE}"} for step, word in ((20, "早"), (60, "晚"))]
     (folder / "samples.jsonl").write_text("\n".join(map(json.dumps, texts)) + '\n{"step": 70', encoding="utf-8")
+    counts = {"rows": 1200, "read": 1200, "dropped": {HOSTILE: 7}}
+    told = {"counts": counts, "samples": 1193, "tokens": 50_000, "loss_tokens": 20_000, "padding": 0.125,
+            "lengths": {"p10": 5, "p50": 31, "p90": 77, "max": 99}, "histogram": [[50, 1000], [99, 193]]}  # fmt: skip
+    starts = [{"time": "", "machine": {"device": f"cuda: {HOSTILE}", "torch": "2.13"}, "data": {"train": told}}]
+    lines = [*map(json.dumps, starts), '{"machine": 3}', '{"machine": {}, "data": {"train": {"samples": "x"}}}', "[1"]
+    (folder / "starts.jsonl").write_text("\n".join(lines), encoding="utf-8")
     results = folder / "evaluation/best-12345678"
     results.mkdir(parents=True)
     (results / "metrics.json").write_text('{"generate": {"rouge_l": 0.4321, "mean": null}}', encoding="utf-8")
@@ -69,6 +76,8 @@ def test_curves_scores_settings_and_texts_are_there(chromium: Browser, page: str
     assert len(chromium.all("#curve-lr path")) == 2  # not smoothed
     cells = chromium.texts("td")
     assert {"best-12345678", "rouge_l", "0.4321", "train.lr", "0.001", "0.01"} <= set(cells)
+    assert {"1,200", "1,193", "50,000", "40.0%", "12.5%", f"cuda: {HOSTILE}", "2.13"} <= set(cells)
+    assert len(chromium.all(".bars rect")) == 4
     assert chromium.texts("#texts th") == ["full", "微调"]
     assert json.loads(chromium.texts("#texts pre")[0]) == {"input": "春", "<ans>": f"晚{HOSTILE}"}
     assert chromium.js("return window.hit") is None
@@ -100,6 +109,44 @@ def test_it_is_chinese_dark_and_fits_a_phone(size: tuple[int, int], chromium: Br
     red = chromium.js("return getComputedStyle(document.body).backgroundColor.match(/\\d+/)[0]")
     assert int(red) < 60
     assert chromium.js("return document.documentElement.scrollWidth") <= size[0]
+
+
+def test_a_watched_page_follows_the_run_and_stays_as_it_was_set(chromium: Browser, tmp_path: Path) -> None:
+    folder = _write_run(tmp_path / "run", 0.1, 0.0)
+    pages = watch_report([folder], folder / "report.html", 1)
+    _open(chromium, next(pages).as_uri(), "en")
+    # In one go, since the page may go away in between.
+    chromium.js("document.getElementById('log').click(); const one = document.getElementById('step'); "
+                "one.value = 0; one.oninput()")  # fmt: skip
+    with (folder / "metrics.jsonl").open("a", encoding="utf-8") as stream:
+        stream.write('\n{"step": 999, "loss": 0.5}')
+    next(pages)
+    last = "return JSON.parse(document.getElementById('data')?.textContent ?? '0').runs?.[0].curves.loss[0].at(-1)"
+    chromium.wait(lambda: chromium.js(last) == 999)
+    shown = "return ['log', 'at', 'live'].map((name) => document.getElementById(name))"
+    assert chromium.js(f"{shown}.map((one) => [one.checked, one.value, one.hidden])") == [
+        [True, "on", False], [None, "20", False], [None, None, False],
+    ]  # fmt: skip
+    pages.close()
+    chromium.wait(lambda: chromium.js("return document.getElementById('live')?.hidden"))
+    assert chromium.complaints() == []
+
+
+def test_a_watched_run_may_have_no_steps_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.yaml").write_text("train: {lr: 0.1}\n", encoding="utf-8")
+    naps = []
+
+    def begin_at_the_second(seconds: float) -> None:
+        naps.append(seconds)
+        if len(naps) == 2:
+            (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.5}\n', encoding="utf-8")
+
+    monkeypatch.setattr("hanlin.training.report.time.sleep", begin_at_the_second)
+    pages = watch_report([tmp_path], tmp_path / "report.html", 7)
+    assert next(pages).is_file()
+    assert naps == [7, 7]
+    with pytest.raises(DataError, match="no run folder"):
+        next(watch_report([tmp_path / "none"], tmp_path / "other.html", 7))
 
 
 def test_a_long_curve_keeps_its_peaks() -> None:

@@ -80,9 +80,9 @@ def memory_of(name: str) -> Memory:
 
 def memory_here() -> Memory:
     """That of this machine's first accelerator, else of its CPU."""
-    import os
 
     from hanlin.core.device import device_memory, pick_device
+    from hanlin.core.machine import ram_bytes
     from hanlin.planner.devices import find_device
 
     if (found := device_memory(pick_device("auto"))) is not None:
@@ -92,7 +92,7 @@ def memory_here() -> Memory:
         except ConfigError:
             known = None
         return Memory(name, size, known)
-    return Memory("cpu", int(_HOST_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")))
+    return Memory("cpu", int(_HOST_SHARE * (ram_bytes() or 0)))
 
 
 def first_recipe(

@@ -13,6 +13,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -82,7 +83,7 @@ class Mixture:
     def example_weights(self, in_context: Sequence[float]) -> Sequence[Sequence[float]]:
         return self.in_context
 
-    @property
+    @cached_property
     def report(self) -> DataReport:
         first = self._parts[0]
         report = first.report_of(_add([part.counts for part in self._parts]), self.lengths, self.loss_tokens)

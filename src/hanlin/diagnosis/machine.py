@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from hanlin.core.machine import ram_bytes
 from hanlin.diagnosis.finding import Finding, guarded
 
 __all__ = ["machine_findings"]
@@ -41,6 +41,5 @@ def _package(name: str) -> Finding:
 
 
 def _memory() -> str:
-    if not hasattr(os, "sysconf"):
-        return "unknown"
-    return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9:,.1f} GB"
+    found = ram_bytes()
+    return "unknown" if found is None else f"{found / 1e9:,.1f} GB"

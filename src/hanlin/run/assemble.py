@@ -27,6 +27,7 @@ from hanlin.run.components import Components, blaming, build_components, vocab_p
 from hanlin.run.folder import Start, open_run_folder, train_settings, with_run_precision
 from hanlin.run.memory import answering_memory, training_memory
 from hanlin.run.precision import saying, with_precision
+from hanlin.run.starts import note_start
 from hanlin.run.teacher import TEACHER, teacher_components
 from hanlin.training.optimizer import build_optimizer
 
@@ -182,20 +183,20 @@ def _train(components: Components, start: Start) -> Outcome:
     console = start_log(folder)
     if changed:
         log.warning("settings that are others than at the last start: %s", "; ".join(changed))
-    threads = set_threads(recipe.run.threads)
-    device = pick_device(recipe.run.device)
+    threads, device = set_threads(recipe.run.threads), pick_device(recipe.run.device)
     loader, held_out = _loaders(components, console, degrees, ranks.rank)
     # Ranks that compute the same rows drop the same; others must not.
     seed_everything(recipe.run.seed + degrees.seed_offset(ranks.rank))
     # It must be the one that the checkpoint was trained on: a frozen one is not in it, of another one it tells the run.
     base = Fingerprint() if recipe.model.base or not recipe.tuning.trains_base else None
     parallel_model = parallelize_tuned(components, device, ranks.world, base)
-    tuning, seed = recipe.tuning, recipe.run.seed
-    optimizer = build_optimizer(parallel_model.parameters, recipe.train.optimizer, tuning.rate_factors, seed)
+    factors, seed = recipe.tuning.rate_factors, recipe.run.seed
+    optimizer = build_optimizer(parallel_model.parameters, recipe.train.optimizer, factors, seed)
     teacher, teacher_identity = _teacher(components, device)
     objective = _begin_objective(recipe, parallel_model, loader, held_out, teacher)
     step = Step(parallel_model, optimizer, recipe.train, count_steps(recipe.train, loader), loader.where, objective)
     _log_start(components, parallel_model, step.total_steps, device, threads)
+    note_start(folder, device, threads, {"train": loader, "eval": held_out})
     _log_short(recipe, step.total_steps)
     identity = None if base is None else base.value(parallel_model.mesh.gather("all", base.digests))
     return train(

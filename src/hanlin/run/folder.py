@@ -20,6 +20,7 @@ from hanlin.recipe.settings import Recipe
 from hanlin.recipe.unused_settings import unused_settings
 from hanlin.run.precision import saying
 from hanlin.training.objective import REFERENCE
+from hanlin.training.run_curves import STARTS
 
 __all__ = ["FORMER", "LOGS", "Start", "open_run_folder", "refuse_other_run", "train_settings", "with_run_precision"]
 
@@ -42,6 +43,7 @@ _OPTIMIZER = "train.optimizer."
 _OPTIMIZER_NAME = f"{_OPTIMIZER}name"
 _TRAINED = (
     *("log.txt", "metrics.jsonl", "metrics.damaged.jsonl", "samples.jsonl", "samples.damaged.jsonl"),
+    STARTS,
     *(
         "parameters.jsonl",
         "parameters.damaged.jsonl",

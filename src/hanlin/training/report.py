@@ -6,7 +6,8 @@ matplotlib is imported when a page is made.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Generator, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,16 @@ from hanlin.core.files import replaced_file
 from hanlin.training.report_page import CURVES, report_page
 from hanlin.training.run_curves import RunCurves, read_run
 
-__all__ = ["draw_curves", "picture_of", "read_run", "write_report"]
+__all__ = ["draw_curves", "picture_of", "read_run", "watch_report", "write_report"]
 
 # The first one that is installed is used, so that Chinese names of runs can be read.
 _FONTS = ["Noto Sans CJK SC", "Source Han Sans SC", "WenQuanYi Zen Hei", "Microsoft YaHei", "PingFang SC", "SimHei"]
 _SMOOTH_STEPS = 50  # curves with more points than this are drawn pale, with their running mean on top
 
 
-def write_report(folders: Sequence[Path], page: Path) -> tuple[Path, Path]:
-    """Write the page, and the curves beside it as a PNG of the same name; returns both paths.
+def write_report(folders: Sequence[Path], page: Path, *, watch_seconds: float = 0) -> tuple[Path, Path]:
+    """Write the page, and the curves beside it as a PNG of the same name; returns both paths. watch_seconds: after
+    which a page that is open looks for a newer one (0: never).
 
     Raises: DataError for a folder that is no run.
     """
@@ -33,12 +35,45 @@ def write_report(folders: Sequence[Path], page: Path) -> tuple[Path, Path]:
         for folder, name in zip(folders, names, strict=True)
     ]
     picture = draw_curves(runs)
-    text = report_page(runs, _labels(runs), picture)
+    text = report_page(runs, _labels(runs), picture, watch_seconds=watch_seconds)
     image = picture_of(page)
     for file, content in ((page, text.encode()), (image, picture)):
         with replaced_file(file) as stream:
             stream.write(content)
     return page, image
+
+
+def watch_report(folders: Sequence[Path], page: Path, seconds: float) -> Generator[Path]:
+    """Write the page whenever a run has gone on, looking every so many seconds, without an end; yields it each time.
+    When that is ended (`close`), the page is written a last time and refreshes itself no more.
+    """
+    seen = None
+    try:
+        while True:
+            if all(map(_has_begun, folders)) and (found := _state(folders)) != seen:
+                seen = found
+                yield write_report(folders, page, watch_seconds=seconds)[0]
+            time.sleep(seconds)
+    finally:
+        if seen is not None:
+            write_report(folders, page)
+
+
+def _has_begun(folder: Path) -> bool:
+    """Whether there is anything to show; of a run whose first step is not done there is not."""
+    metrics = folder / "metrics.jsonl"
+    return not (folder / "config.yaml").is_file() or (metrics.is_file() and metrics.stat().st_size > 0)
+
+
+def _state(folders: Sequence[Path]) -> list[tuple[str, int, int]]:
+    """Of the files that a page is made of: what changes when they do."""
+    files = sorted(
+        file
+        for folder in folders
+        for pattern in ("*.jsonl", "config.yaml", "evaluation/*/metrics.json")
+        for file in folder.glob(pattern)
+    )
+    return [(str(file), stat.st_size, stat.st_mtime_ns) for file in files for stat in [file.stat()]]
 
 
 def picture_of(page: Path) -> Path:

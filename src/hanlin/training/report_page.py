@@ -9,7 +9,7 @@ import base64
 import html
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -44,13 +44,17 @@ CURVES = {
 _HEADS = {
     "run": "运行", "steps": "步数", "last loss": "最后的损失", "best eval_loss": "最低的 eval_loss",
     "median tokens_per_second": "tokens_per_second 的中位数", "weights": "权重", "task": "任务", "metric": "指标",
-    "value": "值", "setting": "设置",
+    "value": "值", "setting": "设置", "machine": "机器", "data": "数据", "rows read": "读入的行", "left out": "未采用",
+    "samples": "样本", "tokens": "词元", "carry loss": "计入损失", "p50": "中位数", "max": "最长",
+    "padding": "填充", "lengths": "长度分布",
 }  # fmt: skip
 """Of the tables; names of runs stand beside them."""
 
 
-def report_page(runs: Sequence[RunCurves], labels: Sequence[str], picture: bytes) -> str:
-    """labels: what the picture calls the runs; picture: a PNG of the curves, for readers without JavaScript."""
+def report_page(runs: Sequence[RunCurves], labels: Sequence[str], picture: bytes, *, watch_seconds: float = 0) -> str:
+    """labels: what the picture calls the runs; picture: a PNG of the curves, for readers without JavaScript;
+    watch_seconds: after which the page looks for a newer one of itself; 0: it is the last.
+    """
     settings = list(dict.fromkeys(key for run in runs for key in run.settings))
     differing = [key for key in settings if len({repr(run.settings.get(key)) for run in runs}) > 1]
     parts = {
@@ -60,6 +64,9 @@ def report_page(runs: Sequence[RunCurves], labels: Sequence[str], picture: bytes
         "scores": _table(["run", "weights", "task", "metric", "value"], _score_rows(runs)),
         "differing": _settings_table(runs, differing),
         "settings": _settings_table(runs, settings),
+        "machines": _machines(runs),
+        "rows": _html_table(_DATA_HEADS, _data_rows(runs)),
+        "watch": str(watch_seconds),
         "data": json.dumps(_data(runs), ensure_ascii=False).replace("<", "\\u003c"),  # "</script>" would end it
     }
     text = (files("hanlin.training") / "report.html").read_text(encoding="utf-8")
@@ -130,14 +137,59 @@ def _score_rows(runs: Sequence[RunCurves]) -> list[list[str]]:
     ]
 
 
+_DATA_HEADS = ["run", "data", "rows read", "left out", "samples", "tokens", "carry loss", "p10", "p50", "p90", "max",
+               "padding", "lengths"]  # fmt: skip
+
+
+def _data_rows(runs: Sequence[RunCurves]) -> Iterator[list[str]]:
+    """HTML of what is known of the data of each run's last start."""
+    for name, told in ((run.name, told) for run in runs for told in run.data):
+        facts = [
+            *(told.samples, told.tokens),
+            f"{told.loss_tokens / max(told.tokens, 1):.1%}",
+            *told.lengths,
+            f"{told.padding:.1%}",
+        ]
+        why = "; ".join(f"{number:,}: {reason}" for reason, number in told.dropped.items())
+        left_out = f'<span title="{html.escape(why)}">{sum(told.dropped.values()):,}</span>'
+        named = [html.escape(name), html.escape(f"data.{told.part}"), f"{told.rows:,}", left_out]
+        shown = [fact if isinstance(fact, str) else f"{fact:,}" for fact in facts]
+        yield [*named, *shown, _bars(told.histogram)]
+
+
+def _bars(histogram: Sequence[tuple[int, int]]) -> str:
+    """A small picture of how many samples there are up to each length."""
+    most = max((count for _, count in histogram), default=1)
+    bars = "".join(
+        f'<rect x="{10 * place}" y="{30 - 30 * count / most:.1f}" width="8" height="{30 * count / most:.1f}">'
+        f"<title>≤ {longest:,}: {count:,}</title></rect>"
+        for place, (longest, count) in enumerate(histogram)
+    )
+    return f'<svg class="bars" viewBox="0 0 {10 * max(len(histogram), 1)} 30">{bars}</svg>'
+
+
+def _machines(runs: Sequence[RunCurves]) -> str:
+    """Where each run was started last."""
+    keys = list(dict.fromkeys(key for run in runs for key in run.machine))
+    rows = [[key, *(run.machine.get(key, "") for run in runs)] for key in keys]
+    rows += [["starts", *(str(run.num_starts) for run in runs)]] if keys else []
+    return _table(["machine", *(run.name for run in runs)], rows)
+
+
 def _settings_table(runs: Sequence[RunCurves], keys: Iterable[str]) -> str:
     rows = [[key, *(str(run.settings.get(key, "")) for run in runs)] for key in keys]
     return _table(["setting", *(run.name for run in runs)], rows)
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return _html_table(head, ([html.escape(cell) for cell in row] for row in rows))
+
+
+def _html_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """rows: of HTML."""
+    rows = list(rows)
     if not rows:
         return '<p data-zh="无">none</p>'
     first = "".join(f'<th data-zh="{html.escape(_HEADS.get(cell, cell))}">{html.escape(cell)}</th>' for cell in head)
-    rest = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    rest = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
     return f"<table><tr>{first}</tr>{rest}</table>"

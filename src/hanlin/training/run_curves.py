@@ -7,7 +7,7 @@ import logging
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,12 @@ from hanlin.core.errors import DataError
 from hanlin.recipe.yaml12 import YamlError, parse_yaml
 from hanlin.training.report_page import CURVES
 
-__all__ = ["RunCurves", "Score", "read_run"]
+__all__ = ["STARTS", "RunCurves", "Score", "read_run"]
 
 log = logging.getLogger(__name__)
+
+STARTS = "starts.jsonl"
+"""In the run folder: when, where and on which data it was started; a line for each start."""
 
 _MOST_TEXTS = 5_000
 """Lines of samples.jsonl that a page holds, the newest."""
@@ -34,14 +37,37 @@ class Score:
 
 
 @dataclass(frozen=True)
+class DataFacts:
+    """Of the data of a start: part: train or eval; lengths: p10, p50, p90 and max, in tokens; histogram: samples up to
+    each length; padding: share of the packed rows that is empty.
+    """
+
+    part: str
+    rows: int
+    dropped: Mapping[str, int]
+    samples: int
+    tokens: int
+    loss_tokens: int
+    lengths: Sequence[int]
+    padding: float
+    histogram: Sequence[tuple[int, int]]
+
+
+@dataclass(frozen=True)
 class RunCurves:
-    """One run: metric -> (steps, values), and its settings by dotted key; samples: step and text, in their order."""
+    """One run: metric -> (steps, values), and its settings by dotted key; samples: step and text, in their order.
+
+    num_starts: how often it was started; machine, data: of the last one.
+    """
 
     name: str
     curves: Mapping[str, tuple[list[int], list[float]]]
     settings: Mapping[str, Any]
     scores: Sequence[Score] = ()
     samples: Sequence[tuple[int, str]] = ()
+    num_starts: int = 0
+    machine: Mapping[str, str] = field(default_factory=dict)
+    data: Sequence[DataFacts] = ()
 
 
 def read_run(folder: Path, name: str = "") -> RunCurves:
@@ -69,7 +95,10 @@ def read_run(folder: Path, name: str = "") -> RunCurves:
         raise DataError(f"{path}: no metrics yet; train first")
     scores, samples = list(_scores(folder / "evaluation")), list(_samples(folder / "samples.jsonl"))
     label = name or Path(os.path.realpath(folder)).name
-    return RunCurves(label, curves, _settings(folder / "config.yaml"), scores, samples[-_MOST_TEXTS:])
+    starts = list(_starts(folder / STARTS))
+    machine, data = starts[-1] if starts else ({}, ())
+    settings = _settings(folder / "config.yaml")
+    return RunCurves(label, curves, settings, scores, samples[-_MOST_TEXTS:], len(starts), machine, data)
 
 
 def _points(line: bytes) -> list[tuple[str, int, float]] | None:
@@ -109,6 +138,34 @@ def _samples(path: Path) -> Iterator[tuple[int, str]]:
             continue
         if isinstance(step, int):
             yield step, json.dumps(row, ensure_ascii=False)
+
+
+def _starts(path: Path) -> Iterator[tuple[Mapping[str, str], Sequence[DataFacts]]]:
+    """Machine and data of each start; a line that is none is left out."""
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
+        try:
+            row = json.loads(line)
+            machine = {str(name): str(value) for name, value in row["machine"].items()}
+            data = [_facts(part, report) for part, report in row["data"].items()]
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            log.warning("%s: a line cannot be read and is left out", path)
+            continue
+        yield machine, data
+
+
+def _facts(part: str, report: Any) -> DataFacts:
+    counts = report["counts"]
+    return DataFacts(
+        part,
+        int(counts["rows"] or counts["read"]),
+        {str(why): int(number) for why, number in counts["dropped"].items()},
+        int(report["samples"]),
+        int(report["tokens"]),
+        int(report["loss_tokens"]),
+        [int(report["lengths"][name]) for name in ("p10", "p50", "p90", "max")],
+        float(report["padding"]),
+        [(int(longest), int(count)) for longest, count in report["histogram"]],
+    )
 
 
 def _settings(path: Path) -> dict[str, Any]:
