@@ -1,6 +1,6 @@
 """The messages of the source: every text of two English words and more, as a template (`{}: no such file {}`).
 
-Not those that no user reads: docstrings, what is logged or asserted, keys and types. A text of several lines is one
+Not those that no user reads: docstrings, what is asserted, keys and types. A text of several lines is one
 message a line. Placeholders side by side are one.
 """
 
@@ -17,7 +17,8 @@ SOURCE = Path(__file__).parents[2] / "src/hanlin"
 _FIELD = re.compile(r"\{\w*(?:![rs])?(?::[^{}]*)?\}")
 """Of a text that is filled by `str.format`."""
 _WORD = re.compile(r"(?<![\w.`'/<$%:=-])[A-Za-z][a-z']+(?![\w=/(`'-]|\.\w)")
-_LOGS = {"log", "logging", "warnings", "re"}
+_DIRECTIVE = re.compile(r"%[.\d]*[sdgfr]")
+"""What a log line puts in; `%%` is a sign."""
 
 
 def messages_of(room: str, left_out: Collection[str] = ()) -> dict[str, str]:
@@ -64,7 +65,8 @@ def _template(node: ast.Constant | ast.JoinedStr) -> str:
         parts = [value.value if isinstance(value, ast.Constant) else None for value in node.values]
         return "".join("{}" if part is None else _escaped(str(part)) for part in parts)
     text = node.value if isinstance(node.value, str) else ""
-    return "{}".join(map(_escaped, _FIELD.split(text))) if "%s" not in text else ""
+    fields = _DIRECTIVE if _DIRECTIVE.search(text) else _FIELD
+    return "{}".join(map(_escaped, fields.split(text)))
 
 
 def _escaped(text: str) -> str:
@@ -76,9 +78,7 @@ def _unread(tree: ast.Module) -> Iterator[ast.AST]:
         match node:
             case ast.Expr(value=ast.Constant() as docstring):
                 yield docstring
-            case (
-                ast.Assert() | ast.Call(func=ast.Attribute(value=ast.Name(id=("log" | "logging" | "warnings" | "re"))))
-            ):
+            case ast.Assert() | ast.Call(func=ast.Attribute(value=ast.Name(id=("logging" | "warnings" | "re")))):
                 yield from ast.walk(node)
             case ast.JoinedStr(values=values):
                 yield from (value for value in values if isinstance(value, ast.Constant))

@@ -14,13 +14,17 @@ from message_sources import SOURCE, is_sentence, messages_of
 from hanlin.cli.main import main
 from hanlin.core.errors import DataError
 from hanlin.data.sources.opening import open_records
-from hanlin.reference.messages import read_messages, said, say_in_chinese
+from hanlin.reference.messages import read_labels, read_messages, said, say_in_chinese
 
-# Rooms that tell users nothing in sentences of their own: a report for those who develop, answers to programs, pages.
-OTHER_ROOMS = {"diagnosis", "serve", "reference"}
+# Rooms that tell users nothing in sentences of their own: answers to programs, pages.
+OTHER_ROOMS = {"serve", "reference"}
 ROOMS = sorted({path.parent.name for path in SOURCE.glob("*/__init__.py")} - OTHER_ROOMS)
 # Files whose texts are no messages: written files in both languages, and a page.
-LEFT_OUT = {"api": {"first_recipe.py", "model_card.py"}, "training": {"report.py", "report_page.py"}}
+LEFT_OUT = {
+    "api": {"first_recipe.py", "model_card.py"},
+    "training": {"report.py", "report_page.py"},
+    "diagnosis": {"npu_operations.py"},
+}
 LIBRARIES = "libraries"
 """The catalogue of what others say within our messages."""
 FOLDER = SOURCE / "reference/messages"
@@ -29,7 +33,7 @@ FOLDER = SOURCE / "reference/messages"
 def _missing(room: str) -> dict[str, str]:
     """Messages that no catalogue has, and where they stand."""
     said_here = messages_of(room, LEFT_OUT.get(room, set()))
-    everywhere = {english for other in (*ROOMS, LIBRARIES) for english in read_messages(other)}
+    everywhere = {english for other in (*ROOMS, LIBRARIES) for english in read_messages(other)} | read_labels().keys()
     return {text: place for text, place in said_here.items() if is_sentence(text) and text not in everywhere}
 
 
@@ -124,7 +128,7 @@ def test_no_clause_is_half_chinese(text: str) -> None:
 
 def test_a_clause_that_nobody_knows_leaves_the_others_chinese() -> None:
     assert say_in_chinese("unable to open it; did you mean 'b'?") == "unable to open it；是否想写 'b'？"
-    assert say_in_chinese("a.txt cannot be read: broken pipe here") == "a.txt 无法读取: broken pipe here"
+    assert say_in_chinese("a.txt cannot be read: broken pipe here") == "a.txt 无法读取：broken pipe here"
 
 
 def test_the_command_line_says_it_in_the_language_of_the_user(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hanlin.cli._numbers import MAX_PROCESSES, real, whole
+from hanlin.cli._say import tell
 from hanlin.cli._targets import new_target
 from hanlin.core.errors import ConfigError, DataError
 from hanlin.core.files import check_regular, private_folder, written_alone
@@ -106,7 +107,7 @@ def _from_indexed(args: argparse.Namespace, sources: Sequence[Path], target: Pat
     _rewrite(args, sources, target)
     if args.to != "indexed-spans":
         data = IndexedData(target)
-        print(f"{target}: {len(data):,} documents, {data.sizes.sum():,} tokens")
+        tell(f"{target}: {len(data):,} documents, {data.sizes.sum():,} tokens")
     return 0
 
 
@@ -131,7 +132,7 @@ def _rewrite(args: argparse.Namespace, sources: Sequence[Path], target: Path) ->
         check_first_ids(documents, tokenizer.vocab_size)
         manner = {"density": args.span_density, "mean_span": args.span_length}
         count = write_spans(documents, target, tokenizer.vocab_size, end_id(tokenizer, args.eod, args.vocab), **manner)
-    print(f"{target}_context, _target, _target_offset: {count:,} documents")
+    tell(f"{target}_context, _target, _target_offset: {count:,} documents")
 
 
 def _read_back(args: argparse.Namespace, sources: Sequence[Path], target: Path) -> int:
@@ -144,7 +145,7 @@ def _read_back(args: argparse.Namespace, sources: Sequence[Path], target: Path) 
         check_first_ids(data, tokenizer.vocab_size)
     documents = (data[item] for data in corpora for item in range(len(data)))
     count = write_jsonl(target, ({args.key: tokenizer.decode(ids.tolist())} for ids in documents))
-    print(f"{target}: {count:,} rows")
+    tell(f"{target}: {count:,} rows")
     return 0
 
 
@@ -194,8 +195,8 @@ def _form(args: argparse.Namespace) -> IndexForm:
 
 def _show(report: CorpusReport, target: Path) -> None:
     import numpy as np
+    from rich.markup import escape
     from rich.table import Table
-    from rich.text import Text
 
     from hanlin.core.terminal import screen
 
@@ -218,5 +219,5 @@ def _show(report: CorpusReport, target: Path) -> None:
             f"{report.seconds:,.1f} s, {tokens / report.seconds:,.0f} tokens/s, {report.reused:.0%} was done before",
         ),
     ):
-        table.add_row(name, Text(value))
+        table.add_row(name, escape(value))
     screen().print(table)

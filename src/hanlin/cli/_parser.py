@@ -10,7 +10,6 @@ import argparse
 import difflib
 import re
 import sys
-import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +17,7 @@ from typing import NoReturn
 
 from hanlin.cli._completing import complete_settings
 from hanlin.cli._say import in_users_language
+from hanlin.core.terminal import width_of
 from hanlin.reference.messages import said
 
 __all__ = [
@@ -122,14 +122,10 @@ def wrapped(text: str, width: int) -> list[str]:
     """Lines of at most so many columns of a terminal; a Chinese character takes two, and a line may end behind it."""
     lines = [""]
     for piece in re.findall(r"[!-~]+[，。；：、）]?|.[，。；：、）]?", text):
-        if _columns(lines[-1] + piece.rstrip()) > width and lines[-1]:
+        if width_of(lines[-1] + piece.rstrip()) > width and lines[-1]:
             lines.append("")
         lines[-1] += piece
     return [line.rstrip() for line in lines]
-
-
-def _columns(text: str) -> int:
-    return sum(2 if unicodedata.east_asian_width(one) in "WF" else 1 for one in text)
 
 
 def _paragraph(text: str) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from hanlin.cli._say import tell
 from hanlin.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -33,7 +34,10 @@ def plan_answers(args: argparse.Namespace, recipe: Recipe, device: Device) -> in
     lengths = context, args.encoder_length or context, Limits().step_tokens
     model = AnsweringModel(recipe, device, args.size, lengths)
     rows = model.most_rows(device)
-    print(_json(args, model, device, rows) if args.json else "\n".join(_lines(args, model, device, rows)))
+    if args.json:
+        print(_json(args, model, device, rows))
+    else:
+        tell("\n".join(_lines(args, model, device, rows)))
     return 0 if rows else 1
 
 
@@ -90,9 +94,9 @@ def _lines(args: argparse.Namespace, model: AnsweringModel, device: Device, rows
     yield f"KV cache: {model.slot / 2**20:.1f} MiB for each sequence of {model.context:,} tokens{encoder}"
     step = f"a step of {max(rows, 1):,} answers: {model.step_bytes(max(rows, 1)) / _GIB:.2f} GiB"
     yield f"reading a prompt: {model.reading.transient / _GIB:.2f} GiB besides; {step}"
-    for what, is_reading in (("prompts", True), ("answers", False)):
+    for what, is_reading in (("attention of prompts", True), ("attention of answers", False)):
         for kernel, reason in _kernels(model, reading=is_reading).items():
-            yield f"attention of {what}: {kernel}{f' ({reason})' if reason else ''}"
+            yield f"{what}: {kernel}{f' ({reason})' if reason else ''}"
     yield from _verdict(model, device, rows)
 
 

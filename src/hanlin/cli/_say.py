@@ -6,7 +6,12 @@ import sys
 
 from hanlin.reference.messages import said
 
-__all__ = ["complain", "in_users_language", "say"]
+__all__ = ["complain", "in_users_language", "say", "tell"]
+
+
+def tell(text: str, end: str = "\n") -> None:
+    """A result, or a line of one."""
+    print(in_users_language(text), end=end)
 
 
 def say(text: str) -> None:

@@ -11,7 +11,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from hanlin.cli._recipe import add_recipe, add_start, say_remark, start_of
-from hanlin.cli._say import in_users_language
+from hanlin.cli._say import tell
 
 if TYPE_CHECKING:
     from hanlin.recipe.settings import Recipe
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     say_remark(recipe)
     _tell_zeros(recipe)
     done = f"{args.recipe}: no problems (of each data file the first {TRIED_ROWS} rows were tried, a run tries all)"
-    print(in_users_language(done))
+    tell(done)
     return 0
 
 

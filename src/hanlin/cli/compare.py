@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hanlin.cli._numbers import MAX_PROCESSES, whole
+from hanlin.cli._say import say, tell
 from hanlin.cli._trust import add_trust
 
 if TYPE_CHECKING:
@@ -48,9 +49,9 @@ def run(args: argparse.Namespace) -> int:
         return 0
     options = [*(["--nproc", str(args.nproc)] if args.nproc else []), *(["--trust-code"] if args.trust_code else [])]
     try:
-        results = compare(args.grid, _say, only=args.only, options=options)
+        results = compare(args.grid, say, only=args.only, options=options)
     except Interrupted:
-        print(f"interrupted; hanlin compare {args.grid} goes on", file=sys.stderr)
+        say(f"interrupted; hanlin compare {args.grid} goes on")
         return EXIT_SAVED
     _show_table(results)
     for path in write_results(grid, args.grid.stem):
@@ -58,18 +59,15 @@ def run(args: argparse.Namespace) -> int:
     return 1 if any(one.state == "failed" for one in results) else 0
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def _show_cells(results: Sequence[CellResult]) -> None:
     for one in results:
-        print(f"{one.name}: {one.state}{f' ({one.reason})' if one.reason else ''}")
-    print(f"{len(results)} cells, {sum(one.state == 'done' for one in results)} done")
+        tell(f"{one.name}: {one.state}{f' ({one.reason})' if one.reason else ''}")
+    tell(f"{len(results)} cells, {sum(one.state == 'done' for one in results)} done")
 
 
 def _show_table(results: Sequence[CellResult]) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     from hanlin.api.comparison.page import HEAD, table_rows
     from hanlin.core.terminal import screen
@@ -78,10 +76,10 @@ def _show_table(results: Sequence[CellResult]) -> None:
     for number, name in enumerate(HEAD):
         table.add_column(name, justify="left" if number < 2 else "right")
     for row in table_rows(results):
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     # A file or a pipe takes the table as wide as it is.
     options = {} if sys.stdout.isatty() else {"width": 1000}
     screen(highlight=False, markup=False, **options).print(table)
     for one in results:
         if one.state == "failed":
-            print(f"failed: {one.name}: {one.reason}")
+            tell(f"failed: {one.name}: {one.reason}")

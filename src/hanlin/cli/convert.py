@@ -19,7 +19,7 @@ from typing import Any
 
 from hanlin.cli._numbers import whole
 from hanlin.cli._recipe import add_tuning, run_tuning_file
-from hanlin.cli._say import say
+from hanlin.cli._say import say, tell
 from hanlin.cli._targets import add_overwrite
 from hanlin.core.errors import ConfigError
 
@@ -92,9 +92,9 @@ def run(args: argparse.Namespace) -> int:
     given = {field.name: getattr(args, field.name) for field in fields(ConvertSettings)}
     written = convert_weights(args.source, args.target, ConvertSettings(**given))
     facts = "" if written.dtype is None else f", {written.dtype}, {written.num_bytes:,} bytes"
-    print(f"{args.target}: written{facts}")
+    tell(f"{args.target}: written{facts}")
     if bits := written.unpacked_bits:
-        print(f"  the source's weights of {bits} bits were unpacked; what rounding had taken from them is not back")
+        tell(f"  the source's weights of {bits} bits were unpacked; what rounding had taken from them is not back")
     if written.remark:
         say(f"hanlin: {args.source}: {written.remark}; they were written as they are")
     return 0

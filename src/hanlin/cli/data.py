@@ -151,10 +151,12 @@ def _facts(one: Preview, console: Console) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
+    from hanlin.core.terminal import padded, width_of
+
     if not console.is_terminal:
-        rows = list(_fact_rows(one))
-        width = max(len(name) for name, _ in rows) + 2
-        return Text("\n".join(f"{name:<{width}}{value}" for name, value in rows))
+        rows = [(in_users_language(name), value) for name, value in _fact_rows(one)]
+        width = max(width_of(name) for name, _ in rows) + 2
+        return Text("\n".join(padded(name, width) + value for name, value in rows))
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     for name, value in _fact_rows(one):
@@ -163,17 +165,23 @@ def _facts(one: Preview, console: Console) -> RenderableType:
 
 
 def _fact_rows(one: Preview) -> Iterator[tuple[str, str]]:
+    """What is said of a file; its keys are its own."""
+    return ((name, value if name == "keys" else in_users_language(value)) for name, value in _facts_of(one))
+
+
+def _facts_of(one: Preview) -> Iterator[tuple[str, str]]:
     from hanlin.data.bad_rows import lines_of
 
     yield (
         "rows",
         f"{one.num_rows:,}" + (f", looked at the first {one.looked_at:,}" if one.looked_at < one.num_rows else ""),
     )
-    yield "read as", in_users_language(one.read_as)
+    yield "read as", one.read_as
     keys = [name if count == one.looked_at else f"{name} (in {count:,})" for name, count in one.keys.items()]
     yield "keys", ", ".join(shorten(keys, 20))
     if one.sizes:
-        yield "length", ", ".join(f"{name} {size:,}" for name, size in one.sizes.items()) + f" {one.unit}"
+        sizes = ", ".join(f"{in_users_language(name)} {size:,}" for name, size in one.sizes.items())
+        yield "length", f"{sizes} {one.unit}"
     if one.longest is not None:
         yield "longest", f"{one.longest[0]}: {one.longest[1]:,} {one.unit}"
     yield from one.fates
@@ -182,11 +190,9 @@ def _fact_rows(one: Preview) -> Iterator[tuple[str, str]]:
     if one.bad:
         yield (
             "bad rows",
-            in_users_language(
-                f"{len(one.bad):,} of {one.looked_at:,}; training stops at them (data.bad_rows, data.overlong)"
-            ),
+            f"{len(one.bad):,} of {one.looked_at:,}; training stops at them (data.bad_rows, data.overlong)",
         )
-        yield from (("", text) for text in map(in_users_language, shorten(lines_of(one.bad, MOST_BAD), MOST_BAD)))
+        yield from (("", text) for text in shorten(lines_of(one.bad, MOST_BAD), MOST_BAD))
 
 
 def _sample(row: ShownRow, number: int, console: Console) -> RenderableType:
@@ -198,8 +204,8 @@ def _sample(row: ShownRow, number: int, console: Console) -> RenderableType:
     if row.learned is None:
         head = f"{number}. {row.where}: {row.size:,} characters"
     else:
-        head = f"{number}. {row.where}: {row.size:,} tokens, {row.learned:,} carry loss {_legend(console)}"
-    text = Text(f"\n{head}\n", style="bold")
+        head = f"{number}. {row.where}: {row.size:,} tokens, {row.learned:,} carry loss{_legend(console)}"
+    text = Text(f"\n{in_users_language(head)}\n", style="bold")
     for place, (speaker, said, is_learned) in enumerate(row.pieces):
         if speaker:
             text.append("\n" if place else "")
@@ -211,4 +217,4 @@ def _sample(row: ShownRow, number: int, console: Console) -> RenderableType:
 def _legend(console: Console) -> str:
     from hanlin.core.terminal import LOSS_BEGIN, LOSS_END, has_colours
 
-    return "(marked)" if has_colours(console) else f"(within {LOSS_BEGIN}{LOSS_END})"
+    return " (it is marked)" if has_colours(console) else f" (it stands within {LOSS_BEGIN}{LOSS_END})"

@@ -105,12 +105,13 @@ def _write(
 
 def _show(shown: list[tuple[int, dict[str, Any]]], total: int) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     from hanlin.core.terminal import screen
 
     table = Table("row", "question", "answer", "probabilities")
     for number, answer in shown:
-        table.add_row(str(number), answer["name"] or answer["type"], *_told(answer))
+        table.add_row(*map(Text, (str(number), answer["name"] or answer["type"], *_told(answer))))
     console = screen()
     console.print(table)
     if shown and shown[-1][0] < total:

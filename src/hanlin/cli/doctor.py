@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from rich.markup import escape
+    from rich.styled import Styled
     from rich.table import Table
 
     from hanlin.core.files import check_target, replaced_file
@@ -40,9 +41,8 @@ def run(args: argparse.Namespace) -> int:
     findings = []
     for finding in examine(needs_npu=args.npu):
         findings.append(finding)
-        table.add_row(
-            finding.name, escape(finding.text), "[green]ok[/green]" if finding.is_well else "[red]wrong[/red]"
-        )
+        verdict = ("ok", "green") if finding.is_well else ("wrong", "red")
+        table.add_row(finding.name, escape(finding.text), Styled(*verdict))
     is_well = all(finding.is_well for finding in findings)
     report = {
         "date": datetime.date.today().isoformat(),

@@ -16,6 +16,7 @@ import re
 import sys
 from pathlib import Path
 
+from hanlin.cli._say import tell
 from hanlin.cli._targets import add_overwrite, new_target
 from hanlin.core.errors import ConfigError
 from hanlin.core.language import language
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     text = first_recipe(model, files, folder, memory, language(), overrides)
     with replaced_file(target) as stream:
         stream.write(text.encode())
-    print(f"{target}: look at it, then `hanlin train {target}`")
+    tell(f"{target}: look at it, then `hanlin train {target}`")
     return 0
 
 

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hanlin.cli._recipe import add_tuning, run_tuning_file
+from hanlin.cli._say import in_users_language
 from hanlin.cli._trust import add_trust
 from hanlin.core.errors import DataError
 from hanlin.core.files import has_file, missing_link
 from hanlin.core.hub import hint, locate
+from hanlin.core.terminal import padded
 
 if TYPE_CHECKING:
     from hanlin.adapters.adapter import AdapterFormat
@@ -29,6 +31,10 @@ if TYPE_CHECKING:
 HELP = "say what a file is, and why"
 
 _WEIGHT_ENDINGS = (".bin", ".pt", ".pth", ".ckpt", ".safetensors", ".gguf")
+
+_LABEL_WIDTH = 12
+_DATA = ("first",)
+"""Facts that quote a file."""
 
 _MOST_FILES = 20
 """Files of a folder that are named."""
@@ -50,7 +56,8 @@ def run(args: argparse.Namespace) -> int:
         path = locate(given, whole=False)
         print(path if path == given else f"{given}: {path}")
         for name, value in _facts(path, args.values, args.family):
-            print(f"  {name:<12} {value}")
+            label = in_users_language(name)
+            print(f"  {padded(label, _LABEL_WIDTH)} {value if name in _DATA else in_users_language(value)}")
     return 0
 
 

@@ -22,6 +22,7 @@ from hanlin.cli._trust import trusted_files
 from hanlin.core.device import keep_blas_quiet
 from hanlin.core.errors import HanlinError
 from hanlin.core.extensions import trusting
+from hanlin.core.language import speaking
 from hanlin.core.os_errors import explain
 from hanlin.core.terminal import mute, steady_streams
 from hanlin.reference.messages import said
@@ -68,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if is_asked():
         answer_shell(_parser)
     keep_blas_quiet()
-    with steady_streams():
+    with steady_streams(), speaking(said):
         try:
             code = _run(argv)
             sys.stdout.flush()

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from hanlin.cli._numbers import MAX_PROCESSES, real, whole
 from hanlin.cli._recipe import add_recipe
+from hanlin.cli._say import in_users_language, tell
 from hanlin.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -250,18 +251,18 @@ def _print_tables(
     console = screen(highlight=False)
     trained = f"{_elements(job, trained_only=True):,} of {_elements(job, trained_only=False):,} parameters trained"
     auto = " (train.precision: auto)" if job.recipe.train.precision == "auto" else ""
-    print(f"{args.recipe}: {trained}, {job.precision}{auto}, rows of {job.lengths.length} tokens")
+    tell(f"{args.recipe}: {trained}, {job.precision}{auto}, rows of {job.lengths.length} tokens")
     for note in notes:
-        print(f"note: {note}")
+        tell(f"note: {note}")
     if own is not None:
-        print(_describe(own.layout))
+        tell(_describe(own.layout))
         console.print(_ranks_table(own))
         for line in _verdict(own, job.recipe.train.batch_size, device, args):
-            print(line)
+            tell(line)
     if args.propose:
         console.print(_proposals_table(found, device, args) if found else _advice(job, device))
         if found:
-            print("as settings, in the same order, to add to a command:")
+            tell("as settings, in the same order, to add to a command:")
         for proposal in found:
             print(shlex.join(proposal.estimate.layout.as_settings()))
 
@@ -301,7 +302,7 @@ def _verdict(own: Estimate, batch_size: int, device: Device, args: argparse.Name
 
     layout, job = own.layout, own.shares[0].job
     for kernel, reason in _kernels(own).items():
-        print(f"attention on {device.name}: {kernel}{f' ({reason})' if reason else ''}")
+        tell(f"attention on {device.name}: {kernel}{f' ({reason})' if reason else ''}")
     yield (
         f"global batch: {layout.batch_size} rows = {layout.micro_batch_size} per forward pass x {layout.micro_batches} "
         f"micro-batches x {layout.data} data ranks (train.batch_size: {batch_size})"
@@ -324,7 +325,10 @@ def _time_of_step(own: Estimate, device: Device, args: argparse.Namespace) -> It
         f"{max(rank.flops for rank in own.ranks) / peak:.0%} of its peak"
     )
     parts = {field.name: getattr(seconds, field.name) for field in fields(seconds)}
-    yield "of which " + ", ".join(f"{name} {_time(value)}" for name, value in parts.items() if value > 0)
+    told = (
+        f"{in_users_language(name)} {in_users_language(_time(value))}" for name, value in parts.items() if value > 0
+    )
+    yield f"of which {', '.join(told)}"
 
 
 def _kernels(own: Estimate) -> dict[str, str]:
@@ -341,6 +345,7 @@ def _kernels(own: Estimate) -> dict[str, str]:
 
 def _proposals_table(found: Sequence[Proposal], device: Device, args: argparse.Namespace) -> Table:
     from rich.table import Table
+    from rich.text import Text
 
     title = f"fits {args.nodes} x {args.per_node} {device.name}: {' x '.join(_DEGREES)}"
     has_experts = any(each.estimate.layout.expert > 1 for each in found)
@@ -353,8 +358,8 @@ def _proposals_table(found: Sequence[Proposal], device: Device, args: argparse.N
         table.add_row(
             "x".join(str(getattr(layout, name)) for name in _DEGREES),
             *([str(layout.expert)] if has_experts else []),
-            layout.shard,
-            layout.checkpoint_activations,
+            Text(layout.shard),
+            Text(layout.checkpoint_activations),
             f"{layout.micro_batch_size} x {layout.micro_batches}",
             f"{proposal.estimate.peak / _GIB:.1f}",
             f"{max(rank.traffic.total for rank in proposal.estimate.ranks) / _GIB:.1f}",

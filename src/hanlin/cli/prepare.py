@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from hanlin.cli._corpus import INDEXED, add_corpus_options, corpus_options, prepare_corpus
+from hanlin.cli._say import tell
 from hanlin.cli._targets import add_overwrite, new_target
 from hanlin.cli._trust import add_trust
 from hanlin.core.errors import ConfigError
@@ -118,7 +119,7 @@ def _store(words: Sequence[str]) -> int:
         if isinstance(prepared, Prepared):
             target = Path(paths[1]) / name
             rows = (processor.stored_row(prepared.record(number)) for number in range(len(prepared)))
-            print(f"{target}: {write_arrow(target, rows):,} rows{_left_out(prepared.report)}")
+            tell(f"{target}: {write_arrow(target, rows):,} rows{_left_out(prepared.report)}")
     return 0
 
 
@@ -142,7 +143,7 @@ def _convert(args: argparse.Namespace) -> int:
             raise ConfigError(f"--overwrite: only for files of rows; remove the data set {written} yourself")
     for one, written in pairs:
         with written_alone(written.parent if to == "bee" else written):  # all files of a data set share a list of them
-            print(f"{written}: {convert_rows(read(one), written, bad_rows)}")
+            tell(f"{written}: {convert_rows(read(one), written, bad_rows)}")
     return 0
 
 

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from hanlin.cli._say import tell
 from hanlin.cli._targets import add_overwrite, new_target
 from hanlin.core.files import replaced_file
 from hanlin.core.terminal import screen
@@ -45,14 +46,14 @@ def run(args: argparse.Namespace) -> int:
         target = args.target if is_file else args.target / source.name
         with replaced_file(new_target(target, overwrite=args.overwrite)) as stream:
             stream.write(source.read_bytes())
-        print(f"{target}: change its paths, then `hanlin check {target}`" if source.suffix == ".yaml" else target)
+        tell(f"{target}: change its paths, then `hanlin check {target}`" if source.suffix == ".yaml" else str(target))
     return 0
 
 
 def _list() -> None:
     import yaml
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     from hanlin.recipe.shipped import shipped_files
 
@@ -62,10 +63,10 @@ def _list() -> None:
         values = yaml.safe_load(text)
         is_trained = "train" in values.get("data", {})
         method = values.get("tuning", {}).get("method", "full") if is_trained else "none"
-        needs = "\n".join(map(escape, _needs(values)))
-        table.add_row(file.stem, values["model"]["family"], method, needs, escape(_title(text)))
+        facts = (file.stem, values["model"]["family"], method, "\n".join(_needs(values)), _title(text))
+        table.add_row(*map(Text, facts))
     for file in shipped_files("examples"):
-        table.add_row(file.name, "", "", "", "an example")
+        table.add_row(Text(file.name), "", "", "", "an example")
     console = screen()
     if not console.is_terminal:
         console = screen(width=240)

@@ -171,8 +171,7 @@ def _compare(wanted: Published, place: _Place) -> int:
         return 0
     scores = json.loads((place.run(len(wanted.runs)) / "evaluation/metrics.json").read_text("utf-8"))
     here = {metric: wanted.as_printed(metric, _score(scores, metric)) for metric in wanted.numbers}
-    heads = {"en": ("metric", "published", "here", "difference"), "zh": ("指标", "公布", "这里", "差")}
-    table = Table(*heads[language()])
+    table = Table("metric", "published", "here", "difference")
     for metric, value in wanted.numbers.items():
         table.add_row(metric, f"{value:g}", f"{here[metric]:.4g}", f"{here[metric] - value:+.4g}")
     told = {
@@ -202,8 +201,7 @@ def _list(known: Sequence[Published]) -> None:
 
     from hanlin.core.terminal import screen
 
-    zh = language() == "zh"
-    table = Table("名称" if zh else "name", "内容" if zh else "what", "公布的数" if zh else "published")
+    table = Table("name", "what", "published")
     for one in known:
         table.add_row(one.name, one.what[language()], ", ".join(f"{value:g}" for value in one.numbers.values()))
     screen().print(table)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hanlin.cli._numbers import real, whole
+from hanlin.cli._say import tell
 from hanlin.cli._targets import add_overwrite, new_target
 from hanlin.core.errors import ConfigError, DataError
 from hanlin.core.files import replaced_file
@@ -62,7 +63,7 @@ def _train(args: argparse.Namespace) -> int:
         content = "".join(f"{token}\n" for token in word_pieces(model)).encode()
     with replaced_file(args.out) as stream:
         stream.write(content)
-    print(f"{args.out}: {len(content):,} bytes; name it in model.vocab, or in --vocab of `hanlin prepare`")
+    tell(f"{args.out}: {len(content):,} bytes; name it in model.vocab, or in --vocab of `hanlin prepare`")
     return 0
 
 
@@ -75,5 +76,5 @@ def _build(args: argparse.Namespace) -> int:
     tokens = build_vocabulary(rows, args.size, args.min_count)
     with replaced_file(args.out) as stream:
         stream.write("".join(f"{token}\n" for token in tokens).encode())
-    print(f"{args.out}: {len(tokens):,} tokens")
+    tell(f"{args.out}: {len(tokens):,} tokens")
     return 0

@@ -14,6 +14,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hanlin.core.language import translate, translated
 from hanlin.core.os_errors import explain
 from hanlin.core.ranks import Ranks, read_ranks
 
@@ -32,7 +33,7 @@ def start_log(folder: Path | None = None, ranks: Ranks | None = None) -> Console
     A live display must use the returned console, so that log lines appear above it. Calling it again replaces the
     former targets.
     """
-    from rich.console import Console
+    from hanlin.core.terminal import screen  # which asks whether we are quiet
 
     ours = logging.getLogger("hanlin")
     _close_handlers(ours)
@@ -40,7 +41,7 @@ def start_log(folder: Path | None = None, ranks: Ranks | None = None) -> Console
     shows, has_own = _SHOWS.get(), logging.getLogger().handlers != []
     ours.propagate = bool(shows) and has_own
     is_main = (ranks or read_ranks()).is_main
-    console = Console(stderr=True, quiet=not is_main or shows is False)
+    console = screen(stderr=True, quiet=not is_main or shows is False)
     if not is_main:
         ours.addHandler(logging.NullHandler())
         return console
@@ -95,9 +96,8 @@ class _LogFile(logging.FileHandler):
             super().handleError(record)
         elif not self._is_told:
             self._is_told = True
-            print(
-                f"{explain(error, Path(self.baseFilename), 'write')}; the run goes on without its log", file=sys.stderr
-            )
+            text = f"{explain(error, Path(self.baseFilename), 'write')}; the run goes on without its log"
+            print(translated(text, sys.stderr), file=sys.stderr)
 
     def close(self) -> None:
         with suppress(OSError):  # it has been told
@@ -106,11 +106,25 @@ class _LogFile(logging.FileHandler):
     _is_told = False
 
 
+class _InUsersLanguage(logging.Formatter):
+    """log.txt is English whoever reads it: programs do, and those who are asked for help."""
+
+    def __init__(self, line: str) -> None:
+        super().__init__(line)
+        self._translate = translate()  # other threads log too
+
+    def format(self, record: logging.LogRecord) -> str:
+        message = self._translate(record.getMessage(), sys.stderr)
+        return super().format(logging.makeLogRecord({**vars(record), "msg": message, "args": None}))
+
+
 def _terminal_handler(console: Console) -> logging.Handler:
     if not console.is_terminal:
         handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter(LINE))
+        handler.setFormatter(_InUsersLanguage(LINE))
         return handler
     from rich.logging import RichHandler
 
-    return RichHandler(console=console, show_path=False, markup=False, highlighter=None, log_time_format="[%X]")
+    handler = RichHandler(console=console, show_path=False, markup=False, highlighter=None, log_time_format="[%X]")
+    handler.setFormatter(_InUsersLanguage("%(message)s"))
+    return handler

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeVar
 
+from hanlin.core.language import translated
 from hanlin.core.logging import is_quiet
 from hanlin.core.ranks import read_ranks
 from hanlin.core.terminal import shows_progress
@@ -54,7 +55,7 @@ def _bar(title: str, total: float) -> Iterator[Advance]:
     console = Console(stderr=True)
     columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console, transient=True, disable=not shows_progress(console)) as bar:
-        task = bar.add_task(title, total=total)
+        task = bar.add_task(translated(title, sys.stderr), total=total)
         yield lambda more: bar.advance(task, more)
 
 
@@ -74,4 +75,4 @@ class _Lines:
             share = (
                 f"{self.done / self.total:.0%}, {timedelta(seconds=round(left))} left" if self.total else "under way"
             )
-            print(f"{self.title}: {share}", file=sys.stderr, flush=True)
+            print(translated(f"{self.title}: {share}", sys.stderr), file=sys.stderr, flush=True)

@@ -11,17 +11,30 @@ import importlib.util
 import io
 import os
 import sys
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
+from hanlin.core.language import translate
 from hanlin.core.logging import is_quiet
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-__all__ = ["LOSS_BEGIN", "LOSS_END", "has_colours", "marked", "mute", "screen", "shows_progress", "steady_streams"]
+__all__ = [
+    "LOSS_BEGIN",
+    "LOSS_END",
+    "has_colours",
+    "marked",
+    "mute",
+    "padded",
+    "screen",
+    "shows_progress",
+    "steady_streams",
+    "width_of",
+]
 
 LOSS_BEGIN, LOSS_END = "⟪", "⟫"
 """Around what carries loss, where there are no colours."""
@@ -43,14 +56,32 @@ def steady_streams() -> Iterator[None]:
 
 
 def screen(**options: Any) -> Console:
-    """The console that writes to standard output; options: rich's."""
+    """The console that writes to standard output, in the user's language; options: rich's.
+
+    A `str` is said to the user: headings, labels and cells are translated. A `Text` is a datum, and stays as it is.
+    """
     from rich.console import Console
+
+    in_users_language = translate()
 
     class Screen(Console):
         def on_broken_pipe(self) -> None:
             raise BrokenPipeError  # rich ends the program with a code of its own
 
+        def render_str(self, text: str, **how: Any) -> Text:
+            return super().render_str(in_users_language(text, self.file), **how)
+
     return Screen(**options)
+
+
+def width_of(text: str) -> int:
+    """Columns of a terminal; a Chinese character takes two."""
+    return sum(2 if unicodedata.east_asian_width(one) in "WF" else 1 for one in text)
+
+
+def padded(text: str, width: int) -> str:
+    """With spaces behind it, up to so many columns."""
+    return text + " " * (width - width_of(text))
 
 
 def has_colours(console: Console) -> bool:

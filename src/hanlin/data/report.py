@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hanlin.core.errors import shorten
+from hanlin.core.language import translated
 from hanlin.core.terminal import LOSS_BEGIN, LOSS_END, has_colours, marked
 from hanlin.core.tokenizer import HasUnknown
 from hanlin.data.bad_rows import LISTED_ROWS
@@ -76,8 +77,10 @@ class Counts:
 
     def fates(self) -> list[tuple[str, str]]:
         """What happened to records that were not taken as they are."""
+        reasons = {_kind(reason): translated(reason) for _, reason in self.examples}
         found = [
-            ("rows dropped", f"{number:,} ({number / self.read:.1%}): {why}") for why, number in self.dropped.items()
+            ("rows dropped", f"{number:,} ({number / self.read:.1%}): {_kind(reasons.get(why, why))}")
+            for why, number in self.dropped.items()
         ]
         found += [("  such as", f"{where}: {reason}") for where, reason in self.examples[:3]]
         if self.truncated:
@@ -177,12 +180,12 @@ def _round_numbers() -> Iterator[int]:
 
 
 def _facts(report: DataReport) -> RenderableType:
+    from rich.markup import escape
     from rich.table import Table
-    from rich.text import Text
 
     table = Table.grid(padding=(0, 2))
     for name, value in _fact_rows(report):
-        table.add_row(name, Text(value))
+        table.add_row(name, escape(value))
     return table
 
 
@@ -220,7 +223,7 @@ def _rows_read(counts: Counts) -> str:
 
 def _kind(reason: str) -> str:
     """The reason without what is particular to the row, to count rows by it."""
-    return re.sub(r"'[^']*'|\"[^\"]*\"|[\d,]*\d", "…", re.split(r"[:;,(]", reason, maxsplit=1)[0]).strip()
+    return re.sub(r"'[^']*'|\"[^\"]*\"|[\d,]*\d", "…", re.split(r"[:;,(：；，（]", reason, maxsplit=1)[0]).strip()
 
 
 def _share(part: int, whole: int) -> str:
@@ -249,7 +252,7 @@ class _FirstSample:
         from rich.text import Text
 
         how = "is marked" if has_colours(console) else f"stands within {LOSS_BEGIN} {LOSS_END}"
-        text = Text(f"\nThe first sample; what carries loss {how}:\n", style="bold")
+        text = Text(f"\n{translated(f'The first sample; what carries loss {how}:')}\n", style="bold")
         for carries_loss, run in itertools.groupby(self.pieces, key=lambda piece: piece[1]):
             text.append_text(marked("".join(piece for piece, _ in run), carries_loss, console))
         yield text

@@ -20,7 +20,7 @@ _OPTIONAL = ("pypinyin", "tensorboard", "wandb", "swanlab")
 def machine_findings() -> Iterator[Finding]:
     """Whatever of it cannot be found out is said, and the others go on."""
     yield from guarded("hanlin", lambda: [_package("hanlin")])
-    yield from guarded("python", lambda: [Finding("python", f"{platform.python_version()} on {platform.platform()}")])
+    yield from guarded("python", lambda: [Finding("python", f"{platform.python_version()}, {platform.platform()}")])
     for name in (*_PACKAGES, *_OPTIONAL):
         yield from guarded(name, lambda name=name: [_package(name)])
     yield from guarded("memory", lambda: [Finding("memory", _memory())])

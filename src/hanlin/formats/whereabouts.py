@@ -45,7 +45,7 @@ def explain_missing(folder: Path) -> str:
         return f"several could be meant: {', '.join(sorted(names)[:_SHOWN])}; name one of them"
     places = Counter({place: len(names) for (place, kind), names in found.items() if kind != "optimizer"})
     told = [
-        f"{place.relative_to(folder)}/ ({len(names)} {kind if len(names) > 1 else kind.replace('files', 'file', 1)})"
+        f"{place.relative_to(folder)}/ ({kind}: {len(names)})"
         for (place, kind), names in found.items()
         if kind != "optimizer"
     ]

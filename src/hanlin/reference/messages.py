@@ -1,11 +1,12 @@
 """What the program says to a user, in his language. English is the key; `messages/ROOM.yaml` has the Chinese of a room.
 
 The source says its messages in English where they arise, as f-strings; what is raised, logged and answered over HTTP
-stays so. The command line translates a finished message just before it is printed: the constant parts of a template
-(`{}: no such file {}`) are found in it, and what stands between them is put into the Chinese one, after it was looked
-at in the same way (a message often holds another). Of all such readings that one is taken which knows most of the
-message and leaves no clause half in English; what no template fits is said in English, and what is quoted stays as it
-is. Which templates there have to be is read off the source by tests/reference/test_messages.py.
+stays so. The command line translates a finished message just before it is printed. A line that is one of `labels.yaml`
+as a whole (headings of tables, names of rows, lines of few words) is said as it stands there; else the constant parts
+of a template (`{}: no such file {}`) are found in it, and what stands between them is put into the Chinese one, after
+it was looked at in the same way (a message often holds another). Of all such readings that one is taken which knows
+most of the message and leaves no clause half in English; what no template fits is said in English, and what is quoted
+stays as it is. Which templates there have to be is read off the source by tests/reference/test_messages.py.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from typing import Any, NamedTuple
 
 from hanlin.core.language import language
 
-__all__ = ["read_messages", "said", "say_in_chinese"]
+__all__ = ["read_labels", "read_messages", "said", "say_in_chinese"]
 
-_FOLDER = "messages"
+_FOLDER, _LABELS = "messages", "labels.yaml"
 _QUOTED = re.compile(r"""(?<![\w])(?:'[^'\n]*'|"[^"\n]*"|`[^`\n]*`)(?!\w)""")
 
 _CLAUSE_ENDS = re.compile(r"[,;:()\n]")
@@ -40,14 +41,23 @@ def said(text: str, stream: Any = None) -> str:
 
 def say_in_chinese(text: str) -> str:
     """A message, which may have several lines, as far as the catalogue knows it."""
-    return "\n".join(_parsed(line).chinese for line in text.split("\n"))
+    return "\n".join(_read_line(line).chinese for line in text.split("\n"))
 
 
 def read_messages(room: str) -> dict[str, str | None]:
     """The catalogue of a room: English template -> Chinese one, None for a text that no user reads."""
+    return _read(f"{_FOLDER}/{room}.yaml")
+
+
+def read_labels() -> dict[str, str | None]:
+    """What is translated only where it is a whole line, a heading or a cell."""
+    return _read(_LABELS)
+
+
+def _read(name: str) -> dict[str, str | None]:
     import yaml  # only those who read Chinese need it this early
 
-    text = (files("hanlin.reference") / _FOLDER / f"{room}.yaml").read_text(encoding="utf-8")
+    text = files("hanlin.reference").joinpath(name).read_text(encoding="utf-8")
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # PyYAML may have been built without it, ten times slower
     return {entry["en"]: entry["zh"] for entry in yaml.load(text, loader) or ()}
 
@@ -118,6 +128,20 @@ class _Reading(NamedTuple):
 
 
 @lru_cache(maxsize=4096)
+def _read_line(line: str) -> _Reading:
+    """A line as a label, with the spaces around it, or as a message: whatever knows more of it."""
+    text, best = line.strip(), _parsed(line)
+    for pattern, chinese in _labels():
+        if found := pattern.fullmatch(text):
+            values = [*map(_read_line, found.groups())]
+            known = len(text) - sum(map(len, found.groups())) + sum(one.known for one in values)
+            if known > best.known:
+                told = chinese.format(*(one.chinese for one in values))
+                best = _Reading(known, line.replace(text, told, 1), (False, False))
+    return best
+
+
+@lru_cache(maxsize=4096)
 def _parsed(text: str) -> _Reading:
     """The reading that knows most of it."""
     clauses = _CLAUSE_ENDS.split(text)
@@ -159,6 +183,15 @@ def _edges(parts: Sequence[str], pieces: Sequence[str], readings: Sequence[_Read
     first = next((number for number, piece in enumerate(pieces) if piece or (parts[number : number + 1] or "-")[0]), 0)
     last = next((number for number in reversed(range(len(pieces))) if pieces[number] or parts[number - 1]), 0)
     return bool(pieces[first]) and readings[first].english[0], bool(pieces[last]) and readings[last].english[1]
+
+
+@cache
+def _labels() -> list[tuple[re.Pattern[str], str]]:
+    return [
+        (re.compile("(.+)".join(map(re.escape, _template(english, chinese).parts))), chinese)
+        for english, chinese in read_labels().items()
+        if chinese is not None
+    ]
 
 
 @cache
