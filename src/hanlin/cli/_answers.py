@@ -21,6 +21,7 @@ from hanlin.cli._say import say
 from hanlin.core.errors import DataError
 from hanlin.core.files import check_target, replaced_file
 from hanlin.core.os_errors import naming
+from hanlin.core.progress import idle
 
 if TYPE_CHECKING:
     from hanlin.run.components import Components
@@ -165,7 +166,11 @@ def ready_lines(stream: BinaryIO, most: int) -> Iterator[list[tuple[int, bytes]]
     """
     come: queue.Queue[tuple[int, bytes] | None] = queue.Queue(maxsize=most)
     threading.Thread(target=_read_lines, args=(stream, come), daemon=True).start()
-    while (line := come.get()) is not None:
+    while True:
+        with idle():
+            line = come.get()
+        if line is None:
+            return
         lines = [line]
         while len(lines) < most:
             try:

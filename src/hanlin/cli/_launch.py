@@ -49,6 +49,7 @@ def on_all_ranks(args: argparse.Namespace, recipe: Recipe, work: Callable[[], in
     """
     from hanlin.core.device import pick_device
     from hanlin.core.logging import start_log
+    from hanlin.core.progress import idle
     from hanlin.core.ranks import read_ranks
 
     world = read_ranks().world
@@ -60,7 +61,8 @@ def on_all_ranks(args: argparse.Namespace, recipe: Recipe, work: Callable[[], in
         start_log()
         command = [sys.executable, "-m", "hanlin", *args.argv]
         logs = recipe.run.folder / LOGS if keeps_logs else None
-        return run_ranks_here(command, to_start, max_restarts=args.max_restarts, logs=logs)
+        with idle():  # the ranks speak
+            return run_ranks_here(command, to_start, max_restarts=args.max_restarts, logs=logs)
     if world == 1:
         return work()
     from hanlin.parallel.failure_report import report_failures

@@ -48,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _calibrate(args: argparse.Namespace, recipe: Recipe) -> int:
     from hanlin.api.decisions import Decider, calibration_path
+    from hanlin.generate.engine import show_progress
     from hanlin.run.components import build_components
     from hanlin.run.weights import load_engine
 
@@ -59,7 +60,7 @@ def _calibrate(args: argparse.Namespace, recipe: Recipe) -> int:
     say_remark(recipe)
     engine = load_engine(recipe, components)
     decider = Decider(engine, recipe.generate.batch_size)
-    found = decider.calibrate(rows.read(), components, (str(args.input),))
+    found = decider.calibrate(show_progress(rows.read(), "calibrate", len(rows)), components, (str(args.input),))
     if engine.mesh.is_main:
         _show(found)
         print(f"{path}\n{path.with_suffix('.png')}")

@@ -21,6 +21,7 @@ from hanlin.cli._recipe import add_model, recipe_of_model, say_remark
 from hanlin.cli._remote import add_server, server_of
 from hanlin.cli._say import complain
 from hanlin.core.errors import ConfigError, DataError
+from hanlin.core.progress import idle
 
 Answering = Callable[[list[dict[str, str]], int], Iterator[str]]
 """A dialogue and the number of its newest question -> the answer in pieces."""
@@ -85,7 +86,8 @@ def _questions() -> Iterator[str]:
         sys.stdin.reconfigure(errors="surrogateescape")
     while True:
         try:
-            line = input("> " if is_terminal else "").strip()
+            with idle():
+                line = input("> " if is_terminal else "").strip()
         except EOFError:
             return
         if line == "stop":

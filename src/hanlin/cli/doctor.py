@@ -30,6 +30,7 @@ def run(args: argparse.Namespace) -> int:
     from rich.table import Table
 
     from hanlin.core.files import check_target, replaced_file
+    from hanlin.core.progress import counted
     from hanlin.core.terminal import screen
     from hanlin.diagnosis.examination import examine
 
@@ -39,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     for _ in range(3):
         table.add_column(overflow="fold")  # on a narrow terminal too every letter is there
     findings = []
-    for finding in examine(needs_npu=args.npu):
+    for finding in counted(examine(needs_npu=args.npu), "Looking at this machine", 0):
         findings.append(finding)
         verdict = ("ok", "green") if finding.is_well else ("wrong", "red")
         table.add_row(finding.name, escape(finding.text), Styled(*verdict))

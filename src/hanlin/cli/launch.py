@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from hanlin.core.logging import start_log
+    from hanlin.core.progress import idle
     from hanlin.parallel.launch import Rendezvous, node_commands, run_nodes
     from hanlin.recipe.deepspeed import read_hostfile
 
@@ -49,7 +50,8 @@ def run(args: argparse.Namespace) -> int:
     commands = node_commands(hosts, args.what, Rendezvous(address, args.port, args.max_restarts))
     if args.is_run:
         start_log()
-        return run_nodes(commands)
+        with idle():  # the nodes speak
+            return run_nodes(commands)
     for host, line in commands.items():
         print(f"# {host}\n{line}")
     return 0

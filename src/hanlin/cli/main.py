@@ -24,6 +24,7 @@ from hanlin.core.errors import HanlinError
 from hanlin.core.extensions import trusting
 from hanlin.core.language import speaking
 from hanlin.core.os_errors import explain
+from hanlin.core.progress import at_work
 from hanlin.core.terminal import mute, steady_streams
 from hanlin.reference.messages import said
 
@@ -109,7 +110,7 @@ def _run(argv: Sequence[str]) -> int:
         sys.stdout.flush()  # the help
         raise
     args.argv = argv  # a command that starts further processes gives it to them
-    with trusting(trusted_files(args)):
+    with trusting(trusted_files(args)), at_work(args.parser.prog):
         return args.run(args)
 
 

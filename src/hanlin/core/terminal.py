@@ -11,6 +11,7 @@ import importlib.util
 import io
 import os
 import sys
+import time
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -111,12 +112,13 @@ def mute(stream: Any) -> None:
 
 
 class SteadyStream:
-    """A text stream that drops what it cannot write."""
+    """A text stream that drops what it cannot write. said: when something was written last, by time.monotonic()."""
 
     def __init__(self, stream: Any) -> None:
-        self._stream = stream
+        self._stream, self.said = stream, 0.0
 
     def write(self, text: str) -> int:
+        self.said = time.monotonic()
         with suppress(OSError, ValueError, AttributeError):  # full or gone; closed; none
             self._stream.write(text)
         return len(text)

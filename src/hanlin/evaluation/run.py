@@ -22,6 +22,7 @@ from rich.table import Table
 
 from hanlin.core.errors import DataError
 from hanlin.core.files import replaced_file
+from hanlin.core.progress import counted
 from hanlin.formats.fingerprint import weights_fingerprint
 from hanlin.generate.engine import Engine, naming, show_progress
 from hanlin.generate.method import find_method
@@ -103,7 +104,7 @@ def evaluate(  # noqa: PLR0913 what is scored, how, and where to
 
 def identity_of_weights(engine: Engine) -> str:
     """The hash of the weights, on all ranks, which must all ask for it; the main one takes it."""
-    weights = engine.weights()
+    weights = counted(engine.weights(), "Hashing the weights", 0)
     if engine.mesh.is_main:
         return engine.mesh.from_main(weights_fingerprint(weights))
     for _ in weights:  # of a divided model the main rank gets them from all

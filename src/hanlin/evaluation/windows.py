@@ -13,7 +13,7 @@ from hanlin.data.pretraining.windows import CorpusWindows
 from hanlin.evaluation.results import NO_FILES, About, EvaluatedFiles, Identity, open_results
 from hanlin.evaluation.run import Metrics, identity_of_weights, write_metrics
 from hanlin.evaluation.tasks.loss import sample_losses
-from hanlin.generate.engine import Engine
+from hanlin.generate.engine import Engine, show_progress
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def evaluate_windows(
     A token that is shown as <name>, such as <eod> and <unk>, counts as one character.
     """
     samples = [windows.get(number) for number in range(len(windows))]
-    scored = list(sample_losses(engine, enumerate(samples), batch_size))
+    scored = list(show_progress(sample_losses(engine, enumerate(samples), batch_size), "windows", len(samples)))
     loss, tokens = (math.fsum(row[column] for row in scored) for column in (1, 2))
     characters = sum(_count_characters(sample, tokenizer) for sample in samples)
     values = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from hanlin.core.errors import CheckpointError, ConfigError
 from hanlin.core.files import published, write_json
 from hanlin.core.manifest import check_manifest, published_folder
+from hanlin.core.progress import progress
 from hanlin.core.tokenizer import Tokenizer
 from hanlin.formats.files import Weights, write_weights
 from hanlin.formats.format import BASE, FamilyFacts, Format
@@ -80,8 +81,10 @@ def convert(  # noqa: PLR0913 a command: what to read, what to write, and its sw
     if dtype is None and bits:
         dtype = _dtype_of(opened.weights)  # of the scales, since what is unpacked is computed in fp32
     check_manifest(opened.path)
-    ours = Cast(opened.path, _ours(opened, family, config, changes or {}), dtype)
-    with _target(target, form, overwrite) as (place, beside):
+    found = _ours(opened, family, config, changes or {})
+    total = sum(found.meta(name).nbytes for name in found)
+    with progress("Converting weights", total) as advance, _target(target, form, overwrite) as (place, beside):
+        ours = Cast(opened.path, _Counted(found, advance), dtype)
         _bring_tokenizer(opened.path, beside, family, tokenizer)
         if form is None:
             write_base(place, family, config, ours)
@@ -101,6 +104,19 @@ def _ours(opened: Source, family: FamilyFacts, config: Any, changes: Mapping[str
     if getattr(own, _ROWS) <= changes[_ROWS]:
         return to_ours(opened, family, config, shapes)
     return _FirstRows(to_ours(opened, family, own, shapes_of(family, own)), shapes)
+
+
+class _Counted(TensorSubset):
+    """Tensors; told is how many bytes of them have been read."""
+
+    def __init__(self, tensors: Lazy, advance: Callable[[float], None]) -> None:
+        super().__init__(tensors, tensors)
+        self._advance = advance
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        tensor = super().__getitem__(name)
+        self._advance(tensor.nbytes)
+        return tensor
 
 
 class _FirstRows(TensorSubset):

@@ -17,6 +17,7 @@ from hanlin.core.errors import ConfigError
 from hanlin.core.files import remove_leftovers
 from hanlin.core.locks import held
 from hanlin.core.logging import start_log
+from hanlin.core.progress import counted
 from hanlin.core.ranks import group_of_one, read_ranks
 from hanlin.core.seeds import seed_everything
 from hanlin.data.prepare import hash_tokenizer
@@ -261,7 +262,9 @@ def _evaluating(
 
     def evaluate() -> dict[str, float]:
         with closing(Ahead(held_out.once())) as batches:
-            return objective.evaluate(parallel_model, batches, recipe.train.micro_batch_size)
+            # Without a bar, since a run has a line on the terminal.
+            shown = counted(batches, "Evaluating", held_out.steps_per_epoch(), has_bar=False)
+            return objective.evaluate(parallel_model, shown, recipe.train.micro_batch_size)
 
     return evaluate
 

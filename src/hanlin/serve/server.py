@@ -17,6 +17,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from hanlin.core.memory import DeviceError
+from hanlin.core.progress import idle
 
 from .app import make_app
 from .connections import Connection
@@ -56,7 +57,8 @@ def serve_until_signal(
     config = server_config(make_app(service, key, origins), service.limits, timeout_graceful_shutdown=wait)
     signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn ends in order, and then raises it once more
     try:
-        _Server(config, service, say).run(sockets=[listener])
+        with idle():
+            _Server(config, service, say).run(sockets=[listener])
     finally:
         if service.scheduler.is_running:  # in the middle of a step, which Python could not end without a crash
             sys.stderr.flush()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from hanlin.core.errors import shorten
+from hanlin.core.progress import LINE_SECONDS
 from hanlin.core.terminal import shows_progress
 from hanlin.parallel.parameter_statistics import ParameterStatistics
 from hanlin.training.metrics import MetricsFile, missing_steps
@@ -54,6 +56,7 @@ class RunLogger:
         self._outputs: list[MetricsFile | Tracker] = []
         self._inspected: MetricsFile | None = None
         self._total_steps = self._first_step = 0
+        self._logged = time.monotonic()
         self._live = Progress(
             TextColumn("step"), MofNCompleteColumn(), BarColumn(bar_width=20), TextColumn("{task.fields[facts]}"),
             console=self.console, disable=not shows_progress(self.console), refresh_per_second=2, transient=True,
@@ -98,7 +101,9 @@ class RunLogger:
         }
         line = " ".join(f"{name}={value}" for name, value in facts.items())
         self._live.update(self._line, completed=number, facts=line)
-        if number % self.log_every == 0 or number == self._total_steps:
+        is_due = number % self.log_every == 0 or number == self._total_steps
+        if is_due or time.monotonic() - self._logged >= LINE_SECONDS:  # slow steps do not make a run silent
+            self._logged = time.monotonic()
             log.info("step=%d/%d %s", number, self._total_steps, line)
 
     def parameters(self, number: int, found: Mapping[str, ParameterStatistics]) -> None:

@@ -23,6 +23,7 @@ from hanlin.api.comparison.results import CellResult, measure, read_result, writ
 from hanlin.core.errors import ConfigError, HanlinError
 from hanlin.core.files import read_json_object
 from hanlin.core.locks import lock_file
+from hanlin.core.progress import progress
 from hanlin.parallel.launch import EXIT_SAVED, RankProcess, run_together, start_process
 from hanlin.recipe.reading import Change, load_recipe
 
@@ -139,7 +140,9 @@ def _run_cell(
             scores[part.title] = read_json_object(part.scores)
             continue
         say(f"{cell.name}: {part.title} ({cell.folder / LOG})")
-        if reason := run(part.words, cell.folder / LOG):
+        with progress(f"{cell.name}: {part.title}", 0):
+            reason = run(part.words, cell.folder / LOG)
+        if reason:
             return replace(result, state="failed", reason=f"{part.title}: {reason}")
         if part.scores is not None:
             scores[part.title] = read_json_object(part.scores)
