@@ -135,8 +135,8 @@ def check(
         found += [*device_problems(asked, purpose), *weight_problems(recipe, components, purpose)]
     if not found and with_torch:
         found += fit_problems(recipe, components, purpose, is_loaded_next=is_loaded_next)
-    if not found and with_torch and purpose == "train":
-        found += teacher_problems(recipe, components, is_loaded_next=is_loaded_next)
+        if purpose == "train" and not found:
+            found += teacher_problems(recipe, components, is_loaded_next=is_loaded_next)
     if not found and with_torch:
         found += (tuning_and_layout_problems if purpose == "train" else answering_problems)(recipe, components)
     return [Problem(key, text, _place(key, places)) for key, text in found]

@@ -11,14 +11,12 @@ import torch
 from hanlin.adapters.adapter import Adapter, load_adapter
 from hanlin.core.device import pick_device, set_threads
 from hanlin.core.errors import ConfigError
-from hanlin.core.manifest import check_manifest
 from hanlin.core.parameters import set_parameter
 from hanlin.core.progress import counted
 from hanlin.core.ranks import read_ranks
 from hanlin.formats.fingerprint import Fingerprint
-from hanlin.formats.format import BASE
 from hanlin.formats.load import added_parameters, is_large, load_into, look_at_values, open_ours
-from hanlin.formats.read_once import passing_unread, unread_files
+from hanlin.formats.read_once import passing_unread
 from hanlin.formats.values import ValueReport, stored_dtype
 from hanlin.layers.label_head import label_parameters
 from hanlin.layers.precision import DTYPES
@@ -31,6 +29,7 @@ from hanlin.parallel.parallel_model import ParallelModel
 from hanlin.parallel.parallelize import parallelize
 from hanlin.recipe.settings import ParallelSettings
 from hanlin.recipe.tuning import TuningMethod
+from hanlin.run.base_checks import hashes_while_it_loads, refuse_changed_base, refuse_packed_experts, say_packing
 from hanlin.run.components import Components, blaming, build_components
 from hanlin.run.hash_shares import names_to_hash
 from hanlin.run.precision import precision_of, saved_dtype, trained_dtype
@@ -58,9 +57,9 @@ def load_engine(recipe: Recipe, components: Components | None = None, *, is_alon
 
     components = components or build_components(recipe)
     _refuse_untrained(components)
-    _refuse_changed_base(components)
+    refuse_changed_base(components)
     set_threads(recipe.run.threads)
-    _say_packing(components)
+    say_packing(components)
     device, world = pick_device(recipe.run.device), 1 if is_alone else read_ranks().world
     layout = ParallelSettings(tensor=recipe.parallel.tensor, pipe=recipe.parallel.pipe)
     degrees = Degrees.of(layout, world) if world > 1 else Degrees()
@@ -90,7 +89,7 @@ def empty_frozen_model(components: Components) -> torch.nn.Module:
     Raises: ConfigError, CheckpointError.
     """
     _refuse_untrained(components)
-    _refuse_packed_experts(components)
+    refuse_packed_experts(components)
     return with_adapter(empty_model(components), components)
 
 
@@ -146,7 +145,7 @@ def _with_few_experts(components: Components, dtype: torch.dtype, device: torch.
     base, limit = components.source, components.recipe.generate.expert_memory
     model = _plain_model(components)
     streamed = expert_weights(model)
-    _refuse_packed_experts(components)
+    refuse_packed_experts(components)
     if base is None or limit is None or not streamed:
         raise ConfigError("generate.expert_memory: only for a model.base with a mixture of experts; remove it")
     load_into(model, base, components.family, dtype=dtype, wanted=lambda name: name not in streamed)
@@ -166,7 +165,7 @@ def parallelize_frozen(components: Components, device: torch.device, fingerprint
     Raises: ConfigError, CheckpointError.
     """
     recipe = components.recipe
-    _refuse_changed_base(components)
+    refuse_changed_base(components)
     if recipe.parallel.tensor > 1:
         return _frozen_divided(components, device, recipe.parallel, fingerprint)
     model = frozen_model(components, torch.device("cpu"), fingerprint)
@@ -193,7 +192,7 @@ def parallelize_tuned(
     Raises: ConfigError, CheckpointError.
     """
     recipe, precision = components.recipe, precision_of(components.recipe)
-    _refuse_changed_base(components)
+    refuse_changed_base(components)
     if components.adapter is None and _fresh_head(components):
         log.info("head for labels: drawn fresh from run.seed, since %s is a language model", recipe.model.base)
     _say_precision(components)
@@ -227,40 +226,6 @@ def _refuse_untrained(components: Components) -> None:
             "model.config.labels: model.base is a language model and has no head for them; train one first, or name "
             "the adapter that holds it (model.adapter)"
         )
-
-
-def _refuse_packed_experts(components: Components) -> None:
-    """Raises: ConfigError for experts that are read when they are needed, which nothing packs."""
-    if components.recipe.model.quantise is not None and components.recipe.generate.expert_memory is not None:
-        raise ConfigError("model.quantise: not with generate.expert_memory, whose experts stay as they are; remove one")
-
-
-def _say_packing(components: Components) -> None:
-    """Tell that an adapter was trained on a base that was held otherwise than here."""
-    adapter, here = components.adapter, components.recipe.model.quantise
-    if adapter is not None and adapter.quantise not in (None, here):
-        log.warning(
-            "model.adapter was trained on a base held as %s, here it is held %s; model.quantise=%s holds it so",
-            adapter.quantise,
-            f"as {here}" if here else "as it lies on disk",
-            adapter.quantise,
-        )
-
-
-def _refuse_changed_base(components: Components) -> None:
-    """Whichever part of it this rank reads; of files whose hash is taken while they are loaded only the size counts.
-
-    Raises: CheckpointError for a base that is not as its manifest says.
-    """
-    if components.source is not None:
-        later = unread_files(components.source.path) if _hashes_while_it_loads(components) else ()
-        check_manifest(components.source.path, later=later)
-
-
-def _hashes_while_it_loads(components: Components) -> bool:
-    """A process that is alone reads the whole of a base of ours: but for experts that are read when they are needed."""
-    source, has_all = components.source, components.recipe.generate.expert_memory is None
-    return source is not None and source.format == BASE and has_all and read_ranks().world == 1
 
 
 def with_adapter(model: torch.nn.Module, components: Components) -> torch.nn.Module:
@@ -366,7 +331,7 @@ def base_weights(components: Components, names: list[str], dtype: torch.dtype | 
     with blaming("model.base"):
         weights = open_ours(source, components.family, config=components.base_config, dtype=dtype)
         here = [name for name in names if name in weights]
-        folder = source.path if _hashes_while_it_loads(components) else None
+        folder = source.path if hashes_while_it_loads(components) else None
         yield from counted(passing_unread(folder, weights, here), "Loading weights", len(here))
     if read_ranks().is_main:
         weights.report.tell_zeros(source.path)
