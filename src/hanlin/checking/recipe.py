@@ -108,8 +108,7 @@ def check(
     places: where each key stands; with_torch: look at the device and at original weights too, which takes seconds;
     is_loaded_next: the numbers and bytes of a large base are left to who loads it, which reads it anyway.
     """
-    places = places or {}
-    purpose = purpose or _purpose(recipe)
+    places, purpose = places or {}, purpose or _purpose(recipe)
     found = [*idle_problems(recipe, places), *model_file_problems(recipe), *data_file_problems(recipe, purpose)]
     if purpose == "train":
         found += [
