@@ -78,8 +78,7 @@ def convert(  # noqa: PLR0913 a command: what to read, what to write, and its sw
     opened = open_source(source, family, from_)
     config = opened.config({**plain_values(family), **(changes or {})})
     bits = getattr(opened.config(changes), "bits", 0)
-    if dtype is None and bits:
-        dtype = _dtype_of(opened.weights)  # of the scales, since what is unpacked is computed in fp32
+    dtype = _dtype_of(opened.weights) if dtype is None and bits else dtype  # of the scales: unpacking computes in fp32
     check_manifest(opened.path)
     found = _ours(opened, family, config, changes or {})
     total = sum(found.meta(name).nbytes for name in found)
