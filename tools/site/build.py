@@ -28,7 +28,7 @@ NAVIGATION = (
     ("Coming from", "从原版迁移", "coming_from_chatglm2 coming_from_cpm1 coming_from_cpm2 coming_from_cpm_bee"),
     ("Tune", "微调", "tuning preferences distillation comparing ccpm_comparison"),
     ("Pretrain", "预训练", "pretraining_data"),
-    ("Evaluate and decide", "评测与决策", "evaluating decisions"),
+    ("Evaluate and decide", "评测与决策", "evaluating suites decisions"),
     ("Serve", "服务", "serving"),
     ("Convert", "转换", "checkpoints exporting"),
     ("Many devices", "多卡多机", "launching layouts planning experts"),

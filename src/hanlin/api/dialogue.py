@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AskedRow",
     "Messages",
+    "conversation_of",
     "fitting_record",
     "next_message",
     "one_or_several",
@@ -115,7 +116,7 @@ def fitting_record(engine: Engine, messages: Messages, options: GenerateSettings
     processor = engine.processor
     if not isinstance(processor, Converses):
         raise ConfigError("models of this family cannot be talked with; use generate")
-    dialogue = _read(messages)
+    dialogue = conversation_of(messages)
     if len(dialogue.messages) > 1 and not processor.remembers:
         raise ConfigError(
             "models of this family remember nothing of earlier messages; give one question, or use generate"
@@ -155,11 +156,14 @@ def next_message(processor: Processor, messages: Messages, tools: Sequence[Any] 
         raise DataError(f"messages: {unread[0]}; nothing is ignored here")
     if not isinstance(processor, TakesForms):
         raise DataError("this model reads records of its own form alone, no messages")
-    return processor.record_of(_read(messages, tools))
+    return processor.record_of(conversation_of(messages, tools))
 
 
-def _read(messages: Messages, tools: Sequence[Any] = ()) -> Conversation:
-    """Raises: DataError naming the message that cannot be used."""
+def conversation_of(messages: Messages, tools: Sequence[Any] = ()) -> Conversation:
+    """A dialogue that waits for its next answer.
+
+    Raises: DataError naming the message that cannot be used.
+    """
     from hanlin.data.forms.messages import FORM
 
     if isinstance(messages, str):

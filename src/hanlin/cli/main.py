@@ -36,6 +36,8 @@ _ORDER = (
         "launch",
         "deepspeed",
         "evaluate",
+        "suite",
+        "lm_eval",
         "reproduce",
         "generate",
         "decide",
