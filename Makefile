@@ -9,13 +9,17 @@ ARGS ?=
 RUN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help demo test check clients mutants bench drill docs reference clean
+.PHONY: help demo compare-small test check clients mutants bench drill docs reference clean
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/'
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
 
 demo: $(INSTALLED) ## data, a small model trained, tuned and scored, in a few minutes on a CPU
 	$(RUN)/hanlin demo $(ARGS)
+
+compare-small: $(INSTALLED) ## six ways to tune the demo's model for the tones of phrases, in one table (after make demo)
+	@test -d demo/pinyin/best || { echo "make: it compares ways to tune what the demo has trained: call make demo first" >&2; exit 1; }
+	$(RUN)/hanlin compare examples/compare_demo.yaml --only 'tones/*/seed1'
 
 # Each worker is a process that takes one file of tests after another, those whose tests fork first (tests/conftest.py).
 WORKERS ?= 2

@@ -104,6 +104,14 @@ def test_metrics_have_a_line_per_step_and_per_evaluation(tmp_path):
     assert wanted <= set(lines[0])
 
 
+def test_a_step_tells_the_cpu_time_of_the_process_which_waiting_does_not_take(tmp_path, monkeypatch):
+    slow = lambda *given, run=Step.run: (time.sleep(0.2), run(*given))[1]  # noqa: E731
+    monkeypatch.setattr(Step, "run", slow)
+    run(tmp_path, steps=3, with_eval=False)
+    for line in lines_of(tmp_path):
+        assert 0 < line["cpu_seconds"] < 0.2
+
+
 def test_weights_and_gradients_are_inspected_every_n_steps(tmp_path, caplog):
     def lines() -> list[dict]:
         return [json.loads(line) for line in (tmp_path / "parameters.jsonl").read_text().splitlines()]

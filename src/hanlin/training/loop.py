@@ -107,13 +107,14 @@ def train(
 
 def _timed_step(step: Step, batches: BatchesAhead, signals: StopSignals, inspect: Inspect | None) -> StepReport:
     """One step, with the time in which batches were waited for, before and within it."""
-    before = batches.seconds_waited
+    before, cpu_before = batches.seconds_waited, time.process_time()
     batch = batches.take()
     at_start = batches.seconds_waited
     with signals.step():
         report = step.run(batch, inspect, NextStep(batches.peek, lambda: signals.requested))
     end = batches.seconds_waited
-    return replace(report, seconds=report.seconds - (end - at_start), data_seconds=end - before)
+    seconds, cpu_seconds = report.seconds - (end - at_start), time.process_time() - cpu_before
+    return replace(report, seconds=seconds, data_seconds=end - before, cpu_seconds=cpu_seconds)
 
 
 def _end(

@@ -36,6 +36,7 @@ _COLUMNS = (
     _Column("trained", "trained", "{:,.0f}".format),
     _Column("peak GiB", "peak_gib", "{:.2f}".format),
     _Column("minutes", "minutes", "{:.1f}".format),
+    _Column("CPU minutes", "cpu_minutes", "{:.1f}".format),
     _Column("tokens/s", "tokens_per_second", "{:,.0f}".format),
     _Column("MB", "handed_on_bytes", lambda value: f"{value / 1e6:,.3g}"),
 )
@@ -84,14 +85,16 @@ def _shown(summary: Summary, column: _Column) -> str:
 
 
 def write_comparison(folder: Path, title: str, results: Sequence[CellResult]) -> list[Path]:
-    """Write comparison.md, .csv, .json and .html, and runs.csv, into the folder of a grid; returns their paths."""
+    """Write comparison.md, .csv, .json, .html, its plots and runs.csv into the folder of a grid; returns them."""
     rows, failed = table_rows(results), [one for one in results if one.state != "done"]
+    summaries = summarise(results)
     contents = {
         f"{NAME}.md": _markdown(title, rows, failed),
         f"{NAME}.csv": _csv(HEAD, rows),
         "runs.csv": _runs_csv(results),
         f"{NAME}.json": _json(results),
-        f"{NAME}.html": _html(title, rows, failed, summarise(results)),
+        f"{NAME}.html": _html(title, rows, failed, summaries),
+        **{f"{NAME}_{name}.svg": _picture(plot) for name, plot in _plots(summaries).items()},
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in contents.items():
@@ -140,10 +143,6 @@ def _json(results: Sequence[CellResult]) -> str:
 
 
 def _html(title: str, rows: Sequence[Sequence[str]], failed: Sequence[CellResult], summaries: Sequence[Summary]) -> str:
-    plots = [
-        _plot(summaries, "trained", "trained parameters", is_log=True),
-        _plot(summaries, "peak_gib", "peak memory, GiB"),
-    ]
     lost = ""
     if failed:
         table = _table(["run", "state", "reason"], [[one.name, one.state, one.reason] for one in failed])
@@ -152,9 +151,25 @@ def _html(title: str, rows: Sequence[Sequence[str]], failed: Sequence[CellResult
         title=html.escape(title),
         table=_table(HEAD, rows),
         note=html.escape(_NOTE),
-        plots="".join(plots),
+        plots="".join(_plots(summaries).values()),
         failed=lost,
     )
+
+
+def _plots(summaries: Sequence[Summary]) -> dict[str, str]:
+    """By the ends of their files' names; none without points."""
+    plots = {
+        "trained": _plot(summaries, "trained", "trained parameters", is_log=True),
+        "memory": _plot(summaries, "peak_gib", "peak memory, GiB"),
+    }
+    return {name: plot for name, plot in plots.items() if plot}
+
+
+def _picture(plot: str) -> str:
+    """A plot as a file of its own, on white."""
+    head = 'xmlns="http://www.w3.org/2000/svg" font-family="system-ui, Noto Sans CJK SC, sans-serif" font-size="12"'
+    ground = f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="#fff"/>'
+    return plot.replace("<svg ", f"<svg {head} ", 1).replace(">", f">{ground}", 1) + "\n"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -163,9 +178,14 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f"<table><tr>{first}</tr>{rest}</table>"
 
 
-_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP, _RIGHT = 560, 380, 70, 50, 30, 110
+_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP, _RIGHT = 600, 380, 70, 50, 30, 130
 _COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb")
 """Paul Tol's bright scheme, which the colour-blind tell apart."""
+_MARKS = (
+    "M-5 0a5 5 0 1 0 10 0a5 5 0 1 0 -10 0z", "M-5 -5h10v10h-10z", "M0 -6l6 10.5h-12z", "M0 -7l6 7l-6 7l-6 -7z",
+    "M0 6l6 -10.5h-12z",
+)  # fmt: skip
+"""Round, square, triangle, rhombus, triangle upside down."""
 
 
 @dataclass(frozen=True)
@@ -203,7 +223,9 @@ class _Axis:
 
 
 def _plot(summaries: Sequence[Summary], measure: str, title: str, *, is_log: bool = False) -> str:
-    """Score against a measure, a point with its interval for each recipe and method; empty without points."""
+    """Score against a measure, a point with its interval for each recipe (form) and method (colour); empty without
+    points.
+    """
     points = [
         (one, one.spreads["score"], one.spreads[measure].mean)
         for one in summaries
@@ -213,15 +235,13 @@ def _plot(summaries: Sequence[Summary], measure: str, title: str, *, is_log: boo
         return ""
     across = _Axis.of([x for _, _, x in points], _LEFT, _WIDTH - _RIGHT, is_log=is_log)
     up = _Axis.of([edge for _, score, _ in points for edge in _edges(score)], _HEIGHT - _BOTTOM, _TOP)
-    methods = list(dict.fromkeys(one.method for one, _, _ in points))
-    several = len({one.recipe for one, _, _ in points}) > 1
-    drawn = [*_frame(across, up, title)]
+    colours = {name: _COLOURS[at % len(_COLOURS)] for at, name in enumerate(dict.fromkeys(p[0].method for p in points))}
+    marks = {name: _MARKS[at % len(_MARKS)] for at, name in enumerate(dict.fromkeys(p[0].recipe for p in points))}
+    drawn = [*_frame(across, up, title), *_legend(colours, marks)]
     for one, score, x in points:
-        colour = _COLOURS[methods.index(one.method) % len(_COLOURS)]
-        label = f"{one.recipe} {one.method}" if several else one.method
-        drawn += _point(
-            across.drawn_at(x), [up.drawn_at(value) for value in (score.mean, *_edges(score))], colour, label
-        )
+        heights = [up.drawn_at(value) for value in (score.mean, *_edges(score))]
+        mark = _mark(marks[one.recipe], across.drawn_at(x), heights[0], colours[one.method])
+        drawn += _point(across.drawn_at(x), heights, colours[one.method], mark, f"{one.recipe} {one.method}")
     return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="score by {title}">{"".join(drawn)}</svg>'
 
 
@@ -230,13 +250,28 @@ def _edges(score: Spread) -> tuple[float, float]:
     return score.mean - width, score.mean + width
 
 
-def _point(x: float, heights: Sequence[float], colour: str, label: str) -> list[str]:
-    middle, low, high = heights
+def _point(x: float, heights: Sequence[float], colour: str, mark: str, label: str) -> list[str]:
+    _, low, high = heights
     return [
         f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{low:.1f}" y2="{high:.1f}" stroke="{colour}" stroke-width="2"/>',
-        f'<circle cx="{x:.1f}" cy="{middle:.1f}" r="5" fill="{colour}"><title>{html.escape(label)}</title></circle>',
-        f'<text x="{x + 8:.1f}" y="{middle + 4:.1f}">{html.escape(label)}</text>',
+        f"<g><title>{html.escape(label)}</title>{mark}</g>",
     ]
+
+
+def _mark(form: str, x: float, y: float, colour: str) -> str:
+    return f'<path transform="translate({x:.1f} {y:.1f})" d="{form}" fill="{colour}"/>'
+
+
+def _legend(colours: Mapping[str, str], marks: Mapping[str, str]) -> list[str]:
+    """Methods by their colours; where there are several recipes, these by their forms."""
+    grey, round_mark = "#666", _MARKS[0]
+    lines = [(round_mark, colour, name) for name, colour in colours.items()]
+    lines += [(mark, grey, name) for name, mark in marks.items()] if len(marks) > 1 else []
+    x, drawn = _WIDTH - _RIGHT + 20, []
+    for number, (form, colour, name) in enumerate(lines):
+        y = _TOP + 20 * number + (8 if number >= len(colours) else 0)
+        drawn += [_mark(form, x, y, colour), f'<text x="{x + 11}" y="{y + 4}">{html.escape(name)}</text>']
+    return drawn
 
 
 def _frame(across: _Axis, up: _Axis, title: str) -> list[str]:

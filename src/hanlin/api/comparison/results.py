@@ -38,7 +38,8 @@ class Measures:
 
     score: as the grid names it; held_out_loss: the best one on data.eval; general_before, general_after: loss of
     general text; trained, parameters: numbers of them; peak_gib: most memory that training took, of all its starts;
-    minutes: of its steps; tokens_per_second: of these, without padding; handed_on_bytes: of best/ or last/; steps.
+    minutes: of its steps by the clock; cpu_minutes: of its first process in them; tokens_per_second: by the clock,
+    without padding; handed_on_bytes: of best/ or last/; steps.
     """
 
     score: float | None = None
@@ -49,6 +50,7 @@ class Measures:
     parameters: int | None = None
     peak_gib: float | None = None
     minutes: float | None = None
+    cpu_minutes: float | None = None
     tokens_per_second: float | None = None
     handed_on_bytes: int | None = None
     steps: int | None = None
@@ -131,6 +133,7 @@ def measure(folder: Path, scores: Mapping[str, Any], score: str) -> Measures:
     lines = [*_metric_lines(folder / "metrics.jsonl")]
     steps = [line for line in lines if "seconds" in line]
     seconds = math.fsum(line["seconds"] + line.get("data_seconds", 0.0) for line in steps)
+    cpu_seconds = [line["cpu_seconds"] for line in steps if "cpu_seconds" in line]
     losses = [line["eval_loss"] for line in lines if line.get("eval_loss") is not None]
     log = (folder / "log.txt").read_text(encoding="utf-8", errors="replace")
     trained, peaks = _TRAINED.findall(log), _PEAK.findall(log)
@@ -141,6 +144,7 @@ def measure(folder: Path, scores: Mapping[str, Any], score: str) -> Measures:
         parameters=int(trained[-1][1].replace(",", "")) if trained else None,
         peak_gib=max(map(float, peaks), default=None),
         minutes=seconds / 60,
+        cpu_minutes=math.fsum(cpu_seconds) / 60 if cpu_seconds else None,
         tokens_per_second=sum(line["tokens"] for line in steps) / seconds if seconds else None,
         handed_on_bytes=sum(file.stat().st_size for file in weights_of_run(folder).rglob("*") if file.is_file()),
         steps=max((line["step"] for line in steps), default=0),
