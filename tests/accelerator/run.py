@@ -38,6 +38,7 @@ from hanlin.generate.engine import Engine, record_stream
 from hanlin.generate.methods.beam import BeamSettings
 from hanlin.generate.methods.greedy import GreedySettings
 from hanlin.generate.methods.sample import SampleSettings
+from hanlin.generate.running_batch import AnswerRequest
 from hanlin.layers.precision import DTYPES
 from hanlin.parallel.parallelize import parallelize
 from hanlin.recipe.settings import OPTIMIZERS, ParallelSettings, TrainSettings
@@ -58,6 +59,14 @@ WAYS = {
     "sample": SampleSettings(max_new_tokens=5, top_p=0.9, repetition_penalty=1.2),
     "beam": BeamSettings(max_new_tokens=4, beams=3),
 }
+ASKED_AT_ONCE: list[dict[str, Any]] = [
+    {"options": GreedySettings(max_new_tokens=5), "trace": [], "top": 3, "bias": {9: 1.5, 12: -2.0}},
+    {"options": SampleSettings(max_new_tokens=5, presence_penalty=0.5, frequency_penalty=0.3), "trace": [], "top": 1},
+    {"options": GreedySettings(max_new_tokens=5, repetition_penalty=1.3), "trace": []},
+    {"options": WAYS["beam"]},
+    {"options": WAYS["sample"], "bias": {8: 1.0}},
+]
+"""Of answers that are written together: how each is looked for, and what is told of its tokens."""
 
 
 def compare(cell: Cell, precision: Any, profile: str) -> dict[str, Any]:
@@ -159,6 +168,43 @@ def answer(case: Case, model: torch.nn.Module, processor: Any, way: str, profile
     return {"same": answers[0] == answers[1], "tokens": answers[0], "steps": steps, "prompt": read, "costs": counted}
 
 
+def answer_at_once(family: str, profile: str) -> dict[str, Any]:
+    """Eight rows whose answers are looked for, and noted, in different ways; then one with guesses."""
+    case, told, counted = _case(family), [], {}
+    model = case.model(None).float().requires_grad_(False)
+    for device in (torch.device("cpu"), torch.device(NAME, 0)):
+        with stand_in(profile) as costs:
+            engine = Engine(copy.deepcopy(model).to(device), case.processor, device, family=case.family)
+            asked = [copy.deepcopy(one) for one, _ in zip(cycle(ASKED_AT_ONCE), range(8), strict=False)]
+            prompts = [engine.prompt(case.records[0], one["options"]) for one in asked]
+            streams = [record_stream(0, number) for number in range(len(asked))]
+            questions = [
+                AnswerRequest(prompt, stream=stream, **one)
+                for prompt, stream, one in zip(prompts, streams, asked, strict=True)
+            ]
+            steps, ends = _steps(engine, questions, costs)
+            alone, lookup = _counted(costs), GreedySettings(max_new_tokens=24, lookup=8)
+            ahead, found = _steps(engine, [AnswerRequest(engine.prompt(case.records[0], lookup), lookup)], costs)
+            counted = {"costs": alone, "steps": steps, "ahead": _counted(costs), "ahead_steps": ahead}
+            traced = [[one.token for one in question.trace or []] for question in questions]
+            told.append([ends, found, traced])
+            scores = [one.score for question in questions for one in question.trace or []]
+            told[-1].append([round(score, 3) for score in scores])
+    return {**counted, "same": told[0] == told[1], "tokens": told[0]}
+
+
+def _steps(engine: Engine, questions: list[AnswerRequest], costs: Costs) -> tuple[int, list[Any]]:
+    """How many steps answers take, and their tokens."""
+    running, steps, ends = engine.run_together(), 0, {}
+    with engine.inference():
+        running.add(range(len(questions)), questions)
+        costs.clear()
+        while not running.is_empty:
+            ends |= running.step()
+            steps += 1
+    return steps, [ends[number].best.tokens for number in sorted(ends)]
+
+
 def answer_tuned(family: str, method: str | None, dtype: torch.dtype, way: str, profile: str) -> dict[str, Any]:
     case = _case(family)
     processor = case.processor if method is None else case.processor_for(method)
@@ -209,6 +255,9 @@ def _answers() -> None:
           for family in FAMILIES for method in [None, *(name for name in _case(family).tuning if name != "lora")]),
         *((answer_variant, variant, method) for variant, method in ANSWERED.items()),
     ]  # fmt: skip
+    for family, profile in zip(FAMILIES, cycle(["npu", "cuda-sm90", "mps"]), strict=False):
+        found = _told(partial(answer_at_once, family, profile))
+        print(json.dumps({"cell": f"{family}.base.at once", "profile": profile, **found}), flush=True)
     for make, name, method in asked:
         for way in WAYS:
             profile, dtype = next(kinds)

@@ -8,10 +8,8 @@ So does what goes wrong with one of them: its search ends with the failure, and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,8 +25,9 @@ from .beam import BeamRules, Candidate, Search, advance, best_candidates, start_
 from .blame import Blame
 from .lookup import FIRST_COUNT, guess_next, next_count
 from .method import GenerateMethod, find_method
+from .proposals import NextTokens, ProposedRows, TokenScores, fetch, propose_alike, rows_at
 from .reader import BeamRow, Reader, Room
-from .sampling import BANNED, add_bias, ban_ids, no_numbers, penalise_counts, penalise_used
+from .sampling import ban_ids, no_numbers
 
 
 @dataclass(frozen=True)
@@ -47,14 +46,6 @@ class AnswerRequest:
     bias: Mapping[int, float] = field(default_factory=dict)
     adapter: str = ""
     by_token: bool = False
-
-
-class TokenScores(NamedTuple):
-    """A token with its log probability, and the likeliest ids with theirs, before any bias and penalty."""
-
-    token: int
-    score: float
-    likeliest: list[tuple[int, float]]
 
 
 @dataclass(frozen=True)
@@ -203,9 +194,13 @@ class RunningBatch:
         """A token of each open answer."""
         searches = {}
         for own, logits in blame.each(rows, lambda row: row.record, self._reader.read):
-            for number, best_first in self._choose(logits, own, blame).items():
+            for number, proposals in _by_record(own, self._proposals(logits, own, blame)).items():
+                usable = [proposal for proposal in proposals if proposal is not None]
+                if len(usable) < len(proposals):
+                    blame.note(number, no_numbers())
+                    continue
                 with blame.of(number):
-                    searches[number] = advance(self._open[number].search, best_first, self._open[number].rules)
+                    searches[number] = self._advance(number, self._open[number].search, usable)
         return searches
 
     def _guesses(self, row: BeamRow) -> list[tuple[int, Cursor]]:
@@ -218,7 +213,7 @@ class RunningBatch:
             self._reader.room_ahead(row.record) if one.rules.beams == 1 else 0,
             options.max_new_tokens - len(beam.tokens) - 1,
         )
-        if most <= 0 or not self._is_causal or one.question.by_token:
+        if most <= 0 or not self._is_causal or one.question.by_token or one.method.is_random:
             return []
         found, cursor = [], beam.cursor
         for token in guess_next([*one.question.prompt.inputs["tokens"].tolist(), *beam.fed], most):
@@ -233,12 +228,15 @@ class RunningBatch:
         number, tokens, cursors = row.record, [token for token, _ in guesses], [cursor for _, cursor in guesses]
         with blame.of(number):
             logits = self._reader.read_ahead(row, cursors)
-            search, count = self._open[number].search, 0
-            while True:
-                best_first = self._choose(logits[count : count + 1], [BeamRow(number, search.beams[0])], blame)
-                if number not in best_first:  # it is no number, which is noted
+            search, count, rows = self._open[number].search, 0, [row]
+            for token in tokens:  # as if it had been chosen; its score is not asked for
+                rows.append(BeamRow(number, rows[-1].beam.follow(Candidate(0, token, 0.0))))
+            proposals = self._proposals(logits, rows, blame)
+            while count in proposals:
+                if (proposal := proposals[count]) is None:
+                    blame.note(number, no_numbers())
                     break
-                search = advance(search, best_first[number], self._open[number].rules)
+                search = self._advance(number, search, [proposal])
                 count += 1
                 if search.is_done or count > len(tokens) or search.beams[0].tokens[-1] != tokens[count - 1]:
                     break
@@ -264,34 +262,37 @@ class RunningBatch:
         prompt, answer, encoder = (max(sizes) for sizes in list(zip(*rooms, strict=True))[1:4])
         return [Room(room.beams, prompt, answer, encoder, room.adapter) for room in rooms]
 
-    def _choose(self, logits: torch.Tensor, rows: Sequence[BeamRow], blame: Blame) -> dict[int, list[Candidate]]:
-        """For each open question its candidates, best first; none for one whose logits are no numbers."""
+    def _proposals(self, logits: torch.Tensor, rows: Sequence[BeamRow], blame: Blame) -> dict[int, NextTokens | None]:
+        """How rows may go on, by their place; None where logits are no numbers. However many ways of looking for
+        answers and of noting them there are, the device is waited for once.
+        """
         logits = ban_ids(logits, [self._open[row.record].banned for row in rows])
+        questions = [self._open[row.record].question for row in rows]
 
-        def choose(places: Sequence[int]) -> dict[int, list[Candidate]]:
-            own = logits if len(places) == len(rows) else logits[torch.tensor(places, device=logits.device)]
-            return self._choose_alike(own, [rows[place] for place in places], blame)
+        def propose(places: Sequence[int]) -> torch.Tensor:
+            asked = [questions[place] for place in places]
+            return propose_alike(rows_at(logits, places), [rows[place].beam for place in places], asked)
 
-        candidates: dict[int, list[Candidate]] = {}
+        parts: list[ProposedRows] = []
         for alike in self._by_options(rows):
-            for _, found in blame.each(alike, lambda place: rows[place].record, choose):
-                candidates |= found
-        for place, row in enumerate(rows):
-            if row.record in candidates:
-                with blame.of(row.record):
-                    self._note(logits[place], row, candidates[row.record][0].token)
-        return candidates
+            parts += blame.each(alike, lambda place: rows[place].record, propose)
+        noted = {place: one.top for place, one in enumerate(questions) if one.trace is not None}
+        return fetch(logits, parts, noted)
 
-    def _note(self, logits: torch.Tensor, row: BeamRow, token: int) -> None:
-        """Write down how likely the chosen token is, for those who asked."""
-        question = self._open[row.record].question
-        if question.trace is None:
-            return
-        scores = logits.log_softmax(dim=-1)
-        top = scores.topk(min(question.top, len(scores)))
-        told = zip(top.indices.tolist(), top.values.tolist(), logits[top.indices].tolist(), strict=True)
-        pairs = [(id, score) for id, score, logit in told if logit > BANNED]
-        question.trace.append(TokenScores(token, float(scores[token]), pairs))
+    def _advance(self, number: int, search: Search, proposals: Sequence[NextTokens]) -> Search:
+        """A question's search after one step, of which is written down how likely the chosen token is, if that was
+        asked; proposals: of each beam.
+        """
+        one = self._open[number]
+        sums = [
+            (own.scores + own.scores.dtype.type(beam.score)).tolist()
+            for own, beam in zip(proposals, search.beams, strict=True)
+        ]
+        ids = [own.ids for own in proposals]
+        best_first = best_candidates(ids, sums, max(map(len, ids)))
+        if one.question.trace is not None and proposals[0].told is not None:
+            one.question.trace.append(TokenScores(best_first[0].token, *proposals[0].told))
+        return advance(search, best_first, one.rules)
 
     def _by_options(self, rows: Sequence[BeamRow]) -> list[list[int]]:
         """The places of rows whose answers are looked for in the same way."""
@@ -305,56 +306,12 @@ class RunningBatch:
                 own.append(place)
         return [places for _, places in groups]
 
-    def _choose_alike(self, logits: torch.Tensor, rows: Sequence[BeamRow], blame: Blame) -> dict[int, list[Candidate]]:
-        """rows: whose answers are looked for in the same way."""
-        questions = [self._open[row.record].question for row in rows]
-        options = questions[0].options
-        logits = _penalise(add_bias(logits, [question.bias for question in questions]), rows, options)
-        scores = logits.log_softmax(dim=-1)
-        with _drawing([question.stream for question in questions if question.stream is not None]) as streams:
-            tokens = find_method(options).propose(logits, scores, options, streams)
-            # In one table, so that the device is waited for once; a float holds every id.
-            peaks, own = scores.amax(dim=-1, keepdim=True), scores.gather(-1, tokens)
-            table = torch.cat([peaks, own, tokens.to(own.dtype)], dim=-1).cpu()
-        peaks, own, ids = table.split([1, tokens.shape[1], tokens.shape[1]], dim=-1)
-        odd = {rows[place].record for place in (~peaks.isfinite()).nonzero()[:, 0].tolist()}
-        for number in odd:
-            blame.note(number, no_numbers())
-        sums = own + torch.tensor([[row.beam.score] for row in rows], dtype=own.dtype)
-        found = _by_record(rows, ids.long().tolist(), sums.tolist())
-        return {number: best_first for number, best_first in found.items() if number not in odd}
 
-
-@contextmanager
-def _drawing(streams: list[np.random.Generator]) -> Iterator[list[np.random.Generator]]:
-    """Random numbers that are drawn within; where that goes wrong they are still to be drawn."""
-    states = [stream.bit_generator.state for stream in streams]
-    try:
-        yield streams
-    except BaseException:
-        for stream, state in zip(streams, states, strict=True):
-            stream.bit_generator.state = state
-        raise
-
-
-def _penalise(logits: torch.Tensor, rows: Sequence[BeamRow], options: GenerateSettings) -> torch.Tensor:
-    # kept (bee_generate): what counts is the id fed, so the third option counts as a bare "<option>".
-    window = options.repetition_window or 0
-    logits = penalise_used(logits, [row.beam.fed[-window:] for row in rows], options.repetition_penalty)
-    return penalise_counts(
-        logits,
-        [row.beam.tokens for row in rows],
-        presence=options.presence_penalty,
-        frequency=options.frequency_penalty,
-    )
-
-
-def _by_record(rows: Sequence[BeamRow], tokens: list[list[int]], sums: list[list[float]]) -> dict[int, list[Candidate]]:
-    own: dict[int, list[int]] = {}
-    for place, row in enumerate(rows):
-        own.setdefault(row.record, []).append(place)
-    candidates = {}
-    for record, places in own.items():
-        count = max(len(tokens[place]) for place in places)
-        candidates[record] = best_candidates([tokens[n] for n in places], [sums[n] for n in places], count)
-    return candidates
+def _by_record(
+    rows: Sequence[BeamRow], proposals: Mapping[int, NextTokens | None]
+) -> dict[int, list[NextTokens | None]]:
+    """The proposals of each question's beams."""
+    found: dict[int, list[NextTokens | None]] = {}
+    for place, proposal in sorted(proposals.items()):
+        found.setdefault(rows[place].record, []).append(proposal)
+    return found

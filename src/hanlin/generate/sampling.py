@@ -56,8 +56,7 @@ def add_bias(logits: torch.Tensor, biases: Sequence[Mapping[int, float]]) -> tor
         return logits
     cells = _cells([list(bias) for bias in biases], logits.device)
     more = [value for bias in biases for value in bias.values()]
-    bias = to_device({"bias": torch.tensor(more, dtype=logits.dtype)}, logits.device)["bias"]
-    return logits.index_put(cells, logits[cells] + bias)
+    return logits.index_put(cells, logits[cells] + _given(more, logits))
 
 
 def penalise_used(logits: torch.Tensor, used: Sequence[Iterable[int]], penalty: float) -> torch.Tensor:
@@ -79,7 +78,7 @@ def penalise_counts(
     counts = [Counter(ids) for ids in used]
     cells = _cells([list(count) for count in counts], logits.device)
     off = [presence + frequency * times for count in counts for times in count.values()]
-    return logits.index_put(cells, logits[cells] - logits.new_tensor(off))
+    return logits.index_put(cells, logits[cells] - _given(off, logits))
 
 
 def keep_top_k(logits: torch.Tensor, k: int) -> torch.Tensor:
@@ -135,8 +134,7 @@ def draw(logits: torch.Tensor, uniforms: Sequence[float]) -> torch.Tensor:
     total = cumulative[:, -1:]
     # A uniform number near 1 rounds to 1 in fp32, which would choose an id after the last possible one.
     below_total = _next_below(total)
-    given = to_device({"uniforms": torch.tensor(uniforms, dtype=total.dtype)}, total.device)
-    targets = given["uniforms"][:, None] * total
+    targets = _given(uniforms, total)[:, None] * total
     drawn = torch.searchsorted(cumulative, targets.minimum(below_total), right=True).squeeze(-1)
     return drawn.clamp(max=logits.shape[-1] - 1)  # of what is no number, which is told afterwards
 
@@ -145,6 +143,11 @@ def _next_below(positive: torch.Tensor) -> torch.Tensor:
     """The greatest numbers below these. What nextafter says, which NPUs leave to the CPU: another wait per token."""
     as_whole = torch.int64 if positive.dtype == torch.float64 else torch.int32
     return (positive.view(as_whole) - 1).view(positive.dtype)
+
+
+def _given(numbers: Sequence[float], like: torch.Tensor) -> torch.Tensor:
+    """Numbers of the host beside a tensor, for which nothing waits."""
+    return to_device({"numbers": torch.tensor(numbers, dtype=like.dtype)}, like.device)["numbers"]
 
 
 def _cells(ids: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
