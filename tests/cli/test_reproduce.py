@@ -14,10 +14,13 @@ from cpm2_tiny import write_original as write_cpm2
 from cpm2_tiny import write_raw
 from data_files import write_rows
 from sampled import sampled
+from small_bee import write_base as write_bee
+from suite_files import FEWCLUE, write_ceval, write_clue
 from tiny_folder import write_original as write_chatglm2
 from tiny_pieces import small_tokenizer
 
 from hanlin.cli.main import main
+from hanlin.evaluation.suites.run import SUITES
 from hanlin.formats.convert import convert
 from hanlin.formats.load import save_base
 from hanlin.models.cpm1 import family as cpm1
@@ -27,6 +30,8 @@ from hanlin.recipe.reading import load_recipe
 from hanlin.recipe.shipped import shipped_file
 
 KNOWN = read_published()
+BY_RECIPES = [name for name, wanted in KNOWN.items() if wanted.runs]
+BY_SUITES = [name for name, wanted in KNOWN.items() if wanted.suite]
 QUICK = ("cpm2-math-two-stages", "cpm2-lcqmc-prompt-middle", "cpm1-chid-full-small", "cpm1-chid-zero-shot-large",
          "chatglm2-adgen-full-gpu")  # fmt: skip
 TINY = ("train.precision=fp32", "run.threads=1", "parallel.tensor=1", "parallel.shard=none",
@@ -79,7 +84,7 @@ def write_files(wanted: Published, folder: Path) -> None:
             shutil.copy(rows, folder / path.name)
 
 
-@pytest.mark.parametrize("name", sampled(list(KNOWN), QUICK))
+@pytest.mark.parametrize("name", sampled(BY_RECIPES, QUICK))
 def test_a_published_number_is_measured_again(
     name: str, weights: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -105,7 +110,40 @@ def test_a_published_number_is_measured_again(
     assert done == [f"run{number}" for number, run in enumerate(wanted.runs, start=1) if run.is_trained]
 
 
-@pytest.mark.parametrize("name", list(KNOWN))
+def write_long_chatglm2(folder: Path) -> Path:
+    """One that reads C-Eval's introductions, whose characters are bytes to its small vocabulary."""
+    written = write_chatglm2(folder / "original")
+    path = written / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), "seq_length": 2048}), "utf-8")
+    return written
+
+
+@pytest.mark.parametrize("name", BY_SUITES)
+def test_a_published_number_of_a_suite_is_measured_again(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hanlin.evaluation.suites.run._THOUGHT_TOKENS", 2)
+    wanted, data = KNOWN[name], tmp_path / "data"
+    if wanted.suite[0] == "ceval":
+        weights = write_long_chatglm2(tmp_path)
+        write_ceval(data, *SUITES["ceval"].subjects, rows=1)
+    else:
+        weights = write_bee(tmp_path / "bee", "".join(filter(str.isalnum, str(FEWCLUE))))
+        write_clue(data, FEWCLUE, "test_public")
+    words = ["--weights", str(weights), "--data", str(data), "--folder", str(tmp_path / "out"), "run.device=cpu"]
+    assert main(["reproduce", name, *words, "train.precision=fp32", "run.threads=1"]) == 0
+    told = json.loads((tmp_path / "out/reproduced.json").read_text("utf-8"))
+    assert told["here"].keys() == told["published"].keys() == wanted.numbers.keys()
+    assert all(0 <= value <= 100 for value in told["here"].values())
+    assert wanted.source in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_data_of_a_suite_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["reproduce", "chatglm2-ceval"]) == 2
+    assert "--data the folder of ceval" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", BY_RECIPES)
 def test_the_recipes_of_the_catalogue_are_there(name: str) -> None:
     wanted = KNOWN[name]
     for run in wanted.runs:

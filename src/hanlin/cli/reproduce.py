@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     if args.weights is None or args.data is None:
         raise ConfigError(
             f"{wanted.name}: name the weights ({wanted.weights}) with --weights, and with --data the folder of "
-            f"{', '.join(_files(wanted))}"
+            f"{', '.join(_files(wanted)) or wanted.suite[0]}"
         )
     place = _Place(locate(args.weights), args.data, args.folder or Path("runs/reproduce") / wanted.name)
     _refuse_missing(wanted, place)
@@ -101,6 +101,10 @@ def _run_all(commands: Sequence[Sequence[str]]) -> int:
 def _commands(wanted: Published, place: _Place, changes: Sequence[str], launched: Sequence[str]) -> Iterator[list[str]]:
     from hanlin.recipe.shipped import shipped_file
 
+    if wanted.suite:
+        name, *how = wanted.suite
+        lying = ("--base", place.weights, "--data", place.data, "--folder", place.run(1))
+        yield ["suite", name, *changes, *how, *map(str, lying), *launched]
     for one in wanted.prepared:
         target = place.prepared(one.target)
         if not target.exists():
@@ -169,7 +173,8 @@ def _compare(wanted: Published, place: _Place) -> int:
 
     if not read_ranks().is_main:
         return 0
-    scores = json.loads((place.run(len(wanted.runs)) / "evaluation/metrics.json").read_text("utf-8"))
+    metrics = place.run(1) / "metrics.json" if wanted.suite else place.run(len(wanted.runs)) / "evaluation/metrics.json"
+    scores = json.loads(metrics.read_text("utf-8"))
     here = {metric: wanted.as_printed(metric, _score(scores, metric)) for metric in wanted.numbers}
     table = Table("metric", "published", "here", "difference")
     for metric, value in wanted.numbers.items():

@@ -41,7 +41,8 @@ class PublishedRun:
 @dataclass(frozen=True)
 class Published:
     """what: by language; source: who printed the numbers; weights: which they belong to; numbers: by task/metric of the
-    last run, as printed; scored: the part of the data that they are of.
+    last run, as printed; scored: the part of the data that they are of; suite: words of `hanlin suite`, its name first,
+    which then takes the place of runs.
     """
 
     name: str
@@ -52,10 +53,12 @@ class Published:
     numbers: Mapping[str, float]
     prepared: Sequence[PreparedFile] = ()
     scored: Literal["dev", "test"] = "test"
+    suite: Sequence[str] = ()
 
     def as_printed(self, metric: str, value: float) -> float:
         """A value of ours in the unit of the printed one."""
-        is_percentage = metric.rpartition("/")[2] in _SHARES and self.numbers[metric] > 1
+        is_share = bool(self.suite) or metric.rpartition("/")[2] in _SHARES
+        is_percentage = is_share and self.numbers[metric] > 1
         return 100 * value if is_percentage else value
 
 
@@ -68,10 +71,11 @@ def read_published() -> dict[str, Published]:
             values["what"],
             catalogue["sources"][values["source"]],
             values["weights"],
-            [PublishedRun(run["recipe"], run["changes"], run.get("train", True)) for run in values["runs"]],
+            [PublishedRun(run["recipe"], run["changes"], run.get("train", True)) for run in values.get("runs", ())],
             values["published"],
             [PreparedFile(one["from"], one["source"], one["target"]) for one in values.get("prepare", ())],
             values.get("scored", "test"),
+            values.get("suite", ()),
         )
         for name, values in catalogue["numbers"].items()
     }
