@@ -81,9 +81,8 @@ def convert(  # noqa: PLR0913 a command: what to read, what to write, and its sw
     dtype = _dtype_of(opened.weights) if dtype is None and bits else dtype  # of the scales: unpacking computes in fp32
     check_manifest(opened.path)
     found = _ours(opened, family, config, changes or {})
-    total = sum(found.meta(name).nbytes for name in found)
-    with progress("Converting weights", total) as advance, _target(target, form, overwrite) as (place, beside):
-        ours = Cast(opened.path, _Counted(found, advance), dtype)
+    with progress("Converting weights", _size_of(found)) as told, _target(target, form, overwrite) as (place, beside):
+        ours = Cast(opened.path, _Counted(found, told), dtype)
         _bring_tokenizer(opened.path, beside, family, tokenizer)
         if form is None:
             write_base(place, family, config, ours)
@@ -91,6 +90,10 @@ def convert(  # noqa: PLR0913 a command: what to read, what to write, and its sw
             number = iteration or opened.weights.iteration or 1
             _write(place, beside, form, config, ours, _Details(more or {}, ranks, number, packing, options))
     return Converted(packing or stored_dtype(ours), ours.report, bits)
+
+
+def _size_of(weights: Lazy) -> int:
+    return sum(weights.meta(name).nbytes for name in weights)
 
 
 def _ours(opened: Source, family: FamilyFacts, config: Any, changes: Mapping[str, Any]) -> Lazy:
