@@ -128,6 +128,17 @@ def test_a_grid_goes_on_where_it_was_and_tells_what_failed(base: tuple[Path, Cas
     assert third.ran == []
 
 
+def test_the_table_is_written_after_each_cell(base: tuple[Path, Case], tmp_path: Path) -> None:
+    there: list[bool] = []
+
+    def look(words: Sequence[str], output: Path) -> str:
+        there.append((tmp_path / "grid/comparison.md").exists())
+        return "out of memory"
+
+    compare(write_grid(base, tmp_path, seeds=[1]), lambda _: None, run=look)
+    assert there == [False, True, True]
+
+
 def test_every_cell_is_checked_before_one_starts(base: tuple[Path, Case], tmp_path: Path) -> None:
     methods = {"good": {}, "bad": {"train.lr": -1}, "worse": {"tuning": {"method": "lora", "targets": ["nothing"]}}}
     path, runner = write_grid(base, tmp_path, methods=methods), Runner()

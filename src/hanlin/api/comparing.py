@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 
 from hanlin.api.comparison.checking import check_cells
@@ -45,10 +46,11 @@ def compare(
     """
     grid = read_grid(file)
     cells = planned_cells(grid, only)
+    write = partial(write_results, grid, file.stem)
     try:
-        run_cells(grid, cells, say, options=options, run=run)
+        run_cells(grid, cells, say, options=options, run=run, after=write)
     finally:
-        write_results(grid, file.stem)
+        write()
     return found_results(grid.cells())
 
 

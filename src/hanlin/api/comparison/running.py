@@ -96,8 +96,10 @@ def run_cells(
     *,
     options: Sequence[str] = (),
     run: RunCommand = run_here,
+    after: Callable[[], object] = lambda: None,
 ) -> None:
-    """Run the cells that are not done; options: of `hanlin train` and `hanlin evaluate` (--nproc and the like).
+    """Run the cells that are not done; options: of `hanlin train` and `hanlin evaluate` (--nproc and the like); after:
+    called when the result of a cell is written.
 
     Raises: Interrupted.
     """
@@ -114,6 +116,7 @@ def run_cells(
             say(f"[{number}/{len(cells)}] {cell.name}: left out: {error}")
             continue
         write_result(cell.folder, replace(result, identity=identity))
+        after()
         ran += 1
         left = timedelta(seconds=round((time.monotonic() - begin) / ran * (len(cells) - number)))
         end = result.state if result.state == "done" else f"failed: {result.reason}"
