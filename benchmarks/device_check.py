@@ -1,13 +1,14 @@
 """One GPU in one call: is it right, is it fast, what does it hold? Results as JSON, written after every one of them.
 
 python benchmarks/device_check.py FOLDER [--prior FOLDER/results.json] [--budget 480] [--only PART,PART]
-python benchmarks/device_check.py FOLDER --device cpu --tiny        (a dry run, in half a minute)
+python benchmarks/device_check.py FOLDER --device cpu --tiny        (a dry run, in a minute or two)
 
-Each part (device_parts.py) has an estimate in seconds and starts only if that fits into what is left of the budget.
-`--prior` goes on where a former call stopped: parts that never ran come first, then those that failed or were cut off;
-what is done is not done again, unless `--only` names it. A part that fails leaves its error behind and the others go
-on; if it hangs, or the device no longer answers, they do so in a new process. What does not fit into the device is
-measured with fewer layers. The exit code is 1 if the results hold a failed part.
+Each part (device_parts.py, device_details.py) has an estimate in seconds and starts only if that fits into what is left
+of the budget. `--prior` goes on where a former call stopped: parts that never ran come first, then those that failed or
+were cut off; what is done is not done again, unless `--only` names it. A part that fails leaves its error behind and
+the others go on; if it hangs, or the device no longer answers, they do so in a new process. What does not fit into the
+device is measured with fewer layers. At the end stands a table to be sent to whoever asked. The exit code is 1 if the
+results hold a failed part.
 """
 
 from __future__ import annotations
@@ -22,19 +23,69 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from device_parts import PARTS, Bench
+from device_details import (
+    check_answers,
+    check_dtypes,
+    check_failure,
+    check_repeatable,
+    measure_flex,
+    measure_memory,
+    measure_pieces,
+)
+from device_parts import (
+    Bench,
+    Part,
+    check_group,
+    check_numbers,
+    compare_attention,
+    measure_adapters,
+    measure_compiled,
+    measure_decoding,
+    measure_families,
+    measure_full,
+    measure_kernels,
+    measure_machine,
+    measure_optimizers,
+    measure_packed,
+)
 from script import read_arguments
+
+PARTS = {
+    "machine": Part(measure_machine, 8),
+    "kernels": Part(measure_kernels, 25),
+    "attention": Part(compare_attention, 15),
+    "numbers": Part(check_numbers, 40),
+    "dtypes": Part(check_dtypes, 15),
+    "answers": Part(check_answers, 15),
+    "decoding": Part(measure_decoding, 30),
+    "adapters": Part(measure_adapters, 35),
+    "full": Part(measure_full, 30),
+    "memory": Part(measure_memory, 30),
+    "failure": Part(check_failure, 15),
+    "repeats": Part(check_repeatable, 25),
+    "pieces": Part(measure_pieces, 35),
+    "group": Part(check_group, 20),
+    "packed": Part(measure_packed, 35),
+    "families": Part(measure_families, 25),
+    "flex": Part(measure_flex, 25),
+    "optimizers": Part(measure_optimizers, 20),
+    "compiled": Part(measure_compiled, 35),
+}
+"""In the order of their worth; together no more than the budget."""
 
 START = "HANLIN_DEVICE_CHECK_START"
 """Environment variable: when the call began, for the process that goes on after another one."""
 TRACE_LINES = 12
-PATIENCE, LEAST_PATIENCE = 3, 120
-"""A part that takes so many times its estimate, and so many seconds, hangs."""
+PATIENCE, LEAST_PATIENCE, DRY_PATIENCE = 3, 120, 15
+"""A part that takes so many times its estimate, and so many seconds, hangs; so many times as long in a dry run, on a
+processor that may be busy.
+"""
 
 
 class Results:
@@ -81,7 +132,7 @@ def main() -> None:
             if results.state(name) is None:
                 results.set(name, state="no_time", error=f"{left:.0f} s were left, {PARTS[name].seconds} s are needed")
             continue
-        limit = max(LEAST_PATIENCE, PATIENCE * PARTS[name].seconds)
+        limit = max(LEAST_PATIENCE * (DRY_PATIENCE if args.tiny else 1), PATIENCE * PARTS[name].seconds)
         with watched(limit, partial(leave_behind, name, limit, args, results, waiting, begin)):
             run_part(name, results, torch.device(args.device), args.tiny)
         if waiting and results.state(name) == "failed" and not answers(torch.device(args.device)):
@@ -178,17 +229,50 @@ def go_on_in_new_process(args: argparse.Namespace, results: Results, waiting: li
 
 
 def summary(results: Results) -> str:
-    """A table: part, state, seconds and estimate, and what went wrong."""
-    lines = [f"{'part':10} {'state':8} {'seconds':>8} {'estimate':>8}  "]
+    """What a user can send: the card, what became of each part and what went wrong, and the figures of steps."""
+    card = results.parts.get("machine", {}).get("results", {}).get("device", {})
+    known = ", ".join(f"{name} {value}" for name, value in card.items() if name != "name")
+    facts = f"torch {results.values.get('torch')}, Python {results.values.get('python')}, {date.today()}"
+    head = f"{card.get('name', results.values.get('device'))}: {known + ', ' if known else ''}{facts}"
+    return "\n".join([head, "", *part_lines(results), "", *figure_lines(results)])
+
+
+def part_lines(results: Results) -> Iterator[str]:
+    yield from ("| part | state | seconds | estimate | note |", "|---|---|---|---|---|")
     for name, part in PARTS.items():
         facts = results.parts.get(name, {})
         skipped = [
             key for key, value in facts.get("results", {}).items() if isinstance(value, dict) and "skipped" in value
         ]
         note = facts.get("error", "").rpartition("\n")[2] or (f"skipped: {', '.join(skipped)}" if skipped else "")
-        took = facts.get("seconds", "-")
-        lines.append(f"{name:10} {facts.get('state', '-'):8} {took!s:>8} {part.seconds!s:>8}  {note}")
-    return "\n".join(lines)
+        yield f"| {name} | {facts.get('state', '-')} | {facts.get('seconds', '-')} | {part.seconds} | {note} |"
+
+
+def figure_lines(results: Results) -> Iterator[str]:
+    """Of every step and answer that was measured; planned: the peak that `hanlin plan` says, and the measured one as a
+    multiple of it.
+    """
+    yield from ("| what | layers | " + " | ".join(FIGURES.values()) + " | peak / planned |", "|---|" + "---|" * 7)
+    for part, facts in results.parts.items():
+        for name, value in facts.get("results", {}).items():
+            if isinstance(value, dict) and "tokens_per_second" in value:
+                planned, peak = value.get("planned_gib"), value.get("peak_gib")
+                ratio = f"{peak / planned:.2f}" if planned and peak else "-"
+                figures = " | ".join(str(shown(value.get(key))) for key in FIGURES)
+                yield f"| {part}/{name} | {shown(value.get('layers'))} | {figures} | {ratio} |"
+
+
+def shown(value: Any) -> Any:
+    return "-" if value is None else value
+
+
+FIGURES = {
+    "tokens_per_second": "tokens/s",
+    "column_ms": "ms a token",
+    "reserved_gib": "GiB taken",
+    "peak_gib": "peak GiB",
+    "planned_gib": "planned GiB",
+}
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from device_plan import PlannedStep
 from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -29,6 +30,7 @@ from torch.nn import functional
 from hanlin.checkpoint.state import Checkpointer
 from hanlin.core.batch import IGNORED, Batch
 from hanlin.core.errors import ConfigError
+from hanlin.core.ranks import group_of_one
 from hanlin.core.transfer import to_device
 from hanlin.layers.attention_kernels import AttentionUse, attention_kernels, kernel_scope
 from hanlin.layers.block_attention import CausalRows, block_attention, make_causal_context
@@ -364,6 +366,14 @@ def run_two_steps(device: torch.device, precision: Any, model: nn.Module, batch:
 SIZES = {"chatglm2": "6b", "cpm_bee": "10b", "cpm2": "11b"}
 
 
+def size_of(bench: Bench, family_name: str, layers: int | None) -> tuple[str, dict[str, int]]:
+    """The size that the device check takes of a family, and what it changes in it."""
+    changes = {"num_layers": layers} if layers else {}
+    if not bench.is_tiny:
+        return SIZES[family_name], changes
+    return "tiny", {"vocab_size": 500, "num_layers": 2, **changes}
+
+
 def make_large(
     bench: Bench, method: str, layers: int | None = None, family_name: str = "chatglm2", form: Any = None
 ) -> tuple[Any, Any]:
@@ -372,11 +382,10 @@ def make_large(
     layers: fewer than it has; form: how its matrices are packed. What the method trains is fp32, the rest bf16.
     """
     family = load_family(family_name)
-    config: Any = family.sizes["tiny" if bench.is_tiny else SIZES[family_name]]
-    if bench.is_tiny:
-        config = replace(config, vocab_size=500, num_layers=2)
-    if layers:
-        config = replace(config, num_layers=min(layers, config.num_layers))
+    size, changes = size_of(bench, family_name, layers)
+    config: Any = family.sizes[size]
+    most = changes.get("num_layers", config.num_layers)
+    config = replace(config, **{**changes, "num_layers": min(most, config.num_layers)})
     with torch.device("meta"):
         model: Any = family.model()(config)
         if form:
@@ -539,36 +548,18 @@ def measure_packed(bench: Bench) -> None:
             bench.keep(f"lora_{form}", time_steps(bench, "lora", steps=4, form=form))
 
 
-def check_repeatable(bench: Bench) -> None:
-    """Whether the same steps from the same weights give the same bits, as an exact resume needs it."""
-    wrong = []
-    for method in ("full", "lora"):
-        model, config = make_large(bench, method, layers=2)
-        runs = []
-        for _ in range(2):
-            settings = TrainSettings(steps=9, precision="bf16", micro_batch_size=1, lr=1e-3)
-            parallel_model = parallelize(copy.deepcopy(model), bench.device, "bf16", ParallelSettings())
-            optimizer = build_optimizer(parallel_model.parameters, settings.optimizer)
-            step = Step(parallel_model, optimizer, settings, 9)
-            for seed in range(3):
-                step.run(draw_rows(bench, config.vocab_size, 2, 64 if bench.is_tiny else 1024, seed))
-            runs.append({name: weight.detach().cpu() for name, weight in parallel_model.parameters.items()})
-        differ = [name for name, weight in runs[0].items() if not weight.equal(runs[1][name])]
-        bench.keep(method, {"weights": len(runs[0]), "differ": differ[:20], "count": len(differ)})
-        wrong += [f"{method}/{name}" for name in differ]
-    assert not wrong, f"{len(wrong)} weights differ between two runs: {', '.join(wrong[:5])}"
-
-
 def measure_compiled(bench: Bench) -> None:
-    """Steps of LoRA with every block compiled for shapes that change."""
+    """Steps of LoRA with every block compiled for shapes that change, and with none."""
     # The CPU's code is made by a C++ compiler, in minutes; there it is enough to see that the blocks can be traced.
-    backend, layers = ("inductor", None) if bench.is_cuda else ("eager", 1)
+    backend, layers = ("inductor", 8) if bench.is_cuda else ("eager", 1)
     with cudnn_attention(bench, is_on=False):
         try:
             found = time_steps(bench, "lora", steps=5, layers=layers, backend=backend)
         finally:
             torch.compiler.reset()
+        plain = time_steps(bench, "lora", steps=5, layers=layers)
     bench.keep("lora", {"backend": backend, **found})
+    bench.keep("lora_plain", plain)
 
 
 def time_steps(bench: Bench, method: str, *, layers: int | None = None, **options: Any) -> dict[str, Any]:
@@ -601,17 +592,20 @@ def measure_steps(
     family_name: str = "chatglm2",
     form: Any = None,
     optimizer: str = "adamw",
+    layout: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Training steps of two rows of 2,048 tokens, one after the other, in bf16; the first one warms up.
 
-    layers: fewer than the model has; backend: of `torch.compile`, "" = none; form: how frozen matrices are packed.
+    layers: fewer than the model has; backend: of `torch.compile`, "" = none; form: how frozen matrices are packed;
+    layout: settings of `parallel`.
     """
     bench.free()
     model, config = make_large(bench, method, layers, family_name, form)
     length = 64 if bench.is_tiny else 2048 if family_name == "chatglm2" else 1024
     chosen = OPTIMIZERS.make(optimizer)
     settings = TrainSettings(steps=99, precision="bf16", micro_batch_size=1, lr=1e-4, optimizer=chosen)
-    parallel_model = parallelize(model, bench.device, "bf16", ParallelSettings(checkpoint_activations=recomputed))
+    parallel = {"checkpoint_activations": recomputed, **(layout or {})}
+    parallel_model = parallelize(model, bench.device, "bf16", ParallelSettings(**parallel))
     for block in model.blocks.values() if backend else ():
         compile_block(block, backend)
     step = Step(parallel_model, build_optimizer(parallel_model.parameters, settings.optimizer), settings, 99)
@@ -628,8 +622,14 @@ def measure_steps(
         "tokens_per_second": round(2 * length / median),
         f"share_of_{PEAK_TFLOPS}_tflops": round(flops / median / PEAK_TFLOPS / 1e12, 3),
         "peak_gib": bench.peak_gib(),
+        "reserved_gib": round(torch.cuda.max_memory_reserved() / GIB, 2) if bench.is_cuda else None,
         "loss": reports[-1].loss,
     }
+    if form != "int4":  # no setting of a recipe
+        size, changes = size_of(bench, family_name, config.num_layers)
+        sample = 0 if family_name != "chatglm2" else 19 if bench.is_tiny else 175
+        planned = PlannedStep(family_name, size, changes, method, length, sample, form, optimizer, parallel)
+        found["planned_gib"] = planned.peak_gib(torch.cuda.get_device_name() if bench.is_cuda else None)
     assert not any(report.skipped for report in reports), f"steps were skipped: {found}"
     return found
 
@@ -639,16 +639,11 @@ def measure_steps(
 
 def check_group(bench: Bench) -> None:
     """One rank: sharding (FSDP2), collectives over objects, a checkpoint (DCP) that is written in the background."""
-    backend = f"cpu:gloo,{bench.device.type}:nccl" if bench.is_cuda else "gloo"
-    bench.keep("backend", backend)
     if not bench.is_cuda:
         bench.skip("nccl", "needs CUDA: the same is asked of gloo")
-    store = distributed.HashStore()  # pyright: ignore[reportPrivateImportUsage]
-    distributed.init_process_group(backend, store=store, rank=0, world_size=1)
-    try:
+    with group_of_one(bench.device):
+        bench.keep("backend", distributed.get_backend_config())
         check_sharded(bench)
-    finally:
-        distributed.destroy_process_group()
 
 
 def check_sharded(bench: Bench) -> None:
@@ -695,21 +690,3 @@ def time_checkpoint(model: nn.Module) -> dict[str, float]:
 
 def in_ms(seconds: list[float]) -> list[float]:
     return [round(1e3 * value, 3) for value in seconds]
-
-
-PARTS = {
-    "machine": Part(measure_machine, 10),
-    "kernels": Part(measure_kernels, 40),
-    "attention": Part(compare_attention, 20),
-    "numbers": Part(check_numbers, 60),
-    "decoding": Part(measure_decoding, 45),
-    "adapters": Part(measure_adapters, 60),
-    "full": Part(measure_full, 50),
-    "group": Part(check_group, 30),
-    "repeats": Part(check_repeatable, 20),
-    "packed": Part(measure_packed, 60),
-    "families": Part(measure_families, 45),
-    "optimizers": Part(measure_optimizers, 45),
-    "compiled": Part(measure_compiled, 120),
-}
-"""In the order of their worth."""

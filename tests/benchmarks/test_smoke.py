@@ -16,7 +16,7 @@ from sampled import sampled
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "benchmarks"
-HELPERS = {"device_parts", "glm_peer", "script", "turns"}
+HELPERS = {"device_child", "device_details", "device_parts", "device_plan", "glm_peer", "script", "turns"}
 """What the scripts import, and nobody runs."""
 SCRIPTS = sorted(file.stem for file in FOLDER.glob("*.py") if file.stem not in HELPERS)
 SMOKING = [name for name in SCRIPTS if name not in ("device_check", "run_all")]
