@@ -44,6 +44,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ("command", "told"),
     [
         ("convert base out --dtype bf16", "Converting weights: "),
+        ("prepare recipe.yaml data.cache=cache", "Encoding: "),
         ("inspect base --values", "Looking at the weights: "),
         ("train recipe.yaml", "step=3/8 "),  # although log_every says otherwise
         ("train recipe.yaml", "Evaluating: "),

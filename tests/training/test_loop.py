@@ -112,6 +112,12 @@ def test_a_step_tells_the_cpu_time_of_the_process_which_waiting_does_not_take(tm
         assert 0 < line["cpu_seconds"] < 0.2
 
 
+def test_metrics_tell_the_memory_of_each_step(tmp_path):
+    run(tmp_path, steps=3)
+    lines = [line for line in lines_of(tmp_path) if "loss" in line]
+    assert all(0 < line["memory_gib"] <= line["peak_memory_gib"] + 0.001 for line in lines)  # rounded
+
+
 def test_weights_and_gradients_are_inspected_every_n_steps(tmp_path, caplog):
     def lines() -> list[dict]:
         return [json.loads(line) for line in (tmp_path / "parameters.jsonl").read_text().splitlines()]

@@ -6,6 +6,8 @@ import importlib
 import importlib.util
 import os
 import sys
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from hanlin.core.errors import ConfigError
@@ -149,6 +151,18 @@ def peak_memory_bytes(device: torch.device) -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # only macOS counts bytes
+
+
+def memory_bytes(device: torch.device) -> int:
+    """The memory held now: of the accelerator, where it counts that, else of this process (0: nobody tells)."""
+    import torch
+
+    counted = getattr(getattr(torch, device.type, None), "memory_allocated", None)
+    if counted is not None and device.type != "cpu":
+        return counted(device)
+    with suppress(OSError):  # Linux tells
+        return int(Path("/proc/self/statm").read_text("ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return 0
 
 
 def set_threads(threads: int | None) -> int:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, Protocol
 
-from hanlin.core.device import peak_memory_bytes
+from hanlin.core.device import memory_bytes, peak_memory_bytes
 from hanlin.core.errors import noting
 from hanlin.recipe.settings import TrainSettings
 from hanlin.training.batches_ahead import BatchesAhead
@@ -106,15 +106,21 @@ def train(
 
 
 def _timed_step(step: Step, batches: BatchesAhead, signals: StopSignals, inspect: Inspect | None) -> StepReport:
-    """One step, with the time in which batches were waited for, before and within it."""
+    """One step, with the time in which batches were waited for, before and within it, and the memory."""
     before, cpu_before = batches.seconds_waited, time.process_time()
     batch = batches.take()
     at_start = batches.seconds_waited
     with signals.step():
         report = step.run(batch, inspect, NextStep(batches.peek, lambda: signals.requested))
-    end = batches.seconds_waited
-    seconds, cpu_seconds = report.seconds - (end - at_start), time.process_time() - cpu_before
-    return replace(report, seconds=seconds, data_seconds=end - before, cpu_seconds=cpu_seconds)
+    end, device = batches.seconds_waited, step.parallel_model.device
+    return replace(
+        report,
+        seconds=report.seconds - (end - at_start),
+        data_seconds=end - before,
+        cpu_seconds=time.process_time() - cpu_before,
+        memory_gib=round(memory_bytes(device) / 2**30, 3),
+        peak_memory_gib=round(peak_memory_bytes(device) / 2**30, 3),
+    )
 
 
 def _end(

@@ -1,7 +1,8 @@
 """`metrics.jsonl`: one JSON object a line, a line for each step and one for each evaluation.
 
-A step has step, loss, lr, grad_norm, tokens, loss_tokens, tokens_per_second, seconds, data_seconds, cpu_seconds, scale,
-skipped; an evaluation has step, eval_loss and whatever else it measured as eval_*. A number that is not finite is null.
+A step has step, loss, lr, grad_norm, tokens, loss_tokens, tokens_per_second, seconds, data_seconds, cpu_seconds,
+memory_gib, peak_memory_gib, scale, skipped; an evaluation has step, eval_loss and whatever else it measured as eval_*.
+A number that is not finite is null.
 """
 
 from __future__ import annotations

@@ -38,6 +38,7 @@ CURVES = {
     "grad_norm": DrawnCurve("gradient norm before clipping", "梯度范数（截断前）"),
     "tokens_per_second": DrawnCurve("tokens per second", "每秒词元数"),
     "data_seconds": DrawnCurve("seconds that a step waits for its batch", "每步等待数据的秒数"),
+    "memory_gib": DrawnCurve("memory held after a step, GiB", "每步之后占用的内存（GiB）", is_noisy=False),
 }
 
 

@@ -66,7 +66,8 @@ class StepReport:
     loss: before the step; lr: the rate used; grad_norm: before clipping; tokens: without padding; loss_tokens: sum of
     the weights in the loss (or the pairs that are compared); skipped: a number was not finite, the weights are as
     before; scale: of the loss (fp16); data_seconds: this process waited for the batch before the step, whose own time
-    is `seconds`; cpu_seconds: of this process in both; measures: what else the objective measures.
+    is `seconds`; cpu_seconds: of this process in both; memory_gib, peak_memory_gib: what this process holds on its
+    device after the step, and the most so far; measures: what else the objective measures.
     """
 
     loss: float
@@ -79,6 +80,8 @@ class StepReport:
     seconds: float
     data_seconds: float = 0.0
     cpu_seconds: float = 0.0
+    memory_gib: float = 0.0
+    peak_memory_gib: float = 0.0
     measures: Mapping[str, float] = field(default_factory=dict)
 
 
