@@ -122,3 +122,14 @@ def test_a_format_that_no_row_has_makes_bad_rows_of_all(capsys: pytest.CaptureFi
     shown = capsys.readouterr().out
     assert "plain text (as data.format says)" in shown
     assert "bad rows  3 of 3" in shown
+
+
+def test_rows_that_cannot_be_read_are_not_taken_for_rows_of_no_form(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "gbk.jsonl").write_bytes('{"prompt": "你好", "response": "世界"}\n'.encode("gbk"))
+    assert main(["data", "show", "gbk.jsonl"]) == 0
+    shown = capsys.readouterr().out
+    assert "no form that is known" not in shown
+    assert "no row can be read" in shown
+    assert "it reads as GB18030" in shown

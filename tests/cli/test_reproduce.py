@@ -169,7 +169,7 @@ def test_what_is_missing_is_told_before_anything_runs(tmp_path: Path, capsys: py
     assert "name the weights (the released CPM-2 of 11B (Chinese))" in said("cpm2-ccpm-full")
     here = str(tmp_path)
     assert "--weights: there is no" in said("cpm2-ccpm-full", "--weights", f"{here}/gone", "--data", here)
-    assert "there is no train.jsonl, dev.jsonl, test.jsonl in" in said(
+    assert "there is no train.jsonl (data.train), dev.jsonl (data.eval), test.jsonl (evaluate.data) in" in said(
         "cpm2-ccpm-full", "--weights", here, "--data", here
     )
     assert main(["reproduce"]) == 0

@@ -35,6 +35,10 @@ def test_what_is_to_be_done_with_it_is_said(run: Path, capsys: pytest.CaptureFix
     assert "run is a run's folder; it has trained an adapter: name run/last in model.adapter" in capsys.readouterr().err
     assert main(["evaluate", "recipe.yaml", "--weights", "best", "data.eval=rows.jsonl"]) == 2
     assert "the run was not evaluated while it trained" in capsys.readouterr().err
+    assert main(["init", "rows.jsonl", "--base", "run", "--output", "new.yaml"]) == 2
+    assert "which holds an adapter that goes on its base; to train it further: --base base model.adapter=run/last" in (
+        capsys.readouterr().err
+    )
     # The base of an adapter is what its run began with.
     assert main(["convert", "run", "delta.pt", "--to", "delta"]) == 0
     assert main(["convert", "run", "same.pt", "--to", "delta", "--base", "base"]) == 0

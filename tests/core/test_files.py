@@ -235,3 +235,8 @@ def test_what_killed_processes_left_of_a_hidden_file_beside_a_target_goes_too(tm
     with written_alone(tmp_path / "out.jsonl"):
         pass
     assert [path.name for path in tmp_path.iterdir()] == [other.name]
+
+
+def test_what_cannot_be_written_is_named_as_the_user_named_it() -> None:
+    with pytest.raises(DataError, match=r"^/proc/x: "), replaced_file(Path("/proc/x")):
+        pass

@@ -105,7 +105,9 @@ def test_what_cannot_be_served_is_said_before_anything_is_loaded(
         for wrong, expected in (
             (["--host", "0.0.0.0"], "give it a key"),
             (["--api-key-env", "HANLIN_API_KEY"], "the environment has no HANLIN_API_KEY"),
-            (["--port", port], "is the port taken"),
+            (["--port", port], "is in use already"),
+            (["--cors", "x"], "is no origin"),
+            (["--max-cache-tokens", "1"], "holds no prompt and its answer"),
             (["--host", "no.such.host.invalid", "--api-key-env", "PATH"], "no.such.host.invalid"),
             (["--adapter", "a", "--adapter", "b=x"], "each has a name"),
             (["--adapter", "a=x", "--adapter", "a=y"], "two adapters"),

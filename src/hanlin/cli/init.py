@@ -75,11 +75,29 @@ def _model(args: argparse.Namespace) -> dict[str, str]:
         args.base = _asked("base (a folder or a file of weights)", "name a model: --base MODEL, or --family F --size S")
     vocab = {"vocab": str(args.vocab)} if args.vocab else {}
     if args.base:
+        _refuse_run(Path(args.base))
         family = args.family or find_family(located(Path(args.base))).name
         return {"family": family, "base": args.base, **vocab}
     if not args.family:
         raise ConfigError("--size: say of which family, with --family")
     return {"family": args.family, "size": args.size, **vocab}
+
+
+def _refuse_run(folder: Path) -> None:
+    """Raises: ConfigError that names what a run has trained."""
+    from hanlin.adapters.opening import is_adapter
+    from hanlin.recipe.reading import is_recipe, load_recipe
+
+    if not folder.is_dir() or not is_recipe(folder):
+        return
+    best = folder / ("best" if (folder / "best").is_dir() else "last")
+    if best.is_dir() and is_adapter(best):
+        base = load_recipe(folder).model.base
+        raise ConfigError(
+            f"--base: {folder} is a run folder, which holds an adapter that goes on its base; to train it further: "
+            f"--base {base} model.adapter={best}"
+        )
+    raise ConfigError(f"--base: {folder} is a run folder; name the weights that it has trained: --base {best}")
 
 
 def _asked(what: str, otherwise: str) -> str:

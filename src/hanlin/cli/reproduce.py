@@ -159,7 +159,21 @@ def _refuse_missing(wanted: Published, place: _Place) -> None:
     if not place.weights.exists():
         raise ConfigError(f"--weights: there is no {place.weights}; expected {wanted.weights}")
     if missing := [name for name in _files(wanted) if not (place.data / name).is_file()]:
-        raise ConfigError(f"--data: there is no {', '.join(missing)} in {place.data}; put the data set's files there")
+        named = ", ".join(f"{name} ({_use_of(wanted, name)})" for name in missing)
+        raise ConfigError(f"--data: there is no {named} in {place.data}; put the data set's files there")
+
+
+def _use_of(wanted: Published, name: str) -> str:
+    """The settings that name a file of the data set, or what is made of it."""
+    made = {one.target for one in wanted.prepared if one.source == name} or {name}
+    keys = [
+        key
+        for own in wanted.runs
+        for key, paths in _data_of(own.recipe).items()
+        if _is_read(wanted, key)
+        if made & {path.name for path in paths}
+    ]
+    return ", ".join(dict.fromkeys(keys))
 
 
 # --- what came out ---

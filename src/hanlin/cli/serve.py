@@ -13,6 +13,7 @@ Where a request says nothing, answers are looked for as with `hanlin chat`. Fiel
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib.util
 import os
 import re
@@ -40,6 +41,10 @@ if TYPE_CHECKING:
     from hanlin.run.components import Components
     from hanlin.serve.limits import Limits
     from hanlin.serve.service import Service
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s?#]+", re.ASCII)
+_LEAST_CACHE = 16
+"""Positions of a short prompt and a few tokens."""
 
 HELP = "answer over HTTP, as OpenAI's clients ask"
 
@@ -69,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
         if importlib.util.find_spec(library) is None:
             raise ConfigError(f"hanlin serve needs {library}: pip install 'hanlin[serve]'")
     limits = Limits(**{field.name: getattr(args, _option(field.name)) for field in fields(Limits)})
+    _refuse_idle(args.cors, limits)
     args.adapter, adapters = _adapters(args.adapter)
     recipe = recipe_of_model(args)
     _check_ranks(max(read_ranks().world, num_to_start(args, recipe)), recipe, adapters)
@@ -215,9 +221,22 @@ def _listening(host: str, port: int) -> socket.socket:
     try:
         return listen(host, port)
     except (OSError, OverflowError) as error:
+        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+            raise ConfigError(f"--port {port}: is in use already; --port 0 takes a free one") from None
+        raise ConfigError(f"--host {host} --port {port}: nothing can listen there: {error}") from None
+
+
+def _refuse_idle(origins: Sequence[str], limits: Limits) -> None:
+    """Raises: ConfigError for what would let nobody in, or answer nothing."""
+    for origin in origins:
+        if origin != "*" and not _ORIGIN.fullmatch(origin):
+            raise ConfigError(
+                f"--cors: {origin!r} is no origin; expected a scheme and a host, as in https://example.org:8080, or *"
+            )
+    if limits.cache_tokens < _LEAST_CACHE:
         raise ConfigError(
-            f"--host {host} --port {port}: {error}; is the port taken? --port 0 takes a free one"
-        ) from None
+            f"--max-cache-tokens {limits.cache_tokens}: holds no prompt and its answer; give it {_LEAST_CACHE} or more"
+        )
 
 
 def _adapters(given: Sequence[str]) -> tuple[Path | None, dict[str, Path]]:

@@ -233,7 +233,12 @@ def _private(path: Path, make: Callable[[Path], None]) -> Iterator[Path]:
     while True:
         private = private_name(path)
         with writable(path):
-            make(private)
+            try:
+                make(private)
+            except OSError as error:
+                if error.filename == str(private):  # which nobody knows
+                    error.filename = str(path)
+                raise
         if (handle := _hold(private)) is not None:
             break
     try:

@@ -190,7 +190,10 @@ def _without_model(rows: Records, reading: Reading, facts: Mapping[str, Any], sh
             pieces, noted = found
             said.append(ShownRow(rows.where(number), pieces, sum(len(text) for _, text, _ in pieces)))
             notes.update(noted)
-    read_as = _no_form(facts["keys"]) if reading.form is None else str(reading)
+    if reading.form is not None:
+        read_as = str(reading)
+    else:
+        read_as = _no_form(facts["keys"]) if said or not bad else "no row can be read; see below"
     return Preview(
         **facts,
         read_as=read_as,
@@ -208,10 +211,10 @@ def _no_form(keys: Iterable[str]) -> str:
     """What to do about rows of no form that is known."""
     named = list(keys)[:2]
     question, answer = named if len(named) == 2 else ("QUESTION", "ANSWER")
+    example = f"'data.transform={{prompt: ${question}, response: ${answer}}}'"
     return (
-        "no form that is known: say which columns are the question and the answer, as in "
-        f"'data.transform={{prompt: ${question}, response: ${answer}}}', or name the model whose own records they are "
-        "with --base or --family"
+        f"no form that is known: say which columns are the question and the answer, as in {example}, or name the model "
+        "whose own records they are with --base or --family"
     )
 
 
