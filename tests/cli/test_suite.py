@@ -29,6 +29,12 @@ def test_a_model_is_scored_on_a_suite(tmp_path: Path, capsys: pytest.CaptureFixt
     assert str(tmp_path / "out") in said.err
     metrics = json.loads((tmp_path / "out/metrics.json").read_text("utf-8"))
     assert metrics["cmmlu"].keys() == {"accuracy", "accuracy by question", "Humanities", "STEM"}
+    before = (tmp_path / "out/predictions/arts.jsonl").read_bytes()
+    several = [*words, "--subjects", "arts, virology", "--nproc", "2"]
+    several[several.index(str(tmp_path / "out"))] = str(tmp_path / "several")
+    assert main(several) == 0
+    assert (tmp_path / "several/predictions/arts.jsonl").read_bytes() == before
+    assert main([*words, "--subjects", "arts, virology", "generate.batch_size=1"]) == 0
     assert main([*words, "--subjects", "arts"]) == 2
     assert "--overwrite" in capsys.readouterr().err
     assert main([*words, "--subjects", "arts", "--overwrite"]) == 0

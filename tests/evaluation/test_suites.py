@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -155,7 +156,7 @@ def test_what_is_done_is_not_asked_again(tmp_path: Path, monkeypatch: pytest.Mon
     first = run_suite(engine, "cmmlu", subjects, ZERO, tmp_path / "out")
     with monkeypatch.context() as patch:
         patch.setattr("hanlin.evaluation.suites.run._asked", lambda *_: pytest.fail("asked again"))
-        assert run_suite(engine, "cmmlu", subjects, ZERO, tmp_path / "out") == first
+        assert run_suite(engine, "cmmlu", subjects, replace(ZERO, batch_size=1), tmp_path / "out") == first
     other = AskedHow(1, "text", 4)
     with pytest.raises(DataError, match="holds answers of other weights, or to other questions"):
         run_suite(engine, "cmmlu", subjects, other, tmp_path / "out")

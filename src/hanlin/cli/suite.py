@@ -72,7 +72,8 @@ def _score(args: argparse.Namespace, recipe: Recipe) -> int:
     how = AskedHow(args.shots, args.prompt, recipe.generate.batch_size)
     with answering_memory(recipe):
         engine = load_engine(recipe, components)
-        scores = run_suite(engine, args.name, subjects, how, folder, overwrite=args.overwrite)
+        network = components.identity()
+        scores = run_suite(engine, args.name, subjects, how, folder, network=network, overwrite=args.overwrite)
     if engine.mesh.is_main:
         screen().print(scores_table(scores))
         say(f"{folder}: the answers to all questions (predictions), metrics.json")

@@ -81,10 +81,18 @@ def read_suite(name: str, folder: Path, part: str | None, names: Sequence[str], 
 
 
 def run_suite(
-    engine: Engine, name: str, subjects: Sequence[Subject], how: AskedHow, folder: Path, *, overwrite: bool = False
+    engine: Engine,
+    name: str,
+    subjects: Sequence[Subject],
+    how: AskedHow,
+    folder: Path,
+    *,
+    network: str = "",
+    overwrite: bool = False,
 ) -> SuiteScores:
     """Ask all questions, and write what was answered.
 
+    network: what decides the answers besides the weights (`Components.identity`).
     Raises: ConfigError for what the suite or the model cannot be asked; DataError where the folder holds other answers.
     """
     if how.style == "reasoned" and name not in EXAMS:
@@ -93,7 +101,8 @@ def run_suite(
         raise DataError(f"--shots {how.shots}: {', '.join(short[:3])} has not so many examples; give fewer")
     weights, is_main = identity_of_weights(engine), engine.mesh.is_main
     if is_main:
-        _open(folder, {"suite": name, "how": repr(how), "weights": weights, "questions": _digest(subjects)}, overwrite)
+        asked = {"suite": name, "shots": how.shots, "prompt": how.style, "questions": _digest(subjects)}
+        _open(folder, {**asked, "weights": f"{network} {weights} {engine.precision}"}, overwrite)
     rows = {one.name: _answered(engine, one, how, folder / PREDICTIONS / f"{one.name}.jsonl") for one in subjects}
     scores = _scores(subjects, rows)
     if is_main:
@@ -104,7 +113,7 @@ def run_suite(
     return scores
 
 
-def _open(folder: Path, about: Mapping[str, str], overwrite: bool) -> None:
+def _open(folder: Path, about: Mapping[str, Any], overwrite: bool) -> None:
     """Raises: DataError."""
     path = folder / ABOUT
     if path.is_file() and read_json_object(path) != about:
