@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import re
 import time
@@ -161,3 +162,25 @@ def test_a_message_of_many_clauses_takes_no_time_by_their_square() -> None:
     told = say_in_chinese(text)
     assert told.count("没有这个设置") == 2000
     assert time.process_time() - begin < 20  # minutes, and too deep a recursion, if it were
+
+
+def _headings() -> dict[str, str]:
+    """Constants that are headings, titles and cells of tables, and where they stand."""
+    found = {}
+    for path in SOURCE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            match node:
+                case ast.Call(func=ast.Name("Table") | ast.Attribute(attr="add_column" | "add_row")):
+                    values = [*node.args, *(one.value for one in node.keywords if one.arg in ("title", "caption"))]
+                    for value in values:
+                        if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                            found[value.value] = f"{path.relative_to(SOURCE)}:{node.lineno}"
+    return found
+
+
+def test_headings_of_tables_are_known_in_chinese() -> None:
+    known = {text for room in ROOMS for text in read_messages(room)} | read_labels().keys()
+    missing = {text: place for text, place in _headings().items() if re.search("[A-Za-z]{2}", text)}
+    missing = {text: place for text, place in missing.items() if text not in known}
+    assert len(_headings()) > 30
+    assert not missing, f"add to {FOLDER.parent}/labels.yaml:{_told(missing)}"
