@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,8 @@ from torch.nn.attention import flex_attention as flex
 from hanlin.layers.attention import AttentionMask
 from hanlin.layers.attention_kernels import AttentionUse, KernelScope, planned_kernels
 from hanlin.layers.block_attention import AttentionContext, block_attention
-from hanlin.layers.flex import PairScores, flex_attention_of, plain_pairs
+from hanlin.layers.flex import PairScores, compiled, flex_attention_of, plain_pairs
+from hanlin.models.cpm2.model import PairsOfSpans
 
 USE = AttentionUse(torch.bfloat16, 64)
 CELLS = [("cpm_bee", "single"), ("cpm_bee", "packed"), ("cpm2", "single"), ("cpm2", "packed")]
@@ -116,3 +118,22 @@ def test_a_query_that_sees_nothing_gets_0() -> None:
     mask = AttentionMask(pairs=PairScores.of(Nobody(), torch.zeros(1, 2), (1, 3, 3)))
     parts = [torch.randn(1, 3, 2, 4) for _ in range(3)]
     assert not block_attention(AttentionContext(mask, {}, None), "0", *parts).any()
+
+
+def test_no_length_and_no_batch_is_compiled_anew() -> None:
+    """One code for a single group of positions and one for several, however many lengths there are (above a block)."""
+    codes: Counter[str] = Counter()
+
+    def counting(name: str) -> Callable[..., Any]:
+        return lambda graph, _: codes.update([name]) or graph.forward
+
+    mix, make = compiled(flex.flex_attention, counting("mix")), compiled(flex.create_block_mask, counting("make"))
+    with torch.no_grad():
+        for groups, length in ((1, 140), (3, 190), (1, 270), (4, 150)):
+            spans = torch.arange(length).expand(groups, length) * 3 // length
+            rule, table = PairsOfSpans(spans, 8, 32, False), torch.randn(16, 5)
+            scores = PairScores(rule, table, (groups, length, length)).with_blocks(make)
+            query, key, value = torch.randn(3, groups, 5, length, 16).unbind()
+            mixed = flex_attention_of(mix, query, key, value, scores, 0.3)
+            assert torch.allclose(mixed, plain_pairs(query, key, value, scores, 0.3), atol=1e-4)
+    assert codes == {"mix": 2, "make": 2}

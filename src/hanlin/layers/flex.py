@@ -7,6 +7,7 @@ adds to its score is a row of a table here, found from facts of query and key by
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -17,7 +18,11 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from hanlin.layers.precision import matmul_dtype
 
-__all__ = ["PairRule", "PairScores", "flex_attention_of", "pair_attention", "plain_pairs", "rehearse_flex"]
+__all__ = ["PairRule", "PairScores", "compiled", "flex_attention_of", "pair_attention", "plain_pairs", "rehearse_flex"]
+
+
+_MOST_CODES = 64
+"""That are compiled of a function. torch's own limit is 8, and behind it the whole square is made without a word."""
 
 
 class PairRule(Protocol):
@@ -48,7 +53,7 @@ class PairScores:
     @staticmethod
     def of(rule: PairRule, table: torch.Tensor, shape: tuple[int, ...]) -> PairScores:
         scores = PairScores(rule, table, shape)
-        return scores if table.device.type != "cuda" else scores.with_blocks(torch.compile(_create_block_mask))
+        return scores if table.device.type != "cuda" else scores.with_blocks(compiled(_create_block_mask))
 
     def with_blocks(self, create: Any) -> PairScores:
         rule, (groups, queries, keys) = self.rule, self.shape
@@ -92,7 +97,17 @@ def flex_attention_of(
 def _compiled() -> Any:
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention)
+    return compiled(flex_attention)
+
+
+def compiled(function: Any, backend: Any = "inductor") -> Any:
+    """One code for all lengths and all objects of a rule; another for each kind of rule, for a single group, for rows
+    within one block, and without gradients.
+    """
+    options: dict[str, Any] = {"dynamic": True, "backend": backend}
+    if "recompile_limit" in inspect.signature(torch.compile).parameters:  # torch 2.11 has none
+        options["recompile_limit"] = _MOST_CODES
+    return torch.compile(function, **options)
 
 
 def _create_block_mask(*args: Any, **options: Any) -> Any:
