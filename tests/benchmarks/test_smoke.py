@@ -22,7 +22,7 @@ SCRIPTS = sorted(file.stem for file in FOLDER.glob("*.py") if file.stem not in H
 SMOKING = [name for name in SCRIPTS if name not in ("device_check", "run_all")]
 LONG = (
     *("convert_ranks", "load_cpm_bee", "packed_bases", "real_size_chatglm2", "scaling", "stream_experts"),
-    *("decode", "step_chatglm2", "step_cpm2", "step_cpm_bee"),
+    *("decode", "profile_step", "step_chatglm2", "step_cpm2", "step_cpm_bee"),
 )
 LACKS = 77
 """Exit code of a script that lacks a file or a package; its last line says which (benchmarks/script.py)."""
