@@ -13,7 +13,6 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -83,7 +82,7 @@ class Mixture:
     def example_weights(self, in_context: Sequence[float]) -> Sequence[Sequence[float]]:
         return self.in_context
 
-    @cached_property
+    @property
     def report(self) -> DataReport:
         first = self._parts[0]
         report = first.report_of(_add([part.counts for part in self._parts]), self.lengths, self.loss_tokens)

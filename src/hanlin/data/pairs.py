@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property, reduce
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +78,7 @@ class Pairs:
     def __len__(self) -> int:
         return len(self._places)
 
-    @cached_property
+    @property
     def report(self) -> DataReport:
         longest = self._settings.max_length
         numbers = np.arange(len(self))

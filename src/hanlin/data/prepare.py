@@ -14,7 +14,6 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -121,7 +120,7 @@ class Prepared:
     def counts(self) -> Counts:
         return Counts(**self._columns.facts["counts"])
 
-    @cached_property
+    @property
     def report(self) -> DataReport:
         return self.report_of(self.counts, self.lengths, self.loss_tokens)
 

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from hanlin.checkpoint.state import Checkpointer
     from hanlin.data.loader import Loader
     from hanlin.data.pretraining.windows import CorpusWindows
+    from hanlin.data.report import DataReport
     from hanlin.data.sample_source import SampleSource
     from hanlin.evaluation.results import EvaluatedFiles
     from hanlin.evaluation.run import Metrics
@@ -185,7 +186,7 @@ def _train(components: Components, start: Start) -> Outcome:
     if changed:
         log.warning("settings that are others than at the last start: %s", "; ".join(changed))
     threads, device = set_threads(recipe.run.threads), pick_device(recipe.run.device)
-    loader, held_out = _loaders(components, console, degrees, ranks.rank)
+    loader, held_out, reports = _loaders(components, console, degrees, ranks.rank)
     # Ranks that compute the same rows drop the same; others must not.
     seed_everything(recipe.run.seed + degrees.seed_offset(ranks.rank))
     # It must be the one that the checkpoint was trained on: a frozen one is not in it, of another one it tells the run.
@@ -197,7 +198,7 @@ def _train(components: Components, start: Start) -> Outcome:
     objective = _begin_objective(recipe, parallel_model, loader, held_out, teacher)
     step = Step(parallel_model, optimizer, recipe.train, count_steps(recipe.train, loader), loader.where, objective)
     _log_start(components, parallel_model, step.total_steps, device, threads)
-    note_start(folder, device, threads, {"train": loader, "eval": held_out})
+    note_start(folder, device, threads, reports)
     _log_short(recipe, step.total_steps)
     identity = None if base is None else base.value(parallel_model.mesh.gather("all", base.digests))
     return train(
@@ -275,16 +276,26 @@ def _group_for_offload(recipe: Recipe) -> AbstractContextManager[None]:
     return group_of_one(pick_device(recipe.run.device)) if is_needed else nullcontext()
 
 
-def _loaders(components: Components, console: Any, degrees: Degrees, rank: int) -> tuple[Loader, Loader | None]:
-    """Of what is trained on, and of what is watched, if anything is.
+def _loaders(
+    components: Components, console: Any, degrees: Degrees, rank: int
+) -> tuple[Loader, Loader | None, dict[str, DataReport]]:
+    """Of what is trained on, and of what is watched, if anything is; and the reports on both, which are shown.
 
     Raises: ConfigError, DataError.
     """
+    from hanlin.data.report import render_report
+
+    loaders, reports = {}, {}
     with main_first():
-        loader, held_out = (_loader(components, part, console, degrees, rank) for part in ("train", "valid"))
-    if loader is None:
+        for part in ("train", "valid"):
+            source, name = load_data(components.recipe, components, part), "train" if part == "train" else "eval"
+            if source is not None:
+                reports[name] = source.report
+                console.print(render_report(reports[name], f"data.{name}"))
+                loaders[name] = _loader(components, source, degrees, rank, is_training=part == "train")
+    if "train" not in loaders:
         raise ConfigError("data.split: its first number is 0, so there is nothing to train on")
-    return loader, held_out
+    return loaders["train"], loaders.get("eval"), reports
 
 
 def _checkpointer(components: Components, weights: Mapping[str, str | None], start: Start) -> Checkpointer:
@@ -329,20 +340,15 @@ def _write_samples(components: Components, parallel_model: ParallelModel) -> Wri
     ).write
 
 
-def _loader(components: Components, part: DataPart, console: Any, degrees: Degrees, rank: int) -> Loader | None:
+def _loader(components: Components, source: SampleSource, degrees: Degrees, rank: int, *, is_training: bool) -> Loader:
     from hanlin.data.loader import Loader
-    from hanlin.data.report import render_report
 
-    recipe, is_training = components.recipe, part == "train"
-    prepared = load_data(recipe, components, part)
-    if prepared is None:
-        return None
-    console.print(render_report(prepared.report, f"data.{'train' if is_training else 'eval'}"))
+    recipe = components.recipe
     has_windows = recipe.data.split is not None
     # The windows of a given number of steps are in random order already; it is the original's.
     is_ordered = has_windows and recipe.train.steps is not None
     return Loader(
-        prepared,
+        source,
         components.processor,
         max_length=recipe.data.max_length,
         batch_size=recipe.train.batch_size,

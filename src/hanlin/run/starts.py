@@ -21,7 +21,6 @@ from hanlin.training.run_curves import STARTS
 if TYPE_CHECKING:
     import torch
 
-    from hanlin.data.loader import Loader
     from hanlin.data.report import DataReport
 
 __all__ = ["note_start"]
@@ -29,7 +28,7 @@ __all__ = ["note_start"]
 _MOST_NOTES = 10
 
 
-def note_start(folder: Path, device: torch.device, threads: int, data: Mapping[str, Loader | None]) -> None:
+def note_start(folder: Path, device: torch.device, threads: int, data: Mapping[str, DataReport]) -> None:
     """Add a start to the file of a run folder, if this is the main process; data: by part (train, eval)."""
     ranks = read_ranks()
     if not ranks.is_main:
@@ -37,7 +36,7 @@ def note_start(folder: Path, device: torch.device, threads: int, data: Mapping[s
     path = folder / STARTS
     before = path.read_bytes() if path.is_file() else b""
     time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    told = {part: _told(loader.prepared.report) for part, loader in data.items() if loader}
+    told = {part: _told(report) for part, report in data.items()}
     start = {"time": time, "machine": _machine(device, threads, ranks.world), "data": told}
     with replaced_file(path) as stream:
         stream.write(before + json.dumps(start, ensure_ascii=False).encode() + b"\n")

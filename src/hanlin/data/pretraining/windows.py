@@ -109,7 +109,7 @@ class CorpusWindows:
         corpus, place = self._place(number)
         return corpus.where(place)
 
-    @cached_property
+    @property
     def report(self) -> DataReport:
         first, longest = self.get(0), self._wanted.max_length
         return DataReport(
