@@ -35,6 +35,8 @@ _LATER = (
     *("matplotlib.pyplot", "plistlib"),
 )
 """What commands import when they need it; a user who is not root may not be able to read it then."""
+_OPTIONAL = {"hanlin.api.harness"}
+"""What imports a package that is not installed with ours."""
 CRASHED = 70
 """The code of a command that ended in a traceback."""
 
@@ -46,7 +48,7 @@ def warm() -> None:
     torch.set_num_threads(1)
     torch.zeros((), requires_grad=True).backward()
     for module in pkgutil.walk_packages(hanlin.__path__, "hanlin."):
-        if not module.name.endswith("__main__"):
+        if not module.name.endswith("__main__") and module.name not in _OPTIONAL:
             importlib.import_module(module.name)
     for name in _LATER:
         importlib.import_module(name)

@@ -137,7 +137,7 @@ def lying_in(folder: Path, *parts: str) -> Path:
 def test_a_folder_without_a_tracker_says_where_the_files_lie(tmp_path: Path, parts: list[str]) -> None:
     there = lying_in(tmp_path, *parts)
     where = "/".join(parts)
-    told = rf"weights lie in {where}/ \(2 files of model-parallel ranks\); .* hanlin inspect {there}/{where}$"
+    told = rf"weights lie in {where}/ \(files of model-parallel ranks: 2\); .* hanlin inspect {there}/{where}$"
     with pytest.raises(CheckpointError, match=told):
         open_weights(there)
 

