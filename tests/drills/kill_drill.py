@@ -19,8 +19,11 @@ from pathlib import Path
 from trials import Kill, Tally, Trial, copy_of, run
 from worlds import FAMILIES, remove
 
-_UNLIKE = ("data_seconds", "step_seconds", "tokens_per_second", "memory", "seconds", "eta", "time")
-_NOT_COMPARED = ("log.txt", "remembered/")
+_UNLIKE = (
+    *("data_seconds", "cpu_seconds", "step_seconds", "tokens_per_second", "memory", "memory_gib", "peak_memory_gib"),
+    *("seconds", "eta", "time"),
+)
+_NOT_COMPARED = ("log.txt", "starts.jsonl", "remembered/")
 
 
 @dataclass(frozen=True)
