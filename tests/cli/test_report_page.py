@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from browser import Browser
 
+from hanlin.cli.main import main
 from hanlin.core.errors import DataError
 from hanlin.training.report import watch_report, write_report
 from hanlin.training.report_page import _thinned
@@ -106,6 +107,7 @@ def test_it_is_chinese_dark_and_fits_a_phone(size: tuple[int, int], chromium: Br
     _open(chromium, page, "zh-CN", size, "dark")
     assert chromium.texts("h2")[:2] == ["结果", "曲线"]
     assert chromium.text("figcaption b") == "训练损失（每个词元）"
+    assert {"设备", "启动次数"} <= set(chromium.texts("td span"))
     red = chromium.js("return getComputedStyle(document.body).backgroundColor.match(/\\d+/)[0]")
     assert int(red) < 60
     assert chromium.js("return document.documentElement.scrollWidth") <= size[0]
@@ -147,6 +149,18 @@ def test_a_watched_run_may_have_no_steps_yet(tmp_path: Path, monkeypatch: pytest
     assert naps == [7, 7]
     with pytest.raises(DataError, match="no run folder"):
         next(watch_report([tmp_path / "none"], tmp_path / "other.html", 7))
+
+
+def test_ctrl_c_ends_the_watch_with_a_page_that_is_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(seconds: float) -> None:
+        assert seconds == 3
+        assert "const watch = 3," in (folder / "report.html").read_text("utf-8")
+        raise KeyboardInterrupt
+
+    folder = _write_run(tmp_path / "run", 0.1, 0.0)
+    monkeypatch.setattr("hanlin.training.report.time.sleep", interrupt)
+    assert main(["report", str(folder), "--watch", "3"]) == 0
+    assert "const watch = 0," in (folder / "report.html").read_text("utf-8")
 
 
 def test_a_long_curve_keeps_its_peaks() -> None:

@@ -9,9 +9,15 @@ from pathlib import Path
 import pytest
 from small_bee import write_base
 
+from hanlin.cli import suite
 from hanlin.cli.main import main
+from hanlin.evaluation.suites.run import SUITES
 
 LETTERS = "床前明月光举头ABCD以下是关于的单项选择题答案"
+
+
+def test_the_command_knows_every_suite() -> None:
+    assert tuple(SUITES) == suite._NAMES
 
 
 def test_a_model_is_scored_on_a_suite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -38,5 +44,9 @@ def test_a_model_is_scored_on_a_suite(tmp_path: Path, capsys: pytest.CaptureFixt
     assert main([*words, "--subjects", "arts"]) == 2
     assert "--overwrite" in capsys.readouterr().err
     assert main([*words, "--subjects", "arts", "--overwrite"]) == 0
+    with (tmp_path / "out/predictions/arts.jsonl").open("a", encoding="utf-8") as stream:
+        stream.write('{"id": "7", "ans')
+    assert main([*words, "--subjects", "arts"]) == 2
+    assert "arts.jsonl:2" in capsys.readouterr().err
     assert main(words) == 2
     assert "agronomy.csv" in capsys.readouterr().err

@@ -12,14 +12,13 @@ hanlin evaluate recipe.yaml --weights base evaluate.limit=100    what the run st
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hanlin.cli._launch import add_launch, on_all_ranks
 from hanlin.cli._recipe import add_recipe, add_weights
 from hanlin.cli._targets import add_overwrite, new_target
-from hanlin.core.files import replaced_file
+from hanlin.core.files import replace_json
 
 if TYPE_CHECKING:
     from hanlin.recipe.settings import Recipe
@@ -53,7 +52,6 @@ def _score(recipe: Recipe, target: Path | None) -> int:
     scores = assemble(recipe).evaluate()
     if read_ranks().is_main:
         if target:
-            with replaced_file(target) as stream:
-                stream.write(json.dumps(scores, ensure_ascii=False, indent=2).encode() + b"\n")
+            replace_json(target, scores)
         screen().print(metrics_table(scores))
     return 0

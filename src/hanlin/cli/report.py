@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 
 from hanlin.cli._numbers import whole
 from hanlin.cli._say import say
 from hanlin.cli._targets import add_overwrite, new_target
+from hanlin.core.progress import idle
 
 HELP = "one page with the curves, scores, texts and settings of runs"
 
@@ -49,10 +51,7 @@ def _watch(runs: Sequence[Path], output: Path, seconds: int) -> int:
     from hanlin.training.report import watch_report
 
     say(f"{output} is made anew every {seconds} s while the run goes on; open it in a browser; Ctrl-C ends this")
-    pages = watch_report(runs, output, seconds)
-    try:
+    with idle(), suppress(KeyboardInterrupt), closing(watch_report(runs, output, seconds)) as pages:
         for _ in pages:
             pass
-    except KeyboardInterrupt:
-        pages.close()
     return 0

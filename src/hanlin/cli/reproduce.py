@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from hanlin.cli._numbers import MAX_PROCESSES, whole
 from hanlin.core.errors import ConfigError
-from hanlin.core.files import replaced_file
+from hanlin.core.files import replace_json
 from hanlin.core.hub import locate
 from hanlin.core.language import language
 
@@ -201,8 +201,7 @@ def _compare(wanted: Published, place: _Place) -> int:
         "published": dict(wanted.numbers),
         "here": here,
     }
-    with replaced_file(place.folder / RESULT) as stream:
-        stream.write(json.dumps(told, ensure_ascii=False, indent=2).encode() + b"\n")
+    replace_json(place.folder / RESULT, told)
     console = screen()
     console.print(f"{wanted.what[language()]}\n{wanted.source}")
     console.print(table)

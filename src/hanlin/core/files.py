@@ -365,4 +365,14 @@ def read_json_object(path: Path, error: type[HanlinError] = CheckpointError) -> 
 
 def write_json(path: Path, values: Any) -> None:
     """Write a value as JSON that people can read."""
-    path.write_text(json.dumps(values, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    path.write_bytes(_readable(values))
+
+
+def replace_json(path: Path, values: Any) -> None:
+    """The same of a file that appears, or is replaced, whole or not at all."""
+    with replaced_file(path) as stream:
+        stream.write(_readable(values))
+
+
+def _readable(values: Any) -> bytes:
+    return (json.dumps(values, ensure_ascii=False, indent=2) + "\n").encode()

@@ -7,7 +7,6 @@ metrics.json, predictions    links to those of the newest evaluation
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from hanlin.core.files import private_name, replaced_file
+from hanlin.core.files import private_name, replace_json
 
 __all__ = [
     "METRICS",
@@ -79,8 +78,7 @@ class About:
 def open_results(folder: Path, about: About) -> Path:
     """The folder for the results of these weights and data, inside `folder`, whose links lead to it from now on."""
     own = folder / about.name
-    with replaced_file(own / ABOUT) as stream:
-        stream.write((json.dumps(asdict(about), ensure_ascii=False, indent=2) + "\n").encode())
+    replace_json(own / ABOUT, asdict(about))
     (own / PREDICTIONS).mkdir(exist_ok=True)
     for name in (PREDICTIONS, METRICS):
         _link(folder / name, Path(about.name) / name)

@@ -43,16 +43,8 @@ _OPTIMIZER = "train.optimizer."
 _OPTIMIZER_NAME = f"{_OPTIMIZER}name"
 _TRAINED = (
     *("log.txt", "metrics.jsonl", "metrics.damaged.jsonl", "samples.jsonl", "samples.damaged.jsonl"),
-    STARTS,
-    *(
-        "parameters.jsonl",
-        "parameters.damaged.jsonl",
-        REFERENCE,
-        CHECKPOINTS,
-        f"saved.{CHECKPOINTS}.json",
-        "best",
-        "last",
-    ),
+    *("parameters.jsonl", "parameters.damaged.jsonl", STARTS, REFERENCE, CHECKPOINTS, f"saved.{CHECKPOINTS}.json"),
+    *("best", "last"),
     *("tensorboard", "wandb", "swanlab"),
 )
 _EVALUATION = "evaluation"

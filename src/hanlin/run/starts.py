@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import datetime
-import importlib.metadata
 import json
 import os
 import platform
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -48,7 +48,7 @@ def _machine(device: torch.device, threads: int, processes: int) -> dict[str, An
 
     card = device_memory(device)
     return {
-        "hanlin": importlib.metadata.version("hanlin"),
+        "hanlin": sys.modules["hanlin"].__version__,  # which imports all rooms, so that none imports it
         "torch": torch.__version__,
         "python": platform.python_version(),
         "system": platform.platform(),

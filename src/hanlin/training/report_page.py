@@ -51,6 +51,12 @@ _HEADS = {
 }  # fmt: skip
 """Of the tables; names of runs stand beside them."""
 
+_MACHINE = {
+    "system": "系统", "device": "设备", "processes": "进程数", "cpu": "处理器", "cores": "核数", "threads": "线程数",
+    "memory": "内存", "starts": "启动次数",
+}  # fmt: skip
+"""What a start says of its machine; names of programs stand beside them."""
+
 
 def report_page(runs: Sequence[RunCurves], labels: Sequence[str], picture: bytes, *, watch_seconds: float = 0) -> str:
     """labels: what the picture calls the runs; picture: a PNG of the curves, for readers without JavaScript;
@@ -172,9 +178,13 @@ def _bars(histogram: Sequence[tuple[int, int]]) -> str:
 def _machines(runs: Sequence[RunCurves]) -> str:
     """Where each run was started last."""
     keys = list(dict.fromkeys(key for run in runs for key in run.machine))
-    rows = [[key, *(run.machine.get(key, "") for run in runs)] for key in keys]
-    rows += [["starts", *(str(run.num_starts) for run in runs)]] if keys else []
-    return _table(["machine", *(run.name for run in runs)], rows)
+    rows = [[_named(key), *(html.escape(run.machine.get(key, "")) for run in runs)] for key in keys]
+    rows += [[_named("starts"), *(str(run.num_starts) for run in runs)]] if keys else []
+    return _html_table(["machine", *(run.name for run in runs)], rows)
+
+
+def _named(key: str) -> str:
+    return f'<span data-zh="{html.escape(_MACHINE.get(key, key))}">{html.escape(key)}</span>'
 
 
 def _settings_table(runs: Sequence[RunCurves], keys: Iterable[str]) -> str:

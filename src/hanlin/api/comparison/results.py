@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from hanlin.adapters.opening import weights_of_run
 from hanlin.core.errors import DataError, HanlinError
-from hanlin.core.files import read_json_object, replaced_file
+from hanlin.core.files import read_json_object, replace_json
 
 __all__ = ["RESULT", "CellResult", "Measures", "Spread", "Summary", "read_result", "summarise", "write_result"]
 
@@ -103,9 +103,7 @@ class Summary:
 
 def write_result(folder: Path, result: CellResult) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    content = {**asdict(result), "forgetting": result.measures.forgetting}
-    with replaced_file(folder / RESULT) as stream:
-        stream.write(json.dumps(content, ensure_ascii=False, indent=2).encode() + b"\n")
+    replace_json(folder / RESULT, {**asdict(result), "forgetting": result.measures.forgetting})
 
 
 def read_result(folder: Path) -> CellResult | None:

@@ -5,7 +5,6 @@ It changes how sure a model says it is, never which answer it takes.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from hanlin.core.errors import CheckpointError, DataError
-from hanlin.core.files import read_json_object, replaced_file
+from hanlin.core.files import read_json_object, replace_json
 from hanlin.evaluation.results import Identity
 
 __all__ = [
@@ -167,8 +166,7 @@ def reliability(confidences: Sequence[float], right: Sequence[bool]) -> list[tup
 
 
 def write_calibration(path: Path, calibration: Calibration) -> None:
-    with replaced_file(path) as stream:
-        stream.write((json.dumps(asdict(calibration), ensure_ascii=False, indent=2) + "\n").encode())
+    replace_json(path, asdict(calibration))
 
 
 def read_calibration(path: Path) -> Calibration:

@@ -8,17 +8,18 @@ On several ranks the data ranks share the work; the main one alone reads and wri
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hanlin.core.errors import ConfigError, DataError
-from hanlin.core.files import read_json_object, replaced_file
+from hanlin.core.files import read_json_object, replace_json
 from hanlin.data.forms.content import ChatMessage, Conversation
 from hanlin.data.processor import ContinuesTexts
+from hanlin.data.sources.jsonl import JsonlSource, write_jsonl
+from hanlin.data.sources.records import BadRowError
 from hanlin.evaluation.continuations import Context, score_continuations
 from hanlin.evaluation.continued_texts import OpenText, continue_texts
 from hanlin.evaluation.metrics.text import mean, share
@@ -77,7 +78,7 @@ def read_suite(name: str, folder: Path, part: str | None, names: Sequence[str], 
     if unknown := [one for one in names if one not in suite.subjects]:
         raise ConfigError(f"--subjects: {name} has no {', '.join(unknown)}; known: {', '.join(suite.subjects)}")
     subjects = suite.read(folder, part, list(names) or list(suite.subjects))
-    return [Subject(**{**vars(one), "questions": one.questions[:limit]}) for one in subjects]
+    return [replace(one, questions=one.questions[:limit]) for one in subjects]
 
 
 def run_suite(
@@ -106,10 +107,10 @@ def run_suite(
     rows = {one.name: _answered(engine, one, how, folder / PREDICTIONS / f"{one.name}.jsonl") for one in subjects}
     scores = _scores(subjects, rows)
     if is_main:
-        _write(folder / METRICS, _metrics(name, scores))
+        replace_json(folder / METRICS, _metrics(name, scores))
         if name in EXAMS and scores.overall is None:
             answers = {one: {row["id"]: row["answer"] for row in own} for one, own in rows.items()}
-            _write(folder / SUBMISSION, answers)
+            replace_json(folder / SUBMISSION, answers)
     return scores
 
 
@@ -124,7 +125,7 @@ def _open(folder: Path, about: Mapping[str, Any], overwrite: bool) -> None:
             )
         shutil.rmtree(folder / PREDICTIONS, ignore_errors=True)
     (folder / PREDICTIONS).mkdir(parents=True, exist_ok=True)
-    _write(path, about)
+    replace_json(path, about)
 
 
 def _digest(subjects: Sequence[Subject]) -> str:
@@ -137,13 +138,19 @@ def _answered(engine: Engine, subject: Subject, how: AskedHow, path: Path) -> li
         return found
     rows = _asked(engine, subject, how)
     if engine.mesh.is_main:
-        with replaced_file(path) as stream:
-            stream.writelines(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
+        write_jsonl(path, rows)
     return rows
 
 
 def _read(path: Path) -> list[Predicted] | None:
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.is_file() else None
+    """Raises: DataError."""
+    if not path.is_file():
+        return None
+    source = JsonlSource(path)
+    try:
+        return [source[number] for number in range(len(source))]
+    except BadRowError as error:
+        raise DataError(f"{error}; remove the file, and its questions are asked again") from None
 
 
 def _asked(engine: Engine, subject: Subject, how: AskedHow) -> list[Predicted]:
@@ -226,8 +233,3 @@ def scores_table(scores: SuiteScores) -> Any:
 
 def _shown(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.2f}"
-
-
-def _write(path: Path, values: Mapping[str, Any]) -> None:
-    with replaced_file(path) as stream:
-        stream.write(json.dumps(values, ensure_ascii=False, indent=2).encode() + b"\n")
