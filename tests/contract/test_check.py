@@ -22,14 +22,14 @@ from torch import distributed
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from hanlin.checking import check
-from hanlin.core.errors import ConfigError, HanlinError
+from hanlin.core.errors import HanlinError
 from hanlin.data.pretraining.indexing import Encoding, index_texts
 from hanlin.data.sources.bee import write_bee
 from hanlin.models.family import LoadTokenizer
 from hanlin.parallel.mesh import Degrees
 from hanlin.recipe.reading import make_recipe
 from hanlin.recipe.settings import Recipe
-from hanlin.run.assemble import _loader, assemble
+from hanlin.run.assemble import _loaders, assemble
 from hanlin.run.components import build_components
 from hanlin.run.weights import parallelize_tuned
 
@@ -187,10 +187,8 @@ def refusal_of_ranks(recipe: Recipe, world: int) -> str:
 def begin(recipe: Recipe, world: int) -> None:
     """What training does until its first step; alone that one's gradients too."""
     components = build_components(recipe)
-    loaders = [_loader(components, part, Console(quiet=True), Degrees(), 0) for part in ("train", "valid")]
-    if loaders[0] is None:
-        raise ConfigError("nothing to train on")
-    data = loaders[0].prepared
+    loader, *_ = _loaders(components, Console(quiet=True), Degrees(), 0)
+    data = loader.prepared
     parallel_model = parallelize_tuned(components, torch.device("cpu"), world)
     if world == 1:
         first = data.get(0)

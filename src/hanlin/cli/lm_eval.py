@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.arguments in (*_OWN, []):
         args.parser.print_help()
-        args.parser.exit()
+        return 0
     try:
         from lm_eval.__main__ import cli_evaluate  # pyright: ignore[reportMissingImports]  # optional
     except ImportError as error:
