@@ -59,6 +59,7 @@ drill: $(INSTALLED) ## kills, damage, hostile files, full disks, fuzzing, what `
 ifeq ($(ARGS),)
 	$(RUN)/python -m pytest -m drill
 	$(RUN)/python tests/drills/layouts.py --sample 200
+	$(RUN)/python tests/accelerator/matrix.py
 	HANLIN_SOAK_REQUESTS=10000 $(RUN)/python -m pytest -s tests/serve/test_soak.py
 endif
 

@@ -1,9 +1,8 @@
-"""What the cells of tests/drills/layouts.py do on the stand-in accelerator and on the CPU; a JSON object per line.
+"""What cells (cells.py) do on the stand-in accelerator and on the CPU; a JSON object per line.
 
-python tests/accelerator/run.py                        every variant, tuning, kind of rows, precision and profile
-python tests/accelerator/run.py PROFILE PRECISION CELL ...    some: cuda-sm90 bf16 chatglm2.lora.packed
-    after a further dot, what is computed again in the backward pass: chatglm2.lora.packed.full
-python tests/accelerator/run.py answers                       every family, tuning and way to answer; single acts
+python tests/accelerator/run.py PROFILE PRECISION CELL ...    a step: cuda-sm90 bf16 chatglm2.lora.packed.none
+    and answers: npu fp32 chatglm2.prefix.beam
+python tests/accelerator/run.py acts                          single acts
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import copy
 import json
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
 from itertools import cycle
@@ -27,11 +26,12 @@ if __name__ == "__main__":
 
 import torch
 from acts import costs_of_acts
+from cells import TOGETHER, Words, is_answer
 from family_cases import Case, case_of
-from layouts import BATCH_SIZE, VARIANTS, Cell, loader, model_of
+from layouts import BATCH_SIZE, VARIANTS, Cell, Kind, loader, model_of
 from layouts import case as variant_case
 from scratch import scratch
-from stand_in import NAME, PROFILES, Costs, stand_in
+from stand_in import NAME, Costs, stand_in
 
 from hanlin.core.batch import IGNORED, Batch
 from hanlin.generate.engine import Engine, record_stream
@@ -48,12 +48,10 @@ from hanlin.training.optimizer import build_optimizer
 from hanlin.training.step import Step
 
 MICRO_BATCHES, ROWS = 2, 2
-FAMILIES = ("cpm1", "cpm1_t5", "cpm2", "cpm_bee", "chatglm2")
 LONG = ("chatglm2", "cpm2")
 """Variants that are trained by every optimizer, and with the inputs of blocks in the CPU's memory."""
 ROUNDED = ("chatglm2", "cpm1", "cpm_bee")
 """Variants that are trained with bf16 weights, too."""
-ANSWERED = {"chatglm2-int8": "lora", "chatglm2-int4": "prefix", "cpm2-experts": "full"}
 WAYS = {
     "greedy": GreedySettings(max_new_tokens=5),
     "sample": SampleSettings(max_new_tokens=5, top_p=0.9, repetition_penalty=1.2),
@@ -73,38 +71,50 @@ def compare(cell: Cell, precision: Any, profile: str) -> dict[str, Any]:
     """A step and an evaluation on both devices, for some by each optimizer and with bf16 weights: the greatest
     difference of a loss, and the most that they cost the device.
     """
-    model, batch = model_of(cell).float(), next(iter(loader(cell, 0, 1)))
-    found = []
-    is_long = cell.variant in LONG
+    is_long, found = cell.variant in LONG, []
     ways = [(name, "fp32") for name in (OPTIMIZERS.names if is_long and cell.method == "full" else ["adamw"])]
     if precision == "bf16" and cell.method == "full" and cell.variant in ROUNDED:
         ways.append(("adamw", "bf16"))
     for optimizer, weight_dtype in ways:
-        settings = TrainSettings(
-            steps=10,
-            precision=precision,
-            lr=1e-3,
-            optimizer=OPTIMIZERS.make(optimizer),
-            weight_dtype=weight_dtype,
-        )
-        losses, _ = _run(model, batch, cell, settings, torch.device("cpu"), profile)
-        others, costs = _run(model, batch, cell, settings, torch.device(NAME, 0), profile)
-        difference = max(abs(a - b) for a, b in zip(losses, others, strict=True))
-        found.append({"difference": difference, "loss": losses[0], **costs})
-    if is_long and cell.method == "lora":
-        offload = replace(cell, layout="offload")
-        others, costs = _run(model, batch, offload, settings, torch.device(NAME, 0), profile)
-        difference = max(abs(a - b) for a, b in zip(losses, others, strict=True))
-        found[-1] |= {"offloaded": {**costs["step"], "difference": difference}}
-        found[-1] |= {"preferred": _prefer(model, batch, settings, profile)}
-    worst = max(found, key=lambda costs: (costs["step"].get("wait", 0), costs["step"].get("copy", 0)))
+        losses = _cpu_losses(cell.variant, cell.method, cell.kind, precision, optimizer, weight_dtype)
+        settings = _settings(precision, optimizer, weight_dtype)
+        others, costs = _run(cell, settings, torch.device(NAME, 0), profile)
+        found.append({"difference": _greatest(losses, others), "loss": losses[0], **costs})
+        if is_long and cell.method == "lora":
+            others, costs = _run(replace(cell, layout="offload"), settings, torch.device(NAME, 0), profile)
+            found[-1]["offloaded"] = {**costs["step"], "difference": _greatest(losses, others)}
+            found[-1]["preferred"] = _prefer(cell, settings, profile)
+    worst = max(found, key=lambda costs: [costs["step"].get(kind, 0) for kind in ("wait", "copy", "launches")])
     unlisted = sorted({name for one in found for part in ("step", "evaluation") for name in one[part]["unlisted"]})
     return {**worst, "difference": max(one["difference"] for one in found), "unlisted": unlisted}
 
 
-def _run(
-    model: torch.nn.Module, batch: Batch, cell: Cell, settings: TrainSettings, device: torch.device, profile: str
-) -> tuple[list[float], dict[str, Any]]:
+def _settings(precision: Any, optimizer: str, weight_dtype: Any) -> TrainSettings:
+    made = OPTIMIZERS.make(optimizer)
+    return TrainSettings(steps=10, precision=precision, lr=1e-3, optimizer=made, weight_dtype=weight_dtype)
+
+
+def _greatest(losses: list[float], others: list[float]) -> float:
+    """Difference."""
+    return max(abs(one - other) for one, other in zip(losses, others, strict=True))
+
+
+@cache
+def _cpu_losses(variant: str, method: str, kind: Kind, *settings: Any) -> list[float]:
+    """Nothing is computed again there: it must make no difference."""
+    losses, _ = _run(Cell(variant, method, kind, "none"), _settings(*settings), torch.device("cpu"), "cuda-sm90")
+    return losses
+
+
+@cache
+def _drawn(variant: str, method: str, kind: Kind) -> tuple[torch.nn.Module, Batch]:
+    cell = Cell(variant, method, kind, "none")
+    return model_of(cell).float(), next(iter(loader(cell, 0, 1)))
+
+
+def _run(cell: Cell, settings: TrainSettings, device: torch.device, profile: str) -> tuple[list[float], dict[str, Any]]:
+    """Losses of a step and an evaluation, and what the weights are then; what it cost."""
+    model, batch = _drawn(cell.variant, cell.method, cell.kind)
     rows = BATCH_SIZE if VARIANTS[cell.variant].has_experts else BATCH_SIZE // MICRO_BATCHES
     settings = settings.model_copy(update={"micro_batch_size": rows})
     with stand_in(profile) as costs:
@@ -125,8 +135,9 @@ def _run(
     return [*losses, spread], {**counted, "micro_batches": -(-batch.size // rows)}
 
 
-def _prefer(model: torch.nn.Module, batch: Batch, settings: TrainSettings, profile: str) -> dict[str, Any]:
+def _prefer(cell: Cell, settings: TrainSettings, profile: str) -> dict[str, Any]:
     """A step of an objective that compares answers, the first half of a row's labels with the second."""
+    model, batch = _drawn(cell.variant, cell.method, cell.kind)
     places = (batch.labels != IGNORED).cumsum(1)
     answers = torch.where(batch.labels == IGNORED, 0, 1 + (places > places[:, -1:] // 2))
     pairs = replace(batch, answers=answers, weights=(answers > 0).float(), rows=[[n] for n in range(batch.size)])
@@ -141,8 +152,7 @@ def _prefer(model: torch.nn.Module, batch: Batch, settings: TrainSettings, profi
             report = step.run(pairs)
             reports.append([report.loss, report.grad_norm, *report.measures.values()])
             counted = _counted(costs)
-    difference = max(abs(a - b) for a, b in zip(*reports, strict=True))
-    return {**counted, "difference": difference, "loss": reports[0][0]}
+    return {**counted, "difference": _greatest(*reports), "loss": reports[0][0]}
 
 
 @cache
@@ -205,8 +215,8 @@ def _steps(engine: Engine, questions: list[AnswerRequest], costs: Costs) -> tupl
     return steps, [ends[number].best.tokens for number in sorted(ends)]
 
 
-def answer_tuned(family: str, method: str | None, dtype: torch.dtype, way: str, profile: str) -> dict[str, Any]:
-    case = _case(family)
+def answer_tuned(family: str, tuning: str, dtype: torch.dtype, way: str, profile: str) -> dict[str, Any]:
+    case, method = _case(family), None if tuning == "base" else tuning
     processor = case.processor if method is None else case.processor_for(method)
     model = case.model(method).to(dtype).requires_grad_(False)  # pyright: ignore
     return answer(case, model, processor, way, profile)
@@ -226,16 +236,6 @@ def _counted(costs: Costs) -> dict[str, Any]:
     return {**costs.kinds, **known, "launches": costs.launches.total(), "places": dict(costs.places.most_common())}
 
 
-def _every() -> Iterator[tuple[str, str, Cell]]:
-    for name, variant in VARIANTS.items():
-        for method in variant.methods:
-            for kind in ("packed", "single"):
-                for precision in ("fp32", "bf16", "fp16"):
-                    for profile, known in PROFILES.items():
-                        if precision != "bf16" or torch.bfloat16 not in known.refused:
-                            yield profile, precision, Cell(name, method, kind, "none")
-
-
 def _told(make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     try:
         return make()
@@ -245,40 +245,23 @@ def _told(make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         return {"error": f"{type(error).__name__}: {error}"[:300], "frames": told}
 
 
-def _answers() -> None:
-    print(json.dumps({"cell": "acts", "costs": costs_of_acts()}), flush=True)
-    kinds = cycle(
-        [("npu", torch.float32), ("cuda-sm90", torch.bfloat16), ("mps", torch.float32), ("cuda-sm70", torch.float16)]
-    )
-    asked = [
-        *((answer_tuned, family, method)
-          for family in FAMILIES for method in [None, *(name for name in _case(family).tuning if name != "lora")]),
-        *((answer_variant, variant, method) for variant, method in ANSWERED.items()),
-    ]  # fmt: skip
-    for family, profile in zip(FAMILIES, cycle(["npu", "cuda-sm90", "mps"]), strict=False):
-        found = _told(partial(answer_at_once, family, profile))
-        print(json.dumps({"cell": f"{family}.base.at once", "profile": profile, **found}), flush=True)
-    for make, name, method in asked:
-        for way in WAYS:
-            profile, dtype = next(kinds)
-            found = _told(partial(make, name, method, dtype, way, profile))
-            print(json.dumps({"cell": f"{name}.{method or 'base'}.{way}", "profile": profile, **found}), flush=True)
-
-
-def _cell(name: str) -> Cell:
-    parts = name.split(".")
-    return Cell(*parts, *["none"][len(parts) - 3 :])  # pyright: ignore[reportArgumentType]
+def _cell(words: Words) -> dict[str, Any]:
+    profile, precision, cell = words
+    name, tuning, *rest = cell.split(".")
+    if not is_answer(words):
+        return compare(Cell(name, tuning, *rest), precision, profile)  # pyright: ignore[reportCallIssue, reportArgumentType]
+    if rest == [TOGETHER]:
+        return answer_at_once(name, profile)
+    answering = answer_variant if "-" in name else answer_tuned
+    return answering(name, tuning, DTYPES[precision], rest[0], profile)
 
 
 def main(words: list[str]) -> None:
-    if words == ["answers"]:
-        _answers()
+    if words == ["acts"]:
+        print(json.dumps(costs_of_acts()))
         return
-    given = zip(words[::3], words[1::3], words[2::3], strict=True)
-    asked = [(profile, precision, _cell(name)) for profile, precision, name in given]
-    for profile, precision, cell in asked or _every():
-        found = _told(partial(compare, cell, precision, profile))
-        print(json.dumps({"cell": f"{profile} {precision} {cell.name}", **found}), flush=True)
+    for asked in zip(words[::3], words[1::3], words[2::3], strict=True):
+        print(json.dumps({"cell": " ".join(asked), **_told(partial(_cell, asked))}), flush=True)
 
 
 if __name__ == "__main__":

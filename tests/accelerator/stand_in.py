@@ -21,7 +21,7 @@ from unittest.mock import patch
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 import hanlin
@@ -201,13 +201,17 @@ class DeviceTensor(torch.Tensor):
 
 
 class _Mode(TorchDispatchMode):
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and to say so to every operation takes time
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if kwargs.get("pin_memory"):
             kwargs = {**kwargs, "pin_memory": False}
         wanted = kwargs.get("device")
         is_ours = wanted is not None and torch.device(wanted).type == NAME
-        if is_ours or any(isinstance(leaf, DeviceTensor) for leaf in tree_leaves((args, kwargs))):
+        if is_ours or any(isinstance(one, DeviceTensor) for one in _tensors((args, kwargs))):
             return _run(func, args, kwargs)
         return func(*args, **kwargs)
 
@@ -227,9 +231,26 @@ def _is_host(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and not isinstance(value, DeviceTensor) and value.device.type == "cpu"
 
 
+def _tensors(given: Any) -> Iterator[torch.Tensor]:
+    """Among the arguments of an operation (torch's own walk through trees takes longer than what it computes)."""
+    if isinstance(given, torch.Tensor):
+        yield given
+    elif isinstance(given, (tuple, list, dict)):
+        for one in given.values() if isinstance(given, dict) else given:
+            yield from _tensors(one)
+
+
+def _held(given: Any) -> Any:
+    if isinstance(given, DeviceTensor):
+        return given.held
+    if isinstance(given, dict):
+        return {name: _held(one) for name, one in given.items()}
+    return type(given)(map(_held, given)) if type(given) in (tuple, list) else given
+
+
 def _run(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     name = func._schema.name.split("::")[1]
-    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+    tensors = list(_tensors((args, kwargs)))
     ours = [tensor for tensor in tensors if isinstance(tensor, DeviceTensor)]
     wanted = kwargs.get("device")
     to_ours = None if wanted is None else torch.device(wanted).type == NAME
@@ -238,12 +259,12 @@ def _run(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     _count(name, args, ours, to_ours)
     if ours and name not in _MAY_MIX and (hosts := [one for one in tensors if _is_host(one) and one.dim()]):
         raise MixedDevicesError(f"{func}: {NAME}:0 and cpu {[tuple(one.shape) for one in hosts]} at {_site()}")
-    held = tree_map(lambda value: value.held if isinstance(value, DeviceTensor) else value, kwargs)
+    held = _held(kwargs)
     if to_ours:
         held["device"] = torch.device("cpu")
     if "pin_memory" in held:
         held["pin_memory"] = False
-    found = func(*tree_map(lambda value: value.held if isinstance(value, DeviceTensor) else value, args), **held)
+    found = func(*_held(args), **held)
     stays = name == "_local_scalar_dense" or (name == "copy_" and _is_host(args[0]))
     if stays or not (bool(ours) if to_ours is None else to_ours):
         return found
