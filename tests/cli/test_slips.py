@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,6 +169,33 @@ def test_plain_text_in_the_place_of_rows_is_told(project: Path, capsys: pytest.C
 def test_the_recipe_without_a_slip_is_right(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "recipe.yaml"]) == 0
     assert capsys.readouterr().out.startswith("recipe.yaml: no problems (")
+
+
+@pytest.mark.parametrize("changes", [[], ["data.pack=false"], ["train.epochs=1.5"]])
+def test_a_rate_that_only_rises_is_told_before_training_as_in_it(
+    changes: list[str], project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["recipe.yaml", "train.steps=null", "train.epochs=2", "train.batch_size=1", *changes]
+    assert main(["check", *words, "train.warmup_steps=50"]) == 0
+    told = re.search("train.warmup_steps=50, but the run has [0-9]+ steps", capsys.readouterr().err)
+    assert told is not None
+    assert not Path("cache").exists()
+    assert main(["train", *words, "train.warmup_steps=50"]) == 0
+    assert told[0] in Path("run/log.txt").read_text(encoding="utf-8")
+    steps = int(told[0].split()[-2])
+    assert main(["check", *words, f"train.warmup_steps={steps}", "run.folder=other"]) == 0
+    assert f"has {steps} steps" in capsys.readouterr().err
+    assert main(["check", *words, f"train.warmup_steps={steps - 1}", "run.folder=other"]) == 0
+    assert "only rises" not in capsys.readouterr().err
+
+
+def test_steps_of_files_that_are_not_read_whole_are_left_to_training(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (project / "train.jsonl").write_text('{"input": "床前", "<ans>": "明月光"}\n' * 101, encoding="utf-8")
+    words = ["recipe.yaml", "train.steps=null", "train.epochs=2", "train.warmup_steps=500"]
+    assert main(["check", *words]) == 0
+    assert "only rises" not in capsys.readouterr().err
 
 
 def test_all_slips_of_a_recipe_are_listed_at_once(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -72,6 +72,22 @@ def test_samples_longer_than_the_model_reads_are_shortened(make_case: Callable[[
     assert "read as: alpaca" in text
 
 
+@pytest.mark.parametrize("overrides", [(), ("data.max_length=64",)])
+@pytest.mark.parametrize("name", ["chatglm2", "cpm1"])
+def test_answers_longer_than_a_row_get_a_recipe_that_check_passes(
+    name: str, overrides: tuple[str, ...], make_case: Callable[[str], Case], tmp_path: Path
+) -> None:
+    case = make_case(name)
+    model = {"family": case.name, "base": str(write_base(case, tmp_path))}
+    rows, longest = tmp_path / "rows.jsonl", getattr(case.config, "max_length", None) or 2048
+    answers = ["明月", "床前明月光" * (24 if overrides else longest)]
+    lines = [json.dumps({"prompt": "床前", "response": answer}, ensure_ascii=False) for answer in answers]
+    rows.write_text("\n".join(lines) + "\n", "utf-8")
+    text = first_recipe(model, [rows], tmp_path / "run", memory_of("A100-80"), "en", overrides)
+    assert make_recipe(parse_yaml(text)[0]).data.overlong == "drop"
+    assert "longer samples are left out" in text
+
+
 def test_fresh_weights_get_a_recipe_too(make_case: Callable[[str], Case], tmp_path: Path) -> None:
     case = make_case("cpm_bee")
     model = {"family": case.name, "size": "tiny", "vocab": str(case.vocab / "vocab.txt")}

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from hanlin.checking.settings import idle_problems
 from hanlin.core.errors import ConfigError
 from hanlin.recipe.cpm2_prompts import read_prompt_file
+from hanlin.recipe.reading import make_recipe
 from hanlin.recipe.tuning import TUNING_METHODS
 from hanlin.tuning.prompt import PromptTuning
 
@@ -84,3 +86,43 @@ def test_a_recipe_may_name_the_file_and_change_single_values(tmp_path: Path) -> 
 def test_settings_that_cannot_be_meant_are_refused(values: Any, message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         PromptTuning.model_validate(values)
+
+
+IDLE = [
+    ({"init_text": "明月"}, "tuning.init_text"),
+    ({"init": "checkpoint", "init_token": "<mask>"}, "tuning.init_token"),
+    ({"init": "text", "init_text": "明月", "init_spread": True}, "tuning.init_spread"),
+    ({"init": "vocabulary", "init_spread": True, "init_token": "<mask>"}, "tuning.init_token"),
+    ({"is_seen": False, "sees_tokens": False}, "tuning.sees_tokens"),
+]
+
+
+@pytest.mark.parametrize(("changes", "key"), IDLE)
+def test_settings_of_prompts_that_do_nothing_are_refused(changes: dict[str, Any], key: str) -> None:
+    assert idle_keys({"length": 4, **changes}) == [key]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"init": "text", "init_text": "明月"},
+        {"init": "vocabulary", "init_text": "明月", "init_token": "<pad>"},
+        {"init": "vocabulary", "init_text": "明月", "init_spread": True},
+        {"sees_tokens": False},
+    ],
+)
+def test_settings_of_prompts_that_do_something_are_not(changes: dict[str, Any]) -> None:
+    assert idle_keys({"length": 4, **changes}) == []
+
+
+def test_what_an_original_states_may_be_idle_but_not_what_stands_beside_it(tmp_path: Path) -> None:
+    both = {"mask_prompt2token": True, "mask_token2prompt": True}
+    for flags in ({}, both, {"init_from_vocab": True, "enc": {"prompt_len": 5, "sample_from_vocab": True}}):
+        assert idle_keys({"file": str(write(tmp_path / "a.json", **flags))}) == []
+    assert idle_keys({"file": str(write(tmp_path / "a.json")), "init_text": "明月"}) == ["tuning.init_text"]
+
+
+def idle_keys(tuning: dict[str, Any]) -> list[str]:
+    values = {"model": {"family": "cpm2"}, "run": {"folder": "run"}, "tuning": {"method": "prompt", **tuning}}
+    return [key for key, _ in idle_problems(make_recipe(values), {})]

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from string import Formatter
+from typing import Any
 
 import pytest
 from message_sources import SOURCE, is_sentence, messages_of
@@ -16,6 +17,8 @@ from message_sources import SOURCE, is_sentence, messages_of
 from hanlin.cli.main import main
 from hanlin.core.errors import DataError
 from hanlin.data.sources.opening import open_records
+from hanlin.evaluation.decisions.questions import read_questions
+from hanlin.models.cpm_bee.answers import OPTION_KEYS, candidates
 from hanlin.reference.messages import read_labels, read_messages, said, say_in_chinese
 
 # Rooms that tell users nothing in sentences of their own: answers to programs, pages.
@@ -108,6 +111,34 @@ def test_a_message_that_ends_otherwise_in_chinese_leaves_the_rest_behind() -> No
 def test_what_a_message_quotes_stays_as_it_is() -> None:
     """Also where it is a word of its own elsewhere, as the heading of argparse's options is."""
     assert say_in_chinese('"options" is empty').startswith('"options"')
+
+
+def test_keys_that_rows_may_have_stay_as_they_are() -> None:
+    with pytest.raises(DataError) as refused:
+        candidates({"input": "床前", "<ans>": ""})
+    told = say_in_chinese(f"rows.jsonl:1: {refused.value}")
+    assert told.startswith("rows.jsonl:1: 它没有可选的选项；以下各键之一应为 dict：")
+    for key in OPTION_KEYS:
+        assert f'"{key}"' in told
+
+
+@pytest.mark.parametrize(
+    ("question", "told"),
+    [
+        ({"choices": "ab"}, "questions.0.choices：应为 列表，实际为 'ab'"),
+        ({"choices": [{"value": "a"}]}, "questions.0.choices：应为 至少 2，实际为 [{'value': 'a'}]"),
+        (
+            {"choices": [{"value": 3}, {"value": "b"}]},
+            "questions.0.choices.0.value：应为 文本或 true 或 false，实际为 3",
+        ),
+        ({"name": 3}, "questions.0.name：应为 文本，实际为 3"),
+    ],
+)
+def test_a_value_of_a_wrong_type_is_told_in_chinese(question: dict[str, Any], told: str) -> None:
+    good = {"type": "choice", "instructions": "?", "choices": [{"value": "a"}, {"value": "b"}]}
+    with pytest.raises(DataError) as refused:
+        read_questions([{**good, **question}])
+    assert say_in_chinese(str(refused.value)) == told
 
 
 def test_a_message_that_nobody_knows_stays_english() -> None:

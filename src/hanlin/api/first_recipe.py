@@ -118,15 +118,15 @@ def first_recipe(
     values = _without_epochs(with_changes(values, decided))
     components = build_components(_recipe(values))
     seen = list(_previews(files, values, components))
-    if any(one.bad for one in seen):  # of those that are too long for the model too; what else is wrong check says
+    is_bad = any(one.bad for one in seen)  # of what is too long for the model too; what else is wrong check says
+    if is_bad:
         seen = list(_previews(files, {**values, "data": {"overlong": "truncate", **values["data"]}}, components))
-        values["data"].setdefault("overlong", "truncate")
     if all(one.form == "preference" for one in seen):
         values["train"].setdefault("objective", {"name": "dpo"})
     lengths = _lengths(seen, components.config, _num_answers(values))
     values["data"].setdefault("max_length", lengths.row)
-    if lengths.needed > values["data"]["max_length"]:
-        values["data"].setdefault("overlong", "truncate")
+    if is_bad or lengths.needed > values["data"]["max_length"]:
+        values["data"].setdefault("overlong", _overlong(files, values, components))
     values = with_changes(_with_batch(values, seen), decided)
     way = _way(values, memory)
     values = with_changes(with_changes(values, way.settings), decided)
@@ -183,10 +183,22 @@ def _recipe(values: Mapping[str, Any], changes: Mapping[str, Any] = MappingProxy
     return make_recipe(deepcopy(dict(values)), changes)
 
 
-def _previews(files: Sequence[Path], values: Mapping[str, Any], components: Components) -> Iterator[Preview]:
+def _overlong(files: Sequence[Path], values: Mapping[str, Any], components: Components) -> str:
+    """What is done with samples longer than a row: they are shortened, or left out where an answer alone is longer."""
+    for policy in ("truncate", "drop"):
+        tried = {**values, "data": {**values["data"], "overlong": policy}}
+        if not any(one.bad for one in _previews(files, tried, components, values["data"]["max_length"])):
+            return policy
+    return "truncate"
+
+
+def _previews(
+    files: Sequence[Path], values: Mapping[str, Any], components: Components, max_length: int | None = None
+) -> Iterator[Preview]:
+    """max_length: of a row; None: the most that the model reads."""
     from hanlin.data.preview import preview
 
-    longest = getattr(components.config, "max_length", None) or _LONGEST
+    longest = max_length or getattr(components.config, "max_length", None) or _LONGEST
     data = _recipe(values, {"data.max_length": longest}).data
     for file in files:
         yield preview(file, data, components.processor, components.tokenizer, shown=0, most=_ROWS)
@@ -247,6 +259,7 @@ _NOTES = {
         "eval": "name files of other rows here, to see how the model does on what it has not learned",
         "max_length": "tokens of a row; 99 % of the samples have at most {p99:,}, the longest has {longest:,}",
         "overlong": "longer samples are shortened",
+        "overlong drop": "longer samples are left out, as some answers alone are longer",
         "method": "the base stays as it is, and small matrices beside it are trained",
         "full": "all weights are trained",
         "quantise": "the base lies in memory in 4 bits",
@@ -269,6 +282,7 @@ _NOTES = {
         "eval": "在这里写另一些行的文件，用来看模型在没有学过的内容上表现如何",
         "max_length": "一行的 token 数；99 % 的样本不超过 {p99:,}，最长的有 {longest:,}",
         "overlong": "更长的样本会被截短",
+        "overlong drop": "更长的样本会被略去，因为有的答案本身就更长",
         "method": "底座保持不变，只训练旁边的小矩阵",
         "full": "训练所有权重",
         "quantise": "底座在内存中每个权重占 4 位",
@@ -316,6 +330,8 @@ def _note_of(name: str, value: Any, way: _Way, steps: int) -> str:
         return "few steps"
     if name == "micro_batch_size" and not way.fits:
         return "micro_batch_size too large"
+    if name == "overlong" and value == "drop":
+        return "overlong drop"
     return "full" if name == "method" and value == "full" else name
 
 

@@ -162,6 +162,16 @@ def _check_texts(path: Path, tokenizer: Tokenizer, part: CorpusPart, key: str) -
         part.documents(path, count)
 
 
+def is_tried_whole(path: Path, settings: DataSettings, processor: Processor) -> bool:
+    """Whether a file that is trained on has no more rows than are tried."""
+    if not _is_opened(path):
+        return False
+    _, is_whole = open_first(
+        path, settings, processor, TRIED_ROWS, share=settings.train_share, limit=settings.train_limit
+    )
+    return is_whole
+
+
 def _trained_rows(
     settings: DataSettings,
     processor: Processor,

@@ -11,7 +11,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from hanlin.cli._recipe import add_recipe, add_start, say_remark, start_of
-from hanlin.cli._say import tell
+from hanlin.cli._say import say, tell
 
 if TYPE_CHECKING:
     from hanlin.recipe.settings import Recipe
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from hanlin.checking import TRIED_ROWS, check_file
+    from hanlin.checking import TRIED_ROWS, check_file, short_run_remark
     from hanlin.recipe.reading import dump_recipe
 
     recipe = check_file(args.recipe, args.changes, start=start_of(args))
@@ -35,6 +35,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     say_remark(recipe)
     _tell_zeros(recipe)
+    if remark := short_run_remark(recipe):
+        say(remark)
     done = f"{args.recipe}: no problems (of each data file the first {TRIED_ROWS} rows were tried, a run tries all)"
     tell(done)
     return 0

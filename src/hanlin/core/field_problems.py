@@ -68,18 +68,19 @@ def first_field_problem(problems: Sequence[Mapping[str, Any]], tags: frozenset[s
         return FieldProblem(field, f"unknown field {field!r}; nothing is ignored here", code)
     if code == "missing":
         return FieldProblem(field, f"{field}: is missing", code)
-    return FieldProblem(field, f"{field or 'the body'}: {_said(own)}, found {problem['input']!r:.60}", code)
+    found, where = f"{problem['input']!r:.60}", field or "the body"
+    if kinds := _expected(own):
+        return FieldProblem(field, f"{where}: expected {' or '.join(kinds)}, found {found}", code)
+    return FieldProblem(field, f"{where}: {str(problem['msg']).removeprefix('Value error, ')}, found {found}", code)
 
 
 def _names(problem: Mapping[str, Any], tags: frozenset[str]) -> list[str]:
     return [str(part) for part in problem["loc"] if part not in tags and part != "[key]"]
 
 
-def _said(problems: Sequence[Mapping[str, Any]]) -> str:
+def _expected(problems: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What there should be in place of what was found, where it is known in our words."""
     known = [one for one in problems if one["type"] in _EXPECTED]
     expected = [_EXPECTED[one["type"]].format(**one.get("ctx", {})).replace("'", '"') for one in known]
-    if expected:
-        numbers = {"a whole number", "a number"}  # either is said of any number
-        expected = [one for one in expected if not (one == "a whole number" and numbers <= {*expected})]
-        return f"expected {' or '.join(dict.fromkeys(expected))}"
-    return str(problems[0]["msg"]).removeprefix("Value error, ")
+    numbers = {"a whole number", "a number"}  # either is said of any number
+    return list(dict.fromkeys(one for one in expected if not (one == "a whole number" and numbers <= {*expected})))

@@ -6,9 +6,9 @@ Recipes are read without torch, so a method of ours imports it inside its functi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 from hanlin.core.errors import CheckpointError
 from hanlin.core.plan import Along
@@ -17,6 +17,17 @@ from hanlin.recipe.union import OneOf
 
 if TYPE_CHECKING:
     import torch
+
+
+class IdleRule(NamedTuple):
+    """names: of settings, parted by spaces; cause: the setting that makes them idle; reason: the rest of the sentence
+    "has no effect ..."; is_idle: whether they are.
+    """
+
+    names: str
+    cause: str
+    reason: str
+    is_idle: bool
 
 
 class TuningMethod(Settings):
@@ -44,6 +55,11 @@ class TuningMethod(Settings):
     def trains_base(self) -> bool:
         """Whether a run changes the weights that it starts from."""
         return False
+
+    @property
+    def idle_rules(self) -> Sequence[IdleRule]:
+        """Which of its settings do nothing because of another one."""
+        return ()
 
     @property
     def rate_factors(self) -> Mapping[str, float]:

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from hanlin.recipe.settings import ModelSettings, Recipe, RunSettings
+from hanlin.recipe.tuning import TUNING_METHODS, TuningMethod
 
 __all__ = ["Unused", "depends_on", "unused_settings"]
 
@@ -25,7 +26,8 @@ class Unused:
 
 def unused_settings(recipe: Recipe) -> dict[str, Unused]:
     """The keys of all settings, given or default, that change nothing in this recipe."""
-    return {key: unused for keys, unused, is_idle in _rules(recipe) if is_idle for key in keys.split()}
+    rules = [*_rules(recipe), *_tuning_rules(recipe.tuning)]
+    return {key: unused for keys, unused, is_idle in rules if is_idle for key in keys.split()}
 
 
 def depends_on(key: str) -> tuple[str, ...]:
@@ -36,10 +38,24 @@ def depends_on(key: str) -> tuple[str, ...]:
 @cache
 def _causes() -> dict[str, tuple[str, ...]]:
     found: dict[str, tuple[str, ...]] = {}
-    for keys, unused, _ in _rules(Recipe(model=ModelSettings(family="any"), run=RunSettings(folder=Path()))):
+    plain = Recipe(model=ModelSettings(family="any"), run=RunSettings(folder=Path()))
+    of_methods = [rule for name in TUNING_METHODS.names for rule in _tuning_rules(TUNING_METHODS.make(name))]
+    for keys, unused, _ in (*_rules(plain), *of_methods):
         for key in keys.split():
             found[key] = tuple(dict.fromkeys([*found.get(key, ()), unused.cause]))
     return found
+
+
+def _tuning_rules(tuning: TuningMethod) -> list[tuple[str, Unused, bool]]:
+    """Those of a method, as `_rules`."""
+    return [
+        (
+            " ".join(f"tuning.{name}" for name in one.names.split()),
+            Unused(f"tuning.{one.cause}", one.reason),
+            one.is_idle,
+        )
+        for one in tuning.idle_rules
+    ]
 
 
 def _rules(recipe: Recipe) -> list[tuple[str, Unused, bool]]:

@@ -28,6 +28,7 @@ from hanlin.run.components import Components, blaming, build_components, vocab_p
 from hanlin.run.folder import Start, open_run_folder, train_settings, with_run_precision
 from hanlin.run.memory import answering_memory, training_memory
 from hanlin.run.precision import saying, with_precision
+from hanlin.run.short_runs import short_run
 from hanlin.run.starts import note_start
 from hanlin.run.teacher import TEACHER, teacher_components
 from hanlin.training.optimizer import build_optimizer
@@ -292,7 +293,8 @@ def _loaders(
             if source is not None:
                 reports[name] = source.report
                 console.print(render_report(reports[name], f"data.{name}"))
-                loaders[name] = _loader(components, source, degrees, rank, is_training=part == "train")
+                shares = {"rank": degrees.data_rank(rank), "world": degrees.data}
+                loaders[name] = make_loader(components, source, is_training=part == "train", **shares)
     if "train" not in loaders:
         raise ConfigError("data.split: its first number is 0, so there is nothing to train on")
     return loaders["train"], loaders.get("eval"), reports
@@ -340,7 +342,10 @@ def _write_samples(components: Components, parallel_model: ParallelModel) -> Wri
     ).write
 
 
-def _loader(components: Components, source: SampleSource, degrees: Degrees, rank: int, *, is_training: bool) -> Loader:
+def make_loader(
+    components: Components, source: SampleSource, *, is_training: bool, rank: int = 0, world: int = 1
+) -> Loader:
+    """Batches of `load_data`'s samples; rank, world: of those that divide the rows of a batch."""
     from hanlin.data.loader import Loader
 
     recipe = components.recipe
@@ -356,8 +361,8 @@ def _loader(components: Components, source: SampleSource, degrees: Degrees, rank
         shuffle=is_training and not is_ordered and recipe.data.shuffle,
         pack=recipe.data.pack and not has_windows,
         in_context=recipe.data.in_context if is_training else (1.0,),
-        rank=degrees.data_rank(rank),
-        world=degrees.data,
+        rank=rank,
+        world=world,
     )
 
 
@@ -383,12 +388,8 @@ def _log_start(
 
 
 def _log_short(recipe: Recipe, steps: int) -> None:
-    """Say where a run ends before its rate has risen: a row holds several packed samples, so few rows are few steps."""
-    if recipe.train.warmup_steps >= steps:
-        log.warning(
-            "train.warmup_steps=%d, but the run has %d steps, in which the rate only rises; lower it, or make more "
-            "steps (train.epochs, a smaller train.batch_size or data.max_length)", recipe.train.warmup_steps, steps,
-        )  # fmt: skip
+    if remark := short_run(recipe.train, steps):
+        log.warning(remark)
 
 
 def _log_remark(components: Components) -> None:

@@ -15,7 +15,7 @@ from pydantic import Field, field_validator, model_validator
 from hanlin.core.errors import ConfigError
 from hanlin.recipe.cpm2_prompts import read_prompt_file
 from hanlin.recipe.section import mistake
-from hanlin.recipe.tuning import TuningMethod
+from hanlin.recipe.tuning import IdleRule, TuningMethod
 
 if TYPE_CHECKING:
     import torch
@@ -64,6 +64,19 @@ class PromptTuning(TuningMethod):
     @property
     def trains_base(self) -> bool:
         return self.trains_model
+
+    @property
+    def idle_rules(self) -> Sequence[IdleRule]:
+        takes_text, takes_tokens = self.init in ("text", "vocabulary"), self.init == "vocabulary"
+        no_text = f"with tuning.init {self.init}; set that to text or vocabulary"
+        no_tokens = f"with tuning.init {self.init}; set that to vocabulary"
+        hidden = "with tuning.is_seen false, which wins; remove one of them"
+        return [
+            IdleRule("init_token", "init_spread", "with tuning.init_spread; remove one of them", self.init_spread),
+            IdleRule("init_text", "init", no_text, not takes_text),
+            IdleRule("init_token init_spread", "init", no_tokens, not takes_tokens),
+            IdleRule("sees_tokens", "is_seen", hidden, not self.is_seen),
+        ]
 
     def add_to(self, model: Any, family: Any) -> None:
         """They are on every pipeline stage: the masks, which each makes for itself, depend on them."""
@@ -124,7 +137,12 @@ class PromptTuning(TuningMethod):
             stated = read_prompt_file(Path(values["file"]))
         except ConfigError as error:
             raise mistake("file", str(error), values["file"]) from error
-        return {**stated, **{name: value for name, value in values.items() if name != "file"}}
+        own = {name: value for name, value in values.items() if name != "file"}
+        rules = cls.model_construct(**{**stated, **own}).idle_rules
+        # A file states all settings: only those beside it can be meant for something that they do not do.
+        for name in (name for rule in rules if rule.is_idle for name in rule.names.split()):
+            stated.pop(name, None)
+        return {**stated, **own}
 
     @field_validator("ratios", mode="before", json_schema_input_type=tuple[float, ...] | str)
     @classmethod

@@ -27,8 +27,9 @@ def candidates(record: dict[str, Any]) -> list[dict[str, Any]]:
     """
     options = options_of(record)
     if not options:
+        keys = ", ".join(f'"{key}"' for key in OPTION_KEYS)
         raise DataError(
-            'it has no options to choose from; expected a dict under one of "' + '", "'.join(OPTION_KEYS) + '", '
+            f"it has no options to choose from; expected a dict under one of {keys}, "
             'such as {"<option_0>": "...", "<option_1>": "..."}'
         )
     if not isinstance(record.get(ANSWER), str):
