@@ -93,7 +93,9 @@ def test_recipes_and_examples_are_in_the_wheel(wheel: Path) -> None:
     for kind in ("recipes", "examples"):
         expected = {f"hanlin/shipped/{kind}/{file.name}" for file in (ROOT / kind).iterdir() if file.is_file()}
         assert expected <= set(names)
-    assert {"hanlin/py.typed", "hanlin/serve/page.html"} <= set(names)
+    source = ROOT / "src"
+    files = {path for path in (source / "hanlin").rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    assert {str(path.relative_to(source)) for path in files} <= set(names)
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/"))]
 
 
@@ -102,9 +104,9 @@ def test_the_package_alone_is_enough_to_begin(clean: Path, tmp_path: Path) -> No
     assert "cpm2_ccpm_full" in listed
     assert "data/chat/train.jsonl" in listed
     run(clean, tmp_path, "-m", "hanlin", "recipes", "copy", "chatglm2_chat_lora")
-    assert (tmp_path / "chatglm2_chat_lora.yaml").read_bytes() == (
-        ROOT / "recipes/chatglm2_chat_lora.yaml"
-    ).read_bytes()
+    [line, *rest] = (tmp_path / "chatglm2_chat_lora.yaml").read_text("utf-8").splitlines(keepends=True)
+    assert line == "# yaml-language-server: $schema=recipe.schema.json\n"
+    assert "".join(rest) == (ROOT / "recipes/chatglm2_chat_lora.yaml").read_text("utf-8")
     told = run(clean, tmp_path, "-m", "hanlin", "check", "recipes/cpm2_ccpm_full.yaml", code=2)
     assert "hanlin recipes copy cpm2_ccpm_full recipes" in told
     run(clean, tmp_path, "-m", "hanlin", "recipes", "copy", "cpm2_ccpm_full", "recipes")

@@ -33,6 +33,8 @@ def _write_run(folder: Path, lr: float, shift: float) -> Path:
             "lengths": {"p10": 5, "p50": 31, "p90": 77, "max": 99}, "histogram": [[50, 1000], [99, 193]]}  # fmt: skip
     starts = [{"time": "", "machine": {"device": f"cuda: {HOSTILE}", "torch": "2.13"}, "data": {"train": told}}]
     lines = [*map(json.dumps, starts), '{"machine": 3}', '{"machine": {}, "data": {"train": {"samples": "x"}}}', "[1"]
+    endless = '{"rows": Infinity, "read": 1, "dropped": {}}'
+    lines.append(f'{{"machine": {{}}, "data": {{"train": {{"counts": {endless}}}}}}}')
     (folder / "starts.jsonl").write_text("\n".join(lines), encoding="utf-8")
     results = folder / "evaluation/best-12345678"
     results.mkdir(parents=True)

@@ -41,7 +41,7 @@ def test_a_model_is_scored_on_a_suite(tmp_path: Path, capsys: pytest.CaptureFixt
     assert main(several) == 0
     assert (tmp_path / "several/predictions/arts.jsonl").read_bytes() == before
     assert main([*words, "--subjects", "arts, virology", "generate.batch_size=1"]) == 0
-    assert main([*words, "--subjects", "arts"]) == 2
+    assert main([*words, "--subjects", "arts", "--limit", "1", "--prompt", "chat"]) == 2
     assert "--overwrite" in capsys.readouterr().err
     assert main([*words, "--subjects", "arts", "--overwrite"]) == 0
     with (tmp_path / "out/predictions/arts.jsonl").open("a", encoding="utf-8") as stream:

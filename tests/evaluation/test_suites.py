@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from hanlin.data.forms.content import ChatMessage, Conversation
 from hanlin.evaluation.continuations import score_continuations
 from hanlin.evaluation.suites.prompts import prompt_of
 from hanlin.evaluation.suites.questions import Subject, SuiteQuestion
-from hanlin.evaluation.suites.run import SUITES, AskedHow, read_suite, run_suite
+from hanlin.evaluation.suites.run import SUITES, AskedHow, _asked, read_suite, run_suite
 from hanlin.generate.methods.greedy import GreedySettings
 
 ZERO = AskedHow(0, "text", 4)
@@ -162,6 +163,64 @@ def test_what_is_done_is_not_asked_again(tmp_path: Path, monkeypatch: pytest.Mon
         run_suite(engine, "cmmlu", subjects, other, tmp_path / "out")
     run_suite(engine, "cmmlu", subjects, other, tmp_path / "out", overwrite=True)
     assert math.isfinite(first.overall or 0)
+
+
+def test_more_subjects_join_those_that_are_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, data = engine_of_family("cpm1"), write_cmmlu(tmp_path / "data", "arts", "virology")
+    run_suite(engine, "cmmlu", read_suite("cmmlu", data, None, ["arts"], None), ZERO, tmp_path / "out")
+    asked: list[str] = []
+    monkeypatch.setattr(
+        "hanlin.evaluation.suites.run._asked", lambda *given: (asked.append(given[1].name), _asked(*given))[1]
+    )
+    both = run_suite(
+        engine, "cmmlu", read_suite("cmmlu", data, None, ["virology", "arts"], None), ZERO, tmp_path / "out"
+    )
+    assert asked == ["virology"]
+    assert both.accuracies.keys() == {"virology", "arts"}
+    with pytest.raises(DataError, match="to other questions"):
+        run_suite(engine, "cmmlu", read_suite("cmmlu", data, None, ["arts"], 1), ZERO, tmp_path / "out")
+    run_suite(engine, "cmmlu", read_suite("cmmlu", data, None, ["arts"], None), ZERO, tmp_path / "out")
+    assert asked == ["virology"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('"id": "1"', '"id": "7"', r"arts.jsonl:2: is no answer to question '1'; remove the file"),
+        ('"correct": (true|false)', '"correct": 1.5', "is no answer to question"),
+        ('"answer": "', '"answer": "Z', r"arts.jsonl:1: is no answer to question '0'"),
+        ('{"id": "1"', '{"id"', r"arts.jsonl:2: not JSON.*; remove the file, and its questions are asked again"),
+        ('{"id": "0"', '{"id": "0"}\n{"id": "0"', "has 3 answers to 2 questions; remove the file"),
+    ],
+)
+def test_damaged_answers_are_not_counted(old: str, new: str, said: str, tmp_path: Path) -> None:
+    engine = engine_of_family("cpm1")
+    subjects = read_suite("cmmlu", write_cmmlu(tmp_path / "data", "arts"), None, ["arts", "arts"], None)
+    run_suite(engine, "cmmlu", subjects, ZERO, tmp_path / "out")
+    path = tmp_path / "out/predictions/arts.jsonl"
+    path.write_text(re.sub(old, new, path.read_text("utf-8"), count=1), "utf-8")
+    with pytest.raises(DataError, match=said):
+        run_suite(engine, "cmmlu", subjects, ZERO, tmp_path / "out")
+    path.unlink()
+    assert len(run_suite(engine, "cmmlu", subjects, ZERO, tmp_path / "out").accuracies) == 1
+    (tmp_path / "out/about.json").write_text("{", "utf-8")
+    with pytest.raises(DataError, match=r"about\.json"):
+        run_suite(engine, "cmmlu", subjects, ZERO, tmp_path / "out")
+
+
+def test_files_as_a_table_program_saves_them_are_read(tmp_path: Path) -> None:
+    folder = write_ceval(tmp_path, "law")
+    path = folder / "val/law_val.csv"
+    expected = read_suite("ceval", folder, None, ["law"], None)
+    text = path.read_text("utf-8")
+    path.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    assert read_suite("ceval", folder, None, ["law"], None) == expected
+    path.write_text(text.replace("\n1,", "\n0,"), "utf-8")
+    with pytest.raises(DataError, match=r"law_val\.csv: the id '0' stands there twice"):
+        read_suite("ceval", folder, None, ["law"], None)
+    path.write_text(text + '3,"' + "月" * 200_000, "utf-8")
+    with pytest.raises(DataError, match=r"law_val.csv: near line \d+: no CSV can be read from it \(field larger"):
+        read_suite("ceval", folder, None, ["law"], None)
 
 
 def test_odd_files_say_what_to_do(tmp_path: Path) -> None:

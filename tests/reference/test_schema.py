@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import re
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
+from small_bee import write_base
 
+from hanlin.cli.main import main
 from hanlin.recipe.reading import dump_recipe, load_recipe
 from hanlin.recipe.yaml12 import parse_yaml
 from hanlin.reference.schema import recipe_schema
@@ -76,6 +80,37 @@ def test_what_hanlin_refuses_is_marked_at_its_place(change: dict[str, Any], plac
 
 def test_every_setting_of_a_recipe_is_explained_there() -> None:
     assert _descriptions(recipe_schema()) >= {one.effect for one in all_settings() if not one.values}
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize(
+    "words", ["init rows.jsonl --base base --output made.yaml", "recipes copy cpm_bee_ccpm_lora made.yaml"]
+)
+def test_recipes_that_commands_write_name_the_schema_beside_them(
+    words: str, language: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HANLIN_LANG", language)
+    write_base(tmp_path / "base")
+    Path("rows.jsonl").write_text('{"input": "床前", "<ans>": "明月"}\n' * 3, "utf-8")
+    assert main(words.split()) == 0
+    text = Path("made.yaml").read_text("utf-8")
+    place = text.splitlines()[0].removeprefix("# yaml-language-server: $schema=")
+    schema = json.loads(Path(place).read_text("utf-8"))
+    assert not _wrong(jsonschema.Draft202012Validator(schema), parse_yaml(text)[0])
+    assert _wrong(jsonschema.Draft202012Validator(schema), {**parse_yaml(text)[0], "trian": {}}) == ["$"]
+    rate = schema["properties"]["train"]["properties"]["lr"]["description"]
+    assert bool(re.search("[\u4e00-\u9fff]", rate)) == (language == "zh")
+
+
+def test_another_file_in_the_schema_s_place_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("recipe.schema.json").write_text("{}", "utf-8")
+    assert main(["recipes", "copy", "cpm_bee_ccpm_lora"]) == 2
+    assert "recipe.schema.json: is no schema of recipes" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["recipe.schema.json"]
 
 
 def _descriptions(part: Any) -> set[str]:

@@ -8,16 +8,48 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from hanlin.core.extensions import import_file
 from hanlin.recipe.settings import Recipe
-from hanlin.reference.chinese import chinese
+from hanlin.recipe.shipped import shipped_files
+from hanlin.reference.chinese import chinese, recipe_titles
 from hanlin.reference.comments import field_comments
+from hanlin.reference.lookup import find_settings
 from hanlin.reference.page import PAGES, settings_page
+from hanlin.reference.plain_text import setting_text
 from hanlin.reference.settings import Setting, all_settings, section_texts
+from hanlin.reference.since import add_version
 
 ROOT = Path(__file__).parents[2]
 CATALOGUE = "src/hanlin/reference/chinese.yaml"
+
+
+def test_a_setting_says_which_later_version_brought_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = tmp_path / "since.yaml"
+    told.write_text("# a comment\n{}\n", "utf-8")
+    add_version(told, "0.1.0")
+    released = yaml.safe_load(told.read_text("utf-8"))
+    released["0.1.0"].remove("train.lr")
+    released["0.1.0"].remove("cpm_bee data.options.strict")
+    monkeypatch.setattr("hanlin.reference.since._released", lambda: released)
+    monkeypatch.setattr("hanlin.__version__", "0.2.0")
+    [rate] = find_settings("train.lr").settings
+    assert "Since 0.2.0." in setting_text(rate, "en")
+    assert "自 0.2.0 版起。" in setting_text(rate, "zh")
+    lines = [line for line in settings_page("en").splitlines() if "Since" in line]
+    assert [line.split("`")[1] for line in lines] == ["train.lr", "data.options.strict"]
+    assert "since version 0.1.0" in settings_page("en")
+
+    told.write_text("# a comment\n" + yaml.safe_dump(released), "utf-8")
+    add_version(told, "0.2.0")
+    assert yaml.safe_load(told.read_text("utf-8"))["0.2.0"] == ["cpm_bee data.options.strict", "train.lr"]
+    assert told.read_text("utf-8").startswith("# a comment\n")
+
+
+def test_every_recipe_that_comes_with_hanlin_has_a_chinese_title() -> None:
+    assert list(recipe_titles()) == [file.stem for file in shipped_files("recipes")]
+    assert [title for title in recipe_titles().values() if not re.search("[\u4e00-\u9fff]", title)] == []
 
 
 def _name(setting: Setting) -> str:

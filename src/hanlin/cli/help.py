@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
 def _print_schema() -> None:
     from hanlin.reference.schema import recipe_schema
 
-    print(json.dumps(recipe_schema(), ensure_ascii=False, indent=1))
+    print(json.dumps(recipe_schema(language()), ensure_ascii=False, indent=1))
 
 
 def _print_settings_beside(command: str) -> None:

@@ -7,6 +7,7 @@ hanlin init rows.jsonl --base glm tuning.method=lora       with a setting that i
 hanlin init rows.jsonl --family cpm1 --size small --vocab vocab.model    fresh weights
 
 On a terminal it asks for what is not given. The recipe is checked before it is written, and can be trained by at once.
+Beside it lies recipe.schema.json, with which editors complete, explain and check it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import sys
 from pathlib import Path
 
 from hanlin.cli._say import tell
+from hanlin.cli._schema import write_recipe
 from hanlin.cli._targets import add_overwrite, new_target
 from hanlin.core.errors import ConfigError
 from hanlin.core.language import language
@@ -43,8 +45,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from hanlin.core.files import replaced_file
-
     target = new_target(args.output, overwrite=args.overwrite)
     overrides = [word for word in args.words if _SETTING.match(word) and not Path(word).exists()]
     files = [Path(word) for word in args.words if word not in overrides] or [
@@ -56,8 +56,7 @@ def run(args: argparse.Namespace) -> int:
     memory = memory_of(args.device) if args.device else memory_here()
     folder = args.folder or Path("runs") / files[0].stem
     text = first_recipe(model, files, folder, memory, language(), overrides)
-    with replaced_file(target) as stream:
-        stream.write(text.encode())
+    write_recipe(target, text)
     tell(f"{target}: look at it, then `hanlin train {target}`")
     return 0
 

@@ -8,13 +8,16 @@ hanlin recipes copy cpm2_ccpm_full .             into a folder, to be changed th
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 from hanlin.cli._say import tell
+from hanlin.cli._schema import write_recipe
 from hanlin.cli._targets import add_overwrite, new_target
 from hanlin.core.files import replaced_file
+from hanlin.core.language import language
 from hanlin.core.terminal import screen
 
 HELP = "list, show and copy the recipes that come with hanlin"
@@ -44,10 +47,19 @@ def run(args: argparse.Namespace) -> int:
         source = shipped_file(args.name)
         is_file = args.target.suffix == source.suffix and not args.target.is_dir()
         target = args.target if is_file else args.target / source.name
-        with replaced_file(new_target(target, overwrite=args.overwrite)) as stream:
-            stream.write(source.read_bytes())
-        tell(f"{target}: change its paths, then `hanlin check {target}`" if source.suffix == ".yaml" else str(target))
+        _copy(source, new_target(target, overwrite=args.overwrite))
     return 0
+
+
+def _copy(source: Path, target: Path) -> None:
+    content = source.read_bytes()
+    if source.suffix == ".yaml" and re.search(rb"^model:", content, re.MULTILINE):
+        write_recipe(target, content.decode())
+        tell(f"{target}: change its paths, then `hanlin check {target}`")
+        return
+    with replaced_file(target) as stream:
+        stream.write(content)
+    tell(f"{target}: change its paths, then `hanlin compare {target}`" if source.suffix == ".yaml" else str(target))
 
 
 def _list() -> None:
@@ -56,15 +68,17 @@ def _list() -> None:
     from rich.text import Text
 
     from hanlin.recipe.shipped import shipped_files
+    from hanlin.reference.chinese import recipe_titles
 
+    chinese = recipe_titles() if language() == "zh" else {}
     table = Table("recipe", "family", "method", "needs", "what it is")
     for file in shipped_files("recipes"):
         text = file.read_text("utf-8")
         values = yaml.safe_load(text)
         is_trained = "train" in values.get("data", {})
         method = values.get("tuning", {}).get("method", "full") if is_trained else "none"
-        facts = (file.stem, values["model"]["family"], method, "\n".join(_needs(values)), _title(text))
-        table.add_row(*map(Text, facts))
+        facts = (file.stem, values["model"]["family"], method, "\n".join(_needs(values)))
+        table.add_row(*map(Text, (*facts, chinese.get(file.stem, _title(text)))))
     for file in shipped_files("examples"):
         table.add_row(Text(file.name), "", "", "", "an example")
     console = screen()

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 from functools import cache
 from importlib.resources import files
+from typing import Any
 
 import yaml
 
 from hanlin.core.language import Language
 
-__all__ = ["chinese", "said_in"]
+__all__ = ["chinese", "recipe_titles", "said_in"]
 
 
 @cache
 def chinese() -> dict[str, str]:
     """The catalogue: `chinese.yaml` beside this file."""
-    entries = yaml.safe_load((files("hanlin.reference") / "chinese.yaml").read_text(encoding="utf-8"))
-    return {entry["en"]: entry["zh"] for entry in entries}
+    return {entry["en"]: entry["zh"] for entry in _read("chinese.yaml")}
+
+
+def recipe_titles() -> dict[str, str]:
+    """What each recipe that comes with hanlin is, by its name."""
+    return _read("recipes.yaml")
+
+
+def _read(name: str) -> Any:
+    return yaml.safe_load((files("hanlin.reference") / name).read_text(encoding="utf-8"))
 
 
 def said_in(language: Language, text: str) -> str:

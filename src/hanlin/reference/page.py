@@ -10,7 +10,8 @@ from hanlin.models.family import family_names, load_family
 from hanlin.recipe.settings import Recipe
 from hanlin.reference.chinese import said_in
 from hanlin.reference.settings import FAMILY, REQUIRED, Setting, family_settings, recipe_settings, section_texts
-from hanlin.reference.words import belongs_words, default_words, depends_words, kind_words
+from hanlin.reference.since import first_version
+from hanlin.reference.words import belongs_words, default_words, depends_words, kind_words, since_words
 
 __all__ = ["PAGES", "settings_page"]
 
@@ -27,8 +28,10 @@ English | [简体中文](settings.zh-CN.md)
 Every setting with its type, default and effect. `hanlin help train.lr` says the same of one of them, `hanlin help
 tuning` of a section; a name that is not quite right finds the nearest. How recipes are written:
 [recipes.md](recipes.md). What means nothing beside the others is an error, and `hanlin check` says so.
+All are there since version {version}, but where a later one is named.
 
-Editors complete and check recipes by a JSON schema, which `hanlin help --schema` writes:
+Editors complete, explain and check recipes by a JSON schema. `hanlin init` and `hanlin recipes copy` put it beside what
+they write, and name it in the first line; for other recipes `hanlin help --schema` writes it:
 """,
     "zh": """\
 # 配置的全部设置
@@ -39,9 +42,10 @@ Editors complete and check recipes by a JSON schema, which `hanlin help --schema
 
 每个设置的类型、默认值和作用。`hanlin help train.lr` 显示其中一个，`hanlin help tuning` 显示一个小节；
 名称不完全正确时会找到最接近的。配置怎样写：[recipes.zh-CN.md](recipes.zh-CN.md)。
-与其他设置放在一起没有意义的设置是错误，`hanlin check` 会指出。
+与其他设置放在一起没有意义的设置是错误，`hanlin check` 会指出。没有注明更晚版本的，都自 {version} 版起就有。
 
-编辑器可以用 JSON schema 补全和检查配置，`hanlin help --schema` 会写出它：
+编辑器可以用 JSON schema 补全、解释和检查配置。`hanlin init` 和 `hanlin recipes copy` 把它放在写出的配置旁边，
+并在第一行指明；其他配置用 `hanlin help --schema` 写出它：
 """,
 }
 _EDITOR = """
@@ -70,7 +74,7 @@ _WORDS = {
 def settings_page(language: Language) -> str:
     """The whole page as Markdown."""
     words, texts = _WORDS[language], section_texts()
-    parts = [_HEADS[language] + _EDITOR]
+    parts = [_HEADS[language].format(version=first_version()) + _EDITOR]
     for section in Recipe.model_fields:
         rows = [setting for setting in recipe_settings() if setting.key.partition(".")[0] == section]
         parts.append(f"## `{section}`\n{said_in(language, texts[section])}\n\n{_table(rows, language)}")
@@ -92,7 +96,12 @@ def _table(settings: Iterable[Setting], language: Language) -> str:
 
 def _row(setting: Setting, language: Language) -> str:
     belongs = "" if setting.chosen_by == FAMILY else belongs_words(setting, language)
-    effect = [said_in(language, setting.effect), belongs, depends_words(setting, language)]
+    effect = [
+        said_in(language, setting.effect),
+        belongs,
+        depends_words(setting, language),
+        since_words(setting, language),
+    ]
     default = default_words(setting, language)
     cells = [
         f"`{setting.key}`",

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from hanlin.core.language import Language
 from hanlin.reference.chinese import said_in
 from hanlin.reference.settings import REQUIRED, Setting
-from hanlin.reference.words import belongs_words, default_words, depends_words, kind_words
+from hanlin.reference.words import belongs_words, default_words, depends_words, kind_words, since_words
 
 __all__ = ["section_text", "setting_text"]
 
@@ -24,7 +24,8 @@ _WORDS = {
 def setting_text(setting: Setting, language: Language) -> str:
     """Everything that is known of a setting."""
     words, colon = _WORDS[language], {"en": ": ", "zh": "："}[language]
-    effect = [said_in(language, setting.effect), belongs_words(setting, language), depends_words(setting, language)]
+    about = [belongs_words(setting, language), depends_words(setting, language), since_words(setting, language)]
+    effect = [said_in(language, setting.effect), *about]
     default = default_words(setting, language)
     value = "..." if setting.default is REQUIRED else default
     facts = [

@@ -10,28 +10,48 @@ from typing import Any
 
 from pydantic import BaseModel, TypeAdapter
 
+from hanlin.core.language import Language
 from hanlin.models.family import Family, family_names, load_family
 from hanlin.recipe.settings import Recipe
 from hanlin.recipe.union import OneOf
+from hanlin.reference.chinese import said_in
 from hanlin.reference.comments import field_comments
 from hanlin.reference.settings import REQUIRED, family_settings, plain
 
-__all__ = ["recipe_schema"]
+__all__ = ["TITLE", "recipe_schema"]
+
+TITLE = "hanlin recipe"
 
 _FILE = {"type": "string", "pattern": r"\.py$"}
 
 
-def recipe_schema() -> dict[str, Any]:
+def recipe_schema(language: Language = "en") -> dict[str, Any]:
     """The schema of a whole recipe; options, sizes and the shape of the model are those of the family it names."""
+    return _told(_whole_schema(), language)
+
+
+def _whole_schema() -> dict[str, Any]:
     schema = _of_section(Recipe)
     schema["properties"]["model"]["properties"]["family"]["anyOf"] = [{"enum": family_names()}, _FILE]
     families = [_when_family(load_family(name)) for name in family_names()]
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "hanlin recipe",
+        "title": TITLE,
         **schema,
         "allOf": families,
     }
+
+
+def _told(part: Any, language: Language) -> Any:
+    """The same with what is said of the settings in a language."""
+    if isinstance(part, list):
+        return [_told(one, language) for one in part]
+    if not isinstance(part, dict):
+        return part
+    found = {name: _told(value, language) for name, value in part.items()}
+    if isinstance(described := part.get("description"), str):
+        found["description"] = said_in(language, described)
+    return found
 
 
 def _of_section(section: type[BaseModel]) -> dict[str, Any]:

@@ -12,19 +12,21 @@ from pydantic.fields import FieldInfo
 
 from hanlin.core.language import Language
 from hanlin.reference.settings import REQUIRED, NameOrFile, Setting, plain
+from hanlin.reference.since import first_version, since
 
-__all__ = ["belongs_words", "default_words", "depends_words", "kind_words"]
+__all__ = ["belongs_words", "default_words", "depends_words", "kind_words", "since_words"]
 
 _WORDS = {
     "en": {
         bool: "true or false", int: "whole number", float: "number", str: "text", Path: "path", dict: "section",
         Any: "any value", "list": "list of {}", "or": " or ", "file": "a Python file", "required": "required",
         "belongs": "Only with `{}`: {}.", "depends": "Whether it has an effect depends on {}.", "and": ", ",
+        "since": "Since {}.",
     },
     "zh": {
         bool: "true 或 false", int: "整数", float: "数", str: "文本", Path: "路径", dict: "键值表",
         Any: "任意值", "list": "列表，每项为 {}", "or": " 或 ", "file": "Python 文件", "required": "必填",
-        "belongs": "只用于 `{}` 为 {} 时。", "depends": "是否起作用取决于 {}。", "and": "、",
+        "belongs": "只用于 `{}` 为 {} 时。", "depends": "是否起作用取决于 {}。", "and": "、", "since": "自 {} 版起。",
     },
 }  # fmt: skip
 
@@ -53,6 +55,12 @@ def depends_words(setting: Setting, language: Language) -> str:
     words = _WORDS[language]
     causes = words["and"].join(f"`{key}`" for key in setting.depends_on)
     return words["depends"].format(causes) if causes else ""
+
+
+def since_words(setting: Setting, language: Language) -> str:
+    """The version that brought it; empty: the first."""
+    version = since(setting)
+    return "" if version == first_version() else _WORDS[language]["since"].format(version)
 
 
 def _kind(kind: Any, limits: Iterable[Any], words: dict[Any, str]) -> str:

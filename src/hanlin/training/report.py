@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Generator, Sequence
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -67,13 +68,12 @@ def _has_begun(folder: Path) -> bool:
 
 def _state(folders: Sequence[Path]) -> list[tuple[str, int, int]]:
     """Of the files that a page is made of: what changes when they do."""
-    files = sorted(
-        file
-        for folder in folders
-        for pattern in ("*.jsonl", "config.yaml", "evaluation/*/metrics.json")
-        for file in folder.glob(pattern)
-    )
-    return [(str(file), stat.st_size, stat.st_mtime_ns) for file in files for stat in [file.stat()]]
+    patterns, found = ("*.jsonl", "config.yaml", "evaluation/*/metrics.json"), []
+    for file in sorted(file for folder in folders for pattern in patterns for file in folder.glob(pattern)):
+        with suppress(FileNotFoundError):  # removed since it was found
+            stat = file.stat()
+            found.append((str(file), stat.st_size, stat.st_mtime_ns))
+    return found
 
 
 def picture_of(page: Path) -> Path:

@@ -147,7 +147,7 @@ def _starts(path: Path) -> Iterator[tuple[Mapping[str, str], Sequence[DataFacts]
             row = json.loads(line)
             machine = {str(name): str(value) for name, value in row["machine"].items()}
             data = [_facts(part, report) for part, report in row["data"].items()]
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             log.warning("%s: a line cannot be read and is left out", path)
             continue
         yield machine, data

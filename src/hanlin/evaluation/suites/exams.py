@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -69,7 +70,10 @@ class Exam:
 
     def _questions(self, path: Path) -> list[SuiteQuestion]:
         rows = read_table(path, (self.question, *_LETTERS))
-        return [self._question(path, number, row) for number, row in enumerate(rows)]
+        questions = [self._question(path, number, row) for number, row in enumerate(rows)]
+        if double := next((id for id, count in Counter(one.id for one in questions).items() if count > 1), None):
+            raise DataError(f"{path}: the id {double!r:.40} stands there twice, so that answers cannot be told apart")
+        return questions
 
     def _question(self, path: Path, number: int, row: Mapping[str, str]) -> SuiteQuestion:
         text = self.text.format(question=row[self.question].strip(), **{letter: row[letter] for letter in _LETTERS})
@@ -122,12 +126,16 @@ def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
             f"{path}: the first line names {', '.join(reader.fieldnames or ()) or 'no columns':.80}, and "
             f"{', '.join(missing)} is missing; take the file as its authors publish it"
         )
-    rows = list(reader)
-    for row in rows:
-        if None in row or any(row[name] is None for name in columns):
-            raise DataError(
-                f"{path}: near line {reader.line_num}: a row has not as many values as the first line names"
-            )
+    rows = []
+    try:
+        for row in reader:
+            if None in row or any(row[name] is None for name in columns):
+                raise DataError(
+                    f"{path}: near line {reader.line_num}: a row has not as many values as the first line names"
+                )
+            rows.append(row)
+    except csv.Error as error:
+        raise DataError(f"{path}: near line {reader.line_num}: no CSV can be read from it ({error})") from None
     if not rows:
         raise DataError(f"{path}: the file holds no questions")
     return rows

@@ -19,7 +19,6 @@ from hanlin.core.files import read_json_object, replace_json
 from hanlin.data.forms.content import ChatMessage, Conversation
 from hanlin.data.processor import ContinuesTexts
 from hanlin.data.sources.jsonl import JsonlSource, write_jsonl
-from hanlin.data.sources.records import BadRowError
 from hanlin.evaluation.continuations import Context, score_continuations
 from hanlin.evaluation.continued_texts import OpenText, continue_texts
 from hanlin.evaluation.metrics.text import mean, share
@@ -77,7 +76,7 @@ def read_suite(name: str, folder: Path, part: str | None, names: Sequence[str], 
         raise ConfigError(f"--split: {name} has no {part}; known: {', '.join(suite.parts)}")
     if unknown := [one for one in names if one not in suite.subjects]:
         raise ConfigError(f"--subjects: {name} has no {', '.join(unknown)}; known: {', '.join(suite.subjects)}")
-    subjects = suite.read(folder, part, list(names) or list(suite.subjects))
+    subjects = suite.read(folder, part, list(dict.fromkeys(names)) or list(suite.subjects))
     return [replace(one, questions=one.questions[:limit]) for one in subjects]
 
 
@@ -102,8 +101,9 @@ def run_suite(
         raise DataError(f"--shots {how.shots}: {', '.join(short[:3])} has not so many examples; give fewer")
     weights, is_main = identity_of_weights(engine), engine.mesh.is_main
     if is_main:
-        asked = {"suite": name, "shots": how.shots, "prompt": how.style, "questions": _digest(subjects)}
-        _open(folder, {**asked, "weights": f"{network} {weights} {engine.precision}"}, overwrite)
+        asked = {"suite": name, "shots": how.shots, "prompt": how.style}
+        questions = {one.name: _digest(one) for one in subjects}
+        _open(folder, {**asked, "weights": f"{network} {weights} {engine.precision}"}, questions, overwrite)
     rows = {one.name: _answered(engine, one, how, folder / PREDICTIONS / f"{one.name}.jsonl") for one in subjects}
     scores = _scores(subjects, rows)
     if is_main:
@@ -114,26 +114,41 @@ def run_suite(
     return scores
 
 
-def _open(folder: Path, about: Mapping[str, Any], overwrite: bool) -> None:
-    """Raises: DataError."""
+def _open(folder: Path, about: Mapping[str, Any], questions: Mapping[str, str], overwrite: bool) -> None:
+    """questions: by subject what they were; subjects that were asked before may stay beside others.
+
+    Raises: DataError.
+    """
     path = folder / ABOUT
-    if path.is_file() and read_json_object(path) != about:
+    known = _known_questions(path, about) if path.is_file() else {}
+    if known is None or any(known.get(name, digest) != digest for name, digest in questions.items()):
         if not overwrite:
             raise DataError(
                 f"{folder}: holds answers of other weights, or to other questions; choose another --folder, or add "
                 "--overwrite"
             )
         shutil.rmtree(folder / PREDICTIONS, ignore_errors=True)
+        known = {}
     (folder / PREDICTIONS).mkdir(parents=True, exist_ok=True)
-    replace_json(path, about)
+    replace_json(path, {**about, "questions": {**known, **questions}})
 
 
-def _digest(subjects: Sequence[Subject]) -> str:
-    return hashlib.sha256(repr(subjects).encode()).hexdigest()
+def _known_questions(path: Path, about: Mapping[str, Any]) -> dict[str, str] | None:
+    """What was asked so far; None where others were asked, or otherwise.
+
+    Raises: DataError.
+    """
+    found = read_json_object(path, DataError)
+    questions = found.pop("questions", None)
+    return questions if found == about and isinstance(questions, dict) else None
+
+
+def _digest(subject: Subject) -> str:
+    return hashlib.sha256(repr(subject).encode()).hexdigest()
 
 
 def _answered(engine: Engine, subject: Subject, how: AskedHow, path: Path) -> list[Predicted]:
-    known = _read(path) if engine.mesh.is_main else None
+    known = _read(path, subject) if engine.mesh.is_main else None
     if (found := engine.mesh.from_main(known)) is not None:
         return found
     rows = _asked(engine, subject, how)
@@ -142,15 +157,35 @@ def _answered(engine: Engine, subject: Subject, how: AskedHow, path: Path) -> li
     return rows
 
 
-def _read(path: Path) -> list[Predicted] | None:
-    """Raises: DataError."""
+def _read(path: Path, subject: Subject) -> list[Predicted] | None:
+    """Raises: DataError for a file that is damaged, or whose lines are no answers to the questions."""
     if not path.is_file():
         return None
-    source = JsonlSource(path)
     try:
-        return [source[number] for number in range(len(source))]
-    except BadRowError as error:
+        source = JsonlSource(path)
+        rows = [source[number] for number in range(len(source))]
+    except DataError as error:
         raise DataError(f"{error}; remove the file, and its questions are asked again") from None
+    if len(rows) != len(subject.questions):
+        raise DataError(
+            f"{path}: has {len(rows):,} answers to {len(subject.questions):,} questions; remove the file, and they are "
+            "asked again"
+        )
+    for number, (row, question) in enumerate(zip(rows, subject.questions, strict=True)):
+        if not _is_answer(row, question):
+            raise DataError(
+                f"{source.where(number)}: is no answer to question {question.id!r:.40}; remove the file, and its "
+                "questions are asked again"
+            )
+    return rows
+
+
+def _is_answer(row: Predicted, question: SuiteQuestion) -> bool:
+    """Whether a line is as `_row` writes it."""
+    answer, gold = row.get("answer"), question.gold
+    is_right = None if gold is None else answer == gold
+    stated = row.get("id"), row.get("gold"), row.get("correct")
+    return isinstance(answer, str) and answer in question.options and stated == (question.id, gold, is_right)
 
 
 def _asked(engine: Engine, subject: Subject, how: AskedHow) -> list[Predicted]:
