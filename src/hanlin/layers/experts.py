@@ -18,6 +18,8 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from hanlin.layers.quantised import computed_again
+
 # Rounds of the auction in which winners keep what they won; then a rule that ends soon.
 _STRICT_ROUNDS = 100
 _LEAST_STEP = 1e-4
@@ -108,8 +110,9 @@ class Experts(nn.Module):
 
     def _run(self, tokens: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
         pieces = zip(self.experts.values(), tokens.split(list(counts)), strict=True)
-        # Idle ones take part in training, so that all have a gradient.
-        return torch.cat([expert(own) for expert, own in pieces if self.training or len(own)] or [tokens])
+        with computed_again(False):  # the experts of a block, unpacked, would be too much at once
+            # Idle ones take part in training, so that all have a gradient.
+            return torch.cat([expert(own) for expert, own in pieces if self.training or len(own)] or [tokens])
 
     @torch.no_grad()
     def _best(self, tokens: torch.Tensor) -> torch.Tensor:

@@ -75,9 +75,12 @@ class Nf4:
         unpacked = unpack_by_library if _has_library(packed.device.type) else unpack_by_torch
         return unpacked(packed, absmax, exact).to(dtype)
 
-    def multiply(self, input: torch.Tensor, tensors: PackedTensors) -> torch.Tensor:
+    def unpacks_long(self, input: torch.Tensor) -> bool:
         is_few = input[..., 0].numel() <= _FEW_ROWS and input.shape[-1] % BLOCK == 0
-        if is_few and _has_library(input.device.type) and _multiplies():
+        return not (is_few and _has_library(input.device.type) and _multiplies())
+
+    def multiply(self, input: torch.Tensor, tensors: PackedTensors) -> torch.Tensor:
+        if not self.unpacks_long(input):
             return multiply_by_library(input, tensors)
         return functional.linear(input, self.unpack(tensors, input.shape[-1], input.dtype))
 

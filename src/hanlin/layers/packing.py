@@ -47,6 +47,10 @@ class Packing(Protocol):
         """The matrix `[out, columns]`."""
         ...
 
+    def unpacks_long(self, input: torch.Tensor) -> bool:
+        """Whether `multiply` unpacks the whole matrix first, and that takes longer than to read it once more."""
+        ...
+
     def multiply(self, input: torch.Tensor, tensors: PackedTensors) -> torch.Tensor:
         """`[..., in]` -> `[..., out]`, in the input's dtype."""
         ...
@@ -64,6 +68,10 @@ class _ScaledRows:
     def unpack(self, tensors: PackedTensors, columns: int, dtype: torch.dtype) -> torch.Tensor:
         packed, scale = tensors
         return dequantise(packed, scale, columns, dtype)
+
+    def unpacks_long(self, input: torch.Tensor) -> bool:
+        del input
+        return False  # an operation or two
 
 
 class Int8Rows(_ScaledRows):

@@ -1,15 +1,20 @@
 """Linears whose weights lie packed in memory (packing.py, nf4.py): of bases that are packed on disk, and of any other.
 
-A weight is unpacked when it is multiplied by, in the forward and in the backward pass, and forgotten at once. Packed
-weights are not trained; gradients go through them to what lies before.
+A weight is unpacked when it is multiplied by, in the forward and in the backward pass, and forgotten at once; where a
+block is computed again for its backward pass, it is unpacked once for both. Packed weights are not trained; gradients
+go through them to what lies before.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from hanlin.core.errors import CheckpointError, ConfigError
 from hanlin.core.plan import Plan
@@ -20,6 +25,8 @@ from hanlin.layers.packing import Int4Rows, Int8Rows, Packing
 from hanlin.layers.precision import matmul_dtype
 
 PackingName = Literal["int4", "int8", "nf4"]
+
+_IS_COMPUTED_AGAIN: ContextVar[bool] = ContextVar("computed_again", default=False)
 
 PACKINGS: dict[str, Packing] = {packing.name: packing for packing in (Int4Rows(), Int8Rows(), Nf4())}
 
@@ -138,16 +145,37 @@ def _tensors(module: nn.Module, packing: Packing) -> tuple[torch.Tensor, ...]:
     return tuple(getattr(module, name) for name in ("weight", *packing.parts))
 
 
+@contextmanager
+def computed_again(is_computed_again: bool = True) -> Iterator[None]:
+    """Let products inside keep what they unpack for the backward pass, if that takes long: they belong to a block that
+    keeps nothing of its forward pass, and is computed again just before its backward pass.
+    """
+    token = _IS_COMPUTED_AGAIN.set(is_computed_again)
+    try:
+        yield
+    finally:
+        _IS_COMPUTED_AGAIN.reset(token)
+
+
 class _PackedProduct(torch.autograd.Function):
-    """input @ weight.T that keeps nothing but the packed weight for the backward pass."""
+    """input @ weight.T that keeps nothing but the packed weight for the backward pass, unless it is computed again."""
 
     @staticmethod
     def forward(ctx: Any, input: torch.Tensor, packing: Packing, *tensors: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(*tensors)
-        ctx.packing, ctx.columns = packing, input.shape[-1]
-        return packing.multiply(input, tensors)
+        ctx.packing, ctx.columns, ctx.parts = packing, input.shape[-1], len(tensors)
+        ctx.keeps_unpacked = _IS_COMPUTED_AGAIN.get() and packing.unpacks_long(input)
+        if not ctx.keeps_unpacked:
+            ctx.save_for_backward(*tensors)
+            return packing.multiply(input, tensors)
+        weight = packing.unpack(tensors, ctx.columns, input.dtype)
+        ctx.save_for_backward(weight)
+        return functional.linear(input, weight)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        tensors = ctx.saved_tensors
-        return ctx.packing.multiply_back(gradients[0], tensors, ctx.columns), None, *(None for _ in tensors)
+        kept = ctx.saved_tensors
+        if ctx.keeps_unpacked:
+            gradient = gradients[0] @ kept[0]
+        else:
+            gradient = ctx.packing.multiply_back(gradients[0], kept, ctx.columns)
+        return gradient, None, *(None for _ in range(ctx.parts))

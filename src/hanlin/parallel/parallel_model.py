@@ -175,7 +175,7 @@ class ParallelModel:
         # Sharded gradients are averaged over the ranks that share, and they are to be added.
         repeats = self.data_ranks if self._is_sharded else 1
         factors = [scale / denominator * repeats for denominator in denominators]
-        with self._arithmetic():
+        with self._arithmetic(keeps_casts=self._uses_casts_again):
             losses = self._runner.forward_backward([part.to(self.device) for part in parts], factors, around)
         num_lacking = self._gradients.add()
         norm = self._gradients.own_norm()
@@ -292,10 +292,18 @@ class ParallelModel:
 
     # --- arithmetic ---
 
+    @property
+    def _uses_casts_again(self) -> bool:
+        """Whether weights that a micro-batch casts serve the next ones too. Not where they are there for a block only:
+        with those of an earlier pass remembered, gradients would come after FSDP has collected them; and blocks that
+        are computed again would keep them all, to save memory elsewhere.
+        """
+        return not self._is_sharded and self.settings.checkpoint_activations == "none"
+
     @contextmanager
-    def _arithmetic(self) -> Iterator[None]:
-        # With the cast weights of an earlier pass remembered, gradients would come after FSDP has collected them.
-        options: Any = {"enabled": self._is_mixed, "cache_enabled": not self._is_sharded}
+    def _arithmetic(self, *, keeps_casts: bool = False) -> Iterator[None]:
+        """keeps_casts: cast weights are remembered to its end; else they go with what reads them."""
+        options: Any = {"enabled": self._is_mixed, "cache_enabled": keeps_casts}
         casting = torch.autocast(self.device.type, self.dtype if self._is_mixed else None, **options)
         with casting, attention_kernels(self.device, self._attention):
             yield

@@ -11,6 +11,8 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from hanlin.layers.quantised import computed_again
+
 HowRecomputed = Literal["full", "offload", "selective"]
 """What a recomputed block keeps; see `recompute`."""
 
@@ -27,14 +29,14 @@ def recompute(block: nn.Module, how: HowRecomputed) -> None:
     """Let a block keep its input only (full), in the CPU's memory (offload), or the results of its matrix products as
     well (selective).
     """
-    forward = block.forward
+    forward, again = block.forward, computed_again()(block.forward)
     contexts = {"context_fn": partial(create_selective_checkpoint_contexts, _policy)} if how == "selective" else {}
 
     def run(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)
         with saved_tensors_hooks(_to_host, _from_host) if how == "offload" else nullcontext():
-            return checkpoint(forward, *args, use_reentrant=False, **contexts, **kwargs)
+            return checkpoint(again, *args, use_reentrant=False, **contexts, **kwargs)
 
     block.forward = run
 

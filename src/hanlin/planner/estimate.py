@@ -241,15 +241,15 @@ def _inputs_on_host(share: RankShare) -> int:
 def _casted(share: RankShare) -> tuple[int, int]:
     """Copies of weights that autocast makes: at the end of the forward pass, and in the backward pass.
 
-    It remembers those of whole weights for the length of a step. Of a tensor rank's parts and of shared weights every
-    pass makes its own, and keeps them for its backward pass, unless that computes them again. Of what was gathered in
-    half precision it makes none.
+    Where blocks are computed again, each has its own for as long. Else it remembers those of whole weights for the
+    length of a step, and of a tensor rank's parts and of shared weights every pass makes its own, and keeps them for
+    its backward pass. Of what was gathered in half precision it makes none.
     """
     sizes = [0 if share.job.gathers_half(share.layout) else cost.casted for cost in share.costs]
-    if share.layout.tensor == 1 and not share.is_sharded:
-        return sum(sizes), sum(sizes)
     if share.recomputes:
         return 0, max(sizes, default=0)
+    if share.layout.tensor == 1 and not share.is_sharded:
+        return sum(sizes), sum(sizes)
     flying = int(share.layout.in_flight(share.held.stage.rank) * sum(sizes))
     return flying, flying
 
@@ -360,7 +360,7 @@ def _work(share: RankShare) -> RankWork:
     rows = layout.micro_batch_size * job.lengths.length * held.stage.has_last
     all_again = Seconds(1, 1, 1, 1, 1)
     again = {"none": Seconds(), "full": all_again, "offload": all_again, "selective": Seconds(0, 1, 1, 1, 1)}
-    is_whole = layout.tensor == 1 and not share.is_sharded
+    is_remembered = layout.tensor == 1 and not share.is_sharded and not share.recomputes
     gathered = layout.micro_batches * ((2 if layout.shard == "parameters" else 1) + job.asks_first)
     return RankWork(
         trace=share.trace,
@@ -372,7 +372,7 @@ def _work(share: RankShare) -> RankWork:
         optimizer_bytes=(6 * size + (size < FP32) * _WIDENED_BYTES) * held.held_trained + 2 * held.optimiser_bytes,
         is_offloaded=layout.offload,
         link_bytes=layout.offload * (gathered * held.held_bytes + size * held.held_trained),
-        casts_per_pass=0.0 if job.gathers_half(layout) else 1 / layout.micro_batches if is_whole else 1.0,
+        casts_per_pass=0.0 if job.gathers_half(layout) else 1 / layout.micro_batches if is_remembered else 1.0,
         computes_again=again[layout.checkpoint_activations],
         asks_first=job.asks_first,
     )

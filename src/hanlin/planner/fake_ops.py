@@ -18,6 +18,7 @@ from hanlin.layers.attention_kernels import AttentionKernel, planned_kernels
 from hanlin.layers.experts import Experts
 from hanlin.layers.flex import PairScores, pair_attention
 from hanlin.layers.precision import matmul_dtype
+from hanlin.layers.quantised import computed_again
 from hanlin.layers.varlen import Sequences, varlen_attention
 from hanlin.planner.devices import Device
 from hanlin.planner.kernels import AttentionCall, kernel_of
@@ -131,5 +132,6 @@ class EvenExperts(nn.Module):
         flat = hidden.flatten(0, -2)
         order = torch.zeros(len(flat), dtype=torch.int64)
         parts = order.chunk(len(self.experts))
-        pieces = [expert(flat[own]) for expert, own in zip(self.experts, parts, strict=False)]
+        with computed_again(False):
+            pieces = [expert(flat[own]) for expert, own in zip(self.experts, parts, strict=False)]
         return torch.cat(pieces)[order].view_as(hidden)

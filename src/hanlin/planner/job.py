@@ -148,6 +148,8 @@ class PlannedModel:
     def trace(self, layout: Layout) -> Trace:
         """One pass of `layout.micro_batch_size` rows on one tensor rank."""
         plain = Layout(tensor=layout.tensor, micro_batch_size=layout.micro_batch_size)
+        if self.recipe.model.quantise and layout.checkpoint_activations != "none":
+            plain = replace(plain, checkpoint_activations="full")  # what of packed weights is kept depends on it
         if not self.num_experts:
             return self._trace(plain, 1)
         return self._with_experts(plain, -(-self.num_experts // layout.expert))

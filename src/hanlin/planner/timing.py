@@ -58,9 +58,9 @@ def pass_seconds(trace: Trace, device: Device) -> PassSeconds:
 @dataclass(frozen=True)
 class RankWork:
     """What the seconds of a rank follow from. kinds: of its blocks; head_flops, logits: of a pass; optimizer_bytes:
-    that it moves in a step; link_bytes: to and from the CPU's memory in a step; casts_per_pass: how often weights are
-    cast, 1 at most; computes_again: of each part of the blocks' forward pass the share that the backward pass repeats;
-    asks_first: whether there is another forward pass, without a gradient.
+    that it moves in a step; link_bytes: to and from the CPU's memory in a step; casts_per_pass: how often a forward
+    pass casts weights, 1 at most; computes_again: of each part of the blocks' forward pass the share that the backward
+    pass repeats; asks_first: whether there is another forward pass, without a gradient.
     """
 
     trace: Trace
@@ -85,7 +85,7 @@ def computing(work: RankWork, seconds: PassSeconds, device: Device, passes: int)
     one = one + forward if work.asks_first else one
     peak, bandwidth = device.peak("fp32" if work.is_fp32 else "fp16"), device.bandwidth * BANDWIDTH_SHARE
     products = one.products + work.head_flops / (peak * PRODUCT_SHARE)
-    casts = forward.casts * (1 - work.casts_per_pass) + blocks.casts * work.computes_again.casts
+    casts = (forward.casts + blocks.casts * work.computes_again.casts) * (1 - work.casts_per_pass)
     memory = max(0.0, one.memory - casts) + work.logits * LOGIT_BYTES / bandwidth
     starting = max(0.0, one.starts - products - one.attention - memory)
     optimizer = work.optimizer_bytes / (HOST_BANDWIDTH if work.is_offloaded else bandwidth)

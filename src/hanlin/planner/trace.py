@@ -25,7 +25,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hanlin.layers.attention_kernels import AttentionKernel
 from hanlin.layers.experts import Experts
-from hanlin.layers.quantised import packed_linears
+from hanlin.layers.quantised import computed_again, packed_linears
 from hanlin.parallel.parallelize import kept_dtype
 from hanlin.planner.devices import Device
 from hanlin.planner.fake_ops import DeviceAttention, EvenExperts
@@ -137,7 +137,10 @@ class TraceSettings:
 
 
 def trace(template: TraceModel, layout: Layout, run: TraceSettings) -> Trace:
-    """Run a shrunk model once, forwards and backwards, on one tensor rank's shapes."""
+    """Run a shrunk model once, forwards and backwards, on one tensor rank's shapes.
+
+    Of what a layout computes again this is the second time, when it keeps what the backward pass needs.
+    """
     model, shapes = copy.deepcopy(template.model).train(run.has_dropout), seen_shapes(template.model, layout)
     make_constants(model)
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -151,7 +154,7 @@ def trace(template: TraceModel, layout: Layout, run: TraceSettings) -> Trace:
             _Mark(model.get_submodule(name), kind, sections)
             for kind, name in zip(template.kinds, block_names(model), strict=True)
         ]
-        with counter, kernels.in_place():
+        with counter, kernels.in_place(), computed_again(layout.checkpoint_activations != "none"):
             outputs = _forward(model, inputs, run.dtype)
             kept, counter.peak = counter.live, counter.live
             forward = sections.taken()
