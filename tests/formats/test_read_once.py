@@ -1,4 +1,4 @@
-"""A large base is read once for its hash, for what is in it, and, by a process that is alone, into the model."""
+"""A large base is read once for its hash, for what is in it, and into the model; on several ranks by the first one."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from typing import Any
 import pytest
 import torch
 from family_cases import case_of
+from ranks import run_ranks
 from safetensors.torch import load_file
 
 import hanlin
+from hanlin.checking import check_file
 from hanlin.core import manifest
 from hanlin.core.errors import CheckpointError
 from hanlin.formats import load, read_once
@@ -25,6 +27,7 @@ from hanlin.formats.files import write_safetensors
 from hanlin.formats.load import base_parameters, save_base
 from hanlin.formats.read_once import known_values, sha256_and_values
 from hanlin.formats.values import Sound, count_values
+from hanlin.run.assemble import assemble
 
 TENSORS = {
     "z": torch.tensor([[1.0, -7.0]]),
@@ -138,6 +141,38 @@ def test_the_first_start_reads_a_base_once(
     num_read.clear()
     assert not hanlin.check(recipe, purpose="train", start="restart")
     assert num_read[""] >= weights.stat().st_size
+
+
+LAYOUTS = {"data": {}, "parameters": {"shard": "parameters"}, "tensor": {"tensor": 2}, "pipe": {"pipe": 2}}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_ranks_of_a_machine_read_a_base_once_each_and_the_first_hashes_it(
+    recipe: dict[str, Any], weights: Path, num_read: Counter[str], layout: str
+) -> None:
+    recipe |= {"parallel": LAYOUTS[layout]}
+    counts = run_ranks(2, lambda: (_train_as_rank(recipe), dict(num_read))[1])
+    for count in counts:
+        assert count.pop("") < weights.stat().st_size // 2  # headers
+        assert set(count.values()) == {1}
+    listed = len(load_file(weights))
+    assert len(counts[0]) == listed
+    assert (len(counts[1]) < listed) is (layout == "pipe")
+    assert known_values([weights]) == count_values(load_file(weights))
+
+
+def test_a_changed_base_is_refused_by_the_rank_that_hashes_it(recipe: dict[str, Any], weights: Path) -> None:
+    content = bytearray(weights.read_bytes())
+    content[-4] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(AssertionError, match=r"base: not as it was written: model\.safetensors was changed"):
+        run_ranks(2, _train_as_rank, recipe)
+    assert not (Path(recipe["run"]["folder"]) / "metrics.jsonl").exists()
+
+
+def _train_as_rank(recipe: dict[str, Any]) -> None:
+    """As `hanlin train` does in one of several processes."""
+    assemble(check_file(recipe, purpose="train", is_loaded_next=True)).train()
 
 
 @pytest.mark.parametrize("use", ["train", "evaluate", "load"])

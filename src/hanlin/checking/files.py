@@ -12,7 +12,6 @@ from hanlin.core.files import missing_link
 from hanlin.core.hub import hint
 from hanlin.core.json_text import parse_json
 from hanlin.core.manifest import check_manifest
-from hanlin.core.ranks import read_ranks
 from hanlin.data.mixture_file import is_mixture, read_mixture
 from hanlin.data.pretraining.windows import is_corpus
 from hanlin.data.sources.several import is_pattern, is_there, no_match
@@ -51,9 +50,9 @@ def damaged_weights(recipe: Recipe, purpose: Purpose, *, is_loaded_next: bool = 
     """Weights that are not as they were written; those of ours and converted ones carry a list of their bytes.
 
     Where their values are looked at next, that is done on the way: large files are read once for both. Where a base of
-    ours is loaded next by a process that is alone, that looks at both.
+    ours is loaded next, that looks at both.
     """
-    is_left = is_loaded_next and read_ranks().world == 1 and recipe.generate.expert_memory is None
+    is_left = is_loaded_next and recipe.generate.expert_memory is None
     sha256 = None if purpose == "generate" else sha256_and_values
     for name in ("base", "adapter"):
         path: Path | None = getattr(recipe.model, name)

@@ -11,7 +11,7 @@ from hanlin.formats.format import BASE
 from hanlin.formats.read_once import unread_files
 from hanlin.run.components import Components
 
-__all__ = ["hashes_while_it_loads", "refuse_changed_base", "refuse_packed_experts", "say_packing"]
+__all__ = ["hashes_here", "refuse_changed_base", "refuse_packed_experts", "say_packing"]
 
 log = logging.getLogger(__name__)
 
@@ -34,17 +34,25 @@ def say_packing(components: Components) -> None:
         )
 
 
-def refuse_changed_base(components: Components) -> None:
+def refuse_changed_base(components: Components, *, is_alone: bool = False) -> None:
     """Whichever part of it this rank reads; of files whose hash is taken while they are loaded only the size counts.
 
+    is_alone: other ranks, if there are any, load nothing.
     Raises: CheckpointError for a base that is not as its manifest says.
     """
     if components.source is not None:
-        later = unread_files(components.source.path) if hashes_while_it_loads(components) else ()
-        check_manifest(components.source.path, later=later)
+        is_left = hashes_here(components) if is_alone else _is_hashed_while_it_loads(components)
+        check_manifest(components.source.path, later=unread_files(components.source.path) if is_left else ())
 
 
-def hashes_while_it_loads(components: Components) -> bool:
-    """A process that is alone reads the whole of a base of ours: but for experts that are read when they are needed."""
+def hashes_here(components: Components) -> bool:
+    """Whether this process takes the hash of a base while it loads: the first one of each machine does, for all ranks
+    that load there, and reads the whole base for it.
+    """
+    return _is_hashed_while_it_loads(components) and read_ranks().local_rank == 0
+
+
+def _is_hashed_while_it_loads(components: Components) -> bool:
+    """One of ours is, but for experts that are read when they are needed."""
     source, has_all = components.source, components.recipe.generate.expert_memory is None
-    return source is not None and source.format == BASE and has_all and read_ranks().world == 1
+    return source is not None and source.format == BASE and has_all

@@ -29,7 +29,7 @@ from hanlin.parallel.parallel_model import ParallelModel
 from hanlin.parallel.parallelize import parallelize
 from hanlin.recipe.settings import ParallelSettings
 from hanlin.recipe.tuning import TuningMethod
-from hanlin.run.base_checks import hashes_while_it_loads, refuse_changed_base, refuse_packed_experts, say_packing
+from hanlin.run.base_checks import hashes_here, refuse_changed_base, refuse_packed_experts, say_packing
 from hanlin.run.components import Components, blaming, build_components
 from hanlin.run.hash_shares import names_to_hash
 from hanlin.run.precision import precision_of, saved_dtype, trained_dtype
@@ -57,7 +57,7 @@ def load_engine(recipe: Recipe, components: Components | None = None, *, is_alon
 
     components = components or build_components(recipe)
     _refuse_untrained(components)
-    refuse_changed_base(components)
+    refuse_changed_base(components, is_alone=is_alone)
     set_threads(recipe.run.threads)
     say_packing(components)
     device, world = pick_device(recipe.run.device), 1 if is_alone else read_ranks().world
@@ -312,7 +312,7 @@ def refuse_unsound(components: Components, *, is_trained: bool, is_loaded_next: 
     source = components.source
     if source is None or (components.recipe.generate.expert_memory is not None and not is_trained):
         return None
-    if is_loaded_next and read_ranks().world == 1 and is_large(source.weights.files):
+    if is_loaded_next and is_large(source.weights.files):
         return None
     report = look_at_values(source, components.base_config)
     report.refuse(source.path, _base_dtype(components) if is_trained else DTYPES[precision_of(components.recipe)])
@@ -331,7 +331,7 @@ def base_weights(components: Components, names: list[str], dtype: torch.dtype | 
     with blaming("model.base"):
         weights = open_ours(source, components.family, config=components.base_config, dtype=dtype)
         here = [name for name in names if name in weights]
-        folder = source.path if hashes_while_it_loads(components) else None
+        folder = source.path if hashes_here(components) else None
         yield from counted(passing_unread(folder, weights, here), "Loading weights", len(here))
     if read_ranks().is_main:
         weights.report.tell_zeros(source.path)
