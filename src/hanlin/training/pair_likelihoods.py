@@ -58,10 +58,12 @@ def pair_likelihoods(parallel_model: ParallelModel, batch: Batch, answers: int) 
     device = batch.answers.device
     places = [(row, pair, number) for row, held in enumerate(batch.rows) for pair, number in enumerate(held)]
     rows, pairs, numbers = torch.tensor(places, dtype=torch.int64).reshape(-1, 3).t().to(device)
-    width = 1 + answers * max(map(len, batch.rows), default=0)
+    asked = torch.arange(1, 1 + answers * max(map(len, batch.rows), default=0), device=device)
+    is_of = batch.answers[:, :, None] == asked
     losses = parallel_model.losses(batch)
+    # Not by `scatter_add_`, which on CUDA adds in an order that is left open.
     sums, counts = (
-        losses.new_zeros(batch.size, width).scatter_add_(1, batch.answers, values)[:, 1:].unflatten(1, (-1, answers))
+        torch.where(is_of, values[:, :, None], 0).sum(1).unflatten(1, (-1, answers))
         for values in (-losses, batch.weights.to(losses.dtype))
     )
     return PairLikelihoods(rows, pairs, numbers, sums[rows, pairs].t().contiguous(), counts[rows, pairs].t())
