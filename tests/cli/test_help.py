@@ -8,6 +8,7 @@ import re
 import pytest
 from message_sources import is_sentence
 
+from hanlin.cli._parser import is_example
 from hanlin.cli.main import command_help, command_names, main
 
 
@@ -91,8 +92,8 @@ def test_the_schema_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("name", [None, *command_names()])
 def test_the_help_of_every_command_is_there_in_chinese(name: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HANLIN_LANG", "zh")
-    _, _, explained = command_help(name).partition("\n\n")  # behind the usage
-    told, examples, _ = explained.partition("示例：")
-    assert examples
-    helps = [re.split(" {2,}", line.strip())[-1] for line in told.splitlines()]
+    _, _, told = command_help(name).partition("\n\n")  # behind the usage
+    assert "示例：" in told
+    assert not re.findall(r"(?m)^[A-Za-z ]+:$", told)
+    helps = [text for line in told.splitlines() if not is_example(text := re.split(" {2,}", line.strip())[-1])]
     assert not [text for text in helps if is_sentence(text) and text.isascii() and text[0] not in "-{"]

@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from hanlin.cli._parser import divided, is_example
+from hanlin.cli._parser import REMARK, divided, is_example
 
 SOURCE = Path(__file__).parents[2] / "src/hanlin"
 _FIELD = re.compile(r"\{\w*(?:![rs])?(?::[^{}]*)?\}")
@@ -47,8 +47,10 @@ def _help(tree: ast.Module) -> Iterator[tuple[str, int]]:
     about, examples = divided(ast.get_docstring(tree) or "")
     yield from ((_escaped(" ".join(paragraph.split())), 1) for paragraph in about)
     for line in examples.splitlines():
-        if remark := re.split(" {3,}", line.strip())[1:] or [line.strip()][is_example(line.strip()) :]:
-            yield _escaped(remark[0]), 1
+        if remark := REMARK.fullmatch(line):
+            yield _escaped(remark[3]), 1
+        elif not is_example(line.strip()):
+            yield _escaped(line.strip()), 1
 
 
 def _messages(tree: ast.Module) -> Iterator[tuple[str, int]]:

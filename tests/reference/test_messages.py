@@ -103,7 +103,7 @@ def test_a_message_that_begins_otherwise_in_chinese_leaves_its_place_in_front(pl
 
 def test_a_message_that_ends_otherwise_in_chinese_leaves_the_rest_behind() -> None:
     text = """a.jsonl:5: not JSON: Expecting ',' delimiter at column 36, near '"x" "y"' (also 7)"""
-    assert say_in_chinese(text) == """a.jsonl:5: 不是 JSON：应有分隔符 ','（第 36 列），附近是 '"x" "y"' （还有 7）"""
+    assert say_in_chinese(text) == """a.jsonl:5: 不是 JSON：应有分隔符 ','（第 36 列），附近是 '"x" "y"' （7 也是）"""
     text = "there is no such setting; did you mean 'train.lr' or 'train.clip'?"
     assert say_in_chinese(text) == "没有这个设置；是否想写 'train.lr' 或 'train.clip'？"
 

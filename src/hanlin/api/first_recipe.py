@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ _LONGEST = 2048
 """Tokens of a row, where the samples of the user are longer."""
 _USUAL_LENGTHS = (128, 256, 512, 1024, 2048)
 _FEW_STEPS = 100
+_NOTED = 3
+"""Remarks on the rows that a recipe holds."""
 _RATES = {"fresh": 5e-4, "full": 2e-5, "other": 1e-4}
 _COMPARED_RATES = {"full": 5e-7, "other": 5e-6}
 """Of objectives that compare answers, as published for models of some billion parameters."""
@@ -280,7 +283,7 @@ _NOTES = {
         "# `hanlin help train.lr` 解释一个设置，docs/settings.zh-CN.md 解释全部。",
         "train": "{rows:,} 行；识别为：{form}",
         "eval": "在这里写另一些行的文件，用来看模型在没有学过的内容上表现如何",
-        "max_length": "一行的 token 数；99 % 的样本不超过 {p99:,}，最长的有 {longest:,}",
+        "max_length": "一行的词元数；99 % 的样本不超过 {p99:,}，最长的有 {longest:,}",
         "overlong": "更长的样本会被截短",
         "overlong drop": "更长的样本会被略去，因为有的答案本身就更长",
         "method": "底座保持不变，只训练旁边的小矩阵",
@@ -309,9 +312,12 @@ def _written(
     language: Language,
 ) -> str:
     from hanlin.recipe.settings import Recipe
+    from hanlin.reference.messages import say_in_chinese
 
     notes = _NOTES[language]
-    form = ", ".join(dict.fromkeys(one.read_as for one in seen))
+    say = say_in_chinese if language == "zh" else str
+    form = say(", ".join(dict.fromkeys(one.read_as for one in seen)))
+    unread = sum((Counter(one.notes) for one in seen), Counter[str]()).most_common(_NOTED)
     facts = {"rows": sum(one.num_rows for one in seen), "form": form, "p99": lengths.p99, "longest": lengths.longest}
     facts["steps"] = _steps(values, seen, values["train"]["batch_size"]) if "epochs" in values["train"] else 0
     facts |= {"peak": way.peak_bytes / _GIB, "there": memory.bytes / _GIB, "name": memory.name}
@@ -321,7 +327,9 @@ def _written(
         lines += [f"{section}:"] if own else []
         for name, value in own.items():
             lines.append(_line(name, value, notes.get(_note_of(name, value, way, facts["steps"]), "").format(**facts)))
-            lines += [f"  # eval: [held_out.jsonl]   # {notes['eval']}"] if name == "train" else []
+            if name == "train":
+                lines += [f"  # {say(f'{count:,} rows: {note}')}" for note, count in unread]
+                lines += [f"  # eval: [held_out.jsonl]   # {notes['eval']}"]
     return "\n".join(lines) + "\n"
 
 

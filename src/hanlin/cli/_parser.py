@@ -32,6 +32,8 @@ __all__ = [
 ]
 
 _MISSING = "the following arguments are required"
+REMARK = re.compile(r"(\s*(?:hanlin|.* \| hanlin) .*?)( {2,})(\S.*)")
+"""A command, what stands between, and the remark on it."""
 _CHOICE = re.compile(r"invalid choice: '?([^' ]*)'? \(choose from (.*)\)")
 MOST_EXAMPLES = 3
 _WIDTH = 100
@@ -130,9 +132,18 @@ def wrapped(text: str, width: int) -> list[str]:
 
 def _paragraph(text: str) -> str:
     """A paragraph, or the examples, in the user's language; the first in lines of its own."""
+    if any(map(is_example, map(str.strip, text.splitlines()))):
+        return "\n".join(map(_example, text.splitlines()))
     joined = " ".join(text.split())
-    told = joined if any(map(is_example, map(str.strip, text.splitlines()))) else in_users_language(joined)
+    told = in_users_language(joined)
     return in_users_language(text) if told == joined else "\n".join(wrapped(told, _WIDTH))
+
+
+def _example(line: str) -> str:
+    """A line among examples: of a command the remark behind it, where that is known by itself."""
+    command, gap, remark = found.groups() if (found := REMARK.fullmatch(line)) else ("", "", line)
+    told = in_users_language(remark)
+    return in_users_language(line) if told == remark else f"{command}{gap}{told}"
 
 
 def divided(text: str) -> tuple[list[str], str]:

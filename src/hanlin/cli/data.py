@@ -177,7 +177,10 @@ def _facts_of(one: Preview) -> Iterator[tuple[str, str]]:
         f"{one.num_rows:,}" + (f", looked at the first {one.looked_at:,}" if one.looked_at < one.num_rows else ""),
     )
     yield "read as", one.read_as
-    keys = [name if count == one.looked_at else f"{name} (in {count:,})" for name, count in one.keys.items()]
+    keys = [
+        name if count == one.looked_at else f"{name} {in_users_language(f'(in {count:,})')}"
+        for name, count in one.keys.items()
+    ]
     yield "keys", ", ".join(shorten(keys, 20))
     if one.sizes:
         sizes = ", ".join(f"{in_users_language(name)} {size:,}" for name, size in one.sizes.items())

@@ -23,6 +23,7 @@ from hanlin.core.device import keep_blas_quiet
 from hanlin.core.errors import HanlinError
 from hanlin.core.extensions import trusting
 from hanlin.core.language import speaking
+from hanlin.core.logging import telling_warnings
 from hanlin.core.os_errors import explain
 from hanlin.core.progress import at_work
 from hanlin.core.terminal import mute, steady_streams
@@ -72,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if is_asked():
         answer_shell(_parser)
     keep_blas_quiet()
-    with steady_streams(), speaking(said):
+    with steady_streams(), speaking(said), telling_warnings():
         try:
             code = _run(argv)
             sys.stdout.flush()

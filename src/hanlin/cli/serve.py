@@ -43,6 +43,22 @@ if TYPE_CHECKING:
     from hanlin.serve.service import Service
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s?#]+", re.ASCII)
+_LIMITS = {
+    "cache_tokens": "positions of the KV cache, of all that is answered at once and remembered",
+    "rows": "rows that are answered at once",
+    "prompt_tokens": "tokens of a prompt that has to be read at once",
+    "text_characters": "characters of all texts of a request",
+    "step_tokens": "positions of prompts that are read between two tokens of the answers",
+    "kept_prompts": "prompts that are remembered with their answers, for others that begin alike",
+    "queue": "requests that wait",
+    "wait_seconds": "seconds that a request waits before it is turned away",
+    "request_seconds": "seconds that a request may take in all",
+    "drain_seconds": "seconds that answers have to be finished when the server ends",
+    "body_bytes": "bytes of a request",
+    "answers": "answers to a request (`n`)",
+    "stops": "texts of a request that end its answer",
+    "decision_tokens": "tokens that the decisions of a request read, the input once for each option",
+}
 _LEAST_CACHE = 16
 """Positions of a short prompt and a few tokens."""
 
@@ -58,10 +74,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", help="of the model, as clients call it (default: its folder's)")
     parser.add_argument("--api-key-env", metavar="VARIABLE", help="environment variable with the key that clients need")
     parser.add_argument("--cors", action="append", default=[], metavar="ORIGIN", help="a page that browsers let call")
+    limits = parser.add_argument_group("limits")
     for field in fields(Limits):
         option = f"--{_option(field.name).replace('_', '-')}"
         number = whole(1, 10**15) if isinstance(field.default, int) else real(1e-3, 1e9)
-        parser.add_argument(option, type=number, default=field.default, help=f"default: {field.default:g}")
+        told = f"{_LIMITS[field.name]} (default: {field.default:,.0f})"
+        limits.add_argument(option, type=number, default=field.default, metavar="N", help=told)
     add_launch(parser, is_alone=True)
 
 

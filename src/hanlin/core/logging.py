@@ -76,6 +76,18 @@ def visiting(*, shows: bool) -> Iterator[None]:
         ours.propagate = propagate
 
 
+@contextmanager
+def telling_warnings() -> Iterator[None]:
+    """Tell warnings in the user's language also where a command starts no log."""
+    former, logging.lastResort = logging.lastResort, logging.StreamHandler(sys.stderr)
+    logging.lastResort.setLevel(logging.WARNING)
+    logging.lastResort.setFormatter(_InUsersLanguage("%(message)s"))
+    try:
+        yield
+    finally:
+        logging.lastResort = former
+
+
 def is_quiet() -> bool:
     """Whether a program of the user's wants to see nothing of what goes on."""
     return _SHOWS.get() is False

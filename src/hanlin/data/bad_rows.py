@@ -51,11 +51,11 @@ def list_bad_rows(bad: Sequence[BadRow], head: str, *, advice: str = "") -> str:
     """The first reasons with their rows, how many more there are and what to do; advice: in place of recipes'."""
     lines = [f"  {line}" for line in shorten(lines_of(bad), LISTED_ROWS)]
     if advice:
-        return "\n".join([head, *lines, f"{advice}."])
+        return "\n".join([head, *lines, advice])
     advice = "Correct these rows, or choose what happens to them: data.bad_rows=drop leaves them out"
     if any(reason.startswith("too long") for _, reason in bad):
         advice += "; for too long ones raise data.max_length or set data.overlong to drop, truncate or split"
-    return "\n".join([head, *lines, f"{advice}."])
+    return "\n".join([head, *lines, advice])
 
 
 def list_dropped(dropped: Sequence[BadRow]) -> str:

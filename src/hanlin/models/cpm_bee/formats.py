@@ -107,11 +107,10 @@ def _write_hugging_face(config: CpmBeeConfig) -> dict[str, Any]:
 
 
 def _warn_of_code(folder: Path, config: CpmBeeConfig, options: object) -> None:
-    del config, options
+    del folder, config, options
     log.warning(
-        "%s: transformers has no class for CPM-Bee (CpmAntForCausalLM relates segments otherwise); the folder loads "
-        "with trust_remote_code=True and the Python files of openbmb/cpm-bee-10b beside it",
-        folder,
+        "transformers has no class for CPM-Bee (CpmAntForCausalLM relates segments otherwise); the folder loads with "
+        "trust_remote_code=True and the Python files of openbmb/cpm-bee-10b beside it"
     )
 
 
