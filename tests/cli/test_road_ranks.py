@@ -76,6 +76,7 @@ def test_two_processes_find_the_scores_of_one(rows: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.drill
 def test_two_processes_write_the_answers_of_one(rows: Path, capfd: pytest.CaptureFixture[str]) -> None:
     model = ["--base", str(CASE), "--vocab", str(CASE / "vocab.txt"), "generate.max_new_tokens=4"]
     words = ["generate", *model, "--input", str(rows), "--output"]

@@ -76,6 +76,7 @@ def lone(engine: Engine, usual: GenerateSettings, seed: int) -> str:
     return follow_text(engine.processor, prompt, is_plain=True)(search.best.tokens)
 
 
+@pytest.mark.drill
 def test_a_rank_that_dies_ends_the_server(base: Path) -> None:
     with served(base) as (process, client, ranks):
         assert ask(client, 1) is not None

@@ -27,7 +27,7 @@ from hanlin.generate.methods.sample import SampleSettings
 from hanlin.serve.limits import Limits
 from hanlin.serve.service import Service
 
-REQUESTS = int(os.environ.get("HANLIN_SOAK_REQUESTS", "80"))
+REQUESTS = int(os.environ.get("HANLIN_SOAK_REQUESTS", "50"))
 """As many as `make drill` asks for are 10,000."""
 Start = Callable[..., tuple[str, Service]]
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from family_cases import Case, case_of
+from sampled import sampled
 from torch.nn.functional import log_softmax, logsigmoid
 
 import hanlin
@@ -203,7 +204,7 @@ def test_a_run_prefers_what_is_chosen_and_goes_on_exactly(base: Path, tmp_path: 
     assert rest == [step for step in steps_of(tmp_path / "long") if step["step"] > 3 and "loss" in step]
 
 
-@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("method", sampled(["lora", "full"], ["lora"]))
 def test_a_reference_that_is_lost_or_damaged_or_of_other_rows_is_asked_anew(
     method: str, base: Path, tmp_path: Path
 ) -> None:

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.arguments in (*_OWN, []):
         args.parser.print_help()
-        return 0
+        args.parser.exit()
     try:
         from lm_eval.__main__ import cli_evaluate  # pyright: ignore[reportMissingImports]  # optional
     except ImportError as error:
