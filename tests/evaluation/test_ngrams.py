@@ -33,3 +33,11 @@ def test_what_was_seen_often_is_told_better_with_a_longer_context() -> None:
     texts = ["床前明月光疑是地上霜"] * 3
     unigram, fivegram = (CharacterModel(texts, order).perplexity(texts) for order in (1, 5))
     assert fivegram < 1.5 < unigram
+
+
+@pytest.mark.parametrize("order", [1, 2, 5])
+def test_it_goes_on_in_the_likeliest_way_until_the_end(order: int) -> None:
+    model = CharacterModel(["床前明月光"] * 9 + ["床前床"], order)
+    expected = {1: "床床", 2: "前明", 5: "前明"}[order]
+    assert model.goes_on("床", 2) == expected
+    assert model.goes_on("床前明", 9) == ("床" * 9 if order == 1 else "月光")

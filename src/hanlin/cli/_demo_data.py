@@ -3,8 +3,10 @@
 A phrase becomes a CPM-Bee record with one answer per character:
 `{"词语": "银行", "任务": "拼音", "<ans>": {"银": "yín", "行": "háng"}}`.
 Many characters have several readings, so the phrase decides. The second task asks for the tone only, in the words of
-the first: each tone is answered by a common syllable that has it (yī, yí, yǐ, yì; de for the neutral one). For
-pretraining there are the phrases of four characters as plain text, most of them idioms.
+the first: each tone is answered by a common syllable that has it (yī, yí, yǐ, yì; de for the neutral one).
+
+For pretraining there is plain text, a line of it a number, date, time, price or share as it is read aloud and as it is
+written: `百分之三十五点二=35.2%`. What comes next often stands far behind, so counting runs of characters does not do.
 """
 
 from __future__ import annotations
@@ -14,17 +16,21 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
 
 from hanlin.core.errors import ConfigError
 
-__all__ = ["PhraseData", "write_idioms", "write_phrases"]
+__all__ = ["NumberData", "PhraseData", "write_numbers", "write_phrases"]
 
 _TONES = {"\u0304": "yī", "\u0301": "yí", "\u030c": "yǐ", "\u0300": "yì"}
 _NEUTRAL = "de"
+_DIGITS = "零一二三四五六七八九"
+_PARTS_OF_DAY = ("凌晨", 0, 6), ("上午", 6, 12), ("下午", 12, 18), ("晚上", 18, 24)
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,14 @@ class PhraseData:
     tone_eval: Path
     rows: int
     lookup_accuracy: float
+
+
+@dataclass(frozen=True)
+class NumberData:
+    """The lines that were written, and the beginnings of others with the rest of each; files of both are there too."""
+
+    lines: list[str]
+    held_out: dict[str, str]
 
 
 def write_phrases(folder: Path, *, characters: int, eval_rows: int, seed: int) -> PhraseData:
@@ -57,25 +71,78 @@ def write_phrases(folder: Path, *, characters: int, eval_rows: int, seed: int) -
     return PhraseData(**paths, rows=len(phrases), lookup_accuracy=_lookup_accuracy(seen, held_out))
 
 
-def write_idioms(file: Path, *, characters: int, seed: int) -> list[str]:
-    """Write the phrases of four characters, made of the `characters` most used ones, one a line in random order.
-
-    Returns: the lines. Raises: ConfigError when pypinyin is missing.
-    """
-    idioms = [phrase for phrase in _dictionary() if len(phrase) == 4]
-    used = Counter(character for idiom in idioms for character in idiom)
-    common = {character for character, _ in used.most_common(characters)}
-    chosen = [idiom for idiom in idioms if common.issuperset(idiom)]
-    lines = [chosen[i] for i in np.random.default_rng(seed).permutation(len(chosen))]
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    return lines
+def write_numbers(folder: Path, *, rows: int, eval_rows: int, seed: int) -> NumberData:
+    """Write different lines of plain text, each `READ=WRITTEN`, of the five kinds in random order."""
+    random = Random(seed)
+    made: dict[str, str] = {}
+    while len(made) < eval_rows + rows:
+        read, written = random.choice(_KINDS)(random)
+        made[f"{read}="] = written
+    pairs = list(made.items())
+    held_out, lines = dict(pairs[:eval_rows]), [read + written for read, written in pairs[eval_rows:]]
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_rows(folder / "numbers_train.jsonl", ({"text": line} for line in lines))
+    _write_rows(folder / "numbers_eval.jsonl", ({"prompt": one, "answer": two} for one, two in held_out.items()))
+    return NumberData(lines, held_out)
 
 
 def tone(syllable: str) -> str:
     """The syllable that stands for the tone of another: "háng" -> "yí", "er" -> "de"."""
     marks = [_TONES[mark] for mark in unicodedata.normalize("NFD", syllable) if mark in _TONES]
     return marks[0] if marks else _NEUTRAL
+
+
+def read_number(number: int) -> str:
+    """How 0 to 99,999,999 is read: 10500 -> 一万零五百."""
+    thousands, rest = divmod(number, 10_000)
+    if not thousands:
+        return (_read_thousands(rest) or _DIGITS[0]).removeprefix("一" if 10 <= rest < 20 else "")
+    gap = _DIGITS[0] if 0 < rest < 1000 else ""
+    return f"{read_number(thousands)}万{gap}{_read_thousands(rest)}"
+
+
+def _read_thousands(number: int) -> str:
+    """Below ten thousand; 0 is nothing, and inner zeros, however many, are read once."""
+    text, gap = "", ""
+    for unit, name in ((1000, "千"), (100, "百"), (10, "十"), (1, "")):
+        digit = number // unit % 10
+        text += f"{gap}{_DIGITS[digit]}{name}" if digit else ""
+        gap = _DIGITS[0] if text and not digit else ""
+    return text
+
+
+def _read_digits(digits: str) -> str:
+    return "".join(_DIGITS[int(digit)] for digit in digits)
+
+
+def _number(random: Random) -> tuple[str, str]:
+    number = random.randrange(10 ** random.randint(2, 8))
+    return read_number(number), str(number)
+
+
+def _date(random: Random) -> tuple[str, str]:
+    day = date.fromordinal(random.randint(date(1900, 1, 1).toordinal(), date(2099, 12, 31).toordinal()))
+    return f"{_read_digits(str(day.year))}年{read_number(day.month)}月{read_number(day.day)}日", day.isoformat()
+
+
+def _time(random: Random) -> tuple[str, str]:
+    part, first, last = random.choice(_PARTS_OF_DAY)
+    hour, minute = random.randrange(first, last), random.randrange(1, 60)
+    read = read_number(minute) if minute >= 10 else _read_digits(f"{minute:02}")
+    return f"{part}{read_number(hour % 12 or 12 if hour else 0)}点{read}分", f"{hour:02}:{minute:02}"
+
+
+def _price(random: Random) -> tuple[str, str]:
+    yuan, jiao = random.randrange(1, 10 ** random.randint(1, 4)), random.randint(1, 9)
+    return f"{read_number(yuan)}块{_DIGITS[jiao]}", f"{yuan}.{jiao}0元"
+
+
+def _share(random: Random) -> tuple[str, str]:
+    whole, part = random.randrange(100), str(random.randrange(1, 100))
+    return f"百分之{read_number(whole)}点{_read_digits(part)}", f"{whole}.{part}%"
+
+
+_KINDS = _number, _date, _time, _price, _share
 
 
 def _dictionary() -> dict[str, list[list[str]]]:

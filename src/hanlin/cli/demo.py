@@ -1,8 +1,9 @@
 """The whole road on real small data, in minutes on two CPU cores: data, training, scores, a second task by LoRA.
 
 A small CPM-Bee learns from scratch to read Chinese phrases aloud (pinyin); then a LoRA on top of it learns their tones.
-Last, a small GPT-2 (CPM-1) is pretrained on idioms as plain text, and makes up some of its own. The data are the phrase
-dictionary of the package pypinyin. Every step is a command that is shown as it is run.
+Last, a small GPT-2 (CPM-1) is pretrained on lines of plain text, numbers and dates as they are read aloud and as they
+are written, and goes on with new ones. The phrases are the dictionary of the package pypinyin, the lines are made up.
+Every step is a command that is shown as it is run.
 
 hanlin demo            in a few minutes
 hanlin demo --quick    in a minute: it shows the way, and learns little
@@ -15,21 +16,21 @@ import json
 import shutil
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hanlin.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from hanlin.cli._demo_data import PhraseData
+    from hanlin.cli._demo_data import NumberData, PhraseData
 
 HELP = "see it work: train, tune, score and ask small models, in a few minutes"
 
 CHARACTERS, HELD_OUT, SEED = 800, 400, 1
-IDIOM_CHARACTERS, IDIOM_SPLIT = 1500, (95, 5)
+LINES, PIECES = 30_000, 60
 SHOWN = 5
-RUNS = ("pinyin", "tone", "idioms")
+RUNS = ("pinyin", "tone", "numbers")
 _ASKED_IN_BROWSER = "http://127.0.0.1:8000/#词语=语文&任务=拼音&语&文"
 """What stands behind the # fills in the page's form (serve/page.html)."""
 
@@ -60,19 +61,17 @@ tuning: {{method: lora, rank: 8, targets: [query, key, value, output, gate, up, 
 train: {{steps: {steps}, batch_size: 4, lr: 5e-3, warmup_steps: 20, optimizer: {{weight_decay: 0.0}}, save_every: 200}}
 {common}"""
 
-IDIOMS = """\
-# A small GPT-2 from scratch on plain text, an idiom a line; what it writes is shown along the way.
+NUMBERS = """\
+# A small GPT-2 from scratch on plain text, a line each: what is read aloud, and how it is written.
 model:
   family: cpm1
-  vocab: {home}/idioms_vocab.txt
-  config: {{hidden_size: 128, num_layers: 4, num_heads: 4, head_dim: 32, ffn_size: 512, max_length: 32, dropout: 0.0,
+  vocab: {home}/numbers_vocab.txt
+  config: {{hidden_size: 128, num_layers: 4, num_heads: 4, head_dim: 32, ffn_size: 512, max_length: 64, dropout: 0.0,
            attention_dropout: 0.0}}
-data: {{train: {home}/data/idioms.txt, split: "{split}", max_length: 32}}
+data: {{train: {home}/data/numbers_train.jsonl, eval: {home}/data/numbers_eval.jsonl, max_length: 64}}
 train: {{steps: {steps}, batch_size: 16, lr: 3e-3, warmup_steps: 20, eval_every: {every}, save_every: 200,
-        samples: [{{prompt: ""}}, {{prompt: ""}}, {{prompt: ""}}]}}  # each begins a new text
-generate: {{method: sample, max_new_tokens: 8, temperature: 0.7, top_p: 1.0, batch_size: 64}}
-run: {{folder: {home}/idioms, log_every: 50, seed: 1}}
-"""
+        samples: {samples}}}  # answered at each evaluation
+{common}"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -89,25 +88,35 @@ def run(args: argparse.Namespace) -> int:
     _refuse_others(home)
     if args.restart and home.exists():
         _remove(home)
-    data = _write_files(home, is_quick=args.quick)
-    _say(f"{data.rows:,} phrases of the {CHARACTERS} commonest characters, {HELD_OUT} of them held out.")
+    phrases, numbers = _write_files(home, is_quick=args.quick)
+    _say(f"{phrases.rows:,} phrases of the {CHARACTERS} commonest characters, {HELD_OUT} of them held out.")
     words = [f"{home}/data/pinyin_train.jsonl", f"{home}/data/tone_train.jsonl"]
     _command("tokenizer", "build", *words, "--out", f"{home}/vocab.txt", "--overwrite")
     _command("check", f"{home}/pinyin.yaml")
-    before = _score(home, "pinyin", "base")
-    _command("train", f"{home}/pinyin.yaml")
-    pinyin = _score(home, "pinyin")
-    tone_before = _score(home, "tone", "base")
-    _command("train", f"{home}/tone.yaml")
-    tone = _score(home, "tone")
+    scores = {name: _learn(home, name) for name in ("pinyin", "tone")}
     for name in ("pinyin", "tone"):
-        _command("generate", f"{home}/{name}.yaml", "--input", f"{home}/data/{name}_questions.jsonl")
-    idioms = _pretrain(home, is_quick=args.quick)
+        _ask(home, name)
+    _say(f"\n{len(numbers.lines):,} lines of plain text, and the beginnings of {HELD_OUT} others to go on with.")
+    _command("tokenizer", "train", f"{home}/data/numbers_train.jsonl", "--out", f"{home}/numbers_vocab.txt",
+             "--size", str(PIECES), "--coverage", "1", "--overwrite")  # fmt: skip
+    scores["numbers"] = _learn(home, "numbers")
+    _ask(home, "numbers")
     _command("report", *(f"{home}/{name}" for name in RUNS), "--output", f"{home}/report.html", "--overwrite")
-    _show(home, data, {"pinyin": (before, pinyin), "tone": (tone_before, tone)})
-    _show_idioms(home, idioms)
+    _show(scores, phrases, numbers)
+    _show_texts(home)
     _show_end(home, time.perf_counter() - start)
     return 0
+
+
+def _learn(home: Path, name: str) -> tuple[float, float]:
+    """Train by a recipe; returns the score before and after."""
+    before = _score(home, name, "base")
+    _command("train", f"{home}/{name}.yaml")
+    return before, _score(home, name)
+
+
+def _ask(home: Path, name: str) -> None:
+    _command("generate", f"{home}/{name}.yaml", "--input", f"{home}/data/{name}_questions.jsonl")
 
 
 def _refuse_others(home: Path) -> None:
@@ -127,17 +136,22 @@ def _remove(home: Path) -> None:
         shutil.rmtree(home / name, ignore_errors=True)
 
 
-def _write_files(home: Path, *, is_quick: bool) -> PhraseData:
-    from hanlin.cli._demo_data import write_phrases
+def _write_files(home: Path, *, is_quick: bool) -> tuple[PhraseData, NumberData]:
+    from hanlin.cli._demo_data import write_numbers, write_phrases
 
-    for name, text, steps in (("pinyin", PINYIN, 1500), ("tone", TONE, 400)):
+    folder = home / "data"
+    phrases = write_phrases(folder, characters=CHARACTERS, eval_rows=HELD_OUT, seed=SEED)
+    numbers = write_numbers(folder, rows=LINES, eval_rows=HELD_OUT, seed=SEED)
+    samples = json.dumps([{"prompt": prompt} for prompt in [*numbers.held_out][:SHOWN]], ensure_ascii=False)
+    for name, text, steps in (("pinyin", PINYIN, 1500), ("tone", TONE, 400), ("numbers", NUMBERS, 600)):
         common = _COMMON.format(folder=f"{home}/{name}")
-        made = [text.format(home=home, model=_MODEL, steps=one, common=common) for one in (steps, steps // 10)]
+        made = [
+            text.format(home=home, model=_MODEL, steps=one, every=one // 3, samples=samples, common=common)
+            for one in (steps, steps // 10)
+        ]
         _write_recipe(home / f"{name}.yaml", made, is_quick=is_quick)
-    data = write_phrases(home / "data", characters=CHARACTERS, eval_rows=HELD_OUT, seed=SEED)
-    for name in ("pinyin", "tone"):
-        _write_questions(home / "data", name)
-    return data
+        _write_questions(folder, name)
+    return phrases, numbers
 
 
 def _write_recipe(path: Path, made: Sequence[str], *, is_quick: bool) -> None:
@@ -151,31 +165,18 @@ def _write_recipe(path: Path, made: Sequence[str], *, is_quick: bool) -> None:
     path.write_text(made[is_quick], encoding="utf-8")
 
 
-def _pretrain(home: Path, *, is_quick: bool) -> list[str]:
-    """Text -> vocabulary -> pretrained and scored model; returns the lines of the text."""
-    from hanlin.cli._demo_data import write_idioms
-
-    text = home / "data" / "idioms.txt"
-    idioms = write_idioms(text, characters=IDIOM_CHARACTERS, seed=SEED)
-    split = ",".join(map(str, IDIOM_SPLIT))
-    made = [IDIOMS.format(home=home, steps=steps, every=steps // 3, split=split) for steps in (600, 60)]
-    _write_recipe(home / "idioms.yaml", made, is_quick=is_quick)
-    _say(f"\n{len(idioms):,} idioms, {IDIOM_SPLIT[1]} % of them held out.")
-    size = IDIOM_CHARACTERS + 60  # the characters, marks, and a few that often stand together
-    _command("tokenizer", "train", str(text), "--out", f"{home}/idioms_vocab.txt", "--size", str(size),
-             "--coverage", "1", "--overwrite")  # fmt: skip
-    _command("train", f"{home}/idioms.yaml")
-    _command("evaluate", f"{home}/idioms.yaml")
-    return idioms
-
-
 def _write_questions(folder: Path, name: str) -> None:
     """The first held-out records, without their answers."""
     lines = (folder / f"{name}_eval.jsonl").read_text(encoding="utf-8").splitlines()[:SHOWN]
-    records = [json.loads(line) for line in lines]
-    blank = [{**record, "<ans>": dict.fromkeys(record["<ans>"], "")} for record in records]
+    blank = [_without_answer(json.loads(line)) for line in lines]
     text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in blank)
     (folder / f"{name}_questions.jsonl").write_text(text, encoding="utf-8")
+
+
+def _without_answer(record: dict[str, Any]) -> dict[str, Any]:
+    if "<ans>" in record:
+        return {**record, "<ans>": dict.fromkeys(record["<ans>"], "")}
+    return {"prompt": record["prompt"]}
 
 
 def _command(*words: str) -> None:
@@ -202,35 +203,29 @@ def _exact_match(path: Path) -> float:
     return json.loads(path.read_text(encoding="utf-8"))["generate"]["exact_match"]
 
 
-def _show(home: Path, data: PhraseData, scores: dict[str, tuple[float, float]]) -> None:
-    from rich.table import Table
-
-    from hanlin.core.terminal import screen
-
-    table = Table("task", "tuning", "before", "after", title=f"exact match on {HELD_OUT} held-out phrases")
-    table.add_row("pinyin", "full, from scratch", *(f"{value:.1%}" for value in scores["pinyin"]))
-    table.add_row("tone", "LoRA on that base", *(f"{value:.1%}" for value in scores["tone"]))
-    console = screen()
-    console.print("", table)
-    console.print(f"Looking up each character's commonest reading would score {data.lookup_accuracy:.1%} (pinyin).\n")
-
-
-def _show_idioms(home: Path, idioms: list[str]) -> None:
+def _show(scores: dict[str, tuple[float, float]], phrases: PhraseData, numbers: NumberData) -> None:
     from rich.table import Table
 
     from hanlin.core.terminal import screen
     from hanlin.evaluation.ngrams import CharacterModel
 
-    scores = json.loads((home / "idioms/evaluation/metrics.json").read_text(encoding="utf-8"))["windows"]
-    first = len(idioms) * IDIOM_SPLIT[0] // sum(IDIOM_SPLIT)
-    table = Table("model", "perplexity", title="perplexity per character of held-out idioms")
-    for order, name in ((1, "counted characters"), (5, "counted runs of up to 5 (Kneser-Ney)")):
-        table.add_row(name, f"{CharacterModel(idioms[:first], order).perplexity(idioms[first:]):.0f}")
-    table.add_row("GPT-2, pretrained", f"{scores['character_perplexity']:.0f}")
+    table = Table("task", "tuning", "before", "after", title=f"exact match on {HELD_OUT} held-out records")
+    for name, tuning in zip(RUNS, ("full, from scratch", "LoRA on that base", "pretrained on text"), strict=True):
+        table.add_row(name, tuning, *(f"{value:.1%}" for value in scores[name]))
     console = screen()
-    console.print(table)
-    console.print("What it wrote along the way (not all of it is in a dictionary):")
-    for line in (home / "idioms/samples.jsonl").read_text(encoding="utf-8").splitlines():
+    console.print("", table)
+    console.print(f"Looking up each character's commonest reading would score {phrases.lookup_accuracy:.1%} (pinyin).")
+    counted = CharacterModel(numbers.lines, order=5)
+    right = sum(counted.goes_on(prompt, 12) == answer for prompt, answer in numbers.held_out.items())
+    console.print(f"Going on by a count of runs of up to 5 characters would score {right / HELD_OUT:.1%} (numbers).\n")
+
+
+def _show_texts(home: Path) -> None:
+    from hanlin.core.terminal import screen
+
+    console = screen()
+    console.print("What the GPT-2 wrote along the way:")
+    for line in (home / "numbers/samples.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         console.print(f"  step {row['step']:>4}: {row['prompt']}{row['answer']}", highlight=False)
 

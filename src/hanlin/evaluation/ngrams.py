@@ -22,7 +22,8 @@ class CharacterModel:
         for text in texts:
             padded = self._padded(text)
             counts.update(padded[at : at + order] for at in range(len(padded) - order + 1))
-        self._num_characters = len({run[-1] for run in counts}) + 1  # and those that are not known
+        self._characters = sorted({run[-1] for run in counts})
+        self._num_characters = len(self._characters) + 1  # and those that are not known
         self._orders = [_Order(counts)]
         for _ in range(order - 1):
             counts = Counter(run[1:] for run in counts)  # in how many contexts each shorter run was seen
@@ -33,12 +34,27 @@ class CharacterModel:
         logs = [math.log(share) for text in texts for share in self._shares(self._padded(text))]
         return math.exp(-math.fsum(logs) / len(logs))
 
+    def goes_on(self, text: str, most: int) -> str:
+        """What most likely follows a text, character by character, up to its end or `most` characters."""
+        added = ""
+        while len(added) < most:
+            run = self._padded(text + added)[-self.order : -1]
+            best = max(self._characters, key=lambda character: self._share(run + character))
+            if best == _END:
+                break
+            added += best
+        return added
+
     def _shares(self, padded: str) -> Iterable[float]:
         for at in range(len(padded) - self.order + 1):
-            run, share = padded[at : at + self.order], 1 / self._num_characters
-            for number in range(self.order - 1, -1, -1):
-                share = self._orders[number].share(run[number:], share)
-            yield share
+            yield self._share(padded[at : at + self.order])
+
+    def _share(self, run: str) -> float:
+        """Of the last character of a run of `order` characters, behind the others."""
+        share = 1 / self._num_characters
+        for number in range(self.order - 1, -1, -1):
+            share = self._orders[number].share(run[number:], share)
+        return share
 
     def _padded(self, text: str) -> str:
         return _BEGIN * (self.order - 1) + text + _END
