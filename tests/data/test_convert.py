@@ -43,7 +43,7 @@ def test_bad_rows_are_listed_all_at_once_or_left_out(tmp_path: Path, target: str
     assert head == "2 of 4 rows cannot be used."
     assert first.strip() == f"{source}:2: not JSON: NaN is no JSON number"
     assert second.strip().startswith(f"{source}:4: not JSON")
-    assert advice.endswith("--bad-rows drop.")
+    assert advice.endswith("--bad-rows drop")
     assert sorted(path.name for path in tmp_path.rglob("*")) == sorted(
         ["in.jsonl", *(["set"] if target == "set" else [])]
     )

@@ -141,6 +141,13 @@ def test_one_fault_of_many_rows_is_one_line() -> None:
     assert lines_of(bad, 2) == ["a:2: no answer (also 4 (entry 3) and 1 more)", "a:3: too long"]
 
 
+def test_reasons_that_differ_in_a_number_are_three_and_a_count() -> None:
+    long = [(f"a:{line}", f"too long: {1_000 + line:,} tokens, found 'x{line}'") for line in range(1, 41)]
+    told = lines_of([*long, ("a:50", "no answer"), ("a:51", "too long: 1,001 tokens, found 'x1'")])
+    assert [line.partition(": ")[0] for line in told] == ["a:1", "a:2", "a:3", "and 37 more rows like these", "a:50"]
+    assert told[0].endswith("(also 51)")
+
+
 def test_bad_rows_can_be_dropped_and_are_counted_by_reason(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "ab", "<ans>": "c"}\n{"text": "ab"}\nx\ny\n{"text": "ab", "<ans>": "d"}\n')
@@ -155,9 +162,9 @@ def test_dropping_every_row_is_an_error(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "a.jsonl", [{"text": "a"}])
     with pytest.raises(DataError, match="No row is left") as caught:
         prepared(tmp_path, path, bad_rows="drop")
-    assert str(caught.value).endswith("Correct some of them, or name other files.")
+    assert str(caught.value).endswith("Correct some of them, or name other files")
     long = write_rows(tmp_path / "b.jsonl", [{"text": "a" * 40, "<ans>": "b"}])
-    with pytest.raises(DataError, match=r"raise data.max_length or set data.overlong to truncate or split\.$"):
+    with pytest.raises(DataError, match=r"raise data.max_length or set data.overlong to truncate or split$"):
         prepared(tmp_path, long, overlong="drop")
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal
 
 from hanlin.core.errors import DamagedFileError, DataError, shorten
@@ -21,23 +23,33 @@ __all__ = [
 ]
 
 LISTED_ROWS = 50
+_ALIKE = 3
+_VALUES = re.compile(r"'[^'\n]*'|\d[\d,.]*")
 
 BadRow = tuple[str, str]
 """File and line of a row, and what is wrong with it."""
 
 
 def lines_of(bad: Sequence[BadRow], places: int = LISTED_ROWS) -> list[str]:
-    """A line for each reason, with the rows that it is true of: one fault of a whole file is one line.
+    """A line for each reason, with the rows that it is true of: one fault of a whole file is one line. Of reasons that
+    differ in numbers and values alone there are three, and how many rows have others.
 
     places: rows that a line names.
     """
     by_reason: dict[str, list[str]] = {}
     for where, reason in bad:
         by_reason.setdefault(reason, []).append(where)
-    return [
-        f"{where}: {reason}" + (f" (also {_beside(where, others, places - 1)})" if others else "")
-        for reason, (where, *others) in by_reason.items()
-    ]
+    alike: dict[str, list[str]] = {}
+    for reason in by_reason:
+        alike.setdefault(_VALUES.sub("", reason), []).append(reason)
+    return [line for reasons in alike.values() for line in _of_kind({one: by_reason[one] for one in reasons}, places)]
+
+
+def _of_kind(by_reason: Mapping[str, Sequence[str]], places: int) -> Iterator[str]:
+    for reason, (where, *others) in islice(by_reason.items(), _ALIKE):
+        yield f"{where}: {reason}" + (f" (also {_beside(where, others, places - 1)})" if others else "")
+    if left_out := sum(map(len, islice(by_reason.values(), _ALIKE, None))):
+        yield f"and {left_out:,} more rows like these"
 
 
 def _beside(where: str, others: Sequence[str], shown: int) -> str:
