@@ -41,12 +41,12 @@ class Lion:
         return {f"mean.{name}": tensor for name, tensor in self.mean.items()}
 
 
-def state_bytes(settings, shape):
-    return 4 * math.prod(shape)
+def state_bytes(settings, weight):
+    return 4 * math.prod(weight.part)
 
 
-def step_bytes(settings, shape):
-    return 8 * math.prod(shape)  # the mean with the new gradient, and its sign
+def step_bytes(settings, weight):
+    return 8 * math.prod(weight.part)  # the mean with the new gradient, and its sign
 
 
 optimizer = OptimizerSpec(LionSettings, Lion, state_bytes, step_bytes=step_bytes)

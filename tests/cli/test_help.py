@@ -20,7 +20,7 @@ def _help(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 def test_a_setting_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
     shown = _help(capsys, "train.optimizer.betas").splitlines()
     assert shown[0] == "train.optimizer.betas"
-    assert "  Only with train.optimizer.name: adamw, adamw_8bit." in shown
+    assert "  Only with train.optimizer.name: adamw, adamw_8bit, muon." in shown
     assert "  default: [0.9, 0.999]" in shown
     assert "  in a recipe: train: {optimizer: {betas: [0.9, 0.999]}}" in shown
     assert "  on a command line: 'train.optimizer.betas=[0.9, 0.999]'" in shown

@@ -15,7 +15,7 @@ from cpm2_tiny import write_raw
 from data_files import write_rows
 from sampled import sampled
 from small_bee import write_base as write_bee
-from suite_files import FEWCLUE, write_ceval, write_clue
+from suite_files import FEWCLUE, write_ceval, write_clue, write_mmlu
 from tiny_folder import write_original as write_chatglm2
 from tiny_pieces import small_tokenizer
 
@@ -67,6 +67,7 @@ def write_cpm1(folder: Path) -> Path:
     return folder / "released"
 
 
+EXAM_FILES = {"ceval": write_ceval, "mmlu": write_mmlu}
 WEIGHTS = {"cpm2": write_cpm2, "cpm1": write_cpm1, "chatglm2": lambda folder: write_chatglm2(folder / "original")}
 
 
@@ -124,9 +125,9 @@ def test_a_published_number_of_a_suite_is_measured_again(
 ) -> None:
     monkeypatch.setattr("hanlin.evaluation.suites.run._THOUGHT_TOKENS", 2)
     wanted, data = KNOWN[name], tmp_path / "data"
-    if wanted.suite[0] == "ceval":
+    if wanted.suite[0] in EXAM_FILES:
         weights = write_long_chatglm2(tmp_path)
-        write_ceval(data, *SUITES["ceval"].subjects, rows=1)
+        EXAM_FILES[wanted.suite[0]](data, *SUITES[wanted.suite[0]].subjects, rows=1)
     else:
         weights = write_bee(tmp_path / "bee", "".join(filter(str.isalnum, str(FEWCLUE))))
         write_clue(data, FEWCLUE, "test_public")

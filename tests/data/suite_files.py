@@ -51,6 +51,16 @@ def write_cmmlu(folder: Path, *subjects: str) -> Path:
     return folder
 
 
+def write_mmlu(folder: Path, *subjects: str, rows: int = 1) -> Path:
+    options = ["light", "frost", "moon", "ground"]
+    for subject in subjects:
+        for part, asked in (("dev", ["Before my bed"]), ("test", [f"I raise my head, {n}" for n in range(rows)])):
+            (folder / part).mkdir(parents=True, exist_ok=True)
+            with (folder / part / f"{subject}_{part}.csv").open("w", encoding="utf-8", newline="") as stream:
+                csv.writer(stream).writerows([[text, *options, "B"] for text in asked])
+    return folder
+
+
 def write_clue(folder: Path, tasks: dict[str, list[dict[str, Any]]], *parts: str) -> Path:
     for task, rows in tasks.items():
         (folder / task).mkdir(parents=True, exist_ok=True)

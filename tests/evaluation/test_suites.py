@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from decision_cases import engine_of_family
-from suite_files import FEWCLUE, write_ceval, write_clue, write_cmmlu
+from suite_files import FEWCLUE, write_ceval, write_clue, write_cmmlu, write_mmlu
 
 from hanlin.core.errors import ConfigError, DataError
 from hanlin.data.forms.content import ChatMessage, Conversation
@@ -25,7 +25,7 @@ ZERO = AskedHow(0, "text", 4)
 
 def test_the_suites_have_their_subjects() -> None:
     counts = {name: len(suite.subjects) for name, suite in SUITES.items()}
-    assert counts == {"ceval": 52, "cmmlu": 67, "fewclue": 9, "clue": 6}
+    assert counts == {"ceval": 52, "cmmlu": 67, "mmlu": 57, "fewclue": 9, "clue": 6}
     groups = [group for one in SUITES["cmmlu"].subjects.values() for group in one["groups"]]  # type: ignore[attr-defined]
     assert {one: groups.count(one) for one in groups} == {
         "STEM": 17, "Humanities": 13, "Social Science": 22, "Other": 15, "China specific": 15
@@ -56,6 +56,36 @@ def test_cmmlu_is_asked_as_its_authors_write_it(tmp_path: Path) -> None:
     assert prompt_of(subject, subject.questions[0], 0, "text", continues=True) == (
         "以下是关于艺术学的单项选择题，请直接给出正确答案的选项。\n\n题目：低头0\nA. 光\nB. 霜\nC. 月\nD. 地\n答案是："
     )
+
+
+def test_mmlu_is_asked_as_its_authors_write_it(tmp_path: Path) -> None:
+    [subject] = read_suite("mmlu", write_mmlu(tmp_path, "college_physics"), None, ["college_physics"], 1)
+    [question] = subject.questions
+    head = "The following are multiple choice questions (with answers) about college physics.\n\n"
+    options = "\nA. light\nB. frost\nC. moon\nD. ground\nAnswer:"
+    asked = f"{head}Before my bed{options} B\n\nI raise my head, 0{options}"
+    assert prompt_of(subject, question, 1, "text", continues=True) == asked
+    assert (question.gold, question.options["B"]) == ("B", " B")
+    rounds = prompt_of(subject, question, 1, "chat", continues=True)
+    assert isinstance(rounds, Conversation)
+    assert rounds.messages[1].text == "B"
+
+
+def test_a_category_of_mmlu_is_the_share_of_its_questions(tmp_path: Path) -> None:
+    names = {"college_physics": 1, "anatomy": 2, "astronomy": 4}
+    for name, rows in names.items():
+        write_mmlu(tmp_path, name, rows=rows)
+    engine = engine_of_family("cpm_bee")
+    subjects = read_suite("mmlu", tmp_path, None, list(names), None)
+    for told in (0, 1):  # the second time with other right answers, so that the numbers of a suite differ
+        subjects = [
+            replace(one, questions=[replace(q, gold="ABCD"[(n + told) % 4]) for n, q in enumerate(one.questions)])
+            for one in subjects
+        ]
+        scores = run_suite(engine, "mmlu", subjects, ZERO, tmp_path / str(told))
+        right = {name: round((scores.accuracies[name] or 0) * rows) for name, rows in names.items()}
+        assert scores.groups["STEM"] == (right["college_physics"] + right["astronomy"]) / 5
+        assert scores.groups["Other"] == right["anatomy"] / 2
 
 
 def test_fewclue_is_read_from_its_files(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ FULL = [
         129,
         {"train.optimizer": name, "train.weight_dtype": dtype, "train.batch_size": 4, "train.micro_batch_size": 4},
     )
-    for name in ("adamw", "adamw_8bit", "adafactor")
+    for name in ("adamw", "adamw_8bit", "adafactor", "muon")
     for dtype in ("fp32", "bf16")
 ]
 ONE_CARD: list[tuple[tuple[str, str], int, dict[str, Any]]] = [

@@ -45,6 +45,7 @@ ANYWHERE = {
     "kto, recomputed": (FULL, "train.objective=kto", TWICE),
     "8 bits": (BF16, FULL, "train.optimizer=adamw_8bit"),
     "adafactor": (FULL, "train.optimizer=adafactor"),
+    "muon": (FULL, "train.optimizer=muon"),
     "lion": (BF16, f"train.optimizer={LION}"),
 }
 WITH_BASE = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -13,7 +14,7 @@ from hanlin.core.errors import ConfigError
 from hanlin.layers.dynamic_code import dynamic_code
 from hanlin.parallel.parallelize import parallelize
 from hanlin.recipe.settings import OPTIMIZERS, TrainSettings
-from hanlin.training.optimizer import build_optimizer, find_optimizer
+from hanlin.training.optimizer import WeightShape, build_optimizer, find_optimizer, is_in_block
 from hanlin.training.optimizers.adamw_8bit import AdamW8bit, AdamW8bitSettings
 from hanlin.training.step import Step
 
@@ -44,6 +45,33 @@ def test_adafactor_is_that_of_torch() -> None:
     peer.step = lambda rate, step=peer.step: step()  # type: ignore[method-assign]
     for name, expected in trained(peer, theirs).items():
         torch.testing.assert_close(found[name], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(64, 128), (128, 64), (5, 7)], ids=str)
+def test_muon_is_that_of_torch(shape: tuple[int, int]) -> None:
+    def make() -> dict[str, torch.nn.Parameter]:
+        return {
+            "blocks.0.up.weight": torch.nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
+        }
+
+    ours, theirs = make(), make()
+    found = trained(build_optimizer(ours, OPTIMIZERS.make({"name": "muon", "weight_decay": 0.1})), ours)
+    peer = torch.optim.Muon(theirs.values(), lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    peer.step = lambda rate, step=peer.step: step()  # type: ignore[method-assign]
+    torch.testing.assert_close(found, trained(peer, theirs))
+
+
+def test_muon_leaves_to_adamw_what_is_no_matrix_of_a_block() -> None:
+    names = {"embedding.weight": "matrix", "head.weight": "small", "blocks.0.norm.weight": "vector"}
+
+    def make() -> dict[str, torch.nn.Parameter]:
+        return {name: weights()[shape] for name, shape in names.items()}
+
+    ours, theirs = make(), make()
+    found = trained(build_optimizer(ours, OPTIMIZERS.make({"name": "muon", "betas": (0.8, 0.9)})), ours)
+    expected = trained(build_optimizer(theirs, OPTIMIZERS.make({"name": "adamw", "betas": (0.8, 0.9)})), theirs)
+    for name, weight in expected.items():
+        assert found[name].equal(weight), name
 
 
 def test_adamw_in_8_bits_goes_where_adamw_goes() -> None:
@@ -81,10 +109,15 @@ def test_a_running_mean_in_8_bits_is_near_and_no_square_becomes_nothing() -> Non
 @pytest.mark.parametrize("name", OPTIMIZERS.names)
 def test_the_state_takes_the_bytes_that_are_told(name: str) -> None:
     spec = find_optimizer(OPTIMIZERS.make({"name": name}))
-    for shape in [*SHAPES.values(), (64, 1712), (48, 100)]:
-        optimizer = spec.build({"weight": torch.nn.Parameter(torch.zeros(shape))}, spec.settings())
+    for shape, weight in itertools.product(
+        [*SHAPES.values(), (64, 1712), (48, 100)], ["head.weight", "blocks.0.weight"]
+    ):
+        optimizer = spec.build({weight: torch.nn.Parameter(torch.zeros(shape))}, spec.settings())
         held = sum(tensor.nbytes for tensor in optimizer.tensors().values())
-        assert spec.state_bytes(spec.settings(), shape) == held, shape
+        assert spec.state_bytes(spec.settings(), WeightShape(shape, shape, is_in_block(weight))) == held, (
+            shape,
+            weight,
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])

@@ -11,7 +11,7 @@ from hanlin.core.files import may_write
 from hanlin.recipe.reading import Found
 from hanlin.recipe.settings import Recipe
 from hanlin.run.folder import Start, refuse_other_run
-from hanlin.training.optimizer import find_optimizer
+from hanlin.training.optimizer import WeightShape, find_optimizer
 
 _FREE_BYTES = 100 << 20  # a run without a base needs at least this
 _MATRIX = (1024, 1024)  # as good as any to tell how much an optimizer keeps beside it
@@ -52,5 +52,9 @@ def _least_bytes(recipe: Recipe) -> int:
     files = [base] if base.is_file() else [*base.glob("*.safetensors"), *base.glob("*.bin"), *base.glob("*.pt")]
     weights = sum(file.stat().st_size for file in files)
     optimizer = recipe.train.optimizer
-    state = weights * find_optimizer(optimizer).state_bytes(optimizer, _MATRIX) // (4 * math.prod(_MATRIX))
+    state = (
+        weights
+        * find_optimizer(optimizer).state_bytes(optimizer, WeightShape(_MATRIX, _MATRIX))
+        // (4 * math.prod(_MATRIX))
+    )
     return max(_FREE_BYTES, (weights + state) * (recipe.train.keep + 1) + 2 * weights)

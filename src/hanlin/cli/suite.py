@@ -1,4 +1,5 @@
-"""Score a model on a benchmark of the field, from the files that its authors publish: C-Eval, CMMLU, FewCLUE, CLUE.
+"""Score a model on a benchmark of the field, from the files that its authors publish: C-Eval, CMMLU, MMLU,
+FewCLUE, CLUE.
 
 Of each question the model takes the option that it finds likeliest. Printed are the subjects and the means of their
 categories; kept are all answers, and for C-Eval's test the file to be sent in (docs/suites.md).
@@ -23,9 +24,9 @@ from hanlin.cli._targets import add_overwrite
 if TYPE_CHECKING:
     from hanlin.recipe.settings import Recipe
 
-HELP = "score a model on C-Eval, CMMLU, FewCLUE or CLUE"
+HELP = "score a model on C-Eval, CMMLU, MMLU, FewCLUE or CLUE"
 
-_NAMES = ("ceval", "cmmlu", "fewclue", "clue")
+_NAMES = ("ceval", "cmmlu", "mmlu", "fewclue", "clue")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -200,6 +200,19 @@ def like(weight: torch.Tensor, part: torch.Tensor, shape: Sequence[int]) -> torc
     )
 
 
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """All of a tensor; every rank that holds a part of it must call this."""
+    full_tensor = getattr(tensor, "full_tensor", None)
+    return tensor if full_tensor is None else full_tensor()
+
+
+def own_part(weight: torch.Tensor, full: torch.Tensor) -> torch.Tensor:
+    """Of a whole tensor what this rank holds of a weight with that shape, without a copy."""
+    for dim, (first, size) in enumerate(zip(offset_of(weight), local(weight).shape, strict=True)):
+        full = full.narrow(dim, first if size else 0, size)
+    return full
+
+
 def offset_of(weight: torch.Tensor) -> tuple[int, ...]:
     """Where what this rank holds of a tensor begins in the whole, in each dimension."""
     placements = getattr(weight, "placements", None)

@@ -187,7 +187,7 @@ class PlannedModel:
         most = self.dtype.itemsize if self.gathers_half(layout) else None
         settings = self.recipe.train.optimizer
         spec = find_optimizer(settings)
-        changing = spec.step_bytes or (lambda settings, shape: 0)
+        changing = spec.step_bytes or (lambda settings, weight: 0)
         partial = functools.partial
         sizes = HeldSizes(layout, OptimizerBytes(partial(spec.state_bytes, settings), partial(changing, settings)))
         return [hold(stage, layout, sizes, most) for stage in self._cut(cut)]

@@ -17,18 +17,18 @@ from hanlin.core.errors import ConfigError
 from hanlin.core.plan import Plan, TensorSplit, compile_pattern, divided_dimensions
 from hanlin.parallel.stages import cut_costs
 from hanlin.planner.layout import Layout
+from hanlin.training.optimizer import WeightShape
 
 _ONE = Layout()
 EndPlacement = Literal["first", "last", "ends", "everywhere"]
-BytesOfShape = Callable[[Sequence[int]], int]
 
 
 @dataclass(frozen=True)
 class OptimizerBytes:
-    """Of a trained weight of a shape. state: what the optimizer keeps; changing: what it needs besides in its step."""
+    """Of a trained weight. state: what the optimizer keeps; changing: what it needs besides in its step."""
 
-    state: BytesOfShape
-    changing: BytesOfShape
+    state: Callable[[WeightShape], int]
+    changing: Callable[[WeightShape], int]
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,10 @@ class Weight:
         if self.num_experts and layout.expert > 1:
             ranks = 1  # parallel/experts.py has divided them already, and FSDP leaves them as they are
         return (math.ceil(shape[0] / ranks), *shape[1:]) if shape else shape
+
+    def trained_shape(self, layout: Layout) -> WeightShape:
+        """What an optimizer learns of it."""
+        return WeightShape(self.held_shape(layout), self.shape, isinstance(self.place, int))
 
     def held_elements(self, layout: Layout) -> int:
         return self.count(layout) * math.prod(self.held_shape(layout))
@@ -148,9 +152,9 @@ class HeldSizes:
 
     def of(self, weight: Weight) -> tuple[int, int, int]:
         """Elements before it is sharded, and of its share; bytes of the optimizer's state."""
-        key = weight.shape, weight.dim, weight.num_heads, weight.num_experts
+        key = weight.shape, weight.dim, weight.num_heads, weight.num_experts, isinstance(weight.place, int)
         if key not in self._known:
-            state = weight.count(self._layout) * self.optimizer.state(weight.held_shape(self._layout))
+            state = weight.count(self._layout) * self.optimizer.state(weight.trained_shape(self._layout))
             self._known[key] = weight.whole_elements(self._layout), weight.held_elements(self._layout), state
         return self._known[key]
 
@@ -172,7 +176,7 @@ def hold(stage: StageWeights, layout: Layout, held_sizes: HeldSizes, gathered_by
     outside_bytes = sum(whole * weight.element_bytes for weight, whole, _ in sizes if not isinstance(weight.place, int))
     ends = [weight for weight in stage.weights if weight.place in ("last", "ends") and len(weight.shape) == 2]
     head = max(ends, key=lambda weight: math.prod(weight.shape), default=None)
-    changing = (held_sizes.optimizer.changing(weight.held_shape(layout)) for weight, *_ in trained)
+    changing = (held_sizes.optimizer.changing(weight.trained_shape(layout)) for weight, *_ in trained)
     return Held(
         stage,
         held_bytes=sum(held * weight.element_bytes for weight, _, held in sizes),

@@ -66,20 +66,38 @@ class WeightByWeight:
 
 
 @dataclass(frozen=True)
+class WeightShape:
+    """What is known of a weight without its values.
+
+    part: the shape of what a rank holds of it; whole: that of all of it; is_in_block: whether it is one of a repeated
+    block, as linears are, and not an embedding's or the head's.
+    """
+
+    part: Sequence[int]
+    whole: Sequence[int]
+    is_in_block: bool = True
+
+
+@dataclass(frozen=True)
 class OptimizerSpec:
     """What a file exports as `optimizer`.
 
     settings: the class of its settings, without torch; build: makes the optimizer of named weights by such settings;
-    state_bytes: what it keeps for one weight of this shape, for the planner; part_problem: what keeps it from a weight
-    of one shape of which a rank holds a part of another one ("" if nothing does; None: it takes all); step_bytes: most
-    that it holds besides while it changes one fp32 weight of this shape, for the planner (None: nothing).
+    state_bytes: what it keeps on a rank for one weight, for the planner; part_problem: what keeps it from a weight of
+    which a rank holds a part ("" if nothing does; None: it takes all); step_bytes: most that it holds besides while it
+    changes one fp32 weight, for the planner (None: nothing).
     """
 
     settings: type[OptimizerSettings]
     build: Callable[[Mapping[str, nn.Parameter], Any], Optimizer]
-    state_bytes: Callable[[Any, Sequence[int]], int]
-    part_problem: Callable[[Sequence[int], Sequence[int]], str] | None = None
-    step_bytes: Callable[[Any, Sequence[int]], int] | None = None
+    state_bytes: Callable[[Any, WeightShape], int]
+    part_problem: Callable[[WeightShape], str] | None = None
+    step_bytes: Callable[[Any, WeightShape], int] | None = None
+
+
+def is_in_block(name: str) -> bool:
+    """Whether a weight is one of a repeated block: their names have its number."""
+    return any(part.isdecimal() for part in name.split("."))
 
 
 def find_optimizer(settings: OptimizerSettings) -> OptimizerSpec:
@@ -96,7 +114,7 @@ def layout_problems(settings: OptimizerSettings, parts: Iterable[tuple[str, Sequ
     if part_problem is None:
         return
     for name, whole, part in parts:
-        if text := part_problem(whole, part):
+        if text := part_problem(WeightShape(part, whole, is_in_block(name))):
             yield "train.optimizer", f"{settings.name} {text} ({name}); use another parallel.tensor, or adamw"
             return
 

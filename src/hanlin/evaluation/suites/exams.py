@@ -1,4 +1,4 @@
-"""C-Eval and CMMLU: a CSV file for each subject and part, with four options to a question.
+"""C-Eval, CMMLU and MMLU: a CSV file for each subject and part, with four options to a question.
 
 The prompts are those that the authors publish for answers without reasoning.
 """
@@ -30,7 +30,10 @@ class Exam:
     """How the files of such a suite lie, and what is asked.
 
     path: of a part's file of a subject; parts: the first is scored by default; examples: the part that shows how;
-    question, answer: names of the columns; head, text: with {title} of the subject and {question}, {A}, ... of a row.
+    question, answer: names of the columns; head, text: with {title} of the subject and {question}, {A}, ... of a row;
+    blank: stands before an answer that goes on with a text; has_names: whether the first line of a file names columns,
+    which are else the question, the options and the answer; pools: whether a category's number is the share of its
+    questions, and not the mean of its subjects.
     """
 
     name: str
@@ -41,6 +44,9 @@ class Exam:
     answer: str
     head: str
     text: str
+    blank: str = ""
+    has_names: bool = True
+    pools: bool = False
 
     @property
     def subjects(self) -> dict[str, dict[str, object]]:
@@ -69,7 +75,8 @@ class Exam:
         return Subject(name, str(facts["title"]), self._questions(path), examples, groups, head)
 
     def _questions(self, path: Path) -> list[SuiteQuestion]:
-        rows = read_table(path, (self.question, *_LETTERS))
+        names = (self.question, *_LETTERS, self.answer)
+        rows = read_table(path, names[:-1]) if self.has_names else read_table(path, names, names)
         questions = [self._question(path, number, row) for number, row in enumerate(rows)]
         if double := next((id for id, count in Counter(one.id for one in questions).items() if count > 1), None):
             raise DataError(f"{path}: the id {double!r:.40} stands there twice, so that answers cannot be told apart")
@@ -80,7 +87,9 @@ class Exam:
         gold = (row.get(self.answer) or "").strip() or None
         if gold is not None and gold not in _LETTERS:
             raise DataError(f"{path}: row {number + 1}: {self.answer} is {gold!r:.20}, expected one of A, B, C, D")
-        return SuiteQuestion(row.get("id") or str(number), text, dict(zip(_LETTERS, _LETTERS, strict=True)), gold)
+        told = {letter: f"{self.blank}{letter}" for letter in _LETTERS}
+        answers = {letter: letter for letter in _LETTERS} if self.blank else None
+        return SuiteQuestion(row.get("id") or str(number), text, told, gold, answers=answers)
 
 
 _OPTIONS = "\nA. {A}\nB. {B}\nC. {C}\nD. {D}\n"
@@ -106,12 +115,27 @@ EXAMS = {
         "以下是关于{title}的单项选择题，请直接给出正确答案的选项。\n\n",
         "题目：{question}" + _OPTIONS + "答案是：",
     ),
+    "mmlu": Exam(
+        "mmlu",
+        "{part}/{subject}_{part}.csv",
+        ("test", "val"),
+        "dev",
+        "question",
+        "answer",
+        # differs: the authors' program writes two blanks before the subject; lm-evaluation-harness one, as here.
+        "The following are multiple choice questions (with answers) about {title}.\n\n",
+        "{question}" + _OPTIONS + "Answer:",
+        blank=" ",
+        has_names=False,
+        pools=True,
+    ),
 }
 
 
-def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+def read_table(path: Path, columns: Sequence[str], names: Sequence[str] | None = None) -> list[dict[str, str]]:
     """The rows of a CSV file that has at least these columns; one without a name may stand first, as pandas writes it.
 
+    names: of the columns of a file whose first line names none.
     Raises: DataError.
     """
     try:
@@ -120,7 +144,7 @@ def read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
         raise DataError(
             f"{path}: is not UTF-8; if it was saved as GBK, convert it: iconv -f GB18030 -t UTF-8 FILE > NEW"
         ) from None
-    reader = csv.DictReader(io.StringIO(text, newline=""))
+    reader = csv.DictReader(io.StringIO(text, newline=""), names)
     if missing := [name for name in columns if name not in (reader.fieldnames or ())]:
         raise DataError(
             f"{path}: the first line names {', '.join(reader.fieldnames or ()) or 'no columns':.80}, and "

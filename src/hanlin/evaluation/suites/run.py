@@ -54,8 +54,9 @@ class AskedHow:
 
 @dataclass(frozen=True)
 class SuiteScores:
-    """accuracies: of each subject, None where no answer is known; groups: the mean over the subjects of a category;
-    overall: over all of them; by_question: the share of all questions.
+    """accuracies: of each subject, None where no answer is known; groups: of each category, the mean over its subjects
+    or the share of its questions, as the suite has it; overall: the mean over all subjects; by_question: the share of
+    all questions.
     """
 
     subjects: Sequence[Subject]
@@ -105,7 +106,7 @@ def run_suite(
         questions = {one.name: _digest(one) for one in subjects}
         _open(folder, {**asked, "weights": f"{network} {weights} {engine.precision}"}, questions, overwrite)
     rows = {one.name: _answered(engine, one, how, folder / PREDICTIONS / f"{one.name}.jsonl") for one in subjects}
-    scores = _scores(subjects, rows)
+    scores = _scores(subjects, rows, pools=name in EXAMS and EXAMS[name].pools)
     if is_main:
         replace_json(folder / METRICS, _metrics(name, scores))
         if name in EXAMS and scores.overall is None:
@@ -226,20 +227,23 @@ def _row(question: SuiteQuestion, scores: Mapping[str, float]) -> Predicted:
     return {"id": question.id, "answer": answer, **is_right, "scores": scores}
 
 
-def _scores(subjects: Sequence[Subject], rows: Mapping[str, Sequence[Predicted]]) -> SuiteScores:
+def _scores(subjects: Sequence[Subject], rows: Mapping[str, Sequence[Predicted]], *, pools: bool) -> SuiteScores:
     right = {name: [row["correct"] for row in own if "correct" in row] for name, own in rows.items()}
     accuracies = {name: share(own) if own else None for name, own in right.items()}
     groups = dict.fromkeys(group for subject in subjects for group in subject.groups)
     known = [value for value in accuracies.values() if value is not None]
-    means = {
-        group: [value for one in subjects if group in one.groups and (value := accuracies[one.name]) is not None]
-        for group in groups
+    members = {group: [one.name for one in subjects if group in one.groups] for group in groups}
+    of_groups = {
+        group: [row for one in names for row in right[one]]
+        if pools
+        else [value for one in names if (value := accuracies[one]) is not None]
+        for group, names in members.items()
     }
     everything = [one for own in right.values() for one in own]
     return SuiteScores(
         subjects,
         accuracies,
-        {group: mean(values) for group, values in means.items() if values},
+        {group: mean(values) for group, values in of_groups.items() if values},
         mean(known) if known else None,
         share(everything) if everything else None,
     )

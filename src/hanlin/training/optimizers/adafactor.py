@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from hanlin.recipe.settings import OptimizerSettings
-from hanlin.training.optimizer import OptimizerSpec, WeightByWeight
+from hanlin.training.optimizer import OptimizerSpec, WeightByWeight, WeightShape
 
 if TYPE_CHECKING:
     import torch
@@ -90,17 +90,17 @@ def _root_mean_square(weight: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
     return (sum_over_shards(weight, part.square(), range(part.ndim)).flatten()[0] / weight.numel()).sqrt()
 
 
-def _state_bytes(settings: AdafactorSettings, shape: Sequence[int]) -> int:
+def _state_bytes(settings: AdafactorSettings, weight: WeightShape) -> int:
     """fp32 numbers: one for each row and each column of a matrix, or for each element of a vector; a count of steps."""
-    numbers = math.prod(shape)
+    shape, numbers = weight.part, math.prod(weight.part)
     if len(shape) > 1:
         numbers = numbers // shape[-1] + numbers // shape[-2]
     return 4 * (numbers + 1)
 
 
-def _step_bytes(settings: AdafactorSettings, shape: Sequence[int]) -> int:
+def _step_bytes(settings: AdafactorSettings, weight: WeightShape) -> int:
     """The update and its squares, in fp32."""
-    return 8 * math.prod(shape)
+    return 8 * math.prod(weight.part)
 
 
 optimizer = OptimizerSpec(AdafactorSettings, Adafactor, _state_bytes, step_bytes=_step_bytes)

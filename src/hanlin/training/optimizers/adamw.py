@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, model_validator
 
 from hanlin.recipe.settings import Fraction, OptimizerSettings
-from hanlin.training.optimizer import OptimizerSpec
+from hanlin.training.optimizer import OptimizerSpec, WeightShape
 
 if TYPE_CHECKING:
     import torch
@@ -113,9 +113,9 @@ class AdamW:
             )
 
 
-def _state_bytes(settings: AdamWSettings, shape: Sequence[int]) -> int:
+def _state_bytes(settings: AdamWSettings, weight: WeightShape) -> int:
     """Two fp32 numbers per element, and a count of steps."""
-    return 4 * (2 * math.prod(shape) + 1)
+    return 4 * (2 * math.prod(weight.part) + 1)
 
 
 optimizer = OptimizerSpec(AdamWSettings, AdamW, _state_bytes)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from hanlin.recipe.settings import Fraction, OptimizerSettings
-from hanlin.training.optimizer import OptimizerSpec, WeightByWeight
+from hanlin.training.optimizer import OptimizerSpec, WeightByWeight, WeightShape
 
 if TYPE_CHECKING:
     import torch
@@ -141,8 +141,8 @@ def _block(shape: Sequence[int]) -> int | None:
     return block if block >= _LEAST_BLOCK else None
 
 
-def _part_problem(whole: Sequence[int], part: Sequence[int]) -> str:
-    block = _block(whole)
+def _part_problem(weight: WeightShape) -> str:
+    whole, part, block = weight.whole, weight.part, _block(weight.whole)
     if block is None or part[-1] % block == 0:
         return ""
     return f"keeps blocks of {block}, and a rank has {part[-1]} of each row of {whole[-1]}"
@@ -158,18 +158,19 @@ def _pieces(part: torch.Tensor) -> Iterator[slice | EllipsisType]:
         yield slice(start, start + rows)
 
 
-def _state_bytes(settings: AdamW8bitSettings, shape: Sequence[int]) -> int:
+def _state_bytes(settings: AdamW8bitSettings, weight: WeightShape) -> int:
     """Two codes per element and two fp32 sizes per block, or two fp32 numbers per element; a count of steps."""
-    numbers, block = math.prod(shape), _block(shape)
+    numbers, block = math.prod(weight.part), _block(weight.whole)
     return 4 + (8 * numbers if block is None else 2 * numbers + 8 * numbers // block)
 
 
-def _step_bytes(settings: AdamW8bitSettings, shape: Sequence[int]) -> int:
+def _step_bytes(settings: AdamW8bitSettings, weight: WeightShape) -> int:
     """Of a piece: gradient, both means and, while one is written, its shares of the largest and their places; one of
     the piece before is there too.
     """
-    numbers, several = math.prod(shape), math.prod(shape) > _PIECE
-    return 4 * (_STEP_NUMBERS + several) * min(_PIECE, numbers) if _block(shape) else 4 * 3 * min(_PIECE, numbers)
+    numbers, block = math.prod(weight.part), _block(weight.whole)
+    copies = 3 if block is None else _STEP_NUMBERS + (numbers > _PIECE)
+    return 4 * copies * min(_PIECE, numbers)
 
 
 optimizer = OptimizerSpec(AdamW8bitSettings, AdamW8bit, _state_bytes, _part_problem, _step_bytes)
