@@ -150,6 +150,11 @@ def test_a_value_of_a_wrong_type_is_told_in_chinese(question: dict[str, Any], to
     assert say_in_chinese(str(refused.value)) == told
 
 
+def test_what_was_found_is_said_in_chinese_whatever_was_expected() -> None:
+    told = say_in_chinese("a.jsonl:1: input: expected a text, or a list of messages and calls of tools, found 3")
+    assert told == "a.jsonl:1: input: 应为文本，或由消息和工具调用组成的列表，实际为 3"
+
+
 def test_a_message_that_nobody_knows_stays_english() -> None:
     assert say_in_chinese("something quite new\nin two lines") == "something quite new\nin two lines"
 

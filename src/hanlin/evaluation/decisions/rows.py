@@ -93,7 +93,12 @@ def _gold(question: Question, value: Any, poll: Poll) -> int:
         options = [level.label for level in question.levels]
     found = [place for place, one in enumerate(options) if one == value and type(one) is type(value)]
     # A table has texts alone.
-    found = found or [place for place, one in enumerate(options) if isinstance(one, bool) and value == str(one).lower()]
+    found = found or [place for place, one in enumerate(options) if isinstance(one, bool) and value == _named(one)]
     if not found:
-        raise DataError(f'"{GOLD}": {value!r:.40} is none of {", ".join(map(str, options)):.80}')
+        raise DataError(f'"{GOLD}": {value!r:.40} is none of {", ".join(map(_named, options)):.80}')
     return found[0]
+
+
+def _named(option: Any) -> str:
+    """As a row has it."""
+    return str(option).lower() if isinstance(option, bool) else str(option)
