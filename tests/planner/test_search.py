@@ -7,7 +7,7 @@ from hanlin.planner.devices import find_device
 from hanlin.planner.estimate import estimate
 from hanlin.planner.job import PlannedModel, SequenceLengths
 from hanlin.planner.layout import Layout
-from hanlin.planner.search import propose
+from hanlin.planner.search import fitting_devices, propose
 from hanlin.planner.weights import cut_stages
 
 
@@ -61,3 +61,22 @@ def test_stages_hold_every_weight(stages: int) -> None:
     cut = cut_stages(job.weights, Layout(pipe=stages))
     assert [block for stage in cut for block in stage.blocks] == list(range(8))
     assert {weight.name for stage in cut for weight in stage.weights} == {weight.name for weight in job.weights}
+
+
+@pytest.mark.parametrize("family", ["cpm2", "cpm_bee"])
+def test_a_pass_is_the_same_whatever_was_traced_before(family: str) -> None:
+    recipe, device = tiny_recipe(family, "train.precision=bf16"), find_device("A100-80")
+    used, fresh = (PlannedModel(recipe, SequenceLengths(128), device=device) for _ in range(2))
+    for rows in (1, 4):
+        used.trace(Layout(micro_batch_size=rows))
+    ours, theirs = (vars(job.trace(Layout(micro_batch_size=2))) for job in (used, fresh))
+    assert ours == theirs
+
+
+def test_devices_that_fit_are_those_whose_own_plan_fits() -> None:
+    recipe, lengths = tiny_recipe("chatglm2", "train.precision=auto", "model.size=6b"), SequenceLengths(128)
+    layout, devices = Layout(data=4, shard="parameters"), [find_device(name) for name in ("V100-16", "H200", "910B-64")]
+    found = fitting_devices(PlannedModel(recipe, lengths, device=find_device("H200")), layout)
+    own = [estimate(PlannedModel(recipe, lengths, device=device), layout).fits(device) for device in devices]
+    assert [device in found for device in devices] == own
+    assert own == [False, True, True]

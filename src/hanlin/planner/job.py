@@ -22,7 +22,16 @@ from hanlin.parallel.parallelize import kept_dtype
 from hanlin.planner.devices import Device, precision_on
 from hanlin.planner.layout import Layout
 from hanlin.planner.timing import PassSeconds, pass_seconds
-from hanlin.planner.trace import Trace, TraceSettings, kinds_of_blocks, shrink, trace, with_experts
+from hanlin.planner.trace import (
+    RankModel,
+    Trace,
+    TraceSettings,
+    kinds_of_blocks,
+    rank_model,
+    shrink,
+    trace,
+    with_experts,
+)
 from hanlin.planner.weights import (
     Held,
     HeldSizes,
@@ -115,6 +124,7 @@ class PlannedModel:
         self._cut = functools.cache(self._stages)
         self._held = functools.cache(self._hold)
         self._trace = functools.cache(self._run)
+        self._rank_model = functools.cache(self._make_rank_model)
         self._with_experts = functools.cache(self._more_experts)
         self.seconds = functools.cache(self._seconds)
 
@@ -196,6 +206,9 @@ class PlannedModel:
         return cut_stages(self.weights, layout)
 
     def _run(self, layout: Layout, experts: int) -> Trace:
+        return trace(self._rank_model(layout.tensor, experts), layout)
+
+    def _make_rank_model(self, tensor: int, experts: int) -> RankModel:
         lengths = self.lengths
         run = TraceSettings(
             lengths.length,
@@ -207,7 +220,7 @@ class PlannedModel:
             experts,
             has_dropout=not self.asks_first,
         )
-        return trace(self._template, layout, run)
+        return rank_model(self._template, Layout(tensor=tensor), run)
 
 
 def _meta_model(recipe: Recipe, family: Family, config: Any, dtypes: tuple[torch.dtype, torch.dtype]) -> Any:

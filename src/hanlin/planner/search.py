@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from hanlin.core.errors import ConfigError
 from hanlin.planner.devices import DEVICES, Device
 from hanlin.planner.estimate import Estimate, estimate, least_bytes
 from hanlin.planner.job import PlannedModel
-from hanlin.planner.kernels import kernel_of
+from hanlin.planner.kernels import AttentionCall, kernel_of
 from hanlin.planner.layout import Layout
 
 
@@ -42,21 +42,30 @@ def propose(job: PlannedModel, device: Device, nodes: int, per_node: int, networ
 def fitting_devices(job: PlannedModel, layout: Layout) -> list[Device]:
     """The known devices that have the recipe's precision and hold a layout, each with its own kernels."""
     calls = job.trace(layout).attention
+    state = 0 if layout.offload else least_bytes(job, layout)
     estimates: dict[object, Estimate] = {}
+    if job.device is not None:
+        estimates[_kinds_of_kernels(calls, job, job.device)] = estimate(job, layout)
     found = []
     for device in DEVICES.values():
+        if state > device.memory_bytes:
+            continue  # which saves a trace
         try:
             there = job.on(device)
         except ConfigError:
             continue  # no bf16 there
-        # Whatever is fused keeps the same.
-        kernels = [kernel_of(replace(call, dtype=there.dtype), device, job.recipe.run.attention) for call in calls]
-        kind = tuple(kernel == "math" for kernel in kernels)
-        if kind not in estimates:
-            estimates[kind] = estimate(there, layout)
-        if estimates[kind].fits(device):
+        kinds = _kinds_of_kernels(calls, there, device)
+        if kinds not in estimates:
+            estimates[kinds] = estimate(there, layout)
+        if estimates[kinds].fits(device):
             found.append(device)
     return found
+
+
+def _kinds_of_kernels(calls: Iterable[AttentionCall], job: PlannedModel, device: Device) -> object:
+    """What decides how much attention keeps on a device: whatever is fused keeps the same."""
+    kernels = [kernel_of(replace(call, dtype=job.dtype), device, job.recipe.run.attention) for call in calls]
+    return device.kind, job.dtype.itemsize, tuple(kernel == "math" for kernel in kernels)
 
 
 def _complexity(layout: Layout) -> tuple[int, ...]:

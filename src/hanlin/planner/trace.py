@@ -136,15 +136,35 @@ class TraceSettings:
     has_dropout: bool = True
 
 
-def trace(template: TraceModel, layout: Layout, run: TraceSettings) -> Trace:
-    """Run a shrunk model once, forwards and backwards, on one tensor rank's shapes.
+@dataclass(frozen=True)
+class RankModel:
+    """A shrunk model with weights of one tensor rank's shapes; any number of passes may be traced.
+
+    mode: in which its tensors are; run: how its passes are run.
+    """
+
+    model: Any
+    kinds: Sequence[str]
+    mode: FakeTensorMode
+    run: TraceSettings
+
+
+def rank_model(template: TraceModel, layout: Layout, run: TraceSettings) -> RankModel:
+    """That of a layout's tensor ranks."""
+    model, shapes = copy.deepcopy(template.model).train(run.has_dropout), seen_shapes(template.model, layout)
+    make_constants(model)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        realise(model, shapes, layout, run)
+    return RankModel(model, template.kinds, mode, run)
+
+
+def trace(rank: RankModel, layout: Layout) -> Trace:
+    """Run it once, forwards and backwards, with the rows of a layout.
 
     Of what a layout computes again this is the second time, when it keeps what the backward pass needs.
     """
-    model, shapes = copy.deepcopy(template.model).train(run.has_dropout), seen_shapes(template.model, layout)
-    make_constants(model)
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        realise(model, shapes, layout, run)
+    model, run = rank.model, rank.run
+    with rank.mode:
         inputs = make_inputs(model, layout.micro_batch_size, run)
         gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
         counter = WorkCounter(weights=tuple(model.parameters()), others=(*gradients, *inputs.values()))
@@ -152,7 +172,7 @@ def trace(template: TraceModel, layout: Layout, run: TraceSettings) -> Trace:
         sections = _Sections(counter)
         marks = [
             _Mark(model.get_submodule(name), kind, sections)
-            for kind, name in zip(template.kinds, block_names(model), strict=True)
+            for kind, name in zip(rank.kinds, block_names(model), strict=True)
         ]
         with counter, kernels.in_place(), computed_again(layout.checkpoint_activations != "none"):
             outputs = _forward(model, inputs, run.dtype)
@@ -161,6 +181,8 @@ def trace(template: TraceModel, layout: Layout, run: TraceSettings) -> Trace:
             blocks = {mark.kind: mark.cost(forward) for mark in marks}
             reached = [out for out in outputs if out.requires_grad]
             torch.autograd.backward(reached, [torch.ones_like(out) for out in reached])
+        for mark in marks:
+            mark.remove()
         outside = kept - sum(cost.kept + cost.casted for cost in blocks.values())
         return Trace(
             blocks,
@@ -302,8 +324,11 @@ class _Mark:
         self.entered = self.output = self.elements = 0
         self.input: weakref.ref[Any] = weakref.ref(self)
         self.is_empty = False
-        block.register_forward_pre_hook(self._enter)
-        block.register_forward_hook(self._leave)
+        self.hooks = block.register_forward_pre_hook(self._enter), block.register_forward_hook(self._leave)
+
+    def remove(self) -> None:
+        for hook in self.hooks:
+            hook.remove()
 
     def cost(self, forward: Mapping[str, Work]) -> BlockCost:
         """To be asked when the forward pass is over: an input that nobody kept is gone then."""

@@ -148,14 +148,19 @@ class HeldSizes:
 
     def __init__(self, layout: Layout, optimizer: OptimizerBytes) -> None:
         self._layout, self.optimizer = layout, optimizer
-        self._known: dict[tuple[object, ...], tuple[int, int, int]] = {}
+        self._known: dict[tuple[object, ...], tuple[int, int, int, int]] = {}
 
-    def of(self, weight: Weight) -> tuple[int, int, int]:
-        """Elements before it is sharded, and of its share; bytes of the optimizer's state."""
+    def of(self, weight: Weight) -> tuple[int, int, int, int]:
+        """Elements before it is sharded, and of its share; bytes of the optimizer's state, and what its step needs."""
         key = weight.shape, weight.dim, weight.num_heads, weight.num_experts, isinstance(weight.place, int)
         if key not in self._known:
-            state = weight.count(self._layout) * self.optimizer.state(weight.trained_shape(self._layout))
-            self._known[key] = weight.whole_elements(self._layout), weight.held_elements(self._layout), state
+            shape = weight.trained_shape(self._layout)
+            self._known[key] = (
+                weight.whole_elements(self._layout),
+                weight.held_elements(self._layout),
+                weight.count(self._layout) * self.optimizer.state(shape),
+                self.optimizer.changing(shape),
+            )
         return self._known[key]
 
 
@@ -166,6 +171,7 @@ def hold(stage: StageWeights, layout: Layout, held_sizes: HeldSizes, gathered_by
     """
     sizes = [(weight, *held_sizes.of(weight)[:2]) for weight in stage.weights]
     trained = [(weight, whole, held) for weight, whole, held in sizes if weight.is_trained]
+    once = {weight.name: weight for weight, *_ in trained}
     block_bytes: dict[int, int] = {}
     block_trained: dict[int, int] = {}
     for weight, whole, _ in sizes:
@@ -176,14 +182,13 @@ def hold(stage: StageWeights, layout: Layout, held_sizes: HeldSizes, gathered_by
     outside_bytes = sum(whole * weight.element_bytes for weight, whole, _ in sizes if not isinstance(weight.place, int))
     ends = [weight for weight in stage.weights if weight.place in ("last", "ends") and len(weight.shape) == 2]
     head = max(ends, key=lambda weight: math.prod(weight.shape), default=None)
-    changing = (held_sizes.optimizer.changing(weight.trained_shape(layout)) for weight, *_ in trained)
     return Held(
         stage,
         held_bytes=sum(held * weight.element_bytes for weight, _, held in sizes),
         held_trained=sum(held for *_, held in trained),
-        optimiser_bytes=sum(held_sizes.of(weight)[2] for weight in {weight: None for weight, *_ in trained}),
+        optimiser_bytes=sum(held_sizes.of(weight)[2] for weight in once.values()),
         largest_trained=max((held // weight.count(layout) for weight, _, held in trained), default=0),
-        changing_bytes=max(changing, default=0),
+        changing_bytes=max((held_sizes.of(weight)[3] for weight, *_ in trained), default=0),
         whole_bytes=outside_bytes + sum(block_bytes.values()),
         whole_trained=sum(whole for _, whole, _ in trained),
         outside_bytes=outside_bytes,
