@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from hanlin.cli.main import main
+from hanlin.core.errors import DataError
+from hanlin.training.report import watch_report
 
 PNG = b"\x89PNG"
 
@@ -70,3 +73,13 @@ def test_damage_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str], capl
         (run / "config.yaml").write_bytes(content)
         assert main(["report", str(run)]) == 2
         assert "config.yaml: no recipe can be read from it" in capsys.readouterr().err
+
+
+def test_a_run_that_is_removed_ends_the_watch_on_it(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", 0.1, [3.0, 2.0])
+    (run / "gone.jsonl").symlink_to("nowhere")
+    pages = watch_report([run], tmp_path / "page.html", 0.01)
+    assert next(pages) == tmp_path / "page.html"
+    shutil.rmtree(run)
+    with pytest.raises(DataError, match="no run folder"):
+        next(pages)
