@@ -5,6 +5,9 @@ real device: copies from the host, waits for a result (`item`, `nonzero`, boolea
 launches and, where a profile knows, which kernel attention would get. It notes what hanlin's table of operations
 (diagnosis/npu_operations.py) lacks. A profile says what a device refuses. Importing this module changes torch for the
 whole process: the tests run it in processes of their own (run.py).
+
+Fake tensors on "cuda" would not do instead: a torch that is built without CUDA has no guard of its devices, and ends
+the process when autograd asks for one.
 """
 
 from __future__ import annotations
