@@ -7,6 +7,7 @@ from pathlib import Path
 from runpy import run_path
 
 import pytest
+from safetensors.torch import load_file
 
 from hanlin.cli import demo
 from hanlin.cli.main import main
@@ -39,6 +40,13 @@ def test_methods_on_ccpm_and_tones(home: Path, capsys: pytest.CaptureFixture[str
     assert main(["tokenizer", "train", texts, "--out", "runs/comparing/cpm2.txt", "--size", "100"]) == 0
     for family in ("cpm2", "chatglm2"):
         assert main(["train", f"recipes/{family}_reading_pretrain.yaml", *SHORT, "model.config.vocab_size=256"]) == 0
+    make_copying = run_path("examples/comparing/make_copying.py")
+    make_copying["main"](Path("runs/comparing/data"), raw / "poems.jsonl", Path("runs/comparing/cpm2_fresh"))
+    first = ("model.base=runs/comparing/cpm2_fresh", "data.train=[runs/comparing/data/copies.jsonl]")
+    for changes in ((*first, "run.folder=runs/comparing/cpm2_copies"), ()):
+        assert main(["train", "recipes/cpm2_copying_pretrain.yaml", *SHORT, *changes, "data.train_limit=8"]) == 0
+    fresh = load_file("runs/comparing/cpm2_fresh/model.safetensors")
+    assert fresh["head.weight"].equal(fresh["embedding.weight"])
     capsys.readouterr()
     for name in ("ccpm", "tones"):
         assert main(["compare", f"examples/compare_{name}.yaml", "--dry-run"]) == 0
