@@ -4,20 +4,23 @@ python benchmarks/profile_step.py [--out result.json]
 
 One thread, fp32; nothing is compared. small_gpt2 and small_bee have the shapes of `hanlin demo`, a million weights:
 16 rows of 32 positions, and 4 rows of 512 packed with its phrases. gpt2_256 and gpt2_1024: 6 layers x 384 hidden, 2,048
-tokens a step. chatglm2: 8 layers x 512 hidden, 8 samples of ADGEN's lengths.
-milliseconds: of a step, the median. shares: of the time in which torch's profiler watches the step; what watching costs
-is charged to Python and autograd, most of all where operations are short. least_share, of GPT-2: the time of a step of
-two tokens, which no faster operation makes shorter.
+tokens a step. chatglm2: 8 layers x 512 hidden, 8 samples of ADGEN's lengths, all of it trained, with LoRA and with
+P-Tuning v2.
+milliseconds: of a step, the median. products_at_best: the share of the step that the FLOP of its matrix products take
+at the rate of products of 1024 x 1024 matrices, which take turns with the steps. shares: of the time in which torch's
+profiler watches the step; what watching costs is charged to Python and autograd, most of all where operations are
+short. least_share, of GPT-2: the time of a step of two tokens, which no faster operation makes shorter.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -26,15 +29,17 @@ from typing import Any, NamedTuple
 import torch
 from glm_peer import SMALL, TINY
 from script import read_arguments, report
-from step_chatglm2 import draw_samples
+from step_chatglm2 import PREFIX, RANK, draw_samples
 from torch.profiler import ProfilerActivity, profile
-from turns import make_step
+from torch.utils.flop_counter import FlopCounterMode
+from turns import Matrices, Turns, make_step, spread, take_turns
 
 from hanlin.cli._demo_data import write_phrases
 from hanlin.core.batch import Batch
 from hanlin.data.loader import Loader
 from hanlin.data.prepare import prepare
 from hanlin.data.sources import open_records
+from hanlin.models.chatglm2 import family
 from hanlin.models.chatglm2.model import ChatGlm2
 from hanlin.models.common import decoder_batch
 from hanlin.models.cpm1.config import shape
@@ -44,8 +49,10 @@ from hanlin.models.cpm_bee.config import CpmBeeConfig
 from hanlin.models.cpm_bee.model import CpmBee
 from hanlin.models.cpm_bee.processor import CpmBeeProcessor
 from hanlin.recipe.settings import DataSettings
+from hanlin.recipe.tuning import TUNING_METHODS
 from hanlin.tokens.vocabulary import build_vocabulary
 from hanlin.training.step import Step
+from hanlin.tuning.apply import apply_tuning
 
 KINDS: dict[str, tuple[str, ...]] = {
     "products": ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::baddbmm", "aten::baddbmm_"),
@@ -68,7 +75,7 @@ EXACT = {"products", "views"}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=10, help="of each model, and half as many that are watched")
     parser.add_argument("--models", nargs="+", choices=MAKE, default=list(MAKE))
     parser.add_argument("--out", type=Path)
     args = read_arguments(parser, "--steps 1")
@@ -77,14 +84,35 @@ def main() -> None:
 
 
 def measure(step: Step, batch: Batch, steps: int) -> dict[str, Any]:
-    whole = _milliseconds(lambda: step.run(batch), steps)
+    turns = take_turns({"step": lambda: step.run(batch), "matrices": Matrices()}, steps)
+    whole = 1000 * median(turns.seconds["step"])
     return {
         "parameters": sum(weight.numel() for weight in step.parallel_model.parameters.values()),
         "positions": batch.labels.numel(),
         "milliseconds": round(whole, 1),
+        "products_at_best": _at_best(turns, _product_flops(lambda: step.run(batch))),
         **_least(step, batch, steps, whole),
         "shares": _shares(lambda: step.run(batch), steps),
     }
+
+
+def _at_best(turns: Turns, flops: float) -> dict[str, float]:
+    """The time of so many FLOP as matrices are multiplied in the same round, as a share of the step's."""
+    pairs = zip(turns.seconds["matrices"], turns.seconds["step"], strict=True)
+    return spread([flops / Matrices.flops * matrices / step for matrices, step in pairs])
+
+
+def _product_flops(run: Callable[[], object]) -> int:
+    """Of what counts as products below."""
+    aten = torch.ops.aten
+    with FlopCounterMode(display=False, custom_mapping={aten.addmm_: _addmm_flop}) as counter:
+        run()
+    counts = counter.get_flop_counts()["Global"]
+    return sum(counts.get(kind, 0) for kind in (aten.mm, aten.addmm, aten.addmm_, aten.bmm, aten.baddbmm))
+
+
+def _addmm_flop(_: Any, left: Sequence[int], right: Sequence[int], **options: Any) -> int:
+    return 2 * math.prod(left) * right[1]
 
 
 def _least(step: Step, batch: Batch, steps: int, whole: float) -> dict[str, float]:
@@ -109,7 +137,7 @@ def _milliseconds(run: Callable[[], object], steps: int) -> float:
 def _shares(run: Callable[[], object], steps: int) -> dict[str, float]:
     with profile(activities=[ProfilerActivity.CPU]) as seen:
         start = time.perf_counter()
-        for _ in range(min(steps, 5)):
+        for _ in range(max(1, steps // 2)):
             run()
         whole = 1e6 * (time.perf_counter() - start)
     found: Counter[str] = Counter()
@@ -148,10 +176,13 @@ def make_gpt2(sizes: Shape, count: int, length: int, is_smoke: bool) -> tuple[St
     return _step_of(Cpm1(config)), batch
 
 
-def make_chatglm2(is_smoke: bool) -> tuple[Step, Batch]:
+def make_chatglm2(tuning: dict[str, Any], is_smoke: bool) -> tuple[Step, Batch]:
     config, samples = (TINY, draw_samples(2)) if is_smoke else (SMALL, draw_samples(8))
     batch = decoder_batch.collate([samples], sum(sample.length for sample in samples), config.pad_id)
-    return _step_of(ChatGlm2(config)), batch
+    model, draws = ChatGlm2(config), torch.Generator().manual_seed(0)
+    model.init_weights(draws)
+    apply_tuning(model, TUNING_METHODS.make(tuning), family, draws)
+    return make_step(model.train()), batch
 
 
 def make_bee(is_smoke: bool) -> tuple[Step, Batch]:
@@ -183,7 +214,9 @@ MAKE: dict[str, Callable[[bool], tuple[Step, Batch]]] = {
     "small_bee": make_bee,
     "gpt2_256": partial(make_gpt2, Shape(384, 6, 6, 30_000), 8, 256),
     "gpt2_1024": partial(make_gpt2, Shape(384, 6, 6, 30_000), 2, 1024),
-    "chatglm2": make_chatglm2,
+    "chatglm2": partial(make_chatglm2, {"method": "full"}),
+    "chatglm2_lora": partial(make_chatglm2, {"method": "lora", "rank": RANK}),
+    "chatglm2_prefix": partial(make_chatglm2, {"method": "prefix", "length": PREFIX}),
 }
 
 
