@@ -27,8 +27,8 @@ from hanlin.tuning.lora import LoraTuning
 CASES = {
     "cpm_bee": ("nf4", {"method": "lora", "rank": 2}),
     "chatglm2": ("nf4", {"method": "prefix", "length": 2}),
-    "cpm1": ("int8", {"method": "lora", "rank": 2}),
-    "cpm1_t5": ("nf4", {"method": "lora", "rank": 2}),
+    "cpm1": ("int8", {"method": "lora", "rank": 2, "init": "pissa", "targets": "all-linear", "rslora": True}),
+    "cpm1_t5": ("nf4", {"method": "lora", "rank": 2, "dora": True, "targets": "all-linear"}),
     "cpm2": ("nf4", {"method": "prompt", "length": 2}),
     "experts": ("nf4", {"method": "lora", "rank": 2}),
     "experts-prompt": ("int8", {"method": "prompt", "length": 2}),
