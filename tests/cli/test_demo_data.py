@@ -31,6 +31,13 @@ def test_numbers_are_read_as_they_are_spoken(number: int, read: str) -> None:
     assert read_number(number) == read
 
 
+def test_a_lone_two_is_read_as_it_is_where_things_are_counted(tmp_path: Path) -> None:
+    lines = write_numbers(tmp_path, rows=4000, eval_rows=1, seed=1).lines
+    assert any("午两点" in line for line in lines)
+    assert any(line.startswith("两块") for line in lines)
+    assert not [line for line in lines if line.startswith("二块") or "午二点" in line]
+
+
 def test_lines_of_numbers_are_different_and_those_held_out_are_not_among_them(tmp_path: Path) -> None:
     data = write_numbers(tmp_path, rows=300, eval_rows=40, seed=1)
     rows = [json.loads(line) for line in (tmp_path / "numbers_train.jsonl").read_text("utf-8").splitlines()]

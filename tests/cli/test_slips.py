@@ -189,6 +189,18 @@ def test_a_rate_that_only_rises_is_told_before_training_as_in_it(
     assert "only rises" not in capsys.readouterr().err
 
 
+def test_answers_to_compare_are_counted_too(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = '{"prompt": "床前", "chosen": "明月", "rejected": "光"}\n' * 3
+    (project / "pairs.jsonl").write_text(rows, encoding="utf-8")
+    words = ["recipe.yaml", "train.steps=null", "train.epochs=2", "train.batch_size=1", "data.train=pairs.jsonl",
+             "data.eval=[]", "train.objective=dpo", "train.warmup_steps=50"]  # fmt: skip
+    assert main(["check", *words]) == 0
+    told = re.search("train.warmup_steps=50, but the run has [0-9]+ steps", capsys.readouterr().err)
+    assert told is not None
+    assert main(["train", *words]) == 0
+    assert told[0] in Path("run/log.txt").read_text(encoding="utf-8")
+
+
 def test_steps_of_files_that_are_not_read_whole_are_left_to_training(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

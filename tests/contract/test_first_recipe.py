@@ -149,6 +149,17 @@ def test_a_size_that_there_is_not_is_named(
     assert "cpm1 has no size 'smal'; did you mean 'small'?" in capsys.readouterr().err
 
 
+def test_no_key_of_a_row_gets_out_of_its_comment(make_case: Callable[[str], Case], tmp_path: Path) -> None:
+    case = make_case("chatglm2")
+    model = {"family": case.name, "base": str(write_base(case, tmp_path))}
+    rows = tmp_path / "rows.jsonl"
+    row = {"prompt": "床前", "response": "明月光", "a\ntrain: {steps: 9}\u2028x\0": 1}
+    rows.write_text(json.dumps(row) + "\n", "utf-8")
+    text = first_recipe(model, [rows], tmp_path / "run", memory_of("A100-80"), "en")
+    assert "a train: {steps: 9} x " in text
+    assert make_recipe(parse_yaml(text)[0]).train.steps is None
+
+
 def test_preference_rows_are_compared(make_case: Callable[[str], Case], tmp_path: Path) -> None:
     case = make_case("chatglm2")
     model = {"family": case.name, "base": str(write_base(case, tmp_path))}

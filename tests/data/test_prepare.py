@@ -146,6 +146,9 @@ def test_reasons_that_differ_in_a_number_are_three_and_a_count() -> None:
     told = lines_of([*long, ("a:50", "no answer"), ("a:51", "too long: 1,001 tokens, found 'x1'")])
     assert [line.partition(": ")[0] for line in told] == ["a:1", "a:2", "a:3", "and 37 more rows like these", "a:50"]
     assert told[0].endswith("(also 51)")
+    assert [line.partition(": ")[0] for line in lines_of(long[:4])] == ["a:1", "a:2", "a:3", "a:4"]
+    words = [(f"a:{line}", f"the row's {word} is not the model's") for line, word in enumerate("甲乙丙丁戊", 1)]
+    assert len(lines_of(words)) == 5  # an apostrophe quotes nothing
 
 
 def test_bad_rows_can_be_dropped_and_are_counted_by_reason(tmp_path: Path) -> None:

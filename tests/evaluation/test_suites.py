@@ -177,7 +177,7 @@ def test_a_model_may_think_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     concluding = Conversation((ChatMessage("user", f"月{row['thought']}\n综上所述，ABCD中正确的选项是："),))
     found = [one for _, one in sorted(score_continuations(engine, [(concluding, "A"), (concluding, "B")], 1))]
     assert list(row["scores"].values()) == pytest.approx([one.log_likelihood / one.tokens for one in found], abs=1e-4)
-    with pytest.raises(ConfigError, match="do not have"):
+    with pytest.raises(ConfigError, match="does not suit fewclue"):
         run_suite(engine, "fewclue", [subject], AskedHow(0, "reasoned", 2), tmp_path / "few")
 
 
@@ -209,8 +209,17 @@ def test_more_subjects_join_those_that_are_done(tmp_path: Path, monkeypatch: pyt
     assert both.accuracies.keys() == {"virology", "arts"}
     with pytest.raises(DataError, match="to other questions"):
         run_suite(engine, "cmmlu", read_suite("cmmlu", data, None, ["arts"], 1), ZERO, tmp_path / "out")
-    run_suite(engine, "cmmlu", read_suite("cmmlu", data, None, ["arts"], None), ZERO, tmp_path / "out")
+    written = (tmp_path / "out/metrics.json").read_text("utf-8")
+    with pytest.raises(DataError, match=r"answers to virology too, which the scores would lose"):
+        run_suite(engine, "cmmlu", read_suite("cmmlu", data, None, ["arts"], None), ZERO, tmp_path / "out")
+    assert (tmp_path / "out/metrics.json").read_text("utf-8") == written
     assert asked == ["virology"]
+
+
+def test_thoughts_are_asked_for_in_chinese_alone(tmp_path: Path) -> None:
+    subjects = read_suite("mmlu", write_mmlu(tmp_path, "anatomy"), None, ["anatomy"], None)
+    with pytest.raises(ConfigError, match="asks in Chinese for one of A, B, C, D, which does not suit mmlu"):
+        run_suite(engine_of_family("chatglm2"), "mmlu", subjects, AskedHow(0, "reasoned", 2), tmp_path / "out")
 
 
 @pytest.mark.parametrize(

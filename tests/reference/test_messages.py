@@ -134,13 +134,13 @@ def test_keys_that_rows_may_have_stay_as_they_are() -> None:
 @pytest.mark.parametrize(
     ("question", "told"),
     [
-        ({"choices": "ab"}, "questions.0.choices：应为 列表，实际为 'ab'"),
-        ({"choices": [{"value": "a"}]}, "questions.0.choices：应为 至少 2，实际为 [{'value': 'a'}]"),
+        ({"choices": "ab"}, "questions.0.choices：应为列表，实际为 'ab'"),
+        ({"choices": [{"value": "a"}]}, "questions.0.choices：应为至少 2，实际为 [{'value': 'a'}]"),
         (
             {"choices": [{"value": 3}, {"value": "b"}]},
-            "questions.0.choices.0.value：应为 文本或 true 或 false，实际为 3",
+            "questions.0.choices.0.value：应为文本或 true 或 false，实际为 3",
         ),
-        ({"name": 3}, "questions.0.name：应为 文本，实际为 3"),
+        ({"name": 3}, "questions.0.name：应为文本，实际为 3"),
     ],
 )
 def test_a_value_of_a_wrong_type_is_told_in_chinese(question: dict[str, Any], told: str) -> None:

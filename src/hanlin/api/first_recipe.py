@@ -128,8 +128,8 @@ def first_recipe(
         values["train"].setdefault("objective", {"name": "dpo"})
     lengths = _lengths(seen, components.config, _num_answers(values))
     values["data"].setdefault("max_length", lengths.row)
-    if is_bad or lengths.needed > values["data"]["max_length"]:
-        values["data"].setdefault("overlong", _overlong(files, values, components))
+    if (is_bad or lengths.needed > values["data"]["max_length"]) and "overlong" not in values["data"]:
+        values["data"]["overlong"] = _overlong(files, values, components)
     values = with_changes(_with_batch(values, seen), decided)
     way = _way(values, memory)
     values = with_changes(with_changes(values, way.settings), decided)
@@ -328,9 +328,14 @@ def _written(
         for name, value in own.items():
             lines.append(_line(name, value, notes.get(_note_of(name, value, way, facts["steps"]), "").format(**facts)))
             if name == "train":
-                lines += [f"  # {say(f'{count:,} rows: {note}')}" for note, count in unread]
+                lines += [f"  # {_in_a_line(say(f'{count:,} rows: {note}'))}" for note, count in unread]
                 lines += [f"  # eval: [held_out.jsonl]   # {notes['eval']}"]
     return "\n".join(lines) + "\n"
+
+
+def _in_a_line(text: str) -> str:
+    """With nothing in it that would end a comment, or is not to be in a YAML file."""
+    return "".join(one if one.isprintable() else " " for one in text)
 
 
 def _note_of(name: str, value: Any, way: _Way, steps: int) -> str:

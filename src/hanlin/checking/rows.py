@@ -162,12 +162,12 @@ def _check_texts(path: Path, tokenizer: Tokenizer, part: CorpusPart, key: str) -
         part.documents(path, count)
 
 
-def is_tried_whole(path: Path, settings: DataSettings, processor: Processor) -> bool:
-    """Whether a file that is trained on has no more rows than are tried."""
+def is_tried_whole(path: Path, settings: DataSettings, processor: Processor, side: Side | None = None) -> bool:
+    """Whether a file that is trained on has no more rows than are tried; side: of rows with answers to compare."""
     if not _is_opened(path):
         return False
     _, is_whole = open_first(
-        path, settings, processor, TRIED_ROWS, share=settings.train_share, limit=settings.train_limit
+        path, settings, processor, TRIED_ROWS, share=settings.train_share, limit=settings.train_limit, side=side
     )
     return is_whole
 

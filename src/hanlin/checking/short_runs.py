@@ -9,6 +9,7 @@ from hanlin.checking.rows import is_tried_whole
 from hanlin.recipe.settings import Recipe
 from hanlin.run.components import build_components
 from hanlin.run.short_runs import short_run
+from hanlin.training.objective import find_objective
 
 
 def short_run_remark(recipe: Recipe) -> str | None:
@@ -24,7 +25,8 @@ def short_run_remark(recipe: Recipe) -> str | None:
     if train.epochs is None or train.epochs >= train.warmup_steps + 1 or recipe.data.split or recipe.data.mixture:
         return None
     components = build_components(recipe)
-    if not all(is_tried_whole(path, recipe.data, components.processor) for path in recipe.data.train):
+    side = next(iter(find_objective(train.objective).answers), None)
+    if not all(is_tried_whole(path, recipe.data, components.processor, side) for path in recipe.data.train):
         return None
 
     from hanlin.run.assemble import load_data, make_loader

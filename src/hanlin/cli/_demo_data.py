@@ -111,6 +111,11 @@ def _read_thousands(number: int) -> str:
     return text
 
 
+def _read_amount(number: int) -> str:
+    """In front of a word for what is counted, where a lone 2 is 两."""
+    return "两" if number == 2 else read_number(number)
+
+
 def _read_digits(digits: str) -> str:
     return "".join(_DIGITS[int(digit)] for digit in digits)
 
@@ -129,12 +134,12 @@ def _time(random: Random) -> tuple[str, str]:
     part, first, last = random.choice(_PARTS_OF_DAY)
     hour, minute = random.randrange(first, last), random.randrange(1, 60)
     read = read_number(minute) if minute >= 10 else _read_digits(f"{minute:02}")
-    return f"{part}{read_number(hour % 12 or 12 if hour else 0)}点{read}分", f"{hour:02}:{minute:02}"
+    return f"{part}{_read_amount(hour % 12 or 12 if hour else 0)}点{read}分", f"{hour:02}:{minute:02}"
 
 
 def _price(random: Random) -> tuple[str, str]:
     yuan, jiao = random.randrange(1, 10 ** random.randint(1, 4)), random.randint(1, 9)
-    return f"{read_number(yuan)}块{_DIGITS[jiao]}", f"{yuan}.{jiao}0元"
+    return f"{_read_amount(yuan)}块{_DIGITS[jiao]}", f"{yuan}.{jiao}0元"
 
 
 def _share(random: Random) -> tuple[str, str]:

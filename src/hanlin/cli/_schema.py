@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from hanlin.cli._targets import new_target
 from hanlin.core.errors import ConfigError
 from hanlin.core.files import read_json_object, replace_json, replaced_file
 from hanlin.core.language import language
@@ -11,13 +12,21 @@ from hanlin.core.language import language
 SCHEMA = "recipe.schema.json"
 
 
-def write_recipe(target: Path, text: str) -> None:
-    """Raises: ConfigError where another file has the schema's name."""
-    from hanlin.reference.schema import TITLE, recipe_schema
+def new_recipe(path: Path, *, overwrite: bool) -> Path:
+    """`new_target` of a recipe, which a schema is to lie beside. Raises: ConfigError where that is another file."""
+    from hanlin.reference.schema import TITLE
 
-    path = target.with_name(SCHEMA)
-    if path.is_file() and read_json_object(path, ConfigError).get("title") != TITLE:
-        raise ConfigError(f"{path}: is no schema of recipes, and one is to be written there; move it away")
-    replace_json(path, recipe_schema(language()))
+    target = new_target(path, overwrite=overwrite)
+    schema = target.with_name(SCHEMA)
+    if schema.is_file() and read_json_object(schema, ConfigError).get("title") != TITLE:
+        raise ConfigError(f"{schema}: is no schema of recipes, and one is to be written there; move it away")
+    return target
+
+
+def write_recipe(target: Path, text: str) -> None:
+    """target: as `new_recipe` returned it."""
+    from hanlin.reference.schema import recipe_schema
+
+    replace_json(target.with_name(SCHEMA), recipe_schema(language()))
     with replaced_file(target) as stream:
         stream.write(f"# yaml-language-server: $schema={SCHEMA}\n{text}".encode())

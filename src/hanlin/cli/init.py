@@ -18,8 +18,8 @@ import sys
 from pathlib import Path
 
 from hanlin.cli._say import tell
-from hanlin.cli._schema import write_recipe
-from hanlin.cli._targets import add_overwrite, new_target
+from hanlin.cli._schema import new_recipe, write_recipe
+from hanlin.cli._targets import add_overwrite
 from hanlin.core.errors import ConfigError
 from hanlin.core.language import language
 
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    target = new_target(args.output, overwrite=args.overwrite)
+    target = new_recipe(args.output, overwrite=args.overwrite)
     overrides = [word for word in args.words if _SETTING.match(word) and not Path(word).exists()]
     files = [Path(word) for word in args.words if word not in overrides] or [
         Path(_asked("file of rows", "name a file of rows: hanlin init rows.jsonl --base MODEL"))

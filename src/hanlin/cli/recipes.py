@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hanlin.cli._say import tell
-from hanlin.cli._schema import write_recipe
+from hanlin.cli._schema import new_recipe, write_recipe
 from hanlin.cli._targets import add_overwrite, new_target
 from hanlin.core.files import replaced_file
 from hanlin.core.language import language
@@ -47,17 +47,18 @@ def run(args: argparse.Namespace) -> int:
         source = shipped_file(args.name)
         is_file = args.target.suffix == source.suffix and not args.target.is_dir()
         target = args.target if is_file else args.target / source.name
-        _copy(source, new_target(target, overwrite=args.overwrite))
+        _copy(source, target, overwrite=args.overwrite)
     return 0
 
 
-def _copy(source: Path, target: Path) -> None:
+def _copy(source: Path, path: Path, *, overwrite: bool) -> None:
     content = source.read_bytes()
     if source.suffix == ".yaml" and re.search(rb"^model:", content, re.MULTILINE):
+        target = new_recipe(path, overwrite=overwrite)
         write_recipe(target, content.decode())
         tell(f"{target}: change its paths, then `hanlin check {target}`")
         return
-    with replaced_file(target) as stream:
+    with replaced_file(target := new_target(path, overwrite=overwrite)) as stream:
         stream.write(content)
     tell(f"{target}: change its paths, then `hanlin compare {target}`" if source.suffix == ".yaml" else str(target))
 

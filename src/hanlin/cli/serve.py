@@ -57,7 +57,7 @@ _LIMITS = {
     "body_bytes": "bytes of a request",
     "answers": "answers to a request (`n`)",
     "stops": "texts of a request that end its answer",
-    "decision_tokens": "tokens that the decisions of a request read, the input once for each option",
+    "decision_tokens": "tokens that the decisions of a request read, the input once for each option, or its scores",
 }
 _LEAST_CACHE = 16
 """Positions of a short prompt and a few tokens."""

@@ -24,7 +24,7 @@ __all__ = [
 
 LISTED_ROWS = 50
 _ALIKE = 3
-_VALUES = re.compile(r"'[^'\n]*'|\d[\d,.]*")
+_VALUES = re.compile(r"(?<!\w)'[^'\n]*'(?!\w)|\d[\d,.]*")
 
 BadRow = tuple[str, str]
 """File and line of a row, and what is wrong with it."""
@@ -46,9 +46,10 @@ def lines_of(bad: Sequence[BadRow], places: int = LISTED_ROWS) -> list[str]:
 
 
 def _of_kind(by_reason: Mapping[str, Sequence[str]], places: int) -> Iterator[str]:
-    for reason, (where, *others) in islice(by_reason.items(), _ALIKE):
+    listed = _ALIKE if len(by_reason) > _ALIKE + 1 else len(by_reason)  # one more is as short as to say so
+    for reason, (where, *others) in islice(by_reason.items(), listed):
         yield f"{where}: {reason}" + (f" (also {_beside(where, others, places - 1)})" if others else "")
-    if left_out := sum(map(len, islice(by_reason.values(), _ALIKE, None))):
+    if left_out := sum(map(len, islice(by_reason.values(), listed, None))):
         yield f"and {left_out:,} more rows like these"
 
 

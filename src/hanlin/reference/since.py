@@ -42,7 +42,8 @@ def _released() -> dict[str, list[str]]:
 
 
 def _coming() -> str:
-    return sys.modules["hanlin"].__version__  # which imports all rooms, so that none imports it
+    version = sys.modules["hanlin"].__version__  # which imports all rooms, so that none imports it
+    return "the next version" if version in _released() else version
 
 
 def _name(setting: Setting) -> str:

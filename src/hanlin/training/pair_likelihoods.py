@@ -59,14 +59,21 @@ def pair_likelihoods(parallel_model: ParallelModel, batch: Batch, answers: int) 
     places = [(row, pair, number) for row, held in enumerate(batch.rows) for pair, number in enumerate(held)]
     rows, pairs, numbers = torch.tensor(places, dtype=torch.int64).reshape(-1, 3).t().to(device)
     asked = torch.arange(1, 1 + answers * max(map(len, batch.rows), default=0), device=device)
-    is_of = batch.answers[:, :, None] == asked
     losses = parallel_model.losses(batch)
-    # Not by `scatter_add_`, which on CUDA adds in an order that is left open.
     sums, counts = (
-        torch.where(is_of, values[:, :, None], 0).sum(1).unflatten(1, (-1, answers))
+        _by_answer(batch.answers, values, asked).unflatten(1, (-1, answers))
         for values in (-losses, batch.weights.to(losses.dtype))
     )
     return PairLikelihoods(rows, pairs, numbers, sums[rows, pairs].t().contiguous(), counts[rows, pairs].t())
+
+
+def _by_answer(answers: torch.Tensor, values: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:
+    """Sums `[rows, asked]` of the values `[rows, length]` of each answer's tokens; answers: whose they are.
+
+    Not by `scatter_add_`, which on CUDA adds in an order that is left open. A row at a time, for the memory's sake.
+    """
+    rows = zip(answers, values, strict=True)
+    return torch.stack([torch.where(of[:, None] == asked, row[:, None], 0).sum(0) for of, row in rows])
 
 
 def weighed(batch: Batch, found: PairLikelihoods, measured: Sequence[torch.Tensor]) -> Weighed:

@@ -47,6 +47,7 @@ class Exam:
     blank: str = ""
     has_names: bool = True
     pools: bool = False
+    is_chinese: bool = True
 
     @property
     def subjects(self) -> dict[str, dict[str, object]]:
@@ -128,6 +129,7 @@ EXAMS = {
         blank=" ",
         has_names=False,
         pools=True,
+        is_chinese=False,
     ),
 }
 
@@ -154,9 +156,8 @@ def read_table(path: Path, columns: Sequence[str], names: Sequence[str] | None =
     try:
         for row in reader:
             if None in row or any(row[name] is None for name in columns):
-                raise DataError(
-                    f"{path}: near line {reader.line_num}: a row has not as many values as the first line names"
-                )
+                expected = f"the {len(names)} of {', '.join(names)}" if names else "as many as the first line names"
+                raise DataError(f"{path}: near line {reader.line_num}: a row has other values than {expected}")
             rows.append(row)
     except csv.Error as error:
         raise DataError(f"{path}: near line {reader.line_num}: no CSV can be read from it ({error})") from None

@@ -96,8 +96,8 @@ def run_suite(
     network: what decides the answers besides the weights (`Components.identity`).
     Raises: ConfigError for what the suite or the model cannot be asked; DataError where the folder holds other answers.
     """
-    if how.style == "reasoned" and name not in EXAMS:
-        raise ConfigError(f"--prompt reasoned: asks for one of A, B, C, D, which the tasks of {name} do not have")
+    if how.style == "reasoned" and not (name in EXAMS and EXAMS[name].is_chinese):
+        raise ConfigError(f"--prompt reasoned: asks in Chinese for one of A, B, C, D, which does not suit {name}")
     if short := [one.name for one in subjects if len(one.examples) < how.shots]:
         raise DataError(f"--shots {how.shots}: {', '.join(short[:3])} has not so many examples; give fewer")
     weights, is_main = identity_of_weights(engine), engine.mesh.is_main
@@ -116,7 +116,7 @@ def run_suite(
 
 
 def _open(folder: Path, about: Mapping[str, Any], questions: Mapping[str, str], overwrite: bool) -> None:
-    """questions: by subject what they were; subjects that were asked before may stay beside others.
+    """questions: by subject what they were; there may be more subjects than before, and not fewer.
 
     Raises: DataError.
     """
@@ -130,6 +130,11 @@ def _open(folder: Path, about: Mapping[str, Any], questions: Mapping[str, str], 
             )
         shutil.rmtree(folder / PREDICTIONS, ignore_errors=True)
         known = {}
+    if left_out := [name for name in known if name not in questions]:
+        raise DataError(
+            f"{folder}: holds answers to {', '.join(left_out[:3])} too, which the scores would lose; name all subjects "
+            "that are to be scored together (--subjects), or choose another --folder"
+        )
     (folder / PREDICTIONS).mkdir(parents=True, exist_ok=True)
     replace_json(path, {**about, "questions": {**known, **questions}})
 
