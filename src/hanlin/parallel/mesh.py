@@ -7,6 +7,7 @@ ranks hold them all together, copy ranks the same ones.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -200,10 +201,14 @@ def like(weight: torch.Tensor, part: torch.Tensor, shape: Sequence[int]) -> torc
     )
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
+def gathered(tensor: torch.Tensor) -> torch.Tensor:
     """All of a tensor; every rank that holds a part of it must call this."""
     full_tensor = getattr(tensor, "full_tensor", None)
-    return tensor if full_tensor is None else full_tensor()
+    if full_tensor is None:
+        return tensor
+    # It warns that gathering over two axes takes two steps.
+    logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
+    return full_tensor()
 
 
 def own_part(weight: torch.Tensor, full: torch.Tensor) -> torch.Tensor:

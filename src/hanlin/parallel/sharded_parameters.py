@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from torch import distributed, nn
 
 from hanlin.layers.quantised import packed_sizes
-from hanlin.parallel.mesh import Mesh, local
+from hanlin.parallel.mesh import Mesh, gathered, local, own_part
 
 _HOST = torch.device("cpu")
 
@@ -52,7 +51,7 @@ class ShardedParameters:
         """Give the weights of these names their values; each rank keeps its part of what it holds."""
         for name, whole in weights:
             for place in self._places.get(name, ()):
-                local(place).copy_(_part_of(whole, place))
+                local(place).copy_(own_part(place, whole))
 
     @torch.no_grad()
     def gather(self, names: Iterable[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
@@ -63,7 +62,7 @@ class ShardedParameters:
             for name in held:
                 owners.setdefault(name, rank)
         for name in owners if names is None else names:
-            whole = _whole_of(self._places[name][0]) if name in self._places else None
+            whole = gathered(self._places[name][0]) if name in self._places else None
             yield name, self._to_main(whole, owners[name])
 
     def _of_all_parts(self, value: Any) -> dict[int, Any]:
@@ -89,25 +88,3 @@ class ShardedParameters:
         received = torch.empty(told[0][0], dtype=told[0][1])
         distributed.recv(received, src=owner)
         return received
-
-
-def _whole_of(part: torch.Tensor) -> torch.Tensor:
-    """The whole tensor, on every rank that has a part of it; all of them must call it."""
-    full_tensor = getattr(part, "full_tensor", None)
-    if full_tensor is None:
-        return part
-    # It warns that gathering over two axes takes two steps.
-    logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
-    return full_tensor()
-
-
-def _part_of(whole: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
-    """What a rank's part of a tensor holds of the whole."""
-    if not hasattr(place, "placements"):
-        return whole
-    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-
-    shape, offset = compute_local_shape_and_global_offset(whole.shape, place.device_mesh, place.placements)  # pyright: ignore
-    for dimension, (start, size) in enumerate(zip(offset, shape, strict=True)):
-        whole = whole.narrow(dimension, start if size else 0, size)
-    return whole

@@ -75,12 +75,12 @@ class Muon:
         return {**{f"momentum.{name}": tensor for name, tensor in self.momentum.items()}, **self.others.tensors()}
 
     def _change(self, weight: torch.Tensor, gradient: torch.Tensor, momentum: torch.Tensor, rate: float) -> None:
-        from hanlin.parallel.mesh import like, local, own_part, whole
+        from hanlin.parallel.mesh import gathered, like, local, own_part
 
         share = self.settings.momentum
         local(momentum).lerp_(local(gradient), 1 - share)
         ahead = local(gradient).lerp(local(momentum), share)  # Nesterov's
-        update = own_part(weight, _orthogonal(whole(like(weight, ahead, weight.shape))))
+        update = own_part(weight, _orthogonal(gathered(like(weight, ahead, weight.shape))))
         size = rate * _AS_ADAMW * math.sqrt(max(weight.shape))
         local(weight).mul_(1 - rate * self.settings.weight_decay).sub_(update, alpha=size)
 
