@@ -2,7 +2,7 @@
 
 python benchmarks/profile_step.py [--out result.json]
 
-One thread, fp32; nothing is compared. small_gpt2 and small_bee have the shapes of `hanlin demo`, a million weights:
+One thread, fp32; nothing is compared. small_gpt2 and small_bee have the blocks of `hanlin demo`, a million weights:
 16 rows of 32 positions, and 4 rows of 512 packed with its phrases. gpt2_256 and gpt2_1024: 6 layers x 384 hidden, 2,048
 tokens a step. chatglm2: 8 layers x 512 hidden, 8 samples of ADGEN's lengths, all of it trained, with LoRA and with
 P-Tuning v2.
