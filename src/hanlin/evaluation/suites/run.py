@@ -122,21 +122,23 @@ def _open(folder: Path, about: Mapping[str, Any], questions: Mapping[str, str], 
     """
     path = folder / ABOUT
     known = _known_questions(path, about) if path.is_file() else {}
-    if known is None or any(known.get(name, digest) != digest for name, digest in questions.items()):
-        if not overwrite:
-            raise DataError(
-                f"{folder}: holds answers of other weights, or to other questions; choose another --folder, or add "
-                "--overwrite"
-            )
-        shutil.rmtree(folder / PREDICTIONS, ignore_errors=True)
-        known = {}
-    if left_out := [name for name in known if name not in questions]:
+    is_other = known is None or any(known.get(name, digest) != digest for name, digest in questions.items())
+    left_out = [name for name in known or () if name not in questions]
+    if is_other and not overwrite:
+        raise DataError(
+            f"{folder}: holds answers of other weights, or to other questions; choose another --folder, or add "
+            "--overwrite"
+        )
+    if left_out and not overwrite:
         raise DataError(
             f"{folder}: holds answers to {', '.join(left_out[:3])} too, which the scores would lose; name all subjects "
-            "that are to be scored together (--subjects), or choose another --folder"
+            "that are to be scored together (--subjects), choose another --folder, or add --overwrite"
         )
+    if is_other or left_out:
+        shutil.rmtree(folder / PREDICTIONS, ignore_errors=True)
+        known = {}
     (folder / PREDICTIONS).mkdir(parents=True, exist_ok=True)
-    replace_json(path, {**about, "questions": {**known, **questions}})
+    replace_json(path, {**about, "questions": {**(known or {}), **questions}})
 
 
 def _known_questions(path: Path, about: Mapping[str, Any]) -> dict[str, str] | None:
