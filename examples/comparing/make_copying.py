@@ -20,6 +20,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from hanlin.data.sources.jsonl import write_jsonl
+
 COPIES, MOVED, HIDDEN = 20_000, 8_000, 16_000
 CHARACTERS = 4600
 _SPECIALS = ("<unk>", "<pad>", "<eod>", "<s>", "</s>", "<mask>", *(f"<s_{number}>" for number in range(100)))
@@ -40,9 +42,9 @@ def main(folder: Path, poems_file: Path, fresh: Path) -> None:
     hidden = [_hidden(draw.choice(verses), draw.choice(texts)[:30], draw) for _ in range(HIDDEN)]
     mixed = [*copies[:MOVED], *moved, *hidden]
     draw.shuffle(mixed)
-    _write(folder / "copies.jsonl", copies)
-    _write(folder / "hidden.jsonl", mixed)
-    _write(
+    write_jsonl(folder / "copies.jsonl", copies)
+    write_jsonl(folder / "hidden.jsonl", mixed)
+    write_jsonl(
         folder / "hidden_eval.jsonl", [_hidden(draw.choice(verses), draw.choice(texts)[:30], draw) for _ in range(256)]
     )
     _write_fresh(fresh, [*_SPECIALS, *(one for one, count in counted if count > 1 and not one.isspace())][:5706])
@@ -87,10 +89,6 @@ def _write_fresh(folder: Path, words: Sequence[str]) -> None:
 
 def _rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def _write(path: Path, rows: Sequence[dict[str, str]]) -> None:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
 if __name__ == "__main__":

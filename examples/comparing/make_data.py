@@ -14,9 +14,11 @@ import random
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from hanlin.data.sources.jsonl import write_jsonl
 
 HELD_OUT_POEMS = 1036
 HELD_OUT_PHRASES = 1000
@@ -37,14 +39,14 @@ def main(poems_file: Path, ccpm: Path, folder: Path) -> None:
     pretrain = [*_pretrain(seen, texts, draw)]
     draw.shuffle(pretrain)
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / "pretrain.jsonl", pretrain)
-    _write(folder / "pretrain_eval.jsonl", [*_pretrain(held_out, [], draw)])
+    write_jsonl(folder / "pretrain.jsonl", pretrain)
+    write_jsonl(folder / "pretrain_eval.jsonl", [*_pretrain(held_out, [], draw)])
     for part, rows in choices.items():
-        _write(folder / f"ccpm_{part}.jsonl", rows)
+        write_jsonl(folder / f"ccpm_{part}.jsonl", rows)
     for part, rows in _tones().items():
-        _write(folder / f"tone_{part}.jsonl", rows)
+        write_jsonl(folder / f"tone_{part}.jsonl", rows)
     texts = [f"{row['input']}{row['<ans>']}" for row in pretrain[:VOCABULARY_ROWS]]
-    _write(folder / "texts.jsonl", ({"text": text} for text in texts))
+    write_jsonl(folder / "texts.jsonl", ({"text": text} for text in texts))
     _write_characters(folder / "characters.model", texts)
 
 
@@ -113,10 +115,6 @@ def _tone_row(row: dict[str, Any]) -> dict[str, Any]:
 
 def _rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -40,6 +40,9 @@ def test_a_setting_says_which_later_version_brought_it(tmp_path: Path, monkeypat
     lines = [line for line in settings_page("en").splitlines() if "Since" in line]
     assert [line.split("`")[1] for line in lines] == ["train.lr", "data.options.strict"]
     assert "since version 0.1.0" in settings_page("en")
+    monkeypatch.setattr("hanlin.__version__", "0.1.0")  # which is out, and has neither
+    assert "Since the next version." in setting_text(rate, "en")
+    assert "自下一版起。" in setting_text(rate, "zh")
 
     told.write_text("# a comment\n" + yaml.safe_dump(released), "utf-8")
     add_version(told, "0.2.0")

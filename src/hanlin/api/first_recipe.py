@@ -317,7 +317,6 @@ def _written(
     notes = _NOTES[language]
     say = say_in_chinese if language == "zh" else str
     form = say(", ".join(dict.fromkeys(one.read_as for one in seen)))
-    unread = sum((Counter(one.notes) for one in seen), Counter[str]()).most_common(_NOTED)
     facts = {"rows": sum(one.num_rows for one in seen), "form": form, "p99": lengths.p99, "longest": lengths.longest}
     facts["steps"] = _steps(values, seen, values["train"]["batch_size"]) if "epochs" in values["train"] else 0
     facts |= {"peak": way.peak_bytes / _GIB, "there": memory.bytes / _GIB, "name": memory.name}
@@ -328,9 +327,17 @@ def _written(
         for name, value in own.items():
             lines.append(_line(name, value, notes.get(_note_of(name, value, way, facts["steps"]), "").format(**facts)))
             if name == "train":
-                lines += [f"  # {_in_a_line(say(f'{count:,} rows: {note}'))}" for note, count in unread]
+                lines += [f"  # {_in_a_line(say(remark))}" for remark in _remarks(seen)]
                 lines += [f"  # eval: [held_out.jsonl]   # {notes['eval']}"]
     return "\n".join(lines) + "\n"
+
+
+def _remarks(seen: Sequence[Preview]) -> list[str]:
+    """What is said of most rows of the files, in English; of large ones the first rows were looked at."""
+    looked_at, rows = (sum(getattr(one, name) for one in seen) for name in ("looked_at", "num_rows"))
+    whole = "" if looked_at == rows else f" of {looked_at:,}"
+    notes = sum((Counter(one.notes) for one in seen), Counter[str]()).most_common(_NOTED)
+    return [f"{count:,}{whole} rows: {note}" for note, count in notes]
 
 
 def _in_a_line(text: str) -> str:

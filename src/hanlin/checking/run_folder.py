@@ -52,9 +52,6 @@ def _least_bytes(recipe: Recipe) -> int:
     files = [base] if base.is_file() else [*base.glob("*.safetensors"), *base.glob("*.bin"), *base.glob("*.pt")]
     weights = sum(file.stat().st_size for file in files)
     optimizer = recipe.train.optimizer
-    state = (
-        weights
-        * find_optimizer(optimizer).state_bytes(optimizer, WeightShape(_MATRIX, _MATRIX))
-        // (4 * math.prod(_MATRIX))
-    )
+    of_matrix = find_optimizer(optimizer).state_bytes(optimizer, WeightShape(_MATRIX, _MATRIX))
+    state = weights * of_matrix // (4 * math.prod(_MATRIX))
     return max(_FREE_BYTES, (weights + state) * (recipe.train.keep + 1) + 2 * weights)

@@ -11,10 +11,9 @@ written: `百分之三十五点二=35.2%`. What comes next often stands far behi
 
 from __future__ import annotations
 
-import json
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from hanlin.core.errors import ConfigError
+from hanlin.data.sources.jsonl import write_jsonl
 
 __all__ = ["NumberData", "PhraseData", "write_numbers", "write_phrases"]
 
@@ -64,10 +64,10 @@ def write_phrases(folder: Path, *, characters: int, eval_rows: int, seed: int) -
     seen = [phrases[i] for i in order[eval_rows:]]
     folder.mkdir(parents=True, exist_ok=True)
     paths = {name: folder / f"{name}.jsonl" for name in ("pinyin_train", "pinyin_eval", "tone_train", "tone_eval")}
-    _write_rows(paths["pinyin_train"], map(_pinyin_record, seen))
-    _write_rows(paths["pinyin_eval"], map(_pinyin_record, held_out))
-    _write_rows(paths["tone_train"], map(_tone_record, seen))
-    _write_rows(paths["tone_eval"], map(_tone_record, held_out))
+    write_jsonl(paths["pinyin_train"], map(_pinyin_record, seen))
+    write_jsonl(paths["pinyin_eval"], map(_pinyin_record, held_out))
+    write_jsonl(paths["tone_train"], map(_tone_record, seen))
+    write_jsonl(paths["tone_eval"], map(_tone_record, held_out))
     return PhraseData(**paths, rows=len(phrases), lookup_accuracy=_lookup_accuracy(seen, held_out))
 
 
@@ -81,8 +81,8 @@ def write_numbers(folder: Path, *, rows: int, eval_rows: int, seed: int) -> Numb
     pairs = list(made.items())
     held_out, lines = dict(pairs[:eval_rows]), [read + written for read, written in pairs[eval_rows:]]
     folder.mkdir(parents=True, exist_ok=True)
-    _write_rows(folder / "numbers_train.jsonl", ({"text": line} for line in lines))
-    _write_rows(folder / "numbers_eval.jsonl", ({"prompt": one, "answer": two} for one, two in held_out.items()))
+    write_jsonl(folder / "numbers_train.jsonl", ({"text": line} for line in lines))
+    write_jsonl(folder / "numbers_eval.jsonl", ({"prompt": one, "answer": two} for one, two in held_out.items()))
     return NumberData(lines, held_out)
 
 
@@ -189,7 +189,3 @@ def _lookup_accuracy(seen: Sequence[tuple[str, list[str]]], held_out: Sequence[t
     best = {character: counts.most_common(1)[0][0] for character, counts in readings.items()}
     right = sum([best.get(c) for c in text] == syllables for text, syllables in held_out)
     return right / max(len(held_out), 1)
-
-
-def _write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")

@@ -21,12 +21,13 @@ _WORDS = {
         bool: "true or false", int: "whole number", float: "number", str: "text", Path: "path", dict: "section",
         Any: "any value", "list": "list of {}", "or": " or ", "file": "a Python file", "required": "required",
         "belongs": "Only with `{}`: {}.", "depends": "Whether it has an effect depends on {}.", "and": ", ",
-        "since": "Since {}.",
+        "since": "Since {}.", "next": "Since the next version.",
     },
     "zh": {
         bool: "true 或 false", int: "整数", float: "数", str: "文本", Path: "路径", dict: "键值表",
         Any: "任意值", "list": "列表，每项为 {}", "or": " 或 ", "file": "Python 文件", "required": "必填",
         "belongs": "只用于 `{}` 为 {} 时。", "depends": "是否起作用取决于 {}。", "and": "、", "since": "自 {} 版起。",
+        "next": "自下一版起。",
     },
 }  # fmt: skip
 
@@ -59,8 +60,10 @@ def depends_words(setting: Setting, language: Language) -> str:
 
 def since_words(setting: Setting, language: Language) -> str:
     """The version that brought it; empty: the first."""
-    version = since(setting)
-    return "" if version == first_version() else _WORDS[language]["since"].format(version)
+    version, words = since(setting), _WORDS[language]
+    if version is None:
+        return words["next"]
+    return "" if version == first_version() else words["since"].format(version)
 
 
 def _kind(kind: Any, limits: Iterable[Any], words: dict[Any, str]) -> str:

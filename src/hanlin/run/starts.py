@@ -6,7 +6,6 @@ import datetime
 import json
 import os
 import platform
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +15,7 @@ from hanlin.core.device import device_memory
 from hanlin.core.files import replaced_file
 from hanlin.core.machine import cpu_name, ram_bytes
 from hanlin.core.ranks import read_ranks
+from hanlin.core.version import version
 from hanlin.training.run_curves import STARTS
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def _machine(device: torch.device, threads: int, processes: int) -> dict[str, An
 
     card = device_memory(device)
     return {
-        "hanlin": sys.modules["hanlin"].__version__,  # which imports all rooms, so that none imports it
+        "hanlin": version(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "system": platform.platform(),

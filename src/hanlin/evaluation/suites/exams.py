@@ -33,7 +33,7 @@ class Exam:
     question, answer: names of the columns; head, text: with {title} of the subject and {question}, {A}, ... of a row;
     blank: stands before an answer that goes on with a text; has_names: whether the first line of a file names columns,
     which are else the question, the options and the answer; pools: whether a category's number is the share of its
-    questions, and not the mean of its subjects.
+    questions, and not the mean of its subjects; is_chinese: whether its questions are, as what makes a model reason is.
     """
 
     name: str
@@ -156,8 +156,8 @@ def read_table(path: Path, columns: Sequence[str], names: Sequence[str] | None =
     try:
         for row in reader:
             if None in row or any(row[name] is None for name in columns):
-                expected = f"the {len(names)} of {', '.join(names)}" if names else "as many as the first line names"
-                raise DataError(f"{path}: near line {reader.line_num}: a row has other values than {expected}")
+                wanted = ", ".join(reader.fieldnames or ())
+                raise DataError(f"{path}: near line {reader.line_num}: a row has not one value for each of {wanted}")
             rows.append(row)
     except csv.Error as error:
         raise DataError(f"{path}: near line {reader.line_num}: no CSV can be read from it ({error})") from None
