@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from hanlin.core.cards import Device
 from hanlin.core.errors import ConfigError
-from hanlin.planner.devices import Device, find_device
+from hanlin.planner.devices import find_device
 from hanlin.planner.estimate import estimate
 from hanlin.planner.job import PlannedModel, SequenceLengths
 from hanlin.planner.layout import layout_of

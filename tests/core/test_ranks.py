@@ -167,7 +167,15 @@ def test_a_foreign_accelerator_and_its_communication_are_found_by_torch_s_interf
 def test_cuda_is_named_where_it_differs_from_other_accelerators_only():
     source = Path(__file__).parents[2] / "src" / "hanlin"
     named = [path.name for path in source.rglob("*.py") if re.search(r"""["']cuda|\.cuda\b""", path.read_text("utf-8"))]
-    assert set(named) <= {"attention_kernels.py", "device.py", "devices.py", "flex.py", "nf4.py", "varlen.py"}
+    assert set(named) <= {
+        "attention_kernels.py",
+        "cards.py",
+        "device.py",
+        "devices.py",
+        "flex.py",
+        "nf4.py",
+        "varlen.py",
+    }
 
 
 def test_nobody_else_gets_the_port_where_ranks_will_meet(monkeypatch):

@@ -37,9 +37,9 @@ LAYOUTS = {
 SHAPE = {"vocab_size": 512, "hidden_size": 512, "head_dim": 64, "num_heads": 8, "ffn_size": 512, "max_length": 512}
 """Every weight has rows for 512 ranks."""
 TOKENS = 8
-TOLD = [("all", "max", [0.0]), ("data", "max", [1.0]), ("data", "sum", [8.0, 8.0])]
-"""As by training/step.py: whether it wants to end, and rows and tokens of the next batch."""
-HOST_BYTES = 7 * 8
+TOLD = [("all", "max", [0.0]), ("data", "max", [1.0]), ("data", "sum", [8.0, 8.0, 0.0])]
+"""As by training/step.py: whether it wants to end, and rows, tokens and FLOP of the next batch."""
+HOST_BYTES = 8 * 8
 """That each rank tells the others in a step: this, and loss, gradients that are lacking, norm."""
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from family_cases import Case, case_of
 
+from hanlin.core.cards import DEVICES
 from hanlin.generate.engine import Engine, record_stream
 from hanlin.generate.methods.greedy import GreedySettings
 from hanlin.generate.running_batch import AnswerRequest, BatchLimits
 from hanlin.layers.slot_cache import Budget
 from hanlin.planner.answering import AnsweringModel
-from hanlin.planner.devices import DEVICES
 from hanlin.planner.memory_tracker import MemoryTracker
 from hanlin.recipe.reading import make_recipe
 

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from hanlin.core.cards import DEVICES, peak_flops
 from hanlin.core.errors import ConfigError
-from hanlin.planner.devices import DEVICES, find_device, precision_on
+from hanlin.planner.devices import find_device, precision_on
 
 NAMES = {
     "a100 80GB": "A100-80",
@@ -50,6 +51,27 @@ def test_names_of_ours_are_unlike_and_what_makers_state_adds_up() -> None:
 def test_a_series_of_machines_is_several_devices() -> None:
     with pytest.raises(ConfigError, match="'A2' is one of 910B-32 and 910B-64"):
         find_device("A2")
+
+
+@pytest.mark.parametrize(
+    ("name", "half", "full"),
+    [
+        ("NVIDIA H200", 989e12, 67e12),
+        ("NVIDIA A100-SXM4-40GB", 312e12, 19.5e12),
+        ("NVIDIA A100 80GB PCIe", 312e12, 19.5e12),
+        ("Tesla V100-SXM2-32GB", 125e12, 15.7e12),
+        ("Ascend910_9391", 376e12, 94e12),
+        # Of these the table has other forms, or chips with fewer products.
+        ("NVIDIA H100 PCIe", None, None),
+        ("Tesla V100-PCIE-16GB", None, None),
+        ("Ascend910B1", None, None),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None, None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None, None),
+        ("stand-in", None, None),
+    ],
+)
+def test_the_peak_of_a_card_is_told_where_it_is_known(name: str, half: float | None, full: float | None) -> None:
+    assert [peak_flops(name, precision) for precision in ("bf16", "fp16", "fp32")] == [half, half, full]
 
 
 @pytest.mark.parametrize("name", ["A100-81", "", "GB", "RTX", "A10G", "24G", "mps"])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from measure import tiny_recipe
 
-from hanlin.planner.devices import DEVICES
+from hanlin.core.cards import DEVICES
 from hanlin.planner.job import PlannedModel, SequenceLengths
 from hanlin.planner.kernels import AttentionCall, kernel_of, why_not_flash
 from hanlin.planner.layout import Layout

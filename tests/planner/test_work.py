@@ -9,7 +9,7 @@ import torch
 from measure import tiny_recipe
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from hanlin.planner.devices import DEVICES
+from hanlin.core.cards import DEVICES
 from hanlin.planner.estimate import estimate
 from hanlin.planner.job import PlannedModel, SequenceLengths
 from hanlin.planner.layout import Layout

@@ -15,8 +15,8 @@ from hanlin.core.errors import ConfigError
 from hanlin.core.language import Language
 
 if TYPE_CHECKING:
+    from hanlin.core.cards import Device
     from hanlin.data.preview import Preview
-    from hanlin.planner.devices import Device
     from hanlin.recipe.reading import Overrides
     from hanlin.recipe.settings import Recipe
     from hanlin.run.components import Components

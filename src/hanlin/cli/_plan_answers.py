@@ -12,8 +12,8 @@ from hanlin.cli._say import tell
 from hanlin.core.errors import ConfigError
 
 if TYPE_CHECKING:
+    from hanlin.core.cards import Device
     from hanlin.planner.answering import AnsweringModel
-    from hanlin.planner.devices import Device
     from hanlin.recipe.settings import Recipe
 
 __all__ = ["plan_answers"]

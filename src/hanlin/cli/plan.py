@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from hanlin.planner.devices import Device
+    from hanlin.core.cards import Device
     from hanlin.planner.estimate import Estimate
     from hanlin.planner.job import PlannedModel
     from hanlin.planner.layout import Layout
@@ -318,11 +318,11 @@ def _time_of_step(own: Estimate, device: Device, args: argparse.Namespace) -> It
     from dataclasses import fields
 
     seconds, job = own.step_seconds(device, args.per_node, args.network * 1e9), own.shares[0].job
-    peak = device.peak(job.precision) * seconds.total
     tokens = own.layout.batch_size * job.lengths.length / seconds.total
+    possible = device.peak(job.precision) * own.layout.world * seconds.total
     yield (
         f"step: about {_time(seconds.total)} on {device.name} (an estimate, docs/planning.md): {tokens:,.0f} tokens/s, "
-        f"{max(rank.flops for rank in own.ranks) / peak:.0%} of its peak"
+        f"MFU {job.needed_flops(own.layout.batch_size) / possible:.0%}"
     )
     parts = {field.name: getattr(seconds, field.name) for field in fields(seconds)}
     told = (

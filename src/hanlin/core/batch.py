@@ -6,8 +6,8 @@ torch is imported only when tensors are made, so that checking a recipe never lo
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -19,6 +19,27 @@ IGNORED = -100
 """The label of a position that is not in the loss."""
 NO_SPAN = -1
 """The span of padding: no sample's, so that nothing looks at it."""
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much of some samples there is for a model to read, without padding.
+
+    tokens, read_tokens: positions, read_tokens those of an encoder; labels: positions with a label; pairs, read_pairs,
+    cross_pairs: of positions of one sample, each with each, also where one does not see the other; of the encoder, and
+    between decoder and encoder.
+    """
+
+    tokens: int = 0
+    read_tokens: int = 0
+    labels: int = 0
+    pairs: int = 0
+    read_pairs: int = 0
+    cross_pairs: int = 0
+
+    @staticmethod
+    def total(extents: Iterable[Extent]) -> Extent:
+        return Extent(*map(sum, zip(*map(astuple, extents), strict=True)))
 
 
 @dataclass(frozen=True)
@@ -44,6 +65,28 @@ class Sample:
     def loss_tokens(self) -> int:
         return int((self.labels != IGNORED).sum())
 
+    @property
+    def extent(self) -> Extent:
+        own, read = self._span_lengths(""), self._span_lengths("encoder_")
+        shared = min(len(own), len(read))
+        return Extent(
+            int(own.sum()),
+            int(read.sum()),
+            self.loss_tokens,
+            int(own @ own),
+            int(read @ read),
+            int(own[:shared] @ read[:shared]),
+        )
+
+    def _span_lengths(self, side: str) -> np.ndarray:
+        """`[spans]`, the positions of each part of the sample that sees no other; none where there is no such side."""
+        tokens, spans = self.inputs.get(f"{side}tokens"), self.inputs.get(f"{side}spans")
+        if tokens is None:
+            return np.array([] if side else [self.length], np.int64)
+        if spans is None:
+            return np.array([len(tokens)], np.int64)
+        return np.bincount(spans[spans != NO_SPAN])
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -55,6 +98,7 @@ class Batch:
     answers: `[batch, length]` int64, where a row of the data set has several answers that are compared: whose token a
         label is, counted from 1 within the batch row; 0 = nobody's.
     most_rows: batch rows of the data rank that has most of the same batch; None: not known.
+    extents: of each batch row; empty: not known.
     """
 
     inputs: dict[str, torch.Tensor]
@@ -63,6 +107,7 @@ class Batch:
     rows: Sequence[Sequence[int]] = field(default=())
     answers: torch.Tensor | None = None
     most_rows: int | None = None
+    extents: Sequence[Extent] = field(default=())
 
     @property
     def size(self) -> int:
@@ -72,6 +117,16 @@ class Batch:
     def loss_tokens(self) -> float:
         """The sum of the weights of the labelled positions."""
         return float((self.weights * (self.labels != IGNORED)).sum())
+
+    @property
+    def extent(self) -> Extent:
+        """Of all rows; where it is not known, as if each were one sample, without padding if the family says no
+        lengths."""
+        if self.extents:
+            return Extent.total(self.extents)
+        lengths = self.inputs.get("lengths")
+        tokens = self.labels.numel() if lengths is None else int(lengths.sum())
+        return Extent(tokens, labels=int((self.labels != IGNORED).sum()), pairs=tokens * self.labels.shape[1])
 
     def split(self, parts: int) -> list[Batch]:
         """Cut the batch into `parts` micro-batches of (nearly) equal size; empty ones are left out."""
@@ -119,7 +174,8 @@ class Batch:
         part = slice(begin, end)
         inputs = {name: tensor[part] for name, tensor in self.inputs.items()}
         answers = None if self.answers is None else self.answers[part]
-        return Batch(inputs, self.labels[part], self.weights[part], self.rows[part], answers)
+        labels, weights, rows = self.labels[part], self.weights[part], self.rows[part]
+        return Batch(inputs, labels, weights, rows, answers, extents=self.extents[part])
 
 
 class Cursor(Protocol):

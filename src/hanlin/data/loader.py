@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from hanlin.core.batch import IGNORED, Batch, Sample
+from hanlin.core.batch import IGNORED, Batch, Extent, Sample
 from hanlin.core.errors import ConfigError, DataError
 from hanlin.data.pack import SampleNumbers, Shuffle, SingleRows, plan_rows, pool_rows
 from hanlin.data.processor import JoinsExamples, SampleProcessor, SharesTable
@@ -199,9 +199,9 @@ class Loader:
         numbers = [plan.drawn[row].tolist() for row in rows]
         if isinstance(self.prepared, ComparesAnswers):
             compared = [[answer for number in row for answer in self.prepared.answers(number)] for row in numbers]
-            return replace(_with_answers(self.processor, compared, length), rows=numbers)
+            return replace(_with_answers(self.processor, compared, length), rows=numbers, extents=_extents(compared))
         made = [[self._sample(place, plan, epoch) for place in row] for row in rows]
-        return replace(self.processor.collate(made, length), rows=numbers)
+        return replace(self.processor.collate(made, length), rows=numbers, extents=_extents(made))
 
     def _sample(self, place: int, plan: _Epoch, epoch: int) -> Sample:
         draws, number = self.shuffle and self.prepared.num_varying > 0, int(plan.drawn[place])
@@ -230,12 +230,17 @@ def _with_answers(processor: SampleProcessor, rows: Sequence[Sequence[Sample]], 
     return replace(batch, weights=(answers > 0).float(), answers=answers)
 
 
+def _extents(rows: Sequence[Sequence[Sample]]) -> list[Extent]:
+    return [Extent.total(sample.extent for sample in row) for row in rows]
+
+
 def _without_loss(batch: Batch) -> Batch:
     import torch
 
     labels, weights = torch.full_like(batch.labels, IGNORED), torch.zeros_like(batch.weights)
     answers = None if batch.answers is None else torch.zeros_like(batch.answers)
-    return replace(batch, labels=labels, weights=weights, rows=[() for _ in batch.rows], answers=answers)
+    rows, extents = [() for _ in batch.rows], [Extent() for _ in batch.rows]
+    return replace(batch, labels=labels, weights=weights, rows=rows, answers=answers, extents=extents)
 
 
 def _plain(value: Any) -> Any:

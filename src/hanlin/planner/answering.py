@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from hanlin.core.cards import Device
 from hanlin.generate.method import find_method
 from hanlin.layers.precision import DTYPES, Precision
 from hanlin.layers.quantised import quantise_linears
 from hanlin.layers.slot_cache import Budget, Slot, SlotCache, SlotView
 from hanlin.models.family import Family, load_family
-from hanlin.planner.devices import Device, precision_on
+from hanlin.planner.devices import precision_on
 from hanlin.planner.estimate import FRAGMENTATION, RESERVE_BYTES
 from hanlin.planner.fake_ops import DeviceAttention
 from hanlin.planner.job import planned_config

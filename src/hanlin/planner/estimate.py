@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 
+from hanlin.core.cards import GIB, Device
 from hanlin.layers.loss import ACCELERATOR_CHUNK_ROWS
-from hanlin.planner.devices import GIB, Device
 from hanlin.planner.job import PlannedModel
 from hanlin.planner.layout import Layout
 from hanlin.planner.timing import NETWORK_BYTES, Links, RankWork, StepSeconds, computing, with_waiting

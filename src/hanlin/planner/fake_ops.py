@@ -13,6 +13,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from hanlin.core.cards import Device
 from hanlin.layers.attention import for_each_query_head
 from hanlin.layers.attention_kernels import AttentionKernel, planned_kernels
 from hanlin.layers.experts import Experts
@@ -20,7 +21,6 @@ from hanlin.layers.flex import PairScores, pair_attention
 from hanlin.layers.precision import matmul_dtype
 from hanlin.layers.quantised import computed_again
 from hanlin.layers.varlen import Sequences, varlen_attention
-from hanlin.planner.devices import Device
 from hanlin.planner.kernels import AttentionCall, kernel_of
 from hanlin.planner.memory_tracker import tensor_bytes
 from hanlin.planner.work import WorkCounter, moved_bytes

@@ -13,13 +13,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from hanlin.core.batch import Extent
+from hanlin.core.cards import Device
 from hanlin.core.errors import ConfigError
 from hanlin.layers.precision import DTYPES, Precision
 from hanlin.layers.quantised import quantise_linears
 from hanlin.models.family import Family, load_family
 from hanlin.parallel.layout_checks import compile_problems, model_problems, settings_problems
 from hanlin.parallel.parallelize import kept_dtype
-from hanlin.planner.devices import Device, precision_on
+from hanlin.planner.devices import precision_on
 from hanlin.planner.layout import Layout
 from hanlin.planner.timing import PassSeconds, pass_seconds
 from hanlin.planner.trace import (
@@ -48,6 +50,7 @@ from hanlin.recipe.settings import Recipe
 from hanlin.run.components import answers_in_row, find_adapter, model_config, reach_problems
 from hanlin.run.precision import weight_dtype_problem
 from hanlin.run.teacher import TEACHER, teacher_recipe, teacher_setting_problems
+from hanlin.training.needed_flops import needed_flops
 from hanlin.training.objective import build_objective, teacher_settings
 from hanlin.training.optimizer import find_optimizer, layout_problems
 from hanlin.tuning.apply import apply_tuning
@@ -60,6 +63,20 @@ class SequenceLengths:
     length: int
     encoder_length: int | None = None
     sample_length: int = 0
+
+    @property
+    def extent(self) -> Extent:
+        """Of a row; samples are cut off at its end."""
+        read = self.encoder_length or self.length
+        own_pairs, read_pairs, cross_pairs = (
+            sum(one * other for one, other in zip(self._samples(first), self._samples(second), strict=False))
+            for first, second in ((self.length, self.length), (read, read), (self.length, read))
+        )
+        return Extent(self.length, read, self.length, own_pairs, read_pairs, cross_pairs)
+
+    def _samples(self, length: int) -> list[int]:
+        whole, rest = divmod(length, self.sample_length or length)
+        return [self.sample_length or length] * whole + [rest] * bool(rest)
 
 
 class PlannedModel:
@@ -93,6 +110,7 @@ class PlannedModel:
         self._problems += model_problems(model, recipe.parallel)
         self._problems += compile_problems(model, recipe.parallel) if recipe.train.compile == "blocks" else []
         self.weights: list[Weight] = list_weights(model)
+        self._needed = needed_flops(model)
         self.kinds = kinds_of_blocks(model)
         self.heads = query_heads(model)
         self.num_experts = max(weight.num_experts for weight in self.weights)
@@ -114,6 +132,11 @@ class PlannedModel:
         dtype = DTYPES[precision_on(self.device, recipe.train.precision)]
         model = _meta_model(recipe, family, config, (dtype, dtype))
         return list_weights(model)
+
+    def needed_flops(self, rows: int) -> int:
+        """What the model needs for a step of so many full rows, as a run's MFU counts it; every position is labelled.
+        See `training.needed_flops`."""
+        return rows * self._needed.of(self.lengths.extent)
 
     def teacher_bytes(self, layout: Layout) -> int:
         """The teacher's weights on one rank: only tensor ranks divide it."""

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend
 
+from hanlin.core.cards import Device
 from hanlin.core.device import AMPERE
 from hanlin.layers.attention_kernels import ALLOWED_KERNELS, AttentionKernel, AttentionUse, flash_takes
-from hanlin.planner.devices import Device
 
 __all__ = ["AttentionCall", "kernel_of", "why_not_flash"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
+from hanlin.core.cards import DEVICES, Device
 from hanlin.core.errors import ConfigError
-from hanlin.planner.devices import DEVICES, Device
 from hanlin.planner.estimate import Estimate, estimate, least_bytes
 from hanlin.planner.job import PlannedModel
 from hanlin.planner.kernels import AttentionCall, kernel_of

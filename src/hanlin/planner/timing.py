@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
-from hanlin.planner.devices import Device
+from hanlin.core.cards import Device
 from hanlin.planner.layout import Layout
 from hanlin.planner.trace import OUTSIDE, Trace
 from hanlin.planner.work import BANDWIDTH_SHARE, PRODUCT_SHARE, Seconds, Work, seconds_on

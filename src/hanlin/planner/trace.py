@@ -23,11 +23,11 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from hanlin.core.cards import Device
 from hanlin.layers.attention_kernels import AttentionKernel
 from hanlin.layers.experts import Experts
 from hanlin.layers.quantised import computed_again, packed_linears
 from hanlin.parallel.parallelize import kept_dtype
-from hanlin.planner.devices import Device
 from hanlin.planner.fake_ops import DeviceAttention, EvenExperts
 from hanlin.planner.kernels import AttentionCall
 from hanlin.planner.layout import Layout

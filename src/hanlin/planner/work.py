@@ -16,7 +16,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from hanlin.planner.devices import Device
+from hanlin.core.cards import Device
 from hanlin.planner.memory_tracker import MemoryTracker
 
 PRODUCT_SHARE = 0.7

@@ -27,7 +27,7 @@ from hanlin.recipe.settings import Recipe
 from hanlin.run.components import Components, blaming, build_components, vocab_path
 from hanlin.run.folder import Start, open_run_folder, train_settings, with_run_precision
 from hanlin.run.memory import answering_memory, training_memory
-from hanlin.run.precision import saying, with_precision
+from hanlin.run.precision import known_peak, saying, with_precision
 from hanlin.run.short_runs import short_run
 from hanlin.run.starts import note_start
 from hanlin.run.teacher import TEACHER, teacher_components
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from hanlin.training.loop import Outcome, WriteSamples
     from hanlin.training.objective import Objective
     from hanlin.training.run_logger import RunLogger
+    from hanlin.training.step import Step
 
 log = logging.getLogger(__name__)
 
@@ -213,10 +214,21 @@ def _train(components: Components, start: Start) -> Outcome:
             _checkpointer(components, {"model.base": identity, TEACHER: teacher_identity}, start),
             lambda target: export(components, parallel_model, target),
         ),
-        logger=_run_logger(recipe, console, ranks.is_main),
+        logger=_run_logger(recipe, console, _count_flops(components, step), writes=ranks.is_main),
         evaluate=None if held_out is None else _evaluating(objective, parallel_model, held_out, recipe),
         write_samples=_write_samples(components, parallel_model),
     )
+
+
+def _count_flops(components: Components, step: Step) -> float | None:
+    """Let the steps count what the model needs, where the peak of the devices is known: FLOP/s of all of them."""
+    from hanlin.run.weights import empty_tuned_model
+    from hanlin.training.needed_flops import needed_flops
+
+    peak = known_peak(components.recipe, step.parallel_model.device, read_ranks().world)
+    if peak is not None:
+        step.needed = needed_flops(empty_tuned_model(components))
+    return peak
 
 
 def _teacher(components: Components, device: torch.device) -> tuple[ParallelModel | None, str | None]:
@@ -319,11 +331,18 @@ def _checkpointer(components: Components, weights: Mapping[str, str | None], sta
     )
 
 
-def _run_logger(recipe: Recipe, console: Any, writes: bool) -> RunLogger:
+def _run_logger(recipe: Recipe, console: Any, peak_flops: float | None, *, writes: bool) -> RunLogger:
     from hanlin.training.run_logger import RunLogger
 
     run = recipe.run
-    return RunLogger(run.folder, log_every=run.log_every, console=console, trackers=run.trackers, writes=writes)
+    return RunLogger(
+        run.folder,
+        log_every=run.log_every,
+        console=console,
+        trackers=run.trackers,
+        writes=writes,
+        peak_flops=peak_flops,
+    )
 
 
 def _write_samples(components: Components, parallel_model: ParallelModel) -> WriteSamples | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from hanlin.core.device import best_precision, pick_device, precision_problem
+from hanlin.core.cards import peak_flops
+from hanlin.core.device import best_precision, device_memory, pick_device, precision_problem
 from hanlin.core.errors import ConfigError
 from hanlin.recipe.settings import Recipe
 from hanlin.run.components import Components
@@ -25,6 +26,13 @@ def precision_of(recipe: Recipe) -> Precision:
     if problem := precision_problem(asked, device):
         raise ConfigError(f"train.precision: {problem}")
     return best_precision(device) if asked == "auto" else asked
+
+
+def known_peak(recipe: Recipe, device: torch.device, num_devices: int) -> float | None:
+    """FLOP/s that so many devices like this one have at most in the recipe's precision; None where nobody knows."""
+    card = device_memory(device)
+    peak = None if card is None else peak_flops(card[0], precision_of(recipe))
+    return None if peak is None else peak * num_devices
 
 
 def weight_dtype_problem(recipe: Recipe, precision: Precision) -> str:

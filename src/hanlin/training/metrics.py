@@ -1,8 +1,9 @@
 """`metrics.jsonl`: one JSON object a line, a line for each step and one for each evaluation.
 
 A step has step, loss, lr, grad_norm, tokens, loss_tokens, tokens_per_second, seconds, data_seconds, cpu_seconds,
-memory_gib, peak_memory_gib, scale, skipped; an evaluation has step, eval_loss and whatever else it measured as eval_*.
-A number that is not finite is null.
+memory_gib, peak_memory_gib, scale, skipped; on devices whose peak is known (core/cards.py) also mfu, the share of it
+that the model needed (needed_flops.py). An evaluation has step, eval_loss and whatever else it measured as eval_*. A
+number that is not finite is null.
 """
 
 from __future__ import annotations

@@ -37,6 +37,7 @@ CURVES = {
     "lr": DrawnCurve("learning rate", "学习率", is_noisy=False),
     "grad_norm": DrawnCurve("gradient norm before clipping", "梯度范数（截断前）"),
     "tokens_per_second": DrawnCurve("tokens per second", "每秒词元数"),
+    "mfu": DrawnCurve("MFU: share of the devices' peak that the model needs", "MFU：模型所需运算占设备峰值的比例"),
     "data_seconds": DrawnCurve("seconds that a step waits for its batch", "每步等待数据的秒数"),
     "memory_gib": DrawnCurve("memory held after a step, GiB", "每步之后占用的内存（GiB）", is_noisy=False),
 }
@@ -44,9 +45,10 @@ CURVES = {
 
 _HEADS = {
     "run": "运行", "steps": "步数", "last loss": "最后的损失", "best eval_loss": "最低的 eval_loss",
-    "median tokens_per_second": "tokens_per_second 的中位数", "weights": "权重", "task": "任务", "metric": "指标",
-    "value": "值", "setting": "设置", "machine": "机器", "data": "数据", "rows read": "读入的行", "left out": "未采用",
-    "samples": "样本", "tokens": "词元", "carry loss": "计入损失", "p50": "中位数", "max": "最长",
+    "median tokens_per_second": "tokens_per_second 的中位数", "median mfu": "mfu 的中位数", "weights": "权重",
+    "task": "任务", "metric": "指标", "value": "值", "setting": "设置", "machine": "机器", "data": "数据",
+    "rows read": "读入的行", "left out": "未采用", "samples": "样本", "tokens": "词元", "carry loss": "计入损失",
+    "p50": "中位数", "max": "最长",
     "padding": "填充", "lengths": "长度分布",
 }  # fmt: skip
 """Of the tables; names of runs stand beside them."""
@@ -111,7 +113,7 @@ def _thinned(steps: Sequence[int], values: Sequence[float]) -> tuple[list[int], 
 
 
 def _result_names(runs: Sequence[RunCurves]) -> list[str]:
-    names = ["last loss", "best eval_loss", "median tokens_per_second"]
+    names = ["last loss", "best eval_loss", "median tokens_per_second", "median mfu"]
     return [name for name in names if any(name.split()[1] in run.curves for run in runs)]
 
 

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import timedelta
@@ -38,7 +38,8 @@ class RunLogger:
     """Shows and writes what happens in a run.
 
     console: where the live line goes (`core.logging.start_log` returns it); it must be the one the log lines go to;
-    writes: metrics and trackers (of several ranks, one must).
+    writes: metrics and trackers (of several ranks, one must); peak_flops: per second, of all devices of the run; None:
+    not known.
     """
 
     def __init__(
@@ -49,9 +50,10 @@ class RunLogger:
         console: Console | None = None,
         trackers: Sequence[str] = (),
         writes: bool = True,
+        peak_flops: float | None = None,
     ) -> None:
         self.folder, self.log_every, self.tracker_names, self.writes = folder, log_every, trackers, writes
-        self.console = console or Console(stderr=True)
+        self.console, self.peak_flops = console or Console(stderr=True), peak_flops
         self._recent: deque[StepReport] = deque(maxlen=RECENT_STEPS)
         self._outputs: list[MetricsFile | Tracker] = []
         self._inspected: MetricsFile | None = None
@@ -89,13 +91,19 @@ class RunLogger:
         self._recent.append(report)
         values = asdict(report)
         measures = values.pop("measures")
-        self._write(number, {**values, **measures, "tokens_per_second": round(report.tokens / _seconds(report), 1)})
+        del values["flops"]  # of which mfu is made
+        speed = {"tokens_per_second": round(report.tokens / _seconds(report), 1)}
+        if (mfu := self._mfu([report])) is not None:
+            speed["mfu"] = float(f"{mfu:.4g}")
+        self._write(number, {**values, **measures, **speed})
+        recent = self._mfu(self._recent)
         facts = {
             "loss": f"{report.loss:.4f}",
             **{name: f"{value:.4g}" for name, value in measures.items()},
             "lr": f"{report.lr:.3g}",
             "grad_norm": f"{report.grad_norm:.3g}",
             "tokens/s": f"{self.tokens_per_second:,.0f}",
+            **({} if recent is None else {"mfu": f"{recent:.1%}"}),
             **self._slow_data(),
             "eta": str(timedelta(seconds=round(self._seconds_left(number)))),
         }
@@ -126,6 +134,12 @@ class RunLogger:
         """Over the last steps, the making of their batches included, without evaluations and checkpoints."""
         seconds = math.fsum(map(_seconds, self._recent))
         return sum(report.tokens for report in self._recent) / seconds if seconds else 0.0
+
+    def _mfu(self, reports: Collection[StepReport]) -> float | None:
+        """What the model needed of what the devices could have computed meanwhile; None where that is not known."""
+        if self.peak_flops is None:
+            return None
+        return math.fsum(report.flops for report in reports) / math.fsum(map(_seconds, reports)) / self.peak_flops
 
     def _seconds_left(self, number: int) -> float:
         return math.fsum(map(_seconds, self._recent)) / len(self._recent) * (self._total_steps - number)

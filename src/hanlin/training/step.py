@@ -15,6 +15,7 @@ from hanlin.parallel.mesh import Reduction
 from hanlin.parallel.parallel_model import BackwardResult, ParallelModel
 from hanlin.parallel.parameter_statistics import ParameterStatistics
 from hanlin.recipe.settings import TrainSettings
+from hanlin.training.needed_flops import NeededFlops
 from hanlin.training.objective import Objective, Weighed
 from hanlin.training.objectives.likelihood import LikelihoodObjective
 from hanlin.training.optimizer import Optimizer
@@ -47,16 +48,18 @@ class NextStep:
 @dataclass(frozen=True)
 class _GlobalBatch:
     """A batch over all data ranks. most_rows: of the rank that has most; tokens: without padding; size: what it counts
-    in the mean.
+    in the mean; flops: that the model needs for it.
     """
 
     most_rows: int
     tokens: int
     size: float
+    flops: float
 
     @staticmethod
-    def of(rows: Sequence[float], tokens: Sequence[float]) -> _GlobalBatch:
-        return _GlobalBatch(int(rows[0]), int(tokens[0]), tokens[1])
+    def of(rows: Sequence[float], counted: Sequence[float]) -> _GlobalBatch:
+        tokens, size, flops = counted
+        return _GlobalBatch(int(rows[0]), int(tokens), size, flops)
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,8 @@ class StepReport:
     the weights in the loss (or the pairs that are compared); skipped: a number was not finite, the weights are as
     before; scale: of the loss (fp16); data_seconds: this process waited for the batch before the step, whose own time
     is `seconds`; cpu_seconds: of this process in both; memory_gib, peak_memory_gib: what this process holds on its
-    device after the step, and the most so far; measures: what else the objective measures.
+    device after the step, and the most so far; measures: what else the objective measures; flops: that the model needs
+    for the step, 0 where nobody counts them.
     """
 
     loss: float
@@ -83,6 +87,7 @@ class StepReport:
     memory_gib: float = 0.0
     peak_memory_gib: float = 0.0
     measures: Mapping[str, float] = field(default_factory=dict)
+    flops: float = 0.0
 
 
 class Step:
@@ -110,6 +115,8 @@ class Step:
         self.skipped_in_row = 0
         self.is_end_wanted = False
         """Whether any rank was to end when the last step did."""
+        self.needed = NeededFlops({})
+        """Of the whole model, where somebody asks."""
         self._upcoming: tuple[Batch, _GlobalBatch] | None = None
 
     def run(self, batch: Batch, inspect: Inspect | None = None, following: NextStep | None = None) -> StepReport:
@@ -136,9 +143,8 @@ class Step:
             self._update(norm, rate)
         self.parallel_model.drop_grads()
         seconds = time.perf_counter() - start
-        report = StepReport(
-            loss, rate, norm, whole.tokens, whole.size, not is_finite, scale, seconds, measures=measures
-        )
+        facts = (loss, rate, norm, whole.tokens, whole.size, not is_finite, scale, seconds)
+        report = StepReport(*facts, measures=measures, flops=whole.flops)
         broken = [part for part, value in zip(parts, losses, strict=True) if not math.isfinite(value)]
         self._judge(report, broken or [batch])
         return report
@@ -162,8 +168,11 @@ class Step:
 
     def _share_of(self, batch: Batch | None) -> list[Reduction]:
         """What this rank tells of its share; of none where it has none."""
-        counted = [0.0, 0.0] if batch is None else [_num_tokens(batch), self.objective.size(batch)]
-        return [("data", "max", [0 if batch is None else batch.size]), ("data", "sum", counted)]
+        if batch is None:
+            return [("data", "max", [0]), ("data", "sum", [0.0, 0.0, 0.0])]
+        extent = batch.extent
+        counted = [extent.tokens + extent.read_tokens, self.objective.size(batch), self.needed.of(extent)]
+        return [("data", "max", [batch.size]), ("data", "sum", counted)]
 
     def _accumulate(
         self, weighed: Sequence[Weighed], size: float, following: NextStep
@@ -232,12 +241,6 @@ def _sum_measured(weighed: Sequence[Weighed]) -> list[float]:
     """Over the micro-batches of this rank; read from the device at once."""
     measured = [one.measured for one in weighed if one.measured is not None]
     return sum(measured[1:], start=measured[0]).tolist() if measured else []
-
-
-def _num_tokens(batch: Batch) -> int:
-    """Positions without padding, where the family says how long the rows are."""
-    lengths = batch.inputs.get("lengths")
-    return batch.labels.numel() if lengths is None else int(lengths.sum())
 
 
 def _row_numbers(batch: Batch) -> list[str]:
