@@ -61,6 +61,20 @@ def test_muon_is_that_of_torch(shape: tuple[int, int]) -> None:
     torch.testing.assert_close(found, trained(peer, theirs))
 
 
+def test_muon_needs_no_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a V100, a T4 or an Ascend 910A."""
+    monkeypatch.setattr("hanlin.training.optimizers.muon.has_bf16", lambda device: False)
+    start = torch.randn(64, 128, generator=torch.Generator().manual_seed(0))
+    weight = torch.nn.Parameter(start.clone())
+    weight.grad = torch.randn(64, 128, generator=torch.Generator().manual_seed(1))
+    with monkeypatch.context() as strict:
+        strict.setattr(torch, "bfloat16", None)
+        build_optimizer({"blocks.0.up.weight": weight}, OPTIMIZERS.make("muon")).step(0.02)
+    sizes = torch.linalg.svdvals((start * (1 - 0.02 * 0.01) - weight.detach()) / (0.02 * 0.2 * 128**0.5))
+    assert 0.6 < float(sizes.min())
+    assert float(sizes.max()) < 1.3
+
+
 def test_muon_leaves_to_adamw_what_is_no_matrix_of_a_block() -> None:
     names = {"embedding.weight": "matrix", "head.weight": "small", "blocks.0.norm.weight": "vector"}
 

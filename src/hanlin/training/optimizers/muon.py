@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from hanlin.core.device import has_bf16
 from hanlin.recipe.settings import Fraction, OptimizerSettings
 from hanlin.training.optimizer import OptimizerSpec, WeightShape, is_in_block
 from hanlin.training.optimizers.adamw import AdamW, AdamWSettings
@@ -86,12 +87,13 @@ class Muon:
 
 
 def _orthogonal(matrix: torch.Tensor) -> torch.Tensor:
-    """Near to its nearest orthogonal matrix, by Newton and Schulz's iteration in bf16."""
+    """Near to its nearest orthogonal matrix, by Newton and Schulz's iteration in bf16, in fp32 where there is none."""
     import torch
 
     is_tall = matrix.shape[0] > matrix.shape[1]
     first, third, fifth = _FACTORS
-    found = matrix.bfloat16().T if is_tall else matrix.bfloat16()
+    found = matrix.to(torch.bfloat16 if has_bf16(matrix.device) else torch.float32)
+    found = found.T if is_tall else found
     found = found / found.norm().clamp(min=_EPS)
     for _ in range(_ITERATIONS):
         squares = found @ found.T
