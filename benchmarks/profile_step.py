@@ -36,6 +36,7 @@ from turns import Matrices, Turns, make_step, spread, take_turns
 
 from hanlin.cli._demo_data import write_phrases
 from hanlin.core.batch import Batch
+from hanlin.core.device import keep_freed_memory
 from hanlin.data.loader import Loader
 from hanlin.data.prepare import prepare
 from hanlin.data.sources import open_records
@@ -84,6 +85,7 @@ def main() -> None:
 
 
 def measure(step: Step, batch: Batch, steps: int) -> dict[str, Any]:
+    keep_freed_memory()  # as `hanlin train` does
     turns = take_turns({"step": lambda: step.run(batch), "matrices": Matrices()}, steps)
     whole = 1000 * median(turns.seconds["step"])
     return {

@@ -4,10 +4,10 @@ python benchmarks/step_chatglm2.py [--out result.json]        (needs transformer
 
 8 layers x 512 hidden, vocabulary 65,024, fp32, one thread; 8 samples a step with ADGEN's lengths (deciles of its 1,070
 held-out rows), random ids, random weights, the same for both. theirs: rows padded to 193 as the original does it, the
-loss over all positions, AdamW fused, as transformers 5 has it by default; full tuning is also compared with torch's
-own default, which is not fused and was transformers' before. ours: the same samples packed into one row. The ways take
-turns and CPU time counts; losses and gradient norms must agree before anything is timed. A useful token belongs to a
-sample (padding does not count).
+loss over all positions, AdamW fused, as transformers 5 has it by default; full tuning is also compared with torch's own
+default, which is not fused and was transformers' before. ours: the same samples packed into one row, memory kept as
+`hanlin train` keeps it. The ways take turns and CPU time counts; losses and gradient norms must agree before anything
+is timed. A useful token belongs to a sample (padding does not count).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from glm_peer import SMALL, TINY, make_pair
 from script import is_installed, read_arguments, report, require
-from turns import LR, check_agreement, gradient_length, make_step, take_turns
+from turns import LR, as_trained, check_agreement, gradient_length, make_step, take_turns
 
 from hanlin.core.batch import IGNORED, Batch, Sample
 from hanlin.models.chatglm2 import family
@@ -84,7 +84,7 @@ def compare(config: ChatGlm2Config, tuning: str, samples: list[Sample], rounds: 
     ways: dict[str, Callable[[], object]] = {
         name: partial(peer_step, peer, padded, optimizer) for name, optimizer in optimizers.items()
     }
-    turns = take_turns(ways | {"hanlin": lambda: step.run(batch)}, rounds)
+    turns = take_turns(ways | {"hanlin": as_trained(lambda: step.run(batch))}, rounds)
     tokens = sum(sample.length for sample in samples)
     return {
         "tokens_per_second": {way: turns.per_second(way, tokens) for way in turns.seconds},

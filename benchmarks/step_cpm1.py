@@ -4,9 +4,9 @@ python benchmarks/step_cpm1.py [--out result.json]        (needs transformers)
 
 6 layers x 384 hidden, 6 heads, vocabulary 30,000, fp32, one thread; rows of 256 and of 1,024, 2,048 tokens a step. All
 take the same batches and do the arithmetic of transformers' Trainer: fused AdamW, gradients clipped to length 1. Ours
-reads them as `hanlin train` does: windows of an indexed corpus, through the loader. transformers' model has the same
-weights, and losses and gradient norms must agree before anything is timed; litgpt's GPT has the same shape, but rotary
-positions and a head of its own.
+reads them and keeps memory as `hanlin train` does: windows of an indexed corpus, through the loader. transformers'
+model has the same weights, and losses and gradient norms must agree before anything is timed; litgpt's GPT has the same
+shape, but rotary positions and a head of its own.
 matrix_share: the flops of the step's matrix products, over its time, over what products of 1024 x 1024 matrices reach
 in the same rounds. loader_share: time to make a batch over time of a step, nothing of which overlaps.
 """
@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from script import is_installed, read_arguments, report, require
 from torch import nn
-from turns import LR, Matrices, Turns, check_agreement, gradient_length, make_step, take_turns
+from turns import LR, Matrices, Turns, as_trained, check_agreement, gradient_length, make_step, take_turns
 
 from hanlin.core.batch import Batch
 from hanlin.data.loader import Loader
@@ -84,7 +84,7 @@ def compare(config: Cpm1Config, rows: Rows, rounds: int, has_litgpt: bool) -> di
         ways: dict[str, Callable[[], object]] = {
             "matrices": Matrices(),
             "loader": load,
-            "hanlin": lambda: step.run(load.batch),
+            "hanlin": as_trained(lambda: step.run(load.batch)),
             "transformers": lambda: peer.step(load.batch),
         }
         if has_litgpt and not config.dropout:  # it knows no dropout

@@ -5,8 +5,9 @@ python benchmarks/step_cpm2.py [--out result.json]        (needs transformers)
 4 + 4 layers x 512 hidden, 8 heads x 64, ffn 1,280, vocabulary 26,240, fp32, one thread, random ids, dropout 0; both do
 what transformers' Trainer does: fused AdamW, gradients clipped to length 1. dense: rows of 512 and 128, all real.
 ccpm: 16 samples with CCPM's lengths (deciles of its 21,778 rows), theirs in rows padded to 512 as the original does it,
-ours packed into rows of 512. The ways take turns, CPU time counts; losses and gradient norms must agree before anything
-is timed. A useful token belongs to a sample (padding does not count), on either side.
+ours packed into rows of 512, memory kept as `hanlin train` keeps it. The ways take turns, CPU time counts; losses and
+gradient norms must agree before anything is timed. A useful token belongs to a sample (padding does not count), on
+either side.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 from script import read_arguments, report, require
 from torch import nn
-from turns import LR, check_agreement, gradient_length, make_step, take_turns
+from turns import LR, as_trained, check_agreement, gradient_length, make_step, take_turns
 
 from hanlin.core.batch import Batch, Sample
 from hanlin.data.pack import plan_rows
@@ -72,7 +73,7 @@ def compare(
     peer, batch, padded = Peer(model), collate(rows, SOURCE, 0), pad(samples)
     step = make_step(model)
     check_equal(model, batch, peer, padded)
-    turns = take_turns({"t5": lambda: peer.step(padded), "hanlin": lambda: step.run(batch)}, rounds)
+    turns = take_turns({"t5": lambda: peer.step(padded), "hanlin": as_trained(lambda: step.run(batch))}, rounds)
     tokens = int(batch.inputs["lengths"].sum())
     return {
         "useful_tokens": tokens,

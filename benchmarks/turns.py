@@ -13,6 +13,7 @@ from statistics import median
 import torch
 from torch import nn
 
+from hanlin.core.device import keep_freed_memory, malloc_option
 from hanlin.parallel.parallelize import parallelize
 from hanlin.recipe.settings import TrainSettings
 from hanlin.training.optimizer import build_optimizer
@@ -20,6 +21,8 @@ from hanlin.training.optimizers.adamw import AdamWSettings
 from hanlin.training.step import Step
 
 LR = 1e-4
+LARGEST_KEPT = 1 << 25
+"""Bytes from which on glibc gives blocks back at once, after larger ones were freed once (its M_MMAP_THRESHOLD)."""
 MATRIX = 1024
 """Side of the matrices whose product tells the machine's rate."""
 
@@ -68,6 +71,21 @@ class Matrices:
     def __call__(self) -> None:
         for _ in range(20):
             torch.mm(self.left, self.right, out=self.out)
+
+
+def as_trained(run: Callable[[], object]) -> Callable[[], object]:
+    """With memory kept as `hanlin train` keeps it; ways that come after it have what glibc settles on by itself where
+    tensors are large, and what smaller ones free is kept for them too.
+    """
+
+    def kept() -> None:
+        keep_freed_memory()
+        try:
+            run()
+        finally:
+            malloc_option("MALLOC_MMAP_THRESHOLD_", LARGEST_KEPT)
+
+    return kept
 
 
 def make_step(model: nn.Module, weight_decay: float = 0.0) -> Step:

@@ -12,9 +12,14 @@ hanlin train recipe.yaml --nproc 2             on two accelerators of this machi
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from hanlin.cli._launch import add_launch, on_all_ranks
 from hanlin.cli._recipe import add_recipe, add_start, start_of
+
+if TYPE_CHECKING:
+    from hanlin.recipe.settings import Recipe
+    from hanlin.run.starts import Start
 
 HELP = "train, or go on with a stopped run"
 
@@ -31,6 +36,13 @@ def run(args: argparse.Namespace) -> int:
 
     start = first_start(start_of(args))
     recipe = check_file(args.recipe, args.changes, "train", start=start, is_loaded_next=True)
+    return on_all_ranks(args, recipe, lambda: _train(recipe, start), keeps_logs=True)
+
+
+def _train(recipe: Recipe, start: Start) -> int:
+    from hanlin.core.device import keep_freed_memory, pick_device
     from hanlin.run.assemble import assemble
 
-    return on_all_ranks(args, recipe, lambda: assemble(recipe, start).train().exit_code, keeps_logs=True)
+    if pick_device(recipe.run.device).type == "cpu":
+        keep_freed_memory()
+    return assemble(recipe, start).train().exit_code

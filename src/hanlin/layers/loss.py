@@ -266,10 +266,7 @@ class _SummedLoss(torch.autograd.Function):
         wants_rows, wants_tables = with_gradient and needs[0], [with_gradient and need for need in needs[5:]]
         parts = HeadParts(list(zip(tables, factors, strict=True)), matmul_dtype(rows))
         rows_gradient = torch.zeros_like(rows, dtype=shares.dtype) if wants_rows else None
-        table_gradients = [
-            torch.zeros_like(table, dtype=shares.dtype) if wanted else None
-            for table, wanted in zip(tables, wants_tables, strict=True)
-        ]
+        table_gradients: list[torch.Tensor | None] = [None] * len(tables)
         loss = shares.new_zeros(())
         for chunk in _chunks(rows):
             losses, made = comparison.losses(rows[chunk], parts, chunk)
@@ -278,7 +275,11 @@ class _SummedLoss(torch.autograd.Function):
                 slopes, share = comparison.slopes(made, parts, chunk), shares[chunk, None]
                 if rows_gradient is not None:
                     rows_gradient[chunk] = _rows_gradient(slopes, parts, rows_gradient.dtype) * share
-                _add_table_gradients(table_gradients, rows[chunk] * share.to(rows.dtype), slopes, factors)
+                weighed = rows[chunk] * share.to(rows.dtype)
+                for number, (slope, factor) in enumerate(zip(slopes, factors, strict=True)):
+                    if wants_tables[number]:
+                        before = table_gradients[number]
+                        table_gradients[number] = _table_gradient(before, slope, weighed, factor, shares.dtype)
         ctx.dtypes = [tensor.dtype for tensor in (rows, *tables)]
         ctx.gradients = [rows_gradient, *table_gradients]
         return loss
@@ -303,12 +304,18 @@ def _rows_gradient(slopes: Sequence[torch.Tensor], parts: HeadParts, dtype: torc
     )
 
 
-def _add_table_gradients(gradients, rows, slopes, factors) -> None:
-    dtype = matmul_dtype(rows)
+def _table_gradient(
+    before: torch.Tensor | None, slope: torch.Tensor, rows: torch.Tensor, factor: float, dtype: torch.dtype
+) -> torch.Tensor:
+    """With that of a chunk added; before: of the chunks before it, None for the first, so that nothing as large as a
+    table is filled with zeros.
+    """
+    arithmetic = matmul_dtype(rows)
     # fp32 products cost a CPU no more than others, and an accelerator many times as much.
-    is_plain = dtype == rows.dtype or rows.device.type == "cpu"
-    for gradient, slope, factor in zip(gradients, slopes, factors, strict=True):
-        if gradient is not None and gradient.dtype == rows.dtype and is_plain:
-            gradient.addmm_(slope.t(), rows, alpha=factor)
-        elif gradient is not None:
-            gradient.add_((slope.to(dtype).t() @ rows.to(dtype)).to(gradient.dtype), alpha=factor)
+    if dtype != rows.dtype or (arithmetic != dtype and rows.device.type != "cpu"):
+        slope, rows = slope.to(arithmetic), rows.to(arithmetic)
+    if before is None:
+        return (slope.t() @ (rows if factor == 1 else rows * factor)).to(dtype)
+    if dtype == rows.dtype:
+        return before.addmm_(slope.t(), rows, alpha=factor)
+    return before.add_((slope.t() @ rows).to(dtype), alpha=factor)
