@@ -22,7 +22,7 @@ import torch
 torch.zeros((), requires_grad=True).backward()
 
 SHARED = Path(__file__).parents[2] / "shared"
-FORKING = ("cli", "contract", "parallel", "planner")
+FORKING = ("benchmarks", "cli", "contract", "parallel", "planner")
 """Folders whose tests fork processes, besides those that import `run_ranks`."""
 
 
