@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
+import pytest
 import torch
 from family_cases import METHODS, Case
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sampled import sampled
 
 from hanlin.core.batch import Prompt
 from hanlin.formats.load import added_parameters
@@ -38,10 +40,13 @@ visits = st.lists(
     min_size=2,
     max_size=7,
 )
+SOME, MANY = 8, 60
+"""Plans that are drawn, in `make test` and besides in `make drill`."""
 
 
-def test_answers_are_those_of_a_lone_run(case: Case) -> None:
-    _check(case, None)
+@pytest.mark.parametrize("examples", sampled([SOME, MANY], [SOME]))
+def test_answers_are_those_of_a_lone_run(case: Case, examples: int) -> None:
+    _check(case, None, examples)
 
 
 def test_so_are_those_of_a_model_whose_matrices_lie_in_blocks(case: Case) -> None:
@@ -55,15 +60,17 @@ def test_so_are_those_of_a_model_whose_matrices_lie_in_blocks(case: Case) -> Non
     _check_engine(engine, case, BatchLimits(prompt_tokens=3, kept=2), examples=4)
 
 
-def test_so_are_those_of_prompts_that_are_read_in_pieces_and_remembered(case: Case) -> None:
+@pytest.mark.parametrize("examples", sampled([SOME, MANY], [SOME]))
+def test_so_are_those_of_prompts_that_are_read_in_pieces_and_remembered(case: Case, examples: int) -> None:
     """Where the family allows it, also with little room, so that what is remembered has to go."""
-    _check(case, None, BatchLimits(Budget(640), prompt_tokens=3, kept=3))
+    _check(case, None, examples, BatchLimits(Budget(640), prompt_tokens=3, kept=3))
 
 
-def test_so_are_those_of_a_model_with_a_prefix_or_prompts(case: Case) -> None:
+@pytest.mark.parametrize("examples", sampled([SOME, MANY], [SOME]))
+def test_so_are_those_of_a_model_with_a_prefix_or_prompts(case: Case, examples: int) -> None:
     for method in sorted({"prefix", "prompt"} & set(case.tuning)):
-        _check(case, method)
-        _check(case, method, BatchLimits(prompt_tokens=2, kept=2))
+        _check(case, method, examples // 2)
+        _check(case, method, examples // 2, BatchLimits(prompt_tokens=2, kept=2))
 
 
 def test_what_is_known_of_a_prompt_is_not_read_again(case: Case) -> None:
@@ -151,11 +158,11 @@ def _with_loras(case: Case) -> dict[str, Engine]:
     }
 
 
-def _check(case: Case, method: str | None, limits: BatchLimits | None = None) -> None:
-    _check_engine(Engine(case.model(method), case.processor_for(method), family=case.family), case, limits)
+def _check(case: Case, method: str | None, examples: int, limits: BatchLimits | None = None) -> None:
+    _check_engine(Engine(case.model(method), case.processor_for(method), family=case.family), case, limits, examples)
 
 
-def _check_engine(engine: Engine, case: Case, limits: BatchLimits | None, examples: int = 15) -> None:
+def _check_engine(engine: Engine, case: Case, limits: BatchLimits | None, examples: int) -> None:
     prompts = [engine.processor.prompt(record) for record in case.records]
 
     @cache
