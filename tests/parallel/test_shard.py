@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
 import torch
 from cases import CASES, make_batch, make_model
 from ranks import run_ranks
+from torch.distributed.fsdp._fully_shard._fsdp_param import FSDPParam
 
+from hanlin.parallel.mesh import local
 from hanlin.parallel.parallelize import parallelize
 from hanlin.recipe.settings import ParallelSettings
 
@@ -62,3 +67,30 @@ def test_many_passes_in_half_precision_add_up(family: str, layout: dict[str, Any
         assert rank["held"] == {gradient.dtype for gradient in rank["gradients"].values()} == {torch.float32}
         travels = torch.float32 if "gather_fp32" in layout else torch.bfloat16
         assert (rank["in_blocks"], rank["outside"]) == ({travels}, {torch.float32})
+
+
+def _held_between_passes() -> tuple[int, int]:
+    """Bytes of the gradients that this rank holds after the first of two passes, and of its share of the weights."""
+    case, settings = CASES["chatglm2"], ParallelSettings(**PARAMETERS)
+    parallel_model = parallelize(make_model(case, "full", torch.float32), CPU, "bf16", settings)
+    held: list[int] = []
+
+    @contextmanager
+    def looked_at() -> Iterator[None]:
+        own = [local(weight.grad) for weight in parallel_model.parameters.values() if weight.grad is not None]
+        # FSDP keeps a sum that is not yet divided among the ranks beside the weights.
+        whole = [one.unsharded_accumulated_grad for one in gc.get_objects() if isinstance(one, FSDPParam)]
+        held.append(sum(one.nbytes for one in (*own, *whole) if one is not None))
+        yield
+
+    rows = make_batch(case).split(2)[parallel_model.mesh.rank("data")]
+    parallel_model.forward_backward(rows.split(2), [1.0, 1.0], around=[nullcontext, looked_at])
+    assert len(held) == 1
+    return held[0], sum(local(weight).nbytes for weight in parallel_model.parameters.values())
+
+
+def test_between_passes_a_rank_holds_its_share_of_the_gradients():
+    whole = sum(weight.nbytes for weight in make_model(CASES["chatglm2"], "full", torch.float32).parameters())
+    ranks = run_ranks(2, _held_between_passes)
+    assert [held for held, _ in ranks] == [share for _, share in ranks]
+    assert sum(held for held, _ in ranks) == whole
