@@ -7,6 +7,7 @@ import re
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 from small_bee import write_base
@@ -101,6 +102,36 @@ def test_recipes_that_commands_write_name_the_schema_beside_them(
     assert _wrong(jsonschema.Draft202012Validator(schema), {**parse_yaml(text)[0], "trian": {}}) == ["$"]
     rate = schema["properties"]["train"]["properties"]["lr"]["description"]
     assert bool(re.search("[\u4e00-\u9fff]", rate)) == (language == "zh")
+
+
+@pytest.mark.parametrize("links", ["file", "file beside", "folder", "file in folder"])
+def test_the_schema_is_found_from_a_link_and_from_the_true_file(
+    links: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an editor looks for it: what is relative from the folder of the name that it opens."""
+    monkeypatch.chdir(tmp_path)
+    Path("true 文件").mkdir()
+    Path("true 文件/made.yaml").touch()
+    (tmp_path / "work").mkdir()
+    Path("folder").symlink_to("true 文件")
+    names = {
+        "file": "work/link.yaml",
+        "file beside": "true 文件/link.yaml",
+        "folder": "folder/made.yaml",
+        "file in folder": "work/link.yaml",
+    }
+    opened = Path(names[links])
+    if opened.name == "link.yaml":
+        opened.symlink_to(
+            {"file beside": "made.yaml", "file": "../true 文件/made.yaml"}.get(links, "../folder/made.yaml")
+        )
+    assert main(["recipes", "copy", "cpm_bee_ccpm_lora", str(opened)]) == 0
+    for name in (opened, Path("true 文件/made.yaml")):
+        line = name.read_text("utf-8").splitlines()[0]
+        found = re.fullmatch(r"# yaml-language-server: \$schema=(\S+)", line)
+        assert found, line
+        place = unquote(found[1].removeprefix("file://"))
+        assert json.loads((name.parent / place).read_text("utf-8"))["title"], name
 
 
 def test_another_file_in_the_schema_s_place_is_not_replaced(

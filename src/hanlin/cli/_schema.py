@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from hanlin.cli._targets import new_target
 from hanlin.core.errors import ConfigError
-from hanlin.core.files import read_json_object, replace_json, replaced_file
+from hanlin.core.files import check_target, read_json_object, replace_json, replaced_file
 from hanlin.core.language import language
 
 SCHEMA = "recipe.schema.json"
@@ -23,10 +24,15 @@ def new_recipe(path: Path, *, overwrite: bool) -> Path:
     return target
 
 
-def write_recipe(target: Path, text: str) -> None:
-    """target: as `new_recipe` returned it."""
+def write_recipe(path: Path, text: str) -> None:
+    """path: as it was given to `new_recipe`."""
     from hanlin.reference.schema import recipe_schema
 
-    replace_json(target.with_name(SCHEMA), recipe_schema(language()))
+    target = check_target(path)
+    schema = target.with_name(SCHEMA)
+    replace_json(schema, recipe_schema(language()))
+    # An editor looks beside the name by which it opens the recipe; a link may stand in another folder.
+    is_beside = os.path.realpath(path.parent) == os.path.realpath(target.parent)
+    place = SCHEMA if is_beside else schema.as_uri()
     with replaced_file(target) as stream:
-        stream.write(f"# yaml-language-server: $schema={SCHEMA}\n{text}".encode())
+        stream.write(f"# yaml-language-server: $schema={place}\n{text}".encode())

@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     memory = memory_of(args.device) if args.device else memory_here()
     folder = args.folder or Path("runs") / files[0].stem
     text = first_recipe(model, files, folder, memory, language(), overrides)
-    write_recipe(target, text)
+    write_recipe(args.output, text)
     tell(f"{target}: look at it, then `hanlin train {target}`")
     return 0
 

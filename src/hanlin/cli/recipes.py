@@ -55,7 +55,7 @@ def _copy(source: Path, path: Path, *, overwrite: bool) -> None:
     content = source.read_bytes()
     if source.suffix == ".yaml" and re.search(rb"^model:", content, re.MULTILINE):
         target = new_recipe(path, overwrite=overwrite)
-        write_recipe(target, content.decode())
+        write_recipe(path, content.decode())
         tell(f"{target}: change its paths, then `hanlin check {target}`")
         return
     with replaced_file(target := new_target(path, overwrite=overwrite)) as stream:
