@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import shutil
+import subprocess
+import sys
 import tarfile
 from datetime import date
 from pathlib import Path
@@ -40,6 +44,21 @@ def test_a_cut_changelog_has_an_empty_section_for_what_comes(release) -> None:
     assert cut == "# Changes\n\n## Unreleased\n\n## 1.2.3 - 2026-12-01\n\n### Added\n- this\n"
 
 
+def test_a_cut_leaves_nothing_to_make_reference(tmp_path: Path) -> None:
+    root = _copy(tmp_path / "checkout")
+    shutil.copytree(ROOT / "tools", root / "tools")
+    text = (root / "src/hanlin/__init__.py").read_text("utf-8")
+    (root / "src/hanlin/__init__.py").write_text(text.replace(hanlin.__version__, "9.9.8"), "utf-8")
+    for version in ("9.9.8", "9.9.9"):  # what the first one brought, the second one has
+        text = (root / "src/hanlin/__init__.py").read_text("utf-8")
+        (root / "src/hanlin/__init__.py").write_text(text.replace("9.9.8", version), "utf-8")
+        _run(root, "tools/release.py", "cut", "2026-12-01")
+        pages = {path: path.read_text("utf-8") for path in (root / "docs").glob("settings*.md")}
+        assert all("9.9.8" in page for page in pages.values())
+        _run(root, "-m", "hanlin.reference", str(root))
+        assert {path: path.read_text("utf-8") for path in pages} == pages
+
+
 def test_what_is_not_committed_and_tagged_is_not_released(release, capsys, monkeypatch) -> None:
     monkeypatch.setattr("sys.argv", ["release.py", "build"])
     monkeypatch.setattr(release, "read_version", lambda root: "9.9.9")
@@ -67,10 +86,13 @@ def test_the_sdist_takes_along_what_the_manifest_names(release, tmp_path: Path) 
     assert not [name for name in names if name.endswith(".pyc")]
 
 
+def _run(root: Path, *words: str) -> None:
+    """Python with the checkout's own hanlin."""
+    subprocess.run([sys.executable, *words], cwd=root, env={**os.environ, "PYTHONPATH": str(root / "src")}, check=True)
+
+
 def _copy(target: Path) -> Path:
     """The parts of the checkout that a release is built from."""
-    import shutil
-
     target.mkdir()
     for name in ("src", "recipes", "examples", "docs"):
         leave_out = shutil.ignore_patterns("__pycache__", "*.egg-info", "*.png")

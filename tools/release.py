@@ -1,7 +1,7 @@
 """Prepares a release (docs/releasing.md): cuts the CHANGELOG, or builds what is published from a clean, tagged commit.
 
 python tools/release.py cut 2026-12-01      "Unreleased" of CHANGELOG.md becomes the section of hanlin.__version__, and
-                                            new settings are noted as of that version (docs/settings.md)
+                                            new settings are noted as of that version, also in docs/settings.md
 python tools/release.py build               dist/: wheel, sdist, SBOM (CycloneDX), SHA256SUMS
 
 Needs git, pip and what `make` installs; nothing is fetched and nothing is published.
@@ -37,9 +37,11 @@ def main() -> int:
     if args.command == "cut":
         path = ROOT / "CHANGELOG.md"
         path.write_text(cut_changelog(path.read_text("utf-8"), version, args.date), "utf-8")
+        from hanlin.reference.page import write_pages
         from hanlin.reference.since import SINCE, add_version
 
         add_version(ROOT / "src/hanlin/reference" / SINCE, version)
+        write_pages(ROOT)
         return 0
     if problems := [*find_problems(ROOT, version), *_problems_of_the_commit(version)]:
         print("not released:", *problems, sep="\n- ", file=sys.stderr)
