@@ -228,13 +228,14 @@ def test_further_metrics_stand_beside_each_answer_and_are_averaged(engine: Engin
     assert (tmp_path / "predictions" / "generate.jsonl").read_bytes() == before
 
 
-@pytest.mark.parametrize("task", ["loss", "likelihood"])
-def test_a_loss_that_is_no_number_is_no_result(engine: Engine, tmp_path: Path, task: str) -> None:
+@pytest.mark.parametrize("task", ["loss", "likelihood", "generate"])
+def test_what_is_no_number_is_no_result(engine: Engine, tmp_path: Path, task: str) -> None:
     broken = Engine(copy.deepcopy(engine.model), engine.processor)
     torch.nn.init.constant_(broken.model.norm.weight, torch.nan)
     with pytest.raises(HanlinError, match="not numbers"):
         evaluate(broken, RECORDS, [task], OPTIONS, tmp_path)
     assert not (tmp_path / "metrics.json").exists()
+    assert not [path for path in tmp_path.rglob("*.jsonl*") if path.read_bytes()]
 
 
 def test_what_has_no_value_is_null(tmp_path: Path) -> None:

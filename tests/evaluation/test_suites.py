@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import re
@@ -9,15 +10,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from decision_cases import engine_of_family
 from suite_files import FEWCLUE, write_ceval, write_clue, write_cmmlu, write_mmlu
 
-from hanlin.core.errors import ConfigError, DataError
+from hanlin.core.errors import ConfigError, DataError, HanlinError
 from hanlin.data.forms.content import ChatMessage, Conversation
 from hanlin.evaluation.continuations import score_continuations
 from hanlin.evaluation.suites.prompts import prompt_of
 from hanlin.evaluation.suites.questions import Subject, SuiteQuestion
 from hanlin.evaluation.suites.run import SUITES, AskedHow, _asked, read_suite, run_suite
+from hanlin.generate.engine import Engine
 from hanlin.generate.methods.greedy import GreedySettings
 
 ZERO = AskedHow(0, "text", 4)
@@ -135,6 +138,20 @@ def test_the_likeliest_option_is_the_answer(family: str, tmp_path: Path) -> None
         assert list(row["scores"].values()) == pytest.approx(expected, abs=1e-4)
         assert row["answer"] == list(told)[expected.index(max(expected))]
         assert scores.accuracies[subject.name] == float(row["answer"] == question.gold)
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+@pytest.mark.parametrize("family", ["cpm1", "cpm_bee"])
+def test_scores_that_are_no_numbers_are_no_answers(family: str, value: float, tmp_path: Path) -> None:
+    """JSON has neither: nothing is written of a subject whose scores a reader could not read."""
+    engine = engine_of_family(family)
+    model = copy.deepcopy(engine.model)
+    model.register_forward_hook(lambda model, given, logits: torch.full_like(logits, value))
+    broken = Engine(model, engine.processor, max_length=engine.max_length)
+    subjects = read_suite("fewclue", write_clue(tmp_path, FEWCLUE, "test_public"), None, ["chid"], None)
+    with pytest.raises(HanlinError, match="not numbers"):
+        run_suite(broken, "fewclue", subjects, ZERO, tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()] == ["about.json"]
 
 
 def test_means_are_over_subjects_and_over_questions(tmp_path: Path) -> None:
