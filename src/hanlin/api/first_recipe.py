@@ -111,6 +111,7 @@ def first_recipe(
     model: of its section `model`: family, and base or size; folder: of the run; overrides: settings that are decided.
     Raises: ConfigError, DataError: what `check` would say of it; nothing is written.
     """
+    from hanlin.api.first_choices import settings_of_choices
     from hanlin.checking import check
     from hanlin.recipe.reading import listing, read_changes, with_changes
     from hanlin.run.components import build_components
@@ -119,7 +120,9 @@ def first_recipe(
     values: dict[str, Any] = {"model": dict(model), "data": {"train": list(map(str, files))}}
     values |= {"train": {"epochs": 3, "batch_size": _BATCH}, "run": {"folder": str(folder)}}
     values = _without_epochs(with_changes(values, decided))
-    components = build_components(_recipe(values))
+    components = build_components(recipe := _recipe(values))
+    values = with_changes(values, settings_of_choices(files, recipe.data, components.processor, _ROWS))
+    values = with_changes(values, decided)
     seen = list(_previews(files, values, components))
     is_bad = any(one.bad for one in seen)  # of what is too long for the model too; what else is wrong check says
     if is_bad:
@@ -260,6 +263,8 @@ _NOTES = {
         "# trains; `hanlin help train.lr` explains a setting, and docs/settings.md all of them.",
         "train": "{rows:,} rows; read as: {form}",
         "eval": "name files of other rows here, to see how the model does on what it has not learned",
+        "transform": "of each row the model's own record, in which it chooses the label among all",
+        "tasks": "accuracy: of how many rows the model finds the right option likeliest, by `hanlin evaluate`",
         "max_length": "tokens of a row; 99 % of the samples have at most {p99:,}, the longest has {longest:,}",
         "overlong": "longer samples are shortened",
         "overlong drop": "longer samples are left out, as some answers alone are longer",
@@ -283,6 +288,8 @@ _NOTES = {
         "# `hanlin help train.lr` 解释一个设置，docs/settings.zh-CN.md 解释全部。",
         "train": "{rows:,} 行；识别为：{form}",
         "eval": "在这里写另一些行的文件，用来看模型在没有学过的内容上表现如何",
+        "transform": "每行变成模型自己的记录：在全部标签中选一个",
+        "tasks": "accuracy：模型认为正确选项最可能的行所占的比例，由 `hanlin evaluate` 计算",
         "max_length": "一行的词元数；99 % 的样本不超过 {p99:,}，最长的有 {longest:,}",
         "overlong": "更长的样本会被截短",
         "overlong drop": "更长的样本会被略去，因为有的答案本身就更长",
@@ -360,5 +367,6 @@ def _line(name: str, value: Any, note: str) -> str:
 
     if isinstance(value, dict) and list(value) == ["name"]:
         value = value["name"]
-    text = yaml.safe_dump({name: value}, allow_unicode=True, default_flow_style=True, width=10**6).strip()[1:-1]
+    how = {"allow_unicode": True, "default_flow_style": True, "sort_keys": False, "width": 10**6}
+    text = yaml.safe_dump({name: value}, **how).strip()[1:-1]
     return f"  {text}   # {note}" if note else f"  {text}"
