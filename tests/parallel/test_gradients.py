@@ -17,7 +17,7 @@ from tiny_model import make_batch as tiny_batch
 from torch import distributed, nn
 
 from hanlin.core.batch import Batch
-from hanlin.parallel import buckets, pipeline, shard, tensor  # noqa: F401  # read once, not by each rank
+from hanlin.parallel import buckets
 from hanlin.parallel.parallel_model import ParallelModel
 from hanlin.parallel.parallelize import parallelize
 from hanlin.recipe.settings import ParallelSettings, TrainSettings
@@ -103,7 +103,7 @@ def counted_steps(layout: ParallelSettings, monkeypatch: Any) -> list[Counter[st
     """The collectives of each of three steps, as they follow each other in a run, and those of an evaluation."""
     make = partial(make_model, CASES["cpm1"], "full", torch.float32)
     parallel_model = parallelize(make(), CPU, "fp32", layout, copy=make)
-    settings = TrainSettings(steps=4, micro_batch_size=1)
+    settings = TrainSettings(steps=4, micro_batch_size=2)
     step = Step(parallel_model, build_optimizer(parallel_model.parameters, settings.optimizer), settings, 4)
     calls: Counter[str] = Counter()
     for name in SUMS:

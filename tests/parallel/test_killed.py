@@ -28,7 +28,7 @@ from hanlin.training.run_checkpoints import RunCheckpoints
 from hanlin.training.run_logger import RunLogger
 from hanlin.training.step import Step
 
-STEPS, KILLED_AT = 20, 9
+STEPS, KILLED_AT = 10, 5
 ALL = ParallelSettings(data=2, tensor=2, pipe=2, shard="parameters", micro_batches=2)
 OTHERS = {
     "cpm_bee": ParallelSettings(data=2, shard="gradients"),
@@ -66,7 +66,7 @@ class Batches:
 
 
 def run(family: str, folder: Path, layout: ParallelSettings, killed_at: int | None = None) -> None:
-    case, settings = CASES[family], TrainSettings(steps=STEPS, lr=1e-2, schedule="constant", save_every=4)
+    case, settings = CASES[family], TrainSettings(steps=STEPS, lr=1e-2, schedule="constant", save_every=2)
     parallel_model = parallelize(make_model(case, "full"), torch.device("cpu"), "fp32", layout)
     step = Step(parallel_model, build_optimizer(parallel_model.parameters, settings.optimizer), settings, STEPS)
     batches = Batches(case, parallel_model, killed_at)

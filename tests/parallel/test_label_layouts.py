@@ -8,6 +8,7 @@ import pytest
 import torch
 from cases import LENGTH, ROWS, SHAPE, VOCAB, Case
 from ranks import run_ranks
+from sampled import sampled
 from test_layouts import LAYOUTS, SEQUENCE, _compare, compute_all, world_of
 
 from hanlin.models.chatglm2.config import ChatGlm2Config
@@ -35,10 +36,15 @@ CHOSEN = {name: LAYOUTS[name] for name in ("2x1x1 parameters", "1x2x1", "1x1x2")
 }
 
 
-@pytest.mark.parametrize(("kind", "layout"), [*(("number", name) for name in CHOSEN), ("one", "1x1x2")])
-def test_a_layout_changes_no_number_of_a_classifier(kind: str, layout: str) -> None:
+METHODS = ("full", "lora", "prefix")
+CELLS = [*(("number", name) for name in CHOSEN), ("one", "1x1x2")]
+OFTEN = [(*cell, (METHODS[number % len(METHODS)],)) for number, cell in enumerate(CELLS)]
+"""Each cell with one method by turns; with all of them in `make drill`."""
+
+
+@pytest.mark.parametrize(("kind", "layout", "methods"), sampled([*OFTEN, *((*cell, METHODS) for cell in CELLS)], OFTEN))
+def test_a_layout_changes_no_number_of_a_classifier(kind: str, layout: str, methods: tuple[str, ...]) -> None:
     case, settings = Case(make(kind), inputs, ("query", "value")), ParallelSettings(**CHOSEN[layout])
-    methods = ("full", "lora", "prefix")
     sharded = run_ranks(world_of(settings), compute_all, case, methods, settings, torch.float64)
     expected = compute_all(case, methods, ParallelSettings(), torch.float64)
     for method in methods:

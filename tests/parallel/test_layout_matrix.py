@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from layouts import LAYOUTS, VARIANTS, Cell, cells, run_cell
 
-STEPS = 5
+STEPS = 3
 
 # Lengths differ by rank and step in all of them.
 EQUAL = (

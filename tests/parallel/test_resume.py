@@ -24,7 +24,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "tensor": {"tensor": 2},
     "pipe": {"pipe": 2, "micro_batches": 2},
 }
-OFTEN = [("single", "sharded"), ("sharded", "tensor"), ("tensor", "pipe"), ("pipe", "single"), ("pipe", "sharded")]
+OFTEN = [("single", "sharded"), ("sharded", "tensor"), ("tensor", "pipe"), ("pipe", "single")]
 """Each layout is left for another one, and gone on under."""
 ALL = {"data": 2, "tensor": 2, "pipe": 2, "shard": "parameters", "micro_batches": 2}
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ def divided_dimensions(plan: Plan, split: TensorSplit) -> dict[str, int | None]:
     }
 
 
+@cache
 def compile_pattern(pattern: str) -> re.Pattern[str]:
     """What matches the names of the modules that a pattern of a plan stands for."""
     return re.compile(re.escape(pattern).replace(r"\*", "[^.]+"))
