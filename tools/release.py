@@ -37,11 +37,11 @@ def main() -> int:
     if args.command == "cut":
         path = ROOT / "CHANGELOG.md"
         path.write_text(cut_changelog(path.read_text("utf-8"), version, args.date), "utf-8")
-        from hanlin.reference.page import write_pages
         from hanlin.reference.since import SINCE, add_version
 
         add_version(ROOT / "src/hanlin/reference" / SINCE, version)
-        write_pages(ROOT)
+        # By another process: this one has read what is released already.
+        subprocess.run([sys.executable, "-m", "hanlin.reference", str(ROOT)], check=True)
         return 0
     if problems := [*find_problems(ROOT, version), *_problems_of_the_commit(version)]:
         print("not released:", *problems, sep="\n- ", file=sys.stderr)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from hanlin.reference.page import write_pages
+from hanlin.reference.page import PAGES, settings_page
 
-write_pages(Path(sys.argv[1] if len(sys.argv) > 1 else "."))
+for _language, _name in PAGES.items():
+    (Path(sys.argv[1] if len(sys.argv) > 1 else ".") / _name).write_text(settings_page(_language), encoding="utf-8")

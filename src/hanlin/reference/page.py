@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from pathlib import Path
 
 from hanlin.core.language import Language
 from hanlin.models.family import family_names, load_family
@@ -14,7 +13,7 @@ from hanlin.reference.settings import FAMILY, REQUIRED, Setting, family_settings
 from hanlin.reference.since import first_version
 from hanlin.reference.words import belongs_words, default_words, depends_words, kind_words, since_words
 
-__all__ = ["PAGES", "settings_page", "write_pages"]
+__all__ = ["PAGES", "settings_page"]
 
 PAGES: dict[Language, str] = {"en": "docs/settings.md", "zh": "docs/settings.zh-CN.md"}
 
@@ -70,12 +69,6 @@ _WORDS = {
         "sizes": "规模：{}。",
     },
 }  # fmt: skip
-
-
-def write_pages(root: Path) -> None:
-    """Into a checkout."""
-    for language, name in PAGES.items():
-        (root / name).write_text(settings_page(language), encoding="utf-8")
 
 
 def settings_page(language: Language) -> str:

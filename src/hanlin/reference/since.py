@@ -35,7 +35,6 @@ def add_version(path: Path, brought: str) -> None:
     known = {name for names in released.values() for name in names}
     released[brought] = sorted({_name(setting) for setting in all_settings()} - known)
     path.write_text(_comments(text.splitlines()) + yaml.safe_dump(released, sort_keys=False), "utf-8")
-    _released.cache_clear()
 
 
 @cache
