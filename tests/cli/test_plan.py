@@ -59,7 +59,7 @@ def test_what_does_not_fit_is_exit_code_1(recipe: str, capsys: pytest.CaptureFix
 
 def test_a_card_without_bf16_is_planned_in_fp16_and_refuses_it(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", recipe, "--device", "V100", "train.precision=auto"]) == 2
-    assert "'V100' is one of V100-16 and V100-32" in capsys.readouterr().err
+    assert "'V100' is one of V100-16, V100-32" in capsys.readouterr().err
     assert main(["plan", recipe, "--device", "V100-32", "--propose", "0", "train.precision=auto"]) == 0
     shown = capsys.readouterr().out
     assert "fp16 (train.precision: auto)" in shown
@@ -169,7 +169,7 @@ def test_what_cannot_answer_is_exit_code_1(recipe: str, capsys: pytest.CaptureFi
         (["--context", "64"], "--context: goes with --serve"),
         (["--serve", "--per-node", "8"], "--per-node: --serve plans one device"),
         (["--serve", "--context", "9999999"], "the model has places for"),
-        (["--device", "A100"], "is one of A100-40 and A100-80"),
+        (["--device", "A100"], "is one of A100-40, A100-80"),
         (["--size", "gigantic"], "gigantic"),
     ],
 )

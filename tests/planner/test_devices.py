@@ -36,7 +36,7 @@ def test_devices_are_found_by_their_names(name: str) -> None:
 
 
 def test_a_name_of_several_devices_lists_them() -> None:
-    with pytest.raises(ConfigError, match="'A100' is one of A100-40 and A100-80"):
+    with pytest.raises(ConfigError, match="'A100' is one of A100-40, A100-80"):
         find_device("A100")
 
 
@@ -49,7 +49,7 @@ def test_names_of_ours_are_unlike_and_what_makers_state_adds_up() -> None:
 
 
 def test_a_series_of_machines_is_several_devices() -> None:
-    with pytest.raises(ConfigError, match="'A2' is one of 910B-32 and 910B-64"):
+    with pytest.raises(ConfigError, match="'A2' is one of 910B-32, 910B-64"):
         find_device("A2")
 
 

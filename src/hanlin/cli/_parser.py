@@ -74,7 +74,8 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         if message.startswith(_MISSING) and self.examples:
-            message += "\nfor example:\n" + "\n".join(f"  {line.strip()}" for line in self.examples[:MOST_EXAMPLES])
+            lines = (f"  {_example(line.strip())}" for line in self.examples[:MOST_EXAMPLES])
+            message += "\nfor example:\n" + "\n".join(lines)
         elif found := _CHOICE.search(message):
             message += did_you_mean(found[1], re.findall(r"[^', ]+", found[2]))
         self.exit(2, said(f"{self.prog}: {message}\n`{self.prog} --help` explains it\n", sys.stderr))

@@ -21,7 +21,7 @@ def find_device(name: str) -> Device:
     if len(found) == 1:
         return found[0]
     if found:
-        raise ConfigError(f"--device: {name!r} is one of {' and '.join(device.name for device in found)}; name one")
+        raise ConfigError(f"--device: {name!r} is one of {names_of(found)}; name one")
     hint = nearest(name, DEVICES)
     known = "" if hint.startswith("; known") else f" (known: {names_of(list(DEVICES.values()))})"
     raise ConfigError(

@@ -26,6 +26,8 @@ __all__ = ["read_labels", "read_messages", "said", "say_in_chinese"]
 _FOLDER, _LABELS = "messages", "labels.yaml"
 _QUOTED = re.compile(r"""(?<![\w])(?:'[^'\n]*'|"[^"\n]*"|`[^`\n]*`)(?!\w)""")
 
+_JOINING = "._-"
+"""Within a name of several words."""
 _CLAUSE_ENDS = re.compile(r"[,;:()\n]")
 _WORDS = re.compile(r"(?<!\S)[a-z]+ [a-z]+(?!\S)")
 """Two English words, as names and values are not."""
@@ -122,8 +124,16 @@ def _is_within(quoted: Sequence[tuple[int, int]], begin: int, part: str) -> bool
 
 
 def _cuts_word(text: str, place: int) -> bool:
-    """Whether a place is inside of an English word or a number."""
-    return 0 < place < len(text) and all(one.isascii() and one.isalnum() for one in text[place - 1 : place + 1])
+    """Whether a place is inside of an English word, a number, or a name of several (`data.options.NAME`)."""
+    kinds = [
+        "." if one in _JOINING else "a" if one.isascii() and one.isalnum() else " " for one in _around(text, place)
+    ]
+    return kinds[1:3] == ["a", "a"] or kinds[:3] == ["a", ".", "a"] or kinds[1:] == ["a", ".", "a"]
+
+
+def _around(text: str, place: int) -> str:
+    """Two characters before a place, and two behind it."""
+    return text[max(0, place - 2) : place].rjust(2) + text[place : place + 2].ljust(2)
 
 
 class _Reading(NamedTuple):
