@@ -143,6 +143,16 @@ def test_neighbours_share_windows_as_wide_as_the_longest_span() -> None:
     assert mask.mask[0, 0].int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]
 
 
+@pytest.mark.parametrize("bias", [(2, 3, 4, 5), (1, 3, 4, 5), (3, 1, 5), ()])
+def test_the_shape_of_a_mask_is_worked_out_without_sympy(
+    bias: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which torch.broadcast_shapes imports, for a second."""
+    expected = (2, *torch.broadcast_shapes(bias, (1, 1, 4, 5))[1:])
+    monkeypatch.setattr(torch, "broadcast_shapes", None)
+    assert additive_mask(torch.zeros(bias), torch.ones(2, 4, 5, dtype=torch.bool)).mask.shape == expected
+
+
 def test_a_mask_costs_nothing_where_nothing_is_packed() -> None:
     assert packed_causal_mask(torch.tensor([[0, 0, 0], [0, 0, -1]])) == AttentionMask()
     alone = packed_causal_mask(torch.tensor([[-1, -1, 0, 0, 0], [0, 0, 0, -1, -1]]))

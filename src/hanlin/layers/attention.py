@@ -195,8 +195,9 @@ class _HiddenBias(torch.autograd.Function):
     def forward(ctx, bias: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(hidden)
         ctx.shape = bias.shape
-        # Of a single number no shape is worked out, which takes torch a while at each step of an answer.
-        *shape, width = torch.broadcast_shapes(bias.shape, hidden.shape) if bias.dim() else hidden.shape
+        # Not by torch.broadcast_shapes, which is slow at each step of an answer and imports sympy, a second of work.
+        given = (*(1,) * (hidden.dim() - bias.dim()), *bias.shape)
+        *shape, width = (one if other == 1 else other for one, other in zip(hidden.shape, given, strict=True))
         rows = bias.new_zeros(*shape, width + -width % 16)
         return rows[..., :width].copy_(bias).masked_fill_(hidden, -torch.inf)
 
