@@ -116,8 +116,9 @@ class RankBytes(TorchDispatchMode):
                 storage = local(tensor).untyped_storage()
                 if storage._cdata not in self.known:
                     self.storages[storage._cdata] = weakref.ref(storage)
-        alive = [storage for reference in self.storages.values() if (storage := reference())]
-        self.peak = max(self.peak, sum(storage.nbytes() for storage in alive))
+        alive = {place: storage for place, reference in self.storages.items() if (storage := reference())}
+        self.storages = {place: self.storages[place] for place in alive}
+        self.peak = max(self.peak, sum(storage.nbytes() for storage in alive.values()))
         return result
 
 
