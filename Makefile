@@ -25,6 +25,8 @@ compare-small: $(INSTALLED) ## six ways to tune the demo's model for the tones o
 WORKERS ?= 2
 SHARED_OUT := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
+# Images of containers set this one: then every process that a test starts compiles all of hanlin anew.
+test: export PYTHONDONTWRITEBYTECODE =
 test: $(INSTALLED) ## all tests, in two processes (ARGS="-k name" for some of them, in one)
 ifeq ($(ARGS),)
 	@$(RUN)/python -c 'import xdist' 2>/dev/null || \

@@ -51,8 +51,13 @@ def some_steps() -> Iterator[Words]:
 
 
 def some_answers() -> Iterator[Words]:
+    """Every family with every tuning, each with one way and one device by turns: every two of these four meet. The
+    quantised bases and the experts with all ways."""
+    for (place, family), (turn, tuning) in product(enumerate(FAMILIES), enumerate(TUNINGS)):
+        device = ANSWERS_BY_TURNS[(place + turn) % len(ANSWERS_BY_TURNS)]
+        yield *device, f"{family}.{tuning}.{WAYS[(place + 2 * turn) % len(WAYS)]}"
     devices = cycle(ANSWERS_BY_TURNS)
-    for (name, tuning), way in product(TUNED, WAYS):
+    for (name, tuning), way in product(TUNED[len(FAMILIES) * len(TUNINGS) :], WAYS):
         yield *next(devices), f"{name}.{tuning}.{way}"
     for family, profile in zip(FAMILIES, cycle(("npu", "cuda-sm90", "mps")), strict=False):
         yield profile, "fp32", f"{family}.base.{TOGETHER}"

@@ -8,10 +8,6 @@ from pathlib import Path
 import pytest
 from family_cases import Case, case_of
 
-# Here once, and not again in each process that a test forks.
-import hanlin.parallel.pipeline
-import hanlin.parallel.shard
-import hanlin.parallel.tensor  # noqa: F401
 from hanlin.models.family import family_names, load_family
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "my_model.py"

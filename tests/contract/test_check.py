@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from family_cases import METHODS, TEXTS, Case
+from ranks import import_once
 from rich.console import Console
 from torch import distributed
 from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -169,6 +170,7 @@ def refusal_of_training(recipe: Recipe) -> str:
     if world == 1:
         return refusal_of_ranks(recipe, world)
     # In a process of its own, since torch remembers the pretended ranks.
+    import_once()
     with multiprocessing.get_context("fork").Pool(1) as pool:
         return pool.apply(refusal_of_ranks, (recipe, world))
 

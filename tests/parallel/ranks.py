@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import multiprocessing
 import os
 import pickle
@@ -21,14 +22,11 @@ import pytest
 import torch
 from torch import distributed
 
-# Here once, and not again in each process that is forked: a second and more of work for it.
-import hanlin.checkpoint.metadata
-import hanlin.parallel.experts
-import hanlin.parallel.pipeline
-import hanlin.parallel.shard
-import hanlin.parallel.tensor
-import hanlin.training.optimizers.adamw  # noqa: F401
-
+_LATER = (
+    *("hanlin.checkpoint.metadata", "hanlin.training.optimizers.adamw"),
+    *(f"hanlin.parallel.{name}" for name in ("experts", "pipeline", "shard", "stages", "tensor")),
+)
+"""Seconds of work for each process that is forked, if they were not imported before."""
 GRACE_SECONDS = 1.0
 """After the first failure the others have this long to end by themselves, unless a test gives them more."""
 
@@ -49,6 +47,7 @@ def run_ranks(
     """
     if not hasattr(os, "fork"):
         pytest.skip("needs fork, which this system does not have")
+    import_once()
     with tempfile.TemporaryDirectory() as folder:
         fork = multiprocessing.get_context("fork")
         limit = time.monotonic() + timeout_seconds
@@ -67,6 +66,12 @@ def run_ranks(
                     child.join()
         _raise_failures(children, Path(folder), is_late=time.monotonic() > limit)
         return [pickle.loads((Path(folder) / f"{rank}.result").read_bytes()) for rank in range(world)]
+
+
+def import_once() -> None:
+    """What any rank imports, before it is forked."""
+    for name in _LATER:
+        importlib.import_module(name)
 
 
 def _rank(
