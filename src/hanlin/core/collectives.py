@@ -36,7 +36,20 @@ def new_cpu_group(timeout: timedelta | None = None) -> ProcessGroup | None:
     """
     from torch import distributed
 
-    return distributed.new_group(backend="gloo", timeout=timeout) if has_ranks() else None  # pyright: ignore[reportReturnType]
+    if not has_ranks():
+        return None
+    return distributed.new_group(backend="gloo", timeout=timeout or waiting_limit())  # pyright: ignore[reportReturnType]
+
+
+def waiting_limit() -> timedelta | None:
+    """How long the ranks have agreed to wait for each other (`core.ranks.join`); None: what they talk through does not
+    say. Every new group has to be told, for torch gives each a limit of its own.
+    """
+    import torch
+    from torch import distributed
+
+    plain: Any = distributed.group.WORLD._get_backend(torch.device("cpu"))  # pyright: ignore[reportOptionalMemberAccess]
+    return getattr(plain.options, "_timeout", None)
 
 
 def wait_for_all() -> None:

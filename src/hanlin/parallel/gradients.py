@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import distributed, nn
 
+from hanlin.core.collectives import waiting_limit
 from hanlin.core.device import has_foreach
 from hanlin.parallel.buckets import Buckets
 from hanlin.parallel.mesh import Mesh, local
@@ -163,10 +164,11 @@ class Gradients:
         for ranks in sorted({tuple(ranks) for ranks in self._holders.values() if own in ranks}):
             everyone = distributed.get_process_group_ranks(self._mesh.group("pipe"))
             members = [everyone[rank] for rank in ranks]
-            is_all = len(ranks) == len(everyone)
-            found[ranks] = (
-                self._mesh.group("pipe") if is_all else distributed.new_group(members, use_local_synchronization=True)
-            )
+            if len(ranks) == len(everyone):
+                found[ranks] = self._mesh.group("pipe")
+            else:
+                limit = waiting_limit()
+                found[ranks] = distributed.new_group(members, timeout=limit, use_local_synchronization=True)
         return found
 
     def _add_over_pipe(self, weights: Mapping[str, nn.Parameter]) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import distributed
 
-from hanlin.core.collectives import broadcast_value, gather_values, has_ranks
+from hanlin.core.collectives import broadcast_value, gather_values, has_ranks, waiting_limit
 from hanlin.core.errors import ConfigError
 from hanlin.parallel.layout_checks import degree_problems
 from hanlin.recipe.settings import ParallelSettings
@@ -93,15 +93,26 @@ class Mesh:
         self._data: DeviceMesh | None = None
         self._experts: DeviceMesh | None = None
         if degrees.world > 1 or has_ranks():
-            from torch.distributed.device_mesh import init_device_mesh
+            self._whole = self._arranged(AXES)
+            self._data = self._data_axis()
+            self._experts = self._arranged(EXPERT_AXES) if degrees.expert > 1 else None
 
-            def arranged(axes: tuple[str, ...]) -> DeviceMesh:
-                sizes = tuple(getattr(degrees, name) for name in axes)
-                return init_device_mesh(device.type, sizes, mesh_dim_names=axes)
+    def _arranged(self, axes: tuple[str, ...]) -> DeviceMesh:
+        """All ranks by these axes. `init_device_mesh` would leave its groups torch's limits of waiting."""
+        from torch.distributed.device_mesh import DeviceMesh
 
-            self._whole = arranged(AXES)
-            self._data = self._whole["replicate", "shard"]._flatten("data")
-            self._experts = arranged(EXPERT_AXES) if degrees.expert > 1 else None
+        ranks = self._placed(axes)
+        groups = [_group_along(ranks, dim) for dim in range(ranks.ndim)]
+        return DeviceMesh.from_group(groups, self.device.type, ranks, mesh_dim_names=axes)
+
+    def _data_axis(self) -> DeviceMesh:
+        from torch.distributed.device_mesh import DeviceMesh
+
+        group = _group_along(self._placed(("pipe", "data", "tensor")), 1)
+        return DeviceMesh.from_group(group, self.device.type, mesh_dim_names=("data",))
+
+    def _placed(self, axes: tuple[str, ...]) -> torch.Tensor:
+        return torch.arange(self.degrees.world).view(*(getattr(self.degrees, name) for name in axes))
 
     def size(self, axis: Axis) -> int:
         return self.degrees.world if axis == "all" else getattr(self.degrees, axis)
@@ -173,6 +184,14 @@ class Mesh:
     def from_main(self, value: Any) -> Any:
         """The main rank's picklable value, on all ranks; what the others give does not matter."""
         return value if self.size("all") == 1 else broadcast_value(value)
+
+
+def _group_along(ranks: torch.Tensor, dim: int) -> distributed.ProcessGroup:
+    """Of this rank with those that differ from it in one dimension only; every rank must call it."""
+    lines = ranks.movedim(dim, -1).flatten(0, -2).tolist()
+    if len(lines) == 1:
+        return distributed.group.WORLD  # pyright: ignore[reportReturnType]
+    return distributed.new_subgroups_by_enumeration(lines, timeout=waiting_limit())[0]  # pyright: ignore[reportReturnType]
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
