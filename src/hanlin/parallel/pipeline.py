@@ -2,6 +2,9 @@
 
 A stage is the model itself without the parts that other stages have. All stages are given the whole batch, so only
 hidden states travel; of several tensor ranks each sends its share of them. The last stage's forward gives the loss.
+
+Torch's schedules would cut a batch up into new tensors, of which nothing is known on the host (`core.transfer`): stages
+would wait for the device in every part. So they run without inputs, and each stage takes those of its parts in turn.
 """
 
 from __future__ import annotations
@@ -41,8 +44,12 @@ class Stage(nn.Module):
         self._is_shared = ranks > 1 and size % ranks == 0
         self.told: list[torch.Size] | None = None
         """The shapes that the next stage has made room for."""
+        self.waiting: Iterator[Mapping[str, torch.Tensor]] = iter(())
+        """The inputs of the parts that a schedule has yet to run here; all schedules run them in their order."""
 
     def forward(self, *state: torch.Tensor, **inputs: Any) -> Any:
+        """inputs: none in a schedule."""
+        inputs = inputs or dict(next(self.waiting))
         out = self.model(*(self._move(one, to_whole=True) for one in state), **inputs)
         if self.is_last:
             return out
@@ -80,20 +87,14 @@ class Pipeline:
     ) -> torch.Tensor:
         """Add the gradients of the sum of factor x loss over parts of one shape; return the losses `[parts]`."""
         assert not around, "torch's schedules run the parts"
-        inputs = _joined([part.inputs for part in parts])
-        inputs |= {"labels": torch.cat([part.labels for part in parts])}
-        inputs |= {"weights": torch.cat([part.weights for part in parts])}
-        schedule = self._schedule(inputs, len(parts))
-        rows = parts[0].size
-        scales = torch.tensor(factors, dtype=inputs["weights"].dtype, device=self.mesh.device)
+        inputs = [{**part.inputs, "labels": part.labels, "weights": part.weights} for part in parts]
+        schedule = self._schedule(inputs[0], len(parts))
+        for stage in self.stages:
+            stage.waiting = iter(inputs)
+        scales = torch.tensor(factors, dtype=parts[0].weights.dtype, device=self.mesh.device)
         losses: list[torch.Tensor] = []
         is_end = any(stage.is_last for stage in self.stages)
-        schedule.step(
-            target=scales.repeat_interleave(rows) if is_end else None,
-            losses=losses if is_end else None,
-            return_outputs=False,
-            **inputs,
-        )
+        schedule.step(target=scales if is_end else None, losses=losses if is_end else None, return_outputs=False)
         scaled = torch.stack([loss.detach() for loss in losses]) if is_end else None
         return self._from_end(scaled) / scales
 
@@ -106,7 +107,8 @@ class Pipeline:
             return self._from_end(self._pass_on(inputs, {}))
 
     def _schedule(self, inputs: Mapping[str, torch.Tensor], parts: int) -> Any:
-        states = self._states({name: tensor[: len(tensor) // parts] for name, tensor in inputs.items()})
+        """inputs: of one of the parts."""
+        states = self._states(inputs)
         for stage, out in zip(self.stages, states[1::2], strict=True):
             stage.told = None if stage.is_last else [state.shape for state in out]
             # A new schedule of torch's does so, and other data ranks may have none now: then all must.
@@ -226,10 +228,6 @@ class Pipeline:
 
 def _scaled(loss: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
     return loss * factors[0]
-
-
-def _joined(inputs: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    return {name: torch.cat([part[name] for part in inputs]) for name in inputs[0]}
 
 
 @contextmanager
