@@ -68,7 +68,7 @@ PARTS = {
     "full": Part(measure_full, 30),
     "memory": Part(measure_memory, 30),
     "failure": Part(check_failure, 15),
-    "repeats": Part(check_repeatable, 25),
+    "repeats": Part(check_repeatable, 27),
     "pieces": Part(measure_pieces, 35),
     "group": Part(check_group, 20),
     "packed": Part(measure_packed, 35),

@@ -232,7 +232,7 @@ def answer_variant(variant: str, method: str, dtype: torch.dtype, way: str, prof
 
 
 def _counted(costs: Costs) -> dict[str, Any]:
-    known = {"attention": dict(costs.attention), "unlisted": dict(costs.unlisted)}
+    known = {name: dict(getattr(costs, name)) for name in ("attention", "unlisted", "products")}
     return {**costs.kinds, **known, "launches": costs.launches.total(), "places": dict(costs.places.most_common())}
 
 

@@ -36,6 +36,7 @@ from hanlin.layers.varlen import varlen_attention
 NAME = "npu"
 aten = torch.ops.aten
 
+_PRODUCTS = {"mm", "addmm", "addmm_", "bmm", "baddbmm", "baddbmm_", "addbmm", "mv", "addmv"}
 _VIEWS = {
     *("view", "_unsafe_view", "t", "transpose", "permute", "expand", "slice", "select", "unsqueeze", "squeeze"),
     *("alias", "detach", "split", "split_with_sizes", "unbind", "as_strided", "narrow", "diagonal", "chunk"),
@@ -144,9 +145,10 @@ class Costs:
     launches: Counter[str] = field(default_factory=Counter)
     attention: Counter[str] = field(default_factory=Counter)
     unlisted: Counter[str] = field(default_factory=Counter)
+    products: Counter[str] = field(default_factory=Counter)
 
     def clear(self) -> None:
-        for counter in (self.kinds, self.places, self.launches, self.attention, self.unlisted):
+        for counter in (self.kinds, self.places, self.launches, self.attention, self.unlisted, self.products):
             counter.clear()
 
     def note(self, kind: str, what: str) -> None:
@@ -308,6 +310,8 @@ def _count(name: str, args: tuple, ours: list[DeviceTensor], to_ours: bool | Non
     if name in _VIEWS or not (ours or to_ours):
         return
     COSTS.launches[name] += 1
+    if name in _PRODUCTS:
+        COSTS.products[f"{str(ours[-1].dtype).removeprefix('torch.')} {_site()}"] += 1
     for dtype in {one.dtype for one in ours}:
         if not is_listed(name, dtype):
             COSTS.unlisted[f"{name} {str(dtype).removeprefix('torch.')}"] += 1

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hanlin.generate.sampling import (
     BANNED,
@@ -14,6 +15,7 @@ from hanlin.generate.sampling import (
     keep_top_p,
     penalise_counts,
     penalise_used,
+    running_sums,
     warp,
 )
 
@@ -57,6 +59,22 @@ def test_draws_follow_the_probabilities_and_never_leave_them():
     assert shares[[0, 2, 5]].tolist() == [0, 0, 0]
     torch.testing.assert_close(shares[[1, 3, 4]], torch.tensor([0.1, 0.6, 0.3]), atol=0.03, rtol=0)
     assert draw(logits[:2], [0.0, 1 - 1e-12]).tolist() == [1, 4]
+
+
+def test_a_lone_row_on_a_device_is_added_up_as_one_of_two() -> None:
+    """CUDA adds up a lone row in an order of chance."""
+    seen: list[torch.Size] = []
+
+    class Sums(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten.cumsum.default:
+                seen.append(args[0].shape)
+            return func(*args, **(kwargs or {}))
+
+    with Sums():
+        assert running_sums(torch.zeros(1, 5, device="meta")).shape == (1, 5)
+        running_sums(torch.zeros(1, 5))
+    assert seen == [(2, 5), (1, 5)]
 
 
 def test_ids_far_below_the_likeliest_one_are_ruled_out() -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
 import torch
 from compiled_cells import cell_named, compare
+from functorch.compile import make_boxed_func
 from layouts import VARIANTS, model_of
 from torch import nn
 
@@ -65,6 +66,24 @@ def test_what_cannot_be_compiled_runs_as_before_with_one_line(caplog: pytest.Log
     assert [record.message.partition(": Unsupported")[0] for record in caplog.records] == [
         "train.compile: Odd runs without it"
     ]
+
+
+def test_a_backward_pass_that_cannot_be_compiled_is_found_in_the_forward_pass(caplog: pytest.LogCaptureFixture) -> None:
+    from torch._dynamo.backends.common import aot_autograd
+
+    def refuse(graph: torch.fx.GraphModule, inputs: Sequence[torch.Tensor]) -> Any:
+        raise RuntimeError("no compiler here")
+
+    block = nn.Linear(3, 3)
+    plain = copy.deepcopy(block)
+    compile_block(
+        block, aot_autograd(fw_compiler=lambda graph, inputs: make_boxed_func(graph.forward), bw_compiler=refuse)
+    )
+    for one in (block, plain):
+        one(torch.ones(2, 3, requires_grad=True)).sum().backward()
+    assert block.weight.grad is not None
+    assert block.weight.grad.equal(plain.weight.grad)
+    assert "Linear runs without it" in caplog.text
 
 
 def test_nothing_is_compiled_where_no_gradient_is_wanted() -> None:

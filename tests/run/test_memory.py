@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hanlin.core.errors import noting
+from hanlin.core.errors import ConfigError, noting
 from hanlin.core.memory import DeviceError, OutOfMemoryError
 from hanlin.recipe.reading import make_recipe
 from hanlin.run.memory import answering_memory, training_memory
@@ -63,6 +63,14 @@ def test_free_memory_in_small_pieces_is_told_with_what_joins_them() -> None:
 def test_libraries_of_cuda_lack_memory_in_words_of_their_own() -> None:
     with pytest.raises(OutOfMemoryError), training_memory(RECIPE):
         raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+
+
+def test_a_card_that_torch_was_built_without_is_a_matter_of_the_build() -> None:
+    with (
+        pytest.raises(ConfigError, match=r"built without code for this card; install .*whl/cu126"),
+        training_memory(RECIPE),
+    ):
+        raise torch.AcceleratorError("CUDA error: no kernel image is available for execution on the device")
 
 
 def test_a_device_that_failed_is_told_and_may_be_tried_again() -> None:

@@ -99,7 +99,13 @@ def test_adamw_in_8_bits_goes_where_adamw_goes() -> None:
         assert share < (0.04 if math.prod(SHAPES[name]) >= 4096 else 1e-5), (name, share)
 
 
-def test_a_running_mean_in_8_bits_is_near_and_no_square_becomes_nothing() -> None:
+@pytest.mark.parametrize("is_there", [True, False], ids=["bf16", "no bf16"])
+def test_a_running_mean_in_8_bits_is_near_and_no_square_becomes_nothing(
+    monkeypatch: pytest.MonkeyPatch, is_there: bool
+) -> None:
+    monkeypatch.setattr("hanlin.training.optimizers.adamw_8bit.has_bf16", lambda device: is_there)
+    if not is_there:
+        monkeypatch.setattr(torch, "bfloat16", None)
     parameters = {"matrix": torch.nn.Parameter(torch.zeros(64, 1024))}
     optimizer = AdamW8bit(parameters, AdamW8bitSettings(betas=(0.0, 0.0)))
     gradient = torch.randn(64, 1024) * 10 ** (6 * torch.rand(64, 1024) - 6)

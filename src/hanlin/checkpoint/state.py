@@ -183,13 +183,13 @@ class Checkpointer:
         from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
         devices = {tensor.device for tensor in tensors.values()}
-        on_device = any(device.type != "cpu" for device in devices)
+        on_device, can_pin = any(device.type != "cpu" for device in devices), any(map(can_pin_in_place, devices))
         stager = self._stager or DefaultStager(
             StagingOptions(
-                use_pinned_memory=any(map(can_pin_in_place, devices)),
+                use_pinned_memory=can_pin,
                 use_shared_memory=False,
                 use_async_staging=False,
-                use_non_blocking_copy=on_device,
+                use_non_blocking_copy=can_pin,  # else torch would wait for all streams, which not every device knows
             )
         )
         self._stager = stager if on_device else None

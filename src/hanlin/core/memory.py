@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from hanlin.core.device import peak_memory_bytes, pick_device
-from hanlin.core.errors import HanlinError
+from hanlin.core.errors import ConfigError, HanlinError
 
 __all__ = ["DeviceError", "OutOfMemoryError", "is_device_failure", "telling_memory"]
 
@@ -16,6 +16,7 @@ __all__ = ["DeviceError", "OutOfMemoryError", "is_device_failure", "telling_memo
 _WORDS = ("defaultcpuallocator", "can't allocate memory", "out of memory", "status_alloc_failed")
 _IN_PIECES = re.compile(r"([\d.]+) GiB is reserved by PyTorch but unallocated")
 _MUCH_IN_PIECES = 1.0  # GiB
+_NO_CODE = "no kernel image is available"
 
 
 class OutOfMemoryError(HanlinError):
@@ -34,13 +35,14 @@ class DeviceError(HanlinError):
 def telling_memory(device: str, advice: str) -> Iterator[None]:
     """Tell a lack of memory inside, and a failed device; device: `run.device`; advice: the settings that need less.
 
-    Raises: OutOfMemoryError, DeviceError.
+    Raises: OutOfMemoryError, DeviceError, ConfigError (a card that torch was built without).
     """
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         step = " ".join(getattr(error, "__notes__", ()))
         if is_device_failure(error):
+            _refuse_other_build(error)
             raise DeviceError(
                 f"{f'{step}: ' if step else ''}the device failed: {_first_line(error)}. What was computed last is to "
                 "blame, not always what the log shows: with CUDA_LAUNCH_BLOCKING=1 in the environment the place is "
@@ -62,6 +64,21 @@ def is_device_failure(error: BaseException) -> bool:
     """
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(error, torch.AcceleratorError) and not _is_out_of_memory(error)
+
+
+def _refuse_other_build(error: BaseException) -> None:
+    """torch's builds leave out old cards: those for CUDA 12.8 and later the V100.
+
+    Raises: ConfigError.
+    """
+    if _NO_CODE in str(error):
+        import torch
+
+        raise ConfigError(
+            f"run.device: torch {torch.__version__} was built without code for this card; install a build that has it "
+            "(for a V100 the one for CUDA 12.6: pip install torch --index-url https://download.pytorch.org/whl/cu126), "
+            "or set it to cpu"
+        ) from error
 
 
 def _on_pieces(error: BaseException) -> Iterator[str]:

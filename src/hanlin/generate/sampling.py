@@ -130,13 +130,23 @@ def draw(logits: torch.Tensor, uniforms: Sequence[float]) -> torch.Tensor:
     The numbers come from outside, one stream per record, so that an answer depends neither on its neighbours in the
     batch nor on the device's random generator.
     """
-    cumulative = logits.softmax(dim=-1).cumsum(dim=-1)
+    cumulative = running_sums(logits.softmax(dim=-1))
     total = cumulative[:, -1:]
     # A uniform number near 1 rounds to 1 in fp32, which would choose an id after the last possible one.
     below_total = _next_below(total)
     targets = _given(uniforms, total)[:, None] * total
     drawn = torch.searchsorted(cumulative, targets.minimum(below_total), right=True).squeeze(-1)
     return drawn.clamp(max=logits.shape[-1] - 1)  # of what is no number, which is told afterwards
+
+
+def running_sums(probabilities: torch.Tensor) -> torch.Tensor:
+    """Along each row `[batch, vocab]`, the same for the same row.
+
+    CUDA adds up a lone row in an order of chance, with sums that can fall from one id to the next: it is one of two.
+    """
+    if len(probabilities) == 1 and probabilities.device.type != "cpu":
+        return probabilities.expand(2, -1).cumsum(dim=-1)[:1]
+    return probabilities.cumsum(dim=-1)
 
 
 def _next_below(positive: torch.Tensor) -> torch.Tensor:

@@ -206,7 +206,7 @@ def works_here(rehearse: Rehearsal, device: torch.device, dtype: torch.dtype, he
     try:
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
             gap = rehearse(device, dtype, head_dim)
-    except (RuntimeError, ImportError, TypeError, ValueError, AttributeError) as error:
+    except Exception as error:  # whatever Triton, a compiler or a driver says
         reason = f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
     else:
         if gap < bound:

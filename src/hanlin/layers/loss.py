@@ -315,7 +315,9 @@ def _table_gradient(
     if dtype != rows.dtype or (arithmetic != dtype and rows.device.type != "cpu"):
         slope, rows = slope.to(arithmetic), rows.to(arithmetic)
     if before is None:
-        return (slope.t() @ (rows if factor == 1 else rows * factor)).to(dtype)
+        # Written in place, which autocast leaves alone.
+        made = torch.empty(slope.shape[1], rows.shape[1], dtype=rows.dtype, device=rows.device)
+        return torch.mm(slope.t(), rows if factor == 1 else rows * factor, out=made).to(dtype)
     if dtype == rows.dtype:
         return before.addmm_(slope.t(), rows, alpha=factor)
     return before.add_((slope.t() @ rows).to(dtype), alpha=factor)

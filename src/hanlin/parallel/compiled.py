@@ -53,6 +53,7 @@ def compile_block(block: nn.Module, backend: str | Callable[..., Any] = "inducto
     What cannot be compiled on this machine runs as before too, with one line in the log.
     """
     from torch._dynamo.exc import TorchDynamoException  # the compiler is read where it is asked for
+    from torch._functorch import config
 
     forward = block.forward
     compiled: Any = torch.compile(forward, fullgraph=True, dynamic=True, backend=backend)
@@ -62,7 +63,9 @@ def compile_block(block: nn.Module, backend: str | Callable[..., Any] = "inducto
         if compiled is None or not torch.is_grad_enabled():
             return forward(*args)
         try:
-            return compiled(*_without_name(args))
+            # The backward pass is compiled with the forward pass, so that what cannot be is found here.
+            with config.patch(force_non_lazy_backward_lowering=True):
+                return compiled(*_without_name(args))
         except TorchDynamoException as error:
             compiled = None
             _tell(type(block).__name__, error)

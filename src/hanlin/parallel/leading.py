@@ -19,7 +19,7 @@ from torch import nn
 
 from hanlin.core.collectives import broadcast_value, new_cpu_group
 from hanlin.core.errors import RankError
-from hanlin.core.transfer import to_device
+from hanlin.core.transfer import on_host, to_device
 from hanlin.layers.kv_cache import KVCache
 from hanlin.layers.slot_cache import SlotCache, SlotView, ViewOfSlots
 from hanlin.parallel.inference_model import ShardedInferenceModel
@@ -105,7 +105,7 @@ class _Leader:
             raise RankError(_LOST) from error
 
     def _told(self, inputs: dict[str, Any]) -> _Call:
-        given = {name: one.cpu() if isinstance(one, torch.Tensor) else one for name, one in inputs.items()}
+        given = {name: on_host(one) if isinstance(one, torch.Tensor) else one for name, one in inputs.items()}
         cache: Any = given.pop("kv_cache", None)
         view = None
         if isinstance(cache, SlotView):

@@ -30,6 +30,8 @@ class ParameterStatistics:
     gradient: Statistics | None
 
 
+_PIECE = 1 << 22
+"""Numbers of a tensor that are looked at in fp64 at once."""
 Sums = tuple[int, float, float, float, float]
 """Of a part of a tensor: how many numbers, their sum, the sum of their squares, the largest, the least."""
 
@@ -56,11 +58,17 @@ def parameter_statistics(
 @torch.no_grad()
 def _sums(tensor: torch.Tensor, factor: float = 1.0) -> Sums:
     part = local(tensor)
-    numbers = (part if has_fp64(part.device) else part.cpu()).double() * factor
-    if not numbers.numel():
+    if not part.numel():
         return 0, 0.0, 0.0, -math.inf, math.inf
+    pieces = [_sums_of_piece(piece, factor) for piece in part.flatten().split(_PIECE)]
+    sums, squares, highs, lows = zip(*pieces, strict=True)
+    return part.numel(), math.fsum(sums), math.fsum(squares), max(highs), min(lows)
+
+
+def _sums_of_piece(piece: torch.Tensor, factor: float) -> list[float]:
+    numbers = (piece if has_fp64(piece.device) else piece.cpu()).double() * factor
     low, high = numbers.aminmax()
-    return numbers.numel(), numbers.sum().item(), numbers.square().sum().item(), high.item(), low.item()
+    return torch.stack((numbers.sum(), numbers.square().sum(), high, low)).tolist()
 
 
 def _of_parts(parts: Sequence[tuple[Sums, Sums | None]]) -> ParameterStatistics:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from hanlin.core.device import has_bf16
 from hanlin.recipe.settings import Fraction, OptimizerSettings
 from hanlin.training.optimizer import OptimizerSpec, WeightByWeight, WeightShape
 
@@ -100,7 +101,9 @@ class AdamW8bit(WeightByWeight):
 
 
 class _Code:
-    """The numbers that the codes of a running mean stand for; the nearest code of every bf16 number, by its bits."""
+    """The numbers that the codes of a running mean stand for; the nearest code of every bf16 number, by its bits (of
+    every fp16 number where there is no bf16).
+    """
 
     def __init__(self, kind: str, device: torch.device) -> None:
         import torch
@@ -109,7 +112,8 @@ class _Code:
 
         is_signed = kind == "mean"
         self.numbers = dynamic_code(is_signed=is_signed).to(device)
-        every = torch.arange(-(2**15), 2**15).to(torch.int16).view(torch.bfloat16).float().nan_to_num(0)
+        self.dtype = torch.bfloat16 if has_bf16(device) else torch.float16
+        every = torch.arange(-(2**15), 2**15).to(torch.int16).view(self.dtype).float().nan_to_num(0)
         middles = (self.numbers[1:] + self.numbers[:-1]).cpu() / 2
         # No square becomes 0: an update is divided by its root.
         nearest = torch.bucketize(every, middles).clamp(min=0 if is_signed else 1)
@@ -126,7 +130,7 @@ class _Code:
         blocks = numbers.unflatten(-1, (sizes.shape[-1], -1))
         sizes.copy_(blocks.abs().amax(-1))
         shares = blocks / sizes.clamp(min=torch.finfo(torch.float32).tiny)[..., None]
-        bits = shares.bfloat16().view(torch.int16).int() + 2**15
+        bits = shares.to(self.dtype).view(torch.int16).int() + 2**15
         codes.copy_(self.nearest.index_select(0, bits.flatten()).view(codes.shape))
 
 
