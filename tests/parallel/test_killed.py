@@ -94,4 +94,4 @@ def test_a_killed_run_goes_on_under_another_layout(family: str, tmp_path: Path) 
     run_ranks((other.data or 1) * other.tensor * other.pipe, run, family, killed, other)
     assert len(losses(alone)) == STEPS
     assert losses(killed) == pytest.approx(losses(alone), rel=1e-9)
-    assert losses(alone)[-2] < 0.95 * losses(alone)[0]
+    assert losses(alone)[-2] < 0.98 * losses(alone)[0]
