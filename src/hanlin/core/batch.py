@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass, field
+from operator import mul
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -21,8 +22,7 @@ NO_SPAN = -1
 """The span of padding: no sample's, so that nothing looks at it."""
 
 
-@dataclass(frozen=True)
-class Extent:
+class Extent(NamedTuple):
     """How much of some samples there is for a model to read, without padding.
 
     tokens, read_tokens: positions, read_tokens those of an encoder; labels: positions with a label; pairs, read_pairs,
@@ -39,7 +39,7 @@ class Extent:
 
     @staticmethod
     def total(extents: Iterable[Extent]) -> Extent:
-        return Extent(*map(sum, zip(*map(astuple, extents), strict=True)))
+        return Extent(*map(sum, zip(*extents, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -68,24 +68,15 @@ class Sample:
     @property
     def extent(self) -> Extent:
         own, read = self._span_lengths(""), self._span_lengths("encoder_")
-        shared = min(len(own), len(read))
-        return Extent(
-            int(own.sum()),
-            int(read.sum()),
-            self.loss_tokens,
-            int(own @ own),
-            int(read @ read),
-            int(own[:shared] @ read[:shared]),
-        )
+        pairs = (sum(map(mul, one, other)) for one, other in ((own, own), (read, read), (own, read)))
+        return Extent(sum(own), sum(read), self.loss_tokens, *pairs)
 
-    def _span_lengths(self, side: str) -> np.ndarray:
-        """`[spans]`, the positions of each part of the sample that sees no other; none where there is no such side."""
+    def _span_lengths(self, side: str) -> list[int]:
+        """The positions of each part of the sample that sees no other; none where there is no such side."""
         tokens, spans = self.inputs.get(f"{side}tokens"), self.inputs.get(f"{side}spans")
         if tokens is None:
-            return np.array([] if side else [self.length], np.int64)
-        if spans is None:
-            return np.array([len(tokens)], np.int64)
-        return np.bincount(spans[spans != NO_SPAN])
+            return [] if side else [self.length]
+        return [len(tokens)] if spans is None else np.bincount(spans[spans != NO_SPAN]).tolist()
 
 
 @dataclass(frozen=True)

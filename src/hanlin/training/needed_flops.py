@@ -20,7 +20,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -42,7 +42,7 @@ class NeededFlops:
     per: dict[str, int]
 
     def of(self, extent: Extent) -> int:
-        return sum(count * self.per.get(name, 0) for name, count in asdict(extent).items())
+        return sum(count * self.per.get(name, 0) for name, count in extent._asdict().items())
 
 
 def needed_flops(model: nn.Module) -> NeededFlops:
