@@ -19,7 +19,7 @@ from hanlin.cli._recipe import add_recipe, add_start, start_of
 
 if TYPE_CHECKING:
     from hanlin.recipe.settings import Recipe
-    from hanlin.run.starts import Start
+    from hanlin.run.folder import Start
 
 HELP = "train, or go on with a stopped run"
 
