@@ -22,7 +22,7 @@ import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,8 +78,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for field in fields(Limits):
         option = f"--{_option(field.name).replace('_', '-')}"
         number = whole(1, 10**15) if isinstance(field.default, int) else real(1e-3, 1e9)
-        told = f"{_LIMITS[field.name]} (default: {field.default:,.0f})"
-        limits.add_argument(option, type=number, default=field.default, metavar="N", help=told)
+        default = f"{field.default:,.0f}"
+        if field.name == "cache_tokens":
+            default = f"{default}, or what there is memory for"
+        told = f"{_LIMITS[field.name]} (default: {default})"
+        limits.add_argument(option, type=number, metavar="N", help=told)
     add_launch(parser, is_alone=True)
 
 
@@ -91,7 +94,8 @@ def run(args: argparse.Namespace) -> int:
     for library in ("starlette", "uvicorn"):
         if importlib.util.find_spec(library) is None:
             raise ConfigError(f"hanlin serve needs {library}: pip install 'hanlin[serve]'")
-    limits = Limits(**{field.name: getattr(args, _option(field.name)) for field in fields(Limits)})
+    given = {field.name: getattr(args, _option(field.name)) for field in fields(Limits)}
+    limits = Limits(**{name: value for name, value in given.items() if value is not None})
     _refuse_idle(args.cors, limits)
     args.adapter, adapters = _adapters(args.adapter)
     recipe = recipe_of_model(args)
@@ -131,12 +135,29 @@ def _serve_together(
         listener = _listening(args.host, args.port) if is_main else None
     with answering_memory(recipe):
         engine = load_engine(components[0].recipe, components[0])
+        if args.max_cache_tokens is None:
+            limits = _within_memory(limits, engine)
         if listener is None:
             return _follow(engine)
         with listener, _leading(engine):
             service = _service(name, engine, components, list(adapters), args, limits)
             serve_until_signal(service, key, args.cors, listener, say)
     return 0
+
+
+def _within_memory(limits: Limits, engine: Engine) -> Limits:
+    """Fewer positions of the KV cache where there is no memory for all, which is said. Every rank must call it."""
+    from hanlin.serve.room import free_room
+
+    room = free_room(engine)
+    if room is None or room.positions >= limits.cache_tokens:
+        return limits
+    positions = max(room.positions, _LEAST_CACHE)
+    say(
+        f"KV cache: {positions:,} positions, for {engine.device} has {room.free_bytes / 2**30:,.1f} GiB free beside "
+        "the weights; --max-cache-tokens sets another number"
+    )
+    return replace(limits, cache_tokens=positions)
 
 
 @contextmanager

@@ -8,9 +8,10 @@ import os
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from hanlin.core.errors import ConfigError
+from hanlin.core.machine import free_ram_bytes
 from hanlin.core.ranks import is_started_by_srun, read_ranks
 
 if TYPE_CHECKING:
@@ -166,6 +167,20 @@ def memory_bytes(device: torch.device) -> int:
     with suppress(OSError):  # Linux tells
         return int(Path("/proc/self/statm").read_text("ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return 0
+
+
+def free_memory_bytes(device: torch.device) -> int | None:
+    """What new tensors can take: of the accelerator, where it tells, else of the machine; None: nobody tells."""
+    import torch
+
+    if device.type == "cpu":
+        return free_ram_bytes()
+    module: Any = getattr(torch, device.type, None)
+    if not hasattr(module, "mem_get_info"):
+        return None
+    free, _ = module.mem_get_info(device)
+    # What the allocator keeps of tensors that are gone is free for others.
+    return free + module.memory_reserved(device) - module.memory_allocated(device)
 
 
 def set_threads(threads: int | None) -> int:

@@ -6,7 +6,7 @@ import os
 import platform
 from pathlib import Path
 
-__all__ = ["cpu_name", "ram_bytes"]
+__all__ = ["cpu_name", "free_ram_bytes", "ram_bytes"]
 
 
 def cpu_name() -> str:
@@ -21,3 +21,10 @@ def ram_bytes() -> int | None:
     if not hasattr(os, "sysconf"):
         return None
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def free_ram_bytes() -> int | None:
+    """What programs can take without others having to be moved out; None where the system does not say."""
+    path = Path("/proc/meminfo")
+    lines = path.read_text("ascii").splitlines() if path.is_file() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
