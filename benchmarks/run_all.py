@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from script import LACKS, RESULTS
+from script import LACKS, RESULTS, is_installed
 
 HERE = Path(__file__).parent
 FIGURES = HERE / "figures.yaml"
@@ -102,11 +102,15 @@ def main() -> None:
     names = args.only or list(figures["arguments"])
     with tempfile.TemporaryDirectory(prefix="hanlin-bench-") as folder:
         done, failed = _run(names, figures["arguments"], Path(folder))
+        missing = {row["script"]: row["needs"] for row in figures["rows"] if _lacks_peer(row)}
         changes = list(compare([row for row in figures["rows"] if row["script"] in done], Path(folder)))
         print("\n".join(_lines(changes)))
-        if args.keep:
-            for name in done:
+        for name in done:
+            if package := missing.get(name):
+                print(f"{name}: not beside {package}, which is not installed; what is kept stays", file=sys.stderr)
+            elif args.keep:
                 shutil.copy(Path(folder) / f"{name}.json", RESULTS)
+        if args.keep:
             write_tables(figures["rows"])
     fallen = [change.what for change in changes if change.fell]
     if fallen:
@@ -142,8 +146,10 @@ def _run(names: Sequence[str], arguments: Mapping[str, str], folder: Path) -> tu
 
 
 def compare(rows: Sequence[Mapping[str, Any]], new: Path, kept: Path = RESULTS) -> Iterator[Change]:
-    """The figures of rows, in the results of `new` and in those that are kept."""
+    """The figures of rows, in the results of `new` and in those that are kept; not beside what is not installed."""
     for row in rows:
+        if _lacks_peer(row):
+            continue
         now, before = (_results(folder, row["script"]) for folder in (new, kept))
         for place, path in enumerate(row["figures"]):
             yield Change(
@@ -153,6 +159,10 @@ def compare(rows: Sequence[Mapping[str, Any]], new: Path, kept: Path = RESULTS) 
                 is_comparable=before is not None and now is not None and _processor(before) == _processor(now),
                 has_target=place < len(row.get("targets", ())),
             )
+
+
+def _lacks_peer(row: Mapping[str, Any]) -> bool:
+    return "needs" in row and not is_installed(row["needs"])
 
 
 def _results(folder: Path, script: str) -> dict[str, Any] | None:

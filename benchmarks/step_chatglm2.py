@@ -1,18 +1,20 @@
-"""Useful tokens per second of a ChatGLM2 training step, against transformers' GlmForCausalLM (+ PEFT).
+"""Useful tokens per second of a ChatGLM2 training step, against transformers' GlmForCausalLM (+ PEFT), and TRL.
 
-python benchmarks/step_chatglm2.py [--out result.json]        (needs transformers; LoRA: peft)
+python benchmarks/step_chatglm2.py [--out result.json]        (needs transformers; LoRA: peft; TRL if it is installed)
 
 8 layers x 512 hidden, vocabulary 65,024, fp32, one thread; 8 samples a step with ADGEN's lengths (deciles of its 1,070
 held-out rows), random ids, random weights, the same for both. theirs: rows padded to 193 as the original does it, the
 loss over all positions, AdamW fused, as transformers 5 has it by default; full tuning is also compared with torch's own
-default, which is not fused and was transformers' before. ours: the same samples packed into one row, memory kept as
-`hanlin train` keeps it. The ways take turns and CPU time counts; losses and gradient norms must agree before anything
-is timed. A useful token belongs to a sample (padding does not count).
+default, which is not fused and was transformers' before. trl: SFTTrainer, the samples packed into one row by its best
+fit, its own loss; ours: the same samples packed into one row, memory kept as `hanlin train` keeps it. The ways take
+turns and CPU time counts; losses and gradient norms must agree before anything is timed. A useful token belongs to a
+sample (padding does not count).
 """
 
 from __future__ import annotations
 
 import argparse
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -51,7 +53,8 @@ def main() -> None:
         "labels": sum(sample.loss_tokens for sample in samples),
         **{tuning: compare(TINY if args.smoke else SMALL, tuning, samples, args.rounds) for tuning in args.tuning},
     }
-    report(figures, args.out, ["transformers", *(["peft"] if "lora" in args.tuning else [])])
+    others = [name for name, is_used in (("peft", "lora" in args.tuning), ("trl", is_installed("trl"))) if is_used]
+    report(figures, args.out, ["transformers", *others])
 
 
 def draw_samples(count: int) -> list[Sample]:
@@ -84,6 +87,10 @@ def compare(config: ChatGlm2Config, tuning: str, samples: list[Sample], rounds: 
     ways: dict[str, Callable[[], object]] = {
         name: partial(peer_step, peer, padded, optimizer) for name, optimizer in optimizers.items()
     }
+    if tuning in ("full", "lora") and is_installed("trl"):
+        packing = TrlPeer(peer, samples)
+        check_agreement([(packing.loss(padded).item(), peer.loss(padded).item())])
+        ways["trl"] = partial(peer_step, packing, padded, torch.optim.AdamW(peer.trained(), lr=LR, fused=True))
     turns = take_turns(ways | {"hanlin": as_trained(lambda: step.run(batch))}, rounds)
     tokens = sum(sample.length for sample in samples)
     return {
@@ -148,6 +155,43 @@ class LoraPeer(FullPeer):
                 _, _, _, _, layer, _, linear, matrix, *_ = name.split(".")
                 own = ours.get_parameter(f"blocks.{layer}.attention.{names[linear]}.{matrix}")
                 weight.data.copy_(own.data)
+
+
+class TrlPeer(FullPeer):
+    """The same model in TRL's SFTTrainer: samples packed into one row by its best fit, its loss, its collator."""
+
+    def __init__(self, peer: FullPeer, samples: list[Sample]) -> None:
+        from datasets import Dataset  # pyright: ignore[reportMissingImports]
+        from tokenizers import Tokenizer, models  # pyright: ignore[reportMissingImports]
+        from transformers import PreTrainedTokenizerFast  # pyright: ignore[reportMissingImports]
+        from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportMissingImports]
+
+        self.model = peer.model
+        rows = [
+            {
+                "input_ids": sample.inputs["tokens"].tolist(),
+                "completion_mask": [0, *(sample.labels[:-1] != IGNORED).astype(int).tolist()],
+            }
+            for sample in samples
+        ]
+        words = Tokenizer(models.WordLevel({"<pad>": 0, "<eos>": 1}, unk_token="<pad>"))
+        with tempfile.TemporaryDirectory() as folder:
+            settings = SFTConfig(
+                folder, packing=True, packing_strategy="bfd", max_length=sum(sample.length for sample in samples),
+                per_device_train_batch_size=1, completion_only_loss=True, gradient_checkpointing=False,
+                bf16=False, use_cpu=True, report_to=[], disable_tqdm=True,
+            )  # fmt: skip
+            self.trainer = SFTTrainer(
+                self.model,
+                settings,
+                train_dataset=Dataset.from_list(rows),
+                processing_class=PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>"),
+            )
+            [self.batch] = self.trainer.get_train_dataloader()
+
+    def loss(self, padded: dict[str, torch.Tensor]) -> torch.Tensor:
+        del padded
+        return self.trainer.compute_loss(self.model, dict(self.batch))
 
 
 class PrefixPeer(FullPeer):

@@ -64,6 +64,12 @@ def test_a_ratio_that_fell_by_a_tenth_is_a_regression(
     assert [change.fell for change in bench.compare([{**ROW, "targets": [2]}], new, tmp_path)] == [False]
 
 
+def test_a_peer_that_is_not_installed_is_not_compared_with(bench: ModuleType, tmp_path: Path) -> None:
+    new = write(tmp_path / "new", spread(2.0))
+    rows = [{**ROW, "needs": "a_peer_of_old", "figures": ["full/over_peer"]}, {**ROW, "needs": "torch"}]
+    assert [change.what for change in bench.compare(rows, new)] == ["one full/ratio"]
+
+
 def test_a_table_has_the_figures_with_their_spread(bench: ModuleType, tmp_path: Path) -> None:
     row = {**ROW, "figures": ["full/ratio", "full/ratio/most"], "targets": [1.5, 1.5]}
     lines = bench.table([row], "zh", write(tmp_path, spread(2.0))).splitlines()
