@@ -356,6 +356,22 @@ def test_what_is_saved_in_the_background_is_what_it_was(tmp_path, monkeypatch):
     assert all(tensor.equal(tensors(1.0)[name]) for name, tensor in target.items())
 
 
+def test_copies_without_pinned_memory_ask_for_no_streams(tmp_path, monkeypatch):
+    """torch would wait for all streams of the device, which torch_npu does not know."""
+    asked = []
+
+    class Stager:
+        def __init__(self, options):
+            asked.append(options)
+
+        def stage(self, tensors):
+            return tensors
+
+    monkeypatch.setattr("torch.distributed.checkpoint.staging.DefaultStager", Stager)
+    Checkpointer(tmp_path, in_background=True)._staged({"weight": torch.empty(2, device="meta")})
+    assert [(options.use_pinned_memory, options.use_non_blocking_copy) for options in asked] == [(False, False)]
+
+
 def test_a_stream_that_is_written_to_and_fro_is_read_for_its_hash(tmp_path):
     files = _HashingFileSystem()
     for name, turns_back in (("straight", False), ("back", True)):
