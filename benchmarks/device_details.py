@@ -41,7 +41,9 @@ from hanlin.training.objective import RunStart, build_objective
 from hanlin.training.optimizer import build_optimizer
 from hanlin.training.step import Step
 
-PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "addbmm", "mv", "addmv"}
+PRODUCTS = {"mm", "addmm", "addmm_", "bmm", "baddbmm", "baddbmm_", "addbmm", "mv", "addmv"}
+ON_CPU = {"forward float32"}
+"""Of a CPU alone: the gradient of a head, whose products in fp32 cost it no more (layers/loss.py)."""
 CHILD = Path(__file__).with_name("device_child.py")
 
 
@@ -57,7 +59,8 @@ def check_dtypes(bench: Bench) -> None:
                 name = "/".join(filter(None, (family_name, method, form, recomputed)))
                 found = products_of_step(bench, family_name, method, form, recomputed)
                 bench.keep(name, found)
-                wrong += [name for one in found if not one.endswith(" bfloat16")]
+                wide = {one for one in found if not one.endswith(" bfloat16")}
+                wrong += [name] if wide - (ON_CPU if bench.device.type == "cpu" else set()) else []
                 assert any(one.startswith("backward") for one in found), f"{name}: no products backwards: {found}"
     assert not wrong, f"products that are not in bf16: {', '.join(wrong)}"
 

@@ -28,7 +28,7 @@ LONG = (
     *("serve", "startup", "weight_dtypes"),
     *("decode", "pack_cpm2", "profile_step", "step_chatglm2", "step_cpm2", "step_cpm_bee"),
 )
-SOME_PARTS = "machine,numbers,repeats,packed,group"
+SOME_PARTS = "machine,numbers,dtypes,repeats,packed,group"
 """Of the device check."""
 LACKS = 77
 """Exit code of a script that lacks a file or a package; its last line says which (benchmarks/script.py)."""

@@ -84,9 +84,6 @@ def communication_backend(device: torch.device) -> str:
         ) from None
 
 
-_MALLOC = {"MALLOC_MMAP_THRESHOLD_": -3, "MALLOC_TRIM_THRESHOLD_": -1}
-"""The parameters of glibc's mallopt, by the variables that say the same."""
-
 AMPERE = 80
 """The compute capability of the first CUDA devices with bf16 and flash attention."""
 
@@ -208,6 +205,10 @@ def keep_blas_quiet() -> None:
     Two pools that wait for work by spinning take the cores from each other (torch at 60 % of its speed).
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
+_MALLOC = {"MALLOC_MMAP_THRESHOLD_": -3, "MALLOC_TRIM_THRESHOLD_": -1}
+"""The parameters of glibc's mallopt, by the variables that say the same."""
 
 
 def keep_freed_memory() -> None:

@@ -46,9 +46,9 @@ if TYPE_CHECKING:
     from hanlin.parallel.mesh import Degrees
     from hanlin.parallel.parallel_model import ParallelModel
     from hanlin.training.loop import Outcome, WriteSamples
+    from hanlin.training.needed_flops import NeededFlops
     from hanlin.training.objective import Objective
     from hanlin.training.run_logger import RunLogger
-    from hanlin.training.step import Step
 
 log = logging.getLogger(__name__)
 
@@ -183,8 +183,7 @@ def _train(components: Components, start: Start) -> Outcome:
 
     recipe, folder, ranks = components.recipe, components.recipe.run.folder, read_ranks()
     degrees = Degrees.of(recipe.parallel, ranks.world)
-    changed = call_on_main(lambda: open_run_folder(recipe, start))
-    console = start_log(folder)
+    changed, console = call_on_main(lambda: open_run_folder(recipe, start)), start_log(folder)
     if changed:
         log.warning("settings that are others than at the last start: %s", "; ".join(changed))
     threads, device = set_threads(recipe.run.threads), pick_device(recipe.run.device)
@@ -198,7 +197,8 @@ def _train(components: Components, start: Start) -> Outcome:
     optimizer = build_optimizer(parallel_model.parameters, recipe.train.optimizer, factors, seed)
     teacher, teacher_identity = _teacher(components, device)
     objective = _begin_objective(recipe, parallel_model, loader, held_out, teacher)
-    step = Step(parallel_model, optimizer, recipe.train, count_steps(recipe.train, loader), loader.where, objective)
+    (peak, needed), total = _flops(components, device), count_steps(recipe.train, loader)
+    step = Step(parallel_model, optimizer, recipe.train, total, loader.where, objective, needed)
     _log_start(components, parallel_model, step.total_steps, device, threads)
     note_start(folder, device, threads, reports)
     _log_short(recipe, step.total_steps)
@@ -214,21 +214,19 @@ def _train(components: Components, start: Start) -> Outcome:
             _checkpointer(components, {"model.base": identity, TEACHER: teacher_identity}, start),
             lambda target: export(components, parallel_model, target),
         ),
-        logger=_run_logger(recipe, console, _count_flops(components, step), writes=ranks.is_main),
+        logger=_run_logger(recipe, console, peak, writes=ranks.is_main),
         evaluate=None if held_out is None else _evaluating(objective, parallel_model, held_out, recipe),
         write_samples=_write_samples(components, parallel_model),
     )
 
 
-def _count_flops(components: Components, step: Step) -> float | None:
-    """Let the steps count what the model needs, where the peak of the devices is known: FLOP/s of all of them."""
+def _flops(components: Components, device: torch.device) -> tuple[float | None, NeededFlops | None]:
+    """FLOP/s that all devices have at most, and what the model needs of them; neither where that is not known."""
     from hanlin.run.weights import empty_tuned_model
     from hanlin.training.needed_flops import needed_flops
 
-    peak = known_peak(components.recipe, step.parallel_model.device, read_ranks().world)
-    if peak is not None:
-        step.needed = needed_flops(empty_tuned_model(components))
-    return peak
+    peak = known_peak(components.recipe, device, read_ranks().world)
+    return peak, None if peak is None else needed_flops(empty_tuned_model(components))
 
 
 def _teacher(components: Components, device: torch.device) -> tuple[ParallelModel | None, str | None]:

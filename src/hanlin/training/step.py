@@ -104,10 +104,11 @@ class Step:
         total_steps: int,
         where: Callable[[Batch], Sequence[str]] | None = None,
         objective: Objective | None = None,
+        needed: NeededFlops | None = None,
     ) -> None:
-        """objective: None: likelihood."""
+        """objective: None: likelihood; needed: by the whole model; None: nobody counts that."""
         self.parallel_model, self.optimizer, self.settings = parallel_model, optimizer, settings
-        self.objective = objective or LikelihoodObjective()
+        self.objective, self.needed = objective or LikelihoodObjective(), needed or NeededFlops({})
         self.total_steps = total_steps
         self.where = where or _row_numbers
         self.scale = LossScale.of(settings)
@@ -115,8 +116,6 @@ class Step:
         self.skipped_in_row = 0
         self.is_end_wanted = False
         """Whether any rank was to end when the last step did."""
-        self.needed = NeededFlops({})
-        """Of the whole model, where somebody asks."""
         self._upcoming: tuple[Batch, _GlobalBatch] | None = None
 
     def run(self, batch: Batch, inspect: Inspect | None = None, following: NextStep | None = None) -> StepReport:
